@@ -1,0 +1,66 @@
+"""Self-supervised learning on single-cell transcriptomes, after Geneformer: tokenise, pretrain, fine-tune, embed, perturb.
+
+Names are imported when they are first touched, so ``import geneformer_repro`` brings neither torch nor AnnData.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geneformer_repro import datasets
+    from geneformer_repro.embedding import embed
+    from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
+    from geneformer_repro.finetuning.finetune import FinetuneConfig, Finetuned, finetune
+    from geneformer_repro.in_silico.perturbation import Deletion
+    from geneformer_repro.in_silico.screen import GoalState, ShiftTable, perturb
+    from geneformer_repro.in_silico.statistics import shift_statistics
+    from geneformer_repro.model import Checkpoint
+    from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset, tokenize
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+_HOME = {
+    "Checkpoint": "model",
+    "DataFormatError": "errors",
+    "Deletion": "in_silico.perturbation",
+    "FinetuneConfig": "finetuning.finetune",
+    "Finetuned": "finetuning.finetune",
+    "GoalState": "in_silico.screen",
+    "InputError": "errors",
+    "PretrainConfig": "pretraining.pretrain",
+    "ShiftTable": "in_silico.screen",
+    "TokenizedDataset": "tokenizer.dataset",
+    "Vocabulary": "tokenizer.vocabulary",
+    "VocabularyMismatchError": "errors",
+    "embed": "embedding",
+    "finetune": "finetuning.finetune",
+    "perturb": "in_silico.screen",
+    "pretrain": "pretraining.pretrain",
+    "shift_statistics": "in_silico.statistics",
+    "tokenize": "tokenizer.dataset",
+}
+
+__all__ = [  # noqa: RUF022 - in the order of the way the data goes
+    "Vocabulary", "TokenizedDataset", "tokenize", "Checkpoint", "PretrainConfig", "pretrain", "FinetuneConfig", "Finetuned", "finetune", "embed",
+    "Deletion", "GoalState", "ShiftTable", "perturb", "shift_statistics", "datasets", "InputError", "DataFormatError", "VocabularyMismatchError",
+]  # fmt: skip
+
+try:
+    __version__ = version("geneformer-repro")
+except PackageNotFoundError:
+    __version__ = "0+source"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "datasets":
+        return import_module(f"{__name__}.datasets")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

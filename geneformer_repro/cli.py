@@ -1,0 +1,371 @@
+"""The command line: each command reads its inputs, calls one public function, says what came of it.
+
+What a user can cause ends in one line on stderr and exit status 2; anything else is a bug and shows its traceback.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geneformer_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+_TOKENIZED = "folder written by tokenize"
+_CHECKPOINT = "checkpoint folder, or hub id"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
+    try:
+        arguments.run(arguments)
+    except (InputError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command goes on where it stopped, if the step is one that resumes", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="geneformer-repro",
+        description="From raw counts to a deletion screen: Geneformer-style models of single-cell transcriptomes.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    vocabulary = _command(
+        commands,
+        "vocabulary",
+        _vocabulary,
+        "learn genes and their medians from counts, or convert the published dictionaries",
+        "folder to write",
+    )
+    vocabulary.add_argument(
+        "inputs", nargs="+", help=".h5ad files with raw counts; or one folder with the published pickles"
+    )
+    vocabulary.add_argument(
+        "--series",
+        choices=["V1", "V2"],
+        default="V2",
+        help="convention of special tokens and length (default %(default)s)",
+    )
+    vocabulary.add_argument("--max-length", type=int, help="most tokens a cell may have")
+    _count_options(vocabulary)
+
+    tokenize = _command(
+        commands, "tokenize", _tokenize, "turn raw counts into rank-value encodings", "dataset folder to write"
+    )
+    tokenize.add_argument("input", help=".h5ad file with raw counts")
+    tokenize.add_argument(
+        "--vocabulary", required=True, help="folder written by vocabulary, or with the published pickles"
+    )
+    tokenize.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns to carry along")
+    _count_options(tokenize)
+
+    pretrain = _command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
+    pretrain.add_argument("cells", help=_TOKENIZED)
+    pretrain.add_argument("--base", help=f"go on from this {_CHECKPOINT}")
+    _config_options(pretrain)
+
+    finetune = _command(
+        commands, "finetune", _finetune, "learn an obs column, beside simple baselines", "checkpoint folder to write"
+    )
+    finetune.add_argument("checkpoint", help=_CHECKPOINT)
+    finetune.add_argument("cells", help=_TOKENIZED)
+    finetune.add_argument("--target", help="obs column to learn")
+    finetune.add_argument("--group", help="obs column whose groups are never split, such as the donor")
+    finetune.add_argument("--counts", help=".h5ad with the raw counts, if not where tokenize found it")
+    _config_options(finetune)
+
+    embed = _command(commands, "embed", _embed, "write cell or gene vectors as .h5ad", ".h5ad file to write")
+    embed.add_argument("checkpoint", help=_CHECKPOINT)
+    embed.add_argument("cells", help=_TOKENIZED)
+    embed.add_argument("--level", choices=["cell", "gene"], default="cell", help="(default %(default)s)")
+    embed.add_argument("--umap", metavar="COLUMN", help="also compute a UMAP, and draw it coloured by this obs column")
+    _model_options(embed, pooling="mean")
+
+    perturb = _command(
+        commands, "perturb", _perturb, "delete genes and measure how cells move", "Parquet file to write"
+    )
+    perturb.add_argument("checkpoint", help=_CHECKPOINT)
+    perturb.add_argument("cells", help=_TOKENIZED)
+    perturb.add_argument("--genes", nargs="+", metavar="GENE", help="delete these together; default each gene in turn")
+    perturb.add_argument("--state", help="obs column that names the states")
+    perturb.add_argument("--start", help="state of the cells that are perturbed")
+    perturb.add_argument("--goal", help="state towards which a movement counts")
+    perturb.add_argument("--alternatives", nargs="+", default=[], metavar="STATE", help="other states to measure")
+    perturb.add_argument("--max-cells", type=int, help="perturb a random choice of so many cells")
+    perturb.add_argument("--seed", type=int, default=0, help="of that choice (default %(default)s)")
+    _model_options(perturb, pooling=None)
+
+    statistics = _command(
+        commands,
+        "statistics",
+        _statistics,
+        "test which genes move cells, as a table",
+        ".tsv file to write (and a .png beside it)",
+    )
+    statistics.add_argument("shifts", help="Parquet file written by perturb")
+    statistics.add_argument("--method", choices=["goal_state", "vs_all"], help="default: the one that fits the screen")
+
+    info = commands.add_parser("info", help="say what a vocabulary, dataset, checkpoint or screen is")
+    info.add_argument("path")
+    info.set_defaults(run=_info, quiet=False)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], says: str, out: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=says, description=says[0].upper() + says[1:] + "."
+    )
+    command.add_argument("-o", "--out", required=True, help=out)
+    command.add_argument("--overwrite", action="store_true", help="replace an output of this step that exists")
+    command.add_argument("--quiet", action="store_true", help="log warnings only")
+    command.set_defaults(run=run)
+    return command
+
+
+def _count_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
+    command.add_argument(
+        "--gene-ids", metavar="COLUMN", help="var column with the gene ids (default ensembl_id, else the index)"
+    )
+
+
+def _config_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings, such as epochs=3; they win over the file",
+    )
+    command.add_argument("--vocabulary", help="for a stock checkpoint: what its tokens mean")
+
+
+def _model_options(command: argparse.ArgumentParser, *, pooling: str | None) -> None:
+    command.add_argument(
+        "--layer", type=int, default=-1, help="0 is the last block, -1 the one before (default %(default)s)"
+    )
+    command.add_argument(
+        "--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {pooling or 'cls where cells have one'})"
+    )
+    command.add_argument("--vocabulary", help="for a stock checkpoint: what its tokens mean")
+
+
+def _vocabulary(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+    folders = [path for path in arguments.inputs if Path(path).is_dir()]
+    if folders and len(arguments.inputs) > 1:
+        raise InputError(
+            f"Give .h5ad files, or one folder with the published dictionaries; found the folder {folders[0]} among {len(arguments.inputs)} inputs."
+        )
+    if folders:
+        vocabulary = Vocabulary.from_pretrained(folders[0], series=arguments.series)
+    else:
+        vocabulary = Vocabulary.fit(
+            arguments.inputs,
+            series=arguments.series,
+            layer=arguments.layer,
+            gene_ids=arguments.gene_ids,
+            max_length=arguments.max_length,
+        )
+    vocabulary.save(arguments.out, overwrite=arguments.overwrite)
+    print(vocabulary)
+
+
+def _tokenize(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.tokenizer.dataset import tokenize
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.load(arguments.vocabulary)
+    cells = tokenize(
+        arguments.input,
+        vocabulary,
+        out=arguments.out,
+        obs=arguments.obs,
+        layer=arguments.layer,
+        gene_ids=arguments.gene_ids,
+        overwrite=arguments.overwrite,
+    )
+    print(cells)
+
+
+def _given_vocabulary(arguments: argparse.Namespace) -> "Vocabulary | None":
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+    return Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
+
+
+def _open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from geneformer_repro.model import Checkpoint
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    vocabulary = _given_vocabulary(arguments)
+    return Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=vocabulary), TokenizedDataset.open(
+        arguments.cells, vocabulary
+    )
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.config import load_config
+    from geneformer_repro.model import Checkpoint
+    from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    config = load_config(PretrainConfig, arguments.config, arguments.set)
+    vocabulary = _given_vocabulary(arguments)
+    cells = TokenizedDataset.open(arguments.cells, vocabulary)
+    base = Checkpoint.from_pretrained(arguments.base, vocabulary=vocabulary) if arguments.base else None
+    checkpoint = pretrain(cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite)
+    print(checkpoint)
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.config import load_config
+    from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
+
+    named = [f'{key}="{value}"' for key, value in (("target", arguments.target), ("group", arguments.group)) if value]
+    config = load_config(FinetuneConfig, arguments.config, [*arguments.set, *named])
+    checkpoint, cells = _open_both(arguments)
+    result = finetune(
+        checkpoint, cells, config, out=arguments.out, counts=arguments.counts, overwrite=arguments.overwrite
+    )
+    print(result.methods.round(3).to_string())
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.embedding import embed
+    from geneformer_repro.files import new_file, refuse_existing
+
+    out = Path(arguments.out)
+    refuse_existing(out, overwrite=arguments.overwrite)
+    checkpoint, cells = _open_both(arguments)
+    if arguments.umap:
+        cells.require_obs(arguments.umap)
+    adata = embed(checkpoint, cells, level=arguments.level, layer=arguments.layer, pooling=arguments.pooling)
+    if arguments.umap:
+        _draw_umap(adata, arguments.umap, out.with_suffix(".png"), overwrite=arguments.overwrite)
+    with new_file(out, overwrite=arguments.overwrite) as aside:
+        adata.write_h5ad(aside)
+    print(f"{out}: {adata.n_obs} {arguments.level}s × {adata.n_vars} dimensions")
+
+
+def _draw_umap(adata: Any, column: str, picture: Path, *, overwrite: bool) -> None:
+    import scanpy
+
+    from geneformer_repro.files import new_file
+    from geneformer_repro.report import scatter_figure
+
+    scanpy.pp.neighbors(adata, use_rep="X")
+    scanpy.tl.umap(adata)
+    with new_file(picture, overwrite=overwrite) as aside:
+        scatter_figure(adata.obsm["X_umap"], adata.obs[column]).savefig(aside, dpi=150)
+
+
+def _perturb(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.in_silico.perturbation import Deletion
+    from geneformer_repro.in_silico.screen import GoalState, perturb
+
+    goal_options = (arguments.state, arguments.start, arguments.goal)
+    if any(goal_options) and not all(goal_options):
+        raise InputError("A goal needs --state, --start and --goal together.")
+    goal = GoalState(*goal_options, alternatives=arguments.alternatives) if all(goal_options) else None
+    checkpoint, cells = _open_both(arguments)
+    shifts = perturb(
+        checkpoint,
+        cells,
+        Deletion(arguments.genes or "each"),
+        goal=goal,
+        layer=arguments.layer,
+        pooling=arguments.pooling,
+        max_cells=arguments.max_cells,
+        seed=arguments.seed,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+    )
+    print(
+        f"{arguments.out}: {len(shifts):,} values ({shifts.measure}) of {shifts.table['perturbed'].nunique():,} perturbations in {shifts.table['cell'].nunique():,} cells"
+    )
+
+
+def _statistics(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import new_file, refuse_existing
+    from geneformer_repro.in_silico.screen import ShiftTable
+    from geneformer_repro.in_silico.statistics import shift_statistics
+    from geneformer_repro.report import volcano_figure
+
+    out = Path(arguments.out)
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        refuse_existing(path, overwrite=arguments.overwrite)
+    shifts = ShiftTable.open(arguments.shifts)
+    table = shift_statistics(shifts, method=arguments.method)
+    with new_file(picture, overwrite=arguments.overwrite) as aside:
+        volcano_figure(table, effect_name=f"mean {shifts.measure}").savefig(aside, dpi=150)
+    with new_file(out, overwrite=arguments.overwrite) as aside:
+        table.to_csv(aside, sep="\t")
+    print(table.head(10).to_string(float_format=lambda value: f"{value:.3g}"))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    path = Path(arguments.path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder.")
+    if path.is_file():
+        from geneformer_repro.in_silico.screen import ShiftTable
+
+        shifts = ShiftTable.open(path)
+        _show(
+            f"ShiftTable({len(shifts):,} values)",
+            {key: value for key, value in shifts.metadata.items() if key != "gene_names"},
+        )
+    elif (path / "spec.json").exists():
+        from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+        cells = TokenizedDataset.open(path)
+        lengths = cells.lengths
+        left_out = cells.spec["cells_left_out"]
+        _show(
+            repr(cells),
+            cells.spec
+            | {
+                "cells_left_out": len(left_out),
+                "tokens_a_cell": {
+                    "min": int(lengths.min()),
+                    "mean": float(lengths.mean().round(1)),
+                    "max": int(lengths.max()),
+                },
+            },
+        )
+    elif (path / "config.json").exists():
+        from geneformer_repro.model import Checkpoint
+
+        checkpoint = Checkpoint.from_pretrained(path)
+        _show(repr(checkpoint), dict(checkpoint.provenance))
+    else:
+        from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+        print(Vocabulary.load(path))
+
+
+def _show(title: str, facts: dict[str, Any]) -> None:
+    print(title)
+    print(json.dumps(facts, indent=2, ensure_ascii=False))

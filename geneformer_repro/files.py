@@ -1,0 +1,164 @@
+"""How this package writes: aside, then renamed, so that a name either holds a whole result or nothing.
+
+A killed run leaves at most a hidden ``.NAME.tmp-…`` beside the output. An output that exists is
+refused; with ``overwrite`` it is replaced, but only where it is one of ours (it holds `marker`), so
+that a mistyped path never deletes somebody's folder.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.errors import InputError
+
+_RECORDED_PACKAGES = (
+    "geneformer-repro",
+    "torch",
+    "transformers",
+    "datasets",
+    "anndata",
+    "scanpy",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def refuse_existing(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
+    """Raise before the work, not after it, if `path` may not be written.
+
+    Parameters
+    ----------
+    path
+        The output.
+    overwrite
+        Whether the user allowed it to be replaced.
+    marker
+        For a directory: the file without which it is not one of ours and is never replaced.
+
+    Raises
+    ------
+    FileExistsError
+        The output is there and may not be replaced.
+    InputError
+        The folder that should hold the output cannot be made or written to.
+    """
+    if path.exists():
+        if not overwrite:
+            raise FileExistsError(
+                f"{path} already exists. Choose another output, or allow it to be replaced: overwrite=True (--overwrite)."
+            )
+        if path.is_dir() and marker and any(path.iterdir()) and not (path / marker).exists():
+            raise FileExistsError(
+                f"{path} is a folder without {marker}, so not an earlier result of this step; it is not replaced. Choose another output."
+            )
+        if path.is_dir() != bool(marker):
+            raise FileExistsError(
+                f"{path} is a {'folder' if path.is_dir() else 'file'}, but this step writes a {'folder' if marker else 'file'}; it is not replaced."
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: the folder {path.parent} cannot be made ({error.strerror}).") from error
+
+
+@contextmanager
+def new_directory(path: str | Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends without an error."""
+    path = Path(path)
+    refuse_existing(path, overwrite=overwrite, marker=marker)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+    aside.chmod(0o777 & ~_umask())
+    try:
+        yield aside
+        _replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a name beside `path` that becomes `path` when the block ends without an error."""
+    path = Path(path)
+    refuse_existing(path, overwrite=overwrite)
+    aside = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _replace(aside: Path, path: Path) -> None:
+    """Rename a folder into place; one that is in the way is moved aside first and deleted last."""
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+        path.rename(old / path.name)
+        aside.rename(path)
+        shutil.rmtree(old)
+    else:
+        aside.rename(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write readable JSON; NaN and objects that JSON cannot hold are errors."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file. Expected it to be written by geneformer_repro.") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}). The file is damaged; write it anew.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}.")
+    return content
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(step: str, *, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what made a result: the step, its configuration, its inputs' fingerprints, the versions, the time."""
+    return {
+        "format": "geneformer_repro/provenance/1",
+        "step": step,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "versions": {"python": platform.python_version(), **dict(_versions())},
+    }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _RECORDED_PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue

@@ -1,0 +1,44 @@
+"""Long work shows itself: a bar with a rate and an estimate for people, one JSON line at the end for machines."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def progress(step: str, *, total: int | None, unit: str) -> Iterator[tqdm]:
+    """Show a progress bar on stderr; when the block ends, log how much was done and how fast.
+
+    Parameters
+    ----------
+    step
+        Word before the bar and ``event`` of the log line.
+    total
+        How many `unit` there are, if known.
+    unit
+        What is counted: "cells", "variants".
+
+    Yields
+    ------
+    The bar; call ``update(n)``.
+    """
+    began = time.perf_counter()
+    with tqdm(total=total, desc=step, unit=f" {unit}", dynamic_ncols=True) as bar:
+        yield bar
+    seconds = time.perf_counter() - began
+    logger.info(
+        json.dumps(
+            {
+                "event": step,
+                unit: bar.n,
+                "seconds": round(seconds, 3),
+                f"{unit}_per_second": round(bar.n / max(seconds, 1e-9), 1),
+            }
+        )
+    )

@@ -1,0 +1,308 @@
+"""Pictures of results, and one HTML file that holds them: no script, no font, no link, so it opens anywhere.
+
+Knows tables, not models, so every step can draw what it made. Figures are matplotlib's own `Figure`, made
+without pyplot: nothing here needs a display or changes a global setting.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.errors import MissingExtraError
+from geneformer_repro.files import new_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY, LIGHT = "#2f5d8c", "#d1732a", "#6b7280", "#e5e7eb"
+CATEGORIES = (
+    "#4e79a7",
+    "#f28e2b",
+    "#59a14f",
+    "#e15759",
+    "#76b7b2",
+    "#b6992d",
+    "#af7aa1",
+    "#ff9da7",
+    "#9c755f",
+    "#79706e",
+    "#86bcb6",
+    "#d37295",
+)
+
+
+def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("Pictures need matplotlib: pip install 'geneformer-repro[plot]'.") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors="#374151", labelsize=9)
+    return figure, axes
+
+
+def loss_figure(history: pd.DataFrame, frequency_loss: float) -> "Figure":
+    """Draw training and held-out loss over the cells seen, against the loss of guessing by gene frequency.
+
+    Parameters
+    ----------
+    history
+        ``epoch``, ``loss`` and ``eval_loss`` (nats a masked gene); rows may have either.
+    frequency_loss
+        Loss of the guess that needs no model.
+    """
+    figure, axes = _axes(6.4, 3.8)
+    training, held_out = history.dropna(subset=["loss"]), history.dropna(subset=["eval_loss"])
+    axes.plot(training["epoch"], training["loss"], color=BLUE, alpha=0.45, linewidth=1.2, label="training cells")
+    axes.plot(
+        held_out["epoch"],
+        held_out["eval_loss"],
+        color=BLUE,
+        marker="o",
+        markersize=3.5,
+        linewidth=1.8,
+        label="held-out cells",
+    )
+    axes.axhline(
+        frequency_loss, color=ORANGE, linestyle="--", linewidth=1.5, label="guess by gene frequency (no model)"
+    )
+    axes.set(xlabel="passes over the training cells", ylabel="loss (nats per masked gene)")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def scatter_figure(points: np.ndarray, labels: Sequence[str], *, axis_name: str = "UMAP") -> "Figure":
+    """Draw cells in two dimensions, coloured by label.
+
+    Parameters
+    ----------
+    points
+        Coordinates, (n_cells, 2).
+    labels
+        A label of each cell; the commonest come first in the legend.
+    axis_name
+        What the coordinates are.
+    """
+    figure, axes = _axes(7.2, 4.4)
+    names = pd.Series(list(labels), dtype="string").fillna("(none)")
+    for i, (name, n_cells) in enumerate(names.value_counts().items()):
+        at = points[(names == name).to_numpy()]
+        axes.scatter(
+            at[:, 0],
+            at[:, 1],
+            s=max(3, min(14, 9000 / len(points))),
+            color=CATEGORIES[i % len(CATEGORIES)],
+            alpha=0.85,
+            linewidths=0,
+            label=f"{name} ({n_cells})",
+        )
+    axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
+    return figure
+
+
+def confusion_figure(confusion: pd.DataFrame) -> "Figure":
+    """Draw a confusion matrix: shares of each true class (rows), with the numbers of cells written in.
+
+    Parameters
+    ----------
+    confusion
+        Cells, true class × predicted class.
+    """
+    side = 2.4 + 0.48 * len(confusion)
+    figure, axes = _axes(side + 1.2, side)
+    shares = confusion.div(confusion.sum(axis=1).clip(lower=1), axis=0).to_numpy()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(confusion.to_numpy()), strict=True):
+        axes.text(
+            column,
+            row,
+            confusion.iat[row, column],
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if shares[row, column] > 0.5 else "#111827",
+        )
+    axes.set(xticks=range(len(confusion)), yticks=range(len(confusion)), xlabel="predicted", ylabel="true")
+    axes.set_xticklabels(confusion.columns, rotation=45, ha="right", fontsize=8)
+    axes.set_yticklabels(confusion.index, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    return figure
+
+
+def methods_figure(methods: pd.DataFrame) -> "Figure":
+    """Draw what each method reached on the same test cells, with intervals.
+
+    Parameters
+    ----------
+    methods
+        Indexed by method: ``accuracy``, ``macro_f1`` and for each ``…_low`` and ``…_high``.
+    """
+    figure, axes = _axes(7.2, 1.2 + 0.5 * len(methods))
+    rows = np.arange(len(methods))[::-1]
+    for name, label, colour, shift in (("accuracy", "accuracy", BLUE, 0.12), ("macro_f1", "macro-F1", ORANGE, -0.12)):
+        value = methods[name].to_numpy()
+        reach = np.abs(np.stack([value - methods[f"{name}_low"], methods[f"{name}_high"] - value]))
+        axes.errorbar(
+            value, rows + shift, xerr=reach, fmt="o", color=colour, markersize=5, elinewidth=1.2, capsize=2, label=label
+        )
+    axes.set(yticks=rows, xlim=(0, 1.02), xlabel="score on the test cells (bar: 95 % interval)")
+    axes.set_yticklabels(methods.index, fontsize=9)
+    axes.grid(axis="x", color=LIGHT)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    return figure
+
+
+def volcano_figure(table: pd.DataFrame, *, effect_name: str, n_named: int = 12) -> "Figure":
+    """Draw effect against evidence, a point a gene, the strongest genes named.
+
+    Parameters
+    ----------
+    table
+        ``gene_name``, ``effect``, ``p_value``, ``fdr``.
+    effect_name
+        Label of the horizontal axis.
+    n_named
+        How many genes to name, by p-value.
+    """
+    figure, axes = _axes(7.0, 4.6)
+    evidence = -np.log10(table["p_value"].clip(lower=1e-300))
+    significant = table["fdr"] < 0.05
+    for chosen, colour, label in (
+        (~significant, "#c3c8d0", "FDR ≥ 0.05"),
+        (significant & (table["effect"] > 0), ORANGE, "FDR < 0.05, effect above 0"),
+        (significant & (table["effect"] <= 0), BLUE, "FDR < 0.05, effect below 0"),
+    ):
+        if chosen.any():
+            axes.scatter(
+                table["effect"][chosen],
+                evidence[chosen],
+                s=12,
+                color=colour,
+                linewidths=0,
+                label=f"{label} ({chosen.sum()})",
+            )
+    _name_points(
+        axes,
+        table["effect"].to_numpy(),
+        evidence.to_numpy(),
+        table["gene_name"].tolist(),
+        evidence.nlargest(n_named).index.map(table.index.get_loc),
+    )
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel=effect_name, ylabel="−log₁₀ p")
+    axes.legend(frameon=False, fontsize=8)
+    axes.margins(0.08)
+    return figure
+
+
+def _name_points(axes: "Axes", x: np.ndarray, y: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -> None:
+    """Write names beside points, from the top down, each below the last where they would overlap."""
+    if not len(chosen):
+        return
+    height = (np.ptp(y) or 1.0) * 0.045
+    last = {True: np.inf, False: np.inf}
+    for i in sorted(chosen, key=lambda point: -y[point]):
+        right = bool(x[i] >= 0)
+        level = min(y[i], last[right] - height)
+        last[right] = level
+        axes.annotate(
+            names[i], (x[i], y[i]), xytext=(x[i] + (1 if right else -1) * 0.015 * (np.ptp(x) or 1.0), level), fontsize=8, ha="left" if right else "right", va="center",
+            arrowprops={"arrowstyle": "-", "color": "#9ca3af", "linewidth": 0.5} if level < y[i] - height / 4 else None,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report."""
+
+    title: str
+    shows: str
+    """What it shows, in a sentence."""
+    does_not_show: str
+    """What it does not, in a sentence."""
+    figure: "Figure | None" = None
+    table: pd.DataFrame | None = None
+
+
+_STYLE = """
+body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1f2937;background:#f6f7f9;margin:0}
+main{max-width:940px;margin:0 auto;padding:2.5rem 1.5rem}h1{font-size:1.75rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:0 0 .6rem}
+section{background:#fff;border:1px solid #e5e7eb;border-radius:10px;padding:1.3rem 1.6rem;margin:1.3rem 0}
+p{margin:.3rem 0}.lead{color:#4b5563}.not{color:#6b7280}.not b,.shows b{font-weight:600}img{max-width:100%;display:block;margin:.9rem auto 0}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;margin-top:.9rem;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:.28rem .7rem;border-bottom:1px solid #e5e7eb;white-space:nowrap}th{color:#4b5563;font-weight:600}
+th:first-child,td:first-child{text-align:left}footer{color:#6b7280;font-size:.82rem}code{font-size:.85em}
+"""
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Write one self-contained HTML file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    title, lead
+        Heading, and a sentence below it.
+    sections
+        In order.
+    facts
+        Shown at the end, such as versions and seeds.
+    overwrite
+        Replace a file that is there.
+
+    Raises
+    ------
+    FileExistsError
+        `path` exists.
+    """
+    parts = "".join(map(_section, sections))
+    listed = " · ".join(f"{html.escape(name)}: {html.escape(str(value))}" for name, value in facts.items())
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
+        f'<p class="lead">{html.escape(lead)}</p>{parts}<footer>{listed}</footer></main></body></html>\n'
+    )
+    with new_file(path, overwrite=overwrite) as aside:
+        aside.write_text(page, encoding="utf-8")
+
+
+def _section(section: Section) -> str:
+    picture = f'<img alt="{html.escape(section.title)}" src="{_data_uri(section.figure)}">' if section.figure else ""
+    table = (
+        f'<div class="scroll">{section.table.to_html(border=0, float_format=lambda value: f"{value:.3g}", na_rep="")}</div>'
+        if section.table is not None
+        else ""
+    )
+    return (
+        f"<section><h2>{html.escape(section.title)}</h2>"
+        f'<p class="shows"><b>Shows:</b> {html.escape(section.shows)}</p>'
+        f'<p class="not"><b>Does not show:</b> {html.escape(section.does_not_show)}</p>{picture}{table}</section>'
+    )
+
+
+def _data_uri(figure: "Figure") -> str:
+    image = io.BytesIO()
+    figure.savefig(image, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode("ascii")

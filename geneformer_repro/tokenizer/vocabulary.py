@@ -1,0 +1,498 @@
+"""Which genes a model knows, by which token, and how much of each is normal.
+
+A vocabulary travels with every dataset and checkpoint (two small readable files) because token 4711
+means nothing without it; its fingerprint tells two of them apart. The published dictionaries are
+pickles, which can run code when opened, so they enter through an unpickler that builds plain
+containers, strings, numbers and numpy scalars and refuses everything else.
+"""
+
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
+from geneformer_repro.files import new_directory, read_json, write_json
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FORMAT = "geneformer_repro/vocabulary/1"
+PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
+Series = Literal["V1", "V2"]
+_SERIES: Mapping[str, tuple[tuple[str, ...], int]] = {"V1": ((PAD, MASK), 2048), "V2": ((PAD, MASK, CLS, EOS), 4096)}
+_PUBLISHED_FOLDER = {"V1": "geneformer/gene_dictionaries_30m", "V2": "geneformer"}
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The genes a model knows.
+
+    Parameters
+    ----------
+    gene_ids
+        Gene identifiers (Ensembl), in the order of their tokens.
+    tokens
+        Token id of each gene; distinct, increasing.
+    special_tokens
+        Token id of ``<pad>``, ``<mask>`` and, in the V2 convention, ``<cls>`` and ``<eos>``.
+    max_length
+        Most tokens a cell may have, special tokens included.
+    medians
+        Non-zero median of each gene over the corpus, in counts per 10,000; positive and finite.
+        None where they are not known: such a vocabulary reads tokens but cannot make them.
+    gene_names
+        A name for each gene ("" where there is none).
+
+    Raises
+    ------
+    InputError
+        Ids or tokens repeat, lengths differ, or a median is not a positive number.
+    """
+
+    gene_ids: tuple[str, ...]
+    tokens: np.ndarray
+    special_tokens: Mapping[str, int]
+    max_length: int
+    medians: np.ndarray | None = None
+    gene_names: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", np.asarray(self.tokens, dtype=np.int64))
+        if not self.gene_names:
+            object.__setattr__(self, "gene_names", ("",) * len(self.gene_ids))
+        if self.medians is not None:
+            object.__setattr__(self, "medians", np.asarray(self.medians, dtype=np.float64))
+        self._check()
+
+    def _check(self) -> None:
+        columns = {"tokens": self.tokens, "gene_names": self.gene_names, "medians": self.medians}
+        for name, column in columns.items():
+            if column is not None and len(column) != len(self.gene_ids):
+                raise InputError(f"A vocabulary of {len(self.gene_ids)} genes was given {len(column)} {name}.")
+        if not self.gene_ids:
+            raise InputError("A vocabulary needs at least one gene, found none.")
+        seen: set[str] = set()
+        repeated = next((gene for gene in self.gene_ids if gene in seen or seen.add(gene)), None)  # type: ignore[func-returns-value]
+        if repeated is not None:
+            raise InputError(f"Gene {repeated!r} stands twice in the vocabulary; gene ids must be distinct.")
+        every = np.concatenate([self.tokens, list(self.special_tokens.values())])
+        if len(np.unique(every)) != len(every) or every.min() < 0 or (np.diff(self.tokens) <= 0).any():
+            raise InputError("Token ids must be distinct, not negative, and increase with the order of the genes.")
+        for needed in (PAD, MASK):
+            if needed not in self.special_tokens:
+                raise InputError(
+                    f"A vocabulary needs the special token {needed!r}, found {sorted(self.special_tokens)}."
+                )
+        if self.max_length <= len(self.special_tokens):
+            raise InputError(f"max_length must leave room for genes, found {self.max_length}.")
+        if self.medians is not None and not (np.isfinite(self.medians) & (self.medians > 0)).all():
+            first = int(np.flatnonzero(~(np.isfinite(self.medians) & (self.medians > 0)))[0])
+            raise InputError(
+                f"Medians must be positive and finite; gene {self.gene_ids[first]!r} has {self.medians[first]}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.gene_ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        medians = "" if self.medians is not None else ", no medians"
+        return f"Vocabulary({len(self):,} genes, {', '.join(self.special_tokens)}, max_length={self.max_length}{medians}, {self.fingerprint[:12]})"
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token id: the rows of a model's embedding."""
+        return int(max(self.tokens[-1], *self.special_tokens.values())) + 1
+
+    @property
+    def pad_token(self) -> int:
+        """Token id of ``<pad>``."""
+        return self.special_tokens[PAD]
+
+    @property
+    def mask_token(self) -> int:
+        """Token id of ``<mask>``."""
+        return self.special_tokens[MASK]
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether every cell is wrapped in ``<cls>`` … ``<eos>``, as in the V2 series."""
+        return CLS in self.special_tokens and EOS in self.special_tokens
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides a cell's tokens: ids, tokens, medians, special tokens, length. Names do not count."""
+        digest = hashlib.sha256(FORMAT.encode())
+        digest.update("\n".join(self.gene_ids).encode())
+        digest.update(self.tokens.astype("<i8").tobytes())
+        digest.update(b"none" if self.medians is None else self.medians.astype("<f8").tobytes())
+        digest.update(repr((sorted(self.special_tokens.items()), self.max_length)).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Index into `gene_ids` of each gene id."""
+        return {gene: i for i, gene in enumerate(self.gene_ids)}
+
+    @cached_property
+    def _gene_of_token(self) -> np.ndarray:
+        lookup = np.full(self.size, -1, dtype=np.int64)
+        lookup[self.tokens] = np.arange(len(self))
+        return lookup
+
+    def genes_of(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the index into `gene_ids` of each token; -1 for a special token or one that is not in the vocabulary."""
+        tokens = np.asarray(tokens, dtype=np.int64)
+        inside = (tokens >= 0) & (tokens < self.size)
+        return np.where(inside, self._gene_of_token[np.where(inside, tokens, 0)], -1)
+
+    def tokens_of(self, genes: Iterable[str]) -> np.ndarray:
+        """Return the token of each gene, given by id or by a name that only one gene has.
+
+        Raises
+        ------
+        InputError
+            Names every gene that is unknown or whose name is ambiguous.
+        """
+        asked = list(genes)
+        found = [self.position.get(gene, self._by_name.get(gene, -1)) for gene in asked]
+        unknown = [gene for gene, i in zip(asked, found, strict=True) if i < 0]
+        if unknown:
+            raise InputError(
+                f"{len(unknown)} of {len(asked)} genes are not in the vocabulary, or their name stands for several genes: "
+                f"{', '.join(map(repr, unknown[:10]))}. Give Ensembl ids such as {self.gene_ids[0]!r}."
+            )
+        return self.tokens[found]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, int]:
+        names = pd.Series(self.gene_names)
+        unique = names[(names != "") & ~names.duplicated(keep=False)]
+        return dict(zip(unique, unique.index, strict=True))
+
+    def require_same(self, other: "Vocabulary", *, this: str, that: str) -> None:
+        """Raise unless both vocabularies give the same tokens to the same genes.
+
+        Medians are compared where both sides know them: a stock checkpoint comes without.
+
+        Parameters
+        ----------
+        other
+            The other vocabulary.
+        this, that
+            What the two belong to, for the message ("dataset heart.tok", "checkpoint runs/base").
+
+        Raises
+        ------
+        VocabularyMismatchError
+            Names both fingerprints and the first gene that differs.
+        """
+        difference = self._difference(other)
+        if difference:
+            raise VocabularyMismatchError(
+                f"{this} and {that} have different vocabularies ({self.fingerprint[:12]}, {other.fingerprint[:12]}): {difference}. "
+                "Tokenise the counts again with the vocabulary of the checkpoint."
+            )
+
+    def _difference(self, other: "Vocabulary") -> str | None:
+        if self.fingerprint == other.fingerprint:
+            return None
+        if dict(self.special_tokens) != dict(other.special_tokens):
+            return f"special tokens {dict(self.special_tokens)} and {dict(other.special_tokens)}"
+        for gene, token in zip(self.gene_ids, self.tokens, strict=True):
+            theirs = other.position.get(gene)
+            if theirs is None or other.tokens[theirs] != token:
+                found = "absent" if theirs is None else f"token {other.tokens[theirs]}"
+                return f"first differing gene {gene} is token {token} in the one and {found} in the other"
+        if len(other) > len(self):
+            extra = next(gene for gene in other.gene_ids if gene not in self.position)
+            return f"first differing gene {extra} is only in the other"
+        if self.medians is not None and other.medians is not None and not np.array_equal(self.medians, other.medians):
+            i = int(np.flatnonzero(self.medians != other.medians)[0])
+            return f"same tokens, but other medians (first: gene {self.gene_ids[i]}, {self.medians[i]:g} and {other.medians[i]:g})"
+        return None
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Mapping[str, int],
+        medians: Mapping[str, float] | None = None,
+        names: Mapping[str, str] | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> "Vocabulary":
+        """Make a vocabulary from a token dictionary such as the published one.
+
+        Parameters
+        ----------
+        tokens
+            Gene id → token; keys in angle brackets are special tokens.
+        medians
+            Gene id → non-zero median in counts per 10,000, for every gene in `tokens`.
+        names
+            Gene id → name; may be incomplete.
+        max_length
+            Most tokens a cell may have; default 4,096 where there is a ``<cls>``, else 2,048.
+
+        Raises
+        ------
+        InputError
+            A gene has no median, or the result is not a valid vocabulary.
+        """
+        special = {str(key): int(token) for key, token in tokens.items() if str(key).startswith("<")}
+        genes = sorted(
+            ((str(key), int(token)) for key, token in tokens.items() if not str(key).startswith("<")),
+            key=lambda item: item[1],
+        )
+        ids = tuple(gene for gene, _ in genes)
+        if medians is not None:
+            missing = [gene for gene in ids if gene not in medians]
+            if missing:
+                raise InputError(
+                    f"{len(missing)} of {len(ids)} genes have a token but no median (first: {missing[0]!r})."
+                )
+        return cls(
+            gene_ids=ids,
+            tokens=np.array([token for _, token in genes], dtype=np.int64),
+            special_tokens=special,
+            max_length=max_length or _SERIES["V2" if CLS in special else "V1"][1],
+            medians=None if medians is None else np.array([float(medians[gene]) for gene in ids]),
+            gene_names=tuple(str((names or {}).get(gene, "")) for gene in ids),
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        sources: "AnnData | str | Path | Sequence[AnnData | str | Path]",
+        *,
+        series: Series = "V2",
+        layer: str | None = None,
+        gene_ids: str | None = None,
+        max_length: int | None = None,
+    ) -> "Vocabulary":
+        """Learn a vocabulary from raw counts: every gene that some cell expresses, with its non-zero median.
+
+        Parameters
+        ----------
+        sources
+            AnnData objects or ``.h5ad`` files with raw counts.
+        series
+            Convention: "V1" has no ``<cls>``/``<eos>`` and 2,048 tokens a cell, "V2" has them and 4,096.
+        layer
+            Layer that holds the counts, or "raw"; default ``X``.
+        gene_ids
+            Column of ``var`` that holds the gene ids; default ``ensembl_id`` where there is one, else the index.
+        max_length
+            Most tokens a cell may have, if not the series' own.
+
+        Returns
+        -------
+        A vocabulary whose tokens follow the alphabetical order of gene ids.
+
+        Raises
+        ------
+        DataFormatError
+            A source holds no raw counts, or no gene is expressed.
+
+        References
+        ----------
+        Theodoris et al., Nature 618, 616 (2023), Methods, "Rank value encoding": the median is taken over the
+        cells in which the gene is detected, after scaling each cell to 10,000 counts. Exact here; the published
+        package estimates it with a t-digest.
+        """
+        from geneformer_repro.tokenizer.medians import NonzeroMedians
+        from geneformer_repro.tokenizer.readers import open_counts
+
+        medians, names = NonzeroMedians(), {}
+        for source in [sources] if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence) else sources:
+            opened = open_counts(source, layer=layer, gene_ids=gene_ids)
+            names.update({gene: name for gene, name in zip(opened.gene_ids, opened.gene_names, strict=True) if name})
+            for block in opened.blocks():
+                medians.add(block.counts, opened.total_counts(block), opened.gene_ids)
+        of_gene = medians.result()
+        if not of_gene:
+            raise DataFormatError(
+                "No gene is expressed in any cell of the given sources; a vocabulary cannot be learned from them."
+            )
+        special, length = _SERIES[series]
+        tokens = {token: i for i, token in enumerate((*special, *sorted(of_gene)))}
+        return cls.from_tokens(tokens, of_gene, names, max_length=max_length or length)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``vocabulary.tsv`` and ``vocabulary.json`` into the new folder `path`."""
+        with new_directory(path, marker="vocabulary.json", overwrite=overwrite) as folder:
+            self.write_into(folder)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the two files into a folder that exists: a dataset's or a checkpoint's own."""
+        columns: dict[str, Any] = {"gene_id": self.gene_ids, "token": self.tokens, "gene_name": self.gene_names}
+        if self.medians is not None:
+            columns["median"] = [repr(float(median)) for median in self.medians]
+        pd.DataFrame(columns).to_csv(folder / "vocabulary.tsv", sep="\t", index=False)
+        header = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "n_genes": len(self),
+            "max_length": self.max_length,
+            "special_tokens": dict(self.special_tokens),
+            "has_medians": self.medians is not None,
+        }
+        write_json(folder / "vocabulary.json", header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        """Open a folder written by `save`, or one with the published dictionaries.
+
+        Parameters
+        ----------
+        path
+            A folder with ``vocabulary.json`` and ``vocabulary.tsv`` (a vocabulary's, dataset's or checkpoint's), or with
+            the published ``token_dictionary*.pkl``, ``gene_median_dictionary*.pkl`` and ``gene_name_id_dict*.pkl``.
+
+        Raises
+        ------
+        InputError
+            The folder holds neither, a file is damaged, or a pickle holds anything but plain data.
+        """
+        folder = Path(path)
+        if (folder / "vocabulary.json").exists():
+            return cls._load_own(folder)
+        if any(folder.glob("token_dictionary*.pkl")):
+            return cls._load_published(folder)
+        found = "is not a folder" if not folder.is_dir() else "holds neither vocabulary.json nor token_dictionary*.pkl"
+        raise InputError(
+            f"{folder}: {found}. Expected a vocabulary saved by this package, or the published dictionaries."
+        )
+
+    @classmethod
+    def _load_own(cls, folder: Path) -> "Vocabulary":
+        header = read_json(folder / "vocabulary.json")
+        if header.get("format") != FORMAT:
+            raise InputError(f"{folder}/vocabulary.json: expected format {FORMAT!r}, found {header.get('format')!r}.")
+        try:
+            table = pd.read_csv(folder / "vocabulary.tsv", sep="\t", dtype=str, keep_default_na=False)
+            vocabulary = cls(
+                gene_ids=tuple(table["gene_id"]),
+                tokens=table["token"].astype(np.int64).to_numpy(),
+                special_tokens=header["special_tokens"],
+                max_length=header["max_length"],
+                medians=np.array([float(median) for median in table["median"]]) if header["has_medians"] else None,
+                gene_names=tuple(table["gene_name"]),
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(f"{folder}: vocabulary.tsv is missing or damaged ({error}).") from error
+        if vocabulary.fingerprint != header["fingerprint"]:
+            raise InputError(
+                f"{folder}: vocabulary.tsv has changed since it was written (fingerprint {vocabulary.fingerprint[:12]}, header says {header['fingerprint'][:12]})."
+            )
+        return vocabulary
+
+    @classmethod
+    def _load_published(cls, folder: Path) -> "Vocabulary":
+        tokens, medians, names = (
+            _only_pickle(folder, stem) for stem in ("token_dictionary", "gene_median_dictionary", "gene_name_id_dict")
+        )
+        assert tokens is not None
+        if medians is None:
+            raise InputError(f"{folder}: found token_dictionary*.pkl but no gene_median_dictionary*.pkl beside it.")
+        return cls.from_tokens(tokens, medians, {gene: name for name, gene in (names or {}).items()})
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, *, series: Series = "V2", revision: str | None = None
+    ) -> "Vocabulary":
+        """Open the published vocabulary of a series from a hub repository or a local copy of one.
+
+        Parameters
+        ----------
+        path_or_hub_id
+            A hub id such as ``"ctheodoris/Geneformer"``, or a folder laid out like that repository, or anything `load` opens.
+        series
+            "V1" (30 million cells; 25,424 genes) or "V2" (104 million cells; 20,271 genes).
+        revision
+            Branch, tag or commit on the hub.
+
+        Raises
+        ------
+        InputError
+            The folder or the downloaded repository holds no such dictionaries.
+        """
+        root = Path(path_or_hub_id)
+        if not root.exists():
+            from huggingface_hub import snapshot_download
+
+            root = Path(
+                snapshot_download(
+                    str(path_or_hub_id), revision=revision, allow_patterns=[f"{_PUBLISHED_FOLDER[series]}/*.pkl"]
+                )
+            )
+        nested = root / _PUBLISHED_FOLDER[series]
+        return cls.load(nested if nested.is_dir() else root)
+
+
+def _only_pickle(folder: Path, stem: str) -> dict[str, Any] | None:
+    files = sorted(folder.glob(f"{stem}*.pkl"))
+    if len(files) > 1:
+        raise InputError(
+            f"{folder}: several {stem}*.pkl ({', '.join(file.name for file in files)}); keep one series in a folder."
+        )
+    return read_plain_pickle(files[0]) if files else None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds what a dictionary of strings and numbers needs and nothing else."""
+
+    _ALLOWED = {
+        ("builtins", name)
+        for name in ("dict", "list", "tuple", "set", "frozenset", "str", "bytes", "int", "float", "bool", "complex")
+    } | {("collections", "OrderedDict"), ("_codecs", "encode")}
+    _NUMPY_SCALAR = re.compile(r"numpy(\.core|\._core)?(\.multiarray|\.numeric)?$")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        if self._NUMPY_SCALAR.match(module) and name == "scalar":
+            from numpy._core.multiarray import scalar
+
+            return scalar
+        if module == "numpy" and name == "dtype":
+            return np.dtype
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def read_plain_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickled dictionary of plain data without letting it run code.
+
+    Parameters
+    ----------
+    path
+        A pickle whose content is a dictionary of builtin containers, strings, numbers and numpy scalars.
+
+    Raises
+    ------
+    InputError
+        The file refers to anything else (it is not opened further), is damaged, or is not a dictionary.
+    """
+    try:
+        content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: refused as a dictionary of plain data: {error}. Only builtin containers, strings, numbers and numpy scalars are read from pickles."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a dictionary, found a {type(content).__name__}.")
+    return content
