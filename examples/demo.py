@@ -1,4 +1,4 @@
-"""The whole way on 700 blood cells: counts, vocabulary, tokens, pretraining, fine-tuning, embedding, deletion screen, report.
+"""The whole way on 700 blood cells: counts, tokens, pretraining, fine-tuning, embedding, deletion screen, report.
 
     python examples/demo.py            # about three minutes on two CPU cores; results in demo-output/
     python examples/demo.py --quick    # half a minute, poor models: to see that everything runs
@@ -46,8 +46,8 @@ def main() -> None:
     write_report(
         out / "report.html",
         title="A Geneformer-style model, pretrained, fine-tuned and questioned on 700 blood cells",
-        lead="Everything here was made from raw counts on this machine by make demo. The model is tiny and saw 700 cells, "
-        "where published ones saw tens of millions: look at what the steps do, not at how good it is.",
+        lead="Everything here was made from raw counts on this machine by make demo. The model is tiny and saw "
+        "700 cells, where published ones saw tens of millions: look at what the steps do, not at how good it is.",
         sections=sections,
         facts=facts | {"seed": 0, "seconds": round(seconds)},
     )
@@ -60,7 +60,9 @@ def new_folder(out: Path) -> Path:
     """Make an empty folder; replace an earlier demo's, and nothing else."""
     if out.exists() and any(out.iterdir()):
         if not (out / "cells.h5ad").exists():
-            raise SystemExit(f"error: {out} is not an earlier demo's output; it is not replaced. Choose another with --out.")
+            raise SystemExit(
+                f"error: {out} is not an earlier demo's output; it is not replaced. Choose another with --out."
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     return out
@@ -77,14 +79,26 @@ def run(out: Path, *, quick: bool) -> list[Section]:
     say("vocabulary", f"{len(vocabulary)} genes with their non-zero medians")
 
     cells = gf.tokenize(out / "cells.h5ad", vocabulary, out=out / "cells.tok", obs=["cell_type", "phase"])
-    say("tokenize", f"{len(cells)} cells of {cells.lengths.mean():.0f} tokens, {cells.spec['share_of_counts_known']:.1%} of counts known")
+    say(
+        "tokenize",
+        f"{len(cells)} cells of {cells.lengths.mean():.0f} tokens, {cells.spec['share_of_counts_known']:.1%} of "
+        f"counts known",
+    )
 
-    recipe = gf.PretrainConfig(size="tiny", epochs=2 if quick else 30, batch_size=16, warmup_steps=0.1, held_out=0.1)
+    recipe = gf.PretrainConfig(
+        size="tiny",
+        epochs=1 if quick else 12,
+        batch_size=4,
+        learning_rate=2e-3,
+        warmup_steps=0.1,
+        held_out=0.1,
+        trainer={"adam_beta2": 0.98},
+    )
     base = gf.pretrain(cells, recipe, out=out / "pretrained")
     learned = base.provenance["result"]
     say("pretrain", f"held-out loss {learned['held_out_loss']:.3f}, gene frequency {learned['frequency_loss']:.3f}")
 
-    task = gf.FinetuneConfig(target="cell_type", epochs=1 if quick else 10, learning_rate=3e-4)
+    task = gf.FinetuneConfig(target="cell_type", epochs=1 if quick else 10, batch_size=8, learning_rate=1e-3)
     classifier = gf.finetune(base, cells, task, out=out / "classifier")
     say("finetune", "accuracy on the test cells:")
     print(classifier.methods[["accuracy", "macro_f1"]].round(3).to_string())
@@ -96,7 +110,14 @@ def run(out: Path, *, quick: bool) -> list[Section]:
     say("embed", f"{embedding.n_obs} cells × {embedding.n_vars} dimensions")
 
     goal = gf.GoalState(obs="cell_type", start=START, goal=GOAL, alternatives=[ALTERNATIVE])
-    shifts = gf.perturb(classifier.checkpoint, cells, gf.Deletion(genes="each"), goal=goal, max_cells=5 if quick else 60, out=out / "shifts.parquet")
+    shifts = gf.perturb(
+        classifier.checkpoint,
+        cells,
+        gf.Deletion(genes="each"),
+        goal=goal,
+        max_cells=5 if quick else 60,
+        out=out / "shifts.parquet",
+    )
     table = gf.shift_statistics(shifts)
     table.to_csv(out / "screen.tsv", sep="\t")
     say("perturb", f"{shifts.metadata['n_cells']} cells; towards {GOAL}: {', '.join(table['gene_name'].head(6))}")
@@ -110,7 +131,7 @@ def say(step: str, result: str) -> None:
     print(f"{step:<11} {result}", flush=True)
 
 
-def describe(history, learned, embedding, classifier, table, shifts) -> list[Section]:  # noqa: ANN001 - results of the steps above
+def describe(history, learned, embedding, classifier, table, shifts) -> list[Section]:
     """Say of each picture what it shows and what it does not."""
     methods = classifier.methods
     best = methods["accuracy"].idxmax()
@@ -120,44 +141,57 @@ def describe(history, learned, embedding, classifier, table, shifts) -> list[Sec
     return [
         Section(
             "Pretraining: naming hidden genes",
-            f"On cells it never saw, the model names a hidden gene with a loss of {learned['held_out_loss']:.2f} nats; guessing every gene by how often "
-            f"cells express it costs {learned['frequency_loss']:.2f}, so anything below the dashed line was learned from the rest of the cell.",
-            "That the model understands cells: part of the gain is only knowing which ranks a gene tends to have, and 70 held-out cells of the same donor "
+            f"On cells it never saw, the model names a hidden gene with a loss of {learned['held_out_loss']:.2f} "
+            f"nats; guessing every gene by how often "
+            f"cells express it costs {learned['frequency_loss']:.2f}, so anything below the dashed line was learned "
+            f"from the rest of the cell.",
+            "That the model understands cells: part of the gain is only knowing which ranks a gene tends to have, "
+            "and 70 held-out cells of the same donor "
             "say nothing about other donors.",
             figure=loss_figure(history, learned["frequency_loss"]),
         ),
         Section(
             "Fine-tuning: cell types, beside simpler methods",
-            f"Five ways to predict ten cell types, trained and tested on the same cells; the best accuracy here is that of: {best}.",
-            "A difference where the bars overlap, or how any of them would do on another donor: all 700 cells are one donor's, split cell by cell, "
+            f"Five ways to predict ten cell types, trained and tested on the same cells; the best accuracy here is "
+            f"that of: {best}.",
+            "A difference where the bars overlap, or how any of them would do on another donor: all 700 cells are "
+            "one donor's, split cell by cell, "
             "and pretraining saw the test cells (without their labels).",
             figure=methods_figure(methods),
             table=methods,
         ),
         Section(
             "Which types are confused",
-            "Numbers of test cells by true and predicted type for the fine-tuned model; the colour is the share of the true type.",
-            "Errors of the model alone: the labels were assigned by correlation with sorted populations, and neighbouring T-cell types are hard to tell "
+            "Numbers of test cells by true and predicted type for the fine-tuned model; the colour is the share of "
+            "the true type.",
+            "Errors of the model alone: the labels were assigned by correlation with sorted populations, and "
+            "neighbouring T-cell types are hard to tell "
             "apart for any method with these 754 genes.",
             figure=confusion_figure(classifier.confusion),
         ),
         Section(
             "Embedding: all cells, by cell type",
-            "Each cell's vector (mean over its genes, last layer but one of the fine-tuned model) in two dimensions: cells near each other look alike to the model.",
-            "Distances or sizes one can measure, and no independent test: the fine-tuned model was trained on the labels of most of these cells.",
+            "Each cell's vector (mean over its genes, last layer but one of the fine-tuned model) in two "
+            "dimensions: cells near each other look alike to the model.",
+            "Distances or sizes one can measure, and no independent test: the fine-tuned model was trained on the "
+            "labels of most of these cells.",
             figure=scatter_figure(embedding.obsm["X_umap"], embedding.obs["cell_type"]),
         ),
         Section(
             f"Deletion screen: {START} towards {GOAL}",
-            f"Every expressed gene was deleted in turn from {n_cells} cells; to the right, deleting it makes the cell's vector more similar to the mean {GOAL} cell.",
-            "An effect in a real cell, or proper p-values: the published test takes cells for independent replicates, and these are one donor's, so read it as a "
+            f"Every expressed gene was deleted in turn from {n_cells} cells; to the right, deleting it makes the "
+            f"cell's vector more similar to the mean {GOAL} cell.",
+            "An effect in a real cell, or proper p-values: the published test takes cells for independent "
+            "replicates, and these are one donor's, so read it as a "
             "ranking of what the model relies on.",
             figure=volcano_figure(table, effect_name=f"mean cosine shift towards {GOAL}"),
         ),
         Section(
             "Deletion screen: strongest genes, both directions",
-            f"The largest mean shifts towards and away from {GOAL} among genes that at least five cells express, with the shift towards {ALTERNATIVE} beside them.",
-            "That these genes drive the difference: genes at the top of a cell's ranking move any model most, and no gene here was compared with one of like rank.",
+            f"The largest mean shifts towards and away from {GOAL} among genes that at least five cells express, "
+            f"with the shift towards {ALTERNATIVE} beside them.",
+            "That these genes drive the difference: genes at the top of a cell's ranking move any model most, and "
+            "no gene here was compared with one of like rank.",
             table=strongest.reset_index(drop=True).set_index("gene_name"),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Self-supervised learning on single-cell transcriptomes, after Geneformer: tokenise, pretrain, fine-tune, embed, perturb.
+"""Self-supervised learning on single-cell transcriptomes, after Geneformer.
 
 Names are imported when they are first touched, so ``import geneformer_repro`` brings neither torch nor AnnData.
 """
@@ -41,10 +41,27 @@ _HOME = {
     "tokenize": "tokenizer.dataset",
 }
 
-__all__ = [  # noqa: RUF022 - in the order of the way the data goes
-    "Vocabulary", "TokenizedDataset", "tokenize", "Checkpoint", "PretrainConfig", "pretrain", "FinetuneConfig", "Finetuned", "finetune", "embed",
-    "Deletion", "GoalState", "ShiftTable", "perturb", "shift_statistics", "datasets", "InputError", "DataFormatError", "VocabularyMismatchError",
-]  # fmt: skip
+__all__ = [
+    "Checkpoint",
+    "DataFormatError",
+    "Deletion",
+    "FinetuneConfig",
+    "Finetuned",
+    "GoalState",
+    "InputError",
+    "PretrainConfig",
+    "ShiftTable",
+    "TokenizedDataset",
+    "Vocabulary",
+    "VocabularyMismatchError",
+    "datasets",
+    "embed",
+    "finetune",
+    "perturb",
+    "pretrain",
+    "shift_statistics",
+    "tokenize",
+]
 
 try:
     __version__ = version("geneformer-repro")

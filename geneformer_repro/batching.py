@@ -37,7 +37,9 @@ def collate(cells: Sequence[np.ndarray], vocabulary: Vocabulary) -> dict[str, Te
 
 
 def token_budget_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Cut cells into batches of similar length and constant size, longest first (so that a batch too large fails at once).
+    """Cut cells into batches of similar length and constant size, longest first.
+
+    A batch that is too large for the memory so fails at once, not after an hour.
 
     Parameters
     ----------

@@ -175,7 +175,8 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
     folders = [path for path in arguments.inputs if Path(path).is_dir()]
     if folders and len(arguments.inputs) > 1:
         raise InputError(
-            f"Give .h5ad files, or one folder with the published dictionaries; found the folder {folders[0]} among {len(arguments.inputs)} inputs."
+            f"Give .h5ad files, or one folder with the published dictionaries; found the folder {folders[0]} among "
+            f"{len(arguments.inputs)} inputs."
         )
     if folders:
         vocabulary = Vocabulary.from_pretrained(folders[0], series=arguments.series)
@@ -302,7 +303,8 @@ def _perturb(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     print(
-        f"{arguments.out}: {len(shifts):,} values ({shifts.measure}) of {shifts.table['perturbed'].nunique():,} perturbations in {shifts.table['cell'].nunique():,} cells"
+        f"{arguments.out}: {len(shifts):,} values ({shifts.measure}) of {shifts.table['perturbed'].nunique():,} "
+        f"perturbations in {shifts.table['cell'].nunique():,} cells"
     )
 
 

@@ -49,7 +49,8 @@ def pbmc700() -> "AnnData":
     counts = np.rint(scaled)
     if np.abs(scaled - counts).max() > 0.1:
         raise DataFormatError(
-            "scanpy.datasets.pbmc68k_reduced() no longer gives whole counts back; please report it with your scanpy version."
+            "scanpy.datasets.pbmc68k_reduced() no longer gives whole counts back; please report it with your scanpy "
+            "version."
         )
     symbols = source.raw.var_names.astype(str)
     ids = [ensembl_of_symbol().get(symbol) for symbol in symbols]

@@ -11,13 +11,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import BertModel
 
 from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.errors import InputError
 from geneformer_repro.model import Checkpoint, Pooling, pool, require_poolable, run_encoder
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ def blocks_to_run(checkpoint: Checkpoint, layer: int) -> int:
     n_blocks = checkpoint.model.config.num_hidden_layers + layer
     if layer > 0 or n_blocks < 0:
         raise InputError(
-            f"layer must lie between {-checkpoint.model.config.num_hidden_layers} (the input embedding) and 0 (the last block), found {layer}."
+            f"layer must lie between {-checkpoint.model.config.num_hidden_layers} (the input embedding) and 0 (the "
+            f"last block), found {layer}."
         )
     return int(n_blocks)
 
@@ -50,6 +53,12 @@ def blocks_to_run(checkpoint: Checkpoint, layer: int) -> int:
 def default_device() -> torch.device:
     """Return the accelerator of this machine, else the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
+
+
+def encoder_on(checkpoint: Checkpoint, device: torch.device) -> BertModel:
+    """Move a checkpoint's model to a device, in evaluation mode; return its encoder."""
+    nn.Module.to(checkpoint.model, device)
+    return checkpoint.model.eval().bert
 
 
 def hidden_states(
@@ -83,13 +92,15 @@ def hidden_states(
     checkpoint.require_matching(cells)
     n_blocks = blocks_to_run(checkpoint, layer)
     device = torch.device(device) if device else default_device()
-    bert = checkpoint.model.to(device).eval().bert
-    for rows, batch in evaluation_batches(cells, max_tokens):
-        with torch.inference_mode():
-            ids_BL = batch["input_ids"].to(device)
-            packed = run_encoder(bert, ids_BL, batch["attention_mask"].to(device), n_blocks=n_blocks)
-            hidden_BLD = packed.padded()
-        yield HiddenBatch(rows, ids_BL, batch["pooled_mask"].to(device), hidden_BLD)
+    bert = encoder_on(checkpoint, device)
+    with progress("embed", total=len(cells), unit="cells") as bar:
+        for rows, batch in evaluation_batches(cells, max_tokens):
+            with torch.inference_mode():
+                ids_BL = batch["input_ids"].to(device)
+                packed = run_encoder(bert, ids_BL, batch["attention_mask"].to(device), n_blocks=n_blocks)
+                hidden_BLD = packed.padded()
+            yield HiddenBatch(rows, ids_BL, batch["pooled_mask"].to(device), hidden_BLD)
+            bar.update(len(rows))
 
 
 def embed(
@@ -139,8 +150,11 @@ def embed(
     if level not in get_args(Level):
         raise InputError(f"level must be one of {', '.join(map(repr, get_args(Level)))}, found {level!r}.")
     batches = hidden_states(checkpoint, cells, layer=layer, max_tokens=max_tokens, device=device)
-    embed_level = _embed_cells if level == "cell" else _embed_genes
-    adata = embed_level(batches, cells, checkpoint.model.config.hidden_size, pooling)
+    hidden_size = checkpoint.model.config.hidden_size
+    if level == "cell":
+        adata = _embed_cells(batches, cells, hidden_size, pooling)
+    else:
+        adata = _embed_genes(batches, cells.vocabulary, hidden_size)
     adata.uns["geneformer_repro"] = {
         "model": checkpoint.name,
         "vocabulary": cells.vocabulary.fingerprint,
@@ -155,27 +169,18 @@ def _embed_cells(
     batches: Iterator[HiddenBatch], cells: TokenizedDataset, hidden_size: int, pooling: Pooling
 ) -> ad.AnnData:
     vectors_ND = np.empty((len(cells), hidden_size), dtype=np.float32)
-    with progress("embed", total=len(cells), unit="cells") as bar:
-        for batch in batches:
-            vectors_ND[batch.rows] = pool(batch.hidden_BLD, batch.genes_BL, pooling).float().cpu().numpy()
-            bar.update(len(batch.rows))
+    for batch in batches:
+        vectors_ND[batch.rows] = pool(batch.hidden_BLD, batch.genes_BL, pooling).float().cpu().numpy()
     return ad.AnnData(vectors_ND, obs=cells.obs)
 
 
-def _embed_genes(
-    batches: Iterator[HiddenBatch], cells: TokenizedDataset, hidden_size: int, pooling: Pooling
-) -> ad.AnnData:
-    vocabulary = cells.vocabulary
-    sums_VD, n_cells_V = (
-        torch.zeros(vocabulary.size, hidden_size, dtype=torch.float64),
-        torch.zeros(vocabulary.size, dtype=torch.int64),
-    )
-    with progress("embed", total=len(cells), unit="cells") as bar:
-        for batch in batches:
-            tokens = batch.input_ids_BL[batch.genes_BL].cpu()
-            sums_VD.index_add_(0, tokens, batch.hidden_BLD[batch.genes_BL].double().cpu())
-            n_cells_V += torch.bincount(tokens, minlength=vocabulary.size)
-            bar.update(len(batch.rows))
+def _embed_genes(batches: Iterator[HiddenBatch], vocabulary: Vocabulary, hidden_size: int) -> ad.AnnData:
+    sums_VD = torch.zeros(vocabulary.size, hidden_size, dtype=torch.float64)
+    n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64)
+    for batch in batches:
+        tokens_T = batch.input_ids_BL[batch.genes_BL].cpu()
+        sums_VD.index_add_(0, tokens_T, batch.hidden_BLD[batch.genes_BL].cpu().double())
+        n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
     found = np.flatnonzero(n_cells_V[vocabulary.tokens].numpy())
     tokens = vocabulary.tokens[found]
     means_GD = (sums_VD[tokens] / n_cells_V[tokens, None]).float().numpy()

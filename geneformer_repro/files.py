@@ -54,15 +54,18 @@ def refuse_existing(path: Path, *, overwrite: bool, marker: str | None = None) -
     if path.exists():
         if not overwrite:
             raise FileExistsError(
-                f"{path} already exists. Choose another output, or allow it to be replaced: overwrite=True (--overwrite)."
+                f"{path} already exists. Choose another output, or allow it to be replaced: overwrite=True "
+                f"(--overwrite)."
             )
         if path.is_dir() and marker and any(path.iterdir()) and not (path / marker).exists():
             raise FileExistsError(
-                f"{path} is a folder without {marker}, so not an earlier result of this step; it is not replaced. Choose another output."
+                f"{path} is a folder without {marker}, so not an earlier result of this step; it is not replaced. "
+                f"Choose another output."
             )
         if path.is_dir() != bool(marker):
             raise FileExistsError(
-                f"{path} is a {'folder' if path.is_dir() else 'file'}, but this step writes a {'folder' if marker else 'file'}; it is not replaced."
+                f"{path} is a {'folder' if path.is_dir() else 'file'}, but this step writes a "
+                f"{'folder' if marker else 'file'}; it is not replaced."
             )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

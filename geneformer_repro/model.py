@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import new_directory, read_json, write_json
@@ -47,7 +48,7 @@ class _Shape(NamedTuple):
 
 
 _SIZES: Mapping[str, _Shape] = {
-    "tiny": _Shape(3, 128, 4, 256, 0.02),
+    "tiny": _Shape(3, 64, 2, 128, 0.0),
     "V1-10M": _Shape(6, 256, 4, 512, 0.02),
     "V1-40M": _Shape(12, 512, 8, 1024, 0.02),
     "V2-104M": _Shape(12, 768, 12, 3072, 0.1),
@@ -63,7 +64,7 @@ def bert_config(size: Size, vocabulary: Vocabulary) -> BertConfig:
     ----------
     size
         "V1-10M" (6 layers of 256), "V1-40M" (12 of 512), "V2-104M" (12 of 768), "V2-316M" (18 of 1,152), or
-        "tiny" (3 of 128), which trains on two CPU cores in minutes and is for demonstrations.
+        "tiny" (3 of 64, no dropout), which trains on two CPU cores in a minute and is for demonstrations.
     vocabulary
         Gives the number of tokens, of positions and the padding token.
     """
@@ -131,21 +132,23 @@ def run_encoder(
     n_positions = bert.config.max_position_embeddings
     if input_ids_BL.shape[1] > n_positions:
         raise InputError(
-            f"A cell has {input_ids_BL.shape[1]} tokens, the model has {n_positions} positions. Tokenise with max_length={n_positions}."
+            f"A cell has {input_ids_BL.shape[1]} tokens, the model has {n_positions} positions. Tokenise with "
+            f"max_length={n_positions}."
         )
     real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if attention_mask_BL is None else attention_mask_BL.bool()
     position_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL)
     packed_T = input_ids_BL[real_BL]
     hidden_TD = bert.embeddings(input_ids=packed_T[None], position_ids=position_BL[real_BL][None])[0]
     mask_B11L = None if real_BL.all() else real_BL[:, None, None, :]
-    for block in bert.encoder.layer[:n_blocks]:
+    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
+    for block in blocks:
         context_TD = _attend(block.attention.self, Packed(hidden_TD, real_BL), mask_B11L)
         attended_TD = block.attention.output(context_TD, hidden_TD)
         hidden_TD = block.output(block.intermediate(attended_TD), attended_TD)
     return Packed(hidden_TD, real_BL)
 
 
-def _attend(attention: nn.Module, tokens: Packed, mask_B11L: Tensor | None) -> Tensor:
+def _attend(attention: BertSelfAttention, tokens: Packed, mask_B11L: Tensor | None) -> Tensor:
     """Attention within each cell; context_TD before the output projection."""
     query_BHLE, key_BHLE, value_BHLE = (
         Packed(project(tokens.hidden_TD), tokens.real_BL)
@@ -209,10 +212,12 @@ class CellClassifier(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig, pooling: Pooling = "mean") -> None:
         super().__init__(config)
+        n_classes = config.num_labels
+        assert n_classes
         self.pooling = pooling
         self.bert = BertModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, n_classes)
         self.post_init()
 
     def forward(
@@ -266,7 +271,8 @@ def require_poolable(vocabulary: Vocabulary, pooling: Pooling) -> None:
         raise InputError(f"pooling must be one of {', '.join(map(repr, get_args(Pooling)))}, found {pooling!r}.")
     if pooling == "cls" and not vocabulary.has_cls:
         raise InputError(
-            "pooling='cls' needs cells that begin with <cls>, and this vocabulary (V1 convention) has no such token. Use pooling='mean'."
+            "pooling='cls' needs cells that begin with <cls>, and this vocabulary (V1 convention) has no such "
+            "token. Use pooling='mean'."
         )
 
 
@@ -301,7 +307,10 @@ class Checkpoint:
             if self.head
             else "masked gene model"
         )
-        return f"Checkpoint({what}, {config.num_hidden_layers} layers of {config.hidden_size}, {self.model.num_parameters():,} parameters, {self.vocabulary!r})"
+        return (
+            f"Checkpoint({what}, {config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"{self.model.num_parameters():,} parameters, {self.vocabulary!r})"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -327,11 +336,12 @@ class Checkpoint:
         longest = int(cells.lengths.max())
         if longest > n_positions:
             raise InputError(
-                f"A cell has {longest} tokens, {self.name} has {n_positions} positions. Tokenise with a vocabulary of max_length={n_positions}."
+                f"A cell has {longest} tokens, {self.name} has {n_positions} positions. Tokenise with a vocabulary "
+                f"of max_length={n_positions}."
             )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write weights (``config.json``, ``model.safetensors``), vocabulary, ``head.json`` and ``provenance.json`` into the new folder `path`."""
+        """Write weights, vocabulary, head and provenance into the new folder `path`; see ``docs/formats.md``."""
         with new_directory(path, marker="provenance.json", overwrite=overwrite) as folder:
             self.write_into(folder)
 
@@ -381,7 +391,8 @@ class Checkpoint:
         local = Path(path_or_hub_id) / (subfolder or "")
         if Path(path_or_hub_id).exists() and not (local / "config.json").exists():
             raise InputError(
-                f"{local}: no config.json there, so not a model. Expected a checkpoint folder of this package or of transformers."
+                f"{local}: no config.json there, so not a model. Expected a checkpoint folder of this package or of "
+                f"transformers."
             )
         if local.is_dir() and (local / "vocabulary.json").exists():
             own = Vocabulary.load(local)
@@ -390,14 +401,16 @@ class Checkpoint:
             vocabulary = own
         if vocabulary is None:
             raise InputError(
-                f"{local}: has no vocabulary of its own; give one: from_pretrained(…, vocabulary=Vocabulary.from_pretrained(…))."
+                f"{local}: has no vocabulary of its own; give one: from_pretrained(…, "
+                f"vocabulary=Vocabulary.from_pretrained(…))."
             )
         head = _read_head(local / "head.json") if (local / "head.json").exists() else None
         provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
         model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
         if model.config.vocab_size < vocabulary.size:
             raise InputError(
-                f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; they do not belong together."
+                f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; they "
+                f"do not belong together."
             )
         return cls(model, vocabulary, head, provenance, name=f"checkpoint {local}")
 
@@ -410,8 +423,9 @@ def _read_head(path: Path) -> Head:
 
 
 def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel | CellClassifier:
-    model_type: type[MaskedGeneModel] | type[CellClassifier] = CellClassifier if head else MaskedGeneModel
+    model_type: Any = CellClassifier if head else MaskedGeneModel
     extra = {"pooling": head.pooling, "num_labels": len(head.classes)} if head else {}
+    model: MaskedGeneModel | CellClassifier
     try:
         with quiet_transformers():
             model, found = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)

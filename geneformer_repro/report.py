@@ -128,7 +128,7 @@ def confusion_figure(confusion: pd.DataFrame) -> "Figure":
         axes.text(
             column,
             row,
-            confusion.iat[row, column],
+            str(confusion.iat[row, column]),
             ha="center",
             va="center",
             fontsize=8,
@@ -218,10 +218,11 @@ def _name_points(axes: "Axes", x: np.ndarray, y: np.ndarray, names: Sequence[str
         right = bool(x[i] >= 0)
         level = min(y[i], last[right] - height)
         last[right] = level
-        axes.annotate(
-            names[i], (x[i], y[i]), xytext=(x[i] + (1 if right else -1) * 0.015 * (np.ptp(x) or 1.0), level), fontsize=8, ha="left" if right else "right", va="center",
-            arrowprops={"arrowstyle": "-", "color": "#9ca3af", "linewidth": 0.5} if level < y[i] - height / 4 else None,
-        )  # fmt: skip
+        beside = 0.015 * (np.ptp(x) or 1.0)
+        line = {"arrowstyle": "-", "color": "#9ca3af", "linewidth": 0.5} if level < y[i] - height / 4 else None
+        place = (x[i] + (beside if right else -beside), level)
+        side = "left" if right else "right"
+        axes.annotate(names[i], (x[i], y[i]), xytext=place, fontsize=8, ha=side, va="center", arrowprops=line)
 
 
 @dataclass(frozen=True)
@@ -239,11 +240,14 @@ class Section:
 
 _STYLE = """
 body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1f2937;background:#f6f7f9;margin:0}
-main{max-width:940px;margin:0 auto;padding:2.5rem 1.5rem}h1{font-size:1.75rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:0 0 .6rem}
+main{max-width:940px;margin:0 auto;padding:2.5rem 1.5rem}
+h1{font-size:1.75rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:0 0 .6rem}
 section{background:#fff;border:1px solid #e5e7eb;border-radius:10px;padding:1.3rem 1.6rem;margin:1.3rem 0}
-p{margin:.3rem 0}.lead{color:#4b5563}.not{color:#6b7280}.not b,.shows b{font-weight:600}img{max-width:100%;display:block;margin:.9rem auto 0}
+p{margin:.3rem 0}.lead{color:#4b5563}.not{color:#6b7280}.not b,.shows b{font-weight:600}
+img{max-width:100%;display:block;margin:.9rem auto 0}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;margin-top:.9rem;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:.28rem .7rem;border-bottom:1px solid #e5e7eb;white-space:nowrap}th{color:#4b5563;font-weight:600}
+th,td{text-align:right;padding:.28rem .7rem;border-bottom:1px solid #e5e7eb;white-space:nowrap}
+th{color:#4b5563;font-weight:600}
 th:first-child,td:first-child{text-align:left}footer{color:#6b7280;font-size:.82rem}code{font-size:.85em}
 """
 
@@ -280,7 +284,8 @@ def write_report(
     parts = "".join(map(_section, sections))
     listed = " · ".join(f"{html.escape(name)}: {html.escape(str(value))}" for name, value in facts.items())
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
         f'<p class="lead">{html.escape(lead)}</p>{parts}<footer>{listed}</footer></main></body></html>\n'
     )
@@ -290,11 +295,7 @@ def write_report(
 
 def _section(section: Section) -> str:
     picture = f'<img alt="{html.escape(section.title)}" src="{_data_uri(section.figure)}">' if section.figure else ""
-    table = (
-        f'<div class="scroll">{section.table.to_html(border=0, float_format=lambda value: f"{value:.3g}", na_rep="")}</div>'
-        if section.table is not None
-        else ""
-    )
+    table = f'<div class="scroll">{_html_table(section.table)}</div>' if section.table is not None else ""
     return (
         f"<section><h2>{html.escape(section.title)}</h2>"
         f'<p class="shows"><b>Shows:</b> {html.escape(section.shows)}</p>'
@@ -306,3 +307,7 @@ def _data_uri(figure: "Figure") -> str:
     image = io.BytesIO()
     figure.savefig(image, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode("ascii")
+
+
+def _html_table(table: pd.DataFrame) -> str:
+    return table.reset_index().to_html(border=0, index=False, float_format=lambda value: f"{value:.3g}", na_rep="")

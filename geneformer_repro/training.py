@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import InputError
@@ -68,7 +68,7 @@ class TrainConfig:
 class CellExamples(Dataset):
     """Rows for the data loader: whatever `get` returns for a row number."""
 
-    def __init__(self, lengths: Sequence[int], get: Callable[[int], Any]) -> None:
+    def __init__(self, lengths: Iterable[int], get: Callable[[int], Any]) -> None:
         self.lengths, self._get = list(map(int, lengths)), get
 
     def __len__(self) -> int:
@@ -100,20 +100,31 @@ def resumable(out: str | Path, identity: Mapping[str, Any], *, overwrite: bool =
     refuse_existing(out, overwrite=overwrite, marker="provenance.json")
     work = out.with_name(out.name + ".partial")
     plain = json.loads(json.dumps(identity, default=str))
-    if (work / _RUN_FILE).exists():
-        before = read_json(work / _RUN_FILE)
-        if before != plain and not overwrite:
-            key = next(key for key in {**before, **plain} if before.get(key) != plain.get(key))
-            raise FileExistsError(
-                f"{work} holds an unfinished run with other settings ({key}: {before.get(key)!r} there, {plain.get(key)!r} now). "
-                "Give the same settings to go on with it, or overwrite=True (--overwrite) to start anew."
-            )
-        if before != plain or overwrite:
-            shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / _RUN_FILE, plain)
+    before = read_json(work / _RUN_FILE) if (work / _RUN_FILE).exists() else plain
+    if before != plain and not overwrite:
+        key = next(key for key in {**before, **plain} if before.get(key) != plain.get(key))
+        raise FileExistsError(
+            f"{work} holds an unfinished run with other settings "
+            f"({key}: {before.get(key)!r} there, {plain.get(key)!r} now). "
+            "Give the same settings to go on with it, or overwrite=True (--overwrite) to start anew."
+        )
+    processes = PartialState()
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        if overwrite:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(work / _RUN_FILE, plain)
+    processes.wait_for_everyone()
     yield work
-    shutil.rmtree(work)
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        shutil.rmtree(work)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the outputs: the first of a distributed run, or the only one."""
+    return bool(PartialState().is_main_process)
 
 
 def train(
@@ -163,17 +174,23 @@ def train(
     trainer = _Trainer(
         model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
     )
-    trainer.score = evaluate
+    trainer.score, trainer.lengths = evaluate, examples.lengths
     work.mkdir(parents=True, exist_ok=True)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Show(step, len(examples), work / LOG_FILE))
-    last = get_last_checkpoint(str(work))
+    last = _last_complete_checkpoint(work)
     if last:
         logger.info("%s: goes on from %s.", step, last)
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=last)
     return pd.DataFrame(trainer.state.log_history)
+
+
+def _last_complete_checkpoint(work: Path) -> str | None:
+    """Return Trainer's newest checkpoint whose last file was written; a run killed while saving leaves one without."""
+    complete = [folder for folder in work.glob("checkpoint-*") if (folder / "trainer_state.json").exists()]
+    return str(max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))) if complete else None
 
 
 def _arguments(config: TrainConfig, best_by: str | None, work: Path, *, n_examples: int) -> TrainingArguments:
@@ -213,25 +230,29 @@ def _arguments(config: TrainConfig, best_by: str | None, work: Path, *, n_exampl
         )
         if arguments.warmup_steps >= n_steps:
             raise ConfigError(
-                f"warmup_steps is {config.warmup_steps:g} but the run has only {n_steps} steps, so the learning rate would never reach {config.learning_rate:g}. "
+                f"warmup_steps is {config.warmup_steps:g} but the run has only {n_steps} steps, so the learning "
+                f"rate would never reach {config.learning_rate:g}. "
                 "Give fewer steps, or a share of all steps such as warmup_steps=0.1."
             )
     return arguments
 
 
 class _Trainer(Trainer):
+    model: PreTrainedModel
     score: Callable[[nn.Module], dict[str, float]]
+    lengths: list[int]
 
     def _get_train_sampler(self, *_: Any) -> LengthGroupedSampler:
         return LengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=self.train_dataset.lengths
+            self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=self.lengths
         )
 
     def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
         loss = super().training_step(*inputs, **options)
         if not torch.isfinite(loss):
             raise InputError(
-                f"The loss became {loss.item()} at step {self.state.global_step}; lower the learning rate ({self.args.learning_rate:g}), or lengthen the warm-up ({self.args.warmup_steps} steps)."
+                f"The loss became {loss.item()} at step {self.state.global_step}; lower the learning rate "
+                f"({self.args.learning_rate:g}), or lengthen the warm-up ({self.args.warmup_steps} steps)."
             )
         return loss
 

@@ -1,6 +1,7 @@
 """What costs next to nothing and often wins: the methods every fine-tuned model is printed beside."""
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix, diags_array, vstack
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
@@ -54,10 +55,11 @@ def counts_of(source: CountSource, cell_names: np.ndarray) -> csr_matrix:
     InputError
         A cell is not in the source.
     """
-    where = source.obs.index.astype(str).get_indexer(cell_names)
+    where = source.obs.index.astype(str).get_indexer(pd.Index(cell_names))
     if (where < 0).any():
         missing = cell_names[where < 0]
         raise InputError(
-            f"{source.name}: {len(missing)} of {len(cell_names)} cells of the dataset are not in it (first: {missing[0]!r}); it is not where the dataset came from."
+            f"{source.name}: {len(missing)} of {len(cell_names)} cells of the dataset are not in it (first: "
+            f"{missing[0]!r}); it is not where the dataset came from."
         )
     return csr_matrix(vstack([block.counts for block in source.blocks()], format="csr"))[where]

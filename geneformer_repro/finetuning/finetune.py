@@ -29,7 +29,7 @@ from geneformer_repro.model import CellClassifier, Checkpoint, Head, Pooling, re
 from geneformer_repro.report import confusion_figure, methods_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
-from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, resumable, train
+from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -187,7 +187,8 @@ def finetune(
             split=split_table(task.split, task.cells.cell_names),
             history=history,
         )
-        _write(result, work, Path(out), overwrite)
+        if is_main_process():
+            _write(result, work, Path(out), overwrite)
     return result
 
 
@@ -211,7 +212,8 @@ def _labelled(cells: TokenizedDataset, config: FinetuneConfig) -> _Task:
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:
         raise InputError(
-            f"obs column {config.target!r} has {len(classes)} class{'' if len(classes) == 1 else 'es'} ({', '.join(map(repr, classes)) or 'all missing'}) among {len(kept)} cells; at least two are needed."
+            f"obs column {config.target!r} has {len(classes)} class{'' if len(classes) == 1 else 'es'} "
+            f"({', '.join(map(repr, classes)) or 'all missing'}) among {len(kept)} cells; at least two are needed."
         )
     groups = cells.require_obs(config.group).astype(str).to_numpy()[kept] if config.group else None
     split = split_cells(labels, groups, validation=config.validation, test=config.test, seed=config.seed)
@@ -291,7 +293,7 @@ def _train_network(
 
 def _scorer(task: _Task, rows: np.ndarray) -> Callable[[nn.Module], dict[str, float]]:
     def score(model: nn.Module) -> dict[str, float]:
-        logits = _logits(task.cells.select(rows), model)
+        logits = _logits(task.cells.select(rows), model, len(task.classes))
         loss = F.cross_entropy(logits, torch.as_tensor(task.codes(rows))).item()
         return {"loss": loss} | scores(task.labels[rows], np.asarray(task.classes)[logits.argmax(1).numpy()])
 
@@ -299,14 +301,14 @@ def _scorer(task: _Task, rows: np.ndarray) -> Callable[[nn.Module], dict[str, fl
 
 
 def _predict(task: _Task, model: nn.Module, rows: np.ndarray) -> np.ndarray:
-    return np.asarray(task.classes)[_logits(task.cells.select(rows), model).argmax(1).numpy()]
+    return np.asarray(task.classes)[_logits(task.cells.select(rows), model, len(task.classes)).argmax(1).numpy()]
 
 
-def _logits(cells: TokenizedDataset, model: nn.Module) -> Tensor:
+def _logits(cells: TokenizedDataset, model: nn.Module, n_classes: int) -> Tensor:
     """Logits of each cell, in the order of the cells, on the CPU."""
     device = next(model.parameters()).device
     model.eval()
-    logits = torch.empty(len(cells), model.config.num_labels)
+    logits = torch.empty(len(cells), n_classes)
     with torch.inference_mode():
         for rows, batch in evaluation_batches(cells, MAX_TOKENS):
             logits[torch.as_tensor(rows)] = (

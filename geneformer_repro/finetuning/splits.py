@@ -1,4 +1,7 @@
-"""Which cells are trained on, which choose the epoch, and which are reported: three parts that share no cell and, if asked, no group."""
+"""Which cells are trained on, which choose the epoch, and which are reported.
+
+Three parts that share no cell and, if asked, no group.
+"""
 
 from typing import NamedTuple
 
@@ -41,7 +44,8 @@ def split_cells(labels: np.ndarray, groups: np.ndarray | None, *, validation: fl
     if (n_cells < 3).any():
         rare = ", ".join(f"{name!r} ({n})" for name, n in zip(classes, n_cells, strict=True) if n < 3)
         raise InputError(
-            f"A class needs at least 3 cells, one for each part of the split; too few: {rare}. Leave such classes out with min_cells=3."
+            f"A class needs at least 3 cells, one for each part of the split; too few: {rare}. Leave such classes "
+            f"out with min_cells=3."
         )
     rows = np.arange(len(labels))
     rest, tested = _part(rows, labels, groups, test, seed)
@@ -49,7 +53,8 @@ def split_cells(labels: np.ndarray, groups: np.ndarray | None, *, validation: fl
     unseen = sorted(set(labels[tested]) - set(labels[train]))
     if unseen:
         raise InputError(
-            f"No training cell is of class {', '.join(map(repr, unseen))}, which the test cells have; it lives in too few groups. Leave it out with min_cells, or split by another column."
+            f"No training cell is of class {', '.join(map(repr, unseen))}, which the test cells have; it lives in "
+            f"too few groups. Leave it out with min_cells, or split by another column."
         )
     return Split(np.sort(train), np.sort(validated), np.sort(tested))
 
@@ -64,7 +69,8 @@ def _part(
     n_groups = len(np.unique(groups[rows]))
     if n_groups < 2:
         raise InputError(
-            f"Splitting by group needs at least 3 groups, found {len(np.unique(groups))}: {', '.join(map(str, np.unique(groups)))}."
+            f"Splitting by group needs at least 3 groups, found {len(np.unique(groups))}: "
+            f"{', '.join(map(str, np.unique(groups)))}."
         )
     folds = StratifiedGroupKFold(n_splits=int(np.clip(round(1 / share), 2, n_groups)), shuffle=True, random_state=seed)
     rest, part = next(folds.split(rows, labels[rows], groups[rows]))

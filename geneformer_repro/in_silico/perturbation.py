@@ -44,7 +44,8 @@ class Deletion:
             return
         if isinstance(self.genes, str):
             raise InputError(
-                f"genes must be 'each' or a sequence of gene ids, found the text {self.genes!r}. For one gene give [{self.genes!r}]."
+                f"genes must be 'each' or a sequence of gene ids, found the text {self.genes!r}. For one gene give "
+                f"[{self.genes!r}]."
             )
         object.__setattr__(self, "genes", tuple(self.genes))
         if not self.genes or len(set(self.genes)) < len(self.genes):
@@ -67,8 +68,8 @@ class Deletion:
         """
         positions = np.arange(len(cell))
         if self.genes == "each":
-            for rank, position in enumerate(np.flatnonzero(vocabulary.genes_of(cell) >= 0)):
-                yield Variant((int(cell[position]),), rank, np.delete(positions, position))
+            for place, position in enumerate(np.flatnonzero(vocabulary.genes_of(cell) >= 0)):
+                yield Variant((int(cell[position]),), place, np.delete(positions, position))
             return
         tokens = vocabulary.tokens_of(self.genes)
         gone = np.isin(cell, tokens)

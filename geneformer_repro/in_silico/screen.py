@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geneformer_repro.embedding import MAX_TOKENS, blocks_to_run, default_device, hidden_states
+from geneformer_repro.embedding import MAX_TOKENS, blocks_to_run, default_device, encoder_on, hidden_states
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.files import new_file, read_json, refuse_existing, write_json
 from geneformer_repro.in_silico.perturbation import Deletion, Variant
@@ -256,7 +256,8 @@ class _PartFolder:
             elif before != dict(plan):
                 key = next(key for key in plan if before.get(key) != plan[key])
                 raise FileExistsError(
-                    f"{self._folder} holds an unfinished screen with other settings ({key}: {before.get(key)!r} there, {plan[key]!r} now). "
+                    f"{self._folder} holds an unfinished screen with other settings ({key}: {before.get(key)!r} "
+                    f"there, {plan[key]!r} now). "
                     "Give the same settings to go on with it, or overwrite=True (--overwrite) to start anew."
                 )
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +292,7 @@ class _Screen:
     device: torch.device
 
     def run(self, parts: Sequence[np.ndarray], folder: _PartFolder | None) -> pd.DataFrame:
-        bert = self.checkpoint.model.to(self.device).eval().bert
+        bert = encoder_on(self.checkpoint, self.device)
         n_blocks = blocks_to_run(self.checkpoint, self.layer)
         states_SD = self._state_vectors()
         total = sum(_n_variants(self.cells, self.perturbation, part) for part in parts)
@@ -430,10 +431,11 @@ def _cells_to_perturb(
         raise InputError(f"embeddings lack the states {sorted(set(goal.states) - set(goal.embeddings))}.")
     if perturbation.genes != "each":
         tokens = cells.vocabulary.tokens_of(perturbation.genes)
-        rows = np.array([row for row in rows if np.isin(tokens, cells[row]).all()], dtype=np.int64)
+        rows = np.array([row for row in rows if np.isin(tokens, cells[int(row)]).all()], dtype=np.int64)
         if not len(rows):
             raise InputError(
-                f"No cell{f' in state {goal.start!r}' if goal else ''} expresses all of {', '.join(map(repr, perturbation.genes))}."
+                f"No cell{f' in state {goal.start!r}' if goal else ''} expresses all of "
+                f"{', '.join(map(repr, perturbation.genes))}."
             )
     if max_cells is not None and max_cells < 1:
         raise InputError(f"max_cells must be at least 1, found {max_cells}.")

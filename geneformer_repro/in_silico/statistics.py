@@ -35,8 +35,9 @@ def shift_statistics(shifts: ShiftTable, *, method: Method | None = None) -> pd.
     A row a gene, the strongest first: ``gene_name``, ``effect`` (mean value over cells), ``p_value`` and ``fdr``,
     ``n_cells``, and for each alternative state ``effect_to_X``, ``p_value_to_X``, ``fdr_to_X``; indexed by
     ``gene_id``. With a goal, an effect above 0 moves cells towards it, and genes are ordered by significance
-    (FDR < 0.05 first), then effect, then FDR. Without, an effect is the similarity to the unperturbed cell less its mean
-    over all genes and cells, so below 0 it moves cells more than genes do in general; the order is by FDR, then effect.
+    (FDR < 0.05 first), then effect, then FDR. Without, an effect is the similarity to the unperturbed cell less its
+    mean over all genes and cells: below 0, the gene moves cells more than genes do in general; ordered by FDR, then
+    effect.
 
     Raises
     ------
@@ -60,11 +61,13 @@ def shift_statistics(shifts: ShiftTable, *, method: Method | None = None) -> pd.
         raise InputError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, found {method!r}.")
     if (method == "goal_state") != bool(goal):
         raise InputError(
-            f"method={method!r} needs a screen {'with' if method == 'goal_state' else 'without'} a goal state; this one was made {'with' if goal else 'without'}."
+            f"method={method!r} needs a screen {'with' if method == 'goal_state' else 'without'} a goal state; this "
+            f"one was made {'with' if goal else 'without'}."
         )
     if shifts.table["perturbed"].nunique() < 2:
         raise InputError(
-            f"The screen perturbed only {shifts.table['perturbed'].iloc[0]!r}; a test needs other genes to compare with. Screen with Deletion(genes='each')."
+            f"The screen perturbed only {shifts.table['perturbed'].iloc[0]!r}; a test needs other genes to compare "
+            f"with. Screen with Deletion(genes='each')."
         )
     if goal is None:
         tested = _test(shifts.table.assign(value=shifts.table["value"] - shifts.table["value"].mean()))

@@ -26,7 +26,8 @@ def mask_genes(input_ids: Tensor, vocabulary: Vocabulary, *, probability: float,
         Token ids of any shape. Special tokens and padding are never chosen (the published package also masks
         ``<cls>`` and ``<eos>``).
     vocabulary
-        Names the special tokens; random genes are drawn from its genes (the published package also draws special tokens).
+        Names the special tokens; random genes are drawn from its genes (the published package draws special tokens
+        too).
     probability
         Chance of each gene to be chosen, 0.15 as published.
     generator

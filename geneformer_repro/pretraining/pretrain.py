@@ -23,7 +23,7 @@ from geneformer_repro.pretraining.masking import mask_genes
 from geneformer_repro.report import loss_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, resumable, train
+from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +129,12 @@ def pretrain(
         checkpoint = Checkpoint(
             model.eval(), cells.vocabulary, None, record | {"result": result}, name=f"checkpoint {out}"
         )
-        with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
-            checkpoint.write_into(folder)
-            history.to_csv(folder / "history.tsv", sep="\t", index=False)
-            (folder / LOG_FILE).write_bytes((work / LOG_FILE).read_bytes())
-            loss_figure(history, frequency_loss).savefig(folder / "loss.png", dpi=150)
+        if is_main_process():
+            with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
+                checkpoint.write_into(folder)
+                history.to_csv(folder / "history.tsv", sep="\t", index=False)
+                (folder / LOG_FILE).write_bytes((work / LOG_FILE).read_bytes())
+                loss_figure(history, frequency_loss).savefig(folder / "loss.png", dpi=150)
     logger.info(
         "pretrain: held-out loss %.3f nats a masked gene; guessing by gene frequency gives %.3f.",
         result["held_out_loss"],
@@ -143,7 +144,10 @@ def pretrain(
 
 
 def gene_frequency(cells: TokenizedDataset) -> Tensor:
-    """Return log-probability of each token (size of the vocabulary) by the number of cells that express it; one is added to each gene."""
+    """Return the log-probability of each token, (vocabulary,), by the number of cells that express it.
+
+    One cell is added to each gene, so that none is impossible; special tokens are.
+    """
     counts = np.zeros(cells.vocabulary.size)
     for tokens in cells:
         counts[tokens] += 1
@@ -183,7 +187,8 @@ class HeldOut:
         self._targets = torch.cat([batch["labels"][batch["labels"] != IGNORED] for batch in self._batches])
         if not len(self._targets):
             raise InputError(
-                f"None of the genes of {len(cells)} held-out cells was masked; hold out more cells (held_out={config.held_out})."
+                f"None of the genes of {len(cells)} held-out cells was masked; hold out more cells "
+                f"(held_out={config.held_out})."
             )
 
     def loss(self, model: nn.Module) -> float:

@@ -58,7 +58,8 @@ def encode(counts: csr_matrix, vocabulary: Vocabulary, *, n_counts: np.ndarray |
     """
     if vocabulary.medians is None:
         raise InputError(
-            f"{vocabulary!r} has no medians, so it can read tokens but not make them. Give Vocabulary.from_tokens(…, medians=…)."
+            f"{vocabulary!r} has no medians, so it can read tokens but not make them. Give "
+            f"Vocabulary.from_tokens(…, medians=…)."
         )
     assert counts.shape[1] == len(vocabulary), (counts.shape, len(vocabulary))
     n_cells = counts.shape[0]

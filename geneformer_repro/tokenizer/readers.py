@@ -6,6 +6,7 @@ fine in CSR or dense form; a CSC matrix is read whole (it cannot be cut by cells
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,8 @@ class CountSource:
         Raises
         ------
         DataFormatError
-            A value is negative, fractional or not finite; names the first cell and gene, and the layer that does hold counts.
+            A value is negative, fractional or not finite; names the first cell and gene, and the layer that does
+            hold counts.
         """
         for start in range(0, len(self.obs), size):
             counts = self._read(start, min(start + size, len(self.obs)))
@@ -62,7 +64,9 @@ class CountSource:
             yield Block(start, counts)
 
     def total_counts(self, block: Block) -> np.ndarray:
-        """Return each cell's total counts: ``obs['n_counts']``, which remembers genes left out of the file, or the stored sum.
+        """Return each cell's total counts.
+
+        ``obs['n_counts']`` where there is one, for it remembers genes left out of the file; else the stored sum.
 
         Raises
         ------
@@ -77,8 +81,10 @@ class CountSource:
         if wrong.any():
             i = int(np.flatnonzero(wrong)[0])
             raise DataFormatError(
-                f"{self.name}: obs['n_counts'] of cell {self.obs.index[start + i]!r} is {given[i]:g}, less than the {sums[i]:g} counts stored for it. "
-                "It must be the cell's total raw counts; correct the column, or drop it and the stored counts are summed."
+                f"{self.name}: obs['n_counts'] of cell {self.obs.index[start + i]!r} is {given[i]:g}, less than the "
+                f"{sums[i]:g} counts stored for it. "
+                "It must be the cell's total raw counts; correct the column, or drop it and the stored counts are "
+                "summed."
             )
         return given
 
@@ -97,7 +103,8 @@ class CountSource:
             else "No other layer of it holds counts either; go back to the file before normalisation."
         )
         raise DataFormatError(
-            f"{self.name}: {self._layer} holds {kind} values (first: cell {self.obs.index[start + row]!r}, gene {self.gene_ids[counts.indices[first]]!r}, {value:g}). "
+            f"{self.name}: {self._layer} holds {kind} values (first: cell {self.obs.index[start + row]!r}, gene "
+            f"{self.gene_ids[counts.indices[first]]!r}, {value:g}). "
             f"Rank encoding needs raw counts. {advice}"
         )
 
@@ -149,7 +156,7 @@ def _from_h5ad(path: Path, layer: str | None, gene_ids: str | None) -> CountSour
     with _h5(path) as file:
         try:
             obs, var = read_elem(file["obs"]), read_elem(file["var"])
-            raw_var = read_elem(file["raw/var"]) if "raw" in file else None
+            raw_var = read_elem(file["raw/var"]) if "raw" in file else var
         except Exception as error:
             raise DataFormatError(f"{path}: an HDF5 file, but not a readable .h5ad: {error}") from error
         matrices = {"X": "X"} if "X" in file else {}
@@ -157,8 +164,18 @@ def _from_h5ad(path: Path, layer: str | None, gene_ids: str | None) -> CountSour
         matrices |= {"raw": "raw/X"} if "raw" in file else {}
     chosen = _chosen(layer, matrices, str(path))
 
+    @cache
+    def whole_csc() -> csr_matrix | None:
+        with _h5(path) as file:
+            stored = file[matrices[chosen]]
+            is_csc = isinstance(stored, h5py.Group) and ad.io.sparse_dataset(stored).format == "csc"
+            return csr_matrix(ad.io.sparse_dataset(stored).to_memory()) if is_csc else None
+
     def read(start: int, stop: int) -> csr_matrix:
         try:
+            whole = whole_csc()
+            if whole is not None:
+                return whole[start:stop]
             with _h5(path) as file:
                 return csr_matrix(_rows(file[matrices[chosen]], start, stop))
         except OSError as error:
@@ -211,7 +228,8 @@ def _checked_source(
     repeated = obs.index[obs.index.duplicated()]
     if len(repeated):
         raise DataFormatError(
-            f"{name}: {len(repeated)} cell names stand more than once (first: {repeated[0]!r}), so results could not be joined back. Call adata.obs_names_make_unique() first."
+            f"{name}: {len(repeated)} cell names stand more than once (first: {repeated[0]!r}), so results could "
+            f"not be joined back. Call adata.obs_names_make_unique() first."
         )
     if gene_ids is not None and gene_ids not in var:
         raise InputError(f"{name}: var has no column {gene_ids!r}. {did_you_mean(gene_ids, var.columns)}")

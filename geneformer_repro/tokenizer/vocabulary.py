@@ -10,7 +10,7 @@ import hashlib
 import io
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +74,11 @@ class Vocabulary:
         self._check()
 
     def _check(self) -> None:
-        columns = {"tokens": self.tokens, "gene_names": self.gene_names, "medians": self.medians}
+        columns: dict[str, Sized | None] = {
+            "tokens": self.tokens,
+            "gene_names": self.gene_names,
+            "medians": self.medians,
+        }
         for name, column in columns.items():
             if column is not None and len(column) != len(self.gene_ids):
                 raise InputError(f"A vocabulary of {len(self.gene_ids)} genes was given {len(column)} {name}.")
@@ -111,7 +115,10 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         medians = "" if self.medians is not None else ", no medians"
-        return f"Vocabulary({len(self):,} genes, {', '.join(self.special_tokens)}, max_length={self.max_length}{medians}, {self.fingerprint[:12]})"
+        return (
+            f"Vocabulary({len(self):,} genes, {', '.join(self.special_tokens)}, "
+            f"max_length={self.max_length}{medians}, {self.fingerprint[:12]})"
+        )
 
     @property
     def size(self) -> int:
@@ -135,7 +142,7 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides a cell's tokens: ids, tokens, medians, special tokens, length. Names do not count."""
+        """SHA-256 over all that decides a cell's tokens: ids, tokens, medians, special tokens, length; not names."""
         digest = hashlib.sha256(FORMAT.encode())
         digest.update("\n".join(self.gene_ids).encode())
         digest.update(self.tokens.astype("<i8").tobytes())
@@ -155,7 +162,7 @@ class Vocabulary:
         return lookup
 
     def genes_of(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the index into `gene_ids` of each token; -1 for a special token or one that is not in the vocabulary."""
+        """Return the index into `gene_ids` of each token; -1 for a special token and for a token it does not have."""
         tokens = np.asarray(tokens, dtype=np.int64)
         inside = (tokens >= 0) & (tokens < self.size)
         return np.where(inside, self._gene_of_token[np.where(inside, tokens, 0)], -1)
@@ -173,7 +180,8 @@ class Vocabulary:
         unknown = [gene for gene, i in zip(asked, found, strict=True) if i < 0]
         if unknown:
             raise InputError(
-                f"{len(unknown)} of {len(asked)} genes are not in the vocabulary, or their name stands for several genes: "
+                f"{len(unknown)} of {len(asked)} genes are not in the vocabulary, or their name stands for several "
+                f"genes: "
                 f"{', '.join(map(repr, unknown[:10]))}. Give Ensembl ids such as {self.gene_ids[0]!r}."
             )
         return self.tokens[found]
@@ -204,7 +212,8 @@ class Vocabulary:
         difference = self._difference(other)
         if difference:
             raise VocabularyMismatchError(
-                f"{this} and {that} have different vocabularies ({self.fingerprint[:12]}, {other.fingerprint[:12]}): {difference}. "
+                f"{this} and {that} have different vocabularies ({self.fingerprint[:12]}, "
+                f"{other.fingerprint[:12]}): {difference}. "
                 "Tokenise the counts again with the vocabulary of the checkpoint."
             )
 
@@ -223,7 +232,10 @@ class Vocabulary:
             return f"first differing gene {extra} is only in the other"
         if self.medians is not None and other.medians is not None and not np.array_equal(self.medians, other.medians):
             i = int(np.flatnonzero(self.medians != other.medians)[0])
-            return f"same tokens, but other medians (first: gene {self.gene_ids[i]}, {self.medians[i]:g} and {other.medians[i]:g})"
+            return (
+                f"same tokens, but other medians (first: gene {self.gene_ids[i]}, {self.medians[i]:g} and "
+                f"{other.medians[i]:g})"
+            )
         return None
 
     @classmethod
@@ -360,8 +372,9 @@ class Vocabulary:
         Parameters
         ----------
         path
-            A folder with ``vocabulary.json`` and ``vocabulary.tsv`` (a vocabulary's, dataset's or checkpoint's), or with
-            the published ``token_dictionary*.pkl``, ``gene_median_dictionary*.pkl`` and ``gene_name_id_dict*.pkl``.
+            A folder with ``vocabulary.json`` and ``vocabulary.tsv`` (a vocabulary's, dataset's or checkpoint's), or
+            with the published ``token_dictionary*.pkl``, ``gene_median_dictionary*.pkl`` and
+            ``gene_name_id_dict*.pkl``.
 
         Raises
         ------
@@ -397,7 +410,8 @@ class Vocabulary:
             raise InputError(f"{folder}: vocabulary.tsv is missing or damaged ({error}).") from error
         if vocabulary.fingerprint != header["fingerprint"]:
             raise InputError(
-                f"{folder}: vocabulary.tsv has changed since it was written (fingerprint {vocabulary.fingerprint[:12]}, header says {header['fingerprint'][:12]})."
+                f"{folder}: vocabulary.tsv has changed since it was written (fingerprint "
+                f"{vocabulary.fingerprint[:12]}, header says {header['fingerprint'][:12]})."
             )
         return vocabulary
 
@@ -420,7 +434,8 @@ class Vocabulary:
         Parameters
         ----------
         path_or_hub_id
-            A hub id such as ``"ctheodoris/Geneformer"``, or a folder laid out like that repository, or anything `load` opens.
+            A hub id such as ``"ctheodoris/Geneformer"``, a folder laid out like that repository, or one that `load`
+            opens.
         series
             "V1" (30 million cells; 25,424 genes) or "V2" (104 million cells; 20,271 genes).
         revision
@@ -491,7 +506,8 @@ def read_plain_pickle(path: Path) -> dict[str, Any]:
         content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: refused as a dictionary of plain data: {error}. Only builtin containers, strings, numbers and numpy scalars are read from pickles."
+            f"{path}: refused as a dictionary of plain data: {error}. Only builtin containers, strings, numbers and "
+            f"numpy scalars are read from pickles."
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a dictionary, found a {type(content).__name__}.")

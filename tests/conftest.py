@@ -1,0 +1,77 @@
+"""What several tests need: real cells, small trained-shaped models, and the shared folder where it is there."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import geneformer_repro as gf
+from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with golden files and data sets, beside the checkout; users do not have it."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not (folder / "golden").is_dir():
+        pytest.skip("needs the golden files and data sets in ../shared, which are not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _pbmc() -> ad.AnnData:
+    return gf.datasets.pbmc700()
+
+
+@pytest.fixture
+def pbmc(_pbmc: ad.AnnData) -> ad.AnnData:
+    """700 real blood cells with raw counts; a copy, to be changed at will."""
+    return _pbmc.copy()
+
+
+@pytest.fixture(scope="session")
+def vocabulary(_pbmc: ad.AnnData) -> Vocabulary:
+    """The 754 genes of the blood cells, V2 convention (``<cls>`` … ``<eos>``)."""
+    return Vocabulary.fit(_pbmc)
+
+
+@pytest.fixture(scope="session")
+def cells(_pbmc: ad.AnnData, vocabulary: Vocabulary) -> gf.TokenizedDataset:
+    """The blood cells, tokenised in memory, with their labels and three made-up donors."""
+    adata = _pbmc.copy()
+    adata.obs["donor"] = [f"donor{i % 3}" for i in range(adata.n_obs)]
+    return gf.tokenize(adata, vocabulary, obs=["cell_type", "phase", "donor", "n_counts"])
+
+
+@pytest.fixture
+def checkpoint(vocabulary: Vocabulary) -> gf.Checkpoint:
+    """A tiny untrained model of that vocabulary, with weights large enough to make cells differ."""
+    torch.manual_seed(0)
+    config = bert_config("tiny", vocabulary)
+    config.initializer_range = 0.2
+    return gf.Checkpoint(MaskedGeneModel(config).eval(), vocabulary, name="checkpoint tiny")
+
+
+@pytest.fixture(params=["v1", "v2"])
+def golden(request: pytest.FixtureRequest, shared: Path) -> "Golden":
+    """The published package's results on 14 real cells, in both conventions of special tokens."""
+    return Golden(shared / "golden" / request.param)
+
+
+class Golden:
+    """One of the two folders of reference outputs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.series = folder, folder.name
+        tokens = json.loads((folder / "vocabulary.json").read_text())
+        self.vocabulary = Vocabulary.from_tokens(tokens, max_length=96)
+        self.cells = gf.TokenizedDataset.open(folder / "cells.parquet", self.vocabulary)
+        self.checkpoint = gf.Checkpoint.from_pretrained(folder / "model", vocabulary=self.vocabulary)
+
+    def state_vectors(self) -> dict[str, np.ndarray]:
+        """The vectors that were given to its goal-state runs."""
+        return {state: np.array(vector) for state, vector in json.loads((self.folder / "state_embs.json").read_text()).items()}

@@ -1,0 +1,570 @@
+"""Fine-tuning on 120 blood cells of three types: what it writes, what it leaves alone, what it refuses."""
+
+import dataclasses
+import json
+import logging
+import re
+from typing import NamedTuple
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import geneformer_repro as gf
+from geneformer_repro.batching import collate
+from geneformer_repro.config import ConfigError
+from geneformer_repro.finetuning import finetune as module
+from geneformer_repro.finetuning import metrics
+from geneformer_repro.finetuning.finetune import (
+    FINE_TUNED,
+    MAJORITY,
+    ON_COUNTS,
+    ON_EMBEDDING,
+    RANDOM,
+    FinetuneConfig,
+    finetune,
+)
+from geneformer_repro.finetuning.metrics import scores
+from geneformer_repro.model import MaskedGeneModel, bert_config
+
+METHODS = [FINE_TUNED, MAJORITY, ON_COUNTS, ON_EMBEDDING, RANDOM]
+TYPES = {"CD14+ Monocyte": 45, "CD19+ B": 45, "CD56+ NK": 30}
+FILES = {
+    "config.json", "model.safetensors", "vocabulary.tsv", "vocabulary.json", "head.json", "provenance.json", "log.jsonl", "methods.tsv",
+    "confusion.tsv", "predictions.tsv", "split.tsv", "history.tsv", "confusion.png", "methods.png",
+}  # fmt: skip
+OBS = ["cell_type", "donor", "partly", "number", "gap", "large", "flag", "same", "unlabelled", "rare"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    """Intervals have tests of their own; a thousand resamples would be most of the time of these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "N_RESAMPLES", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
+def counts_file(_pbmc, tmp_path_factory):
+    """120 cells of three types with columns of every kind, as a file."""
+    types = _pbmc.obs["cell_type"].to_numpy()
+    few = _pbmc[np.concatenate([np.flatnonzero(types == name)[:n] for name, n in TYPES.items()])].copy()
+    types, code = few.obs["cell_type"].to_numpy(), few.obs["cell_type"].map(dict(zip(TYPES, range(3)))).to_numpy()
+    i = np.arange(few.n_obs)
+    few.obs["donor"] = [f"donor{row % 6}" for row in i]
+    few.obs["partly"] = pd.Series(types, index=few.obs_names).where(i % 4 > 0)
+    few.obs["number"] = code
+    few.obs["gap"] = np.where(i % 4 > 0, code.astype(float), np.nan)
+    few.obs["large"] = np.where(i % 4 > 0, 1_000_001.0 + code, np.nan)
+    few.obs["flag"] = code == 1
+    few.obs["same"] = "blood"
+    few.obs["unlabelled"] = np.nan
+    few.obs["rare"] = np.where(i % 60 == 0, "odd", types)
+    path = tmp_path_factory.mktemp("counts") / "few.h5ad"
+    few.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def adata(counts_file):
+    return ad.read_h5ad(counts_file)
+
+
+@pytest.fixture(scope="module")
+def cells(counts_file):
+    return gf.tokenize(counts_file, gf.Vocabulary.fit(counts_file, max_length=66), obs=OBS)
+
+
+@pytest.fixture(scope="module")
+def in_memory(cells, counts_file):
+    """The same cells, without a trace of a file."""
+    return gf.tokenize(ad.read_h5ad(counts_file), cells.vocabulary, obs=OBS)
+
+
+@pytest.fixture(scope="module")
+def base(cells):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = bert_config("tiny", cells.vocabulary)
+        config.initializer_range = 0.2
+        return gf.Checkpoint(MaskedGeneModel(config).eval(), cells.vocabulary, name="checkpoint base")
+
+
+def config(**changes):
+    chosen = {"target": "cell_type", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
+    return FinetuneConfig(**chosen | changes)
+
+
+def quick(**changes):
+    """Two steps and no baselines: for what is decided before or after training."""
+    return config(**{"epochs": 1, "batch_size": 64, "baselines": False} | changes)
+
+
+class Run(NamedTuple):
+    result: gf.Finetuned
+    out: object
+
+    def read(self, name, **options):
+        return pd.read_csv(self.out / f"{name}.tsv", sep="\t", **options)
+
+
+@pytest.fixture(scope="module")
+def run(base, cells, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "clf"
+    return Run(finetune(base, cells, config(), out=out), out)
+
+
+def weights_of(model):
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+# What comes back, and what is written
+
+
+def test_every_promised_file_is_written_and_nothing_is_left_beside_it(run):
+    assert {file.name for file in run.out.iterdir()} == FILES
+    assert [path.name for path in run.out.parent.iterdir()] == ["clf"]
+
+
+def test_the_table_has_every_method_in_order_with_intervals(run):
+    assert run.result.methods.index.tolist() == METHODS
+    assert run.result.methods.index.name == "method"
+    assert run.result.methods.columns.tolist() == [
+        f"{score}{end}" for score in ("accuracy", "macro_f1") for end in ("", "_low", "_high")
+    ]
+    assert run.result.methods.notna().all(axis=None)
+
+
+def test_every_row_of_the_table_is_the_score_of_its_predictions(run):
+    predictions, methods = run.result.predictions, run.result.methods
+    assert predictions.columns.tolist() == ["cell", "true", *METHODS]
+    for method in METHODS:
+        expected = scores(predictions["true"].to_numpy(), predictions[method].to_numpy())
+        assert methods.loc[method, ["accuracy", "macro_f1"]].to_dict() == pytest.approx(expected)
+
+
+def test_predictions_are_of_the_test_cells_with_their_labels(run, cells):
+    split, predictions = run.result.split, run.result.predictions
+    assert predictions["cell"].tolist() == split["cell"][split["part"] == "test"].tolist()
+    assert predictions["true"].tolist() == cells.obs.loc[predictions["cell"], "cell_type"].tolist()
+
+
+def test_the_majority_row_predicts_the_commonest_class_of_the_training_cells(run, cells):
+    trained = run.result.split["cell"][run.result.split["part"] == "train"]
+    assert cells.obs.loc[trained, "cell_type"].mode().isin(run.result.predictions[MAJORITY].unique()).any()
+    assert run.result.predictions[MAJORITY].nunique() == 1
+
+
+def test_the_split_covers_every_cell_once(run, cells):
+    written = run.read("split")
+    assert sorted(written["cell"]) == sorted(cells.cell_names)
+    assert written["part"].value_counts().to_dict() == {"train": 84, "test": 24, "validation": 12}
+
+
+def test_the_confusion_matrix_sums_to_the_test_cells_and_its_diagonal_to_the_accuracy(run):
+    table = run.result.confusion
+    assert table.to_numpy().sum() == 24
+    assert np.trace(table) / 24 == pytest.approx(run.result.methods.loc[FINE_TUNED, "accuracy"])
+    assert table.index.tolist() == table.columns.tolist() == sorted(TYPES)
+
+
+@pytest.mark.parametrize("name", ["methods", "confusion", "predictions", "split", "history"])
+def test_the_files_hold_what_was_returned(run, name):
+    returned = getattr(run.result, name)
+    written = run.read(name, index_col=0) if name in ("methods", "confusion") else run.read(name)
+    pd.testing.assert_frame_equal(written, returned, check_names=False)
+
+
+def test_history_starts_before_training_and_scores_every_epoch(run):
+    scored = run.result.history.dropna(subset=["eval_macro_f1"])
+    np.testing.assert_array_equal(scored["epoch"].fillna(0), [0, 1, 2])
+    assert run.result.history["loss"].notna().any()
+
+
+def test_the_epoch_with_the_best_validation_score_is_kept(base, cells, tmp_path):
+    result = finetune(base, cells, config(epochs=3, learning_rate=3e-3, baselines=False, seed=1), out=tmp_path / "clf")
+    validated = result.split["cell"][result.split["part"] == "validation"]
+    rows = np.flatnonzero(np.isin(cells.cell_names, validated))
+    found = scores(cells.obs["cell_type"].to_numpy()[rows].astype(str), predict(result.checkpoint, cells.select(rows)))
+    trained = result.history[result.history["epoch"] > 0]
+    assert found["macro_f1"] == pytest.approx(trained["eval_macro_f1"].max())
+
+
+def test_the_log_has_a_line_of_json_for_each_entry(run):
+    entries = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+    assert len(entries) == len(run.result.history)
+    assert {entry["event"] for entry in entries} == {"fine-tune"}
+
+
+def test_provenance_says_what_made_the_classifier(run, base, cells):
+    record = json.loads((run.out / "provenance.json").read_text())
+    assert record["step"] == "finetune"
+    assert record["config"] == dataclasses.asdict(config())
+    assert record["inputs"] == {"cells": cells.fingerprint, "checkpoint": base.fingerprint}
+    expected = run.result.methods.loc[FINE_TUNED].to_dict()
+    assert record["result"] == pytest.approx(expected, abs=1e-6)
+
+
+def predict(checkpoint, cells):
+    """One cell at a time."""
+    logits = [checkpoint.model(**collate([cell], cells.vocabulary)).logits[0] for cell in cells]
+    return np.array([checkpoint.head.classes[int(row.argmax())] for row in logits])
+
+
+def test_the_folder_reopens_as_the_classifier_with_the_same_predictions(run, cells):
+    reopened = gf.Checkpoint.from_pretrained(run.out)
+    tested = run.read("predictions")
+    rows = pd.Index(cells.cell_names).get_indexer(tested["cell"])
+    with torch.inference_mode():
+        np.testing.assert_array_equal(predict(reopened, cells.select(rows)), tested[FINE_TUNED])
+    assert reopened.head == run.result.checkpoint.head
+    assert (reopened.head.target, reopened.head.classes) == ("cell_type", tuple(sorted(TYPES)))
+    assert reopened.fingerprint == run.result.checkpoint.fingerprint
+    assert reopened.vocabulary == cells.vocabulary
+
+
+def test_more_training_tells_real_cell_types_apart(base, cells, tmp_path):
+    result = finetune(base, cells, config(epochs=6, learning_rate=2e-3, baselines=False), out=tmp_path / "clf")
+    assert result.methods.loc[FINE_TUNED, "accuracy"] > 0.7
+
+
+# What it starts from
+
+
+def test_the_base_is_left_as_it_is(base, cells, tmp_path):
+    before, was = weights_of(base.model), base.fingerprint
+    finetune(base, cells, quick(learning_rate=0.01), out=tmp_path / "clf")
+    after = weights_of(base.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert base.fingerprint == was
+    assert not base.model.training
+
+
+class StoppedError(RuntimeError):
+    """Stands for a crash."""
+
+
+@pytest.fixture
+def trained_networks(base, cells, tmp_path, monkeypatch):
+    """Weights of both networks after training at next to no learning rate, from the work folder of a run that crashed at its end."""
+
+    def crash(*_):
+        raise StoppedError
+
+    monkeypatch.setattr(module, "_write", crash)
+    with pytest.raises(StoppedError):
+        finetune(base, cells, quick(learning_rate=1e-12, baselines=True), out=tmp_path / "clf")
+    return {
+        name: load_file(next((tmp_path / "clf.partial" / name).glob("checkpoint-*/model.safetensors")))
+        for name in ("fine-tuned", "random")
+    }
+
+
+def test_the_fine_tuned_encoder_starts_from_the_checkpoint_and_the_random_one_does_not(trained_networks, base):
+    pretrained = {
+        name: weight for name, weight in weights_of(base.model).items() if name.startswith("bert.") and weight.dim() > 1
+    }
+    for name, weight in pretrained.items():
+        torch.testing.assert_close(trained_networks["fine-tuned"][name], weight, atol=1e-6, rtol=0)
+        assert not torch.allclose(trained_networks["random"][name], weight, atol=1e-3)
+
+
+def test_the_random_network_has_the_same_shape(trained_networks):
+    shapes = [{name: weight.shape for name, weight in network.items()} for network in trained_networks.values()]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_classifier_can_be_the_start_as_well(run, cells, tmp_path):
+    result = finetune(run.result.checkpoint, cells, quick(target="flag"), out=tmp_path / "clf")
+    assert result.checkpoint.head.classes == ("False", "True")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pooling_is_written_with_the_head(base, cells, tmp_path, pooling):
+    finetune(base, cells, quick(pooling=pooling), out=tmp_path / "clf")
+    assert gf.Checkpoint.from_pretrained(tmp_path / "clf").model.pooling == pooling
+
+
+# The same again
+
+
+def test_the_same_seed_gives_the_same_table_and_weights(run, base, cells, tmp_path):
+    again = finetune(base, cells, config(), out=tmp_path / "again")
+    pd.testing.assert_frame_equal(again.methods, run.result.methods)
+    pd.testing.assert_frame_equal(again.predictions, run.result.predictions)
+    assert again.checkpoint.fingerprint == run.result.checkpoint.fingerprint
+
+
+def test_another_seed_makes_another_split(run, base, cells, tmp_path):
+    other = finetune(base, cells, quick(seed=1), out=tmp_path / "other")
+    assert not other.split["cell"].equals(run.result.split["cell"])
+
+
+@pytest.mark.parametrize("stop_at", [pytest.param(8, id="in an epoch"), pytest.param(16, id="in the random network")])
+def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(run, base, cells, tmp_path, monkeypatch, stop_at):
+    with monkeypatch.context() as patch:
+        stop_training_after(patch, stop_at)
+        with pytest.raises(StoppedError):
+            finetune(base, cells, config(), out=tmp_path / "clf")
+    assert not (tmp_path / "clf").exists()
+    resumed = finetune(base, cells, config(), out=tmp_path / "clf")
+    pd.testing.assert_frame_equal(resumed.methods, run.result.methods)
+    pd.testing.assert_frame_equal(resumed.predictions, run.result.predictions)
+    assert resumed.checkpoint.fingerprint == run.result.checkpoint.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["clf"]
+
+
+def stop_training_after(patch, n_steps):
+    from geneformer_repro import training
+
+    step, done = training._Trainer.training_step, []
+
+    def stopping(*inputs, **options):
+        if len(done) == n_steps:
+            raise StoppedError
+        done.append(None)
+        return step(*inputs, **options)
+
+    patch.setattr(training._Trainer, "training_step", stopping)
+
+
+@pytest.fixture
+def cut_off(base, cells, tmp_path, monkeypatch):
+    """Folder name of a run that was cut off in its second step."""
+    with monkeypatch.context() as patch:
+        stop_training_after(patch, 1)
+        with pytest.raises(StoppedError):
+            finetune(base, cells, quick(), out=tmp_path / "clf")
+    return tmp_path / "clf"
+
+
+def test_an_unfinished_run_with_other_settings_is_refused_with_the_difference(cut_off, base, cells):
+    with pytest.raises(FileExistsError, match=r"clf\.partial holds an unfinished run.*0\.01.*overwrite=True"):
+        finetune(base, cells, quick(learning_rate=0.01), out=cut_off)
+
+
+def test_an_unfinished_run_on_other_cells_is_refused(cut_off, base, cells):
+    with pytest.raises(FileExistsError, match="cells"):
+        finetune(base, cells.select(np.arange(0, 120, 2)), quick(), out=cut_off)
+
+
+def test_an_unfinished_run_with_other_settings_gives_way_to_overwrite(cut_off, base, cells):
+    finetune(base, cells, quick(learning_rate=0.01), out=cut_off, overwrite=True)
+    assert [path.name for path in cut_off.parent.iterdir()] == ["clf"]
+
+
+def test_a_mistake_in_the_settings_does_not_stand_in_the_way_of_the_corrected_call(base, cells, tmp_path):
+    with pytest.raises(ConfigError, match="warmup_steps is 1000 but the run has only 2 steps"):
+        finetune(base, cells, quick(warmup_steps=1000), out=tmp_path / "clf")
+    finetune(base, cells, quick(warmup_steps=0.1), out=tmp_path / "clf")
+
+
+def test_an_output_that_exists_is_refused_and_left_alone(run, base, cells):
+    before = (run.out / "methods.tsv").stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match=r"clf already exists.*overwrite=True"):
+        finetune(base, cells, quick(), out=run.out)
+    assert (run.out / "methods.tsv").stat().st_mtime_ns == before
+
+
+def test_overwrite_replaces_a_result(base, cells, tmp_path):
+    finetune(base, cells, quick(), out=tmp_path / "clf")
+    finetune(base, cells, quick(target="flag"), out=tmp_path / "clf", overwrite=True)
+    assert gf.Checkpoint.from_pretrained(tmp_path / "clf").head.target == "flag"
+
+
+def test_overwrite_never_replaces_a_folder_that_is_not_a_result(base, cells, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"folder without provenance\.json"):
+        finetune(base, cells, quick(), out=tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "precious"
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("target", "classes"),
+    [
+        pytest.param("number", ("0", "1", "2"), id="whole numbers"),
+        pytest.param("gap", ("0", "1", "2"), id="whole numbers with a gap"),
+        pytest.param("large", ("1000001", "1000002", "1000003"), id="large whole numbers with a gap"),
+        pytest.param("flag", ("False", "True"), id="booleans"),
+        pytest.param("partly", tuple(sorted(TYPES)), id="text with a gap"),
+    ],
+)
+def test_labels_of_any_kind_become_class_names(base, cells, tmp_path, target, classes):
+    result = finetune(base, cells, quick(target=target), out=tmp_path / "clf")
+    assert result.checkpoint.head.classes == classes
+    assert set(result.predictions["true"]) == set(classes)
+
+
+@pytest.mark.parametrize("target", ["partly", "gap"])
+def test_cells_without_a_label_are_left_out_and_counted_in_the_log(base, cells, tmp_path, caplog, target):
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        result = finetune(base, cells, quick(target=target), out=tmp_path / "clf")
+    assert sorted(result.split["cell"]) == sorted(cells.cell_names[np.arange(120) % 4 > 0])
+    assert f"{target}: 30 cells have no label" in caplog.text
+
+
+def test_min_cells_leaves_rare_classes_out_and_says_which(base, cells, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        result = finetune(base, cells, quick(target="rare", min_cells=3), out=tmp_path / "clf")
+    assert result.checkpoint.head.classes == tuple(sorted(TYPES))
+    assert len(result.split) == 118
+    assert "2 are of classes with fewer than 3 cells (odd); left out" in caplog.text
+
+
+def test_a_class_too_rare_to_split_is_refused_with_the_way_out(base, cells, tmp_path):
+    with pytest.raises(gf.InputError, match=r"at least 3 cells.*'odd' \(2\).*min_cells=3"):
+        finetune(base, cells, quick(target="rare"), out=tmp_path / "clf")
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "message"),
+    [
+        pytest.param("same", {}, r"'same' has 1 class \('blood'\) among 120 cells; at least two", id="one class"),
+        pytest.param("unlabelled", {}, r"'unlabelled' has 0 classes \(all missing\)", id="no label"),
+        pytest.param("cell_type", {"min_cells": 40, "target": "rare"}, r"2 class|CD14", id="two classes are enough"),
+    ],
+)
+def test_fewer_than_two_classes_are_refused(base, cells, tmp_path, target, changes, message):
+    if changes:
+        result = finetune(base, cells, quick(**changes), out=tmp_path / "clf")
+        assert result.checkpoint.head.classes == ("CD14+ Monocyte", "CD19+ B")
+        return
+    with pytest.raises(gf.InputError, match=message):
+        finetune(base, cells, quick(target=target), out=tmp_path / "clf")
+
+
+@pytest.mark.parametrize("field", ["target", "group"])
+def test_a_missing_column_is_refused_with_the_nearest_name(base, cells, tmp_path, field):
+    with pytest.raises(gf.InputError, match=r"no obs column 'cell_typ'\. Did you mean 'cell_type'\?"):
+        finetune(base, cells, quick(**{field: "cell_typ"}), out=tmp_path / "clf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_are_never_split(base, cells, tmp_path):
+    result = finetune(base, cells, quick(group="donor"), out=tmp_path / "clf")
+    donors = cells.obs.loc[result.split["cell"], "donor"].groupby(result.split["part"].to_numpy()).unique()
+    assert sorted(np.concatenate(donors.tolist())) == [f"donor{i}" for i in range(6)]
+
+
+def test_group_intervals_resample_donors(base, cells, tmp_path, monkeypatch):
+    given = []
+    real = module.scores_with_intervals
+    monkeypatch.setattr(
+        module,
+        "scores_with_intervals",
+        lambda true, predicted, *, groups, rng: given.append(groups) or real(true, predicted, groups=groups, rng=rng),
+    )
+    result = finetune(base, cells, quick(group="donor"), out=tmp_path / "clf")
+    np.testing.assert_array_equal(given[0], cells.obs.loc[result.predictions["cell"], "donor"])
+
+
+# Baselines and their counts
+
+
+def test_without_baselines_only_the_model_is_in_the_table(base, cells, tmp_path):
+    result = finetune(base, cells, quick(), out=tmp_path / "clf")
+    assert result.methods.index.tolist() == [FINE_TUNED]
+    assert result.predictions.columns.tolist() == ["cell", "true", FINE_TUNED]
+
+
+def test_baselines_do_not_change_the_fine_tuned_model(run, base, cells, tmp_path):
+    alone = finetune(base, cells, config(baselines=False), out=tmp_path / "clf")
+    pd.testing.assert_frame_equal(alone.methods, run.result.methods.loc[[FINE_TUNED]])
+
+
+def test_without_counts_at_hand_their_row_is_empty_and_the_log_says_why(base, in_memory, tmp_path, caplog):
+    result = finetune(base, in_memory, quick(baselines=True), out=tmp_path / "clf")
+    assert result.methods.index.tolist() == METHODS
+    assert result.methods.isna().all(axis=1).tolist() == [method == ON_COUNTS for method in METHODS]
+    assert ON_COUNTS not in result.predictions
+    assert re.search(r"No raw counts at hand \(the cells were tokenised in memory\).*give counts=", caplog.text)
+
+
+@pytest.mark.parametrize("change", ["gone", "other"])
+def test_counts_that_are_gone_or_changed_since_are_not_used(base, adata, tmp_path, caplog, change):
+    path = tmp_path / "moved.h5ad"
+    adata.write_h5ad(path)
+    cells = gf.tokenize(path, base.vocabulary, obs=["cell_type"])
+    path.unlink()
+    if change == "other":
+        adata[::-1].write_h5ad(path)
+    result = finetune(base, cells, quick(baselines=True), out=tmp_path / "clf")
+    assert ON_COUNTS not in result.predictions
+    assert "moved.h5ad" in caplog.text
+
+
+@pytest.mark.parametrize("as_path", [False, True], ids=["AnnData", "path"])
+def test_counts_given_in_any_order_give_the_row_of_the_file(run, base, in_memory, adata, tmp_path, as_path):
+    shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    shuffled.write_h5ad(tmp_path / "shuffled.h5ad")
+    counts = tmp_path / "shuffled.h5ad" if as_path else shuffled
+    result = finetune(base, in_memory, quick(baselines=True), out=tmp_path / "clf", counts=counts)
+    pd.testing.assert_series_equal(result.predictions[ON_COUNTS], run.result.predictions[ON_COUNTS])
+
+
+def test_the_layer_that_was_tokenised_is_the_layer_of_the_baseline(run, base, adata, tmp_path):
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X / 2
+    cells = gf.tokenize(adata, base.vocabulary, obs=["cell_type"], layer="counts")
+    result = finetune(base, cells, quick(baselines=True), out=tmp_path / "clf", counts=adata)
+    pd.testing.assert_series_equal(result.predictions[ON_COUNTS], run.result.predictions[ON_COUNTS])
+
+
+def test_counts_of_other_cells_are_refused(base, cells, adata, tmp_path):
+    with pytest.raises(gf.InputError, match="60 of 120 cells of the dataset are not in it"):
+        finetune(base, cells, quick(baselines=True), out=tmp_path / "clf", counts=adata[:60].copy())
+
+
+# What does not belong together
+
+
+def test_cells_of_another_vocabulary_are_refused_naming_both_sides(base, pbmc, tmp_path):
+    others = gf.tokenize(pbmc, gf.Vocabulary.fit(pbmc[:, 1:].copy(), max_length=66), obs=["cell_type"])
+    with pytest.raises(gf.VocabularyMismatchError, match="the dataset and checkpoint base.*first differing gene ENSG"):
+        finetune(base, others, quick(), out=tmp_path / "clf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_cls_pooling_is_refused_where_cells_have_no_cls(pbmc, tmp_path):
+    vocabulary = gf.Vocabulary.fit(pbmc, series="V1", max_length=64)
+    v1 = gf.tokenize(pbmc[:30].copy(), vocabulary, obs=["cell_type"])
+    checkpoint = gf.Checkpoint(MaskedGeneModel(bert_config("tiny", vocabulary)), vocabulary)
+    with pytest.raises(gf.InputError, match="pooling='cls' needs cells that begin with <cls>"):
+        finetune(checkpoint, v1, quick(pooling="cls"), out=tmp_path / "clf")
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"validation": 0.0}, r"FinetuneConfig\.validation must be between 0 and 1, found 0", id="validation"),
+        pytest.param({"test": 0.9}, r"FinetuneConfig\.test must be between 0 and 1 - validation, found 0\.9", id="test"),
+        pytest.param({"test": 0.0}, r"FinetuneConfig\.test must be", id="no test cells"),
+        pytest.param({"epochs": 0}, r"FinetuneConfig\.epochs must be above 0, found 0", id="epochs"),
+        pytest.param({"batch_size": 0}, r"FinetuneConfig\.batch_size must be at least 1", id="batch_size"),
+        pytest.param({"learning_rate": 0.0}, r"FinetuneConfig\.learning_rate must be above 0", id="learning_rate"),
+        pytest.param({"warmup_steps": -1}, r"FinetuneConfig\.warmup_steps must be at least 0", id="warmup_steps"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_bounds_are_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+def test_the_target_must_be_named():
+    with pytest.raises(TypeError, match="target"):
+        FinetuneConfig()
+
+
+def test_a_config_cannot_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().target = "other"

@@ -1,0 +1,45 @@
+import pytest
+
+from geneformer_repro.config import ConfigError
+from geneformer_repro.errors import (
+    DataFormatError,
+    InputError,
+    MissingExtraError,
+    VocabularyMismatchError,
+    did_you_mean,
+)
+
+
+@pytest.mark.parametrize("error", [DataFormatError, VocabularyMismatchError, MissingExtraError, ConfigError])
+def test_what_a_user_can_cause_is_an_input_error_and_a_value_error(error):
+    assert issubclass(error, InputError)
+    assert issubclass(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("asked", "choices", "sentence"),
+    [
+        pytest.param("celltype", ["donor", "cell_type"], "Did you mean 'cell_type'?", id="one_near"),
+        pytest.param("layer", ["layer1", "layer2", "x"], "Did you mean 'layer2' or 'layer1'?", id="two_near"),
+        pytest.param("zzz", ["a", "b"], "There are: 'a', 'b'.", id="none_near"),
+        pytest.param("zzz", [], "There are none.", id="no_choices"),
+        pytest.param("1", [1, 2], "Did you mean '1'?", id="choices_that_are_no_strings"),
+        pytest.param("zzz", (name for name in "ab"), "There are: 'a', 'b'.", id="choices_that_can_be_read_once"),
+    ],
+)
+def test_an_error_ends_with_what_would_have_been_valid(asked, choices, sentence):
+    assert did_you_mean(asked, choices) == sentence
+
+
+def test_at_most_three_near_choices_are_offered():
+    assert did_you_mean("gene", [f"gene{i}" for i in range(9)]).count(" or ") == 2
+
+
+def test_a_long_list_of_choices_is_cut_and_says_so():
+    sentence = did_you_mean("zzz", [f"a{i:02}" for i in range(21)])
+    assert sentence.startswith("There are: 'a00', ")
+    assert sentence.endswith("'a19', ….")
+
+
+def test_a_list_of_twenty_choices_is_shown_whole():
+    assert did_you_mean("zzz", [f"a{i:02}" for i in range(20)]).endswith("'a18', 'a19'.")

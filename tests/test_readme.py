@@ -1,0 +1,52 @@
+"""The README's code works as it stands, and what it names exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_its_first_python_block_runs_from_counts_to_a_table(tmp_path):
+    done = subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "logistic regression, counts" in done.stdout
+    assert "p_value" in done.stdout
+
+
+def test_every_command_it_shows_is_understood():
+    from geneformer_repro.cli import _parser
+
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("geneformer-repro")]
+    assert len({line.split()[1] for line in commands}) == 8
+    for line in commands:
+        _parser().parse_args(re.findall(r'"[^"]*"|\S+', line)[1:])
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_what_it_links_to_exists(target):
+    assert (ROOT / target).exists()
+
+
+def test_its_two_commands_are_targets_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}: $(INSTALLED)" in makefile for target in ("demo", "test"))
+
+
+def test_its_first_picture_is_the_plan_of_the_packages():
+    import geneformer_repro.finetuning
+    import geneformer_repro.pretraining
+    import geneformer_repro.tokenizer
+
+    picture = blocks("text")[0]
+    for package, word in (("tokenizer", "tokenizer"), ("pretraining", "pretraining"), ("finetuning", "finetuning")):
+        row = next(line for line in picture.splitlines() if f" {word} " in line)
+        assert row.split(word)[1].strip() in getattr(geneformer_repro, package).__doc__
