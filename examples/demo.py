@@ -13,6 +13,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import anndata as ad
 import pandas as pd
 import scanpy as sc
 
@@ -29,6 +30,8 @@ from geneformer_repro.report import (
 )
 
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"
+MIN_CELLS = 5
+"""Genes that fewer of the perturbed cells express are left out of the picture."""
 
 
 def main() -> None:
@@ -87,7 +90,7 @@ def run(out: Path, *, quick: bool) -> list[Section]:
 
     recipe = gf.PretrainConfig(
         size="tiny",
-        epochs=1 if quick else 12,
+        epochs=1 if quick else 10,
         batch_size=4,
         learning_rate=2e-3,
         warmup_steps=0.1,
@@ -98,7 +101,7 @@ def run(out: Path, *, quick: bool) -> list[Section]:
     learned = base.provenance["result"]
     say("pretrain", f"held-out loss {learned['held_out_loss']:.3f}, gene frequency {learned['frequency_loss']:.3f}")
 
-    task = gf.FinetuneConfig(target="cell_type", epochs=1 if quick else 10, batch_size=8, learning_rate=1e-3)
+    task = gf.FinetuneConfig(target="cell_type", epochs=1 if quick else 8, batch_size=8, learning_rate=1e-3)
     classifier = gf.finetune(base, cells, task, out=out / "classifier")
     say("finetune", "accuracy on the test cells:")
     print(classifier.methods[["accuracy", "macro_f1"]].round(3).to_string())
@@ -120,7 +123,8 @@ def run(out: Path, *, quick: bool) -> list[Section]:
     )
     table = gf.shift_statistics(shifts)
     table.to_csv(out / "screen.tsv", sep="\t")
-    say("perturb", f"{shifts.metadata['n_cells']} cells; towards {GOAL}: {', '.join(table['gene_name'].head(6))}")
+    leading = table[table["n_cells"] >= MIN_CELLS].nlargest(6, "effect")["gene_name"]
+    say("perturb", f"{shifts.metadata['n_cells']} cells; towards {GOAL}: {', '.join(leading)}")
 
     history = pd.read_csv(out / "pretrained" / "history.tsv", sep="\t")
     return describe(history, learned, embedding, classifier, table, shifts)
@@ -131,70 +135,84 @@ def say(step: str, result: str) -> None:
     print(f"{step:<11} {result}", flush=True)
 
 
-def describe(history, learned, embedding, classifier, table, shifts) -> list[Section]:
+def describe(
+    history: pd.DataFrame,
+    learned: dict,
+    embedding: ad.AnnData,
+    classifier: gf.Finetuned,
+    table: pd.DataFrame,
+    shifts: gf.ShiftTable,
+) -> list[Section]:
     """Say of each picture what it shows and what it does not."""
-    methods = classifier.methods
-    best = methods["accuracy"].idxmax()
-    moved = table[table["n_cells"] >= 5]
-    strongest = pd.concat([moved.nlargest(8, "effect"), moved.nsmallest(8, "effect").iloc[::-1]])
-    n_cells = shifts.metadata["n_cells"]
+    enough = table[table["n_cells"] >= MIN_CELLS]
+    strongest = pd.concat([enough.nlargest(8, "effect"), enough.nsmallest(8, "effect").iloc[::-1]])
     return [
         Section(
             "Pretraining: naming hidden genes",
-            f"On cells it never saw, the model names a hidden gene with a loss of {learned['held_out_loss']:.2f} "
-            f"nats; guessing every gene by how often "
-            f"cells express it costs {learned['frequency_loss']:.2f}, so anything below the dashed line was learned "
-            f"from the rest of the cell.",
-            "That the model understands cells: part of the gain is only knowing which ranks a gene tends to have, "
-            "and 70 held-out cells of the same donor "
-            "say nothing about other donors.",
+            f"On cells it was not trained on, the model names a hidden gene with a loss of "
+            f"{learned['held_out_loss']:.2f} nats; guessing every gene by how often cells express it costs "
+            f"{learned['frequency_loss']:.2f}, so what lies below the dashed line was learned from the rest of a cell.",
+            "That the model understands cells: part of the gain is only knowing which ranks a gene tends to have, and "
+            f"{learned['n_held_out']} held-out cells of the same donor say nothing about other donors.",
             figure=loss_figure(history, learned["frequency_loss"]),
         ),
         Section(
             "Fine-tuning: cell types, beside simpler methods",
-            f"Five ways to predict ten cell types, trained and tested on the same cells; the best accuracy here is "
-            f"that of: {best}.",
-            "A difference where the bars overlap, or how any of them would do on another donor: all 700 cells are "
-            "one donor's, split cell by cell, "
-            "and pretraining saw the test cells (without their labels).",
-            figure=methods_figure(methods),
-            table=methods,
+            "Five ways to predict ten cell types, trained and tested on the same cells; the best accuracy here is that "
+            f"of: {classifier.methods['accuracy'].idxmax()}.",
+            "A difference where the bars overlap, or how any of them would do on another donor: all 700 cells are one "
+            "donor's, split cell by cell, and pretraining saw most test cells (without their labels).",
+            figure=methods_figure(classifier.methods),
+            table=with_intervals(classifier.methods),
         ),
         Section(
             "Which types are confused",
-            "Numbers of test cells by true and predicted type for the fine-tuned model; the colour is the share of "
-            "the true type.",
+            "Numbers of test cells by true and predicted type for the fine-tuned model; the colour is the share of the "
+            "true type.",
             "Errors of the model alone: the labels were assigned by correlation with sorted populations, and "
-            "neighbouring T-cell types are hard to tell "
-            "apart for any method with these 754 genes.",
+            "neighbouring T-cell types are hard to tell apart for any method with these 754 genes.",
             figure=confusion_figure(classifier.confusion),
         ),
         Section(
             "Embedding: all cells, by cell type",
-            "Each cell's vector (mean over its genes, last layer but one of the fine-tuned model) in two "
-            "dimensions: cells near each other look alike to the model.",
-            "Distances or sizes one can measure, and no independent test: the fine-tuned model was trained on the "
+            "Each cell's vector (mean over its genes, last layer but one of the fine-tuned model) in two dimensions: "
+            "cells near each other look alike to the model.",
+            "Distances or sizes one can measure, nor an independent test: the fine-tuned model was trained on the "
             "labels of most of these cells.",
             figure=scatter_figure(embedding.obsm["X_umap"], embedding.obs["cell_type"]),
         ),
         Section(
             f"Deletion screen: {START} towards {GOAL}",
-            f"Every expressed gene was deleted in turn from {n_cells} cells; to the right, deleting it makes the "
-            f"cell's vector more similar to the mean {GOAL} cell.",
-            "An effect in a real cell, or proper p-values: the published test takes cells for independent "
-            "replicates, and these are one donor's, so read it as a "
-            "ranking of what the model relies on.",
-            figure=volcano_figure(table, effect_name=f"mean cosine shift towards {GOAL}"),
+            f"Every expressed gene was deleted in turn from {shifts.metadata['n_cells']} cells; a point is a gene that "
+            f"at least {MIN_CELLS} of them express, and to the right its deletion makes a cell's vector more similar to "
+            f"the mean {GOAL} cell.",
+            "An effect in a real cell, nor proper p-values: the published test takes cells for independent replicates, "
+            "and these are one donor's, so read it as a ranking of what the model relies on.",
+            figure=volcano_figure(enough, effect_name=f"mean cosine shift towards {GOAL}"),
         ),
         Section(
             "Deletion screen: strongest genes, both directions",
-            f"The largest mean shifts towards and away from {GOAL} among genes that at least five cells express, "
-            f"with the shift towards {ALTERNATIVE} beside them.",
-            "That these genes drive the difference: genes at the top of a cell's ranking move any model most, and "
-            "no gene here was compared with one of like rank.",
-            table=strongest.reset_index(drop=True).set_index("gene_name"),
+            f"The largest mean shifts towards and away from {GOAL} among those genes, with the shift towards "
+            f"{ALTERNATIVE} beside them.",
+            "That these genes drive the difference: genes at the top of a cell's ranking move any model most, and no "
+            "gene here was compared with one of like rank.",
+            table=strongest.set_index("gene_name")[["effect", "p_value", "fdr", "n_cells", f"effect_to_{ALTERNATIVE}"]],
         ),
     ]
+
+
+def with_intervals(methods: pd.DataFrame) -> pd.DataFrame:
+    """Write each score with its 95 % interval."""
+    return pd.DataFrame(
+        {
+            score: [
+                f"{row[score]:.2f} ({row[f'{score}_low']:.2f}–{row[f'{score}_high']:.2f})"
+                for _, row in methods.iterrows()
+            ]
+            for score in ("accuracy", "macro_f1")
+        },
+        index=methods.index,
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -34,6 +35,45 @@ def collate(cells: Sequence[np.ndarray], vocabulary: Vocabulary) -> dict[str, Te
         "attention_mask": torch.from_numpy(real_BL.astype(np.int64)),
         "pooled_mask": torch.from_numpy(real_BL & (vocabulary.genes_of(ids_BL) >= 0)),
     }
+
+
+_BATCHES_SORTED_TOGETHER = 50
+
+
+class LengthGroupedOrder(Sampler[int]):
+    """An order of cells in which every `batch_size` consecutive ones are of similar length, new each epoch.
+
+    Cells are shuffled, sorted by length among 50 batches' worth, cut into batches, and the batches shuffled.
+    `transformers`' sampler leaves these sorted, so that training goes from long cells to short ones and back every 50
+    steps: the loss swings, and the tiny model of the demo ends 0.3 nats higher (see benchmarks/RESULTS.md).
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each cell.
+    batch_size
+        Cells of a batch.
+    generator
+        Source of randomness; None is torch's default one, which Trainer saves and restores.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, generator: torch.Generator | None = None) -> None:
+        self._lengths, self._batch_size, self._generator = torch.as_tensor(lengths), batch_size, generator
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        batches: list[Tensor] = []
+        for together in self._shuffled(len(self)).split(_BATCHES_SORTED_TOGETHER * self._batch_size):
+            batches += together[self._lengths[together].argsort(stable=True)].split(self._batch_size)
+        partial = [batch for batch in batches if len(batch) < self._batch_size]  # last, so that the others stay whole
+        whole = [batch for batch in batches if len(batch) == self._batch_size]
+        order = [whole[i] for i in self._shuffled(len(whole)).tolist()] + partial
+        return iter(torch.cat(order).tolist())
+
+    def _shuffled(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self._generator)
 
 
 def token_budget_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:

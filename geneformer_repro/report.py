@@ -203,7 +203,7 @@ def volcano_figure(table: pd.DataFrame, *, effect_name: str, n_named: int = 12) 
     )
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel=effect_name, ylabel="−log₁₀ p")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     axes.margins(0.08)
     return figure
 

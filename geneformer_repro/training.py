@@ -24,8 +24,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from geneformer_repro.batching import LengthGroupedOrder
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import read_json, refuse_existing, write_json
@@ -242,10 +242,8 @@ class _Trainer(Trainer):
     score: Callable[[nn.Module], dict[str, float]]
     lengths: list[int]
 
-    def _get_train_sampler(self, *_: Any) -> LengthGroupedSampler:
-        return LengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=self.lengths
-        )
+    def _get_train_sampler(self, *_: Any) -> LengthGroupedOrder:
+        return LengthGroupedOrder(self.lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps)
 
     def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
         loss = super().training_step(*inputs, **options)

@@ -8,7 +8,10 @@ from geneformer_repro.progress import progress
 
 def done(caplog, *, step="embed", total=5, unit="cells", updates=(2, 3)):
     """Run a bar and return the JSON line it logged."""
-    with caplog.at_level(logging.INFO, logger="geneformer_repro.progress"), progress(step, total=total, unit=unit) as bar:
+    with (
+        caplog.at_level(logging.INFO, logger="geneformer_repro.progress"),
+        progress(step, total=total, unit=unit) as bar,
+    ):
         for n in updates:
             bar.update(n)
     return [json.loads(record.message) for record in caplog.records]
@@ -45,7 +48,11 @@ def test_the_total_may_be_unknown(caplog):
 
 
 def test_nothing_is_logged_where_the_work_failed(caplog):
-    with caplog.at_level(logging.INFO), pytest.raises(RuntimeError, match="stopped"), progress("x", total=1, unit="cells"):
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(RuntimeError, match="stopped"),
+        progress("x", total=1, unit="cells"),
+    ):
         raise RuntimeError("stopped")
     assert caplog.records == []
 

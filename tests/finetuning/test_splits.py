@@ -130,7 +130,7 @@ def test_three_cells_of_a_class_are_enough(labels, seed):
 )
 def test_a_class_that_cannot_be_in_every_part_is_refused_in_our_words(n_cells, shares):
     labels = np.repeat(["few", "many"], n_cells)
-    with pytest.raises(InputError, match="class.*few"):
+    with pytest.raises(InputError, match=r"class.*few"):
         split_cells(labels, None, **shares, seed=0)
 
 

@@ -1,0 +1,230 @@
+"""The public names, pinned: a change here is a change for users and belongs in the changelog."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import geneformer_repro as gf
+
+PACKAGE = Path(gf.__file__).parent
+NAMES = [
+    "Vocabulary",
+    "TokenizedDataset",
+    "tokenize",
+    "Checkpoint",
+    "PretrainConfig",
+    "pretrain",
+    "FinetuneConfig",
+    "Finetuned",
+    "finetune",
+    "embed",
+    "Deletion",
+    "GoalState",
+    "ShiftTable",
+    "perturb",
+    "shift_statistics",
+    "datasets",
+    "InputError",
+    "DataFormatError",
+    "VocabularyMismatchError",
+]
+FUNCTIONS = {
+    "tokenize": "source, vocabulary, *, out, obs, layer, gene_ids, overwrite",
+    "pretrain": "cells, config, *, out, base, overwrite",
+    "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
+    "embed": "checkpoint, cells, *, level, layer, pooling, max_tokens, device",
+    "perturb": "checkpoint, cells, perturbation, *, goal, layer, pooling, max_cells, seed, out, max_tokens, device, overwrite",
+    "shift_statistics": "shifts, *, method",
+    "datasets.pbmc700": "",
+    "Vocabulary.from_tokens": "tokens, medians, names, *, max_length",
+    "Vocabulary.fit": "sources, *, series, layer, gene_ids, max_length",
+    "Vocabulary.load": "path",
+    "Vocabulary.from_pretrained": "path_or_hub_id, *, series, revision",
+    "Vocabulary.save": "self, path, *, overwrite",
+    "Vocabulary.genes_of": "self, tokens",
+    "Vocabulary.tokens_of": "self, genes",
+    "Vocabulary.require_same": "self, other, *, this, that",
+    "TokenizedDataset.open": "path, vocabulary",
+    "TokenizedDataset.select": "self, rows",
+    "TokenizedDataset.genes": "self, i",
+    "TokenizedDataset.require_obs": "self, name",
+    "Checkpoint.from_pretrained": "path_or_hub_id, *, subfolder, revision, vocabulary",
+    "Checkpoint.save": "self, path, *, overwrite",
+    "Checkpoint.require_matching": "self, cells",
+    "ShiftTable.open": "path",
+    "ShiftTable.save": "self, path, *, overwrite",
+    "Deletion.variants": "self, cell, vocabulary",
+}  # fmt: skip
+TRAINING = "epochs, batch_size, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
+FIELDS = {
+    "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names",
+    "TokenizedDataset": "table, vocabulary, spec",
+    "Checkpoint": "model, vocabulary, head, provenance, name",
+    "PretrainConfig": f"{TRAINING}, size, mask_probability, held_out",
+    "FinetuneConfig": f"{TRAINING}, target, group, validation, test, min_cells, pooling, baselines",
+    "Finetuned": "checkpoint, methods, confusion, predictions, split, history",
+    "Deletion": "genes",
+    "GoalState": "obs, start, goal, alternatives, embeddings",
+    "ShiftTable": "table, metadata",
+}
+CONFIGS = ("PretrainConfig", "FinetuneConfig")
+
+
+def named(path):
+    found = gf
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def signature(function):
+    """Parameter names, with a star before those that need their name."""
+    names, starred = [], False
+    for parameter in inspect.signature(function).parameters.values():
+        assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if parameter.kind == parameter.KEYWORD_ONLY and not starred:
+            names.append("*")
+            starred = True
+        names.append(parameter.name)
+    return ", ".join(names)
+
+
+def test_the_public_names_are_these():
+    assert gf.__all__ == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_can_be_had(name):
+    assert getattr(gf, name) is not None
+    assert name in dir(gf)
+
+
+def test_a_star_import_brings_the_public_names():
+    space = {}
+    exec("from geneformer_repro import *", space)
+    assert set(NAMES) <= set(space)
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'geneformer_repro' has no attribute 'tokenise'"):
+        gf.tokenise  # noqa: B018 - the access is what is tested
+
+
+def test_the_version_is_that_of_the_installed_package():
+    from importlib.metadata import version
+
+    assert gf.__version__ == version("geneformer-repro")
+
+
+@pytest.mark.parametrize("path", FUNCTIONS)
+def test_parameters_are_named_and_ordered_so(path):
+    assert signature(named(path)) == FUNCTIONS[path]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_are_named_and_ordered_so(name):
+    assert ", ".join(field.name for field in dataclasses.fields(named(name))) == FIELDS[name]
+    assert named(name).__dataclass_params__.frozen
+
+
+def test_every_public_dataclass_is_pinned():
+    assert set(FIELDS) == {name for name in NAMES if dataclasses.is_dataclass(named(name))}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_are_filled_by_keyword_only(name):
+    assert all(field.kw_only for field in dataclasses.fields(named(name)))
+
+
+def test_what_a_user_can_cause_is_a_value_error():
+    assert issubclass(gf.InputError, ValueError)
+    assert issubclass(gf.DataFormatError, gf.InputError)
+    assert issubclass(gf.VocabularyMismatchError, gf.InputError)
+
+
+# Docstrings
+
+
+@pytest.mark.parametrize("path", [path for path in FUNCTIONS if FUNCTIONS[path] not in ("", "self")])
+def test_a_docstring_speaks_of_every_parameter(path):
+    documented = inspect.getdoc(named(path))
+    missing = [
+        name
+        for name in re.findall(r"\w+", FUNCTIONS[path])
+        if name != "self" and not re.search(rf"(?m)^{name}\b|^[\w, ]+, {name}$|`{name}`", documented)
+    ]
+    simple = "Parameters\n" not in documented and len(documented.splitlines()) <= 6
+    assert simple or not missing, missing
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in (*CONFIGS, "Finetuned")])
+def test_a_docstring_speaks_of_every_field(name):
+    documented = inspect.getdoc(named(name))
+    assert [field for field in FIELDS[name].split(", ") if not re.search(rf"(?m)^{field}$", documented)] == []
+
+
+def public_definitions():
+    """Every public module, class and function of the package, also methods, by where it stands."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        where = path.relative_to(PACKAGE).as_posix()
+        yield where, module
+        for node in module.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                yield f"{where}:{node.name}", node
+                for member in getattr(node, "body", []):
+                    if isinstance(node, ast.ClassDef) and isinstance(member, ast.FunctionDef) and member.name[0] != "_":
+                        yield f"{where}:{node.name}.{member.name}", member
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    assert [where for where, node in public_definitions() if not (ast.get_docstring(node) or "").strip()] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_setting_has_a_sentence_under_it(name):
+    """Fields a config adds; what it inherits is described where it is defined."""
+    source = Path(inspect.getsourcefile(named(name))).read_text(encoding="utf-8")
+    body = next(node for node in ast.parse(source).body if getattr(node, "name", None) == name).body
+    inherited = {field.name for base in named(name).__mro__[1:-1] for field in dataclasses.fields(base)}
+    for node, below in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and node.target.id not in inherited:
+            assert isinstance(below, ast.Expr), node.target.id
+
+
+# What an import brings
+
+
+def imported_by(statement, *modules):
+    """Which of the modules a fresh interpreter has loaded after the statement."""
+    script = f"import sys\n{statement}\nprint(*(name for name in {modules!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+HEAVY = ("torch", "transformers", "anndata", "pandas", "scanpy", "datasets", "sklearn", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import geneformer_repro",
+        "import geneformer_repro; dir(geneformer_repro); geneformer_repro.InputError",
+        "import geneformer_repro.cli",
+    ],
+)
+def test_importing_the_package_loads_nothing_heavy(statement):
+    assert imported_by(statement, *HEAVY) == []
+
+
+def test_the_command_line_says_its_help_without_loading_anything_heavy():
+    statement = (
+        "from geneformer_repro.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print('loaded:')"
+    )
+    assert imported_by(statement, *HEAVY)[-1] == "loaded:"

@@ -1,0 +1,314 @@
+"""Pictures that need no display and a page that needs no network."""
+
+import base64
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_repro import InputError
+from geneformer_repro.errors import MissingExtraError
+from geneformer_repro.report import (
+    Section,
+    confusion_figure,
+    loss_figure,
+    methods_figure,
+    scatter_figure,
+    volcano_figure,
+    write_report,
+)
+
+HISTORY = pd.DataFrame(
+    {"epoch": [0, 0.5, 1, 1], "loss": [np.nan, 4.0, 3.0, np.nan], "eval_loss": [5.0, np.nan, np.nan, 3.5]}
+)
+CONFUSION = pd.DataFrame([[8, 2, 0], [0, 5, 0], [0, 0, 0]], index=list("abc"), columns=list("abc"))
+METHODS = pd.DataFrame(
+    {
+        "accuracy": [0.8, np.nan],
+        "accuracy_low": [0.7, np.nan],
+        "accuracy_high": [0.9, np.nan],
+        "macro_f1": [0.6, np.nan],
+        "macro_f1_low": [0.5, np.nan],
+        "macro_f1_high": [0.7, np.nan],
+    },
+    index=["fine-tuned", "without counts"],
+)
+
+
+def forty_genes():
+    """A table of which the first genes are the strongest, in any order."""
+    p_value = np.geomspace(1e-12, 1, 40)
+    effect = np.linspace(1, 0.01, 40) * np.resize([1, -1], 40)
+    columns = {"gene_name": [f"GENE{i}" for i in range(40)], "effect": effect, "p_value": p_value, "fdr": p_value * 2}
+    return pd.DataFrame(columns, index=[f"ENSG{i:011d}" for i in range(40)]).sample(frac=1, random_state=0)
+
+
+@pytest.fixture
+def genes():
+    return forty_genes()
+
+
+def every_figure(genes):
+    return {
+        "loss": loss_figure(HISTORY, 4.5),
+        "scatter": scatter_figure(np.arange(8.0).reshape(4, 2), ["a", "b", "a", "a"]),
+        "confusion": confusion_figure(CONFUSION),
+        "methods": methods_figure(METHODS),
+        "volcano": volcano_figure(genes, effect_name="shift"),
+    }
+
+
+def texts(figure):
+    """Words that are drawn: of annotations, axes and legends."""
+    axes = figure.axes[0]
+    legend = axes.get_legend()
+    return {
+        "written": [text.get_text() for text in axes.texts],
+        "axes": [axes.get_xlabel(), axes.get_ylabel()],
+        "legend": [text.get_text() for text in legend.get_texts()] if legend else [],
+    }
+
+
+# Figures
+
+
+@pytest.mark.parametrize("name", ["loss", "scatter", "confusion", "methods", "volcano"])
+def test_a_figure_is_matplotlibs_own_and_can_be_saved(genes, tmp_path, name):
+    from matplotlib.figure import Figure
+
+    figure = every_figure(genes)[name]
+    assert isinstance(figure, Figure)
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_need_neither_pyplot_nor_a_display():
+    script = (
+        "import sys, pandas as pd; from geneformer_repro.report import confusion_figure;"
+        "confusion_figure(pd.DataFrame([[1]])).savefig(sys.stdout.buffer, format='svg');"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["loss", "scatter", "confusion", "methods", "volcano"])
+def test_without_matplotlib_the_error_names_the_extra_that_brings_it(genes, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    calls = {
+        "loss": lambda: loss_figure(HISTORY, 4.5),
+        "scatter": lambda: scatter_figure(np.zeros((1, 2)), ["a"]),
+        "confusion": lambda: confusion_figure(CONFUSION),
+        "methods": lambda: methods_figure(METHODS),
+        "volcano": lambda: volcano_figure(genes, effect_name="shift"),
+    }
+    with pytest.raises(MissingExtraError, match=r"need matplotlib: pip install 'geneformer-repro\[plot\]'"):
+        calls[name]()
+    assert issubclass(MissingExtraError, InputError)
+
+
+def test_the_loss_curve_has_training_held_out_and_frequency_loss():
+    axes = loss_figure(HISTORY, 4.5).axes[0]
+    training, held_out, frequency = axes.get_lines()
+    np.testing.assert_array_equal(training.get_xydata(), [[0.5, 4], [1, 3]])
+    np.testing.assert_array_equal(held_out.get_xydata(), [[0, 5], [1, 3.5]])
+    assert set(frequency.get_ydata()) == {4.5}
+    assert "gene frequency" in texts(axes.figure)["legend"][2]
+
+
+def test_a_scatter_names_labels_with_their_numbers_the_commonest_first(pbmc):
+    labels = pbmc.obs["cell_type"]
+    figure = scatter_figure(np.random.default_rng(0).normal(size=(700, 2)), labels, axis_name="PCA")
+    assert texts(figure)["legend"] == [f"{name} ({n})" for name, n in labels.value_counts().items()]
+    assert texts(figure)["axes"] == ["PCA 1", "PCA 2"]
+
+
+def test_a_scatter_puts_every_cell_under_its_label():
+    points = np.arange(8.0).reshape(4, 2)
+    drawn = scatter_figure(points, ["b", "a", "b", "b"]).axes[0].collections
+    np.testing.assert_array_equal(drawn[0].get_offsets(), points[[0, 2, 3]])
+    np.testing.assert_array_equal(drawn[1].get_offsets(), points[[1]])
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA], ids=str)
+def test_a_scatter_shows_cells_without_a_label(missing):
+    assert "(none) (1)" in texts(scatter_figure(np.zeros((3, 2)), ["a", missing, "a"]))["legend"]
+
+
+def test_a_scatter_takes_numbers_and_categories_as_labels():
+    for labels in ([2, 1, 2], pd.Series(["2", "1", "2"], dtype="category")):
+        assert texts(scatter_figure(np.zeros((3, 2)), labels))["legend"] == ["2 (2)", "1 (1)"]
+
+
+def test_a_confusion_matrix_writes_the_numbers_and_colours_the_shares():
+    figure = confusion_figure(CONFUSION)
+    axes = figure.axes[0]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "8", (1, 0): "2", (1, 1): "5"}
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [0, 1, 0], [0, 0, 0]])
+    assert texts(figure)["axes"] == ["predicted", "true"]
+
+
+def test_methods_are_drawn_from_the_top_with_their_intervals():
+    axes = methods_figure(METHODS).axes[0]
+    assert dict(zip(axes.get_yticks(), (label.get_text() for label in axes.get_yticklabels()), strict=True)) == {
+        1: "fine-tuned",
+        0: "without counts",
+    }
+    accuracy = axes.containers[0]
+    assert accuracy.lines[0].get_xdata()[0] == 0.8
+    np.testing.assert_allclose(accuracy.lines[2][0].get_segments()[0][:, 0], [0.7, 0.9])
+
+
+def test_a_volcano_names_the_strongest_genes(genes):
+    written = texts(volcano_figure(genes, effect_name="shift", n_named=5))["written"]
+    assert sorted(written) == [f"GENE{i}" for i in range(5)]
+
+
+def test_a_volcano_names_no_gene_where_none_is_asked_for(genes):
+    assert texts(volcano_figure(genes, effect_name="shift", n_named=0))["written"] == []
+
+
+def test_a_volcano_counts_significant_genes_by_direction(genes):
+    significant = genes["fdr"] < 0.05
+    up, down = (significant & (genes["effect"] > 0)).sum(), (significant & (genes["effect"] <= 0)).sum()
+    shown = texts(volcano_figure(genes, effect_name="mean cosine shift"))
+    assert shown["legend"] == [
+        f"FDR ≥ 0.05 ({(~significant).sum()})",
+        f"FDR < 0.05, effect above 0 ({up})",
+        f"FDR < 0.05, effect below 0 ({down})",
+    ]
+    assert shown["axes"][0] == "mean cosine shift"
+
+
+def test_a_volcano_of_p_values_that_are_zero_stays_finite(genes):
+    genes["p_value"] = 0.0
+    points = np.concatenate(
+        [drawn.get_offsets() for drawn in volcano_figure(genes, effect_name="x").axes[0].collections]
+    )
+    assert np.isfinite(points).all()
+
+
+def test_names_of_neighbouring_genes_do_not_overlap():
+    n = 10
+    columns = {"gene_name": [f"G{i}" for i in range(n)], "effect": 1.0, "p_value": np.full(n, 1e-5), "fdr": 1e-4}
+    table = pd.DataFrame(columns, index=range(n))
+    table.loc[0, "p_value"] = 1.0
+    levels = sorted(text.get_position()[1] for text in volcano_figure(table, effect_name="x").axes[0].texts)
+    assert (np.diff(levels) > 0.1).all()
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the words between them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report with a picture of each kind, as text."""
+    sections = [
+        Section(name, f"shows {name}", "not all", figure=figure) for name, figure in every_figure(forty_genes()).items()
+    ]
+    sections.append(Section("Table", "numbers", "names", table=METHODS))
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, title="Title", lead="Lead", sections=sections, facts={"seed": 0, "torch": "2.6"})
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_report_loads_nothing_from_anywhere(report):
+    page = Page(report)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "a"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?://|url\(|@import|//cdn", report)
+    loading = [
+        value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "srcset", "href", "data")
+    ]
+    assert len(loading) == len(page.of("img")) == 5
+    assert all(value.startswith("data:image/svg+xml;base64,") for value in loading)
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+
+
+def test_pictures_in_a_report_load_nothing_either(report):
+    for attrs in Page(report).of("img"):
+        picture = base64.b64decode(attrs["src"].partition(",")[2], validate=True).decode("utf-8")
+        assert "</svg>" in picture
+        assert "<script" not in picture
+        loaded = re.findall(r'(?:xlink:href|href|src)="([^"]*)"', picture)
+        assert all(value.startswith(("#", "data:")) for value in loaded)
+
+
+def test_a_report_says_of_each_part_what_it_shows_and_what_it_does_not(report):
+    words = Page(report).words
+    assert words[words.index("Shows:") + 1] == " shows loss"
+    assert words.count("Shows:") == words.count("Does not show:") == 6
+    assert [attrs["alt"] for attrs in Page(report).of("img")] == ["loss", "scatter", "confusion", "methods", "volcano"]
+
+
+def test_a_report_is_a_whole_page_in_utf_8(report):
+    page = Page(report)
+    assert report.startswith("<!doctype html>")
+    assert page.of("html") == [{"lang": "en"}]
+    assert {"charset": "utf-8"} in page.of("meta")
+    assert page.words.count("Title") == 2  # of the window and of the page
+    assert "seed: 0 · torch: 2.6" in page.words
+
+
+def test_every_tag_of_a_report_is_closed(report):
+    opened = [tag for tag, _ in Page(report).tags if tag not in ("meta", "img", "br")]
+    assert sorted(opened) == sorted(re.findall(r"</(\w+)>", report))
+
+
+def test_a_table_shows_three_digits_and_leaves_missing_values_empty(report):
+    words = Page(report).words
+    assert {"fine-tuned", "0.8", "0.7"} <= set(words)
+    assert "nan" not in " ".join(words).lower()
+
+
+NASTY = "<script>alert(\"x\")</script> & 'quoted'"
+
+
+def test_text_is_never_taken_for_html(tmp_path):
+    table = pd.DataFrame({NASTY: [NASTY]}, index=[NASTY])
+    section = Section(NASTY, NASTY, NASTY, figure=confusion_figure(pd.DataFrame([[1]], index=["<b>"])), table=table)
+    write_report(tmp_path / "r.html", title=NASTY, lead=NASTY, sections=[section], facts={NASTY: NASTY})
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert not page.of("script")
+    assert page.of("img")[0]["alt"] == NASTY
+    joined = "".join(page.words)
+    assert joined.count(NASTY) == 2 + 1 + 1 + 2 + 3 + 2  # titles, lead, heading, sentences, table, facts
+
+
+def test_a_section_needs_neither_figure_nor_table(tmp_path):
+    write_report(tmp_path / "r.html", title="t", lead="l", sections=[Section("s", "a", "b")], facts={})
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert not page.of("img")
+    assert not page.of("table")
+
+
+def test_a_report_that_exists_is_refused_or_replaced(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("mine")
+    page = {"title": "t", "lead": "l", "sections": [], "facts": {}}
+    with pytest.raises(FileExistsError, match=r"report\.html already exists.*overwrite=True"):
+        write_report(path, **page)
+    assert path.read_text() == "mine"
+    write_report(path, **page, overwrite=True)
+    assert path.read_text().startswith("<!doctype html>")

@@ -1,0 +1,816 @@
+import collections
+import functools
+import json
+import os
+import pickle
+import shutil
+import threading
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy._core.multiarray import scalar
+from scipy.sparse import csr_matrix
+
+from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
+from geneformer_repro.files import read_json, write_json
+from geneformer_repro.tokenizer.vocabulary import Vocabulary, read_plain_pickle
+
+V1 = {"<pad>": 0, "<mask>": 1}
+V2 = {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3}
+MEDIANS = {"a": 1.0, "b": 2.0, "c": 0.5}
+NAMES = {"a": "alpha", "c": "gamma"}
+
+
+def small(special=V1, **options):
+    """Three genes."""
+    tokens = special | {gene: len(special) + i for i, gene in enumerate("abc")}
+    return Vocabulary.from_tokens(tokens, MEDIANS, NAMES, **options)
+
+
+def without_medians(vocabulary):
+    return Vocabulary.from_tokens(
+        dict(vocabulary.special_tokens) | dict(zip(vocabulary.gene_ids, vocabulary.tokens, strict=True)),
+        max_length=vocabulary.max_length,
+    )
+
+
+def assert_identical(found, expected):
+    assert found.gene_ids == expected.gene_ids
+    assert found.gene_names == expected.gene_names
+    assert dict(found.special_tokens) == dict(expected.special_tokens)
+    assert found.max_length == expected.max_length
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_equal(found.medians, expected.medians)
+    assert found.fingerprint == expected.fingerprint
+
+
+def counts_of(matrix, genes="abc", **options):
+    var = pd.DataFrame(index=list(genes))
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(len(matrix))])
+    return ad.AnnData(csr_matrix(np.array(matrix, dtype=np.float32)), obs=obs, var=var, **options)
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    return Vocabulary.load(shared / "golden" / "published_v1")
+
+
+# the published dictionaries
+
+
+def test_the_published_dictionaries_give_the_published_vocabulary(published, shared):
+    table = pd.read_parquet(shared / "golden" / "published_v1" / "vocabulary.parquet")
+    special = table["gene_id"].str.startswith("<")
+    genes = table[~special].sort_values("token")
+    assert published.gene_ids == tuple(genes["gene_id"])
+    np.testing.assert_array_equal(published.tokens, genes["token"])
+    np.testing.assert_array_equal(published.medians, genes["median"])
+    assert dict(published.special_tokens) == dict(zip(table["gene_id"][special], table["token"][special], strict=True))
+
+
+def test_the_published_dictionaries_name_every_gene_that_the_table_names(published, shared):
+    table = pd.read_parquet(shared / "golden" / "published_v1" / "vocabulary.parquet").dropna(subset=["gene_name"])
+    names = dict(zip(published.gene_ids, published.gene_names, strict=True))
+    assert [names[gene] for gene in table["gene_id"]] == table["gene_name"].tolist()
+
+
+def test_the_published_vocabulary_has_the_size_and_length_of_the_v1_models(published):
+    assert len(published) == 25_424
+    assert published.size == 25_426
+    assert published.max_length == 2048
+    assert not published.has_cls
+
+
+@pytest.fixture
+def hub_copy(shared, tmp_path):
+    """A folder laid out like the hub repository, with the published V1 files and made-up V2 files."""
+    nested = tmp_path / "Geneformer" / "geneformer"
+    (nested / "gene_dictionaries_30m").mkdir(parents=True)
+    for file in (shared / "golden" / "published_v1").glob("*.pkl"):
+        shutil.copy(file, nested / "gene_dictionaries_30m")
+    tokens = V2 | {"ENSG00000000003": np.int16(4), "ENSG00000000005": np.int16(5)}
+    medians = {"ENSG00000000003": np.float32(2.5), "ENSG00000000005": np.float64(0.75)}
+    contents = {
+        "token_dictionary": tokens,
+        "gene_median_dictionary": medians,
+        "gene_name_id_dict": {"TSPAN6": "ENSG00000000003"},
+        "ensembl_mapping_dict": {"ENSG00000000003": "ENSG00000000003"},
+    }
+    for stem, content in contents.items():
+        (nested / f"{stem}_gc104M.pkl").write_bytes(pickle.dumps(content))
+    return nested.parent
+
+
+def test_the_v1_vocabulary_of_a_hub_copy_is_the_published_one(hub_copy, published):
+    assert_identical(Vocabulary.from_pretrained(hub_copy, series="V1"), published)
+
+
+def test_the_v2_vocabulary_of_a_hub_copy_is_its_own(hub_copy):
+    found = Vocabulary.from_pretrained(hub_copy, series="V2")
+    assert found.gene_ids == ("ENSG00000000003", "ENSG00000000005")
+    assert found.gene_names == ("TSPAN6", "")
+    assert found.has_cls
+    assert found.max_length == 4096
+    np.testing.assert_array_equal(found.medians, [2.5, 0.75])
+
+
+def test_v2_is_the_series_unless_another_is_named(hub_copy):
+    assert Vocabulary.from_pretrained(str(hub_copy)) == Vocabulary.from_pretrained(hub_copy, series="V2")
+
+
+def test_from_pretrained_opens_what_load_opens(tmp_path, vocabulary):
+    vocabulary.save(tmp_path / "v")
+    assert_identical(Vocabulary.from_pretrained(tmp_path / "v"), vocabulary)
+
+
+def test_a_hub_id_downloads_the_dictionaries_of_the_series_only(hub_copy, monkeypatch):
+    asked = {}
+
+    def download(repo, **options):
+        asked.update(options, repo=repo)
+        return str(hub_copy)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = Vocabulary.from_pretrained("someone/Geneformer", series="V1", revision="main")
+    assert len(found) == 25_424
+    assert asked == {
+        "repo": "someone/Geneformer", "revision": "main", "allow_patterns": ["geneformer/gene_dictionaries_30m/*.pkl"],
+    }  # fmt: skip
+
+
+def test_a_folder_without_the_series_is_refused(hub_copy):
+    shutil.rmtree(hub_copy / "geneformer" / "gene_dictionaries_30m")
+    with pytest.raises(InputError, match=r"holds neither vocabulary\.json nor token_dictionary\*\.pkl"):
+        Vocabulary.from_pretrained(hub_copy, series="V1")
+
+
+def test_a_local_path_that_does_not_exist_is_refused_without_asking_the_hub(tmp_path):
+    with pytest.raises(InputError, match="absent"):
+        Vocabulary.from_pretrained(tmp_path / "absent")
+
+
+def test_an_unknown_series_is_refused_with_the_known_ones(hub_copy):
+    with pytest.raises(InputError, match=r"'v2'.*V2"):
+        Vocabulary.from_pretrained(hub_copy, series="v2")
+
+
+def test_dictionaries_without_names_give_genes_without_names(hub_copy):
+    (hub_copy / "geneformer" / "gene_name_id_dict_gc104M.pkl").unlink()
+    assert Vocabulary.from_pretrained(hub_copy).gene_names == ("", "")
+
+
+def test_dictionaries_without_medians_are_refused(hub_copy):
+    (hub_copy / "geneformer" / "gene_median_dictionary_gc104M.pkl").unlink()
+    with pytest.raises(
+        InputError, match=r"found token_dictionary\*\.pkl but no gene_median_dictionary\*\.pkl beside it"
+    ):
+        Vocabulary.from_pretrained(hub_copy)
+
+
+def test_two_series_in_one_folder_are_refused(hub_copy):
+    shutil.copy(
+        hub_copy / "geneformer" / "gene_dictionaries_30m" / "token_dictionary_gc30M.pkl", hub_copy / "geneformer"
+    )
+    with pytest.raises(InputError, match=r"several token_dictionary\*\.pkl \(.*gc104M.*gc30M.*\); keep one series"):
+        Vocabulary.from_pretrained(hub_copy)
+
+
+# pickles
+
+
+class Call:
+    """Pickles as a call of `function`, which a careless unpickler makes."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.content = (function, arguments, state) if state else (function, arguments)
+
+    def __reduce__(self):
+        return self.content
+
+
+def lying_dtype():
+    """A dtype whose state hides that its bytes are taken for a pointer."""
+    state = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+    return Call(np.dtype, "V8", False, True, state=state)
+
+
+REFUSED = {
+    "os_system": Call(os.system, "exit"),  # noqa: TID251 - it is refused
+    "eval": Call(eval, "1"),
+    "exec": Call(exec, "pass"),
+    "getattr": Call(getattr, "a", "upper"),
+    "import": Call(__import__, "os"),
+    "open": Call(open, os.devnull),
+    "partial": functools.partial(print, 1),
+    "function": len,
+    "class": InputError,
+    "defaultdict": collections.defaultdict(list),
+    "range": range(3),
+    "array": np.array([1, 2]),
+    "array_of_objects": np.array([{}, None], dtype=object),
+    "table": pd.DataFrame({"a": [1]}),
+    "dtype": np.dtype("f8"),
+    "dtype_of_objects": np.dtype("O"),
+    "scalar_of_objects": Call(scalar, np.dtype("O"), "x"),
+    "record": np.zeros(1, dtype=[("a", "i4"), ("b", "f8")])[0],
+    "record_of_objects": Call(scalar, np.dtype([("a", "O")]), "x"),
+    "record_with_a_pointer": Call(scalar, lying_dtype(), bytes(8)),
+    "scalar_too_short": Call(scalar, np.dtype("f8"), b"x"),
+}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pickle_that_holds_anything_but_plain_data_is_refused(tmp_path, name, protocol):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": REFUSED[name]}, protocol))
+    with pytest.raises(InputError, match=r"x\.pkl: refused as a dictionary of plain data: .*Only builtin containers"):
+        read_plain_pickle(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("where", ["value", "key", "whole"])
+def test_the_code_in_a_refused_pickle_does_not_run(tmp_path, protocol, where):
+    call = Call(os.mkdir, str(tmp_path / "ran"))
+    (tmp_path / "x.pkl").write_bytes(
+        pickle.dumps({"value": {"a": call}, "key": {call: 1}, "whole": call}[where], protocol)
+    )
+    with pytest.raises(InputError, match=r"it refers to posix\.mkdir|it refers to nt\.mkdir"):
+        read_plain_pickle(tmp_path / "x.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_code_in_that_pickle_would_run_elsewhere(tmp_path):
+    pickle.loads(pickle.dumps(Call(os.mkdir, str(tmp_path / "ran"))))  # noqa: TID251 - shows that the test above could fail
+    assert (tmp_path / "ran").exists()
+
+
+PLAIN = {
+    "strings": {"a": "b", "µ": "é"},
+    "numbers": {"a": 1, "b": 2.5, "c": True, "d": None, "e": 10**30},
+    "containers": {"a": [1, (2, 3)], "b": {"c": {}}},
+    "ordered": collections.OrderedDict(a=1, b=2),
+    "bytes": {"a": b"\x00\xff"},
+    "int16": {"a": np.int16(-3)},
+    "int64": {"a": np.int64(2**40)},
+    "uint8": {"a": np.uint8(255)},
+    "float32": {"a": np.float32(0.1)},
+    "float64": {"a": np.float64(0.1)},
+    "numpy_bool": {"a": np.True_},
+    "numpy_str": {"a": np.str_("abc")},
+    "empty": {},
+}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_pickle_of_plain_data_is_read(tmp_path, name, protocol):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(PLAIN[name], protocol))
+    assert read_plain_pickle(tmp_path / "x.pkl") == PLAIN[name]
+
+
+@pytest.mark.parametrize("kind", ["<f8", ">f8", "<i2", ">i2"])
+def test_numpy_scalars_keep_their_byte_order(tmp_path, kind):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": Call(scalar, np.dtype(kind), np.array(3, kind).tobytes())}))
+    assert read_plain_pickle(tmp_path / "x.pkl") == {"a": 3}
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numpy_scalars_are_read_from_pickles_of_old_and_new_numpy(tmp_path, module):
+    content = pickle.dumps({"a": np.float64(0.5)}, 2)
+    assert content.count(b"cnumpy._core.multiarray\n") == 1
+    (tmp_path / "x.pkl").write_bytes(content.replace(b"numpy._core.multiarray", module.encode()))
+    assert read_plain_pickle(tmp_path / "x.pkl") == {"a": 0.5}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_cut_anywhere_is_refused(tmp_path, protocol):
+    whole = pickle.dumps({"ENSG00000000003": np.float64(0.5), "ENSG00000000005": 1}, protocol)
+    for stop in range(len(whole)):
+        (tmp_path / "x.pkl").write_bytes(whole[:stop])
+        with pytest.raises(InputError, match=r"x\.pkl: refused"):
+            read_plain_pickle(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"gene,token\nENSG00000000003,2\n", id="text"),
+        pytest.param(b"\x80\x04\x95" + b"\xff" * 8 + b"}.", id="frame_longer_than_memory"),
+        pytest.param(b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x04\x00\x00\x00nonetR.", id="unknown_encoding"),
+        pytest.param(b"\x80\xff}.", id="protocol_of_the_future"),
+        pytest.param(b"h\x05.", id="nothing_remembered"),
+        pytest.param(b"P1\n.", id="persistent_id"),
+    ],
+)
+def test_a_file_that_is_no_pickle_is_refused(tmp_path, content):
+    (tmp_path / "x.pkl").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.pkl: refused as a dictionary of plain data"):
+        read_plain_pickle(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize(("content", "found"), [([1], "list"), ("a", "str"), (3, "int")])
+def test_a_pickle_of_no_dictionary_is_refused(tmp_path, content, found):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=rf"x\.pkl: expected a dictionary, found a {found}"):
+        read_plain_pickle(tmp_path / "x.pkl")
+
+
+def test_a_refused_dictionary_among_the_published_ones_is_named(hub_copy):
+    (hub_copy / "geneformer" / "gene_name_id_dict_gc104M.pkl").write_bytes(pickle.dumps({"a": threading.Thread}))
+    with pytest.raises(InputError, match=r"gene_name_id_dict_gc104M\.pkl: refused .*threading\.Thread"):
+        Vocabulary.from_pretrained(hub_copy)
+
+
+# save and load
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(small, id="V1"),
+        pytest.param(lambda: small(V2), id="V2"),
+        pytest.param(lambda: small(max_length=17), id="own_length"),
+        pytest.param(lambda: without_medians(small()), id="no_medians"),
+        pytest.param(lambda: Vocabulary.from_tokens(V1 | {"NA": 2, "nan": 3, "None": 4}), id="ids_like_missing_values"),
+        pytest.param(lambda: Vocabulary.from_tokens(V1 | {"1": 2, "01": 3, "1e5": 4}), id="ids_like_numbers"),
+        pytest.param(lambda: Vocabulary.from_tokens({"<pad>": 9, "<mask>": 5, "a": 1, "b": 7}), id="tokens_with_gaps"),
+        pytest.param(
+            lambda: Vocabulary.from_tokens(
+                V1 | {"a": 2, "b": 3, "c": 4}, names={"a": 'say "x"', "b": "a\tb", "c": "NA"}
+            ),
+            id="names_with_quotes_tabs_and_NA",
+        ),
+    ],
+)
+def test_what_is_saved_is_what_is_loaded(tmp_path, make):
+    make().save(tmp_path / "v")
+    assert_identical(Vocabulary.load(tmp_path / "v"), make())
+
+
+def test_a_learned_vocabulary_is_loaded_as_it_was_saved(tmp_path, vocabulary):
+    vocabulary.save(tmp_path / "v")
+    assert_identical(Vocabulary.load(str(tmp_path / "v")), vocabulary)
+
+
+def test_the_published_vocabulary_is_loaded_as_it_was_saved(tmp_path, published):
+    published.save(tmp_path / "v")
+    assert_identical(Vocabulary.load(tmp_path / "v"), published)
+
+
+@settings(deadline=None, max_examples=50, database=None)
+@given(st.lists(st.floats(0, exclude_min=True, allow_infinity=False), min_size=1, max_size=5))
+def test_medians_are_saved_to_the_last_digit(tmp_path_factory, medians):
+    genes = [f"g{i}" for i in range(len(medians))]
+    tokens = V1 | {gene: 2 + i for i, gene in enumerate(genes)}
+    folder = tmp_path_factory.mktemp("medians") / "v"
+    Vocabulary.from_tokens(tokens, dict(zip(genes, medians, strict=True))).save(folder)
+    np.testing.assert_array_equal(Vocabulary.load(folder).medians, medians)
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path, vocabulary):
+    for name in "ab":
+        vocabulary.save(tmp_path / name)
+    for file in ("vocabulary.tsv", "vocabulary.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_saved_files_are_readable_without_the_package(tmp_path):
+    small(V2).save(tmp_path / "v")
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["vocabulary.json", "vocabulary.tsv"]
+    assert (tmp_path / "v" / "vocabulary.tsv").read_text().splitlines() == [
+        "gene_id\ttoken\tgene_name\tmedian",
+        "a\t4\talpha\t1.0",
+        "b\t5\t\t2.0",
+        "c\t6\tgamma\t0.5",
+    ]
+    assert read_json(tmp_path / "v" / "vocabulary.json") == {
+        "format": "geneformer_repro/vocabulary/1", "fingerprint": small(V2).fingerprint, "n_genes": 3,
+        "max_length": 4096, "special_tokens": V2, "has_medians": True,
+    }  # fmt: skip
+
+
+def test_an_existing_vocabulary_is_not_overwritten_unasked(tmp_path):
+    small().save(tmp_path / "v")
+    with pytest.raises(FileExistsError, match="already exists"):
+        small(V2).save(tmp_path / "v")
+    assert Vocabulary.load(tmp_path / "v") == small()
+
+
+def test_an_existing_vocabulary_is_overwritten_when_asked(tmp_path):
+    small().save(tmp_path / "v")
+    small(V2).save(tmp_path / "v", overwrite=True)
+    assert Vocabulary.load(tmp_path / "v") == small(V2)
+
+
+def test_a_folder_that_is_no_vocabulary_is_never_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"without vocabulary\.json"):
+        small().save(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda path: None, "is not a folder", id="missing"),
+        pytest.param(lambda path: path.touch(), "is not a folder", id="file"),
+        pytest.param(lambda path: path.mkdir(), r"holds neither vocabulary\.json nor token_dictionary", id="empty"),
+    ],
+)
+def test_a_path_without_a_vocabulary_is_refused(tmp_path, make, message):
+    make(tmp_path / "v")
+    with pytest.raises(
+        InputError, match=rf"v: {message}.*Expected a vocabulary saved by this package, or the published"
+    ):
+        Vocabulary.load(tmp_path / "v")
+
+
+def edit_table(folder, old, new):
+    path = folder / "vocabulary.tsv"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def edit_header(folder, **changes):
+    header = read_json(folder / "vocabulary.json") | changes
+    write_json(folder / "vocabulary.json", {key: value for key, value in header.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda v: edit_table(v, "b\t3", "b\t4000"), "damaged|changed", id="token"),
+        pytest.param(lambda v: edit_table(v, "\t2.0", "\t2.5"), "has changed since it was written", id="median"),
+        pytest.param(lambda v: edit_table(v, "b\t3", "B\t3"), "has changed since it was written", id="gene"),
+        pytest.param(lambda v: edit_table(v, "c\t4\tgamma\t0.5\n", ""), "has changed since", id="row_lost"),
+        pytest.param(lambda v: edit_table(v, "c\t4", "a\t4"), r"damaged \(Gene 'a' stands twice", id="gene_twice"),
+        pytest.param(lambda v: edit_table(v, "\t2.0", "\t-2.0"), r"damaged \(Medians must be positive", id="negative"),
+        pytest.param(lambda v: edit_table(v, "\t2.0", "\tmany"), "damaged", id="median_is_text"),
+        pytest.param(lambda v: edit_table(v, "\t3\t", "\tx\t"), "damaged", id="token_is_text"),
+        pytest.param(lambda v: edit_table(v, "gene_id", "gene"), "damaged", id="column_lost"),
+        pytest.param(lambda v: (v / "vocabulary.tsv").write_text(""), "damaged", id="empty_table"),
+        pytest.param(lambda v: (v / "vocabulary.tsv").write_bytes(b"\xff\xfe\x00"), "damaged", id="binary_table"),
+        pytest.param(lambda v: (v / "vocabulary.tsv").unlink(), "missing or damaged", id="no_table"),
+        pytest.param(lambda v: edit_header(v, max_length=9), "has changed since|header", id="length"),
+        pytest.param(
+            lambda v: edit_header(v, special_tokens={"<pad>": 0, "<mask>": 9}), "changed|header", id="special"
+        ),
+        pytest.param(
+            lambda v: edit_header(v, format="other/2"), r"expected format 'gene.*/1', found 'other/2'", id="format"
+        ),
+        pytest.param(lambda v: edit_header(v, format=None), "expected format .* found None", id="no_format"),
+        pytest.param(lambda v: edit_header(v, fingerprint=None), "fingerprint", id="no_fingerprint"),
+        pytest.param(lambda v: edit_header(v, special_tokens=["<pad>"]), "damaged", id="special_is_a_list"),
+        pytest.param(lambda v: edit_header(v, max_length="long"), "damaged", id="length_is_text"),
+        pytest.param(lambda v: (v / "vocabulary.json").write_text("{"), "not readable as JSON", id="header_cut"),
+    ],
+)
+def test_a_damaged_or_changed_vocabulary_is_refused(tmp_path, change, message):
+    small().save(tmp_path / "v")
+    change(tmp_path / "v")
+    with pytest.raises(InputError, match=rf"v.*({message})"):
+        Vocabulary.load(tmp_path / "v")
+
+
+def test_a_gene_name_may_be_corrected_by_hand(tmp_path):
+    small().save(tmp_path / "v")
+    edit_table(tmp_path / "v", "alpha", "ALPHA1")
+    found = Vocabulary.load(tmp_path / "v")
+    assert found == small()
+    assert found.gene_names[0] == "ALPHA1"
+
+
+# what a vocabulary is
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"gene_ids": ()}, "0 genes was given 3 tokens", id="fewer_genes_than_tokens"),
+        pytest.param({"gene_ids": (), "tokens": [], "medians": None}, "needs at least one gene, found none", id="none"),
+        pytest.param({"tokens": [2, 3]}, "of 3 genes was given 2 tokens", id="fewer_tokens"),
+        pytest.param({"medians": [1.0]}, "of 3 genes was given 1 medians", id="fewer_medians"),
+        pytest.param({"gene_names": ("x",)}, "of 3 genes was given 1 gene_names", id="fewer_names"),
+        pytest.param({"gene_ids": ("a", "b", "a")}, "Gene 'a' stands twice", id="gene_twice"),
+        pytest.param({"tokens": [2, 2, 3]}, "Token ids must be distinct", id="token_twice"),
+        pytest.param({"tokens": [1, 2, 3]}, "Token ids must be distinct", id="token_of_a_special"),
+        pytest.param({"tokens": [-1, 2, 3]}, "not negative", id="negative_token"),
+        pytest.param({"tokens": [4, 3, 2]}, "increase with the order of the genes", id="tokens_out_of_order"),
+        pytest.param(
+            {"special_tokens": {"<pad>": 0}}, r"needs the special token '<mask>', found \['<pad>'\]", id="no_mask"
+        ),
+        pytest.param({"special_tokens": {"<mask>": 0}}, "needs the special token '<pad>'", id="no_pad"),
+        pytest.param({"max_length": 2}, "max_length must leave room for genes, found 2", id="no_room"),
+        pytest.param({"medians": [1.0, 0.0, 1.0]}, r"positive and finite; gene 'b' has 0\.0", id="zero_median"),
+        pytest.param({"medians": [1.0, -1.0, 1.0]}, r"gene 'b' has -1\.0", id="negative_median"),
+        pytest.param({"medians": [np.nan, 1.0, 1.0]}, "gene 'a' has nan", id="nan_median"),
+        pytest.param({"medians": [1.0, 1.0, np.inf]}, "gene 'c' has inf", id="infinite_median"),
+    ],
+)
+def test_an_invalid_vocabulary_is_refused(options, message):
+    valid = {
+        "gene_ids": tuple("abc"),
+        "tokens": [2, 3, 4],
+        "special_tokens": V1,
+        "max_length": 9,
+        "medians": [1.0, 1.0, 1.0],
+    }
+    with pytest.raises(InputError, match=message):
+        Vocabulary(**valid | options)
+
+
+def test_from_tokens_sorts_genes_by_token_and_finds_the_special_ones():
+    found = Vocabulary.from_tokens(
+        {"b": 3, "<mask>": 1, "a": 2, "<pad>": 0}, {"a": 1, "b": 2, "other": 3}, {"b": "beta"}
+    )
+    assert found.gene_ids == ("a", "b")
+    assert found.gene_names == ("", "beta")
+    np.testing.assert_array_equal(found.medians, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("special", "length"), [(V1, 2048), (V2, 4096)])
+def test_the_length_follows_the_special_tokens(special, length):
+    assert small(special).max_length == length
+    assert small(special, max_length=100).max_length == 100
+
+
+def test_a_length_of_zero_is_refused_not_replaced():
+    with pytest.raises(InputError, match="max_length must leave room for genes, found 0"):
+        small(max_length=0)
+
+
+def test_a_gene_with_a_token_but_no_median_is_refused():
+    with pytest.raises(InputError, match=r"1 of 2 genes have a token but no median \(first: 'b'\)"):
+        Vocabulary.from_tokens(V1 | {"a": 2, "b": 3}, {"a": 1.0})
+
+
+def test_special_tokens_are_told_apart():
+    vocabulary = Vocabulary.from_tokens({"<pad>": 7, "<mask>": 5, "a": 2})
+    assert (vocabulary.pad_token, vocabulary.mask_token, vocabulary.size, len(vocabulary)) == (7, 5, 8, 1)
+
+
+@pytest.mark.parametrize(("special", "expected"), [(V1, False), (V2, True), (V1 | {"<cls>": 2}, False)])
+def test_cells_are_wrapped_only_where_both_tokens_exist(special, expected):
+    assert small(special).has_cls is expected
+
+
+def test_the_representation_says_what_it_is():
+    assert (
+        repr(small(V2))
+        == f"Vocabulary(3 genes, <pad>, <mask>, <cls>, <eos>, max_length=4096, {small(V2).fingerprint[:12]})"
+    )
+    assert "no medians" in repr(without_medians(small()))
+
+
+def test_equal_content_makes_equal_vocabularies():
+    assert small() == small()
+    assert len({small(), small(), small(V2)}) == 2
+    assert small() != "small"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda: small(V2), id="special_tokens"),
+        pytest.param(lambda: small(max_length=9), id="length"),
+        pytest.param(lambda: without_medians(small()), id="no_medians"),
+        pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "d": 4}, MEDIANS | {"d": 0.5}), id="gene"),
+        pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 5}, MEDIANS), id="token"),
+        pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS | {"c": 0.6}), id="median"),
+    ],
+)
+def test_the_fingerprint_tells_apart_what_changes_tokens(other):
+    assert other().fingerprint != small().fingerprint
+    assert other() != small()
+
+
+def test_names_do_not_count_in_the_fingerprint():
+    assert Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS).fingerprint == small().fingerprint
+
+
+def test_a_gene_is_found_by_its_position():
+    assert [small().gene_ids[small().position[gene]] for gene in "abc"] == ["a", "b", "c"]
+
+
+def test_tokens_lead_back_to_genes(vocabulary):
+    np.testing.assert_array_equal(vocabulary.genes_of(vocabulary.tokens), np.arange(len(vocabulary)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_other_tokens_are_no_genes(dtype):
+    np.testing.assert_array_equal(small().genes_of(np.array([0, 1, 2, 4, 5, 99], dtype=dtype)), [-1, -1, 0, 2, -1, -1])
+
+
+def test_a_negative_token_is_no_gene():
+    np.testing.assert_array_equal(small().genes_of(np.array([-1, -2, 3])), [-1, -1, 1])
+
+
+def test_genes_are_given_by_id_or_name():
+    np.testing.assert_array_equal(small().tokens_of(["c", "alpha", "b"]), [4, 2, 3])
+    np.testing.assert_array_equal(small().tokens_of(gene for gene in "ab"), [2, 3])
+
+
+def test_unknown_and_ambiguous_genes_are_all_named():
+    vocabulary = Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, names={"a": "same", "b": "same"})
+    message = (
+        r"3 of 4 genes are not in the vocabulary, or their name .*: 'same', 'x', ''\. Give Ensembl ids such as 'a'"
+    )
+    with pytest.raises(InputError, match=message):
+        vocabulary.tokens_of(["c", "same", "x", ""])
+
+
+def test_an_id_wins_over_the_name_of_another_gene():
+    vocabulary = Vocabulary.from_tokens(V1 | {"a": 2, "b": 3}, names={"b": "a"})
+    np.testing.assert_array_equal(vocabulary.tokens_of(["a"]), [2])
+
+
+# require_same
+
+
+def mismatch(first, second):
+    with pytest.raises(VocabularyMismatchError) as caught:
+        first.require_same(second, this="dataset heart.tok", that="checkpoint runs/base")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(small, id="equal"),
+        pytest.param(lambda: without_medians(small()), id="no_medians_known"),
+        pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS), id="other_names"),
+        pytest.param(lambda: small(max_length=9), id="other_length"),
+    ],
+)
+def test_vocabularies_that_give_the_same_tokens_are_accepted_both_ways(other):
+    small().require_same(other(), this="a", that="b")
+    other().require_same(small(), this="a", that="b")
+
+
+def test_a_mismatch_names_both_sides_their_fingerprints_and_the_way_out():
+    message = mismatch(small(), small(V2))
+    for part in ("dataset heart.tok", "checkpoint runs/base", small().fingerprint[:12], small(V2).fingerprint[:12]):
+        assert part in message
+    assert message.endswith("Tokenise the counts again with the vocabulary of the checkpoint.")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        pytest.param(
+            {"a": 2, "b": 5, "c": 6}, "gene b is token 3 in the one and token 5 in the other", id="other_token"
+        ),
+        pytest.param({"a": 2, "x": 3, "c": 4}, "gene b is token 3 in the one and absent in the other", id="absent"),
+        pytest.param({"a": 2}, "gene b is token 3 in the one and absent in the other", id="shorter"),
+        pytest.param({"a": 2, "b": 3, "c": 4, "d": 5}, "gene d is only in the other", id="longer"),
+        pytest.param({"b": 2, "a": 3, "c": 4}, "gene a is token 2 in the one and token 3 in the other", id="swapped"),
+    ],
+)
+def test_a_mismatch_names_the_first_differing_gene(tokens, message):
+    assert f"first differing {message}" in mismatch(small(), Vocabulary.from_tokens(V1 | tokens))
+
+
+def test_a_mismatch_shows_differing_special_tokens():
+    assert f"special tokens {V1} and {V2}" in mismatch(small(), small(V2))
+
+
+def test_a_mismatch_of_medians_names_the_gene_and_both():
+    other = Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS | {"b": 2.5})
+    assert "same tokens, but other medians (first: gene b, 2 and 2.5)" in mismatch(small(), other)
+
+
+# fit
+
+
+def test_a_learned_vocabulary_has_every_expressed_gene_in_alphabetical_order(pbmc):
+    silent = pbmc.var_names[[3, 5]]
+    counts = pbmc.to_df().assign(**dict.fromkeys(silent, 0)).iloc[:, ::-1]
+    found = Vocabulary.fit(ad.AnnData(csr_matrix(counts), obs=pbmc.obs, var=counts.columns.to_frame()))
+    assert found.gene_ids == tuple(sorted(set(pbmc.var_names) - set(silent)))
+
+
+@pytest.mark.parametrize(("series", "special", "length"), [("V1", V1, 2048), ("V2", V2, 4096)])
+def test_a_learned_vocabulary_follows_its_series(pbmc, series, special, length):
+    found = Vocabulary.fit(pbmc, series=series)
+    assert dict(found.special_tokens) == special
+    assert found.max_length == length
+    np.testing.assert_array_equal(found.tokens, len(special) + np.arange(754))
+
+
+def test_a_learned_vocabulary_is_of_the_v2_series_unless_asked(pbmc):
+    assert Vocabulary.fit(pbmc) == Vocabulary.fit(pbmc, series="V2")
+
+
+def test_a_learned_vocabulary_may_have_another_length(pbmc):
+    assert Vocabulary.fit(pbmc, max_length=512).max_length == 512
+
+
+def test_learned_medians_are_those_of_counts_per_ten_thousand(pbmc):
+    found = Vocabulary.fit(pbmc)
+    scaled = pbmc.X.toarray().astype(np.float64) / pbmc.obs["n_counts"].to_numpy()[:, None] * 10_000
+    expected = [np.median(column[column > 0]) for column in scaled.T]
+    place = [found.position[gene] for gene in pbmc.var_names]
+    np.testing.assert_allclose(found.medians[place], expected, rtol=1e-12)
+
+
+def test_without_n_counts_the_stored_counts_are_summed(pbmc):
+    del pbmc.obs["n_counts"]
+    summed = Vocabulary.fit(pbmc)
+    pbmc.obs["n_counts"] = pbmc.X.toarray().sum(axis=1)
+    assert Vocabulary.fit(pbmc) == summed
+
+
+def test_learned_names_are_those_of_var(pbmc):
+    found = Vocabulary.fit(pbmc)
+    assert dict(zip(found.gene_ids, found.gene_names, strict=True)) == pbmc.var["gene_name"].to_dict()
+
+
+def test_a_file_gives_the_same_vocabulary_as_memory(pbmc, vocabulary, tmp_path):
+    pbmc.write_h5ad(tmp_path / "x.h5ad")
+    assert_identical(Vocabulary.fit(tmp_path / "x.h5ad"), vocabulary)
+    assert_identical(Vocabulary.fit(str(tmp_path / "x.h5ad")), vocabulary)
+
+
+def test_several_sources_give_the_same_vocabulary_as_one(pbmc, vocabulary, tmp_path):
+    pbmc[300:].copy().write_h5ad(tmp_path / "x.h5ad")
+    assert_identical(Vocabulary.fit([pbmc[:300], tmp_path / "x.h5ad"]), vocabulary)
+    assert_identical(Vocabulary.fit((str(tmp_path / "x.h5ad"), pbmc[:300, ::-1])), vocabulary)
+
+
+def test_sources_may_have_different_genes():
+    found = Vocabulary.fit([counts_of([[1, 1]], "ab"), counts_of([[1, 3]], "bc")])
+    assert found.gene_ids == ("a", "b", "c")
+    np.testing.assert_allclose(found.medians, [5000, 3750, 7500], rtol=1e-12)
+
+
+@pytest.mark.parametrize("layer", ["counts", "raw"])
+def test_counts_may_lie_elsewhere_than_in_x(pbmc, vocabulary, layer):
+    pbmc.raw = pbmc
+    pbmc.layers["counts"] = pbmc.X
+    pbmc.X = pbmc.X * np.float32(0.1)
+    assert_identical(Vocabulary.fit(pbmc, layer=layer), vocabulary)
+
+
+def test_gene_ids_may_lie_in_a_column(pbmc, vocabulary):
+    pbmc.var["id"] = pbmc.var_names
+    pbmc.var_names = pbmc.var["gene_name"].to_numpy()
+    assert_identical(Vocabulary.fit(pbmc, gene_ids="id"), vocabulary)
+
+
+def test_columns_of_one_gene_are_summed():
+    adata = counts_of([[1, 2, 7], [0, 5, 5]])
+    adata.var["ensembl_id"] = ["a", "a", "b"]
+    found = Vocabulary.fit(adata)
+    assert found.gene_ids == ("a", "b")
+    np.testing.assert_allclose(found.medians, [4000, 6000], rtol=1e-12)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, ""])
+def test_a_gene_without_an_id_does_not_become_a_gene(missing):
+    adata = counts_of([[1, 2, 7]])
+    adata.var["ensembl_id"] = ["a", missing, "c"]
+    assert Vocabulary.fit(adata).gene_ids == ("a", "c")
+
+
+def test_real_genes_without_an_id_do_not_become_a_gene(shared):
+    found = Vocabulary.fit(shared / "data" / "datlinger_jurkat" / "datlinger_jurkat.h5ad")
+    assert all(gene.startswith("ENSG") for gene in found.gene_ids)
+
+
+def test_counts_without_any_expressed_gene_are_refused():
+    with pytest.raises(DataFormatError, match=r"No gene is expressed in any cell.*cannot be learned"):
+        Vocabulary.fit(counts_of([[0, 0, 0]]))
+
+
+def test_no_sources_are_refused():
+    with pytest.raises(DataFormatError, match="No gene is expressed in any cell of the given sources"):
+        Vocabulary.fit([])
+
+
+def test_normalised_values_are_refused(pbmc):
+    pbmc.X.data /= 3
+    with pytest.raises(DataFormatError, match="fractional values"):
+        Vocabulary.fit(pbmc)
+
+
+@pytest.mark.parametrize(("given", "shown"), [(100, "100"), (np.nan, "nan"), (0, "0")])
+def test_totals_below_the_stored_counts_are_refused(pbmc, given, shown):
+    pbmc.obs.loc[pbmc.obs_names[2], "n_counts"] = given
+    message = (
+        rf"obs\['n_counts'\] of cell '{pbmc.obs_names[2]}' is {shown}, less than the \d+ counts.*correct the column"
+    )
+    with pytest.raises(DataFormatError, match=message):
+        Vocabulary.fit(pbmc)
+
+
+def test_an_unknown_series_is_refused_before_the_counts_are_read():
+    with pytest.raises(InputError, match=r"'V3'.*V1.*V2"):
+        Vocabulary.fit(counts_of([[1, 2, 3]]), series="V3")
+
+
+def test_the_header_is_json_without_special_numbers(tmp_path, vocabulary):
+    vocabulary.save(tmp_path / "v")
+    json.loads((tmp_path / "v" / "vocabulary.json").read_text(), parse_constant=pytest.fail)
