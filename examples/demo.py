@@ -184,7 +184,7 @@ def describe(
         Section(
             f"Deletion screen: {START} towards {GOAL}",
             f"Every expressed gene was deleted in turn from {shifts.metadata['n_cells']} cells; a point is a gene that "
-            f"at least {MIN_CELLS} of them express, and to the right its deletion makes a cell's vector more similar to "
+            f"at least {MIN_CELLS} of them express; to the right, its deletion makes a cell's vector more similar to "
             f"the mean {GOAL} cell.",
             "An effect in a real cell, nor proper p-values: the published test takes cells for independent replicates, "
             "and these are one donor's, so read it as a ranking of what the model relies on.",

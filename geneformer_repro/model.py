@@ -11,6 +11,7 @@ Shapes: B cells, L positions, T real tokens of all cells, D hidden size, H heads
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import new_directory, read_json, write_json
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -33,6 +35,7 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 HEAD_FORMAT = "geneformer_repro/head/1"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 IGNORED = -100
 """Label of a position without a target."""
 Size = Literal["tiny", "V1-10M", "V1-40M", "V2-104M", "V2-316M"]
@@ -386,13 +389,17 @@ class Checkpoint:
         InputError
             There is no model, it is no BERT, weights are missing from it, or it needs a vocabulary.
         VocabularyMismatchError
-            The vocabulary given is not the one in the folder, or has more tokens than the model.
+            The vocabulary given is not the one in the folder, or has another number of tokens than the model.
         """
         local = Path(path_or_hub_id) / (subfolder or "")
+        if not Path(path_or_hub_id).exists() and not _HUB_ID.fullmatch(str(path_or_hub_id)):
+            raise InputError(
+                f"{path_or_hub_id}: no such folder. Expected a checkpoint folder, or a hub id such as user/name."
+            )
         if Path(path_or_hub_id).exists() and not (local / "config.json").exists():
             raise InputError(
-                f"{local}: no config.json there, so not a model. Expected a checkpoint folder of this package or of "
-                f"transformers."
+                f"{local}: no config.json there, so not a model. "
+                "Expected a checkpoint folder of this package or of transformers."
             )
         if local.is_dir() and (local / "vocabulary.json").exists():
             own = Vocabulary.load(local)
@@ -407,10 +414,10 @@ class Checkpoint:
         head = _read_head(local / "head.json") if (local / "head.json").exists() else None
         provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
         model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
-        if model.config.vocab_size < vocabulary.size:
-            raise InputError(
-                f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; they "
-                f"do not belong together."
+        if model.config.vocab_size != vocabulary.size:
+            raise VocabularyMismatchError(
+                f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; "
+                "they do not belong together. Give the vocabulary that the model was trained with."
             )
         return cls(model, vocabulary, head, provenance, name=f"checkpoint {local}")
 
@@ -427,10 +434,12 @@ def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel
     extra = {"pooling": head.pooling, "num_labels": len(head.classes)} if head else {}
     model: MaskedGeneModel | CellClassifier
     try:
-        with quiet_transformers():
+        with quiet_transformers(), torch.random.fork_rng():
+            torch.manual_seed(0)  # a head that the file lacks is random, but the same each time
             model, found = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{source}: cannot be opened as a BERT model: {error}") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
+        raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
     if model.config.model_type != "bert":
         raise InputError(f"{source}: a {model.config.model_type!r} model; this package reads BERT models.")
     missing = sorted(found["missing_keys"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate, evaluation_batches, token_budget_batches
+from geneformer_repro.batching import LengthGroupedOrder, collate, evaluation_batches, token_budget_batches
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 PAD_LAST = {"ENSG1": 0, "ENSG2": 1, "<mask>": 2, "<pad>": 3}
@@ -58,6 +58,64 @@ class TestCollate:
         cell, before = cells[0], cells[0].copy()
         collate([cell, cells[1]], vocabulary)["input_ids"][:] = -1
         np.testing.assert_array_equal(cell, before)
+
+
+def batches_of(lengths: np.ndarray, batch_size: int, seed: int = 0, epochs: int = 1) -> list[list[np.ndarray]]:
+    """The batches of each epoch, as row numbers."""
+    order = LengthGroupedOrder(lengths.tolist(), batch_size, torch.Generator().manual_seed(seed))
+    cuts = range(batch_size, len(lengths), batch_size)
+    return [np.split(np.array(list(order)), cuts) for _ in range(epochs)]
+
+
+def n_padding(lengths: np.ndarray, batches: list[np.ndarray]) -> int:
+    return sum(int((lengths[rows].max() - lengths[rows]).sum()) for rows in batches)
+
+
+class TestLengthGroupedOrder:
+    @given(
+        lengths=st.lists(st.integers(1, 4096), min_size=1, max_size=300).map(np.array), batch_size=st.integers(1, 20)
+    )
+    def test_every_cell_comes_once(self, lengths, batch_size):
+        (epoch,) = batches_of(lengths, batch_size)
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), np.arange(len(lengths)))
+
+    def test_it_is_as_long_as_there_are_cells(self):
+        assert len(LengthGroupedOrder([5, 3, 8], 2)) == 3
+
+    @pytest.mark.parametrize("n_cells", [700, 699, 61], ids=["many", "many_and_one_left_over", "few"])
+    def test_cells_of_a_batch_are_of_similar_length(self, cells, n_cells):
+        lengths = cells.lengths[:n_cells]
+        (epoch,) = batches_of(lengths, 4)
+        as_they_come = np.split(np.arange(n_cells), range(4, n_cells, 4))
+        assert n_padding(lengths, epoch) < 0.5 * n_padding(lengths, as_they_come)
+
+    def test_long_and_short_batches_come_mixed(self, cells):
+        (epoch,) = batches_of(cells.lengths, 4)
+        mean = [cells.lengths[rows].mean() for rows in epoch]
+        assert abs(np.corrcoef(mean[:-1], mean[1:])[0, 1]) < 0.3
+
+    def test_each_epoch_has_an_order_of_its_own(self, cells):
+        first, second = batches_of(cells.lengths, 4, epochs=2)
+        assert np.concatenate(first).tolist() != np.concatenate(second).tolist()
+
+    @pytest.mark.parametrize("n_cells", [700, 64], ids=["many_cells", "few_cells"])
+    def test_each_epoch_puts_other_cells_together(self, n_cells):
+        lengths = np.arange(100, 100 + n_cells)
+        first, second = ({frozenset(rows.tolist()) for rows in epoch} for epoch in batches_of(lengths, 4, epochs=2))
+        assert len(first & second) < len(first) / 2
+
+    def test_the_same_generator_gives_the_same_order(self, cells):
+        once, again, other = (np.concatenate(batches_of(cells.lengths, 4, seed)[0]) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(once, again)
+        assert (once != other).any()
+
+    def test_without_a_generator_the_order_is_torchs_own(self, cells):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            order = list(LengthGroupedOrder(cells.lengths.tolist(), 4))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            assert list(LengthGroupedOrder(cells.lengths.tolist(), 4)) == order
 
 
 lengths_of_cells = st.lists(st.integers(1, 4096), min_size=1, max_size=60).map(np.array)

@@ -472,7 +472,7 @@ class TestOpening:
             stock(checkpoint.model).half().save_pretrained(tmp_path / "half")
         opened = gf.Checkpoint.from_pretrained(tmp_path / "half", vocabulary=checkpoint.vocabulary).model
         for name, weight in checkpoint.model.state_dict().items():
-            np.testing.assert_array_equal(opened.state_dict()[name], weight.half().float(), err_msg=name)
+            np.testing.assert_array_equal(opened.state_dict()[name], weight.half().float(), err_msg=name, strict=True)
 
     def test_a_subfolder_opens(self, saved, checkpoint):
         opened = gf.Checkpoint.from_pretrained(saved.parent, subfolder=saved.name)

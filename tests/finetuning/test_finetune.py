@@ -18,7 +18,6 @@ import geneformer_repro as gf
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import finetune as module
-from geneformer_repro.finetuning import metrics
 from geneformer_repro.finetuning.baselines import counts_of
 from geneformer_repro.finetuning.finetune import (
     FINE_TUNED,
@@ -40,14 +39,6 @@ FILES = {
     "confusion.png", "methods.png",
 }  # fmt: skip
 OBS = ["cell_type", "donor", "partly", "number", "gap", "large", "flag", "same", "unlabelled", "rare"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    """Intervals have tests of their own; a thousand resamples would be most of the time of these."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "N_RESAMPLES", 20)
-        yield
 
 
 @pytest.fixture(scope="module")

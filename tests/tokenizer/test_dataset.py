@@ -17,6 +17,7 @@ import geneformer_repro as gf
 from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
 from geneformer_repro.files import read_json, sha256, write_json
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, tokenize
+from geneformer_repro.tokenizer.encoding import encode
 from geneformer_repro.tokenizer.readers import CountSource
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -238,6 +239,21 @@ def test_genes_that_the_vocabulary_lacks_are_left_out(pbmc, plain):
     kept = set(fewer.gene_ids)
     found = tokenize(pbmc[:50], fewer)
     assert [found.genes(i) for i in range(50)] == [[gene for gene in plain.genes(i) if gene in kept] for i in range(50)]
+
+
+def half_of(vocabulary, factor=1.0):
+    """Every second gene, with its median times a factor."""
+    genes = vocabulary.gene_ids[::2]
+    tokens = dict(vocabulary.special_tokens) | {gene: 4 + i for i, gene in enumerate(genes)}
+    return Vocabulary.from_tokens(tokens, dict(zip(genes, vocabulary.medians[::2] * factor, strict=True)))
+
+
+def test_cells_are_scaled_by_all_their_counts_also_those_of_unknown_genes(pbmc):
+    del pbmc.obs["n_counts"]
+    half = half_of(Vocabulary.fit(pbmc))
+    totals = pbmc.X.sum(axis=1, dtype=np.float64).A1
+    expected = encode(csr_matrix(pbmc[:, list(half.gene_ids)].X), half, n_counts=totals)
+    np.testing.assert_array_equal(np.concatenate(list(tokenize(pbmc, half))), expected.values)
 
 
 # conventions
@@ -471,6 +487,12 @@ def test_the_same_run_in_another_process_gives_the_same_bytes(h5ad, vocabulary, 
 def test_the_fingerprint_does_not_depend_on_where_the_counts_lie(pbmc, vocabulary, plain, written):
     assert TokenizedDataset.open(written).fingerprint == plain.fingerprint
     assert tokenize(pbmc, vocabulary, obs=OBS).fingerprint == plain.fingerprint
+
+
+def test_the_fingerprint_tells_vocabularies_apart_that_give_the_same_tokens(pbmc, vocabulary):
+    once, twice = (tokenize(pbmc, half_of(vocabulary, factor)) for factor in (1, 2))
+    assert_same_cells(once, twice)
+    assert once.fingerprint != twice.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -767,7 +789,7 @@ def put_another_vocabulary(folder):
         pytest.param(lambda d: (d / ARROW).write_bytes(b""), "missing or damaged .* Tokenise again", id="arrow_empty"),
         pytest.param(lambda d: (d / "state.json").unlink(), "missing or damaged .* Tokenise again", id="no_state"),
         pytest.param(lambda d: (d / "vocabulary.json").unlink(), r"neither vocabulary\.json", id="no_vocabulary"),
-        pytest.param(lambda d: (d / "vocabulary.tsv").unlink(), r"vocabulary\.tsv is missing", id="no_genes"),
+        pytest.param(lambda d: (d / "vocabulary.tsv").unlink(), r"vocabulary\.tsv .*missing", id="no_genes"),
         pytest.param(put_another_vocabulary, "vocabulary", id="another_vocabulary"),
     ],
 )

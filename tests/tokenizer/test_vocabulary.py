@@ -213,8 +213,6 @@ REFUSED = {
     "array": np.array([1, 2]),
     "array_of_objects": np.array([{}, None], dtype=object),
     "table": pd.DataFrame({"a": [1]}),
-    "dtype": np.dtype("f8"),
-    "dtype_of_objects": np.dtype("O"),
     "scalar_of_objects": Call(scalar, np.dtype("O"), "x"),
     "record": np.zeros(1, dtype=[("a", "i4"), ("b", "f8")])[0],
     "record_of_objects": Call(scalar, np.dtype([("a", "O")]), "x"),

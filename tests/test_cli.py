@@ -1,0 +1,670 @@
+"""Every command once, in one chain, beside the Python calls it stands for; and what it says when the input is wrong."""
+
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from importlib.metadata import entry_points
+from typing import NamedTuple
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from scipy.sparse import csr_matrix
+
+import geneformer_repro as gf
+from geneformer_repro import cli
+
+COMMANDS = ("vocabulary", "tokenize", "pretrain", "finetune", "embed", "perturb", "statistics", "info")
+START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"
+TOWARDS = gf.GoalState("cell_type", START, GOAL, [ALTERNATIVE])
+PRETRAIN = {"size": "tiny", "epochs": 1, "batch_size": 8, "warmup_steps": 0.1}
+FINETUNE = {"epochs": 1, "batch_size": 8}
+STATES = ["--state", "cell_type", "--start", START, "--goal", GOAL, "--alternatives", ALTERNATIVE]
+
+
+def settings(chosen):
+    return ["--set", *(f"{key}={value}" for key, value in chosen.items())]
+
+
+CHAIN = {
+    "vocab": ["vocabulary", "cells.h5ad", "--max-length", "34"],
+    "cells.tok": ["tokenize", "cells.h5ad", "--vocabulary", "vocab", "--obs", "cell_type", "donor"],
+    "base": ["pretrain", "cells.tok", *settings(PRETRAIN)],
+    "clf": ["finetune", "base", "cells.tok", "--target", "cell_type", *settings(FINETUNE)],
+    "cells-out.h5ad": ["embed", "base", "cells.tok"],
+    "genes-out.h5ad": ["embed", "base", "cells.tok", "--level", "gene", "--layer", "0"],
+    "shifts.parquet": ["perturb", "base", "cells.tok", *STATES, "--max-cells", "4", "--seed", "1"],
+    "plain.parquet": ["perturb", "clf", "cells.tok", "--pooling", "mean", "--layer", "0", "--max-cells", "3"],
+    "table.tsv": ["statistics", "shifts.parquet"],
+}
+"""Output → the command that makes it, without ``-o``; each reads the outputs before it."""
+EXTRA = {"cells.h5ad", "table.png"}
+
+
+@pytest.fixture(autouse=True)
+def same_log_level():
+    """A command sets the level of our logger; put it back."""
+    logger = logging.getLogger("geneformer_repro")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
+
+class Chain(NamedTuple):
+    folder: object
+    said: dict
+
+
+@pytest.fixture(scope="module")
+def cells_file(_pbmc, tmp_path_factory):
+    """A hundred blood cells of three types and two donors."""
+    few = _pbmc[_pbmc.obs["cell_type"].isin([START, GOAL, ALTERNATIVE])][:100].copy()
+    few.obs["donor"] = [f"donor{i % 2}" for i in range(few.n_obs)]
+    path = tmp_path_factory.mktemp("input") / "cells.h5ad"
+    few.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chain(cells_file, tmp_path_factory):
+    """The outputs of every command, and what each printed."""
+    folder = tmp_path_factory.mktemp("chain")
+    shutil.copy(cells_file, folder / "cells.h5ad")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return Chain(folder, {out: printed([*command, "-o", out]) for out, command in CHAIN.items()})
+
+
+def printed(command):
+    with redirect_stdout(io.StringIO()) as text:
+        assert cli.main(command) == 0
+    return text.getvalue()
+
+
+@pytest.fixture
+def there(chain, monkeypatch):
+    """The chain's folder as the working folder, only to be read."""
+    before = sorted(path.name for path in chain.folder.iterdir())
+    monkeypatch.chdir(chain.folder)
+    yield chain.folder
+    assert sorted(path.name for path in chain.folder.iterdir()) == before
+
+
+@pytest.fixture
+def copy(chain, tmp_path, monkeypatch):
+    """A copy of it, to be changed."""
+    shutil.copytree(chain.folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; return its status, what it printed, and its last line on stderr."""
+
+    def run_command(*command):
+        capsys.readouterr()
+        status = cli.main(list(map(str, command)))
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return status, said.out, (said.err.splitlines() or [""])[-1]
+
+    return run_command
+
+
+# Equal to the Python calls
+
+
+@pytest.fixture(scope="module")
+def opened(chain):
+    """What the Python calls read."""
+    return {
+        "vocabulary": gf.Vocabulary.load(chain.folder / "vocab"),
+        "cells": gf.TokenizedDataset.open(chain.folder / "cells.tok"),
+        "base": gf.Checkpoint.from_pretrained(chain.folder / "base"),
+        "clf": gf.Checkpoint.from_pretrained(chain.folder / "clf"),
+    }
+
+
+def test_vocabulary_is_fit(chain, opened):
+    expected = gf.Vocabulary.fit(chain.folder / "cells.h5ad", max_length=34)
+    assert opened["vocabulary"] == expected
+    assert chain.said["vocab"].strip() == repr(expected)
+
+
+def test_vocabulary_converts_the_published_dictionaries(shared, tmp_path, run):
+    source = shared / "golden" / "published_v1"
+    status, said, _ = run("vocabulary", source, "--series", "V1", "-o", tmp_path / "v1")
+    assert status == 0
+    assert gf.Vocabulary.load(tmp_path / "v1") == gf.Vocabulary.from_pretrained(source, series="V1")
+    assert "25,424 genes" in said
+
+
+def test_tokenize_is_tokenize(chain, opened):
+    expected = gf.tokenize(chain.folder / "cells.h5ad", opened["vocabulary"], obs=["cell_type", "donor"])
+    found = opened["cells"]
+    pd.testing.assert_frame_equal(found.table.to_pandas(), expected.table.to_pandas())
+    assert found.fingerprint == expected.fingerprint
+    assert chain.said["cells.tok"].strip() == repr(found)
+
+
+def test_pretrain_is_pretrain(chain, opened, tmp_path):
+    expected = gf.pretrain(opened["cells"], gf.PretrainConfig(**PRETRAIN), out=tmp_path / "base")
+    assert opened["base"].fingerprint == expected.fingerprint
+    assert opened["base"].provenance["result"] == expected.provenance["result"]
+    assert chain.said["base"].strip() == repr(expected)
+
+
+def test_finetune_is_finetune(chain, opened, tmp_path):
+    config = gf.FinetuneConfig(target="cell_type", **FINETUNE)
+    expected = gf.finetune(opened["base"], opened["cells"], config, out=tmp_path / "clf")
+    methods = pd.read_csv(chain.folder / "clf" / "methods.tsv", sep="\t", index_col=0)
+    pd.testing.assert_frame_equal(methods, expected.methods)
+    assert methods.loc["logistic regression, counts"].notna().all()
+    assert opened["clf"].fingerprint == expected.checkpoint.fingerprint
+    assert chain.said["clf"] == f"{expected.methods.round(3).to_string()}\n"
+
+
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [("cells-out.h5ad", {}), ("genes-out.h5ad", {"level": "gene", "layer": 0})],
+    ids=["cells", "genes"],
+)
+def test_embed_is_embed(chain, opened, out, options):
+    expected = gf.embed(opened["base"], opened["cells"], **options)
+    found = ad.read_h5ad(chain.folder / out)
+    np.testing.assert_allclose(found.X, expected.X, atol=1e-6)
+    assert found.obs_names.tolist() == expected.obs_names.tolist()
+    pd.testing.assert_frame_equal(found.obs.astype(str), expected.obs.astype(str))
+    said = f"{out}: {expected.n_obs} {options.get('level', 'cell')}s × 64 dimensions"
+    assert chain.said[out].strip() == said
+
+
+@pytest.mark.parametrize(
+    ("out", "model", "options"),
+    [
+        ("shifts.parquet", "base", {"goal": TOWARDS, "max_cells": 4, "seed": 1}),
+        ("plain.parquet", "clf", {"pooling": "mean", "layer": 0, "max_cells": 3}),
+    ],
+    ids=["goal", "no goal"],
+)
+def test_perturb_is_perturb(chain, opened, out, model, options):
+    expected = gf.perturb(opened[model], opened["cells"], gf.Deletion(), **options)
+    found = gf.ShiftTable.open(chain.folder / out)
+    assert_same_shifts(found, expected)
+    n_genes = found.table["perturbed"].nunique()
+    assert f"{out}: {len(found):,} values ({found.measure}) of {n_genes:,} perturbations in" in chain.said[out]
+
+
+def assert_same_shifts(found, expected):
+    ranked = [shifts.table.assign(rank=shifts.table["rank"].astype("Int32")) for shifts in (found, expected)]
+    pd.testing.assert_frame_equal(*ranked, atol=1e-7)
+    assert found.metadata == expected.metadata
+
+
+def test_perturb_deletes_genes_given_by_name(copy, opened, run):
+    genes = opened["cells"].genes(0)[:2]
+    status, said, _ = run("perturb", "base", "cells.tok", "--genes", *genes, "-o", "two.parquet")
+    assert status == 0
+    expected = gf.perturb(opened["base"], opened["cells"], gf.Deletion(genes))
+    assert_same_shifts(gf.ShiftTable.open("two.parquet"), expected)
+    assert "of 1 perturbations" in said
+
+
+def test_statistics_is_shift_statistics(chain):
+    expected = gf.shift_statistics(gf.ShiftTable.open(chain.folder / "shifts.parquet"))
+    found = pd.read_csv(chain.folder / "table.tsv", sep="\t", index_col=0)
+    pd.testing.assert_frame_equal(found, expected)
+    assert chain.said["table.tsv"].splitlines()[2].split()[0] == expected.index[0]
+    assert (chain.folder / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_but_the_outputs_is_left(chain):
+    assert {path.name for path in chain.folder.iterdir()} == set(CHAIN) | EXTRA
+
+
+@pytest.fixture
+def quick_umap(monkeypatch):
+    """The first two dimensions in place of UMAP, which takes ten seconds to compile and is scanpy's to test."""
+    monkeypatch.setattr(sc.pp, "neighbors", lambda adata, use_rep: None)
+    monkeypatch.setattr(sc.tl, "umap", lambda adata: adata.obsm.update(X_umap=adata.X[:, :2]))
+
+
+def test_embed_can_add_a_umap_and_its_picture(copy, run, quick_umap):
+    status, *_ = run("embed", "base", "cells.tok", "--umap", "cell_type", "-o", "umap.h5ad")
+    assert status == 0
+    assert ad.read_h5ad("umap.h5ad").obsm["X_umap"].shape == (100, 2)
+    assert (copy / "umap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_genes_are_not_coloured_by_a_column_of_cells(there, run, quick_umap, tmp_path):
+    out = tmp_path / "genes.h5ad"
+    refused(run("embed", "base", "cells.tok", "--level", "gene", "--umap", "cell_type", "-o", out), "--umap")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stock_checkpoint_needs_a_vocabulary_and_takes_one(copy, opened, run):
+    opened["base"].model.save_pretrained("stock")
+    status, _, error = run("embed", "stock", "cells.tok", "-o", "stock.h5ad")
+    assert status == 2
+    assert "stock: has no vocabulary of its own; give one" in error
+    status, *_ = run("embed", "stock", "cells.tok", "--vocabulary", "vocab", "-o", "stock.h5ad")
+    assert status == 0
+    np.testing.assert_array_equal(ad.read_h5ad("stock.h5ad").X, ad.read_h5ad("cells-out.h5ad").X)
+
+
+def test_pretraining_goes_on_from_a_checkpoint(copy, opened, run):
+    status, *_ = run("pretrain", "cells.tok", "--base", "base", "-o", "more", *settings(PRETRAIN))
+    assert status == 0
+    assert gf.Checkpoint.from_pretrained("more").provenance["inputs"]["base"] == opened["base"].fingerprint
+
+
+def test_settings_come_from_a_file_and_the_command_line_wins(copy, run):
+    (copy / "settings.toml").write_text('size = "tiny"\nepochs = 50\nwarmup_steps = 0.1\nbatch_size = 16\n')
+    status, *_ = run(*shlex.split("pretrain cells.tok --config settings.toml --set epochs=1 --set seed=3 -o m"))
+    assert status == 0
+    found = json.loads((copy / "m" / "provenance.json").read_text())["config"]
+    assert {key: found[key] for key in ("size", "epochs", "batch_size", "seed")} == {
+        "size": "tiny",
+        "epochs": 1,
+        "batch_size": 16,
+        "seed": 3,
+    }
+
+
+# info
+
+
+@pytest.mark.parametrize(
+    ("path", "title", "facts"),
+    [
+        ("vocab", "Vocabulary(", []),
+        ("cells.tok", "TokenizedDataset(100 cells, cell_type, donor", ['"cells_left_out": 0', '"max": 34', '"sha256"']),
+        ("base", "Checkpoint(masked gene model, 3 layers of 64", ['"step": "pretrain"', '"size": "tiny"', '"result"']),
+        ("clf", "Checkpoint(classifier of 'cell_type' (3 classes)", ['"step": "finetune"', '"accuracy"']),
+        ("shifts.parquet", "ShiftTable(384 values)", ['"measure": "cosine shift"', f'"start": "{START}"', '"seed": 1']),
+    ],
+    ids=str,
+)
+def test_info_says_what_an_artefact_is(there, run, path, title, facts):
+    status, said, error = run("info", path)
+    assert (status, error) == (0, "")
+    assert said.startswith(title)
+    for fact in facts:
+        assert fact in said
+    if facts:
+        json.loads(said.partition("\n")[2])
+
+
+# Outputs that exist
+
+
+@pytest.mark.parametrize("out", CHAIN)
+def test_an_output_that_exists_is_refused(there, run, out):
+    before = (there / out).stat().st_mtime_ns
+    status, said, error = run(*CHAIN[out], "-o", out)
+    assert (status, said) == (2, "")
+    assert error == (
+        f"error: {out} already exists. Choose another output, or allow it to be replaced: overwrite=True (--overwrite)."
+    )
+    assert (there / out).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("out", CHAIN)
+def test_overwrite_replaces_it(copy, run, out):
+    before = (copy / out).stat().st_ino
+    status, *_ = run(*CHAIN[out], "-o", out, "--overwrite")
+    assert status == 0
+    assert (copy / out).stat().st_ino != before
+    assert {path.name for path in copy.iterdir()} == set(CHAIN) | EXTRA
+
+
+@pytest.mark.parametrize("out", ["vocab", "cells.tok", "base", "clf"])
+def test_overwrite_never_replaces_a_folder_that_is_no_result(copy, run, out):
+    (copy / "thesis").mkdir()
+    (copy / "thesis" / "chapter1.txt").write_text("precious")
+    status, _, error = run(*CHAIN[out], "-o", "thesis", "--overwrite")
+    assert status == 2
+    assert "thesis is a folder without" in error
+    assert (copy / "thesis" / "chapter1.txt").read_text() == "precious"
+
+
+def test_a_picture_in_the_way_is_refused_before_the_work(copy, run):
+    (copy / "other.png").write_text("mine")
+    status, _, error = run("statistics", "shifts.parquet", "-o", "other.tsv")
+    assert status == 2
+    assert "other.png already exists" in error
+    assert not (copy / "other.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("home", "work", "command"),
+    [
+        ("tokenizer.vocabulary", "Vocabulary.fit", "vocabulary cells.h5ad -o vocab"),
+        ("embedding", "embed", "embed base cells.tok -o cells-out.h5ad"),
+        ("embedding", "embed", "embed base cells.tok --umap donor -o table.h5ad"),
+    ],
+    ids=["vocabulary", "embed", "embed's picture"],
+)
+def test_refusal_comes_before_the_work(there, run, monkeypatch, home, work, command):
+    def work_done(*_, **__):
+        raise AssertionError("worked for nothing")
+
+    monkeypatch.setattr(f"geneformer_repro.{home}.{work}", work_done)
+    status, _, error = run(*command.split())
+    assert status == 2
+    assert "already exists" in error
+
+
+# Bad input
+
+
+@pytest.fixture(scope="module")
+def bad(cells_file, tmp_path_factory):
+    """Files that do not hold what they should."""
+    folder = tmp_path_factory.mktemp("bad")
+    few = ad.read_h5ad(cells_file)
+    (folder / "text.h5ad").write_text("no HDF5")
+    normalised = few.copy()
+    sc.pp.normalize_total(normalised)
+    normalised.write_h5ad(folder / "normalised.h5ad")
+    normalised.layers["counts"] = few.X
+    normalised.write_h5ad(folder / "layered.h5ad")
+    negative = few.copy()
+    negative.X = csr_matrix(-few.X)
+    negative.write_h5ad(folder / "negative.h5ad")
+    for name, ids in {
+        "symbols": few.var["gene_name"],
+        "versions": few.var_names + ".7",
+        "mouse": few.var_names.str.replace("ENSG", "ENSMUSG"),
+    }.items():
+        renamed = few.copy()
+        renamed.var_names = pd.Index(ids.to_numpy())
+        renamed.write_h5ad(folder / f"{name}.h5ad")
+    few[:0].write_h5ad(folder / "empty.h5ad")
+    silent = few[:5].copy()
+    silent.X = csr_matrix(silent.shape, dtype=np.float32)
+    silent.write_h5ad(folder / "silent.h5ad")
+    others = gf.Vocabulary.fit(few[:, 5:].copy(), max_length=34)
+    gf.tokenize(few, others, obs=["cell_type"], out=folder / "others.tok")
+    (folder / "broken.toml").write_text("epochs = = 3")
+    (folder / "plain").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("command", ["vocabulary", "tokenize"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.h5ad", "missing.h5ad: no such file. Expected an .h5ad file with raw counts."),
+        ("text.h5ad", "text.h5ad: not an .h5ad (HDF5) file."),
+        ("normalised.h5ad", "X holds fractional values (first: cell "),
+        ("normalised.h5ad", "No other layer of it holds counts either; go back to the file before normalisation."),
+        ("layered.h5ad", "Rank encoding needs raw counts. 'counts' holds counts: name it with layer="),
+        ("negative.h5ad", "X holds negative values"),
+        ("empty.h5ad", "holds no cells"),
+        ("silent.h5ad", "expresse"),
+    ],
+)
+def test_a_file_without_counts_is_refused(there, bad, run, tmp_path, command, name, message):
+    options = ["--vocabulary", "vocab"] if command == "tokenize" else []
+    refused(run(command, bad / name, *options, "-o", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+def refused(result, message):
+    """One line that says so, and status 2."""
+    status, said, error = result
+    assert (status, said) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_the_layer_that_holds_the_counts_can_be_named(there, bad, run, tmp_path):
+    command = ["tokenize", bad / "layered.h5ad", "--vocabulary", "vocab", "--layer", "counts", "-o", tmp_path / "out"]
+    status, *_ = run(*command)
+    assert status == 0
+    found, expected = gf.TokenizedDataset.open(tmp_path / "out"), gf.TokenizedDataset.open("cells.tok")
+    assert [cell.tolist() for cell in found] == [cell.tolist() for cell in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("symbols", "Likely cause: these are gene symbols"),
+        ("versions", "Likely cause: the ids carry versions"),
+        ("mouse", "Likely cause: another species (ENSMUSG ids"),
+    ],
+)
+def test_genes_that_nobody_knows_are_refused_with_the_likely_cause(there, bad, run, tmp_path, name, cause):
+    result = run("tokenize", bad / f"{name}.h5ad", "--vocabulary", "vocab", "-o", tmp_path / "out")
+    refused(result, "none of its 754 genes is known to the vocabulary")
+    assert cause in result[2]
+
+
+def test_a_column_with_the_gene_ids_can_be_named(there, bad, run, tmp_path):
+    adata = ad.read_h5ad(bad / "symbols.h5ad")
+    adata.var["ids"] = ad.read_h5ad("cells.h5ad").var_names
+    adata.write_h5ad(tmp_path / "named.h5ad")
+    command = ["tokenize", tmp_path / "named.h5ad", "--vocabulary", "vocab", "-o", tmp_path / "out"]
+    assert run(*command, "--gene-ids", "ids")[0] == 0
+
+
+BAD = {
+    "tokenize, column": (
+        "tokenize cells.h5ad --vocabulary vocab --obs celltype",
+        "obs has no column 'celltype'. Did you mean 'cell_type'?",
+    ),
+    "tokenize, layer": ("tokenize cells.h5ad --vocabulary vocab --layer count", "there is no layer 'count'"),
+    "tokenize, vocabulary": (
+        "tokenize cells.h5ad --vocabulary nowhere",
+        "nowhere: is not a folder. Expected a vocabulary",
+    ),
+    "tokenize, output in a file": ("tokenize cells.h5ad --vocabulary vocab -o cells.h5ad/out", "cells.h5ad"),
+    "vocabulary, folder and file": ("vocabulary vocab cells.h5ad", "found the folder vocab among 2 inputs"),
+    "vocabulary, length of a folder's": ("vocabulary vocab --max-length 20", "--max-length"),
+    "vocabulary, layer of a folder": ("vocabulary vocab --layer counts", "--layer"),
+    "pretrain, cells": ("pretrain nowhere", "nowhere: no such dataset. Expected a folder written by tokenize"),
+    "pretrain, setting": ("pretrain cells.tok --set epoch=3", "has no field 'epoch'. Did you mean 'epochs'?"),
+    "pretrain, type": ("pretrain cells.tok --set epochs=many", "epochs must be float, found 'many'"),
+    "pretrain, bound": ("pretrain cells.tok --set epochs=0", "PretrainConfig.epochs must be above 0, found 0"),
+    "pretrain, size": ("pretrain cells.tok --set size=huge", "size must be one of 'tiny', 'V1-10M'"),
+    "pretrain, no value": ("pretrain cells.tok --set epochs", "--set epochs: expected key=value"),
+    "pretrain, no file": ("pretrain cells.tok --config nowhere.toml", "nowhere.toml: cannot be read"),
+    "pretrain, no TOML": ("pretrain cells.tok --config {bad}/broken.toml", "broken.toml: not valid TOML"),
+    "pretrain, classifier": (
+        "pretrain cells.tok --base clf --set epochs=1 warmup_steps=0.1",
+        "is a classifier without a masked-gene head",
+    ),
+    "finetune, no target": ("finetune base cells.tok", "target"),
+    "finetune, target": (
+        "finetune base cells.tok --target celltype",
+        "no obs column 'celltype'. Did you mean 'cell_type'?",
+    ),
+    "finetune, quoted target": ("finetune base cells.tok --target 'the \"type\"'", "no obs column 'the \"type\"'."),
+    "finetune, target with a backslash": (
+        "finetune base cells.tok --target 'cell\\type'",
+        "no obs column 'cell\\\\type'.",
+    ),
+    "finetune, groups": (
+        "finetune base cells.tok --target cell_type --group donor",
+        "at least 3 groups, found 2: donor0, donor1",
+    ),
+    "finetune, model": (
+        "finetune cells.tok cells.tok --target cell_type",
+        "cells.tok: no config.json there, so not a model",
+    ),
+    "finetune, counts": (
+        "finetune base cells.tok --target cell_type --counts {bad}/silent.h5ad",
+        "95 of 100 cells of the dataset are not in it",
+    ),
+    "finetune, vocabulary": ("finetune base {bad}/others.tok --target cell_type", "have different vocabularies"),
+    "embed, vocabulary": ("embed base {bad}/others.tok", "have different vocabularies"),
+    "embed, layer": ("embed base cells.tok --layer 3", "layer must lie between -3"),
+    "embed, column": ("embed base cells.tok --umap celltype", "no obs column 'celltype'"),
+    "embed, no model": ("embed {bad}/plain cells.tok", "plain: no config.json there"),
+    "embed, mistyped model": ("embed bsae cells.tok", "bsae: no such"),
+    "perturb, half a goal": (
+        "perturb base cells.tok --state cell_type",
+        "A goal needs --state, --start and --goal together.",
+    ),
+    "perturb, alternatives alone": ("perturb base cells.tok --alternatives Dendritic --max-cells 1", "--state"),
+    "perturb, state": (
+        "perturb base cells.tok --state cell_type --start Dendrit --goal 'CD19+ B'",
+        "No cell has cell_type = 'Dendrit'. Did you mean 'Dendritic'?",
+    ),
+    "perturb, gene": ("perturb base cells.tok --genes ACTB4", "1 of 1 genes are not in the vocabulary"),
+    "perturb, gene twice": ("perturb base cells.tok --genes A A", "genes must be distinct"),
+    "perturb, no cells": ("perturb base cells.tok --max-cells 0", "max_cells must be at least 1, found 0"),
+    "perturb, vocabulary": ("perturb base {bad}/others.tok", "have different vocabularies"),
+    "statistics, missing": ("statistics nowhere.parquet", "nowhere.parquet: not a readable Parquet file"),
+    "statistics, foreign": ("statistics cells.h5ad", "Expected the output of perturb"),
+    "statistics, method": (
+        "statistics shifts.parquet --method vs_all",
+        "method='vs_all' needs a screen without a goal state",
+    ),
+}
+"""What → a command without ``-o``, and what it says."""
+
+
+@pytest.mark.parametrize(("command", "message"), BAD.values(), ids=BAD)
+def test_what_a_user_got_wrong_ends_in_one_line(there, bad, run, tmp_path, command, message):
+    command = [part.format(bad=bad) for part in shlex.split(command)]
+    out = [] if "-o" in command else ["-o", tmp_path / "out" / "made"]
+    refused(run(*command, *out), message)
+    assert not (tmp_path / "out" / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "nowhere: no such file or folder."),
+        ("cells.h5ad", "cells.h5ad: not a readable Parquet file"),
+        ("{bad}/plain", "plain: holds neither vocabulary.json nor token_dictionary*.pkl"),
+    ],
+)
+def test_info_on_what_is_no_artefact_is_refused(there, bad, run, path, message):
+    refused(run("info", path.format(bad=bad)), message)
+
+
+def test_a_mistake_in_the_settings_does_not_stand_in_the_way_of_the_corrected_command(copy, run):
+    command = shlex.split("finetune base cells.tok --target cell_type -o new --set epochs=1 baselines=false")
+    refused(run(*command, "warmup_steps=1000"), "the run has only")
+    assert run(*command, "warmup_steps=0.1")[0] == 0
+
+
+def test_a_bug_shows_its_traceback(there, tmp_path, monkeypatch):
+    def bug(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("geneformer_repro.tokenizer.vocabulary.Vocabulary.fit", bug)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["vocabulary", "cells.h5ad", "-o", str(tmp_path / "out")])
+
+
+def test_an_interrupt_is_told_how_to_go_on(there, run, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geneformer_repro.tokenizer.vocabulary.Vocabulary.fit", interrupt)
+    status, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
+    assert status == 130
+    assert error.startswith("interrupted; the same command goes on where it stopped")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        pytest.param([], "the following arguments are required: COMMAND", id="no command"),
+        pytest.param(["tokenise"], "invalid choice: 'tokenise'", id="unknown command"),
+        pytest.param(["tokenize", "cells.h5ad"], "-o/--out", id="no output"),
+        pytest.param(["embed", "a", "b", "-o", "c", "--level", "tissue"], "invalid choice: 'tissue'", id="choice"),
+        pytest.param(["perturb", "a", "b", "-o", "c", "--max-cells", "few"], "invalid int value: 'few'", id="number"),
+    ],
+)
+def test_a_command_that_cannot_be_read_ends_with_its_usage(capsys, command, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: geneformer-repro")
+    assert message in said
+
+
+# Logging and help
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["loud", "quiet"])
+def test_quiet_logs_warnings_only(there, run, tmp_path, caplog, quiet):
+    with caplog.at_level(logging.DEBUG):
+        run("tokenize", "cells.h5ad", "--vocabulary", "vocab", "-o", tmp_path / "out", *(["--quiet"] if quiet else []))
+    levels = {record.levelno for record in caplog.records if record.name.startswith("geneformer_repro")}
+    assert levels == (set() if quiet else {logging.INFO})
+
+
+def test_the_last_log_line_of_a_step_is_json_for_machines(there, run, tmp_path, caplog):
+    run("tokenize", "cells.h5ad", "--vocabulary", "vocab", "-o", tmp_path / "out")
+    events = [json.loads(record.message) for record in caplog.records if record.name == "geneformer_repro.progress"]
+    assert [(event["event"], event["cells"]) for event in events] == [("tokenize", 100)]
+
+
+def helped(capsys, *command):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys):
+    said = helped(capsys)
+    assert [line.split()[0] for line in said.splitlines() if line.startswith("    ") and line[4] != " "] == list(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_for_every_option(capsys, command):
+    said = helped(capsys, command)
+    options = said.partition("options:")[2].splitlines()
+    assert f"usage: geneformer-repro {command}" in said
+    assert all(" " in line.strip() for line in options if line.strip().startswith("-"))
+    assert command == "info" or {"--out", "--overwrite", "--quiet"} <= set(said.replace(",", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "out", "err"),
+    [
+        pytest.param(["--help"], 0, "usage: geneformer-repro", "", id="help"),
+        pytest.param(["info", "nowhere"], 2, "", "error: nowhere: no such file or folder.\n", id="one line of error"),
+    ],
+)
+def test_the_package_runs_as_a_module(tmp_path, command, status, out, err):
+    done = subprocess.run(
+        [sys.executable, "-m", "geneformer_repro", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert (done.returncode, done.stderr) == (status, err)
+    assert done.stdout.startswith(out)
+
+
+def test_the_console_command_is_the_same_function():
+    (found,) = entry_points(group="console_scripts", name="geneformer-repro")
+    assert found.load() is cli.main
+
+
+def test_importing_main_runs_nothing():
+    import geneformer_repro.__main__ as module
+
+    assert module.main is cli.main
