@@ -1,6 +1,6 @@
 """How this package writes: aside, then renamed, so that a name either holds a whole result or nothing.
 
-A killed run leaves at most a hidden ``.NAME.tmp-…`` beside the output. An output that exists is
+A killed run leaves at most a hidden ``.NAME.tmp-…`` or ``.NAME.old-…`` beside the output. An output that exists is
 refused; with ``overwrite`` it is replaced, but only where it is one of ours (it holds `marker`), so
 that a mistyped path never deletes somebody's folder.
 """
@@ -67,6 +67,8 @@ def refuse_existing(path: Path, *, overwrite: bool, marker: str | None = None) -
                 f"{path} is a {'folder' if path.is_dir() else 'file'}, but this step writes a "
                 f"{'folder' if marker else 'file'}; it is not replaced."
             )
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.parent} cannot be written to.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -74,4 +74,7 @@ class Golden:
 
     def state_vectors(self) -> dict[str, np.ndarray]:
         """The vectors that were given to its goal-state runs."""
-        return {state: np.array(vector) for state, vector in json.loads((self.folder / "state_embs.json").read_text()).items()}
+        return {
+            state: np.array(vector)
+            for state, vector in json.loads((self.folder / "state_embs.json").read_text()).items()
+        }

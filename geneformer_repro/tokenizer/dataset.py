@@ -172,6 +172,13 @@ class TokenizedDataset:
         if spec.get("format") != FORMAT:
             raise InputError(f"{path}/spec.json: expected format {FORMAT!r}, found {spec.get('format')!r}.")
         own = Vocabulary.load(path)
+        if not {"n_cells", "vocabulary", "fingerprint"} <= spec.keys():
+            raise InputError(f"{path}/spec.json: is incomplete. Tokenise again.")
+        if own.fingerprint != spec["vocabulary"]:
+            raise DataFormatError(
+                f"{path}: the vocabulary in the folder ({own.fingerprint[:12]}) is not the one that made the cells "
+                f"({spec['vocabulary'][:12]}). Tokenise again."
+            )
         if vocabulary is not None:
             own.require_same(vocabulary, this=f"dataset {path}", that="the vocabulary given")
         try:
@@ -229,6 +236,8 @@ def tokenize(
     FileExistsError
         `out` exists.
     """
+    if isinstance(obs, str):
+        raise InputError(f"obs={obs!r}: expected a list of columns; write obs=[{obs!r}].")
     if out is not None:
         refuse_existing(Path(out), overwrite=overwrite, marker="spec.json")
     opened = open_counts(source, layer=layer, gene_ids=gene_ids)
@@ -269,7 +278,7 @@ class _Rows:
         with progress("tokenize", total=len(self._opened.obs), unit="cells") as bar:
             for block in self._opened.blocks():
                 known = csr_matrix(block.counts @ self._to_vocabulary)
-                totals = np.asarray(block.counts.sum(axis=1, dtype=np.float64)).ravel()
+                totals = self._opened.total_counts(block)
                 n_genes = np.asarray((known > 0).sum(axis=1)).ravel()
                 kept = np.flatnonzero(n_genes)
                 self._count(block.start, block.counts, known, n_genes)
@@ -344,6 +353,8 @@ def _likely_cause(opened: CountSource, vocabulary: Vocabulary) -> str:
         )
     ensembl = ids.str.extract(r"^(ENS[A-Z]{0,6}G)\d{11}(?:\.\d+)?$")[0].dropna()
     expected = pd.Series(vocabulary.gene_ids[:100]).str.extract(r"^(ENS[A-Z]{0,6}G)\d{11}$")[0].dropna()
+    if len(ensembl) > len(ids) / 2 and len(expected) and ensembl.mode()[0] == expected.mode()[0]:
+        return "Likely cause: the vocabulary was learned from data without these genes; use one that has them."
     if len(ensembl) > len(ids) / 2:
         return (
             f"Likely cause: another species ({ensembl.mode()[0]} ids, the vocabulary has "
@@ -442,6 +453,13 @@ def _from_published(path: Path, vocabulary: Vocabulary) -> TokenizedDataset:
         )
     if not len(table):
         raise DataFormatError(f"{path}: holds no cells.")
+    kind = table.data.column(INPUT_IDS).type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
+        raise DataFormatError(f"{path}: {INPUT_IDS!r} must hold a list of whole numbers for each cell, found {kind}.")
+    if table.data.column(INPUT_IDS).null_count or any(
+        c.flatten().null_count for c in table.data.column(INPUT_IDS).chunks
+    ):
+        raise DataFormatError(f"{path}: {INPUT_IDS!r} has missing values.")
     tokens = Ragged(*_flat(table))
     _check_tokens(path, tokens, vocabulary)
     if LENGTH not in table.column_names:
@@ -479,6 +497,8 @@ def _check_tokens(path: Path, tokens: Ragged, vocabulary: Vocabulary) -> None:
             f"{path}: {foreign.sum()} tokens are not genes of the vocabulary (first: {tokens.values[foreign][0]}). "
             f"It was made with another vocabulary."
         )
+    if vocabulary.has_cls:
+        _check_wrapped(path, tokens, wrapping)
     cell = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
     order = np.lexsort((tokens.values, cell))
     twice = (np.diff(tokens.values[order].astype(np.int64)) == 0) & (np.diff(cell[order]) == 0)
@@ -492,4 +512,14 @@ def _check_tokens(path: Path, tokens: Ragged, vocabulary: Vocabulary) -> None:
         raise DataFormatError(
             f"{path}: a cell has {tokens.lengths.max()} tokens, more than the vocabulary's max_length of "
             f"{vocabulary.max_length}."
+        )
+
+
+def _check_wrapped(path: Path, tokens: Ragged, wrapping: list[int]) -> None:
+    ends = np.stack([tokens.values[tokens.offsets[:-1]], tokens.values[tokens.offsets[1:] - 1]], axis=1)
+    bare = (ends != wrapping).any(axis=1)
+    if bare.any():
+        raise DataFormatError(
+            f"{path}: row {np.flatnonzero(bare)[0]} does not begin with {CLS} and end with {EOS}, as cells of this "
+            "vocabulary do. They were tokenised without special tokens; give a vocabulary without these two."
         )

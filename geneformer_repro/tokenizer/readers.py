@@ -178,7 +178,7 @@ def _from_h5ad(path: Path, layer: str | None, gene_ids: str | None) -> CountSour
                 return whole[start:stop]
             with _h5(path) as file:
                 return csr_matrix(_rows(file[matrices[chosen]], start, stop))
-        except OSError as error:
+        except (OSError, KeyError, RuntimeError) as error:
             raise DataFormatError(
                 f"{path}: cells {start} to {stop} cannot be read, the file is damaged or truncated ({error})."
             ) from error
@@ -197,7 +197,10 @@ def _h5(path: Path) -> h5py.File:
         raise DataFormatError(
             f"{path}: not an .h5ad (HDF5) file. Expected raw counts as written by AnnData.write_h5ad."
         )
-    return h5py.File(path, "r")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataFormatError(f"{path}: cannot be opened, the file is damaged or truncated ({error}).") from error
 
 
 def _rows(stored: h5py.Group | h5py.Dataset, start: int, stop: int) -> Any:
@@ -225,6 +228,8 @@ def _checked_source(
 ) -> CountSource:
     if obs.empty and len(obs.index) == 0:
         raise DataFormatError(f"{name}: holds no cells ({len(var)} genes).")
+    if not len(var):
+        raise DataFormatError(f"{name}: holds no genes ({len(obs)} cells).")
     repeated = obs.index[obs.index.duplicated()]
     if len(repeated):
         raise DataFormatError(
@@ -234,7 +239,8 @@ def _checked_source(
     if gene_ids is not None and gene_ids not in var:
         raise InputError(f"{name}: var has no column {gene_ids!r}. {did_you_mean(gene_ids, var.columns)}")
     column = gene_ids or ("ensembl_id" if "ensembl_id" in var else None)
-    ids = (var[column] if column else var.index.to_series()).astype(str)
+    ids = var[column] if column else var.index.to_series()
+    ids = ids.astype(object).where(ids.notna(), "").astype(str)
     named = next((candidate for candidate in _NAME_COLUMNS if candidate in var), None)
     names = (
         var[named].astype(object).where(var[named].notna(), "").astype(str) if named else pd.Series("", index=var.index)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
+from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError, did_you_mean
 from geneformer_repro.files import new_directory, read_json, write_json
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class Vocabulary:
             gene_ids=ids,
             tokens=np.array([token for _, token in genes], dtype=np.int64),
             special_tokens=special,
-            max_length=max_length or _SERIES["V2" if CLS in special else "V1"][1],
+            max_length=_SERIES["V2" if CLS in special else "V1"][1] if max_length is None else max_length,
             medians=None if medians is None else np.array([float(medians[gene]) for gene in ids]),
             gene_names=tuple(str((names or {}).get(gene, "")) for gene in ids),
         )
@@ -329,20 +329,21 @@ class Vocabulary:
         from geneformer_repro.tokenizer.medians import NonzeroMedians
         from geneformer_repro.tokenizer.readers import open_counts
 
+        _require_series(series)
         medians, names = NonzeroMedians(), {}
         for source in [sources] if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence) else sources:
             opened = open_counts(source, layer=layer, gene_ids=gene_ids)
             names.update({gene: name for gene, name in zip(opened.gene_ids, opened.gene_names, strict=True) if name})
             for block in opened.blocks():
                 medians.add(block.counts, opened.total_counts(block), opened.gene_ids)
-        of_gene = medians.result()
+        of_gene = {gene: median for gene, median in medians.result().items() if gene}
         if not of_gene:
             raise DataFormatError(
                 "No gene is expressed in any cell of the given sources; a vocabulary cannot be learned from them."
             )
         special, length = _SERIES[series]
         tokens = {token: i for i, token in enumerate((*special, *sorted(of_gene)))}
-        return cls.from_tokens(tokens, of_gene, names, max_length=max_length or length)
+        return cls.from_tokens(tokens, of_gene, names, max_length=length if max_length is None else max_length)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write ``vocabulary.tsv`` and ``vocabulary.json`` into the new folder `path`."""
@@ -406,12 +407,13 @@ class Vocabulary:
                 medians=np.array([float(median) for median in table["median"]]) if header["has_medians"] else None,
                 gene_names=tuple(table["gene_name"]),
             )
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{folder}: vocabulary.tsv is missing or damaged ({error}).") from error
-        if vocabulary.fingerprint != header["fingerprint"]:
+            written = str(header["fingerprint"])
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{folder}: vocabulary.tsv or vocabulary.json is missing or damaged ({error}).") from error
+        if vocabulary.fingerprint != written:
             raise InputError(
                 f"{folder}: vocabulary.tsv has changed since it was written (fingerprint "
-                f"{vocabulary.fingerprint[:12]}, header says {header['fingerprint'][:12]})."
+                f"{vocabulary.fingerprint[:12]}, header says {written[:12]})."
             )
         return vocabulary
 
@@ -446,17 +448,25 @@ class Vocabulary:
         InputError
             The folder or the downloaded repository holds no such dictionaries.
         """
+        _require_series(series)
         root = Path(path_or_hub_id)
         if not root.exists():
             from huggingface_hub import snapshot_download
 
-            root = Path(
-                snapshot_download(
-                    str(path_or_hub_id), revision=revision, allow_patterns=[f"{_PUBLISHED_FOLDER[series]}/*.pkl"]
-                )
-            )
+            patterns = [f"{_PUBLISHED_FOLDER[series]}/*.pkl"]
+            try:
+                root = Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=patterns))
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"{path_or_hub_id}: no such folder, and not to be had from the hub ({error})."
+                ) from error
         nested = root / _PUBLISHED_FOLDER[series]
         return cls.load(nested if nested.is_dir() else root)
+
+
+def _require_series(series: str) -> None:
+    if series not in _SERIES:
+        raise InputError(f"There is no series {series!r}. {did_you_mean(series, _SERIES)}")
 
 
 def _only_pickle(folder: Path, stem: str) -> dict[str, Any] | None:
@@ -466,6 +476,25 @@ def _only_pickle(folder: Path, stem: str) -> dict[str, Any] | None:
             f"{folder}: several {stem}*.pkl ({', '.join(file.name for file in files)}); keep one series in a folder."
         )
     return read_plain_pickle(files[0]) if files else None
+
+
+class _PlainDtype:
+    """Stands in for ``numpy.dtype``, whose own state can be forged to make NumPy read any address."""
+
+    _CODE = re.compile(r"(b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5})\Z")
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not self._CODE.match(code):
+            raise pickle.UnpicklingError(f"it holds a numpy scalar of type {code!r}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+
+def _plain_scalar(dtype: _PlainDtype, content: bytes) -> Any:
+    (value,) = np.frombuffer(content, dtype=dtype.order + dtype.code)
+    return value
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -481,11 +510,9 @@ class _PlainUnpickler(pickle.Unpickler):
         if (module, name) in self._ALLOWED:
             return super().find_class(module, name)
         if self._NUMPY_SCALAR.match(module) and name == "scalar":
-            from numpy._core.multiarray import scalar
-
-            return scalar
+            return _plain_scalar
         if module == "numpy" and name == "dtype":
-            return np.dtype
+            return _PlainDtype
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
@@ -504,7 +531,7 @@ def read_plain_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:
         raise InputError(
             f"{path}: refused as a dictionary of plain data: {error}. Only builtin containers, strings, numbers and "
             f"numpy scalars are read from pickles."

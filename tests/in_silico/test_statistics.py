@@ -15,11 +15,12 @@ STATES = ("a", "b", "c")
 
 @pytest.fixture(scope="module")
 def measured(_pbmc):
-    """Gene, cell and rank of a deletion screen's rows on 60 real cells: how often genes are seen is as it is."""
+    """Gene, cell and rank of a deletion screen's rows on 60 real cells, without the rarest genes."""
     vocabulary = gf.Vocabulary.fit(_pbmc, max_length=22)
     cells = gf.tokenize(_pbmc, vocabulary).select(range(60))
     rows = [(name, gene, rank) for i, name in enumerate(cells.cell_names) for rank, gene in enumerate(cells.genes(i))]
     table = pd.DataFrame(rows, columns=["cell", "perturbed", "rank"])
+    table = table[table.groupby("perturbed")["cell"].transform("size") >= 3].reset_index(drop=True)
     return table.assign(affected=None, state=None), dict(zip(vocabulary.gene_ids, vocabulary.gene_names, strict=True))
 
 
@@ -208,8 +209,8 @@ def test_the_method_that_fits_is_the_default(towards_a_goal, similarities, metho
 
 def test_a_pool_too_large_is_sampled_alike_every_time(similarities, monkeypatch):
     whole = shift_statistics(similarities)
-    monkeypatch.setattr(module, "POOL_SIZE", 800)
-    assert len(similarities) == 1200
+    monkeypatch.setattr(module, "POOL_SIZE", 600)
+    assert len(similarities) > 800
     first, again = shift_statistics(similarities), shift_statistics(similarities)
     pd.testing.assert_frame_equal(first, again)
     np.testing.assert_allclose(first["p_value"], whole.loc[first.index, "p_value"], atol=0.15)

@@ -115,7 +115,7 @@ def test_real_pretraining_cells_open_with_the_v1_vocabulary(published, shared):
         np.testing.assert_array_equal(cells[i], expected["input_ids"][i])
 
 
-@pytest.mark.parametrize("name", ["cardio_differentiation", "datlinger_jurkat", "gbm_panobinostat", "kang_ifnb"])
+@pytest.mark.parametrize("name", ["datlinger_jurkat", "gbm_panobinostat", "kang_ifnb"])
 def test_real_counts_are_tokenised_with_a_vocabulary_learned_from_them(shared, name):
     path = shared / "data" / name / f"{name}.h5ad"
     vocabulary, adata = Vocabulary.fit(path), ad.read_h5ad(path)
@@ -179,8 +179,6 @@ SAME = [
     pytest.param(lambda a: with_ids_in(a, "other"), {"gene_ids": "other"}, id="ids_in_another_column"),
     pytest.param(lambda a: a[:, ::-1].copy(), {}, id="genes_backwards"),
     pytest.param(lambda a: a[:, sorted(a.var_names, key=lambda gene: gene[::-1])].copy(), {}, id="genes_shuffled"),
-    pytest.param(lambda a: with_x(a, a.X * 7), {}, id="counts_times_seven"),
-    pytest.param(lambda a: with_x(a, a.X * 1000), {}, id="counts_times_a_thousand"),
     pytest.param(split_genes, {}, id="genes_in_two_columns"),
 ]
 
@@ -215,6 +213,14 @@ def test_what_is_written_is_what_is_made_in_memory(written, plain):
 
 def test_what_tokenize_returns_is_what_open_opens(pbmc, vocabulary, plain, tmp_path):
     assert_same_cells(tokenize(pbmc, vocabulary, out=tmp_path / "out", obs=OBS), plain)
+
+
+@pytest.mark.parametrize("factor", [7, 1000])
+def test_counts_times_a_constant_give_the_same_tokens(pbmc, vocabulary, factor):
+    few = pbmc[:200].copy()
+    many = with_x(few.copy(), few.X * factor)
+    many.obs["n_counts"] *= factor
+    assert_same_cells(tokenize(many, vocabulary), tokenize(few, vocabulary))
 
 
 @pytest.mark.parametrize("size", [1, 64, 699])
@@ -912,15 +918,24 @@ def test_the_spec_of_published_cells_says_where_they_are_from(stored, few):
         pytest.param({"input_ids": [[4, -1]]}, r"1 tokens are not genes .*\(first: -1\)", id="negative"),
         pytest.param({"input_ids": [[4, 0, 0]]}, r"2 tokens are not genes .*\(first: 0\)", id="padded"),
         pytest.param({"input_ids": [[4, 1]]}, r"not genes .*\(first: 1\)", id="masked"),
-        pytest.param({"input_ids": [[4], [5, 6, 5]]}, "token 5 stands twice in row 1; a gene has one rank", id="twice"),
         pytest.param(
-            {"input_ids": [[4, 5, 6, 7, 8, 2]]}, "has 6 tokens, more than the .* max_length of 5", id="too_long"
+            {"input_ids": [[2, 4, 3], [2, 5, 5, 3]]}, "token 5 stands twice in row 1; a gene has one rank", id="twice"
         ),
         pytest.param(
-            {"input_ids": [[4, 5]], "length": [3]}, "'length' does not give the length of 'input_ids'", id="length"
+            {"input_ids": [[2, 4, 5, 6, 7, 3]]}, "has 6 tokens, more than the .* max_length of 5", id="too_long"
         ),
-        pytest.param({"input_ids": [[4], [5]], "length": [1, None]}, "'length' does not give", id="length_missing"),
-        pytest.param({"input_ids": [[4], [5]], "cell": ["x", "x"]}, "names in 'cell' are not distinct", id="names"),
+        pytest.param(
+            {"input_ids": [[2, 4, 3]], "length": [2]}, "'length' does not give the length of 'input_ids'", id="length"
+        ),
+        pytest.param(
+            {"input_ids": [[2, 4, 3], [2, 5, 3]], "length": [3, None]}, "'length' does not give", id="length_missing"
+        ),
+        pytest.param(
+            {"input_ids": [[2, 4, 3], [2, 5, 3]], "cell": ["x", "x"]}, "names in 'cell' are not distinct", id="names"
+        ),
+        pytest.param(
+            {"input_ids": [[2, 4, 3], [4, 5]]}, "row 1 does not begin with <cls> and end with <eos>", id="not_wrapped"
+        ),
         pytest.param(
             {"tokens": [[4]]}, r"expected a table with a column 'input_ids', found \['tokens'\]", id="no_tokens"
         ),
