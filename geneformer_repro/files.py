@@ -20,6 +20,7 @@ from typing import Any
 
 from geneformer_repro.errors import InputError
 
+_PLAN_FILE = "plan.json"
 _RECORDED_PACKAGES = (
     "geneformer-repro",
     "torch",
@@ -100,6 +101,68 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def work_folder(out: Path) -> Path:
+    """Return where unfinished work on `out` is kept: ``OUT.partial``."""
+    return out.with_name(out.name + ".partial")
+
+
+def refuse_other_work(out: Path, plan: Mapping[str, Any], *, what: str, overwrite: bool) -> None:
+    """Raise unless the unfinished work on `out`, if there is any, was begun with this plan.
+
+    Parameters
+    ----------
+    out
+        The final output.
+    plan
+        What makes two pieces of work the same: settings and fingerprints of the inputs, as JSON can hold them.
+    what
+        "run" or "screen", for the message.
+    overwrite
+        Whether the user allowed unfinished work with another plan to be dropped.
+
+    Raises
+    ------
+    FileExistsError
+        The work folder was begun with another plan (names the first difference), or is not one of ours.
+    """
+    work = work_folder(out)
+    if not (work / _PLAN_FILE).exists():
+        if work.exists() and (not work.is_dir() or any(work.iterdir())):
+            raise FileExistsError(f"{work} is in the way and not unfinished work of this package; move it elsewhere.")
+        return
+    before = read_json(work / _PLAN_FILE)
+    if before != plan and not overwrite:
+        raise FileExistsError(
+            f"{work} holds an unfinished {what} with other settings ({_first_difference(before, plan)}). "
+            "Give the same settings to go on with it, or overwrite=True (--overwrite) to start anew."
+        )
+
+
+def begin_work(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Path:
+    """Make the work folder of `out`, write its plan, return it; with `overwrite` drop what it holds."""
+    work = work_folder(out)
+    if overwrite:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / _PLAN_FILE, plan)
+    return work
+
+
+def drop_if_not_begun(out: Path) -> None:
+    """Remove the work folder of `out` if it holds no more than its plan, so that refused settings leave nothing."""
+    work = work_folder(out)
+    if {path.name for path in work.rglob("*") if path.is_file()} <= {_PLAN_FILE}:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+    there, here = before.get(key), now.get(key)
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return f"{key}.{_first_difference(there, here)}"
+    return f"{key}: {there!r} there, {here!r} now"
 
 
 def _replace(aside: Path, path: Path) -> None:

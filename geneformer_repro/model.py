@@ -141,7 +141,11 @@ def run_encoder(
     real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if attention_mask_BL is None else attention_mask_BL.bool()
     position_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL)
     packed_T = input_ids_BL[real_BL]
-    hidden_TD = bert.embeddings(input_ids=packed_T[None], position_ids=position_BL[real_BL][None])[0]
+    hidden_TD = bert.embeddings(
+        input_ids=packed_T[None],
+        position_ids=position_BL[real_BL][None],
+        token_type_ids=torch.zeros_like(packed_T)[None],  # transformers 4 cannot make them longer than one cell
+    )[0]
     mask_B11L = None if real_BL.all() else real_BL[:, None, None, :]
     blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
     for block in blocks:
@@ -334,6 +338,8 @@ class Checkpoint:
         InputError
             A cell is longer than the model has positions.
         """
+        if not len(cells):
+            raise InputError("The dataset holds no cells.")
         cells.vocabulary.require_same(self.vocabulary, this="the dataset", that=self.name)
         n_positions = self.model.config.max_position_embeddings
         longest = int(cells.lengths.max())

@@ -63,6 +63,7 @@ def loss_figure(history: pd.DataFrame, frequency_loss: float) -> "Figure":
         Loss of the guess that needs no model.
     """
     figure, axes = _axes(6.4, 3.8)
+    history = history.reindex(columns=["epoch", "loss", "eval_loss"])
     training, held_out = history.dropna(subset=["loss"]), history.dropna(subset=["eval_loss"])
     axes.plot(training["epoch"], training["loss"], color=BLUE, alpha=0.45, linewidth=1.2, label="training cells")
     axes.plot(

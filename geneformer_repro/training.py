@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -28,13 +28,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from geneformer_repro.batching import LengthGroupedOrder
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import read_json, refuse_existing, write_json
+from geneformer_repro.files import begin_work, drop_if_not_begun, refuse_existing, refuse_other_work, work_folder
 from geneformer_repro.model import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
-_RUN_FILE = "run.json"
+Decay = Literal["linear", "cosine", "constant_with_warmup"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class TrainConfig:
     """Cells a step on each device."""
     learning_rate: float
     """Highest learning rate."""
-    decay: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    decay: Decay = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: float
     """Steps over which the learning rate rises; below 1, a share of all steps."""
@@ -63,6 +63,7 @@ class TrainConfig:
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")
         require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
+        require(self.decay in get_args(Decay), self, "decay", f"one of {', '.join(map(repr, get_args(Decay)))}")
 
 
 class CellExamples(Dataset):
@@ -98,28 +99,22 @@ def resumable(out: str | Path, identity: Mapping[str, Any], *, overwrite: bool =
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite, marker="provenance.json")
-    work = out.with_name(out.name + ".partial")
-    plain = json.loads(json.dumps(identity, default=str))
-    before = read_json(work / _RUN_FILE) if (work / _RUN_FILE).exists() else plain
-    if before != plain and not overwrite:
-        key = next(key for key in {**before, **plain} if before.get(key) != plain.get(key))
-        raise FileExistsError(
-            f"{work} holds an unfinished run with other settings "
-            f"({key}: {before.get(key)!r} there, {plain.get(key)!r} now). "
-            "Give the same settings to go on with it, or overwrite=True (--overwrite) to start anew."
-        )
+    plan = json.loads(json.dumps(identity, default=str))
+    refuse_other_work(out, plan, what="run", overwrite=overwrite)
     processes = PartialState()
     processes.wait_for_everyone()
     if processes.is_main_process:
-        if overwrite:
-            shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / _RUN_FILE, plain)
+        begin_work(out, plan, overwrite=overwrite)
     processes.wait_for_everyone()
-    yield work
+    try:
+        yield work_folder(out)
+    except InputError:
+        if processes.is_main_process:
+            drop_if_not_begun(out)
+        raise
     processes.wait_for_everyone()
     if processes.is_main_process:
-        shutil.rmtree(work)
+        shutil.rmtree(work_folder(out))
 
 
 def is_main_process() -> bool:
@@ -181,6 +176,7 @@ def train(
     trainer.add_callback(_Show(step, len(examples), work / LOG_FILE))
     last = _last_complete_checkpoint(work)
     if last:
+        trainer.args.eval_on_start = False  # its score is in the history that is restored
         logger.info("%s: goes on from %s.", step, last)
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=last)
@@ -248,11 +244,14 @@ class _Trainer(Trainer):
     def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
         loss = super().training_step(*inputs, **options)
         if not torch.isfinite(loss):
-            raise InputError(
-                f"The loss became {loss.item()} at step {self.state.global_step}; lower the learning rate "
-                f"({self.args.learning_rate:g}), or lengthen the warm-up ({self.args.warmup_steps} steps)."
-            )
+            raise InputError(self._diverged(f"The loss became {loss.item()}"))
         return loss
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"{what} at step {self.state.global_step}; lower the learning rate ({self.args.learning_rate:g}), "
+            f"or lengthen the warm-up ({self.args.warmup_steps} steps)."
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -260,6 +259,9 @@ class _Trainer(Trainer):
         self.model.eval()
         with torch.no_grad():
             scores = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
+        wrong = [name for name, value in scores.items() if not math.isfinite(value)]
+        if wrong:
+            raise InputError(self._diverged(f"{wrong[0]} became {scores[wrong[0]]}"))
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
@@ -275,7 +277,8 @@ class _Show(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             self._began, self._first = time.perf_counter(), state.global_step
-            self._cells_a_step = self._n_cells * state.num_train_epochs / state.max_steps
+            a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            self._cells_a_step = self._n_cells / math.ceil(self._n_cells / a_step)
             self._bar = tqdm(
                 total=round(state.max_steps * self._cells_a_step),
                 initial=round(state.global_step * self._cells_a_step),

@@ -40,14 +40,14 @@ class Deletion:
     genes: Literal["each"] | Sequence[str] = "each"
 
     def __post_init__(self) -> None:
-        if self.genes == "each":
-            return
         if isinstance(self.genes, str):
+            if self.genes == "each":
+                return
             raise InputError(
                 f"genes must be 'each' or a sequence of gene ids, found the text {self.genes!r}. For one gene give "
                 f"[{self.genes!r}]."
             )
-        object.__setattr__(self, "genes", tuple(self.genes))
+        object.__setattr__(self, "genes", tuple(map(str, self.genes)))
         if not self.genes or len(set(self.genes)) < len(self.genes):
             raise InputError(f"genes must be distinct and at least one, found {list(self.genes)}.")
 
@@ -64,7 +64,7 @@ class Deletion:
         Raises
         ------
         InputError
-            A gene is not in the vocabulary.
+            A gene is not in the vocabulary, or given twice.
         """
         positions = np.arange(len(cell))
         if self.genes == "each":
@@ -72,6 +72,8 @@ class Deletion:
                 yield Variant((int(cell[position]),), place, np.delete(positions, position))
             return
         tokens = vocabulary.tokens_of(self.genes)
+        if len(set(tokens)) < len(tokens):
+            raise InputError(f"genes name a gene twice, by id and by name: {', '.join(self.genes)}.")
         gone = np.isin(cell, tokens)
         if gone.sum() == len(tokens):
             rank = int(np.flatnonzero(gone)[0] - vocabulary.has_cls) if len(tokens) == 1 else None

@@ -5,6 +5,7 @@ length, so they are batched without padding. The result is written part by part;
 goes on where it stopped and ends with the same table.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from geneformer_repro.embedding import MAX_TOKENS, blocks_to_run, default_device, encoder_on, hidden_states
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.files import new_file, read_json, refuse_existing, write_json
+from geneformer_repro.files import begin_work, new_file, refuse_existing, refuse_other_work, work_folder
 from geneformer_repro.in_silico.perturbation import Deletion, Variant
 from geneformer_repro.model import Checkpoint, Pooling, pool, require_poolable, run_encoder
 from geneformer_repro.progress import progress
@@ -78,6 +79,8 @@ class GoalState:
         return (self.start, self.goal, *self.alternatives)
 
     def __post_init__(self) -> None:
+        if isinstance(self.alternatives, str):
+            raise InputError(f"alternatives must be a sequence of states; for one give [{self.alternatives!r}].")
         object.__setattr__(self, "alternatives", tuple(self.alternatives))
         if len(set(self.states)) < len(self.states):
             raise InputError(
@@ -142,9 +145,14 @@ class ShiftTable:
                 f"{path}: expected format {FORMAT!r}, found {metadata.get('format')!r}. Expected the output of perturb."
             )
         return cls(
-            table.replace_schema_metadata(None).to_pandas(),
+            _frame(table.replace_schema_metadata(None).to_pandas()),
             {key: value for key, value in metadata.items() if key != "format"},
         )
+
+
+def _frame(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the columns the same types however the table was made."""
+    return table.astype({"rank": "Int32", "value": "float64", "state": object, "affected": object})
 
 
 def perturb(
@@ -218,12 +226,12 @@ def perturb(
     if out is not None:
         refuse_existing(Path(out), overwrite=overwrite)
     rows = _cells_to_perturb(cells, perturbation, goal, max_cells, np.random.default_rng(seed))
+    blocks_to_run(checkpoint, layer)
     device = torch.device(device) if device else default_device()
     screen = _Screen(checkpoint, cells, perturbation, goal, layer, pooling, max_tokens, device)
     metadata = {
         "measure": SHIFT if goal else SIMILARITY,
-        "goal": goal
-        and {"obs": goal.obs, "start": goal.start, "goal": goal.goal, "alternatives": list(goal.alternatives)},
+        "goal": goal and _described(goal, checkpoint.model.config.hidden_size),
         "perturbation": type(perturbation).__name__,
         "genes": perturbation.genes if perturbation.genes == "each" else list(perturbation.genes),
         "layer": layer,
@@ -239,7 +247,7 @@ def perturb(
     shifts = ShiftTable(table, metadata | {"gene_names": _names(cells.vocabulary, perturbed)})
     if out is not None:
         shifts.save(out, overwrite=overwrite)
-        shutil.rmtree(_PartFolder.of(Path(out)))
+        shutil.rmtree(work_folder(Path(out)))
     return shifts
 
 
@@ -247,25 +255,8 @@ class _PartFolder:
     """Finished parts of a screen, ``OUT.partial``; a part is there whole or not at all."""
 
     def __init__(self, out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> None:
-        self._folder = self.of(out)
-        plan_file = self._folder / "plan.json"
-        if plan_file.exists():
-            before = read_json(plan_file)
-            if overwrite:
-                shutil.rmtree(self._folder)
-            elif before != dict(plan):
-                key = next(key for key in plan if before.get(key) != plan[key])
-                raise FileExistsError(
-                    f"{self._folder} holds an unfinished screen with other settings ({key}: {before.get(key)!r} "
-                    f"there, {plan[key]!r} now). "
-                    "Give the same settings to go on with it, or overwrite=True (--overwrite) to start anew."
-                )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(plan_file, plan)
-
-    @staticmethod
-    def of(out: Path) -> Path:
-        return out.with_name(out.name + ".partial")
+        refuse_other_work(out, plan, what="screen", overwrite=overwrite)
+        self._folder = begin_work(out, plan, overwrite=overwrite)
 
     def path(self, part: int) -> Path:
         return self._folder / f"part-{part:06d}.parquet"
@@ -308,8 +299,9 @@ class _Screen:
                         folder.write(i, table)
                 bar.update(_n_variants(self.cells, self.perturbation, part))
                 tables.append(table)
-        table = pd.concat(tables, ignore_index=True)
-        return table.astype({"rank": "Int32", "value": "float64"})
+        if not any(map(len, tables)):
+            raise InputError("No cell has a gene to delete and another one to keep.")
+        return _frame(pd.concat([table for table in tables if len(table)], ignore_index=True))
 
     def _state_vectors(self) -> Tensor | None:
         if self.goal is None:
@@ -325,7 +317,12 @@ class _Screen:
 
     def _rows_of_cell(self, bert: Any, n_blocks: int, states_SD: Tensor | None, row: int) -> Iterator[tuple[Any, ...]]:
         cell = self.cells[row]
-        variants = list(self.perturbation.variants(cell, self.cells.vocabulary))
+        n_special = 2 * self.cells.vocabulary.has_cls
+        variants = [
+            variant
+            for variant in self.perturbation.variants(cell, self.cells.vocabulary)
+            if len(variant.kept) > n_special  # a cell without a gene has no place to move to
+        ]
         if not variants:
             return
         original = _Original.of(
@@ -427,8 +424,6 @@ def _cells_to_perturb(
     rng: np.random.Generator,
 ) -> np.ndarray:
     rows = np.arange(len(cells)) if goal is None else np.flatnonzero(_states(cells, goal) == goal.start)
-    if goal is not None and goal.embeddings is not None and set(goal.states) - set(goal.embeddings):
-        raise InputError(f"embeddings lack the states {sorted(set(goal.states) - set(goal.embeddings))}.")
     if perturbation.genes != "each":
         tokens = cells.vocabulary.tokens_of(perturbation.genes)
         rows = np.array([row for row in rows if np.isin(tokens, cells[int(row)]).all()], dtype=np.int64)
@@ -448,6 +443,23 @@ def _n_variants(cells: TokenizedDataset, perturbation: Deletion, rows: np.ndarra
         if perturbation.genes == "each"
         else len(rows)
     )
+
+
+def _described(goal: GoalState, hidden_size: int) -> dict[str, Any]:
+    """What JSON can hold of a goal; state vectors that were given as their digest."""
+    digest = None
+    if goal.embeddings is not None:
+        if missing := set(goal.states) - set(goal.embeddings):
+            raise InputError(f"embeddings lack the states {sorted(missing)}.")
+        vectors = [np.asarray(goal.embeddings[state], dtype=np.float32) for state in goal.states]
+        for state, vector in zip(goal.states, vectors, strict=True):
+            if vector.shape != (hidden_size,):
+                raise InputError(
+                    f"The vector of state {state!r} has shape {vector.shape}, the model's have ({hidden_size},)."
+                )
+        digest = hashlib.sha256(np.stack(vectors).tobytes()).hexdigest()
+    described = {"obs": goal.obs, "start": goal.start, "goal": goal.goal, "alternatives": list(goal.alternatives)}
+    return described | ({"embeddings": digest} if digest else {})
 
 
 def _names(vocabulary: Vocabulary, genes: set[str]) -> dict[str, str]:

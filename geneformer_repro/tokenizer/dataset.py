@@ -118,7 +118,10 @@ class TokenizedDataset:
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "TokenizedDataset":
         """Return the cells with these row numbers, in this order."""
-        return replace(self, table=self.table.select(np.asarray(rows, dtype=np.int64)))
+        rows = np.asarray(rows, dtype=np.int64)
+        digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
+        spec = self.spec | {"fingerprint": digest, "n_cells": len(rows)}
+        return replace(self, table=self.table.select(rows), spec=spec)
 
     def genes(self, i: int) -> list[str]:
         """Gene ids of cell `i`, most distinctive first, without special tokens."""

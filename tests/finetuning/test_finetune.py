@@ -69,7 +69,7 @@ def adata(counts_file):
 
 @pytest.fixture(scope="module")
 def cells(counts_file):
-    return gf.tokenize(counts_file, gf.Vocabulary.fit(counts_file, max_length=66), obs=OBS)
+    return gf.tokenize(counts_file, gf.Vocabulary.fit(counts_file, max_length=34), obs=OBS)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def base(cells):
 
 
 def config(**changes):
-    chosen = {"target": "cell_type", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
+    chosen = {"target": "cell_type", "epochs": 2, "batch_size": 21, "learning_rate": 1e-3}
     return FinetuneConfig(**chosen | changes)
 
 
@@ -311,7 +311,7 @@ def test_the_same_seed_gives_the_same_model_with_or_without_baselines(run, alone
 
 @pytest.mark.parametrize(
     ("stop_at", "baselines"),
-    [pytest.param(8, False, id="in an epoch"), pytest.param(20, True, id="in the random network")],
+    [pytest.param(6, False, id="in an epoch"), pytest.param(14, True, id="in the random network")],
 )
 def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(
     run, alone, base, cells, tmp_path, monkeypatch, stop_at, baselines
@@ -523,7 +523,7 @@ def test_counts_of_other_cells_are_refused(base, cells, adata, tmp_path):
 
 
 def test_cells_of_another_vocabulary_are_refused_naming_both_sides(base, pbmc, tmp_path):
-    others = gf.tokenize(pbmc, gf.Vocabulary.fit(pbmc[:, 1:].copy(), max_length=66), obs=["cell_type"])
+    others = gf.tokenize(pbmc, gf.Vocabulary.fit(pbmc[:, 1:].copy(), max_length=34), obs=["cell_type"])
     with pytest.raises(gf.VocabularyMismatchError, match=r"the dataset and checkpoint base.*first differing gene ENSG"):
         finetune(base, others, quick(), out=tmp_path / "clf")
     assert not list(tmp_path.iterdir())
