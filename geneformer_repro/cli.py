@@ -170,13 +170,19 @@ def _model_options(command: argparse.ArgumentParser, *, pooling: str | None) -> 
 
 
 def _vocabulary(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import refuse_existing
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
+    refuse_existing(Path(arguments.out), overwrite=arguments.overwrite, marker="vocabulary.json")
     folders = [path for path in arguments.inputs if Path(path).is_dir()]
     if folders and len(arguments.inputs) > 1:
         raise InputError(
             f"Give .h5ad files, or one folder with the published dictionaries; found the folder {folders[0]} among "
             f"{len(arguments.inputs)} inputs."
+        )
+    if folders and (arguments.max_length or arguments.layer or arguments.gene_ids):
+        raise InputError(
+            "--max-length, --layer and --gene-ids are for counts; the published dictionaries are as they are."
         )
     if folders:
         vocabulary = Vocabulary.from_pretrained(folders[0], series=arguments.series)
@@ -243,7 +249,11 @@ def _finetune(arguments: argparse.Namespace) -> None:
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 
-    named = [f'{key}="{value}"' for key, value in (("target", arguments.target), ("group", arguments.group)) if value]
+    named = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"  # a JSON string is a TOML string
+        for key, value in (("target", arguments.target), ("group", arguments.group))
+        if value
+    ]
     config = load_config(FinetuneConfig, arguments.config, [*arguments.set, *named])
     checkpoint, cells = _open_both(arguments)
     result = finetune(
@@ -257,7 +267,10 @@ def _embed(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import new_file, refuse_existing
 
     out = Path(arguments.out)
-    refuse_existing(out, overwrite=arguments.overwrite)
+    if arguments.umap and arguments.level == "gene":
+        raise InputError("--umap colours cells by an obs column; genes have none. Leave it out, or embed --level cell.")
+    for path in (out, out.with_suffix(".png")) if arguments.umap else (out,):
+        refuse_existing(path, overwrite=arguments.overwrite)
     checkpoint, cells = _open_both(arguments)
     if arguments.umap:
         cells.require_obs(arguments.umap)
@@ -286,7 +299,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
     from geneformer_repro.in_silico.screen import GoalState, perturb
 
     goal_options = (arguments.state, arguments.start, arguments.goal)
-    if any(goal_options) and not all(goal_options):
+    if any([*goal_options, arguments.alternatives]) and not all(goal_options):
         raise InputError("A goal needs --state, --start and --goal together.")
     goal = GoalState(*goal_options, alternatives=arguments.alternatives) if all(goal_options) else None
     checkpoint, cells = _open_both(arguments)

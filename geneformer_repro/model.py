@@ -412,6 +412,11 @@ class Checkpoint:
             if vocabulary is not None:
                 own.require_same(vocabulary, this=f"checkpoint {local}", that="the vocabulary given")
             vocabulary = own
+        if vocabulary is None and not Path(path_or_hub_id).exists():
+            raise InputError(
+                f"{path_or_hub_id}: no such folder; if it is a hub id, give its vocabulary too: "
+                "from_pretrained(…, vocabulary=…) (--vocabulary)."
+            )
         if vocabulary is None:
             raise InputError(
                 f"{local}: has no vocabulary of its own; give one: from_pretrained(…, "

@@ -152,7 +152,6 @@ class TestConfig:
         [
             pytest.param({"trainer": {"lerning_rate": 1e-3}}, "lerning_rate", id="unknown_field_of_the_trainer"),
             pytest.param({"trainer": {"optim": "best"}}, "best is not a valid OptimizerNames", id="unknown_value"),
-            pytest.param({"decay": "steep"}, "steep is not a valid SchedulerType.*'linear'", id="unknown_decay"),
         ],
     )
     def test_what_transformers_does_not_know_is_refused(self, run, watch, changes, message):

@@ -209,7 +209,7 @@ def _labelled(cells: TokenizedDataset, config: FinetuneConfig) -> _Task:
             ", ".join(sorted(rare)) or "none",
         )
     labels = names[kept].astype(str)
-    classes = tuple(sorted(set(labels)))
+    classes = tuple(sorted(set(map(str, labels))))
     if len(classes) < 2:
         raise InputError(
             f"obs column {config.target!r} has {len(classes)} class{'' if len(classes) == 1 else 'es'} "
@@ -222,7 +222,7 @@ def _labelled(cells: TokenizedDataset, config: FinetuneConfig) -> _Task:
 
 def _class_name(value: Any) -> str:
     """Return a label as text: 1.0, which an integer column with a gap becomes, as "1"."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _count_source(cells: TokenizedDataset, counts: "AnnData | str | Path | None") -> CountSource | None:
@@ -328,9 +328,7 @@ def _methods(task: _Task, predicted: Mapping[str, np.ndarray | None]) -> pd.Data
         )
         for name, column in predicted.items()
     }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index.name = "method"
-    return table
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="method"))
 
 
 def _known(predicted: np.ndarray | None) -> np.ndarray:

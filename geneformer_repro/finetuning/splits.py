@@ -3,6 +3,7 @@
 Three parts that share no cell and, if asked, no group.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -40,21 +41,27 @@ def split_cells(labels: np.ndarray, groups: np.ndarray | None, *, validation: fl
         A class has fewer than three cells, there are fewer than three groups, or a class of the test cells is missing
         from the training cells.
     """
-    classes, n_cells = np.unique(labels, return_counts=True)
-    if (n_cells < 3).any():
-        rare = ", ".join(f"{name!r} ({n})" for name, n in zip(classes, n_cells, strict=True) if n < 3)
+    counts = pd.Series(labels).value_counts().sort_index()
+    rare = counts[counts < 3]
+    if len(rare):
+        listed = ", ".join(f"{str(name)!r} ({n})" for name, n in rare.items())
         raise InputError(
-            f"A class needs at least 3 cells, one for each part of the split; too few: {rare}. Leave such classes "
-            f"out with min_cells=3."
+            "A class needs at least 3 cells, one for each part of the split; "
+            f"too few: {listed}. Leave such classes out with min_cells=3."
+        )
+    if groups is not None and len(np.unique(groups)) < 3:
+        raise InputError(
+            f"Splitting by group needs at least 3 groups, found {len(np.unique(groups))}: "
+            f"{', '.join(map(str, np.unique(groups)))}."
         )
     rows = np.arange(len(labels))
     rest, tested = _part(rows, labels, groups, test, seed)
     train, validated = _part(rest, labels, groups, validation / (1 - test), seed)
-    unseen = sorted(set(labels[tested]) - set(labels[train]))
+    unseen = sorted(set(map(str, labels[tested])) - set(map(str, labels[train])))
     if unseen:
         raise InputError(
-            f"No training cell is of class {', '.join(map(repr, unseen))}, which the test cells have; it lives in "
-            f"too few groups. Leave it out with min_cells, or split by another column."
+            f"No training cell is of class {', '.join(map(repr, unseen))}, which the test cells have; "
+            "it lives in too few groups. Leave it out with min_cells, or split by another column."
         )
     return Split(np.sort(train), np.sort(validated), np.sort(tested))
 
@@ -62,18 +69,21 @@ def split_cells(labels: np.ndarray, groups: np.ndarray | None, *, validation: fl
 def _part(
     rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    counts = pd.Series(labels[rows]).value_counts()
     if groups is None:
-        n_cells = max(round(share * len(rows)), len(np.unique(labels[rows])))
+        n_cells = max(round(share * len(rows)), len(counts))
+        if counts.min() < 2 or len(rows) - n_cells < len(counts):
+            raise InputError(
+                f"{len(rows)} cells are too few to put every class in every part; class {str(counts.idxmin())!r} has "
+                f"{counts.min()} left. Give smaller validation and test shares, or leave it out with min_cells."
+            )
         rest, part = train_test_split(rows, test_size=n_cells, stratify=labels[rows], random_state=seed)
         return rest, part
-    n_groups = len(np.unique(groups[rows]))
-    if n_groups < 2:
-        raise InputError(
-            f"Splitting by group needs at least 3 groups, found {len(np.unique(groups))}: "
-            f"{', '.join(map(str, np.unique(groups)))}."
-        )
-    folds = StratifiedGroupKFold(n_splits=int(np.clip(round(1 / share), 2, n_groups)), shuffle=True, random_state=seed)
-    rest, part = next(folds.split(rows, labels[rows], groups[rows]))
+    most = min(len(np.unique(groups[rows])), counts.max())
+    folds = StratifiedGroupKFold(n_splits=int(np.clip(round(1 / share), 2, most)), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # a class rarer than the folds is as well spread as it can be
+        warnings.filterwarnings("ignore", message="The least populated class")
+        rest, part = next(folds.split(rows, labels[rows], groups[rows]))
     return rows[rest], rows[part]
 
 

@@ -483,7 +483,7 @@ class TestConfig:
                 id="warm_up_longer_than_the_run",
             ),
             pytest.param({"trainer": {"lerning_rate": 1.0}}, "refuses.*lerning_rate", id="unknown_trainer_field"),
-            pytest.param({"decay": "steep"}, "steep is not a valid SchedulerType", id="unknown_decay"),
+            pytest.param({"decay": "steep"}, "one of 'linear', .*found 'steep'", id="unknown_decay"),
         ],
     )
     def test_what_cannot_be_run_is_refused(self, sixty, tmp_path, changes, message):
