@@ -86,13 +86,10 @@ def test_its_report_renders_in_a_browser_without_a_network(demo, tmp_path):
         pytest.skip("no chromium or chrome on this machine")
     offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run"]
     picture = tmp_path / "report.png"
-    subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", *offline, f"--user-data-dir={tmp_path / 'profile'}"]
-        + [f"--screenshot={picture}", "--window-size=1000,4200", (demo / "report.html").as_uri()],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", *offline, profile]
+    page = [f"--screenshot={picture}", "--window-size=1000,4200", (demo / "report.html").as_uri()]
+    subprocess.run([*command, *page], check=True, capture_output=True, timeout=120)
     colours = Image.open(picture).convert("RGB").getcolors(maxcolors=2**24)
     assert len(colours) > 500  # text and five coloured figures, not a blank page
 

@@ -433,13 +433,9 @@ def test_min_cells_leaves_rare_classes_out_and_says_which(cells, caplog):
     assert "2 are of classes with fewer than 3 cells (odd); left out" in caplog.text
 
 
-def test_min_cells_is_the_smallest_number_that_stays(cells):
+def test_min_cells_is_the_smallest_number_that_stays_and_two_classes_are_enough(cells):
     assert labelled(cells, min_cells=30).classes == tuple(sorted(TYPES))
     assert labelled(cells, min_cells=31).classes == ("CD14+ Monocyte", "CD19+ B")
-
-
-def test_two_classes_are_enough(cells):
-    assert labelled(cells, min_cells=40).classes == ("CD14+ Monocyte", "CD19+ B")
 
 
 def test_a_class_too_rare_to_split_is_refused_with_the_way_out(base, cells, tmp_path):
