@@ -215,7 +215,15 @@ def _labelled(cells: TokenizedDataset, config: FinetuneConfig) -> _Task:
             f"obs column {config.target!r} has {len(classes)} class{'' if len(classes) == 1 else 'es'} "
             f"({', '.join(map(repr, classes)) or 'all missing'}) among {len(kept)} cells; at least two are needed."
         )
-    groups = cells.require_obs(config.group).astype(str).to_numpy()[kept] if config.group else None
+    groups = None
+    if config.group:
+        column = cells.require_obs(config.group).iloc[kept]
+        if column.isna().any():
+            raise InputError(
+                f"obs column {config.group!r} says no group for {column.isna().sum()} of {len(kept)} labelled cells "
+                f"(first: {column.index[column.isna()][0]!r}); leave these cells out, or split by another column."
+            )
+        groups = column.astype(str).to_numpy()
     split = split_cells(labels, groups, validation=config.validation, test=config.test, seed=config.seed)
     return _Task(cells.select(kept), labels, classes, groups, split, config)
 

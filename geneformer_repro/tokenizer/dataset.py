@@ -77,12 +77,12 @@ class TokenizedDataset:
         """The token ids as Arrow, which gives a row in 0.06 ms; as NumPy arrays it takes 0.16 ms."""
         return self.table.with_format("arrow", columns=[INPUT_IDS])
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each cell, special tokens included."""
         return self._column(LENGTH).to_numpy()
 
-    @property
+    @cached_property
     def cell_names(self) -> np.ndarray:
         """Name of each cell, as in the ``obs_names`` it came from."""
         return self._column(CELL).to_numpy()

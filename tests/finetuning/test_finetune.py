@@ -565,3 +565,12 @@ def test_the_target_must_be_named():
 def test_a_config_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().target = "other"
+
+
+def test_cells_without_a_group_are_refused_by_name(checkpoint, pbmc, vocabulary, tmp_path):
+    pbmc.obs["donor"] = pd.array(["a", "b", None, "c"] * 175, dtype="string")
+    cells = gf.tokenize(pbmc, vocabulary, obs=["cell_type", "donor"])
+    config = gf.FinetuneConfig(target="cell_type", group="donor")
+    message = rf"'donor' says no group for 175 of 700 labelled cells \(first: '{cells.cell_names[2]}'\)"
+    with pytest.raises(gf.InputError, match=message):
+        gf.finetune(checkpoint, cells, config, out=tmp_path / "clf")
