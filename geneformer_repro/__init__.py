@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from geneformer_repro.in_silico.statistics import shift_statistics
     from geneformer_repro.model import Checkpoint
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
-    from geneformer_repro.tokenizer.dataset import TokenizedDataset, tokenize
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+    from geneformer_repro.tokenizer.quality import CellFilter
+    from geneformer_repro.tokenizer.tokenize import tokenize
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 _HOME = {
+    "CellFilter": "tokenizer.quality",
     "Checkpoint": "model",
     "DataFormatError": "errors",
     "Deletion": "in_silico.perturbation",
@@ -38,10 +41,11 @@ _HOME = {
     "perturb": "in_silico.screen",
     "pretrain": "pretraining.pretrain",
     "shift_statistics": "in_silico.statistics",
-    "tokenize": "tokenizer.dataset",
+    "tokenize": "tokenizer.tokenize",
 }
 
 __all__ = [
+    "CellFilter",
     "Checkpoint",
     "DataFormatError",
     "Deletion",

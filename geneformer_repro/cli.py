@@ -1,6 +1,7 @@
 """The command line: each command reads its inputs, calls one public function, says what came of it.
 
-What a user can cause ends in one line on stderr and exit status 2; anything else is a bug and shows its traceback.
+What a user can cause ends in one line on stderr and exit status 2; work that was done, but without some damaged source,
+ends with exit status 1; anything else is a bug and shows its traceback.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from geneformer_repro.errors import InputError
 if TYPE_CHECKING:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
+_COUNTS = "raw counts: .h5ad, .loom, .zarr, 10x .h5 or folder with matrix.mtx; or a glob, or a folder of such files"
 _TOKENIZED = "folder written by tokenize"
 _CHECKPOINT = "checkpoint folder, or hub id"
 
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:
-        arguments.run(arguments)
+        return int(arguments.run(arguments) or 0)
     except (InputError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -35,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "interrupted; the same command goes on where it stopped, if the step is one that resumes", file=sys.stderr
         )
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder to write",
     )
     vocabulary.add_argument(
-        "inputs", nargs="+", help=".h5ad files with raw counts; or one folder with the published pickles"
+        "inputs", nargs="+", metavar="IN", help=f"{_COUNTS}; or one folder with the published pickles, or hub id"
     )
     vocabulary.add_argument(
         "--series",
@@ -62,17 +63,41 @@ def _parser() -> argparse.ArgumentParser:
         help="convention of special tokens and length (default %(default)s)",
     )
     vocabulary.add_argument("--max-length", type=int, help="most tokens a cell may have")
+    vocabulary.add_argument("--revision", help="branch, tag or commit on the hub")
+    vocabulary.add_argument(
+        "--exact", action="store_true", help="exact medians, which keep every value in memory (default: a sketch)"
+    )
     _count_options(vocabulary)
 
     tokenize = _command(
         commands, "tokenize", _tokenize, "turn raw counts into rank-value encodings", "dataset folder to write"
     )
-    tokenize.add_argument("input", help=".h5ad file with raw counts")
+    tokenize.add_argument("inputs", nargs="+", metavar="IN", help=_COUNTS)
     tokenize.add_argument(
         "--vocabulary", required=True, help="folder written by vocabulary, or with the published pickles"
     )
     tokenize.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns to carry along")
     _count_options(tokenize)
+    tokenize.add_argument(
+        "--orthologs", metavar="FILE", help="table of other id and gene id: one-to-one orthologs, or retired ids"
+    )
+    tokenize.add_argument(
+        "--min-known-share",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="stop if known genes hold less of a source's counts (default %(default)s)",
+    )
+    tokenize.add_argument("--uncropped", action="store_true", help="also write all ranked genes of each cell")
+    tokenize.add_argument(
+        "--filter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="thresholds for cells: filter_pass=true, min_counts, max_counts, min_genes, max_genes, max_mito (share), "
+        "counts_within_sd, mito_within_sd",
+    )
 
     pretrain = _command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
     pretrain.add_argument("cells", help=_TOKENIZED)
@@ -127,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], says: str, out: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], says: str, out: str
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=says, description=says[0].upper() + says[1:] + "."
@@ -142,8 +167,12 @@ def _command(
 def _count_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
     command.add_argument(
-        "--gene-ids", metavar="COLUMN", help="var column with the gene ids (default ensembl_id, else the index)"
+        "--gene-ids",
+        metavar="COLUMN",
+        help="var column with the gene ids, or index (default ensembl_id, else where Ensembl ids are, else the index)",
     )
+    command.add_argument("--workers", type=int, metavar="N", help="processes; with --ray, tasks at a time")
+    command.add_argument("--ray", action="store_true", help="share the work over a Ray cluster (RAY_ADDRESS)")
 
 
 def _config_options(command: argparse.ArgumentParser) -> None:
@@ -169,50 +198,73 @@ def _model_options(command: argparse.ArgumentParser, *, pooling: str | None) -> 
     command.add_argument("--vocabulary", help="for a stock checkpoint: what its tokens mean")
 
 
-def _vocabulary(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.files import refuse_existing
-    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+def _vocabulary(arguments: argparse.Namespace) -> int:
+    import shutil
 
-    refuse_existing(Path(arguments.out), overwrite=arguments.overwrite, marker="vocabulary.json")
-    folders = [path for path in arguments.inputs if Path(path).is_dir()]
-    if folders and len(arguments.inputs) > 1:
+    from geneformer_repro.files import drop_work, refuse_existing, work_folder
+    from geneformer_repro.tokenizer.fitting import FAILED
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary, is_published
+
+    out, status = Path(arguments.out), 0
+    refuse_existing(out, overwrite=arguments.overwrite, marker="vocabulary.json")
+    published = [path for path in arguments.inputs if is_published(path)]
+    if published and len(arguments.inputs) > 1:
         raise InputError(
-            f"Give .h5ad files, or one folder with the published dictionaries; found the folder {folders[0]} among "
-            f"{len(arguments.inputs)} inputs."
+            f"Give files with raw counts, or one folder or hub id with the published dictionaries; found "
+            f"{published[0]} among {len(arguments.inputs)} inputs."
         )
-    if folders and (arguments.max_length or arguments.layer or arguments.gene_ids):
+    if published and (arguments.max_length or arguments.layer or arguments.gene_ids or arguments.exact):
         raise InputError(
-            "--max-length, --layer and --gene-ids are for counts; the published dictionaries are as they are."
+            "--max-length, --layer, --gene-ids and --exact are for counts; the published dictionaries are as they are."
         )
-    if folders:
-        vocabulary = Vocabulary.from_pretrained(folders[0], series=arguments.series)
+    if published:
+        vocabulary = Vocabulary.from_pretrained(published[0], series=arguments.series, revision=arguments.revision)
+        vocabulary.save(out, overwrite=arguments.overwrite)
     else:
+        work = work_folder(out)
+        if arguments.overwrite:
+            drop_work(out)
         vocabulary = Vocabulary.fit(
             arguments.inputs,
             series=arguments.series,
             layer=arguments.layer,
             gene_ids=arguments.gene_ids,
             max_length=arguments.max_length,
+            exact=arguments.exact,
+            workers=arguments.workers,
+            ray=arguments.ray,
+            work=work,
         )
-    vocabulary.save(arguments.out, overwrite=arguments.overwrite)
+        vocabulary.save(out, overwrite=arguments.overwrite)
+        status = int((work / FAILED).exists())
+        shutil.rmtree(work)
     print(vocabulary)
+    return status
 
 
-def _tokenize(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.tokenizer.dataset import tokenize
+def _tokenize(arguments: argparse.Namespace) -> int:
+    from geneformer_repro.config import load_config
+    from geneformer_repro.tokenizer.quality import CellFilter
+    from geneformer_repro.tokenizer.tokenize import tokenize
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-    vocabulary = Vocabulary.load(arguments.vocabulary)
     cells = tokenize(
-        arguments.input,
-        vocabulary,
+        arguments.inputs,
+        Vocabulary.load(arguments.vocabulary),
         out=arguments.out,
         obs=arguments.obs,
         layer=arguments.layer,
         gene_ids=arguments.gene_ids,
+        orthologs=arguments.orthologs,
+        min_known_share=arguments.min_known_share,
+        cell_filter=load_config(CellFilter, overrides=arguments.filter),
+        uncropped=arguments.uncropped,
+        workers=arguments.workers,
+        ray=arguments.ray,
         overwrite=arguments.overwrite,
     )
-    print(cells)
+    print(cells.summary())
+    return 1 if cells.spec["failed"] else 0
 
 
 def _given_vocabulary(arguments: argparse.Namespace) -> "Vocabulary | None":
@@ -355,21 +407,7 @@ def _info(arguments: argparse.Namespace) -> None:
     elif (path / "spec.json").exists():
         from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-        cells = TokenizedDataset.open(path)
-        lengths = cells.lengths
-        left_out = cells.spec["cells_left_out"]
-        _show(
-            repr(cells),
-            cells.spec
-            | {
-                "cells_left_out": len(left_out),
-                "tokens_a_cell": {
-                    "min": int(lengths.min()),
-                    "mean": float(lengths.mean().round(1)),
-                    "max": int(lengths.max()),
-                },
-            },
-        )
+        print(TokenizedDataset.open(path).summary())
     elif (path / "config.json").exists():
         from geneformer_repro.model import Checkpoint
 

@@ -85,7 +85,7 @@ def new_directory(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     aside.chmod(0o777 & ~_umask())
     try:
         yield aside
-        _replace(aside, path)
+        move_into_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -127,7 +127,11 @@ def refuse_other_work(out: Path, plan: Mapping[str, Any], *, what: str, overwrit
     FileExistsError
         The work folder was begun with another plan (names the first difference), or is not one of ours.
     """
-    work = work_folder(out)
+    refuse_other_plan(work_folder(out), plan, what=what, overwrite=overwrite)
+
+
+def refuse_other_plan(work: Path, plan: Mapping[str, Any], *, what: str, overwrite: bool) -> None:
+    """Raise unless a work folder is absent, empty, or was begun with this plan; see `refuse_other_work`."""
     if not (work / _PLAN_FILE).exists():
         if work.exists() and (not work.is_dir() or any(work.iterdir())):
             raise FileExistsError(f"{work} is in the way and not unfinished work of this package; move it elsewhere.")
@@ -145,9 +149,33 @@ def begin_work(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Path:
     work = work_folder(out)
     if overwrite:
         shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / _PLAN_FILE, plan)
+    write_plan(work, plan)
     return work
+
+
+def write_plan(work: Path, plan: Mapping[str, Any]) -> None:
+    """Write the plan into a work folder, which is made if it is absent."""
+    work.mkdir(parents=True, exist_ok=True)
+    with new_file(work / _PLAN_FILE, overwrite=True) as aside:
+        write_json(aside, plan)
+
+
+def is_begun(out: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether there is unfinished work on `out` with this plan."""
+    path = work_folder(out) / _PLAN_FILE
+    return path.exists() and read_json(path) == plan
+
+
+def drop_work(out: Path) -> None:
+    """Remove the unfinished work on `out`.
+
+    Raises
+    ------
+    FileExistsError
+        What is there is not unfinished work of this package.
+    """
+    refuse_other_work(out, {}, what="work", overwrite=True)
+    shutil.rmtree(work_folder(out), ignore_errors=True)
 
 
 def drop_if_not_begun(out: Path) -> None:
@@ -165,7 +193,7 @@ def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{key}: {there!r} there, {here!r} now"
 
 
-def _replace(aside: Path, path: Path) -> None:
+def move_into_place(aside: Path, path: Path) -> None:
     """Rename a folder into place; one that is in the way is moved aside first and deleted last."""
     if path.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def progress(step: str, *, total: int | None, unit: str) -> Iterator[tqdm]:
+def progress(step: str, *, total: int | None, unit: str, done: int = 0, quiet: bool = False) -> Iterator[tqdm]:
     """Show a progress bar on stderr; when the block ends, log how much was done and how fast.
 
     Parameters
@@ -23,14 +23,20 @@ def progress(step: str, *, total: int | None, unit: str) -> Iterator[tqdm]:
         How many `unit` there are, if known.
     unit
         What is counted: "cells", "variants".
+    done
+        How many were done by an earlier run that this one goes on with; not counted in the rate.
+    quiet
+        Show and log nothing, for what is too little to speak of.
 
     Yields
     ------
     The bar; call ``update(n)``.
     """
     began = time.perf_counter()
-    with tqdm(total=total, desc=step, unit=f" {unit}", dynamic_ncols=True) as bar:
+    with tqdm(disable=quiet, total=total, initial=done, desc=step, unit=f" {unit}", dynamic_ncols=True) as bar:
         yield bar
+    if quiet:
+        return
     seconds = time.perf_counter() - began
     logger.info(
         json.dumps(
@@ -38,7 +44,7 @@ def progress(step: str, *, total: int | None, unit: str) -> Iterator[tqdm]:
                 "event": step,
                 unit: bar.n,
                 "seconds": round(seconds, 3),
-                f"{unit}_per_second": round(bar.n / max(seconds, 1e-9), 1),
+                f"{unit}_per_second": round((bar.n - done) / max(seconds, 1e-9), 1),
             }
         )
     )

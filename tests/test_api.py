@@ -15,6 +15,7 @@ import geneformer_repro as gf
 
 PACKAGE = Path(gf.__file__).parent
 NAMES = [
+    "CellFilter",
     "Checkpoint",
     "DataFormatError",
     "Deletion",
@@ -36,7 +37,8 @@ NAMES = [
     "tokenize",
 ]
 FUNCTIONS = {
-    "tokenize": "source, vocabulary, *, out, obs, layer, gene_ids, overwrite",
+    "tokenize": "sources, vocabulary, *, out, obs, layer, gene_ids, orthologs, min_known_share, "
+    "cell_filter, uncropped, workers, ray, overwrite",
     "pretrain": "cells, config, *, out, base, overwrite",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, max_tokens, device",
@@ -44,8 +46,8 @@ FUNCTIONS = {
     "goal, layer, pooling, max_cells, seed, out, max_tokens, device, overwrite",
     "shift_statistics": "shifts, *, method",
     "datasets.pbmc700": "",
-    "Vocabulary.from_tokens": "tokens, medians, names, *, max_length",
-    "Vocabulary.fit": "sources, *, series, layer, gene_ids, max_length",
+    "Vocabulary.from_tokens": "tokens, medians, names, *, max_length, other_ids",
+    "Vocabulary.fit": "sources, *, series, layer, gene_ids, max_length, exact, workers, ray, work",
     "Vocabulary.load": "path",
     "Vocabulary.from_pretrained": "path_or_hub_id, *, series, revision",
     "Vocabulary.save": "self, path, *, overwrite",
@@ -65,7 +67,9 @@ FUNCTIONS = {
 }
 TRAINING = "epochs, batch_size, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
 FIELDS = {
-    "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names",
+    "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
+    "mito_within_sd",
+    "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids",
     "TokenizedDataset": "table, vocabulary, spec",
     "Checkpoint": "model, vocabulary, head, provenance, name",
     "PretrainConfig": f"{TRAINING}, size, mask_probability, held_out",
@@ -75,7 +79,7 @@ FIELDS = {
     "GoalState": "obs, start, goal, alternatives, embeddings",
     "ShiftTable": "table, metadata",
 }
-CONFIGS = ("PretrainConfig", "FinetuneConfig")
+CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig")
 
 
 def named(path):

@@ -21,14 +21,13 @@ from geneformer_repro.batching import collate, evaluation_batches
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import MAX_TOKENS, embed
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import new_directory, provenance, sha256
+from geneformer_repro.files import new_directory, provenance
 from geneformer_repro.finetuning import baselines
 from geneformer_repro.finetuning.metrics import confusion, scores, scores_with_intervals
 from geneformer_repro.finetuning.splits import Split, split_cells, split_table
 from geneformer_repro.model import CellClassifier, Checkpoint, Head, Pooling, require_poolable
 from geneformer_repro.report import confusion_figure, methods_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.readers import CountSource, open_counts
 from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
 
 if TYPE_CHECKING:
@@ -148,8 +147,7 @@ def finetune(
     checkpoint.require_matching(cells)
     require_poolable(cells.vocabulary, config.pooling)
     task = _labelled(cells, config)
-    source = _count_source(cells, counts) if config.baselines else None
-    features = baselines.counts_of(source, task.cells.cell_names) if source else None
+    features = baselines.raw_counts(task.cells, counts) if config.baselines else None
     identity = {
         "step": "finetune",
         "config": resolved(config),
@@ -231,27 +229,6 @@ def _labelled(cells: TokenizedDataset, config: FinetuneConfig) -> _Task:
 def _class_name(value: Any) -> str:
     """Return a label as text: 1.0, which an integer column with a gap becomes, as "1"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _count_source(cells: TokenizedDataset, counts: "AnnData | str | Path | None") -> CountSource | None:
-    recorded = cells.spec["source"]
-    if counts is not None:
-        return open_counts(
-            counts,
-            layer=None if recorded.get("layer") == "X" else recorded.get("layer"),
-            gene_ids=recorded.get("gene_ids"),
-        )
-    path = Path(recorded["path"]) if "path" in recorded else None
-    if path is None or not path.exists() or sha256(path) != recorded["sha256"]:
-        logger.warning(
-            "No raw counts at hand (%s), so %r stays empty in the table; give counts=.",
-            path or "the cells were tokenised in memory",
-            ON_COUNTS,
-        )
-        return None
-    return open_counts(
-        path, layer=None if recorded["layer"] == "X" else recorded["layer"], gene_ids=recorded["gene_ids"]
-    )
 
 
 def _baselines(task: _Task, checkpoint: Checkpoint, features: Any) -> dict[str, np.ndarray | None]:

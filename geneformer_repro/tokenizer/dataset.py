@@ -1,11 +1,9 @@
-"""Tokenised cells on disk: an Arrow dataset that `datasets.load_from_disk` opens, with what made it beside it.
+"""Tokenised cells: an Arrow dataset that `datasets.load_from_disk` opens, with what made it beside it.
 
-The Arrow file is written batch by batch, so memory does not grow with the number of cells, and its bytes
-depend on the input and the options alone.
+The Arrow files are mapped, not read, so opening a dataset takes no memory that grows with the number of cells.
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,25 +15,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.files import new_directory, read_json, refuse_existing, sha256, write_json
-from geneformer_repro.progress import progress
-from geneformer_repro.tokenizer.encoding import Ragged, encode
-from geneformer_repro.tokenizer.readers import CountSource, open_counts
+from geneformer_repro.files import read_json
+from geneformer_repro.tokenizer.encoding import Ragged
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
-logger = logging.getLogger(__name__)
-
-FORMAT = "geneformer_repro/tokenized/1"
+FORMAT = "geneformer_repro/tokenized/2"
 CELL, INPUT_IDS, LENGTH = "cell", "input_ids", "length"
-_OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH)
+UNCROPPED, UNCROPPED_LENGTH = "input_ids_uncropped", "length_uncropped"
+SOURCE = "source"
+_BARS, _SHOWN_SOURCES = 8, 10
+_OF_ALL_CELLS = ("n_cropped", "left_out")
+OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH)
 _PUBLISHED_CELL_COLUMNS = (CELL, "unique_cell_id", "cell_id")
-_ARROW_FILE = "data-00000-of-00001.arrow"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +58,13 @@ class TokenizedDataset:
     def __repr__(self) -> str:
         return (
             f"TokenizedDataset({len(self):,} cells, {', '.join(self.obs_columns) or 'no obs columns'}, "
-            f"{self.vocabulary!r})"
+            f"{self.vocabulary!r}{self._failed})"
         )
+
+    @property
+    def _failed(self) -> str:
+        n = len(self.spec["failed"])
+        return f", {n} damaged source{'s' * (n > 1)} left out" if n else ""
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Token ids of cell `i`, as int64."""
@@ -84,13 +85,14 @@ class TokenizedDataset:
 
     @cached_property
     def cell_names(self) -> np.ndarray:
-        """Name of each cell, as in the ``obs_names`` it came from."""
-        return self._column(CELL).to_numpy()
+        """Name of each cell, as in its source's ``obs_names``; ``SOURCE/NAME`` where sources share names."""
+        names = self._column(CELL)
+        return (names if self.spec["cell_names_unique"] else self._column(SOURCE) + "/" + names).to_numpy()
 
     @property
     def obs_columns(self) -> list[str]:
         """The ``obs`` columns that were carried along."""
-        return [name for name in self.table.column_names if name not in _OWN_COLUMNS]
+        return [name for name in self.table.column_names if name not in OWN_COLUMNS]
 
     @property
     def obs(self) -> pd.DataFrame:
@@ -116,11 +118,46 @@ class TokenizedDataset:
             )
         return self.obs[name]
 
+    def summary(self) -> str:
+        """Say what the dataset is, in lines of text: cells, lengths, genes, sources, what was left out."""
+        lengths, spec = self.lengths, self.spec
+        if not len(self):
+            return "0 cells"
+        lines = [
+            f"{len(self):,} cells of {lengths.min():,} to {lengths.max():,} tokens, {lengths.mean():,.0f} on average",
+            *_histogram(lengths),
+        ]
+        if "n_cropped" in spec:
+            lines.append(
+                f"{spec['n_cropped']:,} cells ({spec['n_cropped'] / spec['n_cells']:.1%}) were cut to "
+                f"{spec['max_length']:,} tokens"
+            )
+        if "genes" in spec:
+            lines.append(
+                f"{spec['share_of_counts_known']:.1%} of the counts are in known genes: "
+                + ", ".join(
+                    f"{found['genes']:,} {name} ({found['share_of_counts']:.1%})"
+                    for name, found in spec["genes"].items()
+                )
+                + "; genes.tsv names them"
+            )
+        left_out = {why: n for why, n in spec.get("left_out", {}).items() if n}
+        lines += [f"{n:,} cells left out: {why} (left_out.tsv)" for why, n in left_out.items()]
+        lines.append(f"obs columns: {', '.join(self.obs_columns) or 'none'}")
+        lines.append(repr(self.vocabulary))
+        shown = spec["sources"][:_SHOWN_SOURCES]
+        lines += [f"source {one['name']}" + (_of_source(one) if "n_cells" in one else "") for one in shown]
+        if len(spec["sources"]) > len(shown):
+            lines.append(f"… and {len(spec['sources']) - len(shown):,} more sources (spec.json)")
+        lines += [f"LEFT OUT, damaged: {one['name']}: {one['error']}" for one in spec["failed"]]
+        return "\n".join(lines)
+
     def select(self, rows: Sequence[int] | np.ndarray) -> "TokenizedDataset":
         """Return the cells with these row numbers, in this order."""
         rows = np.asarray(rows, dtype=np.int64)
         digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
-        spec = self.spec | {"fingerprint": digest, "n_cells": len(rows)}
+        spec = {name: value for name, value in self.spec.items() if name not in _OF_ALL_CELLS}
+        spec |= {"fingerprint": digest, "n_cells": len(rows)}
         return replace(self, table=self.table.select(rows), spec=spec)
 
     def genes(self, i: int) -> list[str]:
@@ -173,9 +210,11 @@ class TokenizedDataset:
     def _open_own(cls, path: Path, vocabulary: Vocabulary | None) -> "TokenizedDataset":
         spec = read_json(path / "spec.json")
         if spec.get("format") != FORMAT:
-            raise InputError(f"{path}/spec.json: expected format {FORMAT!r}, found {spec.get('format')!r}.")
+            raise InputError(
+                f"{path}/spec.json: expected format {FORMAT!r}, found {spec.get('format')!r}. Tokenise again."
+            )
         own = Vocabulary.load(path)
-        if not {"n_cells", "vocabulary", "fingerprint"} <= spec.keys():
+        if not {"n_cells", "vocabulary", "fingerprint", "cell_names_unique", "failed", "sources"} <= spec.keys():
             raise InputError(f"{path}/spec.json: is incomplete. Tokenise again.")
         if own.fingerprint != spec["vocabulary"]:
             raise DataFormatError(
@@ -197,247 +236,22 @@ class TokenizedDataset:
         return cls(table, own, spec)
 
 
-def tokenize(
-    source: "AnnData | str | Path",
-    vocabulary: Vocabulary,
-    *,
-    out: str | Path | None = None,
-    obs: Sequence[str] = (),
-    layer: str | None = None,
-    gene_ids: str | None = None,
-    overwrite: bool = False,
-) -> TokenizedDataset:
-    """Turn raw counts into rank-value encodings, one row a cell in the order of the cells.
-
-    Parameters
-    ----------
-    source
-        An AnnData or the path of an ``.h5ad`` file, with raw counts. Never changed.
-    vocabulary
-        Genes and their medians.
-    out
-        Folder to write the dataset to; None keeps it in memory.
-    obs
-        Columns of ``obs`` to carry along; numbers stay numbers, anything else becomes text.
-    layer
-        Layer that holds the counts, or "raw"; default ``X``.
-    gene_ids
-        Column of ``var`` that holds the gene ids; default ``ensembl_id`` where there is one, else the index.
-    overwrite
-        Replace a dataset that `out` holds.
-
-    Returns
-    -------
-    The dataset; cells without a known gene are left out and listed in ``spec["cells_left_out"]``.
-
-    Raises
-    ------
-    DataFormatError
-        The source holds no raw counts, no gene that the vocabulary knows, or no cell that expresses one.
-    InputError
-        A column, layer or file does not exist.
-    FileExistsError
-        `out` exists.
-    """
-    if isinstance(obs, str):
-        raise InputError(f"obs={obs!r}: expected a list of columns; write obs=[{obs!r}].")
-    if out is not None:
-        refuse_existing(Path(out), overwrite=overwrite, marker="spec.json")
-    opened = open_counts(source, layer=layer, gene_ids=gene_ids)
-    to_vocabulary = _gene_map(opened, vocabulary)
-    columns = _obs_columns(opened, obs)
-    spec = _spec(opened, vocabulary, source, layer, gene_ids, list(obs))
-    rows = _Rows(opened, vocabulary, to_vocabulary, columns)
-    if out is None:
-        table = pa.Table.from_batches(rows.batches(), schema=rows.features.arrow_schema)
-        return TokenizedDataset(datasets.Dataset(table), vocabulary, spec | rows.report())
-    with new_directory(out, marker="spec.json", overwrite=overwrite) as folder:
-        _write_arrow(folder, rows)
-        vocabulary.write_into(folder)
-        spec |= rows.report()
-        write_json(folder / "spec.json", spec)
-        _write_dataset_state(folder, rows.features, spec["fingerprint"])
-    return TokenizedDataset.open(out)
-
-
-class _Rows:
-    """Reads the source once, yields Arrow batches, and counts what it saw."""
-
-    def __init__(
-        self, opened: CountSource, vocabulary: Vocabulary, to_vocabulary: csr_matrix, columns: pd.DataFrame
-    ) -> None:
-        self._opened, self._vocabulary, self._to_vocabulary, self._columns = opened, vocabulary, to_vocabulary, columns
-        tokens = datasets.Value(str(np.min_scalar_type(vocabulary.size)))
-        self.features = datasets.Features(
-            {CELL: datasets.Value("string"), INPUT_IDS: datasets.Sequence(tokens), LENGTH: datasets.Value("int32")}
-            | {name: _feature(columns[name]) for name in columns}
-        )
-        self._left_out: list[str] = []
-        self._n_cells = self._n_cropped = 0
-        self._all_counts = self._known_counts = 0.0
-        self._digest = hashlib.sha256(vocabulary.fingerprint.encode())
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        with progress("tokenize", total=len(self._opened.obs), unit="cells") as bar:
-            for block in self._opened.blocks():
-                known = csr_matrix(block.counts @ self._to_vocabulary)
-                totals = self._opened.total_counts(block)
-                n_genes = np.asarray((known > 0).sum(axis=1)).ravel()
-                kept = np.flatnonzero(n_genes)
-                self._count(block.start, block.counts, known, n_genes)
-                if len(kept):
-                    yield self._batch(encode(known[kept], self._vocabulary, n_counts=totals[kept]), block.start + kept)
-                bar.update(block.counts.shape[0])
-        if not self._n_cells:
-            raise DataFormatError(
-                f"{self._opened.name}: no cell is left: none of its {len(self._opened.obs)} cells expresses a gene "
-                f"that the vocabulary knows."
-            )
-
-    def _count(self, start: int, counts: csr_matrix, known: csr_matrix, n_genes: np.ndarray) -> None:
-        room = self._vocabulary.max_length - 2 * self._vocabulary.has_cls
-        self._left_out += [str(name) for name in self._opened.obs.index[start + np.flatnonzero(n_genes == 0)]]
-        self._n_cells += int((n_genes > 0).sum())
-        self._n_cropped += int((n_genes > room).sum())
-        self._all_counts += float(counts.sum(dtype=np.float64))
-        self._known_counts += float(known.sum(dtype=np.float64))
-
-    def _batch(self, encoded: Ragged, cells: np.ndarray) -> pa.RecordBatch:
-        obs = self._columns.iloc[cells]
-        arrays = [
-            pa.array(self._opened.obs.index[cells].astype(str), pa.string()),
-            pa.ListArray.from_arrays(pa.array(encoded.offsets, pa.int32()), pa.array(encoded.values)),
-            pa.array(encoded.lengths, pa.int32()),
-            *(pa.array(obs[name], type=self.features.arrow_schema.field(name).type, from_pandas=True) for name in obs),
-        ]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self.features.arrow_schema)
-        self._digest.update(batch.serialize())
-        return batch
-
-    def report(self) -> dict[str, Any]:
-        share = self._known_counts / max(self._all_counts, 1.0)
-        if self._left_out:
-            logger.warning(
-                "%s: %d cells without a known gene were left out (first: %s).",
-                self._opened.name,
-                len(self._left_out),
-                self._left_out[0],
-            )
-        logger.info("%s: the known genes hold %.1f %% of all counts.", self._opened.name, 100 * share)
-        return {
-            "fingerprint": self._digest.hexdigest(),
-            "n_cells": self._n_cells,
-            "n_cropped": self._n_cropped,
-            "cells_left_out": self._left_out,
-            "share_of_counts_known": round(share, 6),
-        }
-
-
-def _gene_map(opened: CountSource, vocabulary: Vocabulary) -> csr_matrix:
-    """Return a 0/1 matrix, source genes × vocabulary genes: a product drops unknown genes and sums repeated ones."""
-    position = [vocabulary.position.get(gene, -1) for gene in opened.gene_ids]
-    rows = np.array([i for i, target in enumerate(position) if target >= 0], dtype=np.int64)
-    if not len(rows):
-        raise DataFormatError(
-            f"{opened.name}: none of its {len(opened.gene_ids)} genes is known to the vocabulary "
-            f"({opened.gene_ids[0]!r} … against {vocabulary.gene_ids[0]!r} …). {_likely_cause(opened, vocabulary)}"
-        )
-    logger.info("%s: %d of %d genes are known to the vocabulary.", opened.name, len(rows), len(opened.gene_ids))
-    targets = np.array(position, dtype=np.int64)[rows]
-    return csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, targets)), shape=(len(position), len(vocabulary)))
-
-
-def _likely_cause(opened: CountSource, vocabulary: Vocabulary) -> str:
-    ids = pd.Series(opened.gene_ids)
-    unversioned = ids.str.replace(r"\.\d+$", "", regex=True)
-    if unversioned.isin(vocabulary.position).any():
-        return (
-            "Likely cause: the ids carry versions; strip them: adata.var_names = adata.var_names.str.split('.').str[0]."
-        )
-    ensembl = ids.str.extract(r"^(ENS[A-Z]{0,6}G)\d{11}(?:\.\d+)?$")[0].dropna()
-    expected = pd.Series(vocabulary.gene_ids[:100]).str.extract(r"^(ENS[A-Z]{0,6}G)\d{11}$")[0].dropna()
-    if len(ensembl) > len(ids) / 2 and len(expected) and ensembl.mode()[0] == expected.mode()[0]:
-        return "Likely cause: the vocabulary was learned from data without these genes; use one that has them."
-    if len(ensembl) > len(ids) / 2:
-        return (
-            f"Likely cause: another species ({ensembl.mode()[0]} ids, the vocabulary has "
-            f"{expected.mode()[0] if len(expected) else 'others'}); map them to orthologs first."
-        )
+def _of_source(source: dict[str, Any]) -> str:
     return (
-        "Likely cause: these are gene symbols, not Ensembl ids; name the var column that holds Ensembl ids with "
-        "gene_ids=, or add one."
+        f": {source['n_cells_kept']:,} of {source['n_cells']:,} cells, {source['n_genes_known']:,} of "
+        f"{source['n_genes']:,} genes known ({source['share_of_counts_known']:.1%} of counts), {source['layer']}, ids "
+        f"from {source['gene_ids']}"
     )
 
 
-def _obs_columns(opened: CountSource, names: Sequence[str]) -> pd.DataFrame:
-    for name in names:
-        if name not in opened.obs:
-            raise InputError(f"{opened.name}: obs has no column {name!r}. {did_you_mean(name, opened.obs.columns)}")
-        if name in _OWN_COLUMNS:
-            raise InputError(
-                f"{opened.name}: the obs column {name!r} has the name of a column of the dataset; rename it first."
-            )
-    return pd.DataFrame(
-        {name: _number_or_text(opened.obs[name]) for name in dict.fromkeys(names)}, index=opened.obs.index
-    )
-
-
-def _number_or_text(column: pd.Series) -> pd.Series:
-    is_number = pd.api.types.is_numeric_dtype(column) and not isinstance(column.dtype, pd.CategoricalDtype)
-    return column if is_number else column.astype("string").astype(object)
-
-
-def _feature(column: pd.Series) -> datasets.Value:
-    if pd.api.types.is_bool_dtype(column):
-        return datasets.Value("bool")
-    if pd.api.types.is_integer_dtype(column):
-        return datasets.Value("int64")
-    return datasets.Value("float64" if pd.api.types.is_numeric_dtype(column) else "string")
-
-
-def _spec(
-    opened: CountSource, vocabulary: Vocabulary, source: Any, layer: str | None, gene_ids: str | None, obs: list[str]
-) -> dict[str, Any]:
-    known = sum(gene in vocabulary.position for gene in opened.gene_ids)
-    described: dict[str, Any] = {
-        "name": opened.name,
-        "layer": layer or "X",
-        "gene_ids": gene_ids,
-        "n_cells": len(opened.obs),
-    }
-    if not hasattr(source, "obs"):
-        described |= {"path": str(Path(source).resolve()), "sha256": sha256(Path(source))}
-    return {
-        "format": FORMAT,
-        "vocabulary": vocabulary.fingerprint,
-        "max_length": vocabulary.max_length,
-        "special_tokens": dict(vocabulary.special_tokens),
-        "obs": obs,
-        "source": described,
-        "n_genes": len(opened.gene_ids),
-        "n_genes_known": known,
-    }
-
-
-def _write_arrow(folder: Path, rows: _Rows) -> None:
-    with (
-        pa.OSFile(str(folder / _ARROW_FILE), "wb") as file,
-        pa.ipc.new_stream(file, rows.features.arrow_schema) as writer,
-    ):
-        for batch in rows.batches():
-            writer.write_batch(batch)
-
-
-def _write_dataset_state(folder: Path, features: datasets.Features, fingerprint: str) -> None:
-    """Write the two small files that make a folder one of `datasets.load_from_disk`."""
-    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": _ARROW_FILE}],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-    }
-    write_json(folder / "state.json", state | {"_format_type": None, "_output_all_columns": False, "_split": None})
+def _histogram(lengths: np.ndarray) -> list[str]:
+    edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, num=_BARS + 1).astype(np.int64))
+    counts, _ = np.histogram(lengths, bins=edges)
+    widest = counts.max()
+    return [
+        f"  {low:>6,} {'█' * round(40 * n / widest):<40} {n:,}".rstrip()
+        for n, low in zip(counts, edges[:-1], strict=True)
+    ]
 
 
 def _from_published(path: Path, vocabulary: Vocabulary) -> TokenizedDataset:
@@ -479,7 +293,9 @@ def _from_published(path: Path, vocabulary: Vocabulary) -> TokenizedDataset:
         "format": "published",
         "fingerprint": digest,
         "vocabulary": vocabulary.fingerprint,
-        "source": {"name": str(path)},
+        "sources": [{"name": str(path)}],
+        "cell_names_unique": True,
+        "failed": [],
     }
     return TokenizedDataset(table, vocabulary, spec | {"n_cells": len(table), "max_length": vocabulary.max_length})
 

@@ -1,17 +1,23 @@
 """Rank-value encoding: pure arithmetic on a block of counts, no file and no device.
 
-One sort over the whole block (cell, then value, then vocabulary order) instead of one per cell, so that
-ties have a rule: NumPy's default sort leaves the order of equal values to the machine.
+A compiled loop over cells (numba). A cell's values are sorted by radix on the leading 22 bits that differ within the
+cell, in two passes, and the few neighbours that these bits leave undecided are put in order by insertion. Equal values
+keep vocabulary order: NumPy's default sort leaves theirs to the machine. 20 ns a value on one core, of which a cell has
+about a thousand.
 """
 
 from typing import NamedTuple
 
+import numba
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.medians import TARGET_SUM
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
+
+_MOST_DIGIT_BITS = 11
+_FEW = 24
+"""So many or fewer are sorted by insertion."""
 
 
 class Ragged(NamedTuple):
@@ -26,7 +32,21 @@ class Ragged(NamedTuple):
         return np.diff(self.offsets)
 
 
-def encode(counts: csr_matrix, vocabulary: Vocabulary, *, n_counts: np.ndarray | None = None) -> Ragged:
+class Encoded(NamedTuple):
+    """Token ids of some cells, and how many known genes each expresses, cut off or not."""
+
+    tokens: Ragged
+    n_genes: np.ndarray
+
+
+def encode(
+    counts: csr_matrix,
+    vocabulary: Vocabulary,
+    *,
+    position: np.ndarray | None = None,
+    n_counts: np.ndarray | None = None,
+    crop: bool = True,
+) -> Encoded:
     """Order each cell's expressed genes by expression relative to the corpus.
 
     A gene's value is its count, scaled so that the cell sums to 10,000, divided by the gene's non-zero median
@@ -35,17 +55,23 @@ def encode(counts: csr_matrix, vocabulary: Vocabulary, *, n_counts: np.ndarray |
     Parameters
     ----------
     counts
-        Raw counts, cells × genes; columns follow ``vocabulary.gene_ids``. Not log-transformed.
+        Raw counts, cells × genes. Not log-transformed.
     vocabulary
         Needs medians.
+    position
+        Place of each column in ``vocabulary.gene_ids``, -1 for a gene it does not have; columns with the same place
+        are one gene, their counts are summed. Default: the columns follow ``vocabulary.gene_ids``.
     n_counts
         Total counts of each cell, also of genes outside the vocabulary; default the sum of `counts`. It cancels
         in the ranking, but for values that differ only by rounding.
+    crop
+        Whether to cut cells to ``vocabulary.max_length`` and put the special tokens around them. Without, a cell is
+        its ranked genes, all of them and nothing else.
 
     Returns
     -------
-    Token ids, most distinctive gene first, cut to ``vocabulary.max_length`` with ``<cls>`` and ``<eos>`` around
-    them where the vocabulary has these; a cell without a known gene has only those.
+    Token ids, most distinctive gene first, with ``<cls>`` and ``<eos>`` around them where the vocabulary has these (a
+    cell without a known gene has only those); and the number of known genes of each cell.
 
     Raises
     ------
@@ -56,35 +82,180 @@ def encode(counts: csr_matrix, vocabulary: Vocabulary, *, n_counts: np.ndarray |
     ----------
     Theodoris et al., Nature 618, 616 (2023), Methods, "Rank value encoding".
     """
-    if vocabulary.medians is None:
-        raise InputError(
-            f"{vocabulary!r} has no medians, so it can read tokens but not make them. Give "
-            f"Vocabulary.from_tokens(…, medians=…)."
-        )
-    assert counts.shape[1] == len(vocabulary), (counts.shape, len(vocabulary))
-    n_cells = counts.shape[0]
-    expressed = counts.data > 0
-    cell = np.repeat(np.arange(n_cells), np.diff(counts.indptr))[expressed]
-    gene = counts.indices[expressed]
-    totals = np.asarray(counts.sum(axis=1)).ravel() if n_counts is None else np.asarray(n_counts)
-    value = (
-        counts.data[expressed].astype(np.float64)
-        / totals.astype(np.float64)[cell]
-        * TARGET_SUM
-        / vocabulary.medians[gene]
+    vocabulary.require_medians()
+    position = np.arange(len(vocabulary), dtype=np.int32) if position is None else position.astype(np.int32, copy=False)
+    assert counts.shape[1] == len(position), (counts.shape, len(position))
+    totals = counts.sum(axis=1, dtype=np.float64) if n_counts is None else n_counts
+    known = position[position >= 0]
+    wrapped = crop and vocabulary.has_cls
+    room = vocabulary.max_length - 2 * wrapped if crop else len(vocabulary)
+    most = np.minimum(np.diff(counts.indptr), room).astype(np.int64) + 2 * wrapped
+    values = np.empty(most.sum(), dtype=np.min_scalar_type(vocabulary.size - 1))
+    offsets = np.zeros(counts.shape[0] + 1, dtype=np.int64)
+    n_genes = np.empty(counts.shape[0], dtype=np.int64)
+    _encode_cells(
+        counts.data,
+        counts.indices,
+        counts.indptr,
+        position,
+        vocabulary.medians,
+        vocabulary.tokens.astype(values.dtype),
+        np.asarray(totals, dtype=np.float64).ravel(),
+        len(known) == len(np.unique(known)),
+        room,
+        wrapped,
+        np.array([vocabulary.special_tokens.get(token, 0) for token in (CLS, EOS)], dtype=values.dtype),
+        values,
+        offsets,
+        n_genes,
     )
-    order = np.lexsort((gene, -value, cell))
-    n_genes = np.bincount(cell, minlength=n_cells)
-    rank = np.arange(len(cell)) - np.repeat(np.cumsum(n_genes) - n_genes, n_genes)
+    return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes)
 
-    before, after = (
-        ([vocabulary.special_tokens[CLS]], [vocabulary.special_tokens[EOS]]) if vocabulary.has_cls else ([], [])
-    )
-    room = vocabulary.max_length - len(before) - len(after)
-    kept = rank < room
-    offsets = np.concatenate([[0], np.cumsum(np.minimum(n_genes, room) + len(before) + len(after))])
-    values = np.empty(offsets[-1], dtype=np.min_scalar_type(vocabulary.size))
-    values[offsets[cell[kept]] + len(before) + rank[kept]] = vocabulary.tokens[gene[order][kept]]
-    if vocabulary.has_cls:
-        values[offsets[:-1]], values[offsets[1:] - 1] = before[0], after[0]
-    return Ragged(values, offsets)
+
+def sum_by_column(counts: csr_matrix) -> np.ndarray:
+    """Return the sum of each column, as float64; five times as fast as SciPy's."""
+    sums = np.zeros(counts.shape[1])
+    _add_to_columns(counts.data, counts.indices, sums)
+    return sums
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_to_columns(data, indices, sums):  # type: ignore[no-untyped-def]
+    for i in range(len(data)):
+        sums[indices[i]] += data[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _encode_cells(  # type: ignore[no-untyped-def]
+    data,
+    indices,
+    indptr,
+    position,
+    medians,
+    tokens,
+    totals,
+    distinct,
+    room,
+    wrapped,
+    special,
+    values,
+    offsets,
+    n_genes,
+):
+    """Write the tokens of cell after cell into `values`, where each begins into `offsets`."""
+    n_cells = len(indptr) - 1
+    most = 1
+    for i in range(n_cells):
+        most = max(most, indptr[i + 1] - indptr[i])
+    gene, gene_aside = np.empty(most, np.int32), np.empty(most, np.int32)
+    key, key_aside = np.empty(most, np.uint64), np.empty(most, np.uint64)
+    amount = np.empty(most, np.float64)
+    starts = np.empty((2, 1 << _MOST_DIGIT_BITS), np.int64)
+    end = 0
+    for i in range(n_cells):
+        n, in_order, once, last = 0, True, distinct, np.int32(-1)
+        for j in range(indptr[i], indptr[i + 1]):
+            once &= indices[j] > last
+            last = indices[j]
+            place = position[last]
+            if place >= 0 and data[j] > 0:
+                in_order &= n == 0 or place > gene[n - 1]
+                gene[n], amount[n] = place, data[j]
+                n += 1
+        if not (in_order or once):
+            n = _sum_by_gene(gene, amount, n, key, key_aside, gene_aside, starts)
+            in_order = True
+        for j in range(n):
+            amount[j] = amount[j] / totals[i] * TARGET_SUM / medians[gene[j]]
+        # The bits of positive floats are in the order of the floats; inverted, the largest comes first.
+        key[:n] = ~amount[:n].view(np.uint64)
+        _sort_pairs(key, gene, n, key_aside, gene_aside, starts)
+        if not in_order:
+            _sort_ties(key, gene, n)
+        if wrapped:
+            values[end] = special[0]
+            end += 1
+        for j in range(min(n, room)):
+            values[end] = tokens[gene[j]]
+            end += 1
+        if wrapped:
+            values[end] = special[1]
+            end += 1
+        offsets[i + 1], n_genes[i] = end, n
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_by_gene(gene, amount, n, key, key_aside, gene_aside, starts):  # type: ignore[no-untyped-def]
+    """Put a cell's genes in vocabulary order and add up the counts of a gene that stands more than once."""
+    before = amount[:n].copy()
+    for j in range(n):
+        key[j] = gene[j]
+        gene[j] = j
+    _sort_pairs(key, gene, n, key_aside, gene_aside, starts)
+    last = -1
+    for j in range(n):
+        add = before[gene[j]]
+        if last >= 0 and key[j] == key[last]:
+            amount[last] += add
+        else:
+            last += 1
+            key[last], amount[last] = key[j], add
+    for j in range(last + 1):
+        gene[j] = key[j]
+    return last + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _sort_pairs(key, carried, n, key_aside, carried_aside, starts):  # type: ignore[no-untyped-def]
+    """Sort `key` upward and `carried` with it; stable."""
+    low = np.uint64(0)
+    if n > _FEW:
+        differing = np.uint64(0)
+        for j in range(1, n):
+            differing |= key[j] ^ key[0]
+        bits = np.uint64(_MOST_DIGIT_BITS if n > 256 else 8)
+        while differing >> low >> bits >> bits:
+            low += np.uint64(1)
+        _sort_by_two_digits(key, carried, n, key_aside, carried_aside, starts, low, bits)
+        if low == 0:
+            return
+    for j in range(1, n):
+        this, with_it = key[j], carried[j]
+        k = j
+        while k > 0 and key[k - 1] > this:
+            key[k], carried[k] = key[k - 1], carried[k - 1]
+            k -= 1
+        key[k], carried[k] = this, with_it
+
+
+@numba.njit(nogil=True, cache=True)
+def _sort_by_two_digits(key, carried, n, key_aside, carried_aside, starts, low, bits):  # type: ignore[no-untyped-def]
+    n_digits, high = 1 << bits, low + bits
+    mask = np.uint64(n_digits - 1)
+    starts[:, :n_digits] = 0
+    for j in range(n):
+        starts[0, (key[j] >> low) & mask] += 1
+        starts[1, (key[j] >> high) & mask] += 1
+    for k in range(2):
+        total = 0
+        for digit in range(n_digits):
+            total, starts[k, digit] = total + starts[k, digit], total
+    for j in range(n):
+        to = starts[0, (key[j] >> low) & mask]
+        starts[0, (key[j] >> low) & mask] = to + 1
+        key_aside[to], carried_aside[to] = key[j], carried[j]
+    for j in range(n):
+        to = starts[1, (key_aside[j] >> high) & mask]
+        starts[1, (key_aside[j] >> high) & mask] = to + 1
+        key[to], carried[to] = key_aside[j], carried_aside[j]
+
+
+@numba.njit(nogil=True, cache=True)
+def _sort_ties(key, carried, n):  # type: ignore[no-untyped-def]
+    """Put what is carried by equal keys in ascending order."""
+    start = 0
+    for j in range(1, n + 1):
+        if j == n or key[j] != key[start]:
+            if j - start > 1:
+                carried[start:j].sort()
+            start = j

@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError, did_you_mean
+from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
 from geneformer_repro.files import new_directory, read_json, write_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 FORMAT = "geneformer_repro/vocabulary/1"
+_OTHER_IDS = "other_ids.tsv"
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 Series = Literal["V1", "V2"]
 _SERIES: Mapping[str, tuple[tuple[str, ...], int]] = {"V1": ((PAD, MASK), 2048), "V2": ((PAD, MASK, CLS, EOS), 4096)}
+_COUNT_SUFFIXES = (".h5ad", ".h5", ".loom", ".zarr", ".mtx", ".gz")
 _PUBLISHED_FOLDER = {"V1": "geneformer/gene_dictionaries_30m", "V2": "geneformer"}
 
 
@@ -51,6 +53,8 @@ class Vocabulary:
         None where they are not known: such a vocabulary reads tokens but cannot make them.
     gene_names
         A name for each gene ("" where there is none).
+    other_ids
+        Retired and other ids that stand for one of the genes: other id → gene id.
 
     Raises
     ------
@@ -64,6 +68,7 @@ class Vocabulary:
     max_length: int
     medians: np.ndarray | None = None
     gene_names: tuple[str, ...] = field(default=())
+    other_ids: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", np.asarray(self.tokens, dtype=np.int64))
@@ -88,6 +93,9 @@ class Vocabulary:
         repeated = next((gene for gene in self.gene_ids if gene in seen or seen.add(gene)), None)  # type: ignore[func-returns-value]
         if repeated is not None:
             raise InputError(f"Gene {repeated!r} stands twice in the vocabulary; gene ids must be distinct.")
+        lost = next((gene for gene in self.other_ids.values() if gene not in seen), None)
+        if lost is not None:
+            raise InputError(f"other_ids leads to gene {lost!r}, which the vocabulary does not have.")
         every = np.concatenate([self.tokens, list(self.special_tokens.values())])
         if len(np.unique(every)) != len(every) or every.min() < 0 or (np.diff(self.tokens) <= 0).any():
             raise InputError("Token ids must be distinct, not negative, and increase with the order of the genes.")
@@ -139,6 +147,20 @@ class Vocabulary:
     def has_cls(self) -> bool:
         """Whether every cell is wrapped in ``<cls>`` … ``<eos>``, as in the V2 series."""
         return CLS in self.special_tokens and EOS in self.special_tokens
+
+    def require_medians(self) -> None:
+        """Raise unless tokens can be made.
+
+        Raises
+        ------
+        InputError
+            The vocabulary has no medians.
+        """
+        if self.medians is None:
+            raise InputError(
+                f"{self!r} has no medians, so it can read tokens but not make them. Give "
+                f"Vocabulary.from_tokens(…, medians=…)."
+            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -246,6 +268,7 @@ class Vocabulary:
         names: Mapping[str, str] | None = None,
         *,
         max_length: int | None = None,
+        other_ids: Mapping[str, str] | None = None,
     ) -> "Vocabulary":
         """Make a vocabulary from a token dictionary such as the published one.
 
@@ -259,6 +282,8 @@ class Vocabulary:
             Gene id → name; may be incomplete.
         max_length
             Most tokens a cell may have; default 4,096 where there is a ``<cls>``, else 2,048.
+        other_ids
+            Retired or other id → gene id; those that lead to no gene of `tokens` are left out.
 
         Raises
         ------
@@ -284,6 +309,11 @@ class Vocabulary:
             max_length=_SERIES["V2" if CLS in special else "V1"][1] if max_length is None else max_length,
             medians=None if medians is None else np.array([float(medians[gene]) for gene in ids]),
             gene_names=tuple(str((names or {}).get(gene, "")) for gene in ids),
+            other_ids={
+                str(other): str(gene)
+                for other, gene in (other_ids or {}).items()
+                if gene in tokens and other not in tokens
+            },
         )
 
     @classmethod
@@ -295,21 +325,36 @@ class Vocabulary:
         layer: str | None = None,
         gene_ids: str | None = None,
         max_length: int | None = None,
+        exact: bool = False,
+        workers: int | None = None,
+        ray: bool = False,
+        work: str | Path | None = None,
     ) -> "Vocabulary":
         """Learn a vocabulary from raw counts: every gene that some cell expresses, with its non-zero median.
 
         Parameters
         ----------
         sources
-            AnnData objects or ``.h5ad`` files with raw counts.
+            As for `tokenize`: AnnData objects, files, globs or folders with raw counts. Read once.
         series
             Convention: "V1" has no ``<cls>``/``<eos>`` and 2,048 tokens a cell, "V2" has them and 4,096.
         layer
             Layer that holds the counts, or "raw"; default ``X``.
         gene_ids
-            Column of ``var`` that holds the gene ids; default ``ensembl_id`` where there is one, else the index.
+            Column of ``var`` that holds the gene ids, or "index"; default as for `tokenize`. Versions are dropped,
+            human symbols become Ensembl ids; an id that is neither stays as it is.
         max_length
             Most tokens a cell may have, if not the series' own.
+        exact
+            Keep every value until the end, for exact medians; default a sketch of each gene's values, whose error
+            `NonzeroMedians` states and whose memory does not grow with the number of cells.
+        workers
+            Processes that share the work; with `ray`, tasks at a time.
+        ray
+            Share the work over a Ray cluster, as for `tokenize`.
+        work
+            Folder that keeps what is finished, with which the same call goes on after an interruption; the caller
+            removes it. Default none. If sources were damaged and left out, ``failed.json`` in it names them.
 
         Returns
         -------
@@ -323,39 +368,38 @@ class Vocabulary:
         References
         ----------
         Theodoris et al., Nature 618, 616 (2023), Methods, "Rank value encoding": the median is taken over the
-        cells in which the gene is detected, after scaling each cell to 10,000 counts. Exact here; the published
-        package estimates it with a t-digest.
+        cells in which the gene is detected, after scaling each cell to 10,000 counts.
         """
-        from geneformer_repro.tokenizer.medians import NonzeroMedians
-        from geneformer_repro.tokenizer.readers import open_counts
+        from geneformer_repro.tokenizer.fitting import fit_medians
 
         _require_series(series)
-        medians, names = NonzeroMedians(), {}
-        for source in [sources] if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence) else sources:
-            opened = open_counts(source, layer=layer, gene_ids=gene_ids)
-            names.update({gene: name for gene, name in zip(opened.gene_ids, opened.gene_names, strict=True) if name})
-            for block in opened.blocks():
-                medians.add(block.counts, opened.total_counts(block), opened.gene_ids)
-        of_gene = {gene: median for gene, median in medians.result().items() if gene}
-        if not of_gene:
-            raise DataFormatError(
-                "No gene is expressed in any cell of the given sources; a vocabulary cannot be learned from them."
-            )
+        medians, names = fit_medians(
+            sources,
+            layer=layer,
+            gene_ids=gene_ids,
+            exact=exact,
+            workers=workers,
+            ray=ray,
+            work=None if work is None else Path(work),
+        )
         special, length = _SERIES[series]
-        tokens = {token: i for i, token in enumerate((*special, *sorted(of_gene)))}
-        return cls.from_tokens(tokens, of_gene, names, max_length=length if max_length is None else max_length)
+        tokens = {token: i for i, token in enumerate((*special, *sorted(medians)))}
+        return cls.from_tokens(tokens, medians, names, max_length=length if max_length is None else max_length)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``vocabulary.tsv`` and ``vocabulary.json`` into the new folder `path`."""
+        """Write the vocabulary's files into the new folder `path`."""
         with new_directory(path, marker="vocabulary.json", overwrite=overwrite) as folder:
             self.write_into(folder)
 
     def write_into(self, folder: Path) -> None:
-        """Write the two files into a folder that exists: a dataset's or a checkpoint's own."""
+        """Write the files into a folder that exists: a dataset's or a checkpoint's own."""
         columns: dict[str, Any] = {"gene_id": self.gene_ids, "token": self.tokens, "gene_name": self.gene_names}
         if self.medians is not None:
             columns["median"] = [repr(float(median)) for median in self.medians]
         pd.DataFrame(columns).to_csv(folder / "vocabulary.tsv", sep="\t", index=False)
+        if self.other_ids:
+            table = pd.DataFrame({"other_id": list(self.other_ids), "gene_id": list(self.other_ids.values())})
+            table.to_csv(folder / _OTHER_IDS, sep="\t", index=False)
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -374,8 +418,8 @@ class Vocabulary:
         ----------
         path
             A folder with ``vocabulary.json`` and ``vocabulary.tsv`` (a vocabulary's, dataset's or checkpoint's), or
-            with the published ``token_dictionary*.pkl``, ``gene_median_dictionary*.pkl`` and
-            ``gene_name_id_dict*.pkl``.
+            with the published ``token_dictionary*.pkl``, ``gene_median_dictionary*.pkl``,
+            ``gene_name_id_dict*.pkl`` and ``ensembl_mapping_dict*.pkl`` (these two may be absent).
 
         Raises
         ------
@@ -406,6 +450,7 @@ class Vocabulary:
                 max_length=header["max_length"],
                 medians=np.array([float(median) for median in table["median"]]) if header["has_medians"] else None,
                 gene_names=tuple(table["gene_name"]),
+                other_ids=_read_other_ids(folder / _OTHER_IDS),
             )
             written = str(header["fingerprint"])
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -419,13 +464,14 @@ class Vocabulary:
 
     @classmethod
     def _load_published(cls, folder: Path) -> "Vocabulary":
-        tokens, medians, names = (
-            _only_pickle(folder, stem) for stem in ("token_dictionary", "gene_median_dictionary", "gene_name_id_dict")
-        )
+        stems = ("token_dictionary", "gene_median_dictionary", "gene_name_id_dict", "ensembl_mapping_dict")
+        tokens, medians, names, other_ids = (_only_pickle(folder, stem) for stem in stems)
         assert tokens is not None
         if medians is None:
             raise InputError(f"{folder}: found token_dictionary*.pkl but no gene_median_dictionary*.pkl beside it.")
-        return cls.from_tokens(tokens, medians, {gene: name for name, gene in (names or {}).items()})
+        return cls.from_tokens(
+            tokens, medians, {gene: name for name, gene in (names or {}).items()}, other_ids=other_ids
+        )
 
     @classmethod
     def from_pretrained(
@@ -462,6 +508,22 @@ class Vocabulary:
                 ) from error
         nested = root / _PUBLISHED_FOLDER[series]
         return cls.load(nested if nested.is_dir() else root)
+
+
+def is_published(path: str | Path) -> bool:
+    """Whether a path is a vocabulary rather than counts: a folder with one, or something like a hub id."""
+    folder = Path(path)
+    if folder.exists():
+        inside = [folder, *(folder / name for name in _PUBLISHED_FOLDER.values())]
+        return any((one / "vocabulary.json").exists() or any(one.glob("token_dictionary*.pkl")) for one in inside)
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) is not None and folder.suffix not in _COUNT_SUFFIXES
+
+
+def _read_other_ids(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    return dict(zip(table["other_id"], table["gene_id"], strict=True))
 
 
 def _require_series(series: str) -> None:

@@ -18,7 +18,7 @@ import geneformer_repro as gf
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import finetune as module
-from geneformer_repro.finetuning.baselines import counts_of
+from geneformer_repro.finetuning.baselines import raw_counts
 from geneformer_repro.finetuning.finetune import (
     FINE_TUNED,
     MAJORITY,
@@ -495,7 +495,7 @@ def test_a_file_of_counts_that_is_gone_or_has_changed_is_not_used(cells, adata, 
     path.unlink()
     if change == "other":
         adata[::-1].write_h5ad(path)
-    assert module._count_source(tokenized, None) is None
+    assert raw_counts(tokenized) is None
     assert re.search(r"No raw counts at hand \(.*moved\.h5ad", caplog.text)
 
 
@@ -511,8 +511,8 @@ def test_the_layer_that_was_tokenised_is_the_layer_of_the_baseline(cells, adata,
     adata.layers["counts"], adata.X = counts, counts / 2
     adata.write_h5ad(tmp_path / "layered.h5ad")
     tokenized = gf.tokenize(tmp_path / "layered.h5ad", cells.vocabulary, layer="counts")
-    source = module._count_source(tokenized, adata if where == "given" else None)
-    np.testing.assert_array_equal(counts_of(source, tokenized.cell_names).toarray(), counts.toarray())
+    found = raw_counts(tokenized, adata if where == "given" else None)
+    np.testing.assert_array_equal(found.toarray(), counts.toarray())
 
 
 def test_counts_of_other_cells_are_refused(base, cells, adata, tmp_path):

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 
 import anndata as ad
@@ -17,6 +19,7 @@ from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
 from geneformer_repro.files import read_json, write_json
+from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary, read_plain_pickle
 
 V1 = {"<pad>": 0, "<mask>": 1}
@@ -140,6 +143,24 @@ def test_a_hub_id_downloads_the_dictionaries_of_the_series_only(hub_copy, monkey
     assert asked == {
         "repo": "someone/Geneformer", "revision": "main", "allow_patterns": ["geneformer/gene_dictionaries_30m/*.pkl"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123456789abcdef0123456789abcdef01234567"])
+def test_a_hub_id_that_is_in_the_cache_needs_no_network(hub_copy, tmp_path, revision):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--ctheodoris--Geneformer"
+    shutil.copytree(hub_copy, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    script = (
+        "import geneformer_repro as gf; "
+        f"print(gf.Vocabulary.from_pretrained('ctheodoris/Geneformer', series='V1', revision={revision!r}).fingerprint)"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert said.stdout.strip() == Vocabulary.from_pretrained(hub_copy, series="V1").fingerprint
 
 
 def test_a_folder_without_the_series_is_refused(hub_copy):
@@ -784,7 +805,7 @@ def test_counts_without_any_expressed_gene_are_refused():
 
 
 def test_no_sources_are_refused():
-    with pytest.raises(DataFormatError, match="No gene is expressed in any cell of the given sources"):
+    with pytest.raises(InputError, match="No source was given"):
         Vocabulary.fit([])
 
 
@@ -812,3 +833,38 @@ def test_an_unknown_series_is_refused_before_the_counts_are_read():
 def test_the_header_is_json_without_special_numbers(tmp_path, vocabulary):
     vocabulary.save(tmp_path / "v")
     json.loads((tmp_path / "v" / "vocabulary.json").read_text(), parse_constant=pytest.fail)
+
+
+# Retired ids
+
+
+def test_the_published_mapping_of_retired_ids_is_kept(hub_copy, tmp_path):
+    folder = hub_copy / "geneformer" / "gene_dictionaries_30m"
+    known = Vocabulary.from_pretrained(hub_copy, series="V1").gene_ids[0]
+    mapping = {"ENSG99999999999": known, known: known, "ENSG99999999998": "ENSG99999999997"}
+    (folder / "ensembl_mapping_dict_gc30M.pkl").write_bytes(pickle.dumps(mapping))
+    vocabulary = Vocabulary.from_pretrained(hub_copy, series="V1")
+    assert vocabulary.other_ids == {"ENSG99999999999": known}
+    vocabulary.save(tmp_path / "own")
+    assert Vocabulary.load(tmp_path / "own").other_ids == vocabulary.other_ids
+    assert (tmp_path / "own" / "other_ids.tsv").read_text() == f"other_id\tgene_id\nENSG99999999999\t{known}\n"
+
+
+def test_counts_of_a_retired_id_are_added_to_its_gene(pbmc, vocabulary):
+    genes = list(pbmc.var_names)
+    tokens = dict(zip(vocabulary.gene_ids, vocabulary.tokens.tolist(), strict=True)) | vocabulary.special_tokens
+    medians = dict(zip(vocabulary.gene_ids, vocabulary.medians, strict=True))
+    knowing = Vocabulary.from_tokens(tokens, medians, other_ids={"ENSG99999999999": genes[3]})
+    summed = pbmc.copy()
+    counts = summed.X.toarray()
+    counts[:, 3] += counts[:, 7]
+    counts[:, 7] = 0
+    summed.X = csr_matrix(counts)
+    pbmc.var_names = [*genes[:7], "ENSG99999999999", *genes[8:]]
+    expected, found = tokenize(summed, knowing), tokenize(pbmc, knowing)
+    assert [cell.tolist() for cell in found] == [cell.tolist() for cell in expected]
+
+
+def test_other_ids_that_lead_nowhere_are_refused():
+    with pytest.raises(InputError, match="other_ids leads to gene 'B', which the vocabulary does not have"):
+        Vocabulary(("A",), np.array([2]), {"<pad>": 0, "<mask>": 1}, 10, other_ids={"C": "B"})

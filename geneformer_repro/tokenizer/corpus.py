@@ -1,0 +1,464 @@
+"""Many sources as one corpus: found, opened, cut into parts, and the parts worked off by processes or a cluster.
+
+The cut depends on the sources alone, never on who does the work, so one process, eight, and a cluster write the same
+bytes, and a finished part is finished for whoever goes on. Processes are joblib's (loky): they need no ``if __name__ ==
+"__main__"`` in the user's script, and a worker that dies is noticed. A worker costs three seconds to start, once.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import lru_cache, partial
+from glob import glob, has_magic
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError
+from geneformer_repro.files import write_plan
+from geneformer_repro.progress import progress
+from geneformer_repro.tokenizer.readers import BLOCK_CELLS, CountSource, files_of, is_zarr, mtx_files, open_counts
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+_SUFFIXES = (".h5ad", ".loom", ".h5")
+_KINDS_OF_SOURCES = ".h5ad, .loom, .h5, .zarr or matrix.mtx"
+_CELL_RANGER = re.compile(r".*(raw|filtered)_(feature_bc_matrix|gene_bc_matrices)(_mex|_h5)?(\.h5)?")
+_SMALLEST_PART = 2 * BLOCK_CELLS
+_MOST_PARTS = 1000
+"""Parts of a corpus of one file; one of many files has at most so many more."""
+
+Source: TypeAlias = "AnnData | Path"
+Sources: TypeAlias = "AnnData | str | Path | Sequence[AnnData | str | Path]"
+
+
+class Part(NamedTuple):
+    """Consecutive cells of one source."""
+
+    number: int
+    source: int
+    start: int
+    stop: int
+
+
+def find_sources(given: Sources) -> list[Source]:
+    """Return what is to be read, in a fixed order.
+
+    Parameters
+    ----------
+    given
+        An AnnData; a path: a file, a glob (``"data/**/*.h5ad"``), or a folder, which stands for every ``.h5ad``,
+        ``.loom``, ``.h5``, ``.zarr`` and ``matrix.mtx`` in and below it, sorted; or several of them.
+
+    Raises
+    ------
+    InputError
+        A path does not exist, a glob or folder has nothing, a source is given twice, or a folder is the ``outs`` of
+        Cell Ranger, which holds the same cells more than once.
+    """
+    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    found = [source for one in several for source in _sources_of(one)]
+    if not found:
+        raise InputError("No source was given. Give an AnnData, paths, a glob, or a folder.")
+    seen: set[Any] = set()
+    for source in found:
+        key = files_of(source)[0].resolve() if isinstance(source, Path) else id(source)
+        if key in seen:
+            raise InputError(f"{source} is given twice; its cells would count twice.")
+        seen.add(key)
+    return found
+
+
+def _sources_of(given: "AnnData | str | Path") -> list[Source]:
+    if hasattr(given, "obs_names"):
+        return [given]
+    path = Path(given)
+    if not path.exists() and has_magic(str(given)):
+        found = [Path(one) for one in sorted(glob(str(given), recursive=True))]  # noqa: PTH207, Path.glob wants a root
+        if not found:
+            raise InputError(f"{given}: nothing matches.")
+        stores = [one for one in found if one.is_dir() and is_zarr(one)]
+        outside = [one for one in found if not any(store in one.parents for store in stores)]
+        sources = [source for one in outside for source in ([one] if _is_source(one) else _below(one))]
+        if not sources:
+            raise InputError(f"{given}: no {_KINDS_OF_SOURCES} among what matches.")
+        return list({files_of(source)[0]: source for source in sources}.values())  # "**" matches folders and files
+    if not path.exists():
+        raise InputError(f"{path}: no such file. Expected raw counts: .h5ad, .zarr, .loom, or 10x .h5 or mtx.")
+    if not path.is_dir() or is_zarr(path):
+        return [path]
+    found = _below(path)
+    if not found:
+        raise InputError(f"{path}: a folder without any {_KINDS_OF_SOURCES}.")
+    _refuse_cell_ranger(found, below=path)
+    return [path] if found == mtx_files(path) and len(found) == 1 else found
+
+
+def _is_source(path: Path) -> bool:
+    if path.is_dir():
+        return is_zarr(path) or len(mtx_files(path)) == 1
+    return path.suffix in _SUFFIXES or path in mtx_files(path.parent)
+
+
+def _refuse_cell_ranger(found: Sequence[Path], *, below: Path) -> None:
+    outputs: dict[Path, Path] = {}
+    for one in found:
+        for part in (one, *one.parents):
+            if part == below:
+                break
+            if _CELL_RANGER.fullmatch(part.name) and outputs.setdefault(part.parent, part) != part:
+                raise InputError(
+                    f"{part.parent}: Cell Ranger's output holds the same cells more than once "
+                    f"({outputs[part.parent].name}, {part.name}), and the raw one also empty droplets. Name the one to "
+                    f"read, most likely filtered_feature_bc_matrix.h5."
+                )
+
+
+def _below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found: list[Path] = mtx_files(folder)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            found += [path] if is_zarr(path) else _below(path)
+        elif path.suffix in _SUFFIXES:
+            found.append(path)
+    return sorted(found)
+
+
+def labels_of(sources: Sequence[Source]) -> list[str]:
+    """Return a name for each source that says nothing of the machine: its path below what all share."""
+    paths = [Path(os.path.abspath(source)) if isinstance(source, Path) else None for source in sources]  # noqa: PTH100
+    parents = [set(path.parents) for path in paths if path is not None]
+    shared = max(set.intersection(*parents), key=lambda folder: len(folder.parts)) if parents else Path()
+    return [f"AnnData {i}" if path is None else path.relative_to(shared).as_posix() for i, path in enumerate(paths)]
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """Return what tells a source from a changed one: path, size and time of change of its files, or a digest."""
+    if not isinstance(source, Path):
+        return {"path": None, "sha256": _digest(source)}
+    states = [path.stat() for path in files_of(source)]
+    return {
+        "path": str(source.resolve()),
+        "bytes": sum(state.st_size for state in states),
+        "modified": max(state.st_mtime_ns for state in states),
+    }
+
+
+def is_unchanged(recorded: Mapping[str, Any]) -> bool:
+    """Whether what `identity` said of a source still holds."""
+    path = recorded.get("path")
+    if path is None or not Path(path).exists():
+        return False
+    return all(recorded.get(key) == value for key, value in identity(Path(path)).items())
+
+
+def _digest(adata: "AnnData") -> str:
+    digest = hashlib.sha256()
+    for table in (adata.obs, adata.var, *([adata.raw.var] if adata.raw is not None else [])):
+        digest.update(table.to_csv().encode())
+    for block in _unchecked_blocks(adata):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _unchecked_blocks(adata: "AnnData") -> Iterator[bytes]:
+    from scipy.sparse import csr_matrix
+
+    for matrix in (adata.X, *adata.layers.values(), *([adata.raw.X] if adata.raw is not None else [])):
+        for start in range(0, adata.n_obs if matrix is not None else 0, BLOCK_CELLS):
+            block = csr_matrix(matrix[start : start + BLOCK_CELLS])
+            yield from (array.tobytes() for array in (block.data, block.indices, block.indptr))
+
+
+def parts_of(sizes: Sequence[int], smallest: int = _SMALLEST_PART) -> list[Part]:
+    """Cut sources of these numbers of cells into parts of `smallest` cells, or two, four … times that if large."""
+    size = smallest
+    while sum(sizes) / size > _MOST_PARTS:
+        size *= 2
+    bounds = [
+        (i, start, min(start + size, n_cells)) for i, n_cells in enumerate(sizes) for start in range(0, n_cells, size)
+    ]
+    return [Part(number, *bound) for number, bound in enumerate(bounds)]
+
+
+class Corpus:
+    """The sources of a piece of work, opened when they are needed.
+
+    Parameters
+    ----------
+    sources
+        From `find_sources`.
+    labels
+        Name of each source, from `labels_of`.
+    layer, gene_ids
+        As for `open_counts`.
+
+    Attributes
+    ----------
+    names
+        Each source as the user wrote it, for messages.
+    work
+        Folder for copies of matrices stored by gene; None for temporary ones.
+    by_gene
+        Sources whose matrix is stored by gene; known after `check`.
+    failed
+        Sources that turned out damaged: index → message. Their parts are skipped and dropped.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], labels: Sequence[str], *, layer: str | None, gene_ids: str | None
+    ) -> None:
+        self.sources, self.labels, self._layer, self._gene_ids = list(sources), list(labels), layer, gene_ids
+        self.names = [str(source) if isinstance(source, Path) else "AnnData" for source in sources]
+        self.work: Path | None = None
+        self.failed: dict[int, str] = {}
+        self.by_gene: list[int] = []
+        self.open = lru_cache(maxsize=4)(self._open)
+
+    @classmethod
+    def find(cls, given: Sources, *, layer: str | None, gene_ids: str | None) -> "Corpus":
+        """Find the sources; nothing is opened yet."""
+        sources = find_sources(given)
+        return cls(sources, labels_of(sources), layer=layer, gene_ids=gene_ids)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def _open(self, i: int) -> CountSource:
+        work = None if self.work is None else self.blocks_folder(i)
+        opened = open_counts(self.sources[i], layer=self._layer, gene_ids=self._gene_ids, work=work)
+        return replace(opened, name=self.names[i])
+
+    def keep_in(self, work: Path) -> None:
+        """Keep the copies of matrices stored by gene in this folder."""
+        self.work = work
+        if self.by_gene:
+            self.open.cache_clear()
+
+    def blocks_folder(self, i: int) -> Path:
+        """Where the copy of a matrix stored by gene is kept, once there is a work folder."""
+        assert self.work is not None
+        return self.work / f"{i:05d}"
+
+    def require_fit(self, *, workers: int | None, ray: bool) -> None:
+        """Raise if the work cannot be shared out as asked.
+
+        Raises
+        ------
+        InputError
+            `workers` is not a positive number, or there are workers for an AnnData in memory.
+        MissingExtraError
+            Ray is asked for and not installed.
+        """
+        if workers is not None and workers < 1:
+            raise InputError(f"workers must be at least 1, found {workers}.")
+        if (ray or (workers or 1) > 1) and not all(isinstance(source, Path) for source in self.sources):
+            raise InputError(
+                "workers= and ray= share out files; other processes cannot read an AnnData in memory. Write it to an "
+                ".h5ad, or leave them out."
+            )
+        if ray and find_spec("ray") is None:
+            raise MissingExtraError("Ray is not installed. pip install 'geneformer-repro[ray]'")
+
+    def check(self, check: Callable[[int, CountSource], int], *, step: str = "check") -> list[int]:
+        """Open every source once and return the numbers that `check` gives; 0 for a damaged one, which is noted.
+
+        Raises
+        ------
+        DataFormatError
+            The only source is damaged, or all are.
+        InputError
+            What was asked does not fit a source.
+        """
+        found = [0] * len(self.sources)
+        with progress(step, total=len(self), unit="sources", quiet=len(self) == 1) as bar:
+            for i in range(len(self)):
+                try:
+                    found[i] = check(i, self.open(i))
+                    self.by_gene += [i] if self.open(i).stored_by_gene else []
+                except DataFormatError as error:
+                    self.note(i, error)
+                bar.update()
+        return found
+
+    def note(self, i: int, error: DataFormatError) -> None:
+        """Remember that a source is damaged.
+
+        Raises
+        ------
+        DataFormatError
+            It was the last one left.
+        """
+        self.failed[i] = str(error)
+        if len(self.sources) == 1:
+            raise error
+        logger.error("%s: left out. %s", self.labels[i], error)
+        if len(self.failed) == len(self.sources):
+            raise DataFormatError(
+                f"None of the {len(self.sources)} sources can be used. The first: {self.failed[min(self.failed)]}"
+            )
+
+
+class Job:
+    """Work on a corpus of which any process can do a part, given the folder it is kept in.
+
+    Subclasses have a method for each step, which does one part and leaves its result in `work`; a `plan`; and
+    `from_plan`, which makes the job anew in another process.
+    """
+
+    corpus: Corpus
+    sizes: list[int]
+    work: Path
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What makes two calls the same work, and all that another process needs to know of it."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_plan(cls, work: Path) -> "Job":
+        """Make the job that a work folder holds."""
+        raise NotImplementedError
+
+    def share(
+        self,
+        step: str,
+        parts: Sequence[Part],
+        *,
+        workers: int | None,
+        ray: bool,
+        on_done: Callable[[Part], None] = lambda part: None,
+    ) -> None:
+        """Do a step for these parts; those of sources that turn out damaged are skipped from then on.
+
+        Parameters
+        ----------
+        step
+            Name of the method; word before the progress bar.
+        parts
+            Parts to do; the others of the corpus were done by an earlier run.
+        workers
+            Processes, or tasks at a time on Ray; None for none, or for as many as Ray has processors.
+        ray
+            Whether to use Ray.
+        on_done
+            Called in this process after each part, in the order in which they are finished.
+
+        Raises
+        ------
+        DataFormatError
+            The only source is damaged, or all are.
+        InputError
+            A worker process died.
+        """
+        if not parts:
+            return
+        elsewhere = ray or (workers or 1) > 1
+        do = partial(_do, self, step)
+        if elsewhere:
+            write_plan(self.work, self.plan)
+            digest = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
+            do = partial(_do_elsewhere, type(self), self.work.resolve(), digest, step)
+        left = (part for part in parts if part.source not in self.corpus.failed)
+        total, todo = sum(self.sizes), sum(part.stop - part.start for part in parts)
+        with (
+            progress(step.replace("_", " "), total=total, unit="cells", done=max(0, total - todo)) as bar,
+            closing(_finished(left, do, workers=workers, ray=ray)) as finished,
+        ):
+            for part, message in finished:
+                if message is None:
+                    on_done(part)
+                elif part.source not in self.corpus.failed:
+                    self.corpus.note(part.source, DataFormatError(message))
+                bar.update(part.stop - part.start)
+
+
+def _do(job: Job, step: str, part: Part) -> str | None:
+    """Do a part; return the message if the data are to blame."""
+    try:
+        getattr(job, step)(part)
+    except DataFormatError as error:
+        return str(error)
+    return None
+
+
+def _do_elsewhere(kind: type[Job], work: Path, digest: str, step: str, part: Part) -> str | None:
+    if _jobs.get("digest") != digest:  # a worker lives on, and a folder may be used again for another plan
+        _jobs.update(digest=digest, job=kind.from_plan(work))
+    return _do(_jobs["job"], step, part)
+
+
+_jobs: dict[str, Any] = {}
+"""The job that a worker process does parts of."""
+
+
+def _finished(
+    parts: Iterable[Part], work: Callable[[Part], str | None], *, workers: int | None, ray: bool
+) -> Generator[tuple[Part, str | None], None, None]:
+    if ray:
+        yield from _finished_on_ray(parts, work, workers)
+    elif workers is None or workers == 1:
+        for part in parts:
+            yield part, work(part)
+    else:
+        yield from _finished_by_processes(parts, work, workers)
+
+
+def _with_part(work: Callable[[Part], str | None], part: Part) -> tuple[Part, str | None]:
+    return part, work(part)
+
+
+def _finished_by_processes(
+    parts: Iterable[Part], work: Callable[[Part], str | None], workers: int
+) -> Iterator[tuple[Part, str | None]]:
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        yield from Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers)(
+            delayed(_with_part)(work, part) for part in parts
+        )
+    except TerminatedWorkerError as error:
+        raise InputError(
+            "A worker process was killed, most likely for want of memory. Finished parts are kept: give the same "
+            "command again, with fewer workers."
+        ) from error
+
+
+def _finished_on_ray(
+    parts: Iterable[Part], work: Callable[[Part], str | None], workers: int | None
+) -> Iterator[tuple[Part, str | None]]:
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(
+            num_cpus=None if "RAY_ADDRESS" in os.environ else workers, include_dashboard=False, log_to_driver=False
+        )
+    try:
+        at_a_time = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        task = ray.remote(_with_part)
+        iterator = iter(parts)
+        pending: list[Any] = []
+        while True:
+            while len(pending) < at_a_time and (part := next(iterator, None)) is not None:
+                pending.append(task.remote(work, part))
+            if not pending:
+                return
+            ready, pending = ray.wait(pending)
+            yield from ray.get(ready)
+    finally:
+        if ours:
+            ray.shutdown()

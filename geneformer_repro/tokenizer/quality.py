@@ -1,0 +1,176 @@
+"""Which cells are good enough to learn from: a few thresholds, each of which says how many cells it took.
+
+Bounds in standard deviations are about the mean of a cell's own source, which needs one more pass over its counts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from geneformer_repro.config import require
+from geneformer_repro.errors import InputError
+from geneformer_repro.tokenizer.genes import is_mitochondrial
+from geneformer_repro.tokenizer.readers import Block, CountSource
+
+FILTER_PASS = "filter_pass"
+NO_KNOWN_GENE = "no known gene"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFilter:
+    """Thresholds that a cell must pass; None asks nothing. Applied in the order of the fields."""
+
+    filter_pass: bool = False
+    """Keep only cells whose ``obs['filter_pass']`` is 1, as the published tokenizer does where the column exists."""
+    min_counts: float | None = None
+    """Least total counts of a cell."""
+    max_counts: float | None = None
+    """Most total counts of a cell."""
+    min_genes: int | None = None
+    """Fewest expressed genes of the source."""
+    max_genes: int | None = None
+    """Most expressed genes of the source."""
+    max_mito: float | None = None
+    """Largest share of the stored counts in mitochondrial genes, 0 to 1."""
+    counts_within_sd: float | None = None
+    """Total counts within so many standard deviations of the mean of the source (published corpus: 3)."""
+    mito_within_sd: float | None = None
+    """Mitochondrial share within so many standard deviations of the mean of the source (published corpus: 3)."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_number = isinstance(value, (int, float)) and 0 <= value < np.inf
+            require(value is None or is_number, self, field.name, "a number of at least 0")
+        require(self.max_mito is None or self.max_mito <= 1, self, "max_mito", "a share, at most 1")
+        for name in ("counts", "genes"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            require(None in (low, high) or low <= high, self, f"min_{name}", f"at most max_{name} ({high})")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The thresholds that ask for something."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if value is not None and value is not False}
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether the source must be read once before, for its means."""
+        return self.counts_within_sd is not None or self.mito_within_sd is not None
+
+    def check(self, source: CountSource) -> None:
+        """Raise before the work if a source lacks what a threshold needs.
+
+        Raises
+        ------
+        InputError
+            There is no ``obs['filter_pass']``, or no mitochondrial gene.
+        """
+        if self.filter_pass and not pd.api.types.is_numeric_dtype(source.obs(FILTER_PASS, 0, 1)):
+            raise InputError(f"{source.name}: obs['filter_pass'] must hold 0 and 1, found text.")
+        if (self.max_mito is not None or self.mito_within_sd is not None) and not is_mitochondrial(source).any():
+            raise InputError(
+                f"{source.name}: a bound on the mitochondrial share was asked for, but none of its genes is "
+                f"mitochondrial by name (MT-…) or human Ensembl id."
+            )
+
+    def reasons(
+        self,
+        source: CountSource,
+        block: Block,
+        totals: np.ndarray,
+        is_mito: np.ndarray,
+        moments: "Moments | None",
+    ) -> np.ndarray:
+        """Return why each cell of a block is left out: the first threshold it fails, or ""."""
+        counts, n_cells = block.counts, len(totals)
+        n_genes, mito = _n_expressed(counts), mito_share(counts, is_mito)
+        failed: dict[str, Any] = {}
+        if self.filter_pass:
+            passed = source.obs(FILTER_PASS, block.start, block.start + n_cells)
+            failed["filter_pass"] = passed.to_numpy(dtype=np.float64, na_value=np.nan) != 1
+        bounds = (
+            ("min_counts", totals, np.less),
+            ("max_counts", totals, np.greater),
+            ("min_genes", n_genes, np.less),
+            ("max_genes", n_genes, np.greater),
+            ("max_mito", mito, np.greater),
+        )
+        failed |= {
+            name: beyond(values, getattr(self, name))
+            for name, values, beyond in bounds
+            if getattr(self, name) is not None
+        }
+        if moments is not None and self.counts_within_sd is not None:
+            failed["counts_within_sd"] = moments.counts.beyond(totals, self.counts_within_sd)
+        if moments is not None and self.mito_within_sd is not None:
+            failed["mito_within_sd"] = moments.mito.beyond(mito, self.mito_within_sd)
+        why = np.full(n_cells, "", dtype=object)
+        for name, out in failed.items():
+            why[out & (why == "")] = name
+        return why
+
+
+def mito_share(counts: csr_matrix, is_mito: np.ndarray) -> np.ndarray:
+    """Return the share of each cell's stored counts in the genes marked; 0 for a cell without counts."""
+    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    return (counts @ is_mito.astype(np.float64)) / np.maximum(totals, 1.0)
+
+
+def _n_expressed(counts: csr_matrix) -> np.ndarray:
+    return np.diff(counts.indptr) if (counts.data > 0).all() else np.asarray((counts > 0).sum(axis=1)).ravel()
+
+
+class Moment(NamedTuple):
+    """Number, sum and sum of squares of a quantity over cells."""
+
+    n: int
+    total: float
+    squares: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Moment":
+        """Return those of an array."""
+        return cls(len(values), float(values.sum()), float((values**2).sum()))
+
+    def plus(self, other: "Moment") -> "Moment":
+        """Return those of both arrays together."""
+        return Moment(self.n + other.n, self.total + other.total, self.squares + other.squares)
+
+    def beyond(self, values: np.ndarray, n_sd: float) -> np.ndarray:
+        """Whether each value lies more than `n_sd` standard deviations (population) off the mean."""
+        mean = self.total / self.n
+        sd = np.sqrt(max(self.squares / self.n - mean**2, 0.0))
+        return np.abs(values - mean) > n_sd * sd + 1e-7 * abs(mean)  # what rounding makes of cells that are all alike
+
+
+_NOTHING = Moment(0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of total counts and of mitochondrial share, over the cells of a source."""
+
+    counts: Moment = _NOTHING
+    mito: Moment = _NOTHING
+
+    @classmethod
+    def of(cls, block: Block, totals: np.ndarray, is_mito: np.ndarray) -> "Moments":
+        """Return those of a block of cells."""
+        return cls(Moment.of(totals), Moment.of(mito_share(block.counts, is_mito)))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.counts.plus(other.counts), self.mito.plus(other.mito))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes."""
+        return {"counts": list(self.counts), "mito": list(self.mito)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Moments":
+        """Return what was written."""
+        return cls(Moment(*content["counts"]), Moment(*content["mito"]))

@@ -1,0 +1,622 @@
+"""A corpus of counts to a dataset on disk, part by part, so that any number of processes write the same bytes.
+
+A part (8,192 cells or more of one source) becomes an Arrow file and a small report in ``OUT.partial``; the report is
+written last, so a part with a report is done, and a run that was killed goes on with the others. At the end the Arrow
+files are the dataset: nothing is copied.
+"""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.sparse import csr_matrix
+
+from geneformer_repro.errors import DataFormatError, InputError
+from geneformer_repro.files import (
+    begin_work,
+    is_begun,
+    move_into_place,
+    new_file,
+    read_json,
+    refuse_existing,
+    refuse_other_work,
+    write_json,
+)
+from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, identity, parts_of
+from geneformer_repro.tokenizer.dataset import (
+    CELL,
+    FORMAT,
+    INPUT_IDS,
+    LENGTH,
+    OWN_COLUMNS,
+    SOURCE,
+    UNCROPPED,
+    UNCROPPED_LENGTH,
+    TokenizedDataset,
+)
+from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
+from geneformer_repro.tokenizer.genes import (
+    GeneMap,
+    in_one_line,
+    is_mitochondrial,
+    read_gene_table,
+    reconcile,
+    require_known,
+    shares,
+)
+from geneformer_repro.tokenizer.quality import NO_KNOWN_GENE, CellFilter, Moments
+from geneformer_repro.tokenizer.readers import Block, CountSource
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+_LOOKS, _LOOK_CELLS = 8, 32
+"""Places of each source, and cells there, that are read before the work, to see whether its genes are known."""
+_DATASET, _REPORTS, _VOCABULARY = "dataset", "reports", "vocabulary"
+_KINDS = ("bool", "int64", "float64", "string")
+"""Types of carried columns; of two sources' types the later one holds both."""
+
+
+def tokenize(
+    sources: "AnnData | str | Path | Sequence[AnnData | str | Path]",
+    vocabulary: Vocabulary,
+    *,
+    out: str | Path | None = None,
+    obs: Sequence[str] = (),
+    layer: str | None = None,
+    gene_ids: str | None = None,
+    orthologs: Mapping[str, str] | str | Path | None = None,
+    min_known_share: float = 0.5,
+    cell_filter: CellFilter | None = None,
+    uncropped: bool = False,
+    workers: int | None = None,
+    ray: bool = False,
+    overwrite: bool = False,
+) -> TokenizedDataset:
+    """Turn raw counts into rank-value encodings, one row a cell in the order of the sources and their cells.
+
+    Parameters
+    ----------
+    sources
+        An AnnData, or a path: ``.h5ad``, ``.loom``, ``.zarr``, 10x ``.h5`` or folder with ``matrix.mtx``; or several;
+        or a glob or a folder with such files. Never changed. Where there are several, the column ``source`` tells
+        which one a cell is from, and a damaged one is left out, named in the log and in ``spec["failed"]``.
+    vocabulary
+        Genes and their medians.
+    out
+        Folder to write the dataset to; None keeps it in memory. What an interrupted call has finished is kept in
+        ``OUT.partial``, and the same call goes on with it.
+    obs
+        Columns of ``obs`` to carry along; numbers stay numbers, anything else becomes text.
+    layer
+        Layer that holds the counts, or "raw"; default ``X``.
+    gene_ids
+        Column of ``var`` that holds the gene ids, or "index"; default ``ensembl_id`` where there is one, else
+        whichever of index and columns holds Ensembl ids, else the index. Ids with a version, symbols and retired ids
+        lead to the genes of the vocabulary too; genes that lead to the same one are summed.
+    orthologs
+        Table that leads other ids (or symbols) to gene ids, as `genes.read_gene_table` takes it.
+    min_known_share
+        Least share of a source's counts in genes that the vocabulary knows.
+    cell_filter
+        Thresholds that cells must pass; each says how many cells it took.
+    uncropped
+        Also write ``input_ids_uncropped`` and ``length_uncropped``: all ranked genes, without special tokens.
+    workers
+        Processes that share the work; with `ray`, tasks at a time (default all processors of the cluster).
+    ray
+        Share the work over a Ray cluster (the one of ``RAY_ADDRESS``, else one started here); sources and `out` must
+        be on storage that all its machines see. Needs the extra ``ray``.
+    overwrite
+        Replace a dataset that `out` holds.
+
+    Returns
+    -------
+    The dataset. ``spec`` says what was known, left out and cut; in the folder, ``genes.tsv`` has a row a gene of the
+    sources, ``left_out.tsv`` a row a cell left out.
+
+    Raises
+    ------
+    DataFormatError
+        The sources hold no raw counts, too few genes that the vocabulary knows, or no cell that expresses one.
+    InputError
+        A column, layer or file does not exist, or an option does not fit a source.
+    FileExistsError
+        `out` exists, or unfinished work on it has other settings.
+    """
+    if isinstance(obs, str):
+        raise InputError(f"obs={obs!r}: expected a list of columns; write obs=[{obs!r}].")
+    vocabulary.require_medians()
+    if not 0 <= min_known_share <= 1:
+        raise InputError(f"min_known_share is a share between 0 and 1, found {min_known_share}.")
+    out = None if out is None else Path(out)
+    if out is None and (ray or (workers or 1) > 1):
+        raise InputError("Several workers write files; give out=, or leave workers= and ray= out.")
+    if out is not None:
+        refuse_existing(out, overwrite=overwrite, marker="spec.json")
+    options = _Options(
+        obs=list(dict.fromkeys(obs)),
+        layer=layer,
+        gene_ids=gene_ids,
+        orthologs={} if orthologs is None else read_gene_table(orthologs),
+        min_known_share=min_known_share,
+        cell_filter=asdict(cell_filter or CellFilter()),
+        uncropped=uncropped,
+    )
+    job = _Job(Corpus.find(sources, layer=layer, gene_ids=gene_ids), vocabulary, options)
+    job.corpus.require_fit(workers=workers, ray=ray)
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="geneformer_repro-") as folder:
+            job.prepare()
+            spec = job.run(Path(folder), workers=workers, ray=ray)
+            tables = [_read_arrow(Path(folder) / _DATASET / name) for name in job.arrow_files]
+        return TokenizedDataset(datasets.Dataset(pa.concat_tables(tables)), vocabulary, spec)
+    job.prepare()
+    refuse_other_work(out, job.plan, what="tokenisation", overwrite=overwrite)
+    work = begin_work(out, job.plan, overwrite=overwrite and not is_begun(out, job.plan))
+    try:
+        job.run(work, workers=workers, ray=ray)
+    except DataFormatError:
+        shutil.rmtree(work)
+        raise
+    move_into_place(work / _DATASET, out)
+    shutil.rmtree(work)
+    return TokenizedDataset.open(out)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What decides the rows, as JSON can hold it."""
+
+    obs: list[str]
+    layer: str | None
+    gene_ids: str | None
+    orthologs: dict[str, str]
+    min_known_share: float
+    cell_filter: dict[str, Any]
+    uncropped: bool
+
+
+class _Job(Job):
+    """The work of one call."""
+
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary, options: _Options) -> None:
+        self.corpus, self.vocabulary, self.options = corpus, vocabulary, options
+        self.cell_filter = CellFilter(**options.cell_filter)
+        self.sizes: list[int] = []
+        self.kinds = dict.fromkeys(options.obs, _KINDS[0])
+        self.genes = lru_cache(maxsize=4)(self._genes)
+        self.moments = lru_cache(maxsize=4)(self._moments)
+
+    @classmethod
+    def from_plan(cls, work: Path) -> "_Job":
+        """Make the job of another process."""
+        plan = read_json(work / "plan.json")
+        options = _Options(**plan["options"])
+        sources = [Path(source["path"]) for source in plan["sources"]]
+        corpus = Corpus(sources, plan["labels"], layer=options.layer, gene_ids=options.gene_ids)
+        corpus.names = plan["names"]
+        job = cls(corpus, Vocabulary.load(work / _VOCABULARY), options)
+        job.sizes, job.kinds = plan["sizes"], plan["kinds"]
+        job.use(work)
+        return job
+
+    def use(self, work: Path) -> None:
+        """Keep everything in this folder."""
+        self.work = work
+        self.corpus.keep_in(work / "blocks")
+
+    # Before the work
+
+    def prepare(self) -> None:
+        """Look at every source: its columns, its cells' names, its genes, a few counts."""
+        self.sizes = self.corpus.check(self._look_at)
+
+    def _look_at(self, i: int, source: CountSource) -> int:
+        kinds = dict(self.kinds)
+        for name in self.options.obs:
+            if name in (*OWN_COLUMNS, *((SOURCE,) if len(self.corpus) > 1 else ())):
+                raise InputError(
+                    f"{source.name}: the obs column {name!r} has the name of a column of the dataset; rename it first."
+                )
+            kind = _kind_of(source.obs(name, 0, 1))
+            kinds[name] = max(kinds[name], kind, key=_KINDS.index)
+        self.cell_filter.check(source)
+        source.check_cell_names()
+        genes = self.genes(i)
+        counts = np.zeros(len(genes.position)) if source.stored_by_gene else _counts_of_some(source)
+        self._require_known(source, genes, counts, min_share=self.options.min_known_share / 2)
+        self.kinds = kinds
+        return source.n_cells
+
+    def _require_known(self, source: CountSource, genes: GeneMap, counts: np.ndarray, *, min_share: float) -> None:
+        require_known(source, genes, counts, self.vocabulary, min_share=min_share)
+
+    def _genes(self, i: int) -> GeneMap:
+        return reconcile(self.corpus.open(i), self.vocabulary, self.options.orthologs)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What makes two calls the same work, and all that another process needs to know of it."""
+        return {
+            "format": FORMAT,
+            "vocabulary": self.vocabulary.fingerprint,
+            "sources": [identity(source) for source in self.corpus.sources],
+            "labels": self.corpus.labels,
+            "names": self.corpus.names,
+            "options": asdict(self.options),
+            "sizes": self.sizes,
+            "kinds": self.kinds,
+            "failed": {str(i): message for i, message in self.corpus.failed.items()},
+        }
+
+    # The work
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """All parts, of damaged sources too."""
+        return parts_of(self.sizes)
+
+    def run(self, work: Path, *, workers: int | None, ray: bool) -> dict[str, Any]:
+        """Do what is not done yet, write what belongs beside the Arrow files, return the spec."""
+        if (work / _REPORTS).exists() and not (work / _DATASET).exists():
+            shutil.rmtree(work / _REPORTS)  # an earlier call was cut off after it had moved the dataset into place
+        for name in (_DATASET, _REPORTS, _VOCABULARY):
+            (work / name).mkdir(exist_ok=True)
+        if ray or (workers or 1) > 1:
+            self.vocabulary.write_into(work / _VOCABULARY)
+        self.use(work)
+        todo = [Part(i, i, 0, self.sizes[i]) for i in self.corpus.by_gene if not self.corpus.blocks_folder(i).exists()]
+        self.share("deal_out", todo, workers=workers, ray=ray)
+        if self.cell_filter.needs_moments:
+            self.share("measure", self._not_done("moments"), workers=workers, ray=ray)
+        self.share("tokenize", self._not_done("json"), workers=workers, ray=ray)
+        return _Outcome(self).write()
+
+    def _not_done(self, suffix: str) -> list[Part]:
+        return [part for part in self.parts if not self.report_file(part, suffix).exists()]
+
+    def report_file(self, part: Part, suffix: str) -> Path:
+        """Where a part's report is: "json" (written last), "moments", "counts.npy" or "left_out.tsv"."""
+        return self.work / _REPORTS / f"{part.number:06d}.{suffix}"
+
+    def arrow_file(self, part: Part) -> Path:
+        """Where a part's rows are; there is no such file for a part without rows."""
+        return self.work / _DATASET / f"data-{part.number:06d}.arrow"
+
+    @cached_property
+    def arrow_files(self) -> list[str]:
+        """Names of the files of all parts with rows, in their order."""
+        files = [self.arrow_file(part) for part in self.parts if part.source not in self.corpus.failed]
+        return [file.name for file in files if file.exists()]
+
+    @cached_property
+    def features(self) -> datasets.Features:
+        """Columns of the dataset."""
+        tokens = datasets.Sequence(datasets.Value(str(np.min_scalar_type(self.vocabulary.size - 1))))
+        columns: dict[str, Any] = {CELL: datasets.Value("string"), INPUT_IDS: tokens, LENGTH: datasets.Value("int32")}
+        if self.options.uncropped:
+            columns |= {UNCROPPED: tokens, UNCROPPED_LENGTH: datasets.Value("int32")}
+        if len(self.corpus) > 1:
+            columns[SOURCE] = datasets.Value("string")
+        return datasets.Features(columns | {name: datasets.Value(kind) for name, kind in self.kinds.items()})
+
+    def _moments(self, i: int) -> Moments | None:
+        if not self.cell_filter.needs_moments:
+            return None
+        of_parts = [
+            Moments.from_json(read_json(self.report_file(part, "moments"))) for part in self.parts if part.source == i
+        ]
+        return sum(of_parts, Moments())
+
+    def deal_out(self, part: Part) -> None:
+        """Copy a matrix stored by gene into blocks of cells."""
+        self.corpus.open(part.source).deal_out(self.corpus.blocks_folder(part.source))
+        source, genes = self.corpus.open(part.source), self.genes(part.source)
+        self._require_known(source, genes, _counts_of_some(source), min_share=self.options.min_known_share / 2)
+
+    def measure(self, part: Part) -> None:
+        """Write the moments of a part."""
+        source = self.corpus.open(part.source)
+        is_mito, found = is_mitochondrial(source), Moments()
+        for block in source.blocks(part.start, part.stop):
+            found += Moments.of(block, source.total_counts(block), is_mito)
+        with new_file(self.report_file(part, "moments"), overwrite=True) as aside:
+            write_json(aside, found.as_json())
+
+    def tokenize(self, part: Part) -> None:
+        """Write the rows and the report of a part."""
+        rows = _Rows(self, part)
+        arrow = self.arrow_file(part)
+        with (
+            new_file(arrow, overwrite=True) as aside,
+            pa.OSFile(str(aside), "wb") as file,
+            pa.ipc.new_stream(file, self.features.arrow_schema) as writer,
+        ):
+            for batch in rows.batches():
+                writer.write_batch(batch)
+        if not rows.n_cells:
+            arrow.unlink()
+        for suffix, write in (
+            ("counts.npy", lambda aside: np.save(aside, rows.gene_counts)),
+            ("left_out.tsv", rows.write_left_out),
+            ("json", lambda aside: write_json(aside, rows.report())),
+        ):
+            with new_file(self.report_file(part, suffix), overwrite=True) as aside:
+                write(aside)
+
+
+def _counts_of_some(source: CountSource) -> np.ndarray:
+    """Return the counts of each gene in some cells of a source, evenly spread over it."""
+    starts = np.unique(np.linspace(0, max(0, source.n_cells - _LOOK_CELLS), num=_LOOKS).astype(np.int64))
+    ends = np.minimum(starts + _LOOK_CELLS, source.n_cells)
+    blocks = [block for start, end in zip(starts.tolist(), ends.tolist()) for block in source.blocks(start, end)]
+    return sum((sum_by_column(block.counts) for block in blocks), np.zeros(1))
+
+
+def _kind_of(column: pd.Series) -> str:
+    if isinstance(column.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(column):
+        return "string"
+    if pd.api.types.is_bool_dtype(column):
+        return "bool"
+    return "int64" if pd.api.types.is_integer_dtype(column) else "float64"
+
+
+class _Rows:
+    """Reads a part once, yields Arrow batches, and counts what it saw."""
+
+    def __init__(self, job: _Job, part: Part) -> None:
+        self._job, self._part = job, part
+        self._source, self._genes = job.corpus.open(part.source), job.genes(part.source)
+        self._digest = hashlib.sha256()
+        self._left_out: list[tuple[str, str]] = []
+        self._n_cropped = self.n_cells = 0
+        self.gene_counts = np.zeros(len(self._genes.position))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield a batch a block, of the cells that are kept."""
+        moments = self._job.moments(self._part.source)
+        asked = self._job.cell_filter.asked
+        is_mito = is_mitochondrial(self._source) if asked else np.empty(0)
+        for block in self._source.blocks(self._part.start, self._part.stop):
+            totals = self._source.total_counts(block)
+            why = np.full(len(totals), "", dtype=object)
+            if asked:
+                why = self._job.cell_filter.reasons(self._source, block, totals, is_mito, moments)
+            encoded = self._encode(block.counts, totals)
+            why[(encoded.n_genes == 0) & (why == "")] = NO_KNOWN_GENE
+            kept = np.flatnonzero(why == "")
+            if len(kept) < len(why):
+                out = np.flatnonzero(why != "")
+                names = self._source.cell_names(block.start, block.start + len(why))
+                self._left_out += zip(names[out], why[out], strict=True)
+                encoded = self._encode(block.counts[kept], totals[kept])
+            self.gene_counts += sum_by_column(block.counts)
+            if len(kept):
+                yield self._batch(block, kept, encoded, totals)
+
+    def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
+        return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
+
+    def _batch(self, block: Block, kept: np.ndarray, encoded: Encoded, totals: np.ndarray) -> pa.RecordBatch:
+        schema, stop = self._job.features.arrow_schema, block.start + len(totals)
+        room = self._job.vocabulary.max_length - 2 * self._job.vocabulary.has_cls
+        self.n_cells += len(kept)
+        self._n_cropped += int((encoded.n_genes > room).sum())
+        columns: dict[str, Any] = {
+            CELL: pa.array(self._source.cell_names(block.start, stop)[kept], pa.string()),
+            INPUT_IDS: _lists(encoded.tokens),
+            LENGTH: pa.array(encoded.tokens.lengths, pa.int32()),
+        }
+        if self._job.options.uncropped:
+            whole = self._encode(block.counts[kept], totals[kept], crop=False).tokens
+            columns |= {UNCROPPED: _lists(whole), UNCROPPED_LENGTH: pa.array(whole.lengths, pa.int32())}
+        if SOURCE in self._job.features:
+            label = self._job.corpus.labels[self._part.source]
+            columns[SOURCE] = pa.repeat(pa.scalar(label, pa.string()), len(kept))
+        for name in self._job.kinds:
+            column = self._source.obs(name, block.start, stop).iloc[kept]
+            columns[name] = _as_arrow(self._source, column, name, schema.field(name).type)
+        batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+        self._digest.update(batch.serialize())
+        return batch
+
+    def write_left_out(self, path: Path) -> None:
+        """Write a line a cell left out."""
+        label = self._job.corpus.labels[self._part.source]
+        table = pd.DataFrame(self._left_out, columns=[CELL, "why"])
+        table.insert(0, SOURCE, label)
+        table.to_csv(path, sep="\t", index=False, header=False)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the part came to."""
+        return {
+            "n_cells": self.n_cells,
+            "n_cropped": self._n_cropped,
+            "left_out": dict(Counter(why for _, why in self._left_out)),
+            "digest": self._digest.hexdigest(),
+        }
+
+
+def _lists(tokens: Ragged) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.values))
+
+
+def _as_arrow(source: CountSource, column: pd.Series, name: str, kind: pa.DataType) -> pa.Array:
+    if pd.api.types.is_datetime64_any_dtype(column):
+        column = column.map(pd.Timestamp.isoformat, na_action="ignore")
+    if pa.types.is_string(kind):
+        column = column.astype("string").astype(object)
+    try:
+        return pa.array(column, from_pandas=True).cast(kind)
+    except pa.ArrowException as error:
+        raise DataFormatError(f"{source.name}: the obs column {name!r} cannot be written as {kind}: {error}") from error
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    with pa.OSFile(str(path), "rb") as file:
+        return pa.ipc.open_stream(file).read_all()
+
+
+class _Outcome:
+    """What all parts together came to; writes the files beside the rows."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job, self._folder = job, job.work / _DATASET
+        self._counts = {i: self._gene_counts(i) for i, n in enumerate(job.sizes) if n and i not in job.corpus.failed}
+        for i, counts in self._counts.items():
+            try:
+                job._require_known(job.corpus.open(i), job.genes(i), counts, min_share=job.options.min_known_share)
+            except DataFormatError as error:
+                job.corpus.note(i, error)
+        self._good = [i for i in self._counts if i not in job.corpus.failed]
+        self._parts = [part for part in job.parts if part.source in self._good]
+        self._reports = {part: read_json(job.report_file(part, "json")) for part in self._parts}
+
+    def _gene_counts(self, i: int) -> np.ndarray:
+        parts = [part for part in self._job.parts if part.source == i]
+        return sum((np.load(self._job.report_file(part, "counts.npy")) for part in parts), np.zeros(1))
+
+    def write(self) -> dict[str, Any]:
+        """Write all but the rows; return the spec."""
+        self._require_cells()
+        for path in self._folder.iterdir():  # of damaged sources, and what a killed process was writing
+            if path.name not in self._job.arrow_files:
+                path.unlink()
+        genes = self._genes()
+        genes.to_csv(self._folder / "genes.tsv", sep="\t", index=False)
+        with (self._folder / "left_out.tsv").open("wb") as file:
+            file.write(f"{SOURCE}\t{CELL}\twhy\n".encode())
+            for part in self._parts:
+                file.write(self._job.report_file(part, "left_out.tsv").read_bytes())
+        spec = self._spec(genes)
+        self._say(spec, genes)
+        self._job.vocabulary.write_into(self._folder)
+        write_json(self._folder / "spec.json", spec)
+        _write_dataset_state(self._folder, self._job.features, self._job.arrow_files, spec["fingerprint"])
+        return spec
+
+    def _total(self, what: str, source: int | None = None) -> int:
+        return sum(report[what] for part, report in self._reports.items() if source in (None, part.source))
+
+    def _left_out(self) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for report in self._reports.values():
+            found.update(report["left_out"])
+        order = [*self._job.options.cell_filter, NO_KNOWN_GENE]
+        return {why: found[why] for why in order if why in self._job.cell_filter.asked or why == NO_KNOWN_GENE}
+
+    def _require_cells(self) -> None:
+        if self._total("n_cells"):
+            return
+        names = ", ".join(self._job.corpus.open(i).name for i in self._good[:3])
+        why = ", ".join(f"{n} by {reason}" for reason, n in self._left_out().items() if n)
+        raise DataFormatError(
+            f"{names}: no cell is left of {sum(self._job.sizes)} ({why}). Every cell must express a gene that the "
+            f"vocabulary knows, and pass what was asked of it."
+        )
+
+    def _genes(self) -> pd.DataFrame:
+        """Return a row a gene of the sources and what became of it, with its counts over all of them."""
+        keys = ["gene", "name", "outcome", "by", "gene_id"]
+        found = pd.DataFrame()
+        for i in self._good:
+            table = self._job.genes(i).table.assign(counts=self._counts[i], sources=1)
+            table["copy"] = table.groupby(keys, sort=False).cumcount()
+            found = pd.concat([found, table]).groupby([*keys, "copy"], sort=False, as_index=False).sum()
+        found = found.drop(columns="copy")
+        whole = found["counts"] == found["counts"].round()
+        return found.assign(counts=found["counts"].astype(np.int64)) if whole.all() else found
+
+    def _spec(self, genes: pd.DataFrame) -> dict[str, Any]:
+        job, known = self._job, shares(genes, genes["counts"].to_numpy(dtype=np.float64))
+        digest = hashlib.sha256(job.vocabulary.fingerprint.encode())
+        for report in self._reports.values():
+            digest.update(report["digest"].encode())
+        return {
+            "format": FORMAT,
+            "fingerprint": digest.hexdigest(),
+            "vocabulary": job.vocabulary.fingerprint,
+            "max_length": job.vocabulary.max_length,
+            "special_tokens": dict(job.vocabulary.special_tokens),
+            "obs": job.options.obs,
+            "n_cells": self._total("n_cells"),
+            "n_cropped": self._total("n_cropped"),
+            "left_out": self._left_out(),
+            "cell_names_unique": self._names_are_unique(),
+            "n_genes": len(genes),
+            "n_genes_known": int(genes["gene_id"].ne("").sum()),
+            "genes": {
+                name: {"genes": int(row["genes"]), "share_of_counts": round(float(row["share"]), 6)}
+                for name, row in known.iterrows()
+            },
+            "share_of_counts_known": round(1 - float(known["share"]["unknown"]), 6),
+            "options": {name: value for name, value in asdict(job.options).items() if name not in ("obs", "orthologs")}
+            | {"cell_filter": job.cell_filter.asked, "n_orthologs": len(job.options.orthologs)},
+            "sources": [self._source(i) for i in self._good],
+            "failed": [
+                {"name": job.corpus.labels[i], "error": job.corpus.failed[i]} for i in sorted(job.corpus.failed)
+            ],
+        }
+
+    def _source(self, i: int) -> dict[str, Any]:
+        source, known = self._job.corpus.open(i), shares(self._job.genes(i).table, self._counts[i])
+        return {
+            "name": self._job.corpus.labels[i],
+            **self._job.plan["sources"][i],
+            "layer": source.layer,
+            "gene_ids": source.ids_from,
+            "n_cells": source.n_cells,
+            "n_cells_kept": self._total("n_cells", i),
+            "n_genes": len(source.gene_ids),
+            "n_genes_known": self._job.genes(i).n_known,
+            "share_of_counts_known": round(1 - float(known["share"]["unknown"]), 6),
+        }
+
+    def _names_are_unique(self) -> bool:
+        if len(self._good) == 1:
+            return True
+        hashes = np.empty(self._total("n_cells"), dtype=np.uint64)
+        end = 0
+        for name in self._job.arrow_files:
+            with pa.memory_map(str(self._folder / name)) as file:
+                for batch in pa.ipc.open_stream(file):
+                    names = batch.column(CELL).to_numpy(zero_copy_only=False)
+                    hashes[end : end + len(names)] = pd.util.hash_array(names, categorize=False)
+                    end += len(names)
+        hashes.sort()
+        return not (hashes[1:] == hashes[:-1]).any()
+
+    def _say(self, spec: Mapping[str, Any], genes: pd.DataFrame) -> None:
+        known = shares(genes, genes["counts"].to_numpy(dtype=np.float64))
+        names = [self._job.corpus.labels[i] for i in self._good]
+        logger.info("%s: %s", names[0] if len(names) == 1 else f"{len(names)} sources", in_one_line(known))
+        for why, n in spec["left_out"].items():
+            if n:
+                logger.warning("%d of %d cells left out: %s (left_out.tsv).", n, sum(self._job.sizes), why)
+
+
+def _write_dataset_state(folder: Path, features: datasets.Features, files: list[str], fingerprint: str) -> None:
+    """Write the two small files that make a folder one of `datasets.load_from_disk`."""
+    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+    }
+    write_json(folder / "state.json", state | {"_format_type": None, "_output_all_columns": False, "_split": None})
