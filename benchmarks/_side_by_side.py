@@ -1,41 +1,69 @@
-"""Time two ways to do one thing in turn, so that a machine whose speed drifts slows both; report ratios."""
+"""Time two ways to do one thing in turn, so that a machine whose speed drifts slows both; report ratios.
+
+Memory is that of a process with all its children, and shared pages count once (Pss, Linux): the sum of resident sizes
+would count the libraries anew for every worker.
+"""
 
 import platform
 import resource
+import select
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import torch
+
+
+def in_turn(
+    works: Mapping[str, Callable[[], object]], *, runs: int = 5, between: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each run of all, in turn, after one uncounted run of each; `between` is called untimed after each."""
+    for work in works.values():
+        work(), between()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - began)
+            between()
+    return seconds
 
 
 def alternate(ours: Callable[[], object], stock: Callable[[], object], *, runs: int = 5) -> dict[str, list[float]]:
     """Seconds of each run of both, in turn, after one uncounted run of each."""
-    ours(), stock()
-    seconds: dict[str, list[float]] = {"ours": [], "stock": []}
-    for _ in range(runs):
-        for name, work in (("ours", ours), ("stock", stock)):
-            began = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
+    return in_turn({"ours": ours, "stock": stock}, runs=runs)
+
+
+def rates(seconds: Mapping[str, Sequence[float]], *, amount: float, unit: str) -> None:
+    """Print rates (min, median, max)."""
+    width = max(map(len, seconds))
+    for name, times in seconds.items():
+        found = sorted(amount / second for second in times)
+        print(
+            f"  {name:<{width}} {found[0]:>10,.1f} {statistics.median(found):>10,.1f} {found[-1]:>10,.1f} {unit}/s  "
+            f"(min, median, max of {len(times)})"
+        )
+
+
+def ratio(name: str, of: Sequence[float], to: Sequence[float], what: str) -> None:
+    """Print `of` divided by `to`, pair by pair (min, median, max)."""
+    found = sorted(a / b for a, b in zip(of, to, strict=True))
+    print(f"  {name} {found[0]:>10.2f} {statistics.median(found):>10.2f} {found[-1]:>10.2f} ×  ({what}, pair by pair)")
 
 
 def report(title: str, seconds: dict[str, list[float]], *, amount: float, unit: str) -> None:
     """Print rates (min, median, max) and the ratio pair by pair."""
     print(f"\n{title}")
-    for name, times in seconds.items():
-        rates = sorted(amount / second for second in times)
-        print(
-            f"  {name:<6} {rates[0]:>10,.1f} {statistics.median(rates):>10,.1f} {rates[-1]:>10,.1f} {unit}/s  (min, "
-            f"median, max of {len(times)})"
-        )
-    ratios = sorted(stock / ours for ours, stock in zip(seconds["ours"], seconds["stock"], strict=True))
-    print(
-        f"  ratio  {ratios[0]:>10.2f} {statistics.median(ratios):>10.2f} {ratios[-1]:>10.2f} ×  (stock time / our "
-        f"time, pair by pair)"
-    )
+    rates(seconds, amount=amount, unit=unit)
+    ratio("ratio", seconds["stock"], seconds["ours"], "stock time / our time")
 
 
 def peak_flops(side: int = 2048, runs: int = 10) -> float:
@@ -54,7 +82,63 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def machine() -> str:
+class Fresh(NamedTuple):
+    """What a process of its own took: seconds, and bytes it had before the work and at most during it."""
+
+    seconds: float
+    baseline: int
+    peak: int
+
+
+def in_fresh_process(imports: str, work: str, *arguments: str, sample: bool) -> Fresh:
+    """Run `imports`, then `work`, in a new Python; `sys.argv[1:]` are the arguments.
+
+    With `sample`, the memory of the process and its children is read every 10 ms, which slows the work; without,
+    `baseline` and `peak` are 0.
+    """
+    code = (
+        f"import sys, time\n{imports}\nprint(flush=True); sys.stdin.readline(); began = time.perf_counter()\n{work}\n"
+        f"print(time.perf_counter() - began, flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        answer = process.stdout.readline()
+        baseline = peak = memory_of_tree(process.pid) if sample else 0
+        if answer:
+            print(file=process.stdin, flush=True)
+            while not select.select([process.stdout], [], [], 0.01 if sample else None)[0]:
+                peak = max(peak, memory_of_tree(process.pid))
+            answer = process.stdout.readline()
+        process.stdin.close()
+        if process.wait() or not answer:
+            said.seek(0)
+            raise RuntimeError(f"The process ended with {process.returncode} before the work was done:\n{said.read()}")
+    return Fresh(float(answer), baseline, peak)
+
+
+def memory_of_tree(pid: int) -> int:
+    """Bytes of memory of a process and all its children, pages they share counted once (Linux)."""
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    return sum(_pss(process.pid) for process in family)
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def machine(*packages: str) -> str:
     """One line about hardware and versions."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy"))
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {packages}"
+    versions = ", ".join(f"{name} {version(name)}" for name in packages or ("torch", "transformers", "numpy"))
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions}"

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError
 from geneformer_repro.files import write_plan
 from geneformer_repro.progress import progress
-from geneformer_repro.tokenizer.readers import BLOCK_CELLS, CountSource, files_of, is_zarr, mtx_files, open_counts
+from geneformer_repro.tokenizer.containers import BLOCK_CELLS, files_of, is_zarr, mtx_files
+from geneformer_repro.tokenizer.readers import CountSource, open_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = (".h5ad", ".loom", ".h5")
 _KINDS_OF_SOURCES = ".h5ad, .loom, .h5, .zarr or matrix.mtx"
 _CELL_RANGER = re.compile(r".*(raw|filtered)_(feature_bc_matrix|gene_bc_matrices)(_mex|_h5)?(\.h5)?")
-_SMALLEST_PART = 2 * BLOCK_CELLS
+_SMALLEST_PART = 4 * BLOCK_CELLS
 _MOST_PARTS = 1000
 """Parts of a corpus of one file; one of many files has at most so many more."""
 

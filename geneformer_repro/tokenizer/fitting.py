@@ -16,16 +16,17 @@ from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, read_json, refuse_other_plan, write_json, write_plan
+from geneformer_repro.tokenizer.containers import BLOCK_CELLS
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, identity, parts_of
 from geneformer_repro.tokenizer.genes import names_of, reconcile
 from geneformer_repro.tokenizer.medians import TARGET_SUM, NonzeroMedians
-from geneformer_repro.tokenizer.readers import BLOCK_CELLS, CountSource
+from geneformer_repro.tokenizer.readers import CountSource
 
 logger = logging.getLogger(__name__)
 
 FAILED = "failed.json"
 """File in the work folder that names the damaged sources; absent if there is none."""
-_PART = 8 * BLOCK_CELLS
+_PART = 16 * BLOCK_CELLS
 """Cells of a part: its sketches take up to 100 MB on disk until they are merged."""
 
 

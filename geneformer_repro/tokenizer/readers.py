@@ -1,46 +1,41 @@
 """Counts from where users have them, in blocks of cells, checked, and never written to.
 
 Everything is read by ranges of cells, the cells' names and columns too, so memory does not grow with their number.
-What is stored by gene (CSC, Matrix Market) cannot be cut by cells: it is dealt out once, in one pass, to a file for
-every 4,096 cells in a work folder, which costs 16 bytes of disk a stored value and about the time of reading it twice.
+`containers` knows where each kind of container has them.
 """
 
-import gzip
 import re
-import shutil
-import tempfile
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anndata as ad
-import h5py
-import numba
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
-from scipy.sparse import coo_matrix, csr_matrix, issparse, vstack
+from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.files import new_directory
+from geneformer_repro.tokenizer.containers import (
+    BLOCK_CELLS,
+    ByGene,
+    Content,
+    Matrix,
+    content_kind,
+    content_of,
+    first_not_a_count,
+    texts,
+)
 
-BLOCK_CELLS = 4096
-"""Cells read at a time: 4,096 cells of 2,000 expressed genes are about 100 MB on the way to tokens."""
-
-_DENSE_VALUES = 1 << 24
-"""Values of a dense matrix read at a time: 64 MB in float32."""
-_ENTRIES = 1 << 21
-"""Entries of a matrix stored by gene dealt out at a time: about 80 MB with what sorts them."""
+_LOCKED = (
+    "{}: another program has it open for writing. Wait for it to finish; on a file system without locks set "
+    "HDF5_USE_FILE_LOCKING=FALSE."
+)
 _NAMES_AT_A_TIME = 1 << 18
 _NAME_COLUMNS = ("gene_name", "feature_name", "gene_symbols", "gene_names", "gene_symbol", "symbol", "Gene")
 _ENSEMBL_GENE = re.compile(r"ENS[A-Z]{0,6}G\d{11}(\.\d+)?(_PAR_Y)?\Z", re.IGNORECASE)
-_TABLES = ("barcodes", "features", "genes")
-_MTX = re.compile(r"(?P<prefix>.*)matrix\.mtx(\.gz)?\Z")
 
 
 def is_ensembl_gene(text: str) -> bool:
@@ -84,17 +79,17 @@ class CountSource:
     ids_from: str
     layer: str
     obs_columns: tuple[str, ...]
-    _content: "_Content" = field(repr=False)
-    _matrix: "_Matrix" = field(repr=False)
+    _content: Content = field(repr=False)
+    _matrix: Matrix = field(repr=False)
 
     @property
     def stored_by_gene(self) -> bool:
         """Whether the matrix must be dealt out to blocks of cells before it can be read; see `deal_out`."""
-        return isinstance(self._matrix, _ByGene)
+        return isinstance(self._matrix, ByGene)
 
     def deal_out(self, folder: Path) -> None:
         """Write a matrix stored by gene into the new folder `folder`, from where the blocks are then read."""
-        assert isinstance(self._matrix, _ByGene)
+        assert isinstance(self._matrix, ByGene)
         with self._named_errors("the matrix"):
             self._matrix.deal_out(folder)
 
@@ -214,13 +209,15 @@ class CountSource:
             raise DataFormatError(str(error) if self.name in str(error) else f"{self.name}: {error}") from error
         except InputError:
             raise
+        except BlockingIOError as error:
+            raise InputError(_LOCKED.format(self.name)) from error
         except (OSError, EOFError, KeyError, RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
             raise DataFormatError(
                 f"{self.name}: {what} cannot be read, the file is damaged or truncated ({error})."
             ) from error
 
     def _check_counts(self, counts: csr_matrix, start: int) -> None:
-        first = _first_not_a_count(counts.data)
+        first = first_not_a_count(counts.data)
         if first < 0:
             return
         row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
@@ -242,13 +239,13 @@ class CountSource:
     def _holds_counts(self, layer: str) -> bool:
         try:
             matrix = self._content.matrix(layer)
-            if isinstance(matrix, _ByGene):
+            if isinstance(matrix, ByGene):
                 values = next((entries.values for entries in matrix.entries()), np.empty(0))
             else:
                 values = matrix.read(0, min(100, self.n_cells)).data
         except Exception:  # a damaged layer holds no counts either
             return False
-        return bool((values > 0).any()) and _first_not_a_count(values) < 0
+        return bool((values > 0).any()) and first_not_a_count(values) < 0
 
 
 def open_counts(
@@ -283,7 +280,7 @@ def open_counts(
     """
     name = "AnnData" if isinstance(source, ad.AnnData) else str(source)
     try:
-        content = _content_of(source)
+        content = content_of(source)
         chosen = layer or "X"
         if chosen not in content.layers:
             hint = " X is absent." if chosen == "X" else ""
@@ -297,10 +294,12 @@ def open_counts(
         raise DataFormatError(str(error) if name in str(error) else f"{name}: {error}") from error
     except InputError:
         raise
+    except BlockingIOError as error:
+        raise InputError(_LOCKED.format(name)) from error
     except Exception as error:
         raise DataFormatError(f"{name}: {content_kind(source)} that cannot be read: {error!r}") from error
-    if isinstance(matrix, _ByGene) and work is not None:
-        matrix = _ByGene(matrix.shape, matrix.entries, work)
+    if isinstance(matrix, ByGene) and work is not None:
+        matrix = ByGene(matrix.shape, matrix.entries, work)
     n_cells, n_genes = matrix.shape
     if n_cells == 0:
         raise DataFormatError(f"{name}: holds no cells ({n_genes} genes).")
@@ -310,7 +309,7 @@ def open_counts(
         raise DataFormatError(f"{name}: {chosen} has {n_genes} columns, but {len(var)} genes are named.")
     column, ids = _gene_ids(name, var, gene_ids)
     named = next((candidate for candidate in _NAME_COLUMNS if candidate in var and candidate != column), None)
-    names = _text(var[named] if named else var.index.to_series()) if named or column != "index" else [""] * len(var)
+    names = texts(var[named] if named else var.index.to_series()) if named or column != "index" else [""] * len(var)
     return CountSource(
         name,
         n_cells,
@@ -324,573 +323,15 @@ def open_counts(
     )
 
 
-def content_kind(path: ad.AnnData | str | Path) -> str:
-    """Say what a path seems to hold, for messages."""
-    if isinstance(path, ad.AnnData):
-        return "an AnnData"
-    if Path(path).is_dir():
-        return "a Zarr store" if is_zarr(Path(path)) else "a 10x folder"
-    return "a Matrix Market file" if _MTX.match(Path(path).name) else "an HDF5 file"
-
-
 def _gene_ids(name: str, var: pd.DataFrame, asked: str | None) -> tuple[str, list[str]]:
     if asked is not None and asked != "index" and asked not in var:
         raise InputError(f"{name}: var has no column {asked!r}. {did_you_mean(asked, var.columns)}")
     if asked is None and "ensembl_id" in var:
         asked = "ensembl_id"
     if asked is not None:
-        return asked, _text(var.index.to_series() if asked == "index" else var[asked])
+        return asked, texts(var.index.to_series() if asked == "index" else var[asked])
     for column in ("index", *var.columns):
-        texts = _text(var.index.to_series() if column == "index" else var[column])
-        if sum(map(is_ensembl_gene, texts)) > len(texts) / 2:
-            return str(column), texts
-    return "index", _text(var.index.to_series())
-
-
-def _text(column: pd.Series) -> list[str]:
-    return column.astype(object).where(column.notna(), "").astype(str).str.strip().tolist()
-
-
-# Matrices
-
-
-class _Entries(NamedTuple):
-    """Part of a matrix, entry by entry."""
-
-    cells: np.ndarray
-    genes: np.ndarray
-    values: np.ndarray
-
-
-class _ByCell:
-    """A matrix that can be cut by cells."""
-
-    def __init__(self, shape: tuple[int, int], read: Callable[[int, int], csr_matrix]) -> None:
-        self.shape, self._read = shape, read
-
-    def read(self, start: int, stop: int) -> csr_matrix:
-        """Return these cells as CSR, float64 values and int32 indices."""
-        found = self._read(start, stop)
-        if found.shape != (stop - start, self.shape[1]):
-            raise DataFormatError(f"expected {stop - start} × {self.shape[1]} values, found {found.shape}")
-        return _plain(found)
-
-
-class _ByGene:
-    """A matrix stored by gene, or in no order: dealt out to a file for every block of cells, read from there."""
-
-    def __init__(
-        self, shape: tuple[int, int], entries: Callable[[], Iterator[_Entries]], folder: Path | None = None
-    ) -> None:
-        self.shape, self.entries, self._given = shape, entries, folder
-
-    @cached_property
-    def _folder(self) -> Path:
-        if self._given is not None and self._given.exists():
-            return self._given
-        temporary = tempfile.mkdtemp(prefix="geneformer_repro-")
-        weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
-        self.deal_out(Path(temporary) / "blocks")
-        return Path(temporary) / "blocks"
-
-    def deal_out(self, folder: Path) -> None:
-        """Read all entries once and append each to the file of its block."""
-        with new_directory(folder, marker=_BLOCK_FILE.format(0)) as aside:
-            for i in range(-(-self.shape[0] // BLOCK_CELLS)):
-                (aside / _BLOCK_FILE.format(i)).touch()
-            for cells, genes, values in self.entries():
-                if not (_all_within(cells, self.shape[0]) and _all_within(genes, self.shape[1])):
-                    raise DataFormatError(f"an entry lies outside of the {self.shape[0]} × {self.shape[1]} matrix")
-                entries = np.empty(len(cells), dtype=_ENTRY)
-                entries["cell"], entries["gene"], entries["value"] = cells, genes, values
-                block = (entries["cell"] // BLOCK_CELLS).astype(np.int32)
-                order = np.argsort(block, kind="stable")
-                entries, ends = entries[order], np.cumsum(np.bincount(block))
-                for i in np.unique(block):
-                    with (aside / _BLOCK_FILE.format(i)).open("ab") as file:
-                        entries[ends[i] - np.count_nonzero(block == i) : ends[i]].tofile(file)
-
-    def read(self, start: int, stop: int) -> csr_matrix:
-        blocks = range(start // BLOCK_CELLS, -(-stop // BLOCK_CELLS))
-        entries = np.concatenate([np.fromfile(self._folder / _BLOCK_FILE.format(i), dtype=_ENTRY) for i in blocks])
-        entries = entries[(entries["cell"] >= start) & (entries["cell"] < stop)]
-        coordinates = (entries["cell"] - start, entries["gene"])
-        return _plain(csr_matrix(coo_matrix((entries["value"], coordinates), shape=(stop - start, self.shape[1]))))
-
-
-_Matrix = _ByCell | _ByGene
-_BLOCK_FILE = "{:06d}.entries"
-_ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float64)])
-
-
-def _all_within(indices: np.ndarray, stop: int) -> bool:
-    return len(indices) == 0 or (indices.min() >= 0 and indices.max() < stop)
-
-
-def _plain(matrix: csr_matrix) -> csr_matrix:
-    """Return float64 values and int32 indices, for which the compiled loops are compiled."""
-    plain = csr_matrix(matrix.shape, dtype=np.float64)
-    plain.data = matrix.data.astype(np.float64, copy=False)
-    plain.indices = matrix.indices.astype(np.int32, copy=False)
-    plain.indptr = matrix.indptr.astype(np.int64, copy=False)
-    return plain
-
-
-@numba.njit(nogil=True, cache=True)
-def _first_not_a_count(values):  # type: ignore[no-untyped-def]
-    """Index of the first value that is negative, fractional or not finite; -1 if there is none."""
-    for i in range(len(values)):
-        value = values[i]
-        if not (value >= 0 and value == np.floor(value) and value < np.inf):
-            return i
-    return -1
-
-
-def _matrix_in_memory(matrix: Any) -> _Matrix:
-    """Wrap what an AnnData holds: SciPy sparse, NumPy, or a stored matrix of a backed one."""
-    if hasattr(matrix, "group"):
-        return _matrix_stored(lambda: nullcontext(matrix.group))
-    if isinstance(matrix, h5py.Dataset):
-        return _matrix_stored(lambda: nullcontext(matrix))
-    if issparse(matrix) and matrix.format != "csr":
-        matrix = csr_matrix(matrix)
-    _check_array(matrix, "iufb", dimensions=2)
-    return _ByCell(matrix.shape, lambda start, stop: csr_matrix(matrix[start:stop]))
-
-
-def _matrix_stored(opened: Callable[[], AbstractContextManager[Any]]) -> _Matrix:
-    """Wrap a matrix in an HDF5 file or Zarr store, written by AnnData."""
-    with opened() as stored:
-        if not hasattr(stored, "keys"):
-            _check_array(stored, "iufb", dimensions=2)
-            return _ByCell(stored.shape, partial(_read_dense, opened))
-        matrix = ad.io.sparse_dataset(stored)
-        shape, by_cell = (int(matrix.shape[0]), int(matrix.shape[1])), matrix.format == "csr"
-        _check_pointers(stored, shape[0] if by_cell else shape[1])
-    return _ByCell(shape, partial(_read_csr, opened, shape)) if by_cell else _ByGene(shape, partial(_entries, opened))
-
-
-def _check_array(stored: Any, kinds: str, *, dimensions: int = 1) -> None:
-    """Raise unless an array holds numbers of these kinds, in so many dimensions, with all its chunks.
-
-    Zarr gives zeros for a chunk whose file is lost, and stores no chunk that is all zeros: which of the two it is can
-    be told for the parts of a sparse matrix and for names, not for a dense matrix.
-    """
-    if stored.ndim != dimensions or stored.dtype.kind not in kinds:
-        raise DataFormatError(f"expected numbers in {dimensions} dimensions, found {stored.dtype}, {stored.shape}")
-    if dimensions == 1 and stored.shape[0]:
-        _check_chunks(stored)
-
-
-def _check_pointers(stored: Any, n: int) -> None:
-    _check_array(stored["data"], "iufb")
-    _check_array(stored["indices"], "iu")
-    if stored["data"].shape[0]:
-        _check_array(stored["indptr"], "iu")
-    indptr, n_values = stored["indptr"], stored["data"].shape[0]
-    if indptr.shape[0] != n + 1 or int(indptr[0:1][0]) != 0 or int(indptr[n : n + 1][0]) != n_values:
-        raise DataFormatError(f"indptr does not fit {n} rows and {n_values} values")
-    if stored["indices"].shape[0] != n_values:
-        raise DataFormatError(f"{stored['indices'].shape[0]} indices for {n_values} values")
-
-
-def _check_chunks(values: Any) -> None:
-    if hasattr(values, "nchunks_initialized") and values.nchunks_initialized < values.nchunks:
-        raise DataFormatError(f"{values.nchunks - values.nchunks_initialized} of {values.nchunks} chunks are missing")
-
-
-def _read_dense(opened: Callable[[], AbstractContextManager[Any]], start: int, stop: int) -> csr_matrix:
-    with opened() as stored:
-        step = max(1, _DENSE_VALUES // max(1, stored.shape[1]))
-        parts = [csr_matrix(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
-    return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
-
-
-def _read_csr(
-    opened: Callable[[], AbstractContextManager[Any]], shape: tuple[int, int], start: int, stop: int
-) -> csr_matrix:
-    with opened() as stored:
-        indptr = np.asarray(stored["indptr"][start : stop + 1]).astype(np.int64)
-        if (np.diff(indptr) < 0).any():
-            raise DataFormatError("indptr goes back")
-        data, indices = (np.asarray(stored[name][indptr[0] : indptr[-1]]) for name in ("data", "indices"))
-    if len(data) != indptr[-1] - indptr[0] or len(data) != len(indices) or not _all_within(indices, shape[1]):
-        raise DataFormatError(f"a column index lies outside of the {shape[1]} genes, or values are missing")
-    block = csr_matrix((stop - start, shape[1]), dtype=data.dtype)
-    block.data, block.indices, block.indptr = data, indices, indptr - indptr[0]
-    return block
-
-
-def _entries(opened: Callable[[], AbstractContextManager[Any]]) -> Iterator[_Entries]:
-    with opened() as stored:
-        indptr = np.asarray(stored["indptr"][:]).astype(np.int64)
-        if (np.diff(indptr) < 0).any():
-            raise DataFormatError("indptr goes back")
-        for start in range(0, int(indptr[-1]), _ENTRIES):
-            stop = min(start + _ENTRIES, int(indptr[-1]))
-            genes = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr.clip(start, stop)))
-            yield _Entries(np.asarray(stored["indices"][start:stop]), genes, np.asarray(stored["data"][start:stop]))
-
-
-# Containers
-
-
-class _Content:
-    """What `open_counts` needs to know of a container."""
-
-    layers: Sequence[str]
-    obs_columns: Sequence[str]
-    n_cells: int
-
-    def var(self, layer: str) -> pd.DataFrame:
-        raise NotImplementedError
-
-    def matrix(self, layer: str) -> _Matrix:
-        raise NotImplementedError
-
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        raise NotImplementedError
-
-    def obs(self, column: str, start: int, stop: int) -> pd.Series:
-        raise NotImplementedError
-
-
-def _content_of(source: ad.AnnData | str | Path) -> _Content:
-    if isinstance(source, ad.AnnData):
-        return _AnnDataContent(source)
-    path = Path(source)
-    if not path.exists():
-        raise DataFormatError(f"{path}: no such file. Expected raw counts: .h5ad, .zarr, .loom, or 10x .h5 or mtx.")
-    if path.is_dir():
-        if is_zarr(path):
-            return _StoredAnnData(partial(_zarr, path))
-        return _TenXFolder(_only_mtx(path))
-    if _MTX.match(path.name):
-        return _TenXFolder(path)
-    return _hdf5_content(path)
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr group."""
-    return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
-
-
-def mtx_files(folder: Path) -> list[Path]:
-    """The ``matrix.mtx`` files of 10x form directly in a folder, also with a prefix (``GSM1_matrix.mtx.gz``)."""
-    found = (path for path in folder.iterdir() if _MTX.match(path.name) and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files that a source consists of, the matrix first."""
-    match = _MTX.match(path.name)
-    if match and path.is_file():
-        names = (f"{match['prefix']}{stem}.tsv{suffix}" for stem in _TABLES for suffix in ("", ".gz"))
-        return [path, *(path.with_name(name) for name in names if path.with_name(name).exists())]
-    if path.is_dir() and not is_zarr(path) and len(mtx_files(path)) == 1:
-        return files_of(mtx_files(path)[0])
-    return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-
-
-def _only_mtx(folder: Path) -> Path:
-    found = mtx_files(folder)
-    if len(found) != 1:
-        raise DataFormatError(
-            f"{folder}: a folder with {len(found)} matrix.mtx files. Expected a Zarr store, or a 10x folder with one."
-        )
-    return found[0]
-
-
-@contextmanager
-def _h5(path: Path, inside: str = "/") -> Iterator[Any]:
-    with closing(h5py.File(path, "r")) as file:
-        yield file[inside]
-
-
-@contextmanager
-def _zarr(path: Path, inside: str = "/") -> Iterator[Any]:
-    import zarr
-
-    root = zarr.open_group(str(path), mode="r")
-    yield root if inside == "/" else root[inside]
-
-
-def _hdf5_content(path: Path) -> _Content:
-    if not h5py.is_hdf5(path):
-        raise DataFormatError(
-            f"{path}: not an .h5ad, .loom or 10x .h5 (HDF5) file, or damaged at its beginning. "
-            f"Expected raw counts as written by AnnData.write_h5ad, loompy or Cell Ranger."
-        )
-    try:
-        with _h5(path) as file:
-            keys = set(file)
-            if "matrix" in keys and isinstance(file["matrix"], h5py.Dataset) and {"row_attrs", "col_attrs"} <= keys:
-                return _LoomContent(path)
-            genomes = [key for key in keys if isinstance(file[key], h5py.Group) and "barcodes" in file[key]]
-    except OSError as error:
-        raise DataFormatError(f"{path}: cannot be opened, the file is damaged or truncated ({error}).") from error
-    if len(genomes) == 1:
-        return _TenXContent(path, genomes[0])
-    if genomes:
-        raise DataFormatError(f"{path}: a 10x file of several genomes ({', '.join(sorted(genomes))}); split it first.")
-    if not {"obs", "var"} <= keys:
-        raise DataFormatError(
-            f"{path}: an HDF5 file, but not a readable .h5ad, .loom or 10x matrix (it holds "
-            f"{', '.join(sorted(keys)) or 'nothing'})."
-        )
-    return _StoredAnnData(partial(_h5, path))
-
-
-class _AnnDataContent(_Content):
-    def __init__(self, adata: ad.AnnData) -> None:
-        self._adata = adata
-        has = {"X": adata.X is not None, **dict.fromkeys(adata.layers, True), "raw": adata.raw is not None}
-        self.layers = [name for name, there in has.items() if there or name in adata.layers]
-        self.n_cells = adata.n_obs
-        self.obs_columns = [str(column) for column in adata.obs.columns]
-
-    def var(self, layer: str) -> pd.DataFrame:
-        return self._adata.raw.var if layer == "raw" and self._adata.raw is not None else self._adata.var
-
-    def matrix(self, layer: str) -> _Matrix:
-        if layer == "raw" and self._adata.raw is not None:
-            return _matrix_in_memory(self._adata.raw.X)
-        is_x = layer == "X" and self._adata.X is not None
-        return _matrix_in_memory(self._adata.X if is_x else self._adata.layers[layer])
-
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        return self._adata.obs_names[start:stop].astype(str).to_numpy(dtype=object)
-
-    def obs(self, column: str, start: int, stop: int) -> pd.Series:
-        return self._adata.obs[column].iloc[start:stop]
-
-
-class _StoredAnnData(_Content):
-    """An AnnData in an HDF5 file or a Zarr store."""
-
-    def __init__(self, opened: Callable[..., AbstractContextManager[Any]]) -> None:
-        self._opened = opened
-        with opened() as root:
-            self._places = {name: f"layers/{name}" for name in root.get("layers", ())}
-            self._places |= {"X": "X"} if "X" in root else {}
-            has_raw = "raw" in root and hasattr(root["raw"], "keys") and "X" in root["raw"]
-            self._places |= {"raw": "raw/X"} if has_raw else {}
-            self.layers = sorted(self._places, key=lambda name: (name != "X", name == "raw"))
-            self._var = {"X": read_elem(root["var"])} | ({"raw": read_elem(root["raw/var"])} if has_raw else {})
-            obs = root["obs"]
-            if not hasattr(obs, "keys"):
-                raise DataFormatError(
-                    "written by AnnData before 0.7; read it with anndata.read_h5ad and write it again with write_h5ad"
-                )
-            self._index = str(obs.attrs["_index"])
-            self.obs_columns = [str(name) for name in obs.attrs["column-order"]]
-            # AnnData < 0.8 kept categories apart.
-            self._whole_obs = read_elem(obs) if "__categories" in obs else None
-            index = obs[self._index]
-            index = index["values"] if hasattr(index, "keys") else index
-            self.n_cells = index.shape[0]
-            names = root["var"][str(root["var"].attrs["_index"])]
-            for named in (index, names["values"] if hasattr(names, "keys") else names):
-                if named.shape[0]:
-                    _check_chunks(named)
-
-    def var(self, layer: str) -> pd.DataFrame:
-        return self._var["raw" if self._places[layer] == "raw/X" else "X"]
-
-    def matrix(self, layer: str) -> _Matrix:
-        return _matrix_stored(partial(self._opened, self._places[layer]))
-
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        if self._whole_obs is not None:
-            return self._whole_obs.index[start:stop].astype(str).to_numpy(dtype=object)
-        with self._opened(f"obs/{self._index}") as stored:
-            return np.array([str(name) for name in _values(stored, start, stop)], dtype=object)
-
-    def obs(self, column: str, start: int, stop: int) -> pd.Series:
-        if self._whole_obs is not None:
-            return self._whole_obs[column].iloc[start:stop]
-        with self._opened(f"obs/{column}") as stored:
-            return pd.Series(_values(stored, start, stop))
-
-
-def _values(stored: Any, start: int, stop: int) -> Any:
-    """Read part of a column of a stored data frame."""
-    if not hasattr(stored, "keys"):
-        values = stored[start:stop]
-        if values.dtype.kind in "SO":
-            return np.array([v.decode() if isinstance(v, bytes) else v for v in values], dtype=object)
-        return values.astype(object) if values.dtype.kind in "UT" else values
-    if stored.attrs["encoding-type"] == "categorical":
-        return pd.Categorical.from_codes(stored["codes"][start:stop], read_elem(stored["categories"]))
-    values = _values(stored["values"], start, stop)
-    missing = np.asarray(stored["mask"][start:stop], dtype=bool) if "mask" in stored else np.zeros(len(values), bool)
-    kinds = {"b": "boolean", "i": f"Int{8 * values.dtype.itemsize}", "u": f"UInt{8 * values.dtype.itemsize}"}
-    found: Any = pd.array(values, dtype=kinds.get(values.dtype.kind, object))
-    found[missing] = pd.NA
-    return found
-
-
-class _LoomContent(_Content):
-    """A loom file: dense, genes × cells, in compressed squares of 64 × 64."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _h5(path) as file:
-            self._shape = file["matrix"].shape[::-1]
-            self.layers = ["X", *file.get("layers", {})]
-            rows, columns = file["row_attrs"], file["col_attrs"]
-            names = [name for name in rows if rows[name].shape == self._shape[1:]]
-            self._var = pd.DataFrame({name: _values(rows[name], 0, self._shape[1]) for name in names})
-            self.obs_columns = [name for name in columns if columns[name].shape == self._shape[:1]]
-            self._names = next((name for name in ("CellID", "obs_names", "cell_id") if name in columns), None)
-            self.n_cells = columns[self._names].shape[0] if self._names else self._shape[0]
-        genes = next((name for name in ("Accession", "var_names", "Gene") if name in self._var), None)
-        self._var.index = pd.Index(self._var[genes] if genes else range(self._shape[1])).astype(str)
-
-    def var(self, layer: str) -> pd.DataFrame:
-        del layer
-        return self._var
-
-    def matrix(self, layer: str) -> _Matrix:
-        return _ByCell(self._shape, partial(self._read, "matrix" if layer == "X" else f"layers/{layer}"))
-
-    def _read(self, place: str, start: int, stop: int) -> csr_matrix:
-        step = max(64, _DENSE_VALUES // max(1, self._shape[1]) // 64 * 64)
-        with _h5(self._path, place) as stored:
-            parts = [csr_matrix(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
-        return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
-
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        if self._names is None:
-            return np.arange(start, stop).astype(str).astype(object)
-        return self.obs(self._names, start, stop).astype(str).to_numpy(dtype=object)
-
-    def obs(self, column: str, start: int, stop: int) -> pd.Series:
-        with _h5(self._path, f"col_attrs/{column}") as stored:
-            return pd.Series(_values(stored, start, stop))
-
-
-class _TenX(_Content):
-    """What both 10x forms share: cells have names only; of several kinds of features the genes are read."""
-
-    layers = ("X",)
-    obs_columns = ()
-    _features: pd.DataFrame
-
-    @cached_property
-    def _is_gene(self) -> np.ndarray:
-        if "feature_type" not in self._features:
-            return np.ones(len(self._features), dtype=bool)
-        return (self._features["feature_type"] == "Gene Expression").to_numpy()
-
-    def var(self, layer: str) -> pd.DataFrame:
-        del layer
-        return self._features[self._is_gene]
-
-
-class _TenXContent(_TenX):
-    """Cell Ranger's ``.h5``: a compressed matrix whose columns are cells, which is CSR of cells × genes."""
-
-    def __init__(self, path: Path, group: str) -> None:
-        self._path, self._group = path, group
-        with self._opened() as stored:
-            n_genes, n_cells = (int(n) for n in stored["shape"][:])
-            self._shape = (n_cells, n_genes)
-            self.n_cells = stored["barcodes"].shape[0]
-            features = stored.get("features")
-            places = {"gene_id": "id", "gene_name": "name", "feature_type": "feature_type"}
-            if features is None:
-                features, places = stored, {"gene_id": "genes", "gene_name": "gene_names"}
-            columns = {name: _values(features[place], 0, features[place].shape[0]) for name, place in places.items()}
-            if len(columns["gene_id"]) != n_genes:
-                raise DataFormatError(f"{path}: {len(columns['gene_id'])} features are named for {n_genes} rows.")
-            _check_pointers(stored, n_cells)
-        self._features = pd.DataFrame(columns).set_index("gene_id")
-
-    def _opened(self, inside: str = "") -> AbstractContextManager[Any]:
-        return _h5(self._path, f"{self._group}/{inside}")
-
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        with self._opened("barcodes") as stored:
-            return _values(stored, start, stop)
-
-    def matrix(self, layer: str) -> _Matrix:
-        del layer
-        if self._is_gene.all():
-            return _ByCell(self._shape, partial(_read_csr, self._opened, self._shape))
-        genes = np.flatnonzero(self._is_gene)
-
-        def read(start: int, stop: int) -> csr_matrix:
-            return _read_csr(self._opened, self._shape, start, stop)[:, genes]
-
-        return _ByCell((self._shape[0], len(genes)), read)
-
-
-class _TenXFolder(_TenX):
-    """``matrix.mtx`` with ``barcodes.tsv`` and ``features.tsv`` (``genes.tsv`` before Cell Ranger 3) beside it."""
-
-    def __init__(self, mtx: Path) -> None:
-        self._mtx = mtx
-        self._barcodes = _text(pd.Series(self._table("barcodes")[0]))
-        self.n_cells = len(self._barcodes)
-        table = self._table("features", "genes")
-        names = ["gene_id", "gene_name", "feature_type"][: table.shape[1]]
-        self._features = table.iloc[:, : len(names)].set_axis(names, axis=1).set_index("gene_id")
-        with self._lines() as lines:
-            banner, line = lines.readline().decode("ascii", "replace").lower().split(), lines.readline()
-            kinds = [["%%matrixmarket", "matrix", "coordinate", kind, "general"] for kind in ("integer", "real")]
-            if banner not in kinds:
-                raise DataFormatError(f"{mtx}: not a Matrix Market file of integer or real coordinates.")
-            while line.startswith(b"%"):
-                line = lines.readline()
-            self._shape_on_file = tuple(int(n) for n in line.split())
-            self._begins = lines.tell()
-        n_features, n_cells, _ = self._shape_on_file
-        if (n_features, n_cells) != (len(self._features), len(self._barcodes)):
-            raise DataFormatError(
-                f"{mtx}: {n_features} features × {n_cells} cells, but {len(self._features)} features and "
-                f"{len(self._barcodes)} barcodes are named beside it."
-            )
-
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        return np.array(self._barcodes[start:stop], dtype=object)
-
-    def _lines(self) -> Any:
-        return gzip.open(self._mtx, "rb") if self._mtx.suffix == ".gz" else self._mtx.open("rb")
-
-    def _table(self, *stems: str) -> pd.DataFrame:
-        match = _MTX.match(self._mtx.name)
-        assert match
-        names = [f"{match['prefix']}{stem}.tsv{suffix}" for stem in stems for suffix in ("", ".gz")]
-        found = next((self._mtx.with_name(name) for name in names if self._mtx.with_name(name).exists()), None)
-        if found is None:
-            raise DataFormatError(f"{self._mtx}: expected one of {', '.join(names)} beside it, found none.")
-        text = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
-        return pd.DataFrame([line.split("\t") for line in text.decode().splitlines()])
-
-    def matrix(self, layer: str) -> _Matrix:
-        del layer
-        return _ByGene((len(self._barcodes), int(self._is_gene.sum())), self._entries)
-
-    def _entries(self) -> Iterator[_Entries]:
-        column = np.where(self._is_gene, np.cumsum(self._is_gene) - 1, -1)
-        expected, seen = self._shape_on_file[2], 0
-        with self._lines() as lines:
-            lines.seek(self._begins)
-            chunks = pd.read_csv(
-                lines,
-                sep=r"\s+",
-                header=None,
-                chunksize=_ENTRIES,
-            )
-            for chunk in chunks if expected else ():
-                seen += len(chunk)
-                if chunk.shape[1] != 3 or chunk.dtypes[:2].map(str).ne("int64").any():
-                    raise DataFormatError("a line is not row, column and value")
-                genes, cells = chunk[0].to_numpy() - 1, chunk[1].to_numpy() - 1
-                if not _all_within(genes, len(column)):
-                    raise DataFormatError(f"an entry names a feature outside of the {len(column)}")
-                kept = column[genes] >= 0
-                yield _Entries(cells[kept], column[genes[kept]], chunk[2].to_numpy(np.float64)[kept])
-        if seen != expected:
-            raise DataFormatError(f"{seen} entries where its header speaks of {expected}")
+        ids = texts(var.index.to_series() if column == "index" else var[column])
+        if sum(map(is_ensembl_gene, ids)) > len(ids) / 2:
+            return str(column), ids
+    return "index", texts(var.index.to_series())

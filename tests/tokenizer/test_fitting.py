@@ -17,7 +17,7 @@ from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.tokenizer import corpus, fitting, readers
+from geneformer_repro.tokenizer import containers, corpus, fitting, readers
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 
@@ -73,7 +73,8 @@ def cut_in_parts_of(monkeypatch, part, *, block=None):
     """Make small files be worked off as large ones are."""
     monkeypatch.setattr(fitting, "_PART", part)
     if block:
-        monkeypatch.setattr(readers, "BLOCK_CELLS", block)
+        for module in (readers, containers):
+            monkeypatch.setattr(module, "BLOCK_CELLS", block)
 
 
 # medians

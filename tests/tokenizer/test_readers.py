@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import shutil
+import subprocess
 import sys
 import tracemalloc
 import warnings
@@ -15,7 +16,7 @@ import zarr
 from scipy.sparse import csc_matrix, csr_array, csr_matrix, random_array, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.tokenizer import readers
+from geneformer_repro.tokenizer import containers, readers
 from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -351,9 +352,10 @@ def made(request, _few, tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 64 cells, and few values at a time where dense or dealt out."""
-    monkeypatch.setattr(readers, "BLOCK_CELLS", 64)
-    monkeypatch.setattr(readers, "_ENTRIES", 1000)
-    monkeypatch.setattr(readers, "_DENSE_VALUES", 3000)
+    for module in (readers, containers):
+        monkeypatch.setattr(module, "BLOCK_CELLS", 64)
+    monkeypatch.setattr(containers, "_ENTRIES", 1000)
+    monkeypatch.setattr(containers, "_DENSE_VALUES", 3000)
     monkeypatch.setattr(readers, "_NAMES_AT_A_TIME", 40)
 
 
@@ -864,9 +866,10 @@ def peak(source, **options):
 
 @of_each(["h5ad_csr", "h5ad_csc", "h5ad_dense", "zarr_v3_csr", "zarr_v3_csc", "loom_by_h5py", "tenx_h5_v3_antibodies"])
 def test_memory_does_not_grow_with_the_number_of_cells(tmp_path, monkeypatch, container):
-    monkeypatch.setattr(readers, "BLOCK_CELLS", 256)
-    monkeypatch.setattr(readers, "_ENTRIES", 1 << 15)
-    monkeypatch.setattr(readers, "_DENSE_VALUES", 1 << 16)
+    for module in (readers, containers):
+        monkeypatch.setattr(module, "BLOCK_CELLS", 256)
+    monkeypatch.setattr(containers, "_ENTRIES", 1 << 15)
+    monkeypatch.setattr(containers, "_DENSE_VALUES", 1 << 16)
     found = []
     for n_cells in (1000, 8000):
         values = random_array((n_cells, 200), density=0.4, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
@@ -1372,3 +1375,16 @@ def test_tables_of_anndata_0_6_are_refused_with_what_to_do(pbmc, tmp_path):
     path, _ = h5ad_of_anndata_0_6(pbmc[:5].copy(), tmp_path)
     with pytest.raises(DataFormatError, match=r"old\.h5ad: written by AnnData before 0\.7; read it with"):
         open_counts(path)
+
+
+def test_a_file_that_is_being_written_is_refused_as_that(pbmc, tmp_path):
+    pbmc[:5].copy().write_h5ad(tmp_path / "x.h5ad")
+    writer = "import h5py, sys; file = h5py.File(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", writer, tmp_path / "x.h5ad"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(InputError, match=r"x\.h5ad: another program has it open for writing") as raised:
+            open_counts(tmp_path / "x.h5ad")
+        process.communicate()
+    assert not isinstance(raised.value, DataFormatError)

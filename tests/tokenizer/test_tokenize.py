@@ -24,7 +24,7 @@ from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack, vstack
 import geneformer_repro as gf
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_json, sha256
-from geneformer_repro.tokenizer import corpus, readers
+from geneformer_repro.tokenizer import containers, corpus, readers
 from geneformer_repro.tokenizer import tokenize as module
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.quality import CellFilter
@@ -81,7 +81,8 @@ def cut_in_parts_of(monkeypatch, part, *, block=None):
     """Make small files be worked off as large ones are."""
     monkeypatch.setattr(corpus.parts_of, "__defaults__", (part,))
     if block:
-        monkeypatch.setattr(readers, "BLOCK_CELLS", block)
+        for module in (readers, containers):
+            monkeypatch.setattr(module, "BLOCK_CELLS", block)
 
 
 @pytest.fixture(scope="module")
