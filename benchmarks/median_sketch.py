@@ -1,8 +1,8 @@
 """Non-zero medians by sketch: error, speed, memory and size of ours, against exact ones and crick's t-digests.
 
 Cells are drawn with replacement and their counts anew around the old ones (Poisson), so that digests have much to take
-in and no value repeats more than in real cells. An error in rank is the distance of a median's rank from one half; the
-same line for sampling is the standard error of the exact median, 0.5 / √values. Genes with 200 values or more; with
+in and no value repeats more than in real cells. An error in rank is the distance of a median's rank from one half; of
+sampling it is the exact median's standard error, 0.5 / √values. Genes with 200 values or more; with
 fewer, ours are exact. crick's compression 100 is what the published package used; it is skipped where crick is absent.
 
 python benchmarks/median_sketch.py [FILE.h5ad …] [--cells 100000] [--parts 50] [--runs 5]
