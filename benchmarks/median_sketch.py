@@ -2,8 +2,8 @@
 
 Cells are drawn with replacement and their counts anew around the old ones (Poisson), so that digests have much to take
 in and no value repeats more than in real cells. An error in rank is the distance of a median's rank from one half; of
-sampling it is the exact median's standard error, 0.5 / √values. Genes with 200 values or more; with
-fewer, ours are exact. crick's compression 100 is what the published package used; it is skipped where crick is absent.
+sampling it is the exact median's standard error, 0.5 / √values. Genes with 200 values or more; with fewer, ours are
+exact. The published package used crick, whose default compression is 100; where it is not installed it is skipped.
 
 python benchmarks/median_sketch.py [FILE.h5ad …] [--cells 100000] [--parts 50] [--runs 5]
     # default: the 700 cells that ship with the package
