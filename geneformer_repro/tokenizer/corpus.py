@@ -234,6 +234,17 @@ class Corpus:
         sources = find_sources(given)
         return cls(sources, labels_of(sources), layer=layer, gene_ids=gene_ids)
 
+    @classmethod
+    def from_plan(cls, plan: Mapping[str, Any], *, layer: str | None, gene_ids: str | None) -> "Corpus":
+        """Make the corpus that `as_plan` describes, in another process."""
+        corpus = cls([Path(one["path"]) for one in plan["sources"]], plan["labels"], layer=layer, gene_ids=gene_ids)
+        corpus.names = plan["names"]
+        return corpus
+
+    def as_plan(self) -> dict[str, Any]:
+        """Return what tells this corpus from another, as JSON can hold it."""
+        return {"sources": [identity(one) for one in self.sources], "labels": self.labels, "names": self.names}
+
     def __len__(self) -> int:
         return len(self.sources)
 
@@ -332,6 +343,16 @@ class Job:
     def from_plan(cls, work: Path) -> "Job":
         """Make the job that a work folder holds."""
         raise NotImplementedError
+
+    def use(self, work: Path) -> None:
+        """Keep everything in this folder."""
+        self.work = work
+        self.corpus.keep_in(work / "blocks")
+
+    def deal_out_all(self, *, workers: int | None, ray: bool) -> None:
+        """Copy every matrix stored by gene into blocks of cells, if an earlier run has not."""
+        todo = [Part(i, i, 0, self.sizes[i]) for i in self.corpus.by_gene if not self.corpus.blocks_folder(i).exists()]
+        self.share("deal_out", todo, workers=workers, ray=ray)
 
     def share(
         self,

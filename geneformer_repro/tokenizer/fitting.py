@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, read_json, refuse_other_plan, write_json, write_plan
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS
-from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, identity, parts_of
+from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, parts_of
 from geneformer_repro.tokenizer.genes import names_of, reconcile
 from geneformer_repro.tokenizer.medians import TARGET_SUM, NonzeroMedians
 from geneformer_repro.tokenizer.readers import CountSource
@@ -86,18 +86,11 @@ class _Fit(Job):
         """Make the job of another process."""
         plan = read_json(work / "plan.json")
         options = plan["options"]
-        sources = [Path(source["path"]) for source in plan["sources"]]
-        corpus = Corpus(sources, plan["labels"], layer=options["layer"], gene_ids=options["gene_ids"])
-        corpus.names = plan["names"]
+        corpus = Corpus.from_plan(plan, layer=options["layer"], gene_ids=options["gene_ids"])
         job = cls(corpus, **options)
         job.sizes, job.genes = plan["sizes"], plan["genes"]
         job.use(work)
         return job
-
-    def use(self, work: Path) -> None:
-        """Keep everything in this folder."""
-        self.work = work
-        self.corpus.keep_in(work / "blocks")
 
     def prepare(self) -> None:
         """Look at the genes of every source."""
@@ -115,9 +108,7 @@ class _Fit(Job):
         """What makes two calls the same work, and all that another process needs to know of it."""
         return {
             "format": "geneformer_repro/fit/1",
-            "sources": [identity(source) for source in self.corpus.sources],
-            "labels": self.corpus.labels,
-            "names": self.corpus.names,
+            **self.corpus.as_plan(),
             "options": self._options,
             "sizes": self.sizes,
             "genes": self.genes,
@@ -131,8 +122,7 @@ class _Fit(Job):
     def run(self, work: Path, *, workers: int | None, ray: bool) -> tuple[dict[str, float], dict[str, str]]:
         """Do what is not done yet, return medians and names by gene."""
         self.use(work)
-        todo = [Part(i, i, 0, self.sizes[i]) for i in self.corpus.by_gene if not self.corpus.blocks_folder(i).exists()]
-        self.share("deal_out", todo, workers=workers, ray=ray)
+        self.deal_out_all(workers=workers, ray=ray)
         merged = _Merged(self)
         self.share("sketch", merged.left(), workers=workers, ray=ray, on_done=merged.take_in)
         medians = merged.all().medians()

@@ -33,7 +33,7 @@ from geneformer_repro.files import (
     refuse_other_work,
     write_json,
 )
-from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, identity, parts_of
+from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of
 from geneformer_repro.tokenizer.dataset import (
     CELL,
     FORMAT,
@@ -207,18 +207,11 @@ class _Job(Job):
         """Make the job of another process."""
         plan = read_json(work / "plan.json")
         options = _Options(**plan["options"])
-        sources = [Path(source["path"]) for source in plan["sources"]]
-        corpus = Corpus(sources, plan["labels"], layer=options.layer, gene_ids=options.gene_ids)
-        corpus.names = plan["names"]
+        corpus = Corpus.from_plan(plan, layer=options.layer, gene_ids=options.gene_ids)
         job = cls(corpus, Vocabulary.load(work / _VOCABULARY), options)
         job.sizes, job.kinds = plan["sizes"], plan["kinds"]
         job.use(work)
         return job
-
-    def use(self, work: Path) -> None:
-        """Keep everything in this folder."""
-        self.work = work
-        self.corpus.keep_in(work / "blocks")
 
     # Before the work
 
@@ -255,9 +248,7 @@ class _Job(Job):
         return {
             "format": FORMAT,
             "vocabulary": self.vocabulary.fingerprint,
-            "sources": [identity(source) for source in self.corpus.sources],
-            "labels": self.corpus.labels,
-            "names": self.corpus.names,
+            **self.corpus.as_plan(),
             "options": asdict(self.options),
             "sizes": self.sizes,
             "kinds": self.kinds,
@@ -280,8 +271,7 @@ class _Job(Job):
         if ray or (workers or 1) > 1:
             self.vocabulary.write_into(work / _VOCABULARY)
         self.use(work)
-        todo = [Part(i, i, 0, self.sizes[i]) for i in self.corpus.by_gene if not self.corpus.blocks_folder(i).exists()]
-        self.share("deal_out", todo, workers=workers, ray=ray)
+        self.deal_out_all(workers=workers, ray=ray)
         if self.cell_filter.needs_moments:
             self.share("measure", self._not_done("moments"), workers=workers, ray=ray)
         self.share("tokenize", self._not_done("json"), workers=workers, ray=ray)
