@@ -4,15 +4,16 @@
 here and ours open there. The forward is our own because stock BERT spends most of its time on what is
 thrown away: padding, and 25,426 logits at every position where 15 % of the positions have a target (see
 benchmarks/RESULTS.md). Linear layers run over the real tokens of a batch laid end to end; only attention
-sees cells, padded to the longest.
+sees cells. The last block computes the masked positions alone, since nothing else is read.
 
-Shapes: B cells, L positions, T real tokens of all cells, D hidden size, H heads, E = D / H.
+Shapes: B cells, L positions, T real tokens of all cells, M masked ones, D hidden size, H heads, E = D / H,
+V tokens of the vocabulary.
 """
 
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
-from transformers.models.bert.modeling_bert import BertSelfAttention
+from transformers.models.bert.modeling_bert import BertLayer
 
+from geneformer_repro.attention import Cells, Dropout, attend
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import new_directory, read_json, write_json
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -38,6 +40,8 @@ HEAD_FORMAT = "geneformer_repro/head/1"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 IGNORED = -100
 """Label of a position without a target."""
+_CHUNK = 512
+"""Masked positions whose logits the CPU computes at a time."""
 Size = Literal["tiny", "V1-10M", "V1-40M", "V2-104M", "V2-316M"]
 Pooling = Literal["mean", "cls"]
 
@@ -92,7 +96,7 @@ def bert_config(size: Size, vocabulary: Vocabulary) -> BertConfig:
 
 
 class Packed(NamedTuple):
-    """The real tokens of a batch, end to end, with what attention needs to tell the cells apart."""
+    """Hidden states of the real tokens of a padded batch, end to end."""
 
     hidden_TD: Tensor
     real_BL: Tensor
@@ -107,15 +111,60 @@ class Packed(NamedTuple):
         return padded_BLD
 
 
+class _Block(BertLayer):
+    """A stock block over tokens end to end.
+
+    It is called as a whole, so that FSDP and gradient checkpointing find it; and calls its submodules, never their
+    weights, so that adapters put on them work.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hidden_TD: Tensor, cells: Cells, read: "_Read | None" = None
+    ) -> Tensor:
+        """Return the block's output at all tokens, or at those that are read."""
+        attention = self.attention.self
+        asking_TD, asking = (hidden_TD, cells) if read is None else (hidden_TD[read.tokens], read.cells)
+        query_THE, key_THE, value_THE = (
+            project(tokens_TD).unflatten(-1, (attention.num_attention_heads, -1))
+            for project, tokens_TD in (
+                (attention.query, asking_TD),
+                (attention.key, hidden_TD),
+                (attention.value, hidden_TD),
+            )
+        )
+        dropout = attention.dropout.p if self.training else 0.0
+        context_THE = attend(query_THE, key_THE, value_THE, queries=asking, keys=cells, dropout=dropout)
+        attended_TD = self.attention.output(context_THE.flatten(-2), asking_TD)
+        return self.output(self.intermediate(attended_TD), attended_TD)
+
+
+class _Read(NamedTuple):
+    """The tokens whose last hidden state is asked for."""
+
+    tokens: Tensor
+    """Their places among all tokens, ascending."""
+    cells: Cells
+    """How many of them each cell has."""
+
+
+def _unpad(bert: BertModel) -> None:
+    """Let a stock encoder's blocks run over tokens end to end, with this package's dropout."""
+    for block in bert.encoder.layer:
+        block.__class__ = _Block
+    for module in bert.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout
+
+
 def run_encoder(
     bert: BertModel, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, *, n_blocks: int | None = None
 ) -> Packed:
-    """Run a BERT encoder over the real tokens of a batch.
+    """Run the encoder of one of this module's models over the real tokens of a padded batch.
 
     Parameters
     ----------
     bert
-        A stock encoder; its submodules are called, so adapters put on them work.
+        The encoder.
     input_ids_BL
         Token ids.
     attention_mask_BL
@@ -132,74 +181,126 @@ def run_encoder(
     InputError
         A cell is longer than the model has positions.
     """
-    n_positions = bert.config.max_position_embeddings
-    if input_ids_BL.shape[1] > n_positions:
-        raise InputError(
-            f"A cell has {input_ids_BL.shape[1]} tokens, the model has {n_positions} positions. Tokenise with "
-            f"max_length={n_positions}."
-        )
+    _require_positions(bert, input_ids_BL.shape[1])
     real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if attention_mask_BL is None else attention_mask_BL.bool()
     position_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL)
-    packed_T = input_ids_BL[real_BL]
-    hidden_TD = bert.embeddings(
-        input_ids=packed_T[None],
-        position_ids=position_BL[real_BL][None],
-        token_type_ids=torch.zeros_like(packed_T)[None],  # transformers 4 cannot make them longer than one cell
-    )[0]
-    mask_B11L = None if real_BL.all() else real_BL[:, None, None, :]
-    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
-    for block in blocks:
-        context_TD = _attend(block.attention.self, Packed(hidden_TD, real_BL), mask_B11L)
-        attended_TD = block.attention.output(context_TD, hidden_TD)
-        hidden_TD = block.output(block.intermediate(attended_TD), attended_TD)
+    cells = Cells([length for length in real_BL.sum(1).tolist() if length])
+    hidden_TD = _run(bert, input_ids_BL[real_BL], position_BL[real_BL], cells, n_blocks=n_blocks)
     return Packed(hidden_TD, real_BL)
 
 
-def _attend(attention: BertSelfAttention, tokens: Packed, mask_B11L: Tensor | None) -> Tensor:
-    """Attention within each cell; context_TD before the output projection."""
-    query_BHLE, key_BHLE, value_BHLE = (
-        Packed(project(tokens.hidden_TD), tokens.real_BL)
-        .padded()
-        .unflatten(-1, (attention.num_attention_heads, -1))
-        .transpose(1, 2)
-        for project in (attention.query, attention.key, attention.value)
-    )
-    dropout = attention.dropout.p if attention.training else 0.0
-    context_BHLE = F.scaled_dot_product_attention(
-        query_BHLE, key_BHLE, value_BHLE, attn_mask=mask_B11L, dropout_p=dropout
-    )
-    context_BLD = context_BHLE.transpose(1, 2).flatten(2)
-    return context_BLD.flatten(0, 1) if mask_B11L is None else context_BLD[tokens.real_BL]
+def _require_positions(bert: BertModel, longest: int) -> None:
+    n_positions = bert.config.max_position_embeddings
+    if longest > n_positions:
+        raise InputError(
+            f"A cell has {longest} tokens, the model has {n_positions} positions. Tokenise with "
+            f"max_length={n_positions}."
+        )
+
+
+def _run(
+    bert: BertModel,
+    input_ids_T: Tensor,
+    position_ids_T: Tensor,
+    cells: Cells,
+    *,
+    n_blocks: int | None = None,
+    read: _Read | None = None,
+) -> Tensor:
+    """Return the last hidden states of all tokens, or of those that are read: the last block computes no others."""
+    hidden_TD = bert.embeddings(
+        input_ids=input_ids_T[None],
+        position_ids=position_ids_T[None],
+        token_type_ids=torch.zeros_like(input_ids_T)[None],  # transformers 4 cannot make them longer than one cell
+    )[0]
+    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
+    for block in blocks[:-1]:
+        hidden_TD = block(hidden_TD, cells)
+    for block in blocks[-1:]:
+        hidden_TD = block(hidden_TD, cells, read)
+    return hidden_TD
 
 
 class MaskedGeneModel(BertForMaskedLM):
     """Stock `BertForMaskedLM` whose loss computes logits at the masked positions only."""
 
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        _unpad(self.bert)
+
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> MaskedLMOutput:
         """Return the loss, or the logits of every position.
 
         Parameters
         ----------
-        input_ids, attention_mask
-            As of stock BERT, (B, L).
+        input_ids
+            As of stock BERT, (B, L); or with `lengths` the tokens of all cells end to end, (T,).
+        attention_mask
+            1 for a token, 0 for padding, (B, L).
         labels
-            The token to be found, or -100; (B, L).
+            The token to be found, or -100; shaped as `input_ids`.
+        lengths
+            Tokens of each cell, where there is no padding.
+        num_items_in_batch
+            What the sum of the losses is divided by; default the number of masked positions. Trainer gives that of the
+            whole step, over all devices.
 
         Returns
         -------
-        With `labels`, ``loss`` (mean cross-entropy in nats over the masked positions; 0 when there are none) and
-        ``logits`` at those positions, (masked, vocabulary). Without, ``logits`` (B, L, vocabulary), those of padding 0.
+        With `labels`, ``loss`` (mean cross-entropy in nats over the masked positions; 0 when there are none) and, in
+        evaluation mode, ``logits`` at those positions, (masked, vocabulary). Without, ``logits`` at every position,
+        those of padding 0.
         """
-        packed = run_encoder(self.bert, input_ids, attention_mask)
-        if labels is None:
+        if labels is None and lengths is None:
+            packed = run_encoder(self.bert, input_ids, attention_mask)
             return MaskedLMOutput(logits=Packed(self.cls(packed.hidden_TD), packed.real_BL).padded())
-        target_T = labels[packed.real_BL]
-        masked_T = target_T != IGNORED
-        logits = self.cls(packed.hidden_TD[masked_T])
-        loss = F.cross_entropy(logits.float(), target_T[masked_T], reduction="sum") / masked_T.sum().clamp(min=1)
-        return MaskedLMOutput(loss=loss, logits=logits)
+        if lengths is None:
+            _require_positions(self.bert, input_ids.shape[1])
+            real_BL = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+            positions_T = real_BL.nonzero()[:, 1]
+            lengths = [length for length in real_BL.sum(1).tolist() if length]
+            input_ids, labels = input_ids[real_BL], None if labels is None else labels[real_BL]
+        else:
+            _require_positions(self.bert, max(lengths))
+            positions_T = torch.cat([torch.arange(length) for length in lengths]).to(input_ids.device)
+        cells = Cells(lengths)
+        if labels is None:
+            return MaskedLMOutput(logits=self.cls(_run(self.bert, input_ids, positions_T, cells)))
+        read = _masked(labels, cells)
+        target_M = labels[read.tokens]
+        hidden_MD = _run(self.bert, input_ids, positions_T, cells, read=read)
+        n_items = torch.as_tensor(len(target_M) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        logits_MV = None
+        if self.training:
+            total = self._total_loss(hidden_MD, target_M)
+        else:
+            logits_MV = self.cls(hidden_MD)
+            total = F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
+        return MaskedLMOutput(loss=total / n_items, logits=logits_MV)
+
+    def _total_loss(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
+        """Sum of the cross-entropies; on the CPU by chunks whose logits stay near the cache, a quarter faster."""
+        size = _CHUNK if hidden_MD.device.type == "cpu" else max(1, len(target_M))
+        losses = [
+            F.cross_entropy(self.cls(hidden).float(), target, reduction="sum")
+            for hidden, target in zip(hidden_MD.split(size), target_M.split(size), strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
+def _masked(labels_T: Tensor, cells: Cells) -> _Read:
+    """Return the tokens that have a label."""
+    masked_T = labels_T != IGNORED
+    before_T = F.pad(masked_T.cumsum(0), (1, 0))
+    n_before = before_T[torch.tensor(cells.starts, device=labels_T.device)]
+    return _Read(masked_T.nonzero()[:, 0], Cells(n_before.diff().tolist()))
 
 
 @dataclass(frozen=True)
@@ -223,6 +324,7 @@ class CellClassifier(BertPreTrainedModel):
         assert n_classes
         self.pooling = pooling
         self.bert = BertModel(config, add_pooling_layer=False)
+        _unpad(self.bert)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, n_classes)
         self.post_init()
@@ -233,6 +335,7 @@ class CellClassifier(BertPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         pooled_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> SequenceClassifierOutput:
         """Return logits (B, classes) and, with `labels` (B), the mean cross-entropy.
 
@@ -244,14 +347,20 @@ class CellClassifier(BertPreTrainedModel):
             Class of each cell.
         pooled_mask
             Positions that enter the mean: genes, not special tokens; (B, L).
+        num_items_in_batch
+            What the sum of the losses is divided by; default the number of cells.
         """
         packed = run_encoder(self.bert, input_ids, attention_mask)
         if pooled_mask is None:
             pooled_mask = packed.real_BL
         pooled_BD = pool(packed.padded(), pooled_mask, self.pooling)
         logits = self.classifier(self.dropout(pooled_BD))
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        if labels is None:
+            return SequenceClassifierOutput(logits=logits)
+        n_items = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return SequenceClassifierOutput(
+            loss=F.cross_entropy(logits.float(), labels, reduction="sum") / n_items, logits=logits
+        )
 
 
 def pool(hidden_BLD: Tensor, genes_BL: Tensor, pooling: Pooling) -> Tensor:

@@ -23,6 +23,7 @@ LAYERS = {
     "report": 0,
     "tokenizer": 1,
     "datasets": 1,
+    "attention": 2,
     "model": 2,
     "batching": 2,
     "embedding": 3,

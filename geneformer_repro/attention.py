@@ -1,0 +1,427 @@
+"""Attention within each cell of a batch whose tokens lie end to end, by the fastest exact way of the device.
+
+On the CPU cells of like length go together through torch's flash kernel, padded by a few per cent at most. That kernel
+has no dropout: with any, torch falls back to the whole L × L matrix, four times slower and ten times the memory on
+cells of 2,048 tokens. But of a dropout of 2 % only 2 % of the pairs matter: the kernel runs without it, and what the
+dropped pairs added is taken away again, in the forward and the backward pass. That is exact, needs no matrix, and costs
+in proportion to the dropout (see benchmarks/RESULTS.md).
+
+On a GPU one kernel call takes all cells at their own lengths: torch's variable-length flash attention where it may
+(half precision, no dropout), jagged tensors else.
+
+Shapes: T tokens of all cells, N cells of a group, L positions, H heads, E channels of a head.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_LONGER_IN_A_GROUP = 1.1
+"""How much longer than its shortest the longest cell of a group may be: padding stays under 5 % as a rule."""
+_SHORT = 48
+"""Cells up to this length share a group whatever their padding: a call costs more than their attention."""
+
+
+class Cells:
+    """Where the cells of a batch lie among its tokens.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each cell, in the order in which they lie; cells of like length side by side are computed together.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(map(int, lengths))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First token of each cell, and after the last one the number of tokens."""
+        return [0, *np.cumsum(self.lengths).tolist()]
+
+    def starts_on(self, device: torch.device) -> Tensor:
+        """Return `starts` as 32-bit integers on a device, as variable-length kernels want them."""
+        if device not in self._starts:
+            self._starts[device] = torch.tensor(self.starts, dtype=torch.int32).to(device, non_blocking=True)
+        return self._starts[device]
+
+    @cached_property
+    def _starts(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def padding(self) -> float:
+        """Share of padding in what the CPU computes: 0 for cells of one length."""
+        padded = sum(
+            (group.last - group.first) * max(self.lengths[group.first : group.last]) for group in groups(self, self)
+        )
+        return 1 - sum(self.lengths) / max(padded, 1)
+
+
+class Group(NamedTuple):
+    """Neighbouring cells that are computed together: from `first` up to before `last`."""
+
+    first: int
+    last: int
+
+
+def groups(queries: Cells, keys: Cells) -> Iterator[Group]:
+    """Cut cells into groups of like length."""
+    first = 0
+    while first < len(keys):
+        least = most = keys.lengths[first]
+        few = many = queries.lengths[first]
+        last = first + 1
+        while last < len(keys):
+            least, most = min(least, keys.lengths[last]), max(most, keys.lengths[last])
+            few, many = min(few, queries.lengths[last]), max(many, queries.lengths[last])
+            alike = most <= _LONGER_IN_A_GROUP * least and many <= _LONGER_IN_A_GROUP * few
+            if not alike and most > _SHORT:
+                break
+            last += 1
+        yield Group(first, last)
+        first = last
+
+
+def attend(
+    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, *, queries: Cells, keys: Cells, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention of each cell's queries over its own keys.
+
+    Parameters
+    ----------
+    query_THE
+        Queries of all cells end to end, (tokens, heads, channels); scores are divided by the root of the channels.
+    key_THE, value_THE
+        Keys and values, likewise.
+    queries, keys
+        Where the cells lie in them; the same number of cells. A cell may have no query.
+    dropout
+        Chance of each attention weight to be set to zero, the others being scaled up; 0 outside training.
+
+    Returns
+    -------
+    Context of each query, (tokens, heads, channels).
+    """
+    if query_THE.device.type != "cpu":
+        return _attend_jagged(query_THE, key_THE, value_THE, queries, keys, dropout)
+    contexts = [
+        _attend_group(query_THE, key_THE, value_THE, queries, keys, group, dropout) for group in groups(queries, keys)
+    ]
+    return torch.cat(contexts) if len(contexts) != 1 else contexts[0]
+
+
+def _attend_group(
+    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: Group, dropout: float
+) -> Tensor:
+    query_NHLE, asked_NL = _padded(query_THE, queries, group)
+    key_NHLE, real_NL = _padded(key_THE, keys, group)
+    value_NHLE, _ = _padded(value_THE, keys, group)
+    mask_N11L = None if real_NL is None else real_NL[:, None, None]
+    if dropout and query_NHLE.numel():
+        n_queries, n_keys = (cells.lengths[group.first : group.last] for cells in (queries, keys))
+        context_NHLE = _SparseDropout.apply(query_NHLE, key_NHLE, value_NHLE, mask_N11L, n_queries, n_keys, dropout)
+    else:
+        context_NHLE = F.scaled_dot_product_attention(query_NHLE, key_NHLE, value_NHLE, attn_mask=mask_N11L)
+    context_NLHE = context_NHLE.transpose(1, 2)
+    return context_NLHE.flatten(0, 1) if asked_NL is None else context_NLHE[asked_NL]
+
+
+def _padded(tokens_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Tensor | None]:
+    """Return the cells of a group as (N, H, L, E), and where there are tokens if some have fewer than others."""
+    lengths = cells.lengths[group.first : group.last]
+    tokens_THE = tokens_THE[cells.starts[group.first] : cells.starts[group.last]]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return tokens_THE.unflatten(0, (len(lengths), longest)).transpose(1, 2), None
+    real_NL = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    padded_NLHE = tokens_THE.new_zeros(len(lengths), longest, *tokens_THE.shape[1:])
+    padded_NLHE[real_NL] = tokens_THE
+    return padded_NLHE.transpose(1, 2), real_NL
+
+
+# Dropout on the CPU
+
+
+class Dropout(nn.Dropout):
+    """Dropout that draws the few positions it drops, where torch draws a number for every position (8 ns each)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input with a random share `p` of it set to zero, and the rest scaled up."""
+        if not self.training or not 0 < self.p < 1 or input.device.type != "cpu":
+            return super().forward(input)
+        return _DropPositions.apply(input, self.p)  # type: ignore[no-any-return]
+
+
+class _DropPositions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, p: float) -> Tensor:
+        ctx.p = p
+        ctx.positions = torch.from_numpy(_draw_positions(int(torch.randint(2**62, ())), whole.numel(), p))
+        return _drop(whole, ctx.positions, p)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _drop(gradients[0], ctx.positions, ctx.p), None
+
+
+def _drop(whole: Tensor, positions: Tensor, p: float) -> Tensor:
+    left = (whole / (1 - p)).contiguous()
+    left.view(-1)[positions] = 0
+    return left
+
+
+class _SparseDropout(torch.autograd.Function):
+    """Attention with dropout: all pairs by torch's kernel, less the few that are dropped."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_NHLE: Tensor,
+        key_NHLE: Tensor,
+        value_NHLE: Tensor,
+        mask_N11L: Tensor | None,
+        n_queries: tuple[int, ...],
+        n_keys: tuple[int, ...],
+        dropout: float,
+    ) -> Tensor:
+        context_NHLE, log_sum_NHL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_NHLE, key_NHLE, value_NHLE, attn_mask=_bias(mask_N11L, query_NHLE)
+        )
+        pairs = _Dropped(n_queries, n_keys, dropout, seed=int(torch.randint(2**62, ())))
+        context_NHLE = pairs.without(context_NHLE, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL)
+        ctx.save_for_backward(query_NHLE, key_NHLE, value_NHLE, mask_N11L, context_NHLE, log_sum_NHL)
+        ctx.pairs = pairs
+        return context_NHLE / (1 - dropout)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query_NHLE, key_NHLE, value_NHLE, mask_N11L, context_NHLE, log_sum_NHL = ctx.saved_tensors
+        pairs: _Dropped = ctx.pairs
+        gradient_NHLE = gradients[0] / (1 - pairs.dropout)
+        wholes = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient_NHLE,
+            query_NHLE,
+            key_NHLE,
+            value_NHLE,
+            context_NHLE,
+            log_sum_NHL,
+            0.0,
+            False,
+            attn_mask=_bias(mask_N11L, query_NHLE),
+        )
+        found = pairs.gradients_without(wholes, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL, gradient_NHLE)
+        return (*found, None, None, None, None)
+
+
+def _bias(mask_N11L: Tensor | None, query_NHLE: Tensor) -> Tensor | None:
+    """Return the mask as the kernel wants it: added to the scores."""
+    if mask_N11L is None:
+        return None
+    bias = torch.zeros(mask_N11L.shape, dtype=query_NHLE.dtype).masked_fill_(~mask_N11L, -torch.inf)
+    return bias.expand(-1, -1, query_NHLE.shape[2], -1)
+
+
+class _Dropped:
+    """The pairs of queries and keys that are dropped: drawn anew, but the same, at each pass."""
+
+    def __init__(self, n_queries: tuple[int, ...], n_keys: tuple[int, ...], dropout: float, seed: int) -> None:
+        self._n_queries, self._n_keys, self.dropout, self._seed = n_queries, n_keys, dropout, seed
+
+    def without(
+        self, context_NHLE: Tensor, query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, log_sum_NHL: Tensor
+    ) -> Tensor:
+        """Return the context less what the dropped pairs added."""
+        left_NLHE = _by_token(context_NHLE)
+        inputs = [_by_token(one).numpy() for one in (query_NHLE, key_NHLE, value_NHLE)]
+        self._in_threads(_take_from_context, (*inputs, log_sum_NHL.contiguous().numpy(), left_NLHE.numpy()))
+        return left_NLHE.transpose(1, 2).to(context_NHLE.dtype)
+
+    def gradients_without(
+        self,
+        wholes: Sequence[Tensor],
+        query_NHLE: Tensor,
+        key_NHLE: Tensor,
+        value_NHLE: Tensor,
+        log_sum_NHL: Tensor,
+        gradient_NHLE: Tensor,
+    ) -> list[Tensor]:
+        """Return the gradients of queries, keys and values less what the dropped pairs added."""
+        left = [_by_token(whole) for whole in wholes]
+        inputs = [_by_token(one).numpy() for one in (query_NHLE, key_NHLE, value_NHLE, gradient_NHLE)]
+        sums = [one.numpy() for one in left]
+        self._in_threads(_take_from_gradients, (*inputs, log_sum_NHL.contiguous().numpy(), *sums))
+        return [one.transpose(1, 2).to(whole.dtype) for one, whole in zip(left, wholes, strict=True)]
+
+    def _in_threads(self, take: Any, arrays: tuple[np.ndarray, ...]) -> None:
+        n_jobs = arrays[0].shape[0] * arrays[0].shape[2]
+        n_threads = min(torch.get_num_threads(), n_jobs)
+        cuts = np.linspace(0, n_jobs, n_threads + 1).astype(int).tolist()
+        sizes = np.array(self._n_queries), np.array(self._n_keys)
+
+        def work(i: int) -> None:
+            take(*arrays, *sizes, self.dropout, self._seed, cuts[i], cuts[i + 1])
+
+        if n_threads == 1:
+            work(0)
+        else:
+            with ThreadPoolExecutor(n_threads) as pool:
+                list(pool.map(work, range(n_threads)))
+
+
+def _by_token(tensor_NHLE: Tensor) -> Tensor:
+    """Return float32 of shape (N, L, H, E), contiguous; a view where the tokens came so."""
+    return tensor_NHLE.detach().transpose(1, 2).float().contiguous()
+
+
+@numba.njit(nogil=True, cache=True)
+def _next_random(state):  # type: ignore[no-untyped-def]
+    """One step of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): the new state and a number in (0, 1]."""
+    state += np.uint64(0x9E3779B97F4A7C15)
+    bits = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return state, (np.float64(bits >> np.uint64(11)) + 1.0) * 2.0**-53
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw_positions(seed, n, p):  # type: ignore[no-untyped-def]
+    """Return the positions among `n` of which each is drawn with chance `p`; see `_draw`."""
+    expected = n * p
+    found = np.empty(int(expected + 8 * math.sqrt(expected) + 16), np.int64)
+    state, _ = _next_random(np.uint64(seed))
+    per_log = 1 / math.log1p(-p)
+    position, n_found = -1, 0
+    while n_found < len(found):
+        state, u = _next_random(state)
+        gap = math.log(u) * per_log
+        if gap >= n - position - 1:
+            break
+        position += 1 + int(gap)
+        found[n_found] = position
+        n_found += 1
+    return found[:n_found]
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw(state, n_queries, n_keys, dropout, rows, columns):  # type: ignore[no-untyped-def]
+    """Fill `rows` and `columns` with the dropped pairs of one head, return how many.
+
+    The gap from one dropped pair to the next is geometric, so that only dropped pairs are drawn.
+    """
+    per_log = 1 / math.log1p(-dropout)
+    i, j, n = 0, -1, 0
+    while True:
+        state, u = _next_random(state)
+        gap = math.log(u) * per_log
+        if gap >= n_queries * n_keys:
+            return n
+        j += 1 + int(gap)
+        while j >= n_keys:
+            j -= n_keys
+            i += 1
+        if i >= n_queries:
+            return n
+        rows[n], columns[n] = i, j
+        n += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _weight(query, key, log_sum, scale):  # type: ignore[no-untyped-def]
+    score = np.float32(0)
+    for e in range(query.shape[0]):
+        score += query[e] * key[e]
+    return np.exp(score * scale - log_sum)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _take_from_context(query, key, value, log_sum, context, n_queries, n_keys, dropout, seed, first, last):  # type: ignore[no-untyped-def]
+    """Subtract weight · value of the dropped pairs, for heads from `first` up to before `last` of all cells."""
+    scale = np.float32(1 / math.sqrt(query.shape[-1]))
+    rows = np.empty(_most(n_queries, n_keys), np.int32)
+    columns = np.empty_like(rows)
+    for job in range(first, last):
+        n, h = divmod(job, query.shape[2])
+        state, _ = _next_random(np.uint64(seed) + np.uint64(job) * np.uint64(0xD1342543DE82EF95))
+        for pair in range(_draw(state, n_queries[n], n_keys[n], dropout, rows, columns)):
+            i, j = rows[pair], columns[pair]
+            weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
+            for e in range(value.shape[3]):
+                context[n, i, h, e] -= weight * value[n, j, h, e]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _take_from_gradients(  # type: ignore[no-untyped-def]
+    query, key, value, gradient, log_sum, d_query, d_key, d_value, n_queries, n_keys, dropout, seed, first, last
+):
+    """Subtract what the same pairs add to the gradients."""
+    scale = np.float32(1 / math.sqrt(query.shape[-1]))
+    rows = np.empty(_most(n_queries, n_keys), np.int32)
+    columns = np.empty_like(rows)
+    for job in range(first, last):
+        n, h = divmod(job, query.shape[2])
+        state, _ = _next_random(np.uint64(seed) + np.uint64(job) * np.uint64(0xD1342543DE82EF95))
+        for pair in range(_draw(state, n_queries[n], n_keys[n], dropout, rows, columns)):
+            i, j = rows[pair], columns[pair]
+            weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
+            slope = np.float32(0)
+            for e in range(value.shape[3]):
+                slope += gradient[n, i, h, e] * value[n, j, h, e]
+            slope *= weight * scale
+            for e in range(value.shape[3]):
+                d_value[n, j, h, e] -= weight * gradient[n, i, h, e]
+            for e in range(query.shape[3]):
+                d_query[n, i, h, e] -= slope * key[n, j, h, e]
+            for e in range(query.shape[3]):
+                d_key[n, j, h, e] -= slope * query[n, i, h, e]
+
+
+@numba.njit(nogil=True, cache=True)
+def _most(n_queries, n_keys):  # type: ignore[no-untyped-def]
+    most = 0
+    for n in range(len(n_queries)):
+        most = max(most, n_queries[n] * n_keys[n])
+    return most
+
+
+# On a GPU
+
+
+def _attend_jagged(
+    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, dropout: float
+) -> Tensor:
+    starts = [cells.starts_on(query_THE.device) for cells in (queries, keys)]
+    longest = [max(cells.lengths) for cells in (queries, keys)]
+    flash = _variable_length_flash()
+    if flash and query_THE.is_cuda and query_THE.dtype != torch.float32 and not dropout:
+        return flash(query_THE, key_THE, value_THE, *starts, *longest)  # type: ignore[no-any-return]
+
+    def jagged(tokens_THE: Tensor, of: int) -> Tensor:
+        nested = torch.nested.nested_tensor_from_jagged(
+            tokens_THE.contiguous(), starts[of], min_seqlen=1, max_seqlen=longest[of]
+        )
+        return nested.transpose(1, 2)
+
+    context = F.scaled_dot_product_attention(
+        jagged(query_THE, 0), jagged(key_THE, 1), jagged(value_THE, 1), dropout_p=dropout
+    )
+    return context.transpose(1, 2).values()  # type: ignore[no-any-return]
+
+
+def _variable_length_flash() -> Any:
+    """Return torch's variable-length flash attention, None before torch 2.10."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
