@@ -99,7 +99,8 @@ def run(out: Path, *, quick: bool) -> list[Section]:
     )
     base = gf.pretrain(cells, recipe, out=out / "pretrained")
     learned = base.provenance["result"]
-    say("pretrain", f"held-out loss {learned['held_out_loss']:.3f}, gene frequency {learned['frequency_loss']:.3f}")
+    losses = {method: scores["loss"] for method, scores in learned["scores"].items()}
+    say("pretrain", "held-out loss: " + ", ".join(f"{method} {loss:.3f}" for method, loss in losses.items()))
 
     task = gf.FinetuneConfig(target="cell_type", epochs=1 if quick else 8, batch_size=8, learning_rate=1e-3)
     classifier = gf.finetune(base, cells, task, out=out / "classifier")
@@ -144,17 +145,20 @@ def describe(
     shifts: gf.ShiftTable,
 ) -> list[Section]:
     """Say of each picture what it shows and what it does not."""
+    model, *_ = losses = [scores["loss"] for scores in learned["scores"].values()]
+    guesses = pd.Series(losses[1:], index=list(learned["scores"])[1:])
     enough = table[table["n_cells"] >= MIN_CELLS]
     strongest = pd.concat([enough.nlargest(8, "effect"), enough.nsmallest(8, "effect").iloc[::-1]])
     return [
         Section(
             "Pretraining: naming hidden genes",
             f"On cells it was not trained on, the model names a hidden gene with a loss of "
-            f"{learned['held_out_loss']:.2f} nats; guessing every gene by how often cells express it costs "
-            f"{learned['frequency_loss']:.2f}, so what lies below the dashed line was learned from the rest of a cell.",
-            "That the model understands cells: part of the gain is only knowing which ranks a gene tends to have, and "
-            f"{learned['n_held_out']} held-out cells of the same donor say nothing about other donors.",
-            figure=loss_figure(history, learned["frequency_loss"]),
+            f"{model:.2f} nats; guessing every gene by how often cells express it costs {guesses.iloc[0]:.2f}, and by "
+            f"how often at that rank {guesses.iloc[1]:.2f}, so what lies below the lines was learned from the rest of a "
+            "cell.",
+            f"That the model understands cells: {learned['n_held_out']} held-out cells of the same donor say nothing "
+            "about other donors.",
+            figure=loss_figure(history, guesses),
         ),
         Section(
             "Fine-tuning: cell types, beside simpler methods",

@@ -160,7 +160,7 @@ class Dropout(nn.Dropout):
         """Return the input with a random share `p` of it set to zero, and the rest scaled up."""
         if not self.training or not 0 < self.p < 1 or input.device.type != "cpu":
             return super().forward(input)
-        return _DropPositions.apply(input, self.p)  # type: ignore[no-any-return]
+        return _DropPositions.apply(input, self.p)
 
 
 class _DropPositions(torch.autograd.Function):
@@ -401,21 +401,21 @@ def _attend_jagged(
     query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, dropout: float
 ) -> Tensor:
     starts = [cells.starts_on(query_THE.device) for cells in (queries, keys)]
-    longest = [max(cells.lengths) for cells in (queries, keys)]
+    shortest, longest = ([pick(cells.lengths) for cells in (queries, keys)] for pick in (min, max))
     flash = _variable_length_flash()
     if flash and query_THE.is_cuda and query_THE.dtype != torch.float32 and not dropout:
-        return flash(query_THE, key_THE, value_THE, *starts, *longest)  # type: ignore[no-any-return]
+        return flash(query_THE, key_THE, value_THE, *starts, *longest)
 
     def jagged(tokens_THE: Tensor, of: int) -> Tensor:
         nested = torch.nested.nested_tensor_from_jagged(
-            tokens_THE.contiguous(), starts[of], min_seqlen=1, max_seqlen=longest[of]
+            tokens_THE.contiguous(), starts[of], min_seqlen=shortest[of], max_seqlen=longest[of]
         )
         return nested.transpose(1, 2)
 
     context = F.scaled_dot_product_attention(
         jagged(query_THE, 0), jagged(key_THE, 1), jagged(value_THE, 1), dropout_p=dropout
     )
-    return context.transpose(1, 2).values()  # type: ignore[no-any-return]
+    return context.transpose(1, 2).values()
 
 
 def _variable_length_flash() -> Any:

@@ -1,5 +1,6 @@
 """Cells to batches: few shapes, little padding."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from geneformer_repro.attention import Cells
+from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -37,45 +40,110 @@ def collate(cells: Sequence[np.ndarray], vocabulary: Vocabulary) -> dict[str, Te
     }
 
 
-_BATCHES_SORTED_TOGETHER = 50
+_STEPS_SORTED_TOGETHER = 50
 
 
-class LengthGroupedOrder(Sampler[int]):
-    """An order of cells in which every `batch_size` consecutive ones are of similar length, new each epoch.
+class StepBatches(Sampler[list[tuple[int, int]]]):
+    """What each process trains on at each step: every cell once an epoch, about the same number of tokens a step.
 
-    Cells are shuffled, sorted by length among 50 batches' worth (a quarter of all, if these are few), cut into batches,
-    and the batches shuffled.
-    `transformers`' sampler leaves these sorted, so that training goes from long cells to short ones and back every 50
-    steps: the loss swings, and the tiny model of the demo ends 0.3 nats higher (see benchmarks/RESULTS.md).
+    Cells are shuffled, sorted by length among 50 steps' worth (a quarter of all, if these are few), cut into steps of
+    equal tokens, and the steps shuffled (left sorted, training would go from short cells to long ones and back: the
+    loss swings, and the tiny model of the demo ends 0.3 nats higher, see benchmarks/RESULTS.md). The cells of a step
+    depend on its tokens alone, not on how many processes share it: two processes of half the budget see what one sees.
+
+    Everything follows from seed and epoch, so a run that goes on sees what it would have seen.
 
     Parameters
     ----------
     lengths
         Tokens of each cell.
     batch_size
-        Cells of a batch.
-    generator
-        Source of randomness; None is torch's default one, which Trainer saves and restores.
+        Cells of mean length in a batch, the share of one process: its budget. Batches differ from it by less than a
+        cell.
+    max_tokens
+        The budget in tokens, instead of `batch_size`.
+    process, n_processes
+        Whose batches to yield, of how many.
+    batches_a_step
+        Batches of each process that make a step (gradient accumulation).
+    seed
+        Of the order.
+
+    Raises
+    ------
+    InputError
+        There are fewer cells than shares of a step, or `max_tokens` is less than the longest cell.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, generator: torch.Generator | None = None) -> None:
-        self._lengths, self._batch_size, self._generator = torch.as_tensor(lengths), batch_size, generator
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        batch_size: int = 12,
+        max_tokens: int | None = None,
+        process: int = 0,
+        n_processes: int = 1,
+        batches_a_step: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self._lengths, self._seed, self._epoch = np.asarray(lengths, dtype=np.int64), seed, 0
+        self._process, self._n_processes, self._batches_a_step = process, n_processes, batches_a_step
+        self._n_parts = n_processes * batches_a_step
+        n_cells, self.n_tokens = len(self._lengths), int(self._lengths.sum())
+        if n_cells < self._n_parts:
+            raise InputError(f"{n_cells} cells are fewer than the {self._n_parts} batches that make a step.")
+        if max_tokens is not None and max_tokens < self._lengths.max():
+            raise InputError(
+                f"max_tokens={max_tokens} is less than the longest cell, {self._lengths.max()} tokens. Give more."
+            )
+        if max_tokens is None:
+            self.n_steps = -(-n_cells // (self._n_parts * batch_size))
+        else:
+            self.n_steps = min(-(-self.n_tokens // (self._n_parts * max_tokens)), n_cells // self._n_parts)
+
+    @property
+    def tokens_a_batch(self) -> int:
+        """Tokens of a batch, on average."""
+        return round(self.n_tokens / (self.n_steps * self._n_parts))
+
+    def padding(self) -> float:
+        """Share of padding in what attention on the CPU computes, over 100 batches; the rest has none anywhere."""
+        batches = [self._lengths[[row for row, _ in batch]] for batch in itertools.islice(self, 100)]
+        padded = [sum(lengths) / (1 - Cells(lengths.tolist()).padding()) for lengths in batches]
+        return 1 - float(sum(map(sum, batches)) / sum(padded))
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return self.n_steps * self._batches_a_step
 
-    def __iter__(self) -> Iterator[int]:
-        n_together = max(1, min(_BATCHES_SORTED_TOGETHER, len(self) // self._batch_size // 4))
-        batches: list[Tensor] = []
-        for together in self._shuffled(len(self)).split(n_together * self._batch_size):
-            batches += together[self._lengths[together].argsort(stable=True)].split(self._batch_size)
-        partial = [batch for batch in batches if len(batch) < self._batch_size]  # last, so that the others stay whole
-        whole = [batch for batch in batches if len(batch) == self._batch_size]
-        order = [whole[i] for i in self._shuffled(len(whole)).tolist()] + partial
-        return iter(torch.cat(order).tolist())
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches come next."""
+        self._epoch = epoch
 
-    def _shuffled(self, n: int) -> Tensor:
-        return torch.randperm(n, generator=self._generator)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield ``(row, epoch)`` of the cells of a batch."""
+        for rows in self._steps():
+            parts = self._cut(rows[self._lengths[rows].argsort(kind="stable")], self._n_parts)
+            for part in parts[self._process :: self._n_processes]:
+                yield [(row, self._epoch) for row in part.tolist()]
+
+    def _steps(self) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng([self._seed, self._epoch])
+        shuffled = rng.permutation(len(self._lengths))
+        together = max(1, min(_STEPS_SORTED_TOGETHER, self.n_steps // 4)) / self.n_steps
+        window = (np.arange(len(shuffled)) / (len(shuffled) * together)).astype(np.int64)
+        length = self._lengths[shuffled]
+        back_and_forth = np.where(window % 2, -length, length)  # so that neighbours are alike where windows meet
+        steps = self._cut(shuffled[np.lexsort((back_and_forth, window))], self.n_steps, at_least=self._n_parts)
+        return (steps[i] for i in rng.permutation(self.n_steps))
+
+    def _cut(self, rows: np.ndarray, n_parts: int, at_least: int = 1) -> list[np.ndarray]:
+        """Cut rows into parts of about the same number of tokens and `at_least` so many cells."""
+        lengths = self._lengths[rows]
+        middle = np.cumsum(lengths) - lengths / 2
+        cuts = np.searchsorted(middle, np.arange(1, n_parts) * (lengths.sum() / n_parts))
+        least = np.arange(1, n_parts) * at_least
+        cuts = least + np.maximum.accumulate(np.maximum(cuts - least, 0))
+        return np.split(rows, np.minimum(cuts, len(rows) - least[::-1]))
 
 
 def token_budget_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:

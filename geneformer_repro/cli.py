@@ -102,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = _command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
     pretrain.add_argument("cells", help=_TOKENIZED)
     pretrain.add_argument("--base", help=f"go on from this {_CHECKPOINT}")
+    pretrain.add_argument(
+        "--resume", action="store_true", help="go on with OUT.partial or fail (without it: go on if it is there)"
+    )
     _config_options(pretrain)
 
     finetune = _command(
@@ -288,13 +291,17 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from geneformer_repro.model import Checkpoint
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
+    from geneformer_repro.training import is_main_process
 
     config = load_config(PretrainConfig, arguments.config, arguments.set)
     vocabulary = _given_vocabulary(arguments)
     cells = TokenizedDataset.open(arguments.cells, vocabulary)
     base = Checkpoint.from_pretrained(arguments.base, vocabulary=vocabulary) if arguments.base else None
-    checkpoint = pretrain(cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite)
-    print(checkpoint)
+    checkpoint = pretrain(
+        cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
+    )
+    if is_main_process():
+        print(checkpoint)
 
 
 def _finetune(arguments: argparse.Namespace) -> None:

@@ -240,6 +240,36 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """List all files of a folder with size and digest, so that `damage` can tell whether they are still so."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_json(folder / _MANIFEST, {"format": "geneformer_repro/manifest/1", "files": files})
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with a folder that `write_manifest` described; None if nothing is."""
+    try:
+        listed = read_json(folder / _MANIFEST)["files"]
+    except (InputError, KeyError):
+        return f"no readable {_MANIFEST}"
+    for name, known in listed.items():
+        path = folder / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().st_size != known["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {known['bytes']}"
+        if sha256(path) != known["sha256"]:
+            return f"{name} is not what was written"
+    return None
+
+
 def provenance(step: str, *, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Say what made a result: the step, its configuration, its inputs' fingerprints, the versions, the time."""
     return {

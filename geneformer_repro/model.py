@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -93,6 +94,28 @@ def bert_config(size: Size, vocabulary: Vocabulary) -> BertConfig:
         initializer_range=0.02,
         type_vocab_size=2,
     )
+
+
+def flops(config: BertConfig, lengths: np.ndarray, *, read: float = 1.0, n_outputs: int = 0) -> float:
+    """Count the floating-point operations of a forward pass: matrix products and attention, two for each product.
+
+    Parameters
+    ----------
+    config
+        Shape of the network.
+    lengths
+        Tokens of each cell.
+    read
+        Share of the positions that the last block and the head compute.
+    n_outputs
+        Width of the head at each position that is read; 0 for none.
+    """
+    hidden, lengths = config.hidden_size, np.asarray(lengths, dtype=np.float64)
+    n_tokens, n_pairs = lengths.sum(), (lengths**2).sum()
+    key_value = 4 * hidden**2 * n_tokens
+    at_query = (4 * hidden**2 + 4 * hidden * config.intermediate_size) * n_tokens + 4 * hidden * n_pairs
+    head = 2 * hidden * (hidden + n_outputs) * n_tokens * read if n_outputs else 0
+    return float(config.num_hidden_layers * key_value + (config.num_hidden_layers - 1 + read) * at_query + head)
 
 
 class Packed(NamedTuple):

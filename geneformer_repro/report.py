@@ -52,15 +52,15 @@ def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def loss_figure(history: pd.DataFrame, frequency_loss: float) -> "Figure":
-    """Draw training and held-out loss over the cells seen, against the loss of guessing by gene frequency.
+def loss_figure(history: pd.DataFrame, guesses: "pd.Series[float]") -> "Figure":
+    """Draw training and held-out loss over the passes, against the losses of guesses that need no model.
 
     Parameters
     ----------
     history
         ``epoch``, ``loss`` and ``eval_loss`` (nats a masked gene); rows may have either.
-    frequency_loss
-        Loss of the guess that needs no model.
+    guesses
+        Held-out loss of each guess, by name.
     """
     figure, axes = _axes(6.4, 3.8)
     history = history.reindex(columns=["epoch", "loss", "eval_loss"])
@@ -75,9 +75,8 @@ def loss_figure(history: pd.DataFrame, frequency_loss: float) -> "Figure":
         linewidth=1.8,
         label="held-out cells",
     )
-    axes.axhline(
-        frequency_loss, color=ORANGE, linestyle="--", linewidth=1.5, label="guess by gene frequency (no model)"
-    )
+    for (name, loss), style in zip(guesses.items(), ("--", ":"), strict=False):
+        axes.axhline(loss, color=ORANGE, linestyle=style, linewidth=1.5, label=f"guess by {name} (no model)")
     axes.set(xlabel="passes over the training cells", ylabel="loss (nats per masked gene)")
     axes.legend(frameon=False, fontsize=9)
     return figure

@@ -1,14 +1,20 @@
 """The only training loop: `transformers.Trainer`, with what it lacks.
 
-Cells of similar length share a batch; the held-out score is the task's own (Trainer's mean over batches
-weighs a batch of one masked gene like one of a hundred); every log entry is a line of JSON; and a run that
-was cut off goes on from its last epoch when the same command is given again.
+Batches are of equal tokens, the same cells whatever the number of processes; the loss of a step is the mean over what
+all of its batches score; the held-out score is the task's own. Everything random follows from seed, epoch and step, so
+a run that was cut off, at any step, goes on as if it had not been. Checkpoints are written aside, listed with their
+digests, then renamed; a damaged one is passed over. Every log entry is a line of JSON and a point in TensorBoard.
 """
 
+import copy
+import itertools
 import json
 import logging
 import math
+import resource
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,25 +22,52 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
-from torch import nn
-from torch.utils.data import Dataset
+from safetensors.torch import save_file
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from geneformer_repro.batching import LengthGroupedOrder
+from geneformer_repro.batching import StepBatches
 from geneformer_repro.config import ConfigError, require
-from geneformer_repro.errors import InputError
-from geneformer_repro.files import begin_work, drop_if_not_begun, refuse_existing, refuse_other_work, work_folder
+from geneformer_repro.errors import InputError, MissingExtraError
+from geneformer_repro.files import (
+    begin_work,
+    damage,
+    drop_if_not_begun,
+    new_file,
+    read_json,
+    refuse_existing,
+    refuse_other_work,
+    work_folder,
+    write_json,
+    write_manifest,
+)
 from geneformer_repro.model import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, TENSORBOARD = "log.jsonl", "tensorboard"
+SAVE_SECONDS = 600
+"""A run that is not told how often to save does so every ten minutes, and at the end of each epoch."""
 Decay = Literal["linear", "cosine", "constant_with_warmup"]
+
+
+class Interrupted(SystemExit):
+    """A run was asked to stop (SIGTERM), saved what it had, and goes on when the same command is given again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +77,9 @@ class TrainConfig:
     epochs: float
     """Passes over the training cells."""
     batch_size: int = 12
-    """Cells a step on each device."""
+    """Cells of a batch, one on each device a step: so many of mean length, since batches are of equal tokens."""
+    max_tokens: int | None = None
+    """Tokens of a batch, in place of `batch_size`; less needs less memory."""
     learning_rate: float
     """Highest learning rate."""
     decay: Decay = "linear"
@@ -61,26 +96,29 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, self, "epochs", "above 0")
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
+        require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")
         require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
         require(self.decay in get_args(Decay), self, "decay", f"one of {', '.join(map(repr, get_args(Decay)))}")
 
 
 class CellExamples(Dataset):
-    """Rows for the data loader: whatever `get` returns for a row number."""
+    """Cells for the data loader: whatever `get` returns for a row number and an epoch."""
 
-    def __init__(self, lengths: Iterable[int], get: Callable[[int], Any]) -> None:
-        self.lengths, self._get = list(map(int, lengths)), get
+    def __init__(self, lengths: Iterable[int], get: Callable[[int, int], Any]) -> None:
+        self.lengths, self._get = np.asarray(list(lengths), dtype=np.int64), get
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, row: int) -> Any:
-        return self._get(row)
+    def __getitem__(self, row_and_epoch: tuple[int, int]) -> Any:
+        return self._get(*row_and_epoch)
 
 
 @contextmanager
-def resumable(out: str | Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Path]:
+def resumable(
+    out: str | Path, identity: Mapping[str, Any], *, overwrite: bool = False, must_exist: bool = False
+) -> Iterator[Path]:
     """Yield the work folder of a run, ``OUT.partial``, which survives a crash and is removed at the end.
 
     Parameters
@@ -91,14 +129,22 @@ def resumable(out: str | Path, identity: Mapping[str, Any], *, overwrite: bool =
         What makes two runs the same: configuration and inputs.
     overwrite
         Replace the output, and drop the remains of another run.
+    must_exist
+        Raise if there is no unfinished run.
 
     Raises
     ------
+    InputError
+        There is nothing to resume.
     FileExistsError
         `out` exists, or the work folder is that of another run; names the first difference.
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite, marker="provenance.json")
+    if must_exist and not work_folder(out).exists():
+        raise InputError(
+            f"{work_folder(out)}: no such folder, so there is no unfinished run to go on with. Leave out --resume."
+        )
     plan = json.loads(json.dumps(identity, default=str))
     refuse_other_work(out, plan, what="run", overwrite=overwrite)
     processes = PartialState()
@@ -122,6 +168,32 @@ def is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes of a distributed run, on each of them."""
+    if PartialState().num_processes > 1:
+        values = values.to(PartialState().device)
+        torch.distributed.all_reduce(values)
+    return values.cpu()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the rate of a large matrix product on a device, in floating-point operations a second.
+
+    Takes about a quarter of a second; the best of several tries, as other work slows some.
+    """
+    side, best = 256, 0.0
+    deadline = time.perf_counter() + 0.25
+    while time.perf_counter() < deadline:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()
+        seconds = time.perf_counter() - began
+        best = max(best, 2 * side**3 / seconds)
+        if seconds < 0.02 and side < 8192:
+            side *= 2
+    return best
+
+
 def train(
     model: PreTrainedModel,
     examples: CellExamples,
@@ -130,66 +202,105 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, float]],
     config: TrainConfig,
     best_by: str | None = None,
+    flops_an_epoch: float | None = None,
     work: Path,
     step: str,
-) -> pd.DataFrame:
-    """Train a model in place, from the last epoch that `work` holds.
+) -> tuple[PreTrainedModel, pd.DataFrame]:
+    """Train a model, from the last step that `work` holds.
 
     Parameters
     ----------
     model
-        Its forward returns a ``loss`` for what `collate` makes.
+        Its forward returns a ``loss`` for what `collate` makes: a sum divided by ``num_items_in_batch``, the number of
+        labels of the whole step. Changed.
     examples
         The training cells.
     collate
         Examples to a batch.
     evaluate
-        Scores the model on held-out cells, before the first and after every epoch; names without prefix.
+        Scores the model on held-out cells, before the first and after every epoch; names without prefix. Every process
+        calls it.
     config
         Epochs, rates and the like.
     best_by
         Held-out score, larger is better, whose best epoch is kept; None keeps the last.
+    flops_an_epoch
+        Floating-point operations of an epoch, forward and backward, to tell the share of the machine's peak.
     work
-        Folder for Trainer's checkpoints and ``log.jsonl``.
+        Folder for checkpoints, ``log.jsonl`` and TensorBoard's files.
     step
         Word before the progress bar.
 
     Returns
     -------
-    One row a log entry: ``step``, ``epoch``, ``loss`` (training, since the last entry) and ``eval_…`` scores.
+    The trained model, whole on every process (`model` itself unless DeepSpeed or FSDP cut that into shards), and one
+    row a log entry: ``step``, ``epoch``, ``loss`` (training, since the last entry) and ``eval_…`` scores.
 
     Raises
     ------
     ConfigError
         ``config.trainer`` names a field that `TrainingArguments` does not have.
     InputError
-        The loss is not finite.
+        The loss is not finite (the batch is in `work`), the device has too little memory, or there are fewer cells
+        than batches a step.
+    Interrupted
+        The process received SIGTERM; what was done is saved.
     """
-    arguments = _arguments(config, best_by, work, n_examples=len(examples))
-    trainer = _Trainer(
-        model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
+    arguments = _arguments(config, best_by, work)
+    batches = StepBatches(
+        examples.lengths,
+        batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
+        process=arguments.process_index,
+        n_processes=arguments.world_size,
+        batches_a_step=arguments.gradient_accumulation_steps,
+        seed=config.seed,
     )
-    trainer.score, trainer.lengths = evaluate, examples.lengths
+    _set_steps(arguments, config, batches.n_steps)
+    try:
+        trainer = _Trainer(
+            model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
+        )
+    except RuntimeError as error:  # a reporter that is not installed
+        raise MissingExtraError(f"trainer.report_to: {error} pip install 'geneformer-repro[wandb]'.") from error
+    whole = copy.deepcopy(model) if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else None
     work.mkdir(parents=True, exist_ok=True)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Show(step, len(examples), work / LOG_FILE))
-    last = _last_complete_checkpoint(work)
+    trainer.prepare(evaluate, batches, work, step)
+    trainer.add_callback(_Save(trainer, every_seconds=None if _says_when_to_save(config) else SAVE_SECONDS))
+    trainer.add_callback(_Show(trainer, flops_an_epoch))
+    last = _last_checkpoint(work)
     if last:
-        trainer.args.eval_on_start = False  # its score is in the history that is restored
+        arguments.eval_on_start = False  # its score is in the history that is restored
         logger.info("%s: goes on from %s.", step, last)
-    with quiet_transformers():
-        trainer.train(resume_from_checkpoint=last)
-    return pd.DataFrame(trainer.state.log_history)
+    with quiet_transformers(), trainer.stopping_on_sigterm():
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trained = (
+        _whole(trainer, whole)
+        if whole is not None
+        else trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    )
+    return trained, pd.DataFrame(trainer.state.log_history)
 
 
-def _last_complete_checkpoint(work: Path) -> str | None:
-    """Return Trainer's newest checkpoint whose last file was written; a run killed while saving leaves one without."""
-    complete = [folder for folder in work.glob("checkpoint-*") if (folder / "trainer_state.json").exists()]
-    return str(max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))) if complete else None
+def _says_when_to_save(config: TrainConfig) -> bool:
+    return bool({"save_strategy", "save_steps"} & set(config.trainer))
 
 
-def _arguments(config: TrainConfig, best_by: str | None, work: Path, *, n_examples: int) -> TrainingArguments:
+def _last_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint that is whole."""
+    folders = sorted(work.glob("checkpoint-*"), key=lambda folder: -int(folder.name.removeprefix("checkpoint-")))
+    for folder in folders:
+        reason = damage(folder)
+        if not reason:
+            return folder
+        logger.warning("%s is damaged (%s) and passed over.", folder, reason)
+    return None
+
+
+def _arguments(config: TrainConfig, best_by: str | None, work: Path) -> TrainingArguments:
+    has_gpu = torch.cuda.is_available()
     chosen: dict[str, Any] = {
         "output_dir": str(work),
         "num_train_epochs": config.epochs,
@@ -197,6 +308,7 @@ def _arguments(config: TrainConfig, best_by: str | None, work: Path, *, n_exampl
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.decay,
         "weight_decay": config.weight_decay,
+        "optim": "adamw_torch_fused",
         "seed": config.seed,
         "eval_strategy": "epoch",
         "eval_on_start": True,
@@ -204,48 +316,104 @@ def _arguments(config: TrainConfig, best_by: str | None, work: Path, *, n_exampl
         "save_total_limit": 2,
         "report_to": "none",
         "remove_unused_columns": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "average_tokens_across_devices": True,
+        "ddp_find_unused_parameters": False,
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": has_gpu,
+        "dataloader_num_workers": 4 if has_gpu else 0,
         "disable_tqdm": True,
     }
     if best_by:
         chosen |= {"load_best_model_at_end": True, "metric_for_best_model": best_by, "greater_is_better": True}
-    given = dict(config.trainer)
     try:
-        arguments = TrainingArguments(**chosen | given)
+        arguments = TrainingArguments(**chosen | dict(config.trainer))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: transformers.TrainingArguments refuses these fields: {error}") from error
-    steps_an_epoch = -(
-        -n_examples // (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
-    )
+    if arguments.bf16 and arguments.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning("trainer.bf16: this CPU computes bfloat16 by emulation, far slower than float32. Leave it out.")
+    return arguments
+
+
+def _set_steps(arguments: TrainingArguments, config: TrainConfig, steps_an_epoch: int) -> None:
+    """Set what depends on the number of steps: how often to log, and the warm-up."""
+    given = dict(config.trainer)
     n_steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(steps_an_epoch * arguments.num_train_epochs)
     if "logging_steps" not in given:
-        arguments.logging_steps = max(1, steps_an_epoch // 8)
-    if not {"warmup_steps", "warmup_ratio"} & set(given):
-        arguments.warmup_steps = (
-            round(config.warmup_steps * n_steps) if config.warmup_steps < 1 else int(config.warmup_steps)
+        arguments.logging_steps = min(100, max(1, steps_an_epoch // 8))
+    if {"warmup_steps", "warmup_ratio"} & set(given):
+        return
+    arguments.warmup_steps = (
+        round(config.warmup_steps * n_steps) if config.warmup_steps < 1 else int(config.warmup_steps)
+    )
+    if arguments.warmup_steps >= n_steps:
+        raise ConfigError(
+            f"warmup_steps is {config.warmup_steps:g} but the run has only {n_steps} steps, so the learning "
+            f"rate would never reach {config.learning_rate:g}. "
+            "Give fewer steps, or a share of all steps such as warmup_steps=0.1."
         )
-        if arguments.warmup_steps >= n_steps:
-            raise ConfigError(
-                f"warmup_steps is {config.warmup_steps:g} but the run has only {n_steps} steps, so the learning "
-                f"rate would never reach {config.learning_rate:g}. "
-                "Give fewer steps, or a share of all steps such as warmup_steps=0.1."
-            )
-    return arguments
+
+
+class _Loader(DataLoader):
+    """A data loader that tells its batches the epoch, as Trainer expects."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 class _Trainer(Trainer):
     model: PreTrainedModel
-    score: Callable[[nn.Module], dict[str, float]]
-    lengths: list[int]
+    train_dataset: CellExamples
 
-    def _get_train_sampler(self, *_: Any) -> LengthGroupedOrder:
-        return LengthGroupedOrder(self.lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+    def prepare(
+        self, score: Callable[[nn.Module], dict[str, float]], batches: StepBatches, work: Path, step: str
+    ) -> None:
+        """Take what Trainer's constructor has no place for."""
+        self.score, self.batches, self.work, self.step = score, batches, work, step
+        self.model_accepts_loss_kwargs = True
+        self.aside_seconds = 0.0
+        """Spent on scoring and saving so far."""
+        self.stop_asked = False
+        self._saving = False
+        self._micro_step = 0
 
-    def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
-        loss = super().training_step(*inputs, **options)
+    # Batches and steps
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        return _Loader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def get_batch_samples(self, *given: Any, **options: Any) -> Any:
+        self._micro_step = 0
+        return super().get_batch_samples(*given, **options)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *given: Any, **options: Any) -> Tensor:
+        place = [self.args.seed, self.state.global_step, self._micro_step, self.args.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))  # dropout
+        try:
+            loss = super().training_step(model, inputs, *given, **options)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise InputError(self._too_large()) from error
+            raise
         if not torch.isfinite(loss):
-            raise InputError(self._diverged(f"The loss became {loss.item()}"))
+            raise InputError(f"{self._diverged(f'The loss became {loss.item()}')} {self._keep(inputs)}")
+        self._micro_step += 1
         return loss
+
+    def _too_large(self) -> str:
+        budget, n_batches = self.batches.tokens_a_batch, self.args.gradient_accumulation_steps
+        return (
+            f"Out of memory with batches of {budget:,} tokens. Try max_tokens={budget // 2}; with "
+            f"trainer.gradient_accumulation_steps={2 * n_batches} a step stays as large as it was."
+        )
 
     def _diverged(self, what: str) -> str:
         return (
@@ -253,43 +421,200 @@ class _Trainer(Trainer):
             f"or lengthen the warm-up ({self.args.warmup_steps} steps)."
         )
 
+    def _keep(self, inputs: dict[str, Any]) -> str:
+        """Save a batch for inspection, say where."""
+        path = self.work / f"not_finite_step{self.state.global_step}_process{self.args.process_index}.safetensors"
+        tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in inputs.items()}
+        done = self.state.global_step % self.batches.n_steps * self.args.gradient_accumulation_steps
+        rows = next(itertools.islice(self.batches, done + self._micro_step, None))
+        with new_file(path, overwrite=True) as aside:
+            save_file(tensors | {"rows": torch.tensor([row for row, _ in rows])}, aside)
+        return f"The batch, with the row numbers of its cells, is in {path}."
+
+    # Scores
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
+        began = time.perf_counter()
         self.model.eval()
         with torch.no_grad():
             scores = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
         wrong = [name for name, value in scores.items() if not math.isfinite(value)]
         if wrong:
             raise InputError(self._diverged(f"{wrong[0]} became {scores[wrong[0]]}"))
+        self.aside_seconds += time.perf_counter() - began
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.work / "saving") if self._saving else str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write aside, list the files with their digests, then rename."""
+        began = time.perf_counter()
+        name = f"checkpoint-{self.state.global_step}"
+        aside = self.work / "saving"
+        loss = sum_over_processes(self._tr_loss.clone()).item() / self.args.world_size
+        if self.args.process_index == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self.work / f"checkpoint-{self.state.best_global_step}")
+        self.accelerator.wait_for_everyone()
+        if self.args.process_index == 0:
+            self.state.save_to_json(str(aside / name / "trainer_state.json"))
+            write_json(aside / name / "loss.json", {"sum": loss, "since_step": self._globalstep_last_logged})
+            write_manifest(aside / name)
+            shutil.rmtree(self.work / name, ignore_errors=True)
+            (aside / name).rename(self.work / name)
+            aside.rmdir()
+            self._drop_old_checkpoints()
+        self.accelerator.wait_for_everyone()
+        self.aside_seconds += time.perf_counter() - began
+
+    def _drop_old_checkpoints(self) -> None:
+        folders = sorted(self.work.glob("checkpoint-*"), key=lambda one: int(one.name.removeprefix("checkpoint-")))
+        best = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint)
+        for folder in folders[: -self.args.save_total_limit if self.args.save_total_limit else 0]:
+            if folder != best:
+                shutil.rmtree(folder)
+
+    def restore_loss(self) -> None:
+        """Go on with the mean of the losses since the last log entry."""
+        path = self.work / f"checkpoint-{self.state.global_step}" / "loss.json"
+        if self.state.global_step and path.exists():
+            kept = read_json(path)
+            self._tr_loss += kept["sum"]
+            self._globalstep_last_logged = kept["since_step"]
+
+    @contextmanager
+    def stopping_on_sigterm(self) -> Iterator[None]:
+        """Note SIGTERM instead of dying of it; the step that is under way is finished first."""
+
+        def note(*_: Any) -> None:
+            self.stop_asked = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _whole(trainer: _Trainer, like: PreTrainedModel) -> PreTrainedModel:
+    """Gather a model that is cut into shards, in float32, on every process."""
+    if trainer.is_deepspeed_enabled:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        named = trainer.accelerator.unwrap_model(trainer.model_wrapped).named_parameters()
+        weights = {name: safe_get_full_fp32_param(weight) for name, weight in named}
+    else:
+        named = trainer.model.named_parameters()
+        weights = {name: weight.full_tensor() if hasattr(weight, "full_tensor") else weight for name, weight in named}
+    with torch.no_grad():
+        for name, weight in like.named_parameters():
+            weight.copy_(weights[name])
+    return like
+
+
+class _Save(TrainerCallback):
+    """Saves every so many seconds, and when the process is asked to stop; all processes decide the same."""
+
+    def __init__(self, trainer: _Trainer, every_seconds: float | None) -> None:
+        self._trainer, self._every_seconds = trainer, every_seconds
+        self._stopping = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._saved = time.monotonic()
+        self._trainer.restore_loss()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        due = self._every_seconds is not None and time.monotonic() - self._saved > self._every_seconds
+        wish = torch.tensor(2 if self._trainer.stop_asked else int(due), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(wish, op=torch.distributed.ReduceOp.MAX)
+        control.should_save |= wish.item() > 0
+        self._stopping = wish.item() == 2
+        if self._stopping:
+            control.should_evaluate = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._saved = time.monotonic()
+        if self._stopping:
+            message = (
+                f"{self._trainer.step}: stopped by SIGTERM at step {state.global_step} of {state.max_steps}; saved. "
+                "The same command goes on from there."
+            )
+            if state.is_world_process_zero:
+                logger.warning(message)
+            raise Interrupted(message)
+
 
 class _Show(TrainerCallback):
-    """A bar that counts cells, and a line of JSON for every log entry."""
+    """A bar that counts tokens; a line of JSON and points of TensorBoard for every log entry."""
 
-    def __init__(self, step: str, n_cells: int, log: Path) -> None:
-        self._step, self._n_cells, self._log = step, n_cells, log
+    def __init__(self, trainer: _Trainer, flops_an_epoch: float | None) -> None:
+        self._trainer, self._flops_an_epoch = trainer, flops_an_epoch
+        self._log = trainer.work / LOG_FILE
         self._shown: dict[str, str] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._began, self._first = time.perf_counter(), state.global_step
-            a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            self._cells_a_step = self._n_cells / math.ceil(self._n_cells / a_step)
-            self._bar = tqdm(
-                total=round(state.max_steps * self._cells_a_step),
-                initial=round(state.global_step * self._cells_a_step),
-                desc=self._step,
-                unit=" cells",
-                dynamic_ncols=True,
-            )
+        if not state.is_world_process_zero:
+            return
+        batches = self._trainer.batches
+        self._tokens_a_step = batches.n_tokens / batches.n_steps
+        self._cells_a_step = len(self._trainer.train_dataset) / batches.n_steps
+        self._flops_a_step = (self._flops_an_epoch or 0) / batches.n_steps
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        self._peak = peak_flops(args.device, dtype) * args.world_size if self._flops_an_epoch else None
+        _keep_lines_until(self._log, state.global_step)
+        self._announce(args, state)
+        self._board = SummaryWriter(str(self._trainer.work / TENSORBOARD), purge_step=state.global_step + 1)
+        self._bar = tqdm(
+            total=round(state.max_steps * self._tokens_a_step),
+            initial=round(state.global_step * self._tokens_a_step),
+            desc=self._trainer.step,
+            unit=" tokens",
+            unit_scale=True,
+            dynamic_ncols=True,
+        )
+        self._began, self._before = time.perf_counter(), self._trainer.aside_seconds
+        self._last_step, self._last_seconds = state.global_step, 0.0
+
+    def _announce(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Say what runs, how."""
+        batches = self._trainer.batches
+        facts = {
+            "event": self._trainer.step,
+            "step": state.global_step,
+            "engine": _engine(self._trainer),
+            "processes": args.world_size,
+            "device": str(args.device),
+            "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+            "steps": state.max_steps,
+            "tokens_a_batch": batches.tokens_a_batch,
+            "padding": round(batches.padding(), 4) if args.device.type == "cpu" else 0.0,
+            "peak_flops": self._peak,
+        }
+        logger.info(json.dumps(facts))
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self._bar.update(round(state.global_step * self._cells_a_step) - self._bar.n)
+            self._bar.update(round(state.global_step * self._tokens_a_step) - self._bar.n)
 
     def on_log(
         self,
@@ -301,24 +626,72 @@ class _Show(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        seconds = time.perf_counter() - self._began
-        cells = (state.global_step - self._first) * self._cells_a_step
-        entry = {
-            "event": self._step,
-            "step": state.global_step,
-            **(logs or {}),
-            "seconds": round(seconds, 2),
-            "cells_per_second": round(cells / seconds, 1),
-        }
+        seconds = time.perf_counter() - self._began - self._trainer.aside_seconds + self._before
+        entry = {"event": self._trainer.step, "step": state.global_step, **(logs or {}), "seconds": round(seconds, 2)}
+        entry |= self._rates(state.global_step, seconds)
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        self._shown |= {
-            name.removeprefix("eval_"): f"{value:.3g}"
-            for name, value in (logs or {}).items()
-            if name == "loss" or name.startswith("eval_")
-        }
+        for name, value in entry.items():
+            if isinstance(value, (int, float)) and name not in ("step", "seconds"):
+                self._board.add_scalar(name.replace("eval_", "held_out/"), value, state.global_step)
+        self._board.flush()
+        for name, shown in (("loss", "loss"), ("eval_loss", "held-out")):
+            if name in entry:
+                self._shown[shown] = f"{entry[name]:.3f}"
+        if "cells_per_second" in entry:
+            self._shown["cells/s"] = f"{entry['cells_per_second']:.3g}"
+        if "share_of_peak" in entry:
+            self._shown["of peak"] = f"{entry['share_of_peak']:.0%}"
         self._bar.set_postfix(self._shown, refresh=False)
+
+    def _rates(self, step: int, seconds: float) -> dict[str, float]:
+        """Rates since the last entry of a training loss, scoring and saving not counted."""
+        steps_a_second = (step - self._last_step) / max(seconds - self._last_seconds, 1e-9)
+        if step == self._last_step:
+            return {}
+        self._last_step, self._last_seconds = step, seconds
+        found = {
+            "tokens_per_second": round(steps_a_second * self._tokens_a_step, 1),
+            "cells_per_second": round(steps_a_second * self._cells_a_step, 2),
+            "peak_memory_gb": round(_peak_memory_gb(), 2),
+        }
+        if self._peak:
+            found["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
+        return found
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             self._bar.close()
+            self._board.close()
+
+
+def _engine(trainer: _Trainer) -> str:
+    """Name what spreads the work over processes."""
+    if trainer.is_deepspeed_enabled:
+        return f"DeepSpeed ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+    if trainer.is_fsdp_enabled:
+        return f"FSDP{getattr(trainer.accelerator.state.fsdp_plugin, 'fsdp_version', 1)}"
+    return "DDP" if trainer.args.world_size > 1 else "one process"
+
+
+def _keep_lines_until(log: Path, step: int) -> None:
+    """Drop the lines of steps that a run which goes on will do again."""
+    if not log.exists():
+        return
+    kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
+    with new_file(log, overwrite=True) as aside:
+        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except ValueError:  # a line that a crash cut off
+        return False
+
+
+def _peak_memory_gb() -> float:
+    """Most memory so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

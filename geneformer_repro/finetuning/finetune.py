@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from geneformer_repro.files import new_directory, provenance
 from geneformer_repro.finetuning import baselines
 from geneformer_repro.finetuning.metrics import confusion, scores, scores_with_intervals
 from geneformer_repro.finetuning.splits import Split, split_cells, split_table
-from geneformer_repro.model import CellClassifier, Checkpoint, Head, Pooling, require_poolable
+from geneformer_repro.model import CellClassifier, Checkpoint, Head, Pooling, flops, require_poolable
 from geneformer_repro.report import confusion_figure, methods_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
@@ -259,8 +259,8 @@ def _train_network(
         model.bert.load_state_dict(start.model.bert.state_dict())
     train_rows = task.split.train
     codes = task.codes(train_rows)
-    examples = CellExamples(task.cells.lengths[train_rows], lambda i: (task.cells[train_rows[i]], codes[i]))
-    history = train(
+    examples = CellExamples(task.cells.lengths[train_rows], lambda i, _: (task.cells[train_rows[i]], codes[i]))
+    trained, history = train(
         model,
         examples,
         collate=lambda batch: (
@@ -271,9 +271,10 @@ def _train_network(
         config=task.config,
         best_by="macro_f1",
         work=work,
+        flops_an_epoch=3 * flops(bert_config, examples.lengths),
         step=step,
     )
-    return model, history
+    return cast(CellClassifier, trained), history
 
 
 def _scorer(task: _Task, rows: np.ndarray) -> Callable[[nn.Module], dict[str, float]]:

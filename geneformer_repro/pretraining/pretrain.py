@@ -1,48 +1,102 @@
 """Pretraining: learn to name the genes that were hidden from a cell.
 
-Beside the model's held-out loss stands that of a guess which needs no model: every gene by how often cells
-express it. A model that does not beat it has learned nothing about cells.
+Beside the model's held-out scores stand those of two guesses that need no model: every gene by how often cells express
+it, and by how often at such a rank. A model that does not beat them has learned nothing about cells.
 """
 
 import copy
 import logging
+import math
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
+import pandas as pd
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
+from transformers import BertConfig
 
-from geneformer_repro.batching import collate, token_budget_batches
-from geneformer_repro.config import require, resolved
+from geneformer_repro.batching import token_budget_batches
+from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import MAX_TOKENS
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import new_directory, provenance
-from geneformer_repro.model import IGNORED, Checkpoint, MaskedGeneModel, Size, bert_config
-from geneformer_repro.pretraining.masking import mask_genes
+from geneformer_repro.model import IGNORED, Checkpoint, MaskedGeneModel, Size, bert_config, flops
+from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.report import loss_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
+from geneformer_repro.training import (
+    LOG_FILE,
+    TENSORBOARD,
+    CellExamples,
+    Decay,
+    TrainConfig,
+    is_main_process,
+    resumable,
+    sum_over_processes,
+    train,
+)
 
 logger = logging.getLogger(__name__)
+
+Recipe = Literal["V1", "V2"]
+_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "V1": {
+        "size": "V1-10M",
+        "batch_size": 12,
+        "learning_rate": 1e-3,
+        "decay": "linear",
+        "warmup_steps": 10_000,
+        "weight_decay": 0.001,
+    },
+    "V2": {
+        "size": "V2-104M",
+        "batch_size": 18,
+        "learning_rate": 2e-4,
+        "decay": "cosine",
+        "warmup_steps": 0.007,
+        "weight_decay": 0.001,
+    },
+}
+_OF_THE_RECIPE: Any = None
+MODEL, FREQUENCY, RANK = "model", "gene frequency", "gene frequency at the rank"
+_MOST_HELD_OUT, _MOST_COUNTED = 10_000, 100_000
+_HELD_OUT_EPOCH = 2**23
+"""Names the masks of held-out cells, which no epoch of training uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """How to pretrain; the defaults are the published recipe of the V1 series."""
+    """How to pretrain; what is not given is as in the published recipe."""
 
-    size: Size = "V1-10M"
+    recipe: Recipe = "V1"
+    """Published recipe: "V1" (V1-10M, rate 1e-3 falling in a line after 10,000 steps, batches of 12 cells) or "V2"
+    (V2-104M, rate 2e-4 falling as a cosine after 0.7 % of the steps, batches of 18)."""
+    size: Size = _OF_THE_RECIPE
     """Shape of the network; not used when it goes on from a checkpoint."""
+    network: Mapping[str, Any] | None = None
+    """Fields of `transformers.BertConfig` that differ from those of the size."""
     epochs: float = 3
-    learning_rate: float = 1e-3
-    warmup_steps: float = 10_000
+    batch_size: int = _OF_THE_RECIPE
+    learning_rate: float = _OF_THE_RECIPE
+    decay: Decay = _OF_THE_RECIPE
+    warmup_steps: float = _OF_THE_RECIPE
+    weight_decay: float = _OF_THE_RECIPE
     mask_probability: float = 0.15
     """Chance of each gene to be hidden."""
     held_out: float = 0.05
-    """Share of the cells kept from training and scored."""
+    """Share of the cells kept from training and scored; 10,000 cells at most."""
 
     def __post_init__(self) -> None:
+        require(self.recipe in get_args(Recipe), self, "recipe", f"one of {', '.join(map(repr, get_args(Recipe)))}")
+        for name, value in _RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         super().__post_init__()
         require(0 < self.mask_probability < 1, self, "mask_probability", "between 0 and 1")
         require(0 < self.held_out < 1, self, "held_out", "between 0 and 1")
@@ -55,106 +109,224 @@ def pretrain(
     out: str | Path,
     base: Checkpoint | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> Checkpoint:
     """Pretrain a model on cells, or go on from a checkpoint.
 
     Parameters
     ----------
     cells
-        Tokenised cells; no labels are used.
+        Tokenised cells; no labels are used. Cells without a gene are left out.
     config
         Recipe; default `PretrainConfig()`.
     out
-        Folder for the checkpoint, ``log.jsonl``, ``history.tsv`` and ``loss.png``. A run that was cut off leaves
-        ``OUT.partial``; the same call goes on from its last epoch.
+        Folder for the checkpoint, ``log.jsonl``, ``history.tsv``, ``scores.tsv``, ``loss.png`` and ``tensorboard``. A
+        run that was cut off leaves ``OUT.partial``; the same call goes on from its last saved step.
     base
         Start from these weights (continual pretraining); left as it is.
     overwrite
         Replace a checkpoint that `out` holds.
+    resume
+        Only go on: raise if there is no unfinished run.
 
     Returns
     -------
-    The checkpoint. Its ``provenance["result"]`` has ``held_out_loss`` and ``frequency_loss``, the loss of guessing
-    genes by their frequency in the training cells: mean cross-entropy in nats over the same masked genes.
+    The checkpoint, on every process. Its ``provenance["result"]`` has ``scores``: ``loss`` (mean cross-entropy in nats
+    over the masked genes of held-out cells), ``perplexity``, ``top1`` and ``top5`` (share of those genes that are the
+    likeliest one, or among the five likeliest) of the model and of two guesses that need none.
 
     Raises
     ------
     InputError
-        There are too few cells to hold any out, or none of theirs is masked.
+        There are too few cells to hold any out, none of theirs is masked, or there is nothing to resume.
     VocabularyMismatchError
         `base` has another vocabulary than the cells.
     FileExistsError
         `out` exists, or an unfinished run with other settings.
+    Interrupted
+        The process received SIGTERM; the run is saved.
     """
     config = config or PretrainConfig()
     if base is not None:
         base.require_matching(cells)
-    train_rows, held_rows = _split(len(cells), config)
-    identity = {
-        "step": "pretrain",
-        "config": resolved(config),
+    train_rows, held_rows = _split(cells, config)
+    inputs = {
         "cells": cells.fingerprint,
         "vocabulary": cells.vocabulary.fingerprint,
         "base": base and base.fingerprint,
     }
-    with resumable(out, identity, overwrite=overwrite) as work:
+    identity = {"step": "pretrain", "config": resolved(config), **inputs, "processes": PartialState().num_processes}
+    with resumable(out, identity, overwrite=overwrite, must_exist=resume) as work:
         model = _initial_model(cells.vocabulary, config, base)
-        held_out = HeldOut(cells.select(held_rows), config)
-        training_cells = cells.select(train_rows)
-        frequency_loss = held_out.loss_of(gene_frequency(training_cells))
-        history = train(
+        held_out = HeldOut(cells, held_rows, config)
+        lengths = cells.lengths[train_rows]
+        counts = counts_by_rank(cells, _sample(train_rows, _MOST_COUNTED, config.seed))
+        guesses = {
+            name: held_out.scores(Guess(counts, cells.vocabulary, by_rank=name == RANK)) for name in (FREQUENCY, RANK)
+        }
+        trained, history = train(
             model,
-            CellExamples(training_cells.lengths, training_cells.__getitem__),
-            collate=lambda examples: _masked_batch(examples, cells.vocabulary, config),
-            evaluate=lambda trained: {"loss": held_out.loss(trained)},
+            CellExamples(lengths, lambda i, epoch: _masked_cell(cells, int(train_rows[i]), epoch, config)),
+            collate=pack,
+            evaluate=held_out.scores,
             config=config,
+            flops_an_epoch=3
+            * flops(model.config, lengths, read=config.mask_probability, n_outputs=cells.vocabulary.size),
             work=work,
             step="pretrain",
         )
+        scores = pd.DataFrame({MODEL: held_out.scores(trained), **guesses}).T.rename_axis("method")
         result = {
-            "held_out_loss": round(held_out.loss(model), 6),
-            "frequency_loss": round(frequency_loss, 6),
+            "scores": {str(name): row.round(6).to_dict() for name, row in scores.iterrows()},
             "n_cells": len(train_rows),
             "n_held_out": len(held_rows),
         }
-        record = provenance(
-            "pretrain",
-            config=resolved(config),
-            inputs={
-                "cells": cells.fingerprint,
-                "vocabulary": cells.vocabulary.fingerprint,
-                "base": base and base.fingerprint,
-            },
-        )
-        checkpoint = Checkpoint(
-            model.eval(), cells.vocabulary, None, record | {"result": result}, name=f"checkpoint {out}"
-        )
+        record = provenance("pretrain", config=resolved(config), inputs=inputs) | {"result": result}
+        trained = cast(MaskedGeneModel, trained.eval())
+        checkpoint = Checkpoint(trained, cells.vocabulary, None, record, name=f"checkpoint {out}")
         if is_main_process():
             with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
                 checkpoint.write_into(folder)
                 history.to_csv(folder / "history.tsv", sep="\t", index=False)
-                (folder / LOG_FILE).write_bytes((work / LOG_FILE).read_bytes())
-                loss_figure(history, frequency_loss).savefig(folder / "loss.png", dpi=150)
-    logger.info(
-        "pretrain: held-out loss %.3f nats a masked gene; guessing by gene frequency gives %.3f.",
-        result["held_out_loss"],
-        frequency_loss,
-    )
+                scores.to_csv(folder / "scores.tsv", sep="\t")
+                shutil.copyfile(work / LOG_FILE, folder / LOG_FILE)
+                shutil.copytree(work / TENSORBOARD, folder / TENSORBOARD)
+                loss_figure(history, scores["loss"].drop(MODEL)).savefig(folder / "loss.png", dpi=150)
+            logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))
+            logger.info("%s", _table(scores))
     return checkpoint
 
 
-def gene_frequency(cells: TokenizedDataset) -> Tensor:
-    """Return the log-probability of each token, (vocabulary,), by the number of cells that express it.
+def _table(scores: pd.DataFrame) -> str:
+    shown = pd.DataFrame(
+        {
+            "loss (nats)": scores["loss"].map("{:.3f}".format),
+            "perplexity": scores["perplexity"].map("{:,.0f}".format),
+            "top-1": scores["top1"].map("{:.1%}".format),
+            "top-5": scores["top5"].map("{:.1%}".format),
+        }
+    )
+    return shown.rename_axis(None).to_string()
 
-    One cell is added to each gene, so that none is impossible; special tokens are.
+
+# Cells
+
+
+def _split(cells: TokenizedDataset, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.flatnonzero(cells.lengths > (2 if cells.vocabulary.has_cls else 0))
+    if len(rows) < len(cells):
+        logger.info("pretrain: %d of %d cells have no gene; left out.", len(cells) - len(rows), len(cells))
+    n_held_out = max(1, min(round(len(rows) * config.held_out), _MOST_HELD_OUT))
+    if len(rows) - n_held_out < 1:
+        raise InputError(
+            f"{len(rows)} cells are too few to train on some and hold others out (held_out={config.held_out})."
+        )
+    order = rows[np.random.default_rng(config.seed).permutation(len(rows))]
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def _sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    return rows if len(rows) <= most else np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
+def _masked_cell(cells: TokenizedDataset, row: int, epoch: int, config: PretrainConfig) -> Masked:
+    rng = cell_rng(config.seed, epoch, row)
+    return mask_genes(cells[row], cells.vocabulary, probability=config.mask_probability, rng=rng)
+
+
+def pack(cells: list[Masked]) -> dict[str, Any]:
+    """Lay masked cells end to end, without padding.
+
+    Returns
+    -------
+    ``input_ids`` and ``labels`` of all tokens, (T,), and the ``lengths`` of the cells.
     """
-    counts = np.zeros(cells.vocabulary.size)
-    for tokens in cells:
-        counts[tokens] += 1
-    frequency = np.zeros_like(counts)
-    frequency[cells.vocabulary.tokens] = counts[cells.vocabulary.tokens] + 1
-    with np.errstate(divide="ignore"):
-        return torch.from_numpy(np.log(frequency / frequency.sum()))
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([cell.input_ids for cell in cells])),
+        "labels": torch.from_numpy(np.concatenate([cell.labels for cell in cells])),
+        "lengths": tuple(len(cell.input_ids) for cell in cells),
+    }
+
+
+def _initial_model(vocabulary: Vocabulary, config: PretrainConfig, base: Checkpoint | None) -> MaskedGeneModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        if base is None:
+            model = MaskedGeneModel(_network(vocabulary, config))
+        else:
+            model = MaskedGeneModel(copy.deepcopy(base.model.config))
+    if base is not None:
+        if not isinstance(base.model, MaskedGeneModel):
+            raise InputError(f"{base.name} is a classifier without a masked-gene head; go on from a pretrained model.")
+        model.load_state_dict(base.model.state_dict())
+    return model
+
+
+def _network(vocabulary: Vocabulary, config: PretrainConfig) -> BertConfig:
+    network = bert_config(config.size, vocabulary)
+    for name, value in (config.network or {}).items():
+        if not hasattr(network, name):
+            raise ConfigError(
+                f"network: transformers.BertConfig has no field {name!r}. {did_you_mean(name, vars(network))}"
+            )
+        setattr(network, name, value)
+    if network.hidden_size % network.num_attention_heads:
+        raise ConfigError(
+            f"network: hidden_size {network.hidden_size} is no multiple of num_attention_heads "
+            f"{network.num_attention_heads}."
+        )
+    return network
+
+
+# Scores
+
+
+class Guess:
+    """What is to be known of a hidden gene without looking at the cell: how often cells express each gene.
+
+    Parameters
+    ----------
+    counts
+        How often each token was seen in each range of ranks, (ranges, vocabulary); see `counts_by_rank`.
+    vocabulary
+        Tells genes from special tokens, which are impossible.
+    by_rank
+        Guess by the counts near the hidden gene's rank, mixed with those of all ranks (which weigh a tenth, and at
+        least as much as 1,000 genes); else by the counts of all ranks alone. One is added to each gene's count, so that
+        none is impossible.
+    """
+
+    def __init__(self, counts: np.ndarray, vocabulary: Vocabulary, *, by_rank: bool) -> None:
+        overall = np.zeros(vocabulary.size)
+        overall[vocabulary.tokens] = counts.sum(0)[vocabulary.tokens] + 1
+        overall /= overall.sum()
+        shares = overall[None]
+        if by_rank:
+            mixed = counts + np.maximum(1000, counts.sum(1, keepdims=True) / 10) * overall
+            mixed[:, overall == 0] = 0
+            shares = mixed / mixed.sum(1, keepdims=True)
+        with np.errstate(divide="ignore"):
+            self._log_share = torch.from_numpy(np.log(shares))
+        self._place = self._log_share.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+    def sums(self, ranks_M: Tensor, target_M: Tensor) -> Tensor:
+        """Sum of the losses, and how many targets are the likeliest gene at their rank, and among the five likeliest."""
+        range_M = torch.from_numpy(_range_of(ranks_M.numpy())).clamp(max=len(self._log_share) - 1)
+        place_M = self._place[range_M, target_M]
+        return torch.stack([-self._log_share[range_M, target_M].sum(), (place_M < 1).sum(), (place_M < 5).sum()])
+
+
+def counts_by_rank(cells: TokenizedDataset, rows: np.ndarray) -> np.ndarray:
+    """Count the tokens of cells by range of ranks; there are 8 ranges to each doubling of the rank."""
+    counts = np.zeros((_range_of(np.array([cells.vocabulary.max_length]))[0] + 1, cells.vocabulary.size))
+    for row in rows:
+        tokens = cells[row]
+        counts[_range_of(np.arange(len(tokens))), tokens] += 1
+    return counts
+
+
+def _range_of(ranks: np.ndarray) -> np.ndarray:
+    return np.floor(8 * np.log2(1 + ranks)).astype(np.int64)
 
 
 class HeldOut:
@@ -162,8 +334,8 @@ class HeldOut:
 
     Parameters
     ----------
-    cells
-        Cells that are not trained on.
+    cells, rows
+        Cells, and the row numbers of those that are not trained on.
     config
         Gives the masking probability and the seed.
 
@@ -173,68 +345,56 @@ class HeldOut:
         No gene was masked.
     """
 
-    def __init__(self, cells: TokenizedDataset, config: PretrainConfig) -> None:
-        generator = torch.Generator().manual_seed(config.seed)
-        self._batches = []
-        for rows in token_budget_batches(cells.lengths, MAX_TOKENS // 2):
-            batch = collate([cells[row] for row in rows], cells.vocabulary)
-            masked = mask_genes(
-                batch["input_ids"], cells.vocabulary, probability=config.mask_probability, generator=generator
-            )
-            self._batches.append(
-                {"input_ids": masked.input_ids, "attention_mask": batch["attention_mask"], "labels": masked.labels}
-            )
-        self._targets = torch.cat([batch["labels"][batch["labels"] != IGNORED] for batch in self._batches])
-        if not len(self._targets):
+    def __init__(self, cells: TokenizedDataset, rows: np.ndarray, config: PretrainConfig) -> None:
+        masked = [_masked_cell(cells, int(row), _HELD_OUT_EPOCH, config) for row in rows]
+        lengths = cells.lengths[rows]
+        self._batches = [pack([masked[i] for i in of]) for of in token_budget_batches(lengths, MAX_TOKENS // 2)]
+        self.n_masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in self._batches)
+        if not self.n_masked:
             raise InputError(
-                f"None of the genes of {len(cells)} held-out cells was masked; hold out more cells "
+                f"None of the genes of {len(rows)} held-out cells was masked; hold out more cells "
                 f"(held_out={config.held_out})."
             )
 
-    def loss(self, model: nn.Module) -> float:
-        """Mean cross-entropy of a model over the masked genes, in nats."""
+    def scores(self, of: "nn.Module | Guess") -> dict[str, float]:
+        """Score a model or a guess over the masked genes; the processes of a distributed run share the cells.
+
+        Returns
+        -------
+        ``loss`` (mean cross-entropy in nats), ``perplexity``, ``top1`` and ``top5``.
+        """
+        found = self._of_model(of) if isinstance(of, nn.Module) else (self._of_guess(of, one) for one in self._batches)
+        loss, top1, top5 = (torch.stack(list(found)).sum(0) / self.n_masked).tolist()
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "top1": top1, "top5": top5}
+
+    def _of_guess(self, guess: Guess, batch: Mapping[str, Any]) -> Tensor:
+        masked = batch["labels"] != IGNORED
+        ranks = torch.cat([torch.arange(length) for length in batch["lengths"]])
+        return guess.sums(ranks[masked], batch["labels"][masked])
+
+    def _of_model(self, model: nn.Module) -> "list[Tensor]":
         was_training = model.training
         model.eval()
         device = next(model.parameters()).device
-        total = 0.0
+        process, n_processes = PartialState().process_index, PartialState().num_processes
+        total = torch.zeros(3, dtype=torch.float64)
         with torch.no_grad():
-            for batch in self._batches:
-                on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-                total += model(**on_device).loss.item() * int((batch["labels"] != IGNORED).sum())
+            for first in range(0, len(self._batches), n_processes):
+                # a process without a batch of its own does another's for nothing: shards need all to take part
+                i = min(first + process, len(self._batches) - 1)
+                batch = self._batches[i]
+                labels = batch["labels"].to(device)
+                logits = model(input_ids=batch["input_ids"].to(device), labels=labels, lengths=batch["lengths"]).logits
+                if i == first + process:
+                    total += _sums(logits, labels[labels != IGNORED]).cpu()
         model.train(was_training)
-        return total / len(self._targets)
-
-    def loss_of(self, log_probability: Tensor) -> float:
-        """Mean cross-entropy of a guess that is the same everywhere."""
-        return float(-log_probability[self._targets].mean())
+        return [sum_over_processes(total)]
 
 
-def _split(n_cells: int, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    n_held_out = max(1, round(n_cells * config.held_out))
-    if n_cells - n_held_out < 1:
-        raise InputError(
-            f"{n_cells} cells are too few to train on some and hold others out (held_out={config.held_out})."
-        )
-    order = np.random.default_rng(config.seed).permutation(n_cells)
-    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
-
-
-def _initial_model(vocabulary: Vocabulary, config: PretrainConfig, base: Checkpoint | None) -> MaskedGeneModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = MaskedGeneModel(
-            bert_config(config.size, vocabulary) if base is None else copy.deepcopy(base.model.config)
-        )
-    if base is not None:
-        if not isinstance(base.model, MaskedGeneModel):
-            raise InputError(f"{base.name} is a classifier without a masked-gene head; go on from a pretrained model.")
-        model.load_state_dict(base.model.state_dict())
-    return model
-
-
-def _masked_batch(examples: list[np.ndarray], vocabulary: Vocabulary, config: PretrainConfig) -> dict[str, Tensor]:
-    batch = collate(examples, vocabulary)
-    masked = mask_genes(
-        batch["input_ids"], vocabulary, probability=config.mask_probability, generator=torch.default_generator
-    )
-    return {"input_ids": masked.input_ids, "attention_mask": batch["attention_mask"], "labels": masked.labels}
+def _sums(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    """Sum of the losses, and how many targets are the likeliest token, and among the five likeliest."""
+    log_share_MV = logits_MV.float().log_softmax(-1)
+    of_target_M1 = log_share_MV.gather(1, target_M[:, None])
+    n_likelier_M = (log_share_MV > of_target_M1).sum(1)
+    sums = [-of_target_M1.double().sum(), (n_likelier_M < 1).sum(), (n_likelier_M < 5).sum()]
+    return torch.stack([one.double() for one in sums])

@@ -1,0 +1,56 @@
+"""What the tests of several processes launch: pretraining of a tiny model on sixty cells.
+
+    torchrun --nproc_per_node 2 launched.py OUT 'key=value' …
+
+accelerate 1.15 takes CPU processes under DeepSpeed or FSDP for one process alone; `_on_cpus` tells it better.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import accelerate.state
+import torch
+from accelerate.utils import DistributedType
+
+import geneformer_repro as gf
+from geneformer_repro.config import load_config
+from geneformer_repro.pretraining.pretrain import PretrainConfig
+
+OPTIONS = ["size=tiny", "epochs=2", "learning_rate=1e-3", "warmup_steps=0", "held_out=0.1", "trainer.logging_steps=1"]
+
+
+def sixty_cells() -> gf.TokenizedDataset:
+    """Return sixty real cells."""
+    adata = gf.datasets.pbmc700()
+    return gf.tokenize(adata[:60], gf.Vocabulary.fit(adata))
+
+
+def _on_cpus() -> None:
+    known = accelerate.state.PartialState._prepare_backend
+
+    def prepare(self: object, *given: object, **options: object) -> object:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            return "gloo", DistributedType.MULTI_CPU
+        return known(self, *given, **options)
+
+    accelerate.state.PartialState._prepare_backend = prepare
+
+
+def main() -> None:
+    """Pretrain; where DeepSpeed is asked for, start it first."""
+    torch.set_num_threads(1)
+    out, *options = sys.argv[1:]
+    if any(option.startswith("trainer.deepspeed") for option in options):
+        import deepspeed
+
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        _on_cpus()
+        deepspeed.init_distributed("gloo")
+    else:
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    gf.pretrain(sixty_cells(), load_config(PretrainConfig, None, [*OPTIONS, *options]), out=Path(out))
+
+
+if __name__ == "__main__":
+    main()
