@@ -154,8 +154,8 @@ def describe(
             "Pretraining: naming hidden genes",
             f"On cells it was not trained on, the model names a hidden gene with a loss of "
             f"{model:.2f} nats; guessing every gene by how often cells express it costs {guesses.iloc[0]:.2f}, and by "
-            f"how often at that rank {guesses.iloc[1]:.2f}, so what lies below the lines was learned from the rest of a "
-            "cell.",
+            f"how often at that rank {guesses.iloc[1]:.2f}, so what lies below the lines was learned from the rest of "
+            "a cell.",
             f"That the model understands cells: {learned['n_held_out']} held-out cells of the same donor say nothing "
             "about other donors.",
             figure=loss_figure(history, guesses),

@@ -400,6 +400,8 @@ def _most(n_queries, n_keys):  # type: ignore[no-untyped-def]
 def _attend_jagged(
     query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, dropout: float
 ) -> Tensor:
+    if not len(query_THE):
+        return query_THE + 0 * (key_THE.sum() + value_THE.sum())
     starts = [cells.starts_on(query_THE.device) for cells in (queries, keys)]
     shortest, longest = ([pick(cells.lengths) for cells in (queries, keys)] for pick in (min, max))
     flash = _variable_length_flash()

@@ -97,9 +97,10 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
                 f"max_tokens={max_tokens} is less than the longest cell, {self._lengths.max()} tokens. Give more."
             )
         if max_tokens is None:
-            self.n_steps = -(-n_cells // (self._n_parts * batch_size))
+            wanted = -(-n_cells // (self._n_parts * batch_size))
         else:
-            self.n_steps = min(-(-self.n_tokens // (self._n_parts * max_tokens)), n_cells // self._n_parts)
+            wanted = -(-self.n_tokens // (self._n_parts * max_tokens))
+        self.n_steps = min(wanted, n_cells // self._n_parts)
 
     @property
     def tokens_a_batch(self) -> int:

@@ -134,7 +134,7 @@ class Packed(NamedTuple):
         return padded_BLD
 
 
-class _Block(BertLayer):
+class Block(BertLayer):
     """A stock block over tokens end to end.
 
     It is called as a whole, so that FSDP and gradient checkpointing find it; and calls its submodules, never their
@@ -173,7 +173,7 @@ class _Read(NamedTuple):
 def _unpad(bert: BertModel) -> None:
     """Let a stock encoder's blocks run over tokens end to end, with this package's dropout."""
     for block in bert.encoder.layer:
-        block.__class__ = _Block
+        block.__class__ = Block
     for module in bert.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
@@ -249,6 +249,7 @@ class MaskedGeneModel(BertForMaskedLM):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
+        self._no_split_modules = ["Block"]  # what FSDP wraps
         _unpad(self.bert)
 
     def forward(
@@ -351,6 +352,7 @@ class CellClassifier(BertPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, n_classes)
         self.post_init()
+        self._no_split_modules = ["Block"]  # what FSDP wraps
 
     def forward(
         self,

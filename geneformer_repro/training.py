@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import resource
 import shutil
 import signal
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
@@ -115,6 +117,14 @@ class CellExamples(Dataset):
         return self._get(*row_and_epoch)
 
 
+def processes() -> PartialState:
+    """Return what this process knows of the others of its run, which torchrun or accelerate started."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not (
+        torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    )
+    return PartialState(cpu=on_cpu)
+
+
 @contextmanager
 def resumable(
     out: str | Path, identity: Mapping[str, Any], *, overwrite: bool = False, must_exist: bool = False
@@ -140,6 +150,13 @@ def resumable(
         `out` exists, or the work folder is that of another run; names the first difference.
     """
     out = Path(out)
+    everyone = processes()
+    n_launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if n_launched != everyone.num_processes:
+        raise InputError(
+            f"{n_launched} processes were launched, but accelerate counts {everyone.num_processes}, so each would do "
+            "all the work. Start them with accelerate launch or torchrun."
+        )
     refuse_existing(out, overwrite=overwrite, marker="provenance.json")
     if must_exist and not work_folder(out).exists():
         raise InputError(
@@ -147,31 +164,30 @@ def resumable(
         )
     plan = json.loads(json.dumps(identity, default=str))
     refuse_other_work(out, plan, what="run", overwrite=overwrite)
-    processes = PartialState()
-    processes.wait_for_everyone()
-    if processes.is_main_process:
+    everyone.wait_for_everyone()
+    if everyone.is_main_process:
         begin_work(out, plan, overwrite=overwrite)
-    processes.wait_for_everyone()
+    everyone.wait_for_everyone()
     try:
         yield work_folder(out)
     except InputError:
-        if processes.is_main_process:
+        if everyone.is_main_process:
             drop_if_not_begun(out)
         raise
-    processes.wait_for_everyone()
-    if processes.is_main_process:
+    everyone.wait_for_everyone()
+    if everyone.is_main_process:
         shutil.rmtree(work_folder(out))
 
 
 def is_main_process() -> bool:
     """Whether this process writes the outputs: the first of a distributed run, or the only one."""
-    return bool(PartialState().is_main_process)
+    return bool(processes().is_main_process)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes of a distributed run, on each of them."""
-    if PartialState().num_processes > 1:
-        values = values.to(PartialState().device)
+    if processes().num_processes > 1:
+        values = values.to(processes().device)
         torch.distributed.all_reduce(values)
     return values.cpu()
 
@@ -289,7 +305,13 @@ def _says_when_to_save(config: TrainConfig) -> bool:
 
 
 def _last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that is whole."""
+    """Return the newest checkpoint that is whole; the first process looks, the others believe it."""
+    found: list[Path | None] = [_newest_whole(work) if is_main_process() else None]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _newest_whole(work: Path) -> Path | None:
     folders = sorted(work.glob("checkpoint-*"), key=lambda folder: -int(folder.name.removeprefix("checkpoint-")))
     for folder in folders:
         reason = damage(folder)
@@ -319,6 +341,7 @@ def _arguments(config: TrainConfig, best_by: str | None, work: Path) -> Training
         "average_tokens_across_devices": True,
         "ddp_find_unused_parameters": False,
         "logging_nan_inf_filter": False,
+        "use_cpu": not torch.accelerator.is_available() and "deepspeed" not in config.trainer,
         "dataloader_pin_memory": has_gpu,
         "dataloader_num_workers": 4 if has_gpu else 0,
         "disable_tqdm": True,
@@ -542,11 +565,13 @@ class _Save(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         due = self._every_seconds is not None and time.monotonic() - self._saved > self._every_seconds
-        wish = torch.tensor(2 if self._trainer.stop_asked else int(due), device=args.device)
+        wish = 2 if self._trainer.stop_asked else int(due)
         if args.world_size > 1:
-            torch.distributed.all_reduce(wish, op=torch.distributed.ReduceOp.MAX)
-        control.should_save |= wish.item() > 0
-        self._stopping = wish.item() == 2
+            wishes = torch.tensor(wish, device=args.device)
+            torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+            wish = int(wishes.item())
+        control.should_save |= wish > 0
+        self._stopping = wish == 2
         if self._stopping:
             control.should_evaluate = False
 
@@ -577,8 +602,9 @@ class _Show(TrainerCallback):
         self._tokens_a_step = batches.n_tokens / batches.n_steps
         self._cells_a_step = len(self._trainer.train_dataset) / batches.n_steps
         self._flops_a_step = (self._flops_an_epoch or 0) / batches.n_steps
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self._peak = peak_flops(args.device, dtype) * args.world_size if self._flops_an_epoch else None
+        precision = self._trainer.accelerator.mixed_precision
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+        self._peak = peak_flops(args.device, self._dtype) * args.world_size if self._flops_an_epoch else None
         _keep_lines_until(self._log, state.global_step)
         self._announce(args, state)
         self._board = SummaryWriter(str(self._trainer.work / TENSORBOARD), purge_step=state.global_step + 1)
@@ -602,7 +628,7 @@ class _Show(TrainerCallback):
             "engine": _engine(self._trainer),
             "processes": args.world_size,
             "device": str(args.device),
-            "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+            "dtype": str(self._dtype).removeprefix("torch."),
             "steps": state.max_steps,
             "tokens_a_batch": batches.tokens_a_batch,
             "padding": round(batches.padding(), 4) if args.device.type == "cpu" else 0.0,

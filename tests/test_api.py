@@ -39,7 +39,7 @@ NAMES = [
 FUNCTIONS = {
     "tokenize": "sources, vocabulary, *, out, obs, layer, gene_ids, orthologs, min_known_share, "
     "cell_filter, uncropped, workers, ray, overwrite",
-    "pretrain": "cells, config, *, out, base, overwrite",
+    "pretrain": "cells, config, *, out, base, overwrite, resume",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, max_tokens, device",
     "perturb": "checkpoint, cells, perturbation, *, "
@@ -65,14 +65,14 @@ FUNCTIONS = {
     "ShiftTable.save": "self, path, *, overwrite",
     "Deletion.variants": "self, cell, vocabulary",
 }
-TRAINING = "epochs, batch_size, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
+TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
     "mito_within_sd",
     "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids",
     "TokenizedDataset": "table, vocabulary, spec",
     "Checkpoint": "model, vocabulary, head, provenance, name",
-    "PretrainConfig": f"{TRAINING}, size, mask_probability, held_out",
+    "PretrainConfig": f"{TRAINING}, recipe, size, network, mask_probability, held_out",
     "FinetuneConfig": f"{TRAINING}, target, group, validation, test, min_cells, pooling, baselines",
     "Finetuned": "checkpoint, methods, confusion, predictions, split, history",
     "Deletion": "genes",

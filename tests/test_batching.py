@@ -1,11 +1,14 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import geneformer_repro as gf
-from geneformer_repro.batching import LengthGroupedOrder, collate, evaluation_batches, token_budget_batches
+from geneformer_repro.attention import Cells
+from geneformer_repro.batching import StepBatches, collate, evaluation_batches, token_budget_batches
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 PAD_LAST = {"ENSG1": 0, "ENSG2": 1, "<mask>": 2, "<pad>": 3}
@@ -60,62 +63,174 @@ class TestCollate:
         np.testing.assert_array_equal(cell, before)
 
 
-def batches_of(lengths: np.ndarray, batch_size: int, seed: int = 0, epochs: int = 1) -> list[list[np.ndarray]]:
-    """The batches of each epoch, as row numbers."""
-    order = LengthGroupedOrder(lengths.tolist(), batch_size, torch.Generator().manual_seed(seed))
-    cuts = range(batch_size, len(lengths), batch_size)
-    return [np.split(np.array(list(order)), cuts) for _ in range(epochs)]
+def epoch_of(lengths: np.ndarray, epoch: int = 0, **options: int) -> list[list[np.ndarray]]:
+    """The steps of an epoch: the rows of each of its batches, those of all processes."""
+    processes = []
+    for process in range(options.get("n_processes", 1)):
+        batches = StepBatches(lengths, process=process, **options)
+        batches.set_epoch(epoch)
+        drawn = list(batches)
+        assert len(drawn) == len(batches)
+        assert {of for batch in drawn for _, of in batch} == {epoch}
+        processes.append([np.array([row for row, _ in batch]) for batch in drawn])
+    a_step = options.get("batches_a_step", 1)
+    at_once = list(zip(*processes, strict=True))
+    return [[rows for batch in at_once[i : i + a_step] for rows in batch] for i in range(0, len(at_once), a_step)]
+
+
+def cells_of(steps: list[list[np.ndarray]]) -> list[list[int]]:
+    """The cells of each step, whoever trains on them."""
+    return [sorted(np.concatenate(batches).tolist()) for batches in steps]
 
 
 def n_padding(lengths: np.ndarray, batches: list[np.ndarray]) -> int:
     return sum(int((lengths[rows].max() - lengths[rows]).sum()) for rows in batches)
 
 
-class TestLengthGroupedOrder:
+budgets_of_batches = st.one_of(
+    st.fixed_dictionaries({"batch_size": st.sampled_from([1, 2, 3, 5, 12, 20])}),
+    st.fixed_dictionaries({"max_tokens": st.integers(4096, 40_000)}),
+)
+
+
+class TestStepBatches:
+    @settings(deadline=None, database=None)
     @given(
-        lengths=st.lists(st.integers(1, 4096), min_size=1, max_size=300).map(np.array), batch_size=st.integers(1, 20)
+        lengths=st.lists(st.integers(1, 4096), min_size=12, max_size=300).map(np.array),
+        n_processes=st.integers(1, 4),
+        batches_a_step=st.integers(1, 3),
+        budget=budgets_of_batches,
     )
-    def test_every_cell_comes_once(self, lengths, batch_size):
-        (epoch,) = batches_of(lengths, batch_size)
-        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), np.arange(len(lengths)))
+    def test_every_cell_comes_once_an_epoch_and_no_batch_is_empty(self, lengths, n_processes, batches_a_step, budget):
+        steps = epoch_of(lengths, n_processes=n_processes, batches_a_step=batches_a_step, **budget)
+        assert {len(batches) for batches in steps} == {n_processes * batches_a_step}
+        assert all(len(rows) for batches in steps for rows in batches)
+        np.testing.assert_array_equal(
+            np.sort(np.concatenate([rows for batches in steps for rows in batches])), np.arange(len(lengths))
+        )
 
-    def test_it_is_as_long_as_there_are_cells(self):
-        assert len(LengthGroupedOrder([5, 3, 8], 2)) == 3
+    @pytest.mark.parametrize(
+        ("n_cells", "options"),
+        [
+            pytest.param(13, {"n_processes": 2, "batch_size": 1}, id="one_cell_a_batch_and_one_left_over"),
+            pytest.param(7, {"n_processes": 3, "batches_a_step": 2, "batch_size": 1}, id="one_more_than_a_step"),
+            pytest.param(6, {"n_processes": 3, "batches_a_step": 2, "batch_size": 12}, id="as_many_as_batches"),
+            pytest.param(17, {"n_processes": 8, "batch_size": 2}, id="one_more_than_two_each"),
+        ],
+    )
+    def test_no_batch_is_empty_where_cells_do_not_divide(self, n_cells, options):
+        """An empty batch would stop the process that gets it, and the others with it."""
+        steps = epoch_of(np.arange(10, 10 + n_cells), **options)
+        assert all(len(rows) for batches in steps for rows in batches)
+        assert sorted(itertools.chain(*cells_of(steps))) == list(range(n_cells))
 
-    @pytest.mark.parametrize("n_cells", [700, 699, 61], ids=["many", "many_and_one_left_over", "few"])
-    def test_cells_of_a_batch_are_of_similar_length(self, cells, n_cells):
-        lengths = cells.lengths[:n_cells]
-        (epoch,) = batches_of(lengths, 4)
-        as_they_come = np.split(np.arange(n_cells), range(4, n_cells, 4))
-        assert n_padding(lengths, epoch) < 0.5 * n_padding(lengths, as_they_come)
+    @pytest.mark.parametrize(
+        "shares",
+        [
+            pytest.param({"n_processes": 2, "batch_size": 12}, id="two_processes"),
+            pytest.param({"n_processes": 4, "batch_size": 6}, id="four_processes"),
+            pytest.param({"batches_a_step": 3, "batch_size": 8}, id="gradient_accumulation"),
+            pytest.param({"n_processes": 2, "batches_a_step": 2, "batch_size": 6}, id="both"),
+        ],
+    )
+    @pytest.mark.parametrize("epoch", [0, 3])
+    def test_a_step_is_of_the_same_cells_however_it_is_shared(self, cells, shares, epoch):
+        alone = epoch_of(cells.lengths, epoch, batch_size=24)
+        assert cells_of(epoch_of(cells.lengths, epoch, **shares)) == cells_of(alone)
 
-    def test_long_and_short_batches_come_mixed(self, cells):
-        (epoch,) = batches_of(cells.lengths, 4)
-        mean = [cells.lengths[rows].mean() for rows in epoch]
+    def test_a_budget_in_tokens_can_be_shared_too(self, cells):
+        alone = epoch_of(cells.lengths, max_tokens=8000)
+        assert cells_of(epoch_of(cells.lengths, max_tokens=4000, n_processes=2)) == cells_of(alone)
+        assert cells_of(epoch_of(cells.lengths, max_tokens=2000, batches_a_step=4)) == cells_of(alone)
+
+    @pytest.mark.parametrize("options", [{"batch_size": 12}, {"max_tokens": 4000}], ids=["cells", "tokens"])
+    def test_steps_and_batches_are_of_equal_tokens_within_a_cell(self, cells, options):
+        lengths = cells.lengths
+        steps = epoch_of(lengths, n_processes=2, **options)
+        mean = lengths.sum() / len(steps)
+        for batches in steps:
+            of_step = sum(lengths[rows].sum() for rows in batches)
+            assert abs(of_step - mean) < lengths.max()
+            for rows in batches:
+                assert abs(lengths[rows].sum() - of_step / 2) < lengths[np.concatenate(batches)].max()
+
+    def test_a_batch_has_the_cells_asked_for_on_average(self, cells):
+        steps = epoch_of(cells.lengths, batch_size=12)
+        assert len(steps) == int(np.ceil(len(cells) / 12))
+        batches = StepBatches(cells.lengths, batch_size=12)
+        assert batches.tokens_a_batch == round(cells.lengths.sum() / len(steps))
+
+    def test_a_batch_has_no_more_than_the_tokens_asked_for_on_average(self, cells):
+        batches = StepBatches(cells.lengths, max_tokens=5000)
+        total = cells.lengths.sum()
+        assert batches.n_tokens == total
+        assert batches.tokens_a_batch == round(total / len(batches)) <= 5000 < total / (len(batches) - 1)
+
+    def test_cells_of_a_step_are_of_similar_length(self, cells):
+        steps = epoch_of(cells.lengths, batch_size=12)
+        as_they_come = np.split(np.arange(len(cells)), range(12, len(cells), 12))
+        found = n_padding(cells.lengths, [rows for batches in steps for rows in batches])
+        assert found < 0.5 * n_padding(cells.lengths, as_they_come)
+
+    def test_long_and_short_steps_come_mixed(self, cells):
+        mean = [cells.lengths[rows].mean() for (rows,) in epoch_of(cells.lengths, batch_size=4)]
+        assert np.std(mean) > 0.5 * cells.lengths.std()
         assert abs(np.corrcoef(mean[:-1], mean[1:])[0, 1]) < 0.3
 
+    def test_attention_on_real_cells_needs_little_padding(self, cells):
+        assert 0 < StepBatches(cells.lengths, batch_size=12).padding() < 0.05
+
+    def test_padding_is_that_of_the_batches(self, cells):
+        batches = [cells.lengths[rows] for (rows,) in epoch_of(cells.lengths, batch_size=12)]
+        computed = sum(sum(lengths) / (1 - Cells(lengths.tolist()).padding()) for lengths in batches)
+        expected = 1 - cells.lengths.sum() / computed
+        assert StepBatches(cells.lengths, batch_size=12).padding() == pytest.approx(expected)
+
+    def test_cells_of_one_length_need_no_padding(self):
+        assert StepBatches([70] * 50, batch_size=7).padding() == 0
+
     def test_each_epoch_has_an_order_of_its_own(self, cells):
-        first, second = batches_of(cells.lengths, 4, epochs=2)
-        assert np.concatenate(first).tolist() != np.concatenate(second).tolist()
+        first, again, second = (cells_of(epoch_of(cells.lengths, epoch)) for epoch in (0, 0, 1))
+        assert first == again
+        assert first != second
+
+    def test_each_seed_has_an_order_of_its_own(self, cells):
+        first, second = (cells_of(epoch_of(cells.lengths, seed=seed)) for seed in (0, 1))
+        assert first != second
+        assert sorted(itertools.chain(*first)) == sorted(itertools.chain(*second)) == list(range(len(cells)))
 
     @pytest.mark.parametrize("n_cells", [700, 64], ids=["many_cells", "few_cells"])
     def test_each_epoch_puts_other_cells_together(self, n_cells):
         lengths = np.arange(100, 100 + n_cells)
-        first, second = ({frozenset(rows.tolist()) for rows in epoch} for epoch in batches_of(lengths, 4, epochs=2))
+        first, second = (
+            {frozenset(rows) for rows in cells_of(epoch_of(lengths, epoch, batch_size=4))} for epoch in (0, 1)
+        )
         assert len(first & second) < len(first) / 2
 
-    def test_the_same_generator_gives_the_same_order(self, cells):
-        once, again, other = (np.concatenate(batches_of(cells.lengths, 4, seed)[0]) for seed in (0, 0, 1))
-        np.testing.assert_array_equal(once, again)
-        assert (once != other).any()
+    def test_an_epoch_does_not_depend_on_those_before(self, cells):
+        batches = StepBatches(cells.lengths)
+        list(batches)
+        batches.set_epoch(5)
+        went_on = list(batches)
+        fresh = StepBatches(cells.lengths)
+        fresh.set_epoch(5)
+        assert list(fresh) == went_on
 
-    def test_without_a_generator_the_order_is_torchs_own(self, cells):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            order = list(LengthGroupedOrder(cells.lengths.tolist(), 4))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            assert list(LengthGroupedOrder(cells.lengths.tolist(), 4)) == order
+    def test_no_other_source_of_randomness_is_used(self, cells):
+        before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+        list(StepBatches(cells.lengths))
+        np.testing.assert_array_equal(torch.get_rng_state(), before)
+        np.testing.assert_array_equal(np.random.get_state()[1], numpys)  # noqa: NPY002
+
+    def test_fewer_cells_than_batches_of_a_step_are_refused(self):
+        with pytest.raises(gf.InputError, match="5 cells are fewer than the 6 batches that make a step"):
+            StepBatches([9] * 5, n_processes=2, batches_a_step=3)
+
+    def test_a_budget_below_the_longest_cell_is_refused(self):
+        message = "max_tokens=99 is less than the longest cell, 100 tokens. Give more"
+        with pytest.raises(gf.InputError, match=message):
+            StepBatches([5, 100, 7], max_tokens=99)
+        assert len(StepBatches([5, 100, 7], max_tokens=100)) == 2
 
 
 lengths_of_cells = st.lists(st.integers(1, 4096), min_size=1, max_size=60).map(np.array)

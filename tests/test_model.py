@@ -2,9 +2,13 @@ import copy
 import dataclasses
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +28,7 @@ from geneformer_repro.model import (
     Head,
     MaskedGeneModel,
     bert_config,
+    flops,
     pool,
     quiet_transformers,
     require_poolable,
@@ -51,8 +57,15 @@ def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture
 def masked(inputs: dict[str, Tensor], vocabulary: Vocabulary) -> dict[str, Tensor]:
     """The batch with genes hidden, and their labels."""
-    generator = torch.Generator().manual_seed(0)
-    return inputs | mask_genes(inputs["input_ids"], vocabulary, probability=0.15, generator=generator)._asdict()
+    hidden = mask_genes(inputs["input_ids"].numpy(), vocabulary, probability=0.15, rng=np.random.default_rng(0))
+    return inputs | {name: torch.from_numpy(array) for name, array in hidden._asdict().items()}
+
+
+@pytest.fixture
+def end_to_end(masked: dict[str, Tensor]) -> dict[str, Any]:
+    """The same cells without padding, and how long they are."""
+    real = masked["attention_mask"].bool()
+    return {name: masked[name][real] for name in ("input_ids", "labels")} | {"lengths": LENGTHS}
 
 
 @pytest.fixture
@@ -214,6 +227,254 @@ class TestForward:
 
 def _named(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"input_ids_BL": inputs["input_ids"], "attention_mask_BL": inputs["attention_mask"]}
+
+
+def with_dropout(model: MaskedGeneModel, p: float) -> MaskedGeneModel:
+    """The same weights, in training, with dropout of both kinds."""
+    config = copy.deepcopy(model.config)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = p
+    other = MaskedGeneModel(config)
+    other.load_state_dict(model.state_dict())
+    return other.train()
+
+
+def loss_and_gradients(model: nn.Module, batch: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """By parameter, zeros where a parameter had no part; ``loss`` too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loss = model(**batch).loss
+        loss.backward()
+    found = {name: p.new_zeros(p.shape) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    return {name: gradient.clone().numpy() for name, gradient in found.items()} | {"loss": loss.detach().numpy()}
+
+
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], **tolerance: float) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, **(tolerance or CLOSE), err_msg=name)
+
+
+class TestTokensEndToEnd:
+    """`lengths` in place of an attention mask: how training feeds the model."""
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_loss_and_gradients_are_those_of_the_padded_batch(self, checkpoint, masked, end_to_end, training):
+        model = checkpoint.model.train(training)
+        assert_same(loss_and_gradients(model, end_to_end), loss_and_gradients(model, masked))
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_loss_and_gradients_are_those_of_stock_bert(self, checkpoint, masked, end_to_end, training):
+        model = checkpoint.model.train(training)
+        assert_same(loss_and_gradients(model, end_to_end), loss_and_gradients(stock(model), masked))
+
+    def test_they_are_those_of_stock_bert_where_logits_are_computed_in_parts(self, checkpoint, cells, vocabulary):
+        """More masked genes than the CPU computes logits of at a time, in cells of very different lengths."""
+        lengths = (400, 30, 380, 300)
+        whole = [cells[row][:length] for row, length in zip(np.argsort(-cells.lengths), lengths, strict=False)]
+        batch = collate(whole, vocabulary)
+        hidden = mask_genes(batch["input_ids"].numpy(), vocabulary, probability=0.6, rng=np.random.default_rng(0))
+        padded = {name: torch.from_numpy(array) for name, array in hidden._asdict().items()}
+        padded["attention_mask"] = batch["attention_mask"]
+        assert (hidden.labels != IGNORED).sum() > 512
+        real = padded["attention_mask"].bool()
+        joined = {name: padded[name][real] for name in ("input_ids", "labels")} | {"lengths": list(map(len, whole))}
+        model = checkpoint.model.train()
+        assert_same(loss_and_gradients(model, joined), loss_and_gradients(stock(model), padded), rtol=1e-4, atol=1e-5)
+
+    def test_logits_are_those_of_the_masked_positions(self, checkpoint, masked, end_to_end):
+        every = logits_of(stock(checkpoint.model), masked)[(masked["labels"] != IGNORED).numpy()]
+        with torch.no_grad():
+            np.testing.assert_allclose(checkpoint.model(**end_to_end).logits, every, **CLOSE)
+
+    def test_training_computes_the_loss_alone(self, checkpoint, end_to_end):
+        assert checkpoint.model.train()(**end_to_end).logits is None
+
+    def test_without_labels_there_are_logits_at_every_token(self, checkpoint, masked, end_to_end):
+        del end_to_end["labels"]
+        with torch.no_grad():
+            output = checkpoint.model(**end_to_end)
+        assert output.loss is None
+        np.testing.assert_allclose(output.logits, logits_of(stock(checkpoint.model), masked)[real(masked)], **CLOSE)
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("as_tensor", [True, False])
+    def test_the_loss_is_divided_by_the_number_of_items_given(self, checkpoint, end_to_end, training, as_tensor):
+        model, n_masked = checkpoint.model.train(training), int((end_to_end["labels"] != IGNORED).sum())
+        n_items = torch.tensor(3 * n_masked) if as_tensor else 3 * n_masked
+        found = loss_and_gradients(model, end_to_end | {"num_items_in_batch": n_items})
+        assert_same(found, {name: value / 3 for name, value in loss_and_gradients(model, end_to_end).items()})
+
+    def test_cells_alone_add_up_to_the_step_they_share(self, checkpoint, end_to_end):
+        """What gradient accumulation and several processes rely on."""
+        model, n_items = checkpoint.model.train(), int((end_to_end["labels"] != IGNORED).sum())
+        parts = [end_to_end[name].split(LENGTHS) for name in ("input_ids", "labels")]
+        alone = [
+            loss_and_gradients(
+                model,
+                {"input_ids": ids, "labels": labels, "lengths": [len(ids)], "num_items_in_batch": n_items},
+            )
+            for ids, labels in zip(*parts, strict=True)
+        ]
+        together = loss_and_gradients(model, end_to_end)
+        assert_same({name: sum(one[name] for one in alone) for name in together}, together)
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("p", [0.0, 0.1])
+    def test_a_batch_without_a_masked_gene_has_loss_zero(self, checkpoint, end_to_end, training, p):
+        model = with_dropout(checkpoint.model, p).train(training)
+        nothing = end_to_end | {"labels": torch.full_like(end_to_end["labels"], IGNORED)}
+        assert not any(value.any() for value in loss_and_gradients(model, nothing).values())
+
+    @pytest.mark.parametrize("p", [0.0, 0.1])
+    def test_a_cell_without_a_masked_gene_changes_nothing_of_the_others(self, checkpoint, end_to_end, p):
+        model = with_dropout(checkpoint.model, p)
+        labels = end_to_end["labels"].clone()
+        labels[LENGTHS[0] : LENGTHS[0] + LENGTHS[1]] = IGNORED
+        found = loss_and_gradients(model, end_to_end | {"labels": labels})
+        assert all(np.isfinite(value).all() for value in found.values())
+        ids = end_to_end["input_ids"].clone()
+        ids[LENGTHS[0] : LENGTHS[0] + LENGTHS[1]] = ids[0]
+        assert_same(loss_and_gradients(model, end_to_end | {"labels": labels, "input_ids": ids}), found)
+
+    def test_a_cell_longer_than_the_model_is_refused(self, vocabulary, end_to_end):
+        model = MaskedGeneModel(bert_config("tiny", dataclasses.replace(vocabulary, max_length=59)))
+        with pytest.raises(gf.InputError, match="A cell has 60 tokens, the model has 59 positions"):
+            model(**end_to_end)
+
+    def test_dropout_follows_the_seed(self, checkpoint, end_to_end):
+        model = with_dropout(checkpoint.model, 0.1)
+        once, again, other = (loss_and_gradients(model, end_to_end, seed) for seed in (0, 0, 1))
+        for name, value in once.items():
+            np.testing.assert_array_equal(again[name], value, err_msg=name)
+        assert once["loss"] != other["loss"]
+
+    def test_the_mean_loss_with_dropout_is_that_of_stock_bert(self, checkpoint, masked, end_to_end):
+        """Different random numbers, the same distribution."""
+        ours = with_dropout(checkpoint.model, 0.2)
+        theirs = stock(ours)
+        n = 150
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses = np.array([(ours(**end_to_end).loss.item(), theirs(**masked).loss.item()) for _ in range(n)])
+        error = np.sqrt(losses.var(0, ddof=1).sum() / n)
+        assert abs(np.diff(losses.mean(0))[0]) < 4 * error
+        assert 0.6 < np.divide(*losses.std(0)) < 1.6
+        without = checkpoint.model(**end_to_end).loss.item()
+        assert abs(losses.mean() - without) > 4 * error, "dropout of this size should be seen"
+
+
+class TestTrainingMachinery:
+    """What others put around the model: recomputation, compilation, sharding."""
+
+    @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+    @pytest.mark.parametrize("p", [0.0, 0.1])
+    def test_gradient_checkpointing_changes_no_gradient(self, checkpoint, end_to_end, p):
+        model = with_dropout(checkpoint.model, p)
+        expected = loss_and_gradients(model, end_to_end)
+        calls = []
+        for block in model.bert.encoder.layer:
+            block.attention.self.query.register_forward_hook(lambda *_: calls.append(1))
+        model.gradient_checkpointing_enable()
+        found = loss_and_gradients(model, end_to_end)
+        assert len(calls) == 2 * len(model.bert.encoder.layer), "each block should run again in the backward pass"
+        assert_same(found, expected, rtol=1e-6, atol=1e-7)
+
+    @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations are not ours to mend
+    def test_compiled_it_has_the_same_loss_and_gradients(self, checkpoint, end_to_end):
+        model = checkpoint.model.train()
+        expected = loss_and_gradients(model, end_to_end)
+        try:
+            compiled = torch.compile(model, backend="eager")
+            found = loss_and_gradients(compiled, end_to_end)
+        finally:
+            torch._dynamo.reset()
+        assert_same({name.removeprefix("_orig_mod."): value for name, value in found.items()}, expected)
+
+    @pytest.mark.parametrize("kind", ["checkpoint", "classifier"])
+    def test_what_launchers_wrap_is_a_block(self, request, kind):
+        """They look for modules whose class has one of these names."""
+        model = request.getfixturevalue(kind).model
+        found = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+        assert found == list(model.bert.encoder.layer)
+
+    def test_sharded_by_block_it_has_the_same_loss_and_gradients(self, checkpoint, saved, end_to_end, tmp_path):
+        """FSDP gathers a block's weights when the block is called: one that is by-passed would find none."""
+        tensors = {name: end_to_end[name].contiguous() for name in ("input_ids", "labels")}
+        save_file(tensors | {"lengths": torch.tensor(LENGTHS)}, tmp_path / "batch.safetensors")
+        command = "import sys, test_model; test_model.train_sharded(sys.argv[1])"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", command, str(tmp_path)],
+            cwd=Path(__file__).parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = {name: tensor.numpy() for name, tensor in load_file(tmp_path / "sharded.safetensors").items()}
+        assert_same(found, loss_and_gradients(checkpoint.model.train(), end_to_end))
+
+
+def train_sharded(folder: str) -> None:
+    """In a process of its own: one backward pass, each block and the root sharded; gradients into a file."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    here = Path(folder)
+    distributed.init_process_group("gloo", init_method=(here / "meeting").as_uri(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = gf.Checkpoint.from_pretrained(here / "saved").model.train()
+        for block in model.bert.encoder.layer:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        batch = load_file(here / "batch.safetensors")
+        loss = model(batch["input_ids"], labels=batch["labels"], lengths=batch["lengths"].tolist()).loss
+        loss.backward()
+        gradients = {
+            name: torch.zeros(p.shape) if p.grad is None else p.grad.full_tensor().contiguous()
+            for name, p in model.named_parameters()
+        }
+        save_file(gradients | {"loss": loss.detach().clone()}, here / "sharded.safetensors")
+    finally:
+        distributed.destroy_process_group()
+
+
+class TestFlops:
+    @pytest.mark.parametrize("length", [64, 400])
+    def test_they_are_those_counted_in_stock_bert(self, checkpoint, cells, length):
+        """Only matrix products are counted, there and here: not the softmax, norms or activations."""
+        cell = cells[int(cells.lengths.argmax())][:length]
+        assert len(cell) == length
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            stock(checkpoint.model)(torch.from_numpy(cell).long()[None])
+        config = checkpoint.model.config
+        assert flops(config, np.array([length]), n_outputs=config.vocab_size) == counter.get_total_flops()
+
+    def test_those_of_the_encoder_leave_out_the_head(self, checkpoint):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            stock(checkpoint.model).bert(torch.arange(4, 74)[None])
+        assert flops(checkpoint.model.config, np.array([70])) == counter.get_total_flops()
+
+    def test_those_of_a_part_of_the_last_block_are_those_of_our_layers(self, checkpoint, end_to_end):
+        """Linear layers are counted as they run; the attention's products, which the counter cannot see, by hand."""
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            checkpoint.model(**end_to_end)
+        linear = sum(counter.get_flop_counts()["Global"].get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+        config, labels = checkpoint.model.config, end_to_end["labels"]
+        read = float((labels != IGNORED).double().mean())
+        n_pairs = sum(length**2 for length in LENGTHS)
+        attended = 4 * config.hidden_size * n_pairs * (config.num_hidden_layers - 1 + read)
+        found = flops(config, np.array(LENGTHS), read=read, n_outputs=config.vocab_size)
+        assert found == pytest.approx(linear + attended)
+
+    def test_cells_add_up(self, checkpoint):
+        config = checkpoint.model.config
+        together = flops(config, np.array([100, 30]), read=0.15, n_outputs=9)
+        assert together == pytest.approx(sum(flops(config, np.array([n]), read=0.15, n_outputs=9) for n in (100, 30)))
 
 
 class TestClassifier:

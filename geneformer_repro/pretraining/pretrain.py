@@ -16,7 +16,6 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import BertConfig
 
@@ -37,6 +36,7 @@ from geneformer_repro.training import (
     Decay,
     TrainConfig,
     is_main_process,
+    processes,
     resumable,
     sum_over_processes,
     train,
@@ -155,7 +155,7 @@ def pretrain(
         "vocabulary": cells.vocabulary.fingerprint,
         "base": base and base.fingerprint,
     }
-    identity = {"step": "pretrain", "config": resolved(config), **inputs, "processes": PartialState().num_processes}
+    identity = {"step": "pretrain", "config": resolved(config), **inputs, "processes": processes().num_processes}
     with resumable(out, identity, overwrite=overwrite, must_exist=resume) as work:
         model = _initial_model(cells.vocabulary, config, base)
         held_out = HeldOut(cells, held_rows, config)
@@ -310,7 +310,7 @@ class Guess:
         self._place = self._log_share.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
     def sums(self, ranks_M: Tensor, target_M: Tensor) -> Tensor:
-        """Sum of the losses, and how many targets are the likeliest gene at their rank, and among the five likeliest."""
+        """Sum of the losses; how many targets are the likeliest gene at their rank, and among the five likeliest."""
         range_M = torch.from_numpy(_range_of(ranks_M.numpy())).clamp(max=len(self._log_share) - 1)
         place_M = self._place[range_M, target_M]
         return torch.stack([-self._log_share[range_M, target_M].sum(), (place_M < 1).sum(), (place_M < 5).sum()])
@@ -376,7 +376,7 @@ class HeldOut:
         was_training = model.training
         model.eval()
         device = next(model.parameters()).device
-        process, n_processes = PartialState().process_index, PartialState().num_processes
+        process, n_processes = processes().process_index, processes().num_processes
         total = torch.zeros(3, dtype=torch.float64)
         with torch.no_grad():
             for first in range(0, len(self._batches), n_processes):

@@ -187,7 +187,8 @@ def test_history_starts_before_training_and_scores_every_epoch(run):
 
 
 def test_the_log_has_a_line_of_json_for_each_entry(run):
-    entries = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+    began, *entries = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+    assert began["engine"] == "one process"
     assert len(entries) == len(run.result.history)
     assert {entry["event"] for entry in entries} == {"fine-tune"}
 
@@ -222,7 +223,7 @@ def test_the_folder_reopens_as_the_classifier_with_the_same_predictions(run, cel
 @pytest.fixture(scope="module")
 def longer(cells, tmp_path_factory):
     """Enough training to learn something, from weights as small as pretraining starts from."""
-    settings = config(epochs=6, batch_size=8, learning_rate=2e-3, baselines=False)
+    settings = config(epochs=8, batch_size=8, learning_rate=2e-3, baselines=False)
     return finetune(untrained(cells.vocabulary, 0.02), cells, settings, out=tmp_path_factory.mktemp("longer") / "clf")
 
 

@@ -47,8 +47,6 @@ def main() -> None:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         _on_cpus()
         deepspeed.init_distributed("gloo")
-    else:
-        os.environ["ACCELERATE_USE_CPU"] = "1"
     gf.pretrain(sixty_cells(), load_config(PretrainConfig, None, [*OPTIONS, *options]), out=Path(out))
 
 
