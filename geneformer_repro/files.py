@@ -248,7 +248,7 @@ def write_manifest(folder: Path) -> None:
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / _MANIFEST
     }
     write_json(folder / _MANIFEST, {"format": "geneformer_repro/manifest/1", "files": files})
 

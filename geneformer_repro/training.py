@@ -62,10 +62,10 @@ Decay = Literal["linear", "cosine", "constant_with_warmup"]
 
 
 class Interrupted(SystemExit):
-    """A run was asked to stop (SIGTERM), saved what it had, and goes on when the same command is given again."""
+    """A run was asked to stop, by a signal; it saved what it had, and goes on when the same command is given again."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(128 + number)
         self.message = message
 
     def __str__(self) -> str:
@@ -105,10 +105,13 @@ class TrainConfig:
 
 
 class CellExamples(Dataset):
-    """Cells for the data loader: whatever `get` returns for a row number and an epoch."""
+    """Cells for the data loader: whatever `get` returns for a number and an epoch; `rows` names them in messages."""
 
-    def __init__(self, lengths: Iterable[int], get: Callable[[int, int], Any]) -> None:
+    def __init__(
+        self, lengths: Iterable[int], get: Callable[[int, int], Any], *, rows: Iterable[int] | None = None
+    ) -> None:
         self.lengths, self._get = np.asarray(list(lengths), dtype=np.int64), get
+        self.rows = np.arange(len(self.lengths)) if rows is None else np.asarray(list(rows))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -260,17 +263,17 @@ def train(
         The loss is not finite (the batch is in `work`), the device has too little memory, or there are fewer cells
         than batches a step.
     Interrupted
-        The process received SIGTERM; what was done is saved.
+        The process received SIGTERM, or Ctrl-C; what was done is saved.
     """
     arguments = _arguments(config, best_by, work)
     batches = StepBatches(
         examples.lengths,
-        batch_size=config.batch_size,
+        batch_size=arguments.per_device_train_batch_size,
         max_tokens=config.max_tokens,
         process=arguments.process_index,
         n_processes=arguments.world_size,
         batches_a_step=arguments.gradient_accumulation_steps,
-        seed=config.seed,
+        seed=arguments.seed,
     )
     _set_steps(arguments, config, batches.n_steps)
     try:
@@ -290,7 +293,7 @@ def train(
     if last:
         arguments.eval_on_start = False  # its score is in the history that is restored
         logger.info("%s: goes on from %s.", step, last)
-    with quiet_transformers(), trainer.stopping_on_sigterm():
+    with quiet_transformers(), trainer.stopping_on_signals():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trained = (
         _whole(trainer, whole)
@@ -395,7 +398,8 @@ class _Trainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.aside_seconds = 0.0
         """Spent on scoring and saving so far."""
-        self.stop_asked = False
+        self.stop_asked = 0
+        """The signal that asked to stop."""
         self._saving = False
         self._micro_step = 0
 
@@ -449,9 +453,9 @@ class _Trainer(Trainer):
         path = self.work / f"not_finite_step{self.state.global_step}_process{self.args.process_index}.safetensors"
         tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in inputs.items()}
         done = self.state.global_step % self.batches.n_steps * self.args.gradient_accumulation_steps
-        rows = next(itertools.islice(self.batches, done + self._micro_step, None))
+        numbers = next(itertools.islice(self.batches, done + self._micro_step, None))
         with new_file(path, overwrite=True) as aside:
-            save_file(tensors | {"rows": torch.tensor([row for row, _ in rows])}, aside)
+            save_file(tensors | {"rows": torch.from_numpy(self.train_dataset.rows[[i for i, _ in numbers]])}, aside)
         return f"The batch, with the row numbers of its cells, is in {path}."
 
     # Scores
@@ -520,20 +524,28 @@ class _Trainer(Trainer):
             self._globalstep_last_logged = kept["since_step"]
 
     @contextmanager
-    def stopping_on_sigterm(self) -> Iterator[None]:
-        """Note SIGTERM instead of dying of it; the step that is under way is finished first."""
+    def stopping_on_signals(self) -> Iterator[None]:
+        """Note SIGTERM and the first Ctrl-C instead of dying of them; the step that is under way is finished first."""
 
-        def note(*_: Any) -> None:
-            self.stop_asked = True
+        def note(number: int, _: Any) -> None:
+            if number == self.stop_asked == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_asked = number
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, note)
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Leave out the decoder, which is stored once, as the embedding."""
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if ".decoder." not in key]
+        super()._issue_warnings_after_load(load_result)
 
 
 def _whole(trainer: _Trainer, like: PreTrainedModel) -> PreTrainedModel:
@@ -557,7 +569,10 @@ class _Save(TrainerCallback):
 
     def __init__(self, trainer: _Trainer, every_seconds: float | None) -> None:
         self._trainer, self._every_seconds = trainer, every_seconds
-        self._stopping = False
+        self._stopping = 0
+        """The signal after which it leaves."""
+        self._after_scoring = False
+        """At the end of an epoch it saves after the score, so that what is saved has it."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._saved = time.monotonic()
@@ -565,26 +580,33 @@ class _Save(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         due = self._every_seconds is not None and time.monotonic() - self._saved > self._every_seconds
-        wish = 2 if self._trainer.stop_asked else int(due)
+        wish = 1 + self._trainer.stop_asked if self._trainer.stop_asked else int(due)
         if args.world_size > 1:
             wishes = torch.tensor(wish, device=args.device)
             torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
             wish = int(wishes.item())
         control.should_save |= wish > 0
-        self._stopping = wish == 2
-        if self._stopping:
+        self._stopping = max(wish - 1, 0)
+        self._after_scoring = control.should_save and state.global_step % self._trainer.batches.n_steps == 0
+        if self._after_scoring:
+            control.should_save = False
+        elif self._stopping:
             control.should_evaluate = False
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save |= self._after_scoring
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._saved = time.monotonic()
         if self._stopping:
+            by = signal.Signals(self._stopping).name
             message = (
-                f"{self._trainer.step}: stopped by SIGTERM at step {state.global_step} of {state.max_steps}; saved. "
+                f"{self._trainer.step}: stopped by {by} at step {state.global_step} of {state.max_steps}; saved. "
                 "The same command goes on from there."
             )
             if state.is_world_process_zero:
                 logger.warning(message)
-            raise Interrupted(message)
+            raise Interrupted(message, self._stopping)
 
 
 class _Show(TrainerCallback):
@@ -605,9 +627,10 @@ class _Show(TrainerCallback):
         precision = self._trainer.accelerator.mixed_precision
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
         self._peak = peak_flops(args.device, self._dtype) * args.world_size if self._flops_an_epoch else None
-        _keep_lines_until(self._log, state.global_step)
+        done = state.global_step or -1  # a run that begins anew scores step 0 again
+        _keep_lines_until(self._log, done)
         self._announce(args, state)
-        self._board = SummaryWriter(str(self._trainer.work / TENSORBOARD), purge_step=state.global_step + 1)
+        self._board = SummaryWriter(str(self._trainer.work / TENSORBOARD), purge_step=done + 1)
         self._bar = tqdm(
             total=round(state.max_steps * self._tokens_a_step),
             initial=round(state.global_step * self._tokens_a_step),

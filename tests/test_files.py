@@ -10,6 +10,7 @@ import pytest
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import (
+    damage,
     new_directory,
     new_file,
     provenance,
@@ -17,6 +18,7 @@ from geneformer_repro.files import (
     refuse_existing,
     sha256,
     write_json,
+    write_manifest,
 )
 
 MARKER = "spec.json"
@@ -277,6 +279,82 @@ def test_json_that_is_no_object_is_named(tmp_path, content, found):
 def test_sha256_is_that_of_the_bytes(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A folder with files, one of them in a folder below, and the list of them."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "weights.bin").write_bytes(bytes(range(200)))
+    (tmp_path / "shards" / "optimizer.bin").write_bytes(b"moments")
+    (tmp_path / "empty").touch()
+    write_manifest(tmp_path)
+    return tmp_path
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_folder_that_is_as_it_was_has_no_damage(listed):
+    assert damage(listed) is None
+
+
+def test_the_list_has_size_and_digest_of_every_file(listed):
+    content = read_json(listed / "manifest.json")
+    assert content["format"] == "geneformer_repro/manifest/1"
+    assert content["files"] == {
+        name: {"bytes": (listed / name).stat().st_size, "sha256": sha256(listed / name)}
+        for name in ("empty", "shards/optimizer.bin", "weights.bin")
+    }
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"),
+    [
+        pytest.param(
+            lambda folder: (folder / "weights.bin").write_bytes(bytes(range(150))),
+            "weights.bin has 150 bytes, not 200",
+            id="cut_off",
+        ),
+        pytest.param(
+            lambda folder: flip_a_byte(folder / "shards" / "optimizer.bin"),
+            "shards/optimizer.bin is not what was written",
+            id="a_bit_flipped_below",
+        ),
+        pytest.param(lambda folder: (folder / "empty").unlink(), "empty is missing", id="missing"),
+        pytest.param(
+            lambda folder: (folder / "manifest.json").unlink(), "no readable manifest.json", id="without_the_list"
+        ),
+        pytest.param(
+            lambda folder: (folder / "manifest.json").write_text('{"files": {"weights'),
+            "no readable manifest.json",
+            id="list_cut_off",
+        ),
+        pytest.param(
+            lambda folder: (folder / "manifest.json").write_text('{"format": "another"}'),
+            "no readable manifest.json",
+            id="another_list",
+        ),
+    ],
+)
+def test_damage_is_named_with_its_file(listed, hurt, reason):
+    hurt(listed)
+    assert damage(listed) == reason
+
+
+def test_a_file_that_came_later_is_no_damage(listed):
+    (listed / "notes.txt").write_text("mine")
+    assert damage(listed) is None
+
+
+def test_the_list_can_be_written_anew(listed):
+    """It does not describe itself: its own digest would be wrong as soon as it is written."""
+    (listed / "weights.bin").write_bytes(b"others")
+    write_manifest(listed)
+    assert damage(listed) is None
 
 
 def test_provenance_says_what_made_a_result():

@@ -25,6 +25,7 @@ from geneformer_repro.report import (
 HISTORY = pd.DataFrame(
     {"epoch": [0, 0.5, 1, 1], "loss": [np.nan, 4.0, 3.0, np.nan], "eval_loss": [5.0, np.nan, np.nan, 3.5]}
 )
+GUESSES = pd.Series({"gene frequency": 4.5, "gene frequency at the rank": 4.2})
 CONFUSION = pd.DataFrame([[8, 2, 0], [0, 5, 0], [0, 0, 0]], index=list("abc"), columns=list("abc"))
 METHODS = pd.DataFrame(
     {
@@ -54,7 +55,7 @@ def genes():
 
 def every_figure(genes):
     return {
-        "loss": loss_figure(HISTORY, 4.5),
+        "loss": loss_figure(HISTORY, GUESSES),
         "scatter": scatter_figure(np.arange(8.0).reshape(4, 2), ["a", "b", "a", "a"]),
         "confusion": confusion_figure(CONFUSION),
         "methods": methods_figure(METHODS),
@@ -100,7 +101,7 @@ def test_figures_need_neither_pyplot_nor_a_display():
 def test_without_matplotlib_the_error_names_the_extra_that_brings_it(genes, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     calls = {
-        "loss": lambda: loss_figure(HISTORY, 4.5),
+        "loss": lambda: loss_figure(HISTORY, GUESSES),
         "scatter": lambda: scatter_figure(np.zeros((1, 2)), ["a"]),
         "confusion": lambda: confusion_figure(CONFUSION),
         "methods": lambda: methods_figure(METHODS),
@@ -111,13 +112,19 @@ def test_without_matplotlib_the_error_names_the_extra_that_brings_it(genes, monk
     assert issubclass(MissingExtraError, InputError)
 
 
-def test_the_loss_curve_has_training_held_out_and_frequency_loss():
-    axes = loss_figure(HISTORY, 4.5).axes[0]
-    training, held_out, frequency = axes.get_lines()
+def test_the_loss_curve_has_training_loss_held_out_loss_and_that_of_each_guess():
+    axes = loss_figure(HISTORY, GUESSES).axes[0]
+    training, held_out, *guesses = axes.get_lines()
     np.testing.assert_array_equal(training.get_xydata(), [[0.5, 4], [1, 3]])
     np.testing.assert_array_equal(held_out.get_xydata(), [[0, 5], [1, 3.5]])
-    assert set(frequency.get_ydata()) == {4.5}
-    assert "gene frequency" in texts(axes.figure)["legend"][2]
+    assert [set(guess.get_ydata()) for guess in guesses] == [{4.5}, {4.2}]
+    assert len({guess.get_linestyle() for guess in guesses}) == 2
+    for name, written in zip(GUESSES.index, texts(axes.figure)["legend"][2:], strict=True):
+        assert written == f"guess by {name} (no model)"
+
+
+def test_the_loss_curve_has_no_line_for_a_guess_that_was_not_made():
+    assert len(loss_figure(HISTORY, GUESSES.iloc[:0]).axes[0].get_lines()) == 2
 
 
 def test_a_scatter_names_labels_with_their_numbers_the_commonest_first(pbmc):

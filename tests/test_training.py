@@ -1,8 +1,12 @@
 import contextlib
+import copy
 import dataclasses
 import json
+import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
+from geneformer_repro import training
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
-from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config
+from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config, quiet_transformers
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import CellExamples, TrainConfig, resumable, train
+from geneformer_repro.training import CellExamples, Interrupted, TrainConfig, resumable, train
 
 IDENTITY = {"step": "pretrain", "config": {"epochs": 3, "seed": 0}, "cells": "aaaa"}
 N_CELLS, BATCH_SIZE = 16, 4
@@ -35,30 +42,56 @@ class Run(NamedTuple):
     weights: Weights
     history: pd.DataFrame
     log: list[dict[str, Any]]
+    in_place: bool
 
 
 class Watch:
-    """What a run does to its surroundings: the batches it asks for, how and with which weights it is scored."""
+    """What a run does to its surroundings: what it trains on, how and with which weights it is scored.
 
-    def __init__(self, vocabulary: Vocabulary, scores: Iterator[float] | None = None, cut_off_at: int = 0) -> None:
-        self.vocabulary, self._scores, self._cut_off_at = vocabulary, scores, cut_off_at
+    `at_step` does something before a step, `cut_off_at` ends the run at so many-eth scoring.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        scores: Iterator[float] | None = None,
+        cut_off_at: int = 0,
+        at_step: Mapping[int, Callable[[], None]] | None = None,
+    ) -> None:
+        self.vocabulary, self._scores, self._cut_off_at, self._at_step = vocabulary, scores, cut_off_at, at_step or {}
         self.batches: list[list[tuple[int, ...]]] = []
+        self.steps: list[int] = []
         self.weights: list[Weights] = []
         self.modes: list[tuple[bool, bool]] = []
 
     def collate(self, cells: list[np.ndarray]) -> dict[str, Tensor]:
         """Every gene is to be named, none is hidden."""
-        self.batches.append([tuple(cell.tolist()) for cell in cells])
         batch = collate(cells, self.vocabulary)
         labels = batch["input_ids"].where(batch.pop("pooled_mask"), IGNORED)
         return batch | {"labels": labels}
 
+    def see(self, step: int, batch: Mapping[str, Tensor]) -> None:
+        self._at_step.get(step, lambda: None)()
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        self.batches.append([tuple(ids[real.bool()].tolist()) for ids, real in rows])
+        self.steps.append(step)
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Tell one state of the weights from another."""
         if len(self.weights) + 1 == self._cut_off_at:
             raise CutOffError
         self.weights.append(weights(model))
         self.modes.append((model.training, torch.is_grad_enabled()))
-        return {"score": next(self._scores) if self._scores else 0.0}
+        norm = float(np.linalg.norm(np.concatenate([weight.ravel() for weight in self.weights[-1].values()])))
+        return {"score": next(self._scores) if self._scores else norm}
+
+
+def cut_off_now() -> None:
+    raise CutOffError
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights(model: nn.Module) -> Weights:
@@ -69,6 +102,20 @@ def assert_same(one: Weights, other: Weights) -> None:
     assert one.keys() == other.keys()
     for name, weight in one.items():
         np.testing.assert_array_equal(weight, other[name], err_msg=name)
+
+
+def assert_same_history(one: Run, other: Run) -> None:
+    """To the last bit, and no entry twice."""
+    columns = ["step", "epoch", "loss", "grad_norm", "learning_rate", "eval_score"]
+    pd.testing.assert_frame_equal(one.history[columns], other.history[columns], check_exact=True)
+    for run in (one, other):
+        for name in ("loss", "eval_score"):
+            logged = [entry["step"] for entry in run.log if name in entry]
+            assert logged == run.history["step"][run.history[name].notna()].tolist()
+            assert len(logged) == len(set(logged))
+
+
+EVERY_FIVE = {"save_strategy": "steps", "save_steps": 5}
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -87,21 +134,38 @@ def untrained(vocabulary: Vocabulary) -> MaskedGeneModel:
 @pytest.fixture(scope="module")
 def examples(cells: gf.TokenizedDataset) -> CellExamples:
     """The tops of sixteen cells."""
-    return CellExamples([12 + i for i in range(N_CELLS)], lambda i: cells[i][: 12 + i])
+    return CellExamples([12 + i for i in range(N_CELLS)], lambda i, epoch: cells[i][: 12 + i])
 
 
 @pytest.fixture(scope="module")
 def run(untrained: MaskedGeneModel, examples: CellExamples, tmp_path_factory) -> Callable[..., Run]:
     """Train a copy of the untrained model."""
 
-    def start(watch: Watch, how: TrainConfig | None = None, *, work: Path | None = None, **options: Any) -> Run:
+    def start(
+        watch: Watch,
+        how: TrainConfig | None = None,
+        *,
+        work: Path | None = None,
+        dropout: float = 0.02,
+        **options: Any,
+    ) -> Run:
         work = work or tmp_path_factory.mktemp("work")
-        model = MaskedGeneModel(untrained.config)
+        shape = copy.deepcopy(untrained.config)
+        shape.hidden_dropout_prob = shape.attention_probs_dropout_prob = dropout
+        model = MaskedGeneModel(shape)
         model.load_state_dict(untrained.state_dict())
         options = {"examples": examples, "collate": watch.collate, "evaluate": watch.evaluate} | options
-        history = train(model, config=how or config(), work=work, step="teach", **options)
+        step = Trainer.training_step
+
+        def watched_step(trainer: Trainer, model: nn.Module, inputs: dict[str, Any], *given: Any) -> Tensor:
+            watch.see(trainer.state.global_step + 1, inputs)
+            return step(trainer, model, inputs, *given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "training_step", watched_step)
+            trained, history = train(model, config=how or config(), work=work, step="teach", **options)
         lines = (work / "log.jsonl").read_text().splitlines()
-        return Run(weights(model), history, [json.loads(line) for line in lines])
+        return Run(weights(trained), history, [json.loads(line) for line in lines], model is trained)
 
     return start
 
@@ -138,6 +202,7 @@ class TestConfig:
         [
             ("epochs", 0, "above 0"),
             ("batch_size", 0, "at least 1"),
+            ("max_tokens", 0, "at least 1"),
             ("learning_rate", -1e-3, "above 0"),
             ("learning_rate", float("nan"), "above 0"),
             ("warmup_steps", -1, "at least 0"),
@@ -183,16 +248,39 @@ class TestConfig:
         np.testing.assert_allclose(rates, 1e-3 * np.array(shares))
 
     def test_fields_of_the_trainer_win(self, run, watch):
-        given = {"max_steps": 3, "learning_rate": 5e-4, "warmup_steps": 1, "per_device_train_batch_size": 2}
+        given = {"max_steps": 3, "learning_rate": 5e-4, "warmup_steps": 1}
         history = run(watch, config(trainer=given)).history
         assert history["step"].max() == 3
         assert history["learning_rate"].max() == 5e-4
-        assert {len(batch) for batch in watch.batches} == {2}
+
+    def test_a_batch_size_given_to_the_trainer_wins_or_is_refused(self, run, watch):
+        """Else a setting of the user is dropped without a word."""
+        with contextlib.suppress(ConfigError):
+            run(watch, config(epochs=1, trainer={"per_device_train_batch_size": 2}))
+            assert len(watch.batches) == N_CELLS / 2
+
+    def test_tokens_of_a_batch_can_be_given(self, run, watch):
+        total = sum(12 + i for i in range(N_CELLS))
+        log = run(watch, config(epochs=1, max_tokens=60)).log
+        tokens = [sum(map(len, batch)) for batch in watch.batches]
+        assert log[0]["tokens_a_batch"] == round(total / -(-total // 60))
+        assert sum(tokens) == total
+        np.testing.assert_allclose(tokens, log[0]["tokens_a_batch"], atol=27)
+
+    def test_fewer_tokens_than_the_longest_cell_has_are_refused(self, run, watch):
+        with pytest.raises(gf.InputError, match=r"max_tokens=20 is less than the longest cell, 27 tokens. Give more"):
+            run(watch, config(max_tokens=20))
+
+    def test_fewer_cells_than_batches_of_a_step_are_refused(self, run, watch):
+        with pytest.raises(gf.InputError, match=r"16 cells are fewer than the 17 batches that make a step"):
+            run(watch, config(trainer={"gradient_accumulation_steps": 17}))
 
 
 class TestTrain:
     def test_the_model_learns_in_place(self, run, watch):
-        losses = run(watch, config(epochs=8, learning_rate=5e-3)).history["loss"].dropna()
+        learned = run(watch, config(epochs=8, learning_rate=5e-3))
+        losses = learned.history["loss"].dropna()
+        assert learned.in_place
         assert losses.iloc[-1] < losses.iloc[0] - 0.5
 
     def test_every_weight_takes_part(self, whole, untrained):
@@ -212,20 +300,48 @@ class TestTrain:
     def test_scores_before_the_first_epoch_are_those_of_the_untrained_model(self, whole, watched, untrained):
         assert_same(watched.weights[0], weights(untrained))
 
+    def test_the_first_line_of_the_log_says_what_runs_how(self, whole):
+        total = sum(12 + i for i in range(N_CELLS))
+        first = whole.log[0]
+        assert {name: first[name] for name in ("event", "step", "engine", "processes", "device", "dtype", "steps")} == {
+            "event": "teach",
+            "step": 0,
+            "engine": "one process",
+            "processes": 1,
+            "device": "cpu",
+            "dtype": "float32",
+            "steps": 3 * STEPS_AN_EPOCH,
+        }
+        assert first["tokens_a_batch"] == round(total / STEPS_AN_EPOCH)
+        assert 0 <= first["padding"] < 1
+
     def test_the_log_has_a_json_line_for_each_entry(self, whole):
-        assert [entry["step"] for entry in whole.log] == whole.history["step"].tolist()
-        assert {entry["event"] for entry in whole.log} == {"teach"}
-        logged = pd.DataFrame(whole.log)
+        entries = whole.log[1:]
+        assert [entry["step"] for entry in entries] == whole.history["step"].tolist()
+        assert {entry["event"] for entry in entries} == {"teach"}
+        logged = pd.DataFrame(entries)
         pd.testing.assert_frame_equal(logged[whole.history.columns], whole.history)
-        assert (logged[["seconds", "cells_per_second"]] >= 0).all(axis=None)
+        assert (logged["seconds"] >= 0).all()
 
-    def test_cells_per_second_counts_the_cells_that_were_seen(self, whole):
-        last = whole.log[-1]
-        np.testing.assert_allclose(last["cells_per_second"] * last["seconds"], 3 * N_CELLS, rtol=0.4)
+    def test_a_line_with_a_loss_tells_how_fast_the_steps_before_it_were(self, whole):
+        lines = [entry for entry in whole.log if "loss" in entry]
+        assert len(lines) == 3 * STEPS_AN_EPOCH
+        tokens, cells = sum(12 + i for i in range(N_CELLS)), N_CELLS
+        for line in lines:
+            assert line["peak_memory_gb"] > 0
+            np.testing.assert_allclose(line["tokens_per_second"] / line["cells_per_second"], tokens / cells, rtol=1e-2)
 
-    def test_cells_per_second_counts_the_cells_of_half_an_epoch(self, run, watch):
-        last = run(watch, config(epochs=0.5)).log[-1]
-        np.testing.assert_allclose(last["cells_per_second"] * last["seconds"], N_CELLS / 2, rtol=0.4)
+    @pytest.mark.parametrize(("flops", "told"), [(1e9, True), (None, False)], ids=["known", "unknown"])
+    def test_the_share_of_the_peak_is_told_where_the_work_is_known(self, run, watch, flops, told):
+        log = run(watch, config(epochs=1), flops_an_epoch=flops).log
+        shares = [entry["share_of_peak"] for entry in log if "share_of_peak" in entry]
+        assert bool(shares) == told
+        assert (log[0]["peak_flops"] is not None) == told
+        if told:
+            line = next(entry for entry in log if "loss" in entry)
+            steps_a_second = line["cells_per_second"] * STEPS_AN_EPOCH / N_CELLS
+            expected = steps_a_second * flops / STEPS_AN_EPOCH / log[0]["peak_flops"]
+            np.testing.assert_allclose(line["share_of_peak"], expected, atol=1e-3)
 
     def test_every_cell_is_seen_once_an_epoch(self, whole, watched, cells):
         expected = sorted(tuple(cells[i][: 12 + i].tolist()) for i in range(N_CELLS))
@@ -235,11 +351,11 @@ class TestTrain:
         assert epochs[0] != epochs[1]
 
     def test_cells_of_similar_length_share_a_batch(self, run, watch):
-        many = CellExamples([10 + i for i in range(64)], lambda i: np.full(10 + i, 7))
+        many = CellExamples([10 + i for i in range(64)], lambda i, epoch: np.full(10 + i, 7))
         run(watch, config(epochs=1), examples=many)
         lengths = [[len(cell) for cell in batch] for batch in watch.batches]
         any_four = 64 * 3 / 5
-        assert sorted(np.concatenate(lengths)) == many.lengths
+        np.testing.assert_array_equal(sorted(np.concatenate(lengths)), many.lengths)
         assert np.mean([np.ptp(batch) for batch in lengths]) < any_four / 2
 
     def test_the_last_epoch_is_kept(self, whole, watched):
@@ -257,12 +373,89 @@ class TestTrain:
         run(watch, config(seed=1, epochs=1))
         assert watch.batches != watched.batches[:STEPS_AN_EPOCH]
 
-    def test_a_loss_that_is_not_finite_stops_the_run(self, run, watch):
-        message = (
-            r"The loss became nan at step 1; lower the learning rate \(1e\+30\), or lengthen the warm-up \(0 steps"
-        )
-        with pytest.raises(gf.InputError, match=message):
-            run(watch, config(learning_rate=1e30))
+    def test_an_example_is_asked_for_by_row_and_epoch(self, run, watch, cells):
+        asked = []
+
+        def get(row: int, epoch: int) -> np.ndarray:
+            asked.append((row, epoch))
+            return cells[row][: 12 + row]
+
+        run(watch, config(epochs=2), examples=CellExamples([12 + i for i in range(N_CELLS)], get))
+        assert sorted(asked) == sorted((row, epoch) for row in range(N_CELLS) for epoch in range(2))
+
+    def test_accumulated_batches_make_the_step_of_one_large_batch(self, run, vocabulary):
+        """The loss is a mean over the genes of the whole step, however it is cut."""
+        options = {"dropout": 0.0}
+        large = run(Watch(vocabulary), config(epochs=1), **options)
+        halves = config(epochs=1, batch_size=2, trainer={"gradient_accumulation_steps": 2})
+        cut = run(Watch(vocabulary), halves, **options)
+        np.testing.assert_allclose(cut.history["loss"].dropna(), large.history["loss"].dropna(), rtol=1e-5)
+        for name, weight in large.weights.items():
+            np.testing.assert_allclose(cut.weights[name], weight, atol=2e-5, err_msg=name)
+
+
+class TestFailing:
+    @pytest.fixture
+    def diverged(self, run, watch, tmp_path) -> tuple[str, dict[str, Tensor]]:
+        """The message, and the batch that was saved."""
+        with pytest.raises(gf.InputError) as caught:
+            run(watch, config(learning_rate=1e30), work=tmp_path)
+        (saved,) = tmp_path.glob("not_finite*")
+        assert str(saved) in str(caught.value)
+        return str(caught.value), load_file(saved)
+
+    def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_change(self, diverged):
+        expected = "The loss became nan at step 1; lower the learning rate (1e+30), or lengthen the warm-up (0 steps)."
+        assert diverged[0].startswith(expected)
+
+    def test_the_batch_whose_loss_is_not_finite_is_kept(self, diverged, watch, vocabulary):
+        batch = diverged[1]
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        assert [tuple(ids[real.bool()].tolist()) for ids, real in rows] == watch.batches[-1]
+
+    def test_with_the_row_numbers_of_its_cells(self, diverged, watch, cells):
+        rows = diverged[1]["rows"].tolist()
+        assert [tuple(cells[row][: 12 + row].tolist()) for row in rows] == watch.batches[-1]
+
+    def test_the_rows_are_right_in_a_later_epoch_after_resuming(self, run, vocabulary, cells, tmp_path):
+        how = config(trainer=EVERY_FIVE | {"gradient_accumulation_steps": 2}, batch_size=2)
+        with pytest.raises(CutOffError):
+            run(Watch(vocabulary, at_step={7: cut_off_now}), how, work=tmp_path)
+        watch = Watch(vocabulary, at_step={7: lambda: patch.setattr(torch, "isfinite", lambda _: torch.tensor(False))})
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(gf.InputError, match="at step 6"):
+            run(watch, how, work=tmp_path)
+        (saved,) = tmp_path.glob("not_finite*")
+        rows = load_file(saved)["rows"].tolist()
+        assert [tuple(cells[row][: 12 + row].tolist()) for row in rows] == watch.batches[-1]
+
+    def test_a_score_that_is_not_finite_stops_the_run(self, run, vocabulary):
+        with pytest.raises(gf.InputError, match=r"eval_score became nan at step 4; lower the learning rate"):
+            run(Watch(vocabulary, scores=iter([0.0, float("nan")])))
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            pytest.param(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), id="GPU"),
+            pytest.param(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), id="CPU"),
+        ],
+    )
+    def test_too_little_memory_is_answered_with_a_smaller_batch(self, run, watch, monkeypatch, error):
+        def forward(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(MaskedGeneModel, "forward", forward)
+        with pytest.raises(gf.InputError, match="Out of memory with batches of 78 tokens") as caught:
+            run(watch)
+        assert "max_tokens=39" in str(caught.value)
+        assert "trainer.gradient_accumulation_steps=2" in str(caught.value)
+
+    def test_another_error_is_passed_on(self, run, watch, monkeypatch):
+        def forward(*_: Any, **__: Any) -> None:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        monkeypatch.setattr(MaskedGeneModel, "forward", forward)
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            run(watch)
 
 
 class TestResuming:
@@ -270,8 +463,7 @@ class TestResuming:
         assert_same(resumed.weights, whole.weights)
 
     def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(self, resumed, whole):
-        columns = ["step", "epoch", "loss", "eval_score", "learning_rate"]
-        pd.testing.assert_frame_equal(resumed.history[columns], whole.history[columns])
+        assert_same_history(resumed, whole)
 
     def test_a_resumed_run_does_not_repeat_finished_epochs(self, run, vocabulary, tmp_path):
         with pytest.raises(CutOffError):
@@ -285,7 +477,7 @@ class TestResuming:
         before = Watch(vocabulary, scores=iter([0.0, 0.9, 0.1]), cut_off_at=4)
         with pytest.raises(CutOffError):
             run(before, work=tmp_path, best_by="score")
-        resumed = run(Watch(vocabulary), work=tmp_path, best_by="score")
+        resumed = run(Watch(vocabulary, scores=iter([0.2])), work=tmp_path, best_by="score")
         assert_same(resumed.weights, before.weights[1])
 
     def test_a_run_cut_off_after_its_last_epoch_is_only_opened(self, run, vocabulary, tmp_path, whole):
@@ -294,6 +486,15 @@ class TestResuming:
         assert_same(run(again, work=tmp_path).weights, whole.weights)
         assert again.batches == []
 
+    def test_an_unfinished_checkpoint_is_no_checkpoint(self, run, vocabulary, tmp_path, whole):
+        """A crash while saving leaves a folder of another name."""
+        with pytest.raises(CutOffError):
+            run(Watch(vocabulary, cut_off_at=3), work=tmp_path)
+        shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "saving" / "checkpoint-8")
+        (tmp_path / "saving" / "checkpoint-8" / "optimizer.pt").unlink()
+        assert_same(run(Watch(vocabulary), work=tmp_path).weights, whole.weights)
+        assert not (tmp_path / "saving").exists()
+
     def test_a_half_written_checkpoint_is_passed_over(self, run, vocabulary, tmp_path, whole):
         with pytest.raises(CutOffError):
             run(Watch(vocabulary, cut_off_at=3), work=tmp_path)
@@ -301,6 +502,223 @@ class TestResuming:
         half.mkdir()
         shutil.copy(tmp_path / f"checkpoint-{STEPS_AN_EPOCH}" / "model.safetensors", half)
         assert_same(run(Watch(vocabulary), work=tmp_path).weights, whole.weights)
+
+
+def damage_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def damage_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["logging_each_step", "logging_each_third_step"])
+def accumulating(request) -> TrainConfig:
+    """Saves at step 5, in the middle of an epoch, and between two log entries."""
+    extra = {"logging_steps": request.param, "gradient_accumulation_steps": 2}
+    return config(batch_size=2, trainer=EVERY_FIVE | extra)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, accumulating, vocabulary) -> tuple[Run, Watch]:
+    watch = Watch(vocabulary)
+    return run(watch, accumulating, dropout=0.1), watch
+
+
+@pytest.fixture
+def cut(run, accumulating, vocabulary, tmp_path) -> Callable[..., None]:
+    """Train until something happens at a step."""
+
+    def until(step: int, what: Callable[[], None], error: type[BaseException]) -> None:
+        with pytest.raises(error):
+            run(Watch(vocabulary, at_step={step: what}), accumulating, work=tmp_path, dropout=0.1)
+
+    return until
+
+
+@pytest.fixture
+def go_on(run, accumulating, vocabulary, tmp_path) -> Callable[[], tuple[Run, Watch]]:
+    """Train to the end, from what is there."""
+
+    def rest() -> tuple[Run, Watch]:
+        watch = Watch(vocabulary)
+        return run(watch, accumulating, work=tmp_path, dropout=0.1), watch
+
+    return rest
+
+
+class TestExactly:
+    """A run that is cut off at any step goes on as if it had not been: dropout, batches, logged losses."""
+
+    @pytest.mark.parametrize("cut_at", [4, 7, 12], ids="at_step_{}".format)
+    def test_a_run_cut_off_at_a_step_ends_as_an_uninterrupted_one(self, cut, go_on, uninterrupted, cut_at):
+        whole, watched = uninterrupted
+        cut(cut_at, cut_off_now, CutOffError)
+        resumed, rest = go_on()
+        saved = (cut_at - 1) // 5 * 5
+        assert rest.steps == [step for step in watched.steps if step > saved]
+        assert rest.batches == watched.batches[2 * saved :]
+        assert_same(resumed.weights, whole.weights)
+        assert_same_history(resumed, whole)
+
+    def test_it_can_be_cut_off_again_and_again(self, cut, go_on, uninterrupted):
+        for step in (6, 7, 11):
+            cut(step, cut_off_now, CutOffError)
+        resumed, _ = go_on()
+        assert_same(resumed.weights, uninterrupted[0].weights)
+        assert_same_history(resumed, uninterrupted[0])
+
+    @pytest.mark.parametrize("asked_at", [1, 7], ids="at_step_{}".format)
+    def test_a_run_asked_to_stop_ends_as_an_uninterrupted_one(self, cut, go_on, uninterrupted, asked_at):
+        cut(asked_at, ask_to_stop, Interrupted)
+        resumed, rest = go_on()
+        assert rest.steps[0] == asked_at + 1
+        assert_same(resumed.weights, uninterrupted[0].weights)
+        assert_same_history(resumed, uninterrupted[0])
+
+    def test_dropout_takes_part_and_does_not_depend_on_what_was_drawn_before(
+        self, run, accumulating, go_on, uninterrupted, vocabulary
+    ):
+        torch.rand(7)
+        assert_same(go_on()[0].weights, uninterrupted[0].weights)
+        without = run(Watch(vocabulary), accumulating, dropout=0.0)
+        assert any((without.weights[name] != weight).any() for name, weight in uninterrupted[0].weights.items())
+
+
+@pytest.fixture(scope="module", params=["asked_to_stop", "cut_off_while_scoring"])
+def stopped_at_the_end_of_an_epoch(request, run, vocabulary, tmp_path_factory) -> Run:
+    work = tmp_path_factory.mktemp("end")
+    if request.param == "asked_to_stop":
+        with pytest.raises(Interrupted):
+            run(Watch(vocabulary, at_step={STEPS_AN_EPOCH: ask_to_stop}), work=work)
+    else:
+        by_steps = config(trainer={"save_strategy": "steps", "save_steps": STEPS_AN_EPOCH})
+        with pytest.raises(CutOffError):
+            run(Watch(vocabulary, cut_off_at=2), by_steps, work=work)
+    return run(Watch(vocabulary), work=work)
+
+
+@pytest.fixture(scope="module")
+def stopped(run, vocabulary: Vocabulary, tmp_path_factory) -> tuple[Path, Interrupted, Watch]:
+    work, watch = tmp_path_factory.mktemp("stopped"), Watch(vocabulary, at_step={6: ask_to_stop})
+    with pytest.raises(Interrupted) as caught:
+        run(watch, work=work)
+    return work, caught.value, watch
+
+
+class TestEndOfAnEpoch:
+    """The last step of an epoch is saved before the epoch is scored: its score must not be lost."""
+
+    def test_the_weights_are_those_of_an_uninterrupted_run(self, stopped_at_the_end_of_an_epoch, whole):
+        assert_same(stopped_at_the_end_of_an_epoch.weights, whole.weights)
+
+    def test_the_score_of_the_epoch_is_in_the_history(self, stopped_at_the_end_of_an_epoch, whole):
+        assert_same_history(stopped_at_the_end_of_an_epoch, whole)
+
+
+class TestAskedToStop:
+    def test_the_step_under_way_is_finished_and_saved(self, stopped):
+        work, _, watch = stopped
+        assert watch.steps == [1, 2, 3, 4, 5, 6]
+        assert json.loads((work / "checkpoint-6" / "trainer_state.json").read_text())["global_step"] == 6
+
+    def test_it_says_where_it_stopped(self, stopped):
+        expected = "teach: stopped by SIGTERM at step 6 of 12; saved. The same command goes on from there."
+        assert str(stopped[1]) == expected
+
+    def test_the_exit_code_is_that_of_sigterm(self, stopped):
+        assert stopped[1].code == 128 + signal.SIGTERM == 143
+        assert isinstance(stopped[1], SystemExit)
+
+    def test_the_handler_from_before_is_back(self, run, vocabulary):
+        def mine(*_: Any) -> None:
+            raise AssertionError
+
+        before = signal.signal(signal.SIGTERM, mine)
+        try:
+            for error, at_step in [(Interrupted, {2: ask_to_stop}), (CutOffError, {2: cut_off_now})]:
+                with pytest.raises(error):
+                    run(Watch(vocabulary, at_step=at_step))
+                assert signal.getsignal(signal.SIGTERM) is mine
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+class TestCheckpoints:
+    def saved(self, work: Path) -> list[int]:
+        return sorted(int(folder.name.removeprefix("checkpoint-")) for folder in work.glob("checkpoint-*"))
+
+    def test_the_last_two_epochs_are_kept(self, run, watch, tmp_path):
+        run(watch, work=tmp_path)
+        assert self.saved(tmp_path) == [8, 12]
+
+    @pytest.mark.parametrize(("limit", "kept"), [(1, [12]), (3, [10, 11, 12])])
+    def test_as_many_are_kept_as_asked(self, run, watch, tmp_path, monkeypatch, limit, kept):
+        monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+        run(watch, config(trainer={"save_total_limit": limit}), work=tmp_path)
+        assert self.saved(tmp_path) == kept
+
+    def test_the_best_is_kept_beside_them(self, run, vocabulary, tmp_path, monkeypatch):
+        monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+        watch = Watch(vocabulary, scores=iter([0.0, 0.9, 0.1, 0.5]))
+        found = run(watch, work=tmp_path, best_by="score")
+        assert self.saved(tmp_path) == [4, 11, 12]
+        assert_same(found.weights, watch.weights[1])
+
+    def test_the_best_outlives_an_interruption(self, run, vocabulary, tmp_path, monkeypatch):
+        monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+        before = Watch(vocabulary, scores=iter([0.0, 0.9, 0.1]), at_step={11: cut_off_now})
+        with pytest.raises(CutOffError):
+            run(before, work=tmp_path, best_by="score")
+        found = run(Watch(vocabulary, scores=iter([0.5])), work=tmp_path, best_by="score")
+        assert self.saved(tmp_path) == [4, 11, 12]
+        assert_same(found.weights, before.weights[1])
+
+    def test_when_enough_time_has_passed_a_step_is_saved(self, run, vocabulary, tmp_path, monkeypatch):
+        monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+        with pytest.raises(CutOffError):
+            run(Watch(vocabulary, at_step={3: cut_off_now}), work=tmp_path)
+        assert self.saved(tmp_path) == [1, 2]
+
+    def test_a_run_that_is_told_when_to_save_does_not_save_by_the_clock(self, run, vocabulary, tmp_path, monkeypatch):
+        monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+        with pytest.raises(CutOffError):
+            run(Watch(vocabulary, at_step={7: cut_off_now}), config(trainer=EVERY_FIVE), work=tmp_path)
+        assert self.saved(tmp_path) == [5]
+
+    @pytest.mark.parametrize(
+        ("hurt", "reason"),
+        [
+            pytest.param(lambda folder: damage_end(folder / "model.safetensors"), "model.safetensors has", id="cut"),
+            pytest.param(lambda folder: damage_byte(folder / "optimizer.pt"), "optimizer.pt is not what", id="flipped"),
+            pytest.param(lambda folder: (folder / "manifest.json").unlink(), "no readable manifest", id="unlisted"),
+            pytest.param(lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt is missing", id="missing"),
+        ],
+    )
+    def test_a_damaged_one_is_passed_over_for_the_one_before(
+        self, run, vocabulary, whole, tmp_path, monkeypatch, caplog, hurt, reason
+    ):
+        monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+        with pytest.raises(CutOffError):
+            run(Watch(vocabulary, at_step={8: cut_off_now}), work=tmp_path)
+        hurt(tmp_path / "checkpoint-7")
+        rest = Watch(vocabulary)
+        with caplog.at_level(logging.WARNING, logger="geneformer_repro"):
+            resumed = run(rest, work=tmp_path)
+        assert rest.steps[0] == 7
+        assert f"{tmp_path / 'checkpoint-7'} is damaged ({reason}" in caplog.text
+        assert_same(resumed.weights, whole.weights)
+        assert_same_history(resumed, whole)
+
+    def test_it_opens_in_stock_transformers(self, run, watch, whole, tmp_path):
+        run(watch, work=tmp_path)
+        with quiet_transformers():
+            stock = BertForMaskedLM.from_pretrained(tmp_path / "checkpoint-12")
+        found = weights(stock)
+        for name, weight in whole.weights.items():
+            np.testing.assert_array_equal(found[name], weight, err_msg=name)
 
 
 def cut_off(out: Path) -> None:
@@ -348,6 +766,26 @@ class TestResumable:
         ):
             pass
         assert "seed" not in str(caught.value)
+
+    def test_going_on_without_an_unfinished_run_is_refused(self, tmp_path):
+        message = r"base.partial: no such folder, so there is no unfinished run to go on with. Leave out --resume"
+        with pytest.raises(gf.InputError, match=message), resumable(tmp_path / "base", IDENTITY, must_exist=True):
+            raise AssertionError("work began")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_processes_that_do_not_know_of_each_other_are_refused(self, tmp_path, monkeypatch):
+        """Each would do all the work, and write the same files."""
+        training.processes()
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        message = "2 processes were launched, but accelerate counts 1, so each would do all the work"
+        with pytest.raises(gf.InputError, match=message), resumable(tmp_path / "base", IDENTITY):
+            raise AssertionError("work began")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_going_on_with_an_unfinished_run_keeps_its_work(self, tmp_path):
+        cut_off(tmp_path / "base")
+        with resumable(tmp_path / "base", IDENTITY, must_exist=True) as work:
+            assert (work / "checkpoint-8").is_dir()
 
     @pytest.mark.parametrize("changes", [{}, {"cells": "bbbb"}], ids=["same_settings", "other_settings"])
     def test_overwriting_drops_an_unfinished_run(self, tmp_path, changes):

@@ -144,7 +144,7 @@ def pretrain(
     FileExistsError
         `out` exists, or an unfinished run with other settings.
     Interrupted
-        The process received SIGTERM; the run is saved.
+        The process received SIGTERM, or Ctrl-C; the run is saved.
     """
     config = config or PretrainConfig()
     if base is not None:
@@ -166,7 +166,9 @@ def pretrain(
         }
         trained, history = train(
             model,
-            CellExamples(lengths, lambda i, epoch: _masked_cell(cells, int(train_rows[i]), epoch, config)),
+            CellExamples(
+                lengths, lambda i, epoch: _masked_cell(cells, int(train_rows[i]), epoch, config), rows=train_rows
+            ),
             collate=pack,
             evaluate=held_out.scores,
             config=config,

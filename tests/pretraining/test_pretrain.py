@@ -1,7 +1,13 @@
 import dataclasses
+import importlib
 import json
 import logging
+import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,16 +15,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
-from transformers import BertForMaskedLM
+from safetensors.torch import load_file
+from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
-from geneformer_repro.config import ConfigError
+from geneformer_repro.config import ConfigError, load_config
 from geneformer_repro.model import IGNORED, CellClassifier, Head, quiet_transformers
 from geneformer_repro.pretraining import pretrain as module
-from geneformer_repro.pretraining.masking import Masked, mask_genes
-from geneformer_repro.pretraining.pretrain import HeldOut, gene_frequency
+from geneformer_repro.pretraining.masking import Masked
+from geneformer_repro.pretraining.pretrain import FREQUENCY, MODEL, RANK, Guess, HeldOut, counts_by_rank
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.training import Interrupted
 
 FILES = {
     "config.json",
@@ -28,9 +35,26 @@ FILES = {
     "provenance.json",
     "log.jsonl",
     "history.tsv",
+    "scores.tsv",
+    "tensorboard",
     "loss.png",
 }
+SCORES = ["loss", "perplexity", "top1", "top5"]
 N_HELD_OUT, N_TRAINING, STEPS_AN_EPOCH = 6, 54, 7
+
+
+KILLED = """
+import os, signal
+import launched
+from transformers import Trainer
+step = Trainer.training_step
+def training_step(trainer, *given):
+    if trainer.state.global_step + 1 == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, *given)
+Trainer.training_step = training_step
+launched.main()
+"""
 
 
 class CutOffError(Exception):
@@ -38,17 +62,23 @@ class CutOffError(Exception):
 
 
 class Masking:
-    """The real masking, which remembers what it was given and made, of held-out and of training cells."""
+    """The real masking, which remembers what it made, of held-out and of training cells."""
 
     def __init__(self) -> None:
         self.held_out: list[Masked] = []
-        self.training: list[Masked] = []
+        self.training: list[list[Masked]] = []
 
-    def __call__(self, input_ids: Tensor, vocabulary: Vocabulary, **options: Any) -> Masked:
-        masked = mask_genes(input_ids, vocabulary, **options)
-        of_training = options["generator"] is torch.default_generator
-        (self.training if of_training else self.held_out).append(masked)
+    def masked_cell(self, cells: gf.TokenizedDataset, row: int, epoch: int, config: gf.PretrainConfig) -> Masked:
+        masked = masked_cell(cells, row, epoch, config)
+        if epoch == module._HELD_OUT_EPOCH:
+            self.held_out.append(masked)
+        else:
+            self.training.extend([] for _ in range(epoch + 1 - len(self.training)))
+            self.training[epoch].append(masked)
         return masked
+
+
+masked_cell = module._masked_cell
 
 
 class Finished(NamedTuple):
@@ -69,27 +99,34 @@ def config(**changes: Any) -> gf.PretrainConfig:
 def start(out: Path, cells: gf.TokenizedDataset, how: gf.PretrainConfig | None = None, **options: Any) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         masking = Masking()
-        patch.setattr(module, "mask_genes", masking)
+        patch.setattr(module, "_masked_cell", masking.masked_cell)
         checkpoint = gf.pretrain(cells, how or config(), out=out, **options)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return Finished(out, checkpoint, masking, pd.read_csv(out / "history.tsv", sep="\t"), log)
 
 
 def cut_off(
-    out: Path, cells: gf.TokenizedDataset, how: gf.PretrainConfig | None = None, *, epoch: int, **options: Any
+    out: Path,
+    cells: gf.TokenizedDataset,
+    how: gf.PretrainConfig | None = None,
+    *,
+    step: int,
+    by: signal.Signals | None = None,
+    **options: Any,
 ) -> None:
-    """Pretrain, and be cut off when the epoch is to be scored (0: before the first)."""
-    scored = iter(range(epoch))
-    loss = HeldOut.loss
+    """Pretrain, and be cut off before a step, or by a signal while it is under way."""
+    do_step = Trainer.training_step
 
-    def score_or_stop(held_out: HeldOut, model: torch.nn.Module) -> float:
-        if next(scored, None) is None:
-            raise CutOffError
-        return loss(held_out, model)
+    def step_or_stop(trainer: Trainer, *given: Any) -> torch.Tensor:
+        if trainer.state.global_step + 1 == step:
+            if by is None:
+                raise CutOffError
+            os.kill(os.getpid(), by)
+        return do_step(trainer, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeldOut, "loss", score_or_stop)
-        with pytest.raises(CutOffError):
+        patch.setattr(Trainer, "training_step", step_or_stop)
+        with pytest.raises(CutOffError if by is None else Interrupted):
             gf.pretrain(cells, how or config(), out=out, **options)
 
 
@@ -114,11 +151,11 @@ def continued(finished: Finished, sixty: gf.TokenizedDataset, tmp_path_factory) 
 
 @pytest.fixture(scope="module")
 def resumed(sixty: gf.TokenizedDataset, tmp_path_factory) -> Finished:
-    """Cut off at the end of the second epoch, and started again with the same call."""
+    """Cut off in the second epoch, and started again with the same call."""
     out = tmp_path_factory.mktemp("runs") / "base"
-    cut_off(out, sixty, epoch=2)
+    cut_off(out, sixty, step=STEPS_AN_EPOCH + 3)
     assert [path.name for path in out.parent.iterdir()] == ["base.partial"]
-    return start(out, sixty)
+    return start(out, sixty, resume=True)
 
 
 @pytest.fixture(scope="module")
@@ -129,35 +166,82 @@ def untrained(sixty: gf.TokenizedDataset) -> gf.Checkpoint:
 
 
 @pytest.fixture
+def one_thread():
+    """As many as the launched script has: sums depend on it."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
 def classifier(untrained: gf.Checkpoint) -> gf.Checkpoint:
     head = Head("cell_type", ("B", "T"), "mean")
     return gf.Checkpoint(CellClassifier(untrained.model.config), untrained.vocabulary, head, name="checkpoint clf")
 
 
-def true_cells(batches: list[Masked], vocabulary: Vocabulary) -> list[tuple[int, ...]]:
-    """The cells of masked batches, as they were before they were masked."""
-    unmasked = [torch.where(labels == IGNORED, shown, labels) for shown, labels in batches]
-    rows = [row for batch in unmasked for row in batch.tolist()]
-    return [tuple(token for token in row if token != vocabulary.pad_token) for row in rows]
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def slow_loss(model: torch.nn.Module, batches: list[Masked]) -> float:
-    """Mean cross-entropy at the masked positions, cell by cell, from stock BERT's logits."""
-    losses = []
-    for shown, labels in batches:
-        for tokens, targets in zip(shown, labels, strict=True):
-            real = tokens != 0
-            with torch.no_grad():
-                log_chances = model(tokens[real][None]).logits[0].double().log_softmax(-1)
-            losses += [-log_chances[i, target].item() for i, target in enumerate(targets[real]) if target != IGNORED]
-    return float(np.mean(losses))
+def true_cells(masked: list[Masked]) -> list[tuple[int, ...]]:
+    """Cells as they were before they were masked."""
+    return [tuple(np.where(labels == IGNORED, shown, labels).tolist()) for shown, labels in masked]
 
 
-def slow_frequency_loss(training: list[tuple[int, ...]], held_out: list[Masked], vocabulary: Vocabulary) -> float:
-    """Mean surprise at the hidden genes of one who only knows how many training cells express each gene."""
-    n_cells = {int(token): 1 + sum(token in cell for cell in training) for token in vocabulary.tokens}
-    hidden = [int(target) for _, labels in held_out for target in labels.flatten() if target != IGNORED]
-    return float(np.mean([-np.log(n_cells[token] / sum(n_cells.values())) for token in hidden]))
+def hidden_genes(masked: list[Masked]) -> list[tuple[int, int]]:
+    """Rank and token of every hidden gene."""
+    return [
+        (rank, int(token)) for cell in masked for rank, token in enumerate(cell.labels.tolist()) if token != IGNORED
+    ]
+
+
+def summary(losses: list[float], places: list[int]) -> list[float]:
+    loss = float(np.mean(losses))
+    return [loss, math.exp(loss), np.mean(np.array(places) < 1), np.mean(np.array(places) < 5)]
+
+
+def slow_scores(model: torch.nn.Module, masked: list[Masked]) -> list[float]:
+    """Score the masked positions, cell by cell."""
+    losses, places = [], []
+    for shown, labels in masked:
+        with torch.no_grad():
+            log_chances = model(torch.as_tensor(shown)[None]).logits[0].double().log_softmax(-1)
+        for row, target in zip(log_chances.tolist(), labels.tolist(), strict=True):
+            if target != IGNORED:
+                losses.append(-row[target])
+                places.append(sum(other > row[target] for other in row))
+    return summary(losses, places)
+
+
+def slow_guess(training: list[tuple[int, ...]], masked: list[Masked], vocabulary: Vocabulary, by_rank: bool):
+    """Score one who only counted: gene by gene, over all ranks or those of the same eighth of a doubling."""
+    genes = [int(token) for token in vocabulary.tokens]
+
+    def eighth(rank: int) -> int:
+        return math.floor(8 * math.log2(1 + rank))
+
+    n_seen = dict.fromkeys(genes, 1)
+    n_near: dict[int, dict[int, int]] = {}
+    for cell in training:
+        for rank, token in enumerate(cell):
+            near = n_near.setdefault(eighth(rank), {})
+            near[token] = near.get(token, 0) + 1
+            if token in n_seen:
+                n_seen[token] += 1
+    total = sum(n_seen.values())
+    losses, places = [], []
+    for rank, target in hidden_genes(masked):
+        share = {token: n_seen[token] / total for token in genes}
+        if by_rank:
+            near = n_near.get(eighth(rank), {})
+            weight = max(1000, sum(near.values()) / 10)
+            share = {token: near.get(token, 0) + weight * share[token] for token in genes}
+            share = {token: value / sum(share.values()) for token, value in share.items()}
+        losses.append(-math.log(share[target]))
+        better = [token for token in genes if (-share[token], token) < (-share[target], target)]
+        places.append(len(better))
+    return summary(losses, places)
 
 
 class TestResult:
@@ -202,16 +286,39 @@ class TestResult:
         result = finished.checkpoint.provenance["result"]
         assert (result["n_cells"], result["n_held_out"]) == (N_TRAINING, N_HELD_OUT)
 
-    def test_the_held_out_loss_is_that_of_the_checkpoint(self, finished):
+    def test_the_scores_are_those_of_the_checkpoint_in_stock_transformers(self, finished):
         with quiet_transformers():
             theirs = BertForMaskedLM.from_pretrained(finished.folder).eval()
-        expected = slow_loss(theirs, finished.masking.held_out)
-        np.testing.assert_allclose(finished.checkpoint.provenance["result"]["held_out_loss"], expected, rtol=1e-5)
+        found = finished.checkpoint.provenance["result"]["scores"][MODEL]
+        expected = slow_scores(theirs, finished.masking.held_out)
+        np.testing.assert_allclose([found[name] for name in SCORES], expected, rtol=1e-5, atol=1e-6)
 
-    def test_the_frequency_loss_is_that_of_guessing_by_counts(self, finished, sixty):
-        training = true_cells(finished.masking.training[:STEPS_AN_EPOCH], sixty.vocabulary)
-        expected = slow_frequency_loss(training, finished.masking.held_out, sixty.vocabulary)
-        np.testing.assert_allclose(finished.checkpoint.provenance["result"]["frequency_loss"], expected, rtol=1e-5)
+    @pytest.mark.parametrize(("name", "by_rank"), [(FREQUENCY, False), (RANK, True)])
+    def test_the_guesses_know_the_training_cells_alone(self, finished, sixty, name, by_rank):
+        training = true_cells(finished.masking.training[0])
+        found = finished.checkpoint.provenance["result"]["scores"][name]
+        expected = slow_guess(training, finished.masking.held_out, sixty.vocabulary, by_rank)
+        np.testing.assert_allclose([found[name] for name in SCORES], expected, rtol=1e-5, atol=1e-6)
+
+    def test_the_table_of_scores_is_that_of_the_provenance(self, finished):
+        table = pd.read_csv(finished.folder / "scores.tsv", sep="\t", index_col="method")
+        assert list(table.index) == [MODEL, FREQUENCY, RANK]
+        assert list(table.columns) == SCORES
+        expected = pd.DataFrame(finished.checkpoint.provenance["result"]["scores"]).T
+        np.testing.assert_allclose(table, expected, atol=1e-6)
+
+    def test_tensorboard_has_every_loss_and_score(self, finished):
+        (file,) = (finished.folder / "tensorboard").iterdir()
+        content = file.read_bytes()
+        assert content.count(b"held_out/top5") == 3
+        assert content.count(b"grad_norm") == 2 * STEPS_AN_EPOCH
+
+    def test_the_first_line_of_the_log_says_what_runs_how(self, finished, sixty):
+        first = finished.log[0]
+        assert (first["engine"], first["processes"], first["dtype"]) == ("one process", 1, "float32")
+        assert first["steps"] == 2 * STEPS_AN_EPOCH
+        n_tokens = sum(len(cell) for cell in true_cells(finished.masking.training[0]))
+        assert first["tokens_a_batch"] == round(n_tokens / STEPS_AN_EPOCH)
 
     def test_history_and_log_hold_every_step_and_score(self, finished):
         steps = list(range(1, 2 * STEPS_AN_EPOCH + 1))
@@ -221,10 +328,12 @@ class TestResult:
 
     def test_the_last_score_is_the_held_out_loss(self, finished):
         last = finished.history["eval_loss"].dropna().iloc[-1]
-        np.testing.assert_allclose(finished.checkpoint.provenance["result"]["held_out_loss"], last, atol=1e-6)
+        np.testing.assert_allclose(finished.checkpoint.provenance["result"]["scores"][MODEL]["loss"], last, atol=1e-6)
 
-    def test_every_line_of_the_log_says_how_fast_it_goes(self, finished):
-        assert all(entry["event"] == "pretrain" and entry["cells_per_second"] >= 0 for entry in finished.log)
+    def test_every_line_of_a_loss_says_how_fast_it_goes(self, finished):
+        lines = [entry for entry in finished.log if "loss" in entry]
+        assert all(entry["event"] == "pretrain" and entry["cells_per_second"] > 0 for entry in lines)
+        assert all(entry["share_of_peak"] >= 0 for entry in lines)
 
     def test_the_picture_is_one(self, finished):
         assert (finished.folder / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
@@ -232,29 +341,25 @@ class TestResult:
 
 class TestCells:
     def test_held_out_cells_are_never_trained_on(self, finished, sixty):
-        held_out = true_cells(finished.masking.held_out, sixty.vocabulary)
-        training = true_cells(finished.masking.training, sixty.vocabulary)
+        held_out = true_cells(finished.masking.held_out)
         assert len(held_out) == N_HELD_OUT
-        assert not set(held_out) & set(training)
+        assert not set(held_out) & set(true_cells(finished.masking.training[0]))
 
-    def test_every_other_cell_is_trained_on_once_an_epoch(self, finished, sixty):
-        held_out = set(true_cells(finished.masking.held_out, sixty.vocabulary))
+    @pytest.mark.parametrize("epoch", [0, 1])
+    def test_every_other_cell_is_trained_on_once_an_epoch(self, finished, sixty, epoch):
+        held_out = set(true_cells(finished.masking.held_out))
         expected = sorted(cell for cell in (tuple(tokens.tolist()) for tokens in sixty) if cell not in held_out)
-        first, second = finished.masking.training[:STEPS_AN_EPOCH], finished.masking.training[STEPS_AN_EPOCH:]
-        assert sorted(true_cells(first, sixty.vocabulary)) == expected
-        assert sorted(true_cells(second, sixty.vocabulary)) == expected
+        assert sorted(true_cells(finished.masking.training[epoch])) == expected
 
-    def test_a_cell_is_masked_anew_each_epoch(self, finished, sixty):
-        def labels_of(batches: list[Masked]) -> dict[tuple[int, ...], list[int]]:
-            rows = [row.tolist() for batch in batches for row in batch.labels]
-            return dict(zip(true_cells(batches, sixty.vocabulary), rows, strict=True))
-
-        first = labels_of(finished.masking.training[:STEPS_AN_EPOCH])
-        second = labels_of(finished.masking.training[STEPS_AN_EPOCH:])
+    def test_a_cell_is_masked_anew_each_epoch(self, finished):
+        first, second = (
+            dict(zip(true_cells(masked), (cell.labels.tolist() for cell in masked), strict=True))
+            for masked in finished.masking.training
+        )
         assert all(first[cell] != second[cell] for cell in first)
 
     def test_held_out_cells_are_masked_once(self, finished):
-        assert sum(len(batch.input_ids) for batch in finished.masking.held_out) == N_HELD_OUT
+        assert len(finished.masking.held_out) == N_HELD_OUT
 
     def test_one_cell_is_too_few(self, sixty, tmp_path):
         message = r"1 cells are too few to train on some and hold others out \(held_out=0.1\)"
@@ -286,18 +391,28 @@ class TestLearning:
 
     def test_another_seed_changes_weights_split_and_masks(self, finished, sixty, tmp_path):
         other = start(tmp_path / "base", sixty, config(seed=1, epochs=1))
-        held_out = [set(true_cells(run.masking.held_out, sixty.vocabulary)) for run in (finished, other)]
+        held_out = [set(true_cells(run.masking.held_out)) for run in (finished, other)]
         assert held_out[0] != held_out[1]
         assert other.history["eval_loss"].iloc[0] != finished.history["eval_loss"].iloc[0]
 
-    def test_both_losses_are_logged(self, sixty, tmp_path, caplog):
+    def test_the_scores_are_logged_as_a_table(self, sixty, tmp_path, caplog):
         with caplog.at_level(logging.INFO, logger="geneformer_repro"):
-            result = gf.pretrain(sixty, config(epochs=1), out=tmp_path / "base").provenance["result"]
-        held_out, guess = result["held_out_loss"], result["frequency_loss"]
-        assert (
-            f"held-out loss {held_out:.3f} nats a masked gene; guessing by gene frequency gives {guess:.3f}"
-            in caplog.text
-        )
+            scores = gf.pretrain(sixty, config(epochs=1), out=tmp_path / "base").provenance["result"]["scores"]
+        for name in (MODEL, FREQUENCY, RANK):
+            line = next(line for line in caplog.text.splitlines() if line.startswith(f"{name}  "))
+            assert f"{scores[name]['loss']:.3f}" in line
+            assert f"{scores[name]['top5']:.1%}" in line
+
+    def test_a_batch_whose_loss_is_not_finite_is_kept_with_the_rows_of_its_cells(self, sixty, tmp_path):
+        with pytest.raises(gf.InputError, match="The loss became") as caught:
+            gf.pretrain(sixty, config(learning_rate=1e30, warmup_steps=0), out=tmp_path / "base")
+        (saved,) = (tmp_path / "base.partial").glob("not_finite*")
+        assert str(saved) in str(caught.value)
+        batch = {name: value.numpy() for name, value in load_file(saved).items()}
+        assert {"input_ids", "labels", "lengths", "rows"} <= set(batch)
+        tokens = np.where(batch["labels"] == IGNORED, batch["input_ids"], batch["labels"])
+        found = np.split(tokens, np.cumsum(batch["lengths"])[:-1])
+        assert [cell.tolist() for cell in found] == [sixty[row].tolist() for row in batch["rows"]]
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, sixty, tmp_path):
         message = r"The loss became (nan|inf) at step 1; lower the learning rate \(1e\+30\), or lengthen the warm-up"
@@ -318,7 +433,7 @@ class TestLearning:
 
 class TestGoingOn:
     def test_it_starts_from_the_given_weights(self, continued, finished):
-        before = finished.checkpoint.provenance["result"]["held_out_loss"]
+        before = finished.checkpoint.provenance["result"]["scores"][MODEL]["loss"]
         np.testing.assert_allclose(continued.history["eval_loss"].iloc[0], before, atol=1e-5)
 
     def test_it_trains_them(self, continued, finished):
@@ -363,18 +478,62 @@ class TestCutOff:
         assert resumed.checkpoint.provenance["result"] == finished.checkpoint.provenance["result"]
 
     def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(self, resumed, finished):
-        columns = ["step", "epoch", "loss", "eval_loss", "learning_rate"]
-        pd.testing.assert_frame_equal(resumed.history[columns], finished.history[columns])
+        columns = ["step", "epoch", "loss", "grad_norm", "learning_rate", *(f"eval_{name}" for name in SCORES)]
+        pd.testing.assert_frame_equal(resumed.history[columns], finished.history[columns], check_exact=True)
+
+    def test_its_log_has_no_step_twice(self, resumed):
+        for name in ("loss", "eval_loss"):
+            steps = [entry["step"] for entry in resumed.log if name in entry]
+            assert len(steps) == len(set(steps))
 
     def test_a_resumed_run_does_not_repeat_the_finished_epoch(self, resumed):
-        assert len(resumed.masking.training) == STEPS_AN_EPOCH
+        assert [len(epoch) for epoch in resumed.masking.training] == [0, N_TRAINING]
+
+    def test_a_run_asked_to_stop_goes_on_where_it_was(self, sixty, finished, tmp_path):
+        cut_off(tmp_path / "base", sixty, step=4, by=signal.SIGTERM)
+        again = start(tmp_path / "base", sixty, resume=True)
+        steps = [entry["step"] for entry in again.log if "engine" in entry]
+        assert steps == [0, 4]
+        assert again.checkpoint.fingerprint == finished.checkpoint.fingerprint
+        assert again.checkpoint.provenance["result"] == finished.checkpoint.provenance["result"]
+
+    def test_a_killed_run_loses_no_more_than_the_steps_since_it_saved(self, tmp_path, monkeypatch, one_thread):
+        """Killed while it wrote nothing, and could say nothing."""
+        monkeypatch.syspath_prepend(str(Path(__file__).parent))
+        launched = importlib.import_module("launched")
+        options = ["batch_size=8", "trainer.save_strategy=steps", "trainer.save_steps=3"]
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, tmp_path / "base", *options],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+            timeout=120,
+            check=False,
+            capture_output=True,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        cells, how = launched.sixty_cells(), load_config(gf.PretrainConfig, None, [*launched.OPTIONS, *options])
+        again, whole = start(tmp_path / "base", cells, how, resume=True), start(tmp_path / "whole", cells, how)
+        assert [line["step"] for line in again.log if "engine" in line] == [0, 6]
+        assert again.checkpoint.fingerprint == whole.checkpoint.fingerprint
+
+    def test_going_on_without_an_unfinished_run_is_refused(self, sixty, tmp_path):
+        with pytest.raises(gf.InputError, match=r"base.partial: no such folder, so there is no unfinished run"):
+            gf.pretrain(sixty, config(), out=tmp_path / "base", resume=True)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_another_number_of_processes_is_refused(self, sixty, tmp_path):
+        """The same cells would come in other batches."""
+        cut_off(tmp_path / "base", sixty, step=1)
+        plan = tmp_path / "base.partial" / "plan.json"
+        plan.write_text(json.dumps(json.loads(plan.read_text()) | {"processes": 2}))
+        with pytest.raises(FileExistsError, match=r"other settings \(processes: 2 there, 1 now\)"):
+            gf.pretrain(sixty, config(), out=tmp_path / "base")
 
     def test_a_resumed_run_leaves_the_same_files_and_nothing_else(self, resumed):
         assert {file.name for file in resumed.folder.iterdir()} == FILES
         assert list(resumed.folder.parent.iterdir()) == [resumed.folder]
 
     def test_a_run_cut_off_before_its_first_epoch_starts_anew(self, sixty, finished, tmp_path):
-        cut_off(tmp_path / "base", sixty, epoch=0)
+        cut_off(tmp_path / "base", sixty, step=1)
         assert gf.pretrain(sixty, config(), out=tmp_path / "base").fingerprint == finished.checkpoint.fingerprint
 
     def test_a_run_cut_off_while_writing_its_result_only_writes_it(self, sixty, finished, tmp_path, monkeypatch):
@@ -398,23 +557,23 @@ class TestCutOff:
         ],
     )
     def test_other_settings_are_refused_naming_the_difference(self, sixty, tmp_path, changes, difference):
-        cut_off(tmp_path / "base", sixty, epoch=0)
+        cut_off(tmp_path / "base", sixty, step=1)
         message = rf"base.partial holds an unfinished run with other settings .*{difference}.*overwrite=True"
         with pytest.raises(FileExistsError, match=message):
             gf.pretrain(sixty, config(**changes), out=tmp_path / "base")
 
     def test_another_base_is_refused(self, sixty, untrained, tmp_path):
-        cut_off(tmp_path / "base", sixty, epoch=0)
+        cut_off(tmp_path / "base", sixty, step=1)
         with pytest.raises(FileExistsError, match=r"other settings \(base: None there, '[0-9a-f]{64}' now\)"):
             gf.pretrain(sixty, config(), out=tmp_path / "base", base=untrained)
 
     def test_other_cells_are_refused(self, sixty, tmp_path):
-        cut_off(tmp_path / "base", sixty, epoch=0)
+        cut_off(tmp_path / "base", sixty, step=1)
         with pytest.raises(FileExistsError, match=r"other settings \(cells: "):
             gf.pretrain(sixty.select(range(30)), config(), out=tmp_path / "base")
 
     def test_overwriting_drops_the_unfinished_run(self, sixty, tmp_path):
-        cut_off(tmp_path / "base", sixty, epoch=2)
+        cut_off(tmp_path / "base", sixty, step=STEPS_AN_EPOCH + 1)
         anew = start(tmp_path / "base", sixty, config(epochs=1), overwrite=True)
         assert [entry["step"] for entry in anew.log if "loss" in entry] == list(range(1, STEPS_AN_EPOCH + 1))
         assert list(tmp_path.iterdir()) == [tmp_path / "base"]
@@ -422,10 +581,10 @@ class TestCutOff:
 
 class TestOutput:
     def test_an_output_that_exists_is_refused_before_the_work(self, sixty, finished):
-        before = {file.name: file.read_bytes() for file in finished.folder.iterdir()}
+        before = contents(finished.folder)
         with pytest.raises(FileExistsError, match=r"base already exists. Choose another output, .*overwrite=True"):
             gf.pretrain(sixty, config(size="no such size"), out=finished.folder)
-        assert {file.name: file.read_bytes() for file in finished.folder.iterdir()} == before
+        assert contents(finished.folder) == before
         assert list(finished.folder.parent.iterdir()) == [finished.folder]
 
     def test_overwriting_replaces_an_earlier_checkpoint(self, sixty, finished, tmp_path):
@@ -444,20 +603,67 @@ class TestOutput:
 
 
 class TestConfig:
-    def test_defaults_are_the_published_recipe_of_the_v1_series(self):
-        assert dataclasses.asdict(gf.PretrainConfig()) == {
-            "size": "V1-10M",
-            "epochs": 3,
-            "batch_size": 12,
-            "learning_rate": 1e-3,
-            "decay": "linear",
-            "warmup_steps": 10_000,
-            "weight_decay": 0.001,
-            "mask_probability": 0.15,
-            "held_out": 0.05,
-            "seed": 0,
-            "trainer": {},
-        }
+    @pytest.mark.parametrize(
+        ("recipe", "published"),
+        [
+            pytest.param("V1", ("V1-10M", 12, 1e-3, "linear", 10_000, 0.001), id="V1"),
+            pytest.param("V2", ("V2-104M", 18, 2e-4, "cosine", 0.007, 0.001), id="V2"),
+        ],
+    )
+    def test_a_recipe_is_the_published_one(self, recipe, published):
+        found = gf.PretrainConfig(recipe=recipe)
+        names = ("size", "batch_size", "learning_rate", "decay", "warmup_steps", "weight_decay")
+        assert tuple(getattr(found, name) for name in names) == published
+        assert (found.epochs, found.mask_probability, found.held_out) == (3, 0.15, 0.05)
+
+    def test_the_recipe_of_the_v1_series_is_the_default(self):
+        assert gf.PretrainConfig() == gf.PretrainConfig(recipe="V1")
+
+    @pytest.mark.parametrize("recipe", ["V1", "V2"])
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("size", "tiny"),
+            ("batch_size", 3),
+            ("learning_rate", 0.5),
+            ("decay", "constant_with_warmup"),
+            ("warmup_steps", 0),
+            ("weight_decay", 0.0),
+        ],
+    )
+    def test_what_is_given_wins_over_the_recipe(self, recipe, field, value):
+        plain, changed = gf.PretrainConfig(recipe=recipe), gf.PretrainConfig(recipe=recipe, **{field: value})
+        expected = dataclasses.asdict(plain) | {field: value}
+        assert dataclasses.asdict(changed) == expected
+
+    def test_an_unknown_recipe_is_refused(self):
+        with pytest.raises(ConfigError, match=r"PretrainConfig.recipe must be one of 'V1', 'V2', found 'V3'"):
+            gf.PretrainConfig(recipe="V3")
+
+    def test_fields_of_the_network_win_over_the_size(self, sixty, tmp_path):
+        changes = {"num_hidden_layers": 1, "hidden_size": 32, "hidden_dropout_prob": 0.0, "layer_norm_eps": 1e-6}
+        out = tmp_path / "base"
+        gf.pretrain(sixty, config(network=changes, trainer={"max_steps": 1}, warmup_steps=0), out=out)
+        opened = gf.Checkpoint.from_pretrained(out).model
+        assert {name: getattr(opened.config, name) for name in changes} == changes
+        assert len(opened.bert.encoder.layer) == 1
+        assert opened.bert.embeddings.word_embeddings.weight.shape[1] == 32
+
+    @pytest.mark.parametrize(
+        ("network", "message"),
+        [
+            pytest.param(
+                {"hiden_size": 32}, "BertConfig has no field 'hiden_size'.*hidden_size", id="unknown_with_the_nearest"
+            ),
+            pytest.param(
+                {"hidden_size": 65}, "hidden_size 65 is no multiple of num_attention_heads", id="not_divisible"
+            ),
+        ],
+    )
+    def test_a_network_that_cannot_be_is_refused_and_leaves_nothing(self, sixty, tmp_path, network, message):
+        with pytest.raises(ConfigError, match=message):
+            gf.pretrain(sixty, config(network=network), out=tmp_path / "base")
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("field", "value", "bound"),
@@ -508,57 +714,96 @@ class TestConfig:
         assert short.history["step"].max() == 2
 
 
+FEW = np.arange(10)
+
+
 class TestHeldOut:
     @pytest.fixture
-    def held_out(self, sixty: gf.TokenizedDataset, monkeypatch) -> HeldOut:
-        """Ten cells in batches of different sizes."""
-        monkeypatch.setattr(module, "MAX_TOKENS", 2 * 192)
-        return HeldOut(sixty.select(range(10)), config())
+    def masked(self, sixty: gf.TokenizedDataset) -> list[Masked]:
+        return [masked_cell(sixty, row, module._HELD_OUT_EPOCH, config()) for row in range(len(FEW))]
 
     @pytest.fixture
-    def masked(self, sixty: gf.TokenizedDataset, monkeypatch) -> list[Masked]:
+    def held_out(self, sixty: gf.TokenizedDataset, monkeypatch) -> HeldOut:
+        """Ten cells in several batches."""
         monkeypatch.setattr(module, "MAX_TOKENS", 2 * 192)
-        masking = Masking()
-        monkeypatch.setattr(module, "mask_genes", masking)
-        HeldOut(sixty.select(range(10)), config())
-        return masking.held_out
+        return HeldOut(sixty, FEW, config())
 
     def test_every_masked_gene_weighs_the_same(self, held_out, masked, untrained):
-        assert len({len(batch.input_ids) for batch in masked}) > 1
-        np.testing.assert_allclose(held_out.loss(untrained.model), slow_loss(untrained.model, masked), rtol=1e-5)
+        assert held_out.n_masked == len(hidden_genes(masked))
+        stock = BertForMaskedLM(untrained.model.config).eval()
+        stock.load_state_dict(untrained.model.state_dict())
+        found = held_out.scores(untrained.model)
+        assert list(found) == SCORES
+        np.testing.assert_allclose(list(found.values()), slow_scores(stock, masked), rtol=1e-5)
 
-    def test_a_loss_is_the_same_twice(self, held_out, untrained):
-        assert held_out.loss(untrained.model) == held_out.loss(untrained.model)
+    def test_a_model_that_knows_better_has_better_scores(self, held_out, finished, untrained):
+        """Scores that could not move would pass the others."""
+        after, before = held_out.scores(finished.checkpoint.model), held_out.scores(untrained.model)
+        assert after["loss"] < before["loss"]
+        assert after["top1"] <= after["top5"]
+
+    def test_perplexity_is_the_exponential_of_the_loss(self, held_out, untrained):
+        found = held_out.scores(untrained.model)
+        np.testing.assert_allclose(found["perplexity"], np.exp(found["loss"]))
+
+    def test_the_scores_are_the_same_twice(self, held_out, untrained):
+        assert held_out.scores(untrained.model) == held_out.scores(untrained.model)
+
+    def test_how_cells_are_batched_does_not_matter(self, held_out, sixty, untrained, monkeypatch):
+        monkeypatch.setattr(module, "MAX_TOKENS", 2)
+        single = HeldOut(sixty, FEW, config()).scores(untrained.model)
+        np.testing.assert_allclose(list(single.values()), list(held_out.scores(untrained.model).values()), rtol=1e-5)
 
     @pytest.mark.parametrize("training", [True, False])
     def test_the_mode_of_the_model_is_as_before_afterwards(self, held_out, finished, training):
         model = gf.Checkpoint.from_pretrained(finished.folder).model.train(training)
-        held_out.loss(model)
+        held_out.scores(model)
         assert model.training == training
 
     def test_the_same_seed_masks_the_same_genes(self, sixty, untrained):
-        few = sixty.select(range(10))
-        once, again, other = (HeldOut(few, config(seed=seed)).loss(untrained.model) for seed in (0, 0, 1))
+        once, again, other = (HeldOut(sixty, FEW, config(seed=seed)).scores(untrained.model) for seed in (0, 0, 1))
         assert once == again != other
 
-    def test_the_loss_of_a_guess_is_the_mean_surprise(self, held_out, masked, sixty):
-        frequency = gene_frequency(sixty)
-        hidden = [target for batch in masked for target in batch.labels.flatten().tolist() if target != IGNORED]
-        expected = np.mean([-frequency[target].item() for target in hidden])
-        np.testing.assert_allclose(held_out.loss_of(frequency), expected)
+    @pytest.mark.parametrize("by_rank", [False, True], ids=["by_frequency", "by_rank"])
+    def test_a_guess_is_scored_as_by_hand(self, held_out, masked, sixty, by_rank):
+        rows = np.arange(10, 60)
+        guess = Guess(counts_by_rank(sixty, rows), sixty.vocabulary, by_rank=by_rank)
+        training = [tuple(sixty[row].tolist()) for row in rows]
+        expected = slow_guess(training, masked, sixty.vocabulary, by_rank)
+        np.testing.assert_allclose(list(held_out.scores(guess).values()), expected, rtol=1e-9)
 
 
-class TestGeneFrequency:
-    def test_it_counts_the_cells_that_express_a_gene(self, sixty):
-        chances = gene_frequency(sixty).exp().numpy()
-        counts = dict.fromkeys(sixty.vocabulary.gene_ids, 1)
-        for i in range(len(sixty)):
-            for gene in sixty.genes(i):
-                counts[gene] += 1
-        expected = np.array(list(counts.values())) / sum(counts.values())
-        np.testing.assert_allclose(chances[sixty.vocabulary.tokens], expected)
+class TestGuess:
+    def test_every_token_is_counted_once_at_its_rank(self, sixty):
+        counts = counts_by_rank(sixty, FEW)
+        expected = np.zeros_like(counts)
+        for row in FEW:
+            for rank, token in enumerate(sixty[row]):
+                expected[math.floor(8 * math.log2(1 + rank)), token] += 1
+        np.testing.assert_array_equal(counts, expected)
+        assert counts.sum() == sixty.lengths[FEW].sum()
 
-    def test_special_tokens_are_impossible(self, sixty):
-        chances = gene_frequency(sixty).exp()
-        assert not chances[list(sixty.vocabulary.special_tokens.values())].any()
-        np.testing.assert_allclose(chances.sum(), 1)
+    @pytest.mark.parametrize("by_rank", [False, True], ids=["by_frequency", "by_rank"])
+    def test_the_chances_of_all_genes_are_one_and_special_tokens_are_impossible(self, sixty, by_rank):
+        vocabulary = sixty.vocabulary
+        guess = Guess(counts_by_rank(sixty, FEW), vocabulary, by_rank=by_rank)
+        for rank in (0, 1, 7, 63):
+            chances = np.array(
+                [
+                    math.exp(-guess.sums(torch.tensor([rank]), torch.tensor([token]))[0])
+                    for token in range(vocabulary.size)
+                ]
+            )
+            assert not chances[list(vocabulary.special_tokens.values())].any()
+            assert (chances[vocabulary.tokens] > 0).all()
+            np.testing.assert_allclose(chances.sum(), 1)
+
+    def test_guessing_by_rank_knows_what_comes_first(self, sixty):
+        """Where one gene is always at the top, only the guess that looks at the rank is sure of it."""
+        vocabulary = sixty.vocabulary
+        first, second = vocabulary.tokens[:2]
+        counts = counts_by_rank(sixty, FEW) * 0
+        counts[0, first], counts[8, second] = 100_000, 100_000
+        ranks, target = torch.tensor([0]), torch.tensor([first])
+        by_rank, by_frequency = (Guess(counts, vocabulary, by_rank=by).sums(ranks, target)[0] for by in (True, False))
+        assert by_rank < 0.1 < np.log(1.9) < by_frequency
