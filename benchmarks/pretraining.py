@@ -113,13 +113,13 @@ def in_its_own_process(kind: str, path: str, options: argparse.Namespace, *, bat
         given = {"size": options.size, "batch": batch, "steps": options.steps}
         given_options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
         command = [sys.executable, *([*launcher, str(port.getsockname()[1] + 1)] if processes > 1 else []), __file__]
-        command += [path, "--run", kind, *given_options, "--out", folder]
+        command += [path, "--kind", kind, *given_options, "--out", folder]
         command += ["--bf16"] if options.bf16 else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)
+    found = re.search(r'^{"rates".*}$', done.stdout, re.MULTILINE)
     memory = re.findall(r"^peak memory ([\d.]+)$", done.stdout, re.MULTILINE)
     if done.returncode or not found:
-        return {"failed": done.stderr[-300:] or f"exit status {done.returncode}"}
+        return {"failed": f"exit status {done.returncode}", "said": done.stderr[-300:]}
     result = json.loads(found[0])
     return {"rate": statistics.median(result["rates"][1:]), "memory": max(map(float, memory)), "loss": result["loss"]}
 
@@ -188,12 +188,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--processes", action="store_true")
-    parser.add_argument("--run", choices=["ours", "stock"], help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=["ours", "stock"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
+    if options.kind:
         cells = chosen_cells(options.paths[0])
-        (train_ours if options.run == "ours" else train_stock)(cells, options, options.out / "run")
+        (train_ours if options.kind == "ours" else train_stock)(cells, options, options.out / "run")
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

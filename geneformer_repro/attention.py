@@ -6,8 +6,8 @@ cells of 2,048 tokens. But of a dropout of 2 % only 2 % of the pairs matter: the
 dropped pairs added is taken away again, in the forward and the backward pass. That is exact, needs no matrix, and costs
 in proportion to the dropout (see benchmarks/RESULTS.md).
 
-On a GPU one kernel call takes all cells at their own lengths: torch's variable-length flash attention where it may
-(half precision, no dropout), jagged tensors else.
+On an NVIDIA or AMD GPU one kernel call takes all cells at their own lengths: torch's variable-length flash attention
+where it may (half precision, no dropout), jagged tensors else.
 
 Shapes: T tokens of all cells, N cells of a group, L positions, H heads, E channels of a head.
 """
@@ -113,7 +113,7 @@ def attend(
     -------
     Context of each query, (tokens, heads, channels).
     """
-    if query_THE.device.type != "cpu":
+    if query_THE.is_cuda:
         return _attend_jagged(query_THE, key_THE, value_THE, queries, keys, dropout)
     contexts = [
         _attend_group(query_THE, key_THE, value_THE, queries, keys, group, dropout) for group in groups(queries, keys)
@@ -128,11 +128,13 @@ def _attend_group(
     key_NHLE, real_NL = _padded(key_THE, keys, group)
     value_NHLE, _ = _padded(value_THE, keys, group)
     mask_N11L = None if real_NL is None else real_NL[:, None, None]
-    if dropout and query_NHLE.numel():
+    if dropout and query_NHLE.numel() and query_NHLE.device.type == "cpu":
         n_queries, n_keys = (cells.lengths[group.first : group.last] for cells in (queries, keys))
         context_NHLE = _SparseDropout.apply(query_NHLE, key_NHLE, value_NHLE, mask_N11L, n_queries, n_keys, dropout)
     else:
-        context_NHLE = F.scaled_dot_product_attention(query_NHLE, key_NHLE, value_NHLE, attn_mask=mask_N11L)
+        context_NHLE = F.scaled_dot_product_attention(
+            query_NHLE, key_NHLE, value_NHLE, attn_mask=mask_N11L, dropout_p=dropout
+        )
     context_NLHE = context_NHLE.transpose(1, 2)
     return context_NLHE.flatten(0, 1) if asked_NL is None else context_NLHE[asked_NL]
 
@@ -144,7 +146,7 @@ def _padded(tokens_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Ten
     longest = max(lengths)
     if min(lengths) == longest:
         return tokens_THE.unflatten(0, (len(lengths), longest)).transpose(1, 2), None
-    real_NL = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    real_NL = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(tokens_THE.device)
     padded_NLHE = tokens_THE.new_zeros(len(lengths), longest, *tokens_THE.shape[1:])
     padded_NLHE[real_NL] = tokens_THE
     return padded_NLHE.transpose(1, 2), real_NL

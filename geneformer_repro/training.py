@@ -355,7 +355,15 @@ def _arguments(config: TrainConfig, best_by: str | None, work: Path) -> Training
         arguments = TrainingArguments(**chosen | dict(config.trainer))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: transformers.TrainingArguments refuses these fields: {error}") from error
-    if arguments.bf16 and arguments.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "One process uses one of the %d GPUs. For all: accelerate launch --config_file configs/ddp.yaml -m "
+            "geneformer_repro ….",
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1  # Trainer would cut batches by their first axis, which here is tokens
+    emulated = torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if arguments.bf16 and arguments.device.type == "cpu" and emulated:
         logger.warning("trainer.bf16: this CPU computes bfloat16 by emulation, far slower than float32. Leave it out.")
     return arguments
 

@@ -22,6 +22,7 @@ import geneformer_repro as gf
 from geneformer_repro import training
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
+from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config, quiet_transformers
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training import CellExamples, Interrupted, TrainConfig, resumable, train
@@ -252,6 +253,14 @@ class TestConfig:
         history = run(watch, config(trainer=given)).history
         assert history["step"].max() == 3
         assert history["learning_rate"].max() == 5e-4
+
+    def test_a_reporter_that_is_not_installed_is_refused_with_its_extra(self, run, watch, monkeypatch):
+        def missing(*_: Any, **__: Any) -> None:
+            raise RuntimeError("WandbCallback requires wandb to be installed.")
+
+        monkeypatch.setattr("geneformer_repro.training.Trainer.__init__", missing)
+        with pytest.raises(MissingExtraError, match=r"requires wandb.*pip install 'geneformer-repro\[wandb\]'"):
+            run(watch, config(trainer={"report_to": "wandb"}))
 
     def test_a_batch_size_given_to_the_trainer_wins_or_is_refused(self, run, watch):
         """Else a setting of the user is dropped without a word."""

@@ -177,6 +177,7 @@ def pretrain(
             work=work,
             step="pretrain",
         )
+        nn.Module.to(trained, processes().device)
         scores = pd.DataFrame({MODEL: held_out.scores(trained), **guesses}).T.rename_axis("method")
         result = {
             "scores": {str(name): row.round(6).to_dict() for name, row in scores.iterrows()},

@@ -203,3 +203,19 @@ class TestStoppedAndGoneOnWith:
         pd.testing.assert_frame_equal(found, expected, check_exact=True)
         steps = [entry["step"] for entry in losses(stopped / "log.jsonl")]
         assert steps == [entry["step"] for entry in losses(whole / "log.jsonl")]
+
+
+def test_accelerate_launches_the_command_with_the_configuration_that_ships(launched, one, tmp_path):
+    """Configured for one GPU, told to do without."""
+    cells = tmp_path / "cells.tok"
+    adata = gf.datasets.pbmc700()
+    gf.tokenize(adata[:60], gf.Vocabulary.fit(adata), out=cells)
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher += ["--config_file", str(CONFIGS / "one_gpu.yaml"), "--cpu", "--mixed_precision", "no"]
+    task = ["-m", "geneformer_repro", "pretrain", str(cells), "--set", *launched.OPTIONS, *ONE_PROCESS]
+    task += ["-o", str(tmp_path / "base")]
+    done = subprocess.run([*launcher, *task], env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = weights(tmp_path / "base"), weights(one)
+    for name, weight in expected.items():
+        np.testing.assert_allclose(found[name], weight, atol=2e-5, err_msg=name)
