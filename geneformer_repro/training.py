@@ -488,6 +488,10 @@ class _Trainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.work / "saving") if self._saving else str(super()._get_output_dir(trial))
 
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *given: Any, **options: Any) -> None:
+        self._tr_loss = tr_loss  # transformers 4 keeps it to itself
+        super()._maybe_log_save_evaluate(tr_loss, *given, **options)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside, list the files with their digests, then rename."""
         began = time.perf_counter()
@@ -526,7 +530,7 @@ class _Trainer(Trainer):
     def restore_loss(self) -> None:
         """Go on with the mean of the losses since the last log entry."""
         path = self.work / f"checkpoint-{self.state.global_step}" / "loss.json"
-        if self.state.global_step and path.exists():
+        if self.state.global_step and path.exists() and hasattr(self, "_tr_loss"):
             kept = read_json(path)
             self._tr_loss += kept["sum"]
             self._globalstep_last_logged = kept["since_step"]
