@@ -397,6 +397,7 @@ class _Loader(DataLoader):
 class _Trainer(Trainer):
     model: PreTrainedModel
     train_dataset: CellExamples
+    bar: tqdm
 
     def prepare(
         self, score: Callable[[nn.Module], dict[str, float]], batches: StepBatches, work: Path, step: str
@@ -617,6 +618,7 @@ class _Save(TrainerCallback):
                 "The same command goes on from there."
             )
             if state.is_world_process_zero:
+                self._trainer.bar.close()  # so that the message has a line of its own
                 logger.warning(message)
             raise Interrupted(message, self._stopping)
 
@@ -643,7 +645,7 @@ class _Show(TrainerCallback):
         _keep_lines_until(self._log, done)
         self._announce(args, state)
         self._board = SummaryWriter(str(self._trainer.work / TENSORBOARD), purge_step=done + 1)
-        self._bar = tqdm(
+        self._bar = self._trainer.bar = tqdm(
             total=round(state.max_steps * self._tokens_a_step),
             initial=round(state.global_step * self._tokens_a_step),
             desc=self._trainer.step,
