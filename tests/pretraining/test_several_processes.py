@@ -177,14 +177,20 @@ class TestEveryEngine:
 
 
 class TestStoppedAndGoneOnWith:
-    @pytest.fixture
-    def whole(self, launch: Launch) -> Path:
-        return launch("whole", LONG)
+    @pytest.fixture(params=["DDP", "DeepSpeed ZeRO-3"], ids=lambda engine: engine.replace(" ", "_"))
+    def engine(self, request) -> str:
+        if "DeepSpeed" in request.param:
+            pytest.importorskip("deepspeed", reason="needs geneformer-repro[deepspeed]")
+        return request.param
 
     @pytest.fixture
-    def stopped(self, launch: Launch) -> Path:
+    def whole(self, launch: Launch, engine: str) -> Path:
+        return launch(f"whole {engine}", (*LONG, *ENGINES[engine]))
+
+    @pytest.fixture
+    def stopped(self, launch: Launch, engine: str) -> Path:
         """The launcher was asked to stop, and the same command given again."""
-        return launch("stopped", LONG, launch_twice)
+        return launch(f"stopped {engine}", (*LONG, *ENGINES[engine]), launch_twice)
 
     def test_it_was_stopped_and_saved(self, stopped):
         said = (stopped.parent / f"{stopped.name}.txt").read_text()
