@@ -78,7 +78,7 @@ def loss_figure(history: pd.DataFrame, guesses: "pd.Series[float]") -> "Figure":
     for (name, loss), style in zip(guesses.items(), ("--", ":"), strict=False):
         axes.axhline(loss, color=ORANGE, linestyle=style, linewidth=1.5, label=f"guess by {name} (no model)")
     axes.set(xlabel="passes over the training cells", ylabel="loss (nats per masked gene)")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2)
     return figure
 
 
