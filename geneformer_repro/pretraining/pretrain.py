@@ -207,6 +207,9 @@ def _table(scores: pd.DataFrame) -> str:
             "perplexity": scores["perplexity"].map("{:,.0f}".format),
             "top-1": scores["top1"].map("{:.1%}".format),
             "top-5": scores["top5"].map("{:.1%}".format),
+            "behind <mask>: loss": scores["hidden_loss"].map("{:.3f}".format),
+            "top-1 ": scores["hidden_top1"].map("{:.1%}".format),
+            "top-5 ": scores["hidden_top5"].map("{:.1%}".format),
         }
     )
     return shown.rename_axis(None).to_string()
@@ -312,11 +315,11 @@ class Guess:
             self._log_share = torch.from_numpy(np.log(shares))
         self._place = self._log_share.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
-    def sums(self, ranks_M: Tensor, target_M: Tensor) -> Tensor:
-        """Sum of the losses; how many targets are the likeliest gene at their rank, and among the five likeliest."""
+    def judge(self, ranks_M: Tensor, target_M: Tensor) -> Tensor:
+        """Loss of each target at its rank, whether it is the likeliest gene there, and among the five likeliest."""
         range_M = torch.from_numpy(_range_of(ranks_M.numpy())).clamp(max=len(self._log_share) - 1)
         place_M = self._place[range_M, target_M]
-        return torch.stack([-self._log_share[range_M, target_M].sum(), (place_M < 1).sum(), (place_M < 5).sum()])
+        return torch.stack([-self._log_share[range_M, target_M], place_M < 1, place_M < 5])
 
 
 def counts_by_rank(cells: TokenizedDataset, rows: np.ndarray) -> np.ndarray:
@@ -353,6 +356,8 @@ class HeldOut:
         lengths = cells.lengths[rows]
         self._batches = [pack([masked[i] for i in of]) for of in token_budget_batches(lengths, MAX_TOKENS // 2)]
         self.n_masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in self._batches)
+        self._mask_token = cells.vocabulary.mask_token
+        self._n_hidden = sum(int(self._is_hidden(batch).sum()) for batch in self._batches)
         if not self.n_masked:
             raise InputError(
                 f"None of the genes of {len(rows)} held-out cells was masked; hold out more cells "
@@ -362,25 +367,49 @@ class HeldOut:
     def scores(self, of: "nn.Module | Guess") -> dict[str, float]:
         """Score a model or a guess over the masked genes; the processes of a distributed run share the cells.
 
+        A tenth of the masked genes is shown as it is, and a model learns to copy these; what begins with ``hidden_`` is
+        over the genes behind ``<mask>`` alone.
+
         Returns
         -------
-        ``loss`` (mean cross-entropy in nats), ``perplexity``, ``top1`` and ``top5``.
+        ``loss`` (mean cross-entropy in nats), ``perplexity``, ``top1``, ``top5``, and the same but perplexity over the
+        hidden genes.
         """
-        found = self._of_model(of) if isinstance(of, nn.Module) else (self._of_guess(of, one) for one in self._batches)
-        loss, top1, top5 = (torch.stack(list(found)).sum(0) / self.n_masked).tolist()
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "top1": top1, "top5": top5}
+        if isinstance(of, nn.Module):
+            sums = self._of_model(of)
+        else:
+            sums = torch.stack([self._sums(batch, self._of_guess(of, batch)) for batch in self._batches]).sum(0)
+        loss, top1, top5 = (sums[:3] / self.n_masked).tolist()
+        hidden_loss, hidden_top1, hidden_top5 = (sums[3:] / max(1, self._n_hidden)).tolist()
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+            "top1": top1,
+            "top5": top5,
+            "hidden_loss": hidden_loss,
+            "hidden_top1": hidden_top1,
+            "hidden_top5": hidden_top5,
+        }
+
+    def _is_hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        """Which of the masked genes are behind ``<mask>``."""
+        return batch["input_ids"][batch["labels"] != IGNORED] == self._mask_token
+
+    def _sums(self, batch: Mapping[str, Any], judged_3M: Tensor) -> Tensor:
+        judged_3M = judged_3M.double().cpu()
+        return torch.cat([judged_3M.sum(1), judged_3M[:, self._is_hidden(batch)].sum(1)])
 
     def _of_guess(self, guess: Guess, batch: Mapping[str, Any]) -> Tensor:
         masked = batch["labels"] != IGNORED
         ranks = torch.cat([torch.arange(length) for length in batch["lengths"]])
-        return guess.sums(ranks[masked], batch["labels"][masked])
+        return guess.judge(ranks[masked], batch["labels"][masked])
 
-    def _of_model(self, model: nn.Module) -> "list[Tensor]":
+    def _of_model(self, model: nn.Module) -> Tensor:
         was_training = model.training
         model.eval()
         device = next(model.parameters()).device
         process, n_processes = processes().process_index, processes().num_processes
-        total = torch.zeros(3, dtype=torch.float64)
+        total = torch.zeros(6, dtype=torch.float64)
         with torch.no_grad():
             for first in range(0, len(self._batches), n_processes):
                 # a process without a batch of its own does another's for nothing: shards need all to take part
@@ -389,15 +418,14 @@ class HeldOut:
                 labels = batch["labels"].to(device)
                 logits = model(input_ids=batch["input_ids"].to(device), labels=labels, lengths=batch["lengths"]).logits
                 if i == first + process:
-                    total += _sums(logits, labels[labels != IGNORED]).cpu()
+                    total += self._sums(batch, _judge(logits, labels[labels != IGNORED]))
         model.train(was_training)
-        return [sum_over_processes(total)]
+        return sum_over_processes(total)
 
 
-def _sums(logits_MV: Tensor, target_M: Tensor) -> Tensor:
-    """Sum of the losses, and how many targets are the likeliest token, and among the five likeliest."""
+def _judge(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    """Loss of each target, whether it is the likeliest token, and among the five likeliest."""
     log_share_MV = logits_MV.float().log_softmax(-1)
     of_target_M1 = log_share_MV.gather(1, target_M[:, None])
     n_likelier_M = (log_share_MV > of_target_M1).sum(1)
-    sums = [-of_target_M1.double().sum(), (n_likelier_M < 1).sum(), (n_likelier_M < 5).sum()]
-    return torch.stack([one.double() for one in sums])
+    return torch.stack([-of_target_M1[:, 0].double(), n_likelier_M < 1, n_likelier_M < 5])

@@ -39,7 +39,9 @@ FILES = {
     "tensorboard",
     "loss.png",
 }
-SCORES = ["loss", "perplexity", "top1", "top5"]
+SCORES = ["loss", "perplexity", "top1", "top5", "hidden_loss", "hidden_top1", "hidden_top5"]
+MASK = 1
+"""Token of ``<mask>`` in both published conventions."""
 N_HELD_OUT, N_TRAINING, STEPS_AN_EPOCH = 6, 54, 7
 
 
@@ -196,9 +198,15 @@ def hidden_genes(masked: list[Masked]) -> list[tuple[int, int]]:
     ]
 
 
-def summary(losses: list[float], places: list[int]) -> list[float]:
-    loss = float(np.mean(losses))
-    return [loss, math.exp(loss), np.mean(np.array(places) < 1), np.mean(np.array(places) < 5)]
+def summary(losses: list[float], places: list[int], masked: list[Masked]) -> list[float]:
+    """Average over all chosen genes, and over those that are shown as ``<mask>``."""
+    behind = np.concatenate([cell.input_ids[cell.labels != IGNORED] == MASK for cell in masked])
+    assert 0 < behind.sum() < len(behind)
+    loss, all_places = np.array(losses), np.array(places)
+    found = [
+        (loss[some].mean(), (all_places < 1)[some].mean(), (all_places < 5)[some].mean()) for some in (..., behind)
+    ]
+    return [found[0][0], math.exp(found[0][0]), *found[0][1:], *found[1]]
 
 
 def slow_scores(model: torch.nn.Module, masked: list[Masked]) -> list[float]:
@@ -211,7 +219,7 @@ def slow_scores(model: torch.nn.Module, masked: list[Masked]) -> list[float]:
             if target != IGNORED:
                 losses.append(-row[target])
                 places.append(sum(other > row[target] for other in row))
-    return summary(losses, places)
+    return summary(losses, places, masked)
 
 
 def slow_guess(training: list[tuple[int, ...]], masked: list[Masked], vocabulary: Vocabulary, by_rank: bool):
@@ -241,7 +249,7 @@ def slow_guess(training: list[tuple[int, ...]], masked: list[Masked], vocabulary
         losses.append(-math.log(share[target]))
         better = [token for token in genes if (-share[token], token) < (-share[target], target)]
         places.append(len(better))
-    return summary(losses, places)
+    return summary(losses, places, masked)
 
 
 class TestResult:
@@ -310,7 +318,7 @@ class TestResult:
     def test_tensorboard_has_every_loss_and_score(self, finished):
         (file,) = (finished.folder / "tensorboard").iterdir()
         content = file.read_bytes()
-        assert content.count(b"held_out/top5") == 3
+        assert content.count(b"held_out/top5") == content.count(b"held_out/hidden_top5") == 3
         assert content.count(b"grad_norm") == 2 * STEPS_AN_EPOCH
 
     def test_the_first_line_of_the_log_says_what_runs_how(self, finished, sixty):
@@ -790,7 +798,7 @@ class TestGuess:
         for rank in (0, 1, 7, 63):
             chances = np.array(
                 [
-                    math.exp(-guess.sums(torch.tensor([rank]), torch.tensor([token]))[0])
+                    math.exp(-guess.judge(torch.tensor([rank]), torch.tensor([token]))[0])
                     for token in range(vocabulary.size)
                 ]
             )
@@ -805,5 +813,7 @@ class TestGuess:
         counts = counts_by_rank(sixty, FEW) * 0
         counts[0, first], counts[8, second] = 100_000, 100_000
         ranks, target = torch.tensor([0]), torch.tensor([first])
-        by_rank, by_frequency = (Guess(counts, vocabulary, by_rank=by).sums(ranks, target)[0] for by in (True, False))
+        by_rank, by_frequency = (
+            Guess(counts, vocabulary, by_rank=by).judge(ranks, target)[0].sum() for by in (True, False)
+        )
         assert by_rank < 0.1 < np.log(1.9) < by_frequency
