@@ -298,7 +298,10 @@ def _next_random(state):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _draw_positions(seed, n, p):  # type: ignore[no-untyped-def]
-    """Return the positions among `n` of which each is drawn with chance `p`; see `_draw`."""
+    """Return the positions among `n` of which each is drawn with chance `p`.
+
+    The gap from one to the next is geometric, so that only those are drawn.
+    """
     expected = n * p
     found = np.empty(int(expected + 8 * math.sqrt(expected) + 16), np.int64)
     state, _ = _next_random(np.uint64(seed))
@@ -316,26 +319,10 @@ def _draw_positions(seed, n, p):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _draw(state, n_queries, n_keys, dropout, rows, columns):  # type: ignore[no-untyped-def]
-    """Fill `rows` and `columns` with the dropped pairs of one head, return how many.
-
-    The gap from one dropped pair to the next is geometric, so that only dropped pairs are drawn.
-    """
-    per_log = 1 / math.log1p(-dropout)
-    i, j, n = 0, -1, 0
-    while True:
-        state, u = _next_random(state)
-        gap = math.log(u) * per_log
-        if gap >= n_queries * n_keys:
-            return n
-        j += 1 + int(gap)
-        while j >= n_keys:
-            j -= n_keys
-            i += 1
-        if i >= n_queries:
-            return n
-        rows[n], columns[n] = i, j
-        n += 1
+def _pairs_of(job, seed, n_queries, n_keys, dropout):  # type: ignore[no-untyped-def]
+    """Return the dropped pairs of one head of one cell, as ``query · n_keys + key``."""
+    own_seed = np.uint64(seed) + np.uint64(job) * np.uint64(0xD1342543DE82EF95)
+    return _draw_positions(own_seed, n_queries * n_keys, dropout)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
@@ -350,13 +337,10 @@ def _weight(query, key, log_sum, scale):  # type: ignore[no-untyped-def]
 def _take_from_context(query, key, value, log_sum, context, n_queries, n_keys, dropout, seed, first, last):  # type: ignore[no-untyped-def]
     """Subtract weight · value of the dropped pairs, for heads from `first` up to before `last` of all cells."""
     scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    rows = np.empty(_most(n_queries, n_keys), np.int32)
-    columns = np.empty_like(rows)
     for job in range(first, last):
         n, h = divmod(job, query.shape[2])
-        state, _ = _next_random(np.uint64(seed) + np.uint64(job) * np.uint64(0xD1342543DE82EF95))
-        for pair in range(_draw(state, n_queries[n], n_keys[n], dropout, rows, columns)):
-            i, j = rows[pair], columns[pair]
+        for pair in _pairs_of(job, seed, n_queries[n], n_keys[n], dropout):
+            i, j = divmod(pair, n_keys[n])
             weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
             for e in range(value.shape[3]):
                 context[n, i, h, e] -= weight * value[n, j, h, e]
@@ -368,13 +352,10 @@ def _take_from_gradients(  # type: ignore[no-untyped-def]
 ):
     """Subtract what the same pairs add to the gradients."""
     scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    rows = np.empty(_most(n_queries, n_keys), np.int32)
-    columns = np.empty_like(rows)
     for job in range(first, last):
         n, h = divmod(job, query.shape[2])
-        state, _ = _next_random(np.uint64(seed) + np.uint64(job) * np.uint64(0xD1342543DE82EF95))
-        for pair in range(_draw(state, n_queries[n], n_keys[n], dropout, rows, columns)):
-            i, j = rows[pair], columns[pair]
+        for pair in _pairs_of(job, seed, n_queries[n], n_keys[n], dropout):
+            i, j = divmod(pair, n_keys[n])
             weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
             slope = np.float32(0)
             for e in range(value.shape[3]):
@@ -386,14 +367,6 @@ def _take_from_gradients(  # type: ignore[no-untyped-def]
                 d_query[n, i, h, e] -= slope * key[n, j, h, e]
             for e in range(query.shape[3]):
                 d_key[n, j, h, e] -= slope * query[n, i, h, e]
-
-
-@numba.njit(nogil=True, cache=True)
-def _most(n_queries, n_keys):  # type: ignore[no-untyped-def]
-    most = 0
-    for n in range(len(n_queries)):
-        most = max(most, n_queries[n] * n_keys[n])
-    return most
 
 
 # On a GPU

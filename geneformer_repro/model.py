@@ -204,12 +204,15 @@ def run_encoder(
     InputError
         A cell is longer than the model has positions.
     """
+    real_BL, positions_T, cells = _layout(bert, input_ids_BL, attention_mask_BL)
+    return Packed(_run(bert, input_ids_BL[real_BL], positions_T, cells, n_blocks=n_blocks), real_BL)
+
+
+def _layout(bert: BertModel, input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> tuple[Tensor, Tensor, Cells]:
+    """Return where a padded batch has tokens, the position of each in its cell, and how many each cell has."""
     _require_positions(bert, input_ids_BL.shape[1])
     real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if attention_mask_BL is None else attention_mask_BL.bool()
-    position_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL)
-    cells = Cells([length for length in real_BL.sum(1).tolist() if length])
-    hidden_TD = _run(bert, input_ids_BL[real_BL], position_BL[real_BL], cells, n_blocks=n_blocks)
-    return Packed(hidden_TD, real_BL)
+    return real_BL, real_BL.nonzero()[:, 1], Cells([length for length in real_BL.sum(1).tolist() if length])
 
 
 def _require_positions(bert: BertModel, longest: int) -> None:
@@ -285,16 +288,14 @@ class MaskedGeneModel(BertForMaskedLM):
         if labels is None and lengths is None:
             packed = run_encoder(self.bert, input_ids, attention_mask)
             return MaskedLMOutput(logits=Packed(self.cls(packed.hidden_TD), packed.real_BL).padded())
-        if lengths is None:
-            _require_positions(self.bert, input_ids.shape[1])
-            real_BL = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-            positions_T = real_BL.nonzero()[:, 1]
-            lengths = [length for length in real_BL.sum(1).tolist() if length]
-            input_ids, labels = input_ids[real_BL], None if labels is None else labels[real_BL]
-        else:
+        if lengths is not None:
             _require_positions(self.bert, max(lengths))
+            cells = Cells(lengths)
             positions_T = torch.cat([torch.arange(length) for length in lengths]).to(input_ids.device)
-        cells = Cells(lengths)
+        else:
+            assert labels is not None
+            real_BL, positions_T, cells = _layout(self.bert, input_ids, attention_mask)
+            input_ids, labels = input_ids[real_BL], labels[real_BL]
         if labels is None:
             return MaskedLMOutput(logits=self.cls(_run(self.bert, input_ids, positions_T, cells)))
         read = _masked(labels, cells)

@@ -94,12 +94,10 @@ def attend_seeded(inputs: Inputs, dropout: float, seed: int = 0) -> Tensor:
 
 def dropped_pairs(seed: int, job: int, n_queries: int, n_keys: int, dropout: float) -> np.ndarray:
     """Which pairs of a head are dropped, (queries, keys); `job` counts cells and heads of a group."""
-    state, _ = attention._next_random(np.uint64((seed + job * 0xD1342543DE82EF95) % 2**64))
-    rows, columns = np.empty((2, n_queries * n_keys), np.int32)
-    n = attention._draw(np.uint64(state), n_queries, n_keys, dropout, rows, columns)
+    pairs = attention._pairs_of(job, seed, n_queries, n_keys, dropout)
     dropped = np.zeros((n_queries, n_keys), dtype=bool)
-    dropped[rows[:n], columns[:n]] = True
-    assert dropped.sum() == n, "a pair was drawn twice"
+    dropped[np.divmod(pairs, n_keys)] = True
+    assert dropped.sum() == len(pairs), "a pair was drawn twice"
     return dropped
 
 
