@@ -280,7 +280,9 @@ def train(
         trainer = _Trainer(
             model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
         )
-    except RuntimeError as error:  # a reporter that is not installed
+    except RuntimeError as error:
+        if "report_to" not in config.trainer:
+            raise
         raise MissingExtraError(f"trainer.report_to: {error} pip install 'geneformer-repro[wandb]'.") from error
     whole = copy.deepcopy(model) if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else None
     work.mkdir(parents=True, exist_ok=True)
