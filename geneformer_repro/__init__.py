@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geneformer_repro import datasets
+    from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.embedding import embed
     from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
     from geneformer_repro.finetuning.finetune import FinetuneConfig, Finetuned, finetune
     from geneformer_repro.in_silico.perturbation import Deletion
     from geneformer_repro.in_silico.screen import GoalState, ShiftTable, perturb
     from geneformer_repro.in_silico.statistics import shift_statistics
-    from geneformer_repro.model import Checkpoint
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.quality import CellFilter
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CellFilter": "tokenizer.quality",
-    "Checkpoint": "model",
+    "Checkpoint": "checkpoint",
     "DataFormatError": "errors",
     "Deletion": "in_silico.perturbation",
     "FinetuneConfig": "finetuning.finetune",

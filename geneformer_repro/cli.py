@@ -277,7 +277,7 @@ def _given_vocabulary(arguments: argparse.Namespace) -> "Vocabulary | None":
 
 
 def _open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from geneformer_repro.model import Checkpoint
+    from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     vocabulary = _given_vocabulary(arguments)
@@ -287,8 +287,8 @@ def _open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.config import load_config
-    from geneformer_repro.model import Checkpoint
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.training import is_main_process
@@ -416,7 +416,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
         print(TokenizedDataset.open(path).summary())
     elif (path / "config.json").exists():
-        from geneformer_repro.model import Checkpoint
+        from geneformer_repro.checkpoint import Checkpoint
 
         checkpoint = Checkpoint.from_pretrained(path)
         _show(repr(checkpoint), dict(checkpoint.provenance))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from geneformer_repro.batching import evaluation_batches
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
-from geneformer_repro.model import Checkpoint, Pooling, pool, require_poolable, run_encoder
+from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary

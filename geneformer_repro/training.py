@@ -37,6 +37,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from geneformer_repro.batching import StepBatches
+from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import InputError, MissingExtraError
 from geneformer_repro.files import (
@@ -51,7 +52,6 @@ from geneformer_repro.files import (
     write_json,
     write_manifest,
 )
-from geneformer_repro.model import quiet_transformers
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ LAYERS = {
     "datasets": 1,
     "attention": 2,
     "model": 2,
+    "checkpoint": 2,
     "batching": 2,
     "embedding": 3,
     "training": 3,

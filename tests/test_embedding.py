@@ -10,8 +10,9 @@ from transformers import BertModel
 
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
+from geneformer_repro.checkpoint import Head
 from geneformer_repro.embedding import blocks_to_run, default_device, embed, hidden_states
-from geneformer_repro.model import CellClassifier, Head, MaskedGeneModel
+from geneformer_repro.model import CellClassifier, MaskedGeneModel
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

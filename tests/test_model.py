@@ -22,15 +22,14 @@ from transformers.utils import logging as transformers_logging
 
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
+from geneformer_repro.checkpoint import Head, quiet_transformers
 from geneformer_repro.model import (
     IGNORED,
     CellClassifier,
-    Head,
     MaskedGeneModel,
     bert_config,
     flops,
     pool,
-    quiet_transformers,
     require_poolable,
     run_encoder,
 )

@@ -21,9 +21,10 @@ from transformers import BertForMaskedLM, Trainer
 import geneformer_repro as gf
 from geneformer_repro import training
 from geneformer_repro.batching import collate
+from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
-from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config, quiet_transformers
+from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training import CellExamples, Interrupted, TrainConfig, resumable, train
 

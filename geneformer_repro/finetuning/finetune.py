@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geneformer_repro.batching import collate, evaluation_batches
+from geneformer_repro.checkpoint import Checkpoint, Head
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import MAX_TOKENS, embed
 from geneformer_repro.errors import InputError
@@ -25,7 +26,7 @@ from geneformer_repro.files import new_directory, provenance
 from geneformer_repro.finetuning import baselines
 from geneformer_repro.finetuning.metrics import confusion, scores, scores_with_intervals
 from geneformer_repro.finetuning.splits import Split, split_cells, split_table
-from geneformer_repro.model import CellClassifier, Checkpoint, Head, Pooling, flops, require_poolable
+from geneformer_repro.model import CellClassifier, Pooling, flops, require_poolable
 from geneformer_repro.report import confusion_figure, methods_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import MAX_TOKENS, blocks_to_run, default_device, encoder_on, hidden_states
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.files import begin_work, new_file, refuse_existing, refuse_other_work, work_folder
 from geneformer_repro.in_silico.perturbation import Deletion, Variant
-from geneformer_repro.model import Checkpoint, Pooling, pool, require_poolable, run_encoder
+from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from geneformer_repro.batching import token_budget_batches
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import new_directory, provenance
-from geneformer_repro.model import IGNORED, Checkpoint, MaskedGeneModel, Size, bert_config, flops
+from geneformer_repro.model import IGNORED, MaskedGeneModel, Size, bert_config, flops
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.report import loss_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

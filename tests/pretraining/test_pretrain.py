@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
+from geneformer_repro.checkpoint import Head, quiet_transformers
 from geneformer_repro.config import ConfigError, load_config
-from geneformer_repro.model import IGNORED, CellClassifier, Head, quiet_transformers
+from geneformer_repro.model import IGNORED, CellClassifier
 from geneformer_repro.pretraining import pretrain as module
 from geneformer_repro.pretraining.masking import Masked
 from geneformer_repro.pretraining.pretrain import FREQUENCY, MODEL, RANK, Guess, HeldOut, counts_by_rank

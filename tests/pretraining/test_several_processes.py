@@ -21,8 +21,8 @@ import pytest
 from transformers import BertForMaskedLM
 
 import geneformer_repro as gf
+from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import load_config
-from geneformer_repro.model import quiet_transformers
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"

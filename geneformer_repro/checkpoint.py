@@ -1,0 +1,232 @@
+"""The directory that holds a trained network: weights, the vocabulary its tokens mean, its head, what made it.
+
+It is a stock BERT directory with files beside, so `transformers` opens ours and any stock one opens here.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from geneformer_repro.errors import InputError, VocabularyMismatchError
+from geneformer_repro.files import new_directory, read_json, write_json
+from geneformer_repro.model import CellClassifier, MaskedGeneModel, Pooling
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+HEAD_FORMAT = "geneformer_repro/head/1"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a classifier's outputs mean; ``head.json``."""
+
+    target: str
+    """The obs column that was learned."""
+    classes: tuple[str, ...]
+    """Name of each output, in order."""
+    pooling: Pooling
+    """How a cell's vector is made of its tokens' last hidden states."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained network with the vocabulary its tokens mean and a record of what made it.
+
+    Parameters
+    ----------
+    model
+        The network.
+    vocabulary
+        Its genes.
+    head
+        What a classifier's outputs mean; None for a pretrained model.
+    provenance
+        Step, configuration, inputs and versions that made it.
+    name
+        Where it was opened from, for messages.
+    """
+
+    model: MaskedGeneModel | CellClassifier
+    vocabulary: Vocabulary
+    head: Head | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "checkpoint"
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        what = (
+            f"classifier of {self.head.target!r} ({len(self.head.classes)} classes)"
+            if self.head
+            else "masked gene model"
+        )
+        return (
+            f"Checkpoint({what}, {config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"{self.model.num_parameters():,} parameters, {self.vocabulary!r})"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights and the vocabulary."""
+        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def require_matching(self, cells: TokenizedDataset) -> None:
+        """Raise unless the cells were tokenised for this model.
+
+        Raises
+        ------
+        VocabularyMismatchError
+            Their vocabulary is another one.
+        InputError
+            A cell is longer than the model has positions.
+        """
+        if not len(cells):
+            raise InputError("The dataset holds no cells.")
+        cells.vocabulary.require_same(self.vocabulary, this="the dataset", that=self.name)
+        n_positions = self.model.config.max_position_embeddings
+        longest = int(cells.lengths.max())
+        if longest > n_positions:
+            raise InputError(
+                f"A cell has {longest} tokens, {self.name} has {n_positions} positions. Tokenise with a vocabulary "
+                f"of max_length={n_positions}."
+            )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write weights, vocabulary, head and provenance into the new folder `path`; see ``docs/formats.md``."""
+        with new_directory(path, marker="provenance.json", overwrite=overwrite) as folder:
+            self.write_into(folder)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the checkpoint's files into a folder that exists."""
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+        config = read_json(folder / "config.json")
+        write_json(
+            folder / "config.json", config | {"architectures": ["BertModel" if self.head else "BertForMaskedLM"]}
+        )
+        self.vocabulary.write_into(folder)
+        if self.head:
+            head = {"format": HEAD_FORMAT, "task": "cell_classification", "target": self.head.target}
+            write_json(folder / "head.json", head | {"classes": list(self.head.classes), "pooling": self.head.pooling})
+        write_json(folder / "provenance.json", dict(self.provenance))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> "Checkpoint":
+        """Open a checkpoint of this package, or any stock BERT directory or hub repository.
+
+        Parameters
+        ----------
+        path_or_hub_id
+            A local folder, or a hub id such as ``"ctheodoris/Geneformer"``.
+        subfolder
+            Folder inside it, such as ``"Geneformer-V2-104M"``.
+        revision
+            Branch, tag or commit on the hub.
+        vocabulary
+            What the tokens mean; needed where the folder does not say (stock directories).
+
+        Raises
+        ------
+        InputError
+            There is no model, it is no BERT, weights are missing from it, or it needs a vocabulary.
+        VocabularyMismatchError
+            The vocabulary given is not the one in the folder, or has another number of tokens than the model.
+        """
+        local = Path(path_or_hub_id) / (subfolder or "")
+        if not Path(path_or_hub_id).exists() and not _HUB_ID.fullmatch(str(path_or_hub_id)):
+            raise InputError(
+                f"{path_or_hub_id}: no such folder. Expected a checkpoint folder, or a hub id such as user/name."
+            )
+        if Path(path_or_hub_id).exists() and not (local / "config.json").exists():
+            raise InputError(
+                f"{local}: no config.json there, so not a model. "
+                "Expected a checkpoint folder of this package or of transformers."
+            )
+        if local.is_dir() and (local / "vocabulary.json").exists():
+            own = Vocabulary.load(local)
+            if vocabulary is not None:
+                own.require_same(vocabulary, this=f"checkpoint {local}", that="the vocabulary given")
+            vocabulary = own
+        if vocabulary is None and not Path(path_or_hub_id).exists():
+            raise InputError(
+                f"{path_or_hub_id}: no such folder; if it is a hub id, give its vocabulary too: "
+                "from_pretrained(…, vocabulary=…) (--vocabulary)."
+            )
+        if vocabulary is None:
+            raise InputError(
+                f"{local}: has no vocabulary of its own; give one: from_pretrained(…, "
+                f"vocabulary=Vocabulary.from_pretrained(…))."
+            )
+        head = _read_head(local / "head.json") if (local / "head.json").exists() else None
+        provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
+        model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
+        if model.config.vocab_size != vocabulary.size:
+            raise VocabularyMismatchError(
+                f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; "
+                "they do not belong together. Give the vocabulary that the model was trained with."
+            )
+        return cls(model, vocabulary, head, provenance, name=f"checkpoint {local}")
+
+
+def _read_head(path: Path) -> Head:
+    content = read_json(path)
+    if content.get("format") != HEAD_FORMAT:
+        raise InputError(f"{path}: expected format {HEAD_FORMAT!r}, found {content.get('format')!r}.")
+    return Head(content["target"], tuple(content["classes"]), content["pooling"])
+
+
+def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel | CellClassifier:
+    model_type: Any = CellClassifier if head else MaskedGeneModel
+    extra = {"pooling": head.pooling, "num_labels": len(head.classes)} if head else {}
+    model: MaskedGeneModel | CellClassifier
+    try:
+        with quiet_transformers(), torch.random.fork_rng():
+            torch.manual_seed(0)  # a head that the file lacks is random, but the same each time
+            model, found = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
+        raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
+    if model.config.model_type != "bert":
+        raise InputError(f"{source}: a {model.config.model_type!r} model; this package reads BERT models.")
+    missing = sorted(found["missing_keys"])
+    if any(key.startswith("bert.") or head for key in missing):
+        raise InputError(f"{source}: {len(missing)} weights are missing from the file (first: {missing[0]}).")
+    if missing:
+        logger.warning(
+            "%s: has no masked-gene head; it is random and must be trained before it predicts genes.", source
+        )
+    return model.float().eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own bars ("Writing model shards") out of a terminal that shows ours."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
