@@ -68,6 +68,9 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         Batches of each process that make a step (gradient accumulation).
     seed
         Of the order.
+    weights
+        How often each cell is drawn, relative to the others: an epoch then draws as many cells as there are, with
+        replacement. None: every cell once.
 
     Raises
     ------
@@ -85,11 +88,15 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         n_processes: int = 1,
         batches_a_step: int = 1,
         seed: int = 0,
+        weights: np.ndarray | None = None,
     ) -> None:
         self._lengths, self._seed, self._epoch = np.asarray(lengths, dtype=np.int64), seed, 0
+        self._chance = None if weights is None else np.asarray(weights) / np.sum(weights)
         self._process, self._n_processes, self._batches_a_step = process, n_processes, batches_a_step
         self._n_parts = n_processes * batches_a_step
         n_cells, self.n_tokens = len(self._lengths), int(self._lengths.sum())
+        if self._chance is not None:
+            self.n_tokens = round(float(n_cells * (self._chance @ self._lengths)))
         if n_cells < self._n_parts:
             raise InputError(f"{n_cells} cells are fewer than the {self._n_parts} batches that make a step.")
         if max_tokens is not None and max_tokens < self._lengths.max():
@@ -129,7 +136,8 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
     def _steps(self) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([self._seed, self._epoch])
-        shuffled = rng.permutation(len(self._lengths))
+        n_cells = len(self._lengths)
+        shuffled = rng.permutation(n_cells) if self._chance is None else rng.choice(n_cells, n_cells, p=self._chance)
         together = max(1, min(_STEPS_SORTED_TOGETHER, self.n_steps // 4)) / self.n_steps
         window = (np.arange(len(shuffled)) / (len(shuffled) * together)).astype(np.int64)
         length = self._lengths[shuffled]

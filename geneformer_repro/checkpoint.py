@@ -8,36 +8,33 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers
 from safetensors import SafetensorError
 
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import new_directory, read_json, write_json
-from geneformer_repro.model import CellClassifier, MaskedGeneModel, Pooling
+from geneformer_repro.model import CellClassifier, GeneClassifier, Head, MaskedGeneModel, Target
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-HEAD_FORMAT = "geneformer_repro/head/1"
+HEAD_FORMAT, _FIRST_HEAD_FORMAT = "geneformer_repro/head/2", "geneformer_repro/head/1"
+SEEN_FILE = "seen_cells.parquet"
+_ARCHITECTURES: Mapping[type, str] = {
+    MaskedGeneModel: "BertForMaskedLM",
+    CellClassifier: "BertModel",
+    GeneClassifier: "BertForTokenClassification",
+}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a classifier's outputs mean; ``head.json``."""
-
-    target: str
-    """The obs column that was learned."""
-    classes: tuple[str, ...]
-    """Name of each output, in order."""
-    pooling: Pooling
-    """How a cell's vector is made of its tokens' last hidden states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,31 +47,33 @@ class Checkpoint:
         The network.
     vocabulary
         Its genes.
-    head
-        What a classifier's outputs mean; None for a pretrained model.
     provenance
         Step, configuration, inputs and versions that made it.
+    seen
+        Digests of cells that it is known to have been trained on, ascending (see `TokenizedDataset.digests`); None if
+        nothing is known.
     name
         Where it was opened from, for messages.
     """
 
-    model: MaskedGeneModel | CellClassifier
+    model: MaskedGeneModel | CellClassifier | GeneClassifier
     vocabulary: Vocabulary
-    head: Head | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    seen: np.ndarray | None = None
     name: str = "checkpoint"
 
     def __repr__(self) -> str:
         config = self.model.config
-        what = (
-            f"classifier of {self.head.target!r} ({len(self.head.classes)} classes)"
-            if self.head
-            else "masked gene model"
-        )
+        what = _described(self.head) if self.head else "masked gene model"
         return (
             f"Checkpoint({what}, {config.num_hidden_layers} layers of {config.hidden_size}, "
             f"{self.model.num_parameters():,} parameters, {self.vocabulary!r})"
         )
+
+    @property
+    def head(self) -> Head | None:
+        """What a classifier's outputs mean; None for a pretrained model."""
+        return None if isinstance(self.model, MaskedGeneModel) else self.model.head
 
     @property
     def fingerprint(self) -> str:
@@ -116,13 +115,12 @@ class Checkpoint:
         with quiet_transformers():
             self.model.save_pretrained(folder)
         config = read_json(folder / "config.json")
-        write_json(
-            folder / "config.json", config | {"architectures": ["BertModel" if self.head else "BertForMaskedLM"]}
-        )
+        write_json(folder / "config.json", config | {"architectures": [_ARCHITECTURES[type(self.model)]]})
         self.vocabulary.write_into(folder)
         if self.head:
-            head = {"format": HEAD_FORMAT, "task": "cell_classification", "target": self.head.target}
-            write_json(folder / "head.json", head | {"classes": list(self.head.classes), "pooling": self.head.pooling})
+            write_json(folder / "head.json", {"format": HEAD_FORMAT, **asdict(self.head)})
+        if self.seen is not None:
+            pq.write_table(pa.table({"digest": self.seen}), folder / SEEN_FILE, compression="zstd")
         write_json(folder / "provenance.json", dict(self.provenance))
 
     @classmethod
@@ -181,26 +179,51 @@ class Checkpoint:
             )
         head = _read_head(local / "head.json") if (local / "head.json").exists() else None
         provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
+        seen = _read_seen(local / SEEN_FILE) if (local / SEEN_FILE).exists() else None
         model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
         if model.config.vocab_size != vocabulary.size:
             raise VocabularyMismatchError(
                 f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; "
                 "they do not belong together. Give the vocabulary that the model was trained with."
             )
-        return cls(model, vocabulary, head, provenance, name=f"checkpoint {local}")
+        return cls(model, vocabulary, provenance, seen, name=f"checkpoint {local}")
+
+
+def _described(head: Head) -> str:
+    targets = [
+        f"{target.name!r} ({len(target.classes)} classes)" if target.classes else f"{target.name!r} (a number)"
+        for target in head.targets
+    ]
+    return f"{'' if head.level == 'cell' else 'gene '}classifier of {', '.join(targets)}"
 
 
 def _read_head(path: Path) -> Head:
     content = read_json(path)
-    if content.get("format") != HEAD_FORMAT:
-        raise InputError(f"{path}: expected format {HEAD_FORMAT!r}, found {content.get('format')!r}.")
-    return Head(content["target"], tuple(content["classes"]), content["pooling"])
+    form = content.pop("format", None)
+    if form not in (HEAD_FORMAT, _FIRST_HEAD_FORMAT):
+        raise InputError(f"{path}: expected format {HEAD_FORMAT!r}, found {form!r}.")
+    try:
+        if form == _FIRST_HEAD_FORMAT:
+            return Head((Target(content["target"], tuple(content["classes"])),), content["pooling"])
+        targets = tuple(Target(**target | {"classes": tuple(target["classes"])}) for target in content.pop("targets"))
+        return Head(targets, **content)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); copy the checkpoint anew.") from error
 
 
-def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel | CellClassifier:
-    model_type: Any = CellClassifier if head else MaskedGeneModel
-    extra = {"pooling": head.pooling, "num_labels": len(head.classes)} if head else {}
-    model: MaskedGeneModel | CellClassifier
+def _read_seen(path: Path) -> np.ndarray:
+    try:
+        return pq.read_table(path)["digest"].to_numpy()
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: is damaged ({error}); copy the checkpoint anew.") from error
+
+
+def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel | CellClassifier | GeneClassifier:
+    model_type: Any = MaskedGeneModel
+    if head:
+        model_type = GeneClassifier if head.level == "gene" else CellClassifier
+    extra = {"head": head} if head else {}
+    model: MaskedGeneModel | CellClassifier | GeneClassifier
     try:
         with quiet_transformers(), torch.random.fork_rng():
             torch.manual_seed(0)  # a head that the file lacks is random, but the same each time

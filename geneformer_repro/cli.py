@@ -46,6 +46,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    for add in (
+        _add_vocabulary,
+        _add_tokenize,
+        _add_pretrain,
+        _add_finetune,
+        _add_predict,
+        _add_embed,
+        _add_map,
+        _add_mixing,
+        _add_perturb,
+        _add_statistics,
+        _add_info,
+    ):
+        add(commands)
+    return parser
+
+
+def _add_vocabulary(commands: Any) -> None:
     vocabulary = _command(
         commands,
         "vocabulary",
@@ -69,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _count_options(vocabulary)
 
+
+def _add_tokenize(commands: Any) -> None:
     tokenize = _command(
         commands, "tokenize", _tokenize, "turn raw counts into rank-value encodings", "dataset folder to write"
     )
@@ -99,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         "counts_within_sd, mito_within_sd",
     )
 
+
+def _add_pretrain(commands: Any) -> None:
     pretrain = _command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
     pretrain.add_argument("cells", help=_TOKENIZED)
     pretrain.add_argument("--base", help=f"go on from this {_CHECKPOINT}")
@@ -107,23 +129,107 @@ def _parser() -> argparse.ArgumentParser:
     )
     _config_options(pretrain)
 
+
+def _add_finetune(commands: Any) -> None:
     finetune = _command(
-        commands, "finetune", _finetune, "learn an obs column, beside simple baselines", "checkpoint folder to write"
+        commands,
+        "finetune",
+        _finetune,
+        "learn obs columns, or classes of genes, beside simple baselines",
+        "checkpoint folder to write, with report.html, tables and pictures",
     )
     finetune.add_argument("checkpoint", help=_CHECKPOINT)
     finetune.add_argument("cells", help=_TOKENIZED)
-    finetune.add_argument("--target", help="obs column to learn")
+    finetune.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
+    finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
     finetune.add_argument("--group", help="obs column whose groups are never split, such as the donor")
+    finetune.add_argument(
+        "--test-groups", nargs="+", metavar="GROUP", help="groups to report on; default a random part"
+    )
+    finetune.add_argument("--split", metavar="FILE", help="split.tsv of an earlier run: cell and part")
+    finetune.add_argument("--folds", metavar="K", help="k-fold cross-validation, or groups: leave one group out")
+    finetune.add_argument(
+        "--transfer",
+        metavar="HOW",
+        help="full (default), freeze, probe, probe_then_full, discriminative, gradual, lora or qlora",
+    )
+    finetune.add_argument("--curve", nargs="+", type=int, metavar="N", help="also train on so many labelled cells")
+    finetune.add_argument("--trials", type=int, metavar="N", help="search settings first, so many trials")
+    finetune.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
+    finetune.add_argument("--genes", metavar="FILE", help="table of gene and label: learn classes of genes instead")
+    finetune.add_argument("--task", help="with --genes, which of several tasks in the table")
     finetune.add_argument("--counts", help=".h5ad with the raw counts, if not where tokenize found it")
     _config_options(finetune)
 
-    embed = _command(commands, "embed", _embed, "write cell or gene vectors as .h5ad", ".h5ad file to write")
+
+def _add_predict(commands: Any) -> None:
+    predict = _command(
+        commands,
+        "predict",
+        _predict,
+        "ask a fine-tuned classifier about new cells",
+        ".tsv file to write; or .h5ad, a copy of the counts with the predictions in obs",
+    )
+    predict.add_argument("checkpoint", help="folder written by finetune")
+    predict.add_argument("data", help=f"{_COUNTS}; or a {_TOKENIZED}")
+    predict.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
+    predict.add_argument("--gene-ids", metavar="COLUMN", help="var column with the gene ids, or index")
+
+
+def _add_embed(commands: Any) -> None:
+    embed = _command(
+        commands,
+        "embed",
+        _embed,
+        "write vectors of cells, genes or states",
+        ".h5ad or .zarr to write; of states .tsv",
+    )
     embed.add_argument("checkpoint", help=_CHECKPOINT)
     embed.add_argument("cells", help=_TOKENIZED)
     embed.add_argument("--level", choices=["cell", "gene"], default="cell", help="(default %(default)s)")
+    embed.add_argument("--states", metavar="COLUMN", help="instead a vector of each state in this obs column")
+    embed.add_argument(
+        "--statistic", choices=["mean", "median"], default="mean", help="of states (default %(default)s)"
+    )
     embed.add_argument("--umap", metavar="COLUMN", help="also compute a UMAP, and draw it coloured by this obs column")
+    embed.add_argument(
+        "--heatmap", metavar="COLUMN", help="also draw the mean vectors of the labels in this obs column"
+    )
+    embed.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="to compute in (default %(default)s)"
+    )
     _model_options(embed, pooling="mean")
 
+
+def _add_map(commands: Any) -> None:
+    mapped = _command(
+        commands,
+        "map",
+        _map,
+        "label cells by their nearest neighbours in a reference, with confidence",
+        ".tsv file to write",
+    )
+    mapped.add_argument("query", help=".h5ad written by embed")
+    mapped.add_argument("reference", help=".h5ad written by embed with the same model")
+    mapped.add_argument("--label", required=True, metavar="COLUMN", help="obs column of the reference")
+    mapped.add_argument("--neighbors", type=int, default=15, metavar="N", help="(default %(default)s)")
+
+
+def _add_mixing(commands: Any) -> None:
+    mixing = _command(
+        commands,
+        "mixing",
+        _mixing,
+        "score how an embedding mixes batches and keeps labels apart, beside PCA (extra scib)",
+        ".tsv file to write",
+    )
+    mixing.add_argument("embedding", help=".h5ad written by embed")
+    mixing.add_argument("--batch", required=True, metavar="COLUMN", help="obs column of the batches")
+    mixing.add_argument("--label", required=True, metavar="COLUMN", help="obs column of the labels")
+    mixing.add_argument("--counts", help=".h5ad with the raw counts of these cells, to compare with")
+
+
+def _add_perturb(commands: Any) -> None:
     perturb = _command(
         commands, "perturb", _perturb, "delete genes and measure how cells move", "Parquet file to write"
     )
@@ -138,6 +244,8 @@ def _parser() -> argparse.ArgumentParser:
     perturb.add_argument("--seed", type=int, default=0, help="of that choice (default %(default)s)")
     _model_options(perturb, pooling=None)
 
+
+def _add_statistics(commands: Any) -> None:
     statistics = _command(
         commands,
         "statistics",
@@ -148,10 +256,11 @@ def _parser() -> argparse.ArgumentParser:
     statistics.add_argument("shifts", help="Parquet file written by perturb")
     statistics.add_argument("--method", choices=["goal_state", "vs_all"], help="default: the one that fits the screen")
 
+
+def _add_info(commands: Any) -> None:
     info = commands.add_parser("info", help="say what a vocabulary, dataset, checkpoint or screen is")
     info.add_argument("path")
     info.set_defaults(run=_info, quiet=False)
-    return parser
 
 
 def _command(
@@ -307,50 +416,177 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 def _finetune(arguments: argparse.Namespace) -> None:
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
+    from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
+    from geneformer_repro.training import is_main_process
 
-    named = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}"  # a JSON string is a TOML string
-        for key, value in (("target", arguments.target), ("group", arguments.group))
-        if value
-    ]
-    config = load_config(FinetuneConfig, arguments.config, [*arguments.set, *named])
-    checkpoint, cells = _open_both(arguments)
-    result = finetune(
-        checkpoint, cells, config, out=arguments.out, counts=arguments.counts, overwrite=arguments.overwrite
-    )
-    print(result.methods.round(3).to_string())
+    settings = [*arguments.set, *_named_settings(arguments)]
+    where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
+    if arguments.task and not arguments.genes:
+        raise InputError("--task chooses among the classes of genes of a table; name it with --genes.")
+    if arguments.genes:
+        config = load_config(GeneFinetuneConfig, arguments.config, settings)
+        classes = read_gene_classes(arguments.genes, arguments.task)
+        found = finetune_genes(*_open_both(arguments), classes, config, **where)
+        evaluations = {found.evaluation.target.name: found.evaluation}
+    else:
+        result = finetune(*_open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
+        evaluations = dict(result.evaluations)
+    if not is_main_process():
+        return
+    for name, evaluation in evaluations.items():
+        shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
+        print(f"{name}, on the test cells" if not arguments.genes else f"{name}, on genes held out")
+        print(evaluation.methods[shown].round(3).rename_axis(None).to_string(na_rep="not run"))
+    print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+
+
+def _named_settings(arguments: argparse.Namespace) -> list[str]:
+    """Write options as settings; a JSON value is a TOML value."""
+    target = arguments.target[0] if arguments.target and len(arguments.target) == 1 else arguments.target
+    folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
+    given = {
+        "target": target,
+        "regression": arguments.regression,
+        "group": arguments.group,
+        "test_groups": arguments.test_groups,
+        "split_file": arguments.split,
+        "folds": folds,
+        "transfer": arguments.transfer,
+        "curve": arguments.curve,
+        "trials": arguments.trials,
+        "baselines": False if arguments.no_baselines else None,
+    }
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.files import new_file, refuse_existing
+    from geneformer_repro.finetuning.predict import predict
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    out = Path(arguments.out)
+    if out.suffix not in (".tsv", ".h5ad"):
+        raise InputError(f"{out}: predictions are written as .tsv, or with the counts as .h5ad.")
+    if out.resolve() == Path(arguments.data).resolve():
+        raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
+    refuse_existing(out, overwrite=arguments.overwrite)
+    data: Any = arguments.data
+    if (Path(data) / "spec.json").exists():
+        data = TokenizedDataset.open(data)
+    if out.suffix == ".h5ad":
+        if Path(str(arguments.data)).suffix != ".h5ad":
+            raise InputError(f"{out}: only a copy of an .h5ad can hold predictions; write a .tsv.")
+        import anndata
+
+        data = anndata.read_h5ad(arguments.data)
+    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint)
+    table = predict(checkpoint, data, layer=arguments.layer, gene_ids=arguments.gene_ids)
+    with new_file(out, overwrite=arguments.overwrite) as aside:
+        if out.suffix == ".h5ad":
+            data.write_h5ad(aside)
+        else:
+            table.rename_axis("gene" if checkpoint.head and checkpoint.head.level == "gene" else "cell").to_csv(
+                aside, sep="\t"
+            )
+    for column in table.columns[table.columns.str.endswith("_predicted")]:
+        print(table[column].value_counts().to_string() if table[column].dtype == object else table[column].describe())
 
 
 def _embed(arguments: argparse.Namespace) -> None:
     from geneformer_repro.embedding import embed
-    from geneformer_repro.files import new_file, refuse_existing
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.training import is_main_process
 
     out = Path(arguments.out)
-    if arguments.umap and arguments.level == "gene":
-        raise InputError("--umap colours cells by an obs column; genes have none. Leave it out, or embed --level cell.")
-    for path in (out, out.with_suffix(".png")) if arguments.umap else (out,):
+    if arguments.states:
+        _embed_states(arguments, out)
+        return
+    drawn = {name: column for name in ("umap", "heatmap") if (column := getattr(arguments, name))}
+    if drawn and arguments.level == "gene":
+        raise InputError("--umap and --heatmap show obs columns of cells; genes have none. Embed --level cell.")
+    pictures = {name: out.with_suffix(".png" if name == "umap" else f".{name}.png") for name in drawn}
+    for path in pictures.values():
         refuse_existing(path, overwrite=arguments.overwrite)
     checkpoint, cells = _open_both(arguments)
-    if arguments.umap:
-        cells.require_obs(arguments.umap)
-    adata = embed(checkpoint, cells, level=arguments.level, layer=arguments.layer, pooling=arguments.pooling)
-    if arguments.umap:
-        _draw_umap(adata, arguments.umap, out.with_suffix(".png"), overwrite=arguments.overwrite)
-    with new_file(out, overwrite=arguments.overwrite) as aside:
-        adata.write_h5ad(aside)
-    print(f"{out}: {adata.n_obs} {arguments.level}s × {adata.n_vars} dimensions")
+    for column in drawn.values():
+        cells.require_obs(column)
+    options = {"layer": arguments.layer, "pooling": arguments.pooling, "dtype": arguments.dtype}
+    adata = embed(checkpoint, cells, level=arguments.level, out=out, overwrite=arguments.overwrite, **options)
+    if is_main_process():
+        for name, column in drawn.items():
+            _draw(name, adata.to_memory(), column, pictures[name], overwrite=arguments.overwrite)
+        print(f"{out}: {adata.n_obs} {arguments.level}s × {adata.n_vars} dimensions")
 
 
-def _draw_umap(adata: Any, column: str, picture: Path, *, overwrite: bool) -> None:
-    import scanpy
+def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
+    from geneformer_repro.embedding import embed_states
+    from geneformer_repro.files import new_file, refuse_existing
+    from geneformer_repro.training import is_main_process
 
+    refuse_existing(out, overwrite=arguments.overwrite)
+    options = {"layer": arguments.layer, "pooling": arguments.pooling, "statistic": arguments.statistic}
+    table = embed_states(*_open_both(arguments), arguments.states, **options)
+    if is_main_process():
+        with new_file(out, overwrite=arguments.overwrite) as aside:
+            table.to_csv(aside, sep="\t")
+        print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
+
+
+def _draw(name: str, adata: Any, column: str, picture: Path, *, overwrite: bool) -> None:
     from geneformer_repro.files import new_file
-    from geneformer_repro.report import scatter_figure
+    from geneformer_repro.mapping import heatmap_table, umap
+    from geneformer_repro.report import heatmap_figure, scatter_figure
 
-    scanpy.pp.neighbors(adata, use_rep="X")
-    scanpy.tl.umap(adata)
+    figure = (
+        scatter_figure(umap(adata), adata.obs[column])
+        if name == "umap"
+        else heatmap_figure(heatmap_table(adata, column))
+    )
     with new_file(picture, overwrite=overwrite) as aside:
-        scatter_figure(adata.obsm["X_umap"], adata.obs[column]).savefig(aside, dpi=150)
+        figure.savefig(aside, dpi=150)
+
+
+def _map(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.mapping import map_to_reference
+
+    refuse_existing(Path(arguments.out), overwrite=arguments.overwrite)
+    query, reference = (_read_h5ad(path) for path in (arguments.query, arguments.reference))
+    table = map_to_reference(query, reference, arguments.label, n_neighbors=arguments.neighbors)
+    _write_table(table.rename_axis("cell"), arguments)
+    print(table.groupby("label")["confidence"].agg(["size", "mean"]).round(3).to_string())
+
+
+def _mixing(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.finetuning.baselines import counts_of
+    from geneformer_repro.mapping import integration_scores
+    from geneformer_repro.tokenizer.readers import open_counts
+
+    refuse_existing(Path(arguments.out), overwrite=arguments.overwrite)
+    adata = _read_h5ad(arguments.embedding)
+    names = adata.obs_names.to_numpy()
+    counts = counts_of(open_counts(arguments.counts), names) if arguments.counts else None
+    table = integration_scores(adata, batch=arguments.batch, label=arguments.label, counts=counts)
+    _write_table(table, arguments)
+    print(table.T.round(3).to_string())
+
+
+def _read_h5ad(path: str) -> Any:
+    import anndata
+
+    try:
+        return anndata.read_h5ad(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as .h5ad ({error}). Expected the output of embed.") from error
+
+
+def _write_table(table: Any, arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import new_file
+
+    with new_file(arguments.out, overwrite=arguments.overwrite) as aside:
+        table.to_csv(aside, sep="\t")
 
 
 def _perturb(arguments: argparse.Namespace) -> None:

@@ -1,32 +1,46 @@
-"""The only evaluation forward: hidden states of a layer, pooled to genes or cells.
+"""The only evaluation forward: hidden states of a layer, pooled to genes, cells or states.
 
-It stops after the block that is read and never runs a head.
+It stops after the block that is read and never runs a head. Cells are taken in consecutive parts, sorted by length
+within each, so that where a part is computed (by which process, in this call or one that was cut off) changes no bit.
 """
 
+import json
 import logging
-from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import BertModel
 
 from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.errors import InputError
+from geneformer_repro.embedding_store import VectorParts, open_vectors, refuse_unwritable, write_vectors
+from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.training import is_main_process, peak_memory_gb, processes, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
 Level = Literal["cell", "gene"]
+Dtype = Literal["float32", "bfloat16"]
+Statistic = Literal["mean", "median"]
 MAX_TOKENS = 16_384
 """Tokens of an evaluation batch: 64 cells of 256 genes, or 8 of 2,048."""
+CELLS_A_PART, TOKENS_A_PART = 8_192, 2**22
+"""Most cells and tokens between two points from which an embedding can go on."""
+_SECONDS_A_LINE = 30
 
 
 class HiddenBatch(NamedTuple):
@@ -62,6 +76,96 @@ def encoder_on(checkpoint: Checkpoint, device: torch.device) -> BertModel:
     return checkpoint.model.eval().bert
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """Cells, and a model that reads them up to a layer."""
+
+    bert: BertModel
+    cells: TokenizedDataset
+    n_blocks: int
+    pooling: Pooling
+    dtype: Dtype
+    max_tokens: int
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        cells: TokenizedDataset,
+        *,
+        layer: int,
+        pooling: Pooling = "mean",
+        dtype: Dtype = "float32",
+        max_tokens: int,
+        device: str | torch.device | None,
+    ) -> "_Reader":
+        require_poolable(cells.vocabulary, pooling)
+        _require_one_of(Dtype, "dtype", dtype)
+        checkpoint.require_matching(cells)
+        n_blocks = blocks_to_run(checkpoint, layer)
+        device = torch.device(device) if device else default_device()
+        return cls(encoder_on(checkpoint, device), cells, n_blocks, pooling, dtype, max_tokens, device)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.bert.config.hidden_size)
+
+    def batches(self, rows: np.ndarray) -> Iterator[HiddenBatch]:
+        """Yield the hidden states of some cells, longest first; `HiddenBatch.rows` counts among these cells."""
+        halved = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        for chosen, batch in evaluation_batches(self.cells.select(rows), self.max_tokens):
+            with torch.inference_mode(), halved:
+                ids_BL = batch["input_ids"].to(self.device)
+                packed = run_encoder(self.bert, ids_BL, batch["attention_mask"].to(self.device), n_blocks=self.n_blocks)
+                hidden_BLD = packed.padded().float()
+            yield HiddenBatch(chosen, ids_BL, batch["pooled_mask"].to(self.device), hidden_BLD)
+
+    def pooled(self, batch: HiddenBatch) -> Tensor:
+        """Return the cell vectors of a batch, on the CPU."""
+        return pool(batch.hidden_BLD, batch.genes_BL, self.pooling).cpu()
+
+    def vectors(self, rows: np.ndarray, shown: "_Shown") -> np.ndarray:
+        """Return the vectors of some cells, in their order, (cells, D)."""
+        vectors_ND = np.empty((len(rows), self.hidden_size), dtype=np.float32)
+        for batch in shown.counting(self.batches(rows)):
+            vectors_ND[batch.rows] = self.pooled(batch).numpy()
+        return vectors_ND
+
+
+class _Shown:
+    """A bar that counts the cells of this process; every half minute, and at the end, a line of JSON."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self._bar, self._before = bar, bar.n
+        self._began = self._said = time.perf_counter()
+
+    def counting(self, batches: Iterable[HiddenBatch]) -> Iterator[HiddenBatch]:
+        for batch in batches:
+            yield batch
+            self._bar.update(len(batch.rows))
+            if time.perf_counter() - self._said > _SECONDS_A_LINE:
+                self.say()
+
+    def say(self) -> None:
+        self._said = time.perf_counter()
+        rate = (self._bar.n - self._before) / max(self._said - self._began, 1e-9)
+        facts = {"event": "embed", "cells": self._bar.n, "cells_per_second": round(rate, 1)}
+        with tqdm.external_write_mode():
+            logger.info(json.dumps(facts | {"peak_memory_gb": round(peak_memory_gb(), 2)}))
+
+
+@contextmanager
+def _showing(n_cells: int, *, done: int = 0) -> Iterator[_Shown]:
+    """Show the main process's share of the work."""
+    quiet = not is_main_process()
+    with progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet) as bar:
+        shown = _Shown(bar)
+        yield shown
+        if not quiet:
+            shown.say()
+
+
 def hidden_states(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,
@@ -90,18 +194,11 @@ def hidden_states(
     InputError
         The layer does not exist, or cells and model do not belong together.
     """
-    checkpoint.require_matching(cells)
-    n_blocks = blocks_to_run(checkpoint, layer)
-    device = torch.device(device) if device else default_device()
-    bert = encoder_on(checkpoint, device)
+    reader = _Reader.of(checkpoint, cells, layer=layer, max_tokens=max_tokens, device=device)
     with progress("embed", total=len(cells), unit="cells") as bar:
-        for rows, batch in evaluation_batches(cells, max_tokens):
-            with torch.inference_mode():
-                ids_BL = batch["input_ids"].to(device)
-                packed = run_encoder(bert, ids_BL, batch["attention_mask"].to(device), n_blocks=n_blocks)
-                hidden_BLD = packed.padded()
-            yield HiddenBatch(rows, ids_BL, batch["pooled_mask"].to(device), hidden_BLD)
-            bar.update(len(rows))
+        for batch in reader.batches(np.arange(len(cells))):
+            yield batch
+            bar.update(len(batch.rows))
 
 
 def embed(
@@ -111,10 +208,15 @@ def embed(
     level: Level = "cell",
     layer: int = -1,
     pooling: Pooling = "mean",
+    dtype: Dtype = "float32",
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> ad.AnnData:
     """Embed cells, or the genes of their vocabulary.
+
+    Under ``torchrun`` or ``accelerate launch`` every process must call it; they share the work, and each returns all.
 
     Parameters
     ----------
@@ -129,59 +231,212 @@ def embed(
         0 is the last block, -1 the one before (as a rule the more general one).
     pooling
         For cells: "mean" over the genes, or "cls", the vector of ``<cls>`` (V2 series only).
+    dtype
+        What the network computes in. "bfloat16" is faster on accelerators and leaves two to three digits; vectors are
+        float32 either way.
     max_tokens
         Tokens of a batch; less needs less memory.
     device
         Default: an accelerator where there is one.
+    out
+        Write here, ``.h5ad`` or ``.zarr``, instead of holding all vectors in memory. Cells whose embedding was cut off
+        go on from ``OUT.partial`` with the same call; genes begin anew.
+    overwrite
+        Replace `out`, and drop the remains of another call.
 
     Returns
     -------
     ``X`` (float32). At cell level in the order of the cells, with their names and obs columns; at gene level indexed by
     gene id with ``gene_name`` and ``n_cells``, genes that no cell expresses left out. ``uns["geneformer_repro"]``
-    says which layer and pooling.
+    says what made it. With `out`, ``X`` stays on disk: backed (``.h5ad``), or a `zarr.Array`.
 
     Raises
     ------
     InputError
-        The layer does not exist, or pooling "cls" is asked of cells without ``<cls>``.
+        The layer does not exist, pooling "cls" is asked of cells without ``<cls>``, or `out` has another suffix.
     VocabularyMismatchError
         The cells were tokenised with another vocabulary than the model's.
+    FileExistsError
+        `out` exists, or unfinished work with other settings.
     """
-    require_poolable(cells.vocabulary, pooling)
-    if level not in get_args(Level):
-        raise InputError(f"level must be one of {', '.join(map(repr, get_args(Level)))}, found {level!r}.")
-    batches = hidden_states(checkpoint, cells, layer=layer, max_tokens=max_tokens, device=device)
-    hidden_size = checkpoint.model.config.hidden_size
-    if level == "cell":
-        adata = _embed_cells(batches, cells, hidden_size, pooling)
-    else:
-        adata = _embed_genes(batches, cells.vocabulary, hidden_size)
-    adata.uns["geneformer_repro"] = {
+    _require_one_of(Level, "level", level)
+    if out is not None:
+        refuse_unwritable(Path(out), overwrite=overwrite)
+    reader = _Reader.of(
+        checkpoint, cells, layer=layer, pooling=pooling, dtype=dtype, max_tokens=max_tokens, device=device
+    )
+    made_by = {
         "model": checkpoint.name,
+        "checkpoint": checkpoint.fingerprint,
         "vocabulary": cells.vocabulary.fingerprint,
+        "cells": cells.fingerprint,
         "level": level,
         "layer": layer,
         "pooling": pooling,
+        "dtype": dtype,
     }
-    return adata
+    if out is not None and level == "cell":
+        return _stream_cells(reader, Path(out), made_by, overwrite=overwrite)
+    adata = _embed_cells(reader) if level == "cell" else _embed_genes(reader)
+    adata.uns["geneformer_repro"] = made_by
+    return adata if out is None else _write_genes(adata, Path(out), overwrite=overwrite)
 
 
-def _embed_cells(
-    batches: Iterator[HiddenBatch], cells: TokenizedDataset, hidden_size: int, pooling: Pooling
-) -> ad.AnnData:
-    vectors_ND = np.empty((len(cells), hidden_size), dtype=np.float32)
-    for batch in batches:
-        vectors_ND[batch.rows] = pool(batch.hidden_BLD, batch.genes_BL, pooling).float().cpu().numpy()
-    return ad.AnnData(vectors_ND, obs=cells.obs)
+def embed_states(
+    checkpoint: Checkpoint,
+    cells: TokenizedDataset,
+    obs: str,
+    *,
+    statistic: Statistic = "mean",
+    layer: int = -1,
+    pooling: Pooling = "mean",
+    states: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    device: str | torch.device | None = None,
+) -> pd.DataFrame:
+    """Embed states: the mean or median vector over all of their cells, exactly.
+
+    The published package takes at most 1,000 cells of a state, and an approximate median. A state's vector depends on
+    its own cells alone, not on which other states are asked for.
+
+    Parameters
+    ----------
+    checkpoint
+        The model.
+    cells
+        Cells of the same vocabulary.
+    obs
+        Column that names the state of each cell; cells without one are left out.
+    statistic
+        "mean" (sums in float64), or "median" of each dimension, which holds all vectors of a state in memory.
+    layer
+        0 is the last block, -1 the one before.
+    pooling
+        How a cell's vector is made: see `embed`.
+    states
+        Those that are wanted, in this order; default all, sorted.
+    max_tokens
+        Tokens of a batch.
+    device
+        Default: an accelerator where there is one.
+
+    Returns
+    -------
+    A row a state, a column a dimension, float32.
+
+    Raises
+    ------
+    InputError
+        There is no such column, or no cell in a state.
+    """
+    _require_one_of(Statistic, "statistic", statistic)
+    members = _members(cells, obs, states)
+    reader = _Reader.of(checkpoint, cells, layer=layer, pooling=pooling, max_tokens=max_tokens, device=device)
+    of_state = _mean if statistic == "mean" else _median
+    vectors_SD = np.zeros((len(members), reader.hidden_size), dtype=np.float32)
+    mine = list(enumerate(members.values()))[_share()]
+    with _showing(sum(len(rows) for _, rows in mine)) as shown:
+        for i, rows in mine:
+            vectors_SD[i] = of_state(reader, rows, shown)
+    return pd.DataFrame(
+        sum_over_processes(torch.from_numpy(vectors_SD)).numpy(),
+        index=pd.Index(members, name=obs),
+        columns=[str(i) for i in range(reader.hidden_size)],
+    )
 
 
-def _embed_genes(batches: Iterator[HiddenBatch], vocabulary: Vocabulary, hidden_size: int) -> ad.AnnData:
-    sums_VD = torch.zeros(vocabulary.size, hidden_size, dtype=torch.float64)
-    n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64)
-    for batch in batches:
-        tokens_T = batch.input_ids_BL[batch.genes_BL].cpu()
-        sums_VD.index_add_(0, tokens_T, batch.hidden_BLD[batch.genes_BL].cpu().double())
-        n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
+def _mean(reader: _Reader, rows: np.ndarray, shown: _Shown) -> np.ndarray:
+    sums_D = np.zeros(reader.hidden_size)
+    for batch in shown.counting(reader.batches(rows)):
+        sums_D += reader.pooled(batch).double().sum(0).numpy()
+    return sums_D / len(rows)
+
+
+def _median(reader: _Reader, rows: np.ndarray, shown: _Shown) -> np.ndarray:
+    return np.median(reader.vectors(rows, shown), axis=0)
+
+
+def _members(cells: TokenizedDataset, obs: str, states: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Row numbers of the cells of each state."""
+    if isinstance(states, str):
+        raise InputError(f"states must be a sequence of states; for one give [{states!r}].")
+    column = cells.require_obs(obs)
+    column = column.reset_index(drop=True).dropna().astype(str)
+    there = {str(state): rows.to_numpy() for state, rows in column.groupby(column).groups.items()}
+    if not there:
+        raise InputError(f"No cell has a value of {obs!r}, so there is no state. Name another column.")
+    for state in states or ():
+        if state not in there:
+            raise InputError(f"No cell has {obs} = {state!r}. {did_you_mean(state, there)}")
+    return there if states is None else {state: there[state] for state in states}
+
+
+def _require_one_of(choices: Any, name: str, found: str) -> None:
+    if found not in get_args(choices):
+        raise InputError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, found {found!r}.")
+
+
+def _parts(lengths: np.ndarray) -> list[np.ndarray]:
+    """Cut cells into consecutive parts: row numbers of each."""
+    ends, parts, start = np.cumsum(lengths), [], 0
+    while start < len(lengths):
+        tokens_before = ends[start] - lengths[start]
+        fitting = int(np.searchsorted(ends, tokens_before + TOKENS_A_PART, side="right"))
+        stop = min(max(fitting, start + 1), start + CELLS_A_PART)
+        parts.append(np.arange(start, min(stop, len(lengths))))
+        start = stop
+    return parts
+
+
+def _share() -> slice:
+    """What of a list is this process's: every n-th."""
+    return slice(processes().process_index, None, processes().num_processes)
+
+
+def _embed_cells(reader: _Reader) -> ad.AnnData:
+    vectors_ND = np.zeros((len(reader.cells), reader.hidden_size), dtype=np.float32)
+    mine = _parts(reader.cells.lengths)[_share()]
+    with _showing(sum(map(len, mine))) as shown:
+        for rows in mine:
+            vectors_ND[rows] = reader.vectors(rows, shown)
+    return ad.AnnData(sum_over_processes(torch.from_numpy(vectors_ND)).numpy(), obs=reader.cells.obs)
+
+
+def _stream_cells(reader: _Reader, out: Path, made_by: Mapping[str, Any], *, overwrite: bool) -> ad.AnnData:
+    parts = _parts(reader.cells.lengths)
+    plan = {name: value for name, value in made_by.items() if name != "model"}
+    plan |= {"max_tokens": reader.max_tokens, "part": [CELLS_A_PART, TOKENS_A_PART]}
+    store = VectorParts(out, plan, len(parts), overwrite=overwrite)
+    if is_main_process():
+        store.make_room(reader.cells.obs, {"geneformer_repro": dict(made_by)}, reader.hidden_size)
+    done = len(reader.cells) - sum(len(parts[i]) for i in store.missing)
+    mine = store.missing[_share()]
+    with _showing(done + sum(len(parts[i]) for i in mine), done=done) as shown:
+        for i in mine:
+            store.write(i, reader.vectors(parts[i], shown))
+    processes().wait_for_everyone()
+    if is_main_process():
+        store.finish()
+    processes().wait_for_everyone()
+    return open_vectors(out)
+
+
+def _embed_genes(reader: _Reader) -> ad.AnnData:
+    vocabulary = reader.cells.vocabulary
+    device = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which knows no float64
+    sums_VD = torch.zeros(vocabulary.size, reader.hidden_size, dtype=torch.float64, device=device)
+    n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64, device=device)
+    mine = _parts(reader.cells.lengths)[_share()]
+    with _showing(sum(map(len, mine))) as shown:
+        for batch in (batch for rows in mine for batch in shown.counting(reader.batches(rows))):
+            tokens_T = batch.input_ids_BL[batch.genes_BL].to(device)
+            sums_VD.index_add_(0, tokens_T, batch.hidden_BLD[batch.genes_BL].to(device).double())
+            n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
+    return _mean_of_genes(sum_over_processes(sums_VD), sum_over_processes(n_cells_V), vocabulary)
+
+
+def _mean_of_genes(sums_VD: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary) -> ad.AnnData:
+    """Divide by the number of cells; genes without one are left out."""
     found = np.flatnonzero(n_cells_V[vocabulary.tokens].numpy())
     tokens = vocabulary.tokens[found]
     means_GD = (sums_VD[tokens] / n_cells_V[tokens, None]).float().numpy()
@@ -190,3 +445,10 @@ def _embed_genes(batches: Iterator[HiddenBatch], vocabulary: Vocabulary, hidden_
         index=pd.Index([vocabulary.gene_ids[i] for i in found]),
     )
     return ad.AnnData(means_GD, obs=obs)
+
+
+def _write_genes(adata: ad.AnnData, out: Path, *, overwrite: bool) -> ad.AnnData:
+    if is_main_process():
+        write_vectors(out, adata, overwrite=overwrite)
+    processes().wait_for_everyone()
+    return open_vectors(out)

@@ -10,8 +10,9 @@ Shapes: B cells, L positions, T real tokens of all cells, M masked ones, D hidde
 V tokens of the vocabulary.
 """
 
-import logging
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -19,14 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertPreTrainedModel
-from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
 from transformers.models.bert.modeling_bert import BertLayer
 
 from geneformer_repro.attention import Cells, Dropout, attend
 from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of a position without a target."""
@@ -34,6 +33,7 @@ _CHUNK = 512
 """Masked positions whose logits the CPU computes at a time."""
 Size = Literal["tiny", "V1-10M", "V1-40M", "V2-104M", "V2-316M"]
 Pooling = Literal["mean", "cls"]
+HeadPooling = Literal["mean", "cls", "attention"]
 
 
 class _Shape(NamedTuple):
@@ -317,20 +317,104 @@ def _masked(labels_T: Tensor, cells: Cells) -> _Read:
     return _Read(masked_T.nonzero()[:, 0], Cells(n_before.diff().tolist()))
 
 
-class CellClassifier(BertPreTrainedModel):
-    """An encoder with a linear head on each cell's pooled vector."""
+@dataclass(frozen=True)
+class Target:
+    """One thing that a head predicts: a class, or a number."""
 
-    def __init__(self, config: BertConfig, pooling: Pooling = "mean") -> None:
+    name: str
+    """The obs column that was learned; for genes, what the classes are called together."""
+    classes: tuple[str, ...] = ()
+    """Name of each output, in order; none for a number."""
+    mean: float = 0.0
+    """Of a number in the training cells; the network's output is (number - mean) / sd."""
+    sd: float = 1.0
+    """Of a number in the training cells."""
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network for this target."""
+        return len(self.classes) or 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a classifier's outputs mean; ``head.json``."""
+
+    targets: tuple[Target, ...]
+    """What is predicted; the outputs of the network lie side by side in this order."""
+    pooling: HeadPooling = "mean"
+    """How a cell's vector is made of its tokens' last hidden states; without meaning for genes."""
+    level: Literal["cell", "gene"] = "cell"
+    """Whether cells or the genes in them are classified."""
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network for all targets."""
+        return sum(target.n_outputs for target in self.targets)
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Cut outputs (…, all) into those of each target."""
+        return outputs.split([target.n_outputs for target in self.targets], dim=-1)
+
+
+class _HeadedModel(BertPreTrainedModel):
+    """An encoder with one linear layer for all targets, named as in stock BERT."""
+
+    def __init__(self, config: BertConfig, head: Head) -> None:
+        config = copy.deepcopy(config)
+        config.num_labels = head.n_outputs
         super().__init__(config)
-        n_classes = config.num_labels
-        assert n_classes
-        self.pooling = pooling
+        self.head = head
         self.bert = BertModel(config, add_pooling_layer=False)
         _unpad(self.bert)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, n_classes)
+        self.classifier = nn.Linear(config.hidden_size, head.n_outputs)
+        if head.pooling == "attention":
+            self.attention_pool = nn.Linear(config.hidden_size, 1, bias=False)
+        self.weigh()
         self.post_init()
         self._no_split_modules = ["Block"]  # what FSDP wraps
+
+    def weigh(
+        self, targets: Sequence[float] | None = None, classes: Sequence[Sequence[float] | None] | None = None
+    ) -> None:
+        """Set how much each target's loss counts, and each class in it; by default all the same. Not saved.
+
+        Parameters
+        ----------
+        targets
+            A factor for each target.
+        classes
+            A factor for each class of each target; None for a target whose classes count the same, or a number.
+        """
+        n = len(self.head.targets)
+        self._target_weights = tuple(targets or [1.0] * n)
+        self._class_weights = tuple(None if one is None else torch.tensor(one) for one in classes or [None] * n)
+
+    def sum_of_losses(self, outputs_NK: Tensor, labels_NS: Tensor) -> Tensor:
+        """Sum over cells (or genes) and targets; a missing label (NaN, or -100) adds nothing."""
+        total = outputs_NK.new_zeros((), dtype=torch.float32)
+        for target, outputs, labels_N, weight, class_weight in zip(
+            self.head.targets,
+            self.head.split(outputs_NK.float()),
+            labels_NS.unbind(-1),
+            self._target_weights,
+            self._class_weights,
+            strict=True,
+        ):
+            known = ~labels_N.isnan() & (labels_N != IGNORED) if target.classes else ~labels_N.isnan()
+            found, wanted = outputs[known], labels_N[known]
+            if target.classes:
+                of_classes = None if class_weight is None else class_weight.to(outputs)
+                loss = F.cross_entropy(found, wanted.long(), weight=of_classes, reduction="sum")
+            else:
+                loss = F.mse_loss(found[:, 0], (wanted.float() - target.mean) / target.sd, reduction="sum")
+            total = total + weight * loss
+        return total
+
+
+class CellClassifier(_HeadedModel):
+    """Predicts classes, numbers, or several of both, of cells."""
 
     def forward(
         self,
@@ -340,30 +424,79 @@ class CellClassifier(BertPreTrainedModel):
         pooled_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> SequenceClassifierOutput:
-        """Return logits (B, classes) and, with `labels` (B), the mean cross-entropy.
+        """Return ``logits`` (B, outputs) and, with `labels`, the loss.
 
         Parameters
         ----------
         input_ids, attention_mask
             As of stock BERT, (B, L).
         labels
-            Class of each cell.
+            For each cell and target the class's number, or the number; NaN where it is not known; (B, targets), or (B,)
+            of one target.
         pooled_mask
-            Positions that enter the mean: genes, not special tokens; (B, L).
+            Positions that enter the cell's vector: genes, not special tokens; (B, L).
         num_items_in_batch
-            What the sum of the losses is divided by; default the number of cells.
+            Labels by whose number the sum of the losses is divided; default those of this batch. The loss is the mean
+            over cells of the weighted sum over targets: cross-entropy (nats), or squared error in standard deviations.
         """
         packed = run_encoder(self.bert, input_ids, attention_mask)
-        if pooled_mask is None:
-            pooled_mask = packed.real_BL
-        pooled_BD = pool(packed.padded(), pooled_mask, self.pooling)
-        logits = self.classifier(self.dropout(pooled_BD))
+        pooled_BD = self._pooled(packed.padded(), packed.real_BL if pooled_mask is None else pooled_mask)
+        logits_BK = self.classifier(self.dropout(pooled_BD))
         if labels is None:
-            return SequenceClassifierOutput(logits=logits)
-        n_items = len(labels) if num_items_in_batch is None else num_items_in_batch
-        return SequenceClassifierOutput(
-            loss=F.cross_entropy(logits.float(), labels, reduction="sum") / n_items, logits=logits
-        )
+            return SequenceClassifierOutput(logits=logits_BK)
+        labels_BS = labels.reshape(len(labels), -1)
+        n_items = labels_BS.numel() if num_items_in_batch is None else num_items_in_batch
+        loss = self.sum_of_losses(logits_BK, labels_BS) / (n_items / len(self.head.targets))
+        return SequenceClassifierOutput(loss=loss, logits=logits_BK)
+
+    def _pooled(self, hidden_BLD: Tensor, genes_BL: Tensor) -> Tensor:
+        if self.head.pooling != "attention":
+            return pool(hidden_BLD, genes_BL, self.head.pooling)
+        score_BL1 = self.attention_pool(hidden_BLD).float()
+        genes_BL1 = genes_BL[..., None]
+        lowest = torch.finfo(score_BL1.dtype).min  # not -inf, which makes NaN of a cell without a gene
+        weight_BL1 = score_BL1.masked_fill(~genes_BL1, lowest).softmax(1) * genes_BL1
+        return (hidden_BLD * weight_BL1.to(hidden_BLD.dtype)).sum(1)
+
+
+class GeneClassifier(_HeadedModel):
+    """Predicts classes of genes from their place in cells; opens in stock `BertForTokenClassification`."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        lengths: Sequence[int],
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> TokenClassifierOutput:
+        """Return ``logits`` and, with `labels`, the loss.
+
+        Parameters
+        ----------
+        input_ids
+            Tokens of all cells end to end, (T,).
+        lengths
+            Tokens of each cell.
+        labels
+            Class of each token, or -100, (T,).
+        num_items_in_batch
+            What the sum of the cross-entropies is divided by; default the number of tokens with a label.
+
+        Returns
+        -------
+        ``logits`` of the tokens with a label, (M, classes); without `labels` of all tokens.
+        """
+        _require_positions(self.bert, max(lengths))
+        cells = Cells(lengths)
+        positions_T = torch.cat([torch.arange(length) for length in lengths]).to(input_ids.device)
+        read = None if labels is None else _masked(labels, cells)
+        hidden_MD = _run(self.bert, input_ids, positions_T, cells, read=read)
+        logits_MK = self.classifier(self.dropout(hidden_MD))
+        if labels is None or read is None:
+            return TokenClassifierOutput(logits=logits_MK)
+        n_items = torch.as_tensor(len(logits_MK) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        loss = self.sum_of_losses(logits_MK, labels[read.tokens].float()[:, None]) / n_items
+        return TokenClassifierOutput(loss=loss, logits=logits_MK)
 
 
 def pool(hidden_BLD: Tensor, genes_BL: Tensor, pooling: Pooling) -> Tensor:
@@ -384,10 +517,10 @@ def pool(hidden_BLD: Tensor, genes_BL: Tensor, pooling: Pooling) -> Tensor:
     return (hidden_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
 
 
-def require_poolable(vocabulary: Vocabulary, pooling: Pooling) -> None:
+def require_poolable(vocabulary: Vocabulary, pooling: str, *, choices: Any = Pooling) -> None:
     """Raise unless cells of this vocabulary can be pooled so: "cls" needs a ``<cls>`` token."""
-    if pooling not in get_args(Pooling):
-        raise InputError(f"pooling must be one of {', '.join(map(repr, get_args(Pooling)))}, found {pooling!r}.")
+    if pooling not in get_args(choices):
+        raise InputError(f"pooling must be one of {', '.join(map(repr, get_args(choices)))}, found {pooling!r}.")
     if pooling == "cls" and not vocabulary.has_cls:
         raise InputError(
             "pooling='cls' needs cells that begin with <cls>, and this vocabulary (V1 convention) has no such "

@@ -37,6 +37,9 @@ CATEGORIES = (
     "#86bcb6",
     "#d37295",
 )
+MAIN_SCORES: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+MANY_COLUMNS = 40
+"""A heat map with more has no room for their names."""
 
 
 def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -141,27 +144,180 @@ def confusion_figure(confusion: pd.DataFrame) -> "Figure":
     return figure
 
 
-def methods_figure(methods: pd.DataFrame) -> "Figure":
+def methods_figure(methods: pd.DataFrame, scores: Mapping[str, str] = MAIN_SCORES) -> "Figure":
     """Draw what each method reached on the same test cells, with intervals.
 
     Parameters
     ----------
     methods
-        Indexed by method: ``accuracy``, ``macro_f1`` and for each ``…_low`` and ``…_high``.
+        Indexed by method, the first on top: each score and its ``…_low`` and ``…_high``. A method without any of the
+        scores is shown as not run.
+    scores
+        Columns to draw, with what to call them.
     """
-    figure, axes = _axes(7.2, 1.2 + 0.5 * len(methods))
-    rows = np.arange(len(methods))[::-1]
-    for name, label, colour, shift in (("accuracy", "accuracy", BLUE, 0.12), ("macro_f1", "macro-F1", ORANGE, -0.12)):
-        value = methods[name].to_numpy()
-        reach = np.abs(np.stack([value - methods[f"{name}_low"], methods[f"{name}_high"] - value]))
-        axes.errorbar(
-            value, rows + shift, xerr=reach, fmt="o", color=colour, markersize=5, elinewidth=1.2, capsize=2, label=label
-        )
-    axes.set(yticks=rows, xlim=(0, 1.02), xlabel="score on the test cells (bar: 95 % interval)")
-    axes.set_yticklabels(methods.index, fontsize=9)
+    figure, axes = _rows_figure(methods, list(methods.index), scores)
+    _fit_scores(axes, methods[[f"{name}{end}" for name in scores for end in ("", "_low", "_high")]])
+    for row, missing in enumerate(methods[list(scores)].isna().all(axis=1)):
+        if missing:
+            axes.text(0.02, row, "not run", color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
+    axes.set(xlabel="score on the test cells (bar: 95 % interval)")
+    return figure
+
+
+def per_class_figure(per_class: pd.DataFrame) -> "Figure":
+    """Draw recall and precision of each class, with intervals and the numbers of cells.
+
+    Parameters
+    ----------
+    per_class
+        Indexed by class, the first on top: ``n``, ``recall``, ``precision``, and of both ``…_low`` and ``…_high``. What
+        is NaN is not drawn.
+    """
+    labels = [f"{name} ({n})" for name, n in per_class["n"].items()]
+    figure, axes = _rows_figure(per_class, labels, {"recall": "recall", "precision": "precision"})
+    axes.set(xlim=(-0.02, 1.02), xlabel="share (bar: 95 % interval; in brackets: test cells)")
+    return figure
+
+
+def _rows_figure(table: pd.DataFrame, labels: Sequence[str], scores: Mapping[str, str]) -> "tuple[Figure, Axes]":
+    """Draw a row a line of the table, from the top, with points and intervals side by side."""
+    figure, axes = _axes(7.2, 1.2 + max(0.36, 0.2 * len(scores)) * len(table))
+    rows = np.arange(len(table), dtype=float)
+    shifts = min(0.2, 0.6 / len(scores)) * (np.arange(len(scores)) - (len(scores) - 1) / 2)
+    for (name, label), colour, shift in zip(scores.items(), (BLUE, ORANGE, *CATEGORIES[2:]), shifts, strict=False):
+        _points(axes, rows + shift, table, name, colour=colour, label=label)
+    axes.set(ylim=(len(table) - 0.5, -0.5))
+    axes.set_yticks(rows, labels, fontsize=9)
     axes.grid(axis="x", color=LIGHT)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    _legend_above(axes)
+    return figure, axes
+
+
+def _points(
+    axes: "Axes",
+    at: np.ndarray,
+    table: pd.DataFrame,
+    name: str,
+    *,
+    colour: str,
+    label: str,
+    upright: bool = False,
+) -> None:
+    """Draw values and their intervals, which need not hold the value, so `Axes.errorbar` could not draw them."""
+    there = table[name].notna().to_numpy()
+    at, value, low, high = at[there], *(table[f"{name}{end}"].to_numpy()[there] for end in ("", "_low", "_high"))
+    (axes.vlines if upright else axes.hlines)(at, low, high, color=colour, linewidth=1.3)
+    axes.plot(*((at, value) if upright else (value, at)), "o", color=colour, markersize=5, label=label)
+
+
+def _fit_scores(axes: "Axes", scores: pd.DataFrame) -> None:
+    """Show 0 to 1 and what lies outside, as R² and correlations may."""
+    low, high = np.nanmin([0, *scores.min()]), np.nanmax([1, *scores.max()])
+    margin = 0.02 * (high - low)
+    axes.set(xlim=(low - margin, high + margin))
+    if low < 0:
+        axes.axvline(0, color=GREY, linewidth=0.8)
+
+
+def _legend_above(axes: "Axes") -> None:
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+
+
+def _legend_beside(axes: "Axes") -> None:
+    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def reliability_figure(reliabilities: Mapping[str, pd.DataFrame]) -> "Figure":
+    """Draw how often methods are right against how sure they are, with intervals.
+
+    Parameters
+    ----------
+    reliabilities
+        By method: ``confidence``, ``accuracy``, ``accuracy_low`` and ``accuracy_high``, a row a bin.
+    """
+    figure, axes = _axes(7.6, 4.2)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as often right as sure")
+    for i, (name, table) in enumerate(reliabilities.items()):
+        colour, confidence = CATEGORIES[i % len(CATEGORIES)], table["confidence"].to_numpy()
+        axes.plot(confidence, table["accuracy"], color=colour, linewidth=1.2, alpha=0.6)
+        _points(axes, confidence, table, "accuracy", colour=colour, label=name, upright=True)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy (bar: 95 % interval)")
+    _legend_beside(axes)
+    return figure
+
+
+def predicted_numbers_figure(true: np.ndarray, predicted: np.ndarray) -> "Figure":
+    """Draw predicted against true numbers, a point a cell, with the line of perfect prediction.
+
+    Parameters
+    ----------
+    true, predicted
+        Number of each cell.
+    """
+    figure, axes = _axes(4.8, 4.4)
+    ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
+    axes.scatter(
+        true,
+        predicted,
+        s=max(3, min(14, 9000 / len(true))),
+        color=BLUE,
+        alpha=max(0.1, min(0.7, 700 / len(true))),
+        linewidths=0,
+        rasterized=True,
+    )
+    axes.set(aspect="equal", xlabel="true", ylabel="predicted")
+    return figure
+
+
+def learning_curve_figure(curve: pd.DataFrame, *, score: str) -> "Figure":
+    """Draw the score of each method against the number of training cells, on a logarithmic axis.
+
+    Parameters
+    ----------
+    curve
+        ``method``, ``n`` (training cells), ``score``, and ``low`` and ``high``, the ends of a band around it.
+    score
+        What the score is called.
+    """
+    figure, axes = _axes(7.2, 4.0)
+    for i, (name, points) in enumerate(curve.sort_values("n", kind="stable").groupby("method", sort=False)):
+        colour = CATEGORIES[i % len(CATEGORIES)]
+        axes.plot(points["n"], points["score"], color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
+        axes.fill_between(points["n"], points["low"], points["high"], color=colour, alpha=0.13, linewidth=0)
+    sizes = np.unique(curve["n"])
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="training cells", ylabel=score)
+    axes.grid(axis="y", color=LIGHT)
+    _legend_beside(axes)
+    return figure
+
+
+def heatmap_figure(values: pd.DataFrame, *, value_name: str = "z-score") -> "Figure":
+    """Draw a table as colours, blue below 0 and red above.
+
+    Parameters
+    ----------
+    values
+        A row a row, the first on top; the names of the index and of the columns become those of the axes. Columns
+        are named one by one where there are at most 40.
+    value_name
+        What the values are.
+    """
+    figure, axes = _axes(7.6, 1.6 + 0.26 * len(values))
+    reach = np.nanmax(np.abs(values.to_numpy())) or 1.0
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="none")
+    axes.set_yticks(range(len(values)), values.index, fontsize=8.5)
+    if values.shape[1] <= MANY_COLUMNS:
+        axes.set_xticks(range(values.shape[1]), values.columns, fontsize=8, rotation=90)
+    else:
+        axes.set_xticks([])
+    axes.set(xlabel=values.columns.name, ylabel=values.index.name)
+    figure.colorbar(image, ax=axes, label=value_name)
     return figure
 
 

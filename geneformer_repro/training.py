@@ -17,11 +17,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.checkpoint import quiet_transformers
@@ -104,13 +105,38 @@ class TrainConfig:
         require(self.decay in get_args(Decay), self, "decay", f"one of {', '.join(map(repr, get_args(Decay)))}")
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that learn alike."""
+
+    name: str
+    """For the log."""
+    parameters: list[nn.Parameter]
+    """Those of the model that is trained."""
+    rate: float = 1.0
+    """Their learning rate, as a multiple of the run's."""
+    begins: float = 0.0
+    """Share of all steps before which they are frozen: without gradient, and without moments in the optimiser."""
+
+    def first_step(self, n_steps: int) -> int:
+        """Steps of a run of so many before which they are frozen."""
+        return int(self.begins * n_steps)
+
+
 class CellExamples(Dataset):
-    """Cells for the data loader: whatever `get` returns for a number and an epoch; `rows` names them in messages."""
+    """Cells for the data loader: whatever `get` returns for a number and an epoch.
+
+    `rows` names them in messages; `weights` says how often each is drawn, else every cell comes once an epoch.
+    """
 
     def __init__(
-        self, lengths: Iterable[int], get: Callable[[int, int], Any], *, rows: Iterable[int] | None = None
+        self,
+        lengths: Iterable[int],
+        get: Callable[[int, int], Any],
+        *,
+        rows: Iterable[int] | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
-        self.lengths, self._get = np.asarray(list(lengths), dtype=np.int64), get
+        self.lengths, self._get, self.weights = np.asarray(list(lengths), dtype=np.int64), get, weights
         self.rows = np.arange(len(self.lengths)) if rows is None else np.asarray(list(rows))
 
     def __len__(self) -> int:
@@ -220,6 +246,7 @@ def train(
     collate: Callable[[list[Any]], dict[str, Any]],
     evaluate: Callable[[nn.Module], dict[str, float]],
     config: TrainConfig,
+    groups: Sequence[ParameterGroup] = (),
     best_by: str | None = None,
     flops_an_epoch: float | None = None,
     work: Path,
@@ -241,6 +268,8 @@ def train(
         calls it.
     config
         Epochs, rates and the like.
+    groups
+        All parameters that learn; default those of the model that require a gradient, at one rate.
     best_by
         Held-out score, larger is better, whose best epoch is kept; None keeps the last.
     flops_an_epoch
@@ -258,7 +287,8 @@ def train(
     Raises
     ------
     ConfigError
-        ``config.trainer`` names a field that `TrainingArguments` does not have.
+        ``config.trainer`` names a field that `TrainingArguments` does not have, or asks for DeepSpeed or FSDP where the
+        groups leave out, slow down or delay a part of the model.
     InputError
         The loss is not finite (the batch is in `work`), the device has too little memory, or there are fewer cells
         than batches a step.
@@ -266,15 +296,9 @@ def train(
         The process received SIGTERM, or Ctrl-C; what was done is saved.
     """
     arguments = _arguments(config, best_by, work)
-    batches = StepBatches(
-        examples.lengths,
-        batch_size=arguments.per_device_train_batch_size,
-        max_tokens=config.max_tokens,
-        process=arguments.process_index,
-        n_processes=arguments.world_size,
-        batches_a_step=arguments.gradient_accumulation_steps,
-        seed=arguments.seed,
-    )
+    if any(group.begins for group in groups):
+        arguments.ddp_find_unused_parameters = True
+    batches = _batches(arguments, examples, config)
     _set_steps(arguments, config, batches.n_steps)
     try:
         trainer = _Trainer(
@@ -288,7 +312,9 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.prepare(evaluate, batches, work, step)
+    if whole is not None and groups:
+        _require_one_rate(model, groups)
+    trainer.prepare(evaluate, batches, groups, work, step)
     trainer.add_callback(_Save(trainer, every_seconds=None if _says_when_to_save(config) else SAVE_SECONDS))
     trainer.add_callback(_Show(trainer, flops_an_epoch))
     last = _last_checkpoint(work)
@@ -303,6 +329,194 @@ def train(
         else trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     )
     return trained, pd.DataFrame(trainer.state.log_history)
+
+
+SEARCHED_BY_ENGINES: Mapping[str, str] = {
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "warmup_steps": "warmup_steps",
+    "decay": "lr_scheduler_type",
+}
+"""Settings that `Trainer.hyperparameter_search` can set, and what `TrainingArguments` calls them."""
+
+
+def search_settings(
+    make_model: Callable[[], tuple[PreTrainedModel, Sequence[ParameterGroup]]],
+    examples: CellExamples,
+    *,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    config: TrainConfig,
+    best_by: str,
+    space: Mapping[str, Any],
+    n_trials: int,
+    engine: Literal["optuna", "ray"],
+    work: Path,
+    step: str,
+) -> list[dict[str, Any]]:
+    """Let Optuna or Ray Tune propose settings, each tried in a run of its own by `Trainer.hyperparameter_search`.
+
+    Parameters
+    ----------
+    make_model
+        Makes the same model anew for each trial, with its groups.
+    examples, collate, evaluate, config, best_by, work, step
+        As for `train`.
+    space
+        For a setting a list of values, or ``low``, ``high`` and perhaps ``log``.
+    n_trials
+        How many. Optuna keeps its trials in `work` and goes on with them.
+    engine
+        Who proposes.
+
+    Returns
+    -------
+    For each trial its settings and the best score of its epochs, under the name `best_by`.
+
+    Raises
+    ------
+    ConfigError
+        The space has a setting that `TrainingArguments` does not hold.
+    MissingExtraError
+        The engine is not installed.
+    """
+    others = sorted(set(space) - set(SEARCHED_BY_ENGINES))
+    if others:
+        raise ConfigError(
+            f"space: {', '.join(map(repr, others))} cannot be searched by {engine}, only "
+            f"{', '.join(SEARCHED_BY_ENGINES)}. Use engine='random'."
+        )
+    arguments = _arguments(config, best_by, work)
+    arguments.load_best_model_at_end, arguments.save_strategy = False, IntervalStrategy.NO
+    batches = _batches(arguments, examples, config)
+    _set_steps(arguments, config, batches.n_steps)
+    n_steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(batches.n_steps * config.epochs)
+
+    def model_init() -> PreTrainedModel:
+        model, trainer.groups = make_model()
+        return model
+
+    trainer = _Trainer(
+        model=make_model()[0], args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
+    )
+    trainer.model_init = model_init
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.prepare(evaluate, batches, (), work, step)
+    work.mkdir(parents=True, exist_ok=True)
+    with quiet_transformers():
+        return (_by_optuna if engine == "optuna" else _by_ray)(
+            trainer, {name: _in_steps(name, values, n_steps) for name, values in space.items()}, n_trials, best_by
+        )
+
+
+def _in_steps(name: str, values: Any, n_steps: int) -> Any:
+    """Turn shares of all steps into numbers of steps."""
+    if name != "warmup_steps":
+        return values
+    if isinstance(values, Mapping):
+        whole = {end: _in_steps(name, [values[end]], n_steps)[0] for end in ("low", "high")}
+        return {**values, **whole, "high": max(whole["high"], whole["low"] + 1)}
+    return [round(value * n_steps) if value < 1 else int(value) for value in values]
+
+
+def _best_so_far(trainer: "_Trainer", best_by: str) -> Callable[[dict[str, float]], float]:
+    """Judge a trial by the best of its epochs, as the run that follows keeps that one."""
+    return lambda scores: max(scores[f"eval_{best_by}"], trainer.state.best_metric or -math.inf)
+
+
+def _by_optuna(trainer: "_Trainer", space: Mapping[str, Any], n_trials: int, best_by: str) -> list[dict[str, Any]]:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("engine='optuna' needs Optuna: pip install 'geneformer-repro[optuna]'.") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def propose(trial: Any) -> dict[str, Any]:
+        return {SEARCHED_BY_ENGINES[name]: _suggested(trial, name, values) for name, values in space.items()}
+
+    storage = f"sqlite:///{trainer.work.resolve() / 'optuna.db'}"
+    study = optuna.create_study(study_name="search", storage=storage, load_if_exists=True, direction="maximize")
+    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    if done < n_trials:
+        trainer.hyperparameter_search(
+            propose,
+            _best_so_far(trainer, best_by),
+            n_trials=n_trials - done,
+            direction="maximize",
+            backend="optuna",
+            study_name="search",
+            storage=storage,
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=trainer.args.seed),
+            pruner=optuna.pruners.NopPruner(),
+        )
+    trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    return [{**trial.params, best_by: trial.value} for trial in trials]
+
+
+def _suggested(trial: Any, name: str, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return trial.suggest_categorical(name, list(values))
+    if isinstance(values["low"], int) and isinstance(values["high"], int):
+        return trial.suggest_int(name, values["low"], values["high"], log=bool(values.get("log")))
+    return trial.suggest_float(name, values["low"], values["high"], log=bool(values.get("log")))
+
+
+def _by_ray(trainer: "_Trainer", space: Mapping[str, Any], n_trials: int, best_by: str) -> list[dict[str, Any]]:
+    try:
+        from ray import tune
+    except ImportError as error:
+        raise MissingExtraError("engine='ray' needs Ray Tune: pip install 'geneformer-repro[ray]'.") from error
+
+    def sampler(values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return tune.choice(list(values))
+        if isinstance(values["low"], int) and isinstance(values["high"], int):
+            return tune.randint(values["low"], values["high"] + 1)
+        return (tune.loguniform if values.get("log") else tune.uniform)(values["low"], values["high"])
+
+    best: Any = trainer.hyperparameter_search(
+        lambda _: {SEARCHED_BY_ENGINES[name]: sampler(values) for name, values in space.items()},
+        _best_so_far(trainer, best_by),
+        n_trials=n_trials,
+        direction="maximize",
+        backend="ray",
+        storage_path=str(trainer.work.resolve()),
+        name="ray",
+        verbose=0,
+    )
+    trials = best.run_summary.trials
+    return [
+        {
+            **{name: trial.config[SEARCHED_BY_ENGINES[name]] for name in space},
+            best_by: trial.last_result["objective"],
+        }
+        for trial in trials
+    ]
+
+
+def _batches(arguments: TrainingArguments, examples: CellExamples, config: TrainConfig) -> StepBatches:
+    return StepBatches(
+        examples.lengths,
+        batch_size=arguments.per_device_train_batch_size,
+        max_tokens=config.max_tokens,
+        process=arguments.process_index,
+        n_processes=arguments.world_size,
+        batches_a_step=arguments.gradient_accumulation_steps,
+        seed=arguments.seed,
+        weights=examples.weights,
+    )
+
+
+def _require_one_rate(model: nn.Module, groups: Sequence[ParameterGroup]) -> None:
+    """Raise unless all of the model learns all the time at one rate; weights in shards are gathered no other way."""
+    n_alike = sum(len(group.parameters) for group in groups if group.rate == 1 and not group.begins)
+    if n_alike < len(list(model.parameters())):
+        raise ConfigError(
+            "Under DeepSpeed and FSDP all of a model learns, at one rate; here a part is frozen, or learns later or at "
+            "another rate. Start the run without them (on several GPUs: configs/ddp.yaml), or with transfer='full'."
+        )
 
 
 def _says_when_to_save(config: TrainConfig) -> bool:
@@ -402,10 +616,15 @@ class _Trainer(Trainer):
     bar: tqdm
 
     def prepare(
-        self, score: Callable[[nn.Module], dict[str, float]], batches: StepBatches, work: Path, step: str
+        self,
+        score: Callable[[nn.Module], dict[str, float]],
+        batches: StepBatches,
+        groups: Sequence[ParameterGroup],
+        work: Path,
+        step: str,
     ) -> None:
         """Take what Trainer's constructor has no place for."""
-        self.score, self.batches, self.work, self.step = score, batches, work, step
+        self.score, self.batches, self.groups, self.work, self.step = score, batches, groups, work, step
         self.model_accepts_loss_kwargs = True
         self.aside_seconds = 0.0
         """Spent on scoring and saving so far."""
@@ -432,7 +651,37 @@ class _Trainer(Trainer):
         self._micro_step = 0
         return super().get_batch_samples(*given, **options)
 
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None and any(group.rate != 1 for group in self.groups):
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer(self._optimizer_groups(), **options)
+        return super().create_optimizer(*given)
+
+    def _optimizer_groups(self) -> list[dict[str, Any]]:
+        """Cut each group into parameters with weight decay and without, as Trainer does the whole model."""
+        decaying = set(self.get_decay_parameter_names(self.model))
+        decays = {parameter: name in decaying for name, parameter in self.model.named_parameters()}
+        cut = [
+            {
+                "params": [parameter for parameter in group.parameters if decays[parameter] == decay],
+                "weight_decay": self.args.weight_decay if decay else 0.0,
+                "lr": self.args.learning_rate * group.rate,
+            }
+            for group in self.groups
+            for decay in (True, False)
+        ]
+        return [group for group in cut if group["params"]]
+
+    def _freeze_or_begin(self) -> None:
+        """Let groups take part from their step on; by the number of the step alone, as a resumed run knows no other."""
+        for group in self.groups:
+            if group.begins:
+                has_begun = self.state.global_step >= group.first_step(self.state.max_steps)
+                for parameter in group.parameters:
+                    parameter.requires_grad_(has_begun)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *given: Any, **options: Any) -> Tensor:
+        self._freeze_or_begin()
         place = [self.args.seed, self.state.global_step, self._micro_step, self.args.process_index]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))  # dropout
         try:
@@ -563,7 +812,7 @@ class _Trainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
 
-def _whole(trainer: _Trainer, like: PreTrainedModel) -> PreTrainedModel:
+def _whole(trainer: "_Trainer", like: PreTrainedModel) -> PreTrainedModel:
     """Gather a model that is cut into shards, in float32, on every process."""
     if trainer.is_deepspeed_enabled:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -672,6 +921,15 @@ class _Show(TrainerCallback):
             "tokens_a_batch": batches.tokens_a_batch,
             "padding": round(batches.padding(), 4) if args.device.type == "cpu" else 0.0,
             "peak_flops": self._peak,
+            "learning": [
+                {
+                    "name": group.name,
+                    "parameters": sum(parameter.numel() for parameter in group.parameters),
+                    "rate": group.rate,
+                    "from_step": group.first_step(state.max_steps),
+                }
+                for group in self._trainer.groups
+            ],
         }
         logger.info(json.dumps(facts))
         with self._log.open("a", encoding="utf-8") as file:
@@ -718,7 +976,7 @@ class _Show(TrainerCallback):
         found = {
             "tokens_per_second": round(steps_a_second * self._tokens_a_step, 1),
             "cells_per_second": round(steps_a_second * self._cells_a_step, 2),
-            "peak_memory_gb": round(_peak_memory_gb(), 2),
+            "peak_memory_gb": round(peak_memory_gb(), 2),
         }
         if self._peak:
             found["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
@@ -755,8 +1013,8 @@ def _is_until(line: str, step: int) -> bool:
         return False
 
 
-def _peak_memory_gb() -> float:
-    """Most memory so far: of the GPU where there is one, else of this process."""
+def peak_memory_gb() -> float:
+    """Return the most memory so far: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ class TestCollate:
         np.testing.assert_array_equal(cell, before)
 
 
-def epoch_of(lengths: np.ndarray, epoch: int = 0, **options: int) -> list[list[np.ndarray]]:
+def epoch_of(lengths: np.ndarray, epoch: int = 0, **options: Any) -> list[list[np.ndarray]]:
     """The steps of an epoch: the rows of each of its batches, those of all processes."""
     processes = []
     for process in range(options.get("n_processes", 1)):
@@ -231,6 +232,79 @@ class TestStepBatches:
         with pytest.raises(gf.InputError, match=message):
             StepBatches([5, 100, 7], max_tokens=99)
         assert len(StepBatches([5, 100, 7], max_tokens=100)) == 2
+
+
+def rows_of(steps: list[list[np.ndarray]]) -> np.ndarray:
+    """All cells of an epoch, as often as they came."""
+    return np.concatenate([rows for batches in steps for rows in batches])
+
+
+class TestDrawingByWeight:
+    """`weights`: an epoch of as many cells as there are, drawn with replacement."""
+
+    @pytest.fixture
+    def weights(self, cells) -> np.ndarray:
+        """The monocytes three times as often as other cells, and the first ten cells never."""
+        weights = np.where(cells.obs["cell_type"].str.contains("Mono"), 3.0, 1.0)
+        weights[:10] = 0
+        return weights
+
+    def test_an_epoch_has_as_many_cells_as_there_are(self, cells, weights):
+        rows = rows_of(epoch_of(cells.lengths, weights=weights))
+        assert len(rows) == len(cells)
+        assert len(np.unique(rows)) < len(rows), "some should have come twice"
+
+    def test_cells_come_in_the_proportions_of_their_weights(self, cells, weights):
+        rows = np.concatenate([rows_of(epoch_of(cells.lengths, epoch, weights=weights)) for epoch in range(20)])
+        for weight in (1.0, 3.0):
+            expected = weights[weights == weight].sum() / weights.sum()
+            error = np.sqrt(expected * (1 - expected) / len(rows))
+            assert abs((weights[rows] == weight).mean() - expected) < 4 * error
+        counts = np.bincount(rows, minlength=len(cells))
+        assert not counts[:10].any()
+        assert (counts[10:] > 0).all()
+
+    def test_only_the_proportions_count(self, cells, weights):
+        once, tenfold = (cells_of(epoch_of(cells.lengths, weights=factor * weights)) for factor in (1, 8))
+        assert once == tenfold
+
+    def test_it_follows_from_seed_and_epoch(self, cells, weights):
+        first, again, second, other = (
+            cells_of(epoch_of(cells.lengths, epoch, seed=seed, weights=weights))
+            for epoch, seed in ((0, 0), (0, 0), (1, 0), (0, 1))
+        )
+        assert first == again
+        assert len({str(one) for one in (first, second, other)}) == 3
+
+    @pytest.mark.parametrize(
+        "shares",
+        [
+            pytest.param({"n_processes": 2, "batch_size": 12}, id="two_processes"),
+            pytest.param({"batches_a_step": 3, "batch_size": 8}, id="gradient_accumulation"),
+        ],
+    )
+    def test_a_step_is_of_the_same_cells_however_it_is_shared(self, cells, weights, shares):
+        alone = epoch_of(cells.lengths, 3, batch_size=24, weights=weights)
+        assert cells_of(epoch_of(cells.lengths, 3, weights=weights, **shares)) == cells_of(alone)
+
+    @pytest.mark.parametrize("options", [{"batch_size": 12}, {"max_tokens": 4000}], ids=["cells", "tokens"])
+    def test_steps_are_of_equal_tokens_within_a_cell(self, cells, weights, options):
+        lengths = cells.lengths
+        of_step = [lengths[rows].sum() for (rows,) in epoch_of(lengths, weights=weights, **options)]
+        np.testing.assert_allclose(of_step, np.mean(of_step), atol=lengths.max())
+
+    def test_the_budget_is_that_of_the_cells_which_are_expected(self, cells):
+        """Long cells drawn more often make an epoch of more tokens, and so of more steps."""
+        weights = cells.lengths > np.median(cells.lengths)
+        drawn = [cells.lengths[rows_of(epoch_of(cells.lengths, epoch, weights=weights))].sum() for epoch in range(20)]
+        batches = StepBatches(cells.lengths, max_tokens=5000, weights=weights)
+        assert np.mean(drawn) > 1.05 * cells.lengths.sum()
+        assert batches.n_tokens == pytest.approx(np.mean(drawn), rel=0.01)
+        assert batches.tokens_a_batch == round(batches.n_tokens / len(batches)) <= 5000
+
+    def test_no_batch_is_empty_where_one_cell_is_drawn_all_the_time(self):
+        steps = epoch_of(np.array([9, 400, 30, 80, 7, 50, 60]), n_processes=3, batch_size=1, weights=np.eye(7)[1])
+        assert all(rows.tolist() and set(rows.tolist()) == {1} for batches in steps for rows in batches)
 
 
 lengths_of_cells = st.lists(st.integers(1, 4096), min_size=1, max_size=60).map(np.array)

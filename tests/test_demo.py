@@ -56,7 +56,7 @@ def test_its_data_files_open(demo):
     cells = gf.TokenizedDataset.open(demo / "cells.tok", gf.Vocabulary.load(demo / "vocabulary"))
     assert len(cells) == 700
     gf.Checkpoint.from_pretrained(demo / "pretrained").require_matching(cells)
-    assert gf.Checkpoint.from_pretrained(demo / "classifier").head.target == "cell_type"
+    assert gf.Checkpoint.from_pretrained(demo / "classifier").head.targets[0].name == "cell_type"
     assert gf.ShiftTable.open(demo / "shifts.parquet").metadata["n_cells"] == 5
 
 

@@ -1,5 +1,11 @@
 import copy
 import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -9,10 +15,10 @@ import torch
 from transformers import BertModel
 
 import geneformer_repro as gf
+from geneformer_repro import embedding
 from geneformer_repro.batching import collate
-from geneformer_repro.checkpoint import Head
-from geneformer_repro.embedding import blocks_to_run, default_device, embed, hidden_states
-from geneformer_repro.model import CellClassifier, MaskedGeneModel
+from geneformer_repro.embedding import _parts, blocks_to_run, default_device, embed, embed_states, hidden_states
+from geneformer_repro.model import CellClassifier, Head, MaskedGeneModel, Target, bert_config, run_encoder
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -143,9 +149,9 @@ class TestCells:
         np.testing.assert_array_equal(embed(training, few).X, embed(checkpoint, few).X)
 
     def test_a_classifier_embeds_with_its_encoder(self, checkpoint, few):
-        model = CellClassifier(checkpoint.model.config)
+        model = CellClassifier(checkpoint.model.config, Head((Target("cell_type", ("B", "T")),)))
         model.bert.load_state_dict(checkpoint.model.bert.state_dict())
-        classifier = gf.Checkpoint(model, checkpoint.vocabulary, Head("cell_type", ("B", "T"), "mean"))
+        classifier = gf.Checkpoint(model, checkpoint.vocabulary)
         np.testing.assert_array_equal(embed(classifier, few).X, embed(checkpoint, few).X)
 
     def test_the_model_stays_as_it_is(self, checkpoint, few):
@@ -158,7 +164,8 @@ class TestCells:
         adata = embed(checkpoint, few, **options)
         assert adata.X.dtype == np.float32
         where = {"model": "checkpoint tiny", "vocabulary": few.vocabulary.fingerprint}
-        defaults = {"level": "cell", "layer": -1, "pooling": "mean"}
+        where |= {"checkpoint": checkpoint.fingerprint, "cells": few.fingerprint}
+        defaults = {"level": "cell", "layer": -1, "pooling": "mean", "dtype": "float32"}
         assert adata.uns["geneformer_repro"] == where | defaults | options
 
     def test_it_can_be_written_and_read_back(self, checkpoint, few, tmp_path):
@@ -209,7 +216,279 @@ class TestGenes:
         assert adata.uns["geneformer_repro"]["layer"] == 0
 
 
+class TestParts:
+    def test_they_are_consecutive_and_none_is_too_large(self, monkeypatch):
+        monkeypatch.setattr(embedding, "CELLS_A_PART", 3)
+        monkeypatch.setattr(embedding, "TOKENS_A_PART", 10)
+        lengths = np.array([5, 5, 1, 1, 1, 1, 30, 2, 2])
+        assert [rows.tolist() for rows in _parts(lengths)] == [[0, 1], [2, 3, 4], [5], [6], [7, 8]]
+
+    def test_a_part_of_a_few_cells_is_all_of_them(self):
+        assert [rows.tolist() for rows in _parts(np.array([5, 3, 9]))] == [[0, 1, 2]]
+
+    @pytest.mark.parametrize("level", ["cell", "gene"])
+    def test_parts_do_not_change_an_embedding(self, checkpoint, few, level, monkeypatch):
+        whole = embed(checkpoint, few, level=level)
+        monkeypatch.setattr(embedding, "CELLS_A_PART", 5)
+        np.testing.assert_allclose(embed(checkpoint, few, level=level).X, whole.X, **CLOSE)
+
+
+@pytest.fixture
+def parts(monkeypatch) -> None:
+    monkeypatch.setattr(embedding, "CELLS_A_PART", 5)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+class TestStreamed:
+    @pytest.mark.parametrize("level", ["cell", "gene"])
+    def test_what_is_written_is_what_memory_would_hold(self, checkpoint, few, level, suffix, tmp_path):
+        in_memory = embed(checkpoint, few, level=level)
+        streamed = embed(checkpoint, few, level=level, out=tmp_path / f"x{suffix}")
+        assert streamed.X.dtype == np.float32
+        np.testing.assert_array_equal(streamed.X[:], in_memory.X)
+        pd.testing.assert_frame_equal(streamed.obs, in_memory.obs, check_dtype=False, check_categorical=False)
+        assert streamed.var_names.tolist() == in_memory.var_names.tolist()
+        assert dict(streamed.uns["geneformer_repro"]) == in_memory.uns["geneformer_repro"]
+
+    @pytest.mark.parametrize("level", ["cell", "gene"])
+    def test_anndata_reads_it(self, checkpoint, few, level, suffix, tmp_path):
+        streamed = embed(checkpoint, few, level=level, out=tmp_path / f"x{suffix}")
+        read = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}[suffix](tmp_path / f"x{suffix}")
+        np.testing.assert_array_equal(read.X, streamed.X[:])
+        assert read.obs_names.tolist() == streamed.obs_names.tolist()
+
+    def test_nothing_else_is_left(self, checkpoint, few, suffix, tmp_path):
+        embed(checkpoint, few, out=tmp_path / f"x{suffix}")
+        assert [path.name for path in tmp_path.iterdir()] == [f"x{suffix}"]
+
+    @pytest.mark.parametrize("level", ["cell", "gene"])
+    def test_what_is_there_is_replaced_only_when_allowed(self, checkpoint, few, level, suffix, tmp_path):
+        out = tmp_path / f"x{suffix}"
+        embed(checkpoint, few.select([0]), level=level, out=out)
+        with pytest.raises(FileExistsError, match=r"already exists.*overwrite=True"):
+            embed(checkpoint, few, level=level, out=out)
+        streamed = embed(checkpoint, few, level=level, out=out, overwrite=True)
+        np.testing.assert_array_equal(streamed.X[:], embed(checkpoint, few, level=level).X)
+
+    def test_what_was_cut_off_goes_on_and_ends_the_same(self, checkpoint, few, suffix, tmp_path, cut_off):
+        out = tmp_path / f"x{suffix}"
+        cut_off(checkpoint, few, out)
+        assert not out.exists()
+        seen = []
+        checkpoint.model.bert.embeddings.register_forward_hook(lambda *_: seen.append(1))
+        streamed = embed(checkpoint, few, out=out)
+        n_forwards_of_the_rest = len(seen)
+        np.testing.assert_array_equal(streamed.X[:], embed(checkpoint, few).X)
+        assert 0 < n_forwards_of_the_rest < len(seen) - n_forwards_of_the_rest
+        assert not (tmp_path / f"x{suffix}.partial").exists()
+
+    def test_the_rate_counts_what_this_call_did(self, checkpoint, few, suffix, tmp_path, cut_off, caplog):
+        cut_off(checkpoint, few, tmp_path / f"x{suffix}")
+        with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+            embed(checkpoint, few, out=tmp_path / f"x{suffix}")
+        ours, *_ = lines_of(caplog)
+        assert ours["cells"] == len(few)
+
+    @pytest.mark.parametrize(
+        ("options", "difference"),
+        [
+            ({"layer": 0}, "layer: -1 there, 0 now"),
+            ({"pooling": "cls"}, "pooling: 'mean' there, 'cls' now"),
+            ({"dtype": "bfloat16"}, "dtype: 'float32' there, 'bfloat16' now"),
+            ({"max_tokens": 100}, "max_tokens: 16384 there, 100 now"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_other_settings_do_not_go_on(self, checkpoint, few, suffix, tmp_path, cut_off, options, difference):
+        out = tmp_path / f"x{suffix}"
+        cut_off(checkpoint, few, out)
+        with pytest.raises(FileExistsError, match=f"unfinished embedding with other settings .{difference}"):
+            embed(checkpoint, few, out=out, **options)
+        streamed = embed(checkpoint, few, out=out, overwrite=True, **options)
+        np.testing.assert_array_equal(streamed.X[:], embed(checkpoint, few, **options).X)
+
+    def test_other_cells_do_not_go_on(self, checkpoint, few, suffix, tmp_path, cut_off):
+        cut_off(checkpoint, few, tmp_path / f"x{suffix}")
+        with pytest.raises(FileExistsError, match=r"other settings \(cells: "):
+            embed(checkpoint, few.select(range(11)), out=tmp_path / f"x{suffix}")
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Embed, but fail while the second part is computed."""
+
+    def run(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, out: Path) -> None:
+        calls = iter([run_encoder])
+
+        def failing(*given, **options):
+            return next(calls)(*given, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(embedding, "run_encoder", failing)
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                embed(checkpoint, cells, out=out)
+
+    return run
+
+
+def lines_of(caplog) -> list[dict]:
+    return [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]
+
+
+class TestStates:
+    @pytest.fixture
+    def labelled(self, few) -> gf.TokenizedDataset:
+        """Twelve cells: five of "a", four of "b", one of "c", two of no state."""
+        states = ["a", "b", "a", None, "b", "a", "a", "c", None, "b", "b", "a"]
+        return dataclasses.replace(few, table=few.table.add_column("state", states))
+
+    @pytest.mark.parametrize("statistic", ["mean", "median"])
+    @pytest.mark.parametrize("options", [{}, {"layer": 0, "pooling": "cls"}], ids=["default", "chosen"])
+    def test_a_state_is_the_statistic_over_its_cells(self, checkpoint, labelled, statistic, options):
+        cells = embed(checkpoint, labelled, **options).to_df()
+        expected = cells.groupby(labelled.obs["state"]).agg(statistic)
+        found = embed_states(checkpoint, labelled, "state", statistic=statistic, **options)
+        pd.testing.assert_frame_equal(found, expected.astype(np.float32), rtol=1e-5, atol=1e-5)
+
+    def test_more_cells_than_a_batch_or_a_part_are_all_counted(self, checkpoint, cells, monkeypatch):
+        some = cells.select(range(60))
+        monkeypatch.setattr(embedding, "CELLS_A_PART", 7)
+        expected = embed(checkpoint, some).to_df().groupby(some.obs["donor"]).mean()
+        found = embed_states(checkpoint, some, "donor", max_tokens=1000)
+        np.testing.assert_allclose(found, expected, **CLOSE)
+
+    def test_only_the_states_that_are_asked_for_in_their_order(self, checkpoint, labelled):
+        every = embed_states(checkpoint, labelled, "state")
+        found = embed_states(checkpoint, labelled, "state", states=["c", "a"])
+        pd.testing.assert_frame_equal(found, every.loc[["c", "a"]])
+        assert found.index.name == "state"
+
+    def test_an_unknown_state(self, checkpoint, labelled):
+        with pytest.raises(gf.InputError, match=r"No cell has cell_type = 'Dendritc'\. Did you mean 'Dendritic'"):
+            embed_states(checkpoint, labelled, "cell_type", states=["Dendritc"])
+
+    def test_one_state_without_a_list(self, checkpoint, labelled):
+        with pytest.raises(gf.InputError, match=r"states must be a sequence of states; for one give \['a'\]"):
+            embed_states(checkpoint, labelled, "state", states="a")
+
+    def test_no_cell_has_a_state(self, checkpoint, labelled):
+        with pytest.raises(gf.InputError, match="No cell has a value of 'state'"):
+            embed_states(checkpoint, labelled.select([3, 8]), "state")
+
+    def test_an_unknown_statistic(self, checkpoint, labelled):
+        with pytest.raises(gf.InputError, match="statistic must be one of 'mean', 'median', found 'max'"):
+            embed_states(checkpoint, labelled, "state", statistic="max")
+
+    def test_an_unknown_column(self, checkpoint, labelled):
+        with pytest.raises(gf.InputError, match=r"no obs column 'stat'. Did you mean 'state'"):
+            embed_states(checkpoint, labelled, "stat")
+
+
+class TestBfloat16:
+    @pytest.mark.parametrize("options", [{}, {"pooling": "cls"}, {"level": "gene"}], ids=["mean", "cls", "gene"])
+    def test_it_is_close_and_float32(self, checkpoint, few, options):
+        exact, rounded = (embed(checkpoint, few, dtype=dtype, **options).X for dtype in ("float32", "bfloat16"))
+        assert rounded.dtype == np.float32
+        similarity = (exact * rounded).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
+        assert similarity.min() > 0.999
+        assert np.abs(exact - rounded).max() > 1e-5
+
+    def test_an_unknown_dtype(self, checkpoint, few):
+        with pytest.raises(gf.InputError, match="dtype must be one of 'float32', 'bfloat16', found 'float16'"):
+            embed(checkpoint, few, dtype="float16")
+
+
+class TestLog:
+    def test_the_last_line_says_cells_rate_and_memory(self, checkpoint, few, caplog):
+        with caplog.at_level(logging.INFO, logger="geneformer_repro.embedding"):
+            embed(checkpoint, few)
+        (line,) = lines_of(caplog)
+        assert line["event"] == "embed"
+        assert line["cells"] == len(few)
+        assert line["cells_per_second"] > 0
+        assert line["peak_memory_gb"] > 0
+
+    def test_long_work_says_so_now_and_then(self, checkpoint, few, caplog, monkeypatch):
+        monkeypatch.setattr(embedding, "_SECONDS_A_LINE", 0)
+        with caplog.at_level(logging.INFO, logger="geneformer_repro.embedding"):
+            embed(checkpoint, few, max_tokens=1)
+        assert [line["cells"] for line in lines_of(caplog)] == [*range(1, 13), 12]
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+import geneformer_repro as gf
+from geneformer_repro import embedding
+
+torch.set_num_threads(1)
+embedding.CELLS_A_PART = 5
+checkpoint, out = gf.Checkpoint.from_pretrained(sys.argv[1]), Path(sys.argv[2])
+adata = gf.datasets.pbmc700()
+cells = gf.tokenize(adata[:23], checkpoint.vocabulary, obs=["cell_type"])
+cells_in_memory = embedding.embed(checkpoint, cells)
+genes = embedding.embed(checkpoint, cells, level="gene")
+states = embedding.embed_states(checkpoint, cells, "cell_type", statistic="median")
+for suffix in (".h5ad", ".zarr"):
+    streamed = embedding.embed(checkpoint, cells, out=out / f"x{suffix}")
+    np.testing.assert_array_equal(streamed.X[:], cells_in_memory.X)
+rank = embedding.processes().process_index
+np.savez(out / f"rank{rank}.npz", cells=cells_in_memory.X, genes=genes.X, states=states)
+"""
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory, vocabulary) -> Path:
+    """What two processes, launched by torchrun, and one made of the same cells."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.manual_seed(0)
+    model = MaskedGeneModel(bert_config("tiny", vocabulary)).eval()
+    gf.Checkpoint(model, vocabulary).save(folder / "base")
+    (folder / "launched.py").write_text(TWO_PROCESSES)
+    for name, launcher in {"one": [], "two": TORCHRUN}.items():
+        (folder / name).mkdir()
+        command = [sys.executable, *launcher, folder / "launched.py", folder / "base", folder / name]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    @pytest.mark.parametrize("rank", [0, 1])
+    @pytest.mark.parametrize("what", ["cells", "states"])
+    def test_each_has_what_one_has(self, launched, rank, what):
+        found, expected = np.load(launched / "two" / f"rank{rank}.npz"), np.load(launched / "one" / "rank0.npz")
+        np.testing.assert_array_equal(found[what], expected[what])
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_genes_differ_in_the_last_bit_at_most(self, launched, rank):
+        found, expected = np.load(launched / "two" / f"rank{rank}.npz"), np.load(launched / "one" / "rank0.npz")
+        np.testing.assert_allclose(found["genes"], expected["genes"], rtol=1e-6)
+
+    @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+    def test_the_file_is_the_same(self, launched, suffix):
+        read = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}[suffix]
+        found, expected = (read(launched / name / f"x{suffix}") for name in ("two", "one"))
+        np.testing.assert_array_equal(found.X, expected.X)
+        pd.testing.assert_frame_equal(found.obs, expected.obs)
+        assert len(list((launched / "two").iterdir())) == 4
+
+
 class TestRefusals:
+    @pytest.mark.parametrize("name", ["x.csv", "x", "x.h5ad.gz"])
+    def test_another_suffix(self, checkpoint, few, name, tmp_path):
+        checkpoint.model.bert.register_forward_hook(refuse_to_run)
+        with pytest.raises(gf.InputError, match=rf"{name}: vectors are written as .h5ad or .zarr"):
+            embed(checkpoint, few, out=tmp_path / name)
+
     def test_cells_of_another_vocabulary(self, checkpoint, pbmc, vocabulary):
         known = pbmc[:5, pbmc.var_names != vocabulary.gene_ids[0]]
         other = gf.tokenize(known, Vocabulary.fit(known))

@@ -1,12 +1,10 @@
 import copy
 import dataclasses
-import json
-import logging
+import math
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.special import logsumexp, softmax
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForTokenClassification, BertModel
 
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
-from geneformer_repro.checkpoint import Head, quiet_transformers
 from geneformer_repro.model import (
     IGNORED,
     CellClassifier,
+    GeneClassifier,
+    Head,
+    HeadPooling,
     MaskedGeneModel,
+    Target,
     bert_config,
     flops,
     pool,
@@ -38,7 +39,15 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LENGTHS = (41, 60, 23)
-CLASSES = ("B", "Monocyte", "T")
+CELL_TYPE = Target("cell_type", ("B", "Monocyte", "T"))
+AGE = Target("age", mean=40.5, sd=12.0)
+PHASE = Target("phase", ("G1", "S"))
+SEVERAL = Head((CELL_TYPE, AGE, PHASE))
+DOSAGE = Head((Target("dosage", ("sensitive", "other")),), level="gene")
+POOLINGS = ["mean", "cls", "attention"]
+NAN = math.nan
+LABELS = torch.tensor([[2, 35.0, 0], [0, NAN, 1], [NAN, 61.5, NAN]])
+"""Of three cells for `SEVERAL`; some are not known."""
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +77,38 @@ def end_to_end(masked: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def classifier(checkpoint: gf.Checkpoint) -> gf.Checkpoint:
-    """A cell classifier on the tiny encoder."""
-    config = copy.deepcopy(checkpoint.model.config)
-    config.num_labels = len(CLASSES)
-    model = CellClassifier(config).eval()
-    return gf.Checkpoint(model, checkpoint.vocabulary, Head("cell_type", CLASSES, "mean"), {"step": "finetune"}, "clf")
+def gene_batch(inputs: dict[str, Tensor], end_to_end: dict[str, Any]) -> dict[str, Any]:
+    """The same cells for a gene classifier: one gene in five has a class."""
+    labels = torch.full_like(end_to_end["input_ids"], IGNORED)
+    labels[3::5] = torch.arange(len(labels[3::5])) % 2
+    tokens = inputs["input_ids"][inputs["attention_mask"].bool()]
+    return {"input_ids": tokens, "labels": labels, "lengths": LENGTHS}
 
 
 @pytest.fixture
-def saved(checkpoint: gf.Checkpoint, tmp_path: Path) -> Path:
-    """The tiny model, as this package writes it."""
-    checkpoint.save(tmp_path / "saved")
-    return tmp_path / "saved"
+def headed(checkpoint: gf.Checkpoint) -> Callable[[Head], CellClassifier | GeneClassifier]:
+    """Makes a classifier of the shape of the tiny model."""
+    return lambda head: (GeneClassifier if head.level == "gene" else CellClassifier)(
+        checkpoint.model.config, head
+    ).eval()
 
 
 @pytest.fixture
-def stock_folder(checkpoint: gf.Checkpoint, tmp_path: Path) -> Path:
-    """The tiny model, as transformers writes it: no vocabulary."""
-    with quiet_transformers():
-        stock(checkpoint.model).save_pretrained(tmp_path / "stock")
-    return tmp_path / "stock"
+def classifier(headed: Callable[[Head], CellClassifier]) -> CellClassifier:
+    """Of one target with three classes."""
+    return headed(Head((CELL_TYPE,)))
+
+
+@pytest.fixture
+def several(headed: Callable[[Head], CellClassifier]) -> CellClassifier:
+    """Of two targets with classes and a number."""
+    return headed(SEVERAL)
+
+
+@pytest.fixture
+def gene_classifier(headed: Callable[[Head], GeneClassifier]) -> GeneClassifier:
+    """Of two classes of genes."""
+    return headed(DOSAGE)
 
 
 def stock(model: MaskedGeneModel, attention: str = "eager") -> BertForMaskedLM:
@@ -105,18 +125,6 @@ def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> np.ndarray:
 
 def real(batch: dict[str, Tensor]) -> np.ndarray:
     return batch["attention_mask"].bool().numpy()
-
-
-def without_gene(vocabulary: Vocabulary, gene: int) -> Vocabulary:
-    """The same vocabulary without one gene; all later tokens move down."""
-    genes = [name for i, name in enumerate(vocabulary.gene_ids) if i != gene]
-    tokens = {name: i for i, name in enumerate([*vocabulary.special_tokens, *genes])}
-    return Vocabulary.from_tokens(tokens, max_length=vocabulary.max_length)
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    file = folder / "model.safetensors"
-    save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
 class TestForward:
@@ -390,15 +398,16 @@ class TestTrainingMachinery:
             torch._dynamo.reset()
         assert_same({name.removeprefix("_orig_mod."): value for name, value in found.items()}, expected)
 
-    @pytest.mark.parametrize("kind", ["checkpoint", "classifier"])
-    def test_what_launchers_wrap_is_a_block(self, request, kind):
+    @pytest.mark.parametrize("head", [None, SEVERAL, DOSAGE], ids=["pretrained", "cells", "genes"])
+    def test_what_launchers_wrap_is_a_block(self, checkpoint, headed, head):
         """They look for modules whose class has one of these names."""
-        model = request.getfixturevalue(kind).model
+        model = headed(head) if head else checkpoint.model
         found = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
         assert found == list(model.bert.encoder.layer)
 
-    def test_sharded_by_block_it_has_the_same_loss_and_gradients(self, checkpoint, saved, end_to_end, tmp_path):
+    def test_sharded_by_block_it_has_the_same_loss_and_gradients(self, checkpoint, end_to_end, tmp_path):
         """FSDP gathers a block's weights when the block is called: one that is by-passed would find none."""
+        checkpoint.save(tmp_path / "saved")
         tensors = {name: end_to_end[name].contiguous() for name in ("input_ids", "labels")}
         save_file(tensors | {"lengths": torch.tensor(LENGTHS)}, tmp_path / "batch.safetensors")
         command = "import sys, test_model; test_model.train_sharded(sys.argv[1])"
@@ -476,40 +485,299 @@ class TestFlops:
         assert together == pytest.approx(sum(flops(config, np.array([n]), read=0.15, n_outputs=9) for n in (100, 30)))
 
 
-class TestClassifier:
+class TestHead:
+    def test_a_target_has_an_output_for_each_class_or_one_for_a_number(self):
+        assert [target.n_outputs for target in SEVERAL.targets] == [3, 1, 2]
+
+    def test_outputs_lie_side_by_side_in_the_order_of_the_targets(self):
+        outputs = torch.arange(24).reshape(4, 6)
+        assert SEVERAL.n_outputs == 6
+        for found, columns in zip(SEVERAL.split(outputs), ([0, 1, 2], [3], [4, 5]), strict=True):
+            np.testing.assert_array_equal(found, outputs[:, columns])
+
+
+class TestCellClassifier:
     def test_logits_are_a_linear_layer_on_the_mean_of_stock_hidden_states(self, classifier, batch, inputs):
-        model = classifier.model
-        encoder = BertModel(copy.deepcopy(model.config), add_pooling_layer=False).eval()
-        encoder.load_state_dict(model.bert.state_dict())
+        encoder = BertModel(copy.deepcopy(classifier.config), add_pooling_layer=False).eval()
+        encoder.load_state_dict(classifier.bert.state_dict())
         with torch.no_grad():
             hidden = encoder(**inputs).last_hidden_state
             means = torch.stack([h[genes].mean(0) for h, genes in zip(hidden, batch["pooled_mask"], strict=True)])
-            expected = means @ model.classifier.weight.T + model.classifier.bias
-            np.testing.assert_allclose(model(**batch).logits, expected, **CLOSE)
+            expected = means @ classifier.classifier.weight.T + classifier.classifier.bias
+            np.testing.assert_allclose(classifier(**batch).logits, expected, **CLOSE)
 
     def test_without_a_pooled_mask_every_token_enters_the_mean(self, classifier, inputs):
         with torch.no_grad():
-            by_default = classifier.model(**inputs).logits
-            asked = classifier.model(**inputs, pooled_mask=inputs["attention_mask"].bool()).logits
+            by_default = classifier(**inputs).logits
+            asked = classifier(**inputs, pooled_mask=inputs["attention_mask"].bool()).logits
         np.testing.assert_array_equal(by_default, asked)
 
-    def test_loss_is_the_mean_cross_entropy_of_the_logits(self, classifier, batch):
+    def test_pooling_by_cls_reads_the_first_token_alone(self, headed, batch):
+        model = headed(Head((CELL_TYPE,), "cls"))
+        with torch.no_grad():
+            expected = F.linear(hidden_states(model, batch)[:, 0], model.classifier.weight, model.classifier.bias)
+            np.testing.assert_allclose(model(**batch).logits, expected, **CLOSE)
+
+    @pytest.mark.parametrize("pooling", POOLINGS)
+    def test_longer_padding_changes_no_logits(self, headed, batch, pooling):
+        model = headed(Head(SEVERAL.targets, pooling))
+        longer = {name: F.pad(tensor, (0, 9)) for name, tensor in batch.items()}
+        with torch.no_grad():
+            np.testing.assert_allclose(model(**longer).logits, model(**batch).logits, **CLOSE)
+
+    @pytest.mark.parametrize("pooling", POOLINGS)
+    def test_cells_together_have_the_logits_of_cells_alone(self, headed, batch, cells, pooling):
+        model = headed(Head(SEVERAL.targets, pooling))
+        with torch.no_grad():
+            alone = [model(**collate([cells[i][:length]], cells.vocabulary)).logits for i, length in enumerate(LENGTHS)]
+            np.testing.assert_allclose(model(**batch).logits, torch.cat(alone), **CLOSE)
+
+    def test_there_is_no_loss_without_labels(self, classifier, batch):
+        assert classifier(**batch).loss is None
+
+    def test_the_configuration_given_stays_as_it_is(self, checkpoint):
+        before = checkpoint.model.config.to_dict()
+        assert CellClassifier(checkpoint.model.config, SEVERAL).config.num_labels == 6
+        assert checkpoint.model.config.to_dict() == before
+
+
+class TestAttentionPooling:
+    """A cell's vector as a learned weighted mean over its genes."""
+
+    @pytest.fixture
+    def model(self, headed) -> CellClassifier:
+        return headed(Head((CELL_TYPE,), "attention"))
+
+    @pytest.fixture
+    def hidden(self, model, batch) -> Tensor:
+        return hidden_states(model, batch)
+
+    def test_weights_are_a_softmax_over_the_genes_alone(self, model, batch, hidden):
+        scores = (hidden.double() @ model.attention_pool.weight[0].detach().double()).numpy()
+        slow = [
+            softmax(score[genes]) @ vectors[genes]
+            for score, genes, vectors in zip(scores, batch["pooled_mask"].numpy(), hidden.double().numpy(), strict=True)
+        ]
+        assert all(np.ptp(softmax(score)) > 0.01 for score in scores), "weights of this size should differ"
+        np.testing.assert_allclose(pooled(model, hidden, batch["pooled_mask"]), slow, **CLOSE)
+        with torch.no_grad():
+            expected = model.classifier(torch.tensor(np.array(slow), dtype=torch.float32))
+            np.testing.assert_allclose(model(**batch).logits, expected, **CLOSE)
+
+    def test_weights_add_up_to_one(self, model, batch, hidden):
+        """So where all vectors move by one, theirs does."""
+        moved = pooled(model, hidden + 1, batch["pooled_mask"])
+        np.testing.assert_allclose(moved, pooled(model, hidden, batch["pooled_mask"]) + 1, **CLOSE)
+
+    def test_without_scores_it_is_the_mean(self, model, batch, hidden):
+        nn.init.zeros_(model.attention_pool.weight)
+        expected = pool(hidden, batch["pooled_mask"], "mean")
+        np.testing.assert_allclose(pooled(model, hidden, batch["pooled_mask"]), expected, **CLOSE)
+
+    def test_vectors_of_padding_and_special_tokens_change_nothing(self, model, batch, hidden):
+        genes = batch["pooled_mask"]
+        other = torch.where(genes[..., None], hidden, 100 * torch.randn(hidden.shape))
+        np.testing.assert_array_equal(pooled(model, other, genes), pooled(model, hidden, genes))
+
+    def test_padding_and_special_tokens_have_no_gradient(self, model, batch, hidden):
+        hidden.requires_grad_()
+        model._pooled(hidden, batch["pooled_mask"]).square().sum().backward()
+        assert not hidden.grad[~batch["pooled_mask"]].any()
+        assert hidden.grad[batch["pooled_mask"]].any(dim=1).all()
+
+    def test_a_cell_without_genes_is_zero_and_learns_nothing(self, model, batch):
+        nothing = batch | {"pooled_mask": torch.zeros_like(batch["pooled_mask"])}
+        found = loss_and_gradients(model, nothing | {"labels": torch.tensor([0, 1, 2])})
+        with torch.no_grad():
+            np.testing.assert_array_equal(model(**nothing).logits, model.classifier.bias.expand(3, -1))
+        assert all(np.isfinite(value).all() for value in found.values())
+        assert not any(value.any() for name, value in found.items() if name.startswith(("bert", "attention_pool")))
+
+    def test_its_weights_are_learned(self, model, batch):
+        assert loss_and_gradients(model, batch | {"labels": torch.tensor([0, 1, 2])})["attention_pool.weight"].any()
+
+
+def hidden_states(model: CellClassifier, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return run_encoder(model.bert, batch["input_ids"], batch["attention_mask"]).padded()
+
+
+def pooled(model: CellClassifier, hidden_BLD: Tensor, genes_BL: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return model._pooled(hidden_BLD, genes_BL).numpy()
+
+
+def slow_sum_of_losses(
+    head: Head, outputs: Tensor, labels: Tensor, targets: Sequence[float], classes: Sequence[Sequence[float] | None]
+) -> float:
+    """Cell by cell and target by target."""
+    total = 0.0
+    for row, wanted in zip(outputs.tolist(), labels.tolist(), strict=True):
+        for target, label, weight, class_weight in zip(head.targets, wanted, targets, classes, strict=True):
+            found, row = row[: target.n_outputs], row[target.n_outputs :]
+            if math.isnan(label):
+                continue
+            if target.classes:
+                loss = (logsumexp(found) - found[int(label)]) * (class_weight[int(label)] if class_weight else 1)
+            else:
+                loss = (found[0] - (label - target.mean) / target.sd) ** 2
+            total += weight * loss
+    return total
+
+
+class TestLoss:
+    def test_of_one_target_it_is_the_mean_cross_entropy_of_the_logits(self, classifier, batch):
         labels = torch.tensor([2, 0, 1])
         with torch.no_grad():
-            output = classifier.model(**batch, labels=labels)
+            output = classifier(**batch, labels=labels)
         chances = torch.softmax(output.logits.double(), dim=1).numpy()
         slow = np.mean([-np.log(chances[i, label]) for i, label in enumerate(labels.tolist())])
         np.testing.assert_allclose(output.loss.item(), slow, rtol=1e-5)
 
-    def test_there_is_no_loss_without_labels(self, classifier, batch):
-        assert classifier.model(**batch).loss is None
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
+    def test_labels_of_one_target_may_be_a_column_or_a_row(self, classifier, batch, dtype):
+        labels = torch.tensor([2, 0, 1], dtype=dtype)
+        expected = loss_and_gradients(classifier, batch | {"labels": labels})
+        assert_same(loss_and_gradients(classifier, batch | {"labels": labels[:, None]}), expected)
 
-    def test_pooling_by_cls_reads_the_first_token_alone(self, classifier, batch):
-        classifier.model.pooling = "cls"
+    @pytest.mark.parametrize(
+        ("targets", "classes"),
+        [
+            pytest.param((1.0, 1.0, 1.0), (None, None, None), id="all_the_same"),
+            pytest.param((0.5, 3.0, 0.0), (None, None, None), id="targets"),
+            pytest.param((1.0, 1.0, 1.0), ((0.2, 1.0, 5.0), None, (2.0, 0.0)), id="classes"),
+            pytest.param((0.5, 3.0, 1.5), ((1, 1, 7), None, None), id="both"),
+        ],
+    )
+    def test_it_is_the_weighted_sum_over_targets_by_the_number_of_cells(self, several, batch, targets, classes):
+        several.weigh(targets, classes)
         with torch.no_grad():
-            hidden = run_encoder(classifier.model.bert, batch["input_ids"], batch["attention_mask"]).padded()
-            expected = F.linear(hidden[:, 0], classifier.model.classifier.weight, classifier.model.classifier.bias)
-            np.testing.assert_allclose(classifier.model(**batch).logits, expected, **CLOSE)
+            output = several(**batch, labels=LABELS)
+        slow = slow_sum_of_losses(SEVERAL, output.logits.double(), LABELS.double(), targets, classes) / 3
+        np.testing.assert_allclose(output.loss.item(), slow, rtol=1e-5)
+
+    def test_weights_are_all_the_same_until_they_are_set_and_when_they_are_unset(self, several, batch):
+        before = several(**batch, labels=LABELS).loss
+        several.weigh([1.0, 1.0, 1.0], [[1.0] * 3, None, [1.0] * 2])
+        torch.testing.assert_close(several(**batch, labels=LABELS).loss, before)
+        several.weigh([9.0, 9.0, 9.0])
+        torch.testing.assert_close(several(**batch, labels=LABELS).loss, 9 * before)
+        several.weigh()
+        torch.testing.assert_close(several(**batch, labels=LABELS).loss, before)
+
+    def test_a_missing_label_has_no_gradient(self, several):
+        outputs = torch.randn(3, 6, requires_grad=True)
+        several.sum_of_losses(outputs, LABELS).backward()
+        known = LABELS.isfinite().repeat_interleave(torch.tensor([3, 1, 2]), dim=1)
+        np.testing.assert_array_equal(outputs.grad != 0, known)
+
+    def test_a_cell_without_any_label_changes_nothing_of_the_others(self, several, batch):
+        labels = LABELS.clone()
+        labels[1] = NAN
+        others = {name: tensor[[0, 2]] for name, tensor in batch.items()} | {"labels": labels[[0, 2]]}
+        found = loss_and_gradients(several, batch | {"labels": labels, "num_items_in_batch": 6})
+        assert_same(found, loss_and_gradients(several, others))
+
+    def test_a_batch_without_any_label_has_loss_zero(self, several, batch):
+        nothing = loss_and_gradients(several, batch | {"labels": torch.full_like(LABELS, NAN)})
+        assert not any(value.any() for value in nothing.values())
+
+    def test_minus_100_is_a_missing_class_but_a_number_like_any_other(self, several):
+        outputs = torch.randn(3, 6)
+        of_the_number = (outputs[1, 3] - (-100 - AGE.mean) / AGE.sd) ** 2
+        found = several.sum_of_losses(outputs, LABELS.nan_to_num(-100))
+        torch.testing.assert_close(found, several.sum_of_losses(outputs, LABELS) + of_the_number)
+
+    def test_that_of_a_number_is_in_standard_deviations(self, headed):
+        """So it is the same in years and in months."""
+        years, months = (headed(Head((Target("age", mean=40.5 * n, sd=12.0 * n),))) for n in (1, 12))
+        outputs, labels = torch.randn(5, 1), torch.tensor([[20.0], [35.0], [40.5], [60.0], [90.0]])
+        found = years.sum_of_losses(outputs, labels)
+        torch.testing.assert_close(months.sum_of_losses(outputs, 12 * labels), found)
+        torch.testing.assert_close(years.sum_of_losses((labels - 40.5) / 12, labels), torch.tensor(0.0))
+
+    @pytest.mark.parametrize("as_tensor", [True, False])
+    def test_parts_of_a_batch_add_up_to_it(self, several, batch, as_tensor):
+        """What gradient accumulation and several processes rely on."""
+        several.weigh([0.5, 3.0, 1.5], [[1.0, 2.0, 7.0], None, None])
+        n_items = torch.tensor(LABELS.numel()) if as_tensor else LABELS.numel()
+        whole = batch | {"labels": LABELS}
+        parts = [
+            loss_and_gradients(several, {name: t[rows] for name, t in whole.items()} | {"num_items_in_batch": n_items})
+            for rows in ([0], [1, 2])
+        ]
+        together = loss_and_gradients(several, whole)
+        assert_same({name: parts[0][name] + parts[1][name] for name in together}, together)
+
+
+def stock_genes(model: GeneClassifier) -> BertForTokenClassification:
+    """Stock transformers' model with the same weights."""
+    theirs = BertForTokenClassification(copy.deepcopy(model.config))
+    theirs.load_state_dict(model.state_dict())
+    return theirs.train(model.training)
+
+
+class TestGeneClassifier:
+    @pytest.fixture
+    def padded(self, inputs, gene_batch) -> dict[str, Tensor]:
+        """The same batch as stock BERT takes it."""
+        labels = torch.full_like(inputs["input_ids"], IGNORED)
+        labels[inputs["attention_mask"].bool()] = gene_batch["labels"]
+        return inputs | {"labels": labels}
+
+    def test_without_labels_there_are_the_logits_of_stock_bert_at_every_token(
+        self, gene_classifier, gene_batch, padded
+    ):
+        del gene_batch["labels"]
+        with torch.no_grad():
+            output = gene_classifier(**gene_batch)
+        assert output.loss is None
+        expected = logits_of(stock_genes(gene_classifier), padded)[real(padded)]
+        np.testing.assert_allclose(output.logits, expected, **CLOSE)
+
+    def test_with_labels_there_are_those_of_the_tokens_that_have_one(self, gene_classifier, gene_batch, padded):
+        with torch.no_grad():
+            output = gene_classifier(**gene_batch)
+        expected = logits_of(stock_genes(gene_classifier), padded)[(padded["labels"] != IGNORED).numpy()]
+        np.testing.assert_allclose(output.logits, expected, **CLOSE)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_loss_and_gradients_are_those_of_stock_bert(self, gene_classifier, gene_batch, padded, training):
+        model = gene_classifier.train(training)
+        assert_same(loss_and_gradients(model, gene_batch), loss_and_gradients(stock_genes(model), padded))
+
+    def test_a_class_counts_as_much_as_it_is_weighed(self, gene_classifier, gene_batch):
+        gene_classifier.weigh(classes=[[0.25, 3.0]])
+        with torch.no_grad():
+            output = gene_classifier(**gene_batch)
+        labels = gene_batch["labels"][gene_batch["labels"] != IGNORED]
+        slow = [
+            -math.log(softmax(logits)[label]) * (0.25, 3.0)[label]
+            for logits, label in zip(output.logits.double().numpy(), labels.tolist(), strict=True)
+        ]
+        np.testing.assert_allclose(output.loss.item(), np.mean(slow), rtol=1e-5)
+
+    def test_cells_alone_add_up_to_the_batch_they_share(self, gene_classifier, gene_batch):
+        n_items = int((gene_batch["labels"] != IGNORED).sum())
+        parts = zip(*(gene_batch[name].split(LENGTHS) for name in ("input_ids", "labels")), strict=True)
+        alone = [
+            loss_and_gradients(
+                gene_classifier,
+                {"input_ids": ids, "labels": labels, "lengths": [len(ids)], "num_items_in_batch": n_items},
+            )
+            for ids, labels in parts
+        ]
+        together = loss_and_gradients(gene_classifier, gene_batch)
+        assert_same({name: sum(one[name] for one in alone) for name in together}, together)
+
+    def test_a_batch_without_a_label_has_loss_zero(self, gene_classifier, gene_batch):
+        nothing = gene_batch | {"labels": torch.full_like(gene_batch["labels"], IGNORED)}
+        assert not any(value.any() for value in loss_and_gradients(gene_classifier, nothing).values())
+
+    def test_a_cell_longer_than_the_model_is_refused(self, vocabulary, gene_batch):
+        model = GeneClassifier(bert_config("tiny", dataclasses.replace(vocabulary, max_length=59)), DOSAGE)
+        with pytest.raises(gf.InputError, match="A cell has 60 tokens, the model has 59 positions"):
+            model(**gene_batch)
 
 
 class TestPooling:
@@ -534,9 +802,15 @@ class TestPooling:
         with pytest.raises(gf.InputError, match="pooling must be one of 'mean', 'cls', found 'max'"):
             require_poolable(vocabulary, "max")
 
-    @pytest.mark.parametrize("pooling", ["mean", "cls"])
-    def test_v2_cells_can_be_pooled_either_way(self, vocabulary, pooling):
-        require_poolable(vocabulary, pooling)
+    def test_attention_is_a_pooling_of_heads_alone(self, vocabulary):
+        with pytest.raises(gf.InputError, match="pooling must be one of 'mean', 'cls', found 'attention'"):
+            require_poolable(vocabulary, "attention")
+        with pytest.raises(gf.InputError, match="one of 'mean', 'cls', 'attention', found 'max'"):
+            require_poolable(vocabulary, "max", choices=HeadPooling)
+
+    @pytest.mark.parametrize("pooling", POOLINGS)
+    def test_v2_cells_can_be_pooled_any_way(self, vocabulary, pooling):
+        require_poolable(vocabulary, pooling, choices=HeadPooling)
 
 
 def published(series: str) -> Vocabulary:
@@ -605,315 +879,3 @@ class TestSizes:
         message = "no model size 'V3-1B'. There are: 'tiny', 'V1-10M', 'V1-40M', 'V2-104M', 'V2-316M'"
         with pytest.raises(gf.InputError, match=message):
             bert_config("V3-1B", vocabulary)
-
-
-class TestSaving:
-    def test_stock_transformers_opens_it_with_the_same_logits(self, checkpoint, saved, batch):
-        with quiet_transformers():
-            theirs = BertForMaskedLM.from_pretrained(saved).eval()
-        ours = logits_of(checkpoint.model, batch)
-        np.testing.assert_allclose(ours[real(batch)], logits_of(theirs, batch)[real(batch)], **CLOSE)
-
-    def test_stock_transformers_finds_every_weight(self, checkpoint, saved):
-        with quiet_transformers():
-            theirs, found = BertForMaskedLM.from_pretrained(saved, output_loading_info=True)
-        assert not any(found.values())
-        for name, weight in checkpoint.model.state_dict().items():
-            np.testing.assert_array_equal(theirs.state_dict()[name], weight, err_msg=name)
-
-    def test_opening_what_was_saved_gives_it_back(self, checkpoint, saved, batch):
-        opened = gf.Checkpoint.from_pretrained(saved)
-        assert opened.fingerprint == checkpoint.fingerprint
-        assert opened.vocabulary == checkpoint.vocabulary
-        assert opened.head is None
-        np.testing.assert_array_equal(logits_of(opened.model, batch), logits_of(checkpoint.model, batch))
-
-    def test_a_classifier_comes_back_with_its_head(self, classifier, tmp_path, batch):
-        classifier.save(tmp_path / "clf")
-        opened = gf.Checkpoint.from_pretrained(tmp_path / "clf")
-        assert opened.head == classifier.head
-        assert dict(opened.provenance) == {"step": "finetune"}
-        assert opened.fingerprint == classifier.fingerprint
-        with torch.no_grad():
-            np.testing.assert_array_equal(opened.model(**batch).logits, classifier.model(**batch).logits)
-
-    def test_a_classifier_comes_back_with_its_pooling(self, classifier, tmp_path, batch):
-        classifier.model.pooling = "cls"
-        head = dataclasses.replace(classifier.head, pooling="cls")
-        dataclasses.replace(classifier, head=head).save(tmp_path / "clf")
-        opened = gf.Checkpoint.from_pretrained(tmp_path / "clf")
-        with torch.no_grad():
-            np.testing.assert_array_equal(opened.model(**batch).logits, classifier.model(**batch).logits)
-
-    def test_the_encoder_of_a_classifier_opens_in_stock_transformers(self, classifier, tmp_path, inputs):
-        classifier.save(tmp_path / "clf")
-        with quiet_transformers():
-            theirs = BertModel.from_pretrained(tmp_path / "clf", add_pooling_layer=False).eval()
-        with torch.no_grad():
-            hidden = run_encoder(classifier.model.bert, **_named(inputs))
-            np.testing.assert_allclose(hidden.hidden_TD, theirs(**inputs).last_hidden_state[hidden.real_BL], **CLOSE)
-
-    @pytest.mark.parametrize(
-        ("kind", "extra", "architecture"),
-        [
-            pytest.param("checkpoint", set(), "BertForMaskedLM", id="pretrained"),
-            pytest.param("classifier", {"head.json"}, "BertModel", id="classifier"),
-        ],
-    )
-    def test_the_folder_holds_these_files(self, request, tmp_path, kind, extra, architecture):
-        request.getfixturevalue(kind).save(tmp_path / "saved")
-        files = {"config.json", "model.safetensors", "vocabulary.json", "vocabulary.tsv", "provenance.json"}
-        assert {file.name for file in (tmp_path / "saved").iterdir()} == files | extra
-        assert json.loads((tmp_path / "saved" / "config.json").read_text())["architectures"] == [architecture]
-
-    def test_the_head_is_readable(self, classifier, tmp_path):
-        classifier.save(tmp_path / "clf")
-        assert json.loads((tmp_path / "clf" / "head.json").read_text()) == {
-            "format": "geneformer_repro/head/1",
-            "task": "cell_classification",
-            "target": "cell_type",
-            "classes": list(CLASSES),
-            "pooling": "mean",
-        }
-
-    def test_provenance_comes_back(self, checkpoint, tmp_path):
-        dataclasses.replace(checkpoint, provenance={"step": "pretrain", "result": {"loss": 1.5}}).save(tmp_path / "it")
-        assert gf.Checkpoint.from_pretrained(tmp_path / "it").provenance["result"] == {"loss": 1.5}
-
-    def test_a_folder_that_exists_is_refused(self, checkpoint, saved):
-        with pytest.raises(FileExistsError, match=r"saved already exists. Choose another output.*overwrite=True"):
-            checkpoint.save(saved)
-
-    def test_overwriting_replaces_an_earlier_checkpoint(self, classifier, saved):
-        classifier.save(saved, overwrite=True)
-        assert gf.Checkpoint.from_pretrained(saved).head == classifier.head
-
-    def test_overwriting_spares_a_folder_that_is_no_checkpoint(self, checkpoint, stock_folder):
-        with pytest.raises(FileExistsError, match=r"folder without provenance.json.* it is not replaced"):
-            checkpoint.save(stock_folder, overwrite=True)
-        assert (stock_folder / "model.safetensors").exists()
-
-    def test_saving_and_opening_print_nothing(self, checkpoint, classifier, tmp_path, capfd):
-        for kind in (checkpoint, classifier):
-            kind.save(tmp_path / kind.name)
-            gf.Checkpoint.from_pretrained(tmp_path / kind.name)
-        assert capfd.readouterr() == ("", "")
-
-    @pytest.mark.parametrize("shown", [True, False])
-    def test_transformers_own_bars_are_as_before_afterwards(self, checkpoint, tmp_path, shown):
-        before = transformers_logging.is_progress_bar_enabled()
-        try:
-            (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()
-            checkpoint.save(tmp_path / "saved")
-            assert transformers_logging.is_progress_bar_enabled() == shown
-        finally:
-            (transformers_logging.enable_progress_bar if before else transformers_logging.disable_progress_bar)()
-
-
-class TestOpening:
-    def test_a_stock_folder_opens_with_a_vocabulary(self, checkpoint, stock_folder, batch):
-        opened = gf.Checkpoint.from_pretrained(stock_folder, vocabulary=checkpoint.vocabulary)
-        assert opened.fingerprint == checkpoint.fingerprint
-        np.testing.assert_array_equal(logits_of(opened.model, batch), logits_of(checkpoint.model, batch))
-
-    def test_a_stock_folder_without_a_vocabulary_is_refused(self, stock_folder):
-        with pytest.raises(gf.InputError, match=r"stock: has no vocabulary of its own; give one: .*vocabulary="):
-            gf.Checkpoint.from_pretrained(stock_folder)
-
-    def test_a_stock_folder_with_a_pytorch_file_opens(self, checkpoint, stock_folder):
-        weights = load_file(stock_folder / "model.safetensors")
-        (stock_folder / "model.safetensors").unlink()
-        torch.save(weights, stock_folder / "pytorch_model.bin")
-        opened = gf.Checkpoint.from_pretrained(stock_folder, vocabulary=checkpoint.vocabulary)
-        assert opened.fingerprint == checkpoint.fingerprint
-
-    def test_a_model_stored_in_half_precision_opens_in_single(self, checkpoint, tmp_path):
-        with quiet_transformers():
-            stock(checkpoint.model).half().save_pretrained(tmp_path / "half")
-        opened = gf.Checkpoint.from_pretrained(tmp_path / "half", vocabulary=checkpoint.vocabulary).model
-        for name, weight in checkpoint.model.state_dict().items():
-            np.testing.assert_array_equal(opened.state_dict()[name], weight.half().float(), err_msg=name, strict=True)
-
-    def test_a_subfolder_opens(self, saved, checkpoint):
-        opened = gf.Checkpoint.from_pretrained(saved.parent, subfolder=saved.name)
-        assert opened.fingerprint == checkpoint.fingerprint
-
-    def test_an_opened_model_is_in_evaluation_mode(self, saved):
-        assert not gf.Checkpoint.from_pretrained(saved).model.training
-
-    def test_the_vocabulary_of_the_folder_may_be_given_again(self, saved, vocabulary):
-        assert gf.Checkpoint.from_pretrained(saved, vocabulary=vocabulary).vocabulary == vocabulary
-
-    def test_another_vocabulary_is_refused_naming_the_first_differing_gene(self, saved, vocabulary):
-        gene = vocabulary.gene_ids[5]
-        message = f"saved and the vocabulary given have different vocabularies .*first differing gene {gene} is token 9"
-        with pytest.raises(gf.VocabularyMismatchError, match=message):
-            gf.Checkpoint.from_pretrained(saved, vocabulary=without_gene(vocabulary, 5))
-
-    def test_a_vocabulary_larger_than_the_model_is_refused(self, checkpoint, tmp_path):
-        small = without_gene(checkpoint.vocabulary, 5)
-        with quiet_transformers():
-            BertForMaskedLM(bert_config("tiny", small)).save_pretrained(tmp_path / "small")
-        with pytest.raises(gf.VocabularyMismatchError, match="the model has 757 tokens, the vocabulary 758"):
-            gf.Checkpoint.from_pretrained(tmp_path / "small", vocabulary=checkpoint.vocabulary)
-
-    def test_a_vocabulary_smaller_than_the_model_is_refused(self, checkpoint, stock_folder):
-        with pytest.raises(gf.VocabularyMismatchError, match="the model has 758 tokens, the vocabulary 757"):
-            gf.Checkpoint.from_pretrained(stock_folder, vocabulary=without_gene(checkpoint.vocabulary, 5))
-
-    def test_the_loaded_weights_are_those_of_the_file(self, golden):
-        loaded = golden.checkpoint.model.state_dict()
-        stored = load_file(golden.folder / "model" / "model.safetensors")
-        for name, weight in stored.items():
-            np.testing.assert_array_equal(loaded[name], weight, err_msg=name)
-        assert set(loaded) - set(stored) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
-
-    def test_the_decoder_shares_its_weights_with_the_embedding(self, saved):
-        model = gf.Checkpoint.from_pretrained(saved).model
-        assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
-
-    @pytest.mark.parametrize(
-        "weight", ["bert.encoder.layer.1.attention.self.query.weight", "bert.embeddings.position_embeddings.weight"]
-    )
-    def test_a_weight_missing_from_the_file_is_an_error(self, saved, weight):
-        rewrite(saved, lambda weights: {name: values for name, values in weights.items() if name != weight})
-        with pytest.raises(gf.InputError, match=rf"saved: 1 weights are missing from the file \(first: {weight}\)"):
-            gf.Checkpoint.from_pretrained(saved)
-
-    def test_a_missing_classifier_is_an_error(self, classifier, tmp_path):
-        classifier.save(tmp_path / "clf")
-        rewrite(tmp_path / "clf", lambda weights: {n: w for n, w in weights.items() if n != "classifier.bias"})
-        with pytest.raises(gf.InputError, match=r"1 weights are missing from the file \(first: classifier.bias\)"):
-            gf.Checkpoint.from_pretrained(tmp_path / "clf")
-
-    def test_an_encoder_without_a_head_opens_with_a_warning(self, checkpoint, tmp_path, caplog, batch):
-        with quiet_transformers():
-            checkpoint.model.bert.save_pretrained(tmp_path / "encoder")
-        with caplog.at_level(logging.WARNING, logger="geneformer_repro"):
-            opened = gf.Checkpoint.from_pretrained(tmp_path / "encoder", vocabulary=checkpoint.vocabulary)
-        assert "has no masked-gene head; it is random and must be trained" in caplog.text
-        for name, weight in checkpoint.model.bert.state_dict().items():
-            np.testing.assert_array_equal(opened.model.bert.state_dict()[name], weight, err_msg=name)
-
-    def test_an_encoder_without_a_head_opens_the_same_twice(self, checkpoint, tmp_path):
-        with quiet_transformers():
-            checkpoint.model.bert.save_pretrained(tmp_path / "encoder")
-        once, again = (
-            gf.Checkpoint.from_pretrained(tmp_path / "encoder", vocabulary=checkpoint.vocabulary) for _ in range(2)
-        )
-        assert once.fingerprint == again.fingerprint
-
-    def test_a_folder_without_a_model_is_refused(self, tmp_path):
-        message = (
-            "no config.json there, so not a model. Expected a checkpoint folder of this package or of transformers"
-        )
-        with pytest.raises(gf.InputError, match=message):
-            gf.Checkpoint.from_pretrained(tmp_path)
-
-    def test_a_subfolder_that_is_not_there_is_named(self, saved):
-        with pytest.raises(gf.InputError, match=r"Geneformer-V9: no config.json there"):
-            gf.Checkpoint.from_pretrained(saved.parent, subfolder="Geneformer-V9")
-
-    @pytest.mark.parametrize("with_vocabulary", [True, False])
-    def test_a_path_that_is_not_there_is_said_not_to_be_there(self, tmp_path, vocabulary, with_vocabulary):
-        with pytest.raises(gf.InputError, match=r"typo.*(no such|not found|does not exist|no folder)"):
-            gf.Checkpoint.from_pretrained(tmp_path / "typo", vocabulary=vocabulary if with_vocabulary else None)
-
-    def test_a_model_that_is_not_bert_is_refused(self, vocabulary, tmp_path):
-        config = RobertaConfig(
-            vocab_size=vocabulary.size,
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-        )
-        with quiet_transformers():
-            RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
-        with pytest.raises(gf.InputError, match="a 'roberta' model; this package reads BERT models"):
-            gf.Checkpoint.from_pretrained(tmp_path / "roberta", vocabulary=vocabulary)
-
-    def test_a_folder_without_weights_is_refused(self, saved):
-        (saved / "model.safetensors").unlink()
-        with pytest.raises(gf.InputError, match=r"saved: cannot be opened as a BERT model: .*model.safetensors"):
-            gf.Checkpoint.from_pretrained(saved)
-
-    def test_a_configuration_that_is_not_json_is_refused(self, saved):
-        (saved / "config.json").write_text("{")
-        with pytest.raises(gf.InputError, match=r"saved: cannot be opened as a BERT model: .*not a valid JSON"):
-            gf.Checkpoint.from_pretrained(saved)
-
-    def test_a_weights_file_that_was_cut_off_is_refused(self, saved):
-        content = (saved / "model.safetensors").read_bytes()
-        (saved / "model.safetensors").write_bytes(content[: len(content) // 2])
-        with pytest.raises(gf.InputError, match="saved: cannot be opened as a BERT model"):
-            gf.Checkpoint.from_pretrained(saved)
-
-    def test_weights_of_another_shape_are_refused(self, saved):
-        config = json.loads((saved / "config.json").read_text())
-        (saved / "config.json").write_text(json.dumps(config | {"intermediate_size": 99}))
-        with pytest.raises(gf.InputError, match="saved: cannot be opened as a BERT model"):
-            gf.Checkpoint.from_pretrained(saved)
-
-    def test_a_head_of_another_format_is_refused(self, classifier, tmp_path):
-        classifier.save(tmp_path / "clf")
-        head = json.loads((tmp_path / "clf" / "head.json").read_text())
-        (tmp_path / "clf" / "head.json").write_text(json.dumps(head | {"format": "somebody/else/2"}))
-        message = "head.json: expected format 'geneformer_repro/head/1', found 'somebody/else/2'"
-        with pytest.raises(gf.InputError, match=message):
-            gf.Checkpoint.from_pretrained(tmp_path / "clf")
-
-    def test_a_vocabulary_that_was_edited_is_refused(self, saved):
-        table = (saved / "vocabulary.tsv").read_text()
-        (saved / "vocabulary.tsv").write_text(table.replace("ENSG", "ENSX", 1))
-        with pytest.raises(gf.InputError, match=r"vocabulary.tsv has changed since it was written"):
-            gf.Checkpoint.from_pretrained(saved)
-
-
-class TestCheckpoint:
-    def test_cells_of_its_vocabulary_match(self, checkpoint, cells):
-        checkpoint.require_matching(cells)
-
-    def test_cells_of_another_vocabulary_are_refused(self, checkpoint, pbmc, vocabulary):
-        other = gf.tokenize(pbmc[:5, pbmc.var_names != vocabulary.gene_ids[3]], without_gene_fit(pbmc, vocabulary, 3))
-        message = (
-            rf"the dataset and checkpoint tiny have different vocabularies .*first differing gene "
-            rf"{vocabulary.gene_ids[4]} is token 7 in the one and token 8 in the other.* Tokenise the counts again"
-        )
-        with pytest.raises(gf.VocabularyMismatchError, match=message):
-            checkpoint.require_matching(other)
-
-    def test_cells_longer_than_the_model_are_refused(self, vocabulary, cells):
-        short = MaskedGeneModel(bert_config("tiny", dataclasses.replace(vocabulary, max_length=100)))
-        message = f"A cell has {cells.lengths.max()} tokens, short has 100 positions. Tokenise .* max_length=100"
-        with pytest.raises(gf.InputError, match=message):
-            gf.Checkpoint(short, vocabulary, name="short").require_matching(cells)
-
-    def test_the_fingerprint_follows_the_weights(self, checkpoint):
-        before = checkpoint.fingerprint
-        with torch.no_grad():
-            checkpoint.model.bert.encoder.layer[2].output.dense.bias[7] += 1e-3
-        assert checkpoint.fingerprint != before
-
-    def test_the_fingerprint_follows_the_vocabulary(self, checkpoint):
-        other = dataclasses.replace(checkpoint.vocabulary, medians=None)
-        assert dataclasses.replace(checkpoint, vocabulary=other).fingerprint != checkpoint.fingerprint
-
-    def test_the_fingerprint_does_not_follow_the_name(self, checkpoint):
-        assert dataclasses.replace(checkpoint, name="moved").fingerprint == checkpoint.fingerprint
-
-    def test_a_pretrained_model_says_what_it_is(self, checkpoint):
-        n_parameters = f"{checkpoint.model.num_parameters():,}"
-        assert repr(checkpoint).startswith(
-            f"Checkpoint(masked gene model, 3 layers of 64, {n_parameters} parameters, Voc"
-        )
-
-    def test_a_classifier_says_what_it_is(self, classifier):
-        assert repr(classifier).startswith("Checkpoint(classifier of 'cell_type' (3 classes), 3 layers of 64, ")
-
-    def test_a_copied_folder_is_the_same_checkpoint(self, checkpoint, saved, tmp_path):
-        shutil.copytree(saved, tmp_path / "elsewhere")
-        assert gf.Checkpoint.from_pretrained(tmp_path / "elsewhere").fingerprint == checkpoint.fingerprint
-
-
-def without_gene_fit(pbmc, vocabulary: Vocabulary, gene: int) -> Vocabulary:
-    return Vocabulary.fit(pbmc[:, pbmc.var_names != vocabulary.gene_ids[gene]])

@@ -15,8 +15,13 @@ from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.report import (
     Section,
     confusion_figure,
+    heatmap_figure,
+    learning_curve_figure,
     loss_figure,
     methods_figure,
+    per_class_figure,
+    predicted_numbers_figure,
+    reliability_figure,
     scatter_figure,
     volcano_figure,
     write_report,
@@ -38,6 +43,35 @@ METHODS = pd.DataFrame(
     },
     index=["fine-tuned", "without counts"],
 )
+PER_CLASS = pd.DataFrame(
+    {
+        "n": [12, 0],
+        "recall": [0.5, np.nan],
+        "recall_low": [0.3, np.nan],
+        "recall_high": [0.6, np.nan],
+        "precision": [0.9, 0.0],
+        "precision_low": [0.8, 0.0],
+        "precision_high": [1.0, 0.0],
+    },
+    index=["B", "T"],
+)
+BINS = pd.DataFrame(
+    {"confidence": [0.6, 0.9], "accuracy": [0.5, 0.9], "accuracy_low": [0.2, 0.7], "accuracy_high": [0.7, 1.0]}
+)
+CURVE = pd.DataFrame(
+    {
+        "method": ["ours", "other", "ours", "other"],
+        "n": [1000, 1000, 10, 10],
+        "score": [0.8, 0.7, 0.3, 0.4],
+        "low": [0.7, 0.6, 0.2, 0.3],
+        "high": [0.9, 0.8, 0.4, 0.5],
+    }
+)
+HEAT = pd.DataFrame(
+    [[1.0, -2.0, 0.5], [0.0, 1.0, np.nan]],
+    index=pd.Index(["B", "T"], name="cell_type"),
+    columns=pd.Index([7, 3, 5], name="dimension"),
+)
 
 
 def forty_genes():
@@ -53,14 +87,18 @@ def genes():
     return forty_genes()
 
 
-def every_figure(genes):
-    return {
-        "loss": loss_figure(HISTORY, GUESSES),
-        "scatter": scatter_figure(np.arange(8.0).reshape(4, 2), ["a", "b", "a", "a"]),
-        "confusion": confusion_figure(CONFUSION),
-        "methods": methods_figure(METHODS),
-        "volcano": volcano_figure(genes, effect_name="shift"),
-    }
+FIGURES = {
+    "loss": lambda: loss_figure(HISTORY, GUESSES),
+    "scatter": lambda: scatter_figure(np.arange(8.0).reshape(4, 2), ["a", "b", "a", "a"]),
+    "confusion": lambda: confusion_figure(CONFUSION),
+    "methods": lambda: methods_figure(METHODS),
+    "per_class": lambda: per_class_figure(PER_CLASS),
+    "reliability": lambda: reliability_figure({"ours": BINS}),
+    "predicted_numbers": lambda: predicted_numbers_figure(np.arange(3.0), np.array([0.5, 1, 4])),
+    "learning_curve": lambda: learning_curve_figure(CURVE, score="macro-F1"),
+    "heatmap": lambda: heatmap_figure(HEAT),
+    "volcano": lambda: volcano_figure(forty_genes(), effect_name="shift"),
+}
 
 
 def texts(figure):
@@ -77,11 +115,11 @@ def texts(figure):
 # Figures
 
 
-@pytest.mark.parametrize("name", ["loss", "scatter", "confusion", "methods", "volcano"])
-def test_a_figure_is_matplotlibs_own_and_can_be_saved(genes, tmp_path, name):
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_matplotlibs_own_and_can_be_saved(tmp_path, name):
     from matplotlib.figure import Figure
 
-    figure = every_figure(genes)[name]
+    figure = FIGURES[name]()
     assert isinstance(figure, Figure)
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -97,19 +135,23 @@ def test_figures_need_neither_pyplot_nor_a_display():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("name", ["loss", "scatter", "confusion", "methods", "volcano"])
-def test_without_matplotlib_the_error_names_the_extra_that_brings_it(genes, monkeypatch, name):
+@pytest.mark.parametrize("name", FIGURES)
+def test_without_matplotlib_the_error_names_the_extra_that_brings_it(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    calls = {
-        "loss": lambda: loss_figure(HISTORY, GUESSES),
-        "scatter": lambda: scatter_figure(np.zeros((1, 2)), ["a"]),
-        "confusion": lambda: confusion_figure(CONFUSION),
-        "methods": lambda: methods_figure(METHODS),
-        "volcano": lambda: volcano_figure(genes, effect_name="shift"),
-    }
     with pytest.raises(MissingExtraError, match=r"need matplotlib: pip install 'geneformer-repro\[plot\]'"):
-        calls[name]()
+        FIGURES[name]()
     assert issubclass(MissingExtraError, InputError)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_legend_lies_on_the_data(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    if axes.get_legend():
+        legend, data = axes.get_legend().get_window_extent(), axes.get_window_extent()
+        assert legend.y0 >= data.y1 - 1 or legend.x0 >= data.x1 - 1
+        assert figure.bbox.x1 >= legend.x1
 
 
 def test_the_loss_curve_has_training_loss_held_out_loss_and_that_of_each_guess():
@@ -159,15 +201,113 @@ def test_a_confusion_matrix_writes_the_numbers_and_colours_the_shares():
     assert texts(figure)["axes"] == ["predicted", "true"]
 
 
+def drawn(axes, label):
+    """Points of a series, and the ends of its intervals, (n, 2) each."""
+    (line,) = (line for line in axes.get_lines() if line.get_label() == label)
+    (bars,) = (bars for bars in axes.collections if np.array_equal(bars.get_color()[0][:3], rgb(line.get_color())))
+    return line.get_xydata(), np.array(bars.get_segments())
+
+
+def rgb(colour):
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(colour)
+
+
+def rows(axes):
+    """Names of the rows, from the top of the picture down."""
+    assert axes.yaxis_inverted()
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
 def test_methods_are_drawn_from_the_top_with_their_intervals():
     axes = methods_figure(METHODS).axes[0]
-    assert dict(zip(axes.get_yticks(), (label.get_text() for label in axes.get_yticklabels()), strict=True)) == {
-        1: "fine-tuned",
-        0: "without counts",
+    assert rows(axes) == ["fine-tuned", "without counts"]
+    assert texts(axes.figure)["legend"] == ["accuracy", "macro-F1"]
+    for label, value, ends in (("accuracy", 0.8, [0.7, 0.9]), ("macro-F1", 0.6, [0.5, 0.7])):
+        points, bars = drawn(axes, label)
+        assert points[:, 0] == [value]
+        np.testing.assert_array_equal(bars[:, :, 0], [ends])
+        assert np.abs(points[:, 1]) < 0.5  # in the row of the method
+    assert axes.get_xlim() == (-0.02, 1.02)
+
+
+def test_a_method_without_scores_is_said_not_to_have_run():
+    axes = methods_figure(METHODS).axes[0]
+    assert [(text.get_text(), text.get_position()[1]) for text in axes.texts] == [("not run", 1)]
+    assert not methods_figure(METHODS.iloc[:1]).axes[0].texts
+    assert len(methods_figure(METHODS.iloc[1:]).axes[0].texts) == 1
+
+
+def test_scores_below_0_are_in_the_picture_and_0_is_marked():
+    columns = {"r2": [0.5, -3.0], "r2_low": [0.4, -4.0], "r2_high": [0.6, -2.0]}
+    axes = methods_figure(pd.DataFrame(columns, index=["ridge", "other"]), {"r2": "R²"}).axes[0]
+    assert axes.get_xlim() == pytest.approx((-4.1, 1.1))
+    assert [0, 0] in [list(line.get_xdata()) for line in axes.get_lines()]
+    assert texts(axes.figure)["legend"] == ["R²"]
+
+
+def test_an_interval_that_does_not_hold_the_value_is_drawn_where_it_is():
+    table = pd.DataFrame({"ece": [0.1], "ece_low": [0.12], "ece_high": [0.2]}, index=["ours"])
+    points, bars = drawn(methods_figure(table, {"ece": "ECE"}).axes[0], "ECE")
+    assert points[0, 0] == 0.1
+    np.testing.assert_array_equal(bars[0, :, 0], [0.12, 0.2])
+
+
+def test_classes_are_drawn_from_the_top_with_their_numbers_of_cells():
+    axes = per_class_figure(PER_CLASS).axes[0]
+    assert rows(axes) == ["B (12)", "T (0)"]
+    recall, precision = (drawn(axes, label) for label in ("recall", "precision"))
+    np.testing.assert_array_equal(recall[0][:, 0], [0.5])  # that of T is not defined
+    np.testing.assert_array_equal(precision[0][:, 0], [0.9, 0])
+    np.testing.assert_array_equal(precision[1][:, :, 0], [[0.8, 1], [0, 0]])
+
+
+def test_reliability_is_accuracy_by_confidence_beside_the_diagonal():
+    axes = reliability_figure({"ours": BINS, "other": BINS.iloc[:1]}).axes[0]
+    np.testing.assert_array_equal(axes.get_lines()[0].get_xydata(), [[0, 0], [1, 1]])
+    points, bars = drawn(axes, "ours")
+    np.testing.assert_array_equal(points, BINS[["confidence", "accuracy"]])
+    np.testing.assert_array_equal(bars[:, :, 1], BINS[["accuracy_low", "accuracy_high"]])
+    assert len(drawn(axes, "other")[0]) == 1
+    assert texts(axes.figure)["legend"] == ["as often right as sure", "ours", "other"]
+
+
+def test_predicted_numbers_are_drawn_against_true_ones_on_equal_axes():
+    axes = predicted_numbers_figure(np.array([0.0, 1, 2]), np.array([0.5, 1, 4])).axes[0]
+    np.testing.assert_array_equal(axes.collections[0].get_offsets(), [[0, 0.5], [1, 1], [2, 4]])
+    np.testing.assert_array_equal(axes.get_lines()[0].get_xydata(), [[0, 0], [4, 4]])
+    assert axes.get_aspect() == 1
+    assert texts(axes.figure)["axes"] == ["true", "predicted"]
+
+
+def test_a_learning_curve_has_a_line_a_method_by_rising_number_of_cells():
+    axes = learning_curve_figure(CURVE, score="macro-F1").axes[0]
+    assert {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()} == {
+        "ours": [[10, 0.3], [1000, 0.8]],
+        "other": [[10, 0.4], [1000, 0.7]],
     }
-    accuracy = axes.containers[0]
-    assert accuracy.lines[0].get_xdata()[0] == 0.8
-    np.testing.assert_allclose(accuracy.lines[2][0].get_segments()[0][:, 0], [0.7, 0.9])
+    assert len(axes.collections) == 2
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "1,000"]
+    assert texts(axes.figure)["axes"] == ["training cells", "macro-F1"]
+
+
+def test_a_heat_map_has_a_row_a_row_and_0_in_the_middle_of_its_colours():
+    figure = heatmap_figure(HEAT, value_name="z")
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), HEAT)
+    assert axes.images[0].get_clim() == (-2, 2)
+    assert rows(axes) == ["B", "T"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["7", "3", "5"]
+    assert texts(figure)["axes"] == ["dimension", "cell_type"]
+    assert figure.axes[1].get_ylabel() == "z"
+
+
+def test_a_wide_heat_map_names_no_column_and_one_of_zeros_can_be_drawn():
+    axes = heatmap_figure(pd.DataFrame(np.zeros((2, 41)))).axes[0]
+    assert len(axes.get_xticks()) == 0
+    assert axes.images[0].get_clim() == (-1, 1)
 
 
 def test_a_volcano_names_the_strongest_genes(genes):
@@ -232,9 +372,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """A report with a picture of each kind, as text."""
-    sections = [
-        Section(name, f"shows {name}", "not all", figure=figure) for name, figure in every_figure(forty_genes()).items()
-    ]
+    sections = [Section(name, f"shows {name}", "not all", figure=draw()) for name, draw in FIGURES.items()]
     sections.append(Section("Table", "numbers", "names", table=METHODS))
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, title="Title", lead="Lead", sections=sections, facts={"seed": 0, "torch": "2.6"})
@@ -248,7 +386,7 @@ def test_a_report_loads_nothing_from_anywhere(report):
     loading = [
         value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "srcset", "href", "data")
     ]
-    assert len(loading) == len(page.of("img")) == 5
+    assert len(loading) == len(page.of("img")) == len(FIGURES)
     assert all(value.startswith("data:image/svg+xml;base64,") for value in loading)
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
@@ -265,8 +403,8 @@ def test_pictures_in_a_report_load_nothing_either(report):
 def test_a_report_says_of_each_part_what_it_shows_and_what_it_does_not(report):
     words = Page(report).words
     assert words[words.index("Shows:") + 1] == " shows loss"
-    assert words.count("Shows:") == words.count("Does not show:") == 6
-    assert [attrs["alt"] for attrs in Page(report).of("img")] == ["loss", "scatter", "confusion", "methods", "volcano"]
+    assert words.count("Shows:") == words.count("Does not show:") == len(FIGURES) + 1
+    assert [attrs["alt"] for attrs in Page(report).of("img")] == list(FIGURES)
 
 
 def test_a_report_is_a_whole_page_in_utf_8(report):

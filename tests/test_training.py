@@ -26,7 +26,7 @@ from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import CellExamples, Interrupted, TrainConfig, resumable, train
+from geneformer_repro.training import CellExamples, Interrupted, ParameterGroup, TrainConfig, resumable, train
 
 IDENTITY = {"step": "pretrain", "config": {"epochs": 3, "seed": 0}, "cells": "aaaa"}
 N_CELLS, BATCH_SIZE = 16, 4
@@ -284,6 +284,34 @@ class TestConfig:
     def test_fewer_cells_than_batches_of_a_step_are_refused(self, run, watch):
         with pytest.raises(gf.InputError, match=r"16 cells are fewer than the 17 batches that make a step"):
             run(watch, config(trainer={"gradient_accumulation_steps": 17}))
+
+
+class TestGroups:
+    """What groups do to learning is tested with the ways of transfer."""
+
+    @pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+    def test_a_model_in_shards_learns_as_a_whole_or_not_at_all(self, run, watch, monkeypatch, engine):
+        make = Trainer.__init__
+
+        def as_if_launched_so(trainer: Trainer, *given: Any, **options: Any) -> None:
+            make(trainer, *given, **options)
+            setattr(trainer, engine, True)
+
+        monkeypatch.setattr(Trainer, "__init__", as_if_launched_so)
+        with pytest.raises(ConfigError, match="Under DeepSpeed and FSDP all of a model learns, at one rate"):
+            run(watch, groups=[ParameterGroup("nothing", [])])
+
+    def test_a_whole_model_at_one_rate_is_no_reason_to_refuse_shards(self, untrained):
+        training._require_one_rate(untrained, [ParameterGroup("all", list(untrained.parameters()))])
+
+    @pytest.mark.parametrize("changes", [{"rate": 0.5}, {"begins": 0.5}], ids=["slower", "later"])
+    def test_another_rate_or_beginning_is(self, untrained, changes):
+        with pytest.raises(ConfigError, match="learns later or at another rate"):
+            training._require_one_rate(untrained, [ParameterGroup("all", list(untrained.parameters()), **changes)])
+
+    @pytest.mark.parametrize(("begins", "step"), [(0.0, 0), (0.5, 5), (0.99, 9)])
+    def test_a_group_begins_within_the_run(self, begins, step):
+        assert ParameterGroup("late", [], begins=begins).first_step(10) == step
 
 
 class TestTrain:

@@ -1,76 +1,86 @@
-"""Fine-tuning a checkpoint to tell cell classes apart, and asking at once whether that was worth it.
+"""Fine-tuning a checkpoint to tell cells apart, and asking at once whether that was worth it.
 
-One split, five ways to predict, one table. The test cells are seen once, at the end; the validation cells
-choose the epoch.
+One split, every method on it, one table. The test cells are seen once, at the end; the validation cells choose the
+epoch, and the settings where a search is asked for.
 """
 
-import copy
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from geneformer_repro.batching import collate, evaluation_batches
-from geneformer_repro.checkpoint import Checkpoint, Head
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
-from geneformer_repro.embedding import MAX_TOKENS, embed
-from geneformer_repro.errors import InputError
+from geneformer_repro.embedding import embed
+from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import new_directory, provenance
 from geneformer_repro.finetuning import baselines
-from geneformer_repro.finetuning.metrics import confusion, scores, scores_with_intervals
-from geneformer_repro.finetuning.splits import Split, split_cells, split_table
-from geneformer_repro.model import CellClassifier, Pooling, flops, require_poolable
-from geneformer_repro.report import confusion_figure, methods_figure
+from geneformer_repro.finetuning.curve import learning_curve, require_enough
+from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
+from geneformer_repro.finetuning.methods import FINE_TUNED, Outcome, run_methods
+from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, train_classifier
+from geneformer_repro.finetuning.results import curve_figure, folder_of, write_evaluation, write_page
+from geneformer_repro.finetuning.search import SearchConfig, search
+from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, split_table
+from geneformer_repro.finetuning.tasks import Task, class_name, labelled_cells
+from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
+from geneformer_repro.training import LOG_FILE, is_main_process, resumable
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
-FINE_TUNED, RANDOM = "fine-tuned", "same network, random weights"
-MAJORITY, ON_COUNTS, ON_EMBEDDING = (
-    "majority class",
-    "logistic regression, counts",
-    "logistic regression, frozen embedding",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
-    """How to fine-tune."""
+class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
+    """How to fine-tune on labels of cells, and what to compare with."""
 
-    target: str
-    """The obs column to learn."""
-    group: str | None = None
-    """Obs column whose groups are never split, such as the donor; None splits cell by cell, which flatters
-    every method when cells of a donor are alike."""
-    validation: float = 0.1
-    """Share of the cells that choose the epoch: the one with the best macro-F1 is kept."""
-    test: float = 0.2
-    """Share of the cells that are reported."""
+    target: str | tuple[str, ...]
+    """The obs column to learn, or several to learn together."""
+    regression: tuple[str, ...] = ()
+    """Those of the targets that are learned as numbers, not as classes."""
     min_cells: int = 0
     """Classes with fewer cells are left out."""
-    pooling: Pooling = "mean"
-    """How a cell's vector is made."""
+    max_cells_per_class: int | None = None
+    """A random choice of so many cells of each class (of the first target) is used; None all."""
     epochs: float = 10
     learning_rate: float = 5e-5
     warmup_steps: float = 0.1
     baselines: bool = True
     """Also fit the methods to compare with; leave it on."""
+    curve: tuple[int, ...] = ()
+    """Numbers of labelled cells for a learning curve, such as 10, 50, 100, 500."""
+    allow_seen: bool = False
+    """Also report test cells that the checkpoint was pretrained on (it saw their genes, not their labels); by default
+    that is refused."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets, also of one."""
+        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.validation < 1, self, "validation", "between 0 and 1")
-        require(0 < self.test < 1 - self.validation, self, "test", "between 0 and 1 - validation")
+        NetworkConfig.__post_init__(self)
+        SplitConfig.__post_init__(self)
+        SearchConfig.__post_init__(self)
+        require(len(self.targets) > 0, self, "target", "at least one obs column")
+        require(self.min_cells >= 0, self, "min_cells", "at least 0")
+        require((self.max_cells_per_class or 3) >= 3, self, "max_cells_per_class", "at least 3")
+        require(all(n >= 2 for n in self.curve), self, "curve", "numbers of cells, each at least 2")
+        for field in ("regression", "task_weights"):
+            for name in getattr(self, field):
+                if name not in self.targets:
+                    raise InputError(
+                        f"{type(self).__name__}.{field} names {name!r}, which is no target. "
+                        f"{did_you_mean(name, self.targets)}"
+                    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,32 +88,29 @@ class Finetuned:
     """What fine-tuning made."""
 
     checkpoint: Checkpoint
-    """The classifier."""
-    methods: pd.DataFrame
-    """A row a method: ``accuracy``, ``macro_f1`` on the test cells, each with ``_low`` and ``_high`` (95 %)."""
-    confusion: pd.DataFrame
-    """Test cells by true and predicted class, of the fine-tuned model."""
-    predictions: pd.DataFrame
-    """A row a test cell: ``cell``, ``true``, and each method's prediction."""
+    """The classifier; of several folds, one trained on all labelled cells afterwards."""
+    evaluations: Mapping[str, Evaluation]
+    """What each method reached, by target."""
     split: pd.DataFrame
-    """``cell`` and ``part``."""
+    """``cell``, ``part`` and, of several, ``fold``; can be given back as ``split_file``."""
     history: pd.DataFrame
-    """Training and validation scores of the fine-tuned model."""
+    """Training and validation scores of the fine-tuned model; of several folds with a column ``fold``."""
+    curve: pd.DataFrame | None = None
+    """The learning curve, if one was asked for: ``target``, ``method``, ``n``, ``draw`` and scores."""
+    trials: pd.DataFrame | None = None
+    """The trials of the search, if one was asked for: settings and scores on validation cells."""
 
+    @property
+    def methods(self) -> pd.DataFrame:
+        """A row a method, with scores on the test cells and their intervals; of several targets indexed by both."""
+        if len(self.evaluations) == 1:
+            return next(iter(self.evaluations.values())).methods
+        return pd.concat({name: one.methods for name, one in self.evaluations.items()}, names=["target"])
 
-@dataclass(frozen=True)
-class _Task:
-    """Labelled cells and how they are split."""
-
-    cells: TokenizedDataset
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    groups: np.ndarray | None
-    split: Split
-    config: FinetuneConfig
-
-    def codes(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.classes, self.labels[rows])
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """``cell``, ``true`` and each method's prediction, of the (first) target."""
+        return next(iter(self.evaluations.values())).predictions
 
 
 def finetune(
@@ -115,221 +122,254 @@ def finetune(
     counts: "AnnData | str | Path | None" = None,
     overwrite: bool = False,
 ) -> Finetuned:
-    """Fine-tune a checkpoint to predict an obs column, beside methods that need no such model.
+    """Fine-tune a checkpoint to predict obs columns, beside methods that need no such model.
 
     Parameters
     ----------
     checkpoint
         A pretrained model; left as it is.
     cells
-        Tokenised cells with the column. Cells without a label are left out, and counted in the log.
+        Tokenised cells with the columns. Cells without a label are left out, and counted in the log.
     config
         What to learn and how.
     out
-        Folder for the classifier and its ``methods.tsv``, ``confusion.tsv``, ``predictions.tsv``, ``split.tsv``,
-        ``history.tsv`` and pictures. A run that was cut off goes on from its last epoch with the same call.
+        Folder for the classifier, ``report.html``, and tables and pictures (``methods``, ``per_class``, ``confusion``,
+        ``reliability``, ``predictions``, ``split``, ``history``, …); of several targets in a folder each. A run that
+        was cut off goes on with the same call.
     counts
-        Raw counts of the cells, for the baseline on counts; default the file they were tokenised from, if it is still
-        there. Without either, that row of the table is empty.
+        Raw counts of the cells, for the methods that need them; default the file they were tokenised from, if it is
+        still there. Without either, their rows of the table are empty.
     overwrite
         Replace a result that `out` holds.
 
     Returns
     -------
-    The classifier and the table of methods, all on the same test cells.
+    The classifier and the tables, all methods on the same test cells.
 
     Raises
     ------
     InputError
-        The column is missing or has one class, a class has too few cells, or the cells are not the checkpoint's.
+        A column is missing or has one class, a class has too few cells, a cell or group is on two sides of the split,
+        test cells were in the pretraining set, or the cells are not the checkpoint's.
     FileExistsError
         `out` exists, or an unfinished run with other settings.
     """
     checkpoint.require_matching(cells)
-    require_poolable(cells.vocabulary, config.pooling)
-    task = _labelled(cells, config)
-    features = baselines.raw_counts(task.cells, counts) if config.baselines else None
-    identity = {
-        "step": "finetune",
-        "config": resolved(config),
-        "cells": cells.fingerprint,
-        "checkpoint": checkpoint.fingerprint,
-    }
-    with resumable(out, identity, overwrite=overwrite) as work:
-        predicted: dict[str, np.ndarray | None] = {}
-        model, history = _train_network(task, checkpoint, work / "fine-tuned", "fine-tune")
-        predicted[FINE_TUNED] = _predict(task, model, task.split.test)
-        if config.baselines:
-            predicted |= _baselines(task, checkpoint, features)
-            random, _ = _train_network(task, None, work / "random", "from random weights", like=checkpoint)
-            predicted[RANDOM] = _predict(task, random, task.split.test)
-        record = provenance(
-            "finetune",
-            config=resolved(config),
-            inputs={"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint},
-        )
-        methods = _methods(task, predicted)
+    require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
+    run = _Run.prepared(checkpoint, cells, config)
+    inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint}
+    counted = baselines.raw_counts(run.task.cells, counts) if config.baselines else None
+    with resumable(out, {"step": "finetune", "config": resolved(config), **inputs}, overwrite=overwrite) as work:
+        features = run.features(counted) if config.baselines else None
+        outcomes, trials = run.folds(features, work)
+        model = outcomes[0].model if len(run.splits) == 1 else run.final_model(outcomes, work / "final")
+        evaluations = run.evaluations(outcomes)
+        curve = run.curve(features, work / "curve") if config.curve else None
+        record = provenance("finetune", config=resolved(config), inputs=inputs) | {
+            "result": {name: _as_json(one.methods.loc[FINE_TUNED]) for name, one in evaluations.items()},
+            "intervals": run.intervals,
+        }
         result = Finetuned(
-            checkpoint=Checkpoint(
-                model.eval(),
-                cells.vocabulary,
-                Head(config.target, task.classes, config.pooling),
-                record | {"result": methods.loc[FINE_TUNED].round(6).to_dict()},
-                name=f"checkpoint {out}",
-            ),
-            methods=methods,
-            confusion=confusion(task.labels[task.split.test], _known(predicted[FINE_TUNED]), task.classes),
-            predictions=pd.DataFrame(
-                {"cell": task.cells.cell_names[task.split.test], "true": task.labels[task.split.test]}
-                | {name: column for name, column in predicted.items() if column is not None}
-            ),
-            split=split_table(task.split, task.cells.cell_names),
-            history=history,
+            checkpoint=Checkpoint(model, cells.vocabulary, record, run.seen(), name=f"checkpoint {out}"),
+            evaluations=evaluations,
+            split=split_table(run.splits, run.task.cells.cell_names),
+            history=_by_fold([outcome.history for outcome in outcomes]),
+            curve=curve,
+            trials=trials,
         )
         if is_main_process():
-            _write(result, work, Path(out), overwrite)
+            _write(result, run, work, Path(out), overwrite)
     return result
 
 
-def _labelled(cells: TokenizedDataset, config: FinetuneConfig) -> _Task:
-    column = cells.require_obs(config.target)
-    has_label = column.notna().to_numpy()
-    names = column.map(_class_name).to_numpy(dtype=object)
-    n_cells = pd.Series(names[has_label]).value_counts()
-    rare = set(n_cells.index[n_cells < config.min_cells])
-    kept = np.flatnonzero(has_label & ~np.isin(names.astype(str), sorted(rare)))
-    if len(kept) < len(cells):
-        logger.info(
-            "%s: %d cells have no label, %d are of classes with fewer than %d cells (%s); left out.",
-            config.target,
-            (~has_label).sum(),
-            has_label.sum() - len(kept),
-            config.min_cells,
-            ", ".join(sorted(rare)) or "none",
+def _as_json(row: Any) -> dict[str, float]:
+    return {str(name): round(float(value), 6) for name, value in row.dropna().items()}
+
+
+def _by_fold(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    if len(tables) == 1:
+        return tables[0]
+    return pd.concat([table.assign(fold=i + 1) for i, table in enumerate(tables)], ignore_index=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Labelled cells, how they are split, and the steps over them."""
+
+    checkpoint: Checkpoint
+    task: Task
+    splits: list[Split]
+    groups: np.ndarray | None
+    config: FinetuneConfig
+
+    @classmethod
+    def prepared(cls, checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneConfig) -> "_Run":
+        """Read labels, split, and refuse what must not be, before any work."""
+        task = labelled_cells(
+            cells,
+            config.targets,
+            regression=config.regression,
+            min_cells=config.min_cells,
+            max_cells_per_class=config.max_cells_per_class,
+            rng=np.random.default_rng(config.seed),
         )
-    labels = names[kept].astype(str)
-    classes = tuple(sorted(set(map(str, labels))))
-    if len(classes) < 2:
-        raise InputError(
-            f"obs column {config.target!r} has {len(classes)} class{'' if len(classes) == 1 else 'es'} "
-            f"({', '.join(map(repr, classes)) or 'all missing'}) among {len(kept)} cells; at least two are needed."
-        )
-    groups = None
-    if config.group:
-        column = cells.require_obs(config.group).iloc[kept]
-        if column.isna().any():
+        if config.group:
+            cells.require_obs(config.group)
+        splits = make_splits(task.cells.cell_names, task.strata, task.obs, config, seed=config.seed)
+        groups = task.obs[config.group].map(class_name).to_numpy() if config.group else None
+        run = cls(checkpoint, task, splits, groups, config)
+        run._require_unseen()
+        require_enough(config.curve, splits[0])
+        return run
+
+    def _require_unseen(self) -> None:
+        seen = self.checkpoint.seen
+        if seen is None or self.config.allow_seen:
+            return
+        tested = np.concatenate([split.test for split in self.splits])
+        known = np.isin(self.task.cells.select(tested).digests(), seen)
+        if known.any():
             raise InputError(
-                f"obs column {config.group!r} says no group for {column.isna().sum()} of {len(kept)} labelled cells "
-                f"(first: {column.index[column.isna()][0]!r}); leave these cells out, or split by another column."
+                f"{known.sum()} of {len(tested)} test cells (first: {self.task.cells.cell_names[tested[known][0]]!r}) "
+                f"are among the cells that {self.checkpoint.name} was pretrained on. Pretrain without them, report "
+                "other cells (split_file=, test_groups=), or accept it: allow_seen=true."
             )
-        groups = column.astype(str).to_numpy()
-    split = split_cells(labels, groups, validation=config.validation, test=config.test, seed=config.seed)
-    return _Task(cells.select(kept), labels, classes, groups, split, config)
 
+    @property
+    def trained(self) -> np.ndarray:
+        """Rows that the classifier learns from; of several folds those of all their parts."""
+        several = len(self.splits) > 1
+        return np.unique(np.concatenate([np.concatenate(split) if several else split.train for split in self.splits]))
 
-def _class_name(value: Any) -> str:
-    """Return a label as text: 1.0, which an integer column with a gap becomes, as "1"."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    @property
+    def intervals(self) -> str:
+        """What the intervals are, in words."""
+        tested = np.concatenate([split.test for split in self.splits])
+        n_groups = 0 if self.groups is None else len(np.unique(self.groups[tested]))
+        if n_groups >= 2:
+            rough = ", rough with so few" if n_groups < 8 else ""
+            return f"95 % bootstrap intervals over {n_groups} groups of {self.config.group!r}{rough}"
+        alone = f", too narrow, since all are of one group of {self.config.group!r}" if n_groups else ""
+        return f"95 % bootstrap intervals over {len(tested)} cells{alone}"
 
+    def features(self, counted: Any) -> baselines.Features:
+        """Gather what simple methods look at."""
+        pooling: Pooling = "cls" if self.config.pooling == "cls" else "mean"
+        vectors = np.asarray(embed(self.checkpoint, self.task.cells, pooling=pooling).X)
+        return baselines.Features(counts=counted, ranks=baselines.rank_values(self.task.cells), embedding=vectors)
 
-def _baselines(task: _Task, checkpoint: Checkpoint, features: Any) -> dict[str, np.ndarray | None]:
-    train_rows, test_rows = task.split.train, task.split.test
-    labels = task.labels[train_rows]
-    vectors = np.asarray(embed(checkpoint, task.cells, pooling=task.config.pooling).X)
-    return {
-        MAJORITY: baselines.majority(labels, len(test_rows)),
-        ON_COUNTS: None
-        if features is None
-        else baselines.logistic_regression_on_counts(features[train_rows], labels, features[test_rows]),
-        ON_EMBEDDING: baselines.logistic_regression_on_embedding(vectors[train_rows], labels, vectors[test_rows]),
-    }
-
-
-def _train_network(
-    task: _Task, start: Checkpoint | None, work: Path, step: str, *, like: Checkpoint | None = None
-) -> tuple[CellClassifier, pd.DataFrame]:
-    """Train a classifier on the encoder of `start`, or on random weights of the same shape as `like`."""
-    shape = start or like
-    assert shape is not None
-    bert_config = copy.deepcopy(shape.model.config)
-    bert_config.num_labels = len(task.classes)
-    with torch.random.fork_rng():
-        torch.manual_seed(task.config.seed)
-        model = CellClassifier(bert_config, task.config.pooling)
-    if start is not None:
-        model.bert.load_state_dict(start.model.bert.state_dict())
-    train_rows = task.split.train
-    codes = task.codes(train_rows)
-    examples = CellExamples(task.cells.lengths[train_rows], lambda i, _: (task.cells[train_rows[i]], codes[i]))
-    trained, history = train(
-        model,
-        examples,
-        collate=lambda batch: (
-            collate([tokens for tokens, _ in batch], task.cells.vocabulary)
-            | {"labels": torch.as_tensor([code for _, code in batch])}
-        ),
-        evaluate=_scorer(task, task.split.validation),
-        config=task.config,
-        best_by="macro_f1",
-        work=work,
-        flops_an_epoch=3 * flops(bert_config, examples.lengths),
-        step=step,
-    )
-    return cast(CellClassifier, trained), history
-
-
-def _scorer(task: _Task, rows: np.ndarray) -> Callable[[nn.Module], dict[str, float]]:
-    def score(model: nn.Module) -> dict[str, float]:
-        logits = _logits(task.cells.select(rows), model, len(task.classes))
-        loss = F.cross_entropy(logits, torch.as_tensor(task.codes(rows))).item()
-        return {"loss": loss} | scores(task.labels[rows], np.asarray(task.classes)[logits.argmax(1).numpy()])
-
-    return score
-
-
-def _predict(task: _Task, model: nn.Module, rows: np.ndarray) -> np.ndarray:
-    return np.asarray(task.classes)[_logits(task.cells.select(rows), model, len(task.classes)).argmax(1).numpy()]
-
-
-def _logits(cells: TokenizedDataset, model: nn.Module, n_classes: int) -> Tensor:
-    """Logits of each cell, in the order of the cells, on the CPU."""
-    device = next(model.parameters()).device
-    model.eval()
-    logits = torch.empty(len(cells), n_classes)
-    with torch.inference_mode():
-        for rows, batch in evaluation_batches(cells, MAX_TOKENS):
-            logits[torch.as_tensor(rows)] = (
-                model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu()
+    def folds(self, features: baselines.Features | None, work: Path) -> tuple[list[Outcome], pd.DataFrame | None]:
+        """Run every method on every split; search settings within each, on its training and validation cells."""
+        outcomes, tables = [], []
+        for i, split in enumerate(self.splits):
+            folder, step = work / f"fold-{i + 1}", "fine-tune"
+            if len(self.splits) > 1:
+                step = f"fold {i + 1} of {len(self.splits)}"
+            config = self.config
+            if config.trials:
+                searched = self.task.select(np.concatenate([split.train, split.validation]))
+                n_train = len(split.train)
+                config, table = search(
+                    searched,
+                    self.checkpoint,
+                    config,
+                    train_rows=np.arange(n_train),
+                    validation_rows=np.arange(n_train, len(searched.labels)),
+                    work=folder / "search",
+                )
+                tables.append(table)
+            outcomes.append(
+                run_methods(
+                    self.task,
+                    self.checkpoint,
+                    config,
+                    train_rows=split.train,
+                    validation_rows=split.validation,
+                    test_rows=split.test,
+                    features=features,
+                    work=folder,
+                    step=step,
+                )
             )
-    return logits
+        return outcomes, _by_fold(tables) if tables else None
 
-
-def _methods(task: _Task, predicted: Mapping[str, np.ndarray | None]) -> pd.DataFrame:
-    test_rows = task.split.test
-    groups = None if task.groups is None else task.groups[test_rows]
-    rows = {
-        name: {}
-        if column is None
-        else scores_with_intervals(
-            task.labels[test_rows], column, groups=groups, rng=np.random.default_rng(task.config.seed)
+    def final_model(self, outcomes: list[Outcome], work: Path) -> CellClassifier:
+        """Train on the cells of all folds, as long as the folds found best."""
+        best = [best_epoch(outcome.history) for outcome in outcomes]
+        config = dataclasses.replace(self.config, epochs=float(np.median(best)))
+        model, _ = train_classifier(
+            self.task,
+            self.checkpoint,
+            config,
+            train_rows=self.trained,
+            validation_rows=None,
+            work=work,
+            step="all cells",
         )
-        for name, column in predicted.items()
-    }
-    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="method"))
+        return model
+
+    def evaluations(self, outcomes: list[Outcome]) -> dict[str, Evaluation]:
+        """Score all methods on the test cells of all folds."""
+        tested = np.concatenate([split.test for split in self.splits])
+        folds = np.repeat(np.arange(len(self.splits)), [len(split.test) for split in self.splits])
+        return {
+            target.name: evaluate_target(
+                target,
+                self.task.cells.cell_names[tested],
+                self.task.labels[tested, i],
+                _joined([outcome.predicted[i] for outcome in outcomes]),
+                folds=folds,
+                groups=None if self.groups is None else self.groups[tested],
+                seed=self.config.seed,
+            )
+            for i, target in enumerate(self.task.targets)
+        }
+
+    def curve(self, features: baselines.Features | None, work: Path) -> pd.DataFrame:
+        """Train on more and more labels of the first split."""
+        return learning_curve(
+            self.task,
+            self.checkpoint,
+            self.config,
+            split=self.splits[0],
+            sizes=self.config.curve,
+            features=features,
+            work=work,
+        )
+
+    def seen(self) -> np.ndarray | None:
+        """Return the digests of all cells that the classifier learned from, in pretraining or here."""
+        own = self.task.cells.select(self.trained).digests()
+        return np.unique(own) if self.checkpoint.seen is None else np.union1d(own, self.checkpoint.seen)
 
 
-def _known(predicted: np.ndarray | None) -> np.ndarray:
-    assert predicted is not None
-    return predicted
+def _joined(predicted: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | None]:
+    joined: dict[str, np.ndarray | None] = {}
+    for name in predicted[0]:
+        parts = [one[name] for one in predicted]
+        joined[name] = None if any(part is None for part in parts) else np.concatenate(parts)  # type: ignore[arg-type]
+    return joined
 
 
-def _write(result: Finetuned, work: Path, out: Path, overwrite: bool) -> None:
+def _write(result: Finetuned, run: _Run, work: Path, out: Path, overwrite: bool) -> None:
+    several = len(result.evaluations) > 1
     with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
         result.checkpoint.write_into(folder)
-        result.methods.to_csv(folder / "methods.tsv", sep="\t")
-        result.confusion.to_csv(folder / "confusion.tsv", sep="\t")
-        for name in ("predictions", "split", "history"):
-            getattr(result, name).to_csv(folder / f"{name}.tsv", sep="\t", index=False)
-        (folder / LOG_FILE).write_bytes((work / "fine-tuned" / LOG_FILE).read_bytes())
-        confusion_figure(result.confusion).savefig(folder / "confusion.png", dpi=150)
-        methods_figure(result.methods).savefig(folder / "methods.png", dpi=150)
+        for name in ("split", "history", "curve", "trials"):
+            table = getattr(result, name)
+            if table is not None:
+                table.to_csv(folder / f"{name}.tsv", sep="\t", index=False)
+        (folder / LOG_FILE).write_bytes((work / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
+        for name, evaluation in result.evaluations.items():
+            below = folder_of(folder, name, several=several)
+            write_evaluation(evaluation, below)
+            if result.curve is not None:
+                curve_figure(result.curve, evaluation.target).savefig(below / "curve.png", dpi=150)
+        facts = {name: run.config.__getattribute__(name) for name in ("transfer", "epochs", "learning_rate", "seed")}
+        write_page(
+            folder,
+            list(result.evaluations.values()),
+            intervals=run.intervals,
+            facts=facts | {"test cells": sum(len(split.test) for split in run.splits)},
+            curve=result.curve,
+        )

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import MAX_TOKENS, blocks_to_run, default_device, encoder_on, hidden_states
+from geneformer_repro.embedding import MAX_TOKENS, blocks_to_run, default_device, embed_states, encoder_on
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.files import begin_work, new_file, refuse_existing, refuse_other_work, work_folder
 from geneformer_repro.in_silico.perturbation import Deletion, Variant
@@ -307,14 +307,19 @@ class _Screen:
     def _state_vectors(self) -> Tensor | None:
         if self.goal is None:
             return None
-        given = self.goal.embeddings
-        if given is None:
-            given = state_embeddings(
-                self.checkpoint, self.cells, self.goal, layer=self.layer, pooling=self.pooling, device=self.device
-            )
-        return torch.as_tensor(
-            np.stack([np.asarray(given[state], dtype=np.float32) for state in self.goal.states]), device=self.device
+        if self.goal.embeddings is not None:
+            vectors = [np.asarray(self.goal.embeddings[state], dtype=np.float32) for state in self.goal.states]
+            return torch.as_tensor(np.stack(vectors), device=self.device)
+        vectors_SD = embed_states(
+            self.checkpoint,
+            self.cells,
+            self.goal.obs,
+            layer=self.layer,
+            pooling=self.pooling,
+            states=self.goal.states,
+            device=self.device,
         )
+        return torch.as_tensor(vectors_SD.to_numpy(), device=self.device)
 
     def _rows_of_cell(self, bert: Any, n_blocks: int, states_SD: Tensor | None, row: int) -> Iterator[tuple[Any, ...]]:
         cell = self.cells[row]
@@ -379,33 +384,6 @@ class _Original(NamedTuple):
             torch.as_tensor(vocabulary.genes_of(cell) >= 0, device=device),
             hidden_LD,
         )
-
-
-def state_embeddings(
-    checkpoint: Checkpoint,
-    cells: TokenizedDataset,
-    goal: GoalState,
-    *,
-    layer: int = -1,
-    pooling: Pooling = "mean",
-    device: str | torch.device | None = None,
-) -> dict[str, np.ndarray]:
-    """Return the mean cell vector of each state of `goal`, over all cells in it; float64 sums, (D,).
-
-    Raises
-    ------
-    InputError
-        The column does not exist, or a state has no cells.
-    """
-    states = _states(cells, goal)
-    vectors = {}
-    for state in goal.states:
-        members = cells.select(np.flatnonzero(states == state))
-        batches = hidden_states(checkpoint, members, layer=layer, device=device)
-        total = sum(pool(batch.hidden_BLD, batch.genes_BL, pooling).double().sum(0) for batch in batches)
-        assert isinstance(total, Tensor)
-        vectors[state] = (total / len(members)).float().cpu().numpy()
-    return vectors
 
 
 def _states(cells: TokenizedDataset, goal: GoalState) -> np.ndarray:

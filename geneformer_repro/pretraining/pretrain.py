@@ -187,7 +187,9 @@ def pretrain(
         }
         record = provenance("pretrain", config=resolved(config), inputs=inputs) | {"result": result}
         trained = cast(MaskedGeneModel, trained.eval())
-        checkpoint = Checkpoint(trained, cells.vocabulary, None, record, name=f"checkpoint {out}")
+        seen = np.array([] if base is None or base.seen is None else base.seen, dtype=np.uint64)
+        seen = np.union1d(cells.select(train_rows).digests(), seen)
+        checkpoint = Checkpoint(trained, cells.vocabulary, record, seen, name=f"checkpoint {out}")
         if is_main_process():
             with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
                 checkpoint.write_into(folder)

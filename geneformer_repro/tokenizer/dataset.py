@@ -4,6 +4,7 @@ The Arrow files are mapped, not read, so opening a dataset takes no memory that 
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,7 @@ CELL, INPUT_IDS, LENGTH = "cell", "input_ids", "length"
 UNCROPPED, UNCROPPED_LENGTH = "input_ids_uncropped", "length_uncropped"
 SOURCE = "source"
 _BARS, _SHOWN_SOURCES = 8, 10
+_DIGESTED_AT_ONCE = 10_000
 _OF_ALL_CELLS = ("n_cropped", "left_out")
 OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH)
 _PUBLISHED_CELL_COLUMNS = (CELL, "unique_cell_id", "cell_id")
@@ -164,6 +166,21 @@ class TokenizedDataset:
         """Gene ids of cell `i`, most distinctive first, without special tokens."""
         found = self.vocabulary.genes_of(self[i])
         return [self.vocabulary.gene_ids[gene] for gene in found[found >= 0]]
+
+    def digests(self) -> np.ndarray:
+        """64-bit digest of each cell's tokens (uint64): equal for a cell tokenised twice, whatever its name."""
+        found = (
+            int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "little")
+            for start in range(0, len(self), _DIGESTED_AT_ONCE)
+            for cell in self._bytes_of(start)
+        )
+        return np.fromiter(found, dtype=np.uint64, count=len(self))
+
+    def _bytes_of(self, start: int) -> list[memoryview]:
+        lists = self._arrow[start : start + _DIGESTED_AT_ONCE].column(0).combine_chunks()
+        tokens = memoryview(lists.flatten().to_numpy().astype("<u4").tobytes())
+        ends = 4 * np.cumsum(pc.list_value_length(lists).to_numpy())
+        return [tokens[first:last] for first, last in itertools.pairwise([0, *ends.tolist()])]
 
     @property
     def fingerprint(self) -> str:

@@ -189,6 +189,11 @@ class Vocabulary:
         inside = (tokens >= 0) & (tokens < self.size)
         return np.where(inside, self._gene_of_token[np.where(inside, tokens, 0)], -1)
 
+    def find(self, genes: Iterable[str]) -> np.ndarray:
+        """Return where each gene, given by id or by a name that only one gene has, stands in `gene_ids`; else -1."""
+        found = [self.position.get(gene, self._by_name.get(gene, -1)) for gene in genes]
+        return np.array(found, dtype=np.int64)
+
     def tokens_of(self, genes: Iterable[str]) -> np.ndarray:
         """Return the token of each gene, given by id or by a name that only one gene has.
 
@@ -198,7 +203,7 @@ class Vocabulary:
             Names every gene that is unknown or whose name is ambiguous.
         """
         asked = list(genes)
-        found = [self.position.get(gene, self._by_name.get(gene, -1)) for gene in asked]
+        found = self.find(asked)
         unknown = [gene for gene, i in zip(asked, found, strict=True) if i < 0]
         if unknown:
             raise InputError(

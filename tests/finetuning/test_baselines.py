@@ -1,35 +1,303 @@
 """The methods every model is printed beside: equal to their plain spellings, and blind to what should not matter."""
 
+import re
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
+import geneformer_repro as gf
 from geneformer_repro import InputError
+from geneformer_repro.finetuning import baselines as module
 from geneformer_repro.finetuning.baselines import (
+    CLASS_METHODS,
+    GENE_METHODS,
+    NUMBER_METHODS,
+    Features,
+    GeneInputs,
+    coexpression,
     counts_of,
+    gene_features,
     log_normalise,
-    logistic_regression_on_counts,
-    logistic_regression_on_embedding,
-    majority,
+    rank_values,
+    raw_counts,
+    vocabulary_counts,
 )
 from geneformer_repro.tokenizer.readers import open_counts
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
+MAJORITY, ON_COUNTS = "majority class", "logistic regression, counts"
+NEED_COUNTS = [name for name in CLASS_METHODS if "counts" in name]
 
 
 @pytest.fixture(scope="module")
-def two_parts(_pbmc):
-    """Counts and labels of training cells, counts and labels of other cells, three types."""
-    few = _pbmc[np.isin(_pbmc.obs["cell_type"], TYPES)]
-    counts, labels = csr_matrix(few.X), few.obs["cell_type"].to_numpy().astype(str)
-    return counts[::2], labels[::2], counts[1::2], labels[1::2]
+def features(_pbmc, cells):
+    """All that is known of the blood cells; the "embedding" is 20 expressed genes."""
+    counts = csr_matrix(_pbmc.X)
+    return Features(counts, rank_values(cells), log_normalise(counts)[:, :20].toarray())
 
 
-def test_majority_is_the_commonest_class_everywhere():
-    np.testing.assert_array_equal(majority(np.array(["b", "a", "a"]), 4), ["a"] * 4)
+@pytest.fixture(scope="module")
+def few(_pbmc):
+    """Training rows, test rows and class of each blood cell, for cells of three types."""
+    rows = np.flatnonzero(np.isin(_pbmc.obs["cell_type"], TYPES))
+    return rows[::2], rows[1::2], pd.Categorical(_pbmc.obs["cell_type"], categories=TYPES).codes.astype(int)
+
+
+def probabilities(name, features, train, codes, test, *, n_classes=3, seed=0):
+    return CLASS_METHODS[name](features, train, codes[train], n_classes, test, seed)
+
+
+def accuracy(found, codes):
+    return (found.argmax(axis=1) == codes).mean()
+
+
+# Classes of cells
+
+
+def test_majority_gives_the_shares_of_the_training_cells(features):
+    found = CLASS_METHODS[MAJORITY](features, np.arange(4), np.array([1, 0, 1, 1]), 3, np.arange(4, 6), 0)
+    np.testing.assert_allclose(found, [[0.25, 0.75, 0]] * 2)
+
+
+def test_regression_on_counts_is_its_plain_spelling(features, few):
+    train, test, codes = few
+    dense = features.counts.toarray().astype(np.float64)
+    logs = np.log1p(dense / dense.sum(1, keepdims=True) * 1e4)
+    expected = LogisticRegression(max_iter=2000).fit(logs[train], codes[train]).predict_proba(logs[test])
+    np.testing.assert_allclose(probabilities(ON_COUNTS, features, train, codes, test), expected, atol=1e-3)
+
+
+def test_methods_on_counts_do_not_see_sequencing_depth(features, few):
+    train, test, codes = few
+    deeper = features.counts.multiply(np.arange(1, features.counts.shape[0] + 1)[:, None])
+    for name in (ON_COUNTS, "nearest neighbours, PCA of counts"):
+        found = [
+            probabilities(name, replace(features, counts=c), train, codes, test)
+            for c in (features.counts, deeper.tocsr())
+        ]
+        np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_regression_on_an_embedding_does_not_see_the_scale_of_a_dimension(features, few):
+    train, test, codes = few
+    rescaled = replace(features, embedding=features.embedding * np.geomspace(1e-3, 1e3, 20) + 5)
+    name = "logistic regression, frozen embedding"
+    found = [probabilities(name, given, train, codes, test) for given in (features, rescaled)]
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASS_METHODS if name != MAJORITY])
+def test_every_method_tells_real_cell_types_apart(features, few, name):
+    train, test, codes = few
+    least = 0.6 if "embedding" in name else 0.95
+    assert accuracy(probabilities(name, features, train, codes, test), codes[test]) > least
+    assert least > accuracy(probabilities(MAJORITY, features, train, codes, test), codes[test])
+
+
+@pytest.mark.parametrize("name", CLASS_METHODS)
+@pytest.mark.parametrize(
+    "present",
+    [
+        pytest.param([1, 3, 3, 1, 3], id="five_cells"),
+        pytest.param([1, 3, 1, 1, 1, 1, 1, 1], id="class_with_one_cell"),
+        pytest.param([3, 3, 3], id="single_class"),
+        pytest.param([1, 3], id="two_cells"),
+    ],
+)
+def test_few_cells_give_probabilities_in_the_column_of_their_class(features, name, present):
+    codes, test = np.array(present), np.arange(100, 130)
+    found = CLASS_METHODS[name](features, np.arange(len(codes)), codes, 5, test, 0)
+    assert found.shape == (30, 5)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    np.testing.assert_array_equal(found[:, np.setdiff1d(np.arange(5), codes)], 0)
+
+
+def other_values(features, rows):
+    """The same features, with noise in these rows."""
+    rng = np.random.default_rng(0)
+    counts, ranks, embedding = features.counts.tolil(), features.ranks.tolil(), features.embedding.copy()
+    counts[rows] = rng.poisson(50, size=(len(rows), counts.shape[1]))
+    ranks[rows] = rng.random((len(rows), ranks.shape[1]))
+    embedding[rows] = 1e3 * rng.normal(size=(len(rows), embedding.shape[1]))
+    return Features(csr_matrix(counts), csr_matrix(ranks), embedding)
+
+
+@pytest.mark.parametrize("name", CLASS_METHODS)
+def test_nothing_is_fitted_on_test_cells(features, few, name):
+    train, test, codes = few
+    changed = other_values(features, test[20:])
+    found = [probabilities(name, given, train, codes, test[:20]) for given in (features, changed)]
+    beside = probabilities(name, changed, train, codes, test)[:20]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(beside, found[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CLASS_METHODS)
+def test_the_same_seed_gives_the_same_probabilities(features, few, name):
+    train, test, codes = few
+    found = [probabilities(name, features, train, codes, test, seed=3) for _ in range(2)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_without_counts_the_methods_that_need_them_give_none(features, few):
+    train, test, codes = few
+    without = replace(features, counts=None)
+    missing = [name for name in CLASS_METHODS if probabilities(name, without, train, codes, test) is None]
+    assert missing == NEED_COUNTS
+    assert NUMBER_METHODS["ridge, counts"](without, train, codes[train], test, 0) is None
+
+
+def test_regression_that_has_not_converged_still_predicts(features, few, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_ITERATIONS", 1)
+    train, test, codes = few
+    assert np.isfinite(probabilities(ON_COUNTS, features, train, codes, test)).all()
+
+
+def test_regression_on_counts_and_ranks_is_as_good_as_on_principal_components(shared):
+    """Accuracy 0.868 and macro-F1 0.772 with 50 components: data/README.md, "Plain models"."""
+    adata = ad.read_h5ad(shared / "data" / "kang_ifnb" / "kang_ifnb.h5ad")
+    cells = gf.tokenize(adata, gf.Vocabulary.fit(adata))
+    features = Features(csr_matrix(adata.X), rank_values(cells), np.zeros((adata.n_obs, 1)))
+    held_out = adata.obs["donor"].astype(str).isin(["1015", "101"]).to_numpy()
+    train, test, codes = (
+        np.flatnonzero(~held_out),
+        np.flatnonzero(held_out),
+        adata.obs["cell_type"].cat.codes.to_numpy(),
+    )
+    for name in (ON_COUNTS, "logistic regression, rank values"):
+        assert accuracy(probabilities(name, features, train, codes, test, n_classes=13), codes[test]) > 0.855
+
+
+# Numbers of cells
+
+
+def test_mean_is_the_mean_of_the_training_cells(features):
+    found = NUMBER_METHODS["mean"](features, np.arange(3), np.array([1.0, 2.0, 6.0]), np.arange(3, 5), 0)
+    np.testing.assert_allclose(found, [3, 3])
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBER_METHODS if name != "mean"])
+def test_every_method_learns_a_number(features, pbmc, name):
+    values = np.log(np.asarray(pbmc.obs["n_counts"]))
+    train, test = np.arange(0, 700, 2), np.arange(1, 700, 2)
+    found = NUMBER_METHODS[name](features, train, values[train], test, 0)
+    assert np.corrcoef(found, values[test])[0, 1] > 0.4
+
+
+@pytest.mark.parametrize("name", NUMBER_METHODS)
+def test_numbers_from_few_cells_are_blind_to_other_test_cells(features, name):
+    values, test = np.array([1.0, 4.0, 2.0, 3.0, 0.5]), np.arange(5, 9)
+    changed = other_values(features, np.arange(9, 20))
+    found = [NUMBER_METHODS[name](given, np.arange(5), values, test, 0) for given in (features, changed)]
+    assert found[0].shape == (4,)
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_array_equal(*found)
+
+
+# Rank values
+
+
+def slow_rank_values(cells):
+    found = np.zeros((len(cells), len(cells.vocabulary)))
+    for i in range(len(cells)):
+        genes = cells.genes(i)
+        for place, gene in enumerate(genes):
+            found[i, cells.vocabulary.position[gene]] = (len(genes) - place) / len(genes)
+    return found
+
+
+@pytest.mark.parametrize("series", ["V1", "V2"])
+def test_rank_values_are_their_slow_spelling(pbmc, series, monkeypatch):
+    monkeypatch.setattr(module, "_CELLS_AT_ONCE", 7)
+    cells = gf.tokenize(pbmc, gf.Vocabulary.fit(pbmc, series=series, max_length=60)).select(np.arange(39, 0, -2))
+    found = rank_values(cells)
+    assert (found.dtype, found.nnz) == (np.float32, (cells.lengths - 2 * (series == "V2")).sum())
+    np.testing.assert_allclose(found.toarray(), slow_rank_values(cells), rtol=1e-6)
+
+
+def test_rank_values_of_published_cells(golden):
+    np.testing.assert_allclose(rank_values(golden.cells).toarray(), slow_rank_values(golden.cells), rtol=1e-6)
+
+
+# Genes
+
+
+@pytest.fixture(scope="module")
+def genes(cells):
+    """Positions of 60 genes, not in order, the last ones detected in few cells."""
+    order = np.argsort(-rank_values(cells).getnnz(axis=0), kind="stable")
+    return np.concatenate([order[40::-1], order[-19:]])
+
+
+def test_gene_features_are_their_slow_spelling(cells, pbmc, genes):
+    counts = vocabulary_counts(cells, pbmc)
+    found = gene_features(cells, counts, genes)
+    ranks = pd.DataFrame(slow_rank_values(cells)).iloc[:, genes]
+    ranks = ranks.where(ranks > 0)
+    logs = log_normalise(counts).toarray()[:, genes]
+    expected = {
+        "detection_rate": ranks.notna().mean(),
+        "mean_rank_value": ranks.mean(),
+        "sd_rank_value": ranks.std(ddof=0),
+        "log_median": np.log(cells.vocabulary.medians[genes]),
+        "mean_expression": logs.mean(axis=0),
+        "cv_expression": logs.std(axis=0) / logs.mean(axis=0),
+    }
+    assert found.index.tolist() == [cells.vocabulary.gene_ids[gene] for gene in genes]
+    pd.testing.assert_frame_equal(
+        found.reset_index(drop=True), pd.DataFrame(expected).reset_index(drop=True), atol=1e-5
+    )
+
+
+def test_a_gene_that_no_cell_expresses_has_no_mean_rank(cells, pbmc):
+    one, counts = cells.select([0]), vocabulary_counts(cells, pbmc)[:1]
+    absent = np.setdiff1d(np.arange(len(cells.vocabulary)), cells.vocabulary.genes_of(cells[0]))[:2]
+    found = gene_features(one, counts, absent)
+    assert (found["detection_rate"] == 0).all()
+    assert found[["mean_rank_value", "sd_rank_value", "cv_expression"]].isna().all(axis=None)
+
+
+def test_features_of_genes_need_neither_counts_nor_medians(golden):
+    found = gene_features(golden.cells, None, np.arange(5))
+    assert found.columns.tolist() == ["detection_rate", "mean_rank_value", "sd_rank_value"]
+
+
+def test_products_of_coexpression_vectors_are_correlations(cells, genes):
+    found = coexpression(cells, genes[:40], n=39, seed=0)
+    expected = np.corrcoef(slow_rank_values(cells)[:, genes[:40]].T)
+    np.testing.assert_allclose((found @ found.T), expected, atol=0.15)  # one of 40 components is left out
+    np.testing.assert_array_equal(found, coexpression(cells, genes[:40], n=39, seed=0))
+
+
+def test_coexpression_of_few_genes_or_cells_is_shorter(cells, genes):
+    assert coexpression(cells, genes, seed=0).shape == (60, 32)
+    assert coexpression(cells, genes[:10], seed=0).shape == (10, 9)
+    assert coexpression(cells.select(np.arange(8)), genes, seed=0).shape == (60, 7)
+
+
+@pytest.mark.parametrize("name", GENE_METHODS)
+def test_methods_for_genes_tell_often_detected_ones_where_they_can(cells, genes, name):
+    rng = np.random.default_rng(0)
+    features, vectors = gene_features(cells, None, genes), coexpression(cells, genes, seed=0)
+    features["unknown"] = np.nan
+    inputs = GeneInputs(features, vectors, rng.normal(size=(60, 8)), vectors[:, :4])
+    codes = (features["detection_rate"] > 0.3).to_numpy().astype(int)
+    train, test = np.arange(0, 60, 2), np.arange(1, 60, 2)
+    found = GENE_METHODS[name](inputs, train, codes[train], 3, test, 0)
+    assert found.shape == (30, 3)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    np.testing.assert_array_equal(found[:, 2], 0)
+    assert accuracy(found, codes[test]) > (0.9 if "gene features" in name and "regression" in name else 0.3)
+
+
+# Counts
 
 
 def test_log_normalise_is_scanpys(pbmc):
@@ -45,42 +313,6 @@ def test_log_normalise_is_scanpys(pbmc):
 def test_an_empty_cell_stays_empty():
     found = log_normalise(csr_matrix(np.array([[0.0, 0.0], [1.0, 3.0]])))
     np.testing.assert_allclose(found.toarray(), [[0, 0], np.log1p([2500, 7500])])
-
-
-def test_regression_on_counts_is_its_plain_spelling(two_parts):
-    train, labels, test, _ = two_parts
-    dense_train, dense_test = (np.log1p(part / part.sum(1, keepdims=True) * 1e4) for part in map(_dense, (train, test)))
-    highest = np.where(dense_train.max(0) > 0, dense_train.max(0), 1)
-    model = LogisticRegression(max_iter=2000).fit(dense_train / highest, labels)
-    expected = model.predict(dense_test / highest)
-    np.testing.assert_array_equal(logistic_regression_on_counts(train, labels, test), expected)
-
-
-def _dense(counts):
-    return counts.toarray().astype(np.float64)
-
-
-def test_regression_on_counts_tells_real_cell_types_apart(two_parts):
-    train, labels, test, true = two_parts
-    found = logistic_regression_on_counts(train, labels, test)
-    assert (found == true).mean() > 0.95 > (majority(labels, len(true)) == true).mean()
-
-
-def test_regression_on_counts_does_not_see_sequencing_depth(two_parts):
-    train, labels, test, _ = two_parts
-    deeper = csr_matrix(test.multiply(np.arange(1, test.shape[0] + 1)[:, None]))
-    shallow, deep = (logistic_regression_on_counts(train, labels, cells) for cells in (test, deeper))
-    np.testing.assert_array_equal(shallow, deep)
-
-
-def test_regression_on_an_embedding_does_not_see_the_scale_of_a_dimension(two_parts):
-    train, labels, test, true = two_parts
-    vectors, others = log_normalise(train)[:, :40].toarray(), log_normalise(test)[:, :40].toarray()
-    scale = np.geomspace(1e-3, 1e3, 40)
-    plain = logistic_regression_on_embedding(vectors, labels, others)
-    rescaled = logistic_regression_on_embedding(vectors * scale + 5, labels, others * scale + 5)
-    np.testing.assert_array_equal(plain, rescaled)
-    assert (plain == true).mean() > (majority(labels, len(true)) == true).mean()
 
 
 @pytest.mark.parametrize("on_disk", [False, True], ids=["AnnData", "h5ad"])
@@ -102,3 +334,34 @@ def test_normalised_values_are_refused_as_counts(pbmc):
     normalised = ad.AnnData(log_normalise(csr_matrix(pbmc.X)), obs=pbmc.obs, var=pbmc.var)
     with pytest.raises(InputError, match="raw counts"):
         counts_of(open_counts(normalised), pbmc.obs_names.to_numpy())
+
+
+@pytest.fixture
+def files(pbmc, tmp_path):
+    """Two files of cells, which share names, with the genes in two orders."""
+    halves = pbmc[:20].copy(), pbmc[20:50, ::-1].copy()
+    for name, half in zip("ab", halves, strict=True):
+        half.obs_names = [f"cell{i}" for i in range(half.n_obs)]
+        half.write_h5ad(tmp_path / f"{name}.h5ad")
+    return [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
+
+
+def test_vocabulary_counts_have_a_column_a_gene_of_the_vocabulary(pbmc, files, vocabulary):
+    together, first = gf.tokenize(files, vocabulary), gf.tokenize(files[0], vocabulary)
+    ids = open_counts(files[0]).gene_ids
+    expected = pbmc[:50].X.toarray()[:, [ids.index(gene) for gene in vocabulary.gene_ids]]
+    np.testing.assert_array_equal(vocabulary_counts(first).toarray(), expected[:20])
+    order = np.random.default_rng(0).permutation(50)
+    for found in (vocabulary_counts, raw_counts):
+        np.testing.assert_array_equal(found(together.select(order)).toarray(), expected[order])
+
+
+def test_counts_of_genes_that_orthologs_led_to_are_not_at_hand(pbmc, vocabulary, caplog):
+    ids = open_counts(pbmc).gene_ids
+    mouse = pbmc.copy()
+    mouse.var_names = [f"ENSMUSG{i:011d}" for i in range(pbmc.n_vars)]
+    mouse.var = mouse.var[[]]
+    cells = gf.tokenize(mouse, vocabulary, orthologs=dict(zip(mouse.var_names, ids, strict=True)))
+    assert vocabulary_counts(cells, mouse) is None
+    assert re.search(r"No raw counts at hand \(the table of orthologs.*is not kept\)", caplog.text)
+    assert raw_counts(cells, mouse).shape == mouse.shape

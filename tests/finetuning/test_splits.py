@@ -1,41 +1,135 @@
-"""The three parts of a split: disjoint, complete, alike in their classes, and never through a group."""
+"""The parts of a split: disjoint, complete, alike in their classes, and never through a group."""
 
+import logging
+import re
+from itertools import pairwise
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2_contingency, kruskal
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from geneformer_repro import InputError
-from geneformer_repro.finetuning.splits import Split, split_cells, split_table
+from geneformer_repro.config import ConfigError, from_mapping
+from geneformer_repro.finetuning import splits as module
+from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, require_no_leak, split_table
 
-SHARES = {"validation": 0.1, "test": 0.2}
 PARTS = Split._fields
+NAIVE = "CD4+/CD45RA+/CD25- Naive T"
 
 
 @pytest.fixture(scope="module")
-def labels(_pbmc):
-    """Ten blood cell types, 8 to 240 cells each."""
-    return _pbmc.obs["cell_type"].to_numpy().astype(str)
+def obs(_pbmc):
+    """700 cells of ten types, 8 to 240 of each; twenty made-up donors of 35 cells, most with most types."""
+    obs = _pbmc.obs.copy()
+    donor = np.arange(len(obs)) % 20
+    obs["donor"] = [f"donor{i:02d}" for i in donor]
+    obs["age"] = 20.0 + (donor * 7) % 20
+    obs["sex"] = np.where(donor % 3 == 0, "f", "m")
+    return obs
 
 
 @pytest.fixture(scope="module")
-def donors(labels):
-    """Twenty made-up donors of 35 cells, each with most types."""
-    return np.array([f"donor{i % 20:02d}" for i in range(len(labels))])
+def kang(shared):
+    """Annotation of 2,000 blood cells of eight patients (and seven doublets), thirteen types."""
+    return ad.read_h5ad(shared / "data" / "kang_ifnb" / "kang_ifnb.h5ad", backed="r").obs.copy()
 
 
-def shares(split, labels):
-    """Share of each class's cells that each part has, classes × parts."""
-    counts = pd.DataFrame({part: pd.Series(labels[rows]).value_counts() for part, rows in split._asdict().items()})
-    return counts.fillna(0).div(counts.sum(axis=1), axis=0)
+def table(classes, groups=None, **columns):
+    """Made-up cells."""
+    obs = pd.DataFrame({"cell_type": list(classes)} | columns, index=[f"c{i}" for i in range(len(classes))])
+    return obs if groups is None else obs.assign(donor=list(groups))
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("grouped", [False, True], ids=["by cell", "by group"])
-def test_every_cell_is_in_exactly_one_part(labels, donors, grouped, seed):
-    kept = labels != "CD4+/CD45RA+/CD25- Naive T"
-    split = split_cells(labels[kept], donors[kept] if grouped else None, **SHARES, seed=seed)
-    np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(kept.sum()))
-    assert all(len(rows) for rows in split)
+def split(obs, *, seed=0, classes="cell_type", **config):
+    return make_splits(obs.index.to_numpy(), obs[classes].to_numpy().astype(str), obs, SplitConfig(**config), seed=seed)
+
+
+def groups_of(obs, split, column="donor"):
+    return [set(obs[column].iloc[rows]) for rows in split]
+
+
+def same(first, second):
+    return all(np.array_equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other))
+
+
+WAYS = [
+    pytest.param({}, id="by cell"),
+    pytest.param({"group": "donor"}, id="by group"),
+    pytest.param({"folds": 4}, id="folds of cells"),
+    pytest.param({"folds": 4, "group": "donor"}, id="folds of groups"),
+    pytest.param({"folds": "groups", "group": "donor"}, id="leave one group out"),
+    pytest.param({"group": "donor", "test_groups": ("donor03", "donor11")}, id="named groups"),
+    pytest.param({"balance": ("phase",)}, id="balanced, by cell"),
+    pytest.param({"balance": ("age", "sex"), "group": "donor"}, id="balanced, by group"),
+]
+
+
+# What holds of every way to split.
+
+
+@pytest.mark.parametrize("config", WAYS)
+def test_every_cell_is_in_exactly_one_part_of_each_split(obs, config):
+    for one in split(obs, **config):
+        np.testing.assert_array_equal(np.sort(np.concatenate(one)), np.arange(len(obs)))
+        assert all(len(rows) for rows in one)
+
+
+@pytest.mark.parametrize("config", WAYS)
+def test_rows_are_in_input_order_within_a_part(obs, config):
+    assert all((np.diff(rows) > 0).all() for one in split(obs, **config) for rows in one)
+
+
+@pytest.mark.parametrize("config", [way for way in WAYS if way.id != "named groups"])
+def test_the_same_seed_gives_the_same_split_and_another_seed_another(obs, config):
+    first, again, other = (split(obs, seed=seed, **config) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("config", [way for way in WAYS if "group" in way.values[0]])
+def test_a_group_is_never_in_two_parts(obs, config):
+    for one in split(obs, **config):
+        assert sum(map(len, groups_of(obs, one))) == 20
+
+
+@pytest.mark.parametrize("config", WAYS)
+def test_a_saved_split_gives_the_same_split_again(obs, config, tmp_path):
+    made = split(obs, **config)
+    split_table(made, obs.index.to_numpy()).to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    assert same(split(obs, seed=9, split_file=str(tmp_path / "split.tsv")), made)
+
+
+@pytest.mark.parametrize(
+    "config", [{"folds": 3}, {"folds": 3, "group": "donor"}, {"folds": "groups", "group": "donor"}]
+)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_over_folds_each_cell_is_tested_once_and_no_group_is_on_two_sides(config, data):
+    n_groups = data.draw(st.integers(3, 9))
+    sizes = data.draw(st.lists(st.integers(4, 20), min_size=n_groups, max_size=n_groups))
+    cells = table(np.resize(["a", "b"], sum(sizes)), np.repeat(np.arange(n_groups), sizes))
+    made = split(cells, seed=data.draw(st.integers(0, 99)), **config)
+    np.testing.assert_array_equal(np.sort(np.concatenate([one.test for one in made])), np.arange(len(cells)))
+    for one in made:
+        train, validation, test = groups_of(cells, one)
+        assert all(len(rows) for rows in one)
+        assert "group" not in config or not test & (train | validation)
+
+
+# One split, by cell.
+
+
+def test_a_split_by_cell_is_two_stratified_cuts_of_scikit_learn(obs):
+    classes, rows = obs["cell_type"].to_numpy(), np.arange(len(obs))
+    rest, test = train_test_split(rows, test_size=140, stratify=classes, random_state=5)
+    rest = np.sort(rest)
+    train, validation = train_test_split(rest, test_size=70, stratify=classes[rest], random_state=5)
+    assert same(split(obs, seed=5), [(np.sort(train), np.sort(validation), np.sort(test))])
 
 
 @pytest.mark.parametrize(
@@ -46,119 +140,469 @@ def test_every_cell_is_in_exactly_one_part(labels, donors, grouped, seed):
         pytest.param(0.05, 0.5, id="45/5/50"),
     ],
 )
-def test_parts_have_the_shares_that_were_asked_for(labels, validation, test):
-    split = split_cells(labels, None, validation=validation, test=test, seed=0)
-    np.testing.assert_allclose(
-        [len(split.train), len(split.validation), len(split.test)],
-        len(labels) * np.array([1 - validation - test, validation, test]),
-        atol=1,
-    )
-
-
-def test_each_class_is_split_like_the_whole(labels):
-    expected = np.outer(pd.Series(labels).value_counts().sort_index(), [0.7, 0.1, 0.2])
-    split = split_cells(labels, None, **SHARES, seed=0)
-    found = shares(split, labels).mul(pd.Series(labels).value_counts(), axis=0).sort_index()
-    np.testing.assert_allclose(found[list(PARTS)], expected, atol=1.0)
-
-
-def test_rows_are_in_input_order_within_a_part(labels):
-    assert all((np.diff(rows) > 0).all() for rows in split_cells(labels, None, **SHARES, seed=0))
+def test_parts_have_the_shares_that_were_asked_for_in_each_class(obs, validation, test):
+    (one,) = split(obs, validation=validation, test=test)
+    n_of_class = obs["cell_type"].value_counts().sort_index()
+    for rows, share in zip(one, (1 - validation - test, validation, test), strict=True):
+        found = obs["cell_type"].iloc[rows].value_counts().reindex(n_of_class.index, fill_value=0)
+        np.testing.assert_allclose(found, share * n_of_class, atol=1.01)
 
 
 def test_a_tiny_test_share_still_has_room_for_every_class():
-    labels = np.repeat(list("abcde"), 6)
-    split = split_cells(labels, None, validation=0.01, test=0.01, seed=0)
-    assert all(set(labels[rows]) == set("abcde") for rows in split)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_group_is_never_in_two_parts(labels, donors, seed):
-    kept = labels != "CD4+/CD45RA+/CD25- Naive T"
-    split = split_cells(labels[kept], donors[kept], **SHARES, seed=seed)
-    groups = [set(donors[kept][rows]) for rows in split]
-    assert sum(map(len, groups)) == len(set.union(*groups)) == 20
-
-
-def test_group_splits_come_as_near_to_the_shares_as_whole_groups_allow(labels, donors):
-    kept = np.isin(labels, ["Dendritic", "CD14+ Monocyte", "CD19+ B"])
-    split = split_cells(labels[kept], donors[kept], **SHARES, seed=0)
-    np.testing.assert_allclose([len(rows) / kept.sum() for rows in split], [0.7, 0.1, 0.2], atol=0.06)
-
-
-def test_three_groups_become_the_three_parts():
-    labels, groups = np.tile(["a", "b"], 15), np.repeat(["x", "y", "z"], 10)
-    split = split_cells(labels, groups, **SHARES, seed=0)
-    assert sorted(groups[rows][0] for rows in split) == ["x", "y", "z"]
-
-
-def test_a_rare_class_does_not_make_a_group_split_warn(labels, donors):
-    # "Naive T" has eight cells; pytest turns a third-party warning into an error.
-    split = split_cells(labels, donors, **SHARES, seed=0)
-    assert sum(map(len, split)) == len(labels)
-
-
-@pytest.mark.parametrize("grouped", [False, True], ids=["by cell", "by group"])
-def test_the_same_seed_gives_the_same_split_and_another_seed_another(labels, donors, grouped):
-    kept = labels != "CD4+/CD45RA+/CD25- Naive T"
-    first, again, other = (
-        split_cells(labels[kept], donors[kept] if grouped else None, **SHARES, seed=seed) for seed in (3, 3, 4)
-    )
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    cells = table(np.repeat(list("abcde"), 6))
+    (one,) = split(cells, validation=0.01, test=0.01)
+    assert groups_of(cells, one, "cell_type") == [set("abcde")] * 3
 
 
 def test_a_class_with_fewer_than_three_cells_is_refused_by_name():
-    labels = np.array(["common"] * 20 + ["pair"] * 2 + ["single"])
     with pytest.raises(InputError, match=r"at least 3 cells.*'pair' \(2\), 'single' \(1\).*min_cells=3"):
-        split_cells(labels, None, **SHARES, seed=0)
+        split(table(["common"] * 20 + ["pair"] * 2 + ["single"]))
 
 
+@pytest.mark.parametrize("config", [{}, {"folds": 3}, {"test": 0.6, "validation": 0.2}], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_three_cells_of_a_class_are_enough(labels, seed):
-    three = np.concatenate([np.flatnonzero(labels == "CD34+")[:3], np.flatnonzero(labels == "Dendritic")])
-    split = split_cells(labels[three], None, **SHARES, seed=seed)
-    assert "CD34+" in labels[three][split.train]
+def test_three_cells_of_a_class_are_enough(obs, config, seed):
+    three = pd.concat([obs[obs["cell_type"] == "CD34+"][:3], obs[obs["cell_type"] == "Dendritic"]])
+    for one in split(three, seed=seed, **config):
+        assert "CD34+" in set(three["cell_type"].iloc[one.train])
 
 
 @pytest.mark.parametrize(
-    ("n_cells", "shares"),
+    ("n_cells", "config"),
     [
-        pytest.param((3, 30), {"validation": 0.2, "test": 0.6}, id="test takes two of three cells"),
-        pytest.param((3, 3), {"validation": 0.1, "test": 0.5}, id="no room for every class in the training part"),
+        pytest.param((3, 3), {"test": 0.7}, id="no room for every class in the rest"),
+        pytest.param((3, 5), {"test": 0.6, "validation": 0.39}, id="no room for every class in train"),
     ],
 )
-def test_a_class_that_cannot_be_in_every_part_is_refused_in_our_words(n_cells, shares):
-    labels = np.repeat(["few", "many"], n_cells)
-    with pytest.raises(InputError, match=r"class.*few"):
-        split_cells(labels, None, **shares, seed=0)
+def test_too_few_cells_are_refused_in_our_words(n_cells, config):
+    with pytest.raises(InputError, match=r"cells of 2 classes are too few.*'few' has \d.*smaller.*min_cells"):
+        split(table(np.repeat(["few", "many"], n_cells)), **config)
+
+
+# One split, by group.
+
+
+def test_group_splits_come_as_near_to_the_shares_as_whole_groups_allow(obs):
+    (one,) = split(obs[obs["cell_type"].isin(["Dendritic", "CD14+ Monocyte", "CD19+ B"])], group="donor")
+    n_cells = np.array(list(map(len, one)))
+    np.testing.assert_allclose(n_cells / n_cells.sum(), [0.7, 0.1, 0.2], atol=0.06)
+
+
+def test_the_classes_of_a_part_of_real_patients_are_nearer_to_all_cells_than_a_stratified_fold(kang):
+    def away(rows):
+        shares = kang["cell_type"].iloc[rows].value_counts() / kang["cell_type"].value_counts()
+        return (shares - 0.25).abs().mean()
+
+    folds = StratifiedGroupKFold(4, shuffle=True, random_state=0).split(kang, kang["cell_type"], kang["donor"])
+    (one,) = split(kang, group="donor", test=0.25)
+    assert away(one.test) < 0.06 < 0.08 < away(next(folds)[1])
+
+
+def test_no_random_choice_of_patients_is_nearer_than_the_one_taken(kang):
+    (one,) = split(kang, group="donor", test=0.2)
+    counts = pd.crosstab(kang["donor"], kang["cell_type"]).to_numpy()
+    taken = np.isin(np.unique(kang["donor"].astype(str)), list(groups_of(kang, one)[2]))
+    drawn = [np.flatnonzero(bits) for bits in np.random.default_rng(1).random((20, len(counts))) < 0.2]
+    distances = [module._distance(counts, few, 0.2) for few in drawn]
+    assert module._distance(counts, np.flatnonzero(taken), 0.2) <= min(distances)
+
+
+def test_three_groups_become_the_three_parts():
+    cells = table(np.tile(["a", "b"], 15), np.repeat(["x", "y", "z"], 10))
+    (one,) = split(cells, group="donor")
+    assert sorted(map(min, groups_of(cells, one))) == ["x", "y", "z"]
 
 
 @pytest.mark.parametrize("names", [["d1"], ["d1", "d2"]], ids=["one", "two"])
 def test_fewer_than_three_groups_are_refused_by_name(names):
-    labels, groups = np.tile(["a", "b"], 20), np.resize(names, 40)
     with pytest.raises(InputError, match=rf"at least 3 groups, found {len(names)}: {', '.join(names)}"):
-        split_cells(labels, groups, **SHARES, seed=0)
+        split(table(np.tile(["a", "b"], 20), np.resize(names, 40)), group="donor")
 
 
 def test_a_class_that_only_test_groups_have_is_refused_by_name():
-    labels, groups = np.repeat(["a", "b", "c"], 10), np.repeat(["x", "y", "z"], 10)
-    with pytest.raises(InputError, match=r"No training cell is of class '[abc]', which the test cells have.*min_cells"):
-        split_cells(labels, groups, **SHARES, seed=0)
+    cells = table(np.repeat(["a", "b", "c"], 10), np.repeat(["x", "y", "z"], 10))
+    with pytest.raises(InputError, match=r"No training cell is of class '[abc]', which the test cells.*min_cells"):
+        split(cells, group="donor")
+    with pytest.raises(InputError, match=r"Fold 1: No training cell is of class '[abc]'"):
+        split(cells, group="donor", folds=3)
 
 
-def test_few_cells_in_many_groups_are_split_or_refused_in_our_words():
-    labels, groups = np.repeat(["a", "b"], 4), np.arange(8).astype(str)
-    try:
-        split = split_cells(labels, groups, **SHARES, seed=0)
-    except InputError as error:
-        assert "class" in str(error)  # noqa: PT017 - either outcome is right, a message of scikit-learn's is not
-    else:
-        assert sum(map(len, split)) == 8
+def test_few_cells_in_many_groups_are_split():
+    cells = table(np.repeat(["a", "b"], 4), np.arange(8))
+    (one,) = split(cells, group="donor")
+    assert groups_of(cells, one, "cell_type")[0] == {"a", "b"}
+    assert sum(map(len, groups_of(cells, one))) == 8
 
 
-def test_the_split_table_names_each_cell_once_with_its_part():
+@pytest.mark.parametrize("use", [{"group": "dnor"}, {"balance": ("dnor",)}], ids=["group", "balance"])
+def test_a_column_that_is_not_there_is_refused_with_the_nearest(obs, use):
+    with pytest.raises(InputError, match=r"no obs column 'dnor'\. Did you mean 'donor'"):
+        split(obs, **use)
+
+
+@pytest.mark.parametrize("use", [{"group": "donor"}, {"balance": ("donor",)}], ids=["group", "balance"])
+def test_a_column_that_does_not_say_for_every_cell_is_refused(obs, use):
+    cells = obs.assign(donor=obs["donor"].where(obs.index != obs.index[5]))
+    with pytest.raises(InputError, match=f"'donor' says nothing for 1 of 700 labelled cells .*{obs.index[5]}"):
+        split(cells, **use)
+
+
+# Named groups, and leaving one out.
+
+
+@pytest.mark.parametrize(
+    "values", [[1015, 101, 8, 9], [1015.0, 101.0, 8.0, 9.0], ["1015", "101", "8", "9"]], ids=["int", "float", "text"]
+)
+@pytest.mark.parametrize("kind", [None, "category", "float32"])
+def test_named_groups_are_exactly_the_test_part_however_their_names_are_kept(values, kind):
+    cells = table(np.tile(["a", "b"], 20), np.resize(values, 40)).astype({"donor": kind} if kind else {})
+    (one,) = split(cells, group="donor", test_groups=("1015",))
+    np.testing.assert_array_equal(one.test, np.arange(0, 40, 4))
+
+
+def test_named_groups_decide_both_parts(kang):
+    (one,) = split(kang, group="donor", test_groups=("1015", "101"), validation_groups=("1016",))
+    assert groups_of(kang, one)[1:] == [{"1016"}, {"1015", "101"}]
+    np.testing.assert_array_equal(np.sort(np.concatenate(one)), np.arange(2000))
+
+
+def test_validation_is_of_other_groups_than_train_if_there_are_two(kang, caplog):
+    (one,) = split(kang, group="donor", test_groups=("1015", "101"))
+    train, validation, _ = groups_of(kang, one)
+    assert not train & validation
+    assert len(one.validation) / 2000 == pytest.approx(0.1, abs=0.05)
+    assert "training groups" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [pytest.param("ababab", id="one group is left"), pytest.param("abaacc", id="train would lose a class")],
+)
+def test_validation_is_cut_by_cell_where_groups_do_not_allow_it_and_that_is_told(classes, caplog):
+    left = ["x", "x", "y", "y", "y", "y"] if "c" in classes else ["x"] * 6
+    cells = table(list("ab") * 5 + list(classes) * 10, ["t"] * 10 + left * 10)
+    if "c" in classes:
+        cells.loc[cells["donor"] == "y", "cell_type"] = "c"
+    with caplog.at_level(logging.INFO):
+        (one,) = split(cells, group="donor", test_groups=("t",))
+    train, validation, _ = groups_of(cells, one)
+    assert validation <= train
+    assert set(cells["cell_type"].iloc[one.train]) == set(cells["cell_type"][10:])
+    assert "The epoch is chosen on cells of training groups; reported cells are of other groups." in caplog.text
+
+
+def test_the_only_cell_of_a_class_is_trained_on():
+    cells = table(["a", "b"] * 10 + ["rare"] + ["a", "b"], ["x"] * 21 + ["t"] * 2)
+    (one,) = split(cells, group="donor", test_groups=("t",))
+    assert 20 in one.train
+
+
+def test_a_class_that_only_a_named_group_has_is_kept_with_a_warning(kang, caplog):
+    only = kang.assign(cell_type=kang["cell_type"].astype(str).where(kang["donor"] != "1039", "B of 1039"))
+    (one,) = split(only, group="donor", test_groups=("1039",))
+    assert set(only["cell_type"].iloc[one.test]) == {"B of 1039"}
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage() == "No training cell is of class 'B of 1039'; test cells of it count as errors."
+
+
+def test_leaving_one_group_out_reports_each_group_once(kang, caplog):
+    made = split(kang, group="donor", folds="groups")
+    assert [groups_of(kang, one)[2] for one in made] == [{name} for name in sorted(set(kang["donor"]))]
+    assert not caplog.records
+
+
+def test_leaving_one_group_out_warns_for_the_fold_that_needs_it(caplog):
+    cells = table(list("abab") * 10 + ["c"] * 20, np.repeat(["x", "y", "z"], 20))
+    split(cells, group="donor", folds="groups")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "Fold 3: No training cell is of class 'c'; test cells of it count as errors." in warned
+    assert not [message for message in warned if "test" in message and "Fold 3" not in message]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param({"test_groups": ("105",)}, r"has '105' in obs column 'donor'. Did you mean '1015'", id="unknown"),
+        pytest.param({"test_groups": ("1", "1015")}, r"has '1' in obs column 'donor'", id="part of a name"),
+        pytest.param(
+            {"test_groups": ("1015",), "validation_groups": ("x",)},
+            r"validation_groups: .*'x'",
+            id="unknown validation",
+        ),
+        pytest.param({"test_groups": ("1015", "22")}, "name all groups; leave at least one", id="nothing to train on"),
+        pytest.param(
+            {"test_groups": ("1015",), "validation_groups": ("22",)}, "name all groups", id="nothing beside validation"
+        ),
+        pytest.param({"folds": "groups"}, "Leaving one group out needs at least 3 groups, found 2: 1015, 22", id="two"),
+    ],
+)
+def test_named_groups_that_cannot_be_are_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        split(table(np.tile(["a", "b"], 20), np.resize(["1015", "22"], 40)), group="donor", **config)
+
+
+# Folds.
+
+
+def test_folds_of_cells_are_those_of_scikit_learn(obs):
+    expected = StratifiedKFold(5, shuffle=True, random_state=2).split(obs, obs["cell_type"])
+    for one, (_, test) in zip(split(obs, folds=5, seed=2), expected, strict=True):
+        np.testing.assert_array_equal(one.test, test)
+
+
+def test_cells_that_choose_the_epoch_of_a_fold_are_not_reported_in_it(kang):
+    for one in split(kang, group="donor", folds=4):
+        train, validation, test = groups_of(kang, one)
+        assert not test & (train | validation)
+        assert not train & validation
+        assert len(one.validation) / len(kang) == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_class_rarer_than_the_folds_does_not_warn(obs):
+    assert (obs["cell_type"] == NAIVE).sum() < 10  # pytest turns a third-party warning into an error
+    assert len(split(obs, folds=10)) == len(split(obs, folds=10, group="donor")) == 10
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param(
+            {"folds": 21}, "folds=21 needs a class of so many cells, found at most 20; give fewer", id="cells"
+        ),
+        pytest.param(
+            {"folds": 5, "group": "donor"}, "in 5 folds needs at least 5 groups, found 4: w, x, y, z", id="groups"
+        ),
+    ],
+)
+def test_more_folds_than_there_is_to_fold_are_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        split(table(np.repeat(["a", "b"], 20), np.resize(list("wxyz"), 40)), **config)
+
+
+# Balance.
+
+
+def by_scipy(obs, one, column):
+    """p-value of a column's values in the parts, computed another way."""
+    parts = [obs[column].iloc[rows] for rows in one]
+    if pd.api.types.is_numeric_dtype(obs[column]):
+        return kruskal(*parts).pvalue
+    return chi2_contingency(pd.DataFrame([part.value_counts() for part in parts]).fillna(0)).pvalue
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_of_all_trials_the_one_with_the_largest_smallest_p_value_is_taken(obs, folds, monkeypatch, caplog):
+    monkeypatch.setattr(module, "TRIALS", 10)
+    columns = ("phase", "n_counts")
+    with caplog.at_level(logging.INFO):
+        taken = split(obs, balance=columns, folds=folds)
+    smallest = [
+        min(by_scipy(obs, one, column) for one in split(obs, seed=int(seed), folds=folds) for column in columns)
+        for seed in np.random.default_rng(0).integers(2**32, size=10)
+    ]
+    found = {column: min(by_scipy(obs, one, column) for one in taken) for column in columns}
+    assert min(found.values()) == pytest.approx(max(smallest))
+    assert np.argmax(smallest) != len(smallest) - 1  # else taking the last would pass
+    assert f"phase p = {found['phase']:.3g}, n_counts p = {found['n_counts']:.3g}" in caplog.text
+
+
+def test_more_trials_never_balance_worse(obs, monkeypatch):
+    p_values = []
+    for n_trials in (1, 4, 16):
+        monkeypatch.setattr(module, "TRIALS", n_trials)
+        p_values.append(by_scipy(obs, *split(obs, balance=("n_counts",)), "n_counts"))
+    assert all(fewer <= more for fewer, more in pairwise(p_values))
+    assert p_values[0] < p_values[-1]
+
+
+@pytest.mark.parametrize("column", ["age", "sex"], ids=["number", "text"])
+def test_what_a_donor_has_is_compared_over_donors(obs, column, caplog):
+    with caplog.at_level(logging.INFO):
+        (one,) = split(obs, group="donor", balance=(column,))
+    donors = obs.drop_duplicates("donor").set_index("donor")
+    rows = [[donors.index.get_loc(name) for name in names] for names in groups_of(obs, one)]
+    expected = by_scipy(donors, rows, column)
+    assert f"{column} p = {expected:.3g}." in caplog.text
+    assert expected > 0.5
+
+
+def test_what_cells_of_a_donor_differ_in_is_compared_by_its_share_in_each_donor(kang, caplog):
+    with caplog.at_level(logging.INFO):
+        (one,) = split(kang, group="donor", balance=("condition",))
+    share = (kang["condition"] == "control").groupby(kang["donor"].astype(str)).mean()
+    expected = kruskal(*(share[sorted(names)] for names in groups_of(kang, one))).pvalue
+    assert f"condition p = {expected:.3g}." in caplog.text
+
+
+def test_yes_and_no_are_compared_as_text(obs):
+    cells = obs.assign(told=obs["sex"] == "f", word=np.where(obs["sex"] == "f", "yes", "no"))
+    assert same(split(cells, balance=("told",)), split(cells, balance=("word",)))
+
+
+def test_a_column_with_one_value_is_balanced_by_every_split(obs, caplog):
+    with caplog.at_level(logging.INFO):
+        split(obs.assign(tissue="blood"), balance=("tissue",))
+    assert "tissue p = 1." in caplog.text
+
+
+def test_balanced_folds_of_groups_still_have_every_class_in_train(kang, monkeypatch):
+    monkeypatch.setattr(module, "TRIALS", 20)
+    for one in split(kang, group="donor", folds=3, balance=("condition",)):
+        types = groups_of(kang, one, "cell_type")
+        assert types[2] <= types[0]
+
+
+# A file.
+
+
+@pytest.fixture
+def few():
+    return table(list("ab") * 10, list("wxyz") * 5)
+
+
+def save(path, few, **parts):
+    names = few.index.to_numpy()
+    rows = [(names[i], part) for part, numbers in parts.items() for i in numbers]
+    pd.DataFrame(rows, columns=["cell", "part"]).to_csv(path, sep="," if path.suffix == ".csv" else "\t", index=False)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["split.tsv", "split.csv", "split.txt", "split.tsv.gz"])
+def test_a_file_names_the_parts_and_unlisted_cells_are_left_out(few, tmp_path, name, caplog):
+    path = save(tmp_path / name, few, test=[5, 1], train=[0, 2, 3, 9], validation=[4])
+    with caplog.at_level(logging.INFO):
+        (one,) = split(few, split_file=path, folds=2)
+    assert same([one], [Split(np.array([0, 2, 3, 9]), np.array([4]), np.array([1, 5]))])
+    assert f"{path}: 13 of 20 labelled cells are not listed; left out." in caplog.text
+
+
+@pytest.mark.parametrize("group", [None, "donor"], ids=["by cell", "by group"])
+def test_a_file_without_validation_has_it_cut_from_train(few, tmp_path, group):
+    path = save(tmp_path / "s.tsv", few, train=[i for i in range(20) if i % 4], test=range(0, 20, 4))
+    (one,) = split(few, split_file=path, group=group, validation=0.2)
+    np.testing.assert_array_equal(one.test, np.arange(0, 20, 4))
+    np.testing.assert_array_equal(np.union1d(one.train, one.validation), [i for i in range(20) if i % 4])
+    assert len(one.validation) == (5 if group else 4)
+    train, validation, _ = groups_of(few, one)
+    assert group is None or not train & validation
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        pytest.param({"train": [0, 1], "test": [2, 1]}, "Cell 'c1' is in train and test; give each", id="two parts"),
+        pytest.param({"train": [0, 0], "test": [2]}, "Cell 'c0' is in train and train", id="listed twice"),
+        pytest.param(
+            {"train": [0, 2], "test": [1, 4]}, "Group 'w' is in train and in test; give the whole", id="group"
+        ),
+        pytest.param(
+            {"train": [0], "validation": [2], "test": [1, 6]}, "Group 'y' is in validation and in test", id="validation"
+        ),
+        pytest.param({"train": [0, 1]}, "the file has no cell in part 'test'", id="no test"),
+        pytest.param({"test": [0, 1]}, "the file has no cell in part 'train'", id="no train"),
+        pytest.param({"train": [0], "tets": [1]}, "no part 'tets'. Did you mean 'test'", id="unknown part"),
+        pytest.param({}, "and a line a cell; found 'cell', 'part' and 0 lines", id="no cells"),
+    ],
+)
+def test_a_file_that_leaks_or_lacks_something_is_refused(few, tmp_path, parts, message):
+    parts = {"validation": [3]} | parts if parts and "validation" not in parts else parts
+    with pytest.raises(InputError, match=message):
+        split(few, split_file=save(tmp_path / "s.tsv", few, **parts), group="donor")
+
+
+def test_train_and_validation_of_a_file_may_share_a_group(few, tmp_path, caplog):
+    path = save(tmp_path / "s.tsv", few, train=[0, 1], validation=[4], test=[2])
+    with caplog.at_level(logging.INFO):
+        split(few, split_file=path, group="donor")
+    assert "The epoch is chosen on cells of training groups" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(
+            "cell,part\nc0,train\n", r"expected the columns 'cell' and 'part'.*found 'cell,part'", id="commas"
+        ),
+        pytest.param("cell\tset\nc0\ttrain\n", r"found 'cell', 'set' and 1 lines", id="other column"),
+        pytest.param("", "not a table", id="empty"),
+        pytest.param(
+            "cell\tpart\nc0\ttrain\nC1\ttest\nC2\ttest\n", r"2 of its cells .* 20 labelled .*'C1'", id="names"
+        ),
+        pytest.param(None, r"cannot be read \(No such file", id="absent"),
+        pytest.param(
+            "cell\tpart\tfold\nc0\ttrain\t1\nc1\ttest\t1\nc0\ttrain\t2\n",
+            "fold 2 has no cell in part 'test'",
+            id="fold",
+        ),
+    ],
+)
+def test_a_file_that_is_no_split_is_refused(few, tmp_path, text, message):
+    path = tmp_path / "s.tsv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*{message}"):
+        split(few, split_file=str(path))
+
+
+def test_a_file_cannot_tell_cells_of_one_name_apart(few, tmp_path):
+    path = save(tmp_path / "s.tsv", few, train=[0], validation=[1], test=[2])
+    with pytest.raises(InputError, match="two are called 'c7'; make names unique"):
+        split(few.rename(index={"c8": "c7"}), split_file=path)
+
+
+# Leaks, the table, the settings.
+
+
+def test_a_cell_that_two_folds_test_is_refused():
+    names, rows = np.array(["a", "b", "c", "d"]), np.arange(4)
+    folds = [Split(rows[:1], rows[1:2], rows[2:]), Split(rows[2:3], rows[:1], rows[3:])]
+    with pytest.raises(InputError, match="Cell 'd' is tested in folds 1 and 2"):
+        require_no_leak(folds, names, None)
+    require_no_leak(folds[:1], names, None)
+    with pytest.raises(InputError, match="Fold 1: Group 'g' is in train and in test"):
+        require_no_leak(folds, names, np.array(["g", "h", "g", "i"]))
+
+
+def test_the_split_table_names_each_cell_once_a_fold_with_its_part():
     names = np.array(["c0", "c1", "c2", "c3"])
-    table = split_table(Split(np.array([0, 3]), np.array([1]), np.array([2])), names)
+    one, other = Split(np.array([0, 3]), np.array([1]), np.array([2])), Split(*np.array([[1], [2], [3]]))
     expected = pd.DataFrame({"cell": ["c0", "c3", "c1", "c2"], "part": ["train", "train", "validation", "test"]})
-    pd.testing.assert_frame_equal(table, expected)
+    pd.testing.assert_frame_equal(split_table([one], names), expected)
+    more = pd.DataFrame({"cell": ["c1", "c2", "c3"], "part": PARTS})
+    both = pd.concat([expected.assign(fold=1), more.assign(fold=2)], ignore_index=True)
+    pd.testing.assert_frame_equal(split_table([one, other], names), both)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"folds": 0}, 'SplitConfig.folds must be at least 1, or "groups", found 0'),
+        ({"folds": "donor"}, "SplitConfig.folds must be at least 1"),
+        ({"folds": 2, "validation": 0.6}, "SplitConfig.folds must be more than"),
+        ({"folds": 2, "validation": 0.6, "test": 0.1}, r"folds must be more than 1 / \(1 - validation\), found 2"),
+        ({"validation": 0.0}, "validation must be between 0 and 1, found 0.0"),
+        ({"test": 0.9}, "test must be between 0 and 1 - validation, found 0.9"),
+        ({"folds": "groups"}, 'group must be a column with folds="groups", found None'),
+        ({"test_groups": ("x",)}, "group must be a column with test_groups, found None"),
+        ({"group": "donor", "test_groups": "1015"}, "test_groups must be a tuple of names, found '1015'"),
+        ({"group": "donor", "test_groups": ("x",), "folds": 3}, "folds must be 1 with test_groups, found 3"),
+        ({"group": "donor", "validation_groups": ("x",)}, "validation_groups must be empty without test_groups"),
+        (
+            {"group": "donor", "test_groups": ("x", "y"), "validation_groups": ("y",)},
+            "validation_groups must be other than test_groups",
+        ),
+        ({"group": "donor", "test_groups": ("x",), "balance": ("age",)}, "balance must be empty where"),
+        ({"group": "donor", "folds": "groups", "balance": ("age",)}, "balance must be empty where"),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_each_other_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        SplitConfig(**config)
+
+
+def test_settings_can_come_from_a_file():
+    values = {"group": "donor", "folds": "groups"}
+    assert from_mapping(SplitConfig, values) == SplitConfig(**values)
+    named = from_mapping(SplitConfig, {"group": "donor", "test_groups": ["1015"]})
+    assert named.test_groups == ("1015",)

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
-from geneformer_repro.checkpoint import Head, quiet_transformers
+from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError, load_config
-from geneformer_repro.model import IGNORED, CellClassifier
+from geneformer_repro.model import IGNORED, CellClassifier, Head, Target
 from geneformer_repro.pretraining import pretrain as module
 from geneformer_repro.pretraining.masking import Masked
 from geneformer_repro.pretraining.pretrain import FREQUENCY, MODEL, RANK, Guess, HeldOut, counts_by_rank
@@ -39,6 +39,7 @@ FILES = {
     "scores.tsv",
     "tensorboard",
     "loss.png",
+    "seen_cells.parquet",
 }
 SCORES = ["loss", "perplexity", "top1", "top5", "hidden_loss", "hidden_top1", "hidden_top5"]
 MASK = 1
@@ -179,8 +180,8 @@ def one_thread():
 
 @pytest.fixture
 def classifier(untrained: gf.Checkpoint) -> gf.Checkpoint:
-    head = Head("cell_type", ("B", "T"), "mean")
-    return gf.Checkpoint(CellClassifier(untrained.model.config), untrained.vocabulary, head, name="checkpoint clf")
+    model = CellClassifier(untrained.model.config, Head((Target("cell_type", ("B", "T")),)))
+    return gf.Checkpoint(model, untrained.vocabulary, name="checkpoint clf")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -354,6 +355,14 @@ class TestCells:
         assert len(held_out) == N_HELD_OUT
         assert not set(held_out) & set(true_cells(finished.masking.training[0]))
 
+    def test_the_cells_trained_on_are_known_by_their_digests(self, finished, sixty):
+        held_out = set(true_cells(finished.masking.held_out))
+        rows = [row for row, tokens in enumerate(sixty) if tuple(tokens.tolist()) not in held_out]
+        expected = np.unique(sixty.select(rows).digests())
+        assert len(expected) == N_TRAINING
+        for checkpoint in (finished.checkpoint, gf.Checkpoint.from_pretrained(finished.folder)):
+            np.testing.assert_array_equal(checkpoint.seen, expected, strict=True)
+
     @pytest.mark.parametrize("epoch", [0, 1])
     def test_every_other_cell_is_trained_on_once_an_epoch(self, finished, sixty, epoch):
         held_out = set(true_cells(finished.masking.held_out))
@@ -461,6 +470,18 @@ class TestGoingOn:
         assert untrained.model.config.to_dict() == config_before
         assert not untrained.model.training
         assert all(parameter.grad is None for parameter in untrained.model.parameters())
+
+    def test_the_cells_seen_before_stay_known(self, sixty, untrained, tmp_path):
+        """Also where they are trained on again."""
+        few = sixty.select(range(12))
+        digests = few.digests()
+        earlier = np.sort(np.array([0, 2**63 + 1, 2**64 - 1, *digests[:6].tolist()], dtype=np.uint64))
+        base = dataclasses.replace(untrained, seen=earlier)
+        more = start(tmp_path / "more", few, config(epochs=1), base=base)
+        held_out = set(true_cells(more.masking.held_out))
+        trained = [tuple(tokens.tolist()) not in held_out for tokens in few]
+        assert sum(trained) == 11
+        np.testing.assert_array_equal(more.checkpoint.seen, np.union1d(earlier, digests[trained]), strict=True)
 
     def test_a_classifier_is_refused(self, sixty, classifier, tmp_path):
         message = "checkpoint clf is a classifier without a masked-gene head; go on from a pretrained model"

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import geneformer_repro as gf
 from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
 from geneformer_repro.files import read_json, sha256, write_json
+from geneformer_repro.tokenizer import dataset as module
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.quality import CellFilter
 from geneformer_repro.tokenizer.tokenize import tokenize
@@ -97,6 +99,66 @@ def test_selected_cells_are_those_rows_in_that_order(plain):
 
 def test_selecting_no_cells_gives_none(plain):
     assert len(plain.select([])) == 0
+
+
+# digests
+
+
+def test_a_digest_is_that_of_the_tokens_bytes(plain):
+    slow = [
+        int.from_bytes(hashlib.blake2b(np.array(cell, dtype="<u4").tobytes(), digest_size=8).digest(), "little")
+        for cell in tokens_of(plain)
+    ]
+    found = plain.digests()
+    assert found.dtype == np.uint64
+    assert found.tolist() == slow
+
+
+def test_a_cell_has_the_same_digest_in_two_datasets(pbmc, vocabulary, plain, tmp_path):
+    """Under another name, in another row, in memory and from a file."""
+    other = pbmc[200:100:-1].copy()
+    other.obs_names = [f"renamed{i}" for i in range(other.n_obs)]
+    tokenize(saved(other, tmp_path / "other.h5ad"), vocabulary, out=tmp_path / "other.tok")
+    np.testing.assert_array_equal(TokenizedDataset.open(tmp_path / "other.tok").digests(), plain.digests()[200:100:-1])
+
+
+@pytest.mark.parametrize("write", ["to_parquet", "save_to_disk"])
+def test_a_cell_has_the_same_digest_in_a_published_dataset(plain, vocabulary, tmp_path, write):
+    getattr(plain.table, write)(tmp_path / "x")
+    np.testing.assert_array_equal(TokenizedDataset.open(tmp_path / "x", vocabulary).digests(), plain.digests())
+
+
+def test_other_cells_have_other_digests(plain):
+    assert len(np.unique(plain.digests())) == len({tuple(cell) for cell in tokens_of(plain)})
+
+
+@pytest.mark.parametrize("rows", [[5, 0, 5, 699], []], ids=["some", "none"])
+def test_digests_of_selected_cells_are_those_of_their_rows(plain, rows):
+    found = plain.select(rows).digests()
+    np.testing.assert_array_equal(found, plain.digests()[np.array(rows, dtype=int)], strict=True)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 700, 701])
+def test_digests_do_not_depend_on_how_many_are_read_at_once(plain, monkeypatch, at_once):
+    expected = plain.digests()
+    monkeypatch.setattr(module, "_DIGESTED_AT_ONCE", at_once)
+    np.testing.assert_array_equal(plain.digests(), expected)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param([[2, 5, 4, 3]], id="another_order"),
+        pytest.param([[2, 4, 3]], id="a_gene_less"),
+        pytest.param([[2, 4, 6, 3]], id="another_gene"),
+    ],
+)
+def test_a_digest_tells_cells_apart_by(stored, few, other):
+    cells = TokenizedDataset.open(stored({"input_ids": [[2, 4, 5, 3], *other]}), few)
+    assert len(set(cells.digests().tolist())) == 2
+
+
+# obs columns
 
 
 def test_an_obs_column_is_given_by_name(plain):

@@ -632,6 +632,28 @@ def test_genes_are_given_by_id_or_name():
     np.testing.assert_array_equal(small().tokens_of(gene for gene in "ab"), [2, 3])
 
 
+def test_no_genes_have_no_tokens():
+    np.testing.assert_array_equal(small().tokens_of([]), np.array([], dtype=np.int64), strict=True)
+
+
+def test_a_gene_is_found_where_it_stands_by_id_or_name():
+    np.testing.assert_array_equal(small().find(["c", "alpha", "b", "gamma"]), [2, 0, 1, 2])
+    np.testing.assert_array_equal(small().find(gene for gene in "ab"), [0, 1])
+
+
+def test_every_gene_is_found_where_it_stands(vocabulary):
+    np.testing.assert_array_equal(vocabulary.find(vocabulary.gene_ids), np.arange(len(vocabulary)), strict=True)
+
+
+def test_unknown_and_ambiguous_genes_are_found_nowhere():
+    vocabulary = Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, names={"a": "same", "b": "same"})
+    np.testing.assert_array_equal(vocabulary.find(["c", "same", "x", "", "<pad>"]), [2, -1, -1, -1, -1])
+
+
+def test_no_genes_are_found_nowhere():
+    np.testing.assert_array_equal(small().find([]), np.array([], dtype=np.int64), strict=True)
+
+
 def test_unknown_and_ambiguous_genes_are_all_named():
     vocabulary = Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, names={"a": "same", "b": "same"})
     message = (
@@ -644,6 +666,7 @@ def test_unknown_and_ambiguous_genes_are_all_named():
 def test_an_id_wins_over_the_name_of_another_gene():
     vocabulary = Vocabulary.from_tokens(V1 | {"a": 2, "b": 3}, names={"b": "a"})
     np.testing.assert_array_equal(vocabulary.tokens_of(["a"]), [2])
+    np.testing.assert_array_equal(vocabulary.find(["a"]), [0])
 
 
 # require_same

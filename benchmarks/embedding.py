@@ -1,0 +1,99 @@
+"""Cells/s of cell vectors: ours, and stock BERT over padded batches of cells sorted by length.
+
+Stock: `BertForMaskedLM(output_hidden_states=True)`, 100 cells a batch, longest first, mean over the genes, as the
+published package embeds. It makes all logits: 100 cells of 2,048 tokens take 20 GB of them, so that on a small machine
+`--batch` must be less. Both read the block before the last, in float32, on the same cells.
+
+python benchmarks/embedding.py CELLS     # V1-10M; CELLS a Parquet file of V1 token lists, such as the 500 cells of
+                                         # Genecorpus-30M that NVIDIA's BioNeMo ships, or a folder written by `tokenize`
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+
+import numpy as np
+import torch
+from _side_by_side import alternate, in_fresh_process, machine, report
+from transformers import BertForMaskedLM
+
+import geneformer_repro as gf
+from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+SETUP = (
+    "from embedding import both_models, chosen_cells, ours, stock\n"
+    "cells, batch = chosen_cells(sys.argv[1], int(sys.argv[2])), int(sys.argv[3])\n"
+    "checkpoint, theirs = both_models(cells)"
+)
+
+
+def chosen_cells(path: str, n_cells: int) -> gf.TokenizedDataset:
+    """Return some cells at random; token lists get as many genes as the published V1 vocabulary has."""
+    if path.endswith(".parquet"):
+        tokens = {"<pad>": 0, "<mask>": 1} | {f"ENSG{i:011d}": i for i in range(2, 25_426)}
+        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=2048))
+    else:
+        cells = gf.TokenizedDataset.open(path)
+    return cells.select(np.random.default_rng(0).permutation(len(cells))[:n_cells])
+
+
+def both_models(cells: gf.TokenizedDataset) -> tuple[gf.Checkpoint, BertForMaskedLM]:
+    """Return the same random V1-10M, ours and stock."""
+    config = bert_config("V1-10M", cells.vocabulary)
+    torch.manual_seed(0)
+    checkpoint = gf.Checkpoint(MaskedGeneModel(config).eval(), cells.vocabulary)
+    theirs = BertForMaskedLM(config).eval()
+    theirs.load_state_dict(checkpoint.model.state_dict())
+    return checkpoint, theirs
+
+
+def ours(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset) -> np.ndarray:
+    """Embed cells."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return np.asarray(gf.embed(checkpoint, cells).X)
+
+
+def stock(model: BertForMaskedLM, cells: gf.TokenizedDataset, batch: int) -> np.ndarray:
+    """Embed cells, padded to the longest of their batch; every layer and all logits are computed."""
+    order = np.argsort(-cells.lengths, kind="stable")
+    vectors = np.empty((len(cells), model.config.hidden_size), dtype=np.float32)
+    with torch.no_grad():
+        for rows in (order[start : start + batch] for start in range(0, len(cells), batch)):
+            lengths = torch.as_tensor(cells.lengths[rows])
+            ids = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(cells[row]) for row in rows], batch_first=True)
+            real = torch.arange(ids.shape[1]) < lengths[:, None]
+            hidden = model(ids, real.long(), output_hidden_states=True).hidden_states[-2]
+            vectors[rows] = ((hidden * real[..., None]).sum(1) / lengths[:, None]).numpy()
+    return vectors
+
+
+def main() -> None:
+    """Embed the same cells with both in turn; then each alone, for its memory."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cells")
+    parser.add_argument("--n-cells", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=100, help="cells of a stock batch (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    cells = chosen_cells(options.cells, options.n_cells)
+    checkpoint, theirs = both_models(cells)
+    seconds = alternate(lambda: ours(checkpoint, cells), lambda: stock(theirs, cells, options.batch), runs=options.runs)
+    print(machine())
+    report(
+        f"V1-10M, float32, {len(cells)} cells of {statistics.median(cells.lengths):,.0f} tokens (median)",
+        seconds,
+        amount=len(cells),
+        unit="cells",
+    )
+    difference = np.abs(ours(checkpoint, cells) - stock(theirs, cells, options.batch)).max()
+    print(f"  largest difference of a vector {difference:.1e}")
+    for name, work in {"ours": "ours(checkpoint, cells)", "stock": "stock(theirs, cells, batch)"}.items():
+        arguments = (options.cells, str(options.n_cells), str(options.batch))
+        found = in_fresh_process(SETUP, work, *arguments, sample=True)
+        print(f"  memory of {name}: {(found.peak - found.baseline) / 2**30:.2f} GB beyond models and libraries")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Cell vectors on disk, for more cells than memory holds: ``.h5ad`` or ``.zarr``.
+
+They are computed in parts, each written aside and renamed, so that a part is there whole or not at all; what else the
+result holds is written before the first, so that what cannot be written is known at once. At the end the parts are laid
+end to end. That takes twice their room on disk for a moment, and memory for one part, however many there are.
+"""
+
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from safetensors.numpy import load_file, save_file
+
+from geneformer_repro.errors import InputError
+from geneformer_repro.files import (
+    begin_work,
+    drop_work,
+    move_into_place,
+    new_directory,
+    new_file,
+    refuse_existing,
+    refuse_other_work,
+    work_folder,
+)
+from geneformer_repro.training import is_main_process, processes
+
+_H5AD, _ZARR = ".h5ad", ".zarr"
+_ROWS_A_CHUNK = 4096
+
+
+def refuse_unwritable(out: Path, *, overwrite: bool) -> None:
+    """Raise before the work if vectors may not be written to `out`.
+
+    Raises
+    ------
+    InputError
+        The suffix is neither ``.h5ad`` nor ``.zarr``.
+    FileExistsError
+        It is there and may not be replaced.
+    """
+    if out.suffix not in (_H5AD, _ZARR):
+        raise InputError(f"{out}: vectors are written as {_H5AD} or {_ZARR}. Give a name that ends so.")
+    refuse_existing(out, overwrite=overwrite, marker=_marker(out))
+
+
+class VectorParts:
+    """Unfinished vectors, ``OUT.partial``; every process of a run makes one and writes its share.
+
+    Parameters
+    ----------
+    out
+        The result, that `refuse_unwritable` let pass.
+    plan
+        What makes two pieces of work the same, as JSON can hold it.
+    n_parts
+        How many parts there are.
+    overwrite
+        Drop unfinished work.
+
+    Raises
+    ------
+    FileExistsError
+        There is unfinished work with another plan; names the first difference.
+    """
+
+    def __init__(self, out: Path, plan: Mapping[str, Any], n_parts: int, *, overwrite: bool) -> None:
+        refuse_other_work(out, plan, what="embedding", overwrite=overwrite)
+        processes().wait_for_everyone()
+        if is_main_process():
+            begin_work(out, plan, overwrite=overwrite)
+        processes().wait_for_everyone()
+        self._out, self._paths = out, [work_folder(out) / f"part-{i:06d}.safetensors" for i in range(n_parts)]
+        self._result = work_folder(out) / f"result{out.suffix}"
+        self.missing = [i for i, path in enumerate(self._paths) if not path.exists()]
+        """Parts that no earlier call has written; the same on every process."""
+        processes().wait_for_everyone()
+
+    def make_room(self, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensions: int) -> None:
+        """Write everything but the vectors.
+
+        Raises
+        ------
+        InputError
+            AnnData cannot write an obs column.
+        """
+        try:
+            _make_room(self._result, obs, uns, n_dimensions)
+        except InputError:
+            if len(self.missing) == len(self._paths):
+                drop_work(self._out)
+            raise
+
+    def write(self, part: int, vectors_ND: np.ndarray) -> None:
+        """Keep a part."""
+        with new_file(self._paths[part]) as aside:
+            save_file({"X": vectors_ND}, aside)
+
+    def finish(self) -> None:
+        """Make the result of the parts, which must all be there, and drop them."""
+        _fill(self._result, (load_file(path)["X"] for path in self._paths))
+        if self._out.suffix == _H5AD:
+            self._result.replace(self._out)
+        else:
+            move_into_place(self._result, self._out)
+        shutil.rmtree(work_folder(self._out))
+
+
+def write_vectors(out: Path, adata: ad.AnnData, *, overwrite: bool) -> None:
+    """Write vectors that are in memory."""
+    marker = _marker(out)
+    new = new_directory(out, marker=marker, overwrite=overwrite) if marker else new_file(out, overwrite=overwrite)
+    with new as aside:
+        _make_room(aside, adata.obs, adata.uns, adata.n_vars)
+        _fill(aside, [adata.X])
+
+
+def open_vectors(path: Path) -> ad.AnnData:
+    """Open vectors without reading ``X``: of ``.h5ad`` backed, of ``.zarr`` a `zarr.Array`."""
+    if path.suffix == _H5AD:
+        return ad.read_h5ad(path, backed="r")
+    root = zarr.open_group(str(path), mode="r")
+    return ad.AnnData(root["X"], **{name: ad.io.read_elem(root[name]) for name in ("obs", "var", "uns")})
+
+
+def _marker(path: Path) -> str | None:
+    """Return the file that tells a Zarr store from another folder: of format 2 or, also where there is none, 3."""
+    if path.suffix == _H5AD:
+        return None
+    return ".zgroup" if (path / ".zgroup").exists() else "zarr.json"
+
+
+@contextmanager
+def _opened(path: Path, mode: Literal["w", "r+"]) -> Iterator[Any]:
+    if path.suffix == _H5AD:
+        with h5py.File(path, mode) as file:
+            yield file
+    else:
+        yield zarr.open_group(str(path), mode=mode)
+
+
+def _make_room(path: Path, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensions: int) -> None:
+    """Write an AnnData whose vectors are still to come."""
+    var = pd.DataFrame(index=[str(i) for i in range(n_dimensions)])
+    adata = ad.AnnData(obs=obs, var=var, uns=dict(uns))
+    adata.strings_to_categoricals()
+    with _opened(path, "w") as root, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*autosharding")  # anndata 0.12 on a default of the next
+        try:
+            ad.io.write_elem(root, "/", adata)
+        except Exception as error:
+            reason = " ".join([str(error), *getattr(error, "__notes__", [])])
+            raise InputError(
+                f"{path}: AnnData cannot write an obs column of the cells ({reason}). Tokenise without it."
+            ) from error
+        if isinstance(root, h5py.File):
+            vectors = root.create_dataset("X", shape=adata.shape, dtype="float32")
+        else:
+            chunks = (min(_ROWS_A_CHUNK, adata.n_obs), n_dimensions)
+            vectors = root.empty(name="X", shape=adata.shape, dtype="float32", chunks=chunks)
+        vectors.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+def _fill(path: Path, parts: Iterable[np.ndarray]) -> None:
+    with _opened(path, "r+") as root:
+        start = 0
+        for vectors_ND in parts:
+            root["X"][start : start + len(vectors_ND)] = vectors_ND
+            start += len(vectors_ND)

@@ -1,0 +1,127 @@
+"""How many labels a method needs: every method trained on few cells, then on more, and asked the same test cells."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.errors import InputError
+from geneformer_repro.finetuning.baselines import Features
+from geneformer_repro.finetuning.methods import run_methods
+from geneformer_repro.finetuning.metrics import number_scores, scores
+from geneformer_repro.finetuning.networks import NetworkConfig
+from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.finetuning.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+DRAWS = 3
+"""Times that so many training cells are drawn: with ten labels it matters much which ten."""
+FEWEST_STEPS = 100
+"""A network sees at least so many batches, however few its cells."""
+
+
+def learning_curve(
+    task: Task,
+    start: Checkpoint,
+    config: NetworkConfig,
+    *,
+    split: Split,
+    sizes: Sequence[int],
+    features: Features | None,
+    work: Path,
+) -> pd.DataFrame:
+    """Train every method on more and more of the training cells.
+
+    No cell chooses the epoch here, since its label would have to be counted: all networks of a size take the same
+    number of steps, and the last one is kept. Draws are nested: the cells of a size are among those of the next.
+
+    Parameters
+    ----------
+    task, start, config, split, features, work
+        As for the whole comparison; the validation cells count among those to be drawn.
+    sizes
+        Numbers of labelled cells, none of them too large (`require_enough`); all cells are added at the end.
+
+    Returns
+    -------
+    ``target``, ``method``, ``n`` (labelled cells), ``draw``, and the scores on the test cells.
+    """
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    rows = []
+    for n in sorted({*sizes, len(pool)}):
+        for draw in range(DRAWS if n < len(pool) else 1):
+            chosen = nested_draw(task.strata, pool, n, np.random.default_rng([config.seed, draw]))
+            outcome = run_methods(
+                task,
+                start,
+                _with_steps(config, n),
+                train_rows=chosen,
+                validation_rows=None,
+                test_rows=split.test,
+                features=features,
+                work=work / f"{n}-{draw}",
+                step=f"{n} labels, draw {draw + 1}",
+            )
+            rows += _scored(task, split.test, outcome.predicted, n, draw)
+    return pd.DataFrame(rows)
+
+
+def require_enough(sizes: Sequence[int], split: Split) -> None:
+    """Raise `InputError` if a size is larger than the number of cells to be drawn from."""
+    n_cells = len(split.train) + len(split.validation)
+    if max(sizes, default=0) > n_cells:
+        raise InputError(
+            f"curve asks for {max(sizes)} labelled cells, but those that are not reported are {n_cells}. Leave such "
+            "sizes out; all cells are always the last."
+        )
+
+
+def nested_draw(strata: np.ndarray, pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `n` rows of the pool, the strata as evenly represented as their shares allow, one of each first.
+
+    Of one `rng` state, a smaller draw is part of a larger one.
+    """
+    shuffled = pool[rng.permutation(len(pool))]
+    names = pd.Series(strata[shuffled])
+    place = names.groupby(names).cumcount().to_numpy()
+    share = names.map(names.value_counts(normalize=True)).to_numpy()
+    # the k-th of a stratum is due when a draw of its share would hold k and a half; the first of each at once
+    due = np.where(place == 0, -1 / share, (place + 0.5) / share)
+    return np.sort(shuffled[np.lexsort((np.arange(len(due)), -share * (place == 0), due))][:n])
+
+
+def _with_steps(config: NetworkConfig, n: int) -> NetworkConfig:
+    n_steps = max(FEWEST_STEPS, math.ceil(config.epochs * n / config.batch_size))
+    return dataclasses.replace(config, trainer={**config.trainer, "max_steps": n_steps})
+
+
+def _scored(
+    task: Task, test_rows: np.ndarray, predicted: list[dict[str, np.ndarray | None]], n: int, draw: int
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for i, (target, by_method) in enumerate(zip(task.targets, predicted, strict=True)):
+        labels = task.labels[test_rows, i]
+        known = ~np.isnan(labels)
+        for method, one in by_method.items():
+            if one is None:
+                continue
+            found = (
+                scores(labels[known].astype(int), one[known])
+                if target.classes
+                else number_scores(labels[known], one[known])
+            )
+            rows.append({"target": target.name, "method": method, "n": n, "draw": draw + 1, **found})
+    return rows
+
+
+def over_draws(curve: pd.DataFrame, target: str, score: str) -> pd.DataFrame:
+    """Return ``method``, ``n``, and of a score over the draws its mean (``score``), lowest and highest."""
+    of_target = curve[curve["target"] == target]
+    grouped = of_target.groupby(["method", "n"], sort=False)[score].agg(["mean", "min", "max"]).reset_index()
+    return grouped.rename(columns={"mean": "score", "min": "low", "max": "high"})

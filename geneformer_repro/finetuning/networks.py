@@ -1,0 +1,240 @@
+"""Training one network on labelled cells, and asking it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from geneformer_repro.batching import collate, evaluation_batches
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.config import require
+from geneformer_repro.embedding import MAX_TOKENS
+from geneformer_repro.finetuning import transfer
+from geneformer_repro.finetuning.metrics import number_scores, scores
+from geneformer_repro.finetuning.tasks import Task
+from geneformer_repro.finetuning.transfer import TransferConfig
+from geneformer_repro.model import CellClassifier, GeneClassifier, Head, HeadPooling, Target, flops
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.training import CellExamples, ParameterGroup, TrainConfig, train
+
+ClassBalance = Literal["none", "weights", "sampling"]
+SELECTION = "selection"
+"""Held-out score by which an epoch, or a trial, is chosen: macro-F1 or R², the mean over several targets."""
+NO_SCORES: Mapping[str, Any] = {"eval_strategy": "no", "eval_on_start": False}
+"""Fields of `TrainingArguments` for a run without held-out cells."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(TransferConfig, TrainConfig):
+    """How to train a classifier of cells."""
+
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """How much the loss of a target counts, by its name; 1 where nothing is said."""
+    class_balance: ClassBalance = "none"
+    """Against rare classes: "weights" counts a cell's loss by one over the size of its class, "sampling" draws cells
+    of every class equally often (of the first target)."""
+    pooling: HeadPooling = "mean"
+    """How a cell's vector is made: the mean over its genes, ``<cls>``, or a learned weighted mean ("attention")."""
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        TransferConfig.__post_init__(self)
+        choices = get_args(ClassBalance)
+        require(self.class_balance in choices, self, "class_balance", f"one of {', '.join(map(repr, choices))}")
+        require(all(weight >= 0 for weight in self.task_weights.values()), self, "task_weights", "at least 0 each")
+
+
+def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool) -> CellClassifier | GeneClassifier:
+    """Make a classifier of the shape of a checkpoint, with its encoder's weights or with random ones."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = (GeneClassifier if head.level == "gene" else CellClassifier)(like.model.config, head)
+    if pretrained:
+        model.bert.load_state_dict(like.model.bert.state_dict())
+    return model
+
+
+def train_classifier(
+    task: Task,
+    start: Checkpoint,
+    config: NetworkConfig,
+    *,
+    train_rows: np.ndarray,
+    validation_rows: np.ndarray | None,
+    pretrained: bool = True,
+    work: Path,
+    step: str,
+) -> tuple[CellClassifier, pd.DataFrame]:
+    """Train a classifier; keep the epoch that is best on the validation cells, or without any the last.
+
+    Parameters
+    ----------
+    task
+        Labelled cells.
+    start
+        Gives the encoder, or only its shape.
+    config
+        How to train and transfer.
+    train_rows, validation_rows
+        Cells of the task.
+    pretrained
+        Start from the weights of `start`; else from random ones, all of them trained.
+    work, step
+        As for `train`.
+
+    Returns
+    -------
+    The classifier, a plain one whatever the transfer, and its history.
+    """
+    if not pretrained:
+        config = transfer.all_learning(config)
+    if validation_rows is None:
+        config = dataclasses.replace(config, trainer={**config.trainer, **NO_SCORES})
+    parts = RunParts.of(task, start, config, train_rows=train_rows, validation_rows=validation_rows)
+    prepared, groups = parts.make_model(pretrained=pretrained)
+    trained, history = train(
+        prepared,
+        parts.examples,
+        collate=parts.collate,
+        evaluate=parts.score,
+        config=config,
+        groups=groups,
+        best_by=None if validation_rows is None else SELECTION,
+        work=work,
+        flops_an_epoch=3 * flops(start.model.config, parts.examples.lengths),
+        step=step,
+    )
+    return cast(CellClassifier, transfer.finished(trained)).eval(), history
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunParts:
+    """What a training run is made of."""
+
+    task: Task
+    start: Checkpoint
+    config: NetworkConfig
+    head: Head
+    examples: CellExamples
+    class_weights: list[list[float] | None] | None
+    score: Callable[[nn.Module], dict[str, float]]
+    """Scores a model on the validation cells."""
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        start: Checkpoint,
+        config: NetworkConfig,
+        *,
+        train_rows: np.ndarray,
+        validation_rows: np.ndarray | None,
+    ) -> "RunParts":
+        """Put together what `train_classifier` is given."""
+        head = Head(task.head_targets(train_rows), config.pooling)
+        labels = task.labels[train_rows]
+        balanced = [balanced_weights(labels[:, i], target) for i, target in enumerate(head.targets)]
+        examples = CellExamples(
+            task.cells.lengths[train_rows],
+            lambda i, _: (task.cells[train_rows[i]], labels[i]),
+            rows=train_rows,
+            weights=_sampling_weights(labels[:, 0], balanced[0]) if config.class_balance == "sampling" else None,
+        )
+        class_weights = balanced if config.class_balance == "weights" else None
+        return cls(task, start, config, head, examples, class_weights, _scorer(task, head, validation_rows))
+
+    def make_model(self, *, pretrained: bool = True) -> tuple[CellClassifier, list[ParameterGroup]]:
+        """Make a classifier, ready to be trained."""
+        model = new_classifier(self.start, self.head, seed=self.config.seed, pretrained=pretrained)
+        weights = [self.config.task_weights.get(target.name, 1.0) for target in self.head.targets]
+        model.weigh(weights, self.class_weights)
+        return transfer.prepare(cast(CellClassifier, model), self.config, seed=self.config.seed)
+
+    def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
+        """Pad cells, and stack their labels."""
+        labels = torch.as_tensor(np.stack([label for _, label in batch]), dtype=torch.float32)
+        return collate([tokens for tokens, _ in batch], self.task.cells.vocabulary) | {"labels": labels}
+
+
+def balanced_weights(labels: np.ndarray, target: Target) -> list[float] | None:
+    """One over the share of each class, so that the mean over cells is 1; 0 for a class without cells."""
+    if not target.classes:
+        return None
+    n_cells = np.bincount(labels[~np.isnan(labels)].astype(int), minlength=len(target.classes))
+    return [float(n_cells.sum() / ((n_cells > 0).sum() * n)) if n else 0.0 for n in n_cells]
+
+
+def _sampling_weights(labels: np.ndarray, weight_of_class: list[float] | None) -> np.ndarray | None:
+    if weight_of_class is None:
+        return None
+    weights = np.array([*weight_of_class, 1.0])
+    return weights[np.where(np.isnan(labels), len(weights) - 1, labels).astype(int)]
+
+
+def _scorer(task: Task, head: Head, rows: np.ndarray | None) -> Callable[[nn.Module], dict[str, float]]:
+    if rows is None:
+        return lambda _: {}
+    cells, labels = task.cells.select(rows), task.labels[rows]
+
+    def score(model: nn.Module) -> dict[str, float]:
+        outputs = outputs_of(model, cells, head)
+        found = {
+            target.name: _target_scores(target, of_target.numpy(), labels[:, i])
+            for i, (target, of_target) in enumerate(zip(head.targets, head.split(outputs), strict=True))
+        }
+        with torch.no_grad():
+            loss = cast(CellClassifier, model).sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
+        chosen = [one["r2" if "r2" in one else "macro_f1"] for one in found.values() if one]
+        named = next(iter(found.values())) if len(found) == 1 else _prefixed(found)
+        return {"loss": loss.item() / len(labels), **named, SELECTION: float(np.mean(chosen))}
+
+    return score
+
+
+def _prefixed(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{name}/{score}": value for name, of_target in found.items() for score, value in of_target.items()}
+
+
+def _target_scores(target: Target, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    known = ~np.isnan(labels)
+    if not known.any():
+        return {}
+    predicted = meaning(target, outputs[known])
+    if not target.classes:
+        found = number_scores(labels[known], predicted)
+        return {name: found[name] for name in ("r2", "rmse")}
+    found = scores(labels[known].astype(int), predicted)
+    return {name: found[name] for name in ("accuracy", "macro_f1")}
+
+
+def best_epoch(history: pd.DataFrame) -> float:
+    """Return the epoch whose model was kept, at least the first."""
+    scored = history.dropna(subset=[f"eval_{SELECTION}"])
+    best = scored[f"eval_{SELECTION}"].to_numpy().argmax()
+    return max(float(scored["epoch"].to_numpy()[best]), 1.0)
+
+
+def meaning(target: Target, outputs: np.ndarray) -> np.ndarray:
+    """Return what outputs mean: probabilities (n, classes), or numbers (n,)."""
+    if target.classes:
+        return torch.as_tensor(outputs, dtype=torch.float64).softmax(-1).numpy()
+    return np.asarray(outputs[:, 0].astype(np.float64) * target.sd + target.mean)
+
+
+def outputs_of(model: nn.Module, cells: TokenizedDataset, head: Head, *, max_tokens: int = MAX_TOKENS) -> Tensor:
+    """Return a classifier's outputs for each cell, in the order of the cells, on the CPU."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    outputs_NK = torch.empty(len(cells), head.n_outputs)
+    with torch.inference_mode():
+        for rows, batch in evaluation_batches(cells, max_tokens):
+            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+            outputs_NK[torch.as_tensor(rows)] = model(**on_device).logits.float().cpu()
+    model.train(was_training)
+    return outputs_NK

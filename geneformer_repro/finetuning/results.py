@@ -1,0 +1,158 @@
+"""Writing what fine-tuning found: tables, pictures, and one page that holds them all."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from geneformer_repro.finetuning.curve import over_draws
+from geneformer_repro.finetuning.evaluation import Evaluation
+from geneformer_repro.finetuning.methods import FINE_TUNED
+from geneformer_repro.model import Target
+from geneformer_repro.report import (
+    Section,
+    confusion_figure,
+    learning_curve_figure,
+    methods_figure,
+    per_class_figure,
+    predicted_numbers_figure,
+    reliability_figure,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLASS_SCORES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
+NUMBER_SCORES = {"r2": "R²", "spearman": "Spearman"}
+_INDEXED = ("methods", "confusion", "probabilities")
+_TABLES = (*_INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability")
+
+
+def folder_of(folder: Path, target: str, *, several: bool) -> Path:
+    """Return where the tables of a target go: the folder itself, or of several targets one of its own.
+
+    It has the target's name, with what does not belong into a file name as in a URL: two targets never share it.
+    """
+    if not several:
+        return folder
+    name = re.sub(r"[^\w .-]", lambda found: quote(found[0], safe=""), target)
+    return folder / re.sub(r"^\.", "%2E", name)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write the tables and pictures of a target."""
+    folder.mkdir(exist_ok=True)
+    for name in _TABLES:
+        table = getattr(evaluation, name)
+        if table is not None:
+            table.to_csv(folder / f"{name}.tsv", sep="\t", index=name in _INDEXED)
+    for name, figure in figures(evaluation).items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def figures(evaluation: Evaluation) -> "dict[str, Figure]":
+    """Draw the pictures of a target, by name."""
+    if not evaluation.target.classes:
+        predictions = evaluation.predictions
+        return {
+            "methods": methods_figure(evaluation.methods, NUMBER_SCORES),
+            "predicted": predicted_numbers_figure(predictions["true"].to_numpy(), predictions[FINE_TUNED].to_numpy()),
+        }
+    assert evaluation.per_class is not None
+    assert evaluation.confusion is not None
+    assert evaluation.reliability is not None
+    ours = evaluation.per_class["method"] == FINE_TUNED
+    best_other = evaluation.methods["macro_f1"].drop(FINE_TUNED).dropna()
+    shown = [FINE_TUNED, *([best_other.idxmax()] if len(best_other) else [])]
+    reliability = evaluation.reliability
+    return {
+        "methods": methods_figure(evaluation.methods, CLASS_SCORES),
+        "confusion": confusion_figure(evaluation.confusion),
+        "per_class": per_class_figure(evaluation.per_class[ours].set_index("class")),
+        "reliability": reliability_figure({str(name): reliability[reliability["method"] == name] for name in shown}),
+    }
+
+
+def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
+    """Draw the learning curve of a target."""
+    score, name = ("macro_f1", "macro-F1") if target.classes else ("r2", "R²")
+    return learning_curve_figure(over_draws(curve, target.name, score), score=f"{name} on the test cells")
+
+
+def write_page(
+    folder: Path, evaluations: "list[Evaluation]", *, intervals: str, facts: dict[str, Any], curve: pd.DataFrame | None
+) -> None:
+    """Write ``report.html``: every table and picture with what it shows and what it does not."""
+    sections: list[Section] = []
+    for evaluation in evaluations:
+        sections += _sections(evaluation, intervals)
+        if curve is not None:
+            sections.append(
+                Section(
+                    f"{evaluation.target.name}: how many labels each method needs",
+                    "Each method trained on so many labelled cells and tested on the same cells as above; the band is "
+                    "the range over draws.",
+                    "What longer training or other settings would reach: all networks of a size take the same steps.",
+                    figure=curve_figure(curve, evaluation.target),
+                )
+            )
+    write_report(
+        folder / "report.html",
+        title="Fine-tuning: " + ", ".join(one.target.name for one in evaluations),
+        lead="Every method was trained and tested on the same cells. A model that does not beat the simple methods was "
+        "not worth it here.",
+        sections=sections,
+        facts=facts,
+    )
+
+
+def _sections(evaluation: Evaluation, intervals: str) -> list[Section]:
+    name, pictures = evaluation.target.name, figures(evaluation)
+    says = CLASS_SCORES if evaluation.target.classes else NUMBER_SCORES
+    best = evaluation.methods[next(iter(says))].idxmax()
+    sections = [
+        Section(
+            f"{name}: methods on the same test cells",
+            f"The best {next(iter(says.values()))} is that of: {best}. Bars are {intervals}.",
+            "A difference where bars overlap, or how any method would do on cells unlike these.",
+            figure=pictures["methods"],
+            table=evaluation.methods.dropna(how="all")[
+                [c for c in evaluation.methods.columns if not c.endswith(("_low", "_high"))]
+            ],
+        )
+    ]
+    if not evaluation.target.classes:
+        return [
+            *sections,
+            Section(
+                f"{name}: predicted against true",
+                "The fine-tuned model's number for each test cell.",
+                "Whether the error matters for your question.",
+                figure=pictures["predicted"],
+            ),
+        ]
+    return [
+        *sections,
+        Section(
+            f"{name}: which classes are found",
+            "Recall and precision of the fine-tuned model for each class.",
+            "Anything firm about classes of few test cells: look at the bars.",
+            figure=pictures["per_class"],
+        ),
+        Section(
+            f"{name}: which classes are confused",
+            "Test cells by true and predicted class; the colour is the share of the true class.",
+            "Errors of the model alone: the labels may be wrong as well.",
+            figure=pictures["confusion"],
+        ),
+        Section(
+            f"{name}: can the probabilities be believed",
+            "How often a prediction is right, by how sure the method is. On the diagonal the probability means what it "
+            "says; below it the method is too sure.",
+            "Calibration on other donors or protocols, where it is usually worse.",
+            figure=pictures["reliability"],
+        ),
+    ]

@@ -1,0 +1,192 @@
+"""Searching settings: seeded random search here, Optuna or Ray Tune through `transformers.Trainer`.
+
+A trial sees training and validation cells only; the test cells are not even handed over. The validation score of the
+best of many trials is flattered by the choice, so it is reported nowhere but in the table of trials.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.config import ConfigError, require
+from geneformer_repro.errors import did_you_mean
+from geneformer_repro.files import new_file, read_json, write_json
+from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, RunParts, train_classifier
+from geneformer_repro.finetuning.tasks import Task
+from geneformer_repro.training import is_main_process, processes, search_settings
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=NetworkConfig)
+DEFAULT_SPACE: Mapping[str, Any] = {
+    "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
+    "weight_decay": {"low": 0.0, "high": 0.3},
+    "warmup_steps": {"low": 0.0, "high": 0.2},
+    "decay": ["linear", "cosine"],
+}
+"""Searched where no space is given; ranges after the published one."""
+_NOT_SEARCHED = ("seed", "trainer", "task_weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Which settings to search, and how."""
+
+    trials: int = 0
+    """Settings to try before fine-tuning, each on the training cells, judged on the validation cells; 0 for none."""
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """What is searched: for a setting a list of values, or a range { low = 1e-5, high = 1e-3, log = true }. Empty:
+    learning rate, weight decay, warm-up and decay."""
+    engine: Literal["random", "optuna", "ray"] = "random"
+    """Who proposes settings: a seeded random draw, or Optuna or Ray Tune (extras of these names)."""
+
+    def __post_init__(self) -> None:
+        require(self.trials >= 0, self, "trials", "at least 0")
+        require(self.engine in ("random", "optuna", "ray"), self, "engine", "'random', 'optuna' or 'ray'")
+        if self.space and not self.trials:
+            raise ConfigError(f"{type(self).__name__}.space is given, but trials is 0; say how many to try.")
+        for name, values in self.space.items():
+            _require_searchable(type(self), name, values)
+
+
+def _require_searchable(config_type: type, name: str, values: Any) -> None:
+    known = {one.name for one in dataclasses.fields(NetworkConfig)} - set(_NOT_SEARCHED)
+    if name not in known:
+        raise ConfigError(
+            f"{config_type.__name__}.space: {name!r} cannot be searched. {did_you_mean(name, sorted(known))}"
+        )
+    if isinstance(values, Mapping):
+        low, high = values.get("low"), values.get("high")
+        if (
+            not (isinstance(low, (int, float)) and isinstance(high, (int, float)))
+            or not set(values) <= {"low", "high", "log"}
+            or not low < high
+            or (values.get("log") and low <= 0)
+        ):
+            raise ConfigError(
+                f"{config_type.__name__}.space: {name} must be a range {{ low = …, high = … }} of numbers with low < "
+                f"high (above 0 with log = true), found {dict(values)!r}."
+            )
+    elif not isinstance(values, (list, tuple)) or not len(values):
+        raise ConfigError(
+            f"{config_type.__name__}.space: {name} must be a list of values or a range {{ low = …, high = … }}, found "
+            f"{values!r}."
+        )
+
+
+def draw_settings(space: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Draw a value of every setting of a space."""
+    return {name: _draw(values, rng) for name, values in space.items()}
+
+
+def _draw(values: Any, rng: np.random.Generator) -> Any:
+    if not isinstance(values, Mapping):
+        return values[int(rng.integers(len(values)))]
+    low, high = values["low"], values["high"]
+    drawn = math.exp(rng.uniform(math.log(low), math.log(high))) if values.get("log") else rng.uniform(low, high)
+    whole = isinstance(low, int) and isinstance(high, int)
+    return round(drawn) if whole else float(drawn)
+
+
+def search(
+    task: Task,
+    start: Checkpoint,
+    config: Config,
+    *,
+    train_rows: np.ndarray,
+    validation_rows: np.ndarray,
+    work: Path,
+) -> tuple[Config, pd.DataFrame]:
+    """Try settings; return the configuration with the best ones, and a row a trial.
+
+    Parameters
+    ----------
+    task
+        Training and validation cells, no others.
+    start
+        The pretrained model.
+    config
+        A `SearchConfig` and `NetworkConfig` in one: what is not searched, and what is.
+    train_rows, validation_rows
+        Which cells of the task are which.
+    work
+        Folder of the trials; those that are finished are not repeated.
+
+    Returns
+    -------
+    The configuration, and ``trial``, each setting, the best validation ``selection`` and the ``epoch`` it was reached
+    at; the best trial first.
+    """
+    assert isinstance(config, SearchConfig)
+    space = config.space or DEFAULT_SPACE
+    if config.engine == "random":
+        rows = _at_random(task, start, config, space, train_rows, validation_rows, work)
+    else:
+        parts = RunParts.of(task, start, config, train_rows=train_rows, validation_rows=validation_rows)
+        rows = search_settings(
+            parts.make_model,
+            parts.examples,
+            collate=parts.collate,
+            evaluate=parts.score,
+            config=config,
+            best_by=SELECTION,
+            space=space,
+            n_trials=config.trials,
+            engine=config.engine,
+            work=work,
+            step="search",
+        )
+    table = pd.DataFrame([{"trial": i, **row} for i, row in enumerate(rows, start=1)])
+    table = table.sort_values(SELECTION, ascending=False, kind="stable", ignore_index=True)
+    best = rows[int(table["trial"].iloc[0]) - 1]
+    return dataclasses.replace(config, **{name: best[name] for name in space}), table
+
+
+def _at_random(
+    task: Task,
+    start: Checkpoint,
+    config: Config,
+    space: Mapping[str, Any],
+    train_rows: np.ndarray,
+    validation_rows: np.ndarray,
+    work: Path,
+) -> list[dict[str, Any]]:
+    assert isinstance(config, SearchConfig)
+    rows = []
+    for number in range(1, config.trials + 1):
+        done = work / f"trial-{number}" / "result.json"
+        if not done.exists():
+            settings = draw_settings(space, np.random.default_rng([config.seed, number]))
+            _, history = train_classifier(
+                task,
+                start,
+                dataclasses.replace(config, **settings),
+                train_rows=train_rows,
+                validation_rows=validation_rows,
+                work=done.parent,
+                step=f"trial {number} of {config.trials}",
+            )
+            row = {**settings, **_best(history)}
+            logger.info(json.dumps({"event": "trial", "trial": number, **row}))
+            processes().wait_for_everyone()
+            if is_main_process():
+                with new_file(done, overwrite=True) as aside:
+                    write_json(aside, row)
+            processes().wait_for_everyone()
+        rows.append(read_json(done))
+    return rows
+
+
+def _best(history: pd.DataFrame) -> dict[str, float]:
+    scored = history.dropna(subset=[f"eval_{SELECTION}"])
+    best = scored.iloc[int(scored[f"eval_{SELECTION}"].to_numpy().argmax())]
+    return {SELECTION: float(best[f"eval_{SELECTION}"]), "epoch": float(best["epoch"])}

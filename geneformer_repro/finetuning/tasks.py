@@ -1,0 +1,181 @@
+"""What is to be learned of which cells: obs columns to targets and labels, before any work is done."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.errors import InputError
+from geneformer_repro.model import Target
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+logger = logging.getLogger(__name__)
+
+_GAP, _ENOUGH = "(none)", 3
+_STRATA = 5
+"""Parts of equal size into which a number is cut so that a split holds all of its range."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Labelled cells."""
+
+    cells: TokenizedDataset
+    targets: tuple[Target, ...]
+    labels: np.ndarray
+    """For each cell and target the class's number, or the number; NaN where there is none; (cells, targets)."""
+    obs: pd.DataFrame
+    """The obs columns of the cells."""
+
+    @property
+    def strata(self) -> np.ndarray:
+        """What every part of a split should hold alike: the class, or the range of a number.
+
+        Of several targets all together, where each combination has cells enough; else of the first.
+        """
+        of_targets = [
+            _class_names(self.labels[:, i], target) if target.classes else _ranges(self.labels[:, i])
+            for i, target in enumerate(self.targets)
+        ]
+        if len(of_targets) == 1:
+            return of_targets[0]
+        joint = np.array([" / ".join(names) for names in zip(*of_targets, strict=True)])
+        return joint if pd.Series(joint).value_counts().min() >= _ENOUGH else _without_rare_gaps(of_targets[0])
+
+    def head_targets(self, rows: np.ndarray) -> tuple[Target, ...]:
+        """Return the targets with mean and standard deviation of the numbers among these rows."""
+        return tuple(
+            target if target.classes else _scaled(target, self.labels[rows, i]) for i, target in enumerate(self.targets)
+        )
+
+    def select(self, rows: np.ndarray) -> "Task":
+        """Return the task of some of the cells."""
+        return Task(self.cells.select(rows), self.targets, self.labels[rows], self.obs.iloc[rows])
+
+
+def _without_rare_gaps(names: np.ndarray) -> np.ndarray:
+    """Count the cells without a class as of the commonest one, where they are too few to be split themselves."""
+    counts = pd.Series(names).value_counts()
+    return np.where(names == _GAP, counts.index[0], names) if counts.get(_GAP, _ENOUGH) < _ENOUGH else names
+
+
+def _scaled(target: Target, numbers: np.ndarray) -> Target:
+    known = numbers[~np.isnan(numbers)]
+    if not len(known):
+        raise InputError(f"No training cell has a number in {target.name!r}. Give more cells, or another split.")
+    return Target(target.name, (), float(known.mean()), float(known.std()) or 1.0)
+
+
+def _class_names(codes: np.ndarray, target: Target) -> np.ndarray:
+    names = np.array([*target.classes, _GAP])
+    return names[np.where(np.isnan(codes), len(target.classes), codes).astype(int)]
+
+
+def _ranges(numbers: np.ndarray) -> np.ndarray:
+    place = pd.Series(numbers).rank(method="first", pct=True)
+    return (
+        place.map(lambda share: f"range {np.ceil(share * _STRATA):.0f} of {_STRATA}", "ignore").fillna(_GAP).to_numpy()
+    )
+
+
+def labelled_cells(
+    cells: TokenizedDataset,
+    targets: Sequence[str],
+    *,
+    regression: Sequence[str] = (),
+    min_cells: int = 0,
+    max_cells_per_class: int | None = None,
+    rng: np.random.Generator,
+) -> Task:
+    """Read the labels of cells; leave out, and count in the log, those that have none.
+
+    Parameters
+    ----------
+    cells
+        Tokenised cells with the columns.
+    targets
+        Obs columns to learn.
+    regression
+        Those that are learned as numbers.
+    min_cells
+        Labels of classes with fewer cells count as missing.
+    max_cells_per_class
+        Keep a random choice of so many cells of each class of the first target; None all.
+    rng
+        Makes that choice.
+
+    Raises
+    ------
+    InputError
+        A column is missing, has fewer than two classes, or should hold numbers and does not.
+    """
+    if len(set(targets)) < len(targets):
+        raise InputError(f"The targets must be different obs columns, found {', '.join(map(repr, targets))}.")
+    columns = {name: cells.require_obs(name) for name in targets}
+    read = [
+        _numbers(name, column) if name in regression else _classes(name, column, min_cells)
+        for name, column in columns.items()
+    ]
+    labels = np.stack([values for _, values in read], axis=1)
+    kept = np.flatnonzero(~np.isnan(labels).all(axis=1))
+    if len(kept) < len(cells):
+        logger.info("%s: %d cells have no label; left out.", ", ".join(targets), len(cells) - len(kept))
+    if max_cells_per_class is not None:
+        kept = _subsampled(kept, labels[kept, 0], max_cells_per_class, rng)
+    task = Task(cells.select(kept), tuple(target for target, _ in read), labels[kept], cells.obs.iloc[kept])
+    without_gene = task.cells.lengths <= (2 if cells.vocabulary.has_cls else 0)
+    if without_gene.any():
+        logger.info("%d labelled cells have no gene; left out.", without_gene.sum())
+        return task.select(np.flatnonzero(~without_gene))
+    return task
+
+
+def _subsampled(rows: np.ndarray, codes: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    shuffled = pd.Series(codes).iloc[rng.permutation(len(codes))]
+    chosen = shuffled.groupby(shuffled, dropna=False).head(most).index.to_numpy()
+    logger.info("%d of %d cells taken: at most %d of a class.", len(chosen), len(rows), most)
+    return rows[np.sort(chosen)]
+
+
+def _classes(name: str, column: pd.Series, min_cells: int) -> tuple[Target, np.ndarray]:
+    names = column.map(class_name, na_action="ignore")
+    n_cells = names.value_counts()
+    rare = sorted(n_cells.index[n_cells < min_cells])
+    if rare:
+        n_rare = int(n_cells[rare].sum())
+        logger.info(
+            "%s: %d cells are of classes with fewer than %d cells (%s); left out.",
+            name, n_rare, min_cells, ", ".join(rare),
+        )  # fmt: skip
+    classes = tuple(sorted(set(n_cells.index) - set(rare)))
+    if len(classes) < 2:
+        raise InputError(
+            f"obs column {name!r} has {len(classes)} class{'' if len(classes) == 1 else 'es'} "
+            f"({', '.join(map(repr, classes)) or 'all missing'}) among {int(n_cells.sum())} labelled cells; at least "
+            f"two are needed."
+        )
+    codes = pd.Index(classes).get_indexer(names).astype(float)
+    return Target(name, classes), np.where(codes < 0, np.nan, codes)
+
+
+def class_name(value: Any) -> str:
+    """Return a label as text: 1.0, which an integer column with a gap becomes, as "1"."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _numbers(name: str, column: pd.Series) -> tuple[Target, np.ndarray]:
+    try:
+        numbers = pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"obs column {name!r} should hold numbers to be learned by regression, but: {error}. Leave it out of "
+            f"regression to learn classes."
+        ) from error
+    if np.isinf(numbers).any():
+        raise InputError(f"obs column {name!r} holds infinite numbers (first: {column.index[np.isinf(numbers)][0]!r}).")
+    if len(np.unique(numbers[~np.isnan(numbers)])) < 2:
+        raise InputError(f"obs column {name!r} has fewer than two different numbers; there is nothing to learn.")
+    return Target(name), numbers

@@ -1,0 +1,245 @@
+"""One network on labelled cells: what it starts from, what its loss counts, which of its epochs is kept."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.utils.class_weight import compute_class_weight
+
+from geneformer_repro.batching import collate
+from geneformer_repro.config import ConfigError
+from geneformer_repro.finetuning.metrics import scores
+from geneformer_repro.finetuning.networks import (
+    NetworkConfig,
+    balanced_weights,
+    best_epoch,
+    meaning,
+    new_classifier,
+    outputs_of,
+    train_classifier,
+)
+from geneformer_repro.finetuning.tasks import labelled_cells
+from geneformer_repro.model import Head, Target
+
+TRAIN, VALIDATION = np.arange(0, 120, 2), np.arange(1, 120, 10)
+
+
+def config(**changes):
+    """Two steps."""
+    return NetworkConfig(**{"epochs": 1, "batch_size": 30, "learning_rate": 1e-3, "warmup_steps": 0} | changes)
+
+
+def task_of(few, *targets, **options):
+    return labelled_cells(few, targets, rng=np.random.default_rng(0), **options)
+
+
+def trained(task, start, folder, *, validation_rows=None, pretrained=True, train_rows=TRAIN, **changes):
+    return train_classifier(
+        task, start, config(**changes), train_rows=train_rows, validation_rows=validation_rows, pretrained=pretrained,
+        work=folder, step="test",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def types(few):
+    return task_of(few, "cell_type")
+
+
+def weights_of(model):
+    return torch.cat([weight.detach().flatten() for _, weight in sorted(model.state_dict().items())])
+
+
+# What it starts from
+
+
+def test_the_encoder_is_that_of_the_checkpoint_and_no_part_is_shared_with_it(base):
+    model = new_classifier(base, Head((Target("a", ("x", "y")),)), seed=0, pretrained=True)
+    for (name, weight), (_, from_file) in zip(
+        model.bert.state_dict().items(), base.model.bert.state_dict().items(), strict=True
+    ):
+        torch.testing.assert_close(weight, from_file, atol=0, rtol=0, msg=name)
+        assert weight.data_ptr() != from_file.data_ptr()
+
+
+def test_random_weights_come_from_the_seed_alone_and_are_not_the_checkpoints(base):
+    head = Head((Target("a", ("x", "y")),))
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, same, other = (weights_of(new_classifier(base, head, seed=seed, pretrained=False)) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, weights_of(new_classifier(base, head, seed=1, pretrained=True)))
+
+
+def test_a_probe_ends_with_the_encoder_of_the_checkpoint_and_another_head(types, base, tmp_path):
+    model, _ = trained(types, base, tmp_path, transfer="probe")
+    assert torch.equal(weights_of(model.bert), weights_of(base.model.bert))
+    fresh = new_classifier(base, model.head, seed=0, pretrained=True)
+    assert not torch.equal(model.classifier.weight, fresh.classifier.weight)
+    assert torch.equal(weights_of(fresh.bert), weights_of(model.bert))
+
+
+def test_next_to_no_learning_rate_leaves_the_checkpoints_weights(types, base, tmp_path):
+    model, _ = trained(types, base, tmp_path, learning_rate=1e-12)
+    torch.testing.assert_close(weights_of(model.bert), weights_of(base.model.bert), atol=1e-6, rtol=0)
+
+
+def test_all_of_a_random_network_learns_whatever_the_transfer(types, base, tmp_path):
+    model, _ = trained(types, base, tmp_path, transfer="probe", pretrained=False)
+    fresh = new_classifier(base, model.head, seed=0, pretrained=False)
+    learned = [not torch.equal(*pair) for pair in zip(model.parameters(), fresh.parameters(), strict=True)]
+    assert all(learned)
+    assert not model.training
+
+
+def test_the_checkpoint_is_left_as_it_is(types, base, tmp_path):
+    before = base.fingerprint
+    trained(types, base, tmp_path, learning_rate=0.1)
+    assert base.fingerprint == before
+    assert not base.model.training
+
+
+# What the loss counts
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        pytest.param([0.0, 0, 0, 1, 2, 2], None, id="as scikit-learn"),
+        pytest.param([0, 0, 0, 1, 2, 2, np.nan], None, id="without a label"),
+        pytest.param([0.0, 0, 0, 2], [2 / 3, 0.0, 2.0], id="no cell of a class"),
+    ],
+)
+def test_balanced_weights_are_one_over_the_share_of_a_class(labels, expected):
+    labels = np.array(labels)
+    known = labels[~np.isnan(labels)]
+    weights = balanced_weights(labels, Target("a", ("x", "y", "z")))
+    assert weights == pytest.approx(expected or compute_class_weight("balanced", classes=np.arange(3), y=known))
+    assert np.mean([weights[int(label)] for label in known]) == pytest.approx(1)
+
+
+def test_numbers_have_no_balanced_weights():
+    assert balanced_weights(np.array([1.0, 2.0]), Target("size")) is None
+
+
+def test_against_rare_classes_both_ways_change_what_is_learned(few, base, tmp_path):
+    """65 cells of the one class, 5 of the other."""
+    flags = task_of(few, "flag")
+    rows = np.concatenate([np.flatnonzero(flags.labels[:, 0] == 0)[:65], np.flatnonzero(flags.labels[:, 0] == 1)[:5]])
+    shares = {}
+    for how in ("none", "weights", "sampling"):
+        model, _ = trained(flags, base, tmp_path / how, train_rows=rows, class_balance=how, transfer="probe",
+                           learning_rate=0.05, epochs=6)  # fmt: skip
+        found = outputs_of(model, flags.cells.select(rows), model.head).softmax(1)[:, 1].numpy()
+        shares[how] = found.mean()
+    assert shares["none"] < 0.25
+    assert shares["weights"] > 1.5 * shares["none"]
+    assert shares["sampling"] > 1.5 * shares["none"]
+
+
+def test_a_target_without_weight_is_not_learned(few, base, tmp_path):
+    task = task_of(few, "cell_type", "flag")
+    model, _ = trained(task, base, tmp_path, task_weights={"flag": 0.0}, weight_decay=0.0)
+    fresh = new_classifier(base, model.head, seed=0, pretrained=True).classifier.weight
+    np.testing.assert_array_equal(
+        (model.classifier.weight != fresh).any(dim=1).numpy(), [True, True, True, False, False]
+    )
+
+
+def test_a_cell_without_a_label_of_a_target_teaches_it_nothing(few, base, tmp_path):
+    """Rows 0, 4, … have no class in ``partly``: it learns from them no more than if they were not there."""
+    task = task_of(few, "partly", "flag")
+    rows = np.arange(0, 120, 4)
+    model, _ = trained(task, base, tmp_path, train_rows=rows, weight_decay=0.0)
+    fresh = new_classifier(base, model.head, seed=0, pretrained=True).classifier.weight
+    np.testing.assert_array_equal(
+        (model.classifier.weight != fresh).any(dim=1).numpy(), [False, False, False, True, True]
+    )
+
+
+# What is kept
+
+
+@pytest.fixture(scope="module")
+def scored(types, gentle_base, tmp_path_factory):
+    """Training with validation cells, long enough to get worse again."""
+    return trained(types, gentle_base, tmp_path_factory.mktemp("scored"), validation_rows=VALIDATION, epochs=6,
+                   batch_size=8, learning_rate=3e-3)  # fmt: skip
+
+
+def test_the_epoch_that_is_best_on_the_validation_cells_is_kept(scored, types):
+    model, history = scored
+    outputs = outputs_of(model, types.cells.select(VALIDATION), model.head)
+    found = scores(types.labels[VALIDATION, 0].astype(int), meaning(types.targets[0], outputs.numpy()))
+    entries = history[history["epoch"] > 0].dropna(subset=["eval_selection"])
+    assert found["macro_f1"] == pytest.approx(entries["eval_selection"].max())
+    np.testing.assert_array_equal(entries["eval_selection"], entries["eval_macro_f1"])
+
+
+def test_of_several_targets_the_scores_bear_their_names_and_their_mean_selects(few, base, tmp_path):
+    task = task_of(few, "flag", "size", regression=("size",))
+    _, history = trained(task, base, tmp_path, validation_rows=VALIDATION)
+    entries = history.dropna(subset=["eval_selection"])
+    assert {"eval_flag/accuracy", "eval_flag/macro_f1", "eval_size/r2", "eval_size/rmse"} <= set(history)
+    mean = (entries["eval_flag/macro_f1"] + entries["eval_size/r2"]) / 2
+    np.testing.assert_allclose(entries["eval_selection"], mean)
+
+
+def test_without_validation_cells_the_last_epoch_is_kept_and_nothing_is_scored(types, base, tmp_path):
+    model, history = trained(types, base, tmp_path, epochs=2)
+    assert not [name for name in history if name.startswith("eval")]
+    saved = load_file(tmp_path / f"checkpoint-{history['step'].max()}" / "model.safetensors")
+    torch.testing.assert_close(dict(model.state_dict()), saved, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("found", "epoch"),
+    [
+        pytest.param([0.1, 0.5, 0.9, 0.9], 2.0, id="the first of equals"),
+        pytest.param([0.9, 0.5, 0.4, 0.4], 1.0, id="at least the first epoch"),
+    ],
+)
+def test_the_best_epoch_is_read_from_the_history(found, epoch):
+    history = pd.DataFrame({"epoch": [0.0, 1, 1, 2, 3], "eval_selection": [*found[:2], np.nan, *found[2:]]})
+    assert best_epoch(history) == epoch
+
+
+# Asking
+
+
+def test_outputs_are_those_of_one_cell_at_a_time_in_the_order_of_the_cells(scored, types):
+    model, _ = scored
+    cells = types.cells.select(np.array([100, 3, 50, 7]))
+    with torch.inference_mode():
+        alone = torch.cat([model(**collate([cell], cells.vocabulary)).logits for cell in cells])
+    torch.testing.assert_close(outputs_of(model, cells, model.head), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs_of(model, cells, model.head, max_tokens=40), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_asking_does_not_end_training(scored, types):
+    model, _ = scored
+    model.train()
+    outputs_of(model, types.cells.select(np.arange(3)), model.head)
+    assert model.training
+    model.eval()
+
+
+def test_outputs_mean_probabilities_or_numbers():
+    outputs = np.array([[0.0, np.log(3)], [5.0, 5.0]], dtype=np.float32)
+    np.testing.assert_allclose(meaning(Target("a", ("x", "y")), outputs), [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(meaning(Target("age", (), 40.0, 10.0), outputs[:, :1]), [40.0, 90.0])
+
+
+def test_settings_out_of_bounds_are_refused_by_name():
+    with pytest.raises(ConfigError, match=r"NetworkConfig\.transfer must be one of 'full', .*found 'half'"):
+        config(transfer="half")
+    with pytest.raises(ConfigError, match=r"NetworkConfig\.class_balance must be one of .*found 'weight'"):
+        config(class_balance="weight")
+    with pytest.raises(ConfigError, match=r"NetworkConfig\.task_weights must be at least 0 each, found {'flag': -1}"):
+        config(task_weights={"flag": -1})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().epochs = 3

@@ -1,0 +1,84 @@
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import geneformer_repro as gf
+from geneformer_repro import embedding_store
+from geneformer_repro.embedding_store import VectorParts, open_vectors, refuse_unwritable
+
+N_PARTS, ROWS, DIMENSIONS = 40, 500, 64
+SUFFIXES = pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+
+
+def part(i: int) -> np.ndarray:
+    return np.random.default_rng(i).normal(size=(ROWS, DIMENSIONS)).astype(np.float32)
+
+
+def stored(out: Path, *, n_parts: int = N_PARTS, obs: pd.DataFrame | None = None) -> VectorParts:
+    store = VectorParts(out, {"layer": -1}, n_parts, overwrite=False)
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(n_parts * ROWS)]) if obs is None else obs
+    store.make_room(obs, {"made_by": {"layer": -1}}, DIMENSIONS)
+    return store
+
+
+@SUFFIXES
+def test_parts_are_laid_end_to_end_in_whatever_order_they_came(suffix, tmp_path):
+    store = stored(tmp_path / f"x{suffix}", n_parts=3)
+    for i in (2, 0, 1):
+        store.write(i, part(i))
+    store.finish()
+    found = open_vectors(tmp_path / f"x{suffix}")
+    np.testing.assert_array_equal(found.X[:], np.concatenate([part(0), part(1), part(2)]))
+    assert found.uns["made_by"]["layer"] == -1
+
+
+@SUFFIXES
+def test_the_parts_that_are_missing_are_known(suffix, tmp_path):
+    stored(tmp_path / f"x{suffix}", n_parts=4).write(1, part(1))
+    assert stored(tmp_path / f"x{suffix}", n_parts=4).missing == [0, 2, 3]
+
+
+@SUFFIXES
+def test_memory_is_that_of_a_part_not_of_all(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_store, "_ROWS_A_CHUNK", ROWS)
+    store = stored(tmp_path / f"x{suffix}")
+    for i in range(N_PARTS):
+        store.write(i, part(i))
+    tracemalloc.start()
+    store.finish()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    of_a_part = ROWS * DIMENSIONS * 4
+    assert peak < 10 * of_a_part < N_PARTS * of_a_part
+
+
+@SUFFIXES
+def test_opening_does_not_read_the_vectors(suffix, tmp_path):
+    store = stored(tmp_path / f"x{suffix}", n_parts=1)
+    store.write(0, part(0))
+    store.finish()
+    assert not isinstance(open_vectors(tmp_path / f"x{suffix}").X, np.ndarray)
+
+
+def test_an_obs_column_that_cannot_be_written_is_known_before_the_work(tmp_path):
+    obs = pd.DataFrame({"when": [[1, 2]] * ROWS}, index=[f"cell{i}" for i in range(ROWS)])
+    with pytest.raises(gf.InputError, match=r"cannot write an obs column .*'when'.*Tokenise without it"):
+        stored(tmp_path / "x.h5ad", n_parts=1, obs=obs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_zarr_store_is_never_replaced(tmp_path):
+    (tmp_path / "x.zarr").mkdir()
+    (tmp_path / "x.zarr" / "thesis.txt").touch()
+    with pytest.raises(FileExistsError, match=r"folder without zarr.json"):
+        refuse_unwritable(tmp_path / "x.zarr", overwrite=True)
+
+
+@pytest.mark.parametrize("marker", [".zgroup", "zarr.json"], ids=["format 2", "format 3"])
+def test_a_zarr_store_of_either_format_may_be(marker, tmp_path):
+    (tmp_path / "x.zarr").mkdir()
+    (tmp_path / "x.zarr" / marker).touch()
+    refuse_unwritable(tmp_path / "x.zarr", overwrite=True)
