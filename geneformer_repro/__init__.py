@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geneformer_repro import datasets
     from geneformer_repro.checkpoint import Checkpoint
-    from geneformer_repro.embedding import embed
+    from geneformer_repro.embedding import embed, embed_states
     from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
     from geneformer_repro.finetuning.finetune import FinetuneConfig, Finetuned, finetune
+    from geneformer_repro.finetuning.genes import FinetunedGenes, GeneFinetuneConfig, finetune_genes
+    from geneformer_repro.finetuning.predict import predict
     from geneformer_repro.in_silico.perturbation import Deletion
     from geneformer_repro.in_silico.screen import GoalState, ShiftTable, perturb
     from geneformer_repro.in_silico.statistics import shift_statistics
+    from geneformer_repro.mapping import integration_scores, map_to_reference
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.quality import CellFilter
@@ -29,6 +32,8 @@ _HOME = {
     "Deletion": "in_silico.perturbation",
     "FinetuneConfig": "finetuning.finetune",
     "Finetuned": "finetuning.finetune",
+    "FinetunedGenes": "finetuning.genes",
+    "GeneFinetuneConfig": "finetuning.genes",
     "GoalState": "in_silico.screen",
     "InputError": "errors",
     "PretrainConfig": "pretraining.pretrain",
@@ -37,8 +42,13 @@ _HOME = {
     "Vocabulary": "tokenizer.vocabulary",
     "VocabularyMismatchError": "errors",
     "embed": "embedding",
+    "embed_states": "embedding",
     "finetune": "finetuning.finetune",
+    "finetune_genes": "finetuning.genes",
+    "integration_scores": "mapping",
+    "map_to_reference": "mapping",
     "perturb": "in_silico.screen",
+    "predict": "finetuning.predict",
     "pretrain": "pretraining.pretrain",
     "shift_statistics": "in_silico.statistics",
     "tokenize": "tokenizer.tokenize",
@@ -51,6 +61,8 @@ __all__ = [
     "Deletion",
     "FinetuneConfig",
     "Finetuned",
+    "FinetunedGenes",
+    "GeneFinetuneConfig",
     "GoalState",
     "InputError",
     "PretrainConfig",
@@ -60,8 +72,13 @@ __all__ = [
     "VocabularyMismatchError",
     "datasets",
     "embed",
+    "embed_states",
     "finetune",
+    "finetune_genes",
+    "integration_scores",
+    "map_to_reference",
     "perturb",
+    "predict",
     "pretrain",
     "shift_statistics",
     "tokenize",

@@ -464,6 +464,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import new_file, refuse_existing
     from geneformer_repro.finetuning.predict import predict
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
+    from geneformer_repro.tokenizer.readers import open_counts
 
     out = Path(arguments.out)
     if out.suffix not in (".tsv", ".h5ad"):
@@ -479,7 +480,8 @@ def _predict(arguments: argparse.Namespace) -> None:
             raise InputError(f"{out}: only a copy of an .h5ad can hold predictions; write a .tsv.")
         import anndata
 
-        data = anndata.read_h5ad(arguments.data)
+        open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
+        data = anndata.read_h5ad(data)
     checkpoint = Checkpoint.from_pretrained(arguments.checkpoint)
     table = predict(checkpoint, data, layer=arguments.layer, gene_ids=arguments.gene_ids)
     with new_file(out, overwrite=arguments.overwrite) as aside:

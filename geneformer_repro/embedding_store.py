@@ -160,6 +160,8 @@ def _make_room(path: Path, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensio
             raise InputError(
                 f"{path}: AnnData cannot write an obs column of the cells ({reason}). Tokenise without it."
             ) from error
+        if "raw" in root:
+            del root["raw"]  # an empty dataset, over which anndata 0.12 stumbles when it reads a backed file to memory
         if isinstance(root, h5py.File):
             vectors = root.create_dataset("X", shape=adata.shape, dtype="float32")
         else:

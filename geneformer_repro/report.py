@@ -144,7 +144,9 @@ def confusion_figure(confusion: pd.DataFrame) -> "Figure":
     return figure
 
 
-def methods_figure(methods: pd.DataFrame, scores: Mapping[str, str] = MAIN_SCORES) -> "Figure":
+def methods_figure(
+    methods: pd.DataFrame, scores: Mapping[str, str] = MAIN_SCORES, *, tested: str = "cells"
+) -> "Figure":
     """Draw what each method reached on the same test cells, with intervals.
 
     Parameters
@@ -154,17 +156,19 @@ def methods_figure(methods: pd.DataFrame, scores: Mapping[str, str] = MAIN_SCORE
         scores is shown as not run.
     scores
         Columns to draw, with what to call them.
+    tested
+        What was predicted.
     """
     figure, axes = _rows_figure(methods, list(methods.index), scores)
     _fit_scores(axes, methods[[f"{name}{end}" for name in scores for end in ("", "_low", "_high")]])
     for row, missing in enumerate(methods[list(scores)].isna().all(axis=1)):
         if missing:
             axes.text(0.02, row, "not run", color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
-    axes.set(xlabel="score on the test cells (bar: 95 % interval)")
+    axes.set(xlabel=f"score on the test {tested} (bar: 95 % interval)")
     return figure
 
 
-def per_class_figure(per_class: pd.DataFrame) -> "Figure":
+def per_class_figure(per_class: pd.DataFrame, *, tested: str = "cells") -> "Figure":
     """Draw recall and precision of each class, with intervals and the numbers of cells.
 
     Parameters
@@ -172,10 +176,12 @@ def per_class_figure(per_class: pd.DataFrame) -> "Figure":
     per_class
         Indexed by class, the first on top: ``n``, ``recall``, ``precision``, and of both ``…_low`` and ``…_high``. What
         is NaN is not drawn.
+    tested
+        What was predicted.
     """
     labels = [f"{name} ({n})" for name, n in per_class["n"].items()]
     figure, axes = _rows_figure(per_class, labels, {"recall": "recall", "precision": "precision"})
-    axes.set(xlim=(-0.02, 1.02), xlabel="share (bar: 95 % interval; in brackets: test cells)")
+    axes.set(xlim=(-0.02, 1.02), xlabel=f"share (bar: 95 % interval; in brackets: test {tested})")
     return figure
 
 

@@ -21,6 +21,8 @@ NAMES = [
     "Deletion",
     "FinetuneConfig",
     "Finetuned",
+    "FinetunedGenes",
+    "GeneFinetuneConfig",
     "GoalState",
     "InputError",
     "PretrainConfig",
@@ -30,8 +32,13 @@ NAMES = [
     "VocabularyMismatchError",
     "datasets",
     "embed",
+    "embed_states",
     "finetune",
+    "finetune_genes",
+    "integration_scores",
+    "map_to_reference",
     "perturb",
+    "predict",
     "pretrain",
     "shift_statistics",
     "tokenize",
@@ -41,7 +48,12 @@ FUNCTIONS = {
     "cell_filter, uncropped, workers, ray, overwrite",
     "pretrain": "cells, config, *, out, base, overwrite, resume",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
-    "embed": "checkpoint, cells, *, level, layer, pooling, max_tokens, device",
+    "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
+    "predict": "checkpoint, data, *, layer, gene_ids, max_tokens, device",
+    "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
+    "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
+    "map_to_reference": "query, reference, label, *, n_neighbors",
+    "integration_scores": "adata, *, batch, label, counts, seed",
     "perturb": "checkpoint, cells, perturbation, *, "
     "goal, layer, pooling, max_cells, seed, out, max_tokens, device, overwrite",
     "shift_statistics": "shifts, *, method",
@@ -57,6 +69,7 @@ FUNCTIONS = {
     "TokenizedDataset.open": "path, vocabulary",
     "TokenizedDataset.select": "self, rows",
     "TokenizedDataset.genes": "self, i",
+    "TokenizedDataset.digests": "self",
     "TokenizedDataset.require_obs": "self, name",
     "Checkpoint.from_pretrained": "path_or_hub_id, *, subfolder, revision, vocabulary",
     "Checkpoint.save": "self, path, *, overwrite",
@@ -66,20 +79,26 @@ FUNCTIONS = {
     "Deletion.variants": "self, cell, vocabulary",
 }
 TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
+TRANSFER = "transfer, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits"
+SPLIT = "group, folds, validation, test, test_groups, validation_groups, balance, split_file"
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
     "mito_within_sd",
     "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids",
     "TokenizedDataset": "table, vocabulary, spec",
-    "Checkpoint": "model, vocabulary, head, provenance, name",
+    "Checkpoint": "model, vocabulary, provenance, seen, name",
     "PretrainConfig": f"{TRAINING}, recipe, size, network, mask_probability, held_out",
-    "FinetuneConfig": f"{TRAINING}, target, group, validation, test, min_cells, pooling, baselines",
-    "Finetuned": "checkpoint, methods, confusion, predictions, split, history",
+    "FinetuneConfig": f"{TRAINING}, {TRANSFER}, task_weights, class_balance, pooling, {SPLIT}, trials, space, engine, "
+    "target, regression, min_cells, max_cells_per_class, baselines, curve, allow_seen",
+    "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
+    "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
+    "GeneFinetuneConfig": f"{TRAINING}, {TRANSFER}, folds, validation, max_cells, min_cells, class_balance, baselines",
     "Deletion": "genes",
     "GoalState": "obs, start, goal, alternatives, embeddings",
     "ShiftTable": "table, metadata",
 }
-CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig")
+CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig", "GeneFinetuneConfig")
+RESULTS = ("Finetuned", "FinetunedGenes")
 
 
 def named(path):
@@ -164,13 +183,19 @@ def test_a_docstring_speaks_of_every_parameter(path):
     assert [name for name in names if not re.search(rf"(?m)^(\w+, )*{name}(, \w+)*$", documented)] == []
 
 
-@pytest.mark.parametrize("name", ["tokenize", "pretrain", "finetune", "embed", "perturb", "shift_statistics"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenize", "pretrain", "finetune", "finetune_genes", "predict", "embed", "embed_states", "map_to_reference",
+        "integration_scores", "perturb", "shift_statistics",
+    ],
+)  # fmt: skip
 def test_every_step_says_what_it_takes_returns_and_raises(name):
     sections = re.findall(r"(?m)^(\w+)\n-+$", inspect.getdoc(named(name)))
     assert sections[:3] == ["Parameters", "Returns", "Raises"]
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name not in (*CONFIGS, "Finetuned")])
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in (*CONFIGS, *RESULTS)])
 def test_a_docstring_speaks_of_every_field(name):
     documented = inspect.getdoc(named(name))
     assert [field for field in FIELDS[name].split(", ") if not re.search(rf"(?m)^{field}$", documented)] == []
@@ -194,7 +219,7 @@ def test_every_public_function_and_class_has_a_docstring():
     assert [where for where, node in public_definitions() if not (ast.get_docstring(node) or "").strip()] == []
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "Finetuned"])
+@pytest.mark.parametrize("name", [*CONFIGS, *RESULTS])
 def test_every_field_has_a_sentence_under_it(name):
     source = Path(inspect.getsourcefile(named(name))).read_text(encoding="utf-8")
     body = next(node for node in ast.parse(source).body if getattr(node, "name", None) == name).body

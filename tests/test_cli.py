@@ -21,17 +21,37 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
 from geneformer_repro import cli
+from geneformer_repro.config import load_config
+from geneformer_repro.files import sha256
+from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
+from geneformer_repro.finetuning.predict import predict
 
-COMMANDS = ("vocabulary", "tokenize", "pretrain", "finetune", "embed", "perturb", "statistics", "info")
+COMMANDS = (
+    "vocabulary",
+    "tokenize",
+    "pretrain",
+    "finetune",
+    "predict",
+    "embed",
+    "map",
+    "mixing",
+    "perturb",
+    "statistics",
+    "info",
+)
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"
 TOWARDS = gf.GoalState("cell_type", START, GOAL, [ALTERNATIVE])
 PRETRAIN = {"size": "tiny", "epochs": 1, "batch_size": 8, "warmup_steps": 0.1}
-FINETUNE = {"epochs": 1, "batch_size": 8}
+FINETUNE = {"epochs": 1, "batch_size": 8, "allow_seen": True}
+GENES = {"folds": 2, "min_cells": 5, "batch_size": 20}
 STATES = ["--state", "cell_type", "--start", START, "--goal", GOAL, "--alternatives", ALTERNATIVE]
 
 
 def settings(chosen):
-    return ["--set", *(f"{key}={value}" for key, value in chosen.items())]
+    return [
+        "--set",
+        *(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in chosen.items()),
+    ]
 
 
 CHAIN = {
@@ -39,6 +59,10 @@ CHAIN = {
     "cells.tok": ["tokenize", "cells.h5ad", "--vocabulary", "vocab", "--obs", "cell_type", "donor"],
     "base": ["pretrain", "cells.tok", *settings(PRETRAIN)],
     "clf": ["finetune", "base", "cells.tok", "--target", "cell_type", *settings(FINETUNE)],
+    "kinds": ["finetune", "base", "cells.tok", "--genes", "genes.tsv", "--no-baselines", *settings(GENES)],
+    "types.tsv": ["predict", "clf", "cells.h5ad"],
+    "typed.h5ad": ["predict", "clf", "cells.h5ad"],
+    "kinds.tsv": ["predict", "kinds", "cells.tok"],
     "cells-out.h5ad": ["embed", "base", "cells.tok"],
     "genes-out.h5ad": ["embed", "base", "cells.tok", "--level", "gene", "--layer", "0"],
     "shifts.parquet": ["perturb", "base", "cells.tok", *STATES, "--max-cells", "4", "--seed", "1"],
@@ -46,7 +70,7 @@ CHAIN = {
     "table.tsv": ["statistics", "shifts.parquet"],
 }
 """Output → the command that makes it, without ``-o``; each reads the outputs before it."""
-EXTRA = {"cells.h5ad", "table.png"}
+EXTRA = {"cells.h5ad", "genes.tsv", "table.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +97,19 @@ def cells_file(_pbmc, tmp_path_factory):
     return path
 
 
+def write_gene_classes(cells_file, path):
+    """Two classes of five genes that many cells have among their tokens."""
+    cells = gf.tokenize(cells_file, gf.Vocabulary.fit(cells_file, max_length=34))
+    common = pd.Series([gene for i in range(len(cells)) for gene in cells.genes(i)]).value_counts().index[:10]
+    pd.DataFrame({"gene_id": common, "label": ["dull", "odd"] * 5}).to_csv(path, sep="\t", index=False)
+
+
 @pytest.fixture(scope="module")
 def chain(cells_file, tmp_path_factory):
     """The outputs of every command, and what each printed."""
     folder = tmp_path_factory.mktemp("chain")
     shutil.copy(cells_file, folder / "cells.h5ad")
+    write_gene_classes(cells_file, folder / "genes.tsv")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return Chain(folder, {out: printed([*command, "-o", out]) for out, command in CHAIN.items()})
@@ -131,6 +163,7 @@ def opened(chain):
         "cells": gf.TokenizedDataset.open(chain.folder / "cells.tok"),
         "base": gf.Checkpoint.from_pretrained(chain.folder / "base"),
         "clf": gf.Checkpoint.from_pretrained(chain.folder / "clf"),
+        "kinds": gf.Checkpoint.from_pretrained(chain.folder / "kinds"),
     }
 
 
@@ -160,7 +193,7 @@ def test_pretrain_is_pretrain(chain, opened, tmp_path):
     expected = gf.pretrain(opened["cells"], gf.PretrainConfig(**PRETRAIN), out=tmp_path / "base")
     assert opened["base"].fingerprint == expected.fingerprint
     assert opened["base"].provenance["result"] == expected.provenance["result"]
-    assert chain.said["base"].strip() == repr(expected)
+    assert chain.said["base"].splitlines()[-1] == repr(expected)
 
 
 def test_finetune_is_finetune(chain, opened, tmp_path):
@@ -170,7 +203,109 @@ def test_finetune_is_finetune(chain, opened, tmp_path):
     pd.testing.assert_frame_equal(methods, expected.methods)
     assert methods.loc["logistic regression, counts"].notna().all()
     assert opened["clf"].fingerprint == expected.checkpoint.fingerprint
-    assert chain.said["clf"] == f"{expected.methods.round(3).to_string()}\n"
+    assert chain.said["clf"].splitlines() == said_of(expected.methods, "cell_type, on the test cells", "clf")
+
+
+def said_of(methods, title, out):
+    """The title, the table without intervals, and where the rest is."""
+    shown = methods[[name for name in methods if not name.endswith(("_low", "_high"))]].round(3).rename_axis(None)
+    return [title, *shown.to_string().splitlines(), f"{out}/report.html has the pictures and intervals"]
+
+
+def test_finetune_on_genes_is_finetune_genes(chain, opened, tmp_path):
+    expected = finetune_genes(
+        opened["base"],
+        opened["cells"],
+        chain.folder / "genes.tsv",
+        GeneFinetuneConfig(**GENES, baselines=False),
+        out=tmp_path / "kinds",
+    )
+    assert opened["kinds"].fingerprint == expected.checkpoint.fingerprint
+    assert chain.said["kinds"].splitlines() == said_of(expected.methods, "gene class, on genes held out", "kinds")
+
+
+def test_predict_is_predict(chain, opened):
+    adata = ad.read_h5ad(chain.folder / "cells.h5ad")
+    expected = predict(opened["clf"], adata)
+    found = pd.read_csv(chain.folder / "types.tsv", sep="\t", index_col=0)
+    assert found.index.name == "cell"
+    pd.testing.assert_frame_equal(found, expected, check_names=False)
+    written = ad.read_h5ad(chain.folder / "typed.h5ad").obs
+    pd.testing.assert_frame_equal(written.astype(adata.obs.dtypes), adata.obs)
+    assert chain.said["types.tsv"] == chain.said["typed.h5ad"]
+    for name, n_cells in expected["cell_type_predicted"].value_counts().items():
+        assert f"{name}  " in chain.said["types.tsv"]
+        assert f" {n_cells}\n" in chain.said["types.tsv"]
+
+
+def test_predict_on_genes_is_predict(chain, opened):
+    found = pd.read_csv(chain.folder / "kinds.tsv", sep="\t", index_col=0)
+    assert found.index.name == "gene"
+    pd.testing.assert_frame_equal(found, predict(opened["kinds"], opened["cells"]), check_names=False)
+
+
+def test_predictions_of_genes_go_into_var(copy, run):
+    assert run("predict", "kinds", "cells.h5ad", "-o", "var.h5ad")[0] == 0
+    found, table = ad.read_h5ad("var.h5ad"), pd.read_csv("kinds.tsv", sep="\t", index_col=0)
+    np.testing.assert_allclose(found.var.loc[table.index, "gene class_p_odd"], table["gene class_p_odd"], atol=1e-6)
+    assert "gene class_p_odd" not in found.obs
+
+
+def test_predict_leaves_its_input_as_it_is(chain, cells_file):
+    assert sha256(chain.folder / "cells.h5ad") == sha256(cells_file)
+
+
+def test_predict_on_numbers_says_how_they_lie(copy, run):
+    options = ["--target", "n_counts", "--regression", "n_counts", "--no-baselines", *settings(FINETUNE)]
+    run("tokenize", "cells.h5ad", "--vocabulary", "vocab", "--obs", "n_counts", "-o", "counted.tok")
+    assert run("finetune", "base", "counted.tok", *options, "-o", "size")[0] == 0
+    status, said, _ = run("predict", "size", "cells.h5ad", "-o", "size.tsv")
+    table = pd.read_csv("size.tsv", sep="\t", index_col=0)
+    assert status == 0
+    assert table.columns.tolist() == ["n_counts_predicted"]
+    assert said.split()[:2] == ["count", "100.000000"]
+
+
+FINETUNE_OPTIONS = {
+    "target": ("--target type", {"target": "type"}),
+    "targets": ("--target type 'age at\\death'", {"target": ("type", "age at\\death")}),
+    "odd target": ("--target '\"ü\" = 3'", {"target": '"ü" = 3'}),
+    "target that looks like a number": ("--target 3", {"target": "3"}),
+    "regression": ("--target type age --regression age", {"target": ("type", "age"), "regression": ("age",)}),
+    "group": ("--target t --group donor", {"group": "donor"}),
+    "test groups": (
+        "--target t --group donor --test-groups 101 'donor 7'",
+        {"group": "donor", "test_groups": ("101", "donor 7")},
+    ),
+    "split": ("--target t --split a/split.tsv", {"split_file": "a/split.tsv"}),
+    "folds": ("--target t --folds 5", {"folds": 5}),
+    "folds by group": ("--target t --group donor --folds groups", {"group": "donor", "folds": "groups"}),
+    "transfer": ("--target t --transfer probe", {"transfer": "probe"}),
+    "curve": ("--target t --curve 10 50", {"curve": (10, 50)}),
+    "trials": ("--target t --trials 4", {"trials": 4}),
+    "no baselines": ("--target t --no-baselines", {"baselines": False}),
+    "setting": ("--target t --set epochs=3 pooling=cls", {"epochs": 3.0, "pooling": "cls"}),
+    "option and setting": ("--set target=other --target t", {"target": "t"}),
+}
+"""What → options of finetune, and the fields of its configuration."""
+
+
+@pytest.mark.parametrize(("options", "fields"), FINETUNE_OPTIONS.values(), ids=FINETUNE_OPTIONS)
+def test_every_option_of_finetune_reaches_its_configuration(options, fields):
+    given = cli._parser().parse_args(["finetune", "base", "cells.tok", "-o", "clf", *shlex.split(options)])
+    config = load_config(gf.FinetuneConfig, overrides=[*given.set, *cli._named_settings(given)])
+    assert config == gf.FinetuneConfig(**{"target": "t"} | fields)
+
+
+def test_of_a_table_with_several_tasks_one_is_learned(there, run, tmp_path, monkeypatch):
+    def learn(checkpoint, cells, classes, config, **where):
+        raise gf.InputError(f"asked for {classes} in {config.folds} folds without baselines: {not config.baselines}")
+
+    monkeypatch.setattr("geneformer_repro.finetuning.genes.finetune_genes", learn)
+    (tmp_path / "tasks.csv").write_text("task,gene,label\none,A,x\nother,B,y\n")
+    command = shlex.split(f"finetune base cells.tok --genes {tmp_path}/tasks.csv --folds 4 --no-baselines -o new")
+    refused(run(*command), "holds several tasks; choose one with task= (--task): one, other")
+    refused(run(*command, "--task", "one"), "asked for {'x': ['A']} in 4 folds without baselines: True")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +494,7 @@ def test_a_picture_in_the_way_is_refused_before_the_work(copy, run):
     ("home", "work", "command"),
     [
         ("tokenizer.vocabulary", "Vocabulary.fit", "vocabulary cells.h5ad -o vocab"),
-        ("embedding", "embed", "embed base cells.tok -o cells-out.h5ad"),
+        ("embedding", "encoder_on", "embed base cells.tok -o cells-out.h5ad"),
         ("embedding", "embed", "embed base cells.tok --umap donor -o table.h5ad"),
     ],
     ids=["vocabulary", "embed", "embed's picture"],
@@ -514,12 +649,72 @@ BAD = {
         "cells.tok: no config.json there, so not a model",
     ),
     "finetune, counts": (
-        "finetune base cells.tok --target cell_type --counts {bad}/silent.h5ad",
+        "finetune base cells.tok --target cell_type --counts {bad}/silent.h5ad --set allow_seen=true",
         "95 of 100 cells of the dataset are not in it",
     ),
+    "finetune, setting": ("finetune base cells.tok --target cell_type --set epoch=3", "Did you mean 'epochs'?"),
+    "finetune, transfer": (
+        "finetune base cells.tok --target cell_type --transfer half",
+        "transfer must be one of 'full', 'freeze'",
+    ),
+    "finetune, folds": ("finetune base cells.tok --target cell_type --folds many", "folds must be"),
+    "finetune, regression": (
+        "finetune base cells.tok --target cell_type --regression n_counts",
+        "FinetuneConfig.regression names 'n_counts', which is no target",
+    ),
+    "finetune, text as numbers": (
+        "finetune base cells.tok --target cell_type --regression cell_type",
+        "obs column 'cell_type' should hold numbers",
+    ),
+    "finetune, split": (
+        "finetune base cells.tok --target cell_type --split nowhere.tsv",
+        "nowhere.tsv",
+    ),
+    "finetune, genes and a target": (
+        "finetune base cells.tok --genes genes.tsv --target cell_type",
+        "GeneFinetuneConfig has no field 'target'",
+    ),
+    "finetune, genes and no table": (
+        "finetune base cells.tok --genes nowhere.tsv",
+        "nowhere.tsv: cannot be read as a table of gene classes",
+    ),
+    "finetune, genes and no such task": (
+        "finetune base cells.tok --genes genes.tsv --task range",
+        "genes.tsv: has no task 'range'. There are none.",
+    ),
+    "finetune, too few genes": (
+        "finetune base cells.tok --genes genes.tsv --folds 6",
+        "A class needs at least 6 genes",
+    ),
+    "finetune, task without genes": (
+        "finetune base cells.tok --target cell_type --task range",
+        "--task chooses among the classes of genes of a table; name it with --genes.",
+    ),
+    "predict, pretrained model": (
+        "predict base cells.h5ad -o new.tsv",
+        "checkpoint base is a pretrained model without classes; predict needs one made by finetune.",
+    ),
+    "predict, kind of output": ("predict clf cells.h5ad -o new.csv", "new.csv: predictions are written as .tsv, or"),
+    "predict, nothing to copy": (
+        "predict clf cells.tok -o new.h5ad",
+        "new.h5ad: only a copy of an .h5ad can hold predictions; write a .tsv.",
+    ),
+    "predict, into its input": (
+        "predict clf cells.h5ad -o ./cells.h5ad --overwrite",
+        "cells.h5ad: is the input, which is not changed. Choose another output.",
+    ),
+    "predict, another species": ("predict clf {bad}/mouse.h5ad -o new.tsv", "Ensembl ids of mouse"),
+    "predict, no counts": ("predict clf {bad}/normalised.h5ad -o new.h5ad", "X holds fractional values"),
+    "predict, vocabulary": ("predict clf {bad}/others.tok -o new.tsv", "have different vocabularies"),
+    "predict, no data": ("predict clf nowhere.h5ad -o new.tsv", "nowhere.h5ad: no such file"),
+    "predict, no data to copy": ("predict clf nowhere.h5ad -o new.h5ad", "nowhere.h5ad"),
+    "finetune, cells of the pretraining": (
+        "finetune base cells.tok --target cell_type",
+        "are among the cells that checkpoint base was pretrained on. Pretrain without them",
+    ),
     "finetune, vocabulary": ("finetune base {bad}/others.tok --target cell_type", "have different vocabularies"),
-    "embed, vocabulary": ("embed base {bad}/others.tok", "have different vocabularies"),
-    "embed, layer": ("embed base cells.tok --layer 3", "layer must lie between -3"),
+    "embed, vocabulary": ("embed base {bad}/others.tok -o new.h5ad", "have different vocabularies"),
+    "embed, layer": ("embed base cells.tok --layer 3 -o new.h5ad", "layer must lie between -3"),
     "embed, column": ("embed base cells.tok --umap celltype", "no obs column 'celltype'"),
     "embed, no model": ("embed {bad}/plain cells.tok", "plain: no config.json there"),
     "embed, mistyped model": ("embed bsae cells.tok", "bsae: no such"),
@@ -567,7 +762,9 @@ def test_info_on_what_is_no_artefact_is_refused(there, bad, run, path, message):
 
 
 def test_a_mistake_in_the_settings_does_not_stand_in_the_way_of_the_corrected_command(copy, run):
-    command = shlex.split("finetune base cells.tok --target cell_type -o new --set epochs=1 baselines=false")
+    command = shlex.split(
+        "finetune base cells.tok --target cell_type -o new --set epochs=1 baselines=false allow_seen=true"
+    )
     refused(run(*command, "warmup_steps=1000"), "the run has only")
     assert run(*command, "warmup_steps=0.1")[0] == 0
 

@@ -82,3 +82,11 @@ def test_a_zarr_store_of_either_format_may_be(marker, tmp_path):
     (tmp_path / "x.zarr").mkdir()
     (tmp_path / "x.zarr" / marker).touch()
     refuse_unwritable(tmp_path / "x.zarr", overwrite=True)
+
+
+def test_what_is_on_disk_can_be_read_to_memory(checkpoint, cells, tmp_path):
+    some = cells.select(range(20))
+    expected = gf.embed(checkpoint, some)
+    for name in ("cells.h5ad", "cells.zarr"):
+        found = gf.embed(checkpoint, some, out=tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(found.to_memory().X), expected.X)

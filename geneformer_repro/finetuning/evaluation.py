@@ -1,6 +1,6 @@
 """What each method reached on the test cells, with intervals, as tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +114,12 @@ def _by_method(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     )
 
 
-def _over_folds(folds, labels, predicted, score) -> pd.DataFrame:  # type: ignore[no-untyped-def]
+def _over_folds(
+    folds: np.ndarray,
+    labels: np.ndarray,
+    predicted: Mapping[str, np.ndarray | None],
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+) -> pd.DataFrame:
     parts = [
         over_folds([score(labels[folds == fold], one[folds == fold]) for fold in np.unique(folds)])
         .rename_axis("score")

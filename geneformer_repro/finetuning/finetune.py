@@ -218,9 +218,19 @@ class _Run:
         splits = make_splits(task.cells.cell_names, task.strata, task.obs, config, seed=config.seed)
         groups = task.obs[config.group].map(class_name).to_numpy() if config.group else None
         run = cls(checkpoint, task, splits, groups, config)
+        run._require_labels()
         run._require_unseen()
         require_enough(config.curve, splits[0])
         return run
+
+    def _require_labels(self) -> None:
+        parts = [("training", split.train) for split in self.splits]
+        for part, rows in [*parts, ("test", np.concatenate([split.test for split in self.splits]))]:
+            for target, labels in zip(self.task.targets, self.task.labels[rows].T, strict=True):
+                if np.isnan(labels).all():
+                    raise InputError(
+                        f"No {part} cell has a label in {target.name!r}. Split otherwise, or leave it out."
+                    )
 
     def _require_unseen(self) -> None:
         seen = self.checkpoint.seen
@@ -365,7 +375,7 @@ def _write(result: Finetuned, run: _Run, work: Path, out: Path, overwrite: bool)
             write_evaluation(evaluation, below)
             if result.curve is not None:
                 curve_figure(result.curve, evaluation.target).savefig(below / "curve.png", dpi=150)
-        facts = {name: run.config.__getattribute__(name) for name in ("transfer", "epochs", "learning_rate", "seed")}
+        facts = {name: getattr(run.config, name) for name in ("transfer", "epochs", "learning_rate", "seed")}
         write_page(
             folder,
             list(result.evaluations.values()),

@@ -5,7 +5,6 @@ about the occurrences of genes it has no label of. A gene's prediction is the me
 counts once, however often it is expressed; scores over occurrences, as published, are in a table of their own.
 """
 
-import csv
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +57,7 @@ class GeneFinetuneConfig(TransferConfig, TrainConfig):
     max_cells: int | None = 10_000
     """A random choice of so many cells in which the genes are looked at; None all."""
     min_cells: int = 10
-    """Genes that fewer of these cells express are left out."""
+    """Genes that fewer of these cells have, as they were tokenised, are left out."""
     class_balance: Literal["none", "weights"] = "none"
     """ "weights" counts an occurrence's loss by one over the occurrences of its class."""
     epochs: float = 1
@@ -113,9 +112,12 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
         The file or a column is missing, or `task` is needed or not there.
     """
     try:
-        table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
-    except (OSError, ValueError, csv.Error) as error:
+        has_tabs = len(pd.read_csv(path, sep="\t", nrows=0).columns) > 1
+        table = pd.read_csv(path, sep="\t" if has_tabs else ",", dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a table of gene classes ({error}).") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}: the rows have more fields than the header. Give every column a name.")
     ids = next((name for name in _ID_COLUMNS if name in table.columns), None)
     if ids is None or "label" not in table.columns:
         raise InputError(
@@ -152,7 +154,7 @@ def finetune_genes(
         Tokenised cells in which the genes are looked at; no labels of cells are used.
     gene_classes
         The genes of each class, by id or name; or a table, see `read_gene_classes`. Genes that the vocabulary does not
-        know, or that too few cells express, are left out and named in the log.
+        know, that are in several classes, or that too few cells have, are left out with a word in the log.
     config
         How; default `GeneFinetuneConfig()`.
     out
@@ -172,7 +174,7 @@ def finetune_genes(
     Raises
     ------
     InputError
-        There are fewer than two classes, a class has fewer genes than there are folds, or a gene is in two classes.
+        There are fewer than two classes, or a class has fewer genes than there are folds.
     FileExistsError
         `out` exists, or an unfinished run with other settings.
     """
@@ -262,7 +264,7 @@ class _GeneRun:
         enough = n_cells >= max(config.min_cells, 1)
         if not enough.all():
             logger.info(
-                "%d of %d genes are expressed by fewer than %d of %d cells; left out.",
+                "%d of %d genes are in fewer than %d of the %d cells, as these were tokenised; left out.",
                 (~enough).sum(), len(genes), config.min_cells, len(cells),
             )  # fmt: skip
         genes, names, n_cells = genes[enough], names[enough], n_cells[enough]
@@ -467,16 +469,17 @@ def _found_genes(cells: TokenizedDataset, gene_classes: Mapping[str, Sequence[st
         position += np.unique(found[found >= 0]).tolist()
         label += [name] * len(np.unique(found[found >= 0]))
     if unknown:
-        listed = ", ".join(unknown[:10]) + (", …" if len(unknown) > 10 else "")
-        logger.warning("%d listed genes are not in the vocabulary and left out: %s", len(unknown), listed)
-    repeated = pd.Series(label, index=position).groupby(level=0).agg(list)
-    twice = repeated[repeated.map(len) > 1]
-    if len(twice):
-        raise InputError(
-            f"{len(twice)} genes are in two classes (first: {cells.vocabulary.gene_ids[twice.index[0]]} in "
-            f"{' and '.join(map(repr, twice.iloc[0]))}). A gene must have one class."
-        )
-    return np.array(position, dtype=np.int64), np.array(label, dtype=object)
+        logger.warning("%d listed genes are not in the vocabulary and left out: %s", len(unknown), _listed(unknown))
+    ambiguous = pd.Index(position).duplicated(keep=False)
+    if ambiguous.any():
+        names = sorted({cells.vocabulary.gene_ids[i] for i in np.array(position)[ambiguous]})
+        logger.warning("%d listed genes are in several classes and left out: %s", len(names), _listed(names))
+    kept = np.flatnonzero(~ambiguous)
+    return np.array(position, dtype=np.int64)[kept], np.array(label, dtype=object)[kept]
+
+
+def _listed(genes: Sequence[str]) -> str:
+    return ", ".join(genes[:10]) + (", …" if len(genes) > 10 else "")
 
 
 def _count(cells: TokenizedDataset, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

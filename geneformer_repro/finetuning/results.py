@@ -69,11 +69,15 @@ def figures(evaluation: Evaluation) -> "dict[str, Figure]":
     shown = [FINE_TUNED, *([best_other.idxmax()] if len(best_other) else [])]
     reliability = evaluation.reliability
     return {
-        "methods": methods_figure(evaluation.methods, CLASS_SCORES),
+        "methods": methods_figure(evaluation.methods, CLASS_SCORES, tested=_tested(evaluation)),
         "confusion": confusion_figure(evaluation.confusion),
-        "per_class": per_class_figure(evaluation.per_class[ours].set_index("class")),
+        "per_class": per_class_figure(evaluation.per_class[ours].set_index("class"), tested=_tested(evaluation)),
         "reliability": reliability_figure({str(name): reliability[reliability["method"] == name] for name in shown}),
     }
+
+
+def _tested(evaluation: Evaluation) -> str:
+    return f"{evaluation.predictions.columns[0]}s"  # cells, or genes
 
 
 def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
@@ -102,22 +106,22 @@ def write_page(
     write_report(
         folder / "report.html",
         title="Fine-tuning: " + ", ".join(one.target.name for one in evaluations),
-        lead="Every method was trained and tested on the same cells. A model that does not beat the simple methods was "
-        "not worth it here.",
+        lead=f"Every method was trained and tested on the same {_tested(evaluations[0])}. A model that does not beat the "
+        "simple methods was not worth it here.",
         sections=sections,
         facts=facts,
     )
 
 
 def _sections(evaluation: Evaluation, intervals: str) -> list[Section]:
-    name, pictures = evaluation.target.name, figures(evaluation)
+    name, pictures, tested = evaluation.target.name, figures(evaluation), _tested(evaluation)
     says = CLASS_SCORES if evaluation.target.classes else NUMBER_SCORES
     best = evaluation.methods[next(iter(says))].idxmax()
     sections = [
         Section(
-            f"{name}: methods on the same test cells",
+            f"{name}: methods on the same test {tested}",
             f"The best {next(iter(says.values()))} is that of: {best}. Bars are {intervals}.",
-            "A difference where bars overlap, or how any method would do on cells unlike these.",
+            f"A difference where bars overlap, or how any method would do on {tested} unlike these.",
             figure=pictures["methods"],
             table=evaluation.methods.dropna(how="all")[
                 [c for c in evaluation.methods.columns if not c.endswith(("_low", "_high"))]
@@ -139,12 +143,12 @@ def _sections(evaluation: Evaluation, intervals: str) -> list[Section]:
         Section(
             f"{name}: which classes are found",
             "Recall and precision of the fine-tuned model for each class.",
-            "Anything firm about classes of few test cells: look at the bars.",
+            f"Anything firm about classes of few test {tested}: look at the bars.",
             figure=pictures["per_class"],
         ),
         Section(
             f"{name}: which classes are confused",
-            "Test cells by true and predicted class; the colour is the share of the true class.",
+            f"Test {tested} by true and predicted class; the colour is the share of the true class.",
             "Errors of the model alone: the labels may be wrong as well.",
             figure=pictures["confusion"],
         ),

@@ -57,23 +57,29 @@ def few(few_file):
 
 
 @pytest.fixture(scope="session")
-def base(few):
+def untrained():
+    """Make a tiny network of a vocabulary, with weights of a size."""
+
+    def make(vocabulary, initializer_range):
+        shape = bert_config("tiny", vocabulary)
+        shape.initializer_range = initializer_range
+        with torch.random.fork_rng():
+            torch.manual_seed(7)  # not the seed of the runs, whose random network would be this one
+            return gf.Checkpoint(MaskedGeneModel(shape).eval(), vocabulary, name="checkpoint base")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base(few, untrained):
     """A network with weights large enough to make cells differ."""
     return untrained(few.vocabulary, 0.2)
 
 
 @pytest.fixture(scope="session")
-def gentle_base(few):
+def gentle_base(few, untrained):
     """A network with weights as small as pretraining starts from."""
     return untrained(few.vocabulary, 0.02)
-
-
-def untrained(vocabulary, initializer_range):
-    shape = bert_config("tiny", vocabulary)
-    shape.initializer_range = initializer_range
-    with torch.random.fork_rng():
-        torch.manual_seed(7)  # not the seed of the runs, whose random network would be this one
-        return gf.Checkpoint(MaskedGeneModel(shape).eval(), vocabulary, name="checkpoint base")
 
 
 @pytest.fixture

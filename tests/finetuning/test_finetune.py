@@ -12,84 +12,32 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from sklearn.dummy import DummyClassifier
 
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
+from geneformer_repro.finetuning import curve as curves
 from geneformer_repro.finetuning import finetune as module
-from geneformer_repro.finetuning.baselines import raw_counts
-from geneformer_repro.finetuning.finetune import (
-    FINE_TUNED,
-    MAJORITY,
-    ON_COUNTS,
-    ON_EMBEDDING,
-    RANDOM,
-    FinetuneConfig,
-    finetune,
-)
-from geneformer_repro.finetuning.metrics import scores
-from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.finetuning import methods
+from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS, raw_counts
+from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
+from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.metrics import CLASS_SCORES, number_scores
 
-METHODS = [FINE_TUNED, MAJORITY, ON_COUNTS, ON_EMBEDDING, RANDOM]
-TYPES = {"CD14+ Monocyte": 45, "CD19+ B": 45, "CD56+ NK": 30}
-FILES = {
+METHODS = [FINE_TUNED, *CLASS_METHODS, RANDOM]
+ON_COUNTS = [name for name in CLASS_METHODS if "counts" in name]
+TWO = ("majority class", "logistic regression, counts")
+TYPES = ["CD14+ Monocyte", "CD19+ B", "CD56+ NK"]
+PICTURES = {"methods.png", "confusion.png", "per_class.png", "reliability.png"}
+TABLES = {f"{name}.tsv" for name in (
+    "methods", "confusion", "confusion_intervals", "per_class", "reliability", "probabilities", "predictions", "split",
+    "history",
+)}  # fmt: skip
+MODEL = {
     "config.json", "model.safetensors", "vocabulary.tsv", "vocabulary.json", "head.json", "provenance.json",
-    "log.jsonl", "methods.tsv", "confusion.tsv", "predictions.tsv", "split.tsv", "history.tsv",
-    "confusion.png", "methods.png",
+    "log.jsonl", "seen_cells.parquet",
 }  # fmt: skip
-OBS = ["cell_type", "donor", "partly", "number", "gap", "large", "flag", "same", "unlabelled", "rare"]
-
-
-@pytest.fixture(scope="module")
-def counts_file(_pbmc, tmp_path_factory):
-    """120 cells of three types with columns of every kind, as a file."""
-    types = _pbmc.obs["cell_type"].to_numpy()
-    few = _pbmc[np.concatenate([np.flatnonzero(types == name)[:n] for name, n in TYPES.items()])].copy()
-    types, code = few.obs["cell_type"].to_numpy(), few.obs["cell_type"].map(dict(zip(TYPES, range(3)))).to_numpy()
-    i = np.arange(few.n_obs)
-    few.obs["donor"] = [f"donor{row % 6}" for row in i]
-    few.obs["partly"] = pd.Series(types, index=few.obs_names).where(i % 4 > 0)
-    few.obs["number"] = code
-    few.obs["gap"] = np.where(i % 4 > 0, code.astype(float), np.nan)
-    few.obs["large"] = np.where(i % 4 > 0, 1_000_001.0 + code, np.nan)
-    few.obs["flag"] = code == 1
-    few.obs["same"] = "blood"
-    few.obs["unlabelled"] = np.nan
-    few.obs["rare"] = np.where(i % 60 == 0, "odd", types)
-    path = tmp_path_factory.mktemp("counts") / "few.h5ad"
-    few.write_h5ad(path)
-    return path
-
-
-@pytest.fixture
-def adata(counts_file):
-    return ad.read_h5ad(counts_file)
-
-
-@pytest.fixture(scope="module")
-def cells(counts_file):
-    return gf.tokenize(counts_file, gf.Vocabulary.fit(counts_file, max_length=34), obs=OBS)
-
-
-@pytest.fixture(scope="module")
-def in_memory(cells, counts_file):
-    """The same cells, without a trace of a file."""
-    return gf.tokenize(ad.read_h5ad(counts_file), cells.vocabulary, obs=OBS)
-
-
-def untrained(vocabulary, initializer_range):
-    shape = bert_config("tiny", vocabulary)
-    shape.initializer_range = initializer_range
-    with torch.random.fork_rng():
-        torch.manual_seed(7)  # not the seed of the runs, whose random network would be this one
-        return gf.Checkpoint(MaskedGeneModel(shape).eval(), vocabulary, name="checkpoint base")
-
-
-@pytest.fixture(scope="module")
-def base(cells):
-    """A network with weights large enough to make cells differ."""
-    return untrained(cells.vocabulary, 0.2)
 
 
 def config(**changes):
@@ -102,6 +50,17 @@ def quick(**changes):
     return config(**{"epochs": 1, "batch_size": 64, "baselines": False} | changes)
 
 
+@pytest.fixture
+def two_methods(monkeypatch):
+    """Leave out the slow methods, where the content of the table is not the point."""
+    monkeypatch.setattr(methods, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
+
+
+@pytest.fixture(autouse=True)
+def quickly(without_pictures):
+    """No pictures, but in fixtures of a wider scope, which come before this one."""
+
+
 class Run(NamedTuple):
     result: gf.Finetuned
     out: Path
@@ -110,24 +69,30 @@ class Run(NamedTuple):
     def read(self, name, **options):
         return pd.read_csv(self.out / f"{name}.tsv", sep="\t", **options)
 
+    @property
+    def tested(self):
+        return self.cells_in("test")
+
+    def cells_in(self, part):
+        return self.result.split["cell"][self.result.split["part"] == part].to_numpy()
+
 
 @pytest.fixture(scope="module")
-def run(base, cells, tmp_path_factory):
+def run(base, few, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "clf"
     weights = {name: weight.clone() for name, weight in base.model.state_dict().items()}
-    return Run(finetune(base, cells, config(), out=out), out, weights)
+    return Run(finetune(base, few, config(), out=out), out, weights)
 
 
-def labelled(cells, **changes):
-    """What a run would learn, without the run."""
-    return module._labelled(cells, quick(**changes))
+def rows_of(cells, names):
+    return pd.Index(cells.cell_names).get_indexer(names)
 
 
 # What comes back, and what is written
 
 
 def test_every_promised_file_is_written_and_nothing_is_left_beside_it(run):
-    assert {file.name for file in run.out.iterdir()} == FILES
+    assert {file.name for file in run.out.iterdir()} == MODEL | TABLES | PICTURES | {"report.html"}
     assert [path.name for path in run.out.parent.iterdir()] == ["clf"]
 
 
@@ -135,49 +100,49 @@ def test_the_table_has_every_method_in_order_with_intervals(run):
     assert run.result.methods.index.tolist() == METHODS
     assert run.result.methods.index.name == "method"
     assert run.result.methods.columns.tolist() == [
-        f"{score}{end}" for score in ("accuracy", "macro_f1") for end in ("", "_low", "_high")
+        f"{score}{end}" for score in CLASS_SCORES for end in ("", "_low", "_high")
     ]
     assert run.result.methods.notna().all(axis=None)
 
 
 def test_every_row_of_the_table_is_the_score_of_its_predictions(run):
-    predictions, methods = run.result.predictions, run.result.methods
+    predictions, table = run.result.predictions, run.result.methods
     assert predictions.columns.tolist() == ["cell", "true", *METHODS]
     for method in METHODS:
-        expected = scores(predictions["true"].to_numpy(), predictions[method].to_numpy())
-        assert methods.loc[method, ["accuracy", "macro_f1"]].to_dict() == pytest.approx(expected)
+        accuracy = (predictions["true"] == predictions[method]).mean()
+        assert table.loc[method, "accuracy"] == pytest.approx(accuracy)
 
 
-def test_predictions_are_of_the_test_cells_with_their_labels(run, cells):
-    split, predictions = run.result.split, run.result.predictions
-    assert predictions["cell"].tolist() == split["cell"][split["part"] == "test"].tolist()
-    assert predictions["true"].tolist() == cells.obs.loc[predictions["cell"], "cell_type"].tolist()
+def test_predictions_are_of_the_test_cells_with_their_labels(run, few):
+    predictions = run.result.predictions
+    assert predictions["cell"].tolist() == run.tested.tolist()
+    assert predictions["true"].tolist() == few.obs.loc[predictions["cell"], "cell_type"].tolist()
 
 
-def test_the_majority_row_predicts_the_commonest_class_of_the_training_cells(run, cells):
-    trained = run.result.split["cell"][run.result.split["part"] == "train"]
-    assert cells.obs.loc[trained, "cell_type"].mode().isin(run.result.predictions[MAJORITY].unique()).any()
-    assert run.result.predictions[MAJORITY].nunique() == 1
+def test_the_majority_row_is_that_of_scikit_learn_on_the_training_cells(run, few):
+    learned = few.obs.loc[run.cells_in("train"), "cell_type"].astype(str)
+    guess = DummyClassifier().fit(np.zeros((len(learned), 1)), learned)
+    np.testing.assert_array_equal(run.result.predictions["majority class"], guess.predict(np.zeros((24, 1))))
 
 
-def test_the_split_covers_every_cell_once(run, cells):
+def test_the_split_covers_every_cell_once(run, few):
     written = run.read("split")
-    assert sorted(written["cell"]) == sorted(cells.cell_names)
+    assert sorted(written["cell"]) == sorted(few.cell_names)
     assert written["part"].value_counts().to_dict() == {"train": 84, "test": 24, "validation": 12}
 
 
 def test_the_confusion_matrix_sums_to_the_test_cells_and_its_diagonal_to_the_accuracy(run):
-    table = run.result.confusion
+    table = run.result.evaluations["cell_type"].confusion
     assert table.to_numpy().sum() == 24
     assert np.trace(table) / 24 == pytest.approx(run.result.methods.loc[FINE_TUNED, "accuracy"])
-    assert table.index.tolist() == table.columns.tolist() == sorted(TYPES)
+    assert table.index.tolist() == table.columns.tolist() == TYPES
 
 
-@pytest.mark.parametrize("name", ["methods", "confusion", "predictions", "split", "history"])
+@pytest.mark.parametrize("name", sorted(table.removesuffix(".tsv") for table in TABLES))
 def test_the_files_hold_what_was_returned(run, name):
-    returned = getattr(run.result, name)
-    written = run.read(name, index_col=0) if name in ("methods", "confusion") else run.read(name)
-    pd.testing.assert_frame_equal(written, returned, check_names=False)
+    holder = run.result if name in ("split", "history") else run.result.evaluations["cell_type"]
+    written = run.read(name, index_col=0) if name in ("methods", "confusion", "probabilities") else run.read(name)
+    pd.testing.assert_frame_equal(written, getattr(holder, name), check_names=False, check_dtype=False)
 
 
 def test_history_starts_before_training_and_scores_every_epoch(run):
@@ -193,51 +158,64 @@ def test_the_log_has_a_line_of_json_for_each_entry(run):
     assert {entry["event"] for entry in entries} == {"fine-tune"}
 
 
-def test_provenance_says_what_made_the_classifier(run, base, cells):
+def test_provenance_says_what_made_the_classifier(run, base, few):
     record = json.loads((run.out / "provenance.json").read_text())
     assert record["step"] == "finetune"
-    assert record["config"] == dataclasses.asdict(config())
-    assert record["inputs"] == {"cells": cells.fingerprint, "checkpoint": base.fingerprint}
-    expected = run.result.methods.loc[FINE_TUNED].to_dict()
-    assert record["result"] == pytest.approx(expected, abs=1e-6)
+    assert record["config"] == json.loads(json.dumps(dataclasses.asdict(config())))
+    assert record["inputs"] == {"cells": few.fingerprint, "checkpoint": base.fingerprint}
+    assert record["result"]["cell_type"] == pytest.approx(run.result.methods.loc[FINE_TUNED].to_dict(), abs=1e-6)
 
 
-def predict(checkpoint, cells):
-    """One cell at a time."""
-    logits = [checkpoint.model(**collate([cell], cells.vocabulary)).logits[0] for cell in cells]
-    return np.array([checkpoint.head.classes[int(row.argmax())] for row in logits])
+@pytest.mark.parametrize("name", sorted(PICTURES))
+def test_pictures_are_written(run, name):
+    content = (run.out / name).read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) > 5000
 
 
-def test_the_folder_reopens_as_the_classifier_with_the_same_predictions(run, cells):
-    reopened = gf.Checkpoint.from_pretrained(run.out)
-    tested = run.read("predictions")
-    rows = pd.Index(cells.cell_names).get_indexer(tested["cell"])
+def test_the_page_has_every_picture_with_what_it_shows_and_what_it_does_not(run):
+    page = (run.out / "report.html").read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page)[:4] == [
+        f"cell_type: {title}"
+        for title in (
+            "methods on the same test cells",
+            "which classes are found",
+            "which classes are confused",
+            "can the probabilities be believed",
+        )
+    ]
+    assert page.count("<img ") == 4
+    assert all(f"<td>{method}</td>" in page or f"<th>{method}</th>" in page for method in METHODS)
+    assert "95 % bootstrap intervals over 24 cells" in page
+
+
+def predicted_by(checkpoint, cells):
+    """Outputs, one cell at a time."""
     with torch.inference_mode():
-        np.testing.assert_array_equal(predict(reopened, cells.select(rows)), tested[FINE_TUNED])
+        return torch.cat([checkpoint.model(**collate([cell], cells.vocabulary)).logits for cell in cells])
+
+
+def test_the_folder_reopens_as_the_classifier_with_the_same_probabilities(run, few):
+    reopened = gf.Checkpoint.from_pretrained(run.out)
+    found = predicted_by(reopened, few.select(rows_of(few, run.tested))).softmax(1)
+    np.testing.assert_allclose(found, run.read("probabilities", index_col=0), atol=1e-5)
     assert reopened.head == run.result.checkpoint.head
-    assert (reopened.head.target, reopened.head.classes) == ("cell_type", tuple(sorted(TYPES)))
+    assert (reopened.head.targets[0].name, reopened.head.targets[0].classes) == ("cell_type", tuple(TYPES))
     assert reopened.fingerprint == run.result.checkpoint.fingerprint
-    assert reopened.vocabulary == cells.vocabulary
+    assert reopened.vocabulary == few.vocabulary
 
 
-@pytest.fixture(scope="module")
-def longer(cells, tmp_path_factory):
+def test_the_classifier_has_seen_its_training_cells(run, few):
+    digests = few.select(rows_of(few, run.cells_in("train"))).digests()
+    np.testing.assert_array_equal(run.result.checkpoint.seen, np.unique(digests))
+    np.testing.assert_array_equal(gf.Checkpoint.from_pretrained(run.out).seen, run.result.checkpoint.seen)
+
+
+def test_training_tells_real_cell_types_apart(gentle_base, few, tmp_path):
     """Enough training to learn something, from weights as small as pretraining starts from."""
-    settings = config(epochs=8, batch_size=8, learning_rate=2e-3, baselines=False)
-    return finetune(untrained(cells.vocabulary, 0.02), cells, settings, out=tmp_path_factory.mktemp("longer") / "clf")
-
-
-def test_training_tells_real_cell_types_apart(longer):
-    assert longer.methods.loc[FINE_TUNED, "accuracy"] > 0.8
-
-
-def test_the_epoch_with_the_best_validation_score_is_kept(longer, cells):
-    validated = longer.split["cell"][longer.split["part"] == "validation"]
-    rows = np.flatnonzero(np.isin(cells.cell_names, validated))
-    found = scores(cells.obs["cell_type"].to_numpy()[rows].astype(str), predict(longer.checkpoint, cells.select(rows)))
-    scored = longer.history[longer.history["epoch"] > 0].dropna(subset=["eval_macro_f1"])
-    assert found["macro_f1"] == pytest.approx(scored["eval_macro_f1"].max())
-    assert scored["eval_macro_f1"].iloc[-1] < found["macro_f1"], "the last epoch was the best, so nothing was tested"
+    settings = quick(epochs=8, batch_size=8, learning_rate=2e-3)
+    result = finetune(gentle_base, few, settings, out=tmp_path / "clf")
+    assert result.methods.loc[FINE_TUNED, "accuracy"] > 0.8
 
 
 # What it starts from
@@ -248,59 +226,35 @@ def test_the_base_is_left_as_it_is(run, base):
     assert not base.model.training
 
 
-class StoppedError(RuntimeError):
-    """Stands for a crash."""
+def test_the_classifier_starts_from_the_checkpoint(base, few, tmp_path):
+    result = finetune(base, few, quick(transfer="probe"), out=tmp_path / "clf")
+    reopened = gf.Checkpoint.from_pretrained(tmp_path / "clf").model.bert.state_dict()
+    for name, weight in base.model.bert.state_dict().items():
+        assert torch.equal(result.checkpoint.model.bert.state_dict()[name], weight)
+        assert torch.equal(reopened[name], weight)
 
 
-@pytest.fixture(scope="module")
-def trained_networks(base, cells, tmp_path_factory):
-    """Weights of both networks after training at next to no learning rate, as a run that crashed at its end leaves."""
-
-    def crash(*_):
-        raise StoppedError
-
-    folder = tmp_path_factory.mktemp("crashed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_write", crash)
-        with pytest.raises(StoppedError):
-            finetune(base, cells, quick(learning_rate=1e-12, baselines=True), out=folder / "clf")
-    return {
-        name: load_file(next((folder / "clf.partial" / name).glob("checkpoint-*/model.safetensors")))
-        for name in ("fine-tuned", "random")
-    }
+def test_a_classifier_can_be_the_start_as_well(run, few, tmp_path):
+    result = finetune(run.result.checkpoint, few, quick(target="flag", allow_seen=True), out=tmp_path / "clf")
+    assert result.checkpoint.head.targets[0].classes == ("False", "True")
 
 
-def test_the_fine_tuned_encoder_starts_from_the_checkpoint_and_the_random_one_does_not(trained_networks, base):
-    for name, weight in base.model.bert.named_parameters(prefix="bert"):
-        if weight.dim() == 1:  # biases and norms start alike everywhere
-            continue
-        torch.testing.assert_close(trained_networks["fine-tuned"][name], weight, atol=1e-6, rtol=0)
-        assert not torch.allclose(trained_networks["random"][name], weight, atol=1e-3)
-
-
-def test_the_random_network_has_the_same_shape(trained_networks):
-    shapes = [{name: weight.shape for name, weight in network.items()} for network in trained_networks.values()]
-    assert shapes[0] == shapes[1]
-
-
-def test_a_classifier_can_be_the_start_as_well(run, cells, tmp_path):
-    result = finetune(run.result.checkpoint, cells, quick(target="flag"), out=tmp_path / "clf")
-    assert result.checkpoint.head.classes == ("False", "True")
-
-
-def test_pooling_is_written_with_the_head(run, base, cells, tmp_path):
-    finetune(base, cells, quick(pooling="cls"), out=tmp_path / "clf")
-    poolings = [gf.Checkpoint.from_pretrained(out).model.pooling for out in (run.out, tmp_path / "clf")]
-    assert poolings == ["mean", "cls"]
+@pytest.mark.parametrize("pooling", ["cls", "attention"])
+def test_pooling_is_written_with_the_head(base, few, tmp_path, pooling):
+    result = finetune(base, few, quick(pooling=pooling), out=tmp_path / "clf")
+    reopened, some = gf.Checkpoint.from_pretrained(tmp_path / "clf"), few.select(np.arange(5))
+    assert reopened.head.pooling == pooling
+    assert ("attention_pool.weight" in reopened.model.state_dict()) == (pooling == "attention")
+    torch.testing.assert_close(predicted_by(reopened, some), predicted_by(result.checkpoint, some))
 
 
 # The same again
 
 
 @pytest.fixture(scope="module")
-def alone(base, cells, tmp_path_factory):
+def alone(base, few, tmp_path_factory):
     """The same run without baselines."""
-    return finetune(base, cells, config(baselines=False), out=tmp_path_factory.mktemp("alone") / "clf")
+    return finetune(base, few, config(baselines=False), out=tmp_path_factory.mktemp("alone") / "clf")
 
 
 def test_the_same_seed_gives_the_same_model_with_or_without_baselines(run, alone):
@@ -310,24 +264,14 @@ def test_the_same_seed_gives_the_same_model_with_or_without_baselines(run, alone
     pd.testing.assert_frame_equal(alone.split, run.result.split)
 
 
-@pytest.mark.parametrize(
-    ("stop_at", "baselines"),
-    [pytest.param(6, False, id="in an epoch"), pytest.param(14, True, id="in the random network")],
-)
-def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(
-    run, alone, base, cells, tmp_path, monkeypatch, stop_at, baselines
-):
-    with monkeypatch.context() as patch:
-        stop_training_after(patch, stop_at)
-        with pytest.raises(StoppedError):
-            finetune(base, cells, config(baselines=baselines), out=tmp_path / "clf")
-    assert not (tmp_path / "clf").exists()
-    resumed = finetune(base, cells, config(baselines=baselines), out=tmp_path / "clf")
-    whole = run.result if baselines else alone
-    pd.testing.assert_frame_equal(resumed.methods, whole.methods)
-    pd.testing.assert_frame_equal(resumed.predictions, whole.predictions)
-    assert resumed.checkpoint.fingerprint == whole.checkpoint.fingerprint
-    assert [path.name for path in tmp_path.iterdir()] == ["clf"]
+def test_a_tuple_of_one_target_is_that_target(alone, base, few, tmp_path):
+    result = finetune(base, few, config(target=("cell_type",), baselines=False), out=tmp_path / "clf")
+    assert result.checkpoint.fingerprint == alone.checkpoint.fingerprint
+    pd.testing.assert_frame_equal(result.methods, alone.methods)
+
+
+class StoppedError(RuntimeError):
+    """Stands for a crash."""
 
 
 def stop_training_after(patch, n_steps):
@@ -344,181 +288,397 @@ def stop_training_after(patch, n_steps):
     patch.setattr(training._Trainer, "training_step", stopping)
 
 
+def stop_at_the_second_method(patch):
+    def crash(*_):
+        raise StoppedError
+
+    patch.setitem(methods.CLASS_METHODS, TWO[1], crash)
+
+
+@pytest.mark.parametrize(
+    ("stop", "baselines"),
+    [
+        pytest.param(lambda patch: stop_training_after(patch, 6), False, id="in an epoch"),
+        pytest.param(lambda patch: stop_training_after(patch, 14), True, id="in the random network"),
+        pytest.param(stop_at_the_second_method, True, id="between methods"),
+    ],
+)
+def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(
+    run, alone, base, few, tmp_path, monkeypatch, two_methods, stop, baselines
+):
+    with monkeypatch.context() as patch:
+        stop(patch)
+        with pytest.raises(StoppedError):
+            finetune(base, few, config(baselines=baselines), out=tmp_path / "clf")
+    assert not (tmp_path / "clf").exists()
+    resumed = finetune(base, few, config(baselines=baselines), out=tmp_path / "clf")
+    rows = [FINE_TUNED, *TWO, RANDOM] if baselines else [FINE_TUNED]
+    pd.testing.assert_frame_equal(resumed.methods, run.result.methods.loc[rows])
+    pd.testing.assert_frame_equal(resumed.predictions, run.result.predictions[["cell", "true", *rows]])
+    pd.testing.assert_frame_equal(resumed.history[["epoch", "eval_loss"]], alone.history[["epoch", "eval_loss"]])
+    assert resumed.checkpoint.fingerprint == run.result.checkpoint.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["clf"]
+
+
 @pytest.fixture
-def cut_off(base, cells, tmp_path, monkeypatch):
+def cut_off(base, few, tmp_path, monkeypatch):
     """Folder name of a run that was cut off in its second step."""
     with monkeypatch.context() as patch:
         stop_training_after(patch, 1)
         with pytest.raises(StoppedError):
-            finetune(base, cells, quick(), out=tmp_path / "clf")
+            finetune(base, few, quick(), out=tmp_path / "clf")
     return tmp_path / "clf"
 
 
-def test_an_unfinished_run_with_other_settings_is_refused_with_the_difference(cut_off, base, cells):
+def test_an_unfinished_run_gives_way_to_other_settings_only_with_overwrite(cut_off, base, few):
     with pytest.raises(FileExistsError, match=r"clf\.partial holds an unfinished run.*0\.01.*overwrite=True"):
-        finetune(base, cells, quick(learning_rate=0.01), out=cut_off)
-
-
-def test_an_unfinished_run_on_other_cells_is_refused(cut_off, base, cells):
+        finetune(base, few, quick(learning_rate=0.01), out=cut_off)
     with pytest.raises(FileExistsError, match="cells"):
-        finetune(base, cells.select(np.arange(0, 120, 2)), quick(), out=cut_off)
-
-
-def test_an_unfinished_run_with_other_settings_gives_way_to_overwrite(cut_off, base, cells):
-    finetune(base, cells, quick(learning_rate=0.01), out=cut_off, overwrite=True)
+        finetune(base, few.select(np.arange(0, 120, 2)), quick(), out=cut_off)
+    finetune(base, few, quick(learning_rate=0.01), out=cut_off, overwrite=True)
     assert [path.name for path in cut_off.parent.iterdir()] == ["clf"]
 
 
-def test_a_mistake_in_the_settings_does_not_stand_in_the_way_of_the_corrected_call(base, cells, tmp_path):
+def test_a_mistake_in_the_settings_does_not_stand_in_the_way_of_the_corrected_call(base, few, tmp_path):
     with pytest.raises(ConfigError, match="warmup_steps is 1000 but the run has only 2 steps"):
-        finetune(base, cells, quick(warmup_steps=1000), out=tmp_path / "clf")
-    finetune(base, cells, quick(warmup_steps=0.1), out=tmp_path / "clf")
+        finetune(base, few, quick(warmup_steps=1000), out=tmp_path / "clf")
+    finetune(base, few, quick(warmup_steps=0.1), out=tmp_path / "clf")
 
 
-def test_an_output_that_exists_is_refused_and_left_alone(run, base, cells):
+def test_an_output_that_exists_is_refused_and_left_alone(run, base, few):
     before = (run.out / "methods.tsv").stat().st_mtime_ns
     with pytest.raises(FileExistsError, match=r"clf already exists.*overwrite=True"):
-        finetune(base, cells, quick(), out=run.out)
+        finetune(base, few, quick(), out=run.out)
     assert (run.out / "methods.tsv").stat().st_mtime_ns == before
 
 
-def test_overwrite_replaces_a_result(base, cells, tmp_path):
+def test_overwrite_replaces_a_result(base, few, tmp_path):
     (tmp_path / "clf").mkdir()
     (tmp_path / "clf" / "provenance.json").write_text("{}")
-    finetune(base, cells, quick(target="flag"), out=tmp_path / "clf", overwrite=True)
-    assert gf.Checkpoint.from_pretrained(tmp_path / "clf").head.target == "flag"
+    finetune(base, few, quick(target="flag"), out=tmp_path / "clf", overwrite=True)
+    assert gf.Checkpoint.from_pretrained(tmp_path / "clf").head.targets[0].name == "flag"
 
 
-def test_overwrite_never_replaces_a_folder_that_is_not_a_result(base, cells, tmp_path):
+def test_overwrite_never_replaces_a_folder_that_is_not_a_result(base, few, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
     with pytest.raises(FileExistsError, match=r"folder without provenance\.json"):
-        finetune(base, cells, quick(), out=tmp_path / "thesis", overwrite=True)
+        finetune(base, few, quick(), out=tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "precious"
 
 
 # Labels
 
 
-@pytest.mark.parametrize(
-    ("target", "classes"),
-    [
-        pytest.param("number", ("0", "1", "2"), id="whole numbers"),
-        pytest.param("gap", ("0", "1", "2"), id="whole numbers with a gap"),
-        pytest.param("large", ("1000001", "1000002", "1000003"), id="large whole numbers with a gap"),
-        pytest.param("flag", ("False", "True"), id="booleans"),
-        pytest.param("partly", tuple(sorted(TYPES)), id="text with a gap"),
-    ],
-)
-def test_labels_of_any_kind_become_class_names(cells, target, classes):
-    task = labelled(cells, target=target)
-    assert task.classes == classes
-    assert set(task.labels) == set(classes)
-
-
-def test_cells_without_a_label_are_left_out_and_counted_in_the_log(base, cells, tmp_path, caplog):
+def test_cells_without_a_label_are_left_out_and_counted_in_the_log(base, few, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="geneformer_repro"):
-        result = finetune(base, cells, quick(target="gap"), out=tmp_path / "clf")
-    assert sorted(result.split["cell"]) == sorted(cells.cell_names[np.arange(120) % 4 > 0])
+        result = finetune(base, few, quick(target="gap"), out=tmp_path / "clf")
+    assert sorted(result.split["cell"]) == sorted(few.cell_names[np.arange(120) % 4 > 0])
     assert result.predictions["true"].tolist() == [
-        f"{label:.0f}" for label in cells.obs.loc[result.predictions["cell"], "number"]
+        f"{label:.0f}" for label in few.obs.loc[result.predictions["cell"], "number"]
     ]
     assert "gap: 30 cells have no label" in caplog.text
 
 
-def test_min_cells_leaves_rare_classes_out_and_says_which(cells, caplog):
-    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
-        task = labelled(cells, target="rare", min_cells=3)
-    assert task.classes == tuple(sorted(TYPES))
-    assert sorted(task.cells.cell_names) == sorted(np.delete(cells.cell_names, [0, 60]))
-    assert "2 are of classes with fewer than 3 cells (odd); left out" in caplog.text
-
-
-def test_min_cells_is_the_smallest_number_that_stays_and_two_classes_are_enough(cells):
-    assert labelled(cells, min_cells=30).classes == tuple(sorted(TYPES))
-    assert labelled(cells, min_cells=31).classes == ("CD14+ Monocyte", "CD19+ B")
-
-
-def test_a_class_too_rare_to_split_is_refused_with_the_way_out(base, cells, tmp_path):
+def test_a_class_too_rare_to_split_is_refused_with_the_way_out(base, few, tmp_path):
     with pytest.raises(gf.InputError, match=r"at least 3 cells.*'odd' \(2\).*min_cells=3"):
-        finetune(base, cells, quick(target="rare"), out=tmp_path / "clf")
+        finetune(base, few, quick(target="rare"), out=tmp_path / "clf")
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        pytest.param("same", r"'same' has 1 class \('blood'\) among 120 cells; at least two", id="one class"),
-        pytest.param("unlabelled", r"'unlabelled' has 0 classes \(all missing\)", id="no label"),
-    ],
-)
-def test_fewer_than_two_classes_are_refused(base, cells, tmp_path, target, message):
-    with pytest.raises(gf.InputError, match=message):
-        finetune(base, cells, quick(target=target), out=tmp_path / "clf")
+def test_rare_classes_and_more_cells_than_asked_for_are_left_out(base, few, tmp_path):
+    result = finetune(base, few, quick(target="rare", min_cells=3, max_cells_per_class=10), out=tmp_path / "clf")
+    labels = few.obs.loc[result.split["cell"], "rare"]
+    assert labels.value_counts().to_dict() == dict.fromkeys(TYPES, 10)
 
 
 @pytest.mark.parametrize("field", ["target", "group"])
-def test_a_missing_column_is_refused_with_the_nearest_name(base, cells, tmp_path, field):
+def test_a_missing_column_is_refused_with_the_nearest_name(base, few, tmp_path, field):
     with pytest.raises(gf.InputError, match=r"no obs column 'cell_typ'\. Did you mean 'cell_type'\?"):
-        finetune(base, cells, quick(**{field: "cell_typ"}), out=tmp_path / "clf")
+        finetune(base, few, quick(**{field: "cell_typ"}), out=tmp_path / "clf")
     assert not list(tmp_path.iterdir())
 
 
-def test_groups_are_never_split_and_are_what_the_intervals_resample(base, cells, tmp_path, monkeypatch):
+# Several targets
+
+
+@pytest.fixture(scope="module")
+def several(base, few, tmp_path_factory):
+    """A class with gaps, and a number."""
+    out = tmp_path_factory.mktemp("several") / "clf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
+        patch.setattr(methods, "NUMBER_METHODS", {name: NUMBER_METHODS[name] for name in ("mean", "ridge, counts")})
+        settings = config(target=("partly", "size"), regression=("size",))
+        return Run(finetune(base, few, settings, out=out), out, {})
+
+
+def test_several_targets_have_a_row_for_each_method_of_each(several):
+    assert several.result.methods.index.names == ["target", "method"]
+    assert several.result.methods.index.tolist() == [
+        *(("partly", name) for name in (FINE_TUNED, *TWO, RANDOM)),
+        *(("size", name) for name in (FINE_TUNED, "mean", "ridge, counts", RANDOM)),
+    ]
+
+
+def test_each_target_is_scored_on_the_test_cells_that_have_its_label(several, few):
+    found = several.result.evaluations
+    known = few.obs.loc[several.tested, "partly"].notna().to_numpy()
+    assert 0 < known.sum() < len(several.tested) == 24
+    assert found["partly"].predictions["cell"].tolist() == several.tested[known].tolist()
+    sizes = found["size"].predictions
+    assert sizes["cell"].tolist() == several.tested.tolist()
+    np.testing.assert_allclose(sizes["true"], few.obs.loc[several.tested, "size"].astype(float))
+    expected = number_scores(sizes["true"].to_numpy(), sizes[FINE_TUNED].to_numpy())
+    assert several.result.methods.loc[("size", FINE_TUNED), list(expected)].to_dict() == pytest.approx(expected)
+
+
+def test_a_number_is_predicted_in_its_own_unit(several, few):
+    predicted = several.result.evaluations["size"].predictions
+    learned = few.obs.loc[several.cells_in("train"), "size"].astype(float)
+    np.testing.assert_allclose(predicted["mean"], learned.mean())
+    target = several.result.checkpoint.head.targets[1]
+    assert (target.mean, target.sd) == pytest.approx((learned.mean(), learned.std(ddof=0)))
+    outputs = predicted_by(several.result.checkpoint, few.select(rows_of(few, predicted["cell"])))[:, 3]
+    np.testing.assert_allclose(predicted[FINE_TUNED], outputs * target.sd + target.mean, rtol=1e-4)
+
+
+def test_several_targets_have_a_folder_each(several):
+    assert {path.name for path in several.out.iterdir()} == MODEL | {
+        "split.tsv", "history.tsv", "report.html", "partly", "size",
+    }  # fmt: skip
+    assert {path.name for path in (several.out / "partly").iterdir()} == TABLES - {
+        "split.tsv", "history.tsv",
+    } | PICTURES  # fmt: skip
+    assert {path.name for path in (several.out / "size").iterdir()} == {
+        "methods.tsv", "predictions.tsv", "methods.png", "predicted.png",
+    }  # fmt: skip
+
+
+def test_the_page_and_the_record_speak_of_every_target(several):
+    titles = re.findall(r"<h2>(\w+): .*?</h2>", (several.out / "report.html").read_text())
+    assert titles[:6] == ["partly"] * 4 + ["size"] * 2
+    assert set(json.loads((several.out / "provenance.json").read_text())["result"]) == {"partly", "size"}
+
+
+def test_numbers_alone_can_be_learned(base, few, tmp_path):
+    settings = quick(target="written", regression=("written",))
+    result = finetune(base, few, settings, out=tmp_path / "clf")
+    assert result.checkpoint.head.targets[0].classes == ()
+    assert {"r2", "rmse"} <= set(result.methods.columns)
+
+
+def test_text_to_be_learned_as_a_number_is_refused_before_any_work(base, few, tmp_path):
+    with pytest.raises(gf.InputError, match=r"'cell_type' should hold numbers.*CD14\+ Monocyte"):
+        finetune(base, few, quick(regression=("cell_type",)), out=tmp_path / "clf")
+    assert not list(tmp_path.iterdir())
+
+
+# Splits
+
+
+@pytest.fixture(scope="module")
+def folded(base, few, tmp_path_factory):
+    out = tmp_path_factory.mktemp("folded") / "clf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_page", lambda *given, **options: None)
+        return Run(finetune(base, few, quick(folds=3, group="donor"), out=out), out, {})
+
+
+def test_over_folds_every_cell_is_predicted_once_by_a_model_that_did_not_learn_its_donor(folded, few):
+    predictions, split = folded.result.predictions, folded.result.split
+    assert sorted(predictions["cell"]) == sorted(few.cell_names)
+    donors = few.obs["donor"].astype(str)
+    for fold in (1, 2, 3):
+        tested = predictions["cell"][predictions["fold"] == fold]
+        learned = split["cell"][(split["fold"] == fold) & (split["part"] == "train")]
+        assert not set(donors[tested]) & set(donors[learned])
+        assert sorted(tested) == sorted(split["cell"][(split["fold"] == fold) & (split["part"] == "test")])
+
+
+def test_folds_are_told_apart_in_the_tables(folded):
+    assert folded.result.history["fold"].unique().tolist() == [1, 2, 3]
+    table = folded.read("folds")
+    pd.testing.assert_frame_equal(table, folded.result.evaluations["cell_type"].folds, check_dtype=False)
+    assert set(table["method"]) == {FINE_TUNED}
+    assert set(table["n"]) == {3}
+
+
+def test_after_the_folds_one_model_is_trained_on_all_cells(base, few, tmp_path, monkeypatch, folded):
+    real, calls = module.train_classifier, []
+
+    def recording(*given, **options):
+        calls.append((given[2], options))
+        return real(*given, **options)
+
+    monkeypatch.setattr(module, "train_classifier", recording)
+    result = finetune(base, few, quick(folds=3, group="donor"), out=tmp_path / "clf")
+    [(settings, given)] = calls
+    np.testing.assert_array_equal(given["train_rows"], np.arange(120))
+    assert given["validation_rows"] is None
+    assert settings.epochs == 1
+    assert result.checkpoint.fingerprint == folded.result.checkpoint.fingerprint
+
+
+def test_the_model_of_all_cells_has_seen_all_cells(folded, few):
+    """Also those of donors that are in no fold's training cells."""
+    np.testing.assert_array_equal(folded.result.checkpoint.seen, np.unique(few.digests()))
+
+
+def test_named_groups_are_the_test_cells(base, few, tmp_path):
+    result = finetune(base, few, quick(group="donor", test_groups=("donor2", "donor5")), out=tmp_path / "clf")
+    assert set(few.obs.loc[result.predictions["cell"], "donor"]) == {"donor2", "donor5"}
+    assert len(result.predictions) == 40
+
+
+def test_a_split_given_back_gives_the_same_split_and_the_same_model(run, alone, base, few, tmp_path):
+    settings = config(baselines=False, split_file=str(run.out / "split.tsv"), seed=0)
+    result = finetune(base, few, settings, out=tmp_path / "clf")
+    pd.testing.assert_frame_equal(result.split, alone.split)
+    pd.testing.assert_frame_equal(result.predictions, alone.predictions)
+    assert result.checkpoint.fingerprint == alone.checkpoint.fingerprint
+
+
+def test_groups_are_what_the_intervals_resample(base, few, tmp_path, monkeypatch):
     given = []
-    real = module.scores_with_intervals
-    monkeypatch.setattr(
-        module,
-        "scores_with_intervals",
-        lambda true, predicted, *, groups, rng: given.append(groups) or real(true, predicted, groups=groups, rng=rng),
-    )
-    result = finetune(base, cells, quick(group="donor"), out=tmp_path / "clf")
-    donors = cells.obs.loc[result.split["cell"], "donor"].groupby(result.split["part"].to_numpy()).unique()
-    assert sorted(np.concatenate(donors.tolist())) == [f"donor{i}" for i in range(6)]
-    np.testing.assert_array_equal(given[0], cells.obs.loc[result.predictions["cell"], "donor"])
+    real = module.evaluate_target
+
+    def recording(*values, groups, **options):
+        given.append(groups)
+        return real(*values, groups=groups, **options)
+
+    monkeypatch.setattr(module, "evaluate_target", recording)
+    result = finetune(base, few, quick(group="donor"), out=tmp_path / "clf")
+    np.testing.assert_array_equal(given[0], few.obs.loc[result.predictions["cell"], "donor"])
+
+
+@pytest.mark.parametrize("lacking", ["train", "test"])
+def test_a_split_without_a_label_of_a_target_is_refused_before_any_work(base, few, tmp_path, lacking):
+    """Every fourth cell has none in ``partly``."""
+    other = {"train": "test", "test": "train"}[lacking]
+    parts = np.where(np.arange(120) % 4 == 0, lacking, other)
+    pd.DataFrame({"cell": few.cell_names, "part": parts}).to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    settings = quick(target=("partly", "flag"), split_file=str(tmp_path / "split.tsv"))
+    with pytest.raises(gf.InputError, match=rf"No {lacking}(ing)? cell has a label in 'partly'\."):
+        finetune(base, few, settings, out=tmp_path / "clf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        pytest.param({}, "over 24 cells", id="no groups"),
+        pytest.param({"group": "donor", "test_groups": ("donor1", "donor2")},
+                     "over 2 groups of 'donor', rough with so few", id="few groups"),
+        pytest.param({"group": "sample", "folds": "groups"}, "over 12 groups of 'sample'", id="groups"),
+        pytest.param({"group": "donor", "test_groups": ("donor1",)},
+                     "over 20 cells, too narrow, since all are of one group of 'donor'", id="one group"),
+    ],
+)  # fmt: skip
+def test_what_the_intervals_are_is_said_in_words(base, few, changes, said):
+    assert module._Run.prepared(base, few, quick(**changes)).intervals == f"95 % bootstrap intervals {said}"
+
+
+# Cells that the checkpoint knows
+
+
+def having_seen(base, cells, names):
+    return dataclasses.replace(base, seen=np.unique(cells.select(rows_of(cells, names)).digests()))
+
+
+def test_test_cells_that_the_checkpoint_was_pretrained_on_are_refused_by_name(run, base, few, tmp_path):
+    knowing = having_seen(base, few, run.tested[3:5])
+    message = rf"2 of 24 test cells \(first: '{run.tested[3]}'\) .*checkpoint base was pretrained on.*allow_seen=true"
+    with pytest.raises(gf.InputError, match=message):
+        finetune(knowing, few, config(baselines=False), out=tmp_path / "clf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_renamed_copy_of_a_cell_is_the_same_cell(run, base, few, few_counts, tmp_path):
+    few_counts.obs_names = [f"copy of {name}" for name in few_counts.obs_names]
+    copies = gf.tokenize(few_counts, few.vocabulary, obs=["cell_type"])
+    with pytest.raises(gf.InputError, match="first: 'copy of "):
+        finetune(having_seen(base, few, few.cell_names), copies, quick(), out=tmp_path / "clf")
+
+
+def test_seen_test_cells_can_be_accepted_and_seen_training_cells_are_fine(run, alone, base, few, tmp_path):
+    for cells, changes in ((run.tested, {"allow_seen": True}), (run.cells_in("train"), {})):
+        knowing = having_seen(base, few, cells)
+        settings = config(baselines=False, **changes)
+        result = finetune(knowing, few, settings, out=tmp_path / "clf", overwrite=True)
+        pd.testing.assert_frame_equal(result.methods, alone.methods)
+        np.testing.assert_array_equal(result.checkpoint.seen, np.union1d(knowing.seen, alone.checkpoint.seen))
 
 
 # Baselines and their counts
 
 
-def test_without_counts_at_hand_their_row_is_empty_and_the_log_says_why(base, in_memory, tmp_path, caplog):
+@pytest.fixture(scope="module")
+def in_memory(few, few_file):
+    """The same cells, without a trace of a file."""
+    return gf.tokenize(ad.read_h5ad(few_file), few.vocabulary, obs=["cell_type"])
+
+
+def test_without_counts_at_hand_their_rows_are_empty_and_the_log_says_why(base, in_memory, tmp_path, caplog):
     result = finetune(base, in_memory, quick(baselines=True), out=tmp_path / "clf")
     assert result.methods.index.tolist() == METHODS
-    assert result.methods.isna().all(axis=1).tolist() == [method == ON_COUNTS for method in METHODS]
-    assert ON_COUNTS not in result.predictions
+    assert result.methods.isna().all(axis=1).tolist() == [method in ON_COUNTS for method in METHODS]
+    assert not set(ON_COUNTS) & set(result.predictions)
     assert re.search(r"No raw counts at hand \(the cells were tokenised in memory\).*give counts=", caplog.text)
 
 
 @pytest.mark.parametrize("change", ["gone", "other"])
-def test_a_file_of_counts_that_is_gone_or_has_changed_is_not_used(cells, adata, tmp_path, caplog, change):
+def test_a_file_of_counts_that_is_gone_or_has_changed_is_not_used(few, few_counts, tmp_path, caplog, change):
     path = tmp_path / "moved.h5ad"
-    adata.write_h5ad(path)
-    tokenized = gf.tokenize(path, cells.vocabulary)
+    few_counts.write_h5ad(path)
+    tokenized = gf.tokenize(path, few.vocabulary)
     path.unlink()
     if change == "other":
-        adata[::-1].write_h5ad(path)
+        few_counts[::-1].write_h5ad(path)
     assert raw_counts(tokenized) is None
     assert re.search(r"No raw counts at hand \(.*moved\.h5ad", caplog.text)
 
 
-def test_counts_given_in_any_order_give_the_row_of_the_file(run, base, in_memory, adata, tmp_path):
-    shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+def test_counts_given_in_any_order_give_the_rows_of_the_file(
+    run, base, in_memory, few_counts, tmp_path, monkeypatch, two_methods
+):
+    shuffled = few_counts[np.random.default_rng(0).permutation(120)].copy()
     result = finetune(base, in_memory, quick(baselines=True), out=tmp_path / "clf", counts=shuffled)
-    pd.testing.assert_series_equal(result.predictions[ON_COUNTS], run.result.predictions[ON_COUNTS])
+    pd.testing.assert_series_equal(result.predictions[TWO[1]], run.result.predictions[TWO[1]])
 
 
 @pytest.mark.parametrize("where", ["given", "recorded"])
-def test_the_layer_that_was_tokenised_is_the_layer_of_the_baseline(cells, adata, tmp_path, where):
-    counts = adata.X.copy()
-    adata.layers["counts"], adata.X = counts, counts / 2
-    adata.write_h5ad(tmp_path / "layered.h5ad")
-    tokenized = gf.tokenize(tmp_path / "layered.h5ad", cells.vocabulary, layer="counts")
-    found = raw_counts(tokenized, adata if where == "given" else None)
+def test_the_layer_that_was_tokenised_is_the_layer_of_the_baselines(few, few_counts, tmp_path, where):
+    counts = few_counts.X.copy()
+    few_counts.layers["counts"], few_counts.X = counts, counts / 2
+    few_counts.write_h5ad(tmp_path / "layered.h5ad")
+    tokenized = gf.tokenize(tmp_path / "layered.h5ad", few.vocabulary, layer="counts")
+    found = raw_counts(tokenized, few_counts if where == "given" else None)
     np.testing.assert_array_equal(found.toarray(), counts.toarray())
 
 
-def test_counts_of_other_cells_are_refused(base, cells, adata, tmp_path):
+def test_counts_of_other_cells_are_refused(base, few, few_counts, tmp_path):
     with pytest.raises(gf.InputError, match="60 of 120 cells of the dataset are not in it"):
-        finetune(base, cells, quick(baselines=True), out=tmp_path / "clf", counts=adata[:60].copy())
+        finetune(base, few, quick(baselines=True), out=tmp_path / "clf", counts=few_counts[:60].copy())
+
+
+# Learning curve
+
+
+def test_a_learning_curve_is_written_with_its_picture(base, few, tmp_path, monkeypatch, two_methods):
+    monkeypatch.setattr(curves, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(curves, "DRAWS", 2)
+    result = finetune(base, few, quick(baselines=True, curve=(6,)), out=tmp_path / "clf")
+    sizes = result.curve.groupby("method", sort=False)[["n", "draw"]].apply(lambda table: table.to_numpy().tolist())
+    assert sizes.to_dict() == {name: [[6, 1], [6, 2], [96, 1]] for name in (FINE_TUNED, *TWO, RANDOM)}
+    assert result.curve[["accuracy", "macro_f1"]].notna().all(axis=None)
+    written = pd.read_csv(tmp_path / "clf" / "curve.tsv", sep="\t")
+    pd.testing.assert_frame_equal(written, result.curve)
+    assert (tmp_path / "clf" / "curve.png").stat().st_size > 5000
+
+
+def test_a_learning_curve_of_too_many_cells_is_refused_before_any_work(base, few, tmp_path):
+    with pytest.raises(gf.InputError, match=r"curve asks for 500 labelled cells, but those .* are 96"):
+        finetune(base, few, quick(curve=(10, 500)), out=tmp_path / "clf")
+    assert not list(tmp_path.iterdir())
 
 
 # What does not belong together
@@ -531,11 +691,17 @@ def test_cells_of_another_vocabulary_are_refused_naming_both_sides(base, pbmc, t
     assert not list(tmp_path.iterdir())
 
 
-def test_cls_pooling_is_refused_where_cells_have_no_cls(pbmc, tmp_path):
+def test_cls_pooling_is_refused_where_cells_have_no_cls(pbmc, untrained, tmp_path):
     vocabulary = gf.Vocabulary.fit(pbmc, series="V1", max_length=64)
     v1 = gf.tokenize(pbmc[:30].copy(), vocabulary, obs=["cell_type"])
     with pytest.raises(gf.InputError, match="pooling='cls' needs cells that begin with <cls>"):
         finetune(untrained(vocabulary, 0.02), v1, quick(pooling="cls"), out=tmp_path / "clf")
+
+
+def test_cells_without_a_group_are_refused_by_name(base, few, tmp_path):
+    message = rf"'partly' says nothing for 30 of 120 labelled cells \(first: '{re.escape(few.cell_names[0])}'\)"
+    with pytest.raises(gf.InputError, match=message):
+        finetune(base, few, quick(group="partly"), out=tmp_path / "clf")
 
 
 # Settings
@@ -546,15 +712,21 @@ def test_cls_pooling_is_refused_where_cells_have_no_cls(pbmc, tmp_path):
     [
         pytest.param({"validation": 0.0}, r"FinetuneConfig\.validation must be between 0 and 1, found 0", id="too few"),
         pytest.param({"test": 0.9}, r"\.test must be between 0 and 1 - validation, found 0\.9", id="too many"),
-        pytest.param({"test": 0.0}, r"FinetuneConfig\.test must be", id="no test cells"),
         pytest.param({"epochs": 0}, r"FinetuneConfig\.epochs must be above 0, found 0", id="epochs"),
         pytest.param({"batch_size": 0}, r"FinetuneConfig\.batch_size must be at least 1", id="batch_size"),
         pytest.param({"learning_rate": 0.0}, r"FinetuneConfig\.learning_rate must be above 0", id="learning_rate"),
-        pytest.param({"warmup_steps": -1}, r"FinetuneConfig\.warmup_steps must be at least 0", id="warmup_steps"),
+        pytest.param({"transfer": "half"}, r"FinetuneConfig\.transfer must be one of", id="transfer"),
+        pytest.param({"target": ()}, r"FinetuneConfig\.target must be at least one obs column", id="no target"),
+        pytest.param({"min_cells": -1}, r"FinetuneConfig\.min_cells must be at least 0, found -1", id="min_cells"),
+        pytest.param({"max_cells_per_class": 2}, r"\.max_cells_per_class must be at least 3", id="max_cells"),
+        pytest.param({"curve": (10, 1)}, r"\.curve must be numbers of cells, each at least 2", id="curve"),
+        pytest.param({"regression": ("age",)}, r"\.regression names 'age', which is no target\.", id="regression"),
+        pytest.param({"task_weights": {"cell_typ": 2.0}},
+                     r"\.task_weights names 'cell_typ'.*Did you mean 'cell_type'", id="task_weights"),
     ],
 )  # fmt: skip
 def test_settings_out_of_bounds_are_refused_by_name(changes, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(gf.InputError, match=message):
         config(**changes)
 
 
@@ -566,12 +738,3 @@ def test_the_target_must_be_named():
 def test_a_config_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().target = "other"
-
-
-def test_cells_without_a_group_are_refused_by_name(checkpoint, pbmc, vocabulary, tmp_path):
-    pbmc.obs["donor"] = pd.array(["a", "b", None, "c"] * 175, dtype="string")
-    cells = gf.tokenize(pbmc, vocabulary, obs=["cell_type", "donor"])
-    config = gf.FinetuneConfig(target="cell_type", group="donor")
-    message = rf"'donor' says no group for 175 of 700 labelled cells \(first: '{cells.cell_names[2]}'\)"
-    with pytest.raises(gf.InputError, match=message):
-        gf.finetune(checkpoint, cells, config, out=tmp_path / "clf")

@@ -1,0 +1,124 @@
+"""From predictions of several methods to tables: the same cells, the same resamples, a row a method."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_repro.finetuning.evaluation import evaluate_target
+from geneformer_repro.finetuning.methods import FINE_TUNED
+from geneformer_repro.finetuning.metrics import evaluate_classes, number_scores, scores
+from geneformer_repro.model import Target
+
+TYPES, AGE = Target("type", ("b", "nk", "t")), Target("age", (), 40.0, 10.0)
+N = 30
+NAMES = np.array([f"c{i}" for i in range(N)])
+GAPS = np.array([3, 11])
+
+
+@pytest.fixture
+def labels():
+    codes = np.random.default_rng(0).integers(3, size=N).astype(float)
+    codes[GAPS] = np.nan
+    return codes
+
+
+@pytest.fixture
+def predicted():
+    rng = np.random.default_rng(1)
+    return {FINE_TUNED: rng.dirichlet(np.ones(3), N), "other": rng.dirichlet(np.ones(3), N), "unable": None}
+
+
+@pytest.fixture
+def numbers():
+    rng = np.random.default_rng(2)
+    return {FINE_TUNED: rng.normal(40, 10, N), "unable": None, "mean": np.full(N, 40.0)}
+
+
+def evaluated(target, labels, predicted, *, folds=None, groups=None, **options):
+    folds = np.zeros(N, dtype=int) if folds is None else folds
+    return evaluate_target(target, NAMES, labels, predicted, folds=folds, groups=groups, seed=5, **options)
+
+
+def test_every_method_has_a_row_and_one_that_could_not_run_an_empty_one(labels, predicted):
+    methods = evaluated(TYPES, labels, predicted).methods
+    assert methods.index.tolist() == [FINE_TUNED, "other", "unable"]
+    assert methods.index.name == "method"
+    assert methods.isna().all(axis=1).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(N) % 4], ids=["cells", "groups"])
+def test_a_row_is_the_evaluation_of_the_cells_with_a_label(labels, predicted, groups):
+    """Every method by itself, from the same seed: all are compared on the same resamples."""
+    found = evaluated(TYPES, labels, predicted, groups=groups)
+    known = ~np.isnan(labels)
+    for name in (FINE_TUNED, "other"):
+        expected = evaluate_classes(
+            labels[known].astype(int),
+            predicted[name][known],
+            TYPES.classes,
+            groups=None if groups is None else groups[known],
+            rng=np.random.default_rng(5),
+        )
+        assert found.methods.loc[name].to_dict() == pytest.approx(expected.scores)
+        of_method = found.per_class[found.per_class["method"] == name].drop(columns="method").set_index("class")
+        pd.testing.assert_frame_equal(of_method, expected.per_class, check_names=False)
+        if name == FINE_TUNED:
+            pd.testing.assert_frame_equal(found.confusion, expected.confusion)
+            pd.testing.assert_frame_equal(found.confusion_intervals, expected.confusion_intervals)
+    assert set(found.reliability["method"]) == {FINE_TUNED, "other"}
+
+
+def test_predictions_are_class_names_of_the_cells_with_a_label(labels, predicted):
+    table = evaluated(TYPES, labels, predicted).predictions
+    assert table.columns.tolist() == ["cell", "true", FINE_TUNED, "other"]
+    assert table["cell"].tolist() == np.delete(NAMES, GAPS).tolist()
+    classes = np.array(TYPES.classes)
+    np.testing.assert_array_equal(table["true"], classes[np.delete(labels, GAPS).astype(int)])
+    np.testing.assert_array_equal(table["other"], classes[np.delete(predicted["other"], GAPS, axis=0).argmax(axis=1)])
+
+
+def test_probabilities_are_those_of_the_fine_tuned_model(labels, predicted):
+    table = evaluated(TYPES, labels, predicted).probabilities
+    assert (table.index.name, table.columns.tolist()) == ("cell", ["b", "nk", "t"])
+    np.testing.assert_array_equal(table, np.delete(predicted[FINE_TUNED], GAPS, axis=0))
+
+
+def test_numbers_have_their_own_scores_and_no_tables_of_classes(labels, numbers):
+    ages = labels * 10 + 30
+    found = evaluated(AGE, ages, numbers)
+    assert found.methods.loc["unable"].isna().all()
+    known = ~np.isnan(ages)
+    expected = number_scores(ages[known], numbers[FINE_TUNED][known])
+    assert found.methods.loc[FINE_TUNED, list(expected)].to_dict() == pytest.approx(expected)
+    assert found.predictions.columns.tolist() == ["cell", "true", FINE_TUNED, "mean"]
+    np.testing.assert_array_equal(found.predictions["true"], ages[known])
+    nothing = ("folds", "probabilities", "per_class", "confusion", "confusion_intervals", "reliability")
+    assert [getattr(found, name) for name in nothing] == [None] * 6
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_over_folds_a_score_has_mean_and_sd_of_the_folds(labels, predicted, numbers, kind):
+    folds = np.repeat([0, 1, 2], 10)
+    if kind == "classes":
+        found = evaluated(TYPES, labels, predicted, folds=folds)
+        score, values, name = lambda a, b: scores(a.astype(int), b), predicted[FINE_TUNED], "macro_f1"
+    else:
+        found = evaluated(AGE, labels, numbers, folds=folds)
+        score, values, name = number_scores, numbers[FINE_TUNED], "rmse"
+    row = found.folds.set_index(["method", "score"]).loc[(FINE_TUNED, name)]
+    known = ~np.isnan(labels)
+    expected = [score(labels[known & (folds == i)], values[known & (folds == i)])[name] for i in range(3)]
+    assert row[["mean", "sd", "n"]].tolist() == pytest.approx([np.mean(expected), np.std(expected, ddof=1), 3])
+    assert "unable" not in found.folds["method"].to_numpy()
+    np.testing.assert_array_equal(found.predictions["fold"], folds[known] + 1)
+
+
+def test_one_fold_has_no_table_of_folds(labels, predicted):
+    found = evaluated(TYPES, labels, predicted)
+    assert found.folds is None
+    assert "fold" not in found.predictions
+
+
+def test_a_row_is_called_what_it_is(labels, predicted):
+    found = evaluated(TYPES, labels, predicted, named="gene")
+    assert found.predictions.columns[0] == found.probabilities.index.name == "gene"

@@ -1,0 +1,122 @@
+"""Every method on one split: who runs, on which cells, and what a run that was cut off need not repeat."""
+
+import numpy as np
+import pytest
+
+from geneformer_repro.finetuning import methods as module
+from geneformer_repro.finetuning.baselines import Features, rank_values
+from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, kept, run_methods
+from geneformer_repro.finetuning.networks import NetworkConfig
+from geneformer_repro.finetuning.tasks import labelled_cells
+
+TRAIN, VALIDATION, TEST = np.arange(60), np.arange(60, 80), np.arange(80, 120)
+CONFIG = NetworkConfig(epochs=1, batch_size=30, learning_rate=1e-3, warmup_steps=0)
+
+
+@pytest.fixture(scope="module")
+def shuffled(few):
+    """A class with gaps and a number."""
+    cells = few.select(np.random.default_rng(0).permutation(120))
+    return labelled_cells(cells, ["partly", "flag", "size"], regression=["size"], rng=np.random.default_rng(0))
+
+
+class Asked:
+    """Two methods that write down what they are given."""
+
+    def __init__(self, patch):
+        self.calls = []
+        patch.setattr(module, "CLASS_METHODS", {"even": self.even, "unable": lambda *given: None})
+        patch.setattr(module, "NUMBER_METHODS", {"zero": self.zero})
+
+    def even(self, features, train, codes, n_classes, test, seed):
+        self.calls.append((train, codes, test))
+        return np.full((len(test), n_classes), 1 / n_classes)
+
+    def zero(self, features, train, values, test, seed):
+        self.calls.append((train, values, test))
+        return np.zeros(len(test))
+
+
+def compared(task, start, work, **changes):
+    features = Features(counts=None, ranks=rank_values(task.cells), embedding=np.zeros((len(task.cells), 2)))
+    given = {"train_rows": TRAIN, "validation_rows": VALIDATION, "test_rows": TEST, "features": features} | changes
+    return run_methods(task, start, CONFIG, work=work, **given)
+
+
+@pytest.fixture(scope="module")
+def run(shuffled, base, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        asked = Asked(patch)
+        work = tmp_path_factory.mktemp("work")
+        return compared(shuffled, base, work), asked, work
+
+
+def test_the_methods_of_every_target_come_in_the_order_of_the_table(run):
+    outcome, _, _ = run
+    assert [list(of_target) for of_target in outcome.predicted] == [
+        [FINE_TUNED, "even", "unable", RANDOM],
+        [FINE_TUNED, "even", "unable", RANDOM],
+        [FINE_TUNED, "zero", RANDOM],
+    ]
+
+
+def test_a_class_has_probabilities_and_a_number_is_one(run):
+    outcome, _, _ = run
+    for of_target, n_classes in zip(outcome.predicted[:2], (3, 2), strict=True):
+        assert of_target["unable"] is None
+        for name in (FINE_TUNED, RANDOM):
+            assert of_target[name].shape == (40, n_classes)
+            np.testing.assert_allclose(of_target[name].sum(axis=1), 1)
+    assert [one.shape for one in outcome.predicted[2].values()] == [(40,)] * 3
+
+
+def test_the_random_network_is_another_one(run):
+    outcome, _, _ = run
+    for of_target in outcome.predicted:
+        assert not np.allclose(of_target[FINE_TUNED], of_target[RANDOM])
+
+
+def test_simple_methods_are_given_the_training_cells_that_have_a_label_and_no_other_labels(run, shuffled):
+    _, asked, _ = run
+    for i, (train, labels, test) in enumerate(asked.calls):
+        known = TRAIN[~np.isnan(shuffled.labels[TRAIN, i])]
+        np.testing.assert_array_equal(train, known)
+        np.testing.assert_array_equal(labels, shuffled.labels[known, i])
+        np.testing.assert_array_equal(test, TEST)
+    assert 0 < len(asked.calls[0][0]) < len(asked.calls[1][0]) == 60
+
+
+def test_what_is_finished_is_not_repeated(run, shuffled, base, monkeypatch):
+    outcome, _, work = run
+    again = Asked(monkeypatch)
+    repeated = compared(shuffled, base, work)
+    assert again.calls == []
+    for first, second in zip(outcome.predicted, repeated.predicted, strict=True):
+        for name, one in first.items():
+            np.testing.assert_array_equal(one, second[name])
+
+
+def test_labels_of_test_cells_do_not_change_a_prediction(run, shuffled, base, tmp_path, monkeypatch):
+    """Nothing of them reaches any method, which is what makes the scores mean something."""
+    outcome, _, _ = run
+    labels = shuffled.labels.copy()
+    labels[TEST] = labels[TEST][::-1]
+    Asked(monkeypatch)
+    mixed = compared(type(shuffled)(shuffled.cells, shuffled.targets, labels, shuffled.obs), base, tmp_path)
+    for first, second in zip(outcome.predicted, mixed.predicted, strict=True):
+        for name, one in first.items():
+            np.testing.assert_array_equal(one, second[name])
+
+
+def test_without_features_only_the_fine_tuned_network_runs(run, shuffled, base, tmp_path):
+    outcome, _, _ = run
+    alone = compared(shuffled, base, tmp_path, features=None)
+    assert [list(of_target) for of_target in alone.predicted] == [[FINE_TUNED]] * 3
+    np.testing.assert_array_equal(alone.predicted[0][FINE_TUNED], outcome.predicted[0][FINE_TUNED])
+
+
+def test_a_result_is_kept_and_nothing_is_not(tmp_path):
+    made = kept(tmp_path / "a.npy", lambda: np.arange(3))
+    np.testing.assert_array_equal(kept(tmp_path / "a.npy", lambda: pytest.fail("made twice")), made)
+    assert kept(tmp_path / "b.npy", lambda: None) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]

@@ -1,0 +1,237 @@
+"""What fine-tuning writes: a folder a target, tables and pictures, and one page that holds the pictures."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_repro.finetuning.evaluation import evaluate_target
+from geneformer_repro.finetuning.methods import FINE_TUNED
+from geneformer_repro.finetuning.results import curve_figure, figures, folder_of, write_evaluation, write_page
+from geneformer_repro.model import Target
+
+TYPES = ("B", "NK & T", "T <cd4>")
+OF_CLASSES = ["methods", "confusion", "per_class", "reliability"]
+OF_NUMBERS = ["methods", "predicted"]
+N = 40
+
+
+def evaluated(target, *others, failed=()):
+    """Made-up predictions of 40 cells in two folds, by the fine-tuned model and other methods."""
+    rng = np.random.default_rng(len(target.name))
+    if target.classes:
+        labels = np.arange(N) % 3
+        predicted = {name: rng.dirichlet(np.ones(3), N) + np.eye(3)[labels] for name in (FINE_TUNED, *others)}
+        predicted = {name: one / one.sum(axis=1, keepdims=True) for name, one in predicted.items()}
+    else:
+        labels = rng.normal(size=N)
+        predicted = {name: labels + rng.normal(size=N) for name in (FINE_TUNED, *others)}
+    return evaluate_target(
+        target,
+        np.array([f"cell{i}" for i in range(N)]),
+        labels.astype(float),
+        {**predicted, **dict.fromkeys(failed)},
+        folds=np.arange(N) % 2,
+        groups=None,
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def of_classes():
+    return evaluated(Target("cell type/2", TYPES), "majority class", failed=["on counts"])
+
+
+@pytest.fixture(scope="module")
+def of_numbers():
+    return evaluated(Target("size"), "mean")
+
+
+def curve_of(*names, score):
+    return pd.DataFrame(
+        [
+            {"target": name, "method": method, "n": n, "draw": draw, score: 0.01 * n + 0.1 * draw}
+            for name in names
+            for method in (FINE_TUNED, "majority class")
+            for n in (10, 50)
+            for draw in (0, 1)
+        ]
+    )
+
+
+# Folders
+
+ODD = [
+    "cell type", "cell_type", "cell type/2", "cell type_2", "cell type:2", "cell type%2F2", "leiden_0.5", "leiden 0.5",
+    "Größe", ".", "..", "%2E", ".hidden", "a\\b", "*", "a\nb",
+]  # fmt: skip
+
+
+def test_one_target_s_tables_are_in_the_folder_itself(tmp_path):
+    assert folder_of(tmp_path, "cell type/2", several=False) == tmp_path
+
+
+def test_of_several_targets_each_has_a_folder_of_its_own_directly_below(tmp_path):
+    folders = [folder_of(tmp_path, name, several=True) for name in ODD]
+    for folder in folders:
+        folder.mkdir()
+    assert len(set(folders)) == len(ODD)
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name for folder in folders}
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("cell_type", "cell_type"), ("leiden_0.5", "leiden_0.5"), ("cell type/2", "cell type%2F2"), ("..", "%2E.")],
+)
+def test_a_folder_is_named_as_its_target_as_far_as_file_names_allow(tmp_path, target, name):
+    assert folder_of(tmp_path, target, several=True).name == name
+
+
+def test_targets_with_like_names_keep_their_own_tables(tmp_path):
+    for name, method in {"a/b": "one", "a_b": "two", "a b": "three"}.items():
+        write_evaluation(evaluated(Target(name), method), folder_of(tmp_path, name, several=True))
+    found = {path.parent.name: pd.read_csv(path, sep="\t")["method"][1] for path in tmp_path.glob("*/methods.tsv")}
+    assert found == {"a%2Fb": "one", "a_b": "two", "a b": "three"}
+
+
+# Tables and pictures
+
+
+@pytest.mark.parametrize(
+    ("which", "tables", "pictures"),
+    [
+        (
+            "of_classes",
+            [
+                "methods", "confusion", "probabilities", "predictions", "folds", "per_class", "confusion_intervals",
+                "reliability",
+            ],
+            OF_CLASSES,
+        ),
+        ("of_numbers", ["methods", "predictions", "folds"], OF_NUMBERS),
+    ],
+    ids=["classes", "numbers"],
+)  # fmt: skip
+def test_every_table_and_picture_is_written(tmp_path, request, which, tables, pictures):
+    evaluation = request.getfixturevalue(which)
+    write_evaluation(evaluation, tmp_path / "new")
+    files = {path.name: path for path in (tmp_path / "new").iterdir()}
+    assert set(files) == {f"{name}.tsv" for name in tables} | {f"{name}.png" for name in pictures}
+    for name in pictures:
+        assert files[f"{name}.png"].read_bytes().startswith(b"\x89PNG")
+    for name in tables:
+        index = 0 if name in ("methods", "confusion", "probabilities") else None
+        found = pd.read_csv(files[f"{name}.tsv"], sep="\t", index_col=index)
+        pd.testing.assert_frame_equal(found, getattr(evaluation, name), check_names=False, check_dtype=False)
+
+
+def test_a_method_that_could_not_run_has_a_row_without_numbers(of_classes, tmp_path):
+    write_evaluation(of_classes, tmp_path)
+    found = pd.read_csv(tmp_path / "methods.tsv", sep="\t", index_col=0)
+    assert found.index.tolist() == [FINE_TUNED, "majority class", "on counts"]
+    assert found.isna().all(axis=1).tolist() == [False, False, True]
+
+
+def test_pictures_of_classes_show_ours_and_the_best_other_method():
+    evaluation = evaluated(Target("t", TYPES), "one", "two")
+    best = evaluation.methods["macro_f1"].drop(FINE_TUNED).idxmax()
+    assert legend(figures(evaluation)["reliability"]) >= {FINE_TUNED, best}
+    assert not {"one", "two"} - {best} & legend(figures(evaluation)["reliability"])
+
+
+def legend(figure):
+    texts = [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+    return {name for name in (FINE_TUNED, "one", "two") if any(name in text for text in texts)}
+
+
+def test_pictures_need_no_method_to_compare_with():
+    assert list(figures(evaluated(Target("t", TYPES)))) == OF_CLASSES
+    assert list(figures(evaluated(Target("t")))) == OF_NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("target", "score", "label"),
+    [(Target("t", TYPES), "macro_f1", "macro-F1 on the test cells"), (Target("t"), "r2", "R² on the test cells")],
+    ids=["classes", "numbers"],
+)
+def test_the_learning_curve_shows_the_score_of_the_target(target, score, label):
+    (axes,) = curve_figure(curve_of("t", "other", score=score), target).axes
+    assert axes.get_ylabel() == label
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """What stands in a page, and which tags were not closed."""
+
+    EMPTY = ("meta", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.titles, self.pictures, self.text, self.tables = [], [], [], [], 0
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.open += [] if tag in self.EMPTY else [tag]
+        self.titles += [""] if tag == "h2" else []
+        self.pictures += [dict(attributes)] if tag == "img" else []
+        self.tables += tag == "table"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.text.append(text)
+        if self.open and self.open[-1] == "h2":
+            self.titles[-1] += text
+
+
+def page(folder, *evaluations, curve=None):
+    write_page(
+        folder, list(evaluations), intervals="95 % bootstrap intervals over 40 cells", facts={"seed": 7}, curve=curve
+    )
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_html_with_a_section_for_each_picture(of_classes, of_numbers, tmp_path):
+    found = page(tmp_path, of_classes, of_numbers)
+    assert found.open == []
+    assert [picture["alt"] for picture in found.pictures] == found.titles
+    assert len(found.titles) == len(OF_CLASSES) + len(OF_NUMBERS)
+    assert [title.partition(":")[0] for title in found.titles] == ["cell type/2"] * 4 + ["size"] * 2
+    assert all(picture["src"].startswith("data:image/") for picture in found.pictures)
+
+
+def test_the_page_says_what_the_intervals_are_and_which_method_is_best(of_classes, tmp_path):
+    found = page(tmp_path, of_classes)
+    best = of_classes.methods["balanced_accuracy"].idxmax()
+    text = " ".join(found.text)
+    assert f"The best balanced accuracy is that of: {best}. Bars are 95 % bootstrap intervals over 40 cells." in text
+    assert "seed: 7" in text
+    assert "on counts" not in text, "a method that did not run has no row"
+    assert found.tables == 1
+
+
+def test_every_target_has_its_curve_on_the_page(of_classes, of_numbers, tmp_path):
+    curve = curve_of("cell type/2", score="macro_f1").assign(r2=np.nan)
+    curve = pd.concat([curve, curve_of("size", score="r2")], ignore_index=True)
+    found = page(tmp_path, of_classes, of_numbers, curve=curve)
+    assert [title for title in found.titles if "how many labels" in title] == [
+        "cell type/2: how many labels each method needs",
+        "size: how many labels each method needs",
+    ]
+
+
+def test_names_are_text_not_tags(tmp_path):
+    found = page(tmp_path, evaluated(Target("<b>type</b> & co", TYPES), "<i>one</i>"))
+    assert found.titles[0] == "<b>type</b> & co: methods on the same test cells"
+    assert "<i>one</i>" in found.text
+
+
+def test_a_page_that_is_there_is_not_replaced(of_numbers, tmp_path):
+    page(tmp_path, of_numbers)
+    with pytest.raises(FileExistsError, match=r"report\.html already exists"):
+        page(tmp_path, of_numbers)

@@ -1,0 +1,244 @@
+"""Searching settings: what can be searched, how it is drawn, and which cells a trial is shown."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_repro.config import ConfigError
+from geneformer_repro.finetuning import search as module
+from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
+from geneformer_repro.finetuning.networks import SELECTION
+from geneformer_repro.finetuning.search import DEFAULT_SPACE, draw_settings, search
+from geneformer_repro.finetuning.tasks import labelled_cells
+
+TRAIN, VALIDATION = np.arange(0, 80), np.arange(80, 100)
+SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "pooling": ["mean", "cls", "attention"]}
+
+
+def config(**changes):
+    chosen = {"target": "cell_type", "epochs": 1, "batch_size": 64, "baselines": False, "trials": 4, "space": SPACE}
+    return FinetuneConfig(**chosen | changes)
+
+
+def draws(space, n=2000):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([draw_settings(space, rng) for _ in range(n)])
+
+
+# Draws
+
+
+def test_a_range_is_drawn_evenly():
+    drawn = draws({"weight_decay": {"low": 0.1, "high": 0.3}})["weight_decay"]
+    assert 0.1 <= drawn.min() < drawn.max() <= 0.3
+    assert drawn.mean() == pytest.approx(0.2, abs=0.005)
+
+
+def test_a_logarithmic_range_is_drawn_evenly_in_its_exponents():
+    drawn = np.log10(draws(SPACE)["learning_rate"])
+    assert -5 <= drawn.min() < drawn.max() <= -2
+    assert drawn.mean() == pytest.approx(-3.5, abs=0.05)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_range_of_whole_numbers_gives_whole_numbers_and_both_ends(log):
+    drawn = draws({"batch_size": {"low": 4, "high": 8, "log": log}})["batch_size"]
+    assert drawn.dtype == int
+    assert set(drawn) == {4, 5, 6, 7, 8}
+
+
+def test_a_list_is_drawn_evenly():
+    shares = draws(SPACE)["pooling"].value_counts(normalize=True)
+    assert (shares - 1 / 3).abs().max() < 0.04
+    assert len(shares) == 3
+
+
+def test_what_is_searched_without_a_space_can_be_searched():
+    config(space=DEFAULT_SPACE)
+    for settings in draws(DEFAULT_SPACE, 50).to_dict("records"):
+        config(**settings)
+
+
+# What can be searched
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        pytest.param({"learning_rat": [1]}, "'learning_rat' cannot .* mean 'learning_rate'", id="no setting"),
+        pytest.param({"seed": [1, 2]}, "'seed' cannot be searched", id="the seed"),
+        pytest.param({"target": ["a", "b"]}, "'target' cannot be searched", id="what is learned"),
+        pytest.param({"test": [0.1, 0.2]}, "'test' cannot be searched", id="the split"),
+        pytest.param({"epochs": 3}, "epochs must be a list of values or a range .*found 3", id="a value"),
+        pytest.param({"decay": "linear"}, "decay must be a list of values .*found 'linear'", id="a text"),
+        pytest.param({"epochs": []}, r"epochs must be a list of values .*found \[\]", id="no value"),
+        pytest.param({"epochs": {"low": 3, "high": 3}}, "low < high", id="no range"),
+        pytest.param({"epochs": {"high": 3}}, r"low = …, high = … \} .*found \{'high': 3\}", id="half a range"),
+        pytest.param({"epochs": {"low": "1", "high": 3}}, "of numbers with low < high", id="text in a range"),
+        pytest.param({"epochs": {"low": 1, "high": 3, "step": 1}}, "epochs must be a range", id="step"),
+        pytest.param({"weight_decay": {"low": 0, "high": 1, "log": True}}, r"above 0 with log = true", id="log of 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_refused(space, message):
+    with pytest.raises(ConfigError, match=f"FinetuneConfig.space: .*{message}"):
+        config(space=space)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"trials": -1}, r"FinetuneConfig\.trials must be at least 0, found -1", id="trials"),
+        pytest.param({"trials": 0}, r"FinetuneConfig\.space is given, but trials is 0", id="a space for nothing"),
+        pytest.param({"engine": "optun"}, r"FinetuneConfig\.engine must be 'random', .*found 'optun'", id="engine"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+# Trials
+
+
+@pytest.fixture(scope="module")
+def task(few):
+    shuffled = few.select(np.random.default_rng(0).permutation(120)[:100])
+    return labelled_cells(shuffled, ["cell_type"], rng=np.random.default_rng(0))
+
+
+def searched(task, base, work, **changes):
+    return search(task, base, config(**changes), train_rows=TRAIN, validation_rows=VALIDATION, work=work)
+
+
+@pytest.fixture(scope="module")
+def four(task, base, tmp_path_factory):
+    work = tmp_path_factory.mktemp("four")
+    return *searched(task, base, work), work
+
+
+def test_there_is_a_row_a_trial_with_its_settings_the_best_first(four):
+    _, table, _ = four
+    assert table.columns.tolist() == ["trial", *SPACE, SELECTION, "epoch"]
+    assert sorted(table["trial"]) == [1, 2, 3, 4]
+    assert table[SELECTION].is_monotonic_decreasing
+    assert table[SELECTION].nunique() > 1, "all trials are equally good, so nothing is tested"
+
+
+def test_the_best_settings_are_used_and_nothing_else_changes(four):
+    best, table, _ = four
+    assert best == dataclasses.replace(config(), **table.loc[0, list(SPACE)].to_dict())
+
+
+def test_trials_are_reproducible_and_more_trials_begin_with_the_same(four, task, base, tmp_path):
+    """Drawn one by one from the seed, so that a search can be made longer."""
+    _, table, _ = four
+    _, fewer = searched(task, base, tmp_path, trials=2)
+    expected = table[table["trial"] <= 2].reset_index(drop=True)
+    pd.testing.assert_frame_equal(fewer, expected)
+
+
+def test_finished_trials_are_not_repeated(four, task, base, monkeypatch):
+    best, table, work = four
+    monkeypatch.setattr(module, "train_classifier", lambda *given, **options: pytest.fail("trained again"))
+    again, same = searched(task, base, work)
+    pd.testing.assert_frame_equal(same, table)
+    assert again == best
+
+
+def test_a_search_that_was_cut_off_goes_on_with_the_next_trial(four, task, base, tmp_path, monkeypatch):
+    real, steps = module.train_classifier, []
+
+    def counted(*given, step, **options):
+        steps.append(step)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return real(*given, step=step, **options)
+
+    monkeypatch.setattr(module, "train_classifier", counted)
+    with pytest.raises(KeyboardInterrupt):
+        searched(task, base, tmp_path)
+    _, table = searched(task, base, tmp_path)
+    assert steps == [f"trial {i} of 4" for i in (1, 2, 3, 3, 4)]
+    pd.testing.assert_frame_equal(table, four[1])
+
+
+def test_a_trial_says_in_the_log_what_it_reached(task, base, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        _, table = searched(task, base, tmp_path, trials=1)
+    said = [json.loads(message) for message in caplog.messages if '"trial"' in message]
+    assert said == [{"event": "trial", **table.loc[0].to_dict()}]
+
+
+# Other engines
+
+
+SHARED = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "warmup_steps": {"low": 0.0, "high": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def by_optuna(task, base, tmp_path_factory):
+    pytest.importorskip("optuna")
+    work = tmp_path_factory.mktemp("optuna")
+    return *searched(task, base, work, engine="optuna", space=SHARED, trials=2), work
+
+
+def test_optuna_proposes_settings_within_the_space_and_the_best_are_used(by_optuna):
+    best, table, _ = by_optuna
+    assert table.columns.tolist()[:3] == ["trial", *SHARED]
+    assert sorted(table["trial"]) == [1, 2]
+    assert table["learning_rate"].between(1e-5, 1e-2).all()
+    assert table[SELECTION].is_monotonic_decreasing
+    assert best.learning_rate == table["learning_rate"][0]
+
+
+def test_optuna_is_reproducible_and_goes_on_with_its_trials(by_optuna, task, base, tmp_path):
+    _, whole, _ = by_optuna
+    _, one = searched(task, base, tmp_path, engine="optuna", space=SHARED, trials=1)
+    _, two = searched(task, base, tmp_path, engine="optuna", space=SHARED, trials=2)
+    for table in (whole, two):
+        pd.testing.assert_frame_equal(table[table["trial"] == 1].reset_index(drop=True), one)
+    assert sorted(two["trial"]) == [1, 2]
+
+
+@pytest.mark.parametrize("engine", ["optuna", "ray"])
+def test_what_another_engine_cannot_search_is_refused_with_the_one_that_can(task, base, tmp_path, engine):
+    with pytest.raises(ConfigError, match=f"'pooling' cannot be searched by {engine}, only .*Use engine='random'"):
+        searched(task, base, tmp_path, engine=engine)
+
+
+# Within a run
+
+
+@pytest.fixture
+def run(base, few, tmp_path, monkeypatch, without_pictures):
+    real, shown = module.train_classifier, []
+
+    def recording(task, *given, **options):
+        shown.append(task)
+        return real(task, *given, **options)
+
+    monkeypatch.setattr(module, "train_classifier", recording)
+    return finetune(base, few, config(trials=2), out=tmp_path / "clf"), shown, tmp_path / "clf"
+
+
+def test_a_trial_is_not_even_handed_the_test_cells(run):
+    result, shown, _ = run
+    tested = result.split["part"] == "test"
+    assert len(shown) == 2
+    for task in shown:
+        assert sorted(task.cells.cell_names) == sorted(result.split["cell"][~tested])
+        assert sorted(task.obs.index) == sorted(result.split["cell"][~tested])
+
+
+def test_the_classifier_has_the_best_settings_and_the_trials_are_written(run):
+    result, _, out = run
+    best = result.trials.iloc[0]
+    assert result.checkpoint.head.pooling == best["pooling"]
+    highest = result.history["learning_rate"].max()
+    assert highest <= best["learning_rate"] <= 10 * highest
+    written = pd.read_csv(out / "trials.tsv", sep="\t")
+    pd.testing.assert_frame_equal(written, result.trials)
