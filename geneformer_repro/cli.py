@@ -515,10 +515,13 @@ def _embed(arguments: argparse.Namespace) -> None:
         cells.require_obs(column)
     options = {"layer": arguments.layer, "pooling": arguments.pooling, "dtype": arguments.dtype}
     adata = embed(checkpoint, cells, level=arguments.level, out=out, overwrite=arguments.overwrite, **options)
+    n_rows, n_dimensions = adata.shape
+    if adata.isbacked:
+        adata.file.close()
     if is_main_process():
         for name, column in drawn.items():
-            _draw(name, adata.to_memory(), column, pictures[name], overwrite=arguments.overwrite)
-        print(f"{out}: {adata.n_obs} {arguments.level}s × {adata.n_vars} dimensions")
+            _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
+        print(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
@@ -535,16 +538,22 @@ def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
         print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
 
 
-def _draw(name: str, adata: Any, column: str, picture: Path, *, overwrite: bool) -> None:
+def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool) -> None:
+    """Draw an embedding that is on disk; a UMAP is added to it, as scanpy does."""
+    import anndata
+
+    from geneformer_repro.embedding_store import add_obsm
     from geneformer_repro.files import new_file
     from geneformer_repro.mapping import heatmap_table, umap
     from geneformer_repro.report import heatmap_figure, scatter_figure
 
-    figure = (
-        scatter_figure(umap(adata), adata.obs[column])
-        if name == "umap"
-        else heatmap_figure(heatmap_table(adata, column))
-    )
+    adata = (anndata.read_h5ad if path.suffix == ".h5ad" else anndata.read_zarr)(path)
+    if name == "umap":
+        points = umap(adata)
+        add_obsm(path, "X_umap", points)
+        figure = scatter_figure(points, adata.obs[column])
+    else:
+        figure = heatmap_figure(heatmap_table(adata, column))
     with new_file(picture, overwrite=overwrite) as aside:
         figure.savefig(aside, dpi=150)
 

@@ -130,6 +130,12 @@ def open_vectors(path: Path) -> ad.AnnData:
     return ad.AnnData(root["X"], **{name: ad.io.read_elem(root[name]) for name in ("obs", "var", "uns")})
 
 
+def add_obsm(path: Path, name: str, values: np.ndarray) -> None:
+    """Add something a cell to a file of vectors that is not open elsewhere."""
+    with _opened(path, "r+") as root:
+        ad.io.write_elem(root["obsm"], name, values)
+
+
 def _marker(path: Path) -> str | None:
     """Return the file that tells a Zarr store from another folder: of format 2 or, also where there is none, 3."""
     if path.suffix == _H5AD:

@@ -448,7 +448,7 @@ def _by_optuna(trainer: "_Trainer", space: Mapping[str, Any], n_trials: int, bes
             study_name="search",
             storage=storage,
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=trainer.args.seed),
+            sampler=optuna.samplers.TPESampler(seed=trainer.args.seed + done),  # else it proposes the same again
             pruner=optuna.pruners.NopPruner(),
         )
     trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])

@@ -24,8 +24,8 @@ from geneformer_repro.finetuning.curve import learning_curve, require_enough
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import FINE_TUNED, Outcome, run_methods
 from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, train_classifier
-from geneformer_repro.finetuning.results import curve_figure, folder_of, write_evaluation, write_page
-from geneformer_repro.finetuning.search import SearchConfig, search
+from geneformer_repro.finetuning.results import folder_of, write_evaluation, write_page
+from geneformer_repro.finetuning.search import SearchConfig, best_settings, search, searched_settings
 from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, split_table
 from geneformer_repro.finetuning.tasks import Task, class_name, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
@@ -73,6 +73,8 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
         require(len(self.targets) > 0, self, "target", "at least one obs column")
         require(self.min_cells >= 0, self, "min_cells", "at least 0")
         require((self.max_cells_per_class or 3) >= 3, self, "max_cells_per_class", "at least 3")
+        has_classes = self.max_cells_per_class is None or self.targets[0] not in self.regression
+        require(has_classes, self, "max_cells_per_class", "left out where the first target is a number")
         require(all(n >= 2 for n in self.curve), self, "curve", "numbers of cells, each at least 2")
         for field in ("regression", "task_weights"):
             for name in getattr(self, field):
@@ -161,13 +163,15 @@ def finetune(
     counted = baselines.raw_counts(run.task.cells, counts) if config.baselines else None
     with resumable(out, {"step": "finetune", "config": resolved(config), **inputs}, overwrite=overwrite) as work:
         features = run.features(counted) if config.baselines else None
-        outcomes, trials = run.folds(features, work)
-        model = outcomes[0].model if len(run.splits) == 1 else run.final_model(outcomes, work / "final")
+        outcomes, tables = run.folds(features, work)
+        chosen = best_settings(tables, config)
+        model = outcomes[0].model if len(run.splits) == 1 else run.final_model(outcomes, chosen, work / "final")
         evaluations = run.evaluations(outcomes)
-        curve = run.curve(features, work / "curve") if config.curve else None
+        curve = run.curve(features, chosen, work / "curve") if config.curve else None
         record = provenance("finetune", config=resolved(config), inputs=inputs) | {
             "result": {name: _as_json(one.methods.loc[FINE_TUNED]) for name, one in evaluations.items()},
             "intervals": run.intervals,
+            "settings": {name: getattr(chosen, name) for name in searched_settings(config)},
         }
         result = Finetuned(
             checkpoint=Checkpoint(model, cells.vocabulary, record, run.seen(), name=f"checkpoint {out}"),
@@ -175,7 +179,7 @@ def finetune(
             split=split_table(run.splits, run.task.cells.cell_names),
             history=_by_fold([outcome.history for outcome in outcomes]),
             curve=curve,
-            trials=trials,
+            trials=_by_fold(tables) if tables else None,
         )
         if is_main_process():
             _write(result, run, work, Path(out), overwrite)
@@ -268,7 +272,7 @@ class _Run:
         vectors = np.asarray(embed(self.checkpoint, self.task.cells, pooling=pooling).X)
         return baselines.Features(counts=counted, ranks=baselines.rank_values(self.task.cells), embedding=vectors)
 
-    def folds(self, features: baselines.Features | None, work: Path) -> tuple[list[Outcome], pd.DataFrame | None]:
+    def folds(self, features: baselines.Features | None, work: Path) -> tuple[list[Outcome], list[pd.DataFrame]]:
         """Run every method on every split; search settings within each, on its training and validation cells."""
         outcomes, tables = [], []
         for i, split in enumerate(self.splits):
@@ -301,12 +305,12 @@ class _Run:
                     step=step,
                 )
             )
-        return outcomes, _by_fold(tables) if tables else None
+        return outcomes, tables
 
-    def final_model(self, outcomes: list[Outcome], work: Path) -> CellClassifier:
+    def final_model(self, outcomes: list[Outcome], config: FinetuneConfig, work: Path) -> CellClassifier:
         """Train on the cells of all folds, as long as the folds found best."""
         best = [best_epoch(outcome.history) for outcome in outcomes]
-        config = dataclasses.replace(self.config, epochs=float(np.median(best)))
+        config = dataclasses.replace(config, epochs=float(np.median(best)))
         model, _ = train_classifier(
             self.task,
             self.checkpoint,
@@ -335,14 +339,14 @@ class _Run:
             for i, target in enumerate(self.task.targets)
         }
 
-    def curve(self, features: baselines.Features | None, work: Path) -> pd.DataFrame:
+    def curve(self, features: baselines.Features | None, config: FinetuneConfig, work: Path) -> pd.DataFrame:
         """Train on more and more labels of the first split."""
         return learning_curve(
             self.task,
             self.checkpoint,
-            self.config,
+            config,
             split=self.splits[0],
-            sizes=self.config.curve,
+            sizes=config.curve,
             features=features,
             work=work,
         )
@@ -370,16 +374,10 @@ def _write(result: Finetuned, run: _Run, work: Path, out: Path, overwrite: bool)
             if table is not None:
                 table.to_csv(folder / f"{name}.tsv", sep="\t", index=False)
         (folder / LOG_FILE).write_bytes((work / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
-        for name, evaluation in result.evaluations.items():
-            below = folder_of(folder, name, several=several)
-            write_evaluation(evaluation, below)
-            if result.curve is not None:
-                curve_figure(result.curve, evaluation.target).savefig(below / "curve.png", dpi=150)
+        pages = [
+            write_evaluation(evaluation, folder_of(folder, name, several=several), curve=result.curve)
+            for name, evaluation in result.evaluations.items()
+        ]
         facts = {name: getattr(run.config, name) for name in ("transfer", "epochs", "learning_rate", "seed")}
-        write_page(
-            folder,
-            list(result.evaluations.values()),
-            intervals=run.intervals,
-            facts=facts | {"test cells": sum(len(split.test) for split in run.splits)},
-            curve=result.curve,
-        )
+        facts |= {"test cells": sum(len(split.test) for split in run.splits)}
+        write_page(folder, pages, intervals=run.intervals, facts=facts)

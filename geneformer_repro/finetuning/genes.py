@@ -526,11 +526,6 @@ def _write(result: FinetunedGenes, config: GeneFinetuneConfig, work: Path, out: 
         result.history.to_csv(folder / "history.tsv", sep="\t", index=False)
         result.occurrences.to_csv(folder / "occurrences.tsv", sep="\t")
         (folder / LOG_FILE).write_bytes((work / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
-        write_evaluation(result.evaluation, folder)
-        write_page(
-            folder,
-            [result.evaluation],
-            intervals=f"95 % bootstrap intervals over {len(result.split)} genes",
-            facts={"transfer": config.transfer, "folds": config.folds, "genes": len(result.split)},
-            curve=None,
-        )
+        page = write_evaluation(result.evaluation, folder)
+        facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(result.split)}
+        write_page(folder, [page], intervals=f"95 % bootstrap intervals over {len(result.split)} genes", facts=facts)

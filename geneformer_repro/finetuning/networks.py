@@ -24,7 +24,8 @@ from geneformer_repro.training import CellExamples, ParameterGroup, TrainConfig,
 
 ClassBalance = Literal["none", "weights", "sampling"]
 SELECTION = "selection"
-"""Held-out score by which an epoch, or a trial, is chosen: macro-F1 or R², the mean over several targets."""
+"""Held-out score by which an epoch, or a trial, is chosen: macro-F1, or of a number the explained share of the training
+cells' variance; of several targets the mean."""
 NO_SCORES: Mapping[str, Any] = {"eval_strategy": "no", "eval_on_start": False}
 """Fields of `TrainingArguments` for a run without held-out cells."""
 
@@ -189,11 +190,16 @@ def _scorer(task: Task, head: Head, rows: np.ndarray | None) -> Callable[[nn.Mod
         }
         with torch.no_grad():
             loss = cast(CellClassifier, model).sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
-        chosen = [one["r2" if "r2" in one else "macro_f1"] for one in found.values() if one]
+        chosen = [_merit(target, found[target.name]) for target in head.targets if found[target.name]]
         named = next(iter(found.values())) if len(found) == 1 else _prefixed(found)
         return {"loss": loss.item() / len(labels), **named, SELECTION: float(np.mean(chosen))}
 
     return score
+
+
+def _merit(target: Target, found: Mapping[str, float]) -> float:
+    """Return macro-F1, or the share of the training cells' variance that is explained."""
+    return found["macro_f1"] if target.classes else 1 - (found["rmse"] / target.sd) ** 2
 
 
 def _prefixed(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -207,7 +213,8 @@ def _target_scores(target: Target, outputs: np.ndarray, labels: np.ndarray) -> d
     predicted = meaning(target, outputs[known])
     if not target.classes:
         found = number_scores(labels[known], predicted)
-        return {name: found[name] for name in ("r2", "rmse")}
+        r2 = {} if np.isnan(found["r2"]) else {"r2": found["r2"]}  # not defined where all numbers are equal
+        return {"rmse": found["rmse"], **r2}
     found = scores(labels[known].astype(int), predicted)
     return {name: found[name] for name in ("accuracy", "macro_f1")}
 

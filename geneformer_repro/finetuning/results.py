@@ -1,8 +1,9 @@
 """Writing what fine-tuning found: tables, pictures, and one page that holds them all."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
@@ -42,15 +43,26 @@ def folder_of(folder: Path, target: str, *, several: bool) -> Path:
     return folder / re.sub(r"^\.", "%2E", name)
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write the tables and pictures of a target."""
+class Page(NamedTuple):
+    """A target's part of the page."""
+
+    evaluation: Evaluation
+    pictures: "dict[str, Figure]"
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path, *, curve: pd.DataFrame | None = None) -> Page:
+    """Write the tables and pictures of a target, also of its learning curve; return them for the page."""
     folder.mkdir(exist_ok=True)
     for name in _TABLES:
         table = getattr(evaluation, name)
         if table is not None:
             table.to_csv(folder / f"{name}.tsv", sep="\t", index=name in _INDEXED)
-    for name, figure in figures(evaluation).items():
+    pictures = figures(evaluation)
+    if curve is not None:
+        pictures["curve"] = curve_figure(curve, evaluation.target)
+    for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
+    return Page(evaluation, pictures)
 
 
 def figures(evaluation: Evaluation) -> "dict[str, Figure]":
@@ -86,41 +98,29 @@ def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
     return learning_curve_figure(over_draws(curve, target.name, score), score=f"{name} on the test cells")
 
 
-def write_page(
-    folder: Path, evaluations: "list[Evaluation]", *, intervals: str, facts: dict[str, Any], curve: pd.DataFrame | None
-) -> None:
-    """Write ``report.html``: every table and picture with what it shows and what it does not."""
-    sections: list[Section] = []
-    for evaluation in evaluations:
-        sections += _sections(evaluation, intervals)
-        if curve is not None:
-            sections.append(
-                Section(
-                    f"{evaluation.target.name}: how many labels each method needs",
-                    "Each method trained on so many labelled cells and tested on the same cells as above; the band is "
-                    "the range over draws.",
-                    "What longer training or other settings would reach: all networks of a size take the same steps.",
-                    figure=curve_figure(curve, evaluation.target),
-                )
-            )
+def write_page(folder: Path, pages: Sequence[Page], *, intervals: str, facts: dict[str, Any]) -> None:
+    """Write ``report.html``: every picture with what it shows and what it does not."""
+    sections = [section for page in pages for section in _sections(page, intervals)]
     write_report(
         folder / "report.html",
-        title="Fine-tuning: " + ", ".join(one.target.name for one in evaluations),
-        lead=f"Every method was trained and tested on the same {_tested(evaluations[0])}. A model that does not beat the "
-        "simple methods was not worth it here.",
+        title="Fine-tuning: " + ", ".join(page.evaluation.target.name for page in pages),
+        lead=f"Every method was trained and tested on the same {_tested(pages[0].evaluation)}. A model that does not "
+        "beat the simple methods was not worth it here.",
         sections=sections,
         facts=facts,
     )
 
 
-def _sections(evaluation: Evaluation, intervals: str) -> list[Section]:
-    name, pictures, tested = evaluation.target.name, figures(evaluation), _tested(evaluation)
+def _sections(page: Page, intervals: str) -> list[Section]:
+    evaluation, pictures = page
+    name, tested = evaluation.target.name, _tested(evaluation)
     says = CLASS_SCORES if evaluation.target.classes else NUMBER_SCORES
-    best = evaluation.methods[next(iter(says))].idxmax()
+    best = evaluation.methods[next(iter(says))].dropna()
+    winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}. " if len(best) else ""
     sections = [
         Section(
             f"{name}: methods on the same test {tested}",
-            f"The best {next(iter(says.values()))} is that of: {best}. Bars are {intervals}.",
+            f"{winner}Bars are {intervals}.",
             f"A difference where bars overlap, or how any method would do on {tested} unlike these.",
             figure=pictures["methods"],
             table=evaluation.methods.dropna(how="all")[
@@ -129,17 +129,31 @@ def _sections(evaluation: Evaluation, intervals: str) -> list[Section]:
         )
     ]
     if not evaluation.target.classes:
-        return [
-            *sections,
+        sections.append(
             Section(
                 f"{name}: predicted against true",
                 "The fine-tuned model's number for each test cell.",
                 "Whether the error matters for your question.",
                 figure=pictures["predicted"],
-            ),
-        ]
+            )
+        )
+    else:
+        sections += _class_sections(name, tested, pictures)
+    if "curve" in pictures:
+        sections.append(
+            Section(
+                f"{name}: how many labels each method needs",
+                "Each method trained on so many labelled cells and tested on the same cells as above; the band is the "
+                "range over draws.",
+                "What longer training or other settings would reach: all networks of a size take the same steps.",
+                figure=pictures["curve"],
+            )
+        )
+    return sections
+
+
+def _class_sections(name: str, tested: str, pictures: "dict[str, Figure]") -> list[Section]:
     return [
-        *sections,
         Section(
             f"{name}: which classes are found",
             "Recall and precision of the fine-tuned model for each class.",

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -147,8 +147,27 @@ def search(
         )
     table = pd.DataFrame([{"trial": i, **row} for i, row in enumerate(rows, start=1)])
     table = table.sort_values(SELECTION, ascending=False, kind="stable", ignore_index=True)
-    best = rows[int(table["trial"].iloc[0]) - 1]
-    return dataclasses.replace(config, **{name: best[name] for name in space}), table
+    return best_settings([table], config), table
+
+
+def searched_settings(config: SearchConfig) -> tuple[str, ...]:
+    """Name the settings that a search decides; none without one."""
+    return tuple(config.space or DEFAULT_SPACE) if config.trials else ()
+
+
+def best_settings(tables: Sequence[pd.DataFrame], config: Config) -> Config:
+    """Return the configuration with the settings that did best on validation cells, over all folds that tried them."""
+    assert isinstance(config, SearchConfig)
+    names = list(searched_settings(config))
+    if not names:
+        return config
+    mean = pd.concat(tables).groupby(names, sort=False)[SELECTION].mean().reset_index()
+    best = mean.iloc[int(mean[SELECTION].to_numpy().argmax())]
+    return dataclasses.replace(config, **{name: _plain(best[name]) for name in names})
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _at_random(

@@ -185,7 +185,8 @@ def test_of_several_targets_the_scores_bear_their_names_and_their_mean_selects(f
     _, history = trained(task, base, tmp_path, validation_rows=VALIDATION)
     entries = history.dropna(subset=["eval_selection"])
     assert {"eval_flag/accuracy", "eval_flag/macro_f1", "eval_size/r2", "eval_size/rmse"} <= set(history)
-    mean = (entries["eval_flag/macro_f1"] + entries["eval_size/r2"]) / 2
+    explained = 1 - (entries["eval_size/rmse"] / np.std(task.labels[TRAIN, 1])) ** 2
+    mean = (entries["eval_flag/macro_f1"] + explained) / 2
     np.testing.assert_allclose(entries["eval_selection"], mean)
 
 
@@ -243,3 +244,13 @@ def test_settings_out_of_bounds_are_refused_by_name():
         config(task_weights={"flag": -1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().epochs = 3
+
+
+def test_equal_validation_numbers_stop_no_run(few, base, tmp_path):
+    task = task_of(few, "size", regression=("size",))
+    same = dataclasses.replace(
+        task, labels=np.where(np.isin(np.arange(len(task.labels)), VALIDATION), 3.0, task.labels.T).T
+    )
+    _, history = trained(same, base, tmp_path, validation_rows=VALIDATION)
+    assert history["eval_selection"].notna().any()
+    assert "eval_r2" not in history

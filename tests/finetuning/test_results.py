@@ -190,9 +190,8 @@ class Page(HTMLParser):
 
 
 def page(folder, *evaluations, curve=None):
-    write_page(
-        folder, list(evaluations), intervals="95 % bootstrap intervals over 40 cells", facts={"seed": 7}, curve=curve
-    )
+    pages = [write_evaluation(one, folder / f"tables{i}", curve=curve) for i, one in enumerate(evaluations)]
+    write_page(folder, pages, intervals="95 % bootstrap intervals over 40 cells", facts={"seed": 7})
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -219,6 +218,7 @@ def test_every_target_has_its_curve_on_the_page(of_classes, of_numbers, tmp_path
     curve = curve_of("cell type/2", score="macro_f1").assign(r2=np.nan)
     curve = pd.concat([curve, curve_of("size", score="r2")], ignore_index=True)
     found = page(tmp_path, of_classes, of_numbers, curve=curve)
+    assert all((tmp_path / f"tables{i}" / "curve.png").exists() for i in range(2))
     assert [title for title in found.titles if "how many labels" in title] == [
         "cell type/2: how many labels each method needs",
         "size: how many labels each method needs",
