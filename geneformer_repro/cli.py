@@ -474,6 +474,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     refuse_existing(out, overwrite=arguments.overwrite)
     data: Any = arguments.data
     if (Path(data) / "spec.json").exists():
+        if arguments.layer or arguments.gene_ids:
+            raise InputError("--layer and --gene-ids are for counts; these cells are tokenised. Leave them out.")
         data = TokenizedDataset.open(data)
     if out.suffix == ".h5ad":
         if Path(str(arguments.data)).suffix != ".h5ad":

@@ -106,8 +106,9 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             try:
                 return _checked(value, option, where)
             except ConfigError as error:
-                errors.append(error)
-        raise errors[0]
+                if option is not types.NoneType:
+                    errors.append(str(error))
+        raise ConfigError(" Or: ".join(errors))
     if origin is typing.Literal:
         if value not in arguments:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, found {value!r}.")

@@ -694,6 +694,10 @@ BAD = {
         "predict base cells.h5ad -o new.tsv",
         "checkpoint base is a pretrained model without classes; predict needs one made by finetune.",
     ),
+    "predict, layer of tokenised cells": (
+        "predict clf cells.tok --layer raw -o new.tsv",
+        "--layer and --gene-ids are for",
+    ),
     "predict, kind of output": ("predict clf cells.h5ad -o new.csv", "new.csv: predictions are written as .tsv, or"),
     "predict, nothing to copy": (
         "predict clf cells.tok -o new.h5ad",

@@ -217,3 +217,12 @@ def test_a_bound_of_the_package_is_named_with_the_value():
 def test_an_unknown_size_of_model_is_refused_with_the_sizes():
     with pytest.raises(ConfigError, match=r"size must be one of .*'V1-10M'.*'V2-104M'.*found 'V3'"):
         load_config(PretrainConfig, overrides=["size=V3"])
+
+
+def test_where_several_types_are_allowed_the_error_names_them_all():
+    @dataclass(frozen=True)
+    class Folded:
+        folds: int | Literal["groups"] = 1
+
+    with pytest.raises(ConfigError, match=r"folds must be int, found 'x' \(str\)\. Or: .*one of 'groups', found 'x'"):
+        load_config(Folded, overrides=["folds=x"])

@@ -99,7 +99,9 @@ def _of_cells(checkpoint: Checkpoint, cells: TokenizedDataset, head: Head, max_t
         _columns(target, meaning(target, one.numpy()), cells.cell_names)
         for target, one in zip(head.targets, outputs, strict=True)
     ]
-    return pd.concat(tables, axis=1)
+    table = pd.concat(tables, axis=1)
+    table[cells.lengths <= (2 if cells.vocabulary.has_cls else 0)] = np.nan
+    return table
 
 
 def _columns(target: Target, found: np.ndarray, names: np.ndarray) -> pd.DataFrame:

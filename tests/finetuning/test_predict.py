@@ -204,3 +204,11 @@ def test_cells_of_another_vocabulary_are_refused(of_cells, pbmc):
     others = gf.tokenize(pbmc[:9], gf.Vocabulary.fit(pbmc[:, 1:].copy(), max_length=34))
     with pytest.raises(gf.VocabularyMismatchError, match="the dataset and checkpoint clf"):
         predict(of_cells, others)
+
+
+def test_a_tokenised_cell_of_special_tokens_only_has_no_prediction(of_cells, few, tmp_path):
+    bare = [few.vocabulary.special_tokens[token] for token in ("<cls>", "<eos>")]
+    pd.DataFrame({"input_ids": [few[0].tolist(), bare]}).to_parquet(tmp_path / "published.parquet")
+    found = predict(of_cells, gf.TokenizedDataset.open(tmp_path / "published.parquet", few.vocabulary))
+    assert found.notna().all(axis=1).tolist() == [True, False]
+    assert found.iloc[1].isna().all()
