@@ -365,3 +365,9 @@ def test_counts_of_genes_that_orthologs_led_to_are_not_at_hand(pbmc, vocabulary,
     assert vocabulary_counts(cells, mouse) is None
     assert re.search(r"No raw counts at hand \(the table of orthologs.*is not kept\)", caplog.text)
     assert raw_counts(cells, mouse).shape == mouse.shape
+
+
+def test_few_training_cells_are_enough_for_trees_to_tell_types_apart(features, few):
+    train, test, codes = few
+    train = np.concatenate([train[codes[train] == code][:5] for code in range(3)])
+    assert accuracy(probabilities("gradient boosting, counts", features, train, codes, test), codes[test]) > 0.6
