@@ -134,7 +134,7 @@ class _Reader:
 
 
 class _Shown:
-    """A bar that counts the cells of this process; every half minute, and at the end, a line of JSON."""
+    """A bar that counts the cells of this process, and every half minute a line of JSON."""
 
     def __init__(self, bar: tqdm) -> None:
         self._bar, self._before = bar, bar.n
@@ -145,25 +145,26 @@ class _Shown:
             yield batch
             self._bar.update(len(batch.rows))
             if time.perf_counter() - self._said > _SECONDS_A_LINE:
-                self.say()
+                self._say()
 
-    def say(self) -> None:
+    def _say(self) -> None:
         self._said = time.perf_counter()
         rate = (self._bar.n - self._before) / max(self._said - self._began, 1e-9)
         facts = {"event": "embed", "cells": self._bar.n, "cells_per_second": round(rate, 1)}
         with tqdm.external_write_mode():
-            logger.info(json.dumps(facts | {"peak_memory_gb": round(peak_memory_gb(), 2)}))
+            logger.info(json.dumps(facts | _memory()))
+
+
+def _memory() -> dict[str, float]:
+    return {"peak_memory_gb": round(peak_memory_gb(), 2)}
 
 
 @contextmanager
 def _showing(n_cells: int, *, done: int = 0) -> Iterator[_Shown]:
     """Show the main process's share of the work."""
     quiet = not is_main_process()
-    with progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet) as bar:
-        shown = _Shown(bar)
-        yield shown
-        if not quiet:
-            shown.say()
+    with progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory) as bar:
+        yield _Shown(bar)
 
 
 def hidden_states(

@@ -3,8 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -12,7 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def progress(step: str, *, total: int | None, unit: str, done: int = 0, quiet: bool = False) -> Iterator[tqdm]:
+def progress(
+    step: str,
+    *,
+    total: int | None,
+    unit: str,
+    done: int = 0,
+    quiet: bool = False,
+    facts: Callable[[], Mapping[str, Any]] = dict,
+) -> Iterator[tqdm]:
     """Show a progress bar on stderr; when the block ends, log how much was done and how fast.
 
     Parameters
@@ -27,6 +36,8 @@ def progress(step: str, *, total: int | None, unit: str, done: int = 0, quiet: b
         How many were done by an earlier run that this one goes on with; not counted in the rate.
     quiet
         Show and log nothing, for what is too little to speak of.
+    facts
+        What else the log line says.
 
     Yields
     ------
@@ -45,6 +56,7 @@ def progress(step: str, *, total: int | None, unit: str, done: int = 0, quiet: b
                 unit: bar.n,
                 "seconds": round(seconds, 3),
                 f"{unit}_per_second": round((bar.n - done) / max(seconds, 1e-9), 1),
+                **facts(),
             }
         )
     )

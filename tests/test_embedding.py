@@ -401,7 +401,7 @@ class TestBfloat16:
 
 class TestLog:
     def test_the_last_line_says_cells_rate_and_memory(self, checkpoint, few, caplog):
-        with caplog.at_level(logging.INFO, logger="geneformer_repro.embedding"):
+        with caplog.at_level(logging.INFO, logger="geneformer_repro"):
             embed(checkpoint, few)
         (line,) = lines_of(caplog)
         assert line["event"] == "embed"
@@ -411,7 +411,7 @@ class TestLog:
 
     def test_long_work_says_so_now_and_then(self, checkpoint, few, caplog, monkeypatch):
         monkeypatch.setattr(embedding, "_SECONDS_A_LINE", 0)
-        with caplog.at_level(logging.INFO, logger="geneformer_repro.embedding"):
+        with caplog.at_level(logging.INFO, logger="geneformer_repro"):
             embed(checkpoint, few, max_tokens=1)
         assert [line["cells"] for line in lines_of(caplog)] == [*range(1, 13), 12]
 

@@ -154,7 +154,7 @@ class TestMapToReference:
 
     def test_an_embedding_and_other_vectors_are_refused(self, query, reference):
         reference.uns["geneformer_repro"] = {"checkpoint": "base"}
-        with pytest.raises(gf.InputError, match="model is None of the query and 'base' of the reference"):
+        with pytest.raises(gf.InputError, match="checkpoint is None of the query and 'base' of the reference"):
             map_to_reference(query, reference, "cell_type")
 
     def test_vectors_of_different_sizes_are_refused(self, query, reference):
