@@ -17,8 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 import torch
+
+import geneformer_repro as gf
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 
 def in_turn(
@@ -136,6 +140,16 @@ def _pss(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):  # it has just ended
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def chosen_cells(path: str, n_cells: int) -> gf.TokenizedDataset:
+    """Return some cells at random; token lists get as many genes as the published V1 vocabulary has."""
+    if path.endswith(".parquet"):
+        tokens = {"<pad>": 0, "<mask>": 1} | {f"ENSG{i:011d}": i for i in range(2, 25_426)}
+        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=2048))
+    else:
+        cells = gf.TokenizedDataset.open(path)
+    return cells.select(np.random.default_rng(0).permutation(len(cells))[:n_cells])
 
 
 def machine(*packages: str) -> str:

@@ -15,28 +15,17 @@ import statistics
 
 import numpy as np
 import torch
-from _side_by_side import alternate, in_fresh_process, machine, report
+from _side_by_side import alternate, chosen_cells, in_fresh_process, machine, report
 from transformers import BertForMaskedLM
 
 import geneformer_repro as gf
 from geneformer_repro.model import MaskedGeneModel, bert_config
-from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 SETUP = (
     "from embedding import both_models, chosen_cells, ours, stock\n"
     "cells, batch = chosen_cells(sys.argv[1], int(sys.argv[2])), int(sys.argv[3])\n"
     "checkpoint, theirs = both_models(cells)"
 )
-
-
-def chosen_cells(path: str, n_cells: int) -> gf.TokenizedDataset:
-    """Return some cells at random; token lists get as many genes as the published V1 vocabulary has."""
-    if path.endswith(".parquet"):
-        tokens = {"<pad>": 0, "<mask>": 1} | {f"ENSG{i:011d}": i for i in range(2, 25_426)}
-        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=2048))
-    else:
-        cells = gf.TokenizedDataset.open(path)
-    return cells.select(np.random.default_rng(0).permutation(len(cells))[:n_cells])
 
 
 def both_models(cells: gf.TokenizedDataset) -> tuple[gf.Checkpoint, BertForMaskedLM]:

@@ -22,29 +22,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from _side_by_side import machine
+from _side_by_side import chosen_cells, machine
 
 import geneformer_repro as gf
-from geneformer_repro.batching import StepBatches
+from geneformer_repro.batching import StepBatches, pack
 from geneformer_repro.model import bert_config, flops
 from geneformer_repro.pretraining.masking import cell_rng, mask_genes
-from geneformer_repro.pretraining.pretrain import PretrainConfig, _masked_cell, pack
-from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.pretraining.pretrain import PretrainConfig, _masked_cell
 from geneformer_repro.training import peak_flops
 
 N_CELLS = 240
-
-
-def chosen_cells(path: str) -> gf.TokenizedDataset:
-    """Return some cells at random; token lists get as many genes as the published V1 vocabulary has."""
-    if path.endswith(".parquet"):
-        tokens = {"<pad>": 0, "<mask>": 1} | {f"ENSG{i:011d}": i for i in range(2, 25_426)}
-        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=2048))
-    else:
-        cells = gf.TokenizedDataset.open(path)
-    return cells.select(np.random.default_rng(0).permutation(len(cells))[:N_CELLS])
 
 
 def train_ours(cells: gf.TokenizedDataset, options: argparse.Namespace, out: Path) -> None:
@@ -131,7 +119,7 @@ def side_by_side(options: argparse.Namespace) -> None:
     dtype = "bfloat16" if options.bf16 else "float32"
     print(f"{machine()}, {device.type}; matrix product {peak / 1e9:,.0f} GFLOP/s ({dtype})")
     for path in options.paths:
-        cells = chosen_cells(path)
+        cells = chosen_cells(path, N_CELLS)
         config = bert_config(options.size, cells.vocabulary)
         lengths, batch = cells.lengths, options.batch
         work = 3 * flops(config, lengths, read=0.15, n_outputs=config.vocab_size) / lengths.sum()
@@ -167,7 +155,7 @@ def several_processes(options: argparse.Namespace) -> None:
         print(f"  one process {one}\n  two processes {two}", flush=True)
         shares.append(two["rate"] / (2 * one["rate"]))
     print(f"  two processes are {statistics.median(shares):.0%} of twice one (of {sorted(shares)})")
-    cells = chosen_cells(path)
+    cells = chosen_cells(path, N_CELLS)
     config = PretrainConfig(warmup_steps=0)
     batches = list(StepBatches(cells.lengths, batch_size=options.batch))
     rates = []
@@ -192,7 +180,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kind:
-        cells = chosen_cells(options.paths[0])
+        cells = chosen_cells(options.paths[0], N_CELLS)
         (train_ours if options.kind == "ours" else train_stock)(cells, options, options.out / "run")
         import resource
 

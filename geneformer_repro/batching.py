@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,25 @@ def collate(cells: Sequence[np.ndarray], vocabulary: Vocabulary) -> dict[str, Te
         "input_ids": torch.from_numpy(ids_BL),
         "attention_mask": torch.from_numpy(real_BL.astype(np.int64)),
         "pooled_mask": torch.from_numpy(real_BL & (vocabulary.genes_of(ids_BL) >= 0)),
+    }
+
+
+def pack(cells: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Lay cells end to end, without padding.
+
+    Parameters
+    ----------
+    cells
+        Token ids and labels of each cell.
+
+    Returns
+    -------
+    ``input_ids`` and ``labels`` of all tokens, (T,), and the ``lengths`` of the cells.
+    """
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([tokens for tokens, _ in cells])),
+        "labels": torch.from_numpy(np.concatenate([labels for _, labels in cells])),
+        "lengths": tuple(len(tokens) for tokens, _ in cells),
     }
 
 

@@ -167,41 +167,6 @@ def _showing(n_cells: int, *, done: int = 0) -> Iterator[_Shown]:
         yield _Shown(bar)
 
 
-def hidden_states(
-    checkpoint: Checkpoint,
-    cells: TokenizedDataset,
-    *,
-    layer: int = -1,
-    max_tokens: int = MAX_TOKENS,
-    device: str | torch.device | None = None,
-) -> Iterator[HiddenBatch]:
-    """Run cells through a model in evaluation mode, in batches of similar length (not in input order).
-
-    Parameters
-    ----------
-    checkpoint
-        The model; moved to `device`.
-    cells
-        Cells of the same vocabulary.
-    layer
-        0 is the last block, -1 the one before.
-    max_tokens
-        Tokens of a batch, padding included.
-    device
-        Default: an accelerator where there is one.
-
-    Raises
-    ------
-    InputError
-        The layer does not exist, or cells and model do not belong together.
-    """
-    reader = _Reader.of(checkpoint, cells, layer=layer, max_tokens=max_tokens, device=device)
-    with progress("embed", total=len(cells), unit="cells") as bar:
-        for batch in reader.batches(np.arange(len(cells))):
-            yield batch
-            bar.update(len(batch.rows))
-
-
 def embed(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,

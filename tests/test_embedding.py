@@ -17,7 +17,7 @@ from transformers import BertModel
 import geneformer_repro as gf
 from geneformer_repro import embedding
 from geneformer_repro.batching import collate
-from geneformer_repro.embedding import _parts, blocks_to_run, default_device, embed, embed_states, hidden_states
+from geneformer_repro.embedding import _parts, _Reader, blocks_to_run, default_device, embed, embed_states
 from geneformer_repro.model import CellClassifier, Head, MaskedGeneModel, Target, bert_config, run_encoder
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -37,6 +37,12 @@ def stock_hidden_states(checkpoint: gf.Checkpoint, cell: np.ndarray) -> list[tor
     theirs.load_state_dict(checkpoint.model.bert.state_dict())
     with torch.no_grad():
         return [states[0] for states in theirs(torch.as_tensor(cell)[None], output_hidden_states=True).hidden_states]
+
+
+def hidden_states(checkpoint, cells, *, layer=-1, max_tokens, device=None):
+    """Batches as `embed` reads them."""
+    reader = _Reader.of(checkpoint, cells, layer=layer, max_tokens=max_tokens, device=device)
+    return reader.batches(np.arange(len(cells)))
 
 
 def refuse_to_run(*_: object) -> None:

@@ -93,7 +93,7 @@ def nested_draw(strata: np.ndarray, pool: np.ndarray, n: int, rng: np.random.Gen
     share = names.map(names.value_counts(normalize=True)).to_numpy()
     # the k-th of a stratum is due when a draw of its share would hold k and a half; the first of each at once
     due = np.where(place == 0, -1 / share, (place + 0.5) / share)
-    return np.sort(shuffled[np.lexsort((np.arange(len(due)), -share * (place == 0), due))][:n])
+    return np.sort(shuffled[np.argsort(due, kind="stable")][:n])
 
 
 def _with_steps(config: NetworkConfig, n: int) -> NetworkConfig:

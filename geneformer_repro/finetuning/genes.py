@@ -19,7 +19,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import nn
 
-from geneformer_repro.batching import token_budget_batches
+from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import MAX_TOKENS, embed
@@ -356,7 +356,7 @@ class _GeneRun:
         trained, history = train(
             prepared,
             examples,
-            collate=_pack,
+            collate=pack,
             evaluate=(lambda _: {}) if validated is None else partial(self._score, validated),
             config=config,
             groups=groups,
@@ -384,7 +384,7 @@ class _GeneRun:
         found, probabilities = [], []
         with torch.inference_mode():
             for batch in token_budget_batches(self.cells.lengths, MAX_TOKENS):
-                packed = _pack([(self.cells[row], number[self.cells[row]]) for row in batch])
+                packed = pack([(self.cells[row], number[self.cells[row]]) for row in batch])
                 asked = packed["labels"][packed["labels"] != IGNORED]
                 if not len(asked):
                     continue
@@ -503,14 +503,6 @@ def _require_genes(n_genes: np.ndarray, classes: tuple[str, ...], config: GeneFi
             f"A class needs at least {enough} genes that at least {config.min_cells} cells express, for {config.folds} "
             f"folds; too few: {', '.join(few)}. Give more genes or cells, fewer folds, or a smaller min_cells."
         )
-
-
-def _pack(cells: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    return {
-        "input_ids": torch.from_numpy(np.concatenate([tokens for tokens, _ in cells])),
-        "labels": torch.from_numpy(np.concatenate([labels for _, labels in cells])),
-        "lengths": tuple(len(tokens) for tokens, _ in cells),
-    }
 
 
 def _mean_by_gene(asked: _Asked, n_genes: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from geneformer_repro.batching import token_budget_batches
+from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import MAX_TOKENS
@@ -241,20 +241,6 @@ def _sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
 def _masked_cell(cells: TokenizedDataset, row: int, epoch: int, config: PretrainConfig) -> Masked:
     rng = cell_rng(config.seed, epoch, row)
     return mask_genes(cells[row], cells.vocabulary, probability=config.mask_probability, rng=rng)
-
-
-def pack(cells: list[Masked]) -> dict[str, Any]:
-    """Lay masked cells end to end, without padding.
-
-    Returns
-    -------
-    ``input_ids`` and ``labels`` of all tokens, (T,), and the ``lengths`` of the cells.
-    """
-    return {
-        "input_ids": torch.from_numpy(np.concatenate([cell.input_ids for cell in cells])),
-        "labels": torch.from_numpy(np.concatenate([cell.labels for cell in cells])),
-        "lengths": tuple(len(cell.input_ids) for cell in cells),
-    }
 
 
 def _initial_model(vocabulary: Vocabulary, config: PretrainConfig, base: Checkpoint | None) -> MaskedGeneModel:
