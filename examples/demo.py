@@ -27,7 +27,6 @@ from geneformer_repro.report import (
     loss_figure,
     methods_figure,
     scatter_figure,
-    volcano_figure,
     write_report,
 )
 
@@ -131,10 +130,11 @@ def run(out: Path, *, quick: bool) -> list[Section]:
         max_cells=5 if quick else 60,
         out=out / "shifts.parquet",
     )
-    table = gf.shift_statistics(shifts)
+    table = gf.shift_statistics(shifts, cells=cells)
     table.to_csv(out / "screen.tsv", sep="\t")
-    leading = table[table["n_cells"] >= MIN_CELLS].nlargest(6, "effect")["gene_name"]
-    say("perturb", f"{shifts.metadata['n_cells']} cells; towards {GOAL}: {', '.join(leading)}")
+    gf.write_screen_report(shifts, table, out / "screen.html")
+    leading = table[table["n_cells"] >= MIN_CELLS].nlargest(6, "effect_vs_matched")["gene_name"]
+    say("perturb", f"{shifts.metadata['n_cells']} cells; most towards {GOAL}, of like genes: {', '.join(leading)}")
 
     history = pd.read_csv(out / "pretrained" / "history.tsv", sep="\t")
     return describe(history, learned, embedding, classifier, table, shifts)
@@ -169,7 +169,10 @@ def describe(
     guesses = pd.Series(losses[1:], index=list(learned["scores"])[1:])
     enough = table[table["n_cells"] >= MIN_CELLS]
     types = classifier.evaluations["cell_type"]
-    strongest = pd.concat([enough.nlargest(8, "effect"), enough.nsmallest(8, "effect").iloc[::-1]])
+    by = "effect_vs_matched"
+    shown = [by, "effect", "p_value", "fdr", "matched_percentile", "n_cells", "log2_fold_change"]
+    shown.append(f"effect_to_{ALTERNATIVE}")
+    strongest = pd.concat([enough.nlargest(8, by), enough.nsmallest(8, by).iloc[::-1]])
     return [
         Section(
             "Pretraining: naming hidden genes",
@@ -209,19 +212,21 @@ def describe(
         Section(
             f"Deletion screen: {START} towards {GOAL}",
             f"Every expressed gene was deleted in turn from {shifts.metadata['n_cells']} cells; a point is a gene that "
-            f"at least {MIN_CELLS} of them express; to the right, its deletion makes a cell's vector more similar to "
-            f"the mean {GOAL} cell.",
-            "An effect in a real cell, nor proper p-values: the published test takes cells for independent replicates, "
-            "and these are one donor's, so read it as a ranking of what the model relies on.",
-            figure=volcano_figure(enough, effect_name=f"mean cosine shift towards {GOAL}"),
+            f"at least {MIN_CELLS} of them express. To the right, its deletion makes a cell's vector more similar to "
+            f"the mean {GOAL} cell than deleting other genes does that stand at the same place and are as often "
+            "detected.",
+            "An effect in a real cell, nor proper p-values: cells are taken for independent replicates here, and these "
+            "are all one donor's. Read it as a ranking of what the model relies on.",
+            figure=gf.plot_screen(shifts, enough),
         ),
         Section(
             "Deletion screen: strongest genes, both directions",
-            f"The largest mean shifts towards and away from {GOAL} among those genes, with the shift towards "
-            f"{ALTERNATIVE} beside them.",
-            "That these genes drive the difference: genes at the top of a cell's ranking move any model most, and no "
-            "gene here was compared with one of like rank.",
-            table=strongest.set_index("gene_name")[["effect", "p_value", "fdr", "n_cells", f"effect_to_{ALTERNATIVE}"]],
+            f"The genes that move cells furthest towards and away from {GOAL}, compared with genes of the same place "
+            "and detection rate; matched_percentile says how extreme they are among these. Beside them the shift "
+            f"towards {ALTERNATIVE}, and how the gene differs between the two cell types: such numbers, which need no "
+            f"model, explain R² = {table.attrs['explained_by_baselines']:.2f} of the effects. screen.html has more.",
+            "That these genes drive the difference: the model moved, not a cell, and there is no second donor.",
+            table=strongest.set_index("gene_name")[shown],
         ),
     ]
 

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from geneformer_repro.finetuning.finetune import FinetuneConfig, Finetuned, finetune
     from geneformer_repro.finetuning.genes import FinetunedGenes, GeneFinetuneConfig, finetune_genes
     from geneformer_repro.finetuning.predict import predict
-    from geneformer_repro.in_silico.perturbation import Deletion
-    from geneformer_repro.in_silico.screen import GoalState, ShiftTable, perturb
+    from geneformer_repro.in_silico.perturbation import Activation, Deletion, Inhibition, Overexpression, RankShift
+    from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
+    from geneformer_repro.in_silico.question import GoalState
+    from geneformer_repro.in_silico.screen import perturb
+    from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
     from geneformer_repro.mapping import integration_scores, map_to_reference
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 _HOME = {
+    "Activation": "in_silico.perturbation",
     "CellFilter": "tokenizer.quality",
     "Checkpoint": "checkpoint",
     "DataFormatError": "errors",
@@ -34,10 +38,13 @@ _HOME = {
     "Finetuned": "finetuning.finetune",
     "FinetunedGenes": "finetuning.genes",
     "GeneFinetuneConfig": "finetuning.genes",
-    "GoalState": "in_silico.screen",
+    "GoalState": "in_silico.question",
+    "Inhibition": "in_silico.perturbation",
     "InputError": "errors",
+    "Overexpression": "in_silico.perturbation",
     "PretrainConfig": "pretraining.pretrain",
-    "ShiftTable": "in_silico.screen",
+    "RankShift": "in_silico.perturbation",
+    "ShiftTable": "in_silico.shift_table",
     "TokenizedDataset": "tokenizer.dataset",
     "Vocabulary": "tokenizer.vocabulary",
     "VocabularyMismatchError": "errors",
@@ -48,13 +55,16 @@ _HOME = {
     "integration_scores": "mapping",
     "map_to_reference": "mapping",
     "perturb": "in_silico.screen",
+    "plot_screen": "in_silico.pictures",
     "predict": "finetuning.predict",
     "pretrain": "pretraining.pretrain",
     "shift_statistics": "in_silico.statistics",
     "tokenize": "tokenizer.tokenize",
+    "write_screen_report": "in_silico.pictures",
 }
 
 __all__ = [
+    "Activation",
     "CellFilter",
     "Checkpoint",
     "DataFormatError",
@@ -64,8 +74,11 @@ __all__ = [
     "FinetunedGenes",
     "GeneFinetuneConfig",
     "GoalState",
+    "Inhibition",
     "InputError",
+    "Overexpression",
     "PretrainConfig",
+    "RankShift",
     "ShiftTable",
     "TokenizedDataset",
     "Vocabulary",
@@ -78,10 +91,12 @@ __all__ = [
     "integration_scores",
     "map_to_reference",
     "perturb",
+    "plot_screen",
     "predict",
     "pretrain",
     "shift_statistics",
     "tokenize",
+    "write_screen_report",
 ]
 
 try:

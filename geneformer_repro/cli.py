@@ -8,7 +8,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 _COUNTS = "raw counts: .h5ad, .loom, .zarr, 10x .h5 or folder with matrix.mtx; or a glob, or a folder of such files"
 _TOKENIZED = "folder written by tokenize"
 _CHECKPOINT = "checkpoint folder, or hub id"
+_SHIFTS = "Parquet file written by perturb"
+_KINDS = {
+    "delete": "Deletion",
+    "overexpress": "Overexpression",
+    "activate": "Activation",
+    "inhibit": "Inhibition",
+    "shift": "RankShift",
+}
+_SHOWN = (
+    "gene_name", "gene_name_a", "gene_name_b", "affected_name", "cell", "donor", "state", "dose", "effect",
+    "effect_vs_matched", "difference", "interaction", "impact", "value", "mean", "sd", "p_value", "fdr", "n_cells",
+    "n_donors", "warning",
+)  # fmt: skip
+"""Columns of statistics that fit into a terminal."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="geneformer-repro",
-        description="From raw counts to a deletion screen: Geneformer-style models of single-cell transcriptomes.",
+        description="From raw counts to a perturbation screen: Geneformer-style models of single-cell transcriptomes.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -195,10 +209,8 @@ def _add_embed(commands: Any) -> None:
     embed.add_argument(
         "--heatmap", metavar="COLUMN", help="also draw the mean vectors of the labels in this obs column"
     )
-    embed.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="to compute in (default %(default)s)"
-    )
-    _model_options(embed, pooling="mean")
+    _dtype_option(embed)
+    _model_options(embed, with_target=False)
 
 
 def _add_map(commands: Any) -> None:
@@ -231,18 +243,66 @@ def _add_mixing(commands: Any) -> None:
 
 def _add_perturb(commands: Any) -> None:
     perturb = _command(
-        commands, "perturb", _perturb, "delete genes and measure how cells move", "Parquet file to write"
+        commands, "perturb", _perturb, "change genes of cells and measure how the model moves", "Parquet file to write"
     )
     perturb.add_argument("checkpoint", help=_CHECKPOINT)
     perturb.add_argument("cells", help=_TOKENIZED)
-    perturb.add_argument("--genes", nargs="+", metavar="GENE", help="delete these together; default each gene in turn")
-    perturb.add_argument("--state", help="obs column that names the states")
+    _perturbation_options(perturb)
+    _question_options(perturb)
+    perturb.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of statistics")
+    perturb.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="other obs columns to carry along")
+    perturb.add_argument("--max-cells", type=int, metavar="N", help="perturb a random choice of so many cells")
+    perturb.add_argument("--seed", type=int, default=0, help="of that choice (default %(default)s)")
+    _dtype_option(perturb)
+    perturb.add_argument(
+        "--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096); fewer need less memory"
+    )
+    _model_options(perturb, with_target=True)
+
+
+def _perturbation_options(perturb: argparse.ArgumentParser) -> None:
+    perturb.add_argument(
+        "--kind",
+        choices=_KINDS,
+        default="delete",
+        help="overexpress: move to the front, and add where absent; activate, inhibit: up or down by quartiles of the "
+        "cell's ranking; shift: to a place of it (default %(default)s)",
+    )
+    perturb.add_argument("--quartiles", type=int, metavar="N", help="of activate and inhibit: 1, 2 or 3 (default 1)")
+    perturb.add_argument(
+        "--to", nargs="+", type=float, metavar="PLACE", help="of shift: 0 front … 1 bottom, or several"
+    )
+    perturb.add_argument(
+        "--genes", nargs="+", metavar="GENE", help="ids or names, or @FILE with one a line; default each gene in turn"
+    )
+    perturb.add_argument(
+        "--combine",
+        choices=["together", "singly", "pairs"],
+        help="how several genes are changed (default together, of each gene singly); pairs: also each alone",
+    )
+    perturb.add_argument("--anchor", metavar="GENE", help="gene that each of the others is paired with")
+
+
+def _question_options(perturb: argparse.ArgumentParser) -> None:
+    perturb.add_argument("--state", metavar="COLUMN", help="obs column that names the states")
     perturb.add_argument("--start", help="state of the cells that are perturbed")
     perturb.add_argument("--goal", help="state towards which a movement counts")
     perturb.add_argument("--alternatives", nargs="+", default=[], metavar="STATE", help="other states to measure")
-    perturb.add_argument("--max-cells", type=int, help="perturb a random choice of so many cells")
-    perturb.add_argument("--seed", type=int, default=0, help="of that choice (default %(default)s)")
-    _model_options(perturb, pooling=None)
+    perturb.add_argument(
+        "--target", metavar="COLUMN", help="measure what a classifier says of this obs column that it learned"
+    )
+    perturb.add_argument(
+        "--affected",
+        nargs="*",
+        metavar="GENE",
+        help="measure other genes as well: these (or @FILE), or each if none is named",
+    )
+    perturb.add_argument(
+        "--first-order", action="store_true", help="estimate all genes from one gradient a cell; for a goal or target"
+    )
+    perturb.add_argument(
+        "--refine", type=int, default=0, metavar="K", help="compute each cell's K strongest estimates exactly"
+    )
 
 
 def _add_statistics(commands: Any) -> None:
@@ -250,11 +310,23 @@ def _add_statistics(commands: Any) -> None:
         commands,
         "statistics",
         _statistics,
-        "test which genes move cells, as a table",
-        ".tsv file to write (and a .png beside it)",
+        "test which genes move cells: a table, a picture and a page",
+        ".tsv file to write (and a .png and .html beside it)",
     )
-    statistics.add_argument("shifts", help="Parquet file written by perturb")
-    statistics.add_argument("--method", choices=["goal_state", "vs_all"], help="default: the one that fits the screen")
+    statistics.add_argument("shifts", help=_SHIFTS)
+    statistics.add_argument(
+        "--method",
+        choices=["matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs"],
+        help="matched (default): against genes of the same place and detection rate, donors as replicates; the others "
+        "as published",
+    )
+    statistics.add_argument("--null", metavar="FILE", help="for vs_null: the same screen of control cells")
+    statistics.add_argument(
+        "--cells", metavar="FOLDER", help="the tokenised cells: also compare with what needs no model"
+    )
+    statistics.add_argument(
+        "--counts", metavar="FILE", help="with --cells, their .h5ad, if not where tokenize found it"
+    )
 
 
 def _add_info(commands: Any) -> None:
@@ -300,13 +372,20 @@ def _config_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--vocabulary", help="for a stock checkpoint: what its tokens mean")
 
 
-def _model_options(command: argparse.ArgumentParser, *, pooling: str | None) -> None:
+def _dtype_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--layer", type=int, default=-1, help="0 is the last block, -1 the one before (default %(default)s)"
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="to compute in (default %(default)s)"
     )
+
+
+def _model_options(command: argparse.ArgumentParser, *, with_target: bool) -> None:
+    layer, pooling = (None, None) if with_target else (-1, "mean")
+    of_layer = "-1; with --target 0" if with_target else "%(default)s"
+    of_pooling = "cls where cells have one; with --target the classifier's" if with_target else "%(default)s"
     command.add_argument(
-        "--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {pooling or 'cls where cells have one'})"
+        "--layer", type=int, default=layer, help=f"0 is the last block, -1 the one before (default {of_layer})"
     )
+    command.add_argument("--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {of_pooling})")
     command.add_argument("--vocabulary", help="for a stock checkpoint: what its tokens mean")
 
 
@@ -573,8 +652,8 @@ def _map(arguments: argparse.Namespace) -> None:
 
 def _mixing(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import refuse_existing
-    from geneformer_repro.finetuning.baselines import counts_of
     from geneformer_repro.mapping import integration_scores
+    from geneformer_repro.tokenizer.counts import counts_of
     from geneformer_repro.tokenizer.readers import open_counts
 
     refuse_existing(Path(arguments.out), overwrite=arguments.overwrite)
@@ -603,49 +682,162 @@ def _write_table(table: Any, arguments: argparse.Namespace) -> None:
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.in_silico.perturbation import Deletion
-    from geneformer_repro.in_silico.screen import GoalState, perturb
+    from geneformer_repro.in_silico.screen import perturb
+    from geneformer_repro.training import is_main_process
 
-    goal_options = (arguments.state, arguments.start, arguments.goal)
-    if any([*goal_options, arguments.alternatives]) and not all(goal_options):
-        raise InputError("A goal needs --state, --start and --goal together.")
-    goal = GoalState(*goal_options, alternatives=arguments.alternatives) if all(goal_options) else None
+    perturbation, goal = _perturbation(arguments), _goal(arguments)
     checkpoint, cells = _open_both(arguments)
+    options = ("target", "layer", "pooling", "refine", "donor", "obs", "max_cells", "seed", "dtype", "max_tokens")
     shifts = perturb(
         checkpoint,
         cells,
-        Deletion(arguments.genes or "each"),
+        perturbation,
         goal=goal,
-        layer=arguments.layer,
-        pooling=arguments.pooling,
-        max_cells=arguments.max_cells,
-        seed=arguments.seed,
+        affected=None if arguments.affected is None else _listed(arguments.affected) or "each",
+        method="first_order" if arguments.first_order else "exact",
         out=arguments.out,
         overwrite=arguments.overwrite,
+        **{name: getattr(arguments, name) for name in options},
     )
-    print(
-        f"{arguments.out}: {len(shifts):,} values ({shifts.measure}) of {shifts.table['perturbed'].nunique():,} "
-        f"perturbations in {shifts.table['cell'].nunique():,} cells"
+    if is_main_process():
+        print(f"{arguments.out}: {_size(arguments.out)}\n{_agreement(shifts.metadata)}", end="")
+
+
+def _perturbation(arguments: argparse.Namespace) -> Any:
+    from dataclasses import fields
+
+    from geneformer_repro.in_silico import perturbation
+
+    kind = getattr(perturbation, _KINDS[arguments.kind])
+    given = {name: value for name in ("to", "quartiles") if (value := getattr(arguments, name)) is not None}
+    known = {field.name for field in fields(kind)}
+    if wrong := sorted(set(given) - known):
+        raise InputError(
+            f"--{wrong[0]} does not fit --kind {arguments.kind}: --quartiles is for activate and inhibit, --to for "
+            "shift."
+        )
+    if "to" in known and not given:
+        raise InputError("--kind shift moves genes to a place: give --to with numbers from 0 (front) to 1 (bottom).")
+    genes = "each" if arguments.genes is None else _listed(arguments.genes)
+    return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **given)
+
+
+def _goal(arguments: argparse.Namespace) -> Any:
+    from geneformer_repro.in_silico.question import GoalState
+
+    given = (arguments.state, arguments.start, arguments.goal)
+    if all(given):
+        return GoalState(*given, alternatives=arguments.alternatives)
+    if any(given) or arguments.alternatives:
+        raise InputError("A goal needs --state, --start and --goal together.")
+    return None
+
+
+def _listed(genes: Sequence[str]) -> list[str]:
+    """Put the lines of each @FILE in its place."""
+    listed = []
+    for gene in genes:
+        listed += _lines(Path(gene[1:])) if gene.startswith("@") else [gene]
+    return listed
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}). Expected a text file with one gene a line.") from error
+    if not any(lines):
+        raise InputError(f"{path}: names no gene. Expected one a line.")
+    return [line for line in lines if line]
+
+
+def _size(path: str | Path) -> str:
+    """Say how large a screen is, without reading its values."""
+    from geneformer_repro.in_silico.shift_table import ShiftTable
+
+    shifts = ShiftTable.open(path)
+    donors = _n_distinct(path, "donor")
+    return (
+        f"{len(shifts):,} values ({shifts.measure}) of {_n_distinct(path, 'perturbed'):,} perturbations in "
+        f"{shifts.metadata['n_cells']:,} cells" + (f" of {donors:,} donors" if donors else "")
     )
+
+
+def _n_distinct(path: str | Path, column: str) -> int:
+    """Count the values of a column, which is read part by part."""
+    import pyarrow.parquet as pq
+
+    found: set[str] = set()
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            found.update(file.read_row_group(group, columns=[column])[column].unique().to_pylist())
+    return len(found - {None})
+
+
+def _agreement(metadata: Mapping[str, Any]) -> str:
+    """Say how well first-order estimates agree with exact values, where both are known; else nothing."""
+    checked = metadata.get("first_order", {"spearman": {}})
+    ranges = [
+        f"{state} {found['median']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})"
+        for state, found in checked["spearman"].items()
+        if found["median"] is not None
+    ]
+    if not ranges:
+        return ""
+    n_cells = len(checked["checked_cells"])
+    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {', '.join(ranges)}\n"
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.files import new_file, refuse_existing
-    from geneformer_repro.in_silico.screen import ShiftTable
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.in_silico.pictures import write_screen_report
+    from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
-    from geneformer_repro.report import volcano_figure
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-    out = Path(arguments.out)
-    picture = out.with_suffix(".png")
-    for path in (out, picture):
+    out, drawn = Path(arguments.out), arguments.method not in ("aggregate", "gene_shifts")
+    if out.suffix != ".tsv":
+        raise InputError(f"{out}: statistics are written as .tsv, with a .png and an .html of the same name beside it.")
+    picture, page = out.with_suffix(".png"), out.with_suffix(".html")
+    for path in (out, picture, page) if drawn else (out,):
         refuse_existing(path, overwrite=arguments.overwrite)
     shifts = ShiftTable.open(arguments.shifts)
-    table = shift_statistics(shifts, method=arguments.method)
-    with new_file(picture, overwrite=arguments.overwrite) as aside:
-        volcano_figure(table, effect_name=f"mean {shifts.measure}").savefig(aside, dpi=150)
-    with new_file(out, overwrite=arguments.overwrite) as aside:
-        table.to_csv(aside, sep="\t")
-    print(table.head(10).to_string(float_format=lambda value: f"{value:.3g}"))
+    table = shift_statistics(
+        shifts,
+        method=arguments.method,
+        null=ShiftTable.open(arguments.null) if arguments.null else None,
+        cells=TokenizedDataset.open(arguments.cells) if arguments.cells else None,
+        counts=arguments.counts,
+    )
+    _write_table(table if table.index.name else table.set_index(table.columns[0]), arguments)
+    _show_head(table)
+    if drawn:
+        _draw_screen(shifts, table, picture, overwrite=arguments.overwrite)
+        write_screen_report(shifts, table, page, overwrite=arguments.overwrite)
+    where = f", {picture} the picture, {page} what was done and what it shows" if drawn else ""
+    print(f"{out} has all {len(table):,} rows{where}")
+
+
+def _show_head(table: Any) -> None:
+    """Print the first rows, without columns that are empty, and what a reader must know of them."""
+    head = table.head(10)
+    columns = [name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == "")).all()]
+    print(head[columns].to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    of_donors = "n_donors" in table and table["n_donors"].max() > 1
+    if "p_value" in table and not of_donors and "effect_vs_matched" not in table:  # of which the statistics warn
+        print("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")
+    if "explained_by_baselines" in table.attrs:
+        print(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")
+
+
+def _draw_screen(shifts: Any, table: Any, picture: Path, *, overwrite: bool) -> None:
+    from geneformer_repro.files import new_file
+    from geneformer_repro.in_silico.pictures import plot_screen
+
+    several_classes = "interaction" in table and "state" in table
+    figure = plot_screen(shifts, table, kind="ranked" if several_classes else None)
+    with new_file(picture, overwrite=overwrite) as aside:
+        figure.savefig(aside, dpi=150)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -653,13 +845,10 @@ def _info(arguments: argparse.Namespace) -> None:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
     if path.is_file():
-        from geneformer_repro.in_silico.screen import ShiftTable
+        from geneformer_repro.in_silico.shift_table import ShiftTable
 
-        shifts = ShiftTable.open(path)
-        _show(
-            f"ShiftTable({len(shifts):,} values)",
-            {key: value for key, value in shifts.metadata.items() if key != "gene_names"},
-        )
+        metadata = ShiftTable.open(path).metadata
+        _show(_size(path), {key: value for key, value in metadata.items() if key != "gene_names"})
     elif (path / "spec.json").exists():
         from geneformer_repro.tokenizer.dataset import TokenizedDataset
 

@@ -4,9 +4,6 @@ It stops after the block that is read and never runs a head. Cells are taken in 
 within each, so that where a part is computed (by which process, in this call or one that was cut off) changes no bit.
 """
 
-import json
-import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +23,11 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding_store import VectorParts, open_vectors, refuse_unwritable, write_vectors
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
+from geneformer_repro.parts import my_share
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training import is_main_process, peak_memory_gb, processes, sum_over_processes
-
-logger = logging.getLogger(__name__)
 
 Level = Literal["cell", "gene"]
 Dtype = Literal["float32", "bfloat16"]
@@ -40,7 +36,6 @@ MAX_TOKENS = 16_384
 """Tokens of an evaluation batch: 64 cells of 256 genes, or 8 of 2,048."""
 CELLS_A_PART, TOKENS_A_PART = 8_192, 2**22
 """Most cells and tokens between two points from which an embedding can go on."""
-_SECONDS_A_LINE = 30
 
 
 class HiddenBatch(NamedTuple):
@@ -134,25 +129,15 @@ class _Reader:
 
 
 class _Shown:
-    """A bar that counts the cells of this process, and every half minute a line of JSON."""
+    """A bar that counts the cells of this process."""
 
     def __init__(self, bar: tqdm) -> None:
-        self._bar, self._before = bar, bar.n
-        self._began = self._said = time.perf_counter()
+        self._bar = bar
 
     def counting(self, batches: Iterable[HiddenBatch]) -> Iterator[HiddenBatch]:
         for batch in batches:
             yield batch
             self._bar.update(len(batch.rows))
-            if time.perf_counter() - self._said > _SECONDS_A_LINE:
-                self._say()
-
-    def _say(self) -> None:
-        self._said = time.perf_counter()
-        rate = (self._bar.n - self._before) / max(self._said - self._began, 1e-9)
-        facts = {"event": "embed", "cells": self._bar.n, "cells_per_second": round(rate, 1)}
-        with tqdm.external_write_mode():
-            logger.info(json.dumps(facts | _memory()))
 
 
 def _memory() -> dict[str, float]:
@@ -300,7 +285,7 @@ def embed_states(
     reader = _Reader.of(checkpoint, cells, layer=layer, pooling=pooling, max_tokens=max_tokens, device=device)
     of_state = _mean if statistic == "mean" else _median
     vectors_SD = np.zeros((len(members), reader.hidden_size), dtype=np.float32)
-    mine = list(enumerate(members.values()))[_share()]
+    mine = list(enumerate(members.values()))[my_share()]
     with _showing(sum(len(rows) for _, rows in mine)) as shown:
         for i, rows in mine:
             vectors_SD[i] = of_state(reader, rows, shown)
@@ -354,14 +339,9 @@ def _parts(lengths: np.ndarray) -> list[np.ndarray]:
     return parts
 
 
-def _share() -> slice:
-    """What of a list is this process's: every n-th."""
-    return slice(processes().process_index, None, processes().num_processes)
-
-
 def _embed_cells(reader: _Reader) -> ad.AnnData:
     vectors_ND = np.zeros((len(reader.cells), reader.hidden_size), dtype=np.float32)
-    mine = _parts(reader.cells.lengths)[_share()]
+    mine = _parts(reader.cells.lengths)[my_share()]
     with _showing(sum(map(len, mine))) as shown:
         for rows in mine:
             vectors_ND[rows] = reader.vectors(rows, shown)
@@ -376,7 +356,7 @@ def _stream_cells(reader: _Reader, out: Path, made_by: Mapping[str, Any], *, ove
     if is_main_process():
         store.make_room(reader.cells.obs, {"geneformer_repro": dict(made_by)}, reader.hidden_size)
     done = len(reader.cells) - sum(len(parts[i]) for i in store.missing)
-    mine = store.missing[_share()]
+    mine = store.mine
     with _showing(done + sum(len(parts[i]) for i in mine), done=done) as shown:
         for i in mine:
             store.write(i, reader.vectors(parts[i], shown))
@@ -392,7 +372,7 @@ def _embed_genes(reader: _Reader) -> ad.AnnData:
     device = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which knows no float64
     sums_VD = torch.zeros(vocabulary.size, reader.hidden_size, dtype=torch.float64, device=device)
     n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64, device=device)
-    mine = _parts(reader.cells.lengths)[_share()]
+    mine = _parts(reader.cells.lengths)[my_share()]
     with _showing(sum(map(len, mine))) as shown:
         for batch in (batch for rows in mine for batch in shown.counting(reader.batches(rows))):
             tokens_T = batch.input_ids_BL[batch.genes_BL].to(device)

@@ -5,7 +5,6 @@ result holds is written before the first, so that what cannot be written is know
 end to end. That takes twice their room on disk for a moment, and memory for one part, however many there are.
 """
 
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,16 +20,14 @@ from safetensors.numpy import load_file, save_file
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import (
-    begin_work,
     drop_work,
     move_into_place,
     new_directory,
     new_file,
     refuse_existing,
-    refuse_other_work,
     work_folder,
 )
-from geneformer_repro.training import is_main_process, processes
+from geneformer_repro.parts import Parts
 
 _H5AD, _ZARR = ".h5ad", ".zarr"
 _ROWS_A_CHUNK = 4096
@@ -52,7 +49,7 @@ def refuse_unwritable(out: Path, *, overwrite: bool) -> None:
 
 
 class VectorParts:
-    """Unfinished vectors, ``OUT.partial``; every process of a run makes one and writes its share.
+    """Unfinished vectors; every process of a run makes one and writes its share.
 
     Parameters
     ----------
@@ -72,16 +69,10 @@ class VectorParts:
     """
 
     def __init__(self, out: Path, plan: Mapping[str, Any], n_parts: int, *, overwrite: bool) -> None:
-        refuse_other_work(out, plan, what="embedding", overwrite=overwrite)
-        processes().wait_for_everyone()
-        if is_main_process():
-            begin_work(out, plan, overwrite=overwrite)
-        processes().wait_for_everyone()
-        self._out, self._paths = out, [work_folder(out) / f"part-{i:06d}.safetensors" for i in range(n_parts)]
-        self._result = work_folder(out) / f"result{out.suffix}"
-        self.missing = [i for i, path in enumerate(self._paths) if not path.exists()]
-        """Parts that no earlier call has written; the same on every process."""
-        processes().wait_for_everyone()
+        self._parts = Parts(out, plan, n_parts, suffix=".safetensors", what="embedding", overwrite=overwrite)
+        self._out, self._result = out, work_folder(out) / f"result{out.suffix}"
+        self.missing, self.mine = self._parts.missing, self._parts.mine
+        """Parts that no earlier call has written, and this process's share of them."""
 
     def make_room(self, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensions: int) -> None:
         """Write everything but the vectors.
@@ -94,23 +85,23 @@ class VectorParts:
         try:
             _make_room(self._result, obs, uns, n_dimensions)
         except InputError:
-            if len(self.missing) == len(self._paths):
+            if self._parts.untouched:
                 drop_work(self._out)
             raise
 
     def write(self, part: int, vectors_ND: np.ndarray) -> None:
         """Keep a part."""
-        with new_file(self._paths[part]) as aside:
+        with new_file(self._parts.paths[part]) as aside:
             save_file({"X": vectors_ND}, aside)
 
     def finish(self) -> None:
         """Make the result of the parts, which must all be there, and drop them."""
-        _fill(self._result, (load_file(path)["X"] for path in self._paths))
+        _fill(self._result, (load_file(path)["X"] for path in self._parts.paths))
         if self._out.suffix == _H5AD:
             self._result.replace(self._out)
         else:
             move_into_place(self._result, self._out)
-        shutil.rmtree(work_folder(self._out))
+        self._parts.drop()
 
 
 def write_vectors(out: Path, adata: ad.AnnData, *, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ refused; with ``overwrite`` it is replaced, but only where it is one of ours (it
 that a mistyped path never deletes somebody's folder.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -92,13 +93,26 @@ def new_directory(path: str | Path, *, marker: str, overwrite: bool = False) -> 
 
 @contextmanager
 def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a name beside `path` that becomes `path` when the block ends without an error."""
+    """Yield a name beside `path` that becomes `path` when the block ends without an error.
+
+    Raises
+    ------
+    InputError
+        The disk is full; an earlier `path` is still there.
+    """
     path = Path(path)
     refuse_existing(path, overwrite=overwrite)
     aside = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
         yield aside
         aside.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"{path} could not be written: the disk is full ({os.strerror(error.errno)}). Make room and give the "
+                "same call again; what is finished is kept, and work that is done in parts goes on with it."
+            ) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

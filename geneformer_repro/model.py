@@ -131,9 +131,18 @@ class Block(BertLayer):
     """
 
     def forward(  # type: ignore[override]
-        self, hidden_TD: Tensor, cells: Cells, read: "_Read | None" = None
+        self,
+        hidden_TD: Tensor,
+        cells: Cells,
+        read: "_Read | None" = None,
+        presence_T: Tensor | None = None,
+        alike_T: Tensor | None = None,
     ) -> Tensor:
-        """Return the block's output at all tokens, or at those that are read."""
+        """Return the block's output at all tokens, or at those that are read.
+
+        With `alike_T`, `hidden_TD` has only the distinct rows, and it says which one each token has. `presence_T` is as
+        of `run_gated`.
+        """
         attention = self.attention.self
         asking_TD, asking = (hidden_TD, cells) if read is None else (hidden_TD[read.tokens], read.cells)
         query_THE, key_THE, value_THE = (
@@ -144,8 +153,16 @@ class Block(BertLayer):
                 (attention.value, hidden_TD),
             )
         )
+        if alike_T is not None:
+            query_THE, key_THE, value_THE, asking_TD = (
+                one.index_select(0, alike_T) for one in (query_THE, key_THE, value_THE, asking_TD)
+            )
         dropout = attention.dropout.p if self.training else 0.0
-        context_THE = attend(query_THE, key_THE, value_THE, queries=asking, keys=cells, dropout=dropout)
+        if presence_T is None:
+            context_THE = attend(query_THE, key_THE, value_THE, queries=asking, keys=cells, dropout=dropout)
+        else:
+            gated = _gated(query_THE, key_THE, value_THE, presence_T)
+            context_THE = attend(*gated, queries=asking, keys=cells)[..., : value_THE.shape[-1]]
         attended_TD = self.attention.output(context_THE.flatten(-2), asking_TD)
         return self.output(self.intermediate(attended_TD), attended_TD)
 
@@ -157,6 +174,28 @@ class _Read(NamedTuple):
     """Their places among all tokens, ascending."""
     cells: Cells
     """How many of them each cell has."""
+
+
+_ALIGNED = 8
+"""Channels that kernels want the number of channels to be a multiple of."""
+
+
+def _gated(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, presence_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs whose attention is that of these with the weight of each key multiplied by its presence.
+
+    Log presence rides in a channel of its own, where every query has a constant: any kernel does it, and its gradient.
+    """
+    n_channels = query_THE.shape[-1]
+    wide = n_channels + _ALIGNED
+    none_THX = query_THE.new_zeros(*query_THE.shape[:-1], _ALIGNED)
+    constant_THX = none_THX.clone()
+    constant_THX[..., 0] = wide**0.5
+    log_TH1 = presence_T.log()[:, None, None].expand(*key_THE.shape[:-1], 1).to(key_THE.dtype)
+    scaled_THE = query_THE * (wide / n_channels) ** 0.5  # attention divides by the root of all channels
+    rest_THX = key_THE.new_zeros(*key_THE.shape[:-1], _ALIGNED - 1)
+    keys_THE = torch.cat([key_THE, log_TH1, rest_THX], -1)
+    values_THE = torch.cat([value_THE, value_THE.new_zeros(*rest_THX.shape[:-1], _ALIGNED)], -1)
+    return torch.cat([scaled_THE, constant_THX], -1), keys_THE, values_THE
 
 
 def _unpad(bert: BertModel) -> None:
@@ -197,6 +236,101 @@ def run_encoder(
     return Packed(_run(bert, input_ids_BL[real_BL], positions_T, cells, n_blocks=n_blocks), real_BL)
 
 
+def run_packed(
+    bert: BertModel,
+    input_ids_T: Tensor,
+    lengths: Sequence[int],
+    *,
+    n_blocks: int | None = None,
+    first_only: bool = False,
+) -> Tensor:
+    """Run the encoder over cells that lie end to end and have much in common: variants of one cell.
+
+    The same token at the same position has one embedding, one query, key and value in the first block; they are
+    computed once.
+
+    Parameters
+    ----------
+    bert
+        The encoder.
+    input_ids_T
+        Tokens of all cells.
+    lengths
+        Tokens of each cell.
+    n_blocks
+        Stop after this many blocks; default all.
+    first_only
+        Return only the first token's state of each cell (``<cls>``): the last block computes no others.
+
+    Returns
+    -------
+    Hidden states, (T, D); with `first_only` (cells, D).
+
+    Raises
+    ------
+    InputError
+        A cell is longer than the model has positions.
+    """
+    _require_positions(bert, max(lengths))
+    cells = Cells(lengths)
+    starts = torch.tensor(cells.starts[:-1], device=input_ids_T.device)
+    positions_T = _positions(lengths, input_ids_T.device)
+    longest = max(lengths)
+    pairs_U, alike_T = torch.unique(input_ids_T * longest + positions_T, return_inverse=True)
+    hidden_UD = _embed(bert, pairs_U // longest, pairs_U % longest)
+    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
+    if not blocks:
+        return hidden_UD[alike_T[starts] if first_only else alike_T]
+    read = _Read(starts, Cells([1] * len(cells))) if first_only else None
+    if len(blocks) == 1:
+        return blocks[0](hidden_UD[alike_T], cells, read)
+    hidden_TD = blocks[0](hidden_UD, cells, alike_T=alike_T)
+    for block in blocks[1:-1]:
+        hidden_TD = block(hidden_TD, cells)
+    return blocks[-1](hidden_TD, cells, read)
+
+
+def run_gated(
+    bert: BertModel, input_ids_T: Tensor, lengths: Sequence[int], presence_T: Tensor, *, n_blocks: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run the encoder over cells end to end, each token present to a degree; for derivatives.
+
+    Parameters
+    ----------
+    bert
+        The encoder.
+    input_ids_T
+        Tokens of all cells.
+    lengths
+        Tokens of each cell.
+    presence_T
+        Weight of each token as a key: the attention it gets is multiplied by it, before attention is made to sum to 1.
+        1 is the ordinary model; towards 0 other tokens no longer see it.
+    n_blocks
+        Stop after this many blocks; default all.
+
+    Returns
+    -------
+    Hidden states, (T, D), and the sum of the embeddings of which they were made, before the first norm, (T, D).
+    """
+    _require_positions(bert, max(lengths))
+    cells, positions_T = Cells(lengths), _positions(lengths, input_ids_T.device)
+    embeddings = bert.embeddings
+    types_T = torch.zeros_like(input_ids_T)
+    embedded_TD = embeddings.word_embeddings(input_ids_T) + embeddings.token_type_embeddings(types_T)
+    embedded_TD = (embedded_TD + embeddings.position_embeddings(positions_T)).requires_grad_()
+    hidden_TD = embeddings.dropout(embeddings.LayerNorm(embedded_TD))
+    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
+    for block in blocks:
+        hidden_TD = block(hidden_TD, cells, presence_T=presence_T)
+    return hidden_TD, embedded_TD
+
+
+def _positions(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the position of each token in its cell."""
+    return torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
+
+
 def _layout(bert: BertModel, input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> tuple[Tensor, Tensor, Cells]:
     """Return where a padded batch has tokens, the position of each in its cell, and how many each cell has."""
     _require_positions(bert, input_ids_BL.shape[1])
@@ -223,17 +357,23 @@ def _run(
     read: _Read | None = None,
 ) -> Tensor:
     """Return the last hidden states of all tokens, or of those that are read: the last block computes no others."""
-    hidden_TD = bert.embeddings(
-        input_ids=input_ids_T[None],
-        position_ids=position_ids_T[None],
-        token_type_ids=torch.zeros_like(input_ids_T)[None],  # transformers 4 cannot make them longer than one cell
-    )[0]
+    hidden_TD = _embed(bert, input_ids_T, position_ids_T)
     blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
     for block in blocks[:-1]:
         hidden_TD = block(hidden_TD, cells)
     for block in blocks[-1:]:
         hidden_TD = block(hidden_TD, cells, read)
     return hidden_TD
+
+
+def _embed(bert: BertModel, input_ids_T: Tensor, position_ids_T: Tensor) -> Tensor:
+    """Return the input of the first block."""
+    hidden_1TD: Tensor = bert.embeddings(
+        input_ids=input_ids_T[None],
+        position_ids=position_ids_T[None],
+        token_type_ids=torch.zeros_like(input_ids_T)[None],  # transformers 4 cannot make them longer than one cell
+    )
+    return hidden_1TD[0]
 
 
 class MaskedGeneModel(BertForMaskedLM):
@@ -280,7 +420,7 @@ class MaskedGeneModel(BertForMaskedLM):
         if lengths is not None:
             _require_positions(self.bert, max(lengths))
             cells = Cells(lengths)
-            positions_T = torch.cat([torch.arange(length) for length in lengths]).to(input_ids.device)
+            positions_T = _positions(lengths, input_ids.device)
         else:
             assert labels is not None
             real_BL, positions_T, cells = _layout(self.bert, input_ids, attention_mask)
@@ -440,8 +580,7 @@ class CellClassifier(_HeadedModel):
             over cells of the weighted sum over targets: cross-entropy (nats), or squared error in standard deviations.
         """
         packed = run_encoder(self.bert, input_ids, attention_mask)
-        pooled_BD = self._pooled(packed.padded(), packed.real_BL if pooled_mask is None else pooled_mask)
-        logits_BK = self.classifier(self.dropout(pooled_BD))
+        logits_BK = self.logits_of(packed.padded(), packed.real_BL if pooled_mask is None else pooled_mask)
         if labels is None:
             return SequenceClassifierOutput(logits=logits_BK)
         labels_BS = labels.reshape(len(labels), -1)
@@ -449,14 +588,28 @@ class CellClassifier(_HeadedModel):
         loss = self.sum_of_losses(logits_BK, labels_BS) / (n_items / len(self.head.targets))
         return SequenceClassifierOutput(loss=loss, logits=logits_BK)
 
-    def _pooled(self, hidden_BLD: Tensor, genes_BL: Tensor) -> Tensor:
+    def logits_of(self, hidden_BLD: Tensor, weight_BL: Tensor) -> Tensor:
+        """Return the logits of cells whose last hidden states are known.
+
+        Parameters
+        ----------
+        hidden_BLD
+            Output of the last block.
+        weight_BL
+            How much each position counts in the cell's vector: 1 for a gene, 0 for padding and special tokens.
+        """
+        return self.classifier(self.dropout(self._pooled(hidden_BLD, weight_BL)))
+
+    def _pooled(self, hidden_BLD: Tensor, weight_BL: Tensor) -> Tensor:
         if self.head.pooling != "attention":
-            return pool(hidden_BLD, genes_BL, self.head.pooling)
+            return pool(hidden_BLD, weight_BL, self.head.pooling)
         score_BL1 = self.attention_pool(hidden_BLD).float()
-        genes_BL1 = genes_BL[..., None]
-        lowest = torch.finfo(score_BL1.dtype).min  # not -inf, which makes NaN of a cell without a gene
-        weight_BL1 = score_BL1.masked_fill(~genes_BL1, lowest).softmax(1) * genes_BL1
-        return (hidden_BLD * weight_BL1.to(hidden_BLD.dtype)).sum(1)
+        weight_BL1 = weight_BL[..., None].to(score_BL1.dtype)
+        lowest, least = torch.finfo(score_BL1.dtype).min, torch.finfo(score_BL1.dtype).tiny
+        score_BL1 = score_BL1 + weight_BL1.clamp(min=least).log()
+        score_BL1 = score_BL1.masked_fill(weight_BL1 == 0, lowest)  # not -inf, which makes NaN of a cell without a gene
+        share_BL1 = score_BL1.softmax(1).masked_fill(weight_BL1 == 0, 0)
+        return (hidden_BLD * share_BL1.to(hidden_BLD.dtype)).sum(1)
 
 
 class GeneClassifier(_HeadedModel):
@@ -488,7 +641,7 @@ class GeneClassifier(_HeadedModel):
         """
         _require_positions(self.bert, max(lengths))
         cells = Cells(lengths)
-        positions_T = torch.cat([torch.arange(length) for length in lengths]).to(input_ids.device)
+        positions_T = _positions(lengths, input_ids.device)
         read = None if labels is None else _masked(labels, cells)
         hidden_MD = _run(self.bert, input_ids, positions_T, cells, read=read)
         logits_MK = self.classifier(self.dropout(hidden_MD))
@@ -507,7 +660,7 @@ def pool(hidden_BLD: Tensor, genes_BL: Tensor, pooling: Pooling) -> Tensor:
     hidden_BLD
         Hidden states.
     genes_BL
-        True where there is a gene: not padding, not a special token.
+        True, or 1, where there is a gene: not padding, not a special token. Numbers weigh positions.
     pooling
         "mean" or "cls".
     """

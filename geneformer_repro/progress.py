@@ -12,6 +12,26 @@ from tqdm.auto import tqdm
 logger = logging.getLogger(__name__)
 
 
+SECONDS_A_LINE = 30
+
+
+class _Bar(tqdm):
+    """A bar that also logs a line of JSON every half minute."""
+
+    def say(self, line: Callable[[], Mapping[str, Any]]) -> None:
+        """Log this every half minute from now on."""
+        self._line, self._said = line, time.perf_counter()
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count on."""
+        shown = super().update(n)
+        if not self.disable and time.perf_counter() - self._said > SECONDS_A_LINE:
+            self._said = time.perf_counter()
+            with self.external_write_mode():
+                logger.info(json.dumps(self._line()))
+        return shown
+
+
 @contextmanager
 def progress(
     step: str,
@@ -22,7 +42,7 @@ def progress(
     quiet: bool = False,
     facts: Callable[[], Mapping[str, Any]] = dict,
 ) -> Iterator[tqdm]:
-    """Show a progress bar on stderr; when the block ends, log how much was done and how fast.
+    """Show a progress bar on stderr; every half minute and when the block ends, log how much was done and how fast.
 
     Parameters
     ----------
@@ -37,26 +57,27 @@ def progress(
     quiet
         Show and log nothing, for what is too little to speak of.
     facts
-        What else the log line says.
+        What else a log line says.
 
     Yields
     ------
     The bar; call ``update(n)``.
     """
     began = time.perf_counter()
-    with tqdm(disable=quiet, total=total, initial=done, desc=step, unit=f" {unit}", dynamic_ncols=True) as bar:
+
+    def line() -> dict[str, Any]:
+        seconds = time.perf_counter() - began
+        rate = (bar.n - done) / max(seconds, 1e-9)
+        return {
+            "event": step,
+            unit: bar.n,
+            "seconds": round(seconds, 3),
+            f"{unit}_per_second": round(rate, 1),
+            **facts(),
+        }
+
+    with _Bar(disable=quiet, total=total, initial=done, desc=step, unit=f" {unit}", dynamic_ncols=True) as bar:
+        bar.say(line)
         yield bar
-    if quiet:
-        return
-    seconds = time.perf_counter() - began
-    logger.info(
-        json.dumps(
-            {
-                "event": step,
-                unit: bar.n,
-                "seconds": round(seconds, 3),
-                f"{unit}_per_second": round((bar.n - done) / max(seconds, 1e-9), 1),
-                **facts(),
-            }
-        )
-    )
+    if not quiet:
+        logger.info(json.dumps(line()))

@@ -15,6 +15,7 @@ import geneformer_repro as gf
 
 PACKAGE = Path(gf.__file__).parent
 NAMES = [
+    "Activation",
     "CellFilter",
     "Checkpoint",
     "DataFormatError",
@@ -24,8 +25,11 @@ NAMES = [
     "FinetunedGenes",
     "GeneFinetuneConfig",
     "GoalState",
+    "Inhibition",
     "InputError",
+    "Overexpression",
     "PretrainConfig",
+    "RankShift",
     "ShiftTable",
     "TokenizedDataset",
     "Vocabulary",
@@ -38,10 +42,12 @@ NAMES = [
     "integration_scores",
     "map_to_reference",
     "perturb",
+    "plot_screen",
     "predict",
     "pretrain",
     "shift_statistics",
     "tokenize",
+    "write_screen_report",
 ]
 FUNCTIONS = {
     "tokenize": "sources, vocabulary, *, out, obs, layer, gene_ids, orthologs, min_known_share, "
@@ -55,8 +61,11 @@ FUNCTIONS = {
     "map_to_reference": "query, reference, label, *, n_neighbors",
     "integration_scores": "adata, *, batch, label, counts, seed",
     "perturb": "checkpoint, cells, perturbation, *, "
-    "goal, layer, pooling, max_cells, seed, out, max_tokens, device, overwrite",
-    "shift_statistics": "shifts, *, method",
+    "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
+    "device, overwrite",
+    "shift_statistics": "shifts, *, method, null, cells, counts",
+    "plot_screen": "shifts, statistics, *, kind",
+    "write_screen_report": "shifts, statistics, path, *, overwrite",
     "datasets.pbmc700": "",
     "Vocabulary.from_tokens": "tokens, medians, names, *, max_length, other_ids",
     "Vocabulary.fit": "sources, *, series, layer, gene_ids, max_length, exact, workers, ray, work",
@@ -74,9 +83,10 @@ FUNCTIONS = {
     "Checkpoint.from_pretrained": "path_or_hub_id, *, subfolder, revision, vocabulary",
     "Checkpoint.save": "self, path, *, overwrite",
     "Checkpoint.require_matching": "self, cells",
+    "ShiftTable": "source, metadata",
     "ShiftTable.open": "path",
     "ShiftTable.save": "self, path, *, overwrite",
-    "Deletion.variants": "self, cell, vocabulary",
+    "ShiftTable.blocks": "self",
 }
 TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
 TRANSFER = "transfer, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits"
@@ -93,9 +103,12 @@ FIELDS = {
     "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
     "GeneFinetuneConfig": f"{TRAINING}, {TRANSFER}, folds, validation, max_cells, min_cells, class_balance, baselines",
-    "Deletion": "genes",
+    "Deletion": "genes, combine, anchor",
+    "Overexpression": "genes, combine, anchor",
+    "Inhibition": "genes, combine, anchor, quartiles",
+    "Activation": "genes, combine, anchor, quartiles",
+    "RankShift": "genes, combine, anchor, to",
     "GoalState": "obs, start, goal, alternatives, embeddings",
-    "ShiftTable": "table, metadata",
 }
 CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig", "GeneFinetuneConfig")
 RESULTS = ("Finetuned", "FinetunedGenes")
@@ -187,7 +200,7 @@ def test_a_docstring_speaks_of_every_parameter(path):
     "name",
     [
         "tokenize", "pretrain", "finetune", "finetune_genes", "predict", "embed", "embed_states", "map_to_reference",
-        "integration_scores", "perturb", "shift_statistics",
+        "integration_scores", "perturb", "shift_statistics", "plot_screen",
     ],
 )  # fmt: skip
 def test_every_step_says_what_it_takes_returns_and_raises(name):
@@ -197,7 +210,7 @@ def test_every_step_says_what_it_takes_returns_and_raises(name):
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in (*CONFIGS, *RESULTS)])
 def test_a_docstring_speaks_of_every_field(name):
-    documented = inspect.getdoc(named(name))
+    documented = "\n".join(inspect.getdoc(base) or "" for base in named(name).__mro__)
     assert [field for field in FIELDS[name].split(", ") if not re.search(rf"(?m)^{field}$", documented)] == []
 
 

@@ -29,6 +29,7 @@ LAYERS = {
     "batching": 2,
     "embedding": 3,
     "embedding_store": 3,
+    "parts": 3,
     "training": 3,
     "mapping": 3,
     "pretraining": 4,

@@ -1,5 +1,6 @@
 """Every command once, in one chain, beside the Python calls it stands for; and what it says when the input is wrong."""
 
+import inspect
 import io
 import json
 import logging
@@ -65,12 +66,12 @@ CHAIN = {
     "kinds.tsv": ["predict", "kinds", "cells.tok"],
     "cells-out.h5ad": ["embed", "base", "cells.tok"],
     "genes-out.h5ad": ["embed", "base", "cells.tok", "--level", "gene", "--layer", "0"],
-    "shifts.parquet": ["perturb", "base", "cells.tok", *STATES, "--max-cells", "4", "--seed", "1"],
+    "shifts.parquet": ["perturb", "base", "cells.tok", *STATES, "--donor", "donor", "--max-cells", "4", "--seed", "1"],
     "plain.parquet": ["perturb", "clf", "cells.tok", "--pooling", "mean", "--layer", "0", "--max-cells", "3"],
     "table.tsv": ["statistics", "shifts.parquet"],
 }
 """Output → the command that makes it, without ``-o``; each reads the outputs before it."""
-EXTRA = {"cells.h5ad", "genes.tsv", "table.png"}
+EXTRA = {"cells.h5ad", "genes.tsv", "table.png", "table.html"}
 
 
 @pytest.fixture(autouse=True)
@@ -326,7 +327,7 @@ def test_embed_is_embed(chain, opened, out, options):
 @pytest.mark.parametrize(
     ("out", "model", "options"),
     [
-        ("shifts.parquet", "base", {"goal": TOWARDS, "max_cells": 4, "seed": 1}),
+        ("shifts.parquet", "base", {"goal": TOWARDS, "donor": "donor", "max_cells": 4, "seed": 1}),
         ("plain.parquet", "clf", {"pooling": "mean", "layer": 0, "max_cells": 3}),
     ],
     ids=["goal", "no goal"],
@@ -335,31 +336,211 @@ def test_perturb_is_perturb(chain, opened, out, model, options):
     expected = gf.perturb(opened[model], opened["cells"], gf.Deletion(), **options)
     found = gf.ShiftTable.open(chain.folder / out)
     assert_same_shifts(found, expected)
-    n_genes = found.table["perturbed"].nunique()
-    assert f"{out}: {len(found):,} values ({found.measure}) of {n_genes:,} perturbations in" in chain.said[out]
+    assert chain.said[out] == f"{out}: {size_of(found)}\n"
+
+
+def size_of(shifts):
+    n_cells, n_donors = shifts.metadata["n_cells"], shifts.table["donor"].nunique()
+    size = f"{len(shifts):,} values ({shifts.measure}) of {shifts.table['perturbed'].nunique():,} perturbations in "
+    return f"{size}{n_cells} cells of {n_donors} donors" if n_donors else f"{size}{n_cells} cells"
 
 
 def assert_same_shifts(found, expected):
-    ranked = [shifts.table.assign(rank=shifts.table["rank"].astype("Int32")) for shifts in (found, expected)]
-    pd.testing.assert_frame_equal(*ranked, atol=1e-7)
+    pd.testing.assert_frame_equal(found.table, expected.table, atol=1e-7)
     assert found.metadata == expected.metadata
 
 
-def test_perturb_deletes_genes_given_by_name(copy, opened, run):
+@pytest.fixture
+def asked(there, run, tmp_path, monkeypatch):
+    """Return what a perturb command asks of `perturb`, without doing it."""
+
+    def ask(options):
+        found = {}
+
+        def perturb(checkpoint, cells, perturbation, **options):
+            found.update(options, perturbation=perturbation)
+            raise gf.InputError("asked")
+
+        monkeypatch.setattr("geneformer_repro.in_silico.screen.perturb", perturb)
+        refused(run("perturb", "base", "cells.tok", *shlex.split(options), "-o", tmp_path / "out"), "asked")
+        return found
+
+    return ask
+
+
+def test_without_options_perturb_asks_for_the_defaults_of_the_function(asked, tmp_path):
+    parameters = list(inspect.signature(gf.perturb).parameters.values())[3:]
+    defaults = {parameter.name: parameter.default for parameter in parameters if parameter.name != "device"}
+    expected = defaults | {"perturbation": gf.Deletion(), "obs": [], "out": str(tmp_path / "out")}
+    assert asked("") == expected
+
+
+PERTURB_OPTIONS = {
+    "genes": ("--genes A B", {"perturbation": gf.Deletion(["A", "B"])}),
+    "one at a time": ("--genes A B --combine singly", {"perturbation": gf.Deletion(["A", "B"], combine="singly")}),
+    "pairs": ("--genes A B --combine pairs", {"perturbation": gf.Deletion(["A", "B"], combine="pairs")}),
+    "anchor": ("--anchor A", {"perturbation": gf.Deletion(anchor="A")}),
+    "anchor and genes": (
+        "--kind overexpress --genes B C --anchor A",
+        {"perturbation": gf.Overexpression(["B", "C"], anchor="A")},
+    ),
+    "overexpress": ("--kind overexpress --genes A", {"perturbation": gf.Overexpression(["A"])}),
+    "inhibit": ("--kind inhibit", {"perturbation": gf.Inhibition()}),
+    "activate": ("--kind activate --quartiles 3", {"perturbation": gf.Activation(quartiles=3)}),
+    "shift": ("--kind shift --to 0.5", {"perturbation": gf.RankShift(to=0.5)}),
+    "doses": ("--kind shift --to 0 0.5 1 --genes A", {"perturbation": gf.RankShift(["A"], to=[0, 0.5, 1])}),
+    "goal": (shlex.join(STATES), {"goal": TOWARDS}),
+    "target": ("--target cell_type", {"target": "cell_type"}),
+    "each affected": ("--affected", {"affected": "each"}),
+    "some affected": ("--affected A B", {"affected": ["A", "B"]}),
+    "first order": ("--first-order --refine 5", {"method": "first_order", "refine": 5}),
+    "donor": ("--donor donor --obs a b", {"donor": "donor", "obs": ["a", "b"]}),
+    "some cells": ("--max-cells 5 --seed 2", {"max_cells": 5, "seed": 2}),
+    "layer": ("--layer 0 --pooling mean", {"layer": 0, "pooling": "mean"}),
+    "speed": ("--dtype bfloat16 --max-tokens 512", {"dtype": "bfloat16", "max_tokens": 512}),
+}
+"""What → options of perturb, and what they ask of the function."""
+
+
+@pytest.mark.parametrize(("options", "expected"), PERTURB_OPTIONS.values(), ids=PERTURB_OPTIONS)
+def test_every_option_of_perturb_reaches_the_function(asked, options, expected):
+    assert asked(options).items() >= expected.items()
+
+
+@pytest.mark.parametrize("option", ["genes", "affected"])
+def test_genes_can_be_listed_in_a_file(asked, tmp_path, option):
+    (tmp_path / "genes.txt").write_bytes(b"\xef\xbb\xbfB\r\n  C\n\n")
+    found = asked(f"--{option} A @{tmp_path}/genes.txt D")
+    assert list(found["perturbation"].genes if option == "genes" else found["affected"]) == ["A", "B", "C", "D"]
+
+
+SCREENS = {
+    "named genes": ("base --genes {0} {1}", lambda genes: gf.Deletion(genes), {}),
+    "doses": ("base --kind shift --to 0 1 --genes {0}", lambda genes: gf.RankShift(genes[:1], to=[0, 1]), {}),
+    "affected genes": ("base --genes {0} --affected {1}", lambda genes: gf.Deletion(genes[:1]), {"affected": 1}),
+    "classes": (
+        "clf --genes {0} {1} --target cell_type --combine pairs",
+        lambda genes: gf.Deletion(genes, combine="pairs"),
+        {"target": "cell_type"},
+    ),
+}
+"""What → command, and the same in Python."""
+
+
+@pytest.fixture
+def screened(copy, opened, run):
+    """Make a screen, with options where {0} and {1} are genes; return it, and what was said."""
     genes = opened["cells"].genes(0)[:2]
-    status, said, _ = run("perturb", "base", "cells.tok", "--genes", *genes, "-o", "two.parquet")
-    assert status == 0
-    expected = gf.perturb(opened["base"], opened["cells"], gf.Deletion(genes))
-    assert_same_shifts(gf.ShiftTable.open("two.parquet"), expected)
-    assert "of 1 perturbations" in said
+
+    def screen(options):
+        command = f"perturb {options} -o few.parquet".format(*genes).split()
+        status, said, _ = run(*command[:2], "cells.tok", *command[2:])
+        assert status == 0
+        return gf.ShiftTable.open("few.parquet"), said
+
+    return screen
+
+
+@pytest.mark.parametrize(("command", "perturbation", "options"), SCREENS.values(), ids=SCREENS)
+def test_perturb_is_perturb_of_few_genes(screened, opened, command, perturbation, options):
+    genes = opened["cells"].genes(0)[:2]
+    if "affected" in options:
+        options = {"affected": genes[1:]}
+    found, said = screened(command)
+    model = opened[command.split()[0]]
+    assert_same_shifts(found, gf.perturb(model, opened["cells"], perturbation(genes), **options))
+    assert said == f"few.parquet: {size_of(found)}\n"
+
+
+def test_a_first_order_screen_says_how_good_its_estimates_are(screened):
+    shifts, said = screened("clf --target cell_type --first-order --refine 1 --max-cells 4")
+    assert {True, False} == set(shifts.table["exact"])
+    median = shifts.metadata["first_order"]["spearman"][GOAL]["median"]
+    assert said.splitlines()[1].startswith("estimates against exact values in 3 cells, Spearman, median and range: ")
+    assert f"{GOAL} {median:.2f} (" in said
+
+
+def test_of_several_processes_one_says_what_was_done(screened, monkeypatch):
+    monkeypatch.setattr("geneformer_repro.training.is_main_process", lambda: False)
+    assert screened("base --genes {0}")[1] == ""
 
 
 def test_statistics_is_shift_statistics(chain):
     expected = gf.shift_statistics(gf.ShiftTable.open(chain.folder / "shifts.parquet"))
     found = pd.read_csv(chain.folder / "table.tsv", sep="\t", index_col=0)
-    pd.testing.assert_frame_equal(found, expected)
-    assert chain.said["table.tsv"].splitlines()[2].split()[0] == expected.index[0]
+    found = found.fillna({"warning": ""})
+    pd.testing.assert_frame_equal(found, expected.astype(found.dtypes))
+    assert [line.split()[0] for line in chain.said["table.tsv"].splitlines()[1:11]] == [
+        name.split()[0] for name in expected["gene_name"][:10]
+    ]
     assert (chain.folder / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert "Does not show:" in (chain.folder / "table.html").read_text()
+    last = f"table.tsv has all {len(expected)} rows, table.png the picture, table.html what was done and what it shows"
+    assert chain.said["table.tsv"].splitlines()[-1] == last
+
+
+STATISTICS = {
+    "cells": (
+        "shifts.parquet --cells cells.tok --counts cells.h5ad",
+        lambda shifts, opened: gf.shift_statistics(shifts, cells=opened["cells"], counts="cells.h5ad"),
+    ),
+    "null": (
+        "shifts.parquet --method vs_null --null null.parquet",
+        lambda shifts, _: gf.shift_statistics(shifts, method="vs_null", null=gf.ShiftTable.open("null.parquet")),
+    ),
+    "goal": ("shifts.parquet --method goal_state", lambda shifts, _: gf.shift_statistics(shifts, method="goal_state")),
+    "all": ("plain.parquet --method vs_all", lambda shifts, _: gf.shift_statistics(shifts, method="vs_all")),
+    "mixture": ("plain.parquet --method mixture", lambda shifts, _: gf.shift_statistics(shifts, method="mixture")),
+}
+"""What → command, and the same in Python."""
+
+
+@pytest.mark.parametrize(("command", "expected"), STATISTICS.values(), ids=STATISTICS)
+def test_every_option_of_statistics_reaches_the_function(copy, opened, run, command, expected):
+    shifts = gf.ShiftTable.open(command.split()[0])
+    gf.ShiftTable(shifts.table.assign(value=shifts.table["value"] * 2), shifts.metadata).save("null.parquet")
+    status, said, _ = run("statistics", *command.split(), "-o", "new.tsv")
+    assert status == 0
+    table = expected(shifts, opened)
+    found = pd.read_csv("new.tsv", sep="\t", index_col=0)
+    pd.testing.assert_frame_equal(found[["effect", "n_cells"]], table[["effect", "n_cells"]])
+    assert found.columns.tolist() == table.columns.tolist()
+    assert ("explains R²" in said) == ("--cells" in command)
+    assert ("p-values treat cells as independent" in said) == ("p_value" in table and "low" not in table)
+
+
+def test_without_donors_matched_statistics_warn_that_cells_stand_for_them(copy, run, caplog):
+    assert run("statistics", "plain.parquet", "-o", "new.tsv")[0] == 0
+    assert "p-values take cells for independent replicates" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("screen", "method", "first"),
+    [
+        pytest.param("base --genes {0} --affected", "gene_shifts", "perturbed\tgene_name\taffected", id="gene_shifts"),
+        pytest.param("base --genes {0} {1}", "aggregate", "perturbed\tgene_name\tcell", id="aggregate"),
+    ],
+)
+def test_a_long_table_comes_without_pictures(screened, copy, run, screen, method, first):
+    screened(screen)
+    (copy / "long.png").write_text("mine")
+    status, said, _ = run("statistics", "few.parquet", "--method", method, "-o", "long.tsv")
+    assert status == 0
+    assert (copy / "long.tsv").read_text().startswith(first)
+    assert said.split()[0] == "gene_name"
+    assert said.splitlines()[-1].startswith("long.tsv has all ")
+    assert not (copy / "long.html").exists()
+    assert (copy / "long.png").read_text() == "mine"
+
+
+def test_pairs_of_several_classes_have_a_picture(screened, copy, run):
+    screened("clf --genes {0} {1} --target cell_type --combine pairs")
+    status, said, _ = run("statistics", "few.parquet", "--method", "pairs", "-o", "pairs.tsv")
+    assert status == 0
+    assert "p-values treat cells as independent" in said
+    assert (copy / "pairs.tsv").read_text().startswith("gene_a\tgene_b\t")
+    assert (copy / "pairs.png").exists()
+    assert (copy / "pairs.html").exists()
 
 
 def test_nothing_but_the_outputs_is_left(chain):
@@ -424,7 +605,11 @@ def test_settings_come_from_a_file_and_the_command_line_wins(copy, run):
         ("vocab", "Vocabulary(", []),
         ("base", "Checkpoint(masked gene model, 3 layers of 64", ['"step": "pretrain"', '"size": "tiny"', '"result"']),
         ("clf", "Checkpoint(classifier of 'cell_type' (3 classes)", ['"step": "finetune"', '"accuracy"']),
-        ("shifts.parquet", "ShiftTable(384 values)", ['"measure": "cosine shift"', f'"start": "{START}"', '"seed": 1']),
+        (
+            "shifts.parquet",
+            "384 values (cosine shift) of ",
+            ["perturbations in 4 cells of 2 donors", '"measure": "cosine shift"', f'"start": "{START}"', '"seed": 1'],
+        ),
     ],
     ids=str,
 )
@@ -432,6 +617,7 @@ def test_info_says_what_an_artefact_is(there, run, path, title, facts):
     status, said, error = run("info", path)
     assert (status, error) == (0, "")
     assert said.startswith(title)
+    assert "gene_names" not in said
     for fact in facts:
         assert fact in said
     if facts:
@@ -482,11 +668,12 @@ def test_overwrite_never_replaces_a_folder_that_is_no_result(copy, run, out):
     assert (copy / "thesis" / "chapter1.txt").read_text() == "precious"
 
 
-def test_a_picture_in_the_way_is_refused_before_the_work(copy, run):
-    (copy / "other.png").write_text("mine")
+@pytest.mark.parametrize("name", ["other.png", "other.html"])
+def test_a_picture_in_the_way_is_refused_before_the_work(copy, run, name):
+    (copy / name).write_text("mine")
     status, _, error = run("statistics", "shifts.parquet", "-o", "other.tsv")
     assert status == 2
-    assert "other.png already exists" in error
+    assert f"{name} already exists" in error
     assert not (copy / "other.tsv").exists()
 
 
@@ -496,8 +683,10 @@ def test_a_picture_in_the_way_is_refused_before_the_work(copy, run):
         ("tokenizer.vocabulary", "Vocabulary.fit", "vocabulary cells.h5ad -o vocab"),
         ("embedding", "encoder_on", "embed base cells.tok -o cells-out.h5ad"),
         ("embedding", "embed", "embed base cells.tok --umap donor -o table.h5ad"),
+        ("in_silico.screen", "encoder_on", "perturb base cells.tok -o plain.parquet"),
+        ("in_silico.statistics", "shift_statistics", "statistics shifts.parquet -o table.tsv"),
     ],
-    ids=["vocabulary", "embed", "embed's picture"],
+    ids=["vocabulary", "embed", "embed's picture", "perturb", "statistics"],
 )
 def test_refusal_comes_before_the_work(there, run, monkeypatch, home, work, command):
     def work_done(*_, **__):
@@ -541,6 +730,7 @@ def bad(cells_file, tmp_path_factory):
     others = gf.Vocabulary.fit(few[:, 5:].copy(), max_length=34)
     gf.tokenize(few, others, obs=["cell_type"], out=folder / "others.tok")
     (folder / "broken.toml").write_text("epochs = = 3")
+    (folder / "blank.txt").write_text(" \n\n")
     (folder / "plain").mkdir()
     return folder
 
@@ -734,11 +924,50 @@ BAD = {
     "perturb, gene": ("perturb base cells.tok --genes ACTB4", "1 of 1 genes are not in the vocabulary"),
     "perturb, gene twice": ("perturb base cells.tok --genes A A", "genes must be distinct"),
     "perturb, no cells": ("perturb base cells.tok --max-cells 0", "max_cells must be at least 1, found 0"),
+    "perturb, no place": ("perturb base cells.tok --kind shift", "give --to with numbers from 0 (front) to 1 (bottom)"),
+    "perturb, place off": ("perturb base cells.tok --kind shift --to 2", "to must be a number from 0 (front) to 1"),
+    "perturb, place of a deletion": (
+        "perturb base cells.tok --to 1",
+        "--to does not fit --kind delete: --quartiles is",
+    ),
+    "perturb, quartiles of a deletion": ("perturb base cells.tok --quartiles 1", "--quartiles does not fit --kind del"),
+    "perturb, no quartile": ("perturb base cells.tok --kind inhibit --quartiles 0", "must be 1, 2 or 3, found 0"),
+    "perturb, no file": ("perturb base cells.tok --genes @nowhere.txt", "nowhere.txt: cannot be read"),
+    "perturb, no text": ("perturb base cells.tok --genes @cells.h5ad", "Expected a text file with one gene a line."),
+    "perturb, no gene in a file": ("perturb base cells.tok --affected @{bad}/blank.txt", "blank.txt: names no gene."),
+    "perturb, anchor singly": ("perturb base cells.tok --anchor A --combine singly", "combine must be 'pairs', found"),
+    "perturb, target": (
+        "perturb clf cells.tok --target celltype",
+        "has no target 'celltype'. Did you mean 'cell_type'?",
+    ),
+    "perturb, target of no classifier": ("perturb base cells.tok --target cell_type", "needs a classifier of cells"),
+    "perturb, target and layer": (
+        "perturb clf cells.tok --target cell_type --layer 0 --pooling mean",
+        "leave them out",
+    ),
+    "perturb, estimates of no goal": ("perturb base cells.tok --first-order", "needs goal= or target="),
+    "perturb, refine": ("perturb base cells.tok --refine 3", "refine must be at least 0, and is for"),
+    "perturb, donor": ("perturb base cells.tok --donor doner", "no obs column 'doner'. Did you mean 'donor'?"),
     "perturb, vocabulary": ("perturb base {bad}/others.tok", "have different vocabularies"),
-    "statistics, missing": ("statistics nowhere.parquet", "nowhere.parquet: not a readable Parquet file"),
-    "statistics, foreign": ("statistics cells.h5ad", "Expected the output of perturb"),
+    "statistics, missing": ("statistics nowhere.parquet -o new.tsv", "nowhere.parquet: not a readable Parquet file"),
+    "statistics, foreign": ("statistics cells.h5ad -o new.tsv", "Expected the output of perturb"),
+    "statistics, onto its input": (
+        "statistics shifts.parquet --overwrite -o shifts.parquet",
+        "shifts.parquet: statistics are written as .tsv",
+    ),
+    "statistics, no null": (
+        "statistics shifts.parquet --method vs_null -o new.tsv",
+        "needs the same screen of control cells",
+    ),
+    "statistics, null": ("statistics shifts.parquet --null plain.parquet -o new.tsv", "method='matched' takes no null"),
+    "statistics, null of another kind": (
+        "statistics shifts.parquet --method vs_null --null plain.parquet -o new.tsv",
+        "The null has another measure than the screen",
+    ),
+    "statistics, no cells": ("statistics shifts.parquet --cells nowhere -o new.tsv", "nowhere: no such dataset"),
+    "statistics, counts alone": ("statistics shifts.parquet --counts cells.h5ad -o new.tsv", "give cells= too"),
     "statistics, method": (
-        "statistics shifts.parquet --method vs_all",
+        "statistics shifts.parquet --method vs_all -o new.tsv",
         "method='vs_all' needs a screen without a goal state",
     ),
 }

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -222,6 +223,21 @@ def test_overwrite_never_deletes_somebody_elses_folder(tmp_path):
     with pytest.raises(FileExistsError, match="not replaced"):
         write_result(tmp_path / "out", overwrite=True)
     assert listing(tmp_path / "out") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=["full", "quota"])
+def test_a_disk_that_is_full_is_named_with_the_way_out_and_the_earlier_file_stays(tmp_path, code):
+    write_text(tmp_path / "out.tsv", "earlier")
+    message = r"out\.tsv could not be written: the disk is full \(.+\)\. Make room and give the same call again"
+    with pytest.raises(InputError, match=message), new_file(tmp_path / "out.tsv", overwrite=True):
+        raise OSError(code, "no room")
+    assert listing(tmp_path) == ["out.tsv"]
+    assert (tmp_path / "out.tsv").read_text() == "earlier"
+
+
+def test_other_errors_of_the_system_are_passed_on(tmp_path):
+    with pytest.raises(PermissionError), new_file(tmp_path / "out.tsv"):
+        raise PermissionError(errno.EACCES, "not allowed")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX modes")

@@ -33,6 +33,8 @@ from geneformer_repro.model import (
     pool,
     require_poolable,
     run_encoder,
+    run_gated,
+    run_packed,
 )
 from geneformer_repro.pretraining.masking import mask_genes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -369,6 +371,93 @@ class TestTokensEndToEnd:
         assert 0.6 < np.divide(*losses.std(0)) < 1.6
         without = checkpoint.model(**end_to_end).loss.item()
         assert abs(losses.mean() - without) > 2 * error, "dropout of this size should be seen"
+
+
+class TestTwoMoreWaysThroughTheEncoder:
+    """`run_packed`, for variants of a cell, and `run_gated`, for derivatives by how present a token is."""
+
+    @pytest.fixture
+    def bert(self, checkpoint) -> BertModel:
+        return checkpoint.model.bert
+
+    @pytest.fixture
+    def tokens(self, inputs) -> Tensor:
+        """Of all cells end to end, none masked."""
+        return inputs["input_ids"][inputs["attention_mask"].bool()]
+
+    @pytest.fixture
+    def presence(self, tokens) -> Tensor:
+        """Of each token, from a twentieth to twice."""
+        return torch.empty(len(tokens)).uniform_(0.05, 2, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize("n_blocks", [0, 1, 2, None])
+    def test_packed_and_fully_present_the_states_are_the_ordinary_ones(self, bert, inputs, tokens, n_blocks):
+        with torch.no_grad():
+            expected = run_encoder(bert, **_named(inputs), n_blocks=n_blocks).hidden_TD
+            gated, _ = run_gated(bert, tokens, LENGTHS, torch.ones(len(tokens)), n_blocks=n_blocks)
+            np.testing.assert_allclose(run_packed(bert, tokens, LENGTHS, n_blocks=n_blocks), expected, **CLOSE)
+            np.testing.assert_allclose(gated, expected, **CLOSE)
+
+    @pytest.mark.parametrize("n_blocks", [0, 1, 2, None])
+    def test_the_first_tokens_of_packed_cells_are_those_of_all_their_tokens(self, bert, tokens, n_blocks):
+        with torch.no_grad():
+            every = run_packed(bert, tokens, LENGTHS, n_blocks=n_blocks)
+            first = run_packed(bert, tokens, LENGTHS, n_blocks=n_blocks, first_only=True)
+        np.testing.assert_allclose(first, every[np.cumsum([0, *LENGTHS[:-1]])], **CLOSE)
+
+    def test_packed_copies_of_a_cell_have_its_states(self, bert, cells):
+        """What they share is computed once; a token at another position shares nothing."""
+        cell = torch.from_numpy(cells[0][:30]).long()
+        left = torch.cat([cell[:9], cell[10:]])
+        with torch.no_grad():
+            together = run_packed(bert, torch.cat([cell, left, cell]), [30, 29, 30]).split([30, 29, 30])
+            for found, tokens in zip(together, (cell, left, cell), strict=True):
+                np.testing.assert_allclose(found, run_encoder(bert, tokens[None]).hidden_TD, **CLOSE)
+
+    @pytest.mark.parametrize("n_blocks", [1, 2, 3])
+    def test_presence_is_its_logarithm_added_to_the_scores_of_stock_bert(self, checkpoint, tokens, presence, n_blocks):
+        theirs = stock(checkpoint.model).bert
+        with torch.no_grad():
+            found, _ = run_gated(checkpoint.model.bert, tokens, LENGTHS, presence, n_blocks=n_blocks)
+            for ids, of_cell, states in zip(*(one.split(LENGTHS) for one in (tokens, presence, found)), strict=True):
+                mask = of_cell.log().expand(1, 1, len(ids), -1)
+                every = theirs(ids[None], attention_mask=mask, output_hidden_states=True).hidden_states
+                np.testing.assert_allclose(states, every[n_blocks][0], **CLOSE)
+
+    def test_a_token_that_is_hardly_present_is_as_if_it_was_masked(self, checkpoint, cells):
+        ids, gone = torch.from_numpy(cells[0][:30]).long(), 7
+        presence, mask = torch.ones(30), torch.ones(1, 30)
+        presence[gone], mask[0, gone] = 1e-12, 0
+        with torch.no_grad():
+            found, _ = run_gated(checkpoint.model.bert, ids, [30], presence)
+            expected = stock(checkpoint.model).bert(ids[None], attention_mask=mask).last_hidden_state[0]
+        np.testing.assert_allclose(found, expected, **CLOSE)
+
+    def test_the_slope_by_presence_is_that_of_finite_differences(self, checkpoint, cells):
+        bert, ids = copy.deepcopy(checkpoint.model.bert).double(), torch.from_numpy(cells[0][:8]).long()
+        presence = torch.linspace(0.3, 1.5, 8, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda g: run_gated(bert, ids, [3, 5], g)[0][:, ::16], presence)
+
+    def test_the_embeddings_returned_are_the_input_of_the_first_norm(self, bert, tokens, presence):
+        states, embedded = run_gated(bert, tokens, LENGTHS, presence, n_blocks=0)
+        with torch.no_grad():
+            np.testing.assert_allclose(bert.embeddings.LayerNorm(embedded), states, **CLOSE)
+
+    def test_the_slope_by_the_embeddings_is_that_of_stock_bert(self, checkpoint, cells):
+        """Stock BERT adds positions and types itself: the slope by the words is that by the sum."""
+        ids, theirs = torch.from_numpy(cells[0][:30]).long(), stock(checkpoint.model).bert
+        words = theirs.embeddings.word_embeddings(ids[None]).detach().requires_grad_()
+        expected = torch.autograd.grad(theirs(inputs_embeds=words).last_hidden_state[0, 4, :9].sum(), words)[0][0]
+        states, embedded = run_gated(checkpoint.model.bert, ids, [30], torch.ones(30))
+        found = torch.autograd.grad(states[4, :9].sum(), embedded)[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_cell_longer_than_the_model_is_refused(self, vocabulary, tokens):
+        bert = MaskedGeneModel(bert_config("tiny", dataclasses.replace(vocabulary, max_length=59))).bert
+        with pytest.raises(gf.InputError, match="A cell has 60 tokens, the model has 59 positions"):
+            run_packed(bert, tokens, LENGTHS)
+        with pytest.raises(gf.InputError, match="A cell has 60 tokens, the model has 59 positions"):
+            run_gated(bert, tokens, LENGTHS, torch.ones(len(tokens)))
 
 
 class TestTrainingMachinery:

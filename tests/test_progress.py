@@ -3,6 +3,7 @@ import logging
 
 import pytest
 
+from geneformer_repro import progress as module
 from geneformer_repro.progress import progress
 
 
@@ -64,3 +65,51 @@ def test_the_bar_is_on_stderr_and_names_step_and_unit(capsys):
     assert out == ""
     assert "tokenize: 100%" in err
     assert "cells/s" in err or " cells" in err
+
+
+class Clock:
+    """A minute hand that is moved by hand."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 0.0
+        monkeypatch.setattr(module.time, "perf_counter", lambda: self.seconds)
+
+
+def test_every_half_minute_a_line_says_how_far_it_is(caplog, monkeypatch):
+    clock = Clock(monkeypatch)
+    with caplog.at_level(logging.INFO), progress("perturb", total=900, unit="variants") as bar:
+        for _ in range(9):
+            clock.seconds += 10
+            bar.update(100)
+    lines = [json.loads(record.message) for record in caplog.records]
+    assert [(line["variants"], line["seconds"]) for line in lines] == [(400, 40.0), (800, 80.0), (900, 90.0)]
+    assert {line["variants_per_second"] for line in lines} == {10.0}
+    assert {line["event"] for line in lines} == {"perturb"}
+
+
+def test_every_line_says_the_facts_as_they_are_then(caplog, monkeypatch):
+    clock, facts = Clock(monkeypatch), {}
+    with caplog.at_level(logging.INFO), progress("x", total=2, unit="cells", facts=lambda: facts) as bar:
+        facts["gb"] = 1
+        clock.seconds = 31
+        bar.update(1)
+        facts["gb"] = 2
+    assert [json.loads(record.message)["gb"] for record in caplog.records] == [1, 2]
+
+
+def test_what_an_earlier_run_did_counts_but_not_in_the_rate(caplog, monkeypatch):
+    clock = Clock(monkeypatch)
+    with caplog.at_level(logging.INFO), progress("x", total=100, unit="cells", done=60) as bar:
+        clock.seconds = 8
+        bar.update(40)
+    line = json.loads(caplog.records[-1].message)
+    assert (line["cells"], line["cells_per_second"]) == (100, 5.0)
+
+
+def test_what_is_too_little_to_speak_of_is_not_spoken_of(caplog, capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    with caplog.at_level(logging.INFO), progress("x", total=1, unit="cells", quiet=True) as bar:
+        clock.seconds = 100
+        bar.update(1)
+    assert caplog.records == []
+    assert capsys.readouterr().err == ""

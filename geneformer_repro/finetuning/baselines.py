@@ -11,18 +11,16 @@ and 0.954 with genes scaled and C = 10, 0.856 and 0.955 as they are. Gradient bo
 it was set, for speed first, on the cells held out.
 """
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix, diags_array, vstack
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -36,17 +34,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, StandardScaler
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from geneformer_repro.errors import InputError
-from geneformer_repro.tokenizer.corpus import is_unchanged
-from geneformer_repro.tokenizer.dataset import INPUT_IDS, SOURCE, TokenizedDataset
-from geneformer_repro.tokenizer.genes import reconcile
-from geneformer_repro.tokenizer.readers import CountSource, open_counts
-from geneformer_repro.tokenizer.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-logger = logging.getLogger(__name__)
+from geneformer_repro.tokenizer.counts import log_normalise, rank_values
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 Method: TypeAlias = Callable[..., np.ndarray]
 MethodOrNone: TypeAlias = Callable[..., np.ndarray | None]
@@ -59,7 +48,6 @@ _VARIABLE_GENES, _COMPONENTS, _NEIGHBOURS = 2000, 50, 15
 _BOOSTED_GENES = 500
 _BOOSTING = {"max_iter": 100, "max_leaf_nodes": 6, "max_features": 0.3, "early_stopping": False}
 """100 rounds of trees with 31 leaves on 300 genes take three times as long and name one in a hundred fewer right."""
-_CELLS_AT_ONCE = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,31 +292,6 @@ GENE_METHODS: Mapping[str, Method] = {
 """Name → ``fit_predict(gene_inputs, train, codes, n_classes, test, seed)``."""
 
 
-def rank_values(cells: TokenizedDataset) -> csr_matrix:
-    """Return what a cell's tokens say of its genes, as numbers: 1 for the most distinctive, towards 0 for the last.
-
-    Returns
-    -------
-    Cells × genes of the vocabulary, float32: ``(L - p) / L`` for the gene at place p, from 0, of a cell of L genes; 0
-    for a gene that is not among the cell's tokens. Special tokens are left out.
-    """
-    tokens = cells.table.with_format("arrow", columns=[INPUT_IDS])
-    starts = range(0, len(cells), _CELLS_AT_ONCE)
-    blocks = [_rank_values(tokens[i : i + _CELLS_AT_ONCE].column(0), cells.vocabulary) for i in starts]
-    return csr_matrix(vstack(blocks, format="csr"))
-
-
-def _rank_values(tokens: Any, vocabulary: Vocabulary) -> csr_matrix:
-    lists = tokens.combine_chunks()
-    genes = vocabulary.genes_of(lists.flatten().to_numpy())
-    cell = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())[genes >= 0]
-    n_genes = np.bincount(cell, minlength=len(lists))
-    ends = np.cumsum(n_genes)
-    left = (np.repeat(ends, n_genes) - np.arange(len(cell))) / np.repeat(n_genes, n_genes)
-    offsets = np.concatenate([[0], ends])
-    return csr_matrix((left.astype(np.float32), genes[genes >= 0], offsets), shape=(len(lists), len(vocabulary)))
-
-
 def gene_features(cells: TokenizedDataset, counts: csr_matrix | None, genes: np.ndarray) -> pd.DataFrame:
     """Return what is known of genes without a model.
 
@@ -395,100 +358,3 @@ def coexpression(cells: TokenizedDataset, genes: np.ndarray, n: int = 32, *, see
     ranks = StandardScaler(with_mean=False).fit_transform(rank_values(cells)[:, genes].astype(np.float64))
     found = PCA(min(n, min(ranks.shape) - 1), svd_solver="arpack", random_state=seed).fit(ranks)
     return found.components_.T * (found.singular_values_ / math.sqrt(len(cells)))
-
-
-def log_normalise(counts: csr_matrix) -> csr_matrix:
-    """Return log1p of counts per 10,000; an empty cell stays empty."""
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    return csr_matrix(diags_array(1e4 / np.maximum(totals, 1.0)) @ counts).log1p()
-
-
-def counts_of(source: CountSource, cell_names: np.ndarray) -> csr_matrix:
-    """Return the raw counts of these cells, in this order.
-
-    Raises
-    ------
-    InputError
-        A cell is not in the source.
-    """
-    wanted = pd.Index(cell_names)
-    place = wanted.get_indexer(source.cell_names())
-    missing = np.setdiff1d(np.arange(len(wanted)), place)
-    if len(missing):
-        raise InputError(
-            f"{source.name}: {len(missing)} of {len(cell_names)} cells of the dataset are not in it (first: "
-            f"{cell_names[missing[0]]!r}); it is not where the dataset came from."
-        )
-    rows = np.flatnonzero(place >= 0)
-    blocks = [
-        block.counts[rows[(rows >= block.start) & (rows < block.start + block.counts.shape[0])] - block.start]
-        for block in source.blocks()
-    ]
-    return csr_matrix(vstack(blocks, format="csr"))[np.argsort(place[rows])]
-
-
-def raw_counts(cells: TokenizedDataset, given: "AnnData | str | Path | None" = None) -> csr_matrix | None:
-    """Return the raw counts of the cells, in their order; None if they are not at hand.
-
-    Parameters
-    ----------
-    cells
-        Tokenised cells.
-    given
-        Where their counts are, if not where `tokenize` found them.
-
-    Returns
-    -------
-    A column a gene of the source; of several sources, a column a gene of the vocabulary.
-    """
-    if given is None and len(cells.spec["sources"]) > 1:
-        return vocabulary_counts(cells)
-    opened = _open_sources(cells, given)
-    return counts_of(opened[0], cells.cell_names) if opened else None
-
-
-def vocabulary_counts(cells: TokenizedDataset, given: "AnnData | str | Path | None" = None) -> csr_matrix | None:
-    """Return the raw counts of the cells as `raw_counts`, but always a column a gene of the vocabulary.
-
-    None also where the cells were tokenised with a table of orthologs, which is not kept.
-    """
-    opened = _open_sources(cells, given, mapped=True)
-    if not opened:
-        return None
-    if len(opened) == 1:
-        return csr_matrix(counts_of(opened[0], cells.cell_names) @ _to_vocabulary(opened[0], cells.vocabulary))
-    labels, sources = cells.obs[SOURCE].to_numpy(), cells.spec["sources"]
-    names = np.array([name.removeprefix(f"{label}/") for name, label in zip(cells.cell_names, labels, strict=True)])
-    rows = [np.flatnonzero(labels == source["name"]) for source in sources]
-    found = [
-        counts_of(source, names[where]) @ _to_vocabulary(source, cells.vocabulary)
-        for source, where in zip(opened, rows, strict=True)
-        if len(where)
-    ]
-    return csr_matrix(vstack(found, format="csr"))[np.argsort(np.concatenate(rows))]
-
-
-def _open_sources(
-    cells: TokenizedDataset, given: "AnnData | str | Path | None", *, mapped: bool = False
-) -> list[CountSource]:
-    """Open `given`, or what the cells were tokenised from; nothing, and say so, if that is gone or has changed."""
-    sources = cells.spec["sources"]
-    has_orthologs = bool(cells.spec.get("options", {}).get("n_orthologs"))
-    if mapped and has_orthologs:
-        why = "the table of orthologs that led to the vocabulary's genes is not kept"
-    elif given is not None:
-        return [open_counts(given, layer=sources[0].get("layer"), gene_ids=sources[0].get("gene_ids"))]
-    elif all(map(is_unchanged, sources)):
-        return [open_counts(one["path"], layer=one["layer"], gene_ids=one["gene_ids"]) for one in sources]
-    else:
-        why = sources[0].get("path") or "the cells were tokenised in memory"
-    logger.warning("No raw counts at hand (%s), so what needs them is left out; give counts=.", why)
-    return []
-
-
-def _to_vocabulary(source: CountSource, vocabulary: Vocabulary) -> csr_matrix:
-    """Return a 0/1 matrix, genes of the source × genes of the vocabulary: a product sums what is one gene."""
-    position = reconcile(source, vocabulary).position
-    known = np.flatnonzero(position >= 0)
-    ones = np.ones(len(known), dtype=np.float32)
-    return csr_matrix((ones, (known, position[known])), shape=(len(position), len(vocabulary)))

@@ -29,6 +29,7 @@ from geneformer_repro.finetuning.search import SearchConfig, best_settings, sear
 from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, split_table
 from geneformer_repro.finetuning.tasks import Task, class_name, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
+from geneformer_repro.tokenizer.counts import rank_values, raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training import LOG_FILE, is_main_process, resumable
 
@@ -160,7 +161,7 @@ def finetune(
     require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
     run = _Run.prepared(checkpoint, cells, config)
     inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint}
-    counted = baselines.raw_counts(run.task.cells, counts) if config.baselines else None
+    counted = raw_counts(run.task.cells, counts) if config.baselines else None
     with resumable(out, {"step": "finetune", "config": resolved(config), **inputs}, overwrite=overwrite) as work:
         features = run.features(counted) if config.baselines else None
         outcomes, tables = run.folds(features, work)
@@ -270,7 +271,7 @@ class _Run:
         """Gather what simple methods look at."""
         pooling: Pooling = "cls" if self.config.pooling == "cls" else "mean"
         vectors = np.asarray(embed(self.checkpoint, self.task.cells, pooling=pooling).X)
-        return baselines.Features(counts=counted, ranks=baselines.rank_values(self.task.cells), embedding=vectors)
+        return baselines.Features(counts=counted, ranks=rank_values(self.task.cells), embedding=vectors)
 
     def folds(self, features: baselines.Features | None, work: Path) -> tuple[list[Outcome], list[pd.DataFrame]]:
         """Run every method on every split; search settings within each, on its training and validation cells."""

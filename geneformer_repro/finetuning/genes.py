@@ -33,6 +33,7 @@ from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, balanced_
 from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
+from geneformer_repro.tokenizer.counts import vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
 
@@ -402,7 +403,7 @@ class _GeneRun:
     def simple_methods(self, work: Path, counts: Any) -> dict[str, np.ndarray | None]:
         """Let the simple methods predict every fold's genes from the others."""
         vocabulary = self.cells.vocabulary
-        counted = baselines.vocabulary_counts(self.cells, counts)
+        counted = vocabulary_counts(self.cells, counts)
         vectors = embed(self.checkpoint, self.cells, level="gene")
         rng = np.random.default_rng(self.config.seed)
         inputs = baselines.GeneInputs(

@@ -1,80 +1,535 @@
-"""What happens to a cell's token ids when genes are deleted: pure array code."""
+"""What happens to a cell's token ids when genes are perturbed: pure array code.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+One definition covers all kinds. A cell is its genes in order. A perturbation takes some of them out and gives each a
+place in the changed cell, or none; all others keep their order and fill the places that are left. ``<cls>`` and
+``<eos>`` stay where they are. Where genes were inserted and the cell is longer than the model allows, genes are cut off
+at its end; they are taken out of the cell that it is compared with as well.
+
+=================  ==============================  =====================================================
+kind               in cells that                   place of a gene (0 is the front)
+=================  ==============================  =====================================================
+`Deletion`         express it                      none; the genes behind move up
+`Overexpression`   all; it is inserted if absent   0; of several 0, 1, 2, … in the order they are given
+`Activation`       express it                      middle of the quartile so many above; the front from the first
+`Inhibition`       express it                      middle of the quartile so many below; the bottom beyond the fourth
+`RankShift`        express it                      ``to × (n - 1)`` of n genes, rounded
+=================  ==============================  =====================================================
+
+Genes that would get the same place follow each other in the order they had. A perturbation that leaves no gene of the
+cell untouched is not done, and neither is the overexpression of the gene that stands at the front, where ``genes`` is
+"each", singly (as published: nothing changes).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from numbers import Real
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
+Combine = Literal["together", "singly", "pairs"]
+EACH: Literal["each"] = "each"
+GONE, NONE = -1, -1
+"""Place of a gene that is removed; filler where a variant touches fewer genes than another, and rank of no gene."""
+_FAR = np.iinfo(np.int64).max // 2
 
-class Variant(NamedTuple):
-    """A cell with a change."""
 
-    perturbed: tuple[int, ...]
-    """Tokens of the genes that were changed."""
-    rank: int | None
-    """Place of the gene among the cell's genes, 0 for the first; None for a set of genes."""
-    kept: np.ndarray
-    """Positions of the original cell that are still there, in order."""
+class Variants(NamedTuple):
+    """Changed versions of a cell: N of them, each touching at most E genes."""
+
+    perturbed: list[tuple[int, ...]]
+    """Tokens of the genes that were perturbed, N."""
+    rank_N: np.ndarray
+    """Place of the gene in the cell, 0 for the first; -1 for several genes and for one that is absent."""
+    dose_N: np.ndarray
+    """Where a `RankShift` puts it; NaN for other kinds."""
+    touched_NE: np.ndarray
+    """The genes taken out: place in the cell, or (number of genes) + i for `inserted[i]`; -1 for none."""
+    place_NE: np.ndarray
+    """Where each goes, ascending along E; those that are removed come last and have -1, as has what is none."""
+    inserted: np.ndarray
+    """Tokens of genes that some variant adds, X."""
+    n_genes_N: np.ndarray
+    """Genes of each changed cell, before any is cut off at the end."""
+
+    def __len__(self) -> int:
+        return len(self.perturbed)
+
+    def select(self, rows: np.ndarray) -> "Variants":
+        """Return some of them, in this order."""
+        return Variants(
+            [self.perturbed[row] for row in rows],
+            self.rank_N[rows],
+            self.dose_N[rows],
+            self.touched_NE[rows],
+            self.place_NE[rows],
+            self.inserted,
+            self.n_genes_N[rows],
+        )
+
+    def order(self, row: int, n_genes: int) -> list[int]:
+        """Return a changed cell as places in the cell of `n_genes` genes, inserted ones counting on from there.
+
+        One variant, with lists: a screen builds all of a cell at once, on the device.
+        """
+        touched, places = self.touched_NE[row].tolist(), self.place_NE[row].tolist()
+        moved = {place: gene for gene, place in zip(touched, places, strict=True) if place != GONE}
+        others = iter([gene for gene in range(n_genes) if gene not in touched])
+        return [moved[place] if place in moved else next(others) for place in range(int(self.n_genes_N[row]))]
 
 
 @dataclass(frozen=True)
-class Deletion:
-    """Remove genes from a cell; the genes behind move up.
+class Perturbation:
+    """Base of the kinds of perturbation.
 
     Parameters
     ----------
     genes
-        "each": every gene a cell expresses, one at a time. A sequence of gene ids or names: all of them together, in
-        the cells that express every one.
+        "each": every gene a cell expresses. Or gene ids, or names that one gene has.
+    combine
+        "singly": one gene at a time (default of "each"). "together": all genes of the list at once (default of a
+        list). "pairs": every pair, and each gene alone in the same cells, so that a pair can be compared with the sum
+        of its genes.
+    anchor
+        A gene that each of `genes` is paired with: the anchor alone, each of the others alone, and the pairs; only in
+        cells that express the anchor, unless absent genes are inserted. Implies ``combine="pairs"``.
 
     Raises
     ------
     InputError
-        The sequence is empty, or names a gene twice.
+        There is no gene, one is given twice, or the options contradict each other.
     """
 
-    genes: Literal["each"] | Sequence[str] = "each"
+    genes: Literal["each"] | Sequence[str] = EACH
+    combine: Combine | None = field(default=None, kw_only=True)
+    anchor: str | None = field(default=None, kw_only=True)
+    inserts: ClassVar[bool] = False
+    """Whether a gene that a cell does not express is added to it."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.genes, str):
-            if self.genes == "each":
-                return
+        if not isinstance(self.genes, str):
+            object.__setattr__(self, "genes", tuple(map(str, self.genes)))
+        elif self.genes != EACH:
             raise InputError(
                 f"genes must be 'each' or a sequence of gene ids, found the text {self.genes!r}. For one gene give "
                 f"[{self.genes!r}]."
             )
-        object.__setattr__(self, "genes", tuple(map(str, self.genes)))
+        default = "pairs" if self.anchor is not None else "singly" if self.genes == EACH else "together"
+        object.__setattr__(self, "combine", default if self.combine is None else self.combine)
+        self._check()
+
+    def _check(self) -> None:
+        if self.combine not in get_args(Combine):
+            choices = ", ".join(map(repr, get_args(Combine)))
+            raise InputError(f"combine must be one of {choices}, found {self.combine!r}.")
+        if self.anchor is not None and self.combine != "pairs":
+            raise InputError(f"With an anchor combine must be 'pairs', found {self.combine!r}.")
+        if self.genes == EACH:
+            if self.combine == "together":
+                raise InputError("All genes of a cell together would leave none. Give a list of genes.")
+            return
         if not self.genes or len(set(self.genes)) < len(self.genes):
             raise InputError(f"genes must be distinct and at least one, found {list(self.genes)}.")
+        if self.anchor in self.genes:
+            raise InputError(f"The anchor {self.anchor!r} is among the genes as well; take it out there.")
+        if self.combine == "pairs" and self.anchor is None and len(self.genes) < 2:
+            raise InputError(f"A pair needs two genes, found {list(self.genes)}.")
 
-    def variants(self, cell: np.ndarray, vocabulary: Vocabulary) -> Iterator[Variant]:
-        """Yield the changed versions of a cell, in the order of its genes.
+    def __add__(self, other: "Perturbation | Composed") -> "Composed":
+        """First this, then the other, in the same cell."""
+        return Composed((self, *(other.steps if isinstance(other, Composed) else (other,))))
+
+    @property
+    def doses(self) -> tuple[float, ...]:
+        """Places that are tried one after the other; none for most kinds."""
+        return ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The genes that are named, an anchor first."""
+        anchor = () if self.anchor is None else (self.anchor,)
+        return (*anchor, *(() if self.genes == EACH else self.genes))
+
+    @property
+    def n_at_once(self) -> int:
+        """Most genes that are perturbed in one variant."""
+        return {"singly": 1, "pairs": 2}.get(str(self.combine), len(self.genes))
+
+    @property
+    def must_be_expressed(self) -> tuple[str, ...]:
+        """The named genes that do nothing in a cell that does not express them."""
+        return () if self.inserts else self.named
+
+    def needs_one_of(self, genes: set[str]) -> bool:
+        """Whether nothing is left to do without these of the named genes."""
+        if self.anchor in genes:
+            return True
+        left = [] if self.genes == EACH else [gene for gene in self.genes if gene not in genes]
+        return self.genes != EACH and len(left) < (2 if self.combine == "pairs" and self.anchor is None else 1)
+
+    def renamed(self, names: Mapping[str, str]) -> "Perturbation":
+        """Call the named genes otherwise: by id instead of name."""
+        genes = self.genes if self.genes == EACH else [names[gene] for gene in self.genes]
+        return replace(self, genes=genes, anchor=names[self.anchor] if self.anchor else None)
+
+    def without(self, genes: set[str]) -> "Perturbation":
+        """Leave some of the listed genes out."""
+        return self if self.genes == EACH else replace(self, genes=[gene for gene in self.genes if gene not in genes])
+
+    def describe(self) -> dict[str, Any]:
+        """Say what it is, as JSON can hold it."""
+        described = {"kind": type(self).__name__, **asdict(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in described.items()}
+
+    def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
+        """Return where each gene should go, (N, E).
+
+        Parameters
+        ----------
+        rank_NE
+            Place of the gene in the cell; -1 for an absent gene.
+        n_genes
+            Genes of the cell.
+        dose_N1
+            One of `doses`; NaN where there are none.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Deletion(Perturbation):
+    """Remove genes from cells that express them; the genes behind move up. Parameters as of `Perturbation`."""
+
+    def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
+        """Nowhere."""
+        return np.full(rank_NE.shape, GONE)
+
+
+@dataclass(frozen=True)
+class Overexpression(Perturbation):
+    """Put genes at the front of a cell, after ``<cls>``; absent ones are inserted. Parameters as of `Perturbation`.
+
+    With "each" it moves the genes that a cell expresses; a list also reaches cells that do not.
+    """
+
+    inserts: ClassVar[bool] = True
+
+    def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
+        """At the front, in the order they are given."""
+        return np.broadcast_to(np.arange(rank_NE.shape[1]), rank_NE.shape)
+
+
+@dataclass(frozen=True)
+class _QuartileShift(Perturbation):
+    quartiles: int = field(default=1, kw_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.quartiles not in (1, 2, 3):
+            raise InputError(f"quartiles must be 1, 2 or 3, found {self.quartiles!r}.")
+        object.__setattr__(self, "quartiles", int(self.quartiles))
+
+
+@dataclass(frozen=True)
+class Activation(_QuartileShift):
+    """Move genes up by quartiles of the ranking, in cells that express them.
+
+    As documented, though never released, by the published package: from the fourth quartile to the middle of the third,
+    and so on; from the first to the front.
+
+    Parameters
+    ----------
+    genes, combine, anchor
+        As of `Perturbation`.
+    quartiles
+        1, 2 or 3.
+    """
+
+    def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
+        """In the middle of a quartile above, or at the front."""
+        quartile = quartile_of(rank_NE, n_genes) - self.quartiles
+        return np.where(quartile < 1, 0, middle_of_quartile(quartile, n_genes))
+
+
+@dataclass(frozen=True)
+class Inhibition(_QuartileShift):
+    """Move genes down by quartiles of the ranking, in cells that express them.
+
+    As documented, though never released, by the published package: from the first quartile to the middle of the second,
+    and so on; from the fourth to the bottom.
+
+    Parameters
+    ----------
+    genes, combine, anchor
+        As of `Perturbation`.
+    quartiles
+        1, 2 or 3.
+    """
+
+    def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
+        """In the middle of a quartile below, or at the bottom."""
+        quartile = quartile_of(rank_NE, n_genes) + self.quartiles
+        return np.where(quartile > 4, n_genes - 1, middle_of_quartile(quartile, n_genes))
+
+
+@dataclass(frozen=True)
+class RankShift(Perturbation):
+    """Move genes to a given place of the ranking, in cells that express them; several places make a dose curve.
+
+    Parameters
+    ----------
+    genes, combine, anchor
+        As of `Perturbation`.
+    to
+        Place as a share of the cell's genes, 0 (front) to 1 (bottom), or several.
+    """
+
+    to: float | Sequence[float] = field(kw_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        places = tuple(self.to) if isinstance(self.to, Iterable) else (self.to,)
+        if not places or not all(isinstance(one, Real) and 0 <= one <= 1 for one in places):
+            raise InputError(f"to must be a number from 0 (front) to 1 (bottom), or several, found {self.to!r}.")
+        if len(set(places)) < len(places):
+            raise InputError(f"to names a place twice: {list(places)}.")
+        object.__setattr__(self, "to", tuple(map(float, places)))
+
+    @property
+    def doses(self) -> tuple[float, ...]:
+        """Places that are tried one after the other."""
+        return self.to  # type: ignore[return-value]
+
+    def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
+        """At the dose's place."""
+        return np.broadcast_to(np.rint(dose_N1 * (n_genes - 1)).astype(np.int64), rank_NE.shape)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Perturbations one after the other, each of a list of genes together: ``Deletion([a]) + Overexpression([b])``.
+
+    Parameters
+    ----------
+    steps
+        In the order in which they are done.
+
+    Raises
+    ------
+    InputError
+        There is no step, one is not a single change ("each", singly, pairs, several doses), or two name the same gene.
+    """
+
+    steps: tuple[Perturbation, ...]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise InputError("A composed perturbation needs at least one step, found none.")
+        for step in self.steps:
+            if step.combine != "together" or len(step.doses) > 1:
+                raise InputError(
+                    f"Only changes of a list of genes together can be done one after the other, found {step}."
+                )
+        if len(set(self.named)) < len(self.named):
+            raise InputError(f"A gene is perturbed twice: {', '.join(self.named)}.")
+
+    def __add__(self, other: "Perturbation | Composed") -> "Composed":
+        """First these, then the other."""
+        return Composed((*self.steps, *(other.steps if isinstance(other, Composed) else (other,))))
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The genes that are named."""
+        return tuple(gene for step in self.steps for gene in step.named)
+
+    @property
+    def n_at_once(self) -> int:
+        """Most genes that are perturbed in one variant."""
+        return sum(step.n_at_once for step in self.steps)
+
+    @property
+    def must_be_expressed(self) -> tuple[str, ...]:
+        """The named genes that do nothing in a cell that does not express them."""
+        return tuple(gene for step in self.steps for gene in step.must_be_expressed)
+
+    def needs_one_of(self, genes: set[str]) -> bool:
+        """Whether nothing is left to do without these of the named genes."""
+        return all(step.needs_one_of(genes) for step in self.steps)
+
+    def renamed(self, names: Mapping[str, str]) -> "Composed":
+        """Call the named genes otherwise: by id instead of name."""
+        return Composed(tuple(step.renamed(names) for step in self.steps))
+
+    def without(self, genes: set[str]) -> "Composed":
+        """Leave some of the genes out, and steps that have no other."""
+        return Composed(tuple(step.without(genes) for step in self.steps if set(step.genes) - genes))
+
+    def describe(self) -> dict[str, Any]:
+        """Say what it is, as JSON can hold it."""
+        return {"kind": "Composed", "steps": [step.describe() for step in self.steps]}
+
+
+def quartile_of(rank: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return the quartile, 1 to 4, of a place among `n_genes`."""
+    return 4 * rank // n_genes + 1
+
+
+def middle_of_quartile(quartile: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return the place in the middle of a quartile, 1 to 4, of `n_genes`; of two the upper.
+
+    A cell of two or three genes has quartiles without a place; theirs is the last one above.
+    """
+    first, end = (-(-edge * n_genes // 4) for edge in (quartile - 1, quartile))
+    return (first + end - 1) // 2
+
+
+class Plan:
+    """A perturbation in terms of tokens: which versions there are of a cell.
+
+    Parameters
+    ----------
+    perturbation
+        What is done.
+    vocabulary
+        What genes are called, and the special tokens.
+
+    Raises
+    ------
+    InputError
+        A gene is not in the vocabulary, or named twice, by id and by name.
+    """
+
+    def __init__(self, perturbation: Perturbation | Composed, vocabulary: Vocabulary) -> None:
+        self._perturbation, self._vocabulary = perturbation, vocabulary
+        self._steps = perturbation.steps if isinstance(perturbation, Composed) else (perturbation,)
+        tokens = vocabulary.tokens_of(perturbation.named).tolist() if perturbation.named else []
+        if len(set(tokens)) < len(tokens):
+            raise InputError(f"A gene is named twice, by id and by name: {', '.join(perturbation.named)}.")
+        self._token = dict(zip(perturbation.named, tokens, strict=True))
+
+    @property
+    def is_of_each(self) -> bool:
+        """Whether each gene of a cell is perturbed, one at a time."""
+        return self._steps[0].combine == "singly" and self._steps[0].genes == EACH
+
+    @property
+    def inserts(self) -> bool:
+        """Whether a gene that a cell does not express may be added to it."""
+        return any(step.inserts and bool(step.named) for step in self._steps)
+
+    @property
+    def is_of_single_expressed_genes(self) -> bool:
+        """Whether every variant touches one gene, which the cell expresses."""
+        return self._steps[0].combine == "singly" and not self.inserts
+
+    def variants(self, cell: np.ndarray) -> Variants:
+        """Return the changed versions of a cell: of each gene in the order of the cell, of a list in its order.
 
         Parameters
         ----------
         cell
             Token ids.
-        vocabulary
-            Tells genes from special tokens, which are never removed.
-
-        Raises
-        ------
-        InputError
-            A gene is not in the vocabulary, or given twice.
         """
-        positions = np.arange(len(cell))
-        if self.genes == "each":
-            for place, position in enumerate(np.flatnonzero(vocabulary.genes_of(cell) >= 0)):
-                yield Variant((int(cell[position]),), place, np.delete(positions, position))
-            return
-        tokens = vocabulary.tokens_of(self.genes)
-        if len(set(tokens)) < len(tokens):
-            raise InputError(f"genes name a gene twice, by id and by name: {', '.join(self.genes)}.")
-        gone = np.isin(cell, tokens)
-        if gone.sum() == len(tokens):
-            rank = int(np.flatnonzero(gone)[0] - vocabulary.has_cls) if len(tokens) == 1 else None
-            yield Variant(tuple(int(token) for token in tokens), rank, positions[~gone])
+        genes = cell[self._vocabulary.genes_of(cell) >= 0]
+        if isinstance(self._perturbation, Composed):
+            return self._composed(genes)
+        return self._of_one(self._perturbation, genes)
+
+    def n_of_each(self, n_genes: int) -> int:
+        """Return how many versions a cell of so many genes has, where each gene is perturbed one at a time."""
+        n_doses = max(1, len(self._steps[0].doses))
+        return max(0, n_genes - self._steps[0].inserts) * n_doses if n_genes > 1 else 0
+
+    def _of_one(self, step: Perturbation, genes: np.ndarray) -> Variants:
+        candidates, rank = self._candidates(step, genes)
+        sets = _sets(step, rank)
+        doses = np.array(step.doses or [np.nan])
+        dose_N = np.tile(doses, len(sets))
+        sets_NE = np.repeat(sets, len(doses), axis=0)
+        chosen = sets_NE >= 0
+        rank_NE = np.where(chosen, rank[sets_NE], NONE)
+        inserted = candidates[rank == NONE] if step.inserts else candidates[:0]
+        position = np.where(rank == NONE, len(genes) + np.cumsum(rank == NONE) - 1, rank)
+        touched_NE = np.where(chosen, position[sets_NE], NONE)
+        place_NE = np.where(chosen, step.places(rank_NE, len(genes), dose_N[:, None]), GONE)
+        touched_NE, place_NE, n_genes_N = _settle(touched_NE, place_NE, rank_NE, len(genes))
+        token_of = candidates.tolist()
+        perturbed = [tuple(token_of[i] for i in row if i >= 0) for row in sets_NE.tolist()]
+        rank_N = np.where(chosen.sum(1) == 1, rank_NE[:, 0], NONE)
+        variants = Variants(perturbed, rank_N, dose_N, touched_NE, place_NE, inserted, n_genes_N)
+        untouched = len(genes) - (rank_NE >= 0).sum(1)
+        changes = rank_N > 0 if step.inserts and self.is_of_each else True
+        return variants.select(np.flatnonzero((untouched > 0) & changes))
+
+    def _candidates(self, step: Perturbation, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens that may be perturbed, the anchor first, and the place of each in the cell; -1 if absent."""
+        if step.genes == EACH and step.anchor is None:
+            rank = np.argsort(genes) if step.combine == "pairs" else np.arange(len(genes))  # A+B is never B+A
+            return genes[rank], rank
+        named = np.array([self._token[gene] for gene in step.named], dtype=np.int64)
+        candidates = np.concatenate([named, genes[~np.isin(genes, named)]]) if step.genes == EACH else named
+        place = {token: i for i, token in enumerate(genes.tolist())}
+        rank = np.array([place.get(token, NONE) for token in candidates.tolist()], dtype=np.int64)
+        return candidates, rank
+
+    def _composed(self, genes: np.ndarray) -> Variants:
+        extended, now = list(genes.tolist()), list(range(len(genes)))  # the cell, as places in `extended`
+        for step in self._steps:
+            of_step = self._of_one(step, np.array([extended[i] for i in now], dtype=np.int64))
+            if not len(of_step):
+                return _no_variants()
+            names = [*now, *range(len(extended), len(extended) + len(of_step.inserted))]
+            extended += of_step.inserted.tolist()
+            now = [names[i] for i in of_step.order(0, len(now))]
+        tokens = tuple(self._token[gene] for gene in self._perturbation.named)
+        touched = [extended.index(token) for token in tokens]
+        places = {i: now.index(i) if i in now else GONE for i in touched}
+        order = sorted(touched, key=lambda i: (places[i] == GONE, places[i]))
+        if set(range(len(genes))) <= set(touched):
+            return _no_variants()
+        return Variants(
+            [tokens],
+            np.array([NONE]),
+            np.array([np.nan]),
+            np.array([order]),
+            np.array([[places[i] for i in order]]),
+            np.array(extended[len(genes) :], dtype=np.int64),
+            np.array([len(now)]),
+        )
+
+
+def _no_variants() -> Variants:
+    empty = np.zeros(0, dtype=np.int64)
+    return Variants([], empty, np.zeros(0), empty.reshape(0, 1), empty.reshape(0, 1), empty, empty)
+
+
+def _sets(step: Perturbation, rank: np.ndarray) -> np.ndarray:
+    """Return which candidates are perturbed together, a row a set, filled with -1."""
+    there = np.arange(len(rank)) if step.inserts else np.flatnonzero(rank >= 0)
+    if step.combine == "together":
+        return np.arange(len(rank))[None] if len(there) == len(rank) else np.zeros((0, 1), dtype=np.int64)
+    if step.combine == "singly":
+        return there[:, None]
+    if step.anchor is not None and (not len(there) or there[0] != 0):
+        return np.zeros((0, 1), dtype=np.int64)
+    pairs = [(0, i) for i in there[1:]] if step.anchor is not None else list(combinations(there, 2))
+    return np.array([*((i, NONE) for i in there), *pairs], dtype=np.int64).reshape(-1, 2)
+
+
+def _settle(
+    touched_NE: np.ndarray, place_NE: np.ndarray, rank_NE: np.ndarray, n_genes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order the touched genes by place, and move those that share one apart; return also the genes of the variant."""
+    stays_NE = place_NE != GONE
+    n_genes_N = n_genes + (stays_NE & (rank_NE == NONE)).sum(1) - (~stays_NE & (rank_NE != NONE)).sum(1)
+    order = np.lexsort((rank_NE, np.where(stays_NE, place_NE, _FAR)), axis=1)
+    touched_NE, place_NE, stays_NE = (np.take_along_axis(one, order, 1) for one in (touched_NE, place_NE, stays_NE))
+    n_staying_N1 = stays_NE.sum(1, keepdims=True)
+    for i in range(1, place_NE.shape[1]):
+        place_NE[:, i] = np.maximum(place_NE[:, i], place_NE[:, i - 1] + 1)
+    last_NE = n_genes_N[:, None] - n_staying_N1 + np.arange(place_NE.shape[1])
+    return touched_NE, np.where(stays_NE, np.minimum(place_NE, last_NE), GONE), n_genes_N

@@ -20,10 +20,11 @@ from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import curve as curves
 from geneformer_repro.finetuning import finetune as module
 from geneformer_repro.finetuning import methods
-from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS, raw_counts
+from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.metrics import CLASS_SCORES, number_scores
+from geneformer_repro.tokenizer.counts import raw_counts
 
 METHODS = [FINE_TUNED, *CLASS_METHODS, RANDOM]
 ON_COUNTS = [name for name in CLASS_METHODS if "counts" in name]

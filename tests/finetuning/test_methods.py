@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from geneformer_repro.finetuning import methods as module
-from geneformer_repro.finetuning.baselines import Features, rank_values
+from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, kept, run_methods
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.tasks import labelled_cells
+from geneformer_repro.tokenizer.counts import rank_values
 
 TRAIN, VALIDATION, TEST = np.arange(60), np.arange(60, 80), np.arange(80, 120)
 CONFIG = NetworkConfig(epochs=1, batch_size=30, learning_rate=1e-3, warmup_steps=0)

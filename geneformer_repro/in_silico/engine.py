@@ -1,0 +1,409 @@
+"""From changed cells to numbers: every variant is a real forward pass, cut at the layer that is read.
+
+Variants are written down as where each touched gene goes (a few numbers) and become token ids on the device. Those of
+several cells share a batch up to a budget of tokens, laid end to end, without padding; the unchanged cell goes through
+in the same batch as its first variants, and is kept until its last. What leaves the device is one number a variant and
+state.
+
+Shapes: N variants, L tokens and G genes of each, T tokens of a batch, D hidden size, S states or classes, E genes that
+a variant touches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertModel
+
+from geneformer_repro.embedding import Dtype
+from geneformer_repro.in_silico.perturbation import Variants
+from geneformer_repro.model import CellClassifier, Pooling, pool, run_packed
+from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
+
+
+class Score(Protocol):
+    """Numbers of a cell, by state; what is reported is how much they change."""
+
+    @property
+    def first_only(self) -> bool:
+        """Whether the first token's state is all that is read."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """How many numbers."""
+        ...
+
+    def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
+        """Return the numbers, (N, S), of cells whose hidden states and weights of positions are given."""
+        ...
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Cosine similarity of a cell's vector to that of each state."""
+
+    states_SD: Tensor
+    pooling: Pooling
+
+    @property
+    def first_only(self) -> bool:
+        """Whether the first token's state is all that is read."""
+        return self.pooling == "cls"
+
+    @property
+    def width(self) -> int:
+        """How many states."""
+        return len(self.states_SD)
+
+    def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
+        """Return the similarities, (N, S)."""
+        return F.cosine_similarity(pool(hidden_NLD, weight_NL, self.pooling)[:, None], self.states_SD, dim=-1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of a cell: the probability of each class of a target, or its number."""
+
+    model: CellClassifier
+    target: int
+
+    @property
+    def first_only(self) -> bool:
+        """Whether the first token's state is all that is read."""
+        return self.model.head.pooling == "cls"
+
+    @property
+    def width(self) -> int:
+        """How many classes; 1 for a number."""
+        return self.model.head.targets[self.target].n_outputs
+
+    def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
+        """Return the probabilities, (N, S), or the number, (N, 1)."""
+        target = self.model.head.targets[self.target]
+        output_NS = self.model.head.split(self.model.logits_of(hidden_NLD, weight_NL))[self.target].float()
+        return output_NS.softmax(-1) if target.classes else output_NS * target.sd + target.mean
+
+
+class Job(NamedTuple):
+    """A cell and what is done to it."""
+
+    cell: np.ndarray
+    """Token ids."""
+    variants: Variants
+
+
+@dataclass
+class Found:
+    """What came of a job; N variants of S states."""
+
+    value_NS: np.ndarray
+    """Change of the score; without a score, (N, 1), how similar the cell stayed to itself."""
+    before_NS: np.ndarray
+    """Score of the unchanged cell; NaN without one."""
+    affected: dict[int, tuple[np.ndarray, np.ndarray]]
+    """By variant: tokens of the other genes, and how similar each stayed to itself."""
+
+
+class _Piece(NamedTuple):
+    """Variants of a cell that have equally many genes; or the cell itself, as they are compared with it."""
+
+    job: int
+    cut_off: tuple[int, ...]
+    """Places of genes that the variants lose at their end, and the cell they are compared with as well."""
+    rows: np.ndarray | None
+    """Which variants; None for the cell itself."""
+    n_genes: int
+
+    @property
+    def n_cells(self) -> int:
+        return 1 if self.rows is None else len(self.rows)
+
+    def cut(self, n_cells: int) -> "tuple[_Piece, _Piece | None]":
+        """Return the first cells, and the others if there are any."""
+        if self.rows is None or n_cells >= len(self.rows):
+            return self, None
+        return self._replace(rows=self.rows[:n_cells]), self._replace(rows=self.rows[n_cells:])
+
+
+class _Reference(NamedTuple):
+    """The unchanged cell."""
+
+    unit_WD: Tensor | None
+    """Vector of each gene, of length 1; 0 for genes that were cut off or are not in the cell."""
+    first_D: Tensor
+    score_S: Tensor | None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model, and what is read of it.
+
+    Parameters
+    ----------
+    bert
+        The encoder, on the device.
+    vocabulary
+        Special tokens and genes.
+    n_blocks
+        How many blocks run.
+    pooling
+        How a cell is compared with itself.
+    score
+        What is measured instead of the similarity to itself.
+    affected
+        Of each token, whether what happens to it is reported; None for none.
+    max_tokens
+        Tokens of a batch.
+    device
+        Where it runs.
+    dtype
+        What the network computes in.
+    max_genes
+        Most genes of a cell.
+    """
+
+    bert: BertModel
+    vocabulary: Vocabulary
+    n_blocks: int
+    pooling: Pooling
+    score: Score | None
+    affected: np.ndarray | None
+    max_tokens: int
+    device: torch.device
+    dtype: Dtype
+    max_genes: int
+
+    def run(self, jobs: Sequence[Job], show: Callable[[int], object] = lambda n: None) -> list[Found]:
+        """Do jobs.
+
+        Parameters
+        ----------
+        jobs
+            Cells and their variants.
+        show
+            Called with the number of variants of each batch that is done.
+        """
+        work = _Work(self, jobs)
+        with torch.inference_mode():
+            for batch in work.batches():
+                work.do(batch)
+                show(sum(piece.n_cells for piece in batch if piece.rows is not None))
+        return work.found
+
+    @property
+    def first_only(self) -> bool:
+        """Whether nothing but the first token's state is read."""
+        return self.affected is None and (self.score.first_only if self.score else self.pooling == "cls")
+
+    @property
+    def margin(self) -> int:
+        """Special tokens on either side of a cell's genes."""
+        return int(self.vocabulary.has_cls)
+
+    def halved(self) -> torch.autocast:
+        """Compute in bfloat16 if that was asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def wrap(self, genes_NG: Tensor) -> Tensor:
+        """Put special tokens around genes."""
+        if not self.margin:
+            return genes_NG
+        special = self.vocabulary.special_tokens
+        return F.pad(F.pad(genes_NG, (1, 0), value=special[CLS]), (0, 1), value=special[EOS])
+
+    def weights(self, n_genes: int) -> Tensor:
+        """Return 1 for each gene and 0 for the special tokens around them, (1, L)."""
+        return F.pad(torch.ones(1, n_genes, device=self.device), (self.margin, self.margin))
+
+
+class _Work:
+    """Jobs under way."""
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        self._engine, self._jobs = engine, jobs
+        width = engine.score.width if engine.score else 1
+        self.found = [
+            Found(np.full((len(job.variants), width), np.nan), np.full((len(job.variants), width), np.nan), {})
+            for job in jobs
+        ]
+        self._genes = [job.cell[engine.vocabulary.genes_of(job.cell) >= 0] for job in jobs]
+        self._references: dict[tuple[int, tuple[int, ...]], _Reference] = {}
+
+    def batches(self) -> Iterator[list[_Piece]]:
+        """Cut the work into batches, the longest cells first."""
+        batch: list[_Piece] = []
+        room = self._engine.max_tokens
+        for whole in self._pieces():
+            piece: _Piece | None = whole
+            while piece is not None:
+                n_tokens = piece.n_genes + 2 * self._engine.margin
+                fitting = max(room // n_tokens, not batch)
+                if not fitting:
+                    yield batch
+                    batch, room = [], self._engine.max_tokens
+                    continue
+                first, piece = piece.cut(fitting)
+                batch.append(first)
+                room -= first.n_cells * n_tokens
+        if batch:
+            yield batch
+
+    def _pieces(self) -> Iterator[_Piece]:
+        order = np.argsort([-len(genes) for genes in self._genes], kind="stable")
+        for job in order.tolist():
+            begun = set()
+            for cut_off, n_genes, rows in self._alike(job):
+                if cut_off not in begun:
+                    yield _Piece(job, cut_off, None, len(self._genes[job]) - len(cut_off))
+                begun.add(cut_off)
+                yield _Piece(job, cut_off, rows, n_genes)
+
+    def _alike(self, job: int) -> Iterator[tuple[tuple[int, ...], int, np.ndarray]]:
+        """Yield variants that have equally many genes and lose the same at the end."""
+        variants, n_genes = self._jobs[job].variants, len(self._genes[job])
+        for n_after in np.unique(variants.n_genes_N).tolist():
+            rows = np.flatnonzero(variants.n_genes_N == n_after)
+            if n_after <= self._engine.max_genes:
+                yield (), n_after, rows
+                continue
+            for row in rows.tolist():
+                pushed_out = variants.order(row, n_genes)[self._engine.max_genes :]
+                cut_off = tuple(sorted(gene for gene in pushed_out if gene < n_genes))
+                yield cut_off, self._engine.max_genes, np.array([row])
+
+    def do(self, batch: Sequence[_Piece]) -> None:
+        """Run a batch and keep what was asked for."""
+        engine = self._engine
+        sources = [self._source(piece) for piece in batch]
+        ids = [engine.wrap(self._tokens(piece)[source]) for piece, source in zip(batch, sources, strict=True)]
+        lengths = [one.shape[1] for one in ids for _ in range(len(one))]
+        with engine.halved():
+            hidden_TD = run_packed(
+                engine.bert,
+                torch.cat([one.flatten() for one in ids]),
+                lengths,
+                n_blocks=engine.n_blocks,
+                first_only=engine.first_only,
+            ).float()
+        n_read = [len(one) * (1 if engine.first_only else one.shape[1]) for one in ids]
+        values = []
+        for piece, source, hidden in zip(batch, sources, hidden_TD.split(n_read), strict=True):
+            hidden_NLD = hidden.unflatten(0, (piece.n_cells, -1))
+            if piece.rows is None:
+                self._references[piece.job, piece.cut_off] = self._reference(piece, source, hidden_NLD)
+            else:
+                values.append(self._values(piece, source, hidden_NLD))
+        self._keep([piece for piece in batch if piece.rows is not None], values)
+        last = batch[-1].job
+        self._references = {key: one for key, one in self._references.items() if key[0] == last}
+
+    def _tokens(self, piece: _Piece) -> Tensor:
+        """Return the tokens that variants of a cell are made of: its genes, then those that are inserted."""
+        tokens = np.concatenate([self._genes[piece.job], self._jobs[piece.job].variants.inserted])
+        return torch.from_numpy(tokens).to(self._engine.device)
+
+    def _source(self, piece: _Piece) -> Tensor:
+        """Return of which of these tokens each variant is made, (N, G)."""
+        n_genes = len(self._genes[piece.job])
+        if piece.rows is None:
+            kept = np.setdiff1d(np.arange(n_genes), piece.cut_off)
+            return torch.from_numpy(kept)[None].to(self._engine.device)
+        variants = self._jobs[piece.job].variants
+        touched_NE, place_NE = (
+            torch.from_numpy(one[piece.rows]).to(self._engine.device)
+            for one in (variants.touched_NE, variants.place_NE)
+        )
+        return arrange(n_genes, len(variants.inserted), touched_NE, place_NE)[:, : piece.n_genes]
+
+    def _reference(self, piece: _Piece, source: Tensor, hidden_1LD: Tensor) -> _Reference:
+        engine, unit_WD = self._engine, None
+        if not engine.first_only and (engine.affected is not None or engine.score is None):
+            margin, width = engine.margin, len(self._tokens(piece))
+            unit_WD = hidden_1LD.new_zeros(width, hidden_1LD.shape[-1])
+            unit_WD[source[0]] = F.normalize(hidden_1LD[0, margin : margin + piece.n_genes], dim=-1)
+        score_S = engine.score(hidden_1LD, engine.weights(piece.n_genes))[0] if engine.score else None
+        return _Reference(unit_WD, hidden_1LD[0, 0].clone(), score_S)
+
+    def _values(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor) -> Tensor:
+        """Return the values of some variants and, behind them, what they are the change of, (N, 2 S)."""
+        engine, reference = self._engine, self._references[piece.job, piece.cut_off]
+        stayed_NG = None
+        if reference.unit_WD is not None:
+            stayed_NG = self._stayed(piece, source, hidden_NLD, reference.unit_WD)
+        if engine.affected is not None and stayed_NG is not None:
+            self._keep_affected(piece, source, stayed_NG)
+        if engine.score is not None and reference.score_S is not None:
+            score_NS = engine.score(hidden_NLD, engine.weights(piece.n_genes))
+            return torch.cat([score_NS - reference.score_S, reference.score_S.expand_as(score_NS)], 1)
+        if engine.pooling == "cls":
+            value_N = F.cosine_similarity(hidden_NLD[:, 0], reference.first_D[None], dim=-1)
+        else:
+            assert stayed_NG is not None
+            value_N = stayed_NG.nanmean(1)
+        return torch.stack([value_N, torch.full_like(value_N, torch.nan)], 1)
+
+    def _stayed(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor, unit_WD: Tensor) -> Tensor:
+        """Return how similar each gene's vector is to that in the unchanged cell; NaN for a gene that was perturbed."""
+        margin = self._engine.margin
+        gene_NGD = hidden_NLD[:, margin : margin + piece.n_genes]
+        stayed_NG = torch.linalg.vecdot(gene_NGD, unit_WD[source]) / torch.linalg.vector_norm(gene_NGD, dim=-1)
+        place_NE = torch.from_numpy(self._jobs[piece.job].variants.place_NE[piece.rows]).to(source.device)
+        beyond = piece.n_genes
+        place_NE = place_NE.masked_fill((place_NE < 0) | (place_NE >= beyond), beyond)
+        return F.pad(stayed_NG, (0, 1)).scatter(1, place_NE, torch.nan)[:, :beyond]
+
+    def _keep_affected(self, piece: _Piece, source: Tensor, stayed_NG: Tensor) -> None:
+        assert self._engine.affected is not None
+        assert piece.rows is not None
+        tokens_NG = self._tokens(piece)[source].cpu().numpy()
+        stayed = stayed_NG.double().cpu().numpy()
+        wanted_NG = self._engine.affected[tokens_NG] & ~np.isnan(stayed)
+        for row, tokens, values, wanted in zip(piece.rows.tolist(), tokens_NG, stayed, wanted_NG, strict=True):
+            self.found[piece.job].affected[row] = tokens[wanted], values[wanted]
+
+    def _keep(self, pieces: Sequence[_Piece], values: Sequence[Tensor]) -> None:
+        if not pieces:
+            return
+        table = torch.cat(list(values)).double().cpu().numpy()  # the one wait for the device
+        ends = np.cumsum([piece.n_cells for piece in pieces])
+        for piece, part in zip(pieces, np.split(table, ends[:-1]), strict=True):
+            found = self.found[piece.job]
+            found.value_NS[piece.rows], found.before_NS[piece.rows] = np.split(part, 2, axis=1)
+
+
+def arrange(n_genes: int, n_inserted: int, touched_NE: Tensor, place_NE: Tensor) -> Tensor:
+    """Make variants of a cell: touched genes go to their places, the others fill the rest in order.
+
+    Parameters
+    ----------
+    n_genes
+        Genes of the cell.
+    n_inserted
+        Genes that some variant adds; they are numbered on from those of the cell.
+    touched_NE, place_NE
+        As of `Variants`.
+
+    Returns
+    -------
+    Which gene stands at each place, (N, `n_genes` + `n_inserted`); what lies beyond a variant's genes means nothing.
+    """
+    width, n_touched = n_genes + n_inserted, touched_NE.shape[1]
+    gene_W = torch.arange(width, device=touched_NE.device)
+    beyond = torch.full_like(touched_NE, width)
+    untouched_NW = (gene_W < n_genes).repeat(len(touched_NE), 1)
+    untouched_NW = F.pad(untouched_NW, (0, 1)).scatter(1, torch.where(touched_NE < 0, beyond, touched_NE), False)
+    count_NW = untouched_NW[:, :width].cumsum(1) - 1
+    at_NW = count_NW.clone()
+    for i in range(n_touched):  # places ascend, so i moved genes stand before the i-th
+        before_N1 = torch.where(place_NE < 0, 2 * width, place_NE)[:, i : i + 1] - i
+        at_NW += before_N1 <= count_NW
+    at_NW = torch.where(untouched_NW[:, :width], at_NW, width)
+    order_NW = torch.zeros(len(touched_NE), width + 1, dtype=torch.int64, device=touched_NE.device)
+    order_NW.scatter_(1, at_NW, gene_W.expand_as(at_NW))
+    order_NW.scatter_(1, torch.where(place_NE < 0, beyond, place_NE), touched_NE)
+    return order_NW[:, :width]

@@ -1,0 +1,116 @@
+r"""Every gene of a cell ranked by one forward and one backward pass, where an exact screen takes a pass a gene.
+
+Give each gene k a presence :math:`g_k`, by which its attention weight as a key is multiplied (:math:`\log g_k` is added
+to the attention logits), and its weight where the cell's vector is pooled. All at 1, nothing changes. Let s be the
+score (nearness to a state, or a predicted probability), x the sum of embeddings before the first norm, and P the
+positions' embeddings. Deleting gene j takes :math:`g_j` from 1 to 0 and moves each token behind it up by one position:
+
+.. math:: Δs ≈ -\frac{∂s}{∂g_j} + \sum_{k>j} ∇_{x_k}s · (P_{k-1} - P_k)
+
+Moving gene j to place i (overexpression: i = 0) changes its own position and moves those in between by one:
+
+.. math:: Δs ≈ ∇_{x_j}s · (P_i - P_j) + \sum_{i≤k<j} ∇_{x_k}s · (P_{k+1} - P_k)
+
+and, downwards, the sum over j < k ≤ i of the terms with :math:`P_{k-1} - P_k`. Cumulative sums give all genes at once.
+
+These are first orders of changes that are not small; how well they rank genes is measured, cell by cell, on a sample
+that is also computed exactly (see `perturb`). Genes that are inserted have no such estimate.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geneformer_repro.batching import token_budget_batches
+from geneformer_repro.in_silico.engine import Engine, Found, Job
+from geneformer_repro.in_silico.perturbation import GONE, Variants
+from geneformer_repro.model import run_gated
+
+_SHARE_OF_BUDGET = 4
+"""A backward pass keeps what every block made, so its batches are so many times smaller."""
+
+
+def first_order(engine: Engine, jobs: Sequence[Job], show: Callable[[int], object] = lambda n: None) -> list[Found]:
+    """Estimate the change of the engine's score by each variant.
+
+    Parameters
+    ----------
+    engine
+        A model and its score.
+    jobs
+        Cells and their variants, each of one gene that the cell has.
+    show
+        Called with the number of variants of each batch that is done.
+    """
+    found: dict[int, Found] = {}
+    lengths = np.array([len(job.cell) for job in jobs])
+    for rows in token_budget_batches(lengths, max(1, engine.max_tokens // _SHARE_OF_BUDGET)):
+        batch = [jobs[row] for row in rows]
+        found |= dict(zip(rows.tolist(), _of_batch(engine, batch), strict=True))
+        show(sum(len(job.variants) for job in batch))
+    return [found[i] for i in range(len(jobs))]
+
+
+def _of_batch(engine: Engine, jobs: Sequence[Job]) -> Iterator[Found]:
+    lengths = [len(job.cell) for job in jobs]
+    ids_T = torch.from_numpy(np.concatenate([job.cell for job in jobs])).to(engine.device)
+    presence_T = torch.ones(len(ids_T), device=engine.device, requires_grad=True)
+    with torch.enable_grad():
+        score_CS, embedded_TD = scores(engine, ids_T, lengths, presence_T)
+        gradients = [
+            torch.autograd.grad(of_state.sum(), [presence_T, embedded_TD], retain_graph=True)
+            for of_state in score_CS.unbind(1)
+        ]
+    at = torch.arange(max(lengths), device=engine.device)
+    with torch.no_grad():
+        position_PD = engine.bert.embeddings.position_embeddings(at).float()
+    changes = [
+        [
+            _changes(engine, job.variants, by_presence_L, by_embedded_LD, position_PD)
+            for job, by_presence_L, by_embedded_LD in zip(
+                jobs, by_presence_T.split(lengths), by_embedded_TD.split(lengths), strict=True
+            )
+        ]
+        for by_presence_T, by_embedded_TD in gradients
+    ]
+    before_CS = score_CS.detach().double().cpu().numpy()
+    for of_states, before_S in zip(zip(*changes, strict=True), before_CS, strict=True):
+        value_NS = np.stack(of_states, axis=1)
+        yield Found(value_NS, np.broadcast_to(before_S, value_NS.shape), {})
+
+
+def scores(engine: Engine, ids_T: Tensor, lengths: Sequence[int], presence_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the score of each cell, (cells, S), and the sum of embeddings it was made of, (T, D)."""
+    assert engine.score is not None
+    with engine.halved():
+        hidden_TD, embedded_TD = run_gated(engine.bert, ids_T, lengths, presence_T, n_blocks=engine.n_blocks)
+    of_cells = [
+        engine.score(hidden_LD.float()[None], engine.weights(len(hidden_LD) - 2 * engine.margin) * weight_L)
+        for hidden_LD, weight_L in zip(hidden_TD.split(list(lengths)), presence_T.split(list(lengths)), strict=True)
+    ]
+    return torch.cat(of_cells), embedded_TD
+
+
+def _changes(
+    engine: Engine, variants: Variants, by_presence_L: Tensor, by_embedded_LD: Tensor, position_PD: Tensor
+) -> np.ndarray:
+    """Return the estimated change of one state's score by each variant of a cell, (N,)."""
+    n_tokens = len(by_presence_L)
+    position_LD, slope_LD = position_PD[:n_tokens], by_embedded_LD.float()
+    step_LD = position_LD.diff(dim=0)
+    up_L = torch.zeros(n_tokens + 1, dtype=torch.float64)
+    down_L = torch.zeros(n_tokens + 1, dtype=torch.float64)
+    up_L[2:] = -torch.linalg.vecdot(slope_LD[1:], step_LD).double().cpu().cumsum(0)
+    down_L[1:-1] = torch.linalg.vecdot(slope_LD[:-1], step_LD).double().cpu().cumsum(0)
+    up, down = up_L.numpy(), down_L.numpy()  # sums over the tokens before each
+    was, goes = variants.touched_NE[:, 0] + engine.margin, variants.place_NE[:, 0] + engine.margin
+    gone = variants.place_NE[:, 0] == GONE
+    goes = np.where(gone, n_tokens - 1, goes)
+    between_up = up[goes + 1] - up[np.minimum(was, goes) + 1]
+    between_down = down[was] - down[np.minimum(was, goes)]
+    at, to = (torch.from_numpy(one).to(slope_LD.device) for one in (was, goes))
+    own = torch.linalg.vecdot(slope_LD[at], position_LD[to] - position_LD[at]).double().cpu().numpy()
+    own = np.where(gone, -by_presence_L.double().cpu().numpy()[was], own)
+    return np.asarray(own + np.where(goes >= was, between_up, 0) + np.where(goes < was, between_down, 0))

@@ -1,0 +1,154 @@
+"""From what the engine found to the rows of a `ShiftTable`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import spearmanr
+
+from geneformer_repro.in_silico.engine import Found, Job
+from geneformer_repro.in_silico.shift_table import COLUMNS, ESTIMATE, as_frame
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the cells of a screen, their donors and the states are called."""
+
+    vocabulary: Vocabulary
+    cells: np.ndarray
+    """Name of each cell."""
+    donors: np.ndarray | None
+    """Donor of each cell."""
+    states: tuple[str | None, ...]
+    """What the values of a variant are called."""
+    obs: pd.DataFrame
+    """Other columns, a row a cell."""
+
+    def table(
+        self, cells: np.ndarray, jobs: Sequence[Job], found: Sequence[Found], is_exact: np.ndarray | None = None
+    ) -> pa.Table:
+        """Lay out the rows of some cells: of each variant its states, then the genes it affects.
+
+        Parameters
+        ----------
+        cells
+            Number of each job's cell.
+        jobs, found
+            What was done, and what came of it.
+        is_exact
+            Of each variant of all jobs, whether its value is; None: all are.
+        """
+        rows = _Rows.of(found)
+        variants = [job.variants for job in jobs]
+        cell = np.repeat(cells, [len(one) for one in variants])[rows.variant]
+        rank, dose = (np.concatenate([getattr(one, of) for one in variants]) for of in ("rank_N", "dose_N"))
+        rank, dose = rank[rows.variant], dose[rows.variant]
+        exact = np.ones(len(cell), dtype=bool) if is_exact is None else is_exact[rows.variant]
+        columns = [
+            _taken(self.cells, cell),
+            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors, cell),
+            _taken(self._names([one for some in variants for one in some.perturbed]), rows.variant),
+            self._affected(rows.affected),
+            _taken(self.states, rows.state),
+            pa.array(dose, mask=np.isnan(dose)),
+            pa.array(rank, pa.int32(), mask=rank < 0),
+            pa.array(rows.value),
+            pa.array(rows.before, mask=np.isnan(rows.before)),
+            pa.array(exact),
+        ]
+        of_all = pa.Schema.from_pandas(self.obs, preserve_index=False)  # some cells may know less of a column's type
+        obs = pa.Table.from_pandas(self.obs.iloc[cell], of_all, preserve_index=False).replace_schema_metadata(None)
+        return pa.table([*columns, *obs.columns], pa.schema([*COLUMNS.items(), *obs.schema]))
+
+    def _affected(self, tokens: np.ndarray) -> pa.Array:
+        genes = self.vocabulary.genes_of(tokens)
+        return pa.array(self.vocabulary.gene_ids).take(pa.array(genes, mask=genes < 0))
+
+    def _names(self, perturbed: Sequence[tuple[int, ...]]) -> list[str]:
+        """Return the ids of perturbed genes, joined by +."""
+        flat = np.concatenate([np.asarray(one, dtype=np.int64) for one in perturbed])
+        gene, ids = iter(self.vocabulary.genes_of(flat).tolist()), self.vocabulary.gene_ids
+        return ["+".join([ids[next(gene)] for _ in one]) for one in perturbed]
+
+    def learned(self, tables: Iterable[pa.Table], checked: np.ndarray) -> dict[str, Any]:
+        """Return what is known once all rows are there.
+
+        Parameters
+        ----------
+        tables
+            All rows, part by part.
+        checked
+            Number of each cell of which a first-order screen has all values exactly; none for another screen.
+        """
+        genes: set[str] = set()
+        of_checked = []
+        for table in tables:
+            for name in ("perturbed", "affected"):
+                genes.update(gene for one in table[name].unique().to_pylist() if one for gene in one.split("+"))
+            if len(checked):
+                of_checked.append(table.filter(pc.is_in(table["cell"], pa.array(self.cells[checked]))))
+        name_of, position = self.vocabulary.gene_names, self.vocabulary.position
+        learned = {"gene_names": {gene: name_of[position[gene]] for gene in sorted(genes)}}
+        return learned | ({"first_order": _agreement(as_frame(pa.concat_tables(of_checked)))} if of_checked else {})
+
+
+def _taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray) -> pa.Array:
+    return pa.array(list(values), pa.string()).take(pa.array(rows))
+
+
+class _Rows(NamedTuple):
+    """Rows of some cells."""
+
+    variant: np.ndarray
+    """Which variant of all, (R,)."""
+    state: np.ndarray
+    """Which state; 0 where there are none, and of an affected gene."""
+    affected: np.ndarray
+    """Token of the affected gene; -1 of a row about the cell."""
+    value: np.ndarray
+    before: np.ndarray
+
+    @classmethod
+    def of(cls, found: Sequence[Found]) -> "_Rows":
+        """Lay out rows, variant by variant."""
+        value_VS, before_VS = (
+            np.concatenate([getattr(one, name) for one in found]) for name in ("value_NS", "before_NS")
+        )
+        variant, state = np.divmod(np.arange(value_VS.size), value_VS.shape[1])
+        rows = cls(variant, state, np.full(value_VS.size, -1), value_VS.ravel(), before_VS.ravel())
+        if not any(one.affected for one in found):
+            return rows
+        starts = np.cumsum([0, *[len(one.value_NS) for one in found]])
+        about = [
+            (start + i, *pair) for one, start in zip(found, starts, strict=False) for i, pair in one.affected.items()
+        ]
+        of_variant = np.concatenate([np.full(len(tokens), i) for i, tokens, _ in about])
+        tokens = np.concatenate([tokens for _, tokens, _ in about])
+        values = np.concatenate([values for _, _, values in about])
+        none = np.full(len(values), np.nan)
+        both = [
+            np.concatenate(pair)
+            for pair in zip(rows, (of_variant, np.zeros_like(of_variant), tokens, values, none), strict=True)
+        ]
+        order = np.argsort(both[0], kind="stable")
+        return cls(*[column[order] for column in both])
+
+
+def _agreement(checked: pd.DataFrame) -> dict[str, Any]:
+    """Compare estimates with exact values, over the genes of each checked cell."""
+    by_state: dict[str, Any] = {}
+    for state, rows in checked.groupby("state", sort=False):
+        of_cells = [one[[ESTIMATE, "value"]] for _, one in rows.groupby("cell")]
+        varying = [one for one in of_cells if (one.nunique() > 1).all()]
+        known = [float(spearmanr(one[ESTIMATE], one["value"]).statistic) for one in varying]
+        by_state[str(state)] = {
+            "median": float(np.median(known)) if known else None,
+            "lowest": min(known, default=None),
+            "highest": max(known, default=None),
+        }
+    return {"checked_cells": sorted(checked["cell"].unique()), "spearman": by_state}

@@ -1,0 +1,253 @@
+"""What a screen asks: of which cells, which numbers, by which method."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.embedding import embed_states
+from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
+from geneformer_repro.in_silico.perturbation import EACH, Plan
+from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
+from geneformer_repro.model import CellClassifier, Pooling, require_poolable
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.training import is_main_process
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["exact", "first_order"]
+FEW_CELLS = 10
+"""A state of fewer cells is warned about."""
+
+
+@dataclass(frozen=True)
+class GoalState:
+    """Where cells come from and where they might go.
+
+    Parameters
+    ----------
+    obs
+        Column of the cells that names their state.
+    start
+        State of the cells that are perturbed.
+    goal
+        State towards which a movement counts.
+    alternatives
+        States towards which it is measured as well.
+    embeddings
+        Vector of each state, (D,); default the mean over the cells in that state.
+    """
+
+    obs: str
+    start: str
+    goal: str
+    alternatives: Sequence[str] = ()
+    embeddings: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Start, goal and alternatives, in this order."""
+        return (self.start, self.goal, *self.alternatives)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alternatives, str):
+            raise InputError(f"alternatives must be a sequence of states; for one give [{self.alternatives!r}].")
+        object.__setattr__(self, "alternatives", tuple(self.alternatives))
+        if len(set(self.states)) < len(self.states):
+            raise InputError(
+                f"Start, goal and alternatives must be different states, found {', '.join(map(repr, self.states))}."
+            )
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be measured, and how."""
+
+    goal: GoalState | None
+    target: str | None
+    affected: Literal["each"] | Sequence[str] | None
+    method: Method
+    refine: int
+    donor: str | None
+    obs: Sequence[str]
+
+    def check(
+        self, checkpoint: Checkpoint, cells: TokenizedDataset, layer: int | None, pooling: Pooling | None
+    ) -> None:
+        """Refuse what contradicts itself or the inputs."""
+        if self.method not in get_args(Method):
+            raise InputError(f"method must be 'exact' or 'first_order', found {self.method!r}.")
+        if self.target is not None:
+            self._target_number(checkpoint)
+            if layer not in (None, 0) or pooling is not None:
+                raise InputError("With target= the classifier decides layer and pooling; leave them out.")
+            self._check_goal_of_target(checkpoint)
+        elif pooling is not None:
+            require_poolable(cells.vocabulary, pooling)
+        if self.affected is not None and (self.goal or self.target):
+            raise InputError(
+                "affected= compares genes with themselves, goal= and target= compare cells with states. Make two "
+                "screens."
+            )
+        if self.refine < 0 or (self.refine and self.method == "exact"):
+            raise InputError(f"refine must be at least 0, and is for method='first_order'; found {self.refine}.")
+        if self.method == "first_order" and not (self.goal or self.target):
+            raise InputError("method='first_order' needs goal= or target=: a cell's similarity to itself has slope 0.")
+        self._check_columns(cells)
+        if self.goal is not None:
+            _check_goal(self.goal, cells, int(checkpoint.model.config.hidden_size), only_start=self.target is not None)
+
+    def _check_columns(self, cells: TokenizedDataset) -> None:
+        if isinstance(self.obs, str):
+            raise InputError(f"obs must be a sequence of columns; for one give [{self.obs!r}].")
+        for name in filter(None, [self.donor, *self.obs]):
+            cells.require_obs(name)
+        if len(set(self.obs)) < len(self.obs):
+            raise InputError(f"obs names a column twice: {list(self.obs)}.")
+        if taken := set(self.obs) & {*COLUMNS, ESTIMATE}:
+            raise InputError(
+                f"The table has its own column {sorted(taken)[0]!r}; rename that of obs, or name donors with donor=."
+            )
+
+    def donors(self, cells: TokenizedDataset, rows: np.ndarray) -> np.ndarray | None:
+        """Return the donor of each cell that is perturbed; refuse cells without one."""
+        if self.donor is None:
+            return None
+        donors = cells.require_obs(self.donor).iloc[rows]
+        if unknown := int(donors.isna().sum()):
+            raise InputError(
+                f"{unknown} of {len(rows)} cells to perturb have no {self.donor!r}. Leave them out with "
+                "cells.select(…)."
+            )
+        return donors.astype(str).to_numpy()
+
+    def check_first_order(self, plan: Plan) -> None:
+        """Refuse a first-order screen of anything but single genes that cells express."""
+        if self.method == "first_order" and not plan.is_of_single_expressed_genes:
+            raise InputError(
+                "method='first_order' estimates one expressed gene at a time: genes='each', or a list with "
+                "combine='singly' of a kind that inserts no gene. Use method='exact'."
+            )
+
+    def _target_number(self, checkpoint: Checkpoint) -> int:
+        head = checkpoint.head
+        if head is None or not isinstance(checkpoint.model, CellClassifier):
+            raise InputError(
+                f"target={self.target!r} needs a classifier of cells, and {checkpoint.name} is "
+                f"{'a pretrained model' if head is None else 'one of genes'}. Make one with finetune."
+            )
+        names = [target.name for target in head.targets]
+        if self.target not in names:
+            raise InputError(
+                f"{checkpoint.name} has no target {self.target!r}. {did_you_mean(self.target or '', names)}"
+            )
+        return names.index(self.target)
+
+    def _check_goal_of_target(self, checkpoint: Checkpoint) -> None:
+        """With both, the goal's states are classes of the target."""
+        if self.goal is None:
+            return
+        if self.goal.obs != self.target or self.goal.embeddings is not None:
+            raise InputError(
+                f"goal= with target={self.target!r} names classes of {self.target!r}, without embeddings; found states "
+                f"of {self.goal.obs!r}. To perturb some cells only, give cells.select(…)."
+            )
+        classes = [str(state) for state in self.states(checkpoint)]
+        for state in self.goal.states:
+            if state not in classes:
+                raise InputError(f"{checkpoint.name} knows no {self.target} {state!r}. {did_you_mean(state, classes)}")
+
+    def states(self, checkpoint: Checkpoint) -> tuple[str | None, ...]:
+        """Return what the values of a variant are called."""
+        if self.target is not None and checkpoint.head is not None:
+            return checkpoint.head.targets[self._target_number(checkpoint)].classes or (self.target,)
+        return self.goal.states if self.goal else (None,)
+
+    def score(
+        self,
+        checkpoint: Checkpoint,
+        cells: TokenizedDataset,
+        *,
+        layer: int,
+        pooling: Pooling,
+        device: torch.device,
+    ) -> Score | None:
+        """Return what is measured of a cell; states that are not given are embedded."""
+        if self.target is not None:
+            assert isinstance(checkpoint.model, CellClassifier)
+            return Prediction(checkpoint.model, self._target_number(checkpoint))
+        if self.goal is None:
+            return None
+        if self.goal.embeddings is not None:
+            vectors = np.stack([np.asarray(self.goal.embeddings[state], np.float32) for state in self.goal.states])
+        else:
+            options: Mapping[str, Any] = {"layer": layer, "pooling": pooling, "device": device}
+            vectors = embed_states(checkpoint, cells, self.goal.obs, states=self.goal.states, **options).to_numpy()
+        return Nearness(torch.as_tensor(vectors, device=device), pooling)
+
+    def affected_tokens(self, cells: TokenizedDataset) -> np.ndarray | None:
+        """Return of each token whether what happens to it is reported."""
+        if self.affected is None:
+            return None
+        wanted = np.zeros(cells.vocabulary.size, dtype=bool)
+        each = isinstance(self.affected, str)
+        if each and self.affected != EACH:
+            raise InputError(f"affected must be 'each' or a sequence of gene ids, found {self.affected!r}.")
+        wanted[cells.vocabulary.tokens if each else cells.vocabulary.tokens_of(self.affected)] = True
+        return wanted
+
+    def describe(self, checkpoint: Checkpoint, cells: TokenizedDataset) -> dict[str, Any]:
+        """Say what is measured, as JSON can hold it."""
+        measure = CHANGE if self.target else SHIFT if self.goal else SIMILARITY
+        each_affected = self.affected is None or isinstance(self.affected, str)
+        classes = [state for state in self.states(checkpoint) if self.target and state]
+        self.affected_tokens(cells)
+        return {
+            "measure": measure,
+            "goal": _described(self.goal) if self.goal else None,
+            "target": {"name": self.target, "classes": classes} if self.target else None,
+            "affected": self.affected if each_affected else list(self.affected or ()),
+            "method": self.method,
+            "refine": self.refine,
+            "donor": self.donor,
+            "obs": list(self.obs),
+        }
+
+
+def _check_goal(goal: GoalState, cells: TokenizedDataset, hidden_size: int, *, only_start: bool) -> None:
+    states = cells.require_obs(goal.obs).dropna().astype(str)
+    n_cells = states.value_counts()
+    needed = (goal.start,) if only_start or goal.embeddings is not None else goal.states
+    for state in needed:
+        if state not in n_cells:
+            raise InputError(f"No cell has {goal.obs} = {state!r}. {did_you_mean(state, sorted(n_cells.index))}")
+    if only_start:
+        return
+    if goal.embeddings is None:
+        few = {state: int(n_cells[state]) for state in goal.states if n_cells[state] < FEW_CELLS}
+        if few and is_main_process():
+            logger.warning("States of few cells, whose mean vectors are uncertain: %s.", few)
+        return
+    if missing := set(goal.states) - set(goal.embeddings):
+        raise InputError(f"embeddings lack the states {sorted(missing)}.")
+    for state in goal.states:
+        shape = np.shape(goal.embeddings[state])
+        if shape != (hidden_size,):
+            raise InputError(f"The vector of state {state!r} has shape {shape}, the model's have ({hidden_size},).")
+        if not np.isfinite(goal.embeddings[state]).all():
+            raise InputError(f"The vector of state {state!r} holds values that are not finite.")
+
+
+def _described(goal: GoalState) -> dict[str, Any]:
+    """What JSON can hold of a goal; state vectors that were given as their digest."""
+    described = {"obs": goal.obs, "start": goal.start, "goal": goal.goal, "alternatives": list(goal.alternatives)}
+    if goal.embeddings is None:
+        return described
+    vectors = np.stack([np.asarray(goal.embeddings[state], dtype=np.float32) for state in goal.states])
+    return described | {"embeddings": hashlib.sha256(vectors.tobytes()).hexdigest()}

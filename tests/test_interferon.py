@@ -1,0 +1,42 @@
+"""The worked example runs from counts to its answer, on the real cells it is about."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import geneformer_repro as gf
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "interferon.py"
+
+
+@pytest.fixture(scope="module")
+def out(shared, tmp_path_factory):
+    """What a quick run wrote."""
+    folder = tmp_path_factory.mktemp("interferon") / "out"
+    counts = shared / "data" / "kang_ifnb" / "kang_ifnb.h5ad"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, counts, "-o", folder, "--quick"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("screen", ["deletion", "overexpression"])
+def test_each_question_ends_with_table_page_and_shifts_that_name_donors(out, screen):
+    table = pd.read_csv(out / f"{screen}.tsv", sep="\t", index_col=0)
+    assert {"gene_name", "effect_vs_matched", "fdr", "log2_fold_change", "effect_beyond_baselines"} <= set(table)
+    assert (out / f"{screen}.html").stat().st_size > 10_000
+    shifts = gf.ShiftTable.open(out / f"{screen}.parquet")
+    assert shifts.table["donor"].notna().all()
+    assert shifts.metadata["goal"]["obs"] == "condition"
+
+
+def test_the_answer_sets_the_screen_beside_what_needs_no_model(out):
+    answer = pd.read_csv(out / "answer.tsv", sep="\t")
+    assert answer["screen"].unique().tolist() == ["deletion", "overexpression"]
+    assert answer["area"].dropna().between(0, 1).all()
+    fold_change = answer[answer["ranking"].str.contains("fold change") & (answer["screen"] == "overexpression")]
+    assert (fold_change["area"] > 0.8).all()
