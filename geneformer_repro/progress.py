@@ -25,6 +25,8 @@ class _Bar(tqdm):
     def update(self, n: float | None = 1) -> bool | None:
         """Count on."""
         shown = super().update(n)
+        if self.disable and n:
+            self.n += n  # tqdm does not count where it shows nothing
         if not self.disable and time.perf_counter() - self._said > SECONDS_A_LINE:
             self._said = time.perf_counter()
             with self.external_write_mode():

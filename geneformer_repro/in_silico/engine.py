@@ -38,6 +38,11 @@ class Score(Protocol):
         """How many numbers."""
         ...
 
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether the numbers are shares, so that the changes of one follow from those of the others."""
+        ...
+
     def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
         """Return the numbers, (N, S), of cells whose hidden states and weights of positions are given."""
         ...
@@ -60,6 +65,11 @@ class Nearness:
         """How many states."""
         return len(self.states_SD)
 
+    @property
+    def sums_to_one(self) -> bool:
+        """Similarities do not."""
+        return False
+
     def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
         """Return the similarities, (N, S)."""
         return F.cosine_similarity(pool(hidden_NLD, weight_NL, self.pooling)[:, None], self.states_SD, dim=-1)
@@ -81,6 +91,11 @@ class Prediction:
     def width(self) -> int:
         """How many classes; 1 for a number."""
         return self.model.head.targets[self.target].n_outputs
+
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether there are classes."""
+        return bool(self.model.head.targets[self.target].classes)
 
     def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
         """Return the probabilities, (N, S), or the number, (N, 1)."""

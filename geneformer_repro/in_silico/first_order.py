@@ -59,10 +59,13 @@ def _of_batch(engine: Engine, jobs: Sequence[Job]) -> Iterator[Found]:
     presence_T = torch.ones(len(ids_T), device=engine.device, requires_grad=True)
     with torch.enable_grad():
         score_CS, embedded_TD = scores(engine, ids_T, lengths, presence_T)
+        free = score_CS.unbind(1)[: -1 if engine.score is not None and engine.score.sums_to_one else None]
         gradients = [
-            torch.autograd.grad(of_state.sum(), [presence_T, embedded_TD], retain_graph=True)
-            for of_state in score_CS.unbind(1)
+            torch.autograd.grad(of_state.sum(), [presence_T, embedded_TD], retain_graph=of_state is not free[-1])
+            for of_state in free
         ]
+    if len(free) < score_CS.shape[1]:
+        gradients.append(tuple(-torch.stack(of_free).sum(0) for of_free in zip(*gradients, strict=True)))
     at = torch.arange(max(lengths), device=engine.device)
     with torch.no_grad():
         position_PD = engine.bert.embeddings.position_embeddings(at).float()

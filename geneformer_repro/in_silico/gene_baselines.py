@@ -56,9 +56,9 @@ def gene_baselines(
     - ``de_p_value``: two-sided t-test of the same numbers, null hypothesis: no difference between the states; paired
       over donors that have both, else Welch's. NaN with fewer than two donors; not corrected for many genes.
     - ``axis_correlation``: Spearman correlation over the screened cells of the gene's rank value (1 for the first of a
-      cell, 0 for absent) with the cell's place between the states (similarity to the goal less that to the start,
-      before any change): above 0, cells with the gene are nearer to the goal already. NaN for a gene that is alike in
-      all cells.
+      cell, 0 for absent) with the cell's place between the states before any change: similarity to the goal less that
+      to the start (which first-order screens leave out). Above 0, cells with the gene are nearer to the goal already.
+      NaN for a gene that is alike in all cells.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def _screened(shifts: ShiftTable, goal: dict[str, Any]) -> tuple[pd.Series, list
             "ShiftTable(table[table['dose'] == DOSE], metadata)."
         )
     before = pd.concat(parts).drop_duplicates(["cell", "state"]).pivot(index="cell", columns="state", values="before")
-    return before[goal["goal"]] - before[goal["start"]], sorted(genes)
+    return before[goal["goal"]] - before.get(goal["start"], 0.0), sorted(genes)
 
 
 def _places(axis: pd.Series, genes: list[str], cells: TokenizedDataset) -> tuple[np.ndarray, np.ndarray]:

@@ -144,7 +144,7 @@ def _agreement(checked: pd.DataFrame) -> dict[str, Any]:
     by_state: dict[str, Any] = {}
     for state, rows in checked.groupby("state", sort=False):
         of_cells = [one[[ESTIMATE, "value"]] for _, one in rows.groupby("cell")]
-        varying = [one for one in of_cells if (one.nunique() > 1).all()]
+        varying = [one for one in of_cells if len(one) > 2 and (one.nunique() > 1).all()]
         known = [float(spearmanr(one[ESTIMATE], one["value"]).statistic) for one in varying]
         by_state[str(state)] = {
             "median": float(np.median(known)) if known else None,

@@ -167,7 +167,9 @@ class Question:
         """Return what the values of a variant are called."""
         if self.target is not None and checkpoint.head is not None:
             return checkpoint.head.targets[self._target_number(checkpoint)].classes or (self.target,)
-        return self.goal.states if self.goal else (None,)
+        if self.goal is None:
+            return (None,)
+        return self.goal.states if self.method == "exact" else self.goal.states[1:]  # each state costs a backward pass
 
     def score(
         self,
@@ -184,11 +186,12 @@ class Question:
             return Prediction(checkpoint.model, self._target_number(checkpoint))
         if self.goal is None:
             return None
+        states = [str(state) for state in self.states(checkpoint)]
         if self.goal.embeddings is not None:
-            vectors = np.stack([np.asarray(self.goal.embeddings[state], np.float32) for state in self.goal.states])
+            vectors = np.stack([np.asarray(self.goal.embeddings[state], np.float32) for state in states])
         else:
             options: Mapping[str, Any] = {"layer": layer, "pooling": pooling, "device": device}
-            vectors = embed_states(checkpoint, cells, self.goal.obs, states=self.goal.states, **options).to_numpy()
+            vectors = embed_states(checkpoint, cells, self.goal.obs, states=states, **options).to_numpy()
         return Nearness(torch.as_tensor(vectors, device=device), pooling)
 
     def affected_tokens(self, cells: TokenizedDataset) -> np.ndarray | None:

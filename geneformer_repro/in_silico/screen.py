@@ -103,7 +103,7 @@ def perturb(
         "first_order" estimates the effect of every gene from one forward and one backward pass a cell (see
         `geneformer_repro.in_silico.first_order`); for a goal or target, and genes that cells express. Good for
         deletions as a rule, poor for moves: three cells are done exactly as well, and ``metadata["first_order"]`` says
-        how well the two rankings agree.
+        how well the two rankings agree. Of a goal it has no rows of the start state.
     refine
         With "first_order": compute the so many strongest genes of each cell exactly, in both directions.
     donor
@@ -182,17 +182,16 @@ def perturb(
     }
     if out is not None:
         refuse_other_work(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
-    device = torch.device(device) if device else default_device()
-    bert = encoder_on(checkpoint, device)
+    where = torch.device(device) if device else default_device()
     engine = Engine(
-        bert=bert,
+        bert=encoder_on(checkpoint, where),
         vocabulary=cells.vocabulary,
         n_blocks=blocks_to_run(checkpoint, layer),
         pooling=pooling,
-        score=question.score(checkpoint, cells, layer=layer, pooling=pooling, device=device),
+        score=question.score(checkpoint, cells, layer=layer, pooling=pooling, device=where),
         affected=question.affected_tokens(cells),
-        max_tokens=max_tokens or (CPU_TOKENS if device.type == "cpu" else MAX_TOKENS),
-        device=device,
+        max_tokens=max_tokens or (CPU_TOKENS if where.type == "cpu" else MAX_TOKENS),
+        device=where,
         dtype=dtype,
         max_genes=max_genes,
     )
@@ -408,7 +407,7 @@ class _Screen:
         """Choose the variants that are computed exactly: all of a checked cell, else the strongest."""
         if self._checked[i]:
             return np.arange(len(found.value_NS))
-        columns = found.value_NS.T if self._question.target else found.value_NS[:, 1:2].T  # of a goal: the goal's
+        columns = found.value_NS.T if self._question.target else found.value_NS[:, :1].T  # of a goal: the goal's
         refine, chosen = self._question.refine, np.zeros(len(found.value_NS), dtype=bool)
         for value_N in columns if refine else ():
             order = np.argsort(value_N, kind="stable")

@@ -247,8 +247,10 @@ def test_probabilities_of_classes_change_by_nothing_in_all(few):
 
 
 def test_with_a_goal_only_cells_of_its_start_are_predicted(few):
+    """No cell needs to be of the goal: the classifier knows it."""
     checkpoint = classifier(few.vocabulary, "mean", TYPES)
-    shifts = perturb(checkpoint, few, Deletion(), target="cell_type", goal=GOAL)
+    few = cells_of(few, [few.genes(i) for i in range(4)], cell_type=["B", "B", "T", "T"])
+    shifts = perturb(checkpoint, few, Deletion(), target="cell_type", goal=GoalState("cell_type", "B", "NK"))
     whole = perturb(checkpoint, few.select([0, 1]), Deletion(), target="cell_type")
     assert_same_rows(shifts.table, whole.table)
     assert shifts.metadata["target"] == {"name": "cell_type", "classes": ["B", "NK", "T"]}

@@ -412,6 +412,22 @@ def test_options_that_do_not_fit_are_refused_and_leave_nothing_behind(model, sho
         pytest.param({"layer": -1}, "the classifier decides layer and pooling; leave them out", id="layer"),
         pytest.param({"pooling": "mean"}, "the classifier decides layer and pooling", id="pooling"),
         pytest.param({"affected": "each"}, "Make two screens", id="affected"),
+        pytest.param(
+            {"goal": GOAL}, "names classes of 'age', without embeddings; found states of 'cell_type'", id="other goal"
+        ),
+        pytest.param(
+            {"target": "cell_type", "goal": GOAL}, "knows no cell_type 'CD56\\+ NK'. There are: 'B', 'NK'", id="class"
+        ),
+        pytest.param(
+            {"target": "cell_type", "goal": GoalState("cell_type", "B", "NK", embeddings={})},
+            "names classes of 'cell_type', without embeddings",
+            id="vectors",
+        ),
+        pytest.param(
+            {"target": "cell_type", "goal": GoalState("cell_type", "B", "NK")},
+            "No cell has cell_type = 'B'",
+            id="start",
+        ),
     ],
 )
 def test_options_that_do_not_fit_a_classifier_are_refused(classifier, short, options, message):
