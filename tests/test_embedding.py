@@ -15,7 +15,7 @@ import torch
 from transformers import BertModel
 
 import geneformer_repro as gf
-from geneformer_repro import embedding
+from geneformer_repro import embedding, progress
 from geneformer_repro.batching import collate
 from geneformer_repro.embedding import _parts, _Reader, blocks_to_run, default_device, embed, embed_states
 from geneformer_repro.model import CellClassifier, Head, MaskedGeneModel, Target, bert_config, run_encoder
@@ -416,7 +416,7 @@ class TestLog:
         assert line["peak_memory_gb"] > 0
 
     def test_long_work_says_so_now_and_then(self, checkpoint, few, caplog, monkeypatch):
-        monkeypatch.setattr(embedding, "_SECONDS_A_LINE", 0)
+        monkeypatch.setattr(progress, "SECONDS_A_LINE", 0)
         with caplog.at_level(logging.INFO, logger="geneformer_repro"):
             embed(checkpoint, few, max_tokens=1)
         assert [line["cells"] for line in lines_of(caplog)] == [*range(1, 13), 12]

@@ -376,7 +376,7 @@ class _Work:
         assert self._engine.affected is not None
         assert piece.rows is not None
         tokens_NG = self._tokens(piece)[source].cpu().numpy()
-        stayed = stayed_NG.double().cpu().numpy()
+        stayed = stayed_NG.cpu().double().numpy()
         wanted_NG = self._engine.affected[tokens_NG] & ~np.isnan(stayed)
         for row, tokens, values, wanted in zip(piece.rows.tolist(), tokens_NG, stayed, wanted_NG, strict=True):
             self.found[piece.job].affected[row] = tokens[wanted], values[wanted]
@@ -384,7 +384,7 @@ class _Work:
     def _keep(self, pieces: Sequence[_Piece], values: Sequence[Tensor]) -> None:
         if not pieces:
             return
-        table = torch.cat(list(values)).double().cpu().numpy()  # the one wait for the device
+        table = torch.cat(list(values)).cpu().double().numpy()  # the one wait for the device
         ends = np.cumsum([piece.n_cells for piece in pieces])
         for piece, part in zip(pieces, np.split(table, ends[:-1]), strict=True):
             found = self.found[piece.job]

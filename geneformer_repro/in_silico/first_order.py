@@ -78,7 +78,7 @@ def _of_batch(engine: Engine, jobs: Sequence[Job]) -> Iterator[Found]:
         ]
         for by_presence_T, by_embedded_TD in gradients
     ]
-    before_CS = score_CS.detach().double().cpu().numpy()
+    before_CS = score_CS.detach().cpu().double().numpy()
     for of_states, before_S in zip(zip(*changes, strict=True), before_CS, strict=True):
         value_NS = np.stack(of_states, axis=1)
         yield Found(value_NS, np.broadcast_to(before_S, value_NS.shape), {})
@@ -105,8 +105,8 @@ def _changes(
     step_LD = position_LD.diff(dim=0)
     up_L = torch.zeros(n_tokens + 1, dtype=torch.float64)
     down_L = torch.zeros(n_tokens + 1, dtype=torch.float64)
-    up_L[2:] = -torch.linalg.vecdot(slope_LD[1:], step_LD).double().cpu().cumsum(0)
-    down_L[1:-1] = torch.linalg.vecdot(slope_LD[:-1], step_LD).double().cpu().cumsum(0)
+    up_L[2:] = -torch.linalg.vecdot(slope_LD[1:], step_LD).cpu().double().cumsum(0)
+    down_L[1:-1] = torch.linalg.vecdot(slope_LD[:-1], step_LD).cpu().double().cumsum(0)
     up, down = up_L.numpy(), down_L.numpy()  # sums over the tokens before each
     was, goes = variants.touched_NE[:, 0] + engine.margin, variants.place_NE[:, 0] + engine.margin
     gone = variants.place_NE[:, 0] == GONE
@@ -114,6 +114,6 @@ def _changes(
     between_up = up[goes + 1] - up[np.minimum(was, goes) + 1]
     between_down = down[was] - down[np.minimum(was, goes)]
     at, to = (torch.from_numpy(one).to(slope_LD.device) for one in (was, goes))
-    own = torch.linalg.vecdot(slope_LD[at], position_LD[to] - position_LD[at]).double().cpu().numpy()
-    own = np.where(gone, -by_presence_L.double().cpu().numpy()[was], own)
+    own = torch.linalg.vecdot(slope_LD[at], position_LD[to] - position_LD[at]).cpu().double().numpy()
+    own = np.where(gone, -by_presence_L.cpu().double().numpy()[was], own)
     return np.asarray(own + np.where(goes >= was, between_up, 0) + np.where(goes < was, between_down, 0))
