@@ -45,13 +45,14 @@ class Layout:
         """
         rows = _Rows.of(found)
         variants = [job.variants for job in jobs]
-        cell = np.repeat(cells, [len(one) for one in variants])[rows.variant]
+        job = np.repeat(np.arange(len(cells)), [len(one) for one in variants])[rows.variant]
+        cell = cells[job]
         rank, dose = (np.concatenate([getattr(one, of) for one in variants]) for of in ("rank_N", "dose_N"))
         rank, dose = rank[rows.variant], dose[rows.variant]
         exact = np.ones(len(cell), dtype=bool) if is_exact is None else is_exact[rows.variant]
         columns = [
-            _taken(self.cells, cell),
-            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors, cell),
+            _taken(self.cells[cells], job),
+            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors[cells], job),
             _taken(self._names([one for some in variants for one in some.perturbed]), rows.variant),
             self._affected(rows.affected),
             _taken(self.states, rows.state),

@@ -99,6 +99,7 @@ class Question:
             raise InputError(f"refine must be at least 0, and is for method='first_order'; found {self.refine}.")
         if self.method == "first_order" and not (self.goal or self.target):
             raise InputError("method='first_order' needs goal= or target=: a cell's similarity to itself has slope 0.")
+        self.affected_tokens(cells)
         self._check_columns(cells)
         if self.goal is not None:
             _check_goal(self.goal, cells, int(checkpoint.model.config.hidden_size), only_start=self.target is not None)
@@ -205,12 +206,11 @@ class Question:
         wanted[cells.vocabulary.tokens if each else cells.vocabulary.tokens_of(self.affected)] = True
         return wanted
 
-    def describe(self, checkpoint: Checkpoint, cells: TokenizedDataset) -> dict[str, Any]:
+    def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Say what is measured, as JSON can hold it."""
         measure = CHANGE if self.target else SHIFT if self.goal else SIMILARITY
         each_affected = self.affected is None or isinstance(self.affected, str)
         classes = [state for state in self.states(checkpoint) if self.target and state]
-        self.affected_tokens(cells)
         return {
             "measure": measure,
             "goal": _described(self.goal) if self.goal else None,

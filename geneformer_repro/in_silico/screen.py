@@ -170,7 +170,7 @@ def perturb(
     if perturbation.n_at_once >= max_genes:
         raise InputError(f"{perturbation.n_at_once} genes are perturbed at once, and a cell has room for {max_genes}.")
     donors = question.donors(cells, rows)
-    metadata = question.describe(checkpoint, cells) | {
+    metadata = question.describe(checkpoint) | {
         "perturbation": perturbation.describe(),
         "layer": layer,
         "pooling": checkpoint.model.head.pooling if target else pooling,  # type: ignore[union-attr]
