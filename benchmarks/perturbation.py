@@ -30,7 +30,7 @@ from geneformer_repro.model import MaskedGeneModel, bert_config, flops
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 N_GENES = 25_424
-CELLS_ESTIMATED = 16
+CELLS_ESTIMATED = 32
 """Cells of a first-order screen, whose time is given a cell: of one, opening and closing would be most."""
 
 
@@ -74,7 +74,7 @@ def made_up(size: str, n_genes: int) -> gf.TokenizedDataset:
     rng = np.random.default_rng(0)
     ids = [rng.permutation(np.arange(2, N_GENES + 2))[:n_genes].tolist() for _ in range(CELLS_ESTIMATED)]
     table = datasets.Dataset.from_dict(
-        {"input_ids": ids, "length": [n_genes] * CELLS_ESTIMATED, "cell": list("abcdefghijklmnop")}
+        {"input_ids": ids, "length": [n_genes] * CELLS_ESTIMATED, "cell": [str(i) for i in range(CELLS_ESTIMATED)]}
     )
     spec = {"fingerprint": size, "cell_names_unique": True, "failed": [], "n_cells": CELLS_ESTIMATED, "sources": []}
     return gf.TokenizedDataset(table, vocabulary, spec)
