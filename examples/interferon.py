@@ -1,7 +1,7 @@
 """Which genes carry a blood cell from control to interferon, as a model sees it? From counts to an explained table.
 
-    python examples/interferon.py kang_ifnb.h5ad            # about eight minutes on two CPU cores
-    python examples/interferon.py kang_ifnb.h5ad --quick    # a minute, to see that everything runs
+    python examples/interferon.py kang_ifnb.h5ad            # some ten minutes on two CPU cores
+    python examples/interferon.py kang_ifnb.h5ad --quick    # a minute or two, to see that everything runs
 
 The file: blood cells of eight lupus patients, resting or after six hours of interferon beta (Kang et al., Nature
 Biotechnology 36, 89, 2018; GEO GSE96583), raw counts, obs columns cell_type, condition and donor. With other columns or
