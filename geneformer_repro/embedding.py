@@ -120,24 +120,19 @@ class _Reader:
         """Return the cell vectors of a batch, on the CPU."""
         return pool(batch.hidden_BLD, batch.genes_BL, self.pooling).cpu()
 
-    def vectors(self, rows: np.ndarray, shown: "_Shown") -> np.ndarray:
+    def vectors(self, rows: np.ndarray, bar: tqdm) -> np.ndarray:
         """Return the vectors of some cells, in their order, (cells, D)."""
         vectors_ND = np.empty((len(rows), self.hidden_size), dtype=np.float32)
-        for batch in shown.counting(self.batches(rows)):
+        for batch in _counted(self.batches(rows), bar):
             vectors_ND[batch.rows] = self.pooled(batch).numpy()
         return vectors_ND
 
 
-class _Shown:
-    """A bar that counts the cells of this process."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self._bar = bar
-
-    def counting(self, batches: Iterable[HiddenBatch]) -> Iterator[HiddenBatch]:
-        for batch in batches:
-            yield batch
-            self._bar.update(len(batch.rows))
+def _counted(batches: Iterable[HiddenBatch], bar: tqdm) -> Iterator[HiddenBatch]:
+    """Yield batches, and show the cells of each as done."""
+    for batch in batches:
+        yield batch
+        bar.update(len(batch.rows))
 
 
 def _memory() -> dict[str, float]:
@@ -145,11 +140,11 @@ def _memory() -> dict[str, float]:
 
 
 @contextmanager
-def _showing(n_cells: int, *, done: int = 0) -> Iterator[_Shown]:
+def _showing(n_cells: int, *, done: int = 0) -> Iterator[tqdm]:
     """Show the main process's share of the work."""
     quiet = not is_main_process()
     with progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory) as bar:
-        yield _Shown(bar)
+        yield bar
 
 
 def embed(
@@ -286,9 +281,9 @@ def embed_states(
     of_state = _mean if statistic == "mean" else _median
     vectors_SD = np.zeros((len(members), reader.hidden_size), dtype=np.float32)
     mine = list(enumerate(members.values()))[my_share()]
-    with _showing(sum(len(rows) for _, rows in mine)) as shown:
+    with _showing(sum(len(rows) for _, rows in mine)) as bar:
         for i, rows in mine:
-            vectors_SD[i] = of_state(reader, rows, shown)
+            vectors_SD[i] = of_state(reader, rows, bar)
     return pd.DataFrame(
         sum_over_processes(torch.from_numpy(vectors_SD)).numpy(),
         index=pd.Index(members, name=obs),
@@ -296,15 +291,15 @@ def embed_states(
     )
 
 
-def _mean(reader: _Reader, rows: np.ndarray, shown: _Shown) -> np.ndarray:
+def _mean(reader: _Reader, rows: np.ndarray, bar: tqdm) -> np.ndarray:
     sums_D = np.zeros(reader.hidden_size)
-    for batch in shown.counting(reader.batches(rows)):
+    for batch in _counted(reader.batches(rows), bar):
         sums_D += reader.pooled(batch).double().sum(0).numpy()
     return sums_D / len(rows)
 
 
-def _median(reader: _Reader, rows: np.ndarray, shown: _Shown) -> np.ndarray:
-    return np.median(reader.vectors(rows, shown), axis=0)
+def _median(reader: _Reader, rows: np.ndarray, bar: tqdm) -> np.ndarray:
+    return np.median(reader.vectors(rows, bar), axis=0)
 
 
 def _members(cells: TokenizedDataset, obs: str, states: Sequence[str] | None) -> dict[str, np.ndarray]:
@@ -342,9 +337,9 @@ def _parts(lengths: np.ndarray) -> list[np.ndarray]:
 def _embed_cells(reader: _Reader) -> ad.AnnData:
     vectors_ND = np.zeros((len(reader.cells), reader.hidden_size), dtype=np.float32)
     mine = _parts(reader.cells.lengths)[my_share()]
-    with _showing(sum(map(len, mine))) as shown:
+    with _showing(sum(map(len, mine))) as bar:
         for rows in mine:
-            vectors_ND[rows] = reader.vectors(rows, shown)
+            vectors_ND[rows] = reader.vectors(rows, bar)
     return ad.AnnData(sum_over_processes(torch.from_numpy(vectors_ND)).numpy(), obs=reader.cells.obs)
 
 
@@ -357,9 +352,9 @@ def _stream_cells(reader: _Reader, out: Path, made_by: Mapping[str, Any], *, ove
         store.make_room(reader.cells.obs, {"geneformer_repro": dict(made_by)}, reader.hidden_size)
     done = len(reader.cells) - sum(len(parts[i]) for i in store.missing)
     mine = store.mine
-    with _showing(done + sum(len(parts[i]) for i in mine), done=done) as shown:
+    with _showing(done + sum(len(parts[i]) for i in mine), done=done) as bar:
         for i in mine:
-            store.write(i, reader.vectors(parts[i], shown))
+            store.write(i, reader.vectors(parts[i], bar))
     processes().wait_for_everyone()
     if is_main_process():
         store.finish()
@@ -373,8 +368,8 @@ def _embed_genes(reader: _Reader) -> ad.AnnData:
     sums_VD = torch.zeros(vocabulary.size, reader.hidden_size, dtype=torch.float64, device=device)
     n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64, device=device)
     mine = _parts(reader.cells.lengths)[my_share()]
-    with _showing(sum(map(len, mine))) as shown:
-        for batch in (batch for rows in mine for batch in shown.counting(reader.batches(rows))):
+    with _showing(sum(map(len, mine))) as bar:
+        for batch in (batch for rows in mine for batch in _counted(reader.batches(rows), bar)):
             tokens_T = batch.input_ids_BL[batch.genes_BL].to(device)
             sums_VD.index_add_(0, tokens_T, batch.hidden_BLD[batch.genes_BL].to(device).double())
             n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)

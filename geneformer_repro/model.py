@@ -278,16 +278,13 @@ def run_packed(
     longest = max(lengths)
     pairs_U, alike_T = torch.unique(input_ids_T * longest + positions_T, return_inverse=True)
     hidden_UD = _embed(bert, pairs_U // longest, pairs_U % longest)
-    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
-    if not blocks:
+    first, *others = [*bert.encoder.layer][:n_blocks] or [None]
+    if first is None:
         return hidden_UD[alike_T[starts] if first_only else alike_T]
     read = _Read(starts, Cells([1] * len(cells))) if first_only else None
-    if len(blocks) == 1:
-        return blocks[0](hidden_UD[alike_T], cells, read)
-    hidden_TD = blocks[0](hidden_UD, cells, alike_T=alike_T)
-    for block in blocks[1:-1]:
-        hidden_TD = block(hidden_TD, cells)
-    return blocks[-1](hidden_TD, cells, read)
+    if not others:
+        return _through([first], hidden_UD[alike_T], cells, read)
+    return _through(others, first(hidden_UD, cells, alike_T=alike_T), cells, read)
 
 
 def run_gated(
@@ -320,10 +317,7 @@ def run_gated(
     embedded_TD = embeddings.word_embeddings(input_ids_T) + embeddings.token_type_embeddings(types_T)
     embedded_TD = (embedded_TD + embeddings.position_embeddings(positions_T)).requires_grad_()
     hidden_TD = embeddings.dropout(embeddings.LayerNorm(embedded_TD))
-    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
-    for block in blocks:
-        hidden_TD = block(hidden_TD, cells, presence_T=presence_T)
-    return hidden_TD, embedded_TD
+    return _through([*bert.encoder.layer][:n_blocks], hidden_TD, cells, presence_T=presence_T), embedded_TD
 
 
 def _positions(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -357,12 +351,17 @@ def _run(
     read: _Read | None = None,
 ) -> Tensor:
     """Return the last hidden states of all tokens, or of those that are read: the last block computes no others."""
-    hidden_TD = _embed(bert, input_ids_T, position_ids_T)
-    blocks: list[Any] = list(bert.encoder.layer)[:n_blocks]
+    return _through([*bert.encoder.layer][:n_blocks], _embed(bert, input_ids_T, position_ids_T), cells, read)
+
+
+def _through(
+    blocks: Sequence[Any], hidden_TD: Tensor, cells: Cells, read: _Read | None = None, **options: Tensor
+) -> Tensor:
+    """Run blocks one after the other; the last one computes only what is read."""
     for block in blocks[:-1]:
-        hidden_TD = block(hidden_TD, cells)
+        hidden_TD = block(hidden_TD, cells, **options)
     for block in blocks[-1:]:
-        hidden_TD = block(hidden_TD, cells, read)
+        hidden_TD = block(hidden_TD, cells, read, **options)
     return hidden_TD
 
 
