@@ -475,11 +475,11 @@ def _open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
+    from geneformer_repro import processes
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.config import load_config
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
-    from geneformer_repro.training import is_main_process
 
     config = load_config(PretrainConfig, arguments.config, arguments.set)
     vocabulary = _given_vocabulary(arguments)
@@ -488,15 +488,15 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     checkpoint = pretrain(
         cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
     )
-    if is_main_process():
+    if processes.is_first():
         print(checkpoint)
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
+    from geneformer_repro import processes
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
     from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
-    from geneformer_repro.training import is_main_process
 
     settings = [*arguments.set, *_named_settings(arguments)]
     where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
@@ -510,7 +510,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
     else:
         result = finetune(*_open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
         evaluations = dict(result.evaluations)
-    if not is_main_process():
+    if not processes.is_first():
         return
     for name, evaluation in evaluations.items():
         shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
@@ -577,9 +577,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
+    from geneformer_repro import processes
     from geneformer_repro.embedding import embed
     from geneformer_repro.files import refuse_existing
-    from geneformer_repro.training import is_main_process
 
     out = Path(arguments.out)
     if arguments.states:
@@ -599,21 +599,21 @@ def _embed(arguments: argparse.Namespace) -> None:
     n_rows, n_dimensions = adata.shape
     if adata.isbacked:
         adata.file.close()
-    if is_main_process():
+    if processes.is_first():
         for name, column in drawn.items():
             _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
         print(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
+    from geneformer_repro import processes
     from geneformer_repro.embedding import embed_states
     from geneformer_repro.files import new_file, refuse_existing
-    from geneformer_repro.training import is_main_process
 
     refuse_existing(out, overwrite=arguments.overwrite)
     options = {"layer": arguments.layer, "pooling": arguments.pooling, "statistic": arguments.statistic}
     table = embed_states(*_open_both(arguments), arguments.states, **options)
-    if is_main_process():
+    if processes.is_first():
         with new_file(out, overwrite=arguments.overwrite) as aside:
             table.to_csv(aside, sep="\t")
         print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
@@ -682,8 +682,8 @@ def _write_table(table: Any, arguments: argparse.Namespace) -> None:
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
+    from geneformer_repro import processes
     from geneformer_repro.in_silico.screen import perturb
-    from geneformer_repro.training import is_main_process
 
     perturbation, goal = _perturbation(arguments), _goal(arguments)
     checkpoint, cells = _open_both(arguments)
@@ -699,7 +699,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         **{name: getattr(arguments, name) for name in options},
     )
-    if is_main_process():
+    if processes.is_first():
         print(f"{arguments.out}: {_size(arguments.out)}\n{_agreement(shifts.metadata)}", end="")
 
 

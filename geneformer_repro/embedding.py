@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import BertModel
 
+from geneformer_repro import processes
 from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding_store import VectorParts, open_vectors, refuse_unwritable, write_vectors
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
-from geneformer_repro.parts import my_share
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import is_main_process, peak_memory_gb, processes, sum_over_processes
 
 Level = Literal["cell", "gene"]
 Dtype = Literal["float32", "bfloat16"]
@@ -58,11 +57,6 @@ def blocks_to_run(checkpoint: Checkpoint, layer: int) -> int:
             f"last block), found {layer}."
         )
     return int(n_blocks)
-
-
-def default_device() -> torch.device:
-    """Return the accelerator of this machine, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
 
 
 def encoder_on(checkpoint: Checkpoint, device: torch.device) -> BertModel:
@@ -99,7 +93,7 @@ class _Reader:
         _require_one_of(Dtype, "dtype", dtype)
         checkpoint.require_matching(cells)
         n_blocks = blocks_to_run(checkpoint, layer)
-        device = torch.device(device) if device else default_device()
+        device = torch.device(device) if device else processes.device()
         return cls(encoder_on(checkpoint, device), cells, n_blocks, pooling, dtype, max_tokens, device)
 
     @property
@@ -136,13 +130,13 @@ def _counted(batches: Iterable[HiddenBatch], bar: tqdm) -> Iterator[HiddenBatch]
 
 
 def _memory() -> dict[str, float]:
-    return {"peak_memory_gb": round(peak_memory_gb(), 2)}
+    return {"peak_memory_gb": round(processes.peak_memory_gb(), 2)}
 
 
 @contextmanager
 def _showing(n_cells: int, *, done: int = 0) -> Iterator[tqdm]:
     """Show the main process's share of the work."""
-    quiet = not is_main_process()
+    quiet = not processes.is_first()
     with progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory) as bar:
         yield bar
 
@@ -280,12 +274,12 @@ def embed_states(
     reader = _Reader.of(checkpoint, cells, layer=layer, pooling=pooling, max_tokens=max_tokens, device=device)
     of_state = _mean if statistic == "mean" else _median
     vectors_SD = np.zeros((len(members), reader.hidden_size), dtype=np.float32)
-    mine = list(enumerate(members.values()))[my_share()]
+    mine = list(enumerate(members.values()))[processes.share()]
     with _showing(sum(len(rows) for _, rows in mine)) as bar:
         for i, rows in mine:
             vectors_SD[i] = of_state(reader, rows, bar)
     return pd.DataFrame(
-        sum_over_processes(torch.from_numpy(vectors_SD)).numpy(),
+        processes.sum_over(torch.from_numpy(vectors_SD)).numpy(),
         index=pd.Index(members, name=obs),
         columns=[str(i) for i in range(reader.hidden_size)],
     )
@@ -336,11 +330,11 @@ def _parts(lengths: np.ndarray) -> list[np.ndarray]:
 
 def _embed_cells(reader: _Reader) -> ad.AnnData:
     vectors_ND = np.zeros((len(reader.cells), reader.hidden_size), dtype=np.float32)
-    mine = _parts(reader.cells.lengths)[my_share()]
+    mine = _parts(reader.cells.lengths)[processes.share()]
     with _showing(sum(map(len, mine))) as bar:
         for rows in mine:
             vectors_ND[rows] = reader.vectors(rows, bar)
-    return ad.AnnData(sum_over_processes(torch.from_numpy(vectors_ND)).numpy(), obs=reader.cells.obs)
+    return ad.AnnData(processes.sum_over(torch.from_numpy(vectors_ND)).numpy(), obs=reader.cells.obs)
 
 
 def _stream_cells(reader: _Reader, out: Path, made_by: Mapping[str, Any], *, overwrite: bool) -> ad.AnnData:
@@ -348,17 +342,17 @@ def _stream_cells(reader: _Reader, out: Path, made_by: Mapping[str, Any], *, ove
     plan = {name: value for name, value in made_by.items() if name != "model"}
     plan |= {"max_tokens": reader.max_tokens, "part": [CELLS_A_PART, TOKENS_A_PART]}
     store = VectorParts(out, plan, len(parts), overwrite=overwrite)
-    if is_main_process():
+    if processes.is_first():
         store.make_room(reader.cells.obs, {"geneformer_repro": dict(made_by)}, reader.hidden_size)
     done = len(reader.cells) - sum(len(parts[i]) for i in store.missing)
     mine = store.mine
     with _showing(done + sum(len(parts[i]) for i in mine), done=done) as bar:
         for i in mine:
             store.write(i, reader.vectors(parts[i], bar))
-    processes().wait_for_everyone()
-    if is_main_process():
+    processes.wait()
+    if processes.is_first():
         store.finish()
-    processes().wait_for_everyone()
+    processes.wait()
     return open_vectors(out)
 
 
@@ -367,13 +361,13 @@ def _embed_genes(reader: _Reader) -> ad.AnnData:
     device = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which knows no float64
     sums_VD = torch.zeros(vocabulary.size, reader.hidden_size, dtype=torch.float64, device=device)
     n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64, device=device)
-    mine = _parts(reader.cells.lengths)[my_share()]
+    mine = _parts(reader.cells.lengths)[processes.share()]
     with _showing(sum(map(len, mine))) as bar:
         for batch in (batch for rows in mine for batch in _counted(reader.batches(rows), bar)):
             tokens_T = batch.input_ids_BL[batch.genes_BL].to(device)
             sums_VD.index_add_(0, tokens_T, batch.hidden_BLD[batch.genes_BL].to(device).double())
             n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
-    return _mean_of_genes(sum_over_processes(sums_VD), sum_over_processes(n_cells_V), vocabulary)
+    return _mean_of_genes(processes.sum_over(sums_VD), processes.sum_over(n_cells_V), vocabulary)
 
 
 def _mean_of_genes(sums_VD: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary) -> ad.AnnData:
@@ -389,7 +383,7 @@ def _mean_of_genes(sums_VD: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary) -
 
 
 def _write_genes(adata: ad.AnnData, out: Path, *, overwrite: bool) -> ad.AnnData:
-    if is_main_process():
+    if processes.is_first():
         write_vectors(out, adata, overwrite=overwrite)
-    processes().wait_for_everyone()
+    processes.wait()
     return open_vectors(out)

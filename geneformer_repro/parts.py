@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro import processes
 from geneformer_repro.files import begin_work, refuse_other_work, work_folder
-from geneformer_repro.training import is_main_process, processes
 
 
 class Parts:
@@ -42,19 +42,19 @@ class Parts:
         self, out: Path, plan: Mapping[str, Any], n_parts: int, *, suffix: str, what: str, overwrite: bool
     ) -> None:
         refuse_other_work(out, plan, what=what, overwrite=overwrite)
-        processes().wait_for_everyone()
-        if is_main_process():
+        processes.wait()
+        if processes.is_first():
             begin_work(out, plan, overwrite=overwrite)
-        processes().wait_for_everyone()
+        processes.wait()
         self.out, self.paths = out, [work_folder(out) / f"part-{i:06d}{suffix}" for i in range(n_parts)]
         self.missing = [i for i, path in enumerate(self.paths) if not path.exists()]
         """Parts that no earlier call has written; the same on every process."""
-        processes().wait_for_everyone()
+        processes.wait()
 
     @property
     def mine(self) -> list[int]:
         """The missing parts that this process is to do."""
-        return self.missing[my_share()]
+        return self.missing[processes.share()]
 
     @property
     def untouched(self) -> bool:
@@ -64,8 +64,3 @@ class Parts:
     def drop(self) -> None:
         """Remove them, once the result is there."""
         shutil.rmtree(work_folder(self.out))
-
-
-def my_share() -> slice:
-    """Return what of a list is this process's: every n-th."""
-    return slice(processes().process_index, None, processes().num_processes)

@@ -11,8 +11,6 @@ import itertools
 import json
 import logging
 import math
-import os
-import resource
 import shutil
 import signal
 import threading
@@ -26,8 +24,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
@@ -37,6 +33,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from geneformer_repro import processes
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError, require
@@ -146,12 +143,15 @@ class CellExamples(Dataset):
         return self._get(*row_and_epoch)
 
 
-def processes() -> PartialState:
-    """Return what this process knows of the others of its run, which torchrun or accelerate started."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not (
-        torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    )
-    return PartialState(cpu=on_cpu)
+def join_processes(config: TrainConfig) -> None:
+    """Join the other processes of the run as its fields of `TrainingArguments` say, before anything else asks of them.
+
+    Raises
+    ------
+    InputError
+        Several processes were launched, but they are no group; or the device does not have the backend.
+    """
+    processes.join(timeout=config.trainer.get("ddp_timeout"), backend=config.trainer.get("ddp_backend"))
 
 
 @contextmanager
@@ -179,13 +179,6 @@ def resumable(
         `out` exists, or the work folder is that of another run; names the first difference.
     """
     out = Path(out)
-    everyone = processes()
-    n_launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if n_launched != everyone.num_processes:
-        raise InputError(
-            f"{n_launched} processes were launched, but accelerate counts {everyone.num_processes}, so each would do "
-            "all the work. Start them with accelerate launch or torchrun."
-        )
     refuse_existing(out, overwrite=overwrite, marker="provenance.json")
     if must_exist and not work_folder(out).exists():
         raise InputError(
@@ -193,32 +186,19 @@ def resumable(
         )
     plan = json.loads(json.dumps(identity, default=str))
     refuse_other_work(out, plan, what="run", overwrite=overwrite)
-    everyone.wait_for_everyone()
-    if everyone.is_main_process:
+    processes.wait()
+    if processes.is_first():
         begin_work(out, plan, overwrite=overwrite)
-    everyone.wait_for_everyone()
+    processes.wait()
     try:
         yield work_folder(out)
     except InputError:
-        if everyone.is_main_process:
+        if processes.is_first():
             drop_if_not_begun(out)
         raise
-    everyone.wait_for_everyone()
-    if everyone.is_main_process:
+    processes.wait()
+    if processes.is_first():
         shutil.rmtree(work_folder(out))
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the outputs: the first of a distributed run, or the only one."""
-    return bool(processes().is_main_process)
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Return the sum of a tensor over all processes of a distributed run, on each of them."""
-    if processes().num_processes > 1:
-        values = values.to(processes().device)
-        torch.distributed.all_reduce(values)
-    return values.cpu()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -525,9 +505,7 @@ def _says_when_to_save(config: TrainConfig) -> bool:
 
 def _last_checkpoint(work: Path) -> Path | None:
     """Return the newest checkpoint that is whole; the first process looks, the others believe it."""
-    found: list[Path | None] = [_newest_whole(work) if is_main_process() else None]
-    broadcast_object_list(found)
-    return found[0]
+    return processes.agreed(lambda: _newest_whole(work))
 
 
 def _newest_whole(work: Path) -> Path | None:
@@ -749,7 +727,7 @@ class _Trainer(Trainer):
         began = time.perf_counter()
         name = f"checkpoint-{self.state.global_step}"
         aside = self.work / "saving"
-        loss = sum_over_processes(self._tr_loss.clone()).item() / self.args.world_size
+        loss = processes.sum_over(self._tr_loss.clone()).item() / self.args.world_size
         if self.args.process_index == 0:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -976,7 +954,7 @@ class _Show(TrainerCallback):
         found = {
             "tokens_per_second": round(steps_a_second * self._tokens_a_step, 1),
             "cells_per_second": round(steps_a_second * self._cells_a_step, 2),
-            "peak_memory_gb": round(peak_memory_gb(), 2),
+            "peak_memory_gb": round(processes.peak_memory_gb(), 2),
         }
         if self._peak:
             found["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
@@ -1011,10 +989,3 @@ def _is_until(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except ValueError:  # a line that a crash cut off
         return False
-
-
-def peak_memory_gb() -> float:
-    """Return the most memory so far: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

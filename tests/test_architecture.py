@@ -23,6 +23,7 @@ LAYERS = {
     "report": 0,
     "tokenizer": 1,
     "datasets": 1,
+    "processes": 2,
     "attention": 2,
     "model": 2,
     "checkpoint": 2,

@@ -461,7 +461,7 @@ def test_a_first_order_screen_says_how_good_its_estimates_are(screened):
 
 
 def test_of_several_processes_one_says_what_was_done(screened, monkeypatch):
-    monkeypatch.setattr("geneformer_repro.training.is_main_process", lambda: False)
+    monkeypatch.setattr("geneformer_repro.processes.is_first", lambda: False)
     assert screened("base --genes {0}")[1] == ""
 
 

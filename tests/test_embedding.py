@@ -15,9 +15,9 @@ import torch
 from transformers import BertModel
 
 import geneformer_repro as gf
-from geneformer_repro import embedding, progress
+from geneformer_repro import embedding, processes, progress
 from geneformer_repro.batching import collate
-from geneformer_repro.embedding import _parts, _Reader, blocks_to_run, default_device, embed, embed_states
+from geneformer_repro.embedding import _parts, _Reader, blocks_to_run, embed, embed_states
 from geneformer_repro.model import CellClassifier, Head, MaskedGeneModel, Target, bert_config, run_encoder
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -91,7 +91,7 @@ class TestHiddenStates:
             embed(checkpoint, few, layer=layer)
 
     def test_the_default_device_can_hold_a_tensor(self):
-        assert torch.ones(1, device=default_device()).item() == 1
+        assert torch.ones(1, device=processes.device()).item() == 1
 
 
 class TestCells:
@@ -428,7 +428,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import geneformer_repro as gf
-from geneformer_repro import embedding
+from geneformer_repro import embedding, processes
 
 torch.set_num_threads(1)
 embedding.CELLS_A_PART = 5
@@ -441,7 +441,7 @@ states = embedding.embed_states(checkpoint, cells, "cell_type", statistic="media
 for suffix in (".h5ad", ".zarr"):
     streamed = embedding.embed(checkpoint, cells, out=out / f"x{suffix}")
     np.testing.assert_array_equal(streamed.X[:], cells_in_memory.X)
-rank = embedding.processes().process_index
+rank = processes.rank()
 np.savez(out / f"rank{rank}.npz", cells=cells_in_memory.X, genes=genes.X, states=states)
 """
 

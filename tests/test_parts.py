@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from geneformer_repro import parts as module
-from geneformer_repro.parts import Parts, my_share
+from geneformer_repro import processes
+from geneformer_repro.parts import Parts
 
 PLAN = {"layer": -1, "cells": "abc"}
 
@@ -29,11 +29,9 @@ def begun(out):
 
 
 def several(monkeypatch, index, number):
-    monkeypatch.setattr(
-        module,
-        "processes",
-        lambda: SimpleNamespace(process_index=index, num_processes=number, wait_for_everyone=lambda: None),
-    )
+    state = SimpleNamespace(process_index=index, num_processes=number)
+    monkeypatch.setattr(processes, "_state", lambda: state)
+    monkeypatch.setattr(processes, "wait", lambda: None)
 
 
 def test_parts_lie_beside_the_output_in_order(out):
@@ -74,7 +72,7 @@ def test_processes_share_what_is_missing_and_each_part_is_done_once(begun, monke
 
 def test_a_share_is_every_so_manieth(monkeypatch):
     several(monkeypatch, 1, 3)
-    assert list(range(10))[my_share()] == [1, 4, 7]
+    assert list(range(10))[processes.share()] == [1, 4, 7]
 
 
 def test_what_is_missing_does_not_change_while_parts_are_written(out):
@@ -85,7 +83,7 @@ def test_what_is_missing_does_not_change_while_parts_are_written(out):
 
 
 def test_only_the_main_process_makes_the_folder(out, monkeypatch):
-    monkeypatch.setattr(module, "is_main_process", lambda: False)
+    several(monkeypatch, 1, 2)
     begin(out)
     assert list(out.parent.iterdir()) == []
 

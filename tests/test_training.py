@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
-from geneformer_repro import training
+from geneformer_repro import processes, training
 from geneformer_repro.batching import collate
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
@@ -813,7 +813,7 @@ class TestResumable:
 
     def test_processes_that_do_not_know_of_each_other_are_refused(self, tmp_path, monkeypatch):
         """Each would do all the work, and write the same files."""
-        training.processes()
+        processes.join()
         monkeypatch.setenv("WORLD_SIZE", "2")
         message = "2 processes were launched, but accelerate counts 1, so each would do all the work"
         with pytest.raises(gf.InputError, match=message), resumable(tmp_path / "base", IDENTITY):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import embed
@@ -31,7 +32,7 @@ from geneformer_repro.finetuning.tasks import Task, class_name, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import LOG_FILE, is_main_process, resumable
+from geneformer_repro.training import LOG_FILE, join_processes, resumable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -157,6 +158,7 @@ def finetune(
     FileExistsError
         `out` exists, or an unfinished run with other settings.
     """
+    join_processes(config)
     checkpoint.require_matching(cells)
     require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
     run = _Run.prepared(checkpoint, cells, config)
@@ -182,7 +184,7 @@ def finetune(
             curve=curve,
             trials=_by_fold(tables) if tables else None,
         )
-        if is_main_process():
+        if processes.is_first():
             _write(result, run, work, Path(out), overwrite)
     return result
 

@@ -19,6 +19,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import nn
 
+from geneformer_repro import processes
 from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
@@ -35,7 +36,7 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
 from geneformer_repro.tokenizer.counts import vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, is_main_process, resumable, train
+from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, join_processes, resumable, train
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -180,6 +181,7 @@ def finetune_genes(
         `out` exists, or an unfinished run with other settings.
     """
     config = config or GeneFinetuneConfig()
+    join_processes(config)
     checkpoint.require_matching(cells)
     if isinstance(gene_classes, (str, Path)):
         gene_classes = read_gene_classes(gene_classes, task)
@@ -212,7 +214,7 @@ def finetune_genes(
             run.split_table(),
             pd.concat([one.assign(fold=i + 1) for i, one in enumerate(histories)], ignore_index=True),
         )
-        if is_main_process():
+        if processes.is_first():
             _write(result, config, work, Path(out), overwrite)
     return result
 

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
+from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.files import new_file
 from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS, Features
@@ -16,7 +17,6 @@ from geneformer_repro.finetuning.networks import NetworkConfig, meaning, outputs
 from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.model import CellClassifier
 from geneformer_repro.progress import progress
-from geneformer_repro.training import is_main_process
 
 FINE_TUNED, RANDOM = "fine-tuned", "same network, random weights"
 
@@ -115,7 +115,7 @@ def _add_simple_methods(
                 name: partial(method, features, known, labels, test_rows, seed)
                 for name, method in NUMBER_METHODS.items()
             }
-        with progress("simple methods", total=len(fits), unit="methods", quiet=not is_main_process()) as bar:
+        with progress("simple methods", total=len(fits), unit="methods", quiet=not processes.is_first()) as bar:
             for number, (name, fit) in enumerate(fits.items()):
                 bar.set_postfix_str(name)
                 predicted[i][name] = kept(work / f"target{i}_method{number}.npy", fit)
@@ -127,7 +127,7 @@ def kept(path: Path, make: Callable[[], np.ndarray | None]) -> np.ndarray | None
     if path.exists():
         return np.load(path, allow_pickle=False)
     made = make()
-    if made is not None and is_main_process():
+    if made is not None and processes.is_first():
         with new_file(path, overwrite=True) as aside:
             np.save(aside, made)
     return made

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from geneformer_repro import processes
 from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import MAX_TOKENS, default_device
+from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.networks import meaning, outputs_of
 from geneformer_repro.model import GeneClassifier, Head, Target
@@ -71,7 +72,7 @@ def predict(
         )
     cells = data if isinstance(data, TokenizedDataset) else _tokenized(checkpoint, data, layer, gene_ids)
     checkpoint.require_matching(cells)
-    checkpoint.model.to(torch.device(device) if device else default_device())  # type: ignore[arg-type]
+    checkpoint.model.to(torch.device(device) if device else processes.device())  # type: ignore[arg-type]
     if head.level == "gene":
         table = _of_genes(cast(GeneClassifier, checkpoint.model), cells, head.targets[0], max_tokens)
     else:

@@ -16,13 +16,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import did_you_mean
 from geneformer_repro.files import new_file, read_json, write_json
 from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, RunParts, train_classifier
 from geneformer_repro.finetuning.tasks import Task
-from geneformer_repro.training import is_main_process, processes, search_settings
+from geneformer_repro.training import search_settings
 
 logger = logging.getLogger(__name__)
 
@@ -196,11 +197,11 @@ def _at_random(
             )
             row = {**settings, **_best(history)}
             logger.info(json.dumps({"event": "trial", "trial": number, **row}))
-            processes().wait_for_everyone()
-            if is_main_process():
+            processes.wait()
+            if processes.is_first():
                 with new_file(done, overwrite=True) as aside:
                     write_json(aside, row)
-            processes().wait_for_everyone()
+            processes.wait()
         rows.append(read_json(done))
     return rows
 

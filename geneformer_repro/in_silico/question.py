@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed_states
 from geneformer_repro.errors import InputError, did_you_mean
@@ -17,7 +18,6 @@ from geneformer_repro.in_silico.perturbation import EACH, Plan
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
 from geneformer_repro.model import CellClassifier, Pooling, require_poolable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import is_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ def _check_goal(goal: GoalState, cells: TokenizedDataset, hidden_size: int, *, o
         return
     if goal.embeddings is None:
         few = {state: int(n_cells[state]) for state in goal.states if n_cells[state] < FEW_CELLS}
-        if few and is_main_process():
+        if few and processes.is_first():
             logger.warning("States of few cells, whose mean vectors are uncertain: %s.", few)
         return
     if missing := set(goal.states) - set(goal.embeddings):

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import MAX_TOKENS, Dtype, blocks_to_run, default_device, encoder_on
+from geneformer_repro.embedding import MAX_TOKENS, Dtype, blocks_to_run, encoder_on
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import new_file, refuse_existing, refuse_other_work
 from geneformer_repro.in_silico.engine import Engine, Found, Job
@@ -32,7 +33,6 @@ from geneformer_repro.model import Pooling, flops
 from geneformer_repro.parts import Parts
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import is_main_process, peak_memory_gb, processes
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def perturb(
     question.check(checkpoint, cells, layer, pooling)
     if out is not None:
         refuse_existing(Path(out), overwrite=overwrite)
-    elif processes().num_processes > 1:
+    elif processes.count() > 1:
         raise InputError("Several processes share a screen through its file; give out= (--out).")
     layer = 0 if target else -1 if layer is None else layer
     pooling = pooling or ("cls" if cells.vocabulary.has_cls else "mean")
@@ -182,7 +182,7 @@ def perturb(
     }
     if out is not None:
         refuse_other_work(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
-    where = torch.device(device) if device else default_device()
+    where = torch.device(device) if device else processes.device()
     engine = Engine(
         bert=encoder_on(checkpoint, where),
         vocabulary=cells.vocabulary,
@@ -251,7 +251,7 @@ def _leave_out(genes: set[str], perturbation: Perturbation | Composed, why: str)
     message = f"{len(genes)} of {len(perturbation.named)} genes {why}: {listed}."
     if perturbation.needs_one_of(genes):
         raise InputError(f"{message} Give ids or names of genes that are there.")
-    if is_main_process():
+    if processes.is_first():
         logger.warning("%s They are left out.", message)
 
 
@@ -316,27 +316,27 @@ class _Screen:
                 table = self._table(self.parts[i], bar.update)
                 with new_file(parts.paths[i]) as aside:
                     pq.write_table(table, aside, compression="zstd")
-        processes().wait_for_everyone()
-        if is_main_process():
+        processes.wait()
+        if processes.is_first():
             learned = self._learned(pq.read_table(path) for path in parts.paths)
             blocks = (pq.read_table(path) for path in parts.paths)
             write_blocks(out, blocks, {**metadata, **learned}, overwrite=overwrite)
             parts.drop()
-        processes().wait_for_everyone()
+        processes.wait()
         return ShiftTable.open(out)
 
     def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[tqdm]:
         """Say what is to be done and how long it will take; show a bar."""
         n_done, n_to_do = (sum(int(self._n_variants[self.parts[i]].sum()) for i in some) for some in (done, parts))
-        if is_main_process() and n_to_do:
+        if processes.is_first() and n_to_do:
             self._forecast(np.concatenate([self.parts[i] for i in parts]))
         return progress(
             "perturb",
             total=n_done + n_to_do,
             unit="variants",
             done=n_done,
-            quiet=not is_main_process(),
-            facts=lambda: {"peak_memory_gb": round(peak_memory_gb(), 2)},
+            quiet=not processes.is_first(),
+            facts=lambda: {"peak_memory_gb": round(processes.peak_memory_gb(), 2)},
         )
 
     def _forecast(self, cells: np.ndarray) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from geneformer_repro import processes
 from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
@@ -36,10 +37,8 @@ from geneformer_repro.training import (
     CellExamples,
     Decay,
     TrainConfig,
-    is_main_process,
-    processes,
+    join_processes,
     resumable,
-    sum_over_processes,
     train,
 )
 
@@ -148,6 +147,7 @@ def pretrain(
         The process received SIGTERM, or Ctrl-C; the run is saved.
     """
     config = config or PretrainConfig()
+    join_processes(config)
     if base is not None:
         base.require_matching(cells)
     train_rows, held_rows = _split(cells, config)
@@ -156,7 +156,7 @@ def pretrain(
         "vocabulary": cells.vocabulary.fingerprint,
         "base": base and base.fingerprint,
     }
-    identity = {"step": "pretrain", "config": resolved(config), **inputs, "processes": processes().num_processes}
+    identity = {"step": "pretrain", "config": resolved(config), **inputs, "processes": processes.count()}
     with resumable(out, identity, overwrite=overwrite, must_exist=resume) as work:
         model = _initial_model(cells.vocabulary, config, base)
         held_out = HeldOut(cells, held_rows, config)
@@ -178,7 +178,7 @@ def pretrain(
             work=work,
             step="pretrain",
         )
-        nn.Module.to(trained, processes().device)
+        nn.Module.to(trained, processes.device())
         scores = pd.DataFrame({MODEL: held_out.scores(trained), **guesses}).T.rename_axis("method")
         result = {
             "scores": {str(name): row.round(6).to_dict() for name, row in scores.iterrows()},
@@ -190,7 +190,7 @@ def pretrain(
         seen = np.array([] if base is None or base.seen is None else base.seen, dtype=np.uint64)
         seen = np.union1d(cells.select(train_rows).digests(), seen)
         checkpoint = Checkpoint(trained, cells.vocabulary, record, seen, name=f"checkpoint {out}")
-        if is_main_process():
+        if processes.is_first():
             with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
                 checkpoint.write_into(folder)
                 history.to_csv(folder / "history.tsv", sep="\t", index=False)
@@ -397,7 +397,7 @@ class HeldOut:
         was_training = model.training
         model.eval()
         device = next(model.parameters()).device
-        process, n_processes = processes().process_index, processes().num_processes
+        process, n_processes = processes.rank(), processes.count()
         total = torch.zeros(6, dtype=torch.float64)
         with torch.no_grad():
             for first in range(0, len(self._batches), n_processes):
@@ -409,7 +409,7 @@ class HeldOut:
                 if i == first + process:
                     total += self._sums(batch, _judge(logits, labels[labels != IGNORED]))
         model.train(was_training)
-        return sum_over_processes(total)
+        return processes.sum_over(total)
 
 
 def _judge(logits_MV: Tensor, target_M: Tensor) -> Tensor:
