@@ -4,6 +4,7 @@ It is a stock BERT directory with files beside, so `transformers` opens ours and
 """
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import new_directory, read_json, write_json
@@ -34,6 +36,14 @@ _ARCHITECTURES: Mapping[type, str] = {
     CellClassifier: "BertModel",
     GeneClassifier: "BertForTokenClassification",
 }
+_DECIDING = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)  # fmt: skip
+"""Fields of a configuration that change a result; 2 and 4 heads of attention have the same weights."""
+_ALTERING = ("peft", "bitsandbytes")
+_SAID_OF_MODULES = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -77,10 +87,16 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the weights and the vocabulary."""
+        """SHA-256 over all that decides what the network puts out: vocabulary, weights, configuration and head.
+
+        Of a model in memory also over adapters and quantisation, which state dicts tell only in part.
+        """
         digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        config = {name: getattr(self.model.config, name) for name in _DECIDING}
+        head = asdict(self.head) if self.head else None
+        digest.update(json.dumps([config, head, list(_altered(self.model))], default=str).encode())
         for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
 
@@ -187,6 +203,15 @@ class Checkpoint:
                 "they do not belong together. Give the vocabulary that the model was trained with."
             )
         return cls(model, vocabulary, provenance, seen, name=f"checkpoint {local}")
+
+
+def _altered(model: nn.Module) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield the modules that a library put into the network, and what their weights do not say."""
+    for name, module in model.named_modules():
+        if type(module).__module__.partition(".")[0] in _ALTERING:
+            said = {one: str(value) for one in _SAID_OF_MODULES if (value := getattr(module, one, None)) is not None}
+            kind = getattr(getattr(module, "weight", None), "quant_type", "")
+            yield name, type(module).__qualname__, {**said, "quant_type": str(kind)}
 
 
 def _described(head: Head) -> str:

@@ -390,9 +390,8 @@ def _model_options(command: argparse.ArgumentParser, *, with_target: bool) -> No
 
 
 def _vocabulary(arguments: argparse.Namespace) -> int:
-    import shutil
-
-    from geneformer_repro.files import drop_work, refuse_existing, work_folder
+    from geneformer_repro import unfinished
+    from geneformer_repro.files import refuse_existing
     from geneformer_repro.tokenizer.fitting import FAILED
     from geneformer_repro.tokenizer.vocabulary import Vocabulary, is_published
 
@@ -412,9 +411,7 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
         vocabulary = Vocabulary.from_pretrained(published[0], series=arguments.series, revision=arguments.revision)
         vocabulary.save(out, overwrite=arguments.overwrite)
     else:
-        work = work_folder(out)
-        if arguments.overwrite:
-            drop_work(out)
+        work = unfinished.work_folder(out)
         vocabulary = Vocabulary.fit(
             arguments.inputs,
             series=arguments.series,
@@ -425,10 +422,11 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             ray=arguments.ray,
             work=work,
+            overwrite=arguments.overwrite,
         )
         vocabulary.save(out, overwrite=arguments.overwrite)
         status = int((work / FAILED).exists())
-        shutil.rmtree(work)
+        unfinished.drop(work)
     print(vocabulary)
     return status
 
@@ -539,8 +537,8 @@ def _named_settings(arguments: argparse.Namespace) -> list[str]:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from geneformer_repro import processes, unfinished
     from geneformer_repro.checkpoint import Checkpoint
-    from geneformer_repro.files import new_file, refuse_existing
     from geneformer_repro.finetuning.predict import predict
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.readers import open_counts
@@ -550,7 +548,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise InputError(f"{out}: predictions are written as .tsv, or with the counts as .h5ad.")
     if out.resolve() == Path(arguments.data).resolve():
         raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
-    refuse_existing(out, overwrite=arguments.overwrite)
+    processes.agreed(lambda: unfinished.refuse(out, overwrite=arguments.overwrite))
     data: Any = arguments.data
     if (Path(data) / "spec.json").exists():
         if arguments.layer or arguments.gene_ids:
@@ -564,16 +562,23 @@ def _predict(arguments: argparse.Namespace) -> None:
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
     checkpoint = Checkpoint.from_pretrained(arguments.checkpoint)
-    table = predict(checkpoint, data, layer=arguments.layer, gene_ids=arguments.gene_ids)
-    with new_file(out, overwrite=arguments.overwrite) as aside:
-        if out.suffix == ".h5ad":
-            data.write_h5ad(aside)
-        else:
-            table.rename_axis("gene" if checkpoint.head and checkpoint.head.level == "gene" else "cell").to_csv(
-                aside, sep="\t"
-            )
+    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids}
+    if out.suffix == ".tsv":
+        table = predict(checkpoint, data, out=out, overwrite=arguments.overwrite, **options)
+    else:
+        table = predict(checkpoint, data, **options)
+        processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
+    if not processes.is_first():
+        return
     for column in table.columns[table.columns.str.endswith("_predicted")]:
         print(table[column].value_counts().to_string() if table[column].dtype == object else table[column].describe())
+
+
+def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:
+    from geneformer_repro.files import new_file
+
+    with new_file(out, overwrite=overwrite) as aside:
+        adata.write_h5ad(aside)
 
 
 def _embed(arguments: argparse.Namespace) -> None:

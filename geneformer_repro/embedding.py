@@ -21,18 +21,21 @@ from transformers import BertModel
 from geneformer_repro import processes
 from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding_store import VectorParts, open_vectors, refuse_unwritable, write_vectors
+from geneformer_repro.embedding_store import VectorParts, marker_of, open_vectors, refuse_unwritable, write_vectors
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.work import working_on
 
 Level = Literal["cell", "gene"]
 Dtype = Literal["float32", "bfloat16"]
 Statistic = Literal["mean", "median"]
 MAX_TOKENS = 16_384
 """Tokens of an evaluation batch: 64 cells of 256 genes, or 8 of 2,048."""
+VERSION = 1
+"""Of the vectors: raised when another version of the package gives other ones, so that it does not go on with these."""
 CELLS_A_PART, TOKENS_A_PART = 8_192, 2**22
 """Most cells and tokens between two points from which an embedding can go on."""
 
@@ -141,6 +144,7 @@ def _showing(n_cells: int, *, done: int = 0) -> Iterator[tqdm]:
         yield bar
 
 
+@processes.together()
 def embed(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,
@@ -182,7 +186,7 @@ def embed(
         Write here, ``.h5ad`` or ``.zarr``, instead of holding all vectors in memory. Cells whose embedding was cut off
         go on from ``OUT.partial`` with the same call; genes begin anew.
     overwrite
-        Replace `out`, and drop the remains of another call.
+        Replace `out`; drop the remains of a call with other settings (those of the same call are gone on with).
 
     Returns
     -------
@@ -201,7 +205,7 @@ def embed(
     """
     _require_one_of(Level, "level", level)
     if out is not None:
-        refuse_unwritable(Path(out), overwrite=overwrite)
+        processes.agreed(lambda: refuse_unwritable(Path(out), overwrite=overwrite))
     reader = _Reader.of(
         checkpoint, cells, layer=layer, pooling=pooling, dtype=dtype, max_tokens=max_tokens, device=device
     )
@@ -222,6 +226,7 @@ def embed(
     return adata if out is None else _write_genes(adata, Path(out), overwrite=overwrite)
 
 
+@processes.together()
 def embed_states(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,
@@ -316,7 +321,7 @@ def _require_one_of(choices: Any, name: str, found: str) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, found {found!r}.")
 
 
-def _parts(lengths: np.ndarray) -> list[np.ndarray]:
+def parts_of(lengths: np.ndarray) -> list[np.ndarray]:
     """Cut cells into consecutive parts: row numbers of each."""
     ends, parts, start = np.cumsum(lengths), [], 0
     while start < len(lengths):
@@ -330,7 +335,7 @@ def _parts(lengths: np.ndarray) -> list[np.ndarray]:
 
 def _embed_cells(reader: _Reader) -> ad.AnnData:
     vectors_ND = np.zeros((len(reader.cells), reader.hidden_size), dtype=np.float32)
-    mine = _parts(reader.cells.lengths)[processes.share()]
+    mine = parts_of(reader.cells.lengths)[processes.share()]
     with _showing(sum(map(len, mine))) as bar:
         for rows in mine:
             vectors_ND[rows] = reader.vectors(rows, bar)
@@ -338,21 +343,21 @@ def _embed_cells(reader: _Reader) -> ad.AnnData:
 
 
 def _stream_cells(reader: _Reader, out: Path, made_by: Mapping[str, Any], *, overwrite: bool) -> ad.AnnData:
-    parts = _parts(reader.cells.lengths)
+    parts = parts_of(reader.cells.lengths)
     plan = {name: value for name, value in made_by.items() if name != "model"}
-    plan |= {"max_tokens": reader.max_tokens, "part": [CELLS_A_PART, TOKENS_A_PART]}
-    store = VectorParts(out, plan, len(parts), overwrite=overwrite)
-    if processes.is_first():
-        store.make_room(reader.cells.obs, {"geneformer_repro": dict(made_by)}, reader.hidden_size)
-    done = len(reader.cells) - sum(len(parts[i]) for i in store.missing)
-    mine = store.mine
-    with _showing(done + sum(len(parts[i]) for i in mine), done=done) as bar:
-        for i in mine:
-            store.write(i, reader.vectors(parts[i], bar))
-    processes.wait()
-    if processes.is_first():
-        store.finish()
-    processes.wait()
+    plan |= {"version": VERSION, "max_tokens": reader.max_tokens, "part": [CELLS_A_PART, TOKENS_A_PART]}
+    with working_on(out, plan, what="embedding", marker=marker_of(out), overwrite=overwrite) as work:
+        if not work.is_delivered:
+            store = VectorParts(work, len(parts))
+            uns = {"geneformer_repro": dict(made_by)}
+            processes.agreed(lambda: store.make_room(reader.cells.obs, uns, reader.hidden_size))
+            done = len(reader.cells) - sum(len(parts[i]) for i in store.missing)
+            with _showing(done + sum(len(parts[i]) for i in store.mine), done=done) as bar:
+                for i in store.mine:
+                    store.write(i, reader.vectors(parts[i], bar))
+            processes.wait()
+            if processes.is_first():
+                store.finish()
     return open_vectors(out)
 
 
@@ -361,7 +366,7 @@ def _embed_genes(reader: _Reader) -> ad.AnnData:
     device = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which knows no float64
     sums_VD = torch.zeros(vocabulary.size, reader.hidden_size, dtype=torch.float64, device=device)
     n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64, device=device)
-    mine = _parts(reader.cells.lengths)[processes.share()]
+    mine = parts_of(reader.cells.lengths)[processes.share()]
     with _showing(sum(map(len, mine))) as bar:
         for batch in (batch for rows in mine for batch in _counted(reader.batches(rows), bar)):
             tokens_T = batch.input_ids_BL[batch.genes_BL].to(device)
@@ -383,7 +388,5 @@ def _mean_of_genes(sums_VD: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary) -
 
 
 def _write_genes(adata: ad.AnnData, out: Path, *, overwrite: bool) -> ad.AnnData:
-    if processes.is_first():
-        write_vectors(out, adata, overwrite=overwrite)
-    processes.wait()
+    processes.agreed(lambda: write_vectors(out, adata, overwrite=overwrite))
     return open_vectors(out)

@@ -2,7 +2,8 @@
 
 They are computed in parts, each written aside and renamed, so that a part is there whole or not at all; what else the
 result holds is written before the first, so that what cannot be written is known at once. At the end the parts are laid
-end to end. That takes twice their room on disk for a moment, and memory for one part, however many there are.
+end to end, a few at a time, and a call that is cut off there goes on with the next. That takes twice their room on disk
+for a moment, and memory for one part, however many there are.
 """
 
 import warnings
@@ -18,19 +19,16 @@ import pandas as pd
 import zarr
 from safetensors.numpy import load_file, save_file
 
+from geneformer_repro import unfinished
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import (
-    drop_work,
-    move_into_place,
-    new_directory,
-    new_file,
-    refuse_existing,
-    work_folder,
-)
-from geneformer_repro.parts import Parts
+from geneformer_repro.files import new_directory, new_file, read_json, write_json
+from geneformer_repro.progress import progress
+from geneformer_repro.work import Parts, Work
 
 _H5AD, _ZARR = ".h5ad", ".zarr"
 _ROWS_A_CHUNK = 4096
+_PARTS_AT_ONCE = 16
+"""Parts that are laid into the result between two points from which that goes on."""
 
 
 def refuse_unwritable(out: Path, *, overwrite: bool) -> None:
@@ -45,7 +43,7 @@ def refuse_unwritable(out: Path, *, overwrite: bool) -> None:
     """
     if out.suffix not in (_H5AD, _ZARR):
         raise InputError(f"{out}: vectors are written as {_H5AD} or {_ZARR}. Give a name that ends so.")
-    refuse_existing(out, overwrite=overwrite, marker=_marker(out))
+    unfinished.refuse(out, overwrite=overwrite, marker=marker_of(out))
 
 
 class VectorParts:
@@ -53,60 +51,63 @@ class VectorParts:
 
     Parameters
     ----------
-    out
-        The result, that `refuse_unwritable` let pass.
-    plan
-        What makes two pieces of work the same, as JSON can hold it.
+    work
+        The work on the result, whose name `refuse_unwritable` let pass.
     n_parts
         How many parts there are.
-    overwrite
-        Drop unfinished work.
-
-    Raises
-    ------
-    FileExistsError
-        There is unfinished work with another plan; names the first difference.
     """
 
-    def __init__(self, out: Path, plan: Mapping[str, Any], n_parts: int, *, overwrite: bool) -> None:
-        self._parts = Parts(out, plan, n_parts, suffix=".safetensors", what="embedding", overwrite=overwrite)
-        self._out, self._result = out, work_folder(out) / f"result{out.suffix}"
+    def __init__(self, work: Work, n_parts: int) -> None:
+        self._work, self._parts = work, Parts(work, n_parts, suffix=".safetensors")
+        self._result, self._note = work.folder / f"vectors{work.out.suffix}", work.folder / "laid.json"
         self.missing, self.mine = self._parts.missing, self._parts.mine
         """Parts that no earlier call has written, and this process's share of them."""
 
     def make_room(self, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensions: int) -> None:
-        """Write everything but the vectors.
+        """Write everything but the vectors, on the first process.
 
         Raises
         ------
         InputError
             AnnData cannot write an obs column.
         """
+        if self.missing:
+            self._note.unlink(missing_ok=True)
+        if self._n_laid():
+            return
+        unfinished.remove(self._result)
         try:
             _make_room(self._result, obs, uns, n_dimensions)
         except InputError:
-            if self._parts.untouched:
-                drop_work(self._out)
+            unfinished.remove(self._result)
             raise
 
     def write(self, part: int, vectors_ND: np.ndarray) -> None:
         """Keep a part."""
-        with new_file(self._parts.paths[part]) as aside:
-            save_file({"X": vectors_ND}, aside)
+        self._parts.keep(part, lambda aside: save_file({"X": vectors_ND}, aside))
 
     def finish(self) -> None:
-        """Make the result of the parts, which must all be there, and drop them."""
-        _fill(self._result, (load_file(path)["X"] for path in self._parts.paths))
-        if self._out.suffix == _H5AD:
-            self._result.replace(self._out)
-        else:
-            move_into_place(self._result, self._out)
-        self._parts.drop()
+        """Make the result of the parts, which must all be there, on the first process."""
+        paths, n_laid = self._parts.paths, self._n_laid()
+        with progress("merge", total=len(paths), unit="parts", done=n_laid, quiet=len(paths) < _PARTS_AT_ONCE) as bar:
+            for start in range(n_laid, len(paths), _PARTS_AT_ONCE):
+                some = paths[start : start + _PARTS_AT_ONCE]
+                n_rows = _fill(self._result, (load_file(path)["X"] for path in some), start=self._n_rows())
+                with new_file(self._note, overwrite=True) as aside:
+                    write_json(aside, {"parts": start + len(some), "rows": n_rows})
+                bar.update(len(some))
+        self._work.deliver(self._result)
+
+    def _n_laid(self) -> int:
+        return int(read_json(self._note)["parts"]) if self._note.exists() else 0
+
+    def _n_rows(self) -> int:
+        return int(read_json(self._note)["rows"]) if self._note.exists() else 0
 
 
 def write_vectors(out: Path, adata: ad.AnnData, *, overwrite: bool) -> None:
     """Write vectors that are in memory."""
-    marker = _marker(out)
+    marker = marker_of(out)
     new = new_directory(out, marker=marker, overwrite=overwrite) if marker else new_file(out, overwrite=overwrite)
     with new as aside:
         _make_room(aside, adata.obs, adata.uns, adata.n_vars)
@@ -127,7 +128,7 @@ def add_obsm(path: Path, name: str, values: np.ndarray) -> None:
         ad.io.write_elem(root["obsm"], name, values)
 
 
-def _marker(path: Path) -> str | None:
+def marker_of(path: Path) -> str | None:
     """Return the file that tells a Zarr store from another folder: of format 2 or, also where there is none, 3."""
     if path.suffix == _H5AD:
         return None
@@ -160,16 +161,26 @@ def _make_room(path: Path, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensio
         if "raw" in root:
             del root["raw"]  # an empty dataset, over which anndata 0.12 stumbles when it reads a backed file to memory
         if isinstance(root, h5py.File):
-            vectors = root.create_dataset("X", shape=adata.shape, dtype="float32")
+            vectors = _allocated(root, adata.shape)
         else:
             chunks = (min(_ROWS_A_CHUNK, adata.n_obs), n_dimensions)
             vectors = root.empty(name="X", shape=adata.shape, dtype="float32", chunks=chunks)
         vectors.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-def _fill(path: Path, parts: Iterable[np.ndarray]) -> None:
+def _allocated(root: h5py.File, shape: tuple[int, int]) -> h5py.Dataset:
+    """Make ``X`` with all of its room: to fill that changes no structure of the file, so that a kill breaks none."""
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    options.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    h5py.h5d.create(root.id, b"X", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(shape), dcpl=options)
+    return root["X"]
+
+
+def _fill(path: Path, parts: Iterable[np.ndarray], *, start: int = 0) -> int:
+    """Write vectors from a row on; return the row behind them."""
     with _opened(path, "r+") as root:
-        start = 0
         for vectors_ND in parts:
             root["X"][start : start + len(vectors_ND)] = vectors_ND
             start += len(vectors_ND)
+    return start

@@ -1,4 +1,4 @@
-"""How this package writes: aside, then renamed, so that a name either holds a whole result or nothing.
+"""How this package writes: aside, synced, then renamed, so that a name either holds a whole result or nothing.
 
 A killed run leaves at most a hidden ``.NAME.tmp-…`` or ``.NAME.old-…`` beside the output. An output that exists is
 refused; with ``overwrite`` it is replaced, but only where it is one of ours (it holds `marker`), so
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,14 @@ from typing import Any
 
 from geneformer_repro.errors import InputError
 
-_PLAN_FILE = "plan.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAID_OTHERWISE = re.compile(
+    rf"(os error|errno =|\[Errno) ({'|'.join(map(str, _FULL))})\b|No space left|quota exceeded|File too large"
+    r"|PytorchStreamWriter failed|file write failed|unexpected pos",
+    re.IGNORECASE,
+)
+"""How safetensors, HDF5 and torch say that there is no room; only their text tells."""
+_LONGEST_AFFIX = len(".partial") + len(".tmp-00000000") + 1
 _RECORDED_PACKAGES = (
     "geneformer-repro",
     "torch",
@@ -53,6 +61,7 @@ def refuse_existing(path: Path, *, overwrite: bool, marker: str | None = None) -
     InputError
         The folder that should hold the output cannot be made or written to.
     """
+    _require_possible(path)
     if path.exists():
         if not overwrite:
             raise FileExistsError(
@@ -77,6 +86,52 @@ def refuse_existing(path: Path, *, overwrite: bool, marker: str | None = None) -
         raise InputError(f"{path}: the folder {path.parent} cannot be made ({error.strerror}).") from error
 
 
+def _require_possible(path: Path) -> None:
+    """Raise if no file could ever stand under this name."""
+    longest = os.pathconf(next((folder for folder in path.parents if folder.is_dir()), "."), "PC_NAME_MAX")
+    for name, most in [(path.name, longest - _LONGEST_AFFIX), *((name, longest) for name in path.parts[:-1])]:
+        if len(os.fsencode(name)) > most:
+            raise InputError(
+                f"{path}: a name of {len(os.fsencode(name))} bytes is too long; at most {most} leave room for the "
+                "temporary names beside it. Choose a shorter one."
+            )
+    if path.is_symlink() and not path.exists():
+        raise FileExistsError(
+            f"{path} is a link that leads nowhere ({path.readlink()}). Remove it, or choose another output."
+        )
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what libraries raise when the disk is full into one line that names the file.
+
+    Raises
+    ------
+    InputError
+        The disk or a quota is full, or the file is larger than allowed.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        name = getattr(error, "filename", None) or path
+        raise InputError(
+            f"{name} could not be written: the disk is full ({' '.join(str(error).split())[:200]}). Make room and give "
+            "the same call again; what is finished is kept, and work that is done in parts goes on with it."
+        ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or _SAID_OTHERWISE.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextmanager
 def new_directory(path: str | Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an error."""
@@ -85,8 +140,9 @@ def new_directory(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     aside.chmod(0o777 & ~_umask())
     try:
-        yield aside
-        move_into_place(aside, path)
+        with translated(path):
+            yield aside
+            move_into_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -104,112 +160,29 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(path, overwrite=overwrite)
     aside = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
-        yield aside
-        aside.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"{path} could not be written: the disk is full ({os.strerror(error.errno)}). Make room and give the "
-                "same call again; what is finished is kept, and work that is done in parts goes on with it."
-            ) from error
-        raise
+        with translated(path):
+            yield aside
+            _sync(aside)
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def work_folder(out: Path) -> Path:
-    """Return where unfinished work on `out` is kept: ``OUT.partial``."""
-    return out.with_name(out.name + ".partial")
-
-
-def refuse_other_work(out: Path, plan: Mapping[str, Any], *, what: str, overwrite: bool) -> None:
-    """Raise unless the unfinished work on `out`, if there is any, was begun with this plan.
-
-    Parameters
-    ----------
-    out
-        The final output.
-    plan
-        What makes two pieces of work the same: settings and fingerprints of the inputs, as JSON can hold them.
-    what
-        "run" or "screen", for the message.
-    overwrite
-        Whether the user allowed unfinished work with another plan to be dropped.
-
-    Raises
-    ------
-    FileExistsError
-        The work folder was begun with another plan (names the first difference), or is not one of ours.
-    """
-    refuse_other_plan(work_folder(out), plan, what=what, overwrite=overwrite)
-
-
-def refuse_other_plan(work: Path, plan: Mapping[str, Any], *, what: str, overwrite: bool) -> None:
-    """Raise unless a work folder is absent, empty, or was begun with this plan; see `refuse_other_work`."""
-    if not (work / _PLAN_FILE).exists():
-        if work.exists() and (not work.is_dir() or any(work.iterdir())):
-            raise FileExistsError(f"{work} is in the way and not unfinished work of this package; move it elsewhere.")
-        return
-    before = read_json(work / _PLAN_FILE)
-    if before != plan and not overwrite:
-        raise FileExistsError(
-            f"{work} holds an unfinished {what} with other settings ({_first_difference(before, plan)}). "
-            "Give the same settings to go on with it, or overwrite=True (--overwrite) to start anew."
-        )
-
-
-def begin_work(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Path:
-    """Make the work folder of `out`, write its plan, return it; with `overwrite` drop what it holds."""
-    work = work_folder(out)
-    if overwrite:
-        shutil.rmtree(work, ignore_errors=True)
-    write_plan(work, plan)
-    return work
-
-
-def write_plan(work: Path, plan: Mapping[str, Any]) -> None:
-    """Write the plan into a work folder, which is made if it is absent."""
-    work.mkdir(parents=True, exist_ok=True)
-    with new_file(work / _PLAN_FILE, overwrite=True) as aside:
-        write_json(aside, plan)
-
-
-def is_begun(out: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether there is unfinished work on `out` with this plan."""
-    path = work_folder(out) / _PLAN_FILE
-    return path.exists() and read_json(path) == plan
-
-
-def drop_work(out: Path) -> None:
-    """Remove the unfinished work on `out`.
-
-    Raises
-    ------
-    FileExistsError
-        What is there is not unfinished work of this package.
-    """
-    refuse_other_work(out, {}, what="work", overwrite=True)
-    shutil.rmtree(work_folder(out), ignore_errors=True)
-
-
-def drop_if_not_begun(out: Path) -> None:
-    """Remove the work folder of `out` if it holds no more than its plan, so that refused settings leave nothing."""
-    work = work_folder(out)
-    if {path.name for path in work.rglob("*") if path.is_file()} <= {_PLAN_FILE}:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-    there, here = before.get(key), now.get(key)
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        return f"{key}.{_first_difference(there, here)}"
-    return f"{key}: {there!r} there, {here!r} now"
+def _sync(path: Path) -> None:
+    """Have a file on the disk before it gets its name: after a power cut a name never holds half of it."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def move_into_place(aside: Path, path: Path) -> None:
-    """Rename a folder into place; one that is in the way is moved aside first and deleted last."""
-    if path.exists():
+    """Rename a file or folder into place; a folder that is in the way is moved aside first and deleted last."""
+    if aside.is_file():
+        _sync(aside)
+        aside.replace(path)
+    elif path.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
         path.rename(old / path.name)
         aside.rename(path)

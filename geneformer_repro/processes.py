@@ -171,8 +171,9 @@ def together() -> Iterator[None]:
 def _tell(block: int, message: str) -> None:
     with suppress(torch.distributed.DistError):  # another one, which held the store, failed first
         _store().set(_failed(block), message)
+        _store().add(f"{_failed(block)}/know", 1)
         if is_first():
-            _stay_until(lambda: _store().add(f"{_failed(block)}/heard", 0) == count() - 1)
+            _stay_until(lambda: _store().add(f"{_failed(block)}/know", 0) == count())
 
 
 def wait() -> None:
@@ -205,7 +206,7 @@ def require_others() -> None:
         except torch.distributed.DistError as error:
             raise OtherProcessError("Stopped, since the first process of the run is gone.") from error
         if has_failed:
-            store.add(f"{_failed(block)}/heard", 1)
+            store.add(f"{_failed(block)}/know", 1)
             raise OtherProcessError(f"Stopped, since another process of the run failed: {message}")
 
 

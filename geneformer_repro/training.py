@@ -39,14 +39,9 @@ from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import InputError, MissingExtraError
 from geneformer_repro.files import (
-    begin_work,
     damage,
-    drop_if_not_begun,
     new_file,
     read_json,
-    refuse_existing,
-    refuse_other_work,
-    work_folder,
     write_json,
     write_manifest,
 )
@@ -152,53 +147,6 @@ def join_processes(config: TrainConfig) -> None:
         Several processes were launched, but they are no group; or the device does not have the backend.
     """
     processes.join(timeout=config.trainer.get("ddp_timeout"), backend=config.trainer.get("ddp_backend"))
-
-
-@contextmanager
-def resumable(
-    out: str | Path, identity: Mapping[str, Any], *, overwrite: bool = False, must_exist: bool = False
-) -> Iterator[Path]:
-    """Yield the work folder of a run, ``OUT.partial``, which survives a crash and is removed at the end.
-
-    Parameters
-    ----------
-    out
-        The run's final output, which must not exist yet.
-    identity
-        What makes two runs the same: configuration and inputs.
-    overwrite
-        Replace the output, and drop the remains of another run.
-    must_exist
-        Raise if there is no unfinished run.
-
-    Raises
-    ------
-    InputError
-        There is nothing to resume.
-    FileExistsError
-        `out` exists, or the work folder is that of another run; names the first difference.
-    """
-    out = Path(out)
-    refuse_existing(out, overwrite=overwrite, marker="provenance.json")
-    if must_exist and not work_folder(out).exists():
-        raise InputError(
-            f"{work_folder(out)}: no such folder, so there is no unfinished run to go on with. Leave out --resume."
-        )
-    plan = json.loads(json.dumps(identity, default=str))
-    refuse_other_work(out, plan, what="run", overwrite=overwrite)
-    processes.wait()
-    if processes.is_first():
-        begin_work(out, plan, overwrite=overwrite)
-    processes.wait()
-    try:
-        yield work_folder(out)
-    except InputError:
-        if processes.is_first():
-            drop_if_not_begun(out)
-        raise
-    processes.wait()
-    if processes.is_first():
-        shutil.rmtree(work_folder(out))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

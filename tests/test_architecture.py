@@ -18,6 +18,7 @@ PACKAGE = ROOT.name
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "unfinished": 0,
     "progress": 0,
     "config": 0,
     "report": 0,
@@ -30,7 +31,7 @@ LAYERS = {
     "batching": 2,
     "embedding": 3,
     "embedding_store": 3,
-    "parts": 3,
+    "work": 3,
     "training": 3,
     "mapping": 3,
     "pretraining": 4,

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
 from geneformer_repro.checkpoint import quiet_transformers
+from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.model import (
     CellClassifier,
     GeneClassifier,
@@ -35,6 +36,7 @@ LENGTHS = (41, 60, 23)
 CELL_TYPE = Target("cell_type", ("B", "Monocyte", "T"))
 AGE = Target("age", mean=40.5, sd=12.0)
 DOSAGE = Target("dosage", ("sensitive", "other"))
+CONFIGURED = [("num_attention_heads", 1), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-5)]
 HEADS = [
     pytest.param(Head((CELL_TYPE,)), id="mean"),
     pytest.param(Head((CELL_TYPE,), "cls"), id="cls"),
@@ -493,6 +495,40 @@ class TestCheckpoint:
     def test_the_fingerprint_follows_the_vocabulary(self, checkpoint):
         other = dataclasses.replace(checkpoint.vocabulary, medians=None)
         assert dataclasses.replace(checkpoint, vocabulary=other).fingerprint != checkpoint.fingerprint
+
+    @pytest.mark.parametrize(
+        ("field", "value"), [("num_attention_heads", 1), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-5)]
+    )
+    def test_the_fingerprint_follows_what_the_weights_do_not_say(self, checkpoint, field, value):
+        """The weights of one head of attention and of four are the same."""
+        other = copy.deepcopy(checkpoint)
+        setattr(other.model.config, field, value)
+        assert other.fingerprint != checkpoint.fingerprint
+
+    @pytest.mark.parametrize(
+        "head",
+        [Head((CELL_TYPE,), "cls"), Head((Target(CELL_TYPE.name, CELL_TYPE.classes[::-1]),))],
+        ids=["pooling", "names"],
+    )
+    def test_the_fingerprint_follows_the_head(self, headed, head):
+        one, other = headed(Head((CELL_TYPE,))), headed(head)
+        other.model.load_state_dict(one.model.state_dict())
+        assert other.fingerprint != one.fingerprint
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            pytest.param({"quantize_bits": 4}, {"quantize_bits": 8}, id="bits"),
+            pytest.param({"lora_alpha": 8}, {"lora_alpha": 16}, id="scale"),
+        ],
+    )
+    def test_the_fingerprint_follows_adapters_and_quantisation(self, headed, one, other):
+        prints = []
+        for options in (one, other):
+            checkpoint = headed(Head((CELL_TYPE,)))
+            model, _ = prepare(checkpoint.model, TransferConfig(transfer="qlora", **options), seed=0)
+            prints.append(dataclasses.replace(checkpoint, model=model).fingerprint)
+        assert prints[0] != prints[1]
 
     def test_the_fingerprint_does_not_follow_the_name(self, checkpoint):
         assert dataclasses.replace(checkpoint, name="moved").fingerprint == checkpoint.fingerprint

@@ -2,9 +2,6 @@ import copy
 import dataclasses
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata as ad
@@ -12,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forking import several
 from transformers import BertModel
 
 import geneformer_repro as gf
 from geneformer_repro import embedding, processes, progress
 from geneformer_repro.batching import collate
-from geneformer_repro.embedding import _parts, _Reader, blocks_to_run, embed, embed_states
+from geneformer_repro.embedding import _Reader, blocks_to_run, embed, embed_states, parts_of
 from geneformer_repro.model import CellClassifier, Head, MaskedGeneModel, Target, bert_config, run_encoder
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -227,10 +225,10 @@ class TestParts:
         monkeypatch.setattr(embedding, "CELLS_A_PART", 3)
         monkeypatch.setattr(embedding, "TOKENS_A_PART", 10)
         lengths = np.array([5, 5, 1, 1, 1, 1, 30, 2, 2])
-        assert [rows.tolist() for rows in _parts(lengths)] == [[0, 1], [2, 3, 4], [5], [6], [7, 8]]
+        assert [rows.tolist() for rows in parts_of(lengths)] == [[0, 1], [2, 3, 4], [5], [6], [7, 8]]
 
     def test_a_part_of_a_few_cells_is_all_of_them(self):
-        assert [rows.tolist() for rows in _parts(np.array([5, 3, 9]))] == [[0, 1, 2]]
+        assert [rows.tolist() for rows in parts_of(np.array([5, 3, 9]))] == [[0, 1, 2]]
 
     @pytest.mark.parametrize("level", ["cell", "gene"])
     def test_parts_do_not_change_an_embedding(self, checkpoint, few, level, monkeypatch):
@@ -422,51 +420,31 @@ class TestLog:
         assert [line["cells"] for line in lines_of(caplog)] == [*range(1, 13), 12]
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-import numpy as np
-import torch
-import geneformer_repro as gf
-from geneformer_repro import embedding, processes
-
-torch.set_num_threads(1)
-embedding.CELLS_A_PART = 5
-checkpoint, out = gf.Checkpoint.from_pretrained(sys.argv[1]), Path(sys.argv[2])
-adata = gf.datasets.pbmc700()
-cells = gf.tokenize(adata[:23], checkpoint.vocabulary, obs=["cell_type"])
-cells_in_memory = embedding.embed(checkpoint, cells)
-genes = embedding.embed(checkpoint, cells, level="gene")
-states = embedding.embed_states(checkpoint, cells, "cell_type", statistic="median")
-for suffix in (".h5ad", ".zarr"):
-    streamed = embedding.embed(checkpoint, cells, out=out / f"x{suffix}")
-    np.testing.assert_array_equal(streamed.X[:], cells_in_memory.X)
-rank = processes.rank()
-np.savez(out / f"rank{rank}.npz", cells=cells_in_memory.X, genes=genes.X, states=states)
-"""
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory, vocabulary) -> Path:
-    """What two processes, launched by torchrun, and one made of the same cells."""
+    """What two processes and one made of the same cells."""
     folder = tmp_path_factory.mktemp("two")
     torch.manual_seed(0)
-    model = MaskedGeneModel(bert_config("tiny", vocabulary)).eval()
-    gf.Checkpoint(model, vocabulary).save(folder / "base")
-    (folder / "launched.py").write_text(TWO_PROCESSES)
-    for name, launcher in {"one": [], "two": TORCHRUN}.items():
+    checkpoint = gf.Checkpoint(MaskedGeneModel(bert_config("tiny", vocabulary)).eval(), vocabulary)
+    some = gf.tokenize(gf.datasets.pbmc700()[:23], vocabulary, obs=["cell_type"])
+
+    def run(name):
+        embedding.CELLS_A_PART = 5
+        in_memory = embed(checkpoint, some)
+        genes = embed(checkpoint, some, level="gene")
+        states = embed_states(checkpoint, some, "cell_type", statistic="median")
+        for suffix in (".h5ad", ".zarr"):
+            streamed = embed(checkpoint, some, out=folder / name / f"x{suffix}")
+            np.testing.assert_array_equal(streamed.X[:], in_memory.X)
+        rank = processes.rank()
+        np.savez(folder / name / f"rank{rank}.npz", cells=in_memory.X, genes=genes.X, states=states)
+
+    for name, n in {"one": 1, "two": 2}.items():
         (folder / name).mkdir()
-        command = [sys.executable, *launcher, folder / "launched.py", folder / "base", folder / name]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+        several(lambda _, name=name: run(name), folder, n=n)
     return folder
 
 
-@pytest.mark.slow
 class TestTwoProcesses:
     @pytest.mark.parametrize("rank", [0, 1])
     @pytest.mark.parametrize("what", ["cells", "states"])

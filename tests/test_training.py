@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
-from geneformer_repro import processes, training
+from geneformer_repro import training
 from geneformer_repro.batching import collate
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import CellExamples, Interrupted, ParameterGroup, TrainConfig, resumable, train
+from geneformer_repro.training import CellExamples, Interrupted, ParameterGroup, TrainConfig, train
 
 IDENTITY = {"step": "pretrain", "config": {"epochs": 3, "seed": 0}, "cells": "aaaa"}
 N_CELLS, BATCH_SIZE = 16, 4
@@ -757,103 +757,3 @@ class TestCheckpoints:
         found = weights(stock)
         for name, weight in whole.weights.items():
             np.testing.assert_array_equal(found[name], weight, err_msg=name)
-
-
-def cut_off(out: Path) -> None:
-    """Leave the remains of a run."""
-    with contextlib.suppress(CutOffError), resumable(out, IDENTITY) as work:
-        (work / "checkpoint-8").mkdir()
-        raise CutOffError
-
-
-class TestResumable:
-    def test_the_work_folder_lies_beside_the_output_and_goes_at_the_end(self, tmp_path):
-        with resumable(tmp_path / "base", IDENTITY) as work:
-            assert work == tmp_path / "base.partial"
-            assert work.is_dir()
-        assert list(tmp_path.iterdir()) == []
-
-    def test_folders_above_the_output_are_made(self, tmp_path):
-        with resumable(tmp_path / "runs" / "new" / "base", IDENTITY) as work:
-            assert work.is_dir()
-
-    def test_the_work_survives_a_crash_for_the_same_settings(self, tmp_path):
-        cut_off(tmp_path / "base")
-        with resumable(tmp_path / "base", json.loads(json.dumps(IDENTITY))) as work:
-            assert (work / "checkpoint-8").is_dir()
-
-    @pytest.mark.parametrize(
-        ("changes", "difference"),
-        [
-            pytest.param({"cells": "bbbb"}, "cells: 'aaaa' there, 'bbbb' now", id="cells"),
-            pytest.param({"base": "cccc"}, "base: None there, 'cccc' now", id="base"),
-        ],
-    )
-    def test_other_settings_are_refused_naming_the_difference(self, tmp_path, changes, difference):
-        cut_off(tmp_path / "base")
-        message = rf"base.partial holds an unfinished run with other settings \({difference}\).*overwrite=True \(--over"
-        with pytest.raises(FileExistsError, match=message), resumable(tmp_path / "base", IDENTITY | changes):
-            pass
-
-    def test_a_field_that_is_the_same_is_not_named_as_the_difference(self, tmp_path):
-        cut_off(tmp_path / "base")
-        other = IDENTITY | {"config": {"epochs": 2, "seed": 0}}
-        with (
-            pytest.raises(FileExistsError, match=r"epochs.*3 there, 2 now") as caught,
-            resumable(tmp_path / "base", other),
-        ):
-            pass
-        assert "seed" not in str(caught.value)
-
-    def test_going_on_without_an_unfinished_run_is_refused(self, tmp_path):
-        message = r"base.partial: no such folder, so there is no unfinished run to go on with. Leave out --resume"
-        with pytest.raises(gf.InputError, match=message), resumable(tmp_path / "base", IDENTITY, must_exist=True):
-            raise AssertionError("work began")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_processes_that_do_not_know_of_each_other_are_refused(self, tmp_path, monkeypatch):
-        """Each would do all the work, and write the same files."""
-        processes.join()
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        message = "2 processes were launched, but accelerate counts 1, so each would do all the work"
-        with pytest.raises(gf.InputError, match=message), resumable(tmp_path / "base", IDENTITY):
-            raise AssertionError("work began")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_going_on_with_an_unfinished_run_keeps_its_work(self, tmp_path):
-        cut_off(tmp_path / "base")
-        with resumable(tmp_path / "base", IDENTITY, must_exist=True) as work:
-            assert (work / "checkpoint-8").is_dir()
-
-    @pytest.mark.parametrize("changes", [{}, {"cells": "bbbb"}], ids=["same_settings", "other_settings"])
-    def test_overwriting_drops_an_unfinished_run(self, tmp_path, changes):
-        cut_off(tmp_path / "base")
-        with resumable(tmp_path / "base", IDENTITY | changes, overwrite=True) as work:
-            assert not (work / "checkpoint-8").exists()
-
-    def test_an_output_that_exists_is_refused_before_the_work(self, tmp_path):
-        (tmp_path / "base").mkdir()
-        with (
-            pytest.raises(FileExistsError, match=r"base already exists.*overwrite=True"),
-            resumable(tmp_path / "base", {}),
-        ):
-            raise AssertionError("work began")
-        assert not (tmp_path / "base.partial").exists()
-
-    def test_a_folder_that_is_no_result_is_refused_even_to_overwrite(self, tmp_path):
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.tex").touch()
-        message = "mine is a folder without provenance.json.*not replaced"
-        with pytest.raises(FileExistsError, match=message), resumable(tmp_path / "mine", {}, overwrite=True):
-            raise AssertionError("work began")
-
-    @pytest.mark.parametrize("overwrite", [False, True])
-    def test_a_folder_of_somebody_elses_in_the_place_of_the_work_is_spared(self, tmp_path, overwrite):
-        (tmp_path / "base.partial").mkdir()
-        (tmp_path / "base.partial" / "thesis.tex").touch()
-        with (
-            pytest.raises(FileExistsError, match=r"base\.partial"),
-            resumable(tmp_path / "base", IDENTITY, overwrite=overwrite),
-        ):
-            pass
-        assert (tmp_path / "base.partial" / "thesis.tex").exists()

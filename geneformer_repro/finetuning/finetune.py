@@ -19,7 +19,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import new_directory, provenance
+from geneformer_repro.files import provenance
 from geneformer_repro.finetuning import baselines
 from geneformer_repro.finetuning.curve import learning_curve, require_enough
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
@@ -32,7 +32,8 @@ from geneformer_repro.finetuning.tasks import Task, class_name, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import LOG_FILE, join_processes, resumable
+from geneformer_repro.training import LOG_FILE, join_processes
+from geneformer_repro.work import Work, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -144,7 +145,7 @@ def finetune(
         Raw counts of the cells, for the methods that need them; default the file they were tokenised from, if it is
         still there. Without either, their rows of the table are empty.
     overwrite
-        Replace a result that `out` holds.
+        Replace a result that `out` holds; drop an unfinished run with other settings (the same run goes on).
 
     Returns
     -------
@@ -164,13 +165,14 @@ def finetune(
     run = _Run.prepared(checkpoint, cells, config)
     inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint}
     counted = raw_counts(run.task.cells, counts) if config.baselines else None
-    with resumable(out, {"step": "finetune", "config": resolved(config), **inputs}, overwrite=overwrite) as work:
+    plan = {"step": "finetune", "config": resolved(config), **inputs}
+    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
         features = run.features(counted) if config.baselines else None
-        outcomes, tables = run.folds(features, work)
+        outcomes, tables = run.folds(features, work.folder)
         chosen = best_settings(tables, config)
-        model = outcomes[0].model if len(run.splits) == 1 else run.final_model(outcomes, chosen, work / "final")
+        model = outcomes[0].model if len(run.splits) == 1 else run.final_model(outcomes, chosen, work.folder / "final")
         evaluations = run.evaluations(outcomes)
-        curve = run.curve(features, chosen, work / "curve") if config.curve else None
+        curve = run.curve(features, chosen, work.folder / "curve") if config.curve else None
         record = provenance("finetune", config=resolved(config), inputs=inputs) | {
             "result": {name: _as_json(one.methods.loc[FINE_TUNED]) for name, one in evaluations.items()},
             "intervals": run.intervals,
@@ -185,7 +187,7 @@ def finetune(
             trials=_by_fold(tables) if tables else None,
         )
         if processes.is_first():
-            _write(result, run, work, Path(out), overwrite)
+            _write(result, run, work)
     return result
 
 
@@ -368,15 +370,16 @@ def _joined(predicted: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarr
     return joined
 
 
-def _write(result: Finetuned, run: _Run, work: Path, out: Path, overwrite: bool) -> None:
+def _write(result: Finetuned, run: _Run, work: Work) -> None:
     several = len(result.evaluations) > 1
-    with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
+    with work.result() as folder:
+        folder.mkdir()
         result.checkpoint.write_into(folder)
         for name in ("split", "history", "curve", "trials"):
             table = getattr(result, name)
             if table is not None:
                 table.to_csv(folder / f"{name}.tsv", sep="\t", index=False)
-        (folder / LOG_FILE).write_bytes((work / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
+        (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
         pages = [
             write_evaluation(evaluation, folder_of(folder, name, several=several), curve=result.curve)
             for name, evaluation in result.evaluations.items()

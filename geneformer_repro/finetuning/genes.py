@@ -25,7 +25,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import MAX_TOKENS, embed
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import new_directory, provenance
+from geneformer_repro.files import provenance
 from geneformer_repro.finetuning import baselines, transfer
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, kept
@@ -36,7 +36,8 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
 from geneformer_repro.tokenizer.counts import vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, join_processes, resumable, train
+from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, join_processes, train
+from geneformer_repro.work import Work, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -167,7 +168,7 @@ def finetune_genes(
     counts
         Raw counts of the cells, for features of genes; default the file they were tokenised from, if it is still there.
     overwrite
-        Replace a result that `out` holds.
+        Replace a result that `out` holds; drop an unfinished run with other settings (the same run goes on).
 
     Returns
     -------
@@ -188,11 +189,11 @@ def finetune_genes(
     run = _GeneRun.prepared(checkpoint, cells, gene_classes, config)
     inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint}
     listed = {name: list(genes) for name, genes in gene_classes.items()}
-    identity = {"step": "finetune_genes", "config": resolved(config), "gene_classes": listed, **inputs}
-    with resumable(out, identity, overwrite=overwrite) as work:
-        outcomes = [run.fold(i, work / f"fold-{i + 1}") for i in range(config.folds)]
+    plan = {"step": "finetune_genes", "config": resolved(config), "gene_classes": listed, **inputs}
+    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
+        outcomes = [run.fold(i, work.folder / f"fold-{i + 1}") for i in range(config.folds)]
         histories = [outcome.history for outcome in outcomes]
-        predicted = run.simple_methods(work, counts) if config.baselines else {}
+        predicted = run.simple_methods(work.folder, counts) if config.baselines else {}
         asked = [FINE_TUNED, *([RANDOM] if config.baselines else [])]
         networks = {name: [outcome.predicted[name] for outcome in outcomes] for name in asked}
         of_genes = {FINE_TUNED: run.per_gene(networks[FINE_TUNED]), **predicted}
@@ -202,7 +203,7 @@ def finetune_genes(
             named="gene",
         )  # fmt: skip
         occurrences = run.over_occurrences(networks, predicted)
-        model = run.final_model(histories, work / "final")
+        model = run.final_model(histories, work.folder / "final")
         record = provenance("finetune_genes", config=resolved(config), inputs=inputs) | {
             "gene_classes": {name: run.names[run.codes == i].tolist() for i, name in enumerate(run.target.classes)},
             "result": evaluation.methods.loc[FINE_TUNED].dropna().round(6).to_dict(),
@@ -215,7 +216,7 @@ def finetune_genes(
             pd.concat([one.assign(fold=i + 1) for i, one in enumerate(histories)], ignore_index=True),
         )
         if processes.is_first():
-            _write(result, config, work, Path(out), overwrite)
+            _write(result, config, work)
     return result
 
 
@@ -514,13 +515,14 @@ def _mean_by_gene(asked: _Asked, n_genes: int) -> np.ndarray:
     return sums / np.maximum(np.bincount(asked.gene, minlength=n_genes), 1)[:, None]
 
 
-def _write(result: FinetunedGenes, config: GeneFinetuneConfig, work: Path, out: Path, overwrite: bool) -> None:
-    with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
+def _write(result: FinetunedGenes, config: GeneFinetuneConfig, work: Work) -> None:
+    with work.result() as folder:
+        folder.mkdir()
         result.checkpoint.write_into(folder)
         result.split.to_csv(folder / "split.tsv", sep="\t", index=False)
         result.history.to_csv(folder / "history.tsv", sep="\t", index=False)
         result.occurrences.to_csv(folder / "occurrences.tsv", sep="\t")
-        (folder / LOG_FILE).write_bytes((work / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
+        (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
         page = write_evaluation(result.evaluation, folder)
         facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(result.split)}
         write_page(folder, [page], intervals=f"95 % bootstrap intervals over {len(result.split)} genes", facts=facts)

@@ -1,30 +1,48 @@
-"""Asking a fine-tuned classifier about new data."""
+"""Asking a fine-tuned classifier about new data.
+
+Cells are taken in consecutive parts, so that a large dataset is read from one end to the other, several processes share
+it, and a call that was cut off goes on; within a part they are sorted by length.
+"""
 
 import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from geneformer_repro import processes
 from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import MAX_TOKENS
+from geneformer_repro.embedding import CELLS_A_PART, MAX_TOKENS, TOKENS_A_PART, parts_of
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.networks import meaning, outputs_of
 from geneformer_repro.model import GeneClassifier, Head, Target
+from geneformer_repro.progress import progress
+from geneformer_repro.tokenizer.corpus import find_sources, identity
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.genes import reconcile
 from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
 
 
+VERSION = 1
+"""Of the predictions: raised when another version of the package makes other ones, so that it does not go on with
+these."""
+
+
+@processes.together()
 def predict(
     checkpoint: Checkpoint,
     data: TokenizedDataset | ad.AnnData | str | Path,
@@ -33,8 +51,12 @@ def predict(
     gene_ids: str | None = None,
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> pd.DataFrame:
     """Predict classes, with probabilities, or numbers of new cells; or classes of the genes in them.
+
+    Under ``torchrun`` or ``accelerate launch`` every process must call it; they share the cells, and each returns all.
 
     Parameters
     ----------
@@ -49,6 +71,11 @@ def predict(
         Tokens of a batch; less needs less memory.
     device
         Default: an accelerator where there is one.
+    out
+        Also write the table here, tab-separated; predictions of cells that were cut off go on from ``OUT.partial`` with
+        the same call.
+    overwrite
+        Replace `out`; drop the remains of a call with other settings.
 
     Returns
     -------
@@ -64,19 +91,19 @@ def predict(
         The checkpoint is no classifier, or the data cannot be read or have too few known genes.
     VocabularyMismatchError
         The tokenised cells have another vocabulary.
+    FileExistsError
+        `out` exists, or unfinished work with other settings.
     """
     head = checkpoint.head
     if head is None:
         raise InputError(
             f"{checkpoint.name} is a pretrained model without classes; predict needs one made by finetune."
         )
-    cells = data if isinstance(data, TokenizedDataset) else _tokenized(checkpoint, data, layer, gene_ids)
-    checkpoint.require_matching(cells)
-    checkpoint.model.to(torch.device(device) if device else processes.device())  # type: ignore[arg-type]
-    if head.level == "gene":
-        table = _of_genes(cast(GeneClassifier, checkpoint.model), cells, head.targets[0], max_tokens)
+    where = {"layer": layer, "gene_ids": gene_ids}
+    if out is None:
+        table = _Asked(checkpoint, head, _tokenized(checkpoint, data, **where), max_tokens, device).table()
     else:
-        table = _of_cells(checkpoint, cells, head, max_tokens)
+        table = _on_disk(checkpoint, head, data, where, max_tokens, device, Path(out), overwrite=overwrite)
     if not isinstance(data, ad.AnnData):
         return table
     if head.level == "cell":
@@ -86,22 +113,132 @@ def predict(
 
 
 def _tokenized(
-    checkpoint: Checkpoint, data: ad.AnnData | str | Path, layer: str | None, gene_ids: str | None
+    checkpoint: Checkpoint, data: TokenizedDataset | ad.AnnData | str | Path, **options: Any
 ) -> TokenizedDataset:
-    cells = tokenize(data, checkpoint.vocabulary, layer=layer, gene_ids=gene_ids)
+    if isinstance(data, TokenizedDataset):
+        return data
+    cells = tokenize(data, checkpoint.vocabulary, **options)
     n_known, n_genes = cells.spec["n_genes_known"], len(checkpoint.vocabulary)
-    logger.info("%d of the %d genes that the model knows are in the data; the rest count as silent.", n_known, n_genes)
+    if processes.is_first():
+        logger.info(
+            "%d of the %d genes that the model knows are in the data; the rest count as silent.", n_known, n_genes
+        )
     return cells
 
 
-def _of_cells(checkpoint: Checkpoint, cells: TokenizedDataset, head: Head, max_tokens: int) -> pd.DataFrame:
-    outputs = head.split(outputs_of(checkpoint.model, cells, head, max_tokens=max_tokens))
-    tables = [
-        _columns(target, meaning(target, one.numpy()), cells.cell_names)
-        for target, one in zip(head.targets, outputs, strict=True)
-    ]
-    table = pd.concat(tables, axis=1)
-    table[cells.lengths <= (2 if cells.vocabulary.has_cls else 0)] = np.nan
+def _on_disk(
+    checkpoint: Checkpoint,
+    head: Head,
+    data: TokenizedDataset | ad.AnnData | str | Path,
+    where: Mapping[str, str | None],
+    max_tokens: int,
+    device: str | torch.device | None,
+    out: Path,
+    *,
+    overwrite: bool,
+) -> pd.DataFrame:
+    """Write the table, and return it."""
+    plan = {"step": "predict", "version": VERSION, "checkpoint": checkpoint.fingerprint, "data": _identity_of(data)}
+    plan |= {**where, "max_tokens": max_tokens, "part": [CELLS_A_PART, TOKENS_A_PART]}
+    with working_on(out, plan, what="prediction", overwrite=overwrite) as work:
+        asked = _Asked(checkpoint, head, _tokenized_once(checkpoint, data, where, work), max_tokens, device)
+        table = asked.table(None if head.level == "gene" else Parts(work, len(asked.parts), suffix=".safetensors"))
+        if processes.is_first():
+            with work.result() as aside:
+                table.rename_axis(head.level).to_csv(aside, sep="\t")
+    return table
+
+
+def _identity_of(data: TokenizedDataset | ad.AnnData | str | Path) -> Any:
+    """Return what tells data from changed ones."""
+    return data.fingerprint if isinstance(data, TokenizedDataset) else [identity(one) for one in find_sources(data)]
+
+
+def _tokenized_once(
+    checkpoint: Checkpoint,
+    data: TokenizedDataset | ad.AnnData | str | Path,
+    where: Mapping[str, str | None],
+    work: Work,
+) -> TokenizedDataset:
+    """Tokenise on the first process, into the work folder; a call that goes on finds the cells there."""
+    if isinstance(data, TokenizedDataset):
+        return data
+    tokens = work.folder / "cells"
+    if processes.agreed(lambda: not tokens.exists()):
+        processes.agreed(lambda: _tokenized(checkpoint, data, out=tokens, **where) and None)
+    return TokenizedDataset.open(tokens)
+
+
+class _Asked:
+    """A classifier and the cells that it is asked about, in consecutive parts."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        head: Head,
+        cells: TokenizedDataset,
+        max_tokens: int,
+        device: str | torch.device | None,
+    ) -> None:
+        checkpoint.require_matching(cells)
+        self._model, self._head, self._cells, self._max_tokens = checkpoint.model, head, cells, max_tokens
+        nn.Module.to(self._model, torch.device(device) if device else processes.device())
+        self.parts = parts_of(cells.lengths)
+
+    def table(self, kept: Parts | None = None) -> pd.DataFrame:
+        """Return the predictions; of cells, those of finished parts are kept and not made again."""
+        missing = range(len(self.parts)) if kept is None else kept.missing
+        n_cells, n_done = len(self._cells), len(self._cells) - sum(len(self.parts[i]) for i in missing)
+        mine = missing[processes.share()]
+        total = n_done + sum(len(self.parts[i]) for i in mine)
+        with progress("predict", total=total, unit="cells", done=n_done, quiet=not processes.is_first()) as bar:
+            if self._head.level == "gene":
+                return self._of_genes(mine, bar)
+            outputs_NK = torch.zeros(n_cells, self._head.n_outputs)
+            for i in mine:
+                some = self._cells.select(self.parts[i])
+                outputs_NK[self.parts[i]] = outputs_of(self._model, some, self._head, max_tokens=self._max_tokens)
+                if kept is not None:
+                    kept.keep(i, partial(save_file, {"outputs": outputs_NK[self.parts[i]].clone()}))
+                bar.update(len(some))
+        if kept is None:
+            return self._of_cells(processes.sum_over(outputs_NK))
+        processes.wait()
+        return self._of_cells(torch.cat([load_file(path)["outputs"] for path in kept.paths]))
+
+    def _of_cells(self, outputs_NK: Tensor) -> pd.DataFrame:
+        tables = [
+            _columns(target, meaning(target, outputs.numpy()), self._cells.cell_names)
+            for target, outputs in zip(self._head.targets, self._head.split(outputs_NK), strict=True)
+        ]
+        table = pd.concat(tables, axis=1)
+        table[self._cells.lengths <= (2 if self._cells.vocabulary.has_cls else 0)] = np.nan
+        return table
+
+    def _of_genes(self, parts: Sequence[int], bar: tqdm) -> pd.DataFrame:
+        model, vocabulary, target = cast(GeneClassifier, self._model), self._cells.vocabulary, self._head.targets[0]
+        sums_VK = torch.zeros(vocabulary.size, target.n_outputs, dtype=torch.float64)
+        n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64)
+        device = next(model.parameters()).device
+        model.eval()
+        for i in parts:
+            for rows, batch in evaluation_batches(self._cells.select(self.parts[i]), self._max_tokens):
+                real_BL = batch["attention_mask"].bool()
+                tokens_T, lengths = batch["input_ids"][real_BL], real_BL.sum(1).tolist()
+                with torch.inference_mode():
+                    probabilities_TK = model(tokens_T.to(device), lengths).logits.double().softmax(-1).cpu()
+                sums_VK.index_add_(0, tokens_T, probabilities_TK)
+                n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
+                bar.update(len(rows))
+        return _mean_of_genes(processes.sum_over(sums_VK), processes.sum_over(n_cells_V), vocabulary, target)
+
+
+def _mean_of_genes(sums_VK: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary, target: Target) -> pd.DataFrame:
+    found = np.flatnonzero(n_cells_V[vocabulary.tokens].numpy())
+    tokens = vocabulary.tokens[found]
+    names = np.array(vocabulary.gene_ids, dtype=object)[found]
+    table = _columns(target, (sums_VK[tokens] / n_cells_V[tokens, None]).numpy(), names)
+    table["n_cells"] = n_cells_V[tokens].numpy()
     return table
 
 
@@ -113,27 +250,6 @@ def _columns(target: Target, found: np.ndarray, names: np.ndarray) -> pd.DataFra
             f"{target.name}_probability": found.max(1),
         } | {f"{target.name}_p_{name}": found[:, i] for i, name in enumerate(target.classes)}
     return pd.DataFrame(columns, index=pd.Index(names))
-
-
-def _of_genes(model: GeneClassifier, cells: TokenizedDataset, target: Target, max_tokens: int) -> pd.DataFrame:
-    vocabulary = cells.vocabulary
-    sums_VK = torch.zeros(vocabulary.size, target.n_outputs, dtype=torch.float64)
-    n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64)
-    device = next(model.parameters()).device
-    model.eval()
-    with torch.inference_mode():
-        for _, batch in evaluation_batches(cells, max_tokens):
-            real_BL = batch["attention_mask"].bool()
-            tokens_T, lengths = batch["input_ids"][real_BL], real_BL.sum(1).tolist()
-            probabilities_TK = model(tokens_T.to(device), lengths).logits.double().softmax(-1).cpu()
-            sums_VK.index_add_(0, tokens_T, probabilities_TK)
-            n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
-    found = np.flatnonzero(n_cells_V[vocabulary.tokens].numpy())
-    tokens = vocabulary.tokens[found]
-    names = np.array(vocabulary.gene_ids, dtype=object)[found]
-    table = _columns(target, (sums_VK[tokens] / n_cells_V[tokens, None]).numpy(), names)
-    table["n_cells"] = n_cells_V[tokens].numpy()
-    return table
 
 
 def _gene_of_var(adata: ad.AnnData, vocabulary: Vocabulary, layer: str | None, gene_ids: str | None) -> np.ndarray:

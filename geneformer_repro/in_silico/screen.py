@@ -7,8 +7,9 @@ that was cut off goes on where it stopped and ends with the same bytes.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,11 +19,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from geneformer_repro import processes
+from geneformer_repro import processes, unfinished
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import MAX_TOKENS, Dtype, blocks_to_run, encoder_on
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import new_file, refuse_existing, refuse_other_work
 from geneformer_repro.in_silico.engine import Engine, Found, Job
 from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.layout import Layout
@@ -30,12 +30,16 @@ from geneformer_repro.in_silico.perturbation import Composed, Perturbation, Plan
 from geneformer_repro.in_silico.question import GoalState, Method, Question
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable, as_frame, write_blocks
 from geneformer_repro.model import Pooling, flops
-from geneformer_repro.parts import Parts
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1
+"""Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
+FEW_PARTS = 16
+"""So few are merged without a word."""
 CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells and tokens of variants between two points from which a screen can go on."""
 CPU_TOKENS = 4096
@@ -50,6 +54,7 @@ LONG_SECONDS = 600
 """Above this, the forecast says how long fewer cells would take."""
 
 
+@processes.together()
 def perturb(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,
@@ -123,7 +128,8 @@ def perturb(
     device
         Default: an accelerator where there is one.
     overwrite
-        Replace the file that `out` names, or the remains of another screen.
+        Replace the file that `out` names; drop the remains of a screen with other settings (those of the same screen
+        are gone on with).
 
     Returns
     -------
@@ -155,7 +161,7 @@ def perturb(
     question = Question(goal, target, affected, method, refine, donor, obs)
     question.check(checkpoint, cells, layer, pooling)
     if out is not None:
-        refuse_existing(Path(out), overwrite=overwrite)
+        processes.agreed(lambda: unfinished.refuse(Path(out), overwrite=overwrite))
     elif processes.count() > 1:
         raise InputError("Several processes share a screen through its file; give out= (--out).")
     layer = 0 if target else -1 if layer is None else layer
@@ -181,7 +187,9 @@ def perturb(
         "seed": seed,
     }
     if out is not None:
-        refuse_other_work(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
+        processes.agreed(
+            lambda: unfinished.refuse_other(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
+        )
     where = torch.device(device) if device else processes.device()
     engine = Engine(
         bert=encoder_on(checkpoint, where),
@@ -206,7 +214,7 @@ def perturb(
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be the same for a screen to go on."""
-    return {**metadata, "part": [CELLS_A_PART, TOKENS_A_PART]}
+    return {**metadata, "version": VERSION, "part": [CELLS_A_PART, TOKENS_A_PART]}
 
 
 def _max_genes(checkpoint: Checkpoint, cells: TokenizedDataset) -> int:
@@ -308,22 +316,28 @@ class _Screen:
 
     def on_disk(self, out: Path, metadata: Mapping[str, Any], *, overwrite: bool) -> ShiftTable:
         """Do what is missing of the parts, with the other processes; return the table, which stays on disk."""
-        plan = _plan_of(metadata)
-        parts = Parts(out, plan, len(self.parts), suffix=".parquet", what="screen", overwrite=overwrite)
-        done = set(range(len(self.parts))) - set(parts.missing)
-        with self._shown(parts.mine, done=done) as bar:
-            for i in parts.mine:
-                table = self._table(self.parts[i], bar.update)
-                with new_file(parts.paths[i]) as aside:
-                    pq.write_table(table, aside, compression="zstd")
-        processes.wait()
-        if processes.is_first():
-            learned = self._learned(pq.read_table(path) for path in parts.paths)
-            blocks = (pq.read_table(path) for path in parts.paths)
-            write_blocks(out, blocks, {**metadata, **learned}, overwrite=overwrite)
-            parts.drop()
-        processes.wait()
+        with working_on(out, _plan_of(metadata), what="screen", overwrite=overwrite) as work:
+            if not work.is_delivered:
+                parts = Parts(work, len(self.parts), suffix=".parquet")
+                done = set(range(len(self.parts))) - set(parts.missing)
+                with self._shown(parts.mine, done=done) as bar:
+                    for i in parts.mine:
+                        table = self._table(self.parts[i], bar.update)
+                        parts.keep(i, partial(pq.write_table, table, compression="zstd"))
+                processes.wait()
+                if processes.is_first():
+                    self._merge(parts.paths, metadata, work)
         return ShiftTable.open(out)
+
+    def _merge(self, parts: Sequence[Path], metadata: Mapping[str, Any], work: Work) -> None:
+        """Make the parts the row groups of one file."""
+        columns = None if self._question.method == "first_order" else ["perturbed", "affected"]
+        learned = self._learned(pq.read_table(path, columns=columns) for path in parts)
+        with (
+            progress("merge", total=len(parts), unit="parts", quiet=len(parts) < FEW_PARTS) as bar,
+            work.result() as aside,
+        ):
+            write_blocks(aside, _counted(map(pq.read_table, parts), bar), {**metadata, **learned})
 
     def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[tqdm]:
         """Say what is to be done and how long it will take; show a bar."""
@@ -413,6 +427,12 @@ class _Screen:
             order = np.argsort(value_N, kind="stable")
             chosen[order[:refine]] = chosen[order[-refine:]] = True
         return np.flatnonzero(chosen)
+
+
+def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:
+    for table in tables:
+        yield table
+        bar.update()
 
 
 def _cut(tokens: np.ndarray) -> list[np.ndarray]:

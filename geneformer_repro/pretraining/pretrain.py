@@ -25,7 +25,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import new_directory, provenance
+from geneformer_repro.files import provenance
 from geneformer_repro.model import IGNORED, MaskedGeneModel, Size, bert_config, flops
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.report import loss_figure
@@ -38,12 +38,14 @@ from geneformer_repro.training import (
     Decay,
     TrainConfig,
     join_processes,
-    resumable,
     train,
 )
+from geneformer_repro.work import working_on
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1
+"""Of the weights: raised when another version of the package makes other ones, so that it does not go on with these."""
 Recipe = Literal["V1", "V2"]
 _RECIPES: Mapping[str, Mapping[str, Any]] = {
     "V1": {
@@ -125,7 +127,7 @@ def pretrain(
     base
         Start from these weights (continual pretraining); left as it is.
     overwrite
-        Replace a checkpoint that `out` holds.
+        Replace a checkpoint that `out` holds; drop an unfinished run with other settings (the same run goes on).
     resume
         Only go on: raise if there is no unfinished run.
 
@@ -156,8 +158,9 @@ def pretrain(
         "vocabulary": cells.vocabulary.fingerprint,
         "base": base and base.fingerprint,
     }
-    identity = {"step": "pretrain", "config": resolved(config), **inputs, "processes": processes.count()}
-    with resumable(out, identity, overwrite=overwrite, must_exist=resume) as work:
+    plan = {"step": "pretrain", "version": VERSION, "config": resolved(config), **inputs}
+    plan["processes"] = processes.count()
+    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite, must_exist=resume) as work:
         model = _initial_model(cells.vocabulary, config, base)
         held_out = HeldOut(cells, held_rows, config)
         lengths = cells.lengths[train_rows]
@@ -175,7 +178,7 @@ def pretrain(
             config=config,
             flops_an_epoch=3
             * flops(model.config, lengths, read=config.mask_probability, n_outputs=cells.vocabulary.size),
-            work=work,
+            work=work.folder,
             step="pretrain",
         )
         nn.Module.to(trained, processes.device())
@@ -191,12 +194,13 @@ def pretrain(
         seen = np.union1d(cells.select(train_rows).digests(), seen)
         checkpoint = Checkpoint(trained, cells.vocabulary, record, seen, name=f"checkpoint {out}")
         if processes.is_first():
-            with new_directory(out, marker="provenance.json", overwrite=overwrite) as folder:
+            with work.result() as folder:
+                folder.mkdir()
                 checkpoint.write_into(folder)
                 history.to_csv(folder / "history.tsv", sep="\t", index=False)
                 scores.to_csv(folder / "scores.tsv", sep="\t")
-                shutil.copyfile(work / LOG_FILE, folder / LOG_FILE)
-                shutil.copytree(work / TENSORBOARD, folder / TENSORBOARD)
+                shutil.copyfile(work.folder / LOG_FILE, folder / LOG_FILE)
+                shutil.copytree(work.folder / TENSORBOARD, folder / TENSORBOARD)
                 loss_figure(history, scores["loss"].drop(MODEL)).savefig(folder / "loss.png", dpi=150)
             logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))
             logger.info("%s", _table(scores))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError
-from geneformer_repro.files import write_plan
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS, files_of, is_zarr, mtx_files
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
@@ -390,7 +389,6 @@ class Job:
         elsewhere = ray or (workers or 1) > 1
         do = partial(_do, self, step)
         if elsewhere:
-            write_plan(self.work, self.plan)
             digest = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
             do = partial(_do_elsewhere, type(self), self.work.resolve(), digest, step)
         left = (part for part in parts if part.source not in self.corpus.failed)

@@ -5,7 +5,6 @@ made them and whenever, so the medians are the same bits with one process or man
 """
 
 import logging
-import shutil
 import tempfile
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from geneformer_repro import unfinished
 from geneformer_repro.errors import DataFormatError
-from geneformer_repro.files import new_file, read_json, refuse_other_plan, write_json, write_plan
+from geneformer_repro.files import new_file, read_json, write_json
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, parts_of
 from geneformer_repro.tokenizer.genes import names_of, reconcile
@@ -39,12 +39,13 @@ def fit_medians(
     workers: int | None,
     ray: bool,
     work: Path | None,
+    overwrite: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the non-zero median, in counts per 10,000, and the name of each gene that some cell expresses.
 
     Parameters
     ----------
-    sources, layer, gene_ids, exact, workers, ray, work
+    sources, layer, gene_ids, exact, workers, ray, work, overwrite
         As for `Vocabulary.fit`.
 
     Raises
@@ -60,14 +61,20 @@ def fit_medians(
     job.prepare()
     if work is None:
         with tempfile.TemporaryDirectory(prefix="geneformer_repro-") as folder:
-            return job.run(Path(folder), workers=workers, ray=ray)
-    refuse_other_plan(work, job.plan, what="fit", overwrite=False)
-    write_plan(work, job.plan)
-    try:
-        return job.run(work, workers=workers, ray=ray)
-    except DataFormatError:
-        shutil.rmtree(work)
-        raise
+            return _in_folder(Path(folder) / "fit", job, workers=workers, ray=ray, overwrite=False)
+    return _in_folder(work, job, workers=workers, ray=ray, overwrite=overwrite)
+
+
+def _in_folder(
+    work: Path, job: "_Fit", *, workers: int | None, ray: bool, overwrite: bool
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Do a job in a work folder, which is left for the caller to drop."""
+    with unfinished.held(work, job.plan, what="fit", overwrite=overwrite):
+        try:
+            return job.run(work, workers=workers, ray=ray)
+        except DataFormatError:
+            unfinished.drop(work)
+            raise
 
 
 class _Fit(Job):

@@ -22,17 +22,9 @@ import pandas as pd
 import pyarrow as pa
 from scipy.sparse import csr_matrix
 
+from geneformer_repro import unfinished
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.files import (
-    begin_work,
-    is_begun,
-    move_into_place,
-    new_file,
-    read_json,
-    refuse_existing,
-    refuse_other_work,
-    write_json,
-)
+from geneformer_repro.files import new_file, read_json, write_json
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of
 from geneformer_repro.tokenizer.dataset import (
     CELL,
@@ -122,7 +114,7 @@ def tokenize(
         Share the work over a Ray cluster (the one of ``RAY_ADDRESS``, else one started here); sources and `out` must
         be on storage that all its machines see. Needs the extra ``ray``.
     overwrite
-        Replace a dataset that `out` holds.
+        Replace a dataset that `out` holds; drop unfinished work with other settings (the same work goes on).
 
     Returns
     -------
@@ -147,7 +139,7 @@ def tokenize(
     if out is None and (ray or (workers or 1) > 1):
         raise InputError("Several workers write files; give out=, or leave workers= and ray= out.")
     if out is not None:
-        refuse_existing(out, overwrite=overwrite, marker="spec.json")
+        unfinished.refuse(out, overwrite=overwrite, marker="spec.json")
     options = _Options(
         obs=list(dict.fromkeys(obs)),
         layer=layer,
@@ -166,15 +158,14 @@ def tokenize(
             tables = [_read_arrow(Path(folder) / _DATASET / name) for name in job.arrow_files]
         return TokenizedDataset(datasets.Dataset(pa.concat_tables(tables)), vocabulary, spec)
     job.prepare()
-    refuse_other_work(out, job.plan, what="tokenisation", overwrite=overwrite)
-    work = begin_work(out, job.plan, overwrite=overwrite and not is_begun(out, job.plan))
-    try:
-        job.run(work, workers=workers, ray=ray)
-    except DataFormatError:
-        shutil.rmtree(work)
-        raise
-    move_into_place(work / _DATASET, out)
-    shutil.rmtree(work)
+    with unfinished.unfinished(out, job.plan, what="tokenisation", marker="spec.json", overwrite=overwrite) as work:
+        if not work.has_delivered(out):
+            try:
+                job.run(work.folder, workers=workers, ray=ray)
+            except DataFormatError:
+                unfinished.drop(work.folder)
+                raise
+            work.deliver(work.folder / _DATASET, out)
     return TokenizedDataset.open(out)
 
 
@@ -265,7 +256,7 @@ class _Job(Job):
     def run(self, work: Path, *, workers: int | None, ray: bool) -> dict[str, Any]:
         """Do what is not done yet, write what belongs beside the Arrow files, return the spec."""
         if (work / _REPORTS).exists() and not (work / _DATASET).exists():
-            shutil.rmtree(work / _REPORTS)  # an earlier call was cut off after it had moved the dataset into place
+            shutil.rmtree(work / _REPORTS)  # the rows were delivered, and are gone from there
         for name in (_DATASET, _REPORTS, _VOCABULARY):
             (work / name).mkdir(exist_ok=True)
         if ray or (workers or 1) > 1:

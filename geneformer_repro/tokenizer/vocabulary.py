@@ -334,6 +334,7 @@ class Vocabulary:
         workers: int | None = None,
         ray: bool = False,
         work: str | Path | None = None,
+        overwrite: bool = False,
     ) -> "Vocabulary":
         """Learn a vocabulary from raw counts: every gene that some cell expresses, with its non-zero median.
 
@@ -360,6 +361,8 @@ class Vocabulary:
         work
             Folder that keeps what is finished, with which the same call goes on after an interruption; the caller
             removes it. Default none. If sources were damaged and left out, ``failed.json`` in it names them.
+        overwrite
+            Drop what `work` holds of a call with other sources or options; what it holds of this one is used.
 
         Returns
         -------
@@ -386,6 +389,7 @@ class Vocabulary:
             workers=workers,
             ray=ray,
             work=None if work is None else Path(work),
+            overwrite=overwrite,
         )
         special, length = _SERIES[series]
         tokens = {token: i for i, token in enumerate((*special, *sorted(medians)))}

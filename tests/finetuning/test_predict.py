@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forking import several
 from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
+from geneformer_repro import embedding
 from geneformer_repro.batching import collate
-from geneformer_repro.finetuning.networks import new_classifier
+from geneformer_repro.finetuning import predict as module
+from geneformer_repro.finetuning.networks import new_classifier, outputs_of
 from geneformer_repro.finetuning.predict import predict
 from geneformer_repro.model import Head, Target
 
@@ -133,6 +136,68 @@ def test_layer_and_column_of_ids_are_those_of_tokenize(of_cells, expected, few_c
     few_counts.X, few_counts.var_names = few_counts.X / 2, [f"g{i}" for i in range(few_counts.n_vars)]
     found = predict(of_cells, few_counts, layer="counts", gene_ids="ids")
     pd.testing.assert_frame_equal(found, expected, atol=1e-5, check_names=False)
+
+
+# Much data
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(embedding, "CELLS_A_PART", 5)
+
+
+def test_the_table_on_disk_is_the_one_in_memory(of_cells, few, tmp_path, small_parts):
+    table = predict(of_cells, few, out=tmp_path / "p.tsv")
+    pd.testing.assert_frame_equal(table, predict(of_cells, few))
+    read = pd.read_csv(tmp_path / "p.tsv", sep="\t", index_col="cell")
+    pd.testing.assert_frame_equal(read, table.rename_axis("cell"), check_dtype=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.tsv"]
+
+
+@pytest.mark.parametrize("form", ["tokenised", "file"])
+def test_a_prediction_that_was_cut_off_goes_on_with_what_is_missing(
+    of_cells, few, few_counts, tmp_path, small_parts, monkeypatch, form
+):
+    data = few
+    if form == "file":
+        few_counts.write_h5ad(tmp_path / "cells.h5ad")
+        data = tmp_path / "cells.h5ad"
+    predict(of_cells, data, out=tmp_path / "whole.tsv")
+    asked, cuts = [], [KeyboardInterrupt]
+
+    def ask(model, cells, *given, **options):
+        if len(asked) == 2 and cuts:
+            raise cuts.pop()
+        asked.append(list(cells.cell_names))
+        return outputs_of(model, cells, *given, **options)
+
+    monkeypatch.setattr(module, "outputs_of", ask)
+    with pytest.raises(KeyboardInterrupt):
+        predict(of_cells, data, out=tmp_path / "p.tsv")
+    predict(of_cells, data, out=tmp_path / "p.tsv")
+    assert [name for part in asked for name in part] == list(few.cell_names)
+    assert (tmp_path / "p.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
+
+
+def test_two_processes_share_the_cells_and_write_what_one_writes(of_cells, of_genes, few, tmp_path, small_parts):
+    def run(rank):
+        asked = []
+
+        def ask(model, cells, *given, **options):
+            asked.append(len(cells))
+            return outputs_of(model, cells, *given, **options)
+
+        module.outputs_of = ask
+        table = predict(of_cells, few, out=tmp_path / "two.tsv")
+        assert 0 < sum(asked) < len(few)
+        pd.testing.assert_frame_equal(predict(of_cells, few), table)
+        predict(of_genes, few, out=tmp_path / "genes.tsv")
+
+    several(run, tmp_path)
+    predict(of_cells, few, out=tmp_path / "one.tsv")
+    assert (tmp_path / "two.tsv").read_bytes() == (tmp_path / "one.tsv").read_bytes()
+    found = pd.read_csv(tmp_path / "genes.tsv", sep="\t", index_col="gene")
+    pd.testing.assert_frame_equal(found, predict(of_genes, few).rename_axis("gene"), check_dtype=False)
 
 
 # Genes

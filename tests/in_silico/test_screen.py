@@ -53,7 +53,8 @@ def classifier(short):
 
 
 def left_by(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Name what lies in a folder, without the lock and the digests of unfinished work."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "lock" and path.suffix != ".sha256")
 
 
 def warnings_of(caplog):

@@ -572,7 +572,7 @@ class TestCutOff:
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "loss_figure", no_space)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(gf.InputError, match="the disk is full"):
                 gf.pretrain(sixty, config(), out=tmp_path / "base")
         assert [path.name for path in tmp_path.iterdir()] == ["base.partial"]
         again = start(tmp_path / "base", sixty)
