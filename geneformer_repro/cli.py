@@ -7,6 +7,7 @@ ends with exit status 1; anything else is a bug and shows its traceback.
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:
-        return int(arguments.run(arguments) or 0)
+        status = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (InputError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -628,7 +634,7 @@ def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool)
     """Draw an embedding that is on disk; a UMAP is added to it, as scanpy does."""
     import anndata
 
-    from geneformer_repro.embedding_store import add_obsm
+    from geneformer_repro.embedding_store import add_obsm, replacing
     from geneformer_repro.files import new_file
     from geneformer_repro.mapping import heatmap_table, umap
     from geneformer_repro.report import heatmap_figure, scatter_figure
@@ -636,7 +642,8 @@ def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool)
     adata = (anndata.read_h5ad if path.suffix == ".h5ad" else anndata.read_zarr)(path)
     if name == "umap":
         points = umap(adata)
-        add_obsm(path, "X_umap", points)
+        with replacing(path) as aside:
+            add_obsm(aside, "X_umap", points)
         figure = scatter_figure(points, adata.obs[column])
     else:
         figure = heatmap_figure(heatmap_table(adata, column))

@@ -6,6 +6,7 @@ end to end, a few at a time, and a call that is cut off there goes on with the n
 for a moment, and memory for one part, however many there are.
 """
 
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -120,6 +121,19 @@ def open_vectors(path: Path) -> ad.AnnData:
         return ad.read_h5ad(path, backed="r")
     root = zarr.open_group(str(path), mode="r")
     return ad.AnnData(root["X"], **{name: ad.io.read_elem(root[name]) for name in ("obs", "var", "uns")})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a copy of vectors on disk that replaces them when the block ends without an error."""
+    marker = marker_of(path)
+    new = new_directory(path, marker=marker, overwrite=True) if marker else new_file(path, overwrite=True)
+    with new as aside:
+        if marker:
+            shutil.copytree(path, aside, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, aside)
+        yield aside
 
 
 def add_obsm(path: Path, name: str, values: np.ndarray) -> None:

@@ -1,11 +1,10 @@
 """The worked example runs from counts to its answer, on the real cells it is about."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from running import run_script
 
 import geneformer_repro as gf
 
@@ -17,10 +16,7 @@ def out(shared, tmp_path_factory):
     """What a quick run wrote."""
     folder = tmp_path_factory.mktemp("interferon") / "out"
     counts = shared / "data" / "kang_ifnb" / "kang_ifnb.h5ad"
-    done = subprocess.run(
-        [sys.executable, SCRIPT, counts, "-o", folder, "--quick"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script(SCRIPT, counts, "-o", folder, "--quick")
     return folder
 
 
