@@ -212,7 +212,7 @@ class _Asked:
             for target, outputs in zip(self._head.targets, self._head.split(outputs_NK), strict=True)
         ]
         table = pd.concat(tables, axis=1)
-        table[self._cells.lengths <= (2 if self._cells.vocabulary.has_cls else 0)] = np.nan
+        table[~self._cells.has_gene] = np.nan
         return table
 
     def _of_genes(self, parts: Sequence[int], bar: tqdm) -> pd.DataFrame:

@@ -126,7 +126,7 @@ def labelled_cells(
     if max_cells_per_class is not None:
         kept = _subsampled(kept, labels[kept, 0], max_cells_per_class, rng)
     task = Task(cells.select(kept), tuple(target for target, _ in read), labels[kept], cells.obs.iloc[kept])
-    without_gene = task.cells.lengths <= (2 if cells.vocabulary.has_cls else 0)
+    without_gene = ~task.cells.has_gene
     if without_gene.any():
         logger.info("%d labelled cells have no gene; left out.", without_gene.sum())
         return task.select(np.flatnonzero(~without_gene))

@@ -226,7 +226,7 @@ def _table(scores: pd.DataFrame) -> str:
 
 
 def _split(cells: TokenizedDataset, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.flatnonzero(cells.lengths > (2 if cells.vocabulary.has_cls else 0))
+    rows = np.flatnonzero(cells.has_gene)
     if len(rows) < len(cells):
         logger.info("pretrain: %d of %d cells have no gene; left out.", len(cells) - len(rows), len(cells))
     n_held_out = max(1, min(round(len(rows) * config.held_out), _MOST_HELD_OUT))

@@ -36,7 +36,7 @@ def rank_values(cells: TokenizedDataset) -> csr_matrix:
     for a gene that is not among the cell's tokens. Special tokens are left out.
     """
     tokens = cells.table.with_format("arrow", columns=[INPUT_IDS])
-    starts = range(0, len(cells), _CELLS_AT_ONCE)
+    starts = range(0, max(1, len(cells)), _CELLS_AT_ONCE)
     blocks = [_rank_values(tokens[i : i + _CELLS_AT_ONCE].column(0), cells.vocabulary) for i in starts]
     return csr_matrix(vstack(blocks, format="csr"))
 
@@ -112,7 +112,7 @@ def vocabulary_counts(cells: TokenizedDataset, given: "AnnData | str | Path | No
         return None
     if len(opened) == 1:
         return csr_matrix(counts_of(opened[0], cells.cell_names) @ _to_vocabulary(opened[0], cells.vocabulary))
-    labels, sources = cells.obs[SOURCE].to_numpy(), cells.spec["sources"]
+    labels, sources = cells.require_obs(SOURCE).to_numpy(), cells.spec["sources"]
     names = np.array([name.removeprefix(f"{label}/") for name, label in zip(cells.cell_names, labels, strict=True)])
     rows = [np.flatnonzero(labels == source["name"]) for source in sources]
     found = [

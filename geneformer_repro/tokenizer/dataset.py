@@ -5,11 +5,13 @@ The Arrow files are mapped, not read, so opening a dataset takes no memory that 
 
 import hashlib
 import itertools
+import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,15 +24,15 @@ from geneformer_repro.files import read_json
 from geneformer_repro.tokenizer.encoding import Ragged
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
-if TYPE_CHECKING:
-    pass
+logger = logging.getLogger(__name__)
 
 FORMAT = "geneformer_repro/tokenized/2"
 CELL, INPUT_IDS, LENGTH = "cell", "input_ids", "length"
 UNCROPPED, UNCROPPED_LENGTH = "input_ids_uncropped", "length_uncropped"
 SOURCE = "source"
 _BARS, _SHOWN_SOURCES = 8, 10
-_DIGESTED_AT_ONCE = 10_000
+_CELLS_AT_ONCE = 10_000
+_SHOWN_CELLS = 5
 _OF_ALL_CELLS = ("n_cropped", "left_out")
 OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH)
 _PUBLISHED_CELL_COLUMNS = (CELL, "unique_cell_id", "cell_id")
@@ -85,6 +87,11 @@ class TokenizedDataset:
         """Number of tokens of each cell, special tokens included."""
         return self._column(LENGTH).to_numpy()
 
+    @property
+    def has_gene(self) -> np.ndarray:
+        """Whether each cell has a gene, and not its special tokens alone; such cells come with published datasets."""
+        return self.lengths > 2 * self.vocabulary.has_cls
+
     @cached_property
     def cell_names(self) -> np.ndarray:
         """Name of each cell, as in its source's ``obs_names``; ``SOURCE/NAME`` where sources share names."""
@@ -118,7 +125,7 @@ class TokenizedDataset:
                 f"The dataset has no obs column {name!r}. {did_you_mean(name, self.obs_columns)} Columns are "
                 f"carried along with tokenize(obs=[…])."
             )
-        return self.obs[name]
+        return pd.Series(self._column(name).to_numpy(), index=pd.Index(self.cell_names, name=None), name=name)
 
     def summary(self) -> str:
         """Say what the dataset is, in lines of text: cells, lengths, genes, sources, what was left out."""
@@ -171,20 +178,20 @@ class TokenizedDataset:
         """64-bit digest of each cell's tokens (uint64): equal for a cell tokenised twice, whatever its name."""
         found = (
             int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "little")
-            for start in range(0, len(self), _DIGESTED_AT_ONCE)
+            for start in range(0, len(self), _CELLS_AT_ONCE)
             for cell in self._bytes_of(start)
         )
         return np.fromiter(found, dtype=np.uint64, count=len(self))
 
     def _bytes_of(self, start: int) -> list[memoryview]:
-        lists = self._arrow[start : start + _DIGESTED_AT_ONCE].column(0).combine_chunks()
+        lists = self._arrow[start : start + _CELLS_AT_ONCE].column(0).combine_chunks()
         tokens = memoryview(lists.flatten().to_numpy().astype("<u4").tobytes())
         ends = 4 * np.cumsum(pc.list_value_length(lists).to_numpy())
         return [tokens[first:last] for first, last in itertools.pairwise([0, *ends.tolist()])]
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the source and the options that made the dataset, or of the foreign file."""
+        """Digest of the vocabulary and of every row: tokens, name, obs columns."""
         return str(self.spec["fingerprint"])
 
     @classmethod
@@ -233,7 +240,7 @@ class TokenizedDataset:
         own = Vocabulary.load(path)
         if not {"n_cells", "vocabulary", "fingerprint", "cell_names_unique", "failed", "sources"} <= spec.keys():
             raise InputError(f"{path}/spec.json: is incomplete. Tokenise again.")
-        if own.fingerprint != spec["vocabulary"]:
+        if not own.has_fingerprint(spec["vocabulary"]):
             raise DataFormatError(
                 f"{path}: the vocabulary in the folder ({own.fingerprint[:12]}) is not the one that made the cells "
                 f"({spec['vocabulary'][:12]}). Tokenise again."
@@ -287,75 +294,141 @@ def _from_published(path: Path, vocabulary: Vocabulary) -> TokenizedDataset:
         )
     if not len(table):
         raise DataFormatError(f"{path}: holds no cells.")
-    kind = table.data.column(INPUT_IDS).type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
-        raise DataFormatError(f"{path}: {INPUT_IDS!r} must hold a list of whole numbers for each cell, found {kind}.")
-    if table.data.column(INPUT_IDS).null_count or any(
-        c.flatten().null_count for c in table.data.column(INPUT_IDS).chunks
-    ):
-        raise DataFormatError(f"{path}: {INPUT_IDS!r} has missing values.")
-    tokens = Ragged(*_flat(table))
-    _check_tokens(path, tokens, vocabulary)
+    _check_tokens(path, table, vocabulary)
+    lengths = pc.list_value_length(table.data.column(INPUT_IDS)).to_numpy().astype(np.int64)
     if LENGTH not in table.column_names:
-        table = table.add_column(LENGTH, tokens.lengths)
-    if not np.array_equal(table.with_format("numpy")[LENGTH][:], tokens.lengths):
+        table = table.add_column(LENGTH, lengths)
+    if not np.array_equal(table.with_format("numpy")[LENGTH][:], lengths):
         raise DataFormatError(f"{path}: the column {LENGTH!r} does not give the length of {INPUT_IDS!r}.")
     named = next((name for name in _PUBLISHED_CELL_COLUMNS if name in table.column_names), None)
     names = [str(name) for name in table[named]] if named else [str(i) for i in range(len(table))]
     if len(set(names)) < len(names):
         raise DataFormatError(f"{path}: the cell names in {named!r} are not distinct.")
     table = table.remove_columns([named] if named else []).add_column(CELL, names)
-    digest = hashlib.sha256(tokens.values.tobytes() + tokens.offsets.tobytes() + "\n".join(names).encode()).hexdigest()
     spec = {
         "format": "published",
-        "fingerprint": digest,
+        "fingerprint": _digest_of(table, vocabulary),
         "vocabulary": vocabulary.fingerprint,
         "sources": [{"name": str(path)}],
         "cell_names_unique": True,
         "failed": [],
+        "n_cells": len(table),
+        "max_length": vocabulary.max_length,
     }
-    return TokenizedDataset(table, vocabulary, spec | {"n_cells": len(table), "max_length": vocabulary.max_length})
+    cells = TokenizedDataset(table, vocabulary, spec)
+    _name_empty(path, cells)
+    return cells
 
 
-def _flat(table: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    lists = table.data.column(INPUT_IDS).combine_chunks()
-    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    return lists.flatten().to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths)])
-
-
-def _check_tokens(path: Path, tokens: Ragged, vocabulary: Vocabulary) -> None:
-    genes = vocabulary.genes_of(tokens.values)
+def _check_tokens(path: Path, table: datasets.Dataset, vocabulary: Vocabulary) -> None:
+    column = table.data.column(INPUT_IDS)
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
+        raise DataFormatError(f"{path}: {INPUT_IDS!r} must hold a list of whole numbers for each cell, found {kind}.")
+    if column.null_count or any(chunk.flatten().null_count for chunk in column.chunks):
+        raise DataFormatError(f"{path}: {INPUT_IDS!r} has missing values.")
     wrapping = [vocabulary.special_tokens[token] for token in (CLS, EOS) if token in vocabulary.special_tokens]
-    foreign = (genes < 0) & ~np.isin(tokens.values, wrapping)
-    if foreign.any():
+    foreign = [tokens.values[_is_foreign(tokens.values, vocabulary, wrapping)] for _, tokens in _blocks(table)]
+    if n_foreign := sum(map(len, foreign)):
         raise DataFormatError(
-            f"{path}: {foreign.sum()} tokens are not genes of the vocabulary (first: {tokens.values[foreign][0]}). "
+            f"{path}: {n_foreign} tokens are not genes of the vocabulary (first: {np.concatenate(foreign)[0]}). "
             f"It was made with another vocabulary."
         )
-    if vocabulary.has_cls:
-        _check_wrapped(path, tokens, wrapping)
-    cell = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
-    order = np.lexsort((tokens.values, cell))
-    twice = (np.diff(tokens.values[order].astype(np.int64)) == 0) & (np.diff(cell[order]) == 0)
-    if twice.any():
-        i = int(np.flatnonzero(twice)[0])
-        raise DataFormatError(
-            f"{path}: token {tokens.values[order][i]} stands twice in row {cell[order][i]}; a gene has one rank in "
-            f"a cell."
-        )
-    if tokens.lengths.max() > vocabulary.max_length:
-        raise DataFormatError(
-            f"{path}: a cell has {tokens.lengths.max()} tokens, more than the vocabulary's max_length of "
-            f"{vocabulary.max_length}."
-        )
+    for start, tokens in _blocks(table):
+        if vocabulary.has_cls:
+            _check_wrapped(path, start, tokens, wrapping)
+        _check_distinct(path, start, tokens)
+        if tokens.lengths.max() > vocabulary.max_length:
+            raise DataFormatError(
+                f"{path}: a cell has {tokens.lengths.max()} tokens, more than the vocabulary's max_length of "
+                f"{vocabulary.max_length}."
+            )
 
 
-def _check_wrapped(path: Path, tokens: Ragged, wrapping: list[int]) -> None:
-    ends = np.stack([tokens.values[tokens.offsets[:-1]], tokens.values[tokens.offsets[1:] - 1]], axis=1)
-    bare = (ends != wrapping).any(axis=1)
-    if bare.any():
+def _blocks(table: datasets.Dataset) -> Iterator[tuple[int, Ragged]]:
+    """Yield the first row and the tokens of so many rows at a time, that memory does not grow with their number."""
+    column = table.data.column(INPUT_IDS)
+    for start in range(0, len(table), _CELLS_AT_ONCE):
+        lists = _whole(column.slice(start, _CELLS_AT_ONCE))
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        yield start, Ragged(lists.flatten().to_numpy(zero_copy_only=False), offsets)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _is_foreign(tokens: np.ndarray, vocabulary: Vocabulary, wrapping: list[int]) -> np.ndarray:
+    return (vocabulary.genes_of(tokens) < 0) & ~np.isin(tokens, wrapping)
+
+
+def _check_wrapped(path: Path, start: int, tokens: Ragged, wrapping: list[int]) -> None:
+    """Raise unless cells begin and end as they should; one without any token may do without."""
+    rows = np.flatnonzero(tokens.lengths)
+    ends = np.stack([tokens.values[tokens.offsets[rows]], tokens.values[tokens.offsets[rows + 1] - 1]], axis=1)
+    bare = rows[(ends != wrapping).any(axis=1)]
+    if len(bare):
         raise DataFormatError(
-            f"{path}: row {np.flatnonzero(bare)[0]} does not begin with {CLS} and end with {EOS}, as cells of this "
+            f"{path}: row {start + bare[0]} does not begin with {CLS} and end with {EOS}, as cells of this "
             "vocabulary do. They were tokenised without special tokens; give a vocabulary without these two."
         )
+
+
+def _check_distinct(path: Path, start: int, tokens: Ragged) -> None:
+    cell = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
+    both = np.sort((cell << 32) + tokens.values.astype(np.int64))
+    twice = both[1:][both[1:] == both[:-1]]
+    if len(twice):
+        cell, token = divmod(int(twice[0]), 1 << 32)
+        raise DataFormatError(
+            f"{path}: token {token} stands twice in row {start + cell}; a gene has one rank in a cell."
+        )
+
+
+def _name_empty(path: Path, cells: TokenizedDataset) -> None:
+    empty = np.flatnonzero(~cells.has_gene)
+    if len(empty) == len(cells):
+        raise DataFormatError(f"{path}: none of its {len(cells)} cells has a gene.")
+    if len(empty):
+        shown = ", ".join(map(repr, cells.cell_names[empty[:_SHOWN_CELLS]]))
+        logger.warning(
+            "%s: %d of %d cells have no gene (%s%s). They are kept, and left out of what needs genes.",
+            path,
+            len(empty),
+            len(cells),
+            shown,
+            ", …" if len(empty) > _SHOWN_CELLS else "",
+        )
+
+
+def _digest_of(table: datasets.Dataset, vocabulary: Vocabulary) -> str:
+    """SHA-256 over names and values of all columns; chunks, the width of numbers and the file's kind do not matter."""
+    digest = hashlib.sha256(vocabulary.fingerprint.encode())
+    for name in sorted(table.column_names):
+        digest.update(json.dumps(name).encode())
+        for start in range(0, len(table), _CELLS_AT_ONCE):
+            for piece in _as_bytes(_whole(table.data.column(name).slice(start, _CELLS_AT_ONCE))):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _as_bytes(values: pa.Array) -> Iterator[bytes]:
+    """Give what tells these values from any others, whatever lies in memory under missing ones."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    yield values.is_valid().cast(pa.uint8()).to_numpy().tobytes()
+    values, kind = values.drop_null(), values.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield values.value_lengths().to_numpy().astype("<i8").tobytes()
+        yield from _as_bytes(values.flatten())
+    elif pa.types.is_integer(kind) and kind != pa.uint64():
+        yield b"i" + values.to_numpy().astype("<i8").tobytes()
+    elif pa.types.is_floating(kind):
+        yield b"f" + values.to_numpy().astype("<f8").tobytes()
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        yield b"s" + pc.binary_length(values).to_numpy().astype("<i8").tobytes()
+        yield "".join(values.to_pylist()).encode()
+    else:
+        yield b"o" + repr(values.to_pylist()).encode()

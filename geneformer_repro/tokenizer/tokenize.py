@@ -6,6 +6,7 @@ files are the dataset: nothing is copied.
 """
 
 import hashlib
+import json
 import logging
 import shutil
 import tempfile
@@ -525,7 +526,7 @@ class _Outcome:
 
     def _spec(self, genes: pd.DataFrame) -> dict[str, Any]:
         job, known = self._job, shares(genes, genes["counts"].to_numpy(dtype=np.float64))
-        digest = hashlib.sha256(job.vocabulary.fingerprint.encode())
+        digest = hashlib.sha256(json.dumps([job.vocabulary.fingerprint, list(job.features)]).encode())
         for report in self._reports.values():
             digest.update(report["digest"].encode())
         return {

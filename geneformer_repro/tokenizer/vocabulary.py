@@ -8,6 +8,7 @@ containers, strings, numbers and numpy scalars and refuses everything else.
 
 import hashlib
 import io
+import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -25,7 +26,9 @@ from geneformer_repro.files import new_directory, read_json, write_json
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FORMAT = "geneformer_repro/vocabulary/1"
+FORMAT = "geneformer_repro/vocabulary/2"
+_FORMER = "geneformer_repro/vocabulary/1"
+"""Its fingerprint left out names and other ids, though they lead symbols and retired ids to genes."""
 _OTHER_IDS = "other_ids.tsv"
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 Series = Literal["V1", "V2"]
@@ -164,12 +167,21 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides a cell's tokens: ids, tokens, medians, special tokens, length; not names."""
-        digest = hashlib.sha256(FORMAT.encode())
+        """SHA-256 over all that decides a cell's tokens: genes, medians, special tokens, length, names, other ids."""
+        return self._fingerprint(FORMAT)
+
+    def has_fingerprint(self, written: str) -> bool:
+        """Whether this is the fingerprint that stands in a file, also in one of an earlier format."""
+        return written in (self.fingerprint, self._fingerprint(_FORMER))
+
+    def _fingerprint(self, form: str) -> str:
+        digest = hashlib.sha256(form.encode())
         digest.update("\n".join(self.gene_ids).encode())
         digest.update(self.tokens.astype("<i8").tobytes())
         digest.update(b"none" if self.medians is None else self.medians.astype("<f8").tobytes())
         digest.update(repr((sorted(self.special_tokens.items()), self.max_length)).encode())
+        if form != _FORMER:
+            digest.update(json.dumps([self.gene_names, sorted(self.other_ids.items())]).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -448,8 +460,9 @@ class Vocabulary:
     @classmethod
     def _load_own(cls, folder: Path) -> "Vocabulary":
         header = read_json(folder / "vocabulary.json")
-        if header.get("format") != FORMAT:
-            raise InputError(f"{folder}/vocabulary.json: expected format {FORMAT!r}, found {header.get('format')!r}.")
+        form = header.get("format")
+        if form not in (FORMAT, _FORMER):
+            raise InputError(f"{folder}/vocabulary.json: expected format {FORMAT!r}, found {form!r}.")
         try:
             table = pd.read_csv(folder / "vocabulary.tsv", sep="\t", dtype=str, keep_default_na=False)
             vocabulary = cls(
@@ -464,10 +477,11 @@ class Vocabulary:
             written = str(header["fingerprint"])
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{folder}: vocabulary.tsv or vocabulary.json is missing or damaged ({error}).") from error
-        if vocabulary.fingerprint != written:
+        found = vocabulary._fingerprint(form)
+        if found != written:
             raise InputError(
-                f"{folder}: vocabulary.tsv has changed since it was written (fingerprint "
-                f"{vocabulary.fingerprint[:12]}, header says {written[:12]})."
+                f"{folder}: vocabulary.tsv or other_ids.tsv has changed since it was written (fingerprint "
+                f"{found[:12]}, header says {written[:12]})."
             )
         return vocabulary
 

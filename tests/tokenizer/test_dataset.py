@@ -7,12 +7,15 @@ from itertools import pairwise
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import geneformer_repro as gf
 from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
 from geneformer_repro.files import read_json, sha256, write_json
 from geneformer_repro.tokenizer import dataset as module
+from geneformer_repro.tokenizer.counts import rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.quality import CellFilter
 from geneformer_repro.tokenizer.tokenize import tokenize
@@ -141,7 +144,7 @@ def test_digests_of_selected_cells_are_those_of_their_rows(plain, rows):
 @pytest.mark.parametrize("at_once", [1, 7, 700, 701])
 def test_digests_do_not_depend_on_how_many_are_read_at_once(plain, monkeypatch, at_once):
     expected = plain.digests()
-    monkeypatch.setattr(module, "_DIGESTED_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "_CELLS_AT_ONCE", at_once)
     np.testing.assert_array_equal(plain.digests(), expected)
 
 
@@ -163,6 +166,11 @@ def test_a_digest_tells_cells_apart_by(stored, few, other):
 
 def test_an_obs_column_is_given_by_name(plain):
     pd.testing.assert_series_equal(plain.require_obs("cell_type"), plain.obs["cell_type"])
+
+
+def test_an_obs_column_is_read_without_the_others(plain, monkeypatch):
+    monkeypatch.setattr(TokenizedDataset, "obs", property(lambda _: pytest.fail("all of obs is read")))
+    assert len(plain.require_obs("cell_type")) == 700
 
 
 def test_an_obs_column_that_is_not_there_is_refused_with_the_nearest(plain):
@@ -281,6 +289,18 @@ def test_a_dataset_opens_with_its_own_vocabulary(written, vocabulary, plain):
     assert_same_cells(TokenizedDataset.open(written, vocabulary), plain)
 
 
+def test_a_dataset_opens_whose_vocabulary_has_the_format_before(written, vocabulary, plain):
+    """Names and other ids did not count in the fingerprint then."""
+    digest = hashlib.sha256(b"geneformer_repro/vocabulary/1" + "\n".join(vocabulary.gene_ids).encode())
+    digest.update(vocabulary.tokens.tobytes() + vocabulary.medians.tobytes())
+    digest.update(repr((sorted(vocabulary.special_tokens.items()), 4096)).encode())
+    header = read_json(written / "vocabulary.json")
+    former = {"format": "geneformer_repro/vocabulary/1", "fingerprint": digest.hexdigest()}
+    write_json(written / "vocabulary.json", header | former)
+    edit_spec(written, vocabulary=digest.hexdigest())
+    assert_same_cells(TokenizedDataset.open(written, vocabulary), plain)
+
+
 def test_a_dataset_is_refused_with_another_vocabulary(written, pbmc):
     with pytest.raises(
         VocabularyMismatchError, match=r"dataset .*cells\.tok and the vocabulary given have different vocab"
@@ -337,6 +357,11 @@ def test_a_damaged_dataset_is_refused(written, damage, message):
 
 
 # opening those of the published tokenizer
+
+
+def made(folder):
+    folder.mkdir()
+    return folder
 
 
 def as_parquet(columns, tmp_path):
@@ -413,22 +438,80 @@ def test_opening_leaves_a_published_file_as_it_was(stored, few):
     assert {file: sha256(file) for file in [path, *path.rglob("*")] if file.is_file()} == before
 
 
-def test_the_fingerprint_of_published_cells_is_that_of_their_content(stored, few):
-    path = stored({"input_ids": ROWS})
-    assert TokenizedDataset.open(path, few).fingerprint == TokenizedDataset.open(path, few).fingerprint
+LABELLED = {"input_ids": ROWS, "label": ["x", None, "yz"], "batch": [1, 2, 3], "share": [0.5, 1.0, 1.5]}
 
 
-def test_the_fingerprint_of_other_published_cells_is_another(few, tmp_path):
-    found = {
-        TokenizedDataset.open(as_parquet(columns, tmp_path), few).fingerprint
-        for columns in (
-            {"input_ids": ROWS},
-            {"input_ids": ROWS[::-1]},
-            {"input_ids": ROWS, "cell": list("abc")},
-            {"input_ids": [[2, 4, 3], [2, 5, 8, 3], [2, 6, 5, 4, 3]]},
-        )
-    }
-    assert len(found) == 4
+def test_the_fingerprint_of_published_cells_is_that_of_their_content_however_it_is_stored(few, tmp_path):
+    found = set()
+    for n_shards in (1, 3):
+        datasets.Dataset.from_dict(LABELLED).save_to_disk(tmp_path / f"{n_shards}.dataset", num_shards=n_shards)
+        found.add(TokenizedDataset.open(tmp_path / f"{n_shards}.dataset", few).fingerprint)
+    large = pa.large_list(pa.uint8())
+    table = pa.table(LABELLED | {"input_ids": pa.array(ROWS, large), "label": pa.array(LABELLED["label"]).dictionary_encode()})
+    pq.write_table(pa.concat_tables([table[:1], table[1:]]), tmp_path / "x.parquet", row_group_size=2)
+    found.add(TokenizedDataset.open(tmp_path / "x.parquet", few).fingerprint)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"input_ids": ROWS[::-1]}, id="order"),
+        pytest.param({"input_ids": [[2, 4, 3], [2, 5, 8, 3], [2, 6, 5, 4, 3]]}, id="cuts_between_cells"),
+        pytest.param({"cell": list("abc")}, id="names"),
+        pytest.param({"label": ["yz", None, "x"]}, id="two_labels_swapped"),
+        pytest.param({"label": ["xy", None, "z"]}, id="cuts_between_labels"),
+        pytest.param({"label": ["x", "", "yz"]}, id="empty_instead_of_missing"),
+        pytest.param({"batch": ["1", "2", "3"]}, id="text_instead_of_numbers"),
+        pytest.param({"share": [0.5, 1.0, 1.25]}, id="a_number"),
+        pytest.param({"more": [True, False, True]}, id="another_column"),
+        pytest.param({"batch": None, "lot": [1, 2, 3]}, id="name_of_a_column"),
+    ],
+)
+def test_the_fingerprint_tells_published_datasets_apart(few, tmp_path, other):
+    """Labels, too: whoever goes on with unfinished work must not go on with others."""
+    changed = {name: values for name, values in (LABELLED | other).items() if values is not None}
+    first, second = (
+        TokenizedDataset.open(as_folder(columns, made(tmp_path / name)), few)
+        for name, columns in (("a", LABELLED), ("b", changed))
+    )
+    assert first.fingerprint != second.fingerprint
+    assert first.select([2, 0]).fingerprint != second.select([2, 0]).fingerprint
+
+
+# cells without a gene
+
+
+@pytest.fixture(params=["V1", "V2"])
+def with_empty(request, few, stored):
+    """Five cells: the second has no gene, in V2 written as its special tokens alone; the fourth not even these."""
+    wrapped = request.param == "V2"
+    special = {token: few.special_tokens[token] for token in ("<pad>", "<mask>", *(("<cls>", "<eos>") * wrapped))}
+    vocabulary = Vocabulary.from_tokens(special | dict(zip("abcde", few.tokens.tolist(), strict=True)), max_length=5)
+    rows = [[2, *genes, 3] if wrapped and genes is not None else genes or [] for genes in ([4], [], [5, 6], None, [7])]
+    return stored({"input_ids": rows, "cell": list("vwxyz")}), vocabulary
+
+
+def test_cells_without_a_gene_are_named_and_carried(with_empty, caplog):
+    cells = TokenizedDataset.open(*with_empty)
+    assert re.search(r"2 of 5 cells have no gene \('w', 'y'\)", caplog.text)
+    assert cells.has_gene.tolist() == [True, False, True, False, True]
+    assert [cells.genes(i) for i in range(5)] == [["a"], [], ["b", "c"], [], ["d"]]
+    assert [len(tokens) for tokens in cells] == cells.lengths.tolist()
+    assert rank_values(cells).getnnz(axis=1).tolist() == [1, 0, 2, 0, 1]
+    assert len(cells.digests()) == 5
+    assert cells.summary().startswith("5 cells of ")
+    empty = cells.select([1, 3])
+    assert not empty.has_gene.any()
+    assert rank_values(empty).nnz == 0
+    assert empty.summary().startswith("2 cells of ")
+    assert len(empty.digests()) == 2
+    assert rank_values(cells.select([])).shape == (0, 5)
+
+
+def test_published_cells_that_all_lack_genes_are_refused(stored, few):
+    with pytest.raises(DataFormatError, match="none of its 2 cells has a gene"):
+        TokenizedDataset.open(stored({"input_ids": [[2, 3], [2, 3]]}), few)
 
 
 def test_the_spec_of_published_cells_says_where_they_are_from(stored, few):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 
 import anndata as ad
@@ -1081,10 +1082,28 @@ def test_the_fingerprint_tells_vocabularies_apart_that_give_the_same_tokens(pbmc
     assert once.fingerprint != twice.fingerprint
 
 
+def swapped(adata):
+    """The labels of the first two cells of different types, exchanged."""
+    labels = adata.obs["cell_type"].astype(str).to_numpy()
+    other = int(np.flatnonzero(labels != labels[0])[0])
+    labels[[0, other]] = labels[[other, 0]]
+    adata.obs["cell_type"] = labels
+    return adata
+
+
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param(lambda adata, vocabulary: tokenize(adata, vocabulary), id="obs"),
+        pytest.param(lambda adata, vocabulary: tokenize(adata, vocabulary), id="no_obs"),
+        pytest.param(lambda adata, vocabulary: tokenize(swapped(adata), vocabulary, obs=OBS), id="labels"),
+        pytest.param(
+            lambda adata, vocabulary: tokenize(
+                ad.AnnData(adata.X, adata.obs.rename(columns={"cell_type": "type"}), adata.var),
+                vocabulary,
+                obs=["type", "n_counts"],
+            ),
+            id="name_of_a_column",
+        ),
         pytest.param(lambda adata, vocabulary: tokenize(adata[:699], vocabulary, obs=OBS), id="cells"),
         pytest.param(lambda adata, vocabulary: tokenize(adata[::-1], vocabulary, obs=OBS), id="order"),
         pytest.param(lambda adata, vocabulary: tokenize(adata, vocabulary, obs=OBS, uncropped=True), id="uncropped"),
@@ -1364,6 +1383,16 @@ OTHER_WORK = [
         id="cell_filter",
     ),
     pytest.param(lambda given: {"vocabulary": half_of(given["vocabulary"])}, "vocabulary: '", id="vocabulary"),
+    pytest.param(
+        lambda given: {"vocabulary": replace(given["vocabulary"], gene_names=given["vocabulary"].gene_names[::-1])},
+        "vocabulary: '",
+        id="names",
+    ),
+    pytest.param(
+        lambda given: {"vocabulary": replace(given["vocabulary"], other_ids={"old": given["vocabulary"].gene_ids[0]})},
+        "vocabulary: '",
+        id="other_ids",
+    ),
     pytest.param(lambda given: {"min_known_share": 0.4}, r"options\.min_known_share: 0\.5 there", id="min_known_share"),
 ]
 

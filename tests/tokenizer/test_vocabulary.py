@@ -407,7 +407,7 @@ def test_the_saved_files_are_readable_without_the_package(tmp_path):
         "c\t6\tgamma\t0.5",
     ]
     assert read_json(tmp_path / "v" / "vocabulary.json") == {
-        "format": "geneformer_repro/vocabulary/1", "fingerprint": small(V2).fingerprint, "n_genes": 3,
+        "format": "geneformer_repro/vocabulary/2", "fingerprint": small(V2).fingerprint, "n_genes": 3,
         "max_length": 4096, "special_tokens": V2, "has_medians": True,
     }  # fmt: skip
 
@@ -464,6 +464,10 @@ def edit_header(folder, **changes):
         pytest.param(lambda v: edit_table(v, "b\t3", "b\t4000"), "damaged|changed", id="token"),
         pytest.param(lambda v: edit_table(v, "\t2.0", "\t2.5"), "has changed since it was written", id="median"),
         pytest.param(lambda v: edit_table(v, "b\t3", "B\t3"), "has changed since it was written", id="gene"),
+        pytest.param(lambda v: edit_table(v, "alpha", "beta"), "has changed since it was written", id="name"),
+        pytest.param(
+            lambda v: (v / "other_ids.tsv").write_text("other_id\tgene_id\nx\ta\n"), "has changed since", id="other_id"
+        ),
         pytest.param(lambda v: edit_table(v, "c\t4\tgamma\t0.5\n", ""), "has changed since", id="row_lost"),
         pytest.param(lambda v: edit_table(v, "c\t4", "a\t4"), r"damaged \(Gene 'a' stands twice", id="gene_twice"),
         pytest.param(lambda v: edit_table(v, "\t2.0", "\t-2.0"), r"damaged \(Medians must be positive", id="negative"),
@@ -478,7 +482,7 @@ def edit_header(folder, **changes):
             lambda v: edit_header(v, special_tokens={"<pad>": 0, "<mask>": 9}), "changed|header", id="special"
         ),
         pytest.param(
-            lambda v: edit_header(v, format="other/2"), r"expected format 'gene.*/1', found 'other/2'", id="format"
+            lambda v: edit_header(v, format="other/2"), r"expected format 'gene.*/2', found 'other/2'", id="format"
         ),
         pytest.param(lambda v: edit_header(v, format=None), "expected format .* found None", id="no_format"),
         pytest.param(lambda v: edit_header(v, fingerprint=None), "fingerprint", id="no_fingerprint"),
@@ -494,12 +498,25 @@ def test_a_damaged_or_changed_vocabulary_is_refused(tmp_path, change, message):
         Vocabulary.load(tmp_path / "v")
 
 
-def test_a_gene_name_may_be_corrected_by_hand(tmp_path):
-    small().save(tmp_path / "v")
+def former(folder, *, fingerprint):
+    """Make a saved vocabulary one of format 1."""
+    edit_header(folder, format="geneformer_repro/vocabulary/1", fingerprint=fingerprint)
+
+
+OF_SMALL = "a0cc4de68a782e9ce0a7ff9e8c9b590c835a08e9e51cd0aa1d5c5c1b961e456f"
+"""What the package wrote while names and other ids did not count."""
+
+
+def test_a_vocabulary_of_the_format_before_opens_with_its_own_fingerprint(tmp_path):
+    small(V2).save(tmp_path / "v")
+    former(tmp_path / "v", fingerprint=OF_SMALL)
     edit_table(tmp_path / "v", "alpha", "ALPHA1")
     found = Vocabulary.load(tmp_path / "v")
-    assert found == small()
     assert found.gene_names[0] == "ALPHA1"
+    assert found.has_fingerprint(OF_SMALL)
+    edit_table(tmp_path / "v", "\t2.0", "\t2.5")
+    with pytest.raises(InputError, match="has changed since it was written"):
+        Vocabulary.load(tmp_path / "v")
 
 
 # what a vocabulary is
@@ -599,6 +616,8 @@ def test_equal_content_makes_equal_vocabularies():
         pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "d": 4}, MEDIANS | {"d": 0.5}), id="gene"),
         pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 5}, MEDIANS), id="token"),
         pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS | {"c": 0.6}), id="median"),
+        pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS), id="names"),
+        pytest.param(lambda: small(other_ids={"old": "a"}), id="other_ids"),
     ],
 )
 def test_the_fingerprint_tells_apart_what_changes_tokens(other):
@@ -606,8 +625,9 @@ def test_the_fingerprint_tells_apart_what_changes_tokens(other):
     assert other() != small()
 
 
-def test_names_do_not_count_in_the_fingerprint():
-    assert Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS).fingerprint == small().fingerprint
+def test_the_order_of_other_ids_does_not_count_in_the_fingerprint():
+    one, other = ({"old": "a", "older": "b"}, {"older": "b", "old": "a"})
+    assert small(other_ids=one).fingerprint == small(other_ids=other).fingerprint
 
 
 def test_a_gene_is_found_by_its_position():
