@@ -12,6 +12,10 @@ class DataFormatError(InputError):
     """A data file does not hold what it should: not counts, not genes, not cells."""
 
 
+class ChangedDataError(DataFormatError):
+    """A data file was replaced or written to while it was being read; what was read of it is not used."""
+
+
 class VocabularyMismatchError(InputError):
     """Two things that must share a vocabulary do not; the message names the first differing gene."""
 

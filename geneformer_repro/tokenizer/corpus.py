@@ -2,7 +2,8 @@
 
 The cut depends on the sources alone, never on who does the work, so one process, eight, and a cluster write the same
 bytes, and a finished part is finished for whoever goes on. Processes are joblib's (loky): they need no ``if __name__ ==
-"__main__"`` in the user's script, and a worker that dies is noticed. A worker costs three seconds to start, once.
+"__main__"`` in the user's script, and a worker that dies is noticed. A worker costs three seconds to start, once, and
+ends with the process that started it.
 """
 
 import hashlib
@@ -10,16 +11,20 @@ import json
 import logging
 import os
 import re
+import shutil
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from glob import glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError
+from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError, MissingExtraError
+from geneformer_repro.files import damage, new_file, read_json, sha256, write_json, write_manifest
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS, files_of, is_zarr, mtx_files
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
@@ -33,6 +38,8 @@ _SUFFIXES = (".h5ad", ".loom", ".h5")
 _KINDS_OF_SOURCES = ".h5ad, .loom, .h5, .zarr or matrix.mtx"
 _CELL_RANGER = re.compile(r".*(raw|filtered)_(feature_bc_matrix|gene_bc_matrices)(_mex|_h5)?(\.h5)?")
 _SMALLEST_PART = 4 * BLOCK_CELLS
+_LOOKS_AT_PARENT = 0.5
+"""Seconds between two looks of a worker at whether its parent still lives."""
 _MOST_PARTS = 1000
 """Parts of a corpus of one file; one of many files has at most so many more."""
 
@@ -156,6 +163,35 @@ def identity(source: Source) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Raise at the end of the block if a source on disk changed within it.
+
+    Raises
+    ------
+    ChangedDataError
+        It was replaced or written to.
+    """
+    before = _seen(path)
+    yield
+    _require_seen(path, before, name=str(path))
+
+
+def _seen(path: Path) -> dict[str, Any] | None:
+    try:
+        return identity(path)
+    except OSError:
+        return None
+
+
+def _require_seen(path: Path, before: Mapping[str, Any] | None, *, name: str) -> None:
+    if _seen(path) != before:
+        raise ChangedDataError(
+            f"{name}: changed while it was read, so nothing that was read of it is used. Wait until it is written, and "
+            "give the same call again."
+        )
+
+
 def is_unchanged(recorded: Mapping[str, Any]) -> bool:
     """Whether what `identity` said of a source still holds."""
     path = recorded.get("path")
@@ -213,6 +249,8 @@ class Corpus:
         Folder for copies of matrices stored by gene; None for temporary ones.
     by_gene
         Sources whose matrix is stored by gene; known after `check`.
+    identities
+        What tells each source from a changed one, as it was just before it was first opened.
     failed
         Sources that turned out damaged: index → message. Their parts are skipped and dropped.
     """
@@ -223,6 +261,7 @@ class Corpus:
         self.sources, self.labels, self._layer, self._gene_ids = list(sources), list(labels), layer, gene_ids
         self.names = [str(source) if isinstance(source, Path) else "AnnData" for source in sources]
         self.work: Path | None = None
+        self.identities: list[dict[str, Any]] = []
         self.failed: dict[int, str] = {}
         self.by_gene: list[int] = []
         self.open = lru_cache(maxsize=4)(self._open)
@@ -241,8 +280,8 @@ class Corpus:
         return corpus
 
     def as_plan(self) -> dict[str, Any]:
-        """Return what tells this corpus from another, as JSON can hold it."""
-        return {"sources": [identity(one) for one in self.sources], "labels": self.labels, "names": self.names}
+        """Return what tells this corpus from another, as JSON can hold it; after `check`."""
+        return {"sources": self.identities, "labels": self.labels, "names": self.names}
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -293,9 +332,11 @@ class Corpus:
         InputError
             What was asked does not fit a source.
         """
+        self.identities.clear()
         found = [0] * len(self.sources)
         with progress(step, total=len(self), unit="sources", quiet=len(self) == 1) as bar:
             for i in range(len(self)):
+                self.identities.append(identity(self.sources[i]))
                 try:
                     found[i] = check(i, self.open(i))
                     self.by_gene += [i] if self.open(i).stored_by_gene else []
@@ -304,6 +345,25 @@ class Corpus:
                 bar.update()
         return found
 
+    def require_unchanged(self, i: int, *, quickly: bool = False) -> None:
+        """Raise if a source on disk is no longer what it was just before it was first opened.
+
+        Parameters
+        ----------
+        i
+            The source.
+        quickly
+            Pass over a Zarr store, whose files are too many to look at after each part.
+
+        Raises
+        ------
+        ChangedDataError
+            It was replaced or written to.
+        """
+        source = self.sources[i]
+        if isinstance(source, Path) and not (quickly and source.is_dir() and is_zarr(source)):
+            _require_seen(source, self.identities[i], name=self.names[i])
+
     def note(self, i: int, error: DataFormatError) -> None:
         """Remember that a source is damaged.
 
@@ -311,7 +371,10 @@ class Corpus:
         ------
         DataFormatError
             It was the last one left.
+        ChangedDataError
+            It is not damaged, but being written to.
         """
+        self.require_unchanged(i)
         self.failed[i] = str(error)
         if len(self.sources) == 1:
             raise error
@@ -350,8 +413,27 @@ class Job:
 
     def deal_out_all(self, *, workers: int | None, ray: bool) -> None:
         """Copy every matrix stored by gene into blocks of cells, if an earlier run has not."""
-        todo = [Part(i, i, 0, self.sizes[i]) for i in self.corpus.by_gene if not self.corpus.blocks_folder(i).exists()]
+        todo = [Part(i, i, 0, self.sizes[i]) for i in self.corpus.by_gene if not self._is_dealt_out(i)]
         self.share("deal_out", todo, workers=workers, ray=ray)
+
+    def _is_dealt_out(self, i: int) -> bool:
+        folder = self.corpus.blocks_folder(i)
+        if not folder.exists():
+            return False
+        wrong = damage(folder)
+        if wrong:
+            logger.warning("%s: %s; it is made again.", folder, wrong)
+            shutil.rmtree(folder)
+        return not wrong
+
+    def deal_out(self, part: Part) -> None:
+        """Copy a matrix stored by gene into blocks of cells."""
+        folder = self.corpus.blocks_folder(part.source)
+        self.corpus.open(part.source).deal_out(folder)
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_manifest(folder)
 
     def share(
         self,
@@ -389,8 +471,8 @@ class Job:
         elsewhere = ray or (workers or 1) > 1
         do = partial(_do, self, step)
         if elsewhere:
-            digest = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
-            do = partial(_do_elsewhere, type(self), self.work.resolve(), digest, step)
+            parent = None if ray else os.getpid()
+            do = partial(_do_elsewhere, type(self), self.work.resolve(), _digest_of_json(self.plan), parent, step)
         left = (part for part in parts if part.source not in self.corpus.failed)
         total, todo = sum(self.sizes), sum(part.stop - part.start for part in parts)
         with (
@@ -398,11 +480,41 @@ class Job:
             closing(_finished(left, do, workers=workers, ray=ray)) as finished,
         ):
             for part, message in finished:
+                self.corpus.require_unchanged(part.source, quickly=message is None)
                 if message is None:
                     on_done(part)
                 elif part.source not in self.corpus.failed:
                     self.corpus.note(part.source, DataFormatError(message))
                 bar.update(part.stop - part.start)
+
+
+def write_report(path: Path, content: Mapping[str, Any], *written: Path) -> None:
+    """Say, last of all, that a part is finished: what it came to, with digests of that and of the files it wrote."""
+    report = {**content, "files": {os.path.relpath(file, path.parent): sha256(file) for file in written}}
+    with new_file(path, overwrite=True) as aside:
+        write_json(aside, {**report, "sha256": _digest_of_json(report)})
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Return what `write_report` wrote; None if it is not there, or it or one of the files is not as it was written."""
+    if not path.exists():
+        return None
+    try:
+        report = read_json(path)
+    except InputError:
+        report = {}
+    is_whole = report.pop("sha256", None) == _digest_of_json(report) and all(
+        (path.parent / name).is_file() and sha256(path.parent / name) == digest
+        for name, digest in report["files"].items()
+    )
+    if not is_whole:
+        logger.warning("%s: the part is not as it was written; it is made again.", path)
+        return None
+    return report
+
+
+def _digest_of_json(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _do(job: Job, step: str, part: Part) -> str | None:
@@ -414,10 +526,26 @@ def _do(job: Job, step: str, part: Part) -> str | None:
     return None
 
 
-def _do_elsewhere(kind: type[Job], work: Path, digest: str, step: str, part: Part) -> str | None:
+def _do_elsewhere(
+    kind: type[Job], work: Path, digest: str, parent: int | None, step: str, part: Part
+) -> str | None:
+    if parent is not None:
+        _die_with(parent)
     if _jobs.get("digest") != digest:  # a worker lives on, and a folder may be used again for another plan
         _jobs.update(digest=digest, job=kind.from_plan(work))
     return _do(_jobs["job"], step, part)
+
+
+@cache
+def _die_with(parent: int) -> None:
+    """Have this process end soon after its parent, which may be killed without a word to its workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOKS_AT_PARENT)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watches parent", daemon=True).start()
 
 
 _jobs: dict[str, Any] = {}

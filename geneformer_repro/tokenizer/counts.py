@@ -5,6 +5,8 @@ file that `tokenize` recorded, if that is still there as it was, or from one tha
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, diags_array, vstack
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.tokenizer.corpus import is_unchanged
+from geneformer_repro.tokenizer.corpus import is_unchanged, unchanged
 from geneformer_repro.tokenizer.dataset import INPUT_IDS, SOURCE, TokenizedDataset
 from geneformer_repro.tokenizer.genes import reconcile
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
@@ -98,8 +100,8 @@ def raw_counts(cells: TokenizedDataset, given: "AnnData | str | Path | None" = N
     """
     if given is None and len(cells.spec["sources"]) > 1:
         return vocabulary_counts(cells)
-    opened = _open_sources(cells, given)
-    return counts_of(opened[0], cells.cell_names) if opened else None
+    with _opened_sources(cells, given) as opened:
+        return counts_of(opened[0], cells.cell_names) if opened else None
 
 
 def vocabulary_counts(cells: TokenizedDataset, given: "AnnData | str | Path | None" = None) -> csr_matrix | None:
@@ -107,11 +109,14 @@ def vocabulary_counts(cells: TokenizedDataset, given: "AnnData | str | Path | No
 
     None also where the cells were tokenised with a table of orthologs, which is not kept.
     """
-    opened = _open_sources(cells, given, mapped=True)
-    if not opened:
-        return None
-    if len(opened) == 1:
-        return csr_matrix(counts_of(opened[0], cells.cell_names) @ _to_vocabulary(opened[0], cells.vocabulary))
+    with _opened_sources(cells, given, mapped=True) as opened:
+        if len(opened) <= 1:
+            found = [counts_of(one, cells.cell_names) @ _to_vocabulary(one, cells.vocabulary) for one in opened]
+            return csr_matrix(found[0]) if found else None
+        return _counts_of_several(opened, cells)
+
+
+def _counts_of_several(opened: list[CountSource], cells: TokenizedDataset) -> csr_matrix:
     labels, sources = cells.require_obs(SOURCE).to_numpy(), cells.spec["sources"]
     names = np.array([name.removeprefix(f"{label}/") for name, label in zip(cells.cell_names, labels, strict=True)])
     rows = [np.flatnonzero(labels == source["name"]) for source in sources]
@@ -123,22 +128,39 @@ def vocabulary_counts(cells: TokenizedDataset, given: "AnnData | str | Path | No
     return csr_matrix(vstack(found, format="csr"))[np.argsort(np.concatenate(rows))]
 
 
-def _open_sources(
+@contextmanager
+def _opened_sources(
     cells: TokenizedDataset, given: "AnnData | str | Path | None", *, mapped: bool = False
-) -> list[CountSource]:
-    """Open `given`, or what the cells were tokenised from; nothing, and say so, if that is gone or has changed."""
+) -> Iterator[list[CountSource]]:
+    """Open `given`, or what the cells were tokenised from; nothing, and say so, if that is gone or has changed.
+
+    Raises
+    ------
+    ChangedDataError
+        At the end, if a file was replaced or written to meanwhile.
+    """
     sources = cells.spec["sources"]
     has_orthologs = bool(cells.spec.get("options", {}).get("n_orthologs"))
+    chosen: list[Any] = []
+    why = "the cells were tokenised in memory"
     if mapped and has_orthologs:
         why = "the table of orthologs that led to the vocabulary's genes is not kept"
     elif given is not None:
-        return [open_counts(given, layer=sources[0].get("layer"), gene_ids=sources[0].get("gene_ids"))]
+        chosen = [given]
     elif all(map(is_unchanged, sources)):
-        return [open_counts(one["path"], layer=one["layer"], gene_ids=one["gene_ids"]) for one in sources]
+        chosen = [one["path"] for one in sources]
     else:
-        why = sources[0].get("path") or "the cells were tokenised in memory"
-    logger.warning("No raw counts at hand (%s), so what needs them is left out; give counts=.", why)
-    return []
+        why = sources[0].get("path") or why
+    if not chosen:
+        logger.warning("No raw counts at hand (%s), so what needs them is left out; give counts=.", why)
+    with ExitStack() as stack:
+        for path in chosen:
+            if isinstance(path, (str, Path)):
+                stack.enter_context(unchanged(Path(path)))
+        yield [
+            open_counts(path, layer=one.get("layer"), gene_ids=one.get("gene_ids"))
+            for path, one in zip(chosen, sources, strict=False)
+        ]
 
 
 def _to_vocabulary(source: CountSource, vocabulary: Vocabulary) -> csr_matrix:

@@ -381,9 +381,9 @@ def _check_distinct(path: Path, start: int, tokens: Ragged) -> None:
     both = np.sort((cell << 32) + tokens.values.astype(np.int64))
     twice = both[1:][both[1:] == both[:-1]]
     if len(twice):
-        cell, token = divmod(int(twice[0]), 1 << 32)
+        row, token = divmod(int(twice[0]), 1 << 32)
         raise DataFormatError(
-            f"{path}: token {token} stands twice in row {start + cell}; a gene has one rank in a cell."
+            f"{path}: token {token} stands twice in row {start + row}; a gene has one rank in a cell."
         )
 
 

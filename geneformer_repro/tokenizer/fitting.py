@@ -52,6 +52,8 @@ def fit_medians(
     ------
     DataFormatError
         A source holds no raw counts, or no gene is expressed.
+    ChangedDataError
+        A source was replaced or written to while it was read.
     FileExistsError
         `work` holds other work, or is not a work folder.
     """
@@ -138,15 +140,13 @@ class _Fit(Job):
             raise DataFormatError(
                 "No gene is expressed in any cell of the given sources; a vocabulary cannot be learned from them."
             )
+        for i in range(len(self.corpus)):
+            self.corpus.require_unchanged(i)
         if self.corpus.failed:
             write_json(self.work / FAILED, {self.corpus.labels[i]: error for i, error in self.corpus.failed.items()})
             good = [i for i in range(len(self.corpus)) if i not in self.corpus.failed]
             self._names = dict.fromkeys(found, "") | names_of([reconcile(self.corpus.open(i), None) for i in good])
         return found, {gene: self._names[gene] for gene in found}
-
-    def deal_out(self, part: Part) -> None:
-        """Copy a matrix stored by gene into blocks of cells."""
-        self.corpus.open(part.source).deal_out(self.corpus.blocks_folder(part.source))
 
     def sketch(self, part: Part) -> None:
         """Write the medians' sketches of a part."""
@@ -189,7 +189,17 @@ class _Merged:
         self._of: dict[int, list[Part]] = {}
         for part in job.parts:
             self._of.setdefault(part.source, []).append(part)
+        self._drop_damaged()
         self._done = {source: self._kept(source) for source in self._of}
+
+    def _drop_damaged(self) -> None:
+        """Remove what an earlier run has written and what is no longer as it was: the file's own checksums tell."""
+        for path in sorted(self._job.work.glob("*.npz")):
+            try:
+                NonzeroMedians.load(path)
+            except DataFormatError:
+                logger.warning("%s: is not as it was written; it is made again.", path)
+                path.unlink()
 
     def _file(self, source: int, n: int) -> Path:
         return self._job.work / f"source-{source:06d}-{n:06d}.npz"

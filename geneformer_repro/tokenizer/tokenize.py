@@ -1,8 +1,8 @@
 """A corpus of counts to a dataset on disk, part by part, so that any number of processes write the same bytes.
 
 A part (8,192 cells or more of one source) becomes an Arrow file and a small report in ``OUT.partial``; the report is
-written last, so a part with a report is done, and a run that was killed goes on with the others. At the end the Arrow
-files are the dataset: nothing is copied.
+written last, with digests of what belongs to it. So a part whose report is true is done, and a run that was killed goes
+on with the others. At the end the Arrow files are the dataset: nothing is copied.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from scipy.sparse import csr_matrix
 from geneformer_repro import unfinished
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import new_file, read_json, write_json
-from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of
+from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of, read_report, write_report
 from geneformer_repro.tokenizer.dataset import (
     CELL,
     FORMAT,
@@ -126,6 +126,8 @@ def tokenize(
     ------
     DataFormatError
         The sources hold no raw counts, too few genes that the vocabulary knows, or no cell that expresses one.
+    ChangedDataError
+        A source was replaced or written to while it was read; nothing is kept of the work.
     InputError
         A column, layer or file does not exist, or an option does not fit a source.
     FileExistsError
@@ -267,10 +269,13 @@ class _Job(Job):
         if self.cell_filter.needs_moments:
             self.share("measure", self._not_done("moments"), workers=workers, ray=ray)
         self.share("tokenize", self._not_done("json"), workers=workers, ray=ray)
-        return _Outcome(self).write()
+        spec = _Outcome(self).write()
+        for i in range(len(self.corpus)):
+            self.corpus.require_unchanged(i)
+        return spec
 
     def _not_done(self, suffix: str) -> list[Part]:
-        return [part for part in self.parts if not self.report_file(part, suffix).exists()]
+        return [part for part in self.parts if read_report(self.report_file(part, suffix)) is None]
 
     def report_file(self, part: Part, suffix: str) -> Path:
         """Where a part's report is: "json" (written last), "moments", "counts.npy" or "left_out.tsv"."""
@@ -306,8 +311,8 @@ class _Job(Job):
         return sum(of_parts, Moments())
 
     def deal_out(self, part: Part) -> None:
-        """Copy a matrix stored by gene into blocks of cells."""
-        self.corpus.open(part.source).deal_out(self.corpus.blocks_folder(part.source))
+        """Copy a matrix stored by gene into blocks of cells, of which some are then looked at."""
+        super().deal_out(part)
         source, genes = self.corpus.open(part.source), self.genes(part.source)
         self._require_known(source, genes, _counts_of_some(source), min_share=self.options.min_known_share / 2)
 
@@ -317,8 +322,7 @@ class _Job(Job):
         is_mito, found = is_mitochondrial(source), Moments()
         for block in source.blocks(part.start, part.stop):
             found += Moments.of(block, source.total_counts(block), is_mito)
-        with new_file(self.report_file(part, "moments"), overwrite=True) as aside:
-            write_json(aside, found.as_json())
+        write_report(self.report_file(part, "moments"), found.as_json())
 
     def tokenize(self, part: Part) -> None:
         """Write the rows and the report of a part."""
@@ -333,13 +337,13 @@ class _Job(Job):
                 writer.write_batch(batch)
         if not rows.n_cells:
             arrow.unlink()
-        for suffix, write in (
-            ("counts.npy", lambda aside: np.save(aside, rows.gene_counts)),
-            ("left_out.tsv", rows.write_left_out),
-            ("json", lambda aside: write_json(aside, rows.report())),
+        written = [self.report_file(part, suffix) for suffix in ("counts.npy", "left_out.tsv")]
+        for path, write in zip(
+            written, (lambda aside: np.save(aside, rows.gene_counts), rows.write_left_out), strict=True
         ):
-            with new_file(self.report_file(part, suffix), overwrite=True) as aside:
+            with new_file(path, overwrite=True) as aside:
                 write(aside)
+        write_report(self.report_file(part, "json"), rows.report(), *[arrow] * (rows.n_cells > 0), *written)
 
 
 def _counts_of_some(source: CountSource) -> np.ndarray:

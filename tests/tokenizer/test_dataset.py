@@ -446,8 +446,11 @@ def test_the_fingerprint_of_published_cells_is_that_of_their_content_however_it_
     for n_shards in (1, 3):
         datasets.Dataset.from_dict(LABELLED).save_to_disk(tmp_path / f"{n_shards}.dataset", num_shards=n_shards)
         found.add(TokenizedDataset.open(tmp_path / f"{n_shards}.dataset", few).fingerprint)
-    large = pa.large_list(pa.uint8())
-    table = pa.table(LABELLED | {"input_ids": pa.array(ROWS, large), "label": pa.array(LABELLED["label"]).dictionary_encode()})
+    other_types = {
+        "input_ids": pa.array(ROWS, pa.large_list(pa.uint8())),
+        "label": pa.array(LABELLED["label"]).dictionary_encode(),
+    }
+    table = pa.table(LABELLED | other_types)
     pq.write_table(pa.concat_tables([table[:1], table[1:]]), tmp_path / "x.parquet", row_group_size=2)
     found.add(TokenizedDataset.open(tmp_path / "x.parquet", few).fingerprint)
     assert len(found) == 1

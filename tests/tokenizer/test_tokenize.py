@@ -1658,10 +1658,10 @@ def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_di
     assert digests(tmp_path / "out") == digests(folder / "one")
 
 
-def _die_on_the_second_part(kind, work, digest, step, part):
+def _die_on_the_second_part(kind, work, digest, parent, step, part):
     if step == "tokenize" and part.number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return _do_elsewhere(kind, work, digest, step, part)
+    return _do_elsewhere(kind, work, digest, parent, step, part)
 
 
 _do_elsewhere = corpus._do_elsewhere
