@@ -526,9 +526,7 @@ def _do(job: Job, step: str, part: Part) -> str | None:
     return None
 
 
-def _do_elsewhere(
-    kind: type[Job], work: Path, digest: str, parent: int | None, step: str, part: Part
-) -> str | None:
+def _do_elsewhere(kind: type[Job], work: Path, digest: str, parent: int | None, step: str, part: Part) -> str | None:
     if parent is not None:
         _die_with(parent)
     if _jobs.get("digest") != digest:  # a worker lives on, and a folder may be used again for another plan

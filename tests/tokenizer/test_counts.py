@@ -98,6 +98,22 @@ def test_vocabulary_counts_have_a_column_a_gene_of_the_vocabulary(pbmc, files, v
         np.testing.assert_array_equal(found(together.select(order)).toarray(), expected[order])
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_counts_that_change_while_they_are_read_are_refused(files, vocabulary, monkeypatch, n):
+    cells = gf.tokenize(files[:n], vocabulary)
+
+    def change_and_read(*arguments):
+        files[0].write_bytes(files[0].read_bytes() + b"x")
+        return counts_of(*arguments)
+
+    monkeypatch.setattr(module, "counts_of", change_and_read)
+    with pytest.raises(InputError, match=r"a\.h5ad: changed while it was read"):
+        raw_counts(cells)
+    if n == 1:
+        with pytest.raises(InputError, match=r"a\.h5ad: changed while it was read"):
+            raw_counts(cells, files[0])
+
+
 def test_counts_of_genes_that_orthologs_led_to_are_not_at_hand(pbmc, vocabulary, caplog):
     ids = open_counts(pbmc).gene_ids
     mouse = pbmc.copy()

@@ -2,9 +2,6 @@ import gzip
 import logging
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import warnings
 from contextlib import suppress
 
@@ -16,7 +13,7 @@ import pytest
 from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack, vstack
 
-from geneformer_repro.errors import DataFormatError, InputError
+from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
 from geneformer_repro.tokenizer import containers, corpus, fitting, readers
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -294,41 +291,28 @@ def test_two_workers_give_the_bits_of_one_process(sources, monkeypatch, exact):
     assert_same(Vocabulary.fit(sources, exact=exact, workers=2), Vocabulary.fit(sources, exact=exact))
 
 
-KILLED = """
-    import os, signal, sys
-    from geneformer_repro.tokenizer import fitting
-    from geneformer_repro.tokenizer.vocabulary import Vocabulary
-
-    sources, work, exact = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
-    fitting._PART = 100
-    save = fitting.NonzeroMedians.save
-    n_saved = 0
+def die_when_five_are_saved(monkeypatch):
+    saved, save = [], fitting.NonzeroMedians.save
 
     def dying_save(medians, path):
-        global n_saved
-        n_saved += 1
         save(medians, path)
-        if n_saved == 5:
+        saved.append(path)
+        if len(saved) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    fitting.NonzeroMedians.save = dying_save
-    Vocabulary.fit(sources, work=work, exact=exact)
-"""
+    monkeypatch.setattr(fitting.NonzeroMedians, "save", dying_save)
 
 
 @exactly
-def test_killed_and_run_again_gives_the_bits_of_an_uninterrupted_run(sources, tmp_path, monkeypatch, exact):
+def test_killed_and_run_again_gives_the_bits_of_an_uninterrupted_run(sources, tmp_path, monkeypatch, exact, killed):
     cut_in_parts_of(monkeypatch, 100)
     expected = Vocabulary.fit(sources, exact=exact)
-    died = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(sources), str(tmp_path / "work"), str(exact)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr
+
+    def run():
+        die_when_five_are_saved(monkeypatch)
+        Vocabulary.fit(sources, work=tmp_path / "work", exact=exact)
+
+    assert killed(run) == -signal.SIGKILL
     done, sketch = [], fitting._Fit.sketch
     monkeypatch.setattr(fitting._Fit, "sketch", lambda job, part: (done.append(part.number), sketch(job, part)))
     monkeypatch.setattr(fitting._Fit, "deal_out", lambda *_: pytest.fail("dealt out again"))
@@ -338,6 +322,34 @@ def test_killed_and_run_again_gives_the_bits_of_an_uninterrupted_run(sources, tm
     done.clear()
     assert_same(Vocabulary.fit(sources, work=tmp_path / "work", exact=exact), expected)
     assert done == []
+
+
+@exactly
+def test_what_is_damaged_of_unfinished_work_is_made_again(sources, tmp_path, monkeypatch, caplog, exact):
+    cut_in_parts_of(monkeypatch, 100)
+    expected = Vocabulary.fit(sources, exact=exact)
+    interrupt(monkeypatch, sources, work=tmp_path / "work", exact=exact, at=7)
+    flipped, shortened = sorted((tmp_path / "work").glob("*.npz"))[:2]
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    for path in (shortened, *(tmp_path / "work").rglob("*.entries")):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert_same(Vocabulary.fit(sources, work=tmp_path / "work", exact=exact), expected)
+    for path in (flipped, shortened):
+        assert f"{path.name}: is not as it was written; it is made again" in caplog.text
+    assert "00001: 000000.entries has " in caplog.text
+
+
+def test_a_source_that_changes_while_it_is_read_stops_the_fit_and_leaves_nothing(sources, tmp_path, monkeypatch):
+    cut_in_parts_of(monkeypatch, 100)
+    source, run = sources / "a.h5ad", fitting._Fit.run
+    monkeypatch.setattr(
+        fitting._Fit, "run", lambda *a, **o: (source.write_bytes(source.read_bytes() + b"x"), run(*a, **o))[1]
+    )
+    with pytest.raises(ChangedDataError, match=r"a\.h5ad: changed while it was read"):
+        Vocabulary.fit(sources, work=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 class Interrupted(BaseException):
