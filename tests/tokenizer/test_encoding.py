@@ -71,7 +71,7 @@ def as_stored(cells, n_genes, dtype=np.float32):
     return matrix
 
 
-quickly = settings(deadline=None, max_examples=150, database=None)
+quickly = settings(deadline=None, max_examples=60, database=None)
 counts_and_medians = st.tuples(st.integers(1, 6), st.integers(1, 8)).flatmap(
     lambda shape: st.tuples(
         arrays(np.float32, shape, elements=st.integers(0, 4).map(float)),
@@ -99,7 +99,7 @@ def stored_cells(draw):
 @pytest.mark.parametrize("max_length", [None, 40])
 def test_real_cells_are_ordered_as_one_by_one(pbmc, series, max_length, crop):
     vocabulary = Vocabulary.fit(pbmc, series=series, max_length=max_length)
-    counts = csr_matrix(pbmc[:, list(vocabulary.gene_ids)].X)
+    counts = csr_matrix(pbmc[::9, list(vocabulary.gene_ids)].X)
     found = encode(counts, vocabulary, crop=crop)
     assert rows(found) == each_slowly(counts, vocabulary, crop=crop)
     np.testing.assert_array_equal(found.n_genes, np.diff(counts.indptr))
@@ -119,8 +119,8 @@ def test_real_cells_with_a_whole_transcriptome_are_ordered_as_one_by_one(shared)
 
 
 def test_given_totals_replace_the_sum_of_the_counts(pbmc, vocabulary):
-    counts = csr_matrix(pbmc[:, list(vocabulary.gene_ids)].X)
-    totals = pbmc.obs["n_counts"].to_numpy()
+    counts = csr_matrix(pbmc[::9, list(vocabulary.gene_ids)].X)
+    totals = pbmc.obs["n_counts"].to_numpy()[::9]
     assert rows(encode(counts, vocabulary, n_counts=totals)) == each_slowly(counts, vocabulary, None, totals)
 
 
@@ -135,7 +135,6 @@ def test_any_stored_cells_are_ordered_as_one_by_one(drawn, series, max_length, c
 
 
 MEDIANS = {
-    "all_equal": lambda n, rng: np.ones(n),
     "two": lambda n, rng: rng.choice([0.5, 1.0], n),
     "as_real": lambda n, rng: rng.gamma(2, 1, n) + 0.01,
     "within_rounding": lambda n, rng: 1 + np.arange(n)[::-1] * 2.0**-52,
@@ -146,7 +145,7 @@ MEDIANS = {
 
 @pytest.mark.parametrize("form", ["in_order", "unsorted", "one_gene_in_columns"])
 @pytest.mark.parametrize("medians", list(MEDIANS))
-@pytest.mark.parametrize("n", [0, 1, 2, 23, 24, 25, 26, 255, 256, 257, 2300])
+@pytest.mark.parametrize("n", [0, 1, 24, 25, 256, 257, 2300])
 def test_cells_of_any_size_are_ordered_as_one_by_one(n, medians, form):
     rng = np.random.default_rng(n)
     n_genes = max(n, 1) + 5
@@ -188,7 +187,7 @@ def test_counts_times_a_constant_give_the_same_tokens(drawn, constant):
     assert rows(once) == rows(scaled)
 
 
-@pytest.mark.parametrize("constant", [2, 3, 10, 1000])
+@pytest.mark.parametrize("constant", [3, 1000])
 def test_real_counts_times_a_constant_give_the_same_tokens(pbmc, vocabulary, constant):
     counts = csr_matrix(pbmc[:, list(vocabulary.gene_ids)].X)
     assert rows(encode(counts * constant, vocabulary)) == rows(encode(counts, vocabulary))
@@ -320,7 +319,7 @@ def test_special_tokens_are_taken_from_the_vocabulary_not_from_convention():
 
 @pytest.mark.parametrize(
     ("n_genes", "dtype"),
-    [(100, np.uint8), (254, np.uint8), (255, np.uint16), (65_534, np.uint16), (65_535, np.uint32)],
+    [(254, np.uint8), (255, np.uint16), (65_534, np.uint16), (65_535, np.uint32)],
 )
 def test_tokens_are_stored_as_small_as_the_largest_token_allows(n_genes, dtype):
     counts = csr_matrix(([1.0], ([0], [n_genes - 1])), shape=(1, n_genes))

@@ -79,17 +79,7 @@ def cut_in_parts_of(monkeypatch, part, *, block=None):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "cardio_differentiation",
-        "datlinger_jurkat",
-        "gbm_panobinostat",
-        "kang_ifnb",
-        "lung_lines_mixology",
-        "pbmc14k_sorted",
-        "pbmc3k",
-        "pbmc_donorA",
-        "pretrain_extra",
-    ],
+    ["datlinger_jurkat", "kang_ifnb", "lung_lines_mixology"],  # the fewest genes a cell, several donors, the most
 )
 def test_exact_medians_of_real_sets_are_those_of_numpy(shared, name):
     path = shared / "data" / name / f"{name}.h5ad"
@@ -156,14 +146,13 @@ def as_loom(adata, folder):
 
 
 @pytest.mark.parametrize("make", [as_mtx, as_zarr, as_csc, as_dense, as_loom, lambda adata, _: adata.raw.to_adata()])
-@pytest.mark.parametrize("exact", [False, True], ids=["sketch", "exact"])
-def test_the_container_does_not_change_the_vocabulary(pbmc, tmp_path, make, exact):
+def test_the_container_does_not_change_the_vocabulary(pbmc, tmp_path, make):
     few = pbmc[:150].copy()
     few.obs = few.obs[[]]
     few.raw = few
-    expected = Vocabulary.fit(few, exact=exact)
+    expected = Vocabulary.fit(few)
     few.raw, source = None, make(few.copy(), tmp_path)
-    assert_same(Vocabulary.fit(source, exact=exact), expected)
+    assert_same(Vocabulary.fit(source), expected)
 
 
 def test_counts_in_a_layer_or_raw_are_read_where_asked(pbmc, tmp_path):
@@ -285,10 +274,10 @@ def sources(pbmc, tmp_path):
 exactly = pytest.mark.parametrize("exact", [False, True], ids=["sketch", "exact"])
 
 
-@exactly
-def test_two_workers_give_the_bits_of_one_process(sources, monkeypatch, exact):
+def test_two_workers_give_the_bits_of_one_process(sources, monkeypatch):
+    """Of the sketch, which depends on the order of merging."""
     cut_in_parts_of(monkeypatch, 100)
-    assert_same(Vocabulary.fit(sources, exact=exact, workers=2), Vocabulary.fit(sources, exact=exact))
+    assert_same(Vocabulary.fit(sources, workers=2), Vocabulary.fit(sources))
 
 
 def die_when_five_are_saved(monkeypatch):
@@ -376,7 +365,7 @@ def interrupt(monkeypatch, *arguments, at, **options):
 def test_interrupted_at_any_part_gives_the_bits_of_an_uninterrupted_run(sources, tmp_path, monkeypatch, exact):
     cut_in_parts_of(monkeypatch, 100)
     expected = Vocabulary.fit(sources, exact=exact)
-    for at in (0, 1, 3, 4, 7):
+    for at in (0, 3, 7):
         interrupt(monkeypatch, sources, work=tmp_path / "work", exact=exact, at=at)
     assert_same(Vocabulary.fit(sources, work=tmp_path / "work", exact=exact), expected)
 

@@ -96,8 +96,8 @@ def few(pbmc):
 
 @pytest.fixture(scope="module")
 def many(_pbmc):
-    """14,000 cells like those: nearly all genes have a digest."""
-    return redrawn(_pbmc, 14_000)
+    """14,000 cells like those, a third of their genes: nearly all have a digest."""
+    return redrawn(_pbmc[:, ::3], 14_000)
 
 
 BOTH = pytest.mark.parametrize("exact", [False, True], ids=["sketch", "exact"])
@@ -113,7 +113,7 @@ def test_medians_of_few_cells_are_exact_without_asking(few):
 
 
 @BOTH
-@settings(deadline=None, max_examples=60, database=None)
+@settings(deadline=None, max_examples=40, database=None)
 @given(counts=arrays(np.int64, (7, 5), elements=st.integers(0, 4)), n_parts=st.integers(1, 7))
 def test_any_few_cells_in_any_parts_give_the_medians_of_numpy(exact, counts, n_parts):
     cells = csr_matrix(counts, dtype=np.float64)
@@ -145,7 +145,7 @@ def test_medians_on_the_seam_of_two_parts_are_less_close(many, step):
     assert_close(collect_parts(ordered, 2).medians(), ordered, typical=0.003)
 
 
-@pytest.mark.parametrize("name", ["pbmc_donorA", "kang_ifnb", "lung_lines_mixology"])
+@pytest.mark.parametrize("name", ["pbmc_donorA"])
 def test_medians_of_other_cells_are_close(shared, name):
     adata = ad.read_h5ad(shared / "data" / name / f"{name}.h5ad")
     cells = redrawn(adata[:, :1500], 20_000)
@@ -159,7 +159,7 @@ def test_a_gene_of_one_value_has_that_median_however_often_it_comes():
 
 @pytest.mark.parametrize("n_parts", [1, 64])
 def test_what_is_kept_does_not_grow_with_the_number_of_values(tmp_path, n_parts):
-    found = collect_parts(csr_matrix(np.random.default_rng(0).lognormal(size=(2_000_000, 1))), n_parts)
+    found = collect_parts(csr_matrix(np.random.default_rng(0).lognormal(size=(500_000, 1))), n_parts)
     found.save(tmp_path / "found.npz")
     assert (tmp_path / "found.npz").stat().st_size < 9_000 + 2 * 200 * 8 + 3_000
     np.testing.assert_allclose(found.medians(), 1, rtol=0.005)
@@ -273,17 +273,17 @@ import numpy as np
 from scipy.sparse import load_npz
 from test_medians import collect_parts
 
-cells, medians, mode = sys.argv[1:]
-np.save(medians, collect_parts(load_npz(cells), 5, exact=mode == "exact").medians())
+cells, medians = sys.argv[1:]
+np.save(medians, [collect_parts(load_npz(cells), 5, exact=exact).medians() for exact in (False, True)])
 """
 
 
-@pytest.mark.parametrize("mode", ["sketch", "exact"])
-def test_another_process_gives_the_same_bits(many, tmp_path, mode):
+def test_another_process_gives_the_same_bits(many, tmp_path):
     save_npz(tmp_path / "cells.npz", many)
-    arguments = [tmp_path / "cells.npz", tmp_path / "medians.npy", mode]
+    arguments = [tmp_path / "cells.npz", tmp_path / "medians.npy"]
     subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, *arguments], check=True, cwd=Path(__file__).parent)
-    assert bits(np.load(tmp_path / "medians.npy")) == bits(collect_parts(many, 5, exact=mode == "exact").medians())
+    for found, exact in zip(np.load(tmp_path / "medians.npy"), (False, True), strict=True):
+        assert bits(found) == bits(collect_parts(many, 5, exact=exact).medians())
 
 
 @pytest.fixture

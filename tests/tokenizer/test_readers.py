@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from functools import cache
 from pathlib import Path
 
 import anndata as ad
@@ -349,6 +350,30 @@ def made(request, _few, tmp_path_factory):
     return request.param, *CONTAINERS[request.param](_few.copy(), folder), folder
 
 
+@pytest.fixture(scope="module")
+def _written(_few, tmp_path_factory):
+    @cache
+    def write(container):
+        folder = tmp_path_factory.mktemp(container)
+        return *CONTAINERS[container](_few.copy(), folder), folder
+
+    return write
+
+
+@pytest.fixture
+def copied(_written, few, tmp_path):
+    """Puts a copy of the cells in a container into the test's folder, each written once: what is opened, and how."""
+
+    def copy(container):
+        if container.startswith(("memory", "backed")):
+            return CONTAINERS[container](few, tmp_path)
+        source, options, folder = _written(container)
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        return tmp_path / source.relative_to(folder), options
+
+    return copy
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 64 cells, and few values at a time where dense or dealt out."""
@@ -483,9 +508,11 @@ RANGES = [(0, 1), (63, 65), (149, 150), (0, 64), (64, 128), (10, 140), (0, 150)]
 @of_each(
     ["memory_csr", "backed_csc", "h5ad_csr", "h5ad_csc", "h5ad_dense", "zarr_v3_csr", "zarr_v2_csc", "mtx_unsorted"]
 )
-@pytest.mark.parametrize("size", [1, 50, 1000])
-def test_any_range_in_blocks_of_any_size_is_that_part_of_the_whole(few, tmp_path, small_blocks, container, size):
-    source, options = put(container, few, tmp_path)
+@pytest.mark.parametrize("size", [1, 50])
+def test_any_range_in_blocks_of_any_size_is_that_part_of_the_whole(
+    few, tmp_path, small_blocks, container, size, copied
+):
+    source, options = copied(container)
     opened = open_counts(source, **options)
     for start, stop in RANGES[:3] if size == 1 else RANGES:
         blocks = list(opened.blocks(start, stop, size=size))
@@ -496,8 +523,10 @@ def test_any_range_in_blocks_of_any_size_is_that_part_of_the_whole(few, tmp_path
 
 
 @of_each(["loom_by_h5py", "loom_by_loompy", "tenx_h5_v3_antibodies", "mtx_antibodies"])
-def test_any_range_of_a_container_of_other_programs_is_that_part_of_the_whole(few, tmp_path, small_blocks, container):
-    opened = open_counts(put(container, few, tmp_path)[0])
+def test_any_range_of_a_container_of_other_programs_is_that_part_of_the_whole(
+    few, tmp_path, small_blocks, container, copied
+):
+    opened = open_counts(copied(container)[0])
     for start, stop in RANGES:
         found = vstack([block.counts for block in opened.blocks(start, stop, size=31)]).toarray()
         np.testing.assert_array_equal(found, few.X[start:stop].toarray())
@@ -508,16 +537,16 @@ def test_a_range_without_cells_has_no_blocks(few):
 
 
 @of_each(["memory_csr", "h5ad_csr", "h5ad_csc", "zarr_v2_csr", "loom_by_h5py", "tenx_h5_v3", "mtx_gz"])
-def test_a_source_can_be_read_twice_and_by_two_at_a_time(few, tmp_path, small_blocks, container):
-    opened = open_counts(put(container, few, tmp_path)[0])
+def test_a_source_can_be_read_twice_and_by_two_at_a_time(few, tmp_path, small_blocks, container, copied):
+    opened = open_counts(copied(container)[0])
     one, other = opened.blocks(), opened.blocks(64)
     next(one), next(other)
     np.testing.assert_array_equal(everything(opened), everything(opened))
     np.testing.assert_array_equal(next(one).counts.toarray(), few.X[64:128].toarray())
 
 
-def test_a_reader_that_stops_early_leaves_no_file_open(few, tmp_path):
-    path = put("h5ad_csr", few, tmp_path)[0]
+def test_a_reader_that_stops_early_leaves_no_file_open(few, tmp_path, copied):
+    path = copied("h5ad_csr")[0]
     blocks = open_counts(path).blocks(size=10)
     next(blocks)
     blocks.close()
@@ -531,8 +560,8 @@ def test_other_kinds_of_sparse_values_are_read(stored):
     np.testing.assert_array_equal(everything(open_counts(small(x))), COUNTS > 0)
 
 
-def test_values_of_one_entry_in_several_lines_are_added(few, tmp_path):
-    folder, _ = put("mtx_plain", few, tmp_path)
+def test_values_of_one_entry_in_several_lines_are_added(few, tmp_path, copied):
+    folder, _ = copied("mtx_plain")
     path = folder / "matrix.mtx"
     lines = path.read_text().splitlines()
     entry = lines[3].split()
@@ -730,8 +759,8 @@ def test_a_value_that_is_no_count_is_refused_with_cell_and_gene(tmp_path, place,
 
 
 @pytest.mark.parametrize("value", ["0.5", "-1", "nan", "inf"])
-def test_a_value_that_is_no_count_is_refused_in_an_mtx(few, tmp_path, value):
-    path = put("mtx_plain", few, tmp_path)[0] / "matrix.mtx"
+def test_a_value_that_is_no_count_is_refused_in_an_mtx(few, tmp_path, value, copied):
+    path = copied("mtx_plain")[0] / "matrix.mtx"
     lines = path.read_text().splitlines()
     lines[3] = " ".join([*lines[3].split()[:2], value])
     path.write_text("\n".join(lines) + "\n")
@@ -792,8 +821,8 @@ def test_real_values_that_are_no_counts_are_refused(shared, name):
 # inputs are left alone
 
 
-def test_a_file_may_be_open_for_reading_elsewhere(few, tmp_path):
-    path = put("h5ad_csr", few, tmp_path)[0]
+def test_a_file_may_be_open_for_reading_elsewhere(few, tmp_path, copied):
+    path = copied("h5ad_csr")[0]
     with h5py.File(path, "r"):
         assert len(list(open_counts(path).blocks())) == 1
 
@@ -813,8 +842,8 @@ def test_reading_leaves_an_anndata_as_it_was(few, form):
 
 
 @of_each([name for name in BY_GENE if name.startswith(("h5ad", "backed"))])
-def test_a_matrix_stored_by_gene_is_never_loaded_whole(few, tmp_path, small_blocks, monkeypatch, container):
-    source, options = put(container, few, tmp_path)
+def test_a_matrix_stored_by_gene_is_never_loaded_whole(few, tmp_path, small_blocks, monkeypatch, container, copied):
+    source, options = copied(container)
     taken, get = [], h5py.Dataset.__getitem__
 
     def noting(self, *args, **more):
@@ -831,8 +860,10 @@ def test_a_matrix_stored_by_gene_is_never_loaded_whole(few, tmp_path, small_bloc
 
 
 @of_each([*BY_GENE, "mtx_gz"])
-def test_a_matrix_stored_by_gene_says_so_and_can_be_dealt_out_for_others(few, tmp_path, small_blocks, container):
-    source, options = put(container, few, tmp_path)
+def test_a_matrix_stored_by_gene_says_so_and_can_be_dealt_out_for_others(
+    few, tmp_path, small_blocks, container, copied
+):
+    source, options = copied(container)
     opened, folder = open_counts(source, **options), tmp_path / "dealt"
     assert opened.stored_by_gene
     opened.deal_out(folder)
@@ -841,14 +872,14 @@ def test_a_matrix_stored_by_gene_says_so_and_can_be_dealt_out_for_others(few, tm
 
 
 @pytest.mark.parametrize("container", ["memory_csr", "memory_csc", "h5ad_csr", "h5ad_dense", "zarr_v3_csr"])
-def test_what_can_be_cut_by_cells_is_not_dealt_out(few, tmp_path, container):
-    assert not open_counts(put(container, few, tmp_path)[0]).stored_by_gene
+def test_what_can_be_cut_by_cells_is_not_dealt_out(few, tmp_path, container, copied):
+    assert not open_counts(copied(container)[0]).stored_by_gene
 
 
-def test_the_copy_of_a_matrix_stored_by_gene_is_removed(few, tmp_path, monkeypatch):
+def test_the_copy_of_a_matrix_stored_by_gene_is_removed(few, tmp_path, monkeypatch, copied):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    opened = open_counts(put("h5ad_csc", few, tmp_path)[0])
+    opened = open_counts(copied("h5ad_csc")[0])
     everything(opened)
     assert list((tmp_path / "tmp").iterdir())
     del opened
@@ -864,7 +895,7 @@ def peak(source, **options):
     return n, found
 
 
-@of_each(["h5ad_csr", "h5ad_csc", "h5ad_dense", "zarr_v3_csr", "zarr_v3_csc", "loom_by_h5py", "tenx_h5_v3_antibodies"])
+@of_each(["h5ad_csr", "h5ad_csc", "h5ad_dense", "zarr_v3_csc", "loom_by_h5py"])
 def test_memory_does_not_grow_with_the_number_of_cells(tmp_path, monkeypatch, container):
     for module in (readers, containers):
         monkeypatch.setattr(module, "BLOCK_CELLS", 256)
@@ -905,10 +936,10 @@ def test_a_file_that_is_no_hdf5_is_named(tmp_path, name, content):
         open_counts(tmp_path / name)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.01, 0.6, 0.999])
 @of_each(["h5ad_csr", "h5ad_csc", "h5ad_dense", "loom_by_h5py", "tenx_h5_v3", "tenx_h5_v2"])
-def test_a_truncated_hdf5_file_is_named(few, tmp_path, container, share):
-    path = put(container, few, tmp_path)[0]
+def test_a_truncated_hdf5_file_is_named(few, tmp_path, container, share, copied):
+    path = copied(container)[0]
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(DataFormatError, match=rf"{path}: .*truncated"):
         read_all(path)
@@ -917,16 +948,16 @@ def test_a_truncated_hdf5_file_is_named(few, tmp_path, container, share):
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["matrix.mtx", "features.tsv", "barcodes.tsv"])
 @of_each(["mtx_gz", "mtx_plain"])
-def test_a_truncated_file_of_a_10x_folder_is_named(few, tmp_path, container, share, name):
-    put(container, few, tmp_path)
+def test_a_truncated_file_of_a_10x_folder_is_named(few, tmp_path, container, share, name, copied):
+    copied(container)
     path = next(tmp_path.glob(f"{name}*"))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(DataFormatError, match=str(tmp_path)):
         read_all(tmp_path)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_named(few, tmp_path):
-    path = put("h5ad_csr", few, tmp_path)[0]
+def test_a_file_that_shrinks_while_it_is_read_is_named(few, tmp_path, copied):
+    path = copied("h5ad_csr")[0]
     opened = open_counts(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataFormatError, match=r"x\.h5ad: .*damaged or truncated"):
@@ -934,9 +965,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(few, tmp_path):
 
 
 @of_each(["h5ad_csr_gzip", "h5ad_csr", "zarr_v2_csr", "zarr_v3_csr", "zarr_v3_dense", "mtx_gz"])
-def test_bytes_that_were_flipped_are_named_or_seen_to_be_no_counts(few, tmp_path, container):
+def test_bytes_that_were_flipped_are_named_or_seen_to_be_no_counts(few, tmp_path, container, copied):
     """Whatever a decompressor says of them."""
-    put(container, few, tmp_path)
+    copied(container)
     largest = max((path for path in tmp_path.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     for start in range(len(content) // 4, len(content), max(1, len(content) // 16)):
@@ -947,8 +978,8 @@ def test_bytes_that_were_flipped_are_named_or_seen_to_be_no_counts(few, tmp_path
 
 
 @pytest.mark.parametrize("at", [0.3, 0.6, 0.9])
-def test_a_gz_damaged_in_the_middle_is_named(few, tmp_path, at):
-    put("mtx_gz", few, tmp_path)
+def test_a_gz_damaged_in_the_middle_is_named(few, tmp_path, at, copied):
+    copied("mtx_gz")
     path = tmp_path / "matrix.mtx.gz"
     content = bytearray(path.read_bytes())
     start = int(len(content) * at)
@@ -1037,7 +1068,7 @@ def test_a_csc_whose_indptr_goes_back_is_refused_by_name(tmp_path):
         read_all(path)
 
 
-@pytest.mark.parametrize("change", [None, *CHANGES])
+@pytest.mark.parametrize("change", [None, *list(CHANGES)[::6]])
 def test_a_malformed_h5ad_is_not_tokenised_and_leaves_nothing(tmp_path, change):
     path = as_h5ad(small(csr_matrix(COUNTS)), tmp_path)
     with h5py.File(path, "r+") as file:
@@ -1107,8 +1138,8 @@ TENX_CHANGES = {
 
 
 @pytest.mark.parametrize("change", list(TENX_CHANGES))
-def test_a_malformed_10x_h5_is_refused_by_name(few, tmp_path, change):
-    path = tenx_h5_v3(0)(few, tmp_path)[0]
+def test_a_malformed_10x_h5_is_refused_by_name(few, tmp_path, change, copied):
+    path = copied("tenx_h5_v3")[0]
     with h5py.File(path, "r+") as file:
         TENX_CHANGES[change](file["matrix"])
     with pytest.raises(DataFormatError, match=rf"{path}: "):
@@ -1126,8 +1157,8 @@ LOOM_CHANGES = {
 
 
 @pytest.mark.parametrize("change", list(LOOM_CHANGES))
-def test_a_malformed_loom_is_refused_by_name(few, tmp_path, change):
-    path = loom_by_h5py(few, tmp_path)[0]
+def test_a_malformed_loom_is_refused_by_name(few, tmp_path, change, copied):
+    path = copied("loom_by_h5py")[0]
     with h5py.File(path, "r+") as file:
         LOOM_CHANGES[change](file)
     with pytest.raises(DataFormatError, match=rf"{path}: "):
@@ -1171,16 +1202,16 @@ MTX_CHANGES = {
 
 
 @pytest.mark.parametrize("change", list(MTX_CHANGES))
-def test_a_malformed_mtx_is_refused_by_name(few, tmp_path, change):
-    path = put("mtx_plain", few, tmp_path)[0] / "matrix.mtx"
+def test_a_malformed_mtx_is_refused_by_name(few, tmp_path, change, copied):
+    path = copied("mtx_plain")[0] / "matrix.mtx"
     path.write_text("".join(f"{line}\n" for line in MTX_CHANGES[change](path.read_text().splitlines())))
     with pytest.raises(DataFormatError, match=rf"{tmp_path}\S*: "):
         read_all(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["barcodes.tsv", "features.tsv"])
-def test_a_missing_table_beside_an_mtx_is_named(few, tmp_path, name):
-    put("mtx_plain", few, tmp_path)
+def test_a_missing_table_beside_an_mtx_is_named(few, tmp_path, name, copied):
+    copied("mtx_plain")
     (tmp_path / name).unlink()
     with pytest.raises(DataFormatError, match=rf"matrix\.mtx: expected one of {name}, {name}\.gz.* beside it, found"):
         open_counts(tmp_path)
@@ -1198,15 +1229,15 @@ def test_a_missing_table_beside_an_mtx_is_named(few, tmp_path, name):
         pytest.param("features.tsv", "g\tn\tPeaks\n" * 300, "holds no genes", id="no_gene_among_them"),
     ],
 )
-def test_malformed_tables_beside_an_mtx_are_refused_by_name(few, tmp_path, name, content, message):
-    put("mtx_plain", few, tmp_path)
+def test_malformed_tables_beside_an_mtx_are_refused_by_name(few, tmp_path, name, content, message, copied):
+    copied("mtx_plain")
     (tmp_path / name).write_text(content)
     with pytest.raises(DataFormatError, match=rf"{tmp_path}\S*: .*{message}"):
         read_all(tmp_path)
 
 
-def test_a_damaged_10x_folder_is_not_called_a_zarr_store(few, tmp_path):
-    put("mtx_plain", few, tmp_path)
+def test_a_damaged_10x_folder_is_not_called_a_zarr_store(few, tmp_path, copied):
+    copied("mtx_plain")
     (tmp_path / "matrix.mtx").write_text("%%MatrixMarket matrix coordinate integer general\nmany cells few\n")
     with pytest.raises(DataFormatError) as caught:
         open_counts(tmp_path)
@@ -1245,8 +1276,8 @@ def rewrite(store, name, **options):
 
 @pytest.mark.parametrize("array", ["data", "indices", "indptr"])
 @of_each(["zarr_v2_csr", "zarr_v3_csr", "zarr_v3_csc"])
-def test_a_zarr_that_lost_a_chunk_is_refused_by_name(few, tmp_path, container, array):
-    store = put(container, few, tmp_path)[0]
+def test_a_zarr_that_lost_a_chunk_is_refused_by_name(few, tmp_path, container, array, copied):
+    store = copied(container)[0]
     rewrite(store, array)
     np.testing.assert_array_equal(read_all(store), few.X.toarray())
     lose_a_chunk(store, f"X/{array}")
@@ -1254,17 +1285,17 @@ def test_a_zarr_that_lost_a_chunk_is_refused_by_name(few, tmp_path, container, a
         read_all(store)
 
 
-def test_a_zarr_whose_values_are_sharded_is_read(few, tmp_path):
-    store = put("zarr_v3_csr", few, tmp_path)[0]
+def test_a_zarr_whose_values_are_sharded_is_read(few, tmp_path, copied):
+    store = copied("zarr_v3_csr")[0]
     for name in ("data", "indices"):
         rewrite(store, name, chunks=(500,), shards=(2000,))
     np.testing.assert_array_equal(read_all(store), few.X.toarray())
 
 
 @pytest.mark.parametrize("lost", ["obs", "var", "X/indptr", "X/indices", "X/data", "obs/index", "var/_index"])
-def test_a_zarr_that_lost_a_folder_is_refused_by_name(few, tmp_path, lost):
+def test_a_zarr_that_lost_a_folder_is_refused_by_name(few, tmp_path, lost, copied):
     """Also where consolidated metadata still speak of it."""
-    store = put("zarr_v3_csr", few, tmp_path)[0]
+    store = copied("zarr_v3_csr")[0]
     shutil.rmtree(store / lost)
     with pytest.raises(DataFormatError, match=rf"{store}: "):
         read_all(store)
@@ -1365,8 +1396,8 @@ def test_an_unknown_column_of_obs_is_refused_with_the_nearest(few, tmp_path, wri
         open_counts(writes(few, tmp_path)).obs("celltype")
 
 
-def test_loompy_is_not_needed_to_read_a_loom(few, tmp_path, monkeypatch):
-    path = loom_by_h5py(few, tmp_path)[0]
+def test_loompy_is_not_needed_to_read_a_loom(few, tmp_path, monkeypatch, copied):
+    path = copied("loom_by_h5py")[0]
     monkeypatch.setitem(sys.modules, "loompy", None)
     np.testing.assert_array_equal(read_all(path), few.X.toarray())
 

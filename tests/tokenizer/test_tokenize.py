@@ -188,7 +188,7 @@ def test_real_counts_are_tokenised_with_the_published_vocabulary(shared, publish
     adata = ad.read_h5ad(path)
     cells = tokenize(path, vocabulary)
     assert cells.cell_names.tolist() == adata.obs_names.tolist()
-    rows = np.linspace(0, adata.n_obs - 1, 12).astype(int)
+    rows = np.linspace(0, adata.n_obs - 1, 4).astype(int)
     some = ad.AnnData(csr_matrix(adata.X[rows]), var=pd.DataFrame(index=[FORMER.get(g, g) for g in adata.var_names]))
     totals = adata.obs["n_counts"].to_numpy(dtype=np.float64)[rows]
     assert [cells[i].tolist() for i in rows] == slow_tokens(some, vocabulary, totals)
@@ -570,17 +570,13 @@ def test_several_sources_are_each_alone_one_after_the_other(three, vocabulary, m
     assert [one["n_cells_kept"] for one in found.spec["sources"]] == [110, 50, 10]
 
 
-@pytest.mark.parametrize("given", ["folder", "glob", "text", "list"])
-def test_a_folder_a_glob_and_a_list_are_the_same_sources(three, vocabulary, tmp_path, given):
+def test_a_folder_a_glob_and_a_list_are_the_same_sources(three, vocabulary, tmp_path):
     _, paths = three
     folder = tmp_path / "in"
-    several = {
-        "folder": folder,
-        "glob": [str(folder / "*.h5ad"), folder / "b.*", str(folder / "*" / "*.h5ad")],
-        "text": [str(path) for path in paths],
-        "list": tuple(paths),
-    }[given]
-    assert_same_cells(tokenize(several, vocabulary), tokenize(paths, vocabulary))
+    globs = [str(folder / "*.h5ad"), folder / "b.*", str(folder / "*" / "*.h5ad")]
+    expected = tokenize(paths, vocabulary)
+    for several in (folder, globs, tuple(str(path) for path in paths)):
+        assert_same_cells(tokenize(several, vocabulary), expected)
 
 
 def test_anndata_objects_and_files_may_be_mixed(three, vocabulary):
@@ -1684,7 +1680,6 @@ def test_a_damaged_source_is_named_and_the_others_are_as_without_it(
             good.append(saved(pbmc[start:stop], folder / name))
     with caplog.at_level(logging.ERROR):
         found = tokenize(folder, vocabulary, obs=OBS, out=tmp_path / "out")
-    assert_same_cells(found, tokenize(good, vocabulary, obs=OBS))
     (failed,) = found.spec["failed"]
     assert failed["name"] == bad
     assert message in failed["error"]
@@ -1695,6 +1690,7 @@ def test_a_damaged_source_is_named_and_the_others_are_as_without_it(
     assert "1 damaged source left out" in repr(found)
     assert f"LEFT OUT, damaged: {bad}" in found.summary()
     without = tokenize(good, vocabulary, obs=OBS, out=tmp_path / "without")
+    assert_same_cells(found, without)
     for name in ("genes.tsv", "left_out.tsv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
     same = ("fingerprint", "n_cells", "n_cropped", "left_out", "n_genes", "n_genes_known", "genes", "sources")
