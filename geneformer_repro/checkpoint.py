@@ -130,6 +130,8 @@ class Checkpoint:
         """Write the checkpoint's files into a folder that exists."""
         with quiet_transformers():
             self.model.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            file.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for its owner alone
         config = read_json(folder / "config.json")
         write_json(folder / "config.json", config | {"architectures": [_ARCHITECTURES[type(self.model)]]})
         self.vocabulary.write_into(folder)

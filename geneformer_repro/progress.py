@@ -2,11 +2,14 @@
 
 import json
 import logging
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
+from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
@@ -15,8 +18,37 @@ logger = logging.getLogger(__name__)
 SECONDS_A_LINE = 30
 
 
-class _Bar(tqdm):
-    """A bar that also logs a line of JSON every half minute."""
+_IN_NOTEBOOK = tqdm is not tqdm_asyncio
+"""Where `tqdm.auto` draws a widget."""
+_FORM_OF_A_LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+class Bar(tqdm):
+    """A bar on stderr; without a terminal, as in a log file, a line for each tenth, at most one every half minute."""
+
+    _is_made = False
+
+    def __init__(
+        self, step: str, *, total: int | None, unit: str, done: int = 0, quiet: bool = False, **options: Any
+    ) -> None:
+        self._line: Callable[[], Mapping[str, Any]] | None = None
+        self._in_lines = not (quiet or _IN_NOTEBOOK or sys.stderr.isatty())
+        if self._in_lines:
+            options |= {
+                "file": _Lines(sys.stderr),
+                "bar_format": _FORM_OF_A_LINE if total is not None else None,
+                "mininterval": SECONDS_A_LINE,
+                "maxinterval": math.inf,
+                "miniters": max(1, (total or 0) / 10),
+            }
+        super().__init__(
+            disable=quiet, total=total, initial=done, desc=step, unit=f" {unit}", dynamic_ncols=True, **options
+        )
+        self._is_made = True
+
+    def display(self, *given: Any, **options: Any) -> Any:
+        """Show it as it is now; in lines not before anything was done."""
+        return super().display(*given, **options) if self._is_made or not self._in_lines else True
 
     def say(self, line: Callable[[], Mapping[str, Any]]) -> None:
         """Log this every half minute from now on."""
@@ -27,11 +59,32 @@ class _Bar(tqdm):
         shown = super().update(n)
         if self.disable and n:
             self.n += n  # tqdm does not count where it shows nothing
-        if not self.disable and time.perf_counter() - self._said > SECONDS_A_LINE:
+        if self._line and not self.disable and time.perf_counter() - self._said > SECONDS_A_LINE:
             self._said = time.perf_counter()
             with self.external_write_mode():
                 logger.info(json.dumps(self._line()))
         return shown
+
+
+class _Lines:
+    """A stream for a bar where nothing can be drawn over: each state that is written is a line."""
+
+    _CURSOR_UP = "\x1b[A"
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._last = stream, ""
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> None:
+        """Write what is not about the cursor, and new."""
+        line = text.replace(self._CURSOR_UP, "").strip()
+        if line not in ("", self._last):
+            self._last = line
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Pass on what was written."""
+        self._stream.flush()
 
 
 @contextmanager
@@ -78,7 +131,7 @@ def progress(
             **facts(),
         }
 
-    with _Bar(disable=quiet, total=total, initial=done, desc=step, unit=f" {unit}", dynamic_ncols=True) as bar:
+    with Bar(step, total=total, unit=unit, done=done, quiet=quiet) as bar:
         bar.say(line)
         yield bar
     if not quiet:

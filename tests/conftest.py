@@ -1,5 +1,6 @@
 """What several tests need: real cells, small trained-shaped models, and the shared folder where it is there."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import torch
 import geneformer_repro as gf
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """Leave what is there out of garbage collection: each training begins with one, of half a second for libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

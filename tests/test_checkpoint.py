@@ -133,6 +133,9 @@ def rewrite_head(folder: Path, **changes: object) -> None:
 
 
 class TestSaving:
+    def test_every_file_is_as_readable_as_the_others(self, saved):
+        assert len({file.stat().st_mode for file in saved.iterdir()}) == 1
+
     def test_stock_transformers_opens_it_with_the_same_logits(self, checkpoint, saved, batch):
         with quiet_transformers():
             theirs = BertForMaskedLM.from_pretrained(saved).eval()

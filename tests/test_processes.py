@@ -97,7 +97,7 @@ class TestTheGroup:
 
     def test_has_the_limit_and_backend_that_a_run_asks_for(self, made):
         config = gf.PretrainConfig(trainer={"ddp_timeout": 60, "ddp_backend": "gloo"})
-        from geneformer_repro.training import join_processes
+        from geneformer_repro.training.config import join_processes
 
         join_processes(config)
         assert (made[0]["timeout"], made[0]["backend"]) == (timedelta(seconds=60), "gloo")

@@ -1,5 +1,7 @@
+import io
 import json
 import logging
+import sys
 
 import pytest
 
@@ -65,6 +67,40 @@ def test_the_bar_is_on_stderr_and_names_step_and_unit(capsys):
     assert out == ""
     assert "tokenize: 100%" in err
     assert "cells/s" in err or " cells" in err
+
+
+def shown(monkeypatch, *, seconds=0.0, is_terminal=False):
+    """What a bar of 700 cells writes to stderr, where each cell takes so long."""
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress("embed", total=700, unit="cells") as bar:
+        bar._time = lambda: seconds * bar.n
+        bar.start_t = bar.last_print_t = 0.0
+        for _ in range(700):
+            bar.update(1)
+    return stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_is_drawn_over(monkeypatch):
+    assert "\rembed:   0%|" in shown(monkeypatch, is_terminal=True)
+
+
+def test_a_log_file_gets_one_line_of_what_is_over_soon(monkeypatch):
+    (line,) = shown(monkeypatch).splitlines()
+    assert line.startswith("embed: 100% 700/700 [")
+    assert "\r" not in line
+
+
+def test_a_log_file_gets_a_line_every_tenth_of_what_takes_long(monkeypatch):
+    lines = shown(monkeypatch, seconds=1.0).splitlines()
+    assert [line.partition(" [")[0] for line in lines[:10]] == [f"embed: {10 * i}% {70 * i}/700" for i in range(1, 11)]
+    assert len(lines) <= 11
+
+
+def test_a_log_file_gets_at_most_a_line_every_half_minute(monkeypatch):
+    n_lines = len(shown(monkeypatch, seconds=0.2).splitlines())
+    assert 3 <= n_lines <= 140 / 30 + 1
 
 
 class Clock:

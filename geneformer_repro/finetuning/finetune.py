@@ -32,7 +32,8 @@ from geneformer_repro.finetuning.tasks import Task, class_name, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import LOG_FILE, join_processes
+from geneformer_repro.training.config import join_processes
+from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.work import Work, working_on
 
 if TYPE_CHECKING:

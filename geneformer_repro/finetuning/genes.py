@@ -36,7 +36,9 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
 from geneformer_repro.tokenizer.counts import vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import LOG_FILE, CellExamples, TrainConfig, join_processes, train
+from geneformer_repro.training.config import TrainConfig, join_processes
+from geneformer_repro.training.log import LOG_FILE
+from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.work import Work, working_on
 
 if TYPE_CHECKING:

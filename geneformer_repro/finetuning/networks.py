@@ -20,7 +20,8 @@ from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import CellClassifier, GeneClassifier, Head, HeadPooling, Target, flops
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training import CellExamples, ParameterGroup, TrainConfig, train
+from geneformer_repro.training.config import ParameterGroup, TrainConfig
+from geneformer_repro.training.loop import CellExamples, train
 
 ClassBalance = Literal["none", "weights", "sampling"]
 SELECTION = "selection"

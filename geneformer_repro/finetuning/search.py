@@ -22,8 +22,8 @@ from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import did_you_mean
 from geneformer_repro.files import new_file, read_json, write_json
 from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, RunParts, train_classifier
+from geneformer_repro.finetuning.search_engines import search_settings
 from geneformer_repro.finetuning.tasks import Task
-from geneformer_repro.training import search_settings
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import MissingExtraError
-from geneformer_repro.training import ParameterGroup
+from geneformer_repro.training.config import ParameterGroup
 
 Transfer = Literal["full", "freeze", "probe", "probe_then_full", "discriminative", "gradual", "lora", "qlora"]
 Model = TypeVar("Model", bound=PreTrainedModel)

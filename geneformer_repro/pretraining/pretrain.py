@@ -31,15 +31,9 @@ from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.report import loss_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import (
-    LOG_FILE,
-    TENSORBOARD,
-    CellExamples,
-    Decay,
-    TrainConfig,
-    join_processes,
-    train,
-)
+from geneformer_repro.training.config import Decay, TrainConfig, join_processes
+from geneformer_repro.training.log import LOG_FILE, TENSORBOARD
+from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.work import working_on
 
 logger = logging.getLogger(__name__)

@@ -276,9 +276,9 @@ class StoppedError(RuntimeError):
 
 
 def stop_training_after(patch, n_steps):
-    from geneformer_repro import training
+    from geneformer_repro.training import loop
 
-    step, done = training._Trainer.training_step, []
+    step, done = loop._Trainer.training_step, []
 
     def stopping(*inputs, **options):
         if len(done) == n_steps:
@@ -286,7 +286,7 @@ def stop_training_after(patch, n_steps):
         done.append(None)
         return step(*inputs, **options)
 
-    patch.setattr(training._Trainer, "training_step", stopping)
+    patch.setattr(loop._Trainer, "training_step", stopping)
 
 
 def stop_at_the_second_method(patch):

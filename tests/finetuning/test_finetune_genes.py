@@ -17,7 +17,6 @@ from sklearn.metrics import f1_score
 from transformers import BertForTokenClassification
 
 import geneformer_repro as gf
-from geneformer_repro import training
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import genes as module
@@ -26,6 +25,7 @@ from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.metrics import evaluate_classes
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, MaskedGeneModel, Target, bert_config
+from geneformer_repro.training import loop
 
 SIZES = {"dull": 6, "odd": 9, "plain": 6}
 CLASSES = tuple(SIZES)
@@ -384,7 +384,7 @@ def test_provenance_says_what_made_the_classifier(run, base, cells, classes):
 
 
 def stop_training_after(patch, n_steps):
-    step, done = training._Trainer.training_step, []
+    step, done = loop._Trainer.training_step, []
 
     def stopping(*inputs, **options):
         if len(done) == n_steps:
@@ -392,7 +392,7 @@ def stop_training_after(patch, n_steps):
         done.append(None)
         return step(*inputs, **options)
 
-    patch.setattr(training._Trainer, "training_step", stopping)
+    patch.setattr(loop._Trainer, "training_step", stopping)
 
 
 def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(

@@ -24,7 +24,8 @@ from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.finetuning.transfer import TransferConfig, all_learning, finished, prepare
 from geneformer_repro.model import CellClassifier, Head, Target, bert_config
-from geneformer_repro.training import CellExamples, ParameterGroup, TrainConfig, train
+from geneformer_repro.training.config import ParameterGroup, TrainConfig
+from geneformer_repro.training.loop import CellExamples, train
 
 N_CELLS, N_STEPS, N_BLOCKS, RATE = 16, 12, 3, 1e-3
 TOP_DOWN = ["block 3", "block 2", "block 1", "embeddings"]

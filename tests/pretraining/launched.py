@@ -5,8 +5,11 @@
 accelerate 1.15 takes CPU processes under DeepSpeed or FSDP for one process alone; `_on_cpus` tells it better.
 """
 
+import functools
 import os
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import accelerate.state
@@ -20,6 +23,7 @@ from geneformer_repro.pretraining.pretrain import PretrainConfig
 OPTIONS = ["size=tiny", "epochs=2", "learning_rate=1e-3", "warmup_steps=0", "held_out=0.1", "trainer.logging_steps=1"]
 
 
+@functools.cache
 def sixty_cells() -> gf.TokenizedDataset:
     """Return sixty real cells."""
     adata = gf.datasets.pbmc700()
@@ -37,18 +41,18 @@ def _on_cpus() -> None:
     accelerate.state.PartialState._prepare_backend = prepare
 
 
-def main() -> None:
+def run(out: Path, options: Sequence[str]) -> None:
     """Pretrain; where DeepSpeed is asked for, start it first."""
     torch.set_num_threads(1)
-    out, *options = sys.argv[1:]
     if any(option.startswith("trainer.deepspeed") for option in options):
         import deepspeed
 
+        warnings.simplefilter("ignore")  # of its own and torch's making
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         _on_cpus()
         deepspeed.init_distributed("gloo")
-    gf.pretrain(sixty_cells(), load_config(PretrainConfig, None, [*OPTIONS, *options]), out=Path(out))
+    gf.pretrain(sixty_cells(), load_config(PretrainConfig, None, [*OPTIONS, *options]), out=out)
 
 
 if __name__ == "__main__":
-    main()
+    run(Path(sys.argv[1]), sys.argv[2:])

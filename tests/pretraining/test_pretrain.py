@@ -26,7 +26,7 @@ from geneformer_repro.pretraining import pretrain as module
 from geneformer_repro.pretraining.masking import Masked
 from geneformer_repro.pretraining.pretrain import FREQUENCY, MODEL, RANK, Guess, HeldOut, counts_by_rank
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training import Interrupted
+from geneformer_repro.training.loop import Interrupted
 
 FILES = {
     "config.json",

@@ -8,27 +8,24 @@ digests, then renamed; a damaged one is passed over. Every log entry is a line o
 
 import copy
 import itertools
-import json
 import logging
 import math
+import random
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -36,22 +33,26 @@ from transformers.trainer_utils import IntervalStrategy
 from geneformer_repro import processes
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.checkpoint import quiet_transformers
-from geneformer_repro.config import ConfigError, require
+from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import InputError, MissingExtraError
-from geneformer_repro.files import (
-    damage,
-    new_file,
-    read_json,
-    write_json,
-    write_manifest,
+from geneformer_repro.files import damage, new_file, read_json, translated, write_json, write_manifest
+from geneformer_repro.training.config import (
+    ParameterGroup,
+    TrainConfig,
+    says_when_to_save,
+    set_steps,
+    training_arguments,
 )
+from geneformer_repro.training.log import Show, Stopwatch, Told
 
 logger = logging.getLogger(__name__)
 
-LOG_FILE, TENSORBOARD = "log.jsonl", "tensorboard"
 SAVE_SECONDS = 600
 """A run that is not told how often to save does so every ten minutes, and at the end of each epoch."""
-Decay = Literal["linear", "cosine", "constant_with_warmup"]
+_FIRST_COLUMNS = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss")
+_NOT_LOGGED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+"""What Trainer tells at the end of the part since it was started last, and operations, of which it knows none where
+weights are in shards; rates and the share of the peak are in the log."""
 
 
 class Interrupted(SystemExit):
@@ -63,55 +64,6 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train; what pretraining and fine-tuning share. Each sets its own defaults."""
-
-    epochs: float
-    """Passes over the training cells."""
-    batch_size: int = 12
-    """Cells of a batch, one on each device a step: so many of mean length, since batches are of equal tokens."""
-    max_tokens: int | None = None
-    """Tokens of a batch, in place of `batch_size`; less needs less memory."""
-    learning_rate: float
-    """Highest learning rate."""
-    decay: Decay = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup_steps: float
-    """Steps over which the learning rate rises; below 1, a share of all steps."""
-    weight_decay: float = 0.001
-    """AdamW's decoupled weight decay."""
-    seed: int = 0
-    """Of initial weights, split, order and masks."""
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    """Any field of `transformers.TrainingArguments`; wins over the fields above."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs > 0, self, "epochs", "above 0")
-        require(self.batch_size >= 1, self, "batch_size", "at least 1")
-        require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "at least 1")
-        require(self.learning_rate > 0, self, "learning_rate", "above 0")
-        require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
-        require(self.decay in get_args(Decay), self, "decay", f"one of {', '.join(map(repr, get_args(Decay)))}")
-
-
-class ParameterGroup(NamedTuple):
-    """Parameters that learn alike."""
-
-    name: str
-    """For the log."""
-    parameters: list[nn.Parameter]
-    """Those of the model that is trained."""
-    rate: float = 1.0
-    """Their learning rate, as a multiple of the run's."""
-    begins: float = 0.0
-    """Share of all steps before which they are frozen: without gradient, and without moments in the optimiser."""
-
-    def first_step(self, n_steps: int) -> int:
-        """Steps of a run of so many before which they are frozen."""
-        return int(self.begins * n_steps)
 
 
 class CellExamples(Dataset):
@@ -138,35 +90,21 @@ class CellExamples(Dataset):
         return self._get(*row_and_epoch)
 
 
-def join_processes(config: TrainConfig) -> None:
-    """Join the other processes of the run as its fields of `TrainingArguments` say, before anything else asks of them.
-
-    Raises
-    ------
-    InputError
-        Several processes were launched, but they are no group; or the device does not have the backend.
-    """
-    processes.join(timeout=config.trainer.get("ddp_timeout"), backend=config.trainer.get("ddp_backend"))
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the rate of a large matrix product on a device, in floating-point operations a second.
-
-    Takes about a quarter of a second; the best of several tries, as other work slows some.
-    """
-    side, best = 256, 0.0
-    deadline = time.perf_counter() + 0.25
-    while time.perf_counter() < deadline:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        began = time.perf_counter()
-        (a @ b)[0, 0].item()
-        seconds = time.perf_counter() - began
-        best = max(best, 2 * side**3 / seconds)
-        if seconds < 0.02 and side < 8192:
-            side *= 2
-    return best
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's global random states as they are; Trainer seeds them all."""
+    device = processes.device().type
+    n_devices = 0 if device in ("cpu", "mps") else torch.get_device_module(device).device_count()
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(range(n_devices), device_type="cuda" if not n_devices else device):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
+@random_states_kept()
 def train(
     model: PreTrainedModel,
     examples: CellExamples,
@@ -218,16 +156,16 @@ def train(
         ``config.trainer`` names a field that `TrainingArguments` does not have, or asks for DeepSpeed or FSDP where the
         groups leave out, slow down or delay a part of the model.
     InputError
-        The loss is not finite (the batch is in `work`), the device has too little memory, or there are fewer cells
-        than batches a step.
+        The loss is not finite (the batch is in `work`), the device has too little memory, there are fewer cells than
+        batches a step, or the disk is full (what was saved before is kept).
     Interrupted
         The process received SIGTERM, or Ctrl-C; what was done is saved.
     """
-    arguments = _arguments(config, best_by, work)
+    arguments = training_arguments(config, best_by, work)
     if any(group.begins for group in groups):
         arguments.ddp_find_unused_parameters = True
     batches = _batches(arguments, examples, config)
-    _set_steps(arguments, config, batches.n_steps)
+    set_steps(arguments, config, batches.n_steps)
     try:
         trainer = _Trainer(
             model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
@@ -238,37 +176,35 @@ def train(
         raise MissingExtraError(f"trainer.report_to: {error} pip install 'geneformer-repro[wandb]'.") from error
     whole = copy.deepcopy(model) if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else None
     work.mkdir(parents=True, exist_ok=True)
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
     if whole is not None and groups:
         _require_one_rate(model, groups)
     trainer.prepare(evaluate, batches, groups, work, step)
-    trainer.add_callback(_Save(trainer, every_seconds=None if _says_when_to_save(config) else SAVE_SECONDS))
-    trainer.add_callback(_Show(trainer, flops_an_epoch))
+    show = Show(_told(trainer, flops_an_epoch), trainer.stopwatch)
+    trainer.add_callback(_Save(trainer, show, every_seconds=None if says_when_to_save(config) else SAVE_SECONDS))
+    trainer.add_callback(show)
     last = _last_checkpoint(work)
     if last:
         arguments.eval_on_start = False  # its score is in the history that is restored
         logger.info("%s: goes on from %s.", step, last)
-    with quiet_transformers(), trainer.stopping_on_signals():
+    with quiet_transformers(), trainer.stopping_on_signals(), translated(work), closing(show):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trained = (
         _whole(trainer, whole)
         if whole is not None
         else trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     )
-    return trained, pd.DataFrame(trainer.state.log_history)
+    return trained, _history(trainer.state.log_history)
 
 
-SEARCHED_BY_ENGINES: Mapping[str, str] = {
-    "learning_rate": "learning_rate",
-    "weight_decay": "weight_decay",
-    "warmup_steps": "warmup_steps",
-    "decay": "lr_scheduler_type",
-}
-"""Settings that `Trainer.hyperparameter_search` can set, and what `TrainingArguments` calls them."""
+def _history(entries: list[dict[str, float]]) -> pd.DataFrame:
+    """Make a table of log entries; those from before an interruption come with their names sorted, the others not."""
+    names = {name for entry in entries for name in entry}
+    columns = [name for name in _FIRST_COLUMNS if name in names]
+    table = pd.DataFrame(entries, columns=[*columns, *sorted(names.difference(columns))])
+    return table.astype({"step": int, "epoch": float})
 
 
-def search_settings(
+def trainer_of_trials(
     make_model: Callable[[], tuple[PreTrainedModel, Sequence[ParameterGroup]]],
     examples: CellExamples,
     *,
@@ -276,13 +212,10 @@ def search_settings(
     evaluate: Callable[[nn.Module], dict[str, float]],
     config: TrainConfig,
     best_by: str,
-    space: Mapping[str, Any],
-    n_trials: int,
-    engine: Literal["optuna", "ray"],
     work: Path,
     step: str,
-) -> list[dict[str, Any]]:
-    """Let Optuna or Ray Tune propose settings, each tried in a run of its own by `Trainer.hyperparameter_search`.
+) -> tuple[Trainer, int]:
+    """Make a Trainer whose `hyperparameter_search` tries settings, each in a run like `train`'s that saves nothing.
 
     Parameters
     ----------
@@ -290,35 +223,16 @@ def search_settings(
         Makes the same model anew for each trial, with its groups.
     examples, collate, evaluate, config, best_by, work, step
         As for `train`.
-    space
-        For a setting a list of values, or ``low``, ``high`` and perhaps ``log``.
-    n_trials
-        How many. Optuna keeps its trials in `work` and goes on with them.
-    engine
-        Who proposes.
 
     Returns
     -------
-    For each trial its settings and the best score of its epochs, under the name `best_by`.
-
-    Raises
-    ------
-    ConfigError
-        The space has a setting that `TrainingArguments` does not hold.
-    MissingExtraError
-        The engine is not installed.
+    The trainer, whose ``state.best_metric`` is the best score of the epochs before, never that of the untrained model;
+    and the number of steps of a trial.
     """
-    others = sorted(set(space) - set(SEARCHED_BY_ENGINES))
-    if others:
-        raise ConfigError(
-            f"space: {', '.join(map(repr, others))} cannot be searched by {engine}, only "
-            f"{', '.join(SEARCHED_BY_ENGINES)}. Use engine='random'."
-        )
-    arguments = _arguments(config, best_by, work)
+    arguments = training_arguments(config, best_by, work)
     arguments.load_best_model_at_end, arguments.save_strategy = False, IntervalStrategy.NO
     batches = _batches(arguments, examples, config)
-    _set_steps(arguments, config, batches.n_steps)
-    n_steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(batches.n_steps * config.epochs)
+    n_steps = set_steps(arguments, config, batches.n_steps)
 
     def model_init() -> PreTrainedModel:
         model, trainer.groups = make_model()
@@ -328,100 +242,9 @@ def search_settings(
         model=make_model()[0], args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
     )
     trainer.model_init = model_init
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
     trainer.prepare(evaluate, batches, (), work, step)
     work.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers():
-        return (_by_optuna if engine == "optuna" else _by_ray)(
-            trainer, {name: _in_steps(name, values, n_steps) for name, values in space.items()}, n_trials, best_by
-        )
-
-
-def _in_steps(name: str, values: Any, n_steps: int) -> Any:
-    """Turn shares of all steps into numbers of steps."""
-    if name != "warmup_steps":
-        return values
-    if isinstance(values, Mapping):
-        whole = {end: _in_steps(name, [values[end]], n_steps)[0] for end in ("low", "high")}
-        return {**values, **whole, "high": max(whole["high"], whole["low"] + 1)}
-    return [round(value * n_steps) if value < 1 else int(value) for value in values]
-
-
-def _best_so_far(trainer: "_Trainer", best_by: str) -> Callable[[dict[str, float]], float]:
-    """Judge a trial by the best of its epochs, as the run that follows keeps that one."""
-    return lambda scores: max(scores[f"eval_{best_by}"], trainer.state.best_metric or -math.inf)
-
-
-def _by_optuna(trainer: "_Trainer", space: Mapping[str, Any], n_trials: int, best_by: str) -> list[dict[str, Any]]:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError("engine='optuna' needs Optuna: pip install 'geneformer-repro[optuna]'.") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-    def propose(trial: Any) -> dict[str, Any]:
-        return {SEARCHED_BY_ENGINES[name]: _suggested(trial, name, values) for name, values in space.items()}
-
-    storage = f"sqlite:///{trainer.work.resolve() / 'optuna.db'}"
-    study = optuna.create_study(study_name="search", storage=storage, load_if_exists=True, direction="maximize")
-    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    if done < n_trials:
-        trainer.hyperparameter_search(
-            propose,
-            _best_so_far(trainer, best_by),
-            n_trials=n_trials - done,
-            direction="maximize",
-            backend="optuna",
-            study_name="search",
-            storage=storage,
-            load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=trainer.args.seed + done),  # else it proposes the same again
-            pruner=optuna.pruners.NopPruner(),
-        )
-    trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    return [{**trial.params, best_by: trial.value} for trial in trials]
-
-
-def _suggested(trial: Any, name: str, values: Any) -> Any:
-    if not isinstance(values, Mapping):
-        return trial.suggest_categorical(name, list(values))
-    if isinstance(values["low"], int) and isinstance(values["high"], int):
-        return trial.suggest_int(name, values["low"], values["high"], log=bool(values.get("log")))
-    return trial.suggest_float(name, values["low"], values["high"], log=bool(values.get("log")))
-
-
-def _by_ray(trainer: "_Trainer", space: Mapping[str, Any], n_trials: int, best_by: str) -> list[dict[str, Any]]:
-    try:
-        from ray import tune
-    except ImportError as error:
-        raise MissingExtraError("engine='ray' needs Ray Tune: pip install 'geneformer-repro[ray]'.") from error
-
-    def sampler(values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return tune.choice(list(values))
-        if isinstance(values["low"], int) and isinstance(values["high"], int):
-            return tune.randint(values["low"], values["high"] + 1)
-        return (tune.loguniform if values.get("log") else tune.uniform)(values["low"], values["high"])
-
-    best: Any = trainer.hyperparameter_search(
-        lambda _: {SEARCHED_BY_ENGINES[name]: sampler(values) for name, values in space.items()},
-        _best_so_far(trainer, best_by),
-        n_trials=n_trials,
-        direction="maximize",
-        backend="ray",
-        storage_path=str(trainer.work.resolve()),
-        name="ray",
-        verbose=0,
-    )
-    trials = best.run_summary.trials
-    return [
-        {
-            **{name: trial.config[SEARCHED_BY_ENGINES[name]] for name in space},
-            best_by: trial.last_result["objective"],
-        }
-        for trial in trials
-    ]
+    return trainer, n_steps
 
 
 def _batches(arguments: TrainingArguments, examples: CellExamples, config: TrainConfig) -> StepBatches:
@@ -447,10 +270,6 @@ def _require_one_rate(model: nn.Module, groups: Sequence[ParameterGroup]) -> Non
         )
 
 
-def _says_when_to_save(config: TrainConfig) -> bool:
-    return bool({"save_strategy", "save_steps"} & set(config.trainer))
-
-
 def _last_checkpoint(work: Path) -> Path | None:
     """Return the newest checkpoint that is whole; the first process looks, the others believe it."""
     return processes.agreed(lambda: _newest_whole(work))
@@ -466,69 +285,6 @@ def _newest_whole(work: Path) -> Path | None:
     return None
 
 
-def _arguments(config: TrainConfig, best_by: str | None, work: Path) -> TrainingArguments:
-    has_gpu = torch.cuda.is_available()
-    chosen: dict[str, Any] = {
-        "output_dir": str(work),
-        "num_train_epochs": config.epochs,
-        "per_device_train_batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": config.decay,
-        "weight_decay": config.weight_decay,
-        "optim": "adamw_torch_fused",
-        "seed": config.seed,
-        "eval_strategy": "epoch",
-        "eval_on_start": True,
-        "save_strategy": "epoch",
-        "save_total_limit": 2,
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "average_tokens_across_devices": True,
-        "ddp_find_unused_parameters": False,
-        "logging_nan_inf_filter": False,
-        "use_cpu": not torch.accelerator.is_available() and "deepspeed" not in config.trainer,
-        "dataloader_pin_memory": has_gpu,
-        "dataloader_num_workers": 4 if has_gpu else 0,
-        "disable_tqdm": True,
-    }
-    if best_by:
-        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": best_by, "greater_is_better": True}
-    try:
-        arguments = TrainingArguments(**chosen | dict(config.trainer))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"trainer: transformers.TrainingArguments refuses these fields: {error}") from error
-    if arguments.n_gpu > 1:
-        logger.warning(
-            "One process uses one of the %d GPUs. For all: accelerate launch --config_file configs/ddp.yaml -m "
-            "geneformer_repro ….",
-            arguments.n_gpu,
-        )
-        arguments._n_gpu = 1  # Trainer would cut batches by their first axis, which here is tokens
-    emulated = torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if arguments.bf16 and arguments.device.type == "cpu" and emulated:
-        logger.warning("trainer.bf16: this CPU computes bfloat16 by emulation, far slower than float32. Leave it out.")
-    return arguments
-
-
-def _set_steps(arguments: TrainingArguments, config: TrainConfig, steps_an_epoch: int) -> None:
-    """Set what depends on the number of steps: how often to log, and the warm-up."""
-    given = dict(config.trainer)
-    n_steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(steps_an_epoch * arguments.num_train_epochs)
-    if "logging_steps" not in given:
-        arguments.logging_steps = min(100, max(1, steps_an_epoch // 8))
-    if {"warmup_steps", "warmup_ratio"} & set(given):
-        return
-    arguments.warmup_steps = (
-        round(config.warmup_steps * n_steps) if config.warmup_steps < 1 else int(config.warmup_steps)
-    )
-    if arguments.warmup_steps >= n_steps:
-        raise ConfigError(
-            f"warmup_steps is {config.warmup_steps:g} but the run has only {n_steps} steps, so the learning "
-            f"rate would never reach {config.learning_rate:g}. "
-            "Give fewer steps, or a share of all steps such as warmup_steps=0.1."
-        )
-
-
 class _Loader(DataLoader):
     """A data loader that tells its batches the epoch, as Trainer expects."""
 
@@ -539,7 +295,6 @@ class _Loader(DataLoader):
 class _Trainer(Trainer):
     model: PreTrainedModel
     train_dataset: CellExamples
-    bar: tqdm
 
     def prepare(
         self,
@@ -549,11 +304,12 @@ class _Trainer(Trainer):
         work: Path,
         step: str,
     ) -> None:
-        """Take what Trainer's constructor has no place for."""
+        """Take what Trainer's constructor has no place for; say nothing by itself."""
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
         self.score, self.batches, self.groups, self.work, self.step = score, batches, groups, work, step
         self.model_accepts_loss_kwargs = True
-        self.aside_seconds = 0.0
-        """Spent on scoring and saving so far."""
+        self.stopwatch = Stopwatch()
         self.stop_asked = 0
         """The signal that asked to stop."""
         self._saving = False
@@ -649,14 +405,12 @@ class _Trainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        began = time.perf_counter()
         self.model.eval()
-        with torch.no_grad():
+        with self.stopwatch.aside(), torch.no_grad():
             scores = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
         wrong = [name for name, value in scores.items() if not math.isfinite(value)]
         if wrong:
             raise InputError(self._diverged(f"{wrong[0]} became {scores[wrong[0]]}"))
-        self.aside_seconds += time.perf_counter() - began
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
@@ -672,31 +426,36 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside, list the files with their digests, then rename."""
-        began = time.perf_counter()
+        with self.stopwatch.aside(), translated(self.work / f"checkpoint-{self.state.global_step}"):
+            self._save_aside_and_rename(model, trial)
+
+    def _save_aside_and_rename(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
         aside = self.work / "saving"
-        loss = processes.sum_over(self._tr_loss.clone()).item() / self.args.world_size
-        if self.args.process_index == 0:
+        loss = self._loss_so_far()
+        if processes.is_first():
             shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        processes.wait()
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # half of it helps nobody, least on a full disk
+            raise
         finally:
             self._saving = False
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self.work / f"checkpoint-{self.state.best_global_step}")
-        self.accelerator.wait_for_everyone()
-        if self.args.process_index == 0:
+        processes.wait()
+        if processes.is_first():
             self.state.save_to_json(str(aside / name / "trainer_state.json"))
-            write_json(aside / name / "loss.json", {"sum": loss, "since_step": self._globalstep_last_logged})
+            write_json(aside / name / "loss.json", loss)
             write_manifest(aside / name)
             shutil.rmtree(self.work / name, ignore_errors=True)
             (aside / name).rename(self.work / name)
             aside.rmdir()
             self._drop_old_checkpoints()
-        self.accelerator.wait_for_everyone()
-        self.aside_seconds += time.perf_counter() - began
+        processes.wait()
 
     def _drop_old_checkpoints(self) -> None:
         folders = sorted(self.work.glob("checkpoint-*"), key=lambda one: int(one.name.removeprefix("checkpoint-")))
@@ -705,13 +464,31 @@ class _Trainer(Trainer):
             if folder != best:
                 shutil.rmtree(folder)
 
+    def _loss_so_far(self) -> dict[str, Any]:
+        """What restores the losses: each process's sum since the last log entry, and the sum of all entries."""
+        sums = torch.zeros(self.args.world_size, dtype=self._tr_loss.dtype, device=self._tr_loss.device)
+        sums[self.args.process_index] = self._tr_loss
+        return {
+            "sums": processes.sum_over(sums).tolist(),
+            "since_step": self._globalstep_last_logged,
+            "logged": self._total_loss_scalar,
+        }
+
     def restore_loss(self) -> None:
-        """Go on with the mean of the losses since the last log entry."""
+        """Go on with the losses as they were when the checkpoint was saved."""
         path = self.work / f"checkpoint-{self.state.global_step}" / "loss.json"
         if self.state.global_step and path.exists() and hasattr(self, "_tr_loss"):
             kept = read_json(path)
-            self._tr_loss += kept["sum"]
-            self._globalstep_last_logged = kept["since_step"]
+            sums = kept["sums"]
+            as_many = len(sums) == self.args.world_size
+            self._tr_loss += sums[self.args.process_index] if as_many else sum(sums) / len(sums)
+            self._globalstep_last_logged, self._total_loss_scalar = kept["since_step"], kept["logged"]
+
+    def log(self, logs: dict[str, float], *given: Any, **options: Any) -> None:
+        if "train_loss" in logs:
+            logs = {name: value for name, value in logs.items() if name not in _NOT_LOGGED}
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, *given, **options)
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
@@ -757,8 +534,8 @@ def _whole(trainer: "_Trainer", like: PreTrainedModel) -> PreTrainedModel:
 class _Save(TrainerCallback):
     """Saves every so many seconds, and when the process is asked to stop; all processes decide the same."""
 
-    def __init__(self, trainer: _Trainer, every_seconds: float | None) -> None:
-        self._trainer, self._every_seconds = trainer, every_seconds
+    def __init__(self, trainer: _Trainer, show: Show, every_seconds: float | None) -> None:
+        self._trainer, self._show, self._every_seconds = trainer, show, every_seconds
         self._stopping = 0
         """The signal after which it leaves."""
         self._after_scoring = False
@@ -795,123 +572,22 @@ class _Save(TrainerCallback):
                 "The same command goes on from there."
             )
             if state.is_world_process_zero:
-                self._trainer.bar.close()  # so that the message has a line of its own
+                self._show.close()
                 logger.warning(message)
             raise Interrupted(message, self._stopping)
 
 
-class _Show(TrainerCallback):
-    """A bar that counts tokens; a line of JSON and points of TensorBoard for every log entry."""
-
-    def __init__(self, trainer: _Trainer, flops_an_epoch: float | None) -> None:
-        self._trainer, self._flops_an_epoch = trainer, flops_an_epoch
-        self._log = trainer.work / LOG_FILE
-        self._shown: dict[str, str] = {}
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        batches = self._trainer.batches
-        self._tokens_a_step = batches.n_tokens / batches.n_steps
-        self._cells_a_step = len(self._trainer.train_dataset) / batches.n_steps
-        self._flops_a_step = (self._flops_an_epoch or 0) / batches.n_steps
-        precision = self._trainer.accelerator.mixed_precision
-        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-        self._peak = peak_flops(args.device, self._dtype) * args.world_size if self._flops_an_epoch else None
-        done = state.global_step or -1  # a run that begins anew scores step 0 again
-        _keep_lines_until(self._log, done)
-        self._announce(args, state)
-        self._board = SummaryWriter(str(self._trainer.work / TENSORBOARD), purge_step=done + 1)
-        self._bar = self._trainer.bar = tqdm(
-            total=round(state.max_steps * self._tokens_a_step),
-            initial=round(state.global_step * self._tokens_a_step),
-            desc=self._trainer.step,
-            unit=" tokens",
-            unit_scale=True,
-            dynamic_ncols=True,
-        )
-        self._began, self._before = time.perf_counter(), self._trainer.aside_seconds
-        self._last_step, self._last_seconds = state.global_step, 0.0
-
-    def _announce(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Say what runs, how."""
-        batches = self._trainer.batches
-        facts = {
-            "event": self._trainer.step,
-            "step": state.global_step,
-            "engine": _engine(self._trainer),
-            "processes": args.world_size,
-            "device": str(args.device),
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "steps": state.max_steps,
-            "tokens_a_batch": batches.tokens_a_batch,
-            "padding": round(batches.padding(), 4) if args.device.type == "cpu" else 0.0,
-            "peak_flops": self._peak,
-            "learning": [
-                {
-                    "name": group.name,
-                    "parameters": sum(parameter.numel() for parameter in group.parameters),
-                    "rate": group.rate,
-                    "from_step": group.first_step(state.max_steps),
-                }
-                for group in self._trainer.groups
-            ],
-        }
-        logger.info(json.dumps(facts))
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._bar.update(round(state.global_step * self._tokens_a_step) - self._bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if not state.is_world_process_zero:
-            return
-        seconds = time.perf_counter() - self._began - self._trainer.aside_seconds + self._before
-        entry = {"event": self._trainer.step, "step": state.global_step, **(logs or {}), "seconds": round(seconds, 2)}
-        entry |= self._rates(state.global_step, seconds)
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        for name, value in entry.items():
-            if isinstance(value, (int, float)) and name not in ("step", "seconds"):
-                self._board.add_scalar(name.replace("eval_", "held_out/"), value, state.global_step)
-        self._board.flush()
-        for name, shown in (("loss", "loss"), ("eval_loss", "held-out")):
-            if name in entry:
-                self._shown[shown] = f"{entry[name]:.3f}"
-        if "cells_per_second" in entry:
-            self._shown["cells/s"] = f"{entry['cells_per_second']:.3g}"
-        if "share_of_peak" in entry:
-            self._shown["of peak"] = f"{entry['share_of_peak']:.0%}"
-        self._bar.set_postfix(self._shown, refresh=False)
-
-    def _rates(self, step: int, seconds: float) -> dict[str, float]:
-        """Rates since the last entry of a training loss, scoring and saving not counted."""
-        steps_a_second = (step - self._last_step) / max(seconds - self._last_seconds, 1e-9)
-        if step == self._last_step:
-            return {}
-        self._last_step, self._last_seconds = step, seconds
-        found = {
-            "tokens_per_second": round(steps_a_second * self._tokens_a_step, 1),
-            "cells_per_second": round(steps_a_second * self._cells_a_step, 2),
-            "peak_memory_gb": round(processes.peak_memory_gb(), 2),
-        }
-        if self._peak:
-            found["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
-        return found
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._bar.close()
-            self._board.close()
+def _told(trainer: _Trainer, flops_an_epoch: float | None) -> Told:
+    return Told(
+        step=trainer.step,
+        work=trainer.work,
+        batches=trainer.batches,
+        n_cells=len(trainer.train_dataset),
+        groups=trainer.groups,
+        engine=_engine(trainer),
+        dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision, torch.float32),
+        flops_an_epoch=flops_an_epoch,
+    )
 
 
 def _engine(trainer: _Trainer) -> str:
@@ -921,19 +597,3 @@ def _engine(trainer: _Trainer) -> str:
     if trainer.is_fsdp_enabled:
         return f"FSDP{getattr(trainer.accelerator.state.fsdp_plugin, 'fsdp_version', 1)}"
     return "DDP" if trainer.args.world_size > 1 else "one process"
-
-
-def _keep_lines_until(log: Path, step: int) -> None:
-    """Drop the lines of steps that a run which goes on will do again."""
-    if not log.exists():
-        return
-    kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
-    with new_file(log, overwrite=True) as aside:
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _is_until(line: str, step: int) -> bool:
-    try:
-        return bool(json.loads(line)["step"] <= step)
-    except ValueError:  # a line that a crash cut off
-        return False
