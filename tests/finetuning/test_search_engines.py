@@ -1,0 +1,61 @@
+"""Engines that propose settings: how a trial is judged, and that nobody notices it from outside."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from geneformer_repro.finetuning.finetune import FinetuneConfig
+from geneformer_repro.finetuning.networks import SELECTION, RunParts
+from geneformer_repro.finetuning.search_engines import _best_so_far, search_settings
+from geneformer_repro.finetuning.tasks import labelled_cells
+
+
+def judged(*scores, steps=(0, 5, 10)):
+    """What an engine is told after each scoring of a trial, where Trainer knows the best score of the epochs before."""
+    state, told = SimpleNamespace(best_metric=None), []
+    judge = _best_so_far(SimpleNamespace(state=state), SELECTION)
+    for i, (state.global_step, score) in enumerate(zip(steps, scores, strict=True)):
+        state.best_metric = max(scores[1:i], default=None)
+        told.append(judge({f"eval_{SELECTION}": score}))
+    return told
+
+
+def test_a_trial_is_judged_by_its_best_epoch_and_never_by_the_untrained_model():
+    assert judged(0.9, 0.3, 0.2) == [-np.inf, 0.3, 0.3]
+
+
+def test_a_best_epoch_of_zero_counts():
+    """As much of the variance explained as by the mean, and then less."""
+    assert judged(0.9, 0.0, -0.5)[-1] == 0.0
+
+
+def test_by_optuna_the_untrained_model_does_not_win_and_global_random_states_stay(few, base, tmp_path):
+    pytest.importorskip("optuna")
+    task = labelled_cells(few, ["cell_type"], rng=np.random.default_rng(0))
+    config = FinetuneConfig(target="cell_type", epochs=2, batch_size=24)
+    rows = np.arange(0, 120, 5)
+    parts = RunParts.of(task, base, config, train_rows=rows, validation_rows=rows)
+    scores = iter([0.9, 0.3, 0.2])
+
+    def states():
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # noqa: NPY002
+
+    before = states()
+    (trial,) = search_settings(
+        parts.make_model,
+        parts.examples,
+        collate=parts.collate,
+        evaluate=lambda _: {SELECTION: next(scores)},
+        config=config,
+        best_by=SELECTION,
+        space={"learning_rate": [1e-3]},
+        n_trials=1,
+        engine="optuna",
+        work=tmp_path,
+        step="search",
+    )
+    assert trial == {"learning_rate": 1e-3, SELECTION: 0.3}
+    assert states() == before
