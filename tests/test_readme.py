@@ -14,8 +14,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_its_first_python_block_runs_from_counts_to_a_table(tmp_path, monkeypatch):
+def test_its_first_python_block_runs_from_counts_to_a_table(tmp_path, monkeypatch, pbmc):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("geneformer_repro.datasets.pbmc700", lambda: pbmc[::4].copy())  # for time
     said = run(lambda: exec(blocks("python")[0], {"__name__": "__main__"}))
     assert "logistic regression, counts" in said.stdout
     assert "p_value" in said.stdout
