@@ -16,7 +16,7 @@ def blocks(language: str) -> list[str]:
 
 def test_its_first_python_block_runs_from_counts_to_a_table(tmp_path, monkeypatch, pbmc):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("geneformer_repro.datasets.pbmc700", lambda: pbmc[::4].copy())  # for time
+    monkeypatch.setattr("geneformer_repro.datasets.pbmc700", lambda: pbmc[::2].copy())  # for time
     said = run(lambda: exec(blocks("python")[0], {"__name__": "__main__"}))
     assert "logistic regression, counts" in said.stdout
     assert "p_value" in said.stdout
