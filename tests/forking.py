@@ -37,8 +37,9 @@ def forked(run: Callable[[], object], log: Path) -> int:
             try:
                 run()
                 status = 0
-            except BaseException as error:
-                status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            except SystemExit as error:
+                status = error.code if isinstance(error.code, int) else 1
+            except BaseException:
                 traceback.print_exc()
     finally:
         os._exit(status)

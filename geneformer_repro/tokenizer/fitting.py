@@ -24,6 +24,8 @@ from geneformer_repro.tokenizer.readers import CountSource
 
 logger = logging.getLogger(__name__)
 
+FORMAT = "geneformer_repro/fit/1"
+"""Of the sketches, and of what they say: raised when another version of the package makes other ones."""
 FAILED = "failed.json"
 """File in the work folder that names the damaged sources; absent if there is none."""
 _PART = 16 * BLOCK_CELLS
@@ -116,7 +118,7 @@ class _Fit(Job):
     def plan(self) -> dict[str, Any]:
         """What makes two calls the same work, and all that another process needs to know of it."""
         return {
-            "format": "geneformer_repro/fit/1",
+            "format": FORMAT,
             **self.corpus.as_plan(),
             "options": self._options,
             "sizes": self.sizes,

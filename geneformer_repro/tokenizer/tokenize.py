@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1
+"""Of the rows: raised when another version of the package makes other ones, so that it does not go on with these."""
 _LOOKS, _LOOK_CELLS = 8, 32
 """Places of each source, and cells there, that are read before the work, to see whether its genes are known."""
 _DATASET, _REPORTS, _VOCABULARY = "dataset", "reports", "vocabulary"
@@ -241,6 +243,7 @@ class _Job(Job):
         """What makes two calls the same work, and all that another process needs to know of it."""
         return {
             "format": FORMAT,
+            "version": VERSION,
             "vocabulary": self.vocabulary.fingerprint,
             **self.corpus.as_plan(),
             "options": asdict(self.options),
