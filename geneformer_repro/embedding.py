@@ -305,8 +305,7 @@ def _members(cells: TokenizedDataset, obs: str, states: Sequence[str] | None) ->
     """Row numbers of the cells of each state."""
     if isinstance(states, str):
         raise InputError(f"states must be a sequence of states; for one give [{states!r}].")
-    column = cells.require_obs(obs)
-    column = column.reset_index(drop=True).dropna().astype(str)
+    column = cells.labels(obs).reset_index(drop=True).dropna()
     there = {str(state): rows.to_numpy() for state, rows in column.groupby(column).groups.items()}
     if not there:
         raise InputError(f"No cell has a value of {obs!r}, so there is no state. Name another column.")

@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean
 from geneformer_repro.tokenizer.containers import first_not_a_count
+from geneformer_repro.tokenizer.dataset import as_labels
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     """
     _require_made_alike(query, reference)
     known = _known(reference, label, of="reference")
-    codes, names = pd.factorize(np.asarray(reference.obs[label][known], dtype=object), sort=True)
+    codes, names = pd.factorize(as_labels(reference.obs[label][known]), sort=True)
     _require_a_choice(names, label, n_cells=len(codes), n_neighbors=n_neighbors)
     vectors = _vectors(reference, of="reference")[known]
     search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(vectors)
@@ -279,7 +280,7 @@ def heatmap_table(adata: AnnData, label: str, *, n_dims: int = 50) -> pd.DataFra
     _require_several(_codes(adata, label, known), label)
     scaled = StandardScaler().fit_transform(_vectors(adata)[known].astype(np.float64))
     cells = pd.DataFrame(scaled, columns=adata.var_names)
-    labels = np.asarray(adata.obs[label][known])
+    labels = as_labels(adata.obs[label][known]).to_numpy()
     between = cells.groupby(labels).transform("mean").var()
     means = cells[between.nlargest(n_dims).index].groupby(labels).mean()
     return means.iloc[_like_beside_like(means.to_numpy()), _like_beside_like(means.to_numpy().T)].rename_axis(label)

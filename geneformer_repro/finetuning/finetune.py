@@ -28,10 +28,10 @@ from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, trai
 from geneformer_repro.finetuning.results import folder_of, write_evaluation, write_page
 from geneformer_repro.finetuning.search import SearchConfig, best_settings, search, searched_settings
 from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, split_table
-from geneformer_repro.finetuning.tasks import Task, class_name, labelled_cells
+from geneformer_repro.finetuning.tasks import Task, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.training.config import join_processes
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.work import Work, working_on
@@ -226,7 +226,7 @@ class _Run:
         if config.group:
             cells.require_obs(config.group)
         splits = make_splits(task.cells.cell_names, task.strata, task.obs, config, seed=config.seed)
-        groups = task.obs[config.group].map(class_name).to_numpy() if config.group else None
+        groups = as_labels(task.obs[config.group]).to_numpy() if config.group else None
         run = cls(checkpoint, task, splits, groups, config)
         run._require_labels()
         run._require_unseen()

@@ -25,6 +25,7 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from geneformer_repro.config import require
 from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.tokenizer.dataset import as_labels, label_of
 
 logger = logging.getLogger(__name__)
 
@@ -241,10 +242,10 @@ class _Cells:
 
 
 def _cells(strata: np.ndarray, group: pd.Series | None, config: SplitConfig) -> _Cells:
-    class_names, classes = np.unique(_as_text(pd.Series(strata)), return_inverse=True)
+    class_names, classes = np.unique(strata.astype(str), return_inverse=True)
     if group is None:
         return _Cells(classes, class_names, None, np.array([], dtype=str), config)
-    group_names, groups = np.unique(_as_text(group), return_inverse=True)
+    group_names, groups = np.unique(as_labels(group).to_numpy(dtype=str), return_inverse=True)
     return _Cells(classes, class_names, groups, group_names, config)
 
 
@@ -259,16 +260,6 @@ def _complete_column(obs: pd.DataFrame, name: str, cell_names: np.ndarray) -> pd
             f"(first: {str(cell_names[missing[0]])!r}); leave these cells out, or name another column."
         )
     return obs[name]
-
-
-def _as_text(column: pd.Series) -> np.ndarray:
-    """Return values as text: 1015.0, which an integer column with a gap becomes, as "1015"."""
-    codes, values = pd.factorize(column)
-    return np.array([_text(value) for value in values], dtype=str)[codes]
-
-
-def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float | np.floating) and value.is_integer() else str(value)
 
 
 def _splits_of_groups(cells: _Cells, seed: int) -> list[Split]:
@@ -288,7 +279,7 @@ def _splits_of_groups(cells: _Cells, seed: int) -> list[Split]:
 
 
 def _rows_of(asked: Sequence[str], cells: _Cells, field: str) -> np.ndarray:
-    names = list(map(_text, asked))
+    names = list(map(label_of, asked))
     for name in names:
         if name not in cells.group_names:
             raise InputError(

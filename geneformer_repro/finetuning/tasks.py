@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.model import Target
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ def _subsampled(rows: np.ndarray, codes: np.ndarray, most: int, rng: np.random.G
 
 
 def _classes(name: str, column: pd.Series, min_cells: int) -> tuple[Target, np.ndarray]:
-    names = column.map(class_name, na_action="ignore")
+    names = as_labels(column)
     n_cells = names.value_counts()
     rare = sorted(n_cells.index[n_cells < min_cells])
     if rare:
@@ -159,11 +158,6 @@ def _classes(name: str, column: pd.Series, min_cells: int) -> tuple[Target, np.n
         )
     codes = pd.Index(classes).get_indexer(names).astype(float)
     return Target(name, classes), np.where(codes < 0, np.nan, codes)
-
-
-def class_name(value: Any) -> str:
-    """Return a label as text: 1.0, which an integer column with a gap becomes, as "1"."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _numbers(name: str, column: pd.Series) -> tuple[Target, np.ndarray]:

@@ -73,7 +73,7 @@ def gene_baselines(
     goal = _goal(shifts)
     axis, genes = _screened(shifts, goal)
     screened, positions = _places(axis, genes, cells)
-    states = cells.require_obs(goal["obs"]).astype(str).to_numpy()
+    states = cells.labels(goal["obs"]).to_numpy()
     start, end = (cells.select(_rows_in(state, states, goal["obs"])) for state in (goal["start"], goal["goal"]))
     start_rate, end_rate = (rank_values(some)[:, positions].getnnz(axis=0) / len(some) for some in (start, end))
     change, p_value = _differential_expression(start, end, positions, shifts.metadata.get("donor"), counts)
@@ -158,7 +158,7 @@ def _differential_expression(
     if counted[0] is None or counted[1] is None:
         return unknown, unknown
     donors = [
-        cells.require_obs(donor).astype(str) if donor else pd.Series("", cells.cell_names) for cells in (start, end)
+        cells.labels(donor).fillna("") if donor else pd.Series("", cells.cell_names) for cells in (start, end)
     ]
     sums = [_sums(one, of_cell) for one, of_cell in zip(counted, donors, strict=True)]
     before, after = _log_per_million(*sums)

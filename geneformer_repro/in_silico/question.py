@@ -120,13 +120,13 @@ class Question:
         """Return the donor of each cell that is perturbed; refuse cells without one."""
         if self.donor is None:
             return None
-        donors = cells.require_obs(self.donor).iloc[rows]
+        donors = cells.labels(self.donor).iloc[rows]
         if unknown := int(donors.isna().sum()):
             raise InputError(
                 f"{unknown} of {len(rows)} cells to perturb have no {self.donor!r}. Leave them out with "
                 "cells.select(…)."
             )
-        return donors.astype(str).to_numpy()
+        return donors.to_numpy()
 
     def check_first_order(self, plan: Plan) -> None:
         """Refuse a first-order screen of anything but single genes that cells express."""
@@ -224,7 +224,7 @@ class Question:
 
 
 def _check_goal(goal: GoalState, cells: TokenizedDataset, hidden_size: int, *, only_start: bool) -> None:
-    states = cells.require_obs(goal.obs).dropna().astype(str)
+    states = cells.labels(goal.obs).dropna()
     n_cells = states.value_counts()
     needed = (goal.start,) if only_start or goal.embeddings is not None else goal.states
     for state in needed:

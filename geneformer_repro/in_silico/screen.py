@@ -225,7 +225,7 @@ def _max_genes(checkpoint: Checkpoint, cells: TokenizedDataset) -> int:
 def _rows_of_start(cells: TokenizedDataset, goal: GoalState | None) -> np.ndarray:
     if goal is None:
         return np.arange(len(cells))
-    return np.flatnonzero(cells.require_obs(goal.obs).astype(str).to_numpy() == goal.start)
+    return np.flatnonzero(cells.labels(goal.obs).to_numpy() == goal.start)
 
 
 def _with_known_genes(

@@ -127,6 +127,10 @@ class TokenizedDataset:
             )
         return pd.Series(self._column(name).to_numpy(), index=pd.Index(self.cell_names, name=None), name=name)
 
+    def labels(self, name: str) -> pd.Series:
+        """Return an ``obs`` column as names of classes, by `as_labels`; as `require_obs` where there is none."""
+        return as_labels(self.require_obs(name))
+
     def summary(self) -> str:
         """Say what the dataset is, in lines of text: cells, lengths, genes, sources, what was left out."""
         lengths, spec = self.lengths, self.spec
@@ -258,6 +262,25 @@ class TokenizedDataset:
                 f"{path}: spec.json speaks of {spec['n_cells']} cells, the dataset holds {len(table)}. Tokenise again."
             )
         return cls(table, own, spec)
+
+
+def as_labels(column: pd.Series) -> pd.Series:
+    """Return values as the names of what they stand for (classes, states, groups): text, or None where one is missing.
+
+    The one rule for it, so that a class that was learned, a goal, a group of a split and a row of a table have one
+    name. Text stays as it is, also "1.0"; a number that is whole is written without a point, since an integer column
+    with a gap becomes 1.0; other numbers, True and False as Python writes them.
+    """
+    codes, values = pd.factorize(column)
+    of_their_precision = values.to_numpy() if pd.api.types.is_float_dtype(values.dtype) else values
+    names = np.array([*map(label_of, of_their_precision), None], dtype=object)
+    return pd.Series(names[codes], index=column.index, name=column.name, dtype=object)
+
+
+def label_of(value: Any) -> str:
+    """Return the name of a value that is not missing; see `as_labels`."""
+    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if is_whole else str(value)
 
 
 def _of_source(source: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.metrics import CLASS_SCORES, number_scores
+from geneformer_repro.in_silico.gene_baselines import gene_baselines
 from geneformer_repro.tokenizer.counts import raw_counts
 
 METHODS = [FINE_TUNED, *CLASS_METHODS, RANDOM]
@@ -238,6 +239,21 @@ def test_the_classifier_starts_from_the_checkpoint(base, few, tmp_path):
 def test_a_classifier_can_be_the_start_as_well(run, few, tmp_path):
     result = finetune(run.result.checkpoint, few, quick(target="flag", allow_seen=True), out=tmp_path / "clf")
     assert result.checkpoint.head.targets[0].classes == ("False", "True")
+
+
+def test_a_goal_on_an_integer_column_with_a_gap_can_be_asked_of_its_own_classifier(base, few, tmp_path):
+    """A label has one name wherever it is asked for, though the column holds 0.0, 1.0, 2.0 and nothing."""
+    goal = gf.GoalState("gap", "0", "1")
+    checkpoint = finetune(base, few, quick(target="gap"), out=tmp_path / "clf").checkpoint
+    cells = few.select(np.arange(0, 120, 3))
+    asked = gf.perturb(checkpoint, cells, gf.Deletion(), goal=goal, target="gap", max_cells=2)
+    assert set(asked.table["state"]) == {"0", "1", "2"}
+    named = cells.labels("gap")
+    assert set(named[asked.table["cell"]]) == {"0"}
+    assert gf.embed_states(checkpoint, cells, "gap").index.tolist() == ["0", "1", "2"]
+    without_classifier = gf.perturb(checkpoint, cells, gf.Deletion(), goal=goal, donor="gap", max_cells=2)
+    assert set(without_classifier.table["donor"]) == {"0"}
+    assert gene_baselines(without_classifier, cells)["detection_rate"].notna().all()
 
 
 @pytest.mark.parametrize("pooling", ["cls", "attention"])

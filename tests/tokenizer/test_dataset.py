@@ -16,7 +16,7 @@ from geneformer_repro.errors import DataFormatError, InputError, VocabularyMisma
 from geneformer_repro.files import read_json, sha256, write_json
 from geneformer_repro.tokenizer import dataset as module
 from geneformer_repro.tokenizer.counts import rank_values
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.tokenizer.quality import CellFilter
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -179,6 +179,34 @@ def test_an_obs_column_that_is_not_there_is_refused_with_the_nearest(plain):
     )
     with pytest.raises(InputError, match=message):
         plain.require_obs("celltype")
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        pytest.param([1.0, np.nan, 0.0, -3.0], ["1", None, "0", "-3"], id="whole numbers with a gap"),
+        pytest.param([0.5, 1e6 + 1, np.inf], ["0.5", "1000001", "inf"], id="other numbers"),
+        pytest.param(np.array([0.1, 2], np.float32), ["0.1", "2"], id="of single precision"),
+        pytest.param(np.array([3, 1], np.int8), ["3", "1"], id="integers"),
+        pytest.param(pd.array([3, None], "Int64"), ["3", None], id="integers that know gaps"),
+        pytest.param([True, False], ["True", "False"], id="booleans"),
+        pytest.param([True, None], ["True", None], id="booleans with a gap"),
+        pytest.param(["1.0", "1", "", None], ["1.0", "1", "", None], id="text"),
+        pytest.param(pd.array(["a", None], "string"), ["a", None], id="text that knows gaps"),
+        pytest.param(pd.Categorical([2, 1, None], categories=[1, 2, 3]), ["2", "1", None], id="categories of integers"),
+        pytest.param(pd.Categorical([2.0, None]), ["2", None], id="categories of whole numbers"),
+    ],
+)
+def test_a_value_has_one_name_whatever_holds_it(values, names):
+    found = as_labels(pd.Series(values, index=[f"c{i}" for i in range(len(names))], name="state"))
+    expected = pd.Series(names, index=found.index, name="state", dtype=object)
+    pd.testing.assert_series_equal(found, expected)
+
+
+def test_labels_are_those_of_the_column(plain):
+    pd.testing.assert_series_equal(plain.labels("cell_type"), plain.obs["cell_type"], check_dtype=False)
+    with pytest.raises(InputError, match=r"no obs column 'celltype'"):
+        plain.labels("celltype")
 
 
 def test_the_representation_says_what_it_holds(plain, pbmc, vocabulary):
