@@ -77,7 +77,7 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     """
     _require_made_alike(query, reference)
     known = _known(reference, label, of="reference")
-    codes, names = pd.factorize(as_labels(reference.obs[label][known]), sort=True)
+    codes, names = pd.factorize(as_labels(reference.obs[label][known]).to_numpy(), sort=True)
     _require_a_choice(names, label, n_cells=len(codes), n_neighbors=n_neighbors)
     vectors = _vectors(reference, of="reference")[known]
     search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(vectors)

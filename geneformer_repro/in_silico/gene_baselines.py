@@ -157,9 +157,7 @@ def _differential_expression(
     unknown = np.full(len(genes), np.nan)
     if counted[0] is None or counted[1] is None:
         return unknown, unknown
-    donors = [
-        cells.labels(donor).fillna("") if donor else pd.Series("", cells.cell_names) for cells in (start, end)
-    ]
+    donors = [cells.labels(donor).fillna("") if donor else pd.Series("", cells.cell_names) for cells in (start, end)]
     sums = [_sums(one, of_cell) for one, of_cell in zip(counted, donors, strict=True)]
     before, after = _log_per_million(*sums)
     before, after = before.iloc[:, genes], after.iloc[:, genes]
