@@ -577,6 +577,8 @@ class Section:
     """What it does not, in a sentence."""
     figure: "Figure | None" = None
     table: pd.DataFrame | None = None
+    note: str = ""
+    """A sentence below the table."""
 
 
 _STYLE = """
@@ -637,10 +639,11 @@ def write_report(
 def _section(section: Section) -> str:
     picture = f'<img alt="{html.escape(section.title)}" src="{_data_uri(section.figure)}">' if section.figure else ""
     table = f'<div class="scroll">{_html_table(section.table)}</div>' if section.table is not None else ""
+    note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
     return (
         f"<section><h2>{html.escape(section.title)}</h2>"
         f'<p class="shows"><b>Shows:</b> {html.escape(section.shows)}</p>'
-        f'<p class="not"><b>Does not show:</b> {html.escape(section.does_not_show)}</p>{picture}{table}</section>'
+        f'<p class="not"><b>Does not show:</b> {html.escape(section.does_not_show)}</p>{picture}{table}{note}</section>'
     )
 
 

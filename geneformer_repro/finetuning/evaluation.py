@@ -1,14 +1,31 @@
 """What each method reached on the test cells, with intervals, as tables."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.finetuning.methods import FINE_TUNED
-from geneformer_repro.finetuning.metrics import evaluate_classes, evaluate_numbers, number_scores, over_folds, scores
+from geneformer_repro import processes
+from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.metrics import (
+    LEADING,
+    differences,
+    evaluate_classes,
+    evaluate_numbers,
+    number_scores,
+    over_folds,
+    scores,
+)
 from geneformer_repro.model import Target
+
+logger = logging.getLogger(__name__)
+
+VS_BEST = "_vs_best_simple"
+_NETWORKS = [FINE_TUNED, RANDOM]
+_SPELLED = {"macro_f1": "macro-F1", "r2": "R²"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +35,9 @@ class Evaluation:
     target: Target
     """What was predicted."""
     methods: pd.DataFrame
-    """A row a method: each score with ``_low`` and ``_high`` (95 % bootstrap interval)."""
+    """A row a method: each score with ``_low`` and ``_high`` (95 % bootstrap interval). Where there are simple methods,
+    at the end ``SCORE_vs_best_simple``, with both: by how much the score (macro-F1, or R² of a number) is above that of
+    the simple method in which it is highest, on the same resamples; 0 for this method itself."""
     predictions: pd.DataFrame
     """A row a test cell: ``cell``, ``fold`` (of several), ``true``, and each method's prediction."""
     folds: pd.DataFrame | None = None
@@ -33,6 +52,31 @@ class Evaluation:
     """``true``, ``predicted``, ``n``, ``share`` of the true class, with its interval."""
     reliability: pd.DataFrame | None = None
     """``method``, and for each bin of confidence its mean, the ``accuracy`` there with its interval, and ``n``."""
+
+    @property
+    def leading(self) -> str:
+        """The score by which methods are compared."""
+        return LEADING["classes" if self.target.classes else "numbers"]
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether fine-tuning was worth it, in a sentence; None where there is nothing to compare with.
+
+        "Better" and "worse" where 0 is outside of the interval of the difference to the best simple method.
+        """
+        best = _best_simple(self.methods[self.leading])
+        if best is None:
+            return None
+        columns = [f"{self.leading}{VS_BEST}{end}" for end in ("", "_low", "_high")]
+        difference, low, high = map(float, self.methods.loc[FINE_TUNED, columns])
+        if np.isnan([difference, low, high]).any():
+            return None
+        judged = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
+        where = "above"
+        if difference < 0:
+            where, difference, low, high = "below", -difference, -high, -low
+        by_how_much = f"{_signed(difference)} ({_signed(low)} to {_signed(high)})"
+        return f"{FINE_TUNED} is {by_how_much} {_SPELLED[self.leading]} {where} {best}: {judged}"
 
 
 def evaluate_target(
@@ -71,6 +115,7 @@ def evaluate_target(
     names, labels, folds = names[known], labels[known], folds[known]
     groups = None if groups is None else groups[known]
     ran = {name: None if one is None else one[known] for name, one in predicted.items()}
+    beside = partial(_with_differences, labels=labels, predicted=ran, groups=groups, seed=seed)
     several = folds.max() > 0
     shown = {named: names} | ({"fold": folds + 1} if several else {})
     if not target.classes:
@@ -80,7 +125,7 @@ def evaluate_target(
         }
         return Evaluation(
             target,
-            _table(rows),
+            beside(_table(rows), score=LEADING["numbers"]),
             pd.DataFrame(shown | {"true": labels} | {name: one for name, one in ran.items() if one is not None}),
             _over_folds(folds, labels, ran, number_scores) if several else None,
         )
@@ -93,7 +138,7 @@ def evaluate_target(
     ours, called = found[FINE_TUNED], {name: classes[one.argmax(1)] for name, one in ran.items() if one is not None}
     return Evaluation(
         target,
-        _table({name: found[name].scores if name in found else {} for name in ran}),
+        beside(_table({name: found[name].scores if name in found else {} for name in ran}), score=LEADING["classes"]),
         pd.DataFrame(shown | {"true": classes[codes]} | called),
         _over_folds(folds, codes, ran, scores) if several else None,
         pd.DataFrame(ran[FINE_TUNED], columns=list(classes)).assign(**{named: names}).set_index(named),
@@ -106,6 +151,42 @@ def evaluate_target(
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="method"))
+
+
+def _with_differences(
+    table: pd.DataFrame,
+    *,
+    score: str,
+    labels: np.ndarray,
+    predicted: Mapping[str, np.ndarray | None],
+    groups: np.ndarray | None,
+    seed: int,
+) -> pd.DataFrame:
+    """Add how far each method is above the best simple one."""
+    best = _best_simple(table[score])
+    if best is None:
+        return table
+    ran = {name: one for name, one in predicted.items() if one is not None}
+    found = differences(labels, ran, best, groups=groups, rng=np.random.default_rng(seed))
+    rows = {name: one.columns(f"{score}{VS_BEST}") for name, one in found.items()}
+    return table.join(pd.DataFrame.from_dict(rows, orient="index").astype(float))
+
+
+def _best_simple(scores: pd.Series) -> str | None:
+    """Return the method that is best but for the networks; the first of equals."""
+    simple = scores.drop(_NETWORKS, errors="ignore").dropna()
+    return str(simple.idxmax()) if len(simple) else None
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def log_verdicts(evaluations: Iterable[Evaluation]) -> None:
+    """Say in the log of every target whether fine-tuning was worth it."""
+    for evaluation in evaluations:
+        if processes.is_first() and evaluation.verdict:
+            logger.info("%s: %s.", evaluation.target.name, evaluation.verdict)
 
 
 def _by_method(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

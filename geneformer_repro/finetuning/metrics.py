@@ -23,6 +23,8 @@ from geneformer_repro.errors import InputError
 
 CLASS_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece")
 NUMBER_SCORES = ("r2", "pearson", "spearman", "mae", "rmse")
+LEADING = {"classes": "macro_f1", "numbers": "r2"}
+"""The score by which methods are compared with the best of the simple ones."""
 OF_A_CLASS = ("precision", "recall", "f1", "auroc", "auprc")
 N_BINS = 15
 N_RESAMPLES = 1000
@@ -239,16 +241,36 @@ class _Ranking(NamedTuple):
         return auroc_R, np.where(n_misses_R > 0, auprc_R, np.nan)
 
 
-class _ClassStatistics:
-    """What the scores of classes sum over."""
+class _Calls:
+    """Which class was called for each cell, and what F1 sums over."""
 
     def __init__(self, true_N: np.ndarray, probabilities_NC: np.ndarray) -> None:
         n_classes = probabilities_NC.shape[1]
-        true_N = true_N.astype(np.intp)  # codes of a categorical are int8, too small for those of pairs
-        self.true_N, self.predicted_N = true_N, probabilities_NC.argmax(axis=1)
-        right_N, confidence_N = true_N == self.predicted_N, probabilities_NC.max(axis=1).astype(np.float64)
-        self.true_CN, self.predicted_CN = _members(true_N, n_classes), _members(self.predicted_N, n_classes)
-        self.right_CN = _members(np.where(right_N, true_N, -1), n_classes)
+        self.true_N = true_N.astype(np.intp)  # codes of a categorical are int8, too small for those of pairs
+        self.predicted_N = probabilities_NC.argmax(axis=1)
+        self.right_N = self.true_N == self.predicted_N
+        self.true_CN, self.predicted_CN = _members(self.true_N, n_classes), _members(self.predicted_N, n_classes)
+        self.right_CN = _members(np.where(self.right_N, self.true_N, -1), n_classes)
+
+    def sums(self, weights_NR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return how many cells are of each class, are called so, and both."""
+        return self.true_CN @ weights_NR, self.predicted_CN @ weights_NR, self.right_CN @ weights_NR
+
+    def macro_f1(self, weights_NR: np.ndarray) -> np.ndarray:
+        return _mean_of_defined(_f1(*self.sums(weights_NR)))
+
+
+def _f1(true_CR: np.ndarray, predicted_CR: np.ndarray, right_CR: np.ndarray) -> np.ndarray:
+    return np.where(true_CR > 0, _ratio(2 * right_CR, true_CR + predicted_CR), np.nan)
+
+
+class _ClassStatistics(_Calls):
+    """What the scores of classes sum over."""
+
+    def __init__(self, true_N: np.ndarray, probabilities_NC: np.ndarray) -> None:
+        super().__init__(true_N, probabilities_NC)
+        n_classes, true_N, right_N = probabilities_NC.shape[1], self.true_N, self.right_N
+        confidence_N = probabilities_NC.max(axis=1).astype(np.float64)
         self.pairs, pair_N = np.unique(true_N * n_classes + self.predicted_N, return_inverse=True)
         self.pairs_SN = _members(pair_N, len(self.pairs))
         bins, bin_N = np.unique(np.ceil(confidence_N * N_BINS).clip(1, N_BINS), return_inverse=True)
@@ -274,16 +296,14 @@ class _ClassStatistics:
         }
 
     def _of_class(self, weights_NR: np.ndarray) -> dict[str, np.ndarray]:
-        true_CR, predicted_CR, right_CR = (
-            sets @ weights_NR for sets in (self.true_CN, self.predicted_CN, self.right_CN)
-        )
+        true_CR, predicted_CR, right_CR = self.sums(weights_NR)
         areas_2CR = np.full((2, *true_CR.shape), np.nan)
         for c, ranking in self.rankings.items():
             areas_2CR[:, c] = ranking.areas(weights_NR)
         return {
             "class_precision": _ratio(right_CR, predicted_CR),
             "class_recall": _ratio(right_CR, true_CR),
-            "class_f1": np.where(true_CR > 0, _ratio(2 * right_CR, true_CR + predicted_CR), np.nan),
+            "class_f1": _f1(true_CR, predicted_CR, right_CR),
             "class_auroc": areas_2CR[0],
             "class_auprc": areas_2CR[1],
         }
@@ -430,6 +450,49 @@ def _variance(mean_R: np.ndarray, mean_square_R: np.ndarray) -> np.ndarray:
     """Variance; 0 where the difference is no more than rounding, as it is of equal numbers."""
     variance_R = mean_square_R - mean_R**2
     return np.where(variance_R > 1e-12 * mean_square_R, variance_R, 0)
+
+
+# Methods beside each other
+
+
+def differences(
+    true_N: np.ndarray,
+    predicted: Mapping[str, np.ndarray],
+    reference: str,
+    *,
+    groups: np.ndarray | None,
+    rng: np.random.Generator,
+) -> dict[str, Interval]:
+    """Return by how much each method's `LEADING` score is above that of one of them.
+
+    A difference is taken within each resample, since methods that are asked the same cells are right or wrong of many
+    of them together: its interval may leave 0 out where the intervals of the two scores overlap.
+
+    Parameters
+    ----------
+    true_N
+        Number of each cell's class, or number of each cell.
+    predicted
+        By method: probabilities (cells, classes), scored by macro-F1; or numbers (cells,), scored by R².
+    reference
+        The method that the others are compared with; its own difference is 0.
+    groups, rng
+        As in `evaluate_classes`; of the same seed the resamples are those of the scores' intervals.
+    """
+    of_method = {name: _leading_score(true_N, one) for name, one in predicted.items()}
+
+    def statistics(weights_NR: np.ndarray) -> Statistics:
+        found = {name: score(weights_NR) for name, score in of_method.items()}
+        return {name: one - found[reference] for name, one in found.items()}
+
+    return _bootstrap(statistics, len(true_N), groups, rng)
+
+
+def _leading_score(true_N: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    if predicted.ndim == 2:
+        return _Calls(true_N, predicted).macro_f1
+    statistics = _number_statistics(true_N, predicted)
+    return lambda weights_NR: statistics(weights_NR)["r2"]
 
 
 # Folds

@@ -1,16 +1,14 @@
 """Writing what fine-tuning found: tables, pictures, and one page that holds them all."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 import pandas as pd
 
 from geneformer_repro.finetuning.curve import over_draws
 from geneformer_repro.finetuning.evaluation import Evaluation
-from geneformer_repro.finetuning.methods import FINE_TUNED
+from geneformer_repro.finetuning.methods import FINE_TUNED, file_name
 from geneformer_repro.model import Target
 from geneformer_repro.report import (
     Section,
@@ -35,12 +33,11 @@ _TABLES = (*_INDEXED, "predictions", "folds", "per_class", "confusion_intervals"
 def folder_of(folder: Path, target: str, *, several: bool) -> Path:
     """Return where the tables of a target go: the folder itself, or of several targets one of its own.
 
-    It has the target's name, with what does not belong into a file name as in a URL: two targets never share it.
+    It has the target's name, as far as file names allow: two targets never share it.
     """
     if not several:
         return folder
-    name = re.sub(r"[^\w .-]", lambda found: quote(found[0], safe=""), target)
-    return folder / re.sub(r"^\.", "%2E", name)
+    return folder / file_name(target)
 
 
 class Page(NamedTuple):
@@ -126,6 +123,7 @@ def _sections(page: Page, intervals: str) -> list[Section]:
             table=evaluation.methods.dropna(how="all")[
                 [c for c in evaluation.methods.columns if not c.endswith(("_low", "_high"))]
             ],
+            note=f"On the same resamples, {evaluation.verdict}." if evaluation.verdict else "",
         )
     ]
     if not evaluation.target.classes:

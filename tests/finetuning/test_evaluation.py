@@ -1,12 +1,14 @@
 """From predictions of several methods to tables: the same cells, the same resamples, a row a method."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_repro.finetuning.evaluation import evaluate_target
-from geneformer_repro.finetuning.methods import FINE_TUNED
-from geneformer_repro.finetuning.metrics import evaluate_classes, number_scores, scores
+from geneformer_repro.finetuning.evaluation import evaluate_target, log_verdicts
+from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.metrics import differences, evaluate_classes, number_scores, scores
 from geneformer_repro.model import Target
 
 TYPES, AGE = Target("type", ("b", "nk", "t")), Target("age", (), 40.0, 10.0)
@@ -59,13 +61,66 @@ def test_a_row_is_the_evaluation_of_the_cells_with_a_label(labels, predicted, gr
             groups=None if groups is None else groups[known],
             rng=np.random.default_rng(5),
         )
-        assert found.methods.loc[name].to_dict() == pytest.approx(expected.scores)
+        assert found.methods.loc[name, list(expected.scores)].to_dict() == pytest.approx(expected.scores)
         of_method = found.per_class[found.per_class["method"] == name].drop(columns="method").set_index("class")
         pd.testing.assert_frame_equal(of_method, expected.per_class, check_names=False)
         if name == FINE_TUNED:
             pd.testing.assert_frame_equal(found.confusion, expected.confusion)
             pd.testing.assert_frame_equal(found.confusion_intervals, expected.confusion_intervals)
     assert set(found.reliability["method"]) == {FINE_TUNED, "other"}
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_the_last_columns_say_how_far_a_method_is_above_the_best_simple_one_on_the_same_resamples(
+    labels, predicted, numbers, kind
+):
+    if kind == "classes":
+        target, score, given = TYPES, "macro_f1", {"weak": np.eye(3)[np.zeros(N, dtype=int)], **predicted}
+        given |= {RANDOM: np.eye(3)[np.nan_to_num(labels).astype(int)]}  # perfect, but no simple method
+    else:
+        target, score, given = AGE, "r2", {**numbers, "near": labels * 10 + 30, RANDOM: labels * 10 + 30.1}
+        labels = labels * 10 + 30.2
+    found = evaluated(target, labels, given).methods
+    columns = [f"{score}_vs_best_simple{end}" for end in ("", "_low", "_high")]
+    assert found.columns[-3:].tolist() == columns
+    best = {"classes": "other", "numbers": "near"}[kind]
+    known = ~np.isnan(labels)
+    expected = differences(
+        labels[known].astype(int if kind == "classes" else float),
+        {name: one[known] for name, one in given.items() if one is not None},
+        best,
+        groups=None,
+        rng=np.random.default_rng(5),
+    )
+    for name, one in expected.items():
+        np.testing.assert_array_equal(found.loc[name, columns].astype(float), [one.value, one.low, one.high])
+        assert found.loc[name, columns[0]] == pytest.approx(found.loc[name, score] - found.loc[best, score])
+    assert found.loc[best, columns].tolist() == [0, 0, 0]
+    assert found.loc["unable"].isna().all()
+
+
+def test_without_simple_methods_there_is_nothing_to_compare_with(labels, predicted):
+    found = evaluated(TYPES, labels, {FINE_TUNED: predicted[FINE_TUNED], RANDOM: predicted["other"]})
+    assert not [name for name in found.methods if "best_simple" in name]
+    assert found.verdict is None
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        pytest.param((0.03, -0.01, 0.07), "(−0.01 to 0.07) macro-F1 above simple: no clear difference", id="more"),
+        pytest.param((0.03, 0.01, 0.07), "(0.01 to 0.07) macro-F1 above simple: better", id="better"),
+        pytest.param((-0.03, -0.07, -0.01), "(0.01 to 0.07) macro-F1 below simple: worse", id="worse"),
+        pytest.param((-0.03, -0.07, 0.01), "(−0.01 to 0.07) macro-F1 below simple: no clear difference", id="less"),
+    ],
+)
+def test_a_sentence_says_whether_fine_tuning_was_worth_it(labels, predicted, difference, said, caplog):
+    found = evaluated(TYPES, labels, {FINE_TUNED: predicted[FINE_TUNED], "simple": predicted["other"]})
+    found.methods.loc[FINE_TUNED, found.methods.columns[-3:]] = difference
+    assert found.verdict == f"fine-tuned is 0.03 {said}"
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        log_verdicts([found])
+    assert f"{TYPES.name}: fine-tuned is 0.03 {said}." in caplog.text
 
 
 def test_predictions_are_class_names_of_the_cells_with_a_label(labels, predicted):

@@ -14,6 +14,7 @@ from geneformer_repro.finetuning.metrics import (
     CLASS_SCORES,
     NUMBER_SCORES,
     OF_A_CLASS,
+    differences,
     evaluate_classes,
     evaluate_numbers,
     number_scores,
@@ -320,6 +321,33 @@ def test_the_interval_is_wider_over_groups_whose_cells_are_alike():
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc"):
         widths = [found[f"{name}_high"] - found[f"{name}_low"] for found in (by_group, by_cell)]
         assert widths[0] > 2 * widths[1]
+
+
+def macro_f1(true, probabilities):
+    called = probabilities.argmax(axis=1)
+    return sk.f1_score(true, called, labels=np.unique(true), average="macro", zero_division=0)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["cells", "groups"])
+def test_differences_are_those_of_a_slow_loop_over_the_same_resamples(guesses, numbers, grouped, monkeypatch):
+    (true, one), other = guesses, rng().dirichlet(np.ones(guesses[1].shape[1]), 200)
+    groups = np.arange(200) // 20 if grouped else None
+    slow = [
+        macro_f1(true[rows], one[rows]) - macro_f1(true[rows], other[rows])
+        for rows in few_resamples(200, groups, monkeypatch)
+    ]
+    found = differences(true, {"one": one, "other": other}, "other", groups=groups, rng=rng())
+    expected = [scores(true, one)["macro_f1"] - scores(true, other)["macro_f1"], *np.nanquantile(slow, [0.025, 0.975])]
+    np.testing.assert_allclose([*found["one"]], expected, rtol=0, atol=1e-12)
+    assert [float(value) for value in found["other"]] == [0, 0, 0]
+
+
+def test_a_difference_of_numbers_is_that_of_their_r2(numbers):
+    true, predicted, donors = numbers
+    given = {"one": predicted, "half": (predicted + true.mean()) / 2}
+    found = differences(true, given, "half", groups=donors, rng=rng())["one"]
+    assert found.value == number_scores(true, given["one"])["r2"] - number_scores(true, given["half"])["r2"]
+    assert found.low < found.value < found.high
 
 
 # Resamples
