@@ -9,8 +9,12 @@ cells of Kang et al. (1,600 cells, 13 types) and of 7 sorted blood populations (
 0.877 and 0.959 of them right as they are, and 0.855 and 0.950 with each gene scaled to at most 1; on rank values 0.865
 and 0.954 with genes scaled and C = 10, 0.856 and 0.955 as they are. Gradient boosting is the slowest, 10 to 16 s there;
 it was set, for speed first, on the cells held out.
+
+Memory is that of the sparse matrices: neighbours are found among principal components, a block of distances at a time,
+and trees are grown on at most 50,000 training cells, since they want them dense (benchmarks/RESULTS.md).
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -34,8 +38,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, StandardScaler
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
+from geneformer_repro.finetuning.splits import nested_draw
 from geneformer_repro.tokenizer.counts import log_normalise, rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+logger = logging.getLogger(__name__)
 
 Method: TypeAlias = Callable[..., np.ndarray]
 MethodOrNone: TypeAlias = Callable[..., np.ndarray | None]
@@ -45,7 +52,9 @@ _Make: TypeAlias = Callable[[tuple[int, int], int], Any]
 _MAX_ITERATIONS = 2000
 _ALPHAS = np.logspace(-2, 5, num=8)
 _VARIABLE_GENES, _COMPONENTS, _NEIGHBOURS = 2000, 50, 15
-_BOOSTED_GENES = 500
+_BOOSTED_GENES, _BOOSTED_CELLS, _ASKED_AT_ONCE = 500, 50_000, 10_000
+"""Trees need a dense matrix in double precision: 200 MB for so many genes and cells. More training cells are drawn from
+(and the log says so); test cells are asked in blocks."""
 _BOOSTING = {"max_iter": 100, "max_leaf_nodes": 6, "max_features": 0.3, "early_stopping": False}
 """100 rounds of trees with 31 leaves on 300 genes take three times as long and name one in a hundred fewer right."""
 
@@ -81,8 +90,11 @@ class GeneInputs:
     """Vectors from the model before fine-tuning."""
 
 
-def _classes(take: _Take, make: _Make) -> Method:
-    """Return the method that fits what `make` makes on what `take` takes, and gives probabilities."""
+def _classes(take: _Take, make: _Make, *, most: int | None = None) -> Method:
+    """Return the method that fits what `make` makes on what `take` takes, and gives probabilities.
+
+    With `most`, it is fitted on so many training rows at most, of each class its share, and asked some rows at a time.
+    """
 
     def fit_predict(
         inputs: Any, train: np.ndarray, codes: np.ndarray, n_classes: int, test: np.ndarray, seed: int
@@ -107,28 +119,47 @@ def _classes(take: _Take, make: _Make) -> Method:
         Probabilities, test rows × classes.
         """
         known = take(inputs)
-        model = _fitted(make if len(np.unique(codes)) > 1 else _majority, known[train], codes, seed)
+        chosen = _sample(codes, most, seed)
+        model = _fitted(make if len(np.unique(codes)) > 1 else _majority, known[train[chosen]], codes[chosen], seed)
         probabilities = np.zeros((len(test), n_classes))
-        probabilities[:, model.classes_] = model.predict_proba(known[test])
+        probabilities[:, model.classes_] = _in_blocks(model.predict_proba, known, test, most)
         return probabilities
 
     return fit_predict
 
 
-def _numbers(take: _Take, make: _Make) -> Method:
-    """Return the method that fits what `make` makes on what `take` takes, and gives numbers."""
+def _numbers(take: _Take, make: _Make, *, most: int | None = None) -> Method:
+    """Return the method that fits what `make` makes on what `take` takes, and gives numbers; `most` as for classes."""
 
     def fit_predict(inputs: Any, train: np.ndarray, values: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         """Fit on some rows and predict a number for each test row."""
         known = take(inputs)
-        return _fitted(make, known[train], values, seed).predict(known[test])
+        chosen = _sample(np.zeros(len(train)), most, seed)
+        model = _fitted(make, known[train[chosen]], values[chosen], seed)
+        return _in_blocks(model.predict, known, test, most)
 
     return fit_predict
 
 
-def _on_counts(method: Callable[[_Take, _Make], Method], make: _Make) -> MethodOrNone:
+def _sample(strata: np.ndarray, most: int | None, seed: int) -> np.ndarray:
+    """Choose rows to fit on, ascending: all, or of more than `most` so many, of each stratum its share."""
+    rows = np.arange(len(strata))
+    if most is None or len(rows) <= most:
+        return rows
+    logger.info("gradient boosting: fitted on a random %d of the %d training cells, classes by their shares.",
+                most, len(rows))  # fmt: skip
+    return nested_draw(strata, rows, most, np.random.default_rng(seed))
+
+
+def _in_blocks(ask: Callable[[Any], np.ndarray], known: Any, rows: np.ndarray, most: int | None) -> np.ndarray:
+    """Ask about rows, those of a method for `most` some at a time, which then need no large dense matrix."""
+    size = len(rows) if most is None else _ASKED_AT_ONCE
+    return np.concatenate([ask(known[rows[start : start + size]]) for start in range(0, len(rows), size)])
+
+
+def _on_counts(method: Callable[..., Method], make: _Make, *, most: int | None = None) -> MethodOrNone:
     """Return the method on log counts, which gives None where counts are not at hand."""
-    fit_predict = method(_expression, make)
+    fit_predict = method(_expression, make, most=most)
 
     def fit_predict_or_none(features: Features, *given: Any) -> np.ndarray | None:
         return None if features.counts is None else fit_predict(features, *given)
@@ -266,7 +297,7 @@ CLASS_METHODS: Mapping[str, MethodOrNone] = {
     "logistic regression, counts": _on_counts(_classes, _logistic_regression),
     "logistic regression, rank values": _classes(_ranks, _scaled_logistic_regression),
     "nearest neighbours, PCA of counts": _on_counts(_classes, _nearest_class),
-    "gradient boosting, counts": _on_counts(_classes, _on_few_genes(_boosted_class)),
+    "gradient boosting, counts": _on_counts(_classes, _on_few_genes(_boosted_class), most=_BOOSTED_CELLS),
     "logistic regression, frozen embedding": _classes(_embedding, _standardised_logistic_regression),
 }
 """Name → ``fit_predict(features, train, codes, n_classes, test, seed)``, in the order of the table."""
@@ -276,7 +307,7 @@ NUMBER_METHODS: Mapping[str, MethodOrNone] = {
     "ridge, counts": _on_counts(_numbers, _ridge),
     "ridge, rank values": _numbers(_ranks, _scaled_ridge),
     "nearest neighbours, PCA of counts": _on_counts(_numbers, _nearest_number),
-    "gradient boosting, counts": _on_counts(_numbers, _on_few_genes(_boosted_number)),
+    "gradient boosting, counts": _on_counts(_numbers, _on_few_genes(_boosted_number), most=_BOOSTED_CELLS),
     "ridge, frozen embedding": _numbers(_embedding, _standardised_ridge),
 }
 """Name → ``fit_predict(features, train, values, test, seed)``."""

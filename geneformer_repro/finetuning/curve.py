@@ -15,7 +15,7 @@ from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.methods import run_methods
 from geneformer_repro.finetuning.metrics import number_scores, scores
 from geneformer_repro.finetuning.networks import NetworkConfig
-from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.finetuning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def learning_curve(
                 validation_rows=None,
                 test_rows=split.test,
                 features=features,
-                work=work / f"{n}-{draw}",
+                with_model=False,
+                work=work / f"{n}-labels-draw-{draw + 1}",
                 step=f"{n} labels, draw {draw + 1}",
             )
             rows += _scored(task, split.test, outcome.predicted, n, draw)
@@ -80,20 +81,6 @@ def require_enough(sizes: Sequence[int], split: Split) -> None:
             f"curve asks for {max(sizes)} labelled cells, but those that are not reported are {n_cells}. Leave such "
             "sizes out; all cells are always the last."
         )
-
-
-def nested_draw(strata: np.ndarray, pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `n` rows of the pool, the strata as evenly represented as their shares allow, one of each first.
-
-    Of one `rng` state, a smaller draw is part of a larger one.
-    """
-    shuffled = pool[rng.permutation(len(pool))]
-    names = pd.Series(strata[shuffled])
-    place = names.groupby(names).cumcount().to_numpy()
-    share = names.map(names.value_counts(normalize=True)).to_numpy()
-    # the k-th of a stratum is due when a draw of its share would hold k and a half; the first of each at once
-    due = np.where(place == 0, -1 / share, (place + 0.5) / share)
-    return np.sort(shuffled[np.argsort(due, kind="stable")][:n])
 
 
 def _with_steps(config: NetworkConfig, n: int) -> NetworkConfig:

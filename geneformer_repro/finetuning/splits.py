@@ -11,6 +11,7 @@ cells, 13 types) the share of a type is 5 points off on average, in the first of
 groups are few, most seeds find the same one.
 """
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -148,6 +149,29 @@ def split_table(splits: Sequence[Split], cell_names: np.ndarray) -> pd.DataFrame
     ]
     table = pd.concat(tables, ignore_index=True)
     return table if len(splits) > 1 else table.drop(columns="fold")
+
+
+def nested_draw(strata: np.ndarray, pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `n` rows of the pool, the strata as evenly represented as their shares allow, one of each first.
+
+    Of one `rng` state, a smaller draw is part of a larger one.
+    """
+    shuffled = pool[rng.permutation(len(pool))]
+    names = pd.Series(strata[shuffled])
+    place = names.groupby(names).cumcount().to_numpy()
+    share = names.map(names.value_counts(normalize=True)).to_numpy()
+    # the k-th of a stratum is due when a draw of its share would hold k and a half; the first of each at once
+    due = np.where(place == 0, -1 / share, (place + 0.5) / share)
+    return np.sort(shuffled[np.argsort(due, kind="stable")][:n])
+
+
+def digest_of(splits: Sequence[Split], cell_names: np.ndarray) -> str:
+    """Return a digest of which cell is in which part of which split, whatever says so."""
+    digest = hashlib.sha256()
+    for fold, split in enumerate(splits, 1):
+        for part, rows in split._asdict().items():
+            digest.update("\n".join([f"fold {fold}, {part}", *cell_names[rows], ""]).encode())
+    return digest.hexdigest()
 
 
 def require_no_leak(splits: Sequence[Split], names: np.ndarray, groups: np.ndarray | None) -> None:

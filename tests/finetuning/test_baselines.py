@@ -1,5 +1,6 @@
 """The methods every model is printed beside: equal to their plain spellings, and blind to what should not matter."""
 
+import logging
 from dataclasses import replace
 
 import anndata as ad
@@ -165,6 +166,33 @@ def test_regression_on_counts_and_ranks_is_as_good_as_on_principal_components(sh
     )
     for name in (ON_COUNTS, "logistic regression, rank values"):
         assert accuracy(probabilities(name, features, train, codes, test, n_classes=13), codes[test]) > 0.855
+
+
+def test_trees_of_many_cells_are_fitted_on_a_sample_with_each_class_s_share_and_the_log_says_so(features, few, caplog):
+    train, test, codes = few
+    make = module._on_few_genes(module._boosted_class)
+    capped = module._on_counts(module._classes, make, most=40)
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        found = capped(features, train, codes[train], 3, test, 0)
+    assert f"fitted on a random 40 of the {len(train)} training cells, classes by their shares" in caplog.text
+    chosen = module._sample(codes[train], 40, 0)
+    shares = np.bincount(codes[train]) / len(train)
+    np.testing.assert_allclose(np.bincount(codes[train][chosen]), 40 * shares, atol=1)
+    name = "gradient boosting, counts"
+    np.testing.assert_array_equal(found, probabilities(name, features, train[chosen], codes, test))
+    np.testing.assert_array_equal(module._sample(codes[train], len(train), 0), np.arange(len(train)))
+
+
+@pytest.mark.parametrize("name", ["gradient boosting, counts"])
+def test_asking_trees_some_cells_at_a_time_changes_no_bit(features, few, monkeypatch, name):
+    train, test, codes = few
+    expected = [probabilities(name, features, train, codes, test),
+                NUMBER_METHODS[name](features, train, codes[train].astype(float), test, 0)]  # fmt: skip
+    monkeypatch.setattr(module, "_ASKED_AT_ONCE", 7)
+    np.testing.assert_array_equal(probabilities(name, features, train, codes, test), expected[0])
+    np.testing.assert_array_equal(
+        NUMBER_METHODS[name](features, train, codes[train].astype(float), test, 0), expected[1]
+    )
 
 
 def test_few_training_cells_are_enough_for_trees_to_tell_types_apart(features, few):

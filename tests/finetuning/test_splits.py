@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 from geneformer_repro import InputError
 from geneformer_repro.config import ConfigError, from_mapping
 from geneformer_repro.finetuning import splits as module
-from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, require_no_leak, split_table
+from geneformer_repro.finetuning.splits import Split, SplitConfig, digest_of, make_splits, require_no_leak, split_table
 
 PARTS = Split._fields
 NAIVE = "CD4+/CD45RA+/CD25- Naive T"
@@ -85,7 +85,8 @@ def test_rows_are_in_input_order_within_a_part(obs, config):
 
 
 @pytest.mark.parametrize("config", [way for way in WAYS if way.id != "named groups"])
-def test_the_same_seed_gives_the_same_split_and_another_seed_another(obs, config):
+def test_the_same_seed_gives_the_same_split_and_another_seed_another(obs, config, monkeypatch):
+    monkeypatch.setattr(module, "TRIALS", 20)
     first, again, other = (split(obs, seed=seed, **config) for seed in (3, 3, 4))
     assert same(first, again)
     assert not same(first, other)
@@ -450,6 +451,23 @@ def test_balanced_folds_of_groups_still_have_every_class_in_train(kang, monkeypa
     for one in split(kang, group="donor", folds=3, balance=("condition",)):
         types = groups_of(kang, one, "cell_type")
         assert types[2] <= types[0]
+
+
+# A digest.
+
+
+def test_a_digest_tells_splits_apart_by_cell_part_and_fold_alone():
+    names = np.array([f"c{i}" for i in range(8)])
+    parts = Split(np.array([0, 1, 2]), np.array([3]), np.array([4, 5]))
+    others = [
+        [parts._replace(train=np.array([0, 1, 6]))],
+        [parts._replace(train=np.array([0, 1]))],
+        [parts._replace(validation=parts.test, test=parts.validation)],
+        [parts, parts],
+    ]
+    assert len({digest_of(one, names) for one in [[parts], *others]}) == 5
+    assert digest_of([parts], names) != digest_of([parts], names[::-1])
+    assert digest_of([Split(*(rows.copy() for rows in parts))], names.astype(object)) == digest_of([parts], names)
 
 
 # A file.
