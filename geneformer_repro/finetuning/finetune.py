@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
@@ -22,14 +23,16 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning import baselines
 from geneformer_repro.finetuning.curve import learning_curve, require_enough
-from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
+from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
 from geneformer_repro.finetuning.methods import FINE_TUNED, Outcome, run_methods
 from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, train_classifier
 from geneformer_repro.finetuning.results import folder_of, write_evaluation, write_page
 from geneformer_repro.finetuning.search import SearchConfig, best_settings, search, searched_settings
 from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, split_table
+from geneformer_repro.finetuning.splits import digest_of as digest_of_splits
 from geneformer_repro.finetuning.tasks import Task, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
+from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.training.config import join_processes
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,14 +170,15 @@ def finetune(
     checkpoint.require_matching(cells)
     require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
     run = _Run.prepared(checkpoint, cells, config)
-    inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint}
     counted = raw_counts(run.task.cells, counts) if config.baselines else None
-    plan = {"step": "finetune", "config": resolved(config), **inputs}
+    inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint, **run.digests(counted)}
+    settings = resolved(config) | {"split_file": None}  # whose content the inputs name
+    plan = {"step": "finetune", "version": VERSION, "config": settings, **inputs}
     with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
         features = run.features(counted) if config.baselines else None
         outcomes, tables = run.folds(features, work.folder)
         chosen = best_settings(tables, config)
-        model = outcomes[0].model if len(run.splits) == 1 else run.final_model(outcomes, chosen, work.folder / "final")
+        model = outcomes[0].model or run.final_model(outcomes, chosen, work.folder / "final")
         evaluations = run.evaluations(outcomes)
         curve = run.curve(features, chosen, work.folder / "curve") if config.curve else None
         record = provenance("finetune", config=resolved(config), inputs=inputs) | {
@@ -187,6 +194,7 @@ def finetune(
             curve=curve,
             trials=_by_fold(tables) if tables else None,
         )
+        log_verdicts(evaluations.values())
         if processes.is_first():
             _write(result, run, work)
     return result
@@ -255,6 +263,14 @@ class _Run:
                 "other cells (split_file=, test_groups=), or accept it: allow_seen=true."
             )
 
+    def digests(self, counted: csr_matrix | None) -> dict[str, str | None]:
+        """Return digests of what is learned and compared, none of which a dataset's fingerprint has to cover."""
+        return {
+            "labels": self.task.digest(self.groups),
+            "split": digest_of_splits(self.splits, self.task.cells.cell_names),
+            "counts": digest_of_counts(counted),
+        }
+
     @property
     def trained(self) -> np.ndarray:
         """Rows that the classifier learns from; of several folds those of all their parts."""
@@ -272,7 +288,7 @@ class _Run:
         alone = f", too narrow, since all are of one group of {self.config.group!r}" if n_groups else ""
         return f"95 % bootstrap intervals over {len(tested)} cells{alone}"
 
-    def features(self, counted: Any) -> baselines.Features:
+    def features(self, counted: csr_matrix | None) -> baselines.Features:
         """Gather what simple methods look at."""
         pooling: Pooling = "cls" if self.config.pooling == "cls" else "mean"
         vectors = np.asarray(embed(self.checkpoint, self.task.cells, pooling=pooling).X)
@@ -307,6 +323,7 @@ class _Run:
                     validation_rows=split.validation,
                     test_rows=split.test,
                     features=features,
+                    with_model=len(self.splits) == 1,
                     work=folder,
                     step=step,
                 )

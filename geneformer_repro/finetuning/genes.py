@@ -6,6 +6,7 @@ counts once, however often it is expressed; scores over occurrences, as publishe
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import nn
 
@@ -27,14 +29,22 @@ from geneformer_repro.embedding import MAX_TOKENS, embed
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning import baselines, transfer
-from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, kept
+from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
+from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name, kept, kept_of_network
 from geneformer_repro.finetuning.metrics import scores
-from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, balanced_weights, best_epoch, new_classifier
+from geneformer_repro.finetuning.networks import (
+    NO_SCORES,
+    SELECTION,
+    balanced_weights,
+    best_epoch,
+    new_classifier,
+    read_history,
+    trained_once,
+)
 from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
-from geneformer_repro.tokenizer.counts import vocabulary_counts
+from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import TrainConfig, join_processes
 from geneformer_repro.training.log import LOG_FILE
@@ -46,6 +56,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1
+"""Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
 _MOST_OCCURRENCES = 100_000
 """Occurrences that are scored one by one; a random choice of more."""
 _ID_COLUMNS = ("gene_id", "ensembl_id", "gene", "gene_name")
@@ -189,13 +201,14 @@ def finetune_genes(
     if isinstance(gene_classes, (str, Path)):
         gene_classes = read_gene_classes(gene_classes, task)
     run = _GeneRun.prepared(checkpoint, cells, gene_classes, config)
-    inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint}
+    counted = vocabulary_counts(run.cells, counts) if config.baselines else None
+    inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint, **run.digests(counted)}
     listed = {name: list(genes) for name, genes in gene_classes.items()}
-    plan = {"step": "finetune_genes", "config": resolved(config), "gene_classes": listed, **inputs}
-    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
+    step = {"step": "finetune_genes", "version": VERSION, "config": resolved(config), "gene_classes": listed}
+    with working_on(out, step | inputs, what="run", marker="provenance.json", overwrite=overwrite) as work:
         outcomes = [run.fold(i, work.folder / f"fold-{i + 1}") for i in range(config.folds)]
         histories = [outcome.history for outcome in outcomes]
-        predicted = run.simple_methods(work.folder, counts) if config.baselines else {}
+        predicted = run.simple_methods(work.folder / "methods", counted) if config.baselines else {}
         asked = [FINE_TUNED, *([RANDOM] if config.baselines else [])]
         networks = {name: [outcome.predicted[name] for outcome in outcomes] for name in asked}
         of_genes = {FINE_TUNED: run.per_gene(networks[FINE_TUNED]), **predicted}
@@ -217,6 +230,7 @@ def finetune_genes(
             run.split_table(),
             pd.concat([one.assign(fold=i + 1) for i, one in enumerate(histories)], ignore_index=True),
         )
+        log_verdicts([evaluation])
         if processes.is_first():
             _write(result, config, work)
     return result
@@ -284,6 +298,11 @@ class _GeneRun:
         cells = cells.select(np.flatnonzero(expressed))
         return cls(checkpoint, cells, Target("gene class", classes), genes, codes, n_cells, fold_of, config)
 
+    def digests(self, counted: csr_matrix | None) -> dict[str, str | None]:
+        """Return digests of the genes' labels and folds, and of the counts."""
+        split = self.split_table().to_csv(index=False)
+        return {"split": hashlib.sha256(split.encode()).hexdigest(), "counts": digest_of(counted)}
+
     @property
     def names(self) -> np.ndarray:
         """Id of each gene."""
@@ -318,20 +337,18 @@ class _GeneRun:
         """Train the network, and one from random weights, without a fold's genes; ask both about these."""
         trained, validated, tested = self.parts(fold)
         step = f"fold {fold + 1} of {self.config.folds}"
-        model, history = self.train(trained, validated, work / "fine-tuned", step)
-        predicted = {FINE_TUNED: self.ask(model, tested)}
-        if self.config.baselines:
+        folders = {FINE_TUNED: work / "fine-tuned", RANDOM: work / "random"}
+        steps = {FINE_TUNED: step, RANDOM: f"{step}, random weights"}
 
-            def from_random_weights() -> np.ndarray:
-                network, _ = self.train(
-                    trained, validated, work / "random", f"{step}, random weights", pretrained=False
-                )
-                gene, probabilities = self.ask(network, tested)
-                return np.column_stack([gene, probabilities])
+        def train_and_ask(name: str) -> np.ndarray:
+            network, _ = self.train(trained, validated, folders[name], steps[name], pretrained=name == FINE_TUNED)
+            return np.column_stack(self.ask(network, tested))
 
-            columns = cast(np.ndarray, kept(work / "random.npy", from_random_weights))
-            predicted[RANDOM] = _Asked(columns[:, 0].astype(np.int64), columns[:, 1:])
-        return _Outcome(history, predicted)
+        predicted = {}
+        for name in (FINE_TUNED, RANDOM) if self.config.baselines else (FINE_TUNED,):
+            columns = kept_of_network(folders[name], partial(train_and_ask, name))
+            predicted[name] = _Asked(columns[:, 0].astype(np.int64), columns[:, 1:])
+        return _Outcome(read_history(folders[FINE_TUNED]), predicted)
 
     def train(
         self,
@@ -349,7 +366,9 @@ class _GeneRun:
             config = dataclasses.replace(
                 config, epochs=epochs or config.epochs, trainer={**config.trainer, **NO_SCORES}
             )
-        model = new_classifier(self.checkpoint, self.head, seed=config.seed, pretrained=pretrained)
+        model = cast(
+            GeneClassifier, new_classifier(self.checkpoint, self.head, seed=config.seed, pretrained=pretrained)
+        )
         if config.class_balance == "weights":
             repeated = np.repeat(self.codes[genes], self.n_cells[genes])
             model.weigh(classes=[balanced_weights(repeated.astype(float), self.target)])
@@ -358,20 +377,24 @@ class _GeneRun:
         examples = CellExamples(
             self.cells.lengths[rows], lambda i, _: (self.cells[rows[i]], label_of[self.cells[rows[i]]]), rows=rows
         )
-        prepared, groups = transfer.prepare(model, config, seed=config.seed)
-        trained, history = train(
-            prepared,
-            examples,
-            collate=pack,
-            evaluate=(lambda _: {}) if validated is None else partial(self._score, validated),
-            config=config,
-            groups=groups,
-            best_by=None if validated is None else SELECTION,
-            work=work,
-            flops_an_epoch=3 * flops(model.config, examples.lengths),
-            step=step,
-        )
-        return cast(GeneClassifier, transfer.finished(trained)).eval(), history
+
+        def trained_here() -> tuple[GeneClassifier, pd.DataFrame]:
+            prepared, groups = transfer.prepare(model, config, seed=config.seed)
+            trained, history = train(
+                prepared,
+                examples,
+                collate=pack,
+                evaluate=(lambda _: {}) if validated is None else partial(self._score, validated),
+                config=config,
+                groups=groups,
+                best_by=None if validated is None else SELECTION,
+                work=work,
+                flops_an_epoch=3 * flops(model.config, examples.lengths),
+                step=step,
+            )
+            return cast(GeneClassifier, transfer.finished(trained)).eval(), history
+
+        return trained_once(work, trained_here, like=lambda: model)
 
     def _score(self, genes: np.ndarray, model: nn.Module) -> dict[str, float]:
         asked = self.ask(model, genes)
@@ -405,10 +428,9 @@ class _GeneRun:
         """Return the mean probabilities of each gene over its occurrences."""
         return sum(_mean_by_gene(asked, len(self.genes)) for asked in folds)  # type: ignore[return-value]
 
-    def simple_methods(self, work: Path, counts: Any) -> dict[str, np.ndarray | None]:
+    def simple_methods(self, work: Path, counted: csr_matrix | None) -> dict[str, np.ndarray | None]:
         """Let the simple methods predict every fold's genes from the others."""
         vocabulary = self.cells.vocabulary
-        counted = vocabulary_counts(self.cells, counts)
         vectors = embed(self.checkpoint, self.cells, level="gene")
         rng = np.random.default_rng(self.config.seed)
         inputs = baselines.GeneInputs(
@@ -418,8 +440,8 @@ class _GeneRun:
             embedding=np.asarray(vectors[np.asarray(vocabulary.gene_ids)[self.genes]].X),
         )
         predicted: dict[str, np.ndarray | None] = {}
-        for number, (name, method) in enumerate(baselines.GENE_METHODS.items()):
-            predicted[name] = kept(work / f"method{number}.npy", partial(self._over_folds, method, inputs))
+        for name, method in baselines.GENE_METHODS.items():
+            predicted[name] = kept(work / f"{file_name(name)}.npy", partial(self._over_folds, method, inputs))
         return predicted
 
     def _over_folds(self, method: Callable[..., np.ndarray], inputs: Any) -> np.ndarray:

@@ -8,8 +8,10 @@ import dataclasses
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +23,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import did_you_mean
 from geneformer_repro.files import new_file, read_json, write_json
-from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, RunParts, train_classifier
+from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, RunParts, best_entry, train_classifier
 from geneformer_repro.finetuning.search_engines import search_settings
 from geneformer_repro.finetuning.tasks import Task
 
@@ -183,8 +185,8 @@ def _at_random(
     assert isinstance(config, SearchConfig)
     rows = []
     for number in range(1, config.trials + 1):
-        done = work / f"trial-{number}" / "result.json"
-        if not done.exists():
+        folder, done = work / f"trial-{number}", work / f"trial-{number}.json"
+        if not processes.agreed(done.exists):
             settings = draw_settings(space, np.random.default_rng([config.seed, number]))
             _, history = train_classifier(
                 task,
@@ -192,21 +194,22 @@ def _at_random(
                 dataclasses.replace(config, **settings),
                 train_rows=train_rows,
                 validation_rows=validation_rows,
-                work=done.parent,
+                work=folder,
                 step=f"trial {number} of {config.trials}",
             )
             row = {**settings, **_best(history)}
             logger.info(json.dumps({"event": "trial", "trial": number, **row}))
-            processes.wait()
-            if processes.is_first():
-                with new_file(done, overwrite=True) as aside:
-                    write_json(aside, row)
-            processes.wait()
-        rows.append(read_json(done))
+            processes.agreed(partial(_write_result, done, row))
+        processes.agreed(partial(shutil.rmtree, folder, ignore_errors=True))
+        rows.append(processes.agreed(partial(read_json, done)))
     return rows
 
 
+def _write_result(path: Path, row: Mapping[str, Any]) -> None:
+    with new_file(path, overwrite=True) as aside:
+        write_json(aside, row)
+
+
 def _best(history: pd.DataFrame) -> dict[str, float]:
-    scored = history.dropna(subset=[f"eval_{SELECTION}"])
-    best = scored.iloc[int(scored[f"eval_{SELECTION}"].to_numpy().argmax())]
+    best = best_entry(history)
     return {SELECTION: float(best[f"eval_{SELECTION}"]), "epoch": float(best["epoch"])}

@@ -1,5 +1,6 @@
 """What is to be learned of which cells: obs columns to targets and labels, before any work is done."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,20 @@ class Task:
         return tuple(
             target if target.classes else _scaled(target, self.labels[rows, i]) for i, target in enumerate(self.targets)
         )
+
+    def digest(self, groups: np.ndarray | None = None) -> str:
+        """Return a digest of the cells' names, their labels by name or number, and their groups.
+
+        The fingerprint of a published dataset says nothing of its obs columns.
+        """
+        said = [_class_names(self.labels[:, i], one) for i, one in enumerate(self.targets) if one.classes]
+        numbers = [self.labels[:, i] for i, one in enumerate(self.targets) if not one.classes]
+        digest = hashlib.sha256(repr([(one.name, one.classes) for one in self.targets]).encode())
+        for column in [self.cells.cell_names, *said, *([] if groups is None else [groups])]:
+            digest.update("\n".join([*column, ""]).encode())
+        for column in numbers:
+            digest.update(column.tobytes())
+        return digest.hexdigest()
 
     def select(self, rows: np.ndarray) -> "Task":
         """Return the task of some of the cells."""

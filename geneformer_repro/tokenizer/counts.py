@@ -4,6 +4,7 @@ A tokenised cell has lost its counts, and methods without a model need them. So 
 file that `tokenize` recorded, if that is still there as it was, or from one that is given.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CELLS_AT_ONCE = 2000
+_DIGESTED_AT_ONCE = 2**22
 
 
 def rank_values(cells: TokenizedDataset) -> csr_matrix:
@@ -58,6 +60,18 @@ def log_normalise(counts: csr_matrix) -> csr_matrix:
     """Return log1p of counts per 10,000; an empty cell stays empty."""
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     return csr_matrix(diags_array(1e4 / np.maximum(totals, 1.0)) @ counts).log1p()
+
+
+def digest_of(counts: csr_matrix | None) -> str | None:
+    """Return a digest of a matrix's content, to tell whether counts are still the same; None of none."""
+    if counts is None:
+        return None
+    digest = hashlib.sha256(f"{counts.shape} {counts.dtype}".encode())
+    for part in (counts.indptr, counts.indices, counts.data):
+        for start in range(0, len(part), _DIGESTED_AT_ONCE):
+            block = part[start : start + _DIGESTED_AT_ONCE]
+            digest.update((block if part is counts.data else block.astype(np.int64)).tobytes())
+    return digest.hexdigest()
 
 
 def counts_of(source: CountSource, cell_names: np.ndarray) -> csr_matrix:

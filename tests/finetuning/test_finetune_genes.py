@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +23,9 @@ from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import genes as module
 from geneformer_repro.finetuning.baselines import GENE_METHODS
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name
 from geneformer_repro.finetuning.metrics import evaluate_classes
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, MaskedGeneModel, Target, bert_config
-from geneformer_repro.training import loop
 
 SIZES = {"dull": 6, "odd": 9, "plain": 6}
 CLASSES = tuple(SIZES)
@@ -99,6 +99,8 @@ class Run(NamedTuple):
     out: Path
     trainings: list[Training]
     base_before: str
+    kept: Path
+    """What a kill before the last network would have left."""
 
     def read(self, name, **options):
         return pd.read_csv(self.out / f"{name}.tsv", sep="\t", **options)
@@ -129,9 +131,17 @@ def recording(trainings):
 @pytest.fixture(scope="module")
 def run(base, cells, classes, tmp_path_factory):
     out, trainings, before = tmp_path_factory.mktemp("run") / "clf", [], base.fingerprint
+    kept, last = tmp_path_factory.mktemp("kept") / "clf.partial", module._GeneRun.final_model
+
+    def final_model(self, histories, work):
+        shutil.copytree(work.parent, kept)
+        return last(self, histories, work)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "train", recording(trainings))
-        return Run(finetune_genes(base, cells, classes, settings(), out=out), out, trainings, before)
+        patch.setattr(module._GeneRun, "final_model", final_model)
+        result = finetune_genes(base, cells, classes, settings(), out=out)
+    return Run(result, out, trainings, before, kept)
 
 
 @pytest.fixture
@@ -223,9 +233,10 @@ def test_the_base_is_left_as_it_is(run, base):
     assert not base.model.training
 
 
-def test_probing_leaves_the_encoder_as_it_was(base, cells, classes, tmp_path, without_pictures):
-    result = finetune_genes(base, cells, classes, quick(folds=2, transfer="probe"), out=tmp_path / "clf")
-    found = result.checkpoint.model.bert.state_dict()
+def test_probing_leaves_the_encoder_as_it_was(base, cells, classes, tmp_path):
+    run = prepared(base, cells, classes, transfer="probe")
+    model, _ = run.train(np.arange(len(run.genes)), None, tmp_path, "all genes")
+    found = model.bert.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in base.model.bert.state_dict().items())
 
 
@@ -307,7 +318,8 @@ def test_the_table_of_occurrences_resamples_genes(run, occurrences):
     expected = evaluate_classes(
         codes, occurrences.to_numpy(), CLASSES, groups=number, rng=np.random.default_rng(settings().seed)
     ).scores
-    assert run.result.occurrences.loc[FINE_TUNED].to_dict() == pytest.approx(expected, abs=1e-3)  # of near ties
+    found = run.result.occurrences.loc[FINE_TUNED, list(expected)].to_dict()
+    assert found == pytest.approx(expected, abs=1e-3)  # of near ties
 
 
 def test_over_occurrences_a_simple_method_counts_a_gene_as_often_as_it_is_expressed(run):
@@ -373,7 +385,8 @@ def test_provenance_says_what_made_the_classifier(run, base, cells, classes):
     record = json.loads((run.out / "provenance.json").read_text())
     assert record["step"] == "finetune_genes"
     assert record["config"] == dataclasses.asdict(settings())
-    assert record["inputs"] == {"cells": cells.fingerprint, "checkpoint": base.fingerprint}
+    assert record["inputs"].items() >= {"cells": cells.fingerprint, "checkpoint": base.fingerprint}.items()
+    assert record["inputs"].keys() == {"cells", "checkpoint", "split", "counts"}
     assert {name: sorted(genes) for name, genes in record["gene_classes"].items()} == {
         name: sorted(genes) for name, genes in classes.items()
     }
@@ -383,42 +396,62 @@ def test_provenance_says_what_made_the_classifier(run, base, cells, classes):
 # The same again
 
 
-def stop_training_after(patch, n_steps):
-    step, done = loop._Trainer.training_step, []
-
-    def stopping(*inputs, **options):
-        if len(done) == n_steps:
-            raise StoppedError
-        done.append(None)
-        return step(*inputs, **options)
-
-    patch.setattr(loop._Trainer, "training_step", stopping)
-
-
 def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(
     run, base, cells, classes, tmp_path, monkeypatch, without_pictures
 ):
-    n_steps = sum(run.result.history["fold"].eq(1) & run.result.history["loss"].notna())
-    with monkeypatch.context() as patch:
-        stop_training_after(patch, 3 * n_steps + 1)  # in the random network of the second fold
-        with pytest.raises(StoppedError):
-            finetune_genes(base, cells, classes, settings(), out=tmp_path / "clf")
-    assert not (tmp_path / "clf").exists()
+    shutil.copytree(run.kept, tmp_path / "clf.partial")
+    (tmp_path / "clf.partial" / "fold-2" / "random.npy").unlink()
+    trainings = []
+    monkeypatch.setattr(module, "train", recording(trainings))
     resumed = finetune_genes(base, cells, classes, settings(), out=tmp_path / "clf")
-    pd.testing.assert_frame_equal(resumed.methods, run.result.methods)
+    assert [trained.step for trained in trainings] == ["fold 2 of 3, random weights", "all genes"]
+    pd.testing.assert_frame_equal(resumed.methods, run.result.methods, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.history, run.result.history, check_exact=True)
     pd.testing.assert_frame_equal(resumed.occurrences, run.result.occurrences)
     pd.testing.assert_frame_equal(resumed.evaluation.probabilities, run.result.evaluation.probabilities)
     assert resumed.checkpoint.fingerprint == run.result.checkpoint.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["clf"]
 
 
-def test_an_unfinished_run_with_other_classes_is_refused(base, cells, classes, tmp_path, monkeypatch):
-    stop_training_after(monkeypatch, 0)
-    with pytest.raises(StoppedError):
-        finetune_genes(base, cells, classes, quick(), out=tmp_path / "clf")
-    others = classes | {"dull": classes["dull"][:-1]}
-    with pytest.raises(FileExistsError, match=r"clf\.partial holds an unfinished run.*overwrite=True"):
-        finetune_genes(base, cells, others, quick(), out=tmp_path / "clf")
+def test_what_is_finished_lies_under_names_that_say_what_it_is_without_weights(run):
+    found = {str(path.relative_to(run.kept)) for path in run.kept.rglob("*") if path.is_file()}
+    networks = [f"fold-{i}/{name}" for i in (1, 2, 3) for name in ("fine-tuned", "random")]
+    files = [f"{network}{file}" for network in networks for file in (".npy", "/history.json", "/log.jsonl")]
+    assert found == {"plan.json", *files, *(f"methods/{file_name(name)}.npy" for name in GENE_METHODS)}
+
+
+@pytest.fixture
+def begin(base, cells, classes, tmp_path, monkeypatch):
+    """Begin a run, and stop before anything is computed; raises `StoppedError` where it was not refused."""
+
+    def stop(*given, **options):
+        raise StoppedError
+
+    monkeypatch.setattr(module._GeneRun, "fold", stop)
+
+    def begin(config, classes=classes, **options):
+        with pytest.raises(StoppedError):
+            finetune_genes(base, cells, classes, config, out=tmp_path / "clf", **options)
+
+    return begin
+
+
+def refused(begin, what, *given, **options):
+    with pytest.raises(FileExistsError, match=rf"clf\.partial holds an unfinished run.*\({what}.*overwrite=True"):
+        begin(*given, **options)
+
+
+def test_an_unfinished_run_is_the_same_by_the_content_of_classes_counts_and_version(
+    begin, cells_file, classes, monkeypatch
+):
+    counts = ad.read_h5ad(cells_file)
+    begin(settings())
+    begin(settings(), counts=counts)
+    refused(begin, "gene_classes.dull", settings(), classes | {"dull": classes["dull"][:-1]})
+    counts.X.data[0] += 1
+    refused(begin, "counts", settings(), counts=counts)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    refused(begin, "version", settings())
 
 
 def test_an_output_that_exists_is_refused_and_left_alone(run, base, cells, classes):
@@ -582,6 +615,7 @@ def test_a_run_reads_a_table_itself(base, cells, tmp_path, monkeypatch):
         pytest.param({"validation": 0.6}, r"\.validation must be above 0 and at most 0\.5, found", id="validation 0.6"),
         pytest.param({"max_cells": -1}, r"\.max_cells must be at least 1, found -1", id="max_cells"),
         pytest.param({"epochs": 0}, r"\.epochs must be above 0", id="those of training"),
+        pytest.param({"seed": -1}, r"\.seed must be at least 0 and below 2\*\*32, found -1", id="seed"),
         pytest.param({"transfer": "half"}, r"\.transfer must be one of 'full'", id="those of the transfer"),
     ],
 )
@@ -593,15 +627,14 @@ def test_settings_out_of_bounds_are_refused_by_name(changes, message):
 # Published classes
 
 
-def test_published_classes_in_real_cells(shared, tmp_path, without_pictures):
+def test_published_classes_in_real_cells(shared):
     adata = ad.read_h5ad(shared / "data" / "pbmc3k" / "pbmc3k.h5ad")[:60].copy()
     vocabulary = gf.Vocabulary.fit(adata, max_length=512)
-    cells = gf.tokenize(adata, vocabulary)
     listed = read_gene_classes(shared / "data" / "gene_sets" / "geneformer_gene_classes.tsv", "dosage_sensitivity_tf")
     assert {name: len(genes) for name, genes in listed.items()} == {"dosage_insensitive": 368, "dosage_sensitive": 122}
     base = gf.Checkpoint(MaskedGeneModel(bert_config("tiny", vocabulary)).eval(), vocabulary)
-    result = finetune_genes(base, cells, listed, quick(min_cells=3, folds=2), out=tmp_path / "clf")
-    assert result.split["n_cells"].min() >= 3
-    assert all(gene in listed[label] for gene, label in zip(result.split["gene"], result.split["label"], strict=True))
-    assert result.methods.loc[FINE_TUNED].between(0, 1).all()
-    assert result.checkpoint.head.targets[0].classes == tuple(sorted(listed))
+    run = prepared(base, gf.tokenize(adata, vocabulary), listed, folds=2)
+    split = run.split_table()
+    assert split["n_cells"].min() >= 3
+    assert all(gene in listed[label] for gene, label in zip(split["gene"], split["label"], strict=True))
+    assert set(split["label"]) == set(run.target.classes) == set(listed)

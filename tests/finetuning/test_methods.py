@@ -1,8 +1,11 @@
 """Every method on one split: who runs, on which cells, and what a run that was cut off need not repeat."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from forking import several
 
+from geneformer_repro import processes
 from geneformer_repro.finetuning import methods as module
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, kept, run_methods
@@ -109,11 +112,49 @@ def test_labels_of_test_cells_do_not_change_a_prediction(run, shuffled, base, tm
             np.testing.assert_array_equal(one, second[name])
 
 
-def test_without_features_only_the_fine_tuned_network_runs(run, shuffled, base, tmp_path):
-    outcome, _, _ = run
-    alone = compared(shuffled, base, tmp_path, features=None)
+def test_without_features_only_the_fine_tuned_network_runs(run, shuffled, base):
+    outcome, _, work = run
+    alone = compared(shuffled, base, work, features=None)
     assert [list(of_target) for of_target in alone.predicted] == [[FINE_TUNED]] * 3
     np.testing.assert_array_equal(alone.predicted[0][FINE_TUNED], outcome.predicted[0][FINE_TUNED])
+
+
+def test_what_is_finished_lies_under_names_that_say_what_it_is(run):
+    _, _, work = run
+    found = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
+    network = {"history.json", "log.jsonl"}
+    assert found == {
+        "methods/partly/even.npy", "methods/flag/even.npy", "methods/size/zero.npy", "random.npy",
+        *(f"random/{name}" for name in network), *(f"fine-tuned/{name}" for name in {*network, "model.safetensors"}),
+    }  # fmt: skip
+
+
+def test_a_network_that_is_not_wanted_itself_leaves_predictions_and_history(run, shuffled, base, tmp_path):
+    outcome, _, _ = run
+    given = {"features": None, "with_model": False}
+    for found in (compared(shuffled, base, tmp_path, **given) for _ in range(2)):
+        assert found.model is None
+        pd.testing.assert_frame_equal(found.history[["epoch", "eval_loss"]], outcome.history[["epoch", "eval_loss"]])
+        for first, second in zip(outcome.predicted, found.predicted, strict=True):
+            np.testing.assert_array_equal(first[FINE_TUNED], second[FINE_TUNED])
+    assert {path.name for path in (tmp_path / "fine-tuned").iterdir()} == {"history.json", "log.jsonl"}
+
+
+def test_of_two_processes_the_first_fits_and_the_other_has_its_numbers(tmp_path):
+    def fit():
+        (tmp_path / f"fitted by {processes.rank()}").touch()
+        return np.arange(3.0) + 10 * processes.rank()
+
+    several(lambda rank: np.testing.assert_array_equal(kept(tmp_path / "a.npy", fit), [0, 1, 2]), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "fitted by 0"}
+
+
+def test_what_the_first_process_cannot_fit_stops_the_other_too(tmp_path):
+    def run(rank):
+        with pytest.raises(ValueError, match="too few"):
+            kept(tmp_path / "a.npy", lambda: int("too few"))
+
+    several(run, tmp_path)
 
 
 def test_a_result_is_kept_and_nothing_is_not(tmp_path):

@@ -11,6 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
+from geneformer_repro.finetuning import networks
 from geneformer_repro.finetuning.metrics import scores
 from geneformer_repro.finetuning.networks import (
     NetworkConfig,
@@ -190,23 +191,72 @@ def test_of_several_targets_the_scores_bear_their_names_and_their_mean_selects(f
     np.testing.assert_allclose(entries["eval_selection"], mean)
 
 
-def test_without_validation_cells_the_last_epoch_is_kept_and_nothing_is_scored(types, base, tmp_path):
+def test_without_validation_cells_the_last_epoch_is_kept_and_nothing_is_scored(types, base, tmp_path, monkeypatch):
+    saved = {}
+    keep = networks._keep
+
+    def keep_and_look(*given):
+        keep(*given)
+        saved.update({path.parent.name: load_file(path) for path in tmp_path.glob("checkpoint-*/model.safetensors")})
+
+    monkeypatch.setattr(networks, "_keep", keep_and_look)
     model, history = trained(types, base, tmp_path, epochs=2)
     assert not [name for name in history if name.startswith("eval")]
-    saved = load_file(tmp_path / f"checkpoint-{history['step'].max()}" / "model.safetensors")
-    torch.testing.assert_close(dict(model.state_dict()), saved, atol=0, rtol=0)
+    last = saved[f"checkpoint-{history['step'].max()}"]
+    torch.testing.assert_close(dict(model.state_dict()), last, atol=0, rtol=0)
+
+
+def never(*given, **options):
+    pytest.fail("trained again")
+
+
+@pytest.mark.parametrize("transfer", ["full", "lora"])
+def test_a_finished_network_is_kept_as_weights_history_and_log_and_not_trained_again(
+    types, base, tmp_path, monkeypatch, transfer
+):
+    given = {"validation_rows": VALIDATION, "transfer": transfer, "pooling": "attention"}
+    model, history = trained(types, base, tmp_path, **given)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "history.json", "log.jsonl"}
+    (tmp_path / "checkpoint-2").mkdir()  # as a kill before the last step of tidying up leaves it
+    monkeypatch.setattr(networks, "train", never)
+    again, same = trained(types, base, tmp_path, **given)
+    assert not again.training
+    assert again.head == model.head
+    torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), atol=0, rtol=0)
+    pd.testing.assert_frame_equal(same, history, check_exact=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "history.json", "log.jsonl"}
+
+
+def test_a_history_is_read_as_it_was_with_gaps_and_infinity(tmp_path):
+    history = pd.DataFrame(
+        [{"step": 1, "loss": 0.1 + 0.2, "epoch": 1.0}, {"step": 2, "grad_norm": np.inf, "epoch": 1.5}]
+    )
+    networks._keep(torch.nn.Linear(1, 1), history, tmp_path)
+    pd.testing.assert_frame_equal(networks.read_history(tmp_path), history, check_exact=True)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "gone"])
+def test_weights_that_are_not_what_was_kept_are_made_again(types, base, tmp_path, caplog, harm):
+    model, _ = trained(types, base, tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8]) if harm == "truncated" else path.unlink()
+    again, _ = trained(types, base, tmp_path)
+    torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), atol=0, rtol=0)
+    assert ("model.safetensors is damaged; the network is trained again" in caplog.text) == (harm == "truncated")
 
 
 @pytest.mark.parametrize(
     ("found", "epoch"),
     [
         pytest.param([0.1, 0.5, 0.9, 0.9], 2.0, id="the first of equals"),
-        pytest.param([0.9, 0.5, 0.4, 0.4], 1.0, id="at least the first epoch"),
+        pytest.param([0.1, 0.5, 0.4, 0.4], 1.0, id="the first epoch"),
+        pytest.param([0.9, 0.1, 0.5, 0.4], 2.0, id="never the untrained one"),
     ],
 )
 def test_the_best_epoch_is_read_from_the_history(found, epoch):
     history = pd.DataFrame({"epoch": [0.0, 1, 1, 2, 3], "eval_selection": [*found[:2], np.nan, *found[2:]]})
     assert best_epoch(history) == epoch
+    assert best_epoch(history.assign(epoch=history["epoch"] / 4)) == 1, "at least one pass"
 
 
 # Asking

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from geneformer_repro.config import ConfigError
+from geneformer_repro.finetuning import finetune as finetuning
+from geneformer_repro.finetuning import results
 from geneformer_repro.finetuning import search as module
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 from geneformer_repro.finetuning.networks import SELECTION
@@ -133,12 +135,14 @@ def test_the_best_settings_are_used_and_nothing_else_changes(four):
     assert best == dataclasses.replace(config(), **table.loc[0, list(SPACE)].to_dict())
 
 
-def test_trials_are_reproducible_and_more_trials_begin_with_the_same(four, task, base, tmp_path):
-    """Drawn one by one from the seed, so that a search can be made longer."""
+def test_trials_are_reproducible_and_more_trials_begin_with_the_same(four, task, base, tmp_path, caplog):
+    """Drawn one by one from the seed, so that a search can be made longer; the log says what each reached."""
     _, table, _ = four
-    _, fewer = searched(task, base, tmp_path, trials=2)
-    expected = table[table["trial"] <= 2].reset_index(drop=True)
-    pd.testing.assert_frame_equal(fewer, expected)
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        _, one = searched(task, base, tmp_path, trials=1)
+    pd.testing.assert_frame_equal(one, table[table["trial"] == 1].reset_index(drop=True))
+    said = [json.loads(message) for message in caplog.messages if '"trial"' in message]
+    assert said == [{"event": "trial", **one.loc[0].to_dict()}]
 
 
 def test_finished_trials_are_not_repeated(four, task, base, monkeypatch):
@@ -150,15 +154,17 @@ def test_finished_trials_are_not_repeated(four, task, base, monkeypatch):
 
 
 def test_a_search_that_was_cut_off_goes_on_with_the_next_trial(four, task, base, tmp_path, monkeypatch):
-    real, steps = module.train_classifier, []
+    steps, reached = [], four[1].set_index("trial")
 
-    def counted(*given, step, **options):
+    def train_classifier(*given, step, **options):
+        """Stand in for the training: what it would find is known."""
         steps.append(step)
         if len(steps) == 3:
             raise KeyboardInterrupt
-        return real(*given, step=step, **options)
+        known = reached.loc[int(step.split()[1])]
+        return None, pd.DataFrame({"epoch": [known["epoch"]], f"eval_{SELECTION}": [known[SELECTION]]})
 
-    monkeypatch.setattr(module, "train_classifier", counted)
+    monkeypatch.setattr(module, "train_classifier", train_classifier)
     with pytest.raises(KeyboardInterrupt):
         searched(task, base, tmp_path)
     _, table = searched(task, base, tmp_path)
@@ -166,11 +172,15 @@ def test_a_search_that_was_cut_off_goes_on_with_the_next_trial(four, task, base,
     pd.testing.assert_frame_equal(table, four[1])
 
 
-def test_a_trial_says_in_the_log_what_it_reached(task, base, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
-        _, table = searched(task, base, tmp_path, trials=1)
-    said = [json.loads(message) for message in caplog.messages if '"trial"' in message]
-    assert said == [{"event": "trial", **table.loc[0].to_dict()}]
+def test_of_a_finished_trial_only_its_result_is_kept(four):
+    assert {path.name for path in four[2].iterdir()} == {f"trial-{i}.json" for i in (1, 2, 3, 4)}
+
+
+def test_an_untrained_network_wins_no_trial():
+    history = pd.DataFrame({"epoch": [0.0, 1, 2], f"eval_{SELECTION}": [0.9, 0.2, 0.3]})
+    assert module._best(history) == {SELECTION: 0.3, "epoch": 2.0}
+    started = history.assign(epoch=[np.nan, 1, 2])  # as the first entry of a log may be
+    assert module._best(started) == {SELECTION: 0.3, "epoch": 2.0}
 
 
 # Other engines
@@ -183,7 +193,8 @@ SHARED = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "warmup_ste
 def by_optuna(task, base, tmp_path_factory):
     pytest.importorskip("optuna")
     work = tmp_path_factory.mktemp("optuna")
-    return *searched(task, base, work, engine="optuna", space=SHARED, trials=2), work
+    first = searched(task, base, work, engine="optuna", space=SHARED, trials=1)
+    return *searched(task, base, work, engine="optuna", space=SHARED, trials=2), first
 
 
 def test_optuna_proposes_settings_within_the_space_and_the_best_are_used(by_optuna):
@@ -196,12 +207,10 @@ def test_optuna_proposes_settings_within_the_space_and_the_best_are_used(by_optu
 
 
 def test_optuna_is_reproducible_and_goes_on_with_its_trials(by_optuna, task, base, tmp_path):
-    _, whole, _ = by_optuna
-    _, one = searched(task, base, tmp_path, engine="optuna", space=SHARED, trials=1)
-    _, two = searched(task, base, tmp_path, engine="optuna", space=SHARED, trials=2)
-    for table in (whole, two):
-        pd.testing.assert_frame_equal(table[table["trial"] == 1].reset_index(drop=True), one)
-    assert sorted(two["trial"]) == [1, 2]
+    _, two, (_, one) = by_optuna
+    _, again = searched(task, base, tmp_path, engine="optuna", space=SHARED, trials=1)
+    for table in (again, two[two["trial"] == 1].reset_index(drop=True)):
+        pd.testing.assert_frame_equal(table, one)
 
 
 @pytest.mark.parametrize("engine", ["optuna", "ray"])
@@ -213,16 +222,19 @@ def test_what_another_engine_cannot_search_is_refused_with_the_one_that_can(task
 # Within a run
 
 
-@pytest.fixture
-def run(base, few, tmp_path, monkeypatch, without_pictures):
-    real, shown = module.train_classifier, []
+@pytest.fixture(scope="module")
+def run(base, few, tmp_path_factory):
+    real, shown, out = module.train_classifier, [], tmp_path_factory.mktemp("run") / "clf"
 
     def recording(task, *given, **options):
         shown.append(task)
         return real(task, *given, **options)
 
-    monkeypatch.setattr(module, "train_classifier", recording)
-    return finetune(base, few, config(trials=2), out=tmp_path / "clf"), shown, tmp_path / "clf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_classifier", recording)
+        patch.setattr(results, "figures", lambda evaluation: {})
+        patch.setattr(finetuning, "write_page", lambda *given, **options: None)
+        return finetune(base, few, config(trials=2), out=out), shown, out
 
 
 def test_a_trial_is_not_even_handed_the_test_cells(run):
