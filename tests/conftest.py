@@ -30,6 +30,13 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _what_was_imported_is_no_garbage() -> None:
+    """Trainer collects garbage after every run, which takes half a second with so many modules loaded."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def _pbmc() -> ad.AnnData:
     return gf.datasets.pbmc700()

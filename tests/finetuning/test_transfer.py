@@ -62,6 +62,7 @@ class Run(NamedTuple):
     names: dict[str, set[str]]
     """The parameters of each group."""
     steps: list[Step]
+    work: Path
 
     def first_step_of(self, group: str) -> int:
         """The first step in which any of a group's parameters learns; from then on all do in all steps."""
@@ -158,6 +159,7 @@ def run(untrained, cells, vocabulary, classes, tmp_path_factory) -> Callable[...
     ) -> Run:
         prepared, groups = prepare(copy.deepcopy(untrained), TransferConfig(**options))
         names = {group.name: names_of(group, prepared) for group in groups}
+        folder = work or tmp_path_factory.mktemp("work")
         steps = []
         take = Trainer.training_step
 
@@ -179,10 +181,10 @@ def run(untrained, cells, vocabulary, classes, tmp_path_factory) -> Callable[...
                 ),
                 groups=groups if in_groups else (),
                 best_by="score" if score else None,
-                work=work or tmp_path_factory.mktemp("work"),
+                work=folder,
                 step="teach",
             )
-        return Run(copy.deepcopy(trained), finished(trained), history, names, steps)
+        return Run(copy.deepcopy(trained), finished(trained), history, names, steps, folder)
 
     return start
 
@@ -375,9 +377,8 @@ class TestBeginning:
         assert changed(before, gradual.steps[first + 1].weights) >= {name for name in names if "key.bias" not in name}
         assert gradual.steps[first + 1].remembered >= names
 
-    def test_the_log_tells_what_learns_from_when_on(self, run, tmp_path, untrained):
-        run(transfer="probe_then_full", work=tmp_path)
-        first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    def test_the_log_tells_what_learns_from_when_on(self, whole, untrained):
+        first = json.loads((whole(transfer="probe_then_full").work / "log.jsonl").read_text().splitlines()[0])
         encoder = untrained.bert.num_parameters()
         assert first["learning"] == [
             {"name": "head", "parameters": untrained.num_parameters() - encoder, "rate": 1.0, "from_step": 0},
@@ -498,10 +499,7 @@ class TestResuming:
         [
             pytest.param({"transfer": "gradual"}, 2, id="gradual_before_a_part_begins"),
             pytest.param({"transfer": "gradual"}, 3, id="gradual_after_a_part_began"),
-            pytest.param({"transfer": "gradual"}, 6, id="gradual_in_between"),
-            pytest.param({"transfer": "probe_then_full"}, 6, id="probe_then_full"),
             pytest.param({"transfer": "discriminative", "rate_decay": 0.5}, 5, id="discriminative"),
-            pytest.param({"transfer": "lora"}, 5, id="lora"),
             pytest.param({"transfer": "qlora"}, 5, id="4bit"),
             pytest.param({"transfer": "qlora", "quantize_bits": 8}, 5, id="8bit"),
         ],
@@ -516,16 +514,15 @@ class TestResuming:
         columns = ["step", "loss", "grad_norm", "learning_rate", "eval_score"]
         pd.testing.assert_frame_equal(resumed.history[columns], uninterrupted.history[columns], check_exact=True)
 
-    @pytest.mark.parametrize("options", ADAPTED)
+    @pytest.mark.parametrize("options", ADAPTED[1:])
     def test_the_best_epoch_is_kept(self, run, whole, options):
         scores = iter([0.0, 0.1, 0.9, 0.2])
         best = run(score=lambda: next(scores), **options)
         assert_same(weights(best.trained), whole(**options).steps[8].weights)
 
     @pytest.mark.parametrize("options", ADAPTED[1:])
-    def test_quantised_weights_are_not_in_the_checkpoints(self, run, tmp_path, options):
-        run(work=tmp_path, **options)
-        with safe_open(tmp_path / f"checkpoint-{N_STEPS}" / "model.safetensors", "np") as saved:
+    def test_quantised_weights_are_not_in_the_checkpoints(self, whole, options):
+        with safe_open(whole(**options).work / f"checkpoint-{N_STEPS}" / "model.safetensors", "np") as saved:
             names = set(saved.keys())
         assert any("lora_A" in name for name in names)
         assert not any("base_layer" in name for name in names)
