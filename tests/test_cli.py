@@ -204,13 +204,14 @@ def test_finetune_is_finetune(chain, opened, tmp_path):
     pd.testing.assert_frame_equal(methods, expected.methods)
     assert methods.loc["logistic regression, counts"].notna().all()
     assert opened["clf"].fingerprint == expected.checkpoint.fingerprint
-    assert chain.said["clf"].splitlines() == said_of(expected.methods, "cell_type, on the test cells", "clf")
+    verdict = expected.evaluations["cell_type"].verdict
+    assert chain.said["clf"].splitlines() == said_of(expected.methods, "cell_type, on the test cells", "clf", verdict)
 
 
-def said_of(methods, title, out):
-    """The title, the table without intervals, and where the rest is."""
+def said_of(methods, title, out, *verdict):
+    """The title, the table without intervals, whether it was worth it, and where the rest is."""
     shown = methods[[name for name in methods if not name.endswith(("_low", "_high"))]].round(3).rename_axis(None)
-    return [title, *shown.to_string().splitlines(), f"{out}/report.html has the pictures and intervals"]
+    return [title, *shown.to_string().splitlines(), *verdict, f"{out}/report.html has the pictures and intervals"]
 
 
 def test_finetune_on_genes_is_finetune_genes(chain, opened, tmp_path):

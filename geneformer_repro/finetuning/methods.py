@@ -13,9 +13,9 @@ import pandas as pd
 
 from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.files import new_file
 from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS, Features
 from geneformer_repro.finetuning.networks import (
+    HISTORY,
     NetworkConfig,
     drop_weights,
     meaning,
@@ -27,6 +27,7 @@ from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.model import CellClassifier
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.unfinished import is_whole, keep
 
 FINE_TUNED, RANDOM = "fine-tuned", "same network, random weights"
 
@@ -153,25 +154,27 @@ def kept(path: Path, make: Callable[[], np.ndarray | None], *, by_all: bool = Fa
     by_all
         Let every process call `make`, as training needs.
     """
-    found = processes.agreed(lambda: np.load(path, allow_pickle=False) if path.exists() else None)
+    found = processes.agreed(lambda: np.load(path, allow_pickle=False) if is_whole(path) else None)
     if found is not None:
         return found
     made = make() if by_all else processes.agreed(make)
     if made is not None:
-        processes.agreed(partial(_save, path, made))
+        processes.agreed(lambda: keep(path, lambda aside: np.save(aside, made)))
     return made
 
 
 def kept_of_network(work: Path, ask: Callable[[], np.ndarray]) -> np.ndarray:
     """Return what a network says: ``WORK.npy``, else by training and asking it; its weights are not kept after that."""
-    said = cast(np.ndarray, kept(work.with_name(f"{work.name}.npy"), ask, by_all=True))
+    path = work.with_name(f"{work.name}.npy")
+
+    def forget_without_history() -> None:
+        if not is_whole(work / HISTORY):
+            path.unlink(missing_ok=True)
+
+    processes.agreed(forget_without_history)
+    said = cast(np.ndarray, kept(path, ask, by_all=True))
     processes.agreed(partial(drop_weights, work))
     return said
-
-
-def _save(path: Path, made: np.ndarray) -> None:
-    with new_file(path, overwrite=True) as aside:
-        np.save(aside, made)
 
 
 def file_name(name: str) -> str:

@@ -7,7 +7,6 @@ parameters 0.4 GB in place of 2.5), and not even the weights where its predictio
 
 import dataclasses
 import json
-import logging
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,7 +25,7 @@ from geneformer_repro.batching import collate, evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require
 from geneformer_repro.embedding import MAX_TOKENS
-from geneformer_repro.files import new_file, read_json, sha256
+from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.metrics import number_scores, scores
 from geneformer_repro.finetuning.tasks import Task
@@ -36,8 +35,7 @@ from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import ParameterGroup, TrainConfig
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
-
-logger = logging.getLogger(__name__)
+from geneformer_repro.unfinished import is_whole, keep
 
 Network = TypeVar("Network", bound=PreTrainedModel)
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
@@ -168,7 +166,7 @@ def trained_once(
     else:
         model, history = train_here()
         processes.agreed(partial(_keep, model, history, work))
-    processes.agreed(partial(_drop_all_but, (WEIGHTS, HISTORY, LOG_FILE), work))
+    processes.agreed(partial(_drop_all_but, (f"{WEIGHTS}*", f"{HISTORY}*", LOG_FILE), work))
     return model, history
 
 
@@ -180,38 +178,30 @@ def read_history(work: Path) -> pd.DataFrame:
 
 def drop_weights(work: Path) -> None:
     """Remove the weights of a finished network, for the first process to call once its predictions are kept."""
-    _drop_all_but((HISTORY, LOG_FILE), work)
+    _drop_all_but((f"{HISTORY}*", LOG_FILE), work)
 
 
 def _is_finished(work: Path) -> bool:
-    if not (work / HISTORY).exists() or not (work / WEIGHTS).exists():
-        return False
-    if sha256(work / WEIGHTS) == read_json(work / HISTORY)["weights"]:
-        return True
-    logger.warning("%s is damaged; the network is trained again.", work / WEIGHTS)
-    return False
+    return is_whole(work / HISTORY) and is_whole(work / WEIGHTS)
 
 
 def _keep(model: nn.Module, history: pd.DataFrame, work: Path) -> None:
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    with new_file(work / WEIGHTS, overwrite=True) as aside:
-        save_file(weights, aside)
     rows = history.to_dict("records")
     content = {
         "columns": list(history),
         "entries": [{name: value for name, value in row.items() if pd.notna(value)} for row in rows],
-        "weights": sha256(work / WEIGHTS),
         "device": next(model.parameters()).device.type,
     }
-    with new_file(work / HISTORY, overwrite=True) as aside:
-        aside.write_text(json.dumps(content), encoding="utf-8")  # not write_json: a gradient's norm may be infinite
+    keep(work / WEIGHTS, partial(save_file, weights))
+    keep(work / HISTORY, lambda aside: aside.write_text(json.dumps(content)))  # also of an infinite gradient
 
 
-def _drop_all_but(names: tuple[str, ...], work: Path) -> None:
+def _drop_all_but(patterns: tuple[str, ...], work: Path) -> None:
     for path in work.glob("*"):
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in names:
+        elif not any(path.match(pattern) for pattern in patterns):
             path.unlink()
 
 

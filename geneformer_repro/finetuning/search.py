@@ -22,10 +22,11 @@ from geneformer_repro import processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import did_you_mean
-from geneformer_repro.files import new_file, read_json, write_json
+from geneformer_repro.files import read_json, write_json
 from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, RunParts, best_entry, train_classifier
 from geneformer_repro.finetuning.search_engines import search_settings
 from geneformer_repro.finetuning.tasks import Task
+from geneformer_repro.unfinished import is_whole, keep
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def _at_random(
     rows = []
     for number in range(1, config.trials + 1):
         folder, done = work / f"trial-{number}", work / f"trial-{number}.json"
-        if not processes.agreed(done.exists):
+        if not processes.agreed(partial(is_whole, done)):
             settings = draw_settings(space, np.random.default_rng([config.seed, number]))
             _, history = train_classifier(
                 task,
@@ -199,15 +200,10 @@ def _at_random(
             )
             row = {**settings, **_best(history)}
             logger.info(json.dumps({"event": "trial", "trial": number, **row}))
-            processes.agreed(partial(_write_result, done, row))
+            processes.agreed(partial(keep, done, partial(write_json, content=row)))
         processes.agreed(partial(shutil.rmtree, folder, ignore_errors=True))
         rows.append(processes.agreed(partial(read_json, done)))
     return rows
-
-
-def _write_result(path: Path, row: Mapping[str, Any]) -> None:
-    with new_file(path, overwrite=True) as aside:
-        write_json(aside, row)
 
 
 def _best(history: pd.DataFrame) -> dict[str, float]:

@@ -46,6 +46,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, self, "epochs", "above 0")
+        require(0 <= self.seed < 2**32, self, "seed", "at least 0 and below 2**32")
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
         require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")

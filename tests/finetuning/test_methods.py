@@ -122,10 +122,10 @@ def test_without_features_only_the_fine_tuned_network_runs(run, shuffled, base):
 def test_what_is_finished_lies_under_names_that_say_what_it_is(run):
     _, _, work = run
     found = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
-    network = {"history.json", "log.jsonl"}
-    assert found == {
+    assert {name for name in found if not name.endswith(".sha256")} == {
         "methods/partly/even.npy", "methods/flag/even.npy", "methods/size/zero.npy", "random.npy",
-        *(f"random/{name}" for name in network), *(f"fine-tuned/{name}" for name in {*network, "model.safetensors"}),
+        "random/history.json", "random/log.jsonl",
+        "fine-tuned/history.json", "fine-tuned/log.jsonl", "fine-tuned/model.safetensors",
     }  # fmt: skip
 
 
@@ -137,7 +137,8 @@ def test_a_network_that_is_not_wanted_itself_leaves_predictions_and_history(run,
         pd.testing.assert_frame_equal(found.history[["epoch", "eval_loss"]], outcome.history[["epoch", "eval_loss"]])
         for first, second in zip(outcome.predicted, found.predicted, strict=True):
             np.testing.assert_array_equal(first[FINE_TUNED], second[FINE_TUNED])
-    assert {path.name for path in (tmp_path / "fine-tuned").iterdir()} == {"history.json", "log.jsonl"}
+    names = {path.name for path in (tmp_path / "fine-tuned").iterdir()}
+    assert names == {"history.json", "history.json.sha256", "log.jsonl"}
 
 
 def test_of_two_processes_the_first_fits_and_the_other_has_its_numbers(tmp_path):
@@ -146,7 +147,7 @@ def test_of_two_processes_the_first_fits_and_the_other_has_its_numbers(tmp_path)
         return np.arange(3.0) + 10 * processes.rank()
 
     several(lambda rank: np.testing.assert_array_equal(kept(tmp_path / "a.npy", fit), [0, 1, 2]), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "fitted by 0"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.npy.sha256", "fitted by 0"}
 
 
 def test_what_the_first_process_cannot_fit_stops_the_other_too(tmp_path):
@@ -161,4 +162,6 @@ def test_a_result_is_kept_and_nothing_is_not(tmp_path):
     made = kept(tmp_path / "a.npy", lambda: np.arange(3))
     np.testing.assert_array_equal(kept(tmp_path / "a.npy", lambda: pytest.fail("made twice")), made)
     assert kept(tmp_path / "b.npy", lambda: None) is None
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.npy.sha256"}
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+    np.testing.assert_array_equal(kept(tmp_path / "a.npy", lambda: np.arange(4)), np.arange(4))

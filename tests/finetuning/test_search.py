@@ -173,7 +173,8 @@ def test_a_search_that_was_cut_off_goes_on_with_the_next_trial(four, task, base,
 
 
 def test_of_a_finished_trial_only_its_result_is_kept(four):
-    assert {path.name for path in four[2].iterdir()} == {f"trial-{i}.json" for i in (1, 2, 3, 4)}
+    names = {path.name for path in four[2].iterdir()}
+    assert names == {f"trial-{i}.json{digest}" for i in (1, 2, 3, 4) for digest in ("", ".sha256")}
 
 
 def test_an_untrained_network_wins_no_trial():
