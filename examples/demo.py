@@ -21,14 +21,10 @@ from sklearn.model_selection import train_test_split
 
 import geneformer_repro as gf
 from geneformer_repro.files import provenance, sha256, write_json
-from geneformer_repro.report import (
-    Section,
-    confusion_figure,
-    loss_figure,
-    methods_figure,
-    scatter_figure,
-    write_report,
-)
+from geneformer_repro.finetuning.figures import confusion_figure, methods_figure
+from geneformer_repro.mapping import scatter_figure
+from geneformer_repro.pretraining.figures import loss_figure
+from geneformer_repro.report import Section, write_report
 
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"
 MIN_CELLS = 5

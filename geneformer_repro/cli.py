@@ -638,8 +638,7 @@ def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool)
 
     from geneformer_repro.embedding_store import add_obsm, replacing
     from geneformer_repro.files import new_file
-    from geneformer_repro.mapping import heatmap_table, umap
-    from geneformer_repro.report import heatmap_figure, scatter_figure
+    from geneformer_repro.mapping import heatmap_figure, heatmap_table, scatter_figure, umap
 
     adata = (anndata.read_h5ad if path.suffix == ".h5ad" else anndata.read_zarr)(path)
     if name == "umap":

@@ -1,4 +1,4 @@
-"""What comes after an embedding: labels from a reference, scores of integration, a map, a table to be drawn.
+"""What comes after an embedding: labels from a reference, scores of integration, a map and a heat map.
 
 Takes vectors, not models: any AnnData with a vector a cell in ``X`` will do, so an embedding and PCA are treated
 alike, and nothing here needs torch. Neighbours are searched exactly, by Euclidean distance, as scanpy's are: cosine
@@ -12,21 +12,25 @@ given, against 0, 6, 29 and 83 % beyond that of all reference cells; of cells wi
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.sparse import coo_matrix, csr_matrix
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean
+from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
 from geneformer_repro.tokenizer.containers import first_not_a_count
 from geneformer_repro.tokenizer.dataset import as_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -283,13 +287,64 @@ def heatmap_table(adata: AnnData, label: str, *, n_dims: int = 50) -> pd.DataFra
     labels = as_labels(adata.obs[label][known]).to_numpy()
     between = cells.groupby(labels).transform("mean").var()
     means = cells[between.nlargest(n_dims).index].groupby(labels).mean()
-    return means.iloc[_like_beside_like(means.to_numpy()), _like_beside_like(means.to_numpy().T)].rename_axis(label)
+    return means.iloc[like_beside_like(means.to_numpy()), like_beside_like(means.to_numpy().T)].rename_axis(label)
 
 
-def _like_beside_like(rows: np.ndarray) -> np.ndarray:
-    if len(rows) < 3:
-        return np.arange(len(rows))
-    return leaves_list(linkage(rows, method="average", optimal_ordering=True))
+# Pictures
+
+
+def scatter_figure(points: np.ndarray, labels: Sequence[str], *, axis_name: str = "UMAP") -> "Figure":
+    """Draw cells in two dimensions, coloured by label.
+
+    Parameters
+    ----------
+    points
+        Coordinates, (n_cells, 2).
+    labels
+        A label of each cell; the commonest come first in the legend.
+    axis_name
+        What the coordinates are.
+    """
+    figure, axes = new_axes(7.2, 4.4)
+    names = pd.Series(list(labels), dtype="string").fillna("(none)")
+    for i, (name, n_cells) in enumerate(names.value_counts().items()):
+        at = points[(names == name).to_numpy()]
+        axes.scatter(
+            at[:, 0],
+            at[:, 1],
+            s=max(3, min(14, 9000 / len(points))),
+            color=CATEGORIES[i % len(CATEGORIES)],
+            alpha=0.85,
+            linewidths=0,
+            label=f"{name} ({n_cells})",
+        )
+    axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
+    return figure
+
+
+def heatmap_figure(values: pd.DataFrame, *, value_name: str = "z-score") -> "Figure":
+    """Draw a table as colours, blue below 0 and red above.
+
+    Parameters
+    ----------
+    values
+        A row a row, the first on top; the names of the index and of the columns become those of the axes. Columns
+        are named one by one where there are at most 40.
+    value_name
+        What the values are.
+    """
+    figure, axes = new_axes(7.6, 1.6 + 0.26 * len(values))
+    reach = np.nanmax(np.abs(values.to_numpy())) or 1.0
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="none")
+    axes.set_yticks(range(len(values)), values.index, fontsize=8.5)
+    if values.shape[1] <= MANY_COLUMNS:
+        axes.set_xticks(range(values.shape[1]), values.columns, fontsize=8, rotation=90)
+    else:
+        axes.set_xticks([])
+    axes.set(xlabel=values.columns.name, ylabel=values.index.name)
+    figure.colorbar(image, ax=axes, label=value_name)
+    return figure
 
 
 # What is asked of the input

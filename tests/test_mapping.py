@@ -1,6 +1,5 @@
 """Labels from a reference, scores of integration, and pictures: on real cells, against slow references."""
 
-import subprocess
 import sys
 import warnings
 
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from drawing import EveryFigure, rows, texts
 from scipy.sparse import vstack
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_score
@@ -17,7 +17,15 @@ from sklearn.neighbors import KNeighborsClassifier
 import geneformer_repro as gf
 from geneformer_repro import mapping
 from geneformer_repro.errors import MissingExtraError
-from geneformer_repro.mapping import BATCH_MIXING, BIO_CONSERVATION, heatmap_table, integration_scores, map_to_reference
+from geneformer_repro.mapping import (
+    BATCH_MIXING,
+    BIO_CONSERVATION,
+    heatmap_figure,
+    heatmap_table,
+    integration_scores,
+    map_to_reference,
+    scatter_figure,
+)
 
 
 def pca_of(adata: ad.AnnData, n_dims: int) -> ad.AnnData:
@@ -397,6 +405,61 @@ class TestHeatmap:
             heatmap_table(vectors, "cell_type", n_dims=0)
 
 
-def test_the_module_loads_no_torch():
-    script = "import sys, geneformer_repro.mapping; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+# Pictures
+
+
+HEAT = pd.DataFrame(
+    [[1.0, -2.0, 0.5], [0.0, 1.0, np.nan]],
+    index=pd.Index(["B", "T"], name="cell_type"),
+    columns=pd.Index([7, 3, 5], name="dimension"),
+)
+FIGURES = {
+    "scatter": lambda: scatter_figure(np.arange(8.0).reshape(4, 2), ["a", "b", "a", "a"]),
+    "heatmap": lambda: heatmap_figure(HEAT),
+}
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES, scope="class")
+class TestEveryFigure(EveryFigure):
+    pass
+
+
+def test_a_scatter_names_labels_with_their_numbers_the_commonest_first(pbmc):
+    labels = pbmc.obs["cell_type"]
+    figure = scatter_figure(np.random.default_rng(0).normal(size=(700, 2)), labels, axis_name="PCA")
+    assert texts(figure)["legend"] == [f"{name} ({n})" for name, n in labels.value_counts().items()]
+    assert texts(figure)["axes"] == ["PCA 1", "PCA 2"]
+
+
+def test_a_scatter_puts_every_cell_under_its_label():
+    points = np.arange(8.0).reshape(4, 2)
+    drawn = scatter_figure(points, ["b", "a", "b", "b"]).axes[0].collections
+    np.testing.assert_array_equal(drawn[0].get_offsets(), points[[0, 2, 3]])
+    np.testing.assert_array_equal(drawn[1].get_offsets(), points[[1]])
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA], ids=str)
+def test_a_scatter_shows_cells_without_a_label(missing):
+    assert "(none) (1)" in texts(scatter_figure(np.zeros((3, 2)), ["a", missing, "a"]))["legend"]
+
+
+def test_a_scatter_takes_numbers_and_categories_as_labels():
+    for labels in ([2, 1, 2], pd.Series(["2", "1", "2"], dtype="category")):
+        assert texts(scatter_figure(np.zeros((3, 2)), labels))["legend"] == ["2 (2)", "1 (1)"]
+
+
+def test_a_heat_map_has_a_row_a_row_and_0_in_the_middle_of_its_colours():
+    figure = heatmap_figure(HEAT, value_name="z")
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), HEAT)
+    assert axes.images[0].get_clim() == (-2, 2)
+    assert rows(axes) == ["B", "T"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["7", "3", "5"]
+    assert texts(figure)["axes"] == ["dimension", "cell_type"]
+    assert figure.axes[1].get_ylabel() == "z"
+
+
+def test_a_wide_heat_map_names_no_column_and_one_of_zeros_can_be_drawn():
+    axes = heatmap_figure(pd.DataFrame(np.zeros((2, 41)))).axes[0]
+    assert len(axes.get_xticks()) == 0
+    assert axes.images[0].get_clim() == (-1, 1)

@@ -8,18 +8,17 @@ import pandas as pd
 
 from geneformer_repro.finetuning.curve import over_draws
 from geneformer_repro.finetuning.evaluation import Evaluation
-from geneformer_repro.finetuning.methods import FINE_TUNED, file_name
-from geneformer_repro.model import Target
-from geneformer_repro.report import (
-    Section,
+from geneformer_repro.finetuning.figures import (
     confusion_figure,
     learning_curve_figure,
     methods_figure,
     per_class_figure,
     predicted_numbers_figure,
     reliability_figure,
-    write_report,
 )
+from geneformer_repro.finetuning.methods import FINE_TUNED, file_name
+from geneformer_repro.model import Target
+from geneformer_repro.report import Section, write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

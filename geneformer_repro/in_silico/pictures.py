@@ -15,17 +15,16 @@ from scipy.stats import t
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
-from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable
-from geneformer_repro.in_silico.statistics import shift_statistics
-from geneformer_repro.report import (
-    Section,
+from geneformer_repro.in_silico.figures import (
     dose_figure,
     pairs_figure,
     ranked_effects_figure,
     strongest,
     volcano_figure,
-    write_report,
 )
+from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable
+from geneformer_repro.in_silico.statistics import shift_statistics
+from geneformer_repro.report import Section, write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,8 +27,8 @@ from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.model import IGNORED, MaskedGeneModel, Size, bert_config, flops
+from geneformer_repro.pretraining.figures import loss_figure
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
-from geneformer_repro.report import loss_figure
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training.config import Decay, TrainConfig, join_processes
