@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from forking import forked, status_of
 from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
@@ -560,6 +561,29 @@ def test_embed_can_add_a_umap_and_its_picture(copy, run, quick_umap):
     adata = ad.read_h5ad("umap.h5ad")
     np.testing.assert_array_equal(adata.obsm["X_umap"], adata.X[:, :2])
     assert (copy / "umap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_umap_that_fails_leaves_the_vectors_as_they_were(copy, run, monkeypatch):
+    def fill_half(path, name, values):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geneformer_repro.embedding_store.add_obsm", fill_half)
+    monkeypatch.setattr(mapping, "umap", lambda adata: adata.X[:, :2])
+    run("embed", "base", "cells.tok", "--umap", "cell_type", "-o", "umap.h5ad")
+    assert ad.read_h5ad("umap.h5ad").n_obs == 100
+
+
+def test_information_into_a_closed_pipe_is_no_error(there, tmp_path):
+    def info():
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+        sys.stdout = os.fdopen(1, "w")
+        raise SystemExit(cli.main(["info", "base"]))
+
+    assert status_of(forked(info, tmp_path / "log")) == 0
+    assert (tmp_path / "log").read_text() == ""
 
 
 def test_genes_are_not_coloured_by_a_column_of_cells(there, run, quick_umap, tmp_path):
