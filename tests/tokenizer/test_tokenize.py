@@ -6,9 +6,6 @@ import pathlib
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 import warnings
 from dataclasses import replace
@@ -337,32 +334,18 @@ def view(adata, folder):
 
 
 dense = csr_matrix.toarray
-CONTAINERS = [
+CONTAINERS = [  # test_readers.py reads all there are
     pytest.param(as_h5ad(), {}, id="h5ad_csr"),
     pytest.param(as_h5ad(csc_matrix), {}, id="h5ad_csc"),
-    pytest.param(as_h5ad(dense), {}, id="h5ad_dense"),
-    pytest.param(as_h5ad(compression="gzip"), {}, id="h5ad_gzip"),
-    pytest.param(as_h5ad(lambda x: x.astype(np.int64)), {}, id="h5ad_int64"),
-    pytest.param(as_h5ad(lambda x: x.astype(np.float64)), {}, id="h5ad_float64"),
-    pytest.param(in_layer(csr_matrix), {"layer": "counts"}, id="h5ad_layer"),
-    pytest.param(in_layer(csc_matrix), {"layer": "counts"}, id="h5ad_layer_csc"),
     pytest.param(in_layer(dense), {"layer": "counts"}, id="h5ad_layer_dense"),
     pytest.param(in_raw, {"layer": "raw"}, id="h5ad_raw"),
     pytest.param(as_zarr(), {}, id="zarr_csr"),
-    pytest.param(as_zarr(csc_matrix), {}, id="zarr_csc"),
-    pytest.param(as_zarr(dense), {}, id="zarr_dense"),
     pytest.param(as_loom, {}, id="loom"),
     pytest.param(as_tenx_h5(3), {}, id="tenx_h5_v3"),
-    pytest.param(as_tenx_h5(2), {}, id="tenx_h5_v2"),
     pytest.param(as_mtx(), {}, id="mtx_gz"),
-    pytest.param(as_mtx("genes", gz=False), {}, id="mtx_v2"),
     pytest.param(as_mtx(order=np.random.default_rng(0).permutation), {}, id="mtx_unsorted"),
     pytest.param(backed, {}, id="backed"),
-    pytest.param(in_memory(), {}, id="memory_csr"),
     pytest.param(in_memory(csc_matrix), {}, id="memory_csc"),
-    pytest.param(in_memory(dense), {}, id="memory_dense"),
-    pytest.param(memory_layer, {"layer": "counts"}, id="memory_layer"),
-    pytest.param(memory_raw, {"layer": "raw"}, id="memory_raw"),
 ]
 
 
@@ -641,24 +624,18 @@ COLUMNS = {
 NOT_IN_H5AD = ("mixed", "dates")
 
 
-@pytest.mark.parametrize(
-    ("kind", "where"),
-    [
-        pytest.param(kind, where, id=f"{kind}-{where}")
-        for kind in COLUMNS
-        for where in ("memory", "file")
-        if not (where == "file" and kind in NOT_IN_H5AD)
-    ],
-)
-def test_numbers_stay_numbers_and_anything_else_becomes_text(pbmc, vocabulary, tmp_path, monkeypatch, kind, where):
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_numbers_stay_numbers_and_anything_else_becomes_text(pbmc, vocabulary, tmp_path, monkeypatch, where):
     cut_in_parts_of(monkeypatch, 3, block=3)
-    given, expected = COLUMNS[kind]
+    kinds = [kind for kind in COLUMNS if not (where == "file" and kind in NOT_IN_H5AD)]
     adata = pbmc[:N].copy()
-    adata.obs["x"] = given
-    source = saved(adata, tmp_path / "x.h5ad") if where == "file" else adata
-    cells = tokenize(source, vocabulary, obs=["x"])
-    assert cells.table["x"][:] == expected
-    assert [type(value) for value in cells.table["x"][:]] == [type(value) for value in expected]
+    for kind in kinds:
+        adata.obs[kind] = COLUMNS[kind][0]
+    cells = tokenize(saved(adata, tmp_path / "x.h5ad") if where == "file" else adata, vocabulary, obs=kinds)
+    for kind in kinds:
+        found, expected = cells.table[kind][:], COLUMNS[kind][1]
+        assert found == expected, kind
+        assert list(map(type, found)) == list(map(type, expected)), kind
 
 
 def test_the_text_of_dates_does_not_depend_on_the_size_of_blocks(pbmc, vocabulary, monkeypatch):
@@ -684,17 +661,17 @@ TWO_SOURCES = {
 }
 
 
-@pytest.mark.parametrize("kind", TWO_SOURCES)
-def test_a_column_of_two_types_in_two_sources_gets_one_that_holds_both(pbmc, vocabulary, tmp_path, kind):
-    first, second, dtype, expected = TWO_SOURCES[kind]
+def test_a_column_of_two_types_in_two_sources_gets_one_that_holds_both(pbmc, vocabulary, tmp_path):
     paths = []
-    for name, cells, values in (("a", slice(0, 2), first), ("b", slice(2, 4), second)):
+    for i, cells in enumerate((slice(0, 2), slice(2, 4))):
         adata = pbmc[cells].copy()
-        adata.obs["x"] = values
-        paths.append(saved(adata, tmp_path / f"{name}.h5ad"))
-    found = tokenize(paths, vocabulary, obs=["x"], out=tmp_path / "out")
-    assert found.table["x"][:] == expected
-    assert found.table.features["x"].dtype == dtype
+        for kind, values in TWO_SOURCES.items():
+            adata.obs[kind] = values[i]
+        paths.append(saved(adata, tmp_path / f"{i}.h5ad"))
+    found = tokenize(paths, vocabulary, obs=list(TWO_SOURCES), out=tmp_path / "out")
+    for kind, (_, _, dtype, expected) in TWO_SOURCES.items():
+        assert found.table[kind][:] == expected, kind
+        assert found.table.features[kind].dtype == dtype, kind
 
 
 @pytest.mark.parametrize(
@@ -1245,17 +1222,6 @@ def test_a_failed_overwrite_leaves_the_earlier_dataset(pbmc, vocabulary, written
 # interrupted and run again
 
 
-def run_script(script, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 def states(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
 
@@ -1425,35 +1391,33 @@ def test_an_interrupted_overwrite_goes_on_with_the_same_command(pbmc, h5ad, voca
 
 
 OTHER_WORK = [
-    pytest.param(lambda given: {"obs": ["phase"]}, r"options\.obs: \['cell_type'\] there, \['phase'\] now", id="obs"),
-    pytest.param(lambda given: {"uncropped": True}, r"options\.uncropped: False there, True now", id="uncropped"),
-    pytest.param(
+    (lambda given: {"obs": ["phase"]}, r"options\.obs: \['cell_type'\] there, \['phase'\] now"),
+    (lambda given: {"uncropped": True}, r"options\.uncropped: False there, True now"),
+    (
         lambda given: {"cell_filter": CellFilter(min_genes=5)},
         r"options\.cell_filter\.min_genes: None there, 5 now",
-        id="cell_filter",
     ),
-    pytest.param(lambda given: {"vocabulary": half_of(given["vocabulary"])}, "vocabulary: '", id="vocabulary"),
-    pytest.param(
+    (lambda given: {"vocabulary": half_of(given["vocabulary"])}, "vocabulary: '"),
+    (
         lambda given: {"vocabulary": replace(given["vocabulary"], gene_names=given["vocabulary"].gene_names[::-1])},
         "vocabulary: '",
-        id="names",
     ),
-    pytest.param(
+    (
         lambda given: {"vocabulary": replace(given["vocabulary"], other_ids={"old": given["vocabulary"].gene_ids[0]})},
         "vocabulary: '",
-        id="other_ids",
     ),
-    pytest.param(lambda given: {"min_known_share": 0.4}, r"options\.min_known_share: 0\.5 there", id="min_known_share"),
+    (lambda given: {"min_known_share": 0.4}, r"options\.min_known_share: 0\.5 there"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), OTHER_WORK)
-def test_unfinished_work_is_not_continued_with_other_options(h5ad, vocabulary, tmp_path, monkeypatch, change, message):
+def test_unfinished_work_is_not_continued_with_other_options(h5ad, vocabulary, tmp_path, monkeypatch):
+    """Nor with other names in the vocabulary: a dataset would be a mixture."""
     given = {"vocabulary": vocabulary, "obs": ["cell_type"], "out": tmp_path / "out"}
     interrupt(monkeypatch, h5ad, **given)
     before = digests(tmp_path)
-    with pytest.raises(FileExistsError, match=rf"out\.partial holds an unfinished tokenisation .*{message}"):
-        tokenize(h5ad, **(given | {"min_known_share": 0.5} | change(given)))
+    for change, message in OTHER_WORK:
+        with pytest.raises(FileExistsError, match=rf"out\.partial holds an unfinished tokenisation .*{message}"):
+            tokenize(h5ad, **(given | {"min_known_share": 0.5} | change(given)))
     assert digests(tmp_path) == before
     tokenize(h5ad, **given)
     assert listing(tmp_path)[0] == "out"
@@ -1494,8 +1458,10 @@ def changed_at(monkeypatch, step, change):
     monkeypatch.setattr(module._Job, step, changing)
 
 
-@pytest.mark.parametrize("change", [appended, replaced, pathlib.Path.unlink])
-@pytest.mark.parametrize("step", ["_look_at", "run", "tokenize"])
+@pytest.mark.parametrize(
+    ("step", "change"),
+    [("_look_at", appended), ("run", replaced), ("tokenize", appended), ("tokenize", pathlib.Path.unlink)],
+)
 def test_a_source_that_changes_while_it_is_read_stops_the_work_and_leaves_nothing(
     pbmc, vocabulary, tmp_path, monkeypatch, step, change
 ):
@@ -1572,27 +1538,12 @@ def test_two_workers_give_the_bytes_of_one_process(corpus_on_disk, vocabulary, t
     assert digests(tmp_path / "two") == digests(folder / "one")
 
 
-RAY = """
-    import sys
-    from geneformer_repro.tokenizer.quality import CellFilter
-    from geneformer_repro.tokenizer.tokenize import tokenize
-    from geneformer_repro.tokenizer.vocabulary import Vocabulary
-
-    sources, vocabulary, out = sys.argv[1:]
-    asked = CellFilter(counts_within_sd=3, min_genes=200)
-    tokenize(
-        sources, Vocabulary.load(vocabulary), out=out, ray=True, workers=2,
-        obs=["cell_type", "n_counts"], cell_filter=asked, uncropped=True,
-    )
-"""
-
-
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'geneformer-repro[ray]'")
-def test_a_local_ray_gives_the_bytes_of_one_process(corpus_on_disk, tmp_path):
-    folder, _ = corpus_on_disk
-    run = run_script(RAY, folder / "in", folder / "v", tmp_path / "ray")
-    assert run.returncode == 0, run.stderr
+def test_a_local_ray_gives_the_bytes_of_one_process(corpus_on_disk, vocabulary, tmp_path):
+    folder, options = corpus_on_disk
+    tokenize(folder / "in", vocabulary, out=tmp_path / "ray", ray=True, workers=2, **options)
     assert digests(tmp_path / "ray") == digests(folder / "one")
 
 
@@ -1663,7 +1614,10 @@ damages = pytest.mark.parametrize(
 
 @pytest.mark.parametrize(
     ("damage", "message", "place"),
-    [pytest.param(*item, i % 3, id=item[0].__name__) for i, item in enumerate(DAMAGES.items())],
+    [  # refused when it is looked at, dealt out, in the middle, and when all of it is read
+        pytest.param(damage, DAMAGES[damage], i % 3, id=damage.__name__)
+        for i, damage in enumerate((truncated, bad_by_gene, bad_in_the_middle, other_genes))
+    ],
 )
 def test_a_damaged_source_is_named_and_the_others_are_as_without_it(
     pbmc, vocabulary, tmp_path, monkeypatch, caplog, damage, message, place
