@@ -84,6 +84,7 @@ def train_stock(cells: gf.TokenizedDataset, options: argparse.Namespace, out: Pa
         output_dir=str(out), per_device_train_batch_size=options.batch, max_steps=options.steps, learning_rate=1e-3,
         weight_decay=0.001, save_strategy="no", report_to="none", bf16=options.bf16, logging_steps=1,
         train_sampling_strategy="group_by_length", remove_unused_columns=False, disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     torch.manual_seed(0)
     model = BertForMaskedLM(bert_config(options.size, cells.vocabulary))

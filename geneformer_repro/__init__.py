@@ -3,6 +3,7 @@
 Names are imported when they are first touched, so ``import geneformer_repro`` brings neither torch nor AnnData.
 """
 
+import random
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,11 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.datasets")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    state = random.getstate()
+    try:
+        found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    finally:
+        random.setstate(state)  # scikit-learn loads a library that draws from it
     globals()[name] = found
     return found
 

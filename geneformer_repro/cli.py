@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "interrupted; the same command goes on where it stopped, if the step is one that resumes", file=sys.stderr
         )
         return 130
+    finally:
+        if argv is None:  # the program ends: another Ctrl-C must not raise amid what libraries clear up
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,9 +3,11 @@
 import ast
 import dataclasses
 import inspect
+import random
 import re
 import subprocess
 import sys
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,6 +143,19 @@ def test_the_public_names_are_these():
 def test_every_public_name_can_be_had(name):
     assert getattr(gf, name) is not None
     assert name in dir(gf)
+
+
+def test_a_name_that_is_loaded_leaves_the_random_state_to_its_caller(monkeypatch):
+    """A library of scikit-learn's draws from it, once."""
+
+    def draw_and_load(name):
+        random.random()
+        return import_module(name)
+
+    monkeypatch.setattr(gf, "import_module", draw_and_load)
+    state = random.getstate()
+    assert gf.__getattr__("InputError") is gf.InputError
+    assert random.getstate() == state
 
 
 def test_a_star_import_brings_the_public_names():

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -1044,6 +1045,18 @@ def test_an_interrupt_is_told_how_to_go_on(there, run, tmp_path, monkeypatch):
     status, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
     assert status == 130
     assert error.startswith("interrupted; the same command goes on where it stopped")
+
+
+def test_another_interrupt_while_the_program_ends_is_silent(monkeypatch, tmp_path):
+    """What libraries do at the end would print a traceback for each."""
+
+    def interrupted_and_again():
+        monkeypatch.setattr(sys, "argv", ["geneformer-repro", "info", str(tmp_path / "nothing")])
+        assert cli.main() == 2
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert status_of(forked(interrupted_and_again, tmp_path / "log")) == -signal.SIGINT
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -572,15 +573,29 @@ def _finished_by_processes(
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers)
     try:
-        yield from Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers)(
-            delayed(_with_part)(work, part) for part in parts
-        )
+        with _deaf_to_interrupts():
+            finished = parallel(delayed(_with_part)(work, part) for part in parts)
+        yield from finished
     except TerminatedWorkerError as error:
         raise InputError(
             "A worker process was killed, most likely for want of memory. Finished parts are kept: give the same "
             "command again, with fewer workers."
         ) from error
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that a Ctrl-C, which a terminal sends to all, does not reach; whoever started them ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored is so in children; loky undoes a mask
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _finished_on_ray(

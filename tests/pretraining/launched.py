@@ -24,10 +24,10 @@ OPTIONS = ["size=tiny", "epochs=2", "learning_rate=1e-3", "warmup_steps=0", "hel
 
 
 @functools.cache
-def sixty_cells() -> gf.TokenizedDataset:
+def sixty_cells(out: Path | None = None) -> gf.TokenizedDataset:
     """Return sixty real cells."""
     adata = gf.datasets.pbmc700()
-    return gf.tokenize(adata[:60], gf.Vocabulary.fit(adata))
+    return gf.tokenize(adata[:60], gf.Vocabulary.fit(adata), out=out)
 
 
 def _on_cpus() -> None:

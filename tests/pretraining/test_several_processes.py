@@ -222,7 +222,7 @@ class TestStoppedAndGoneOnWith:
 def test_accelerate_starts_the_command_with_the_configuration_that_ships(script, one, tmp_path):
     """Configured for one GPU, told to do without; what its launcher would start, as a fork."""
     cells, out = tmp_path / "cells.tok", tmp_path / "base"
-    script.sixty_cells().save(cells)
+    script.sixty_cells(out=cells)
     task = ["pretrain", str(cells), "--set", *script.OPTIONS, *ONE_PROCESS, "-o", str(out)]
     ours = ["--config_file", str(CONFIGS / "one_gpu.yaml"), "--cpu", "--mixed_precision", "no"]
     arguments = launch_command_parser().parse_args([*ours, "-m", PACKAGE, *task])

@@ -4,12 +4,14 @@ import logging
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import time
 import warnings
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import anndata as ad
 import datasets
@@ -1316,6 +1318,7 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabu
         time.sleep(0.05)
     workers = parent.children(recursive=True)
     assert len(workers) >= 2
+    assert all(map(is_deaf_to_interrupts, workers)), "a Ctrl-C, sent to all processes of a terminal, is their parent's"
     parent.kill()
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []
@@ -1326,6 +1329,11 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabu
     assert len(redone) == 5
     tokenize(h5ad, vocabulary, out=tmp_path / "whole", obs=OBS)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def is_deaf_to_interrupts(process):
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE)[1], 16) >> (signal.SIGINT - 1) & 1)
 
 
 def _hang_after_the_first_part(kind, work, digest, parent, step, part):
