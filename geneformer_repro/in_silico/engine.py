@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import BertModel
 
 from geneformer_repro.embedding import Dtype
-from geneformer_repro.in_silico.perturbation import Variants
+from geneformer_repro.in_silico.perturbation import NONE, Variants
 from geneformer_repro.model import CellClassifier, Pooling, pool, run_packed
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
@@ -280,16 +280,16 @@ class _Work:
 
     def _alike(self, job: int) -> Iterator[tuple[tuple[int, ...], int, np.ndarray]]:
         """Yield variants that have equally many genes and lose the same at the end."""
-        variants, n_genes = self._jobs[job].variants, len(self._genes[job])
-        for n_after in np.unique(variants.n_genes_N).tolist():
-            rows = np.flatnonzero(variants.n_genes_N == n_after)
-            if n_after <= self._engine.max_genes:
-                yield (), n_after, rows
-                continue
-            for row in rows.tolist():
-                pushed_out = variants.order(row, n_genes)[self._engine.max_genes :]
-                cut_off = tuple(sorted(gene for gene in pushed_out if gene < n_genes))
-                yield cut_off, self._engine.max_genes, np.array([row])
+        variants, max_genes = self._jobs[job].variants, self._engine.max_genes
+        fits = variants.n_genes_N <= max_genes
+        for n_after in np.unique(variants.n_genes_N[fits]).tolist():
+            yield (), n_after, np.flatnonzero(variants.n_genes_N == n_after)
+        too_long = np.flatnonzero(~fits)
+        if len(too_long):
+            cut_off_NK = pushed_out(variants.select(too_long), len(self._genes[job]), max_genes)
+            alike, which = np.unique(cut_off_NK, axis=0, return_inverse=True)
+            for i, cut_off in enumerate(alike.tolist()):
+                yield tuple(gene for gene in cut_off if gene != NONE), max_genes, too_long[which.ravel() == i]
 
     def do(self, batch: Sequence[_Piece]) -> None:
         """Run a batch and keep what was asked for."""
@@ -389,6 +389,31 @@ class _Work:
         for piece, part in zip(pieces, np.split(table, ends[:-1]), strict=True):
             found = self.found[piece.job]
             found.value_NS[piece.rows], found.before_NS[piece.rows] = np.split(part, 2, axis=1)
+
+
+def pushed_out(variants: Variants, n_genes: int, max_genes: int) -> np.ndarray:
+    """Return which genes of a cell its variants lose at their end, (N, K): ascending, filled with -1 in front.
+
+    Without writing variants down: of the untouched genes only the last can be among them.
+
+    Parameters
+    ----------
+    variants
+        Variants of more genes than a cell may have.
+    n_genes
+        Genes of the cell.
+    max_genes
+        Genes that a cell may have.
+    """
+    touched_NE, place_NE = variants.touched_NE, variants.place_NE
+    moved_NE = np.where((place_NE >= max_genes) & (touched_NE < n_genes), touched_NE, NONE)
+    n_untouched_N = variants.n_genes_N - max_genes - (place_NE >= max_genes).sum(1)
+    n_last = min(n_genes, int(n_untouched_N.max(initial=0)) + touched_NE.shape[1])
+    last_W = np.arange(n_genes - n_last, n_genes)
+    untouched_NW = (touched_NE[:, None, :] != last_W[None, :, None]).all(2)
+    n_behind_NW = untouched_NW[:, ::-1].cumsum(1)[:, ::-1] - untouched_NW
+    gone_NW = np.where(untouched_NW & (n_behind_NW < n_untouched_N[:, None]), last_W, NONE)
+    return np.sort(np.concatenate([gone_NW, moved_NE], axis=1), axis=1)
 
 
 def arrange(n_genes: int, n_inserted: int, touched_NE: Tensor, place_NE: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ cell untouched is not done, and neither is the overexpression of the gene that s
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
+from math import comb
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -109,6 +110,8 @@ class Perturbation:
     anchor: str | None = field(default=None, kw_only=True)
     inserts: ClassVar[bool] = False
     """Whether a gene that a cell does not express is added to it."""
+    removes: ClassVar[bool] = False
+    """Whether the gene is not in the changed cell."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.genes, str):
@@ -203,6 +206,8 @@ class Perturbation:
 @dataclass(frozen=True)
 class Deletion(Perturbation):
     """Remove genes from cells that express them; the genes behind move up. Parameters as of `Perturbation`."""
+
+    removes: ClassVar[bool] = True
 
     def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
         """Nowhere."""
@@ -439,10 +444,28 @@ class Plan:
             return self._composed(genes)
         return self._of_one(self._perturbation, genes)
 
-    def n_of_each(self, n_genes: int) -> int:
-        """Return how many versions a cell of so many genes has, where each gene is perturbed one at a time."""
-        n_doses = max(1, len(self._steps[0].doses))
-        return max(0, n_genes - self._steps[0].inserts) * n_doses if n_genes > 1 else 0
+    @property
+    def names_genes(self) -> bool:
+        """Whether it depends on more of a cell than how many genes it has."""
+        return bool(self._perturbation.named)
+
+    def n_variants(self, n_genes: int, cell: np.ndarray | None = None) -> int:
+        """Return how many changed versions a cell has, by formula: a cell of 2,000 genes has two million pairs.
+
+        Parameters
+        ----------
+        n_genes
+            Genes of the cell.
+        cell
+            Its token ids; not needed where no gene is named.
+        """
+        there = set() if cell is None else set(cell.tolist())
+        expressed = [[self._token[gene] in there for gene in step.named] for step in self._steps]
+        if isinstance(self._perturbation, Composed):
+            return int(_is_possible(self._steps, expressed, n_genes))
+        (step,), (of_step,) = self._steps, expressed
+        n_front = int(step.inserts and self.is_of_each)
+        return (_n_sets(step, of_step, n_genes) - n_front * (n_genes > 1)) * max(1, len(step.doses))
 
     def _of_one(self, step: Perturbation, genes: np.ndarray) -> Variants:
         candidates, rank = self._candidates(step, genes)
@@ -505,6 +528,51 @@ class Plan:
 def _no_variants() -> Variants:
     empty = np.zeros(0, dtype=np.int64)
     return Variants([], empty, np.zeros(0), empty.reshape(0, 1), empty.reshape(0, 1), empty, empty)
+
+
+def _is_possible(steps: Sequence[Perturbation], expressed: Sequence[Sequence[bool]], n_genes: int) -> bool:
+    """Tell whether a cell has all that is done to it, and another gene before each step and at the end.
+
+    Parameters
+    ----------
+    steps
+        What is done, each to its genes together.
+    expressed
+        Of each gene of each step, whether the cell has it.
+    n_genes
+        Genes of the cell.
+    """
+    n_now = n_genes
+    for step, of_step in zip(steps, expressed, strict=True):
+        if not (step.inserts or all(of_step)) or n_now <= sum(of_step):
+            return False
+        n_now += len(of_step) - sum(of_step) if step.inserts else 0
+        n_now -= sum(of_step) if step.removes else 0
+    return n_genes > sum(map(sum, expressed))
+
+
+def _n_sets(step: Perturbation, expressed: Sequence[bool], n_genes: int) -> int:
+    """Return how many sets of genes of a cell are perturbed: those that leave another gene of it.
+
+    A set that is all of one sort (expressed, absent) is counted by how many there are of the sort.
+    """
+    n_expressed, n_absent = sum(expressed), len(expressed) - sum(expressed) if step.inserts else 0
+    if step.combine == "together":
+        return int((step.inserts or all(expressed)) and n_genes > n_expressed)
+    if step.genes == EACH:
+        n_expressed = n_genes
+    n_single = n_expressed * (n_genes > 1) + n_absent * (n_genes > 0)
+    if step.combine == "singly":
+        return n_single
+    if step.anchor is None:
+        both, mixed, neither = comb(n_expressed, 2), n_expressed * n_absent, comb(n_absent, 2)
+    elif expressed[0]:
+        both, mixed, neither = n_expressed - 1, n_absent, 0
+    elif step.inserts:
+        both, mixed, neither = 0, n_expressed, n_absent - 1
+    else:
+        return 0
+    return n_single + both * (n_genes > 2) + mixed * (n_genes > 1) + neither * (n_genes > 0)
 
 
 def _sets(step: Perturbation, rank: np.ndarray) -> np.ndarray:

@@ -156,6 +156,8 @@ def perturb(
     checkpoint.require_matching(cells)
     if dtype not in get_args(Dtype):
         raise InputError(f"dtype must be one of {', '.join(map(repr, get_args(Dtype)))}, found {dtype!r}.")
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, found {seed}.")
     if max_tokens is not None and max_tokens < 1:
         raise InputError(f"max_tokens must be at least 1, found {max_tokens}.")
     question = Question(goal, target, affected, method, refine, donor, obs)
@@ -274,11 +276,10 @@ def _cells_to_perturb(
     """Return the cells, and how many variants each has."""
     if max_cells is not None and max_cells < 1:
         raise InputError(f"max_cells must be at least 1, found {max_cells}.")
-    n_genes = cells.lengths[rows] - 2 * cells.vocabulary.has_cls
-    if plan.is_of_each:
-        n_variants = np.array([plan.n_of_each(n) for n in n_genes.tolist()])
-    else:
-        n_variants = np.array([len(plan.variants(cells[int(row)])) for row in rows])
+    n_genes = np.maximum(cells.lengths[rows] - 2 * cells.vocabulary.has_cls, 0).tolist()
+    n_variants = np.array(
+        [plan.n_variants(n, cells[int(row)] if plan.names_genes else None) for n, row in zip(n_genes, rows, strict=True)]
+    )
     rows, n_variants = rows[n_variants > 0], n_variants[n_variants > 0]
     if not len(rows):
         where = f" in state {goal.start!r}" if goal else ""

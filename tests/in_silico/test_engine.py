@@ -16,6 +16,7 @@ import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, Inhibition, Overexpression, RankShift, perturb
 from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepare
 from geneformer_repro.in_silico import engine
+from geneformer_repro.in_silico.perturbation import Plan
 from geneformer_repro.model import CellClassifier, Head, Target
 
 OBS = ["here", "here", "there", "elsewhere"]
@@ -319,6 +320,29 @@ def test_where_a_cell_that_is_full_is_cut_into_batches_changes_no_value(full, ti
     expected = SlowScreen(tight, max_genes=5).table(few, change, affected="each")
     options = {"pooling": "mean", "affected": "each", "max_tokens": n_tokens}
     assert_same_rows(perturb(tight, few, change, **options).table, expected)
+
+
+@pytest.mark.parametrize("name", list(crowding(list("abc"), list("vwxyz"))))
+def test_what_is_pushed_out_of_a_cell_is_what_lies_beyond_its_end(full, name):
+    few, others = full
+    for i, cell in enumerate(few):
+        variants = Plan(crowding(others, few.genes(0))[name], few.vocabulary).variants(cell)
+        n_genes = len(few.genes(i))
+        variants = variants.select(np.flatnonzero(variants.n_genes_N > 5))
+        found = [[gene for gene in row if gene >= 0] for row in engine.pushed_out(variants, n_genes, 5).tolist()]
+        beyond = [variants.order(row, n_genes)[5:] for row in range(len(variants))]
+        assert found == [sorted(gene for gene in row if gene < n_genes) for row in beyond]
+
+
+def test_variants_of_a_full_cell_are_computed_together_where_they_lose_the_same(full, tight, monkeypatch):
+    """Here the last gene, or the last two: each once with the unchanged cell, once with three variants."""
+    few, others = full
+    do, seen = engine._Work.do, []
+    monkeypatch.setattr(
+        engine._Work, "do", lambda self, batch: (seen.extend(piece.n_cells for piece in batch), do(self, batch))
+    )
+    perturb(tight, few.select([0]), Overexpression(others[:3], combine="pairs"), max_tokens=1000)
+    assert sorted(seen) == [1, 1, 3, 3]
 
 
 @pytest.fixture

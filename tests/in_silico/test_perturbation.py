@@ -177,11 +177,35 @@ def test_the_changed_versions_of_real_cells_are_those_made_with_lists(cells, kin
 
 @of_every_kind
 @quickly
-@given(st.data())
-def test_the_number_of_variants_of_each_gene_is_known_without_making_them(kind, data):
-    genes, perturbation = data.draw(cells_and_perturbations(kind, "each singly"))
-    plan, cell = Plan(perturbation, SERIES["V2"]), cell_of(SERIES["V2"], genes)
-    assert not plan.is_of_each or plan.n_of_each(len(genes)) == len(plan.variants(cell))
+@given(st.data(), st.sampled_from(list(COMBINED)), st.integers(0, 60))
+def test_the_number_of_variants_is_known_without_making_them(kind, data, combined, n_genes):
+    genes, perturbation = data.draw(cells_and_perturbations(kind, combined))
+    require_known_number(perturbation, genes[:n_genes])
+
+
+def require_known_number(perturbation, genes, vocabulary=SERIES["V2"]):
+    plan, cell = Plan(perturbation, vocabulary), cell_of(vocabulary, genes)
+    assert plan.n_variants(len(genes), cell) == len(plan.variants(cell))
+
+
+@of_every_kind
+@however_combined
+def test_the_number_of_variants_of_real_cells_is_known_without_making_them(cells, kind, combined):
+    names, listed = cells.vocabulary.gene_ids, cells.genes(0)[2:40:6]
+    for genes in (listed, [*listed, *names[::150]]):
+        options = {**COMBINED[combined], **({"genes": genes} if "genes" in COMBINED[combined] else {})}
+        options |= {"anchor": cells.genes(0)[1]} if "anchor" in options else {}
+        for cell in (0, 1, 2):
+            require_known_number(example(kind, **options), cells.genes(cell)[:30], cells.vocabulary)
+
+
+def test_two_million_pairs_are_counted_without_making_one(monkeypatch):
+    genes = [f"ENSG{i:011d}" for i in range(2000)]
+    vocabulary = Vocabulary.from_tokens({key: i for i, key in enumerate([*SPECIAL["V2"], *genes])})
+    plan = Plan(Deletion(combine="pairs"), vocabulary)
+    monkeypatch.setattr(kinds, "_sets", None)
+    monkeypatch.setattr(Plan, "variants", None)
+    assert plan.n_variants(2000) == 2000 + 2000 * 1999 // 2
 
 
 @of_every_kind
@@ -214,7 +238,7 @@ def test_every_variant_leaves_a_gene_untouched(kind, data, combined):
 @in_both_series
 def test_a_cell_without_a_second_gene_has_no_variant(kind, genes, series):
     plan, cell = Plan(example(kind), SERIES[series]), cell_of(SERIES[series], genes)
-    assert len(plan.variants(cell)) == plan.n_of_each(len(genes)) == 0
+    assert len(plan.variants(cell)) == plan.n_variants(len(genes)) == 0
     assert versions(SERIES[series], genes, example(kind, [A])) == []
 
 
@@ -349,6 +373,7 @@ def test_a_composition_does_one_step_and_then_the_next(series, drawn):
     composed = sum(others, start=first)
     assert versions(SERIES[series], genes, composed) == slow_composition(genes, [first, *others])
     require_ascending_places(Plan(composed, SERIES[series]).variants(cell_of(SERIES[series], genes)))
+    require_known_number(composed, genes, SERIES[series])
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,19 @@ def test_max_cells_counts_cells_that_can_be_perturbed(model, short):
     assert len(shifts) == shifts.metadata["n_cells"] == 4
 
 
+def test_max_cells_makes_no_variant_of_the_cells_it_leaves_out(model, short, monkeypatch):
+    made, variants = [], module.Plan.variants
+
+    def counting(plan, cell):
+        made.append(cell.tolist())
+        return variants(plan, cell)
+
+    monkeypatch.setattr(module.Plan, "variants", counting)
+    shifts = perturb(model, short, Deletion(combine="pairs"), max_cells=1, max_tokens=10_000)
+    (cell,) = short.select(np.flatnonzero(short.cell_names == shifts.table["cell"].iloc[0]))
+    assert made == [cell.tolist()]
+
+
 def test_a_set_is_deleted_in_the_cells_that_have_all_of_it(model, short):
     pair = short.genes(0)[1:3]
     found = perturb(model, short, Deletion(pair)).table
@@ -368,6 +381,7 @@ def test_a_cell_of_one_gene_is_left_out(model, short):
         pytest.param({"layer": -4}, r"layer must lie between -3 .*found -4", id="layer below"),
         pytest.param({"pooling": "max"}, "pooling must be one of 'mean', 'cls', found 'max'", id="pooling"),
         pytest.param({"max_cells": 0}, "max_cells must be at least 1, found 0", id="no cells"),
+        pytest.param({"seed": -1}, "seed must be at least 0, found -1", id="seed"),
         pytest.param({"dtype": "float16"}, "dtype must be one of 'float32', 'bfloat16', found 'float16'", id="dtype"),
         pytest.param({"method": "fast"}, "method must be 'exact' or 'first_order', found 'fast'", id="method"),
         pytest.param({"method": "first_order"}, r"needs goal= or target=", id="first order of similarity"),
