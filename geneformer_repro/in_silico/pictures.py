@@ -131,6 +131,8 @@ def _effects(shifts: ShiftTable, statistics: pd.DataFrame) -> _Effects:
         table = table.drop(columns=["low", "high"], errors="ignore")
     if "impact" in table:
         table["effect"] -= 1
+    if "best_class_fdr" in table:  # a reader of a picture takes the best class of a gene
+        table["fdr"] = table[["fdr", "best_class_fdr"]].max(axis=1)
     return _Effects(table, _effect_name(shifts, statistics, column))
 
 
@@ -261,7 +263,8 @@ def _means(shifts: ShiftTable, replicate: str, *, genes: Sequence[str] | None = 
             chosen &= block["state"] == goal["goal"]
         if genes is not None:
             chosen &= block["perturbed"].isin(genes)
-        parts.append(block[chosen].groupby([*_CURVE, replicate], dropna=False)["value"].agg(["sum", "size"]))
+        keys = [*_CURVE, replicate]
+        parts.append(block[chosen].groupby(keys, dropna=False, observed=True)["value"].agg(["sum", "size"]))
     sums = pd.concat(parts).groupby(level=[*_CURVE, replicate], dropna=False).sum()
     return pd.DataFrame({"value": sums["sum"] / sums["size"], "n_cells": sums["size"]}).reset_index()
 
@@ -333,6 +336,8 @@ def write_screen_report(
 
 def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -> Iterator[Section]:
     independent, point = _independence(statistics), "pair" if "interaction" in statistics else "gene"
+    if "best_class_fdr" in statistics:
+        point = f"{point} and class, and FDR is that of its best class, corrected for how many there are"
     if {"p_value", "fdr"} <= set(effects.table):
         yield Section(
             "Effect and evidence",

@@ -18,8 +18,10 @@ The tests of `goal_state`, `vs_all` and `vs_null` take every cell for an indepen
 not, so their p-values are too small where a gene was measured in many cells of few donors: read them as a ranking,
 and look at the effect. `pairs` tests over donors.
 
-Rows are read block by block. What a cell itself did is gathered in memory; what it did to each other gene, hundreds of
-times as many rows, is summed up as it passes.
+Rows are read block by block and summed up as they pass, so memory does not grow with the number of cells (but for
+`aggregate`, whose result has a row for each). Ranks among all genes are places in a sample of 100,000 values, which is
+drawn in a pass before; ranks within a gene need all its values, so genes are ranked some at a time, a pass for each
+16 million values of both screens.
 
 References
 ----------
@@ -27,26 +29,29 @@ Theodoris et al., Nature 618, 616 (2023), Methods, "In silico perturbation"; InS
 package.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pandas.api.typing import SeriesGroupBy
 from scipy.stats import false_discovery_control, norm, t
 from sklearn.mixture import GaussianMixture
 
 from geneformer_repro.errors import InputError
+from geneformer_repro.in_silico.blockwise import Names, added, blocks_of_whole_cells, merged_moments, moments, totals
 from geneformer_repro.in_silico.shift_table import SIMILARITY, ShiftTable
 
 POOL_SIZE = 100_000
 SIGNIFICANT = 0.05
 MIXTURE_SEED = 0
+VALUES_AT_ONCE = 2**24
+"""Values of both screens that are ranked within their genes at a time."""
 _OF_A_CELL = ["perturbed", "cell", "donor", "state", "dose", "value"]
-_OF_A_GENE = ["perturbed", "affected", "state"]
 _PAIR = ["gene_a", "gene_b", "state"]
 _NULL = ""
 """Stands for null among keys."""
+_TEXT = ["perturbed", "cell", "donor", "state"]
+_N_OF_PAIRS = ["n_cells", "n_donors"]
 _EFFECTS = ["effect_a", "effect_b", "effect_sum", "effect_pair", "interaction"]
 
 
@@ -81,8 +86,8 @@ def goal_state(shifts: ShiftTable) -> pd.DataFrame:
     values, a random 100,000 of them (fixed seed) stand for all. FDR: Benjamini and Hochberg over genes.
     """
     _require_goal(shifts, "goal_state", wanted=True)
-    goal, rows = shifts.metadata["goal"], _rows_of_genes(shifts)
-    tested = {state: _against_all(rows[rows["state"] == state]) for state in (goal["goal"], *goal["alternatives"])}
+    goal, counted = shifts.metadata["goal"], _counted_genes(shifts)
+    tested = {state: _against_all(shifts, counted, state) for state in (goal["goal"], *goal["alternatives"])}
     columns = tested[goal["goal"]]
     for state in goal["alternatives"]:
         columns = columns.join(tested[state].drop(columns="n_cells").add_suffix(f"_to_{state}"))
@@ -110,8 +115,8 @@ def vs_all(shifts: ShiftTable) -> pd.DataFrame:
         The screen is not of the kind that is accepted.
     """
     _require_goal(shifts, "vs_all", wanted=False)
-    rows = _of_one_state(_rows_of_genes(shifts), shifts)
-    columns = _against_all(rows.assign(value=rows["value"] - rows["value"].mean()))
+    counted = _counted_genes(shifts)
+    columns = _against_all(shifts, counted, _the_state(counted, shifts), less_mean=True)
     return _named(columns.sort_values(["fdr", "effect"], kind="stable"), shifts)
 
 
@@ -137,8 +142,8 @@ def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
     Raises
     ------
     InputError
-        The two were not measured alike (measure, goal, classifier, kind of perturbation, layer, pooling, method,
-        model), or share no gene.
+        The two were not measured alike (measure, goal, classifier, kind of perturbation and its options, layer,
+        pooling, method, model), or share no gene. The genes of a list may differ, and one may be "each".
 
     Notes
     -----
@@ -146,33 +151,56 @@ def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
     the cells of both screens have one distribution. FDR: Benjamini and Hochberg over all genes of `shifts`.
     """
     _require_measured_alike(shifts.metadata, null.metadata)
-    test, control = (_of_one_state(_rows_of_cells(of), of) for of in (shifts, null))
-    of_gene, of_null = (rows.groupby("perturbed")["value"] for rows in (test, control))
-    n_null = of_null.size().reindex(of_gene.size().index, fill_value=0)
+    both = [(of, _counted(of)) for of in (shifts, null)]
+    (test, state), (control, state_of_null) = ((counted, _the_state(counted, of)) for of, counted in both)
+    _require_same("state", state, state_of_null)
+    _require_same("dose", test.dose, control.dose)
+    of_gene = test.in_state(state)
+    of_null = control.in_state(state).reindex(of_gene.index)
+    n_null = of_null["n_cells"].fillna(0).astype(np.int64)
     if not n_null.any():
         raise InputError("The null perturbed none of the screen's genes. Screen the same genes in the null's cells.")
-    columns = pd.DataFrame({"effect": of_gene.mean(), "null_mean": of_null.mean().reindex(n_null.index)})
+    columns = pd.DataFrame(
+        {"effect": of_gene["total"] / of_gene["n_cells"], "null_mean": of_null["total"] / of_null["n_cells"]}
+    )
     columns["difference"] = columns["effect"] - columns["null_mean"]
-    columns["p_value"] = _rank_sum_p(_ranks_within(test, control), n_null).fillna(1.0)
+    exceeded = _exceeded_within(shifts, null, state, of_gene["n_cells"] + n_null)
+    columns["p_value"] = _rank_sum_p(exceeded, of_gene["n_cells"], n_null).fillna(1.0)
     columns["fdr"] = false_discovery_control(columns["p_value"])
-    columns = columns.assign(n_cells=of_gene.size(), n_cells_null=n_null)
+    columns = columns.assign(n_cells=of_gene["n_cells"], n_cells_null=n_null)
     return _named(_significant_first(columns, "difference"), shifts)
 
 
 def _require_measured_alike(screen: Mapping[str, Any], null: Mapping[str, Any]) -> None:
     for name, of_screen in _how_measured(screen).items():
-        if (of_null := _how_measured(null)[name]) != of_screen:
-            raise InputError(
-                f"The null has another {name} than the screen: {of_null!r}, not {of_screen!r}. Screen both alike."
-            )
+        _require_same(name, of_screen, _how_measured(null).get(name))
+
+
+def _require_same(name: str, of_screen: Any, of_null: Any) -> None:
+    if of_null != of_screen:
+        raise InputError(
+            f"The null has another {name} than the screen: {of_null!r}, not {of_screen!r}. Screen both alike."
+        )
 
 
 def _how_measured(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What two screens must share to be compared; the start of a goal and its alternatives only choose cells."""
+    """What two screens must share to be compared; the start of a goal and its alternatives only choose cells.
+
+    Each gene is compared on its own, so two lists of genes may differ, and one may be of each gene. Places of a
+    `RankShift` are compared as they are in the rows, of which one place may have been selected.
+    """
     goal = metadata["goal"] and {name: metadata["goal"].get(name) for name in ("obs", "goal", "embeddings")}
-    kind = metadata["perturbation"]["kind"]
+    perturbation = {name: value for name, value in metadata["perturbation"].items() if name not in ("genes", "to")}
+    if len(metadata["perturbation"].get("genes", ())) == 1:  # of one gene that is the same
+        perturbation["combine"] = "singly"
     others = {name: metadata.get(name) for name in ("target", "layer", "pooling", "method", "checkpoint")}
-    return {"measure": metadata["measure"], "goal": goal, "kind of perturbation": kind, **others}
+    return {
+        "measure": metadata["measure"],
+        "goal": goal,
+        "kind of perturbation": perturbation.pop("kind"),
+        **perturbation,
+        **others,
+    }
 
 
 def _significant_first(columns: pd.DataFrame, effect: str) -> pd.DataFrame:
@@ -181,44 +209,96 @@ def _significant_first(columns: pd.DataFrame, effect: str) -> pd.DataFrame:
     return columns.loc[order]
 
 
-def _against_all(rows: pd.DataFrame) -> pd.DataFrame:
-    """Test each gene's values against those of all genes."""
-    pool = rows["value"].to_numpy()
-    if len(pool) > POOL_SIZE:
-        pool = np.random.default_rng(42).choice(pool, POOL_SIZE, replace=False)
-    values = rows.groupby("perturbed")["value"]
-    p_value = _rank_sum_p(_ranks_in(np.sort(pool), rows), len(pool))
+def _against_all(shifts: ShiftTable, counted: "_Counted", state: str, *, less_mean: bool = False) -> pd.DataFrame:
+    """Test each gene's values in a state against those of all genes."""
+    of_gene = counted.in_state(state)
+    n_values = int(of_gene["n_cells"].sum())
+    mean = of_gene["total"].sum() / n_values if less_mean else 0.0
+    pool = np.sort(_pool(shifts, state, n_values))
+    ranked = added((_ranked(rows, pool, mean) for rows in _rows_in(shifts, state)), totals).loc[of_gene.index]
+    p_value = _rank_sum_p(ranked["exceeded"], of_gene["n_cells"], len(pool))
     return pd.DataFrame(
-        {"effect": values.mean(), "p_value": p_value, "fdr": false_discovery_control(p_value), "n_cells": values.size()}
+        {
+            "effect": ranked["value"] / of_gene["n_cells"],
+            "p_value": p_value,
+            "fdr": false_discovery_control(p_value),
+            "n_cells": of_gene["n_cells"],
+        }
     )
 
 
-def _ranks_in(pool: np.ndarray, rows: pd.DataFrame) -> SeriesGroupBy:
-    """Return, by gene, how many values of the sorted pool each value exceeds; equal ones count half."""
-    below, not_above = (np.searchsorted(pool, rows["value"], side) for side in ("left", "right"))
-    return pd.Series((below + not_above) / 2, rows.index).groupby(rows["perturbed"])
+def _pool(shifts: ShiftTable, state: str, n_values: int) -> np.ndarray:
+    """Return all values of a state, or as many as `POOL_SIZE` that are drawn from them."""
+    if n_values <= POOL_SIZE:
+        return np.concatenate([rows["value"].to_numpy() for rows in _rows_in(shifts, state)])
+    drawn = np.sort(np.random.default_rng(42).choice(n_values, POOL_SIZE, replace=False))
+    pool, start = [], 0
+    for rows in _rows_in(shifts, state):
+        here = drawn[np.searchsorted(drawn, start) : np.searchsorted(drawn, start + len(rows))]
+        pool.append(rows["value"].to_numpy()[here - start])
+        start += len(rows)
+    return np.concatenate(pool)
 
 
-def _ranks_within(test: pd.DataFrame, control: pd.DataFrame) -> SeriesGroupBy:
-    """Return, by gene, how many values that the gene has in the null each value exceeds; equal ones count half."""
-    among_both = pd.concat([test, control], ignore_index=True).groupby("perturbed")["value"].rank()[: len(test)]
-    among_own = test.groupby("perturbed")["value"].rank()
-    return pd.Series(among_both.to_numpy() - among_own.to_numpy()).groupby(test["perturbed"].to_numpy())
+def _ranked(rows: pd.DataFrame, pool: np.ndarray, mean: float) -> pd.DataFrame:
+    """Return, by gene, sums of its values less the mean, and of how many values of the sorted pool each exceeds."""
+    values = rows["value"].to_numpy()
+    return _summed(pd.DataFrame({"value": values - mean, "exceeded": _exceeded(values, pool)}, rows.index), rows)
 
 
-def _rank_sum_p(exceeded: SeriesGroupBy, n_null: pd.Series | int) -> pd.Series:
+def _exceeded(values: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """Return how many values of the sorted pool each value exceeds; equal ones count half."""
+    below, not_above = (np.searchsorted(pool, values, side) for side in ("left", "right"))
+    return np.asarray((below + not_above) / 2)
+
+
+def _exceeded_within(shifts: ShiftTable, null: ShiftTable, state: str, n_values: pd.Series) -> pd.Series:
+    """Return, by gene, how many values that it has in the null its values exceed, in all.
+
+    Parameters
+    ----------
+    shifts, null, state
+        What is compared.
+    n_values
+        Of each gene, in both.
+    """
+    at_once = (n_values.cumsum() // VALUES_AT_ONCE).to_numpy()
+    found = pd.Series(0.0, index=n_values.index)
+    for group in np.unique(at_once):
+        genes = n_values.index[at_once == group]
+        test, control = (_values_of(of, state, genes) for of in (shifts, null))
+        for gene, values, of_null in zip(genes, test, control, strict=True):
+            found[gene] = _exceeded(values, np.sort(of_null)).sum()
+    return found
+
+
+def _values_of(shifts: ShiftTable, state: str, genes: "pd.Index[Any]") -> list[np.ndarray]:
+    """Return the values of each of some genes."""
+    parts = []
+    for rows in _rows_in(shifts, state):
+        perturbed = rows["perturbed"].cat
+        gene = np.array([*genes.get_indexer(perturbed.categories), -1], dtype=np.int32)[perturbed.codes.to_numpy()]
+        parts.append((gene[gene >= 0], rows["value"].to_numpy()[gene >= 0]))
+    gene, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(gene, kind="stable")
+    return np.split(values[order], np.cumsum(np.bincount(gene, minlength=len(genes)))[:-1])
+
+
+def _rank_sum_p(exceeded: pd.Series, n_values: pd.Series, n_null: pd.Series | int) -> pd.Series:
     """Return the p-values of `scipy.stats.ranksums`; called gene by gene, that takes ten times as long.
 
     Parameters
     ----------
     exceeded
-        Of each value of each gene, how many values of the null it exceeds.
+        Of each gene, how many values of the null its values exceed, in all.
+    n_values
+        Values of each gene.
     n_null
         Values of the null, for each gene or all; the p-value is NaN where there is none.
     """
-    n_pairs = exceeded.size() * n_null
-    z = (exceeded.sum() - n_pairs / 2) / np.sqrt(n_pairs * (exceeded.size() + n_null + 1) / 12)
-    return pd.Series(2 * norm.sf(z.abs()), exceeded.size().index)
+    n_pairs = n_values * n_null
+    z = (exceeded - n_pairs / 2) / np.sqrt(n_pairs * (n_values + n_null + 1) / 12)
+    return pd.Series(2 * norm.sf(z.abs()), n_values.index)
 
 
 # Two kinds of genes
@@ -259,20 +339,25 @@ def mixture(shifts: ShiftTable) -> pd.DataFrame:
             f"mixture needs a screen of {SIMILARITY}, this one measured {shifts.measure}. Screen without goal and "
             "classifier."
         )
-    rows = _rows_of_genes(shifts)
-    values = rows.groupby("perturbed")["value"]
-    columns = pd.DataFrame({"effect": values.mean(), "n_cells": values.size()})
+    counted = _counted_genes(shifts)
+    of_gene = counted.of_gene.groupby(level=1).sum()
+    columns = pd.DataFrame({"effect": of_gene["total"] / of_gene["n_cells"], "n_cells": of_gene["n_cells"]})
     if columns["effect"].nunique() < 2:
         raise InputError("All genes have the same mean similarity; there are no two groups to find.")
     fitted = GaussianMixture(2, random_state=MIXTURE_SEED).fit(columns[["effect"]].to_numpy())
     columns.insert(1, "impact", _has_impact(fitted, columns["effect"]))
-    columns.insert(2, "share_of_cells", _has_impact(fitted, rows["value"]).groupby(rows["perturbed"]).mean())
+    n_with = added((_n_with_impact(fitted, rows) for rows in _rows_in(shifts)), totals)
+    columns.insert(2, "share_of_cells", n_with["value"] / columns["n_cells"])
     return _named(columns.sort_values(["impact", "effect"], ascending=[False, True], kind="stable"), shifts)
+
+
+def _n_with_impact(fitted: GaussianMixture, rows: pd.DataFrame) -> pd.DataFrame:
+    return _summed(_has_impact(fitted, rows["value"]).to_frame("value"), rows)
 
 
 def _has_impact(fitted: GaussianMixture, values: pd.Series) -> pd.Series:
     low, high = np.argsort(fitted.means_[:, 0])
-    nearer_low = fitted.predict(values.to_numpy()[:, None]) == low
+    nearer_low = fitted.predict(values.to_numpy()[:, None]) == low if len(values) else False
     below, above = values < fitted.means_[low, 0], values > fitted.means_[high, 0]
     return below | (nearer_low & ~above)
 
@@ -304,7 +389,8 @@ def aggregate(shifts: ShiftTable) -> pd.DataFrame:
             "aggregate lists the values of named genes; this screen perturbed each gene. Its rows are shifts.table; "
             "for a row a gene use another method, for one gene screen with genes=[…]."
         )
-    rows = _rows_of_cells(shifts, one_dose=False)
+    blocks = shifts.blocks([*_OF_A_CELL, "affected"])
+    rows = pd.concat([_of_cells(block).astype(dict.fromkeys(_TEXT, object)) for block in blocks], ignore_index=True)
     rows.insert(1, "gene_name", _names(rows["perturbed"], shifts))
     return rows
 
@@ -330,53 +416,41 @@ def gene_shifts(shifts: ShiftTable) -> pd.DataFrame:
     InputError
         The screen did not measure affected genes, or has several doses.
     """
-    columns = _moments(shifts).reset_index()
-    of_cell = columns["affected"] == _NULL
+    genes, states = Names(), Names()
+    columns = _moments(shifts, genes, states).reset_index()
+    of_cell = columns["affected"] < 0
     if of_cell.all():
         raise InputError(
             "gene_shifts needs what happened to other genes; this screen measured only cells. Screen again with "
             "affected=…."
         )
-    columns = columns.assign(_of_gene=~of_cell).sort_values(["_of_gene", "mean"], kind="stable", ignore_index=True)
-    columns[["affected", "state"]] = columns[["affected", "state"]].replace(_NULL, None)
+    ids, names = genes.names_and(None), states.names_and(None)
+    columns["perturbed"], columns["affected"] = ids[columns["perturbed"]], ids[columns["affected"]]
+    columns["state"] = names[columns["state"]]
+    columns = columns.sort_values(["perturbed", "affected", "state"], na_position="first", ignore_index=True)
+    columns = columns.assign(_of_gene=columns["affected"].notna())
+    columns = columns.sort_values(["_of_gene", "mean"], kind="stable", ignore_index=True)
     columns["gene_name"] = _names(columns["perturbed"], shifts)
     columns["affected_name"] = _names(columns["affected"], shifts)
-    columns["sd"] = np.sqrt(columns["squares"] / columns["n_cells"])
+    columns["sd"] = np.sqrt(columns["squares"] / columns["n"])
+    columns = columns.rename(columns={"n": "n_cells"})
     state = [] if columns["state"].isna().all() else ["state"]
     return columns[["perturbed", "gene_name", "affected", "affected_name", *state, "mean", "sd", "n_cells"]]
 
 
-def _moments(shifts: ShiftTable) -> pd.DataFrame:
-    """Return number, mean and sum of squared deviations of the values of each key, one block at a time.
-
-    Blocks are merged when what waits has outgrown what was merged, so that a key is touched few times.
-    """
-    parts: list[pd.DataFrame] = []
+def _moments(shifts: ShiftTable, genes: Names, states: Names) -> pd.DataFrame:
+    """Return number, mean and sum of squared deviations of the values of each perturbed gene, affected and state."""
     doses: set[float] = set()
-    for block in shifts.blocks():
-        doses.update(block["dose"].dropna().unique())
-        parts.append(_moments_of_block(block))
-        if sum(map(len, parts[1:])) > len(parts[0]):
-            parts = [_merged(parts)]
+
+    def of_blocks() -> Iterator[pd.DataFrame]:
+        for block in shifts.blocks(["perturbed", "affected", "state", "dose", "value"]):
+            doses.update(block["dose"].dropna().unique())
+            keys = [genes.numbers(block["perturbed"]), genes.numbers(block["affected"]), states.numbers(block["state"])]
+            yield moments(block["value"], keys).rename_axis(["perturbed", "affected", "state"])
+
+    found = added(of_blocks(), merged_moments)
     _require_one_dose(doses)
-    return _merged(parts)
-
-
-def _moments_of_block(block: pd.DataFrame) -> pd.DataFrame:
-    keys = block[_OF_A_GENE].where(block[_OF_A_GENE].notna(), _NULL)
-    values = block["value"].groupby([keys[name] for name in _OF_A_GENE])
-    n_cells = values.size()
-    return pd.DataFrame({"n_cells": n_cells, "mean": values.mean(), "squares": values.var(ddof=0) * n_cells})
-
-
-def _merged(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Add spread within parts and between their means, as Chan, Golub and LeVeque (1983)."""
-    moments = pd.concat(parts)
-    of_key = moments.assign(total=moments["mean"] * moments["n_cells"]).groupby(level=_OF_A_GENE)
-    mean = of_key["total"].transform("sum") / of_key["n_cells"].transform("sum")
-    between = moments["n_cells"] * (moments["mean"] - mean) ** 2
-    moments = moments.assign(mean=mean, squares=moments["squares"] + between)
-    return moments.groupby(level=_OF_A_GENE).agg({"n_cells": "sum", "mean": "first", "squares": "sum"})
+    return found
 
 
 # Two genes at once
@@ -416,63 +490,130 @@ def pairs(shifts: ShiftTable) -> pd.DataFrame:
     replicates, null hypothesis: the mean interaction is 0. With one replicate NaN. FDR: Benjamini and Hochberg over
     pairs, for each class on its own.
     """
-    cells = _interactions(shifts)
-    of_pair = cells.groupby([*_PAIR, _replicate(cells)])[_EFFECTS].mean().groupby(level=_PAIR)
-    columns = of_pair.mean().join(_t_test(of_pair["interaction"]))
-    counts = cells.groupby(_PAIR).agg(n_cells=("cell", "nunique"), n_donors=("donor", "nunique"))
-    columns = columns.assign(fdr=columns.groupby("state")["p_value"].transform(_false_discovery_rate)).join(counts)
+    columns = _effects_of_pairs(shifts)
+    columns["fdr"] = columns.groupby("state")["p_value"].transform(_false_discovery_rate)
+    several = columns.index.unique("state").size > 1
+    if several:
+        pair = pd.MultiIndex.from_frame(columns.reset_index()[_PAIR[:2]])
+        columns = columns.join(best_of_classes(columns["p_value"], pair, shifts))
+    columns = columns[[name for name in columns if name not in _N_OF_PAIRS] + _N_OF_PAIRS]
     columns = columns.assign(_strength=-columns["interaction"].abs()).sort_values(["p_value", "_strength"])
     columns = columns.drop(columns="_strength").reset_index()
     for place, gene in enumerate("ab", start=2):
         columns.insert(place, f"gene_name_{gene}", _names(columns[f"gene_{gene}"], shifts))
-    return columns if columns["state"].nunique() > 1 else columns.drop(columns="state")
+    return columns if several else columns.drop(columns="state")
 
 
-def _interactions(shifts: ShiftTable) -> pd.DataFrame:
-    """Return the effects of a, b, their sum and the pair in each cell that has all three."""
-    rows = _rows_of_cells(shifts)
-    if goal := shifts.metadata["goal"]:
-        rows = rows[rows["state"] == goal["goal"]]
-    rows = rows.assign(state=rows["state"].where(rows["state"].notna(), _NULL))
-    anchored = shifts.metadata["perturbation"].get("anchor") is not None
-    genes = _genes_of_pairs(rows["perturbed"], anchored=anchored)
-    cells = rows.join(genes, on="perturbed", how="inner")
-    cells = cells.rename(columns={"value": "effect_pair"})
-    for gene in "ab":
-        names = {"perturbed": f"gene_{gene}", "value": f"effect_{gene}"}
-        alone = rows[["cell", "state", "perturbed", "value"]].rename(columns=names)
-        cells = cells.merge(alone, on=["cell", "state", f"gene_{gene}"])
-    if cells.empty:
+def _effects_of_pairs(shifts: ShiftTable) -> pd.DataFrame:
+    """Return means, test and numbers of each pair and state."""
+    names = _NamesOfPairs(Names(), Names(), Names(), {}, [])
+    sums = added(_interactions(shifts, names), _merged_pairs)
+    if sums.empty:
         raise InputError(
             "pairs needs each pair and both of its genes alone in the same cells; this table has none. Screen with "
             "combine='pairs' or an anchor."
         )
-    unmoved = 1.0 if shifts.measure == SIMILARITY else 0.0
-    total = cells["effect_a"] + cells["effect_b"] - unmoved
-    return cells.assign(effect_sum=total, interaction=cells["effect_pair"] - total)
-
-
-def _replicate(cells: pd.DataFrame) -> str:
-    nameless = cells.loc[cells["donor"].isna(), "cell"]
-    if 0 < len(nameless) < len(cells):
+    donors = sums.index.unique("donor")
+    if -1 in donors and len(donors) > 1:
         raise InputError(
-            f"Some cells have no donor (first: {nameless.iloc[0]!r}), others have. Select those that have: "
+            f"Some cells have no donor (first: {names.nameless[0]!r}), others have. Select those that have: "
             "ShiftTable(shifts.table.dropna(subset='donor'), shifts.metadata)."
         )
-    return "donor" if cells["donor"].nunique() > 1 else "cell"
+    n_donors = sums.groupby(level=_PAIR).size() * (-1 not in donors)
+    of_cells = _merged_pairs(sums.droplevel("donor"))
+    replicates = of_cells
+    if len(donors) > 1:
+        means = sums[_EFFECTS].div(sums["n"], axis=0)
+        keys = [means.index.get_level_values(name) for name in _PAIR]
+        replicates = moments(means["interaction"], keys).join(totals(means.droplevel("donor")))
+    columns = replicates[_EFFECTS].div(replicates["n"], axis=0).join(_t_test(replicates))
+    columns = columns.assign(n_cells=of_cells["n"], n_donors=n_donors)
+    genes, states = names.genes.names(), names.states.names_and(_NULL)
+    columns.index = pd.MultiIndex.from_arrays(
+        [of[columns.index.get_level_values(name)] for of, name in zip((genes, genes, states), _PAIR, strict=True)],
+        names=_PAIR,
+    )
+    return columns.sort_index()
 
 
-def _genes_of_pairs(perturbed: pd.Series, *, anchored: bool) -> pd.DataFrame:
-    """Return the two genes of every pair; "A+B" in one cell is "B+A" in another, but an anchor is always first."""
-    labels = [label for label in perturbed.unique() if label.count("+") == 1]
-    genes = [label.split("+") if anchored else sorted(label.split("+")) for label in labels]
-    return pd.DataFrame(genes, index=labels, columns=["gene_a", "gene_b"], dtype=object)
+class _NamesOfPairs(NamedTuple):
+    """Numbers of names, and what is met on the way."""
+
+    genes: Names
+    states: Names
+    donors: Names
+    genes_of: dict[str, tuple[int, int]]
+    """The genes of each label; of a gene alone the second is -1."""
+    nameless: list[str]
+    """The first cell without a donor."""
 
 
-def _t_test(interaction: SeriesGroupBy) -> pd.DataFrame:
-    """Return what `scipy.stats.ttest_1samp` does, of all groups at once."""
-    mean, freedom = interaction.mean(), interaction.size() - 1
-    error = interaction.sem()
+def _interactions(shifts: ShiftTable, names: _NamesOfPairs) -> Iterator[pd.DataFrame]:
+    """Yield, by pair, state and donor, sums over the cells of a block that have a, b and the pair.
+
+    Beside sums of the effects, ``n``, ``mean`` and ``squares`` are the moments of the interaction.
+    """
+    goal = shifts.metadata["goal"]
+    doses: set[float] = set()
+    anchored = shifts.metadata["perturbation"].get("anchor") is not None
+    unmoved = 1.0 if shifts.measure == SIMILARITY else 0.0
+    for block in blocks_of_whole_cells(shifts, [*_OF_A_CELL, "affected"]):
+        rows = _of_cells(block)
+        doses.update(rows["dose"].dropna().unique())
+        _require_one_dose(doses)
+        cells = _pairs_of(rows[rows["state"] == goal["goal"]] if goal else rows, names, anchored=anchored)
+        total = cells["effect_a"] + cells["effect_b"] - unmoved
+        cells = cells.assign(effect_sum=total, interaction=cells["effect_pair"] - total)
+        keys = [cells[name].to_numpy() for name in [*_PAIR, "donor"]]
+        found = moments(cells["interaction"], keys).join(cells[_EFFECTS].groupby(keys).sum())
+        yield found.rename_axis([*_PAIR, "donor"])
+
+
+def _pairs_of(rows: pd.DataFrame, names: _NamesOfPairs, *, anchored: bool) -> pd.DataFrame:
+    """Return pair, state, donor and the effects of a, b and both in each cell that has all three."""
+    labels = rows["perturbed"].cat
+    genes_of = [_genes_of(label, names, anchored=anchored) for label in labels.categories]
+    of_label = np.array([*genes_of, (-1, -1)], dtype=np.int64).reshape(-1, 2)
+    a, b = of_label[labels.codes.to_numpy()].T
+    state, donor = names.states.numbers(rows["state"]), names.donors.numbers(rows["donor"])
+    cell = rows["cell"].cat.codes.to_numpy().astype(np.int64)
+    value, of_cell, n_genes = rows["value"].to_numpy(), cell * (len(names.states) + 1) + state + 1, len(names.genes)
+    is_pair = b >= 0
+    key = pd.Index(of_cell * n_genes + a)
+    alone = pd.Series(value[~is_pair], key[~is_pair])
+    both = pd.DataFrame(
+        {"gene_a": a, "gene_b": b, "state": state, "donor": donor, "effect_pair": value, "_cell": of_cell}
+    )[is_pair]
+    for gene in "ab":
+        both = both.assign(_key=both["_cell"] * n_genes + both[f"gene_{gene}"])
+        both = both.merge(alone.rename(f"effect_{gene}"), left_on="_key", right_index=True)
+    if not names.nameless and (both["donor"] < 0).any():
+        nameless = both.loc[both["donor"] < 0, "_cell"].iloc[0] // (len(names.states) + 1)
+        names.nameless.append(rows["cell"].cat.categories[nameless])
+    return both
+
+
+def _genes_of(label: str, names: _NamesOfPairs, *, anchored: bool) -> tuple[int, int]:
+    """Return the numbers of the genes of a pair; of a gene alone, or another set, the second is -1.
+
+    "A+B" in one cell is "B+A" in another, but an anchor is always first.
+    """
+    if label not in names.genes_of:
+        genes = label.split("+") if anchored else sorted(label.split("+"))
+        genes = genes if len(genes) == 2 else [label]
+        numbers = [names.genes.number(gene) for gene in genes]
+        names.genes_of[label] = numbers[0], numbers[1] if len(numbers) > 1 else -1
+    return names.genes_of[label]
+
+
+def _merged_pairs(parts: pd.DataFrame) -> pd.DataFrame:
+    return merged_moments(parts[["n", "mean", "squares"]]).join(totals(parts[_EFFECTS]))
+
+
+def _t_test(interaction: pd.DataFrame) -> pd.DataFrame:
+    """Return what `scipy.stats.ttest_1samp` does, of the moments of all groups at once."""
+    mean, freedom = interaction["mean"], interaction["n"] - 1
+    error = np.sqrt(interaction["squares"] / freedom.where(freedom > 0) / interaction["n"])
     half = t.ppf(0.975, freedom) * error
     p_value = 2 * t.sf((mean / error).abs(), freedom)
     return pd.DataFrame({"interaction_low": mean - half, "interaction_high": mean + half, "p_value": p_value})
@@ -483,21 +624,72 @@ def _false_discovery_rate(p_value: pd.Series) -> pd.Series:
     return pd.Series(false_discovery_control(tested), tested.index).reindex(p_value.index)
 
 
+def best_of_classes(p_value: pd.Series, gene: "pd.Index[Any]", shifts: ShiftTable) -> pd.DataFrame:
+    """Correct each gene's smallest p-value over classes for their number, and over genes.
+
+    Parameters
+    ----------
+    p_value
+        Of a gene and class.
+    gene
+        Gene, or pair of genes, of each.
+    shifts
+        The screen of a classifier.
+
+    Returns
+    -------
+    ``best_class_p_value`` and ``best_class_fdr``, a row for each of `p_value`, alike for the classes of a gene.
+    Bonferroni, since a gene's classes are not independent: two have changes that are each other's opposite, one test.
+    """
+    of_gene = p_value.set_axis(gene).groupby(level=list(range(gene.nlevels)))
+    n_classes, target = int(of_gene.size().max()), shifts.metadata.get("target") or {}
+    n_tests = 1 if len(target.get("classes", ())) == 2 else n_classes
+    best = (of_gene.min() * n_tests).clip(upper=1)
+    columns = pd.DataFrame({"best_class_p_value": best, "best_class_fdr": _false_discovery_rate(best)})
+    return columns.reindex(gene).set_axis(p_value.index)
+
+
 # What all have in common
 
 
-def _rows_of_cells(shifts: ShiftTable, *, one_dose: bool = True) -> pd.DataFrame:
-    """Return what happened to cells themselves, without the rows of affected genes."""
-    rows = pd.concat([block.loc[block["affected"].isna(), _OF_A_CELL] for block in shifts.blocks()], ignore_index=True)
-    if one_dose:
-        _require_one_dose(rows["dose"].dropna().unique())
-    return rows
+class _Counted(NamedTuple):
+    """What a first pass over the rows about cells tells."""
+
+    of_gene: pd.DataFrame
+    """Number, ``n_cells``, and sum, ``total``, of the values of each state and perturbed gene, ascending."""
+    states: list[str]
+    dose: float | None
+
+    def in_state(self, state: str) -> pd.DataFrame:
+        """Return those of one state."""
+        return self.of_gene[self.of_gene.index.get_level_values("state") == state].droplevel("state")
 
 
-def _rows_of_genes(shifts: ShiftTable) -> pd.DataFrame:
-    """Return the rows of a screen that perturbed several genes, each alone."""
-    rows = _rows_of_cells(shifts)
-    perturbed = rows["perturbed"].unique()
+def _counted(shifts: ShiftTable) -> _Counted:
+    genes, states = Names(), Names()
+    doses: set[float] = set()
+
+    def of_blocks() -> Iterator[pd.DataFrame]:
+        for block in shifts.blocks(["perturbed", "affected", "state", "dose", "value"]):
+            rows = _of_cells(block)
+            doses.update(rows["dose"].dropna().unique())
+            keys = [states.numbers(rows["state"]), genes.numbers(rows["perturbed"])]
+            of_gene = rows["value"].groupby(keys).agg(["size", "sum"])
+            yield of_gene.set_axis(["n_cells", "total"], axis=1).rename_axis(["state", "perturbed"])
+
+    of_gene = added(of_blocks(), totals)
+    _require_one_dose(doses)
+    names, ids = states.names_and(_NULL), genes.names()
+    state, gene = (of_gene.index.get_level_values(level).to_numpy() for level in range(2))
+    of_gene.index = pd.MultiIndex.from_arrays([names[state], ids[gene]], names=["state", "perturbed"])
+    known = [name for name in states.names() if name in set(names[state])]
+    return _Counted(of_gene.sort_index(), known, next(map(float, doses), None))
+
+
+def _counted_genes(shifts: ShiftTable) -> _Counted:
+    """Count the rows of a screen that perturbed several genes, each alone."""
+    counted = _counted(shifts)
+    perturbed = counted.of_gene.index.unique("perturbed")
     if len(perturbed) < 2:
         raise InputError(
             f"The screen perturbed only {', '.join(map(repr, perturbed))}; a test needs other genes to compare with. "
@@ -508,20 +700,40 @@ def _rows_of_genes(shifts: ShiftTable) -> pd.DataFrame:
             f"This statistic compares single genes; the screen perturbed several at once ({sets[0]!r}). For pairs use "
             "'pairs', for a set that was named 'aggregate'."
         )
-    return rows
+    return counted
 
 
-def _of_one_state(rows: pd.DataFrame, shifts: ShiftTable) -> pd.DataFrame:
-    """Return the rows of the goal, of a screen without a goal all; refuse several classes."""
+def _of_cells(block: pd.DataFrame) -> pd.DataFrame:
+    """Return what happened to cells themselves, without the rows of affected genes."""
+    return block[block["affected"].isna()].drop(columns="affected")
+
+
+def _rows_in(shifts: ShiftTable, state: str | None = None) -> Iterator[pd.DataFrame]:
+    """Yield ``perturbed`` and ``value`` of the rows about cells in a state, or in all."""
+    for block in shifts.blocks(["perturbed", "affected", "state", "value"]):
+        rows = _of_cells(block)
+        if state is not None:
+            rows = rows[rows["state"].isna() if state == _NULL else rows["state"] == state]
+        yield rows[["perturbed", "value"]]
+
+
+def _summed(values: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Sum columns by the perturbed gene of the rows."""
+    summed = values.groupby(rows["perturbed"], observed=True).sum()
+    return summed.set_axis(summed.index.astype(object), axis=0)
+
+
+def _the_state(counted: _Counted, shifts: ShiftTable) -> str:
+    """Return the goal, of a screen without a goal the only state; refuse several classes."""
     if goal := shifts.metadata["goal"]:
-        return rows[rows["state"] == goal["goal"]]
-    if rows["state"].nunique() > 1:
-        classes = ", ".join(map(repr, rows["state"].unique()))
+        return str(goal["goal"])
+    if len(counted.states) > 1:
+        classes = ", ".join(map(repr, counted.states))
         raise InputError(
             f"The screen holds a value for each class of a classifier ({classes}). Select one: "
-            f"ShiftTable(shifts.table[shifts.table['state'] == {rows['state'].iloc[0]!r}], shifts.metadata)."
+            f"ShiftTable(shifts.table[shifts.table['state'] == {counted.states[0]!r}], shifts.metadata)."
         )
-    return rows
+    return counted.states[0] if counted.states else _NULL
 
 
 def _require_goal(shifts: ShiftTable, method: str, *, wanted: bool) -> None:

@@ -5,7 +5,7 @@ millions. So nothing here needs all rows at once but `ShiftTable.table`, which a
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,24 +78,33 @@ class ShiftTable:
             return self._source
         return as_frame(pq.read_table(self._source))
 
-    def blocks(self) -> Iterator[pd.DataFrame]:
-        """Yield the rows part by part, in order; of a file one row group at a time is in memory."""
+    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """Yield the rows part by part, in order; of a file one row group at a time is in memory.
+
+        Parameters
+        ----------
+        columns
+            Columns of `COLUMNS` that are wanted; the others are not read, text comes as categories and ``rank`` as
+            float, NaN for null. None: all, as in `table`.
+        """
         if isinstance(self._source, pd.DataFrame) or "table" in self.__dict__:
-            yield self.table
-        else:
+            yield self.table if columns is None else _compact(self.table[list(columns)])
+        elif columns is None:
             yield from map(as_frame, self._parts())
+        else:
+            yield from map(_compact_frame, self._parts(list(columns)))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one Parquet file; `metadata` goes into its header."""
         write_blocks(Path(path), self._parts(), self.metadata, overwrite=overwrite)
 
-    def _parts(self) -> Iterator[pa.Table]:
+    def _parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         if isinstance(self._source, pd.DataFrame):
             yield pa.Table.from_pandas(self._source, schema=_schema(self._source), preserve_index=False)
             return
-        with pq.ParquetFile(self._source) as file:
+        with pq.ParquetFile(self._source, read_dictionary=_text(columns or ())) as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group)
+                yield file.read_row_group(group, columns)
 
     @classmethod
     def open(cls, path: str | Path) -> "ShiftTable":
@@ -126,8 +135,22 @@ class ShiftTable:
 def as_frame(table: pa.Table) -> pd.DataFrame:
     """Give the columns the same types however the table was made."""
     frame = table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
-    text = {name: object for name, kind in COLUMNS.items() if pa.types.is_string(kind)}
+    text = dict.fromkeys(_text(COLUMNS), object)
     return frame.astype(text | {"rank": "Int32", "value": "float64", "before": "float64", "dose": "float64"})
+
+
+def _compact_frame(table: pa.Table) -> pd.DataFrame:
+    return _compact(table.unify_dictionaries().to_pandas())
+
+
+def _compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give columns the types that cost least and know what is missing."""
+    kinds = dict.fromkeys(_text(map(str, frame)), pd.CategoricalDtype())
+    return frame.astype(kinds | ({"rank": "float64"} if "rank" in frame else {}))
+
+
+def _text(columns: Iterable[str]) -> list[str]:
+    return [name for name in columns if pa.types.is_string(COLUMNS[name])]
 
 
 def write_blocks(

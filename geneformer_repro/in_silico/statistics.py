@@ -12,13 +12,13 @@ has. Screen one type at a time.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import union_categoricals
 from scipy.stats import false_discovery_control, t
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
@@ -26,6 +26,15 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico import published_statistics as published
+from geneformer_repro.in_silico.blockwise import (
+    Names,
+    added,
+    blocks_of_whole_cells,
+    merged_moments,
+    moments,
+    totals,
+    totals_by_key,
+)
 from geneformer_repro.in_silico.gene_baselines import PREDICTORS, gene_baselines
 from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -44,7 +53,10 @@ FOLDS = 5
 """In which genes are dealt to predict an effect from baselines."""
 _DOUBLINGS = 6
 _PLACES, _RATES = 2**_DOUBLINGS, 2**3
-_TEXT, _NUMBERS = ("cell", "donor", "perturbed", "state"), ("dose", "rank", "value", "exact")
+_KEY_BITS = _GROUP_BITS, _REPLICATE_BITS, _GENE_BITS, _PLACE_BITS = 15, 24, 17, _DOUBLINGS
+"""Bits that groups, replicates, genes and places have in a key."""
+_ROWS_AT_ONCE = 2**20
+_KEYS = ("cell", "donor", "perturbed", "state", "dose", "rank")
 _COLUMNS = (
     "effect", "effect_vs_matched", "low", "high", "p_value", "fdr", "matched_percentile", "mean_rank", "n_cells",
     "n_donors", "n_exact", "warning",
@@ -99,6 +111,11 @@ def shift_statistics(
       ``high``. A similarity below 0 moves cells more than matched genes do.
     - ``p_value``, two-sided; ``fdr``, Benjamini and Hochberg over the genes that have a p-value, for each state and
       dose. NaN below three donors.
+    - Of several classes also ``best_class_p_value`` and ``best_class_fdr``, for who takes each gene's best class: the
+      smallest p-value of the gene times the number of classes, at most 1 (Bonferroni, as the classes of a gene are not
+      independent; of a classifier of two classes, where one change is the other's opposite, just the p-value), and
+      Benjamini and Hochberg of these over genes. Null hypothesis: the gene moves cells towards no class otherwise than
+      matched genes do.
     - ``matched_percentile``: share of the matched genes whose `effect_vs_matched` is below the gene's, 0 to 1: is it
       also extreme among genes? With many donors a p-value is small for a small effect.
     - ``mean_rank``: mean place in the cell, 0 for the first; NaN for a gene that no cell expresses.
@@ -156,13 +173,14 @@ def _require_fitting(method: Method, null: ShiftTable | None, cells: Any, counts
 
 
 def _matched(shifts: ShiftTable) -> pd.DataFrame:
-    rows = _rows(shifts)
-    _require_comparable(rows)
-    _log_estimates(rows["exact"].to_numpy())
-    rows = rows.assign(replicate=_replicates(rows), place=_places(rows, shifts.metadata))
-    of_doses = rows[rows["replicate"] >= 0].groupby("dose", dropna=False)
-    goal = shifts.metadata["goal"]
-    table: pd.DataFrame = pd.concat([_of_dose(cast(float, dose), of_dose, goal) for dose, of_dose in of_doses])
+    counted = _counted(shifts)
+    _require_comparable(counted.genes)
+    counted.log()
+    of_replicates = _moments(shifts, counted)
+    tables = {group: _tested(of_replicates.loc[[i]], counted, i) for i, group in enumerate(counted.groups)}
+    doses = dict.fromkeys(dose for dose, _ in counted.groups)
+    of_doses = [{state: table for (of, state), table in tables.items() if of is dose} for dose in doses]
+    table: pd.DataFrame = pd.concat([_of_dose(dose, of, shifts) for dose, of in zip(doses, of_doses, strict=True)])
     names = table.index.to_series().map(shifts.metadata["gene_names"])
     table.insert(0, "gene_name", names.where(names != "", table.index.to_series()))
     return table.iloc[_order(table)]
@@ -175,39 +193,124 @@ def _order(table: pd.DataFrame) -> np.ndarray:
     return np.lexsort((table.index.to_numpy(dtype=str), size, np.where(group == 1, p_value, size), group))
 
 
-def _rows(shifts: ShiftTable) -> pd.DataFrame:
-    """Read what a test needs, names as categories; what happened to other genes is passed over block by block."""
-    parts = [_compact(block, shifts.metadata["goal"]) for block in shifts.blocks()]
-    text = {name: union_categoricals([part[name] for part in parts]) for name in _TEXT}
-    return pd.DataFrame(text | {name: np.concatenate([part[name] for part in parts]) for name in _NUMBERS})
+@dataclass(frozen=True)
+class _Counted:
+    """What a first pass over the rows tells. A group is the rows of a dose and state, which are tested on their own."""
+
+    numbers: "_Numbers"
+    group_of: np.ndarray
+    """Group of a dose and state by their numbers; -1, which is the last, for none."""
+    gene_of: np.ndarray
+    """Place of a gene in `genes`, by its number."""
+    groups: list[tuple[float, str | None]]
+    genes: np.ndarray
+    """Id of each gene, ascending."""
+    of_gene: pd.DataFrame
+    """Of each group and gene: number of values, ``n_cells``, how many of them are of cells that express it,
+    ``n_detected``, the sum of its places in these, ``rank``, and ``n_exact``."""
+    replicate: Literal["donor", "cell"]
+    """What stands for an independent sample."""
+    n_values: int
+    n_exact: int
+    n_lost: int
+    """Cells without a donor, where others have one."""
+    last: float
+    """The largest place of a perturbed gene."""
+
+    def log(self) -> None:
+        """Warn of estimates, and of cells without a donor."""
+        if self.n_exact < self.n_values:
+            logger.warning(
+                "%s of %s values are first-order estimates; n_exact says how many of a gene's are not.",
+                f"{self.n_values - self.n_exact:,}",
+                f"{self.n_values:,}",
+            )
+        if self.replicate == "cell":
+            logger.warning(
+                "The screen has no donors, so p-values take cells for independent replicates, and are too small: cells "
+                "of a donor are alike. Screen with donor=COLUMN."
+            )
+        elif self.n_lost:
+            logger.warning("%s cells have no donor and are left out.", f"{self.n_lost:,}")
+
+    def rates(self, group: int) -> "pd.Series[int]":
+        """Return the bin of each gene's detection rate."""
+        detected = self.of_gene["n_detected"].xs(group).rank(pct=True)
+        return pd.cut(detected, np.linspace(0, 1, _RATES + 1).tolist(), labels=False)
+
+    def n_wanted(self, group: int) -> int:
+        """Return how many other genes a null holds at least."""
+        return int(np.clip(len(self.of_gene.loc[group]) // 10, FEWEST_GENES, MOST_GENES))
 
 
-def _compact(block: pd.DataFrame, goal: Mapping[str, Any] | None) -> pd.DataFrame:
-    wanted = block["affected"].isna()
-    if goal:
-        wanted &= block["state"].isin([goal["goal"], *goal["alternatives"]])
-    return block.loc[wanted, [*_TEXT, *_NUMBERS]].astype(
-        dict.fromkeys(_TEXT, pd.CategoricalDtype()) | {"rank": "float64", "exact": "bool"}
-    )
+class _Numbers(NamedTuple):
+    """Numbers of what rows are named by."""
+
+    doses: Names
+    states: Names
+    genes: Names
+    donors: Names
 
 
-def _log_estimates(exact: np.ndarray) -> None:
-    if not exact.all():
-        logger.warning(
-            "%s of %s values are first-order estimates; n_exact says how many of a gene's are not.",
-            f"{(~exact).sum():,}",
-            f"{len(exact):,}",
-        )
+def _wanted(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> Iterator[pd.DataFrame]:
+    """Pass over what happened to other genes, and movement away from the start."""
+    for block in blocks:
+        wanted = block["affected"].isna()
+        if goal:
+            wanted &= block["state"].isin([goal["goal"], *goal["alternatives"]])
+        yield block[wanted]
 
 
-def _require_comparable(rows: pd.DataFrame) -> None:
-    genes = rows["perturbed"].cat.categories
-    several = genes.str.contains("+", regex=False)
-    if several.any():
-        fitting = "aggregate" if several.all() else "pairs"
+def _counted(shifts: ShiftTable) -> _Counted:
+    numbers = _Numbers(Names(), Names(), Names(), Names())
+    parts, nameless, has_donors, last = [], set(), False, np.nan
+    for block in _wanted(shifts.blocks(["affected", *_KEYS, "exact"]), shifts.metadata["goal"]):
+        lacks = block["donor"].isna()
+        has_donors |= not lacks.all()
+        nameless |= set(block.loc[lacks, "cell"].unique())
+        last = np.fmax(last, block["rank"].max())
+        columns = {"n_cells": 1, "n_detected": block["rank"].notna(), "rank": block["rank"], "n_exact": block["exact"]}
+        keys = [*_numbered(block, numbers), lacks.to_numpy()]
+        parts.append(pd.DataFrame(columns).groupby(keys)[list(columns)].sum())
+    of_gene = added(parts, totals)
+    n_values, n_exact = int(of_gene["n_cells"].sum()), int(of_gene["n_exact"].sum())
+    ids = numbers.genes.names()
+    gene_of = np.argsort(np.argsort(ids))
+    if has_donors:
+        of_gene = of_gene[~of_gene.index.get_level_values(3).to_numpy(dtype=bool)]
+    group_of, groups = _groups(of_gene.index, numbers)
+    dose, state, gene = (of_gene.index.get_level_values(level).to_numpy() for level in range(3))
+    of_gene = of_gene.set_axis([group_of[dose, state], gene_of[gene]]).sort_index()
+    return _Counted(
+        numbers, group_of, gene_of, groups, np.sort(ids), of_gene, "donor" if has_donors else "cell",
+        n_values, n_exact, len(nameless), last,
+    )  # fmt: skip
+
+
+def _numbered(block: pd.DataFrame, numbers: _Numbers) -> list[np.ndarray]:
+    """Return the numbers of dose, state and gene of each row."""
+    dose = numbers.doses.numbers(block["dose"].astype(pd.CategoricalDtype()))
+    return [dose, numbers.states.numbers(block["state"]), numbers.genes.numbers(block["perturbed"])]
+
+
+def _groups(index: "pd.Index[Any]", numbers: _Numbers) -> tuple[np.ndarray, list[tuple[float, str | None]]]:
+    """Number doses and states by their order."""
+    doses, states = [*numbers.doses.names(), np.nan], [*numbers.states.names(), None]
+    found = {(doses[dose], states[state]): (dose, state) for dose, state in {key[:2] for key in index.tolist()}}
+    groups = sorted(found, key=lambda group: (group[0], group[1] or ""))
+    group_of = np.full((len(doses), len(states)), -1)
+    for i, group in enumerate(groups):
+        group_of[found[group]] = i
+    return group_of, groups
+
+
+def _require_comparable(genes: np.ndarray) -> None:
+    several = ["+" in gene for gene in genes]
+    if any(several):
+        fitting = "aggregate" if all(several) else "pairs"
         raise InputError(
-            f"method='matched' compares single genes; this screen perturbed several at once ({genes[several][0]!r}). "
-            f"Use method={fitting!r}."
+            "method='matched' compares single genes; this screen perturbed several at once "
+            f"({genes[several][0]!r}). Use method={fitting!r}."
         )
     if len(genes) <= FEWEST_GENES:
         raise InputError(
@@ -216,51 +319,103 @@ def _require_comparable(rows: pd.DataFrame) -> None:
         )
 
 
-def _replicates(rows: pd.DataFrame) -> np.ndarray:
-    """Return what stands for an independent sample, as codes: the donor (-1 for none), or cells without any donor."""
-    if rows["donor"].isna().all():
-        logger.warning(
-            "The screen has no donors, so p-values take cells for independent replicates, and are too small: cells of "
-            "a donor are alike. Screen with donor=COLUMN."
-        )
-        return rows["cell"].cat.codes.to_numpy()
-    if rows["donor"].isna().any():
-        n_lost = rows.loc[rows["donor"].isna(), "cell"].nunique()
-        logger.warning("%s cells have no donor and are left out.", f"{n_lost:,}")
-    return rows["donor"].cat.codes.to_numpy()
-
-
-def _places(rows: pd.DataFrame, metadata: Mapping[str, Any]) -> np.ndarray:
+def _places(block: pd.DataFrame, last: float, metadata: Mapping[str, Any]) -> np.ndarray:
     """Return the bin of each gene's place in its cell; a gene that the cell does not express comes last.
 
     Only in a screen of each gene does the last place tell how long the cell is.
     """
     if metadata.get("perturbation", {}).get("genes") == "each":
-        last = rows.groupby("cell", observed=True)["rank"].transform("max")
+        of_cell: Any = block["rank"].groupby(block["cell"].cat.codes.to_numpy()).transform("max")
     else:
-        last = rows["rank"].max()
-    share = ((rows["rank"] + 0.5) / (last + 1)).fillna(1).to_numpy()
+        of_cell = last
+    share = ((block["rank"] + 0.5) / (of_cell + 1)).fillna(1).to_numpy()
     return np.minimum(np.sqrt(share) * _PLACES, _PLACES - 1).astype(np.int64)
 
 
 # The test
 
 
-def _tested(rows: pd.DataFrame) -> pd.DataFrame:
-    """Test the genes of one state and dose."""
-    of_gene = rows.groupby("perturbed", observed=True)
-    columns = pd.DataFrame({"mean_rank": of_gene["rank"].mean(), "n_cells": of_gene.size()})
-    detected = of_gene["rank"].count().rank(pct=True)
-    rates = pd.cut(detected, np.linspace(0, 1, _RATES + 1).tolist(), labels=False)
-    sums = rows.groupby(["replicate", "perturbed", "place"], observed=True)["value"].agg(["sum", "size"]).reset_index()
-    sums["rate"] = sums["perturbed"].map(rates).astype(np.int64)
-    n_wanted = int(np.clip(len(columns) // 10, FEWEST_GENES, MOST_GENES))
-    columns = _t_test(_donor_means(sums, _null_means(sums, n_wanted))).join(columns)
-    places = sums["size"].mul(sums["place"]).groupby(sums["perturbed"], observed=True).sum() / columns["n_cells"]
-    percentile = _matched_percentile(columns["effect_vs_matched"], places.astype(np.int64), rates, n_wanted)
-    columns = _completed(columns.assign(matched_percentile=percentile), rows)
+def _moments(shifts: ShiftTable, counted: _Counted) -> pd.DataFrame:
+    """Return of each group and gene what a test needs, over replicates; see `_of_replicates`.
+
+    Values of a donor are summed up block by block. A cell that stands for a donor is whole in its block, so what comes
+    of the block's cells is added up instead.
+    """
+    sums: Iterable[pd.DataFrame] = _sums(shifts, counted)
+    if counted.replicate == "donor":
+        sums = _of_some_replicates(added(sums, totals_by_key))
+    return added((_of_replicates(some, counted) for some in sums), _merged)
+
+
+def _of_some_replicates(sums: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Cut sums between replicates, of which each has a null of its own: a million rows or more at a time."""
+    replicate = sums.index.to_numpy() >> _GENE_BITS + _PLACE_BITS
+    ends = np.append(np.flatnonzero(np.diff(replicate)) + 1, len(sums))
+    start = 0
+    for end in ends.tolist():
+        if end - start >= _ROWS_AT_ONCE or end == len(sums):
+            yield sums.iloc[start:end]
+            start = end
+
+
+def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
+    """Yield sum and number of each block's values by group, replicate, gene and place, which are one key."""
+    blocks = blocks_of_whole_cells(shifts, ["affected", *_KEYS, "value"])
+    for block in _wanted(blocks, shifts.metadata["goal"]):
+        dose, state, gene = _numbered(block, counted.numbers)
+        place = _places(block, counted.last, shifts.metadata)
+        of_donors = counted.replicate == "donor"
+        replicate = counted.numbers.donors.numbers(block["donor"]) if of_donors else block["cell"].cat.codes.to_numpy()
+        keys = [counted.group_of[dose, state], replicate, counted.gene_of[gene], place]
+        known = replicate >= 0
+        key = np.zeros(len(block), dtype=np.int64)
+        for part, n_bits in zip(keys, _KEY_BITS, strict=True):
+            assert part.max(initial=0) < 2**n_bits
+            key = key << n_bits | part
+        yield block["value"][known].groupby(key[known]).agg(["sum", "size"])
+
+
+def _of_replicates(sums: pd.DataFrame, counted: _Counted) -> pd.DataFrame:
+    """Return, by group and gene, moments over replicates.
+
+    Of the difference from matched genes ``n``, ``mean`` and ``squares``; number and sum of the replicates' mean values,
+    ``n_replicates`` and ``value``; sum of the bins of places over cells, ``place``.
+    """
+    found, parts = {}, [sums.index.to_numpy()]
+    for n_bits in _KEY_BITS[:0:-1]:
+        parts[:1] = [parts[0] >> n_bits, parts[0] & 2**n_bits - 1]
+    table = pd.DataFrame(dict(zip(("group", "replicate", "gene", "place"), parts, strict=True)))
+    table = table.assign(sum=sums["sum"].to_numpy(), size=sums["size"].to_numpy())
+    for group in np.unique(table["group"]).tolist():
+        of_group = table[table["group"] == group]
+        of_group = of_group.assign(rate=counted.rates(group).loc[of_group["gene"]].to_numpy(dtype=np.int64))
+        means = _replicate_means(of_group, _null_means(of_group, counted.n_wanted(group)))
+        gene = means.index.get_level_values("gene").to_numpy()
+        values = means["value"].groupby(gene).agg(["size", "sum"]).set_axis(["n_replicates", "value"], axis=1)
+        places = of_group["size"].mul(of_group["place"]).groupby(of_group["gene"]).sum()
+        found[group] = moments(means["difference"], [gene]).join(values).assign(place=places)
+    return pd.concat(found, names=["group", "gene"])
+
+
+def _merged(parts: pd.DataFrame) -> pd.DataFrame:
+    return merged_moments(parts).join(totals(parts[["n_replicates", "value", "place"]]))
+
+
+def _tested(of_replicates: pd.DataFrame, counted: _Counted, group: int) -> pd.DataFrame:
+    """Test the genes of one dose and state."""
+    of_gene, n_wanted = counted.of_gene.loc[group], counted.n_wanted(group)
+    of_replicates = of_replicates.droplevel("group")
+    columns = _t_test(of_replicates).assign(
+        mean_rank=of_gene["rank"] / of_gene["n_detected"], n_cells=of_gene["n_cells"]
+    )
+    places = (of_replicates["place"] / columns["n_cells"]).astype(np.int64)
+    percentile = _matched_percentile(columns["effect_vs_matched"], places, counted.rates(group), n_wanted)
+    columns = columns.assign(matched_percentile=percentile)
+    if of_gene["n_exact"].sum() < of_gene["n_cells"].sum():
+        columns["n_exact"] = of_gene["n_exact"]
+    columns = _with_warnings(columns, of_cells=counted.replicate == "cell")
     order = [name for name in _COLUMNS if name in columns]
-    return columns[order].set_axis(columns.index.astype(str), axis=0).rename_axis("gene_id")
+    return columns[order].set_axis(counted.genes[columns.index].astype(str), axis=0).rename_axis("gene_id")
 
 
 def _null_means(sums: pd.DataFrame, n_wanted: int) -> np.ndarray:
@@ -281,7 +436,7 @@ def _mean_of_others(sums: pd.DataFrame, level: int) -> tuple[np.ndarray, np.ndar
     Rows are sorted by replicate, gene and place, so those of a gene in a bin follow each other, and the other genes are
     all less the own: no group for each gene. All levels of 3 million rows take half a second.
     """
-    replicate, gene = sums["replicate"].to_numpy(), sums["perturbed"].cat.codes.to_numpy()
+    replicate, gene = sums["replicate"].to_numpy(), sums["gene"].to_numpy()
     place, rate = sums["place"].to_numpy() >> level, sums["rate"].to_numpy() >> level
     first = np.ones(len(sums), dtype=bool)
     first[1:] = (np.diff(replicate) != 0) | (np.diff(gene) != 0) | (np.diff(place) != 0)
@@ -293,28 +448,24 @@ def _mean_of_others(sums: pd.DataFrame, level: int) -> tuple[np.ndarray, np.ndar
     return np.divide(others, n_others, out=np.full(len(mean), np.nan), where=n_others > 0)[own], n_others[own]
 
 
-def _donor_means(sums: pd.DataFrame, null: np.ndarray) -> pd.DataFrame:
-    """Return mean value and mean difference from the null of each gene in each donor."""
-    summed = sums.assign(difference=sums["sum"] - sums["size"] * null).groupby(
-        ["perturbed", "replicate"], observed=True
-    )
+def _replicate_means(sums: pd.DataFrame, null: np.ndarray) -> pd.DataFrame:
+    """Return mean value and mean difference from the null of each gene in each replicate."""
+    summed = sums.assign(difference=sums["sum"] - sums["size"] * null).groupby(["gene", "replicate"])
     columns = pd.DataFrame({"value": summed["sum"].sum(), "difference": summed["difference"].sum(min_count=1)})
     return columns.div(summed["size"].sum(), axis=0)
 
 
-def _t_test(means: pd.DataFrame) -> pd.DataFrame:
-    """Test over donors whether the difference is 0; no sample is enough for this below three."""
-    of_gene = means.groupby("perturbed", observed=True)
-    difference = of_gene["difference"]
-    n, mean = difference.count(), difference.mean()
+def _t_test(of_replicates: pd.DataFrame) -> pd.DataFrame:
+    """Test over replicates whether the difference is 0; no sample is enough for this below three."""
+    n, mean = of_replicates["n"], of_replicates["mean"]
     freedom = (n - 1).where(n >= FEWEST_DONORS)
-    error: pd.Series = difference.std() / np.sqrt(n)
+    error: pd.Series = np.sqrt(of_replicates["squares"] / (n - 1).where(n > 1)) / np.sqrt(n)
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = pd.Series(2 * t.sf(np.abs(mean / error), freedom), index=n.index)
     half = t.ppf(0.975, freedom) * error
     return pd.DataFrame(
         {
-            "effect": of_gene["value"].mean(),
+            "effect": of_replicates["value"] / of_replicates["n_replicates"],
             "effect_vs_matched": mean,
             "low": mean - half,
             "high": mean + half,
@@ -345,11 +496,8 @@ def _matched_percentile(effect: pd.Series, place: pd.Series, rate: pd.Series, n_
 # The table
 
 
-def _completed(columns: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add how much is exact, and why not to rely on a row."""
-    if not rows["exact"].all():
-        columns["n_exact"] = rows["exact"].groupby(rows["perturbed"], observed=True).sum()
-    of_cells = rows["donor"].isna().all()
+def _with_warnings(columns: pd.DataFrame, *, of_cells: bool) -> pd.DataFrame:
+    """Say why not to rely on a row."""
     few_donors = _said(
         columns["n_donors"], f" {'cells' if of_cells else 'donors'}: no test below {FEWEST_DONORS}", FEWEST_DONORS
     )
@@ -363,10 +511,9 @@ def _said(number: pd.Series, what: str, enough: int) -> pd.Series:
     return (number.astype(str) + what).where(number < enough, "")
 
 
-def _of_dose(dose: float, rows: pd.DataFrame, goal: Mapping[str, Any] | None) -> pd.DataFrame:
+def _of_dose(dose: float, tables: Mapping[str | None, pd.DataFrame], shifts: ShiftTable) -> pd.DataFrame:
     """Put the tables of the states together: beside each other with a goal, else one behind the other."""
-    tables = {state: _tested(of_state) for state, of_state in rows.groupby("state", dropna=False, observed=True)}
-    if goal:
+    if goal := shifts.metadata["goal"]:
         table = tables[goal["goal"]]
         for state in goal["alternatives"]:
             table = table.join(tables[state][_OF_OTHER_STATES].add_suffix(f"_to_{state}"))
@@ -374,6 +521,10 @@ def _of_dose(dose: float, rows: pd.DataFrame, goal: Mapping[str, Any] | None) ->
         table = pd.concat([table.assign(state=state) for state, table in tables.items()])
         has_states = table["state"].notna().any()
         table = table[["state", *table.columns.drop("state")]] if has_states else table.drop(columns="state")
+        if len(tables) > 1:
+            best = published.best_of_classes(table["p_value"], table.index, shifts)
+            for i, name in enumerate(best, start=list(table).index("fdr") + 1):
+                table.insert(i, name, best[name])
     if not np.isnan(dose):
         table.insert(0, "dose", dose)
     return table

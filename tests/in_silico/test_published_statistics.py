@@ -336,11 +336,42 @@ def test_of_a_screen_with_a_goal_the_goal_is_compared_and_the_null_may_start_els
         pytest.param({"checkpoint": "abc"}, "another checkpoint", id="checkpoint"),
         pytest.param({"target": {"name": "cell_type"}}, "another target", id="target"),
         pytest.param({"perturbation": {**EACH, "kind": "Overexpression"}}, "another kind of perturb", id="kind"),
+        pytest.param({"perturbation": {**EACH, "quartiles": 2}}, "another quartiles .*: 2, not 1", id="quartiles"),
+        pytest.param({"perturbation": {**EACH, "combine": "pairs"}}, "another combine .*'pairs', not", id="combine"),
+        pytest.param({"perturbation": {**EACH, "anchor": ANCHOR}}, f"another anchor .*'{ANCHOR}', not", id="anchor"),
     ],
 )
 def test_a_null_measured_otherwise_is_refused_with_the_difference(similarities, metadata, message):
+    shifts = ShiftTable(similarities.table, {**similarities.metadata, "perturbation": {**EACH, "quartiles": 1}})
+    null = {"perturbation": {**EACH, "quartiles": 1}, **metadata}
     with pytest.raises(InputError, match=message):
-        vs_null(similarities, ShiftTable(similarities.table, {**similarities.metadata, **metadata}))
+        vs_null(shifts, ShiftTable(similarities.table, {**similarities.metadata, **null}))
+
+
+def test_a_null_of_other_places_steps_or_class_is_refused(similarities, measured, rng):
+    def composed(*genes):
+        return {"kind": "Composed", "steps": [{**EACH, "genes": [gene], "combine": "together"} for gene in genes]}
+
+    one, other = (
+        ShiftTable(similarities.table, {**similarities.metadata, "perturbation": composed(*g)}) for g in ("ab", "ba")
+    )
+    with pytest.raises(InputError, match="another steps than the screen"):
+        vs_null(one, other)
+    early, late = (with_rows(similarities, similarities.table.assign(dose=dose)) for dose in (0.0, 1.0))
+    with pytest.raises(InputError, match=r"another dose than the screen: 1\.0, not 0\.0"):
+        vs_null(early, late)
+    classes = of_a_classifier(measured, rng)
+    of_b, of_t = (with_rows(classes, classes.table[classes.table["state"] == state]) for state in "BT")
+    with pytest.raises(InputError, match="another state than the screen: 'T', not 'B'"):
+        vs_null(of_b, of_t)
+
+
+def test_a_null_of_each_gene_fits_a_screen_of_a_list_and_of_one(similarities):
+    gene = similarities.table["perturbed"].iloc[0]
+    for options in ({"genes": [gene], "combine": "together"}, {"genes": [gene, "x"], "combine": "singly"}):
+        listed = similarities.table[similarities.table["perturbed"] == gene]
+        shifts = ShiftTable(listed, {**similarities.metadata, "perturbation": {**EACH, **options}})
+        assert vs_null(shifts, similarities).loc[gene, "difference"] == 0
 
 
 def test_a_null_of_other_genes_is_refused(similarities):
@@ -582,7 +613,9 @@ def test_with_a_goal_the_goal_counts_and_classes_stay_apart(rng):
     pd.testing.assert_frame_equal(pairs(shifts_of(both, measure=SHIFT, goal=GOAL)), plain)
     of_classes = pairs(shifts_of(both, measure=CHANGE))
     assert of_classes["state"].tolist() == ["nf", "hcm"]
-    pd.testing.assert_frame_equal(of_classes[of_classes["state"] == "nf"].drop(columns="state"), plain)
+    best = ["best_class_p_value", "best_class_fdr"]
+    pd.testing.assert_frame_equal(of_classes[of_classes["state"] == "nf"].drop(columns=["state", *best]), plain)
+    assert of_classes["best_class_p_value"].tolist() == [min(1, 2 * of_classes["p_value"].min())] * 2
 
 
 def test_pairs_come_by_their_p_value_then_by_the_strongest_interaction(rng):

@@ -63,6 +63,26 @@ def test_the_parts_of_a_file_are_its_row_groups_in_order(written):
     pd.testing.assert_frame_equal(pd.concat(blocks, ignore_index=True), ShiftTable.open(written).table)
 
 
+def test_of_some_columns_only_these_are_read_with_text_as_categories(written, monkeypatch):
+    read, read_row_group = [], pq.ParquetFile.read_row_group
+
+    def recording(file, group, columns=None):
+        read.append(columns)
+        return read_row_group(file, group, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", recording)
+    wanted = ["perturbed", "affected", "rank"]
+    opened = ShiftTable.open(written)
+    blocks = list(opened.blocks(wanted))
+    assert read == [wanted] * 3
+    for block in (*blocks, *ShiftTable(opened.table, METADATA).blocks(wanted)):
+        assert [str(kind) for kind in block.dtypes] == ["category", "category", "float64"]
+    whole = pd.concat([block.astype({"perturbed": object, "affected": object}) for block in blocks])
+    expected = opened.table[wanted].astype({"rank": float})
+    assert whole["affected"].fillna("").tolist() == expected["affected"].fillna("").tolist()
+    np.testing.assert_array_equal(whole["rank"], expected["rank"])
+
+
 def test_a_screen_has_a_row_group_for_each_part_of_its_cells(checkpoint, cells, tmp_path, monkeypatch):
     monkeypatch.setattr(screen, "CELLS_A_PART", 2)
     short = cells.select(np.argsort(cells.lengths)[:5])
