@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ _KINDS = {
 }
 _SHOWN = (
     "gene_name", "gene_name_a", "gene_name_b", "affected_name", "cell", "donor", "state", "dose", "effect",
-    "effect_vs_matched", "difference", "interaction", "impact", "value", "mean", "sd", "p_value", "fdr", "n_cells",
-    "n_donors", "warning",
+    "effect_vs_matched", "difference", "interaction", "impact", "value", "mean", "sd", "p_value", "fdr",
+    "best_class_fdr", "n_cells", "n_donors", "warning",
 )  # fmt: skip
 """Columns of statistics that fit into a terminal."""
 
@@ -806,7 +807,7 @@ def _agreement(metadata: Mapping[str, Any]) -> str:
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.files import new_file, refuse_existing
     from geneformer_repro.in_silico.pictures import write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
@@ -826,11 +827,16 @@ def _statistics(arguments: argparse.Namespace) -> None:
         cells=TokenizedDataset.open(arguments.cells) if arguments.cells else None,
         counts=arguments.counts,
     )
-    _write_table(table if table.index.name else table.set_index(table.columns[0]), arguments)
+    with ExitStack() as together:  # whoever is killed leaves all of the files or none; the table comes into place last
+        aside = {
+            path: together.enter_context(new_file(path, overwrite=arguments.overwrite))
+            for path in ((out, picture, page) if drawn else (out,))
+        }
+        (table if table.index.name else table.set_index(table.columns[0])).to_csv(aside[out], sep="\t")
+        if drawn:
+            _draw_screen(shifts, table, aside[picture])
+            write_screen_report(shifts, table, aside[page])
     _show_head(table)
-    if drawn:
-        _draw_screen(shifts, table, picture, overwrite=arguments.overwrite)
-        write_screen_report(shifts, table, page, overwrite=arguments.overwrite)
     where = f", {picture} the picture, {page} what was done and what it shows" if drawn else ""
     print(f"{out} has all {len(table):,} rows{where}")
 
@@ -847,14 +853,11 @@ def _show_head(table: Any) -> None:
         print(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")
 
 
-def _draw_screen(shifts: Any, table: Any, picture: Path, *, overwrite: bool) -> None:
-    from geneformer_repro.files import new_file
+def _draw_screen(shifts: Any, table: Any, picture: Path) -> None:
     from geneformer_repro.in_silico.pictures import plot_screen
 
     several_classes = "interaction" in table and "state" in table
-    figure = plot_screen(shifts, table, kind="ranked" if several_classes else None)
-    with new_file(picture, overwrite=overwrite) as aside:
-        figure.savefig(aside, dpi=150)
+    plot_screen(shifts, table, kind="ranked" if several_classes else None).savefig(picture, dpi=150)
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -703,6 +703,17 @@ def test_a_picture_in_the_way_is_refused_before_the_work(copy, run, name):
     assert not (copy / "other.tsv").exists()
 
 
+def test_statistics_that_are_stopped_leave_neither_table_nor_picture(copy, run, monkeypatch):
+    def stopped(*_, **__):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr("geneformer_repro.in_silico.pictures.write_screen_report", stopped)
+    before = sorted(copy.iterdir())
+    with pytest.raises(RuntimeError, match="stopped"):
+        run("statistics", "shifts.parquet", "-o", "new.tsv")
+    assert sorted(copy.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("home", "work", "command"),
     [
