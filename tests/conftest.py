@@ -71,7 +71,7 @@ def checkpoint(vocabulary: Vocabulary) -> gf.Checkpoint:
     return gf.Checkpoint(MaskedGeneModel(config).eval(), vocabulary, name="checkpoint tiny")
 
 
-@pytest.fixture(params=["v1", "v2"])
+@pytest.fixture(scope="session", params=["v1", "v2"])
 def golden(request: pytest.FixtureRequest, shared: Path) -> "Golden":
     """The published package's results on 14 real cells, in both conventions of special tokens."""
     return Golden(shared / "golden" / request.param)
