@@ -278,7 +278,10 @@ def _cells_to_perturb(
         raise InputError(f"max_cells must be at least 1, found {max_cells}.")
     n_genes = np.maximum(cells.lengths[rows] - 2 * cells.vocabulary.has_cls, 0).tolist()
     n_variants = np.array(
-        [plan.n_variants(n, cells[int(row)] if plan.names_genes else None) for n, row in zip(n_genes, rows, strict=True)]
+        [
+            plan.n_variants(n, cells[int(row)] if plan.names_genes else None)
+            for n, row in zip(n_genes, rows, strict=True)
+        ]
     )
     rows, n_variants = rows[n_variants > 0], n_variants[n_variants > 0]
     if not len(rows):
