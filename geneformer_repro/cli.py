@@ -401,7 +401,7 @@ def _model_options(command: argparse.ArgumentParser, *, with_target: bool) -> No
 
 
 def _vocabulary(arguments: argparse.Namespace) -> int:
-    from geneformer_repro import unfinished
+    import geneformer_repro.unfinished as unfinished
     from geneformer_repro.files import refuse_existing
     from geneformer_repro.tokenizer.fitting import FAILED
     from geneformer_repro.tokenizer.vocabulary import Vocabulary, is_published
@@ -484,7 +484,7 @@ def _open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from geneformer_repro import processes
+    import geneformer_repro.processes as processes
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.config import load_config
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
@@ -502,7 +502,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
-    from geneformer_repro import processes
+    import geneformer_repro.processes as processes
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
     from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
@@ -550,7 +550,8 @@ def _named_settings(arguments: argparse.Namespace) -> list[str]:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from geneformer_repro import processes, unfinished
+    import geneformer_repro.processes as processes
+    import geneformer_repro.unfinished as unfinished
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.finetuning.predict import predict
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -595,7 +596,7 @@ def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
-    from geneformer_repro import processes
+    import geneformer_repro.processes as processes
     from geneformer_repro.embedding import embed
     from geneformer_repro.files import refuse_existing
 
@@ -624,7 +625,7 @@ def _embed(arguments: argparse.Namespace) -> None:
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
-    from geneformer_repro import processes
+    import geneformer_repro.processes as processes
     from geneformer_repro.embedding import embed_states
     from geneformer_repro.files import new_file, refuse_existing
 
@@ -700,7 +701,7 @@ def _write_table(table: Any, arguments: argparse.Namespace) -> None:
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
-    from geneformer_repro import processes
+    import geneformer_repro.processes as processes
     from geneformer_repro.in_silico.screen import perturb
 
     perturbation, goal = _perturbation(arguments), _goal(arguments)

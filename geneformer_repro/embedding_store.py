@@ -20,7 +20,7 @@ import pandas as pd
 import zarr
 from safetensors.numpy import load_file, save_file
 
-from geneformer_repro import unfinished
+import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import new_directory, new_file, read_json, write_json
 from geneformer_repro.progress import progress

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro import processes, unfinished
+import geneformer_repro.processes as processes
+import geneformer_repro.unfinished as unfinished
 
 
 class Work:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.metrics import (
     LEADING,

@@ -21,7 +21,7 @@ from scipy.sparse import csr_matrix
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import nn
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved

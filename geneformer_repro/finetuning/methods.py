@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS, Features
 from geneformer_repro.finetuning.networks import (

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.batching import collate, evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require

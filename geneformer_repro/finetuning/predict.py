@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import CELLS_A_PART, MAX_TOKENS, TOKENS_A_PART, parts_of

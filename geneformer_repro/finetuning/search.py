@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import did_you_mean

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed_states
 from geneformer_repro.errors import InputError, did_you_mean

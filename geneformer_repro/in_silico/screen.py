@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from geneformer_repro import processes, unfinished
+import geneformer_repro.processes as processes
+import geneformer_repro.unfinished as unfinished
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import MAX_TOKENS, Dtype, blocks_to_run, encoder_on
 from geneformer_repro.errors import InputError

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved

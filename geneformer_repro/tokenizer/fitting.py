@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from geneformer_repro import unfinished
+import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, read_json, write_json
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 from scipy.sparse import csr_matrix
 
-from geneformer_repro import unfinished
+import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import new_file, read_json, write_json
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of, read_report, write_report

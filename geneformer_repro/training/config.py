@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import nn
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.config import ConfigError, require
 
 if TYPE_CHECKING:  # loads peft and bitsandbytes with it, which whoever only configures can do without

@@ -17,7 +17,7 @@ import torch
 from tensorboardX import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.files import new_file
 from geneformer_repro.progress import Bar

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from geneformer_repro import processes
+import geneformer_repro.processes as processes
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
