@@ -264,7 +264,7 @@ class _Run:
             )
 
     def digests(self, counted: csr_matrix | None) -> dict[str, str | None]:
-        """Return digests of what is learned and compared, none of which a dataset's fingerprint has to cover."""
+        """Return digests of what is learned and compared, which a dataset's fingerprint need not cover."""
         return {
             "labels": self.task.digest(self.groups),
             "split": digest_of_splits(self.splits, self.task.cells.cell_names),

@@ -52,10 +52,7 @@ class Task:
         )
 
     def digest(self, groups: np.ndarray | None = None) -> str:
-        """Return a digest of the cells' names, their labels by name or number, and their groups.
-
-        The fingerprint of a published dataset says nothing of its obs columns.
-        """
+        """Return a digest of the cells' names, their labels by name or number, and their groups."""
         said = [_class_names(self.labels[:, i], one) for i, one in enumerate(self.targets) if one.classes]
         numbers = [self.labels[:, i] for i, one in enumerate(self.targets) if not one.classes]
         digest = hashlib.sha256(repr([(one.name, one.classes) for one in self.targets]).encode())

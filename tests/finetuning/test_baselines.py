@@ -50,6 +50,12 @@ def accuracy(found, codes):
     return (found.argmax(axis=1) == codes).mean()
 
 
+@pytest.fixture
+def few_rounds(monkeypatch):
+    """Trees that are quickly grown, where not their accuracy is the point."""
+    monkeypatch.setitem(module._BOOSTING, "max_iter", 5)
+
+
 # Classes of cells
 
 
@@ -103,6 +109,7 @@ def test_every_method_tells_real_cell_types_apart(features, few, name):
         pytest.param([1, 3], id="two_cells"),
     ],
 )
+@pytest.mark.usefixtures("few_rounds")
 def test_few_cells_give_probabilities_in_the_column_of_their_class(features, name, present):
     codes, test = np.array(present), np.arange(100, 130)
     found = CLASS_METHODS[name](features, np.arange(len(codes)), codes, 5, test, 0)
@@ -123,6 +130,7 @@ def other_values(features, rows):
 
 
 @pytest.mark.parametrize("name", CLASS_METHODS)
+@pytest.mark.usefixtures("few_rounds")
 def test_nothing_is_fitted_on_test_cells(features, few, name):
     train, test, codes = few
     changed = other_values(features, test[20:])
@@ -133,6 +141,7 @@ def test_nothing_is_fitted_on_test_cells(features, few, name):
 
 
 @pytest.mark.parametrize("name", CLASS_METHODS)
+@pytest.mark.usefixtures("few_rounds")
 def test_the_same_seed_gives_the_same_probabilities(features, few, name):
     train, test, codes = few
     found = [probabilities(name, features, train, codes, test, seed=3) for _ in range(2)]
@@ -168,6 +177,7 @@ def test_regression_on_counts_and_ranks_is_as_good_as_on_principal_components(sh
         assert accuracy(probabilities(name, features, train, codes, test, n_classes=13), codes[test]) > 0.855
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_trees_of_many_cells_are_fitted_on_a_sample_with_each_class_s_share_and_the_log_says_so(features, few, caplog):
     train, test, codes = few
     make = module._on_few_genes(module._boosted_class)
@@ -183,9 +193,9 @@ def test_trees_of_many_cells_are_fitted_on_a_sample_with_each_class_s_share_and_
     np.testing.assert_array_equal(module._sample(codes[train], len(train), 0), np.arange(len(train)))
 
 
-@pytest.mark.parametrize("name", ["gradient boosting, counts"])
-def test_asking_trees_some_cells_at_a_time_changes_no_bit(features, few, monkeypatch, name):
-    train, test, codes = few
+@pytest.mark.usefixtures("few_rounds")
+def test_asking_trees_some_cells_at_a_time_changes_no_bit(features, few, monkeypatch):
+    name, (train, test, codes) = "gradient boosting, counts", few
     expected = [probabilities(name, features, train, codes, test),
                 NUMBER_METHODS[name](features, train, codes[train].astype(float), test, 0)]  # fmt: skip
     monkeypatch.setattr(module, "_ASKED_AT_ONCE", 7)
@@ -218,6 +228,7 @@ def test_every_method_learns_a_number(features, pbmc, name):
 
 
 @pytest.mark.parametrize("name", NUMBER_METHODS)
+@pytest.mark.usefixtures("few_rounds")
 def test_numbers_from_few_cells_are_blind_to_other_test_cells(features, name):
     values, test = np.array([1.0, 4.0, 2.0, 3.0, 0.5]), np.arange(5, 9)
     changed = other_values(features, np.arange(9, 20))

@@ -398,7 +398,7 @@ def test_counts_are_the_same_by_their_content(begin, few_counts):
 
 @pytest.mark.parametrize("column", ["cell_type", "donor", "size"])
 def test_labels_and_groups_are_the_same_by_their_content(begin, few, tmp_path, column):
-    """The fingerprint of a published dataset says nothing of its columns."""
+    """Whatever the fingerprint of a dataset covers."""
     path, table = tmp_path / "published.parquet", few.table.to_pandas()[["input_ids", "cell", *OBS]]
     settings = quick(target=("cell_type", "size"), regression=("size",), group="donor")
 
@@ -410,8 +410,7 @@ def test_labels_and_groups_are_the_same_by_their_content(begin, few, tmp_path, c
     begin(settings, cells=before)
     begin(settings, cells=published())
     table.loc[[0, 1, 118, 119], column] = table.loc[[119, 118, 1, 0], column].to_numpy()
-    assert published().fingerprint == before.fingerprint
-    refused(begin, "labels", settings, cells=published())
+    refused(begin, "labels", settings, cells=dataclasses.replace(published(), spec=before.spec))
 
 
 def test_a_version_that_gives_other_results_does_not_go_on(begin, monkeypatch):
