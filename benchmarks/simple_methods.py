@@ -4,7 +4,8 @@ Cells are drawn with replacement, and their counts anew around the old ones (Poi
 one in five is a test cell. Each method runs in a process of its own, once as it is and once fitted on all training
 cells; what is said is the process's most memory less what it held before.
 
-python benchmarks/simple_methods.py FILE.h5ad [--cells 200000] [--genes 2000] [--label cell_type]
+python benchmarks/simple_methods.py FILE.h5ad [--cells 200000] [--genes 2000] [--label cell_type] [--rounds 100]
+    # memory does not depend on the rounds of boosting, so few of them tell it sooner
 """
 
 import argparse
@@ -27,7 +28,10 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--label", default="cell_type")
+    parser.add_argument("--rounds", type=int, default=baselines._BOOSTING["max_iter"])
+    parser.add_argument("--methods", nargs="+", default=[""], help="only those whose names begin so")
     options = parser.parse_args()
+    baselines._BOOSTING["max_iter"] = options.rounds
     adata = ad.read_h5ad(options.file)
     detected = np.argsort(-np.asarray((adata.X > 0).sum(axis=0)).ravel(), kind="stable")[: options.genes]
     source, codes = csr_matrix(adata.X[:, detected]), pd.factorize(adata.obs[options.label], sort=True)[0]
@@ -46,7 +50,8 @@ def main() -> None:
     }
     features = baselines.Features(counts, csr_matrix((options.cells, 1)), np.zeros((options.cells, 1)))
     assert features.expression is not None
-    for name, method in ways.items():
+    chosen = {name: one for name, one in ways.items() if name.startswith(tuple(options.methods))}
+    for name, method in chosen.items():
         ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("fork").Process(target=run, args=(theirs, method, features, codes[rows]))
         process.start()
