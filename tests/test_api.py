@@ -57,7 +57,7 @@ FUNCTIONS = {
     "pretrain": "cells, config, *, out, base, overwrite, resume",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
-    "predict": "checkpoint, data, *, layer, gene_ids, max_tokens, device",
+    "predict": "checkpoint, data, *, layer, gene_ids, max_tokens, device, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
     "map_to_reference": "query, reference, label, *, n_neighbors",
@@ -70,7 +70,7 @@ FUNCTIONS = {
     "write_screen_report": "shifts, statistics, path, *, overwrite",
     "datasets.pbmc700": "",
     "Vocabulary.from_tokens": "tokens, medians, names, *, max_length, other_ids",
-    "Vocabulary.fit": "sources, *, series, layer, gene_ids, max_length, exact, workers, ray, work",
+    "Vocabulary.fit": "sources, *, series, layer, gene_ids, max_length, exact, workers, ray, work, overwrite",
     "Vocabulary.load": "path",
     "Vocabulary.from_pretrained": "path_or_hub_id, *, series, revision",
     "Vocabulary.save": "self, path, *, overwrite",
@@ -88,7 +88,7 @@ FUNCTIONS = {
     "ShiftTable": "source, metadata",
     "ShiftTable.open": "path",
     "ShiftTable.save": "self, path, *, overwrite",
-    "ShiftTable.blocks": "self",
+    "ShiftTable.blocks": "self, columns",
 }
 TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
 TRANSFER = "transfer, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits"
