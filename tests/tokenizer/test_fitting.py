@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from forking import forked, status_of
 from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack, vstack
 
@@ -293,7 +294,7 @@ def die_when_five_are_saved(monkeypatch):
 
 
 @exactly
-def test_killed_and_run_again_gives_the_bits_of_an_uninterrupted_run(sources, tmp_path, monkeypatch, exact, killed):
+def test_killed_and_run_again_gives_the_bits_of_an_uninterrupted_run(sources, tmp_path, monkeypatch, exact):
     cut_in_parts_of(monkeypatch, 100)
     expected = Vocabulary.fit(sources, exact=exact)
 
@@ -301,7 +302,7 @@ def test_killed_and_run_again_gives_the_bits_of_an_uninterrupted_run(sources, tm
         die_when_five_are_saved(monkeypatch)
         Vocabulary.fit(sources, work=tmp_path / "work", exact=exact)
 
-    assert killed(run) == -signal.SIGKILL
+    assert status_of(forked(run, tmp_path / "log")) == -signal.SIGKILL
     done, sketch = [], fitting._Fit.sketch
     monkeypatch.setattr(fitting._Fit, "sketch", lambda job, part: (done.append(part.number), sketch(job, part)))
     monkeypatch.setattr(fitting._Fit, "deal_out", lambda *_: pytest.fail("dealt out again"))

@@ -21,6 +21,9 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
+from forking import forked, kill, status_of
+from joblib.externals.loky import reusable_executor
+from joblib.externals.loky.backend import resource_tracker
 from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack, vstack
 
@@ -1240,7 +1243,7 @@ def die_while_rows_are_written(monkeypatch):
     monkeypatch.setattr(module._Rows, "batches", dying_batches)
 
 
-def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(pbmc, vocabulary, tmp_path, monkeypatch, killed):
+def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(pbmc, vocabulary, tmp_path, monkeypatch):
     cut_in_parts_of(monkeypatch, 100)
     pbmc.X = csc_matrix(pbmc.X)
     source = saved(pbmc, tmp_path / "x.h5ad")
@@ -1250,7 +1253,8 @@ def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(pbmc, voca
         die_while_rows_are_written(monkeypatch)
         tokenize(source, vocabulary, out=tmp_path / "out", obs=OBS)
 
-    assert killed(run) == -signal.SIGKILL
+    assert status_of(forked(run, tmp_path / "log")) == -signal.SIGKILL
+    (tmp_path / "log").unlink()
     assert not (tmp_path / "out").exists()
     work = tmp_path / "out.partial"
     finished = {name: state for name, state in states(work / "dataset").items() if "data" < name < "data-000003"}
@@ -1304,14 +1308,16 @@ def test_what_is_damaged_of_unfinished_work_is_made_again(pbmc, vocabulary, tmp_
     assert "000000.entries is not what was written; it is made again" in caplog.text
 
 
-def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabulary, tmp_path, monkeypatch, forked):
+def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabulary, tmp_path, monkeypatch):
     cut_in_parts_of(monkeypatch, 100)
 
     def run():
+        reusable_executor._executor = None  # the workers of this process are not those of its copy
+        resource_tracker._resource_tracker = resource_tracker.ResourceTracker()
         monkeypatch.setattr(corpus, "_do_elsewhere", _hang_after_the_first_part)
         tokenize(h5ad, vocabulary, out=tmp_path / "out", obs=OBS, workers=2)
 
-    parent = psutil.Process(forked(run))
+    parent = psutil.Process(forked(run, tmp_path / "log"))
     reports = tmp_path / "out.partial" / "reports"
     while len(list(reports.glob("*.json")) if reports.exists() else []) < 2:
         assert parent.status() != psutil.STATUS_ZOMBIE
@@ -1319,7 +1325,7 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabu
     workers = parent.children(recursive=True)
     assert len(workers) >= 2
     assert all(map(is_deaf_to_interrupts, workers)), "a Ctrl-C, sent to all processes of a terminal, is their parent's"
-    parent.kill()
+    kill(parent.pid)
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []
     monkeypatch.undo()
