@@ -104,9 +104,14 @@ class _Reader:
         return int(self.bert.config.hidden_size)
 
     def batches(self, rows: np.ndarray) -> Iterator[HiddenBatch]:
-        """Yield the hidden states of some cells, longest first; `HiddenBatch.rows` counts among these cells."""
+        """Yield the hidden states of some cells, longest first; `HiddenBatch.rows` counts among these cells.
+
+        Cells without a gene are passed over.
+        """
         halved = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
-        for chosen, batch in evaluation_batches(self.cells.select(rows), self.max_tokens):
+        with_gene = np.flatnonzero(self.cells.has_gene[rows])
+        for of_these, batch in evaluation_batches(self.cells.select(rows[with_gene]), self.max_tokens):
+            chosen = with_gene[of_these]
             with torch.inference_mode(), halved:
                 ids_BL = batch["input_ids"].to(self.device)
                 packed = run_encoder(self.bert, ids_BL, batch["attention_mask"].to(self.device), n_blocks=self.n_blocks)
@@ -118,8 +123,8 @@ class _Reader:
         return pool(batch.hidden_BLD, batch.genes_BL, self.pooling).cpu()
 
     def vectors(self, rows: np.ndarray, bar: tqdm) -> np.ndarray:
-        """Return the vectors of some cells, in their order, (cells, D)."""
-        vectors_ND = np.empty((len(rows), self.hidden_size), dtype=np.float32)
+        """Return the vectors of some cells, in their order, (cells, D); NaN of a cell without a gene."""
+        vectors_ND = np.full((len(rows), self.hidden_size), np.nan, dtype=np.float32)
         for batch in _counted(self.batches(rows), bar):
             vectors_ND[batch.rows] = self.pooled(batch).numpy()
         return vectors_ND
@@ -190,7 +195,8 @@ def embed(
 
     Returns
     -------
-    ``X`` (float32). At cell level in the order of the cells, with their names and obs columns; at gene level indexed by
+    ``X`` (float32). At cell level in the order of the cells, with their names and obs columns, NaN for a cell without a
+    gene; at gene level indexed by
     gene id with ``gene_name`` and ``n_cells``, genes that no cell expresses left out. ``uns["geneformer_repro"]``
     says what made it. With `out`, ``X`` stays on disk: backed (``.h5ad``), or a `zarr.Array`.
 
@@ -251,7 +257,7 @@ def embed_states(
     cells
         Cells of the same vocabulary.
     obs
-        Column that names the state of each cell; cells without one are left out.
+        Column that names the state of each cell; cells without one, or without a gene, are left out.
     statistic
         "mean" (sums in float64), or "median" of each dimension, which holds all vectors of a state in memory.
     layer
@@ -305,10 +311,10 @@ def _members(cells: TokenizedDataset, obs: str, states: Sequence[str] | None) ->
     """Row numbers of the cells of each state."""
     if isinstance(states, str):
         raise InputError(f"states must be a sequence of states; for one give [{states!r}].")
-    column = cells.labels(obs).reset_index(drop=True).dropna()
+    column = cells.labels(obs).reset_index(drop=True)[cells.has_gene].dropna()
     there = {str(state): rows.to_numpy() for state, rows in column.groupby(column).groups.items()}
     if not there:
-        raise InputError(f"No cell has a value of {obs!r}, so there is no state. Name another column.")
+        raise InputError(f"No cell with a gene has a value of {obs!r}, so there is no state. Name another column.")
     for state in states or ():
         if state not in there:
             raise InputError(f"No cell has {obs} = {state!r}. {did_you_mean(state, there)}")

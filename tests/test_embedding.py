@@ -377,7 +377,7 @@ class TestStates:
             embed_states(checkpoint, labelled, "state", states="a")
 
     def test_no_cell_has_a_state(self, checkpoint, labelled):
-        with pytest.raises(gf.InputError, match="No cell has a value of 'state'"):
+        with pytest.raises(gf.InputError, match="No cell with a gene has a value of 'state'"):
             embed_states(checkpoint, labelled.select([3, 8]), "state")
 
     def test_an_unknown_statistic(self, checkpoint, labelled):
@@ -464,6 +464,37 @@ class TestTwoProcesses:
         np.testing.assert_array_equal(found.X, expected.X)
         pd.testing.assert_frame_equal(found.obs, expected.obs)
         assert len(list((launched / "two").iterdir())) == 4
+
+
+class TestCellsWithoutGenes:
+    """Published datasets have them, also in the middle: no token at all, or special tokens only."""
+
+    @pytest.fixture
+    def gappy(self, checkpoint, few, tmp_path):
+        some = [few[i].tolist() for i in range(4)]
+        special = checkpoint.vocabulary.special_tokens
+        ids = [[special["<cls>"], special["<eos>"]], some[0], some[1], [], some[2], some[3]]
+        table = pd.DataFrame({"input_ids": ids, "state": list("aababb")})
+        table.to_parquet(tmp_path / "gappy.parquet")
+        return gf.TokenizedDataset.open(tmp_path / "gappy.parquet", checkpoint.vocabulary)
+
+    @pytest.mark.parametrize("pooling", ["mean", "cls"])
+    def test_they_have_no_vector_and_change_no_other(self, checkpoint, few, gappy, pooling, tmp_path):
+        expected = embed(checkpoint, few.select(range(4)), pooling=pooling).X
+        for found in (
+            embed(checkpoint, gappy, pooling=pooling),
+            embed(checkpoint, gappy, pooling=pooling, out=tmp_path / "x.h5ad"),
+        ):
+            assert np.isnan(found.X[[0, 3]]).all()
+            np.testing.assert_allclose(found.X[:][[1, 2, 4, 5]], expected, rtol=1e-6)
+
+    def test_genes_and_states_do_without_them(self, checkpoint, few, gappy):
+        genes = embed(checkpoint, few.select(range(4)), level="gene")
+        np.testing.assert_allclose(embed(checkpoint, gappy, level="gene").X, genes.X, rtol=1e-6)
+        states = embed_states(checkpoint, gappy, "state")
+        vectors = embed(checkpoint, few.select(range(4))).X
+        np.testing.assert_allclose(states.loc["a"], vectors[0], rtol=1e-6)
+        np.testing.assert_allclose(states.loc["b"], vectors[1:].mean(0), rtol=1e-5)
 
 
 class TestRefusals:

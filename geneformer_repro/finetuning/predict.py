@@ -196,15 +196,21 @@ class _Asked:
                 return self._of_genes(mine, bar)
             outputs_NK = torch.zeros(n_cells, self._head.n_outputs)
             for i in mine:
-                some = self._cells.select(self.parts[i])
-                outputs_NK[self.parts[i]] = outputs_of(self._model, some, self._head, max_tokens=self._max_tokens)
+                asked = self._with_gene(i)
+                outputs_NK[asked] = outputs_of(
+                    self._model, self._cells.select(asked), self._head, max_tokens=self._max_tokens
+                )
                 if kept is not None:
                     kept.keep(i, partial(save_file, {"outputs": outputs_NK[self.parts[i]].clone()}))
-                bar.update(len(some))
+                bar.update(len(self.parts[i]))
         if kept is None:
             return self._of_cells(processes.sum_over(outputs_NK))
         processes.wait()
         return self._of_cells(torch.cat([load_file(path)["outputs"] for path in kept.paths]))
+
+    def _with_gene(self, part: int) -> np.ndarray:
+        """Return the cells of a part that can be asked about."""
+        return self.parts[part][self._cells.has_gene[self.parts[part]]]
 
     def _of_cells(self, outputs_NK: Tensor) -> pd.DataFrame:
         tables = [
@@ -222,7 +228,7 @@ class _Asked:
         device = next(model.parameters()).device
         model.eval()
         for i in parts:
-            for rows, batch in evaluation_batches(self._cells.select(self.parts[i]), self._max_tokens):
+            for rows, batch in evaluation_batches(self._cells.select(self._with_gene(i)), self._max_tokens):
                 real_BL = batch["attention_mask"].bool()
                 tokens_T, lengths = batch["input_ids"][real_BL], real_BL.sum(1).tolist()
                 with torch.inference_mode():
