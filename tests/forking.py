@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState, PartialState
 def forked(run: Callable[[], object], log: Path) -> int:
     """Start a process that calls `run` and exits, with 0 or, after an error (whose traceback is in `log`), with 1."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside other threads
+        warnings.simplefilter("ignore")  # of Python and JAX, of forking beside other threads, which the fork leaves
         pid = os.fork()
     if pid:
         return pid
@@ -38,6 +38,7 @@ def forked(run: Callable[[], object], log: Path) -> int:
                 run()
                 status = 0
             except SystemExit as error:
+                print(error)
                 status = error.code if isinstance(error.code, int) else 1
             except BaseException:
                 traceback.print_exc()

@@ -466,7 +466,7 @@ class TestOpening:
     def test_a_vocabulary_that_was_edited_is_refused(self, saved):
         table = (saved / "vocabulary.tsv").read_text()
         (saved / "vocabulary.tsv").write_text(table.replace("ENSG", "ENSX", 1))
-        with pytest.raises(gf.InputError, match=r"vocabulary.tsv has changed since it was written"):
+        with pytest.raises(gf.InputError, match=r"vocabulary.tsv or other_ids.tsv has changed since it was written"):
             gf.Checkpoint.from_pretrained(saved)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from forking import forked, status_of
+from forking import forked, several, status_of
 from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
@@ -463,9 +463,11 @@ def test_a_first_order_screen_says_how_good_its_estimates_are(screened):
     assert f"{GOAL} {median:.2f} (" in said
 
 
-def test_of_several_processes_one_says_what_was_done(screened, monkeypatch):
-    monkeypatch.setattr("geneformer_repro.processes.is_first", lambda: False)
-    assert screened("base --genes {0}")[1] == ""
+def test_of_several_processes_one_says_what_was_done(copy, tmp_path):
+    command = ["perturb", "base", "cells.tok", "--max-cells", "2", "-o", "few.parquet", "--quiet"]
+    first, second = several(lambda _: cli.main(command), tmp_path)
+    assert "few.parquet: " in first
+    assert "few.parquet" not in second
 
 
 def test_statistics_is_shift_statistics(chain):
