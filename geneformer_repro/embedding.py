@@ -127,6 +127,7 @@ class _Reader:
         vectors_ND = np.full((len(rows), self.hidden_size), np.nan, dtype=np.float32)
         for batch in _counted(self.batches(rows), bar):
             vectors_ND[batch.rows] = self.pooled(batch).numpy()
+        bar.update(int((~self.cells.has_gene[rows]).sum()))
         return vectors_ND
 
 
