@@ -2,6 +2,7 @@
 
 import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import geneformer_repro as gf
+from geneformer_repro.finetuning import baselines
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -75,6 +77,14 @@ def checkpoint(vocabulary: Vocabulary) -> gf.Checkpoint:
 def golden(request: pytest.FixtureRequest, shared: Path) -> "Golden":
     """The published package's results on 14 real cells, in both conventions of special tokens."""
     return Golden(shared / "golden" / request.param)
+
+
+@pytest.fixture(scope="module")
+def few_trees() -> Iterator[None]:
+    """Gradient boosting of five trees a class, where it is not asked how good it is: a hundred take ten seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(baselines._BOOSTING, "max_iter", 5)
+        yield
 
 
 class Golden:

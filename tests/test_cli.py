@@ -29,6 +29,8 @@ from geneformer_repro.files import sha256
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
 from geneformer_repro.finetuning.predict import predict
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 COMMANDS = (
     "vocabulary",
     "tokenize",

@@ -12,6 +12,8 @@ from running import run_script
 
 import geneformer_repro as gf
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 
 

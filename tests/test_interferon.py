@@ -8,6 +8,8 @@ from running import run_script
 
 import geneformer_repro as gf
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "interferon.py"
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from running import run
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
