@@ -127,7 +127,8 @@ class _Reader:
         vectors_ND = np.full((len(rows), self.hidden_size), np.nan, dtype=np.float32)
         for batch in _counted(self.batches(rows), bar):
             vectors_ND[batch.rows] = self.pooled(batch).numpy()
-        bar.update(int((~self.cells.has_gene[rows]).sum()))
+        if n_without_gene := int((~self.cells.has_gene[rows]).sum()):
+            bar.update(n_without_gene)
         return vectors_ND
 
 

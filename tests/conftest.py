@@ -23,6 +23,15 @@ def _little_to_collect() -> None:
     gc.freeze()
 
 
+_N_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_many_threads() -> None:
+    """Compute with as many threads as at the start, whoever changed that: another number changes last bits."""
+    torch.set_num_threads(_N_THREADS)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with golden files and data sets, beside the checkout; users do not have it."""

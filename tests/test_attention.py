@@ -273,6 +273,7 @@ class TestDroppedPairs:
         assert abs(slope) > 1
         assert measured == pytest.approx(slope, rel=0.01)
 
+    @pytest.mark.slow
     def test_the_mean_over_seeds_is_attention_without_dropout(self):
         inputs = inputs_of((6, 4), (60, 60))
         with torch.no_grad():

@@ -29,7 +29,7 @@ from geneformer_repro.files import sha256
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
 from geneformer_repro.finetuning.predict import predict
 
-pytestmark = pytest.mark.usefixtures("few_trees")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
 COMMANDS = (
     "vocabulary",

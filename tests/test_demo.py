@@ -12,7 +12,7 @@ from running import run_script
 
 import geneformer_repro as gf
 
-pytestmark = pytest.mark.usefixtures("few_trees")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 

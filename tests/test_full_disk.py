@@ -14,6 +14,8 @@ import geneformer_repro as gf
 from geneformer_repro.finetuning.networks import new_classifier
 from geneformer_repro.model import Head, Target
 
+pytestmark = pytest.mark.slow
+
 
 def in_little_room(run, folder, n_bytes):
     """Return what a process printed that may write no file larger than so many bytes."""

@@ -8,7 +8,7 @@ from running import run_script
 
 import geneformer_repro as gf
 
-pytestmark = pytest.mark.usefixtures("few_trees")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "interferon.py"
 

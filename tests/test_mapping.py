@@ -248,6 +248,7 @@ class TestIntegrationScores:
             warnings.simplefilter("ignore")
             pytest.importorskip("scib_metrics")
 
+    @pytest.mark.slow
     def test_silhouettes_are_scikit_learns(self, few):
         (row,) = integration_scores(few, batch="batch", label="cell_type").itertuples()
         labels = few.obs["cell_type"].to_numpy()

@@ -358,6 +358,7 @@ class TestTokensEndToEnd:
             np.testing.assert_array_equal(again[name], value, err_msg=name)
         assert once["loss"] != other["loss"]
 
+    @pytest.mark.slow
     def test_the_mean_loss_with_dropout_is_that_of_stock_bert(self, checkpoint, masked, end_to_end):
         """Different random numbers, the same distribution."""
         ours = with_dropout(checkpoint.model, 0.2)
@@ -477,6 +478,7 @@ class TestTrainingMachinery:
         assert_same(found, expected, rtol=1e-6, atol=1e-7)
 
     @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations are not ours to mend
+    @pytest.mark.slow
     def test_compiled_it_has_the_same_loss_and_gradients(self, checkpoint, end_to_end):
         model = checkpoint.model.train()
         expected = loss_and_gradients(model, end_to_end)
@@ -494,6 +496,7 @@ class TestTrainingMachinery:
         found = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
         assert found == list(model.bert.encoder.layer)
 
+    @pytest.mark.slow
     def test_sharded_by_block_it_has_the_same_loss_and_gradients(self, checkpoint, end_to_end, tmp_path):
         """FSDP gathers a block's weights when the block is called: one that is by-passed would find none."""
         checkpoint.save(tmp_path / "saved")

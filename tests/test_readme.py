@@ -16,6 +16,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_its_first_python_block_runs_from_counts_to_a_table(tmp_path, monkeypatch, pbmc):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("geneformer_repro.datasets.pbmc700", lambda: pbmc[::2].copy())  # for time

@@ -34,6 +34,8 @@ from geneformer_repro.training.config import ParameterGroup, TrainConfig
 from geneformer_repro.training.log import peak_flops
 from geneformer_repro.training.loop import CellExamples, Interrupted, train
 
+pytestmark = pytest.mark.slow
+
 N_CELLS, BATCH_SIZE = 16, 4
 STEPS_AN_EPOCH = N_CELLS // BATCH_SIZE
 Weights = dict[str, np.ndarray]

@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -477,9 +478,11 @@ class Job:
         left = (part for part in parts if part.source not in self.corpus.failed)
         total, todo = sum(self.sizes), sum(part.stop - part.start for part in parts)
         with (
+            warnings.catch_warnings(),
             progress(step.replace("_", " "), total=total, unit="cells", done=max(0, total - todo)) as bar,
             closing(_finished(left, do, workers=workers, ray=ray)) as finished,
         ):
+            warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")  # on purpose
             for part, message in finished:
                 self.corpus.require_unchanged(part.source, quickly=message is None)
                 if message is None:

@@ -27,7 +27,7 @@ from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name
 from geneformer_repro.finetuning.metrics import evaluate_classes
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, MaskedGeneModel, Target, bert_config
 
-pytestmark = pytest.mark.usefixtures("few_trees")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
 SIZES = {"dull": 6, "odd": 9, "plain": 6}
 CLASSES = tuple(SIZES)

@@ -127,6 +127,7 @@ def test_numbers_have_no_balanced_weights():
     assert balanced_weights(np.array([1.0, 2.0]), Target("size")) is None
 
 
+@pytest.mark.slow
 def test_against_rare_classes_both_ways_change_what_is_learned(few, base, tmp_path):
     """65 cells of the one class, 5 of the other."""
     flags = task_of(few, "flag")
@@ -172,6 +173,7 @@ def scored(types, gentle_base, tmp_path_factory):
                    batch_size=8, learning_rate=3e-3)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_epoch_that_is_best_on_the_validation_cells_is_kept(scored, types):
     model, history = scored
     outputs = outputs_of(model, types.cells.select(VALIDATION), model.head)

@@ -27,6 +27,8 @@ from geneformer_repro.model import CellClassifier, Head, Target, bert_config
 from geneformer_repro.training.config import ParameterGroup, TrainConfig
 from geneformer_repro.training.loop import CellExamples, train
 
+pytestmark = pytest.mark.slow
+
 N_CELLS, N_STEPS, N_BLOCKS, RATE = 16, 12, 3, 1e-3
 TOP_DOWN = ["block 3", "block 2", "block 1", "embeddings"]
 ADAPTED = [

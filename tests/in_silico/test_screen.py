@@ -554,6 +554,7 @@ def said(caplog, *given, **options):
     return [record.message for record in caplog.records if record.levelno == logging.INFO]
 
 
+@pytest.mark.slow
 def test_before_the_start_is_said_what_is_to_be_done_and_how_long_it_takes(model, short, caplog):
     first, *_ = said(caplog, model, short, Deletion(), max_tokens=14)
     assert re.fullmatch(r"432 variants of 36 cells, about \d+ s here", first)
@@ -563,6 +564,7 @@ def test_what_a_probe_would_take_much_of_is_begun_at_once(model, short, caplog):
     assert said(caplog, model, short.select(range(3)), Deletion())[0] == "36 variants of 3 cells"
 
 
+@pytest.mark.slow
 def test_of_long_work_is_said_how_long_less_would_take(model, short, caplog, monkeypatch):
     monkeypatch.setattr(module._Screen, "_seconds", lambda *given: 100.0)
     messages = said(caplog, model, short, Deletion(), max_tokens=14)

@@ -28,6 +28,8 @@ from geneformer_repro.pretraining.pretrain import FREQUENCY, MODEL, RANK, Guess,
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training.loop import Interrupted
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "config.json",
     "model.safetensors",
@@ -524,14 +526,17 @@ class TestCutOff:
         assert again.checkpoint.fingerprint == finished.checkpoint.fingerprint
         assert again.checkpoint.provenance["result"] == finished.checkpoint.provenance["result"]
 
-    def test_a_killed_run_loses_no_more_than_the_steps_since_it_saved(self, sixty, finished, tmp_path):
-        """Killed while it wrote nothing, and could say nothing."""
-        how = config(trainer={"save_strategy": "steps", "save_steps": 3})
-        killed = forked(lambda: cut_off(tmp_path / "base", sixty, how, step=9, by=signal.SIGKILL), tmp_path / "log")
+    def test_a_killed_run_loses_no_more_than_the_steps_since_it_saved(self, sixty, tmp_path):
+        """Killed while it wrote nothing, and could say nothing; all three in forks, which have one thread."""
+        how, log = config(trainer={"save_strategy": "steps", "save_steps": 3}), tmp_path / "log"
+        killed = forked(lambda: cut_off(tmp_path / "base", sixty, how, step=9, by=signal.SIGKILL), log)
         assert status_of(killed) == -signal.SIGKILL
-        again = start(tmp_path / "base", sixty, how, resume=True)
-        assert [line["step"] for line in again.log if "engine" in line] == [0, 6]
-        assert again.checkpoint.fingerprint == finished.checkpoint.fingerprint
+        assert status_of(forked(lambda: gf.pretrain(sixty, how, out=tmp_path / "base", resume=True), log)) == 0
+        assert status_of(forked(lambda: gf.pretrain(sixty, how, out=tmp_path / "whole"), log)) == 0
+        lines = [json.loads(line) for line in (tmp_path / "base" / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "engine" in line] == [0, 6]
+        again, whole = (gf.Checkpoint.from_pretrained(tmp_path / name) for name in ("base", "whole"))
+        assert again.fingerprint == whole.fingerprint
 
     def test_going_on_without_an_unfinished_run_is_refused(self, sixty, tmp_path):
         with pytest.raises(gf.InputError, match=r"base.partial: no such folder, so there is no unfinished run"):

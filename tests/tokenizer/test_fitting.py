@@ -275,6 +275,7 @@ def sources(pbmc, tmp_path):
 exactly = pytest.mark.parametrize("exact", [False, True], ids=["sketch", "exact"])
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_bits_of_one_process(sources, monkeypatch):
     """Of the sketch, which depends on the order of merging."""
     cut_in_parts_of(monkeypatch, 100)

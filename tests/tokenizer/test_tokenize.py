@@ -1308,6 +1308,7 @@ def test_what_is_damaged_of_unfinished_work_is_made_again(pbmc, vocabulary, tmp_
     assert "000000.entries is not what was written; it is made again" in caplog.text
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabulary, tmp_path, monkeypatch):
     cut_in_parts_of(monkeypatch, 100)
 
@@ -1546,6 +1547,7 @@ def test_the_corpus_has_several_parts_and_leaves_cells_out(corpus_on_disk):
     assert min(spec["left_out"]["counts_within_sd"], spec["left_out"]["min_genes"]) > 0
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_bytes_of_one_process(corpus_on_disk, vocabulary, tmp_path):
     folder, options = corpus_on_disk
     tokenize(folder / "in", vocabulary, out=tmp_path / "two", workers=2, **options)
@@ -1555,6 +1557,7 @@ def test_two_workers_give_the_bytes_of_one_process(corpus_on_disk, vocabulary, t
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'geneformer-repro[ray]'")
+@pytest.mark.slow
 def test_a_local_ray_gives_the_bytes_of_one_process(corpus_on_disk, vocabulary, tmp_path):
     folder, options = corpus_on_disk
     tokenize(folder / "in", vocabulary, out=tmp_path / "ray", ray=True, workers=2, **options)
@@ -1713,6 +1716,7 @@ def test_two_workers_name_a_damaged_source_with_the_bytes_of_one_process(pbmc, v
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_disk, vocabulary, tmp_path, monkeypatch):
     folder, options = corpus_on_disk
     monkeypatch.setattr(corpus, "_do_elsewhere", _die_on_the_second_part)
