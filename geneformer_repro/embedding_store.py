@@ -74,7 +74,7 @@ class VectorParts:
         """
         if self.missing:
             self._note.unlink(missing_ok=True)
-        if self._n_laid():
+        if self._laid()[0]:
             return
         unfinished.remove(self._result)
         try:
@@ -89,21 +89,20 @@ class VectorParts:
 
     def finish(self) -> None:
         """Make the result of the parts, which must all be there, on the first process."""
-        paths, n_laid = self._parts.paths, self._n_laid()
+        paths, (n_laid, n_rows) = self._parts.paths, self._laid()
         with progress("merge", total=len(paths), unit="parts", done=n_laid, quiet=len(paths) < _PARTS_AT_ONCE) as bar:
             for start in range(n_laid, len(paths), _PARTS_AT_ONCE):
                 some = paths[start : start + _PARTS_AT_ONCE]
-                n_rows = _fill(self._result, (load_file(path)["X"] for path in some), start=self._n_rows())
+                n_rows = _fill(self._result, (load_file(path)["X"] for path in some), start=n_rows)
                 with new_file(self._note, overwrite=True) as aside:
                     write_json(aside, {"parts": start + len(some), "rows": n_rows})
                 bar.update(len(some))
         self._work.deliver(self._result)
 
-    def _n_laid(self) -> int:
-        return int(read_json(self._note)["parts"]) if self._note.exists() else 0
-
-    def _n_rows(self) -> int:
-        return int(read_json(self._note)["rows"]) if self._note.exists() else 0
+    def _laid(self) -> tuple[int, int]:
+        """Return how many parts, and rows of theirs, an earlier call has laid into the result."""
+        note = read_json(self._note) if self._note.exists() else {"parts": 0, "rows": 0}
+        return int(note["parts"]), int(note["rows"])
 
 
 def write_vectors(out: Path, adata: ad.AnnData, *, overwrite: bool) -> None:

@@ -162,13 +162,13 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         with translated(path):
             yield aside
-            _sync(aside)
+            sync(aside)
             aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file on the disk before it gets its name: after a power cut a name never holds half of it."""
     number = os.open(path, os.O_RDONLY)
     try:
@@ -180,7 +180,7 @@ def _sync(path: Path) -> None:
 def move_into_place(aside: Path, path: Path) -> None:
     """Rename a file or folder into place; a folder that is in the way is moved aside first and deleted last."""
     if aside.is_file():
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
     elif path.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))

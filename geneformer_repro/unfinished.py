@@ -160,11 +160,6 @@ def refuse_other(out: Path, plan: Mapping[str, Any], *, what: str, overwrite: bo
     _refuse_other(work_folder(out), json.loads(json.dumps(plan, default=str)), what=what, overwrite=overwrite)
 
 
-def is_begun(folder: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether a folder holds work with this plan."""
-    return (folder / _PLAN).exists() and read_json(folder / _PLAN) == json.loads(json.dumps(plan, default=str))
-
-
 def read_plan(folder: Path) -> dict[str, Any]:
     """Return the plan of a work folder."""
     return read_json(folder / _PLAN)

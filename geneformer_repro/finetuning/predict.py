@@ -164,8 +164,12 @@ def _tokenized_once(
     if isinstance(data, TokenizedDataset):
         return data
     tokens = work.folder / "cells"
-    if processes.agreed(lambda: not tokens.exists()):
-        processes.agreed(lambda: _tokenized(checkpoint, data, out=tokens, **where) and None)
+
+    def tokenise() -> None:
+        if not tokens.exists():
+            _tokenized(checkpoint, data, out=tokens, **where)
+
+    processes.agreed(tokenise)
     return TokenizedDataset.open(tokens)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError, MissingExtraError
-from geneformer_repro.files import damage, new_file, read_json, sha256, write_json, write_manifest
+from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS, files_of, is_zarr, mtx_files
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
@@ -433,8 +433,7 @@ class Job:
         folder = self.corpus.blocks_folder(part.source)
         self.corpus.open(part.source).deal_out(folder)
         for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         write_manifest(folder)
 
     def share(

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError
-from geneformer_repro.files import new_file, read_json, write_json
+from geneformer_repro.files import new_file, write_json
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, parts_of
 from geneformer_repro.tokenizer.genes import names_of, reconcile
@@ -95,7 +95,7 @@ class _Fit(Job):
     @classmethod
     def from_plan(cls, work: Path) -> "_Fit":
         """Make the job of another process."""
-        plan = read_json(work / "plan.json")
+        plan = unfinished.read_plan(work)
         options = plan["options"]
         corpus = Corpus.from_plan(plan, layer=options["layer"], gene_ids=options["gene_ids"])
         job = cls(corpus, **options)

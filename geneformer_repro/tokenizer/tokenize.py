@@ -201,7 +201,7 @@ class _Job(Job):
     @classmethod
     def from_plan(cls, work: Path) -> "_Job":
         """Make the job of another process."""
-        plan = read_json(work / "plan.json")
+        plan = unfinished.read_plan(work)
         options = _Options(**plan["options"])
         corpus = Corpus.from_plan(plan, layer=options.layer, gene_ids=options.gene_ids)
         job = cls(corpus, Vocabulary.load(work / _VOCABULARY), options)
