@@ -5,14 +5,18 @@ refused; with ``overwrite`` it is replaced, but only where it is one of ours (it
 that a mistyped path never deletes somebody's folder.
 """
 
+import codecs
 import errno
+import gzip
 import hashlib
+import io
 import json
 import os
 import platform
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import DataFormatError, InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAID_OTHERWISE = re.compile(
@@ -29,6 +33,19 @@ _SAID_OTHERWISE = re.compile(
     re.IGNORECASE,
 )
 """How safetensors, HDF5 and torch say that there is no room; only their text tells."""
+_GZIP = b"\x1f\x8b"
+_PACKED = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"\x89HDF": "an HDF5 file",
+    b"PAR1": "a Parquet file",
+}
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_UNPACKED_AT_ONCE, _UNSUSPICIOUS, _MOST_TIMES, _MOST_TEXT = 1 << 22, 1 << 26, 200, 1 << 31
+"""Bytes: unpacked at a time; up to which no packed text is a bomb; so many times the packed size; at all."""
 _LONGEST_AFFIX = len(".partial") + len(".tmp-00000000") + 1
 _RECORDED_PACKAGES = (
     "geneformer-repro",
@@ -88,6 +105,8 @@ def refuse_existing(path: Path, *, overwrite: bool, marker: str | None = None) -
 
 def _require_possible(path: Path) -> None:
     """Raise if no file could ever stand under this name."""
+    if not path.name:
+        raise InputError(f"{str(path)!r} is no name for an output. Give a file or folder that is to be written.")
     longest = os.pathconf(next((folder for folder in path.parents if folder.is_dir()), "."), "PC_NAME_MAX")
     for name, most in [(path.name, longest - _LONGEST_AFFIX), *((name, longest) for name in path.parts[:-1])]:
         if len(os.fsencode(name)) > most:
@@ -195,6 +214,61 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def open_unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """Open a file for reading, through gzip if that is what it is, whatever its name says."""
+    with path.open("rb") as file:
+        is_packed = file.read(2) == _GZIP
+    return gzip.open(path, "rb") if is_packed else path.open("rb")
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a table: UTF-8, or what its byte-order mark says; gzip is told by its first bytes.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it may not be read.
+    DataFormatError
+        It is no text in UTF-8, an archive or a workbook, damaged, or becomes absurdly large when it is unpacked.
+    """
+    path = Path(path)
+    try:
+        with open_unpacked(path) as file:
+            content = _limited(path, file)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataFormatError(f"{path}: the file is damaged or truncated ({error}).") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    packed = next((what for begin, what in _PACKED.items() if content.startswith(begin)), None)
+    if packed:
+        raise DataFormatError(f"{path}: expected a table of text, found {packed}; save it as a TSV or CSV in UTF-8.")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataFormatError(
+            f"{path}: line {line} is not in UTF-8 (byte {content[error.start]:#04x}); save the table in UTF-8."
+        ) from error
+    if "\0" in text:
+        raise DataFormatError(f"{path}: expected a table of text, found NUL characters; save it as text in UTF-8.")
+    return text
+
+
+def _limited(path: Path, file: gzip.GzipFile | io.BufferedReader) -> bytes:
+    """Read to the end, or until it is certain that nobody's table is so large."""
+    size, content = path.stat().st_size, io.BytesIO()
+    while block := file.read(_UNPACKED_AT_ONCE):
+        content.write(block)
+        n = content.tell()
+        if n > _MOST_TEXT or n > max(_UNSUSPICIOUS, _MOST_TIMES * size):
+            raise DataFormatError(
+                f"{path}: its {size:,} bytes become more than {n // 2**20:,} MB when they are unpacked; it is not read "
+                "further. Expected a table of text."
+            )
+    return content.getvalue()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

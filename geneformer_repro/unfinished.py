@@ -44,6 +44,8 @@ _PATIENCE_SECONDS = 5.0
 
 def work_folder(out: Path) -> Path:
     """Return where unfinished work on `out` is kept: ``OUT.partial``."""
+    if not out.name:
+        raise InputError(f"{str(out)!r} is no name for an output. Give a file or folder that is to be written.")
     return out.with_name(out.name + ".partial")
 
 

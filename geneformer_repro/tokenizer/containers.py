@@ -4,16 +4,20 @@ What is stored by gene (CSC, Matrix Market) cannot be cut by cells: it is dealt 
 every 2,048 cells in a work folder, which costs 16 bytes of disk a stored value and about the time of reading it twice.
 """
 
-import gzip
+import html
+import io
+import math
 import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import anndata as ad
 import h5py
@@ -24,7 +28,7 @@ from anndata.io import read_elem
 from scipy.sparse import coo_matrix, csr_matrix, issparse, vstack
 
 from geneformer_repro.errors import DataFormatError
-from geneformer_repro.files import new_directory
+from geneformer_repro.files import new_directory, open_unpacked, read_text
 
 BLOCK_CELLS = 2048
 """Cells read at a time: 2,048 cells of 2,000 expressed genes are about 100 MB on the way to tokens."""
@@ -106,6 +110,26 @@ class ByGene:
 
 
 Matrix = ByCell | ByGene
+
+
+def some_genes(matrix: Matrix, genes: np.ndarray) -> Matrix:
+    """Return the matrix of these genes alone, given by their places, ascending."""
+    shape = (matrix.shape[0], len(genes))
+    if isinstance(matrix, ByCell):
+        return ByCell(shape, lambda start, stop: csr_matrix(matrix.read(start, stop)[:, genes]))
+    column = np.full(matrix.shape[1], -1, dtype=np.int64)
+    column[genes] = np.arange(len(genes))
+
+    def entries() -> Iterator[Entries]:
+        for found in matrix.entries():
+            if not _all_within(found.genes, len(column)):
+                raise DataFormatError(f"an entry lies outside of the {len(column)} features")
+            kept = column[found.genes] >= 0
+            yield Entries(found.cells[kept], column[found.genes[kept]], found.values[kept])
+
+    return ByGene(shape, entries)
+
+
 _BLOCK_FILE = "{:06d}.entries"
 _ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float64)])
 
@@ -115,12 +139,44 @@ def _all_within(indices: np.ndarray, stop: int) -> bool:
 
 
 def _plain(matrix: csr_matrix) -> csr_matrix:
-    """Return float64 values and int32 indices, for which the compiled loops are compiled."""
+    """Return float64 values and int32 indices, for which the compiled loops are compiled, in canonical form.
+
+    That is each gene of a cell once, in ascending order, and no zeros: what a filter or a method that counts stored
+    entries takes for granted, and what Cell Ranger 3, R and additions of matrices do not give.
+    """
+    data, indices = matrix.data.astype(np.float64, copy=False), matrix.indices.astype(np.int32, copy=False)
+    if not _is_canonical(data, indices, matrix.indptr):
+        matrix = csr_matrix(csr_matrix((data, indices, matrix.indptr), shape=matrix.shape).tocsc())  # sorts by counting
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        data, indices = matrix.data, matrix.indices.astype(np.int32, copy=False)
     plain = csr_matrix(matrix.shape, dtype=np.float64)
-    plain.data = matrix.data.astype(np.float64, copy=False)
-    plain.indices = matrix.indices.astype(np.int32, copy=False)
-    plain.indptr = matrix.indptr.astype(np.int64, copy=False)
+    plain.data, plain.indices, plain.indptr = data, indices, matrix.indptr.astype(np.int64, copy=False)
     return plain
+
+
+@numba.njit(nogil=True, cache=True)
+def _is_canonical(data, indices, indptr):  # type: ignore[no-untyped-def]
+    for i in range(len(indptr) - 1):
+        last = -1
+        for j in range(indptr[i], indptr[i + 1]):
+            if indices[j] <= last or data[j] == 0:
+                return False
+            last = indices[j]
+    return True
+
+
+def as_csr(values: Any) -> csr_matrix:
+    """Return an array as CSR: dense or sparse, lazy (dask), also of kinds of numbers that SciPy does not know."""
+    if hasattr(values, "compute"):
+        values = values.compute()
+    if not (issparse(values) or isinstance(values, np.ndarray)):
+        values = np.asarray(values)
+    return csr_matrix(values if _scipy_knows(values.dtype) else values.astype(np.float64))
+
+
+def _scipy_knows(kind: np.dtype[Any]) -> bool:
+    return bool(kind.isnative) and kind != np.float16
 
 
 @numba.njit(nogil=True, cache=True)
@@ -139,10 +195,13 @@ def _matrix_in_memory(matrix: Any) -> Matrix:
         return _matrix_stored(lambda: nullcontext(matrix.group))
     if isinstance(matrix, h5py.Dataset):
         return _matrix_stored(lambda: nullcontext(matrix))
-    if issparse(matrix) and matrix.format != "csr":
-        matrix = csr_matrix(matrix)
     _check_array(matrix, "iufb", dimensions=2)
-    return ByCell(matrix.shape, lambda start, stop: csr_matrix(matrix[start:stop]))
+    if issparse(matrix):
+        if matrix.format != "csr":
+            matrix = as_csr(matrix)
+        parts = {name: getattr(matrix, name) for name in ("data", "indices", "indptr")}
+        return ByCell(matrix.shape, partial(_read_csr, lambda: nullcontext(parts), matrix.shape))
+    return ByCell(matrix.shape, lambda start, stop: as_csr(matrix[start:stop]))
 
 
 def _matrix_stored(opened: Callable[[], AbstractContextManager[Any]]) -> Matrix:
@@ -182,14 +241,22 @@ def _check_pointers(stored: Any, n: int) -> None:
 
 
 def _check_chunks(values: Any) -> None:
-    if hasattr(values, "nchunks_initialized") and values.nchunks_initialized < values.nchunks:
-        raise DataFormatError(f"{values.nchunks - values.nchunks_initialized} of {values.nchunks} chunks are missing")
+    """Raise if parts of an array were never written: it may claim any size, and would be zeros."""
+    there = n = 0
+    if hasattr(values, "nchunks_initialized"):
+        there, n = values.nchunks_initialized, values.nchunks
+    elif isinstance(values, h5py.Dataset) and values.chunks:
+        there, n = values.id.get_num_chunks(), math.prod(map(math.ceil, np.divide(values.shape, values.chunks)))
+    elif isinstance(values, h5py.Dataset) and not values.is_virtual and not values.external:
+        there, n = int(values.id.get_storage_size() > 0), 1
+    if there < n:
+        raise DataFormatError(f"{n - there} of {n} chunks are missing")
 
 
 def _read_dense(opened: Callable[[], AbstractContextManager[Any]], start: int, stop: int) -> csr_matrix:
     with opened() as stored:
         step = max(1, _DENSE_VALUES // max(1, stored.shape[1]))
-        parts = [csr_matrix(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
+        parts = [as_csr(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
     return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
 
 
@@ -203,8 +270,8 @@ def _read_csr(
         data, indices = (np.asarray(stored[name][indptr[0] : indptr[-1]]) for name in ("data", "indices"))
     if len(data) != indptr[-1] - indptr[0] or len(data) != len(indices) or not _all_within(indices, shape[1]):
         raise DataFormatError(f"a column index lies outside of the {shape[1]} genes, or values are missing")
-    block = csr_matrix((stop - start, shape[1]), dtype=data.dtype)
-    block.data, block.indices, block.indptr = data, indices, indptr - indptr[0]
+    block = csr_matrix((stop - start, shape[1]), dtype=np.float64)
+    block.data, block.indices, block.indptr = data.astype(np.float64), indices.astype(np.int32), indptr - indptr[0]
     return block
 
 
@@ -258,7 +325,7 @@ def content_of(source: ad.AnnData | str | Path) -> Content:
         return _AnnDataContent(source)
     path = Path(source)
     if not path.exists():
-        raise DataFormatError(f"{path}: no such file. Expected raw counts: .h5ad, .zarr, .loom, or 10x .h5 or mtx.")
+        raise DataFormatError(not_there(path))
     if path.is_dir():
         if is_zarr(path):
             return _StoredAnnData(partial(_zarr, path))
@@ -266,6 +333,12 @@ def content_of(source: ad.AnnData | str | Path) -> Content:
     if _MTX.match(path.name):
         return _TenXFolder(path)
     return _hdf5_content(path)
+
+
+def not_there(path: Path) -> str:
+    """Say that a path leads to nothing."""
+    what = f"a link that leads nowhere ({path.readlink()})" if path.is_symlink() else "no such file"
+    return f"{path}: {what}. Expected raw counts: .h5ad, .zarr, .loom, or 10x .h5 or mtx."
 
 
 def is_zarr(path: Path) -> bool:
@@ -299,8 +372,16 @@ def _only_mtx(folder: Path) -> Path:
     return found[0]
 
 
+@cache
+def _more_filters() -> None:
+    """Let HDF5 read what other programs packed by Blosc, Zstandard …, if the package for it is there."""
+    if find_spec("hdf5plugin"):
+        import_module("hdf5plugin")
+
+
 @contextmanager
 def _h5(path: Path, inside: str = "/") -> Iterator[Any]:
+    _more_filters()
     with closing(h5py.File(path, "r")) as file:
         yield file[inside]
 
@@ -332,7 +413,14 @@ def _hdf5_content(path: Path) -> Content:
     if len(genomes) == 1:
         return _TenXContent(path, genomes[0])
     if genomes:
-        raise DataFormatError(f"{path}: a 10x file of several genomes ({', '.join(sorted(genomes))}); split it first.")
+        raise DataFormatError(
+            f"{path}: a 10x file of several genomes ({', '.join(sorted(genomes))}). Read one and write it as an .h5ad: "
+            f"scanpy.read_10x_h5(path, genome={min(genomes)!r}).write_h5ad(…)."
+        )
+    if "mod" in keys:
+        raise DataFormatError(
+            f"{path}: a MuData; write its RNA as a file of its own: mudata.read_h5mu(path)['rna'].write_h5ad(…)."
+        )
     if not {"obs", "var"} <= keys:
         raise DataFormatError(
             f"{path}: an HDF5 file, but not a readable .h5ad, .loom or 10x matrix (it holds "
@@ -343,14 +431,15 @@ def _hdf5_content(path: Path) -> Content:
 
 class _AnnDataContent(Content):
     def __init__(self, adata: ad.AnnData) -> None:
-        self._adata = adata
+        self._adata, self._obs = adata, in_memory(adata.obs)
         has = {"X": adata.X is not None, **dict.fromkeys(adata.layers, True), "raw": adata.raw is not None}
         self.layers = [name for name, there in has.items() if there or name in adata.layers]
         self.n_cells = adata.n_obs
-        self.obs_columns = [str(column) for column in adata.obs.columns]
+        self.obs_columns = [str(column) for column in self._obs.columns]
 
     def var(self, layer: str) -> pd.DataFrame:
-        return self._adata.raw.var if layer == "raw" and self._adata.raw is not None else self._adata.var
+        is_raw = layer == "raw" and self._adata.raw is not None
+        return in_memory(self._adata.raw.var if is_raw else self._adata.var)
 
     def matrix(self, layer: str) -> Matrix:
         if layer == "raw" and self._adata.raw is not None:
@@ -359,10 +448,15 @@ class _AnnDataContent(Content):
         return _matrix_in_memory(self._adata.X if is_x else self._adata.layers[layer])
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
-        return self._adata.obs_names[start:stop].astype(str).to_numpy(dtype=object)
+        return self._obs.index[start:stop].astype(str).to_numpy(dtype=object)
 
     def obs(self, column: str, start: int, stop: int) -> pd.Series:
-        return self._adata.obs[column].iloc[start:stop]
+        return self._obs[column].iloc[start:stop]
+
+
+def in_memory(table: Any) -> pd.DataFrame:
+    """Return a table of an AnnData, which is not read yet in one of ``anndata.experimental.read_lazy``."""
+    return table.to_memory() if hasattr(table, "to_memory") else table
 
 
 class _StoredAnnData(Content):
@@ -416,10 +510,12 @@ class _StoredAnnData(Content):
 def _values(stored: Any, start: int, stop: int) -> Any:
     """Read part of a column of a stored data frame."""
     if not hasattr(stored, "keys"):
-        values = stored[start:stop]
+        values = stored[start:stop].reshape(-1)
         if values.dtype.kind in "SO":
             return np.array([v.decode() if isinstance(v, bytes) else v for v in values], dtype=object)
-        return values.astype(object) if values.dtype.kind in "UT" else values
+        if values.dtype.kind in "UT":
+            return values.astype(object)
+        return values.astype(np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("="))
     if stored.attrs["encoding-type"] == "categorical":
         return pd.Categorical.from_codes(stored["codes"][start:stop], read_elem(stored["categories"]))
     values = _values(stored["values"], start, stop)
@@ -439,9 +535,9 @@ class _LoomContent(Content):
             self._shape = file["matrix"].shape[::-1]
             self.layers = ["X", *file.get("layers", {})]
             rows, columns = file["row_attrs"], file["col_attrs"]
-            names = [name for name in rows if rows[name].shape == self._shape[1:]]
-            self._var = pd.DataFrame({name: _values(rows[name], 0, self._shape[1]) for name in names})
-            self.obs_columns = [name for name in columns if columns[name].shape == self._shape[:1]]
+            names = [name for name in rows if _is_column(rows[name], self._shape[1])]
+            self._var = pd.DataFrame({name: _unescaped(_values(rows[name], 0, self._shape[1])) for name in names})
+            self.obs_columns = [name for name in columns if _is_column(columns[name], self._shape[0])]
             self._names = next((name for name in ("CellID", "obs_names", "cell_id") if name in columns), None)
             self.n_cells = columns[self._names].shape[0] if self._names else self._shape[0]
         genes = next((name for name in ("Accession", "var_names", "Gene") if name in self._var), None)
@@ -457,7 +553,7 @@ class _LoomContent(Content):
     def _read(self, place: str, start: int, stop: int) -> csr_matrix:
         step = max(64, _DENSE_VALUES // max(1, self._shape[1]) // 64 * 64)
         with _h5(self._path, place) as stored:
-            parts = [csr_matrix(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
+            parts = [as_csr(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
         return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
@@ -467,25 +563,30 @@ class _LoomContent(Content):
 
     def obs(self, column: str, start: int, stop: int) -> pd.Series:
         with _h5(self._path, f"col_attrs/{column}") as stored:
-            return pd.Series(_values(stored, start, stop))
+            return pd.Series(_unescaped(_values(stored, start, stop)))
+
+
+def _is_column(stored: Any, n: int) -> bool:
+    return isinstance(stored, h5py.Dataset) and stored.shape in ((n,), (n, 1))
+
+
+def _unescaped(values: np.ndarray) -> np.ndarray:
+    """Undo what loompy does to text that is not ASCII: ``&#946;``, ``&amp;``."""
+    if values.dtype != object:
+        return values
+    return np.array([html.unescape(value) if isinstance(value, str) else value for value in values], dtype=object)
 
 
 class _TenX(Content):
-    """What both 10x forms share: cells have names only; of several kinds of features the genes are read."""
+    """What both 10x forms share: cells have names only."""
 
     layers = ("X",)
     obs_columns = ()
     _features: pd.DataFrame
 
-    @cached_property
-    def _is_gene(self) -> np.ndarray:
-        if "feature_type" not in self._features:
-            return np.ones(len(self._features), dtype=bool)
-        return (self._features["feature_type"] == "Gene Expression").to_numpy()
-
     def var(self, layer: str) -> pd.DataFrame:
         del layer
-        return self._features[self._is_gene]
+        return self._features
 
 
 class _TenXContent(_TenX):
@@ -501,6 +602,8 @@ class _TenXContent(_TenX):
             places = {"gene_id": "id", "gene_name": "name", "feature_type": "feature_type"}
             if features is None:
                 features, places = stored, {"gene_id": "genes", "gene_name": "gene_names"}
+            places |= {name: name for name in ("genome",) if name in features}
+            places = {name: place for name, place in places.items() if place in features}
             columns = {name: _values(features[place], 0, features[place].shape[0]) for name, place in places.items()}
             if len(columns["gene_id"]) != n_genes:
                 raise DataFormatError(f"{path}: {len(columns['gene_id'])} features are named for {n_genes} rows.")
@@ -516,14 +619,7 @@ class _TenXContent(_TenX):
 
     def matrix(self, layer: str) -> Matrix:
         del layer
-        if self._is_gene.all():
-            return ByCell(self._shape, partial(_read_csr, self._opened, self._shape))
-        genes = np.flatnonzero(self._is_gene)
-
-        def read(start: int, stop: int) -> csr_matrix:
-            return _read_csr(self._opened, self._shape, start, stop)[:, genes]
-
-        return ByCell((self._shape[0], len(genes)), read)
+        return ByCell(self._shape, partial(_read_csr, self._opened, self._shape))
 
 
 class _TenXFolder(_TenX):
@@ -531,54 +627,61 @@ class _TenXFolder(_TenX):
 
     def __init__(self, mtx: Path) -> None:
         self._mtx = mtx
-        self._barcodes = texts(pd.Series(self._table("barcodes")[0]))
-        self.n_cells = len(self._barcodes)
-        table = self._table("features", "genes")
-        names = ["gene_id", "gene_name", "feature_type"][: table.shape[1]]
-        self._features = table.iloc[:, : len(names)].set_axis(names, axis=1).set_index("gene_id")
         with self._lines() as lines:
-            banner, line = lines.readline().decode("ascii", "replace").lower().split(), lines.readline()
+            banner = _line(lines).removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").lower().split()
             kinds = [["%%matrixmarket", "matrix", "coordinate", kind, "general"] for kind in ("integer", "real")]
             if banner not in kinds:
                 raise DataFormatError(f"{mtx}: not a Matrix Market file of integer or real coordinates.")
-            while line.startswith(b"%"):
-                line = lines.readline()
+            line = _line(lines)
+            while line.startswith(b"%") or line.isspace():
+                line = _line(lines)
             self._shape_on_file = tuple(int(n) for n in line.split())
             self._begins = lines.tell()
+        if len(self._shape_on_file) != 3:
+            raise DataFormatError(f"{mtx}: expected numbers of features, cells and entries below its comments.")
         n_features, n_cells, _ = self._shape_on_file
-        if (n_features, n_cells) != (len(self._features), len(self._barcodes)):
+        table, cells = self._table(n_features, "features", "genes"), self._table(n_cells, "barcodes")
+        if (n_features, n_cells) != (len(table), len(cells)):
             raise DataFormatError(
-                f"{mtx}: {n_features} features × {n_cells} cells, but {len(self._features)} features and "
-                f"{len(self._barcodes)} barcodes are named beside it."
+                f"{mtx}: {n_features} features × {n_cells} cells, but {len(table)} features and {len(cells)} barcodes "
+                "are named beside it."
             )
+        names = ["gene_id", "gene_name", "feature_type"][: table.shape[1]]
+        self._features = table.iloc[:, : len(names)].set_axis(names, axis=1).set_index("gene_id")
+        self._barcodes = texts(cells[0])
+        self.n_cells = n_cells
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         return np.array(self._barcodes[start:stop], dtype=object)
 
     def _lines(self) -> Any:
-        return gzip.open(self._mtx, "rb") if self._mtx.suffix == ".gz" else self._mtx.open("rb")
+        return open_unpacked(self._mtx)
 
-    def _table(self, *stems: str) -> pd.DataFrame:
+    def _table(self, n_rows: int, *stems: str) -> pd.DataFrame:
         match = _MTX.match(self._mtx.name)
         assert match
         names = [f"{match['prefix']}{stem}.tsv{suffix}" for stem in stems for suffix in ("", ".gz")]
         found = next((self._mtx.with_name(name) for name in names if self._mtx.with_name(name).exists()), None)
         if found is None:
             raise DataFormatError(f"{self._mtx}: expected one of {', '.join(names)} beside it, found none.")
-        text = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
-        return pd.DataFrame([line.split("\t") for line in text.decode().splitlines()])
+        lines = re.split(r"\r\n|\r|\n", read_text(found))
+        while lines and not lines[-1].strip():
+            lines.pop()
+        rows = [[field.strip().strip('"') for field in line.split("\t")] for line in lines]
+        if all(len(row) == 1 for row in rows) and all(len(line.split()) > 1 for line in lines):
+            rows = [[field.strip('"') for field in line.split(maxsplit=2)] for line in lines]
+        return pd.DataFrame(rows[len(rows) == n_rows + 1 :])  # one more than the matrix has: the first is a header
 
     def matrix(self, layer: str) -> Matrix:
         del layer
-        return ByGene((len(self._barcodes), int(self._is_gene.sum())), self._entries)
+        return ByGene((self.n_cells, len(self._features)), self._entries)
 
     def _entries(self) -> Iterator[Entries]:
-        column = np.where(self._is_gene, np.cumsum(self._is_gene) - 1, -1)
         expected, seen = self._shape_on_file[2], 0
         with self._lines() as lines:
             lines.seek(self._begins)
             chunks = pd.read_csv(
-                lines,
+                _ShortLines(lines),
                 sep=r"\s+",
                 header=None,
                 chunksize=_ENTRIES,
@@ -587,13 +690,42 @@ class _TenXFolder(_TenX):
                 seen += len(chunk)
                 if chunk.shape[1] != 3 or chunk.dtypes[:2].map(str).ne("int64").any():
                     raise DataFormatError("a line is not row, column and value")
-                genes, cells = chunk[0].to_numpy() - 1, chunk[1].to_numpy() - 1
-                if not _all_within(genes, len(column)):
-                    raise DataFormatError(f"an entry names a feature outside of the {len(column)}")
-                kept = column[genes] >= 0
-                yield Entries(cells[kept], column[genes[kept]], chunk[2].to_numpy(np.float64)[kept])
+                if seen > expected:
+                    break
+                yield Entries(chunk[1].to_numpy() - 1, chunk[0].to_numpy() - 1, chunk[2].to_numpy(np.float64))
         if seen != expected:
-            raise DataFormatError(f"{seen} entries where its header speaks of {expected}")
+            more = " or more" if seen > expected else ""
+            raise DataFormatError(f"{seen}{more} entries where its header speaks of {expected}")
+
+
+_LONGEST_LINE = 1 << 20
+
+
+def _line(lines: IO[bytes]) -> bytes:
+    line = lines.readline(_LONGEST_LINE)
+    if not line or len(line) == _LONGEST_LINE:
+        raise DataFormatError("not a Matrix Market file: it ends within its header, or a line of it has no end")
+    return line
+
+
+class _ShortLines(io.BufferedIOBase):
+    """A file whose lines all end soon: one without an end would be taken into memory as a whole."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._since_end = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        block = self._file.read(-1 if size is None else size)
+        self._since_end = len(block) - end - 1 if (end := block.rfind(b"\n")) >= 0 else self._since_end + len(block)
+        if self._since_end > _LONGEST_LINE:
+            raise DataFormatError(f"a line is longer than {_LONGEST_LINE:,} bytes")
+        return block
 
 
 def content_kind(path: ad.AnnData | str | Path) -> str:

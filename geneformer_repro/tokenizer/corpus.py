@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cache, lru_cache, partial
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError, MissingExtraError
 from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
-from geneformer_repro.tokenizer.containers import BLOCK_CELLS, files_of, is_zarr, mtx_files
+from geneformer_repro.tokenizer.containers import (
+    BLOCK_CELLS,
+    as_csr,
+    files_of,
+    in_memory,
+    is_zarr,
+    mtx_files,
+    not_there,
+)
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 
 if TYPE_CHECKING:
@@ -90,8 +98,11 @@ def _sources_of(given: "AnnData | str | Path") -> list[Source]:
     if hasattr(given, "obs_names"):
         return [given]
     path = Path(given)
-    if not path.exists() and has_magic(str(given)):
-        found = [Path(one) for one in sorted(glob(str(given), recursive=True))]  # noqa: PTH207, Path.glob wants a root
+    if re.match(r"\w+://", str(given)):
+        raise InputError(f"{given}: is not on this machine. Download it, and give its path.")
+    if not path.exists() and not path.is_symlink() and has_magic(str(given)):
+        pattern = _with_literal_folders(path)
+        found = [Path(one) for one in sorted(glob(pattern, recursive=True))]  # noqa: PTH207, Path.glob wants a root
         if not found:
             raise InputError(f"{given}: nothing matches.")
         stores = [one for one in found if one.is_dir() and is_zarr(one)]
@@ -101,7 +112,7 @@ def _sources_of(given: "AnnData | str | Path") -> list[Source]:
             raise InputError(f"{given}: no {_KINDS_OF_SOURCES} among what matches.")
         return list({files_of(source)[0]: source for source in sources}.values())  # "**" matches folders and files
     if not path.exists():
-        raise InputError(f"{path}: no such file. Expected raw counts: .h5ad, .zarr, .loom, or 10x .h5 or mtx.")
+        raise InputError(not_there(path))
     if not path.is_dir() or is_zarr(path):
         return [path]
     found = _below(path)
@@ -111,10 +122,16 @@ def _sources_of(given: "AnnData | str | Path") -> list[Source]:
     return [path] if found == mtx_files(path) and len(found) == 1 else found
 
 
+def _with_literal_folders(path: Path) -> str:
+    """Return a glob whose beginning, as far as there are such folders, is taken as it is written: ``[1]``."""
+    there = next(folder for folder in path.parents if folder.is_dir())
+    return str(Path(escape(str(there)), path.relative_to(there)))
+
+
 def _is_source(path: Path) -> bool:
     if path.is_dir():
         return is_zarr(path) or len(mtx_files(path)) == 1
-    return path.suffix in _SUFFIXES or path in mtx_files(path.parent)
+    return path.suffix.lower() in _SUFFIXES or path in mtx_files(path.parent)
 
 
 def _refuse_cell_ranger(found: Sequence[Path], *, below: Path) -> None:
@@ -132,17 +149,26 @@ def _refuse_cell_ranger(found: Sequence[Path], *, below: Path) -> None:
 
 
 def _below(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found: list[Path] = mtx_files(folder)
+    """Return the sources in and below a folder; what is there again through a link counts once."""
+    found: dict[Path, Path] = {}
+    for path in sorted(_every_below(folder, frozenset()), key=lambda one: (one.is_symlink(), one)):
+        first = found.setdefault(path.resolve(), path)
+        if first is not path:
+            logger.info("%s: is %s again, through a link; read once.", path, first)
+    return sorted(found.values())
+
+
+def _every_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    if not folder.is_dir() or folder.resolve() in above:
+        return
+    yield from mtx_files(folder)
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
-            found += [path] if is_zarr(path) else _below(path)
-        elif path.suffix in _SUFFIXES:
-            found.append(path)
-    return sorted(found)
+        if path.is_dir() and not is_zarr(path):
+            yield from _every_below(path, above | {folder.resolve()})
+        elif path.is_dir() or path.suffix.lower() in _SUFFIXES:
+            yield path
 
 
 def labels_of(sources: Sequence[Source]) -> list[str]:
@@ -179,14 +205,15 @@ def unchanged(path: Path) -> Iterator[None]:
     _require_seen(path, before, name=str(path))
 
 
-def _seen(path: Path) -> dict[str, Any] | None:
+def _seen(source: Source) -> dict[str, Any]:
+    """Return the identity of a source, or that it cannot be looked at: a link that leads nowhere, a lost disk."""
     try:
-        return identity(path)
-    except OSError:
-        return None
+        return identity(source)
+    except OSError as error:
+        return {"path": str(source), "error": error.strerror}
 
 
-def _require_seen(path: Path, before: Mapping[str, Any] | None, *, name: str) -> None:
+def _require_seen(path: Path, before: Mapping[str, Any], *, name: str) -> None:
     if _seen(path) != before:
         raise ChangedDataError(
             f"{name}: changed while it was read, so nothing that was read of it is used. Wait until it is written, and "
@@ -205,18 +232,16 @@ def is_unchanged(recorded: Mapping[str, Any]) -> bool:
 def _digest(adata: "AnnData") -> str:
     digest = hashlib.sha256()
     for table in (adata.obs, adata.var, *([adata.raw.var] if adata.raw is not None else [])):
-        digest.update(table.to_csv().encode())
+        digest.update(in_memory(table).to_csv().encode())
     for block in _unchecked_blocks(adata):
         digest.update(block)
     return digest.hexdigest()
 
 
 def _unchecked_blocks(adata: "AnnData") -> Iterator[bytes]:
-    from scipy.sparse import csr_matrix
-
     for matrix in (adata.X, *adata.layers.values(), *([adata.raw.X] if adata.raw is not None else [])):
         for start in range(0, adata.n_obs if matrix is not None else 0, BLOCK_CELLS):
-            block = csr_matrix(matrix[start : start + BLOCK_CELLS])
+            block = as_csr(matrix[start : start + BLOCK_CELLS])
             yield from (array.tobytes() for array in (block.data, block.indices, block.indptr))
 
 
@@ -314,8 +339,8 @@ class Corpus:
         MissingExtraError
             Ray is asked for and not installed.
         """
-        if workers is not None and workers < 1:
-            raise InputError(f"workers must be at least 1, found {workers}.")
+        if workers is not None and not (isinstance(workers, int) and workers >= 1):
+            raise InputError(f"workers must be a whole number of at least 1, found {workers!r}.")
         if (ray or (workers or 1) > 1) and not all(isinstance(source, Path) for source in self.sources):
             raise InputError(
                 "workers= and ray= share out files; other processes cannot read an AnnData in memory. Write it to an "
@@ -338,7 +363,7 @@ class Corpus:
         found = [0] * len(self.sources)
         with progress(step, total=len(self), unit="sources", quiet=len(self) == 1) as bar:
             for i in range(len(self)):
-                self.identities.append(identity(self.sources[i]))
+                self.identities.append(_seen(self.sources[i]))
                 try:
                     found[i] = check(i, self.open(i))
                     self.by_gene += [i] if self.open(i).stored_by_gene else []

@@ -18,13 +18,13 @@ from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, write_json
 from geneformer_repro.tokenizer.containers import BLOCK_CELLS
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, parts_of
-from geneformer_repro.tokenizer.genes import names_of, reconcile
+from geneformer_repro.tokenizer.genes import names_of, reconcile, with_symbols
 from geneformer_repro.tokenizer.medians import TARGET_SUM, NonzeroMedians
 from geneformer_repro.tokenizer.readers import CountSource
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "geneformer_repro/fit/1"
+FORMAT = "geneformer_repro/fit/2"
 """Of the sketches, and of what they say: raised when another version of the package makes other ones."""
 FAILED = "failed.json"
 """File in the work folder that names the damaged sources; absent if there is none."""
@@ -148,7 +148,7 @@ class _Fit(Job):
             write_json(self.work / FAILED, {self.corpus.labels[i]: error for i, error in self.corpus.failed.items()})
             good = [i for i in range(len(self.corpus)) if i not in self.corpus.failed]
             self._names = dict.fromkeys(found, "") | names_of([reconcile(self.corpus.open(i), None) for i in good])
-        return found, {gene: self._names[gene] for gene in found}
+        return found, with_symbols({gene: self._names[gene] for gene in found})
 
     def sketch(self, part: Part) -> None:
         """Write the medians' sketches of a part."""
@@ -177,7 +177,7 @@ def _normalised(counts: csr_matrix, totals: np.ndarray, columns: np.ndarray, n_g
     data = counts.data[kept].astype(np.float64)
     found = csr_matrix((data, column[kept], ends[counts.indptr]), shape=(counts.shape[0], n_genes))
     known = columns[columns >= 0]
-    if len(np.unique(known)) < len(known) or not counts.has_canonical_format:
+    if len(np.unique(known)) < len(known):
         found.sum_duplicates()
     found.data = found.data / np.repeat(totals, np.diff(found.indptr)) * TARGET_SUM
     return found

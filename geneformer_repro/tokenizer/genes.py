@@ -2,13 +2,15 @@
 
 Ids are told by their full pattern, never by a prefix (``ENSA`` is a symbol). What leads to a gene, in this order: the
 id as it is; a table (the vocabulary's own of retired ids, or one that the user gives, such as orthologs); the id
-without its version; the symbol, by the vocabulary's own names, then by the table that ships with the package (see
-``data/README.md``). An Ensembl id is never led to another gene by a name beside it, as in the published package: of the
-golden cells' 1,591 ids without a token that would lead 18 to a gene, and change the tokens of 54 of 120 cells. Genes
-that lead to the same gene are summed.
+without its version, or the only one in a longer text (``ENSG00000141510-1``, ``GRCh38_ENSG…``, ``ENSG…|TP53``); the
+symbol, by the vocabulary's own names, then by the table that ships with the package (see ``data/README.md``), as it is
+or without what programs put around it. An Ensembl id is never led to another gene by a name beside it, as in the
+published package: of the golden cells' 1,591 ids without a token that would lead 18 to a gene, and change the tokens of
+54 of 120 cells. Genes that lead to the same gene are summed.
 """
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,10 +24,16 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.tokenizer.readers import CountSource, is_ensembl_gene
+from geneformer_repro.files import read_text
+from geneformer_repro.tokenizer.features import bare_id, ensembl_gene_in, is_ensembl_gene, symbol_in
+from geneformer_repro.tokenizer.readers import CountSource
 
 KEPT, MAPPED, COLLAPSED, UNKNOWN = OUTCOMES = ("kept", "mapped", "collapsed", "unknown")
-_VERSION = re.compile(r"(\.\d+)?(_PAR_Y)?\Z")
+LEFT_OUT = "left out"
+"""Outcome of what is no gene, or of another genome than most of what the vocabulary knows."""
+_LEAST_OF_A_GENOME = 0.01
+"""Share of the features from which a genome is one of several; less is a virus or a marker gene."""
+_MADE_UNIQUE_ONE = "symbol made unique"
 _MADE_UNIQUE = re.compile(r"[-.]\d+\Z")
 _SPECIES = {
     "ENSG": "human",
@@ -60,8 +68,8 @@ def _human_genes() -> pd.DataFrame:
 
 @cache
 def _mitochondrial_ids() -> frozenset[str]:
-    current = _human_genes().query("source == 'gencode'")  # METTL3 was once called MT-A70
-    return frozenset(current["ensembl_id"][current["symbol"].str.startswith("MT-")])
+    # of current symbols: METTL3 was once called MT-A70
+    return frozenset(gene for gene, symbol in symbol_of_ensembl().items() if symbol.startswith("MT-"))
 
 
 def is_mitochondrial(source: CountSource) -> np.ndarray:
@@ -72,11 +80,6 @@ def is_mitochondrial(source: CountSource) -> np.ndarray:
             for gene, name in zip(source.gene_ids, source.gene_names, strict=True)
         ]
     )
-
-
-def bare_id(gene: str) -> str:
-    """Return an Ensembl gene id in capitals and without version; any other text as it is."""
-    return _VERSION.sub("", gene.upper()) if is_ensembl_gene(gene) else gene
 
 
 def read_gene_table(table: Mapping[str, str] | str | Path) -> dict[str, str]:
@@ -99,8 +102,11 @@ def read_gene_table(table: Mapping[str, str] | str | Path) -> dict[str, str]:
         pairs = pd.DataFrame({"from": [str(k) for k in table], "to": [str(v) for v in table.values()]})
     else:
         try:
-            pairs = pd.read_csv(table, sep=None, engine="python", dtype=str, header=None, keep_default_na=False)
-        except (OSError, ValueError, csv.Error) as error:
+            text = io.StringIO(read_text(table))
+            pairs = pd.read_csv(text, sep=None, engine="python", dtype=str, header=None, keep_default_na=False)
+        except InputError:
+            raise
+        except (ValueError, csv.Error) as error:
             raise InputError(f"{table}: not a readable table of genes ({error}).") from error
         if pairs.shape[1] < 2:
             raise InputError(f"{table}: expected two columns, id in the data and gene id, found {pairs.shape[1]}.")
@@ -119,7 +125,7 @@ def read_gene_table(table: Mapping[str, str] | str | Path) -> dict[str, str]:
 
 
 def _species(gene: str) -> str:
-    return _VERSION.sub("", gene.upper())[:-11] if is_ensembl_gene(gene) else ""
+    return bare_id(gene)[:-11] if is_ensembl_gene(gene) else ""
 
 
 class KnownGenes(Protocol):
@@ -152,7 +158,8 @@ class GeneMap:
         Place of each gene of the source in the vocabulary, -1 for an unknown one; int32.
     table
         A row a gene of the source: ``gene`` (its id there), ``name``, ``outcome`` (kept, mapped, collapsed: summed
-        into another column's gene, unknown), ``by`` (what led to the gene) and ``gene_id`` ("" if unknown).
+        into another column's gene, unknown, left out: of another genome), ``by`` (what led to the gene, or the genome)
+        and ``gene_id`` ("" if unknown).
     """
 
     position: np.ndarray
@@ -162,6 +169,11 @@ class GeneMap:
     def n_known(self) -> int:
         """Number of genes of the source that the vocabulary knows."""
         return int((self.position >= 0).sum())
+
+    @property
+    def is_left_out(self) -> np.ndarray:
+        """Whether each gene is of another genome than the one that is read."""
+        return self.table["outcome"].eq(LEFT_OUT).to_numpy()
 
 
 def reconcile(
@@ -178,9 +190,20 @@ def reconcile(
         the places are those of the sorted genes.
     other_ids
         Other id → gene id, from `read_gene_table`.
+
+    Returns
+    -------
+    Where each gene goes. Of a source with several genomes, the one with most known genes is read.
+
+    Raises
+    ------
+    InputError
+        A vocabulary is to be learned from a source with several genomes.
     """
     finder = _Finder(source, vocabulary, other_ids or {})
     found = [finder.find(gene, name) for gene, name in zip(source.gene_ids, source.gene_names, strict=True)]
+    other = _of_another_genome(source, np.array([gene != "" for gene, _ in found]), learn=vocabulary is None)
+    found = [("", f"genome {source.genomes[i]}") if other[i] else one for i, one in enumerate(found)]
     to, by = [gene for gene, _ in found], [how for _, how in found]
     places = vocabulary.position if vocabulary else {gene: i for i, gene in enumerate(sorted({*to} - {""}))}
     position = np.array([places[gene] if gene else -1 for gene in to], dtype=np.int32)
@@ -188,10 +211,29 @@ def reconcile(
     order = np.lexsort((np.arange(len(to)), outcome != KEPT, position))
     again = order[1:][(np.diff(position[order]) == 0) & (position[order][1:] >= 0)]
     outcome[again] = COLLAPSED
+    outcome[other] = LEFT_OUT
     table = pd.DataFrame(
         {"gene": source.gene_ids, "name": source.gene_names, "outcome": outcome, "by": by, "gene_id": to}
     )
     return GeneMap(position, table)
+
+
+def _of_another_genome(source: CountSource, is_known: np.ndarray, *, learn: bool) -> np.ndarray:
+    """Whether each gene is of another genome than the one of which most genes are known."""
+    genomes = np.array(source.genomes, dtype=object)
+    n_of = {
+        genome: n for genome, n in Counter(source.genomes).items() if genome and n > _LEAST_OF_A_GENOME * len(genomes)
+    }
+    if len(n_of) < 2:
+        return np.zeros(len(genomes), dtype=bool)
+    if learn:
+        listed = ", ".join(f"{genome}: {n:,}" for genome, n in n_of.items())
+        raise InputError(
+            f"{source.name}: holds genes of {len(n_of)} genomes ({listed}), and a vocabulary is learned from one. "
+            "Write the genes and cells of one to an .h5ad, and learn from that."
+        )
+    read = max(n_of, key=lambda genome: int(is_known[genomes == genome].sum()))
+    return np.isin(genomes, [genome for genome in n_of if genome != read])
 
 
 class _Finder:
@@ -215,28 +257,35 @@ class _Finder:
         if self._known is not None and gene in self._known:
             return gene, "id"
         if is_ensembl_gene(gene):
-            return self._by_id(gene)
-        return self._by_symbol(gene, "symbol")
+            return self._by_id(gene, "version")
+        inside = ensembl_gene_in(gene)
+        return self._by_id(inside, "id in a longer text") if inside else self._by_symbol(gene, "symbol")
 
-    def _by_id(self, gene: str) -> tuple[str, str]:
+    def _by_id(self, gene: str, how: str) -> tuple[str, str]:
         bare = bare_id(gene)
         other = self._other_ids.get(bare, "")
         if other and self._is_known(other):
             return other, "table"
         if self._is_known(bare):
-            return bare, "id" if bare == gene else "version"
+            return bare, "id" if bare == gene and how == "version" else how
         return "", ""
 
     def _by_symbol(self, symbol: str, how: str) -> tuple[str, str]:
-        ways = ((self._other_ids, "table"), (self._own, how), (ensembl_of_symbol(), how))
-        for names, by in ways:
+        for names, by in ((self._other_ids, "table"), (self._own, how)):
             if symbol in names and self._is_known(names[symbol]):
                 return names[symbol], by
         base = _MADE_UNIQUE.sub("", symbol)
-        is_name = symbol in self._own or symbol in ensembl_of_symbol()
-        if base != symbol and base in self._symbols and not is_name:  # AnnData's and R's way to tell equal names apart
-            return self._by_symbol(base, "symbol made unique")
-        if self._known is None and how.startswith("symbol") and symbol not in ensembl_of_symbol():
+        is_name = symbol in self._own or symbol in _current_symbols()
+        if base != symbol and base in self._symbols and not is_name:
+            # AnnData's and R's way to tell equal names apart; no annotation has a former name beside what it looks like
+            return self._by_symbol(base, _MADE_UNIQUE_ONE)
+        gene = ensembl_of_symbol().get(symbol)
+        if gene is not None and self._is_known(gene):
+            return gene, how
+        inside = symbol_in(symbol)
+        if inside != symbol and gene is None:
+            return self._by_symbol(inside, "symbol in a longer text")
+        if self._known is None and how.startswith("symbol"):
             return symbol, "id"
         return "", ""
 
@@ -245,9 +294,9 @@ class _Finder:
 
 
 def shares(table: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
-    """Return a row an outcome: number of genes and share of the counts."""
-    total = max(float(counts.sum()), 1.0)
+    """Return a row an outcome: number of genes and share of the counts; what was left out is not in them."""
     of = pd.DataFrame({"outcome": table["outcome"].to_numpy(), "counts": counts})
+    total = max(float(counts[of["outcome"].isin(OUTCOMES)].sum()), 1.0)
     grouped = of.groupby("outcome")["counts"].agg(["size", "sum"]).reindex(OUTCOMES, fill_value=0)
     return pd.DataFrame({"genes": grouped["size"].astype(int), "share": grouped["sum"] / total})
 
@@ -281,15 +330,16 @@ def require_known(
     DataFormatError
         No gene is known, or they hold less; says what the ids seem to be.
     """
-    share = float(counts[genes.position >= 0].sum()) / max(float(counts.sum()), 1.0)
-    if genes.n_known and (share >= min_share or not counts.any()):
+    asked = ~genes.is_left_out
+    share = float(counts[genes.position >= 0].sum()) / max(float(counts[asked].sum()), 1.0)
+    if genes.n_known and (share >= min_share or not counts[asked].any()):
         return
     example, ours = next((gene for gene in source.gene_ids if gene), ""), vocabulary.gene_ids[0]
     found = (
-        f"{genes.n_known} of {len(genes.position)} genes, with {100 * share:.1f} % of the counts, are known to the "
+        f"{genes.n_known} of {asked.sum()} genes, with {100 * share:.1f} % of the counts, are known to the "
         f"vocabulary; at least {100 * min_share:.0f} % is asked for"
         if genes.n_known
-        else f"none of its {len(genes.position)} genes is known to the vocabulary"
+        else f"none of its {asked.sum()} genes is known to the vocabulary"
     )
     raise DataFormatError(
         f"{source.name}: {found} (ids from {source.ids_from!r}: {example!r} … against {ours!r} …). "
@@ -297,11 +347,17 @@ def require_known(
     )
 
 
+_TRANSCRIPT = re.compile(r"ENS[A-Z]*[TPE]\d{11}")
+_LIKE_MOUSE = re.compile(r"[A-Z][a-z][A-Za-z0-9.-]*\Z")
+
+
 def _likely_cause(source: CountSource, vocabulary: KnownGenes) -> str:
     ids = [gene for gene in source.gene_ids if gene]
-    ensembl = [gene for gene in ids if is_ensembl_gene(gene)]
+    ensembl = [bare_id(inside) for gene in ids if (inside := ensembl_gene_in(gene))]
+    symbols = sum(map(_is_human_symbol, ids))
     ours = Counter(_species(gene) for gene in vocabulary.gene_ids[:100]).most_common(1)[0][0]
-    if len(ensembl) > len(ids) / 2:
+    half = len(ids) / 2
+    if len(ensembl) > half:
         theirs = Counter(map(_species, ensembl)).most_common(1)[0][0]
         if theirs == ours:
             return (
@@ -312,32 +368,58 @@ def _likely_cause(source: CountSource, vocabulary: KnownGenes) -> str:
             f"These are Ensembl ids of {_SPECIES.get(theirs, 'another species')} ({theirs}…), the vocabulary is of "
             f"{_SPECIES.get(ours, 'another')}; give a one-to-one table with orthologs= (--orthologs)."
         )
-    if sum(gene.isdigit() for gene in ids) > len(ids) / 2:
+    if sum(gene.isdigit() for gene in ids) > half:
         return (
             "These are numbers (Entrez ids, or rows without names); name the var column with Ensembl ids or symbols "
             "with gene_ids= (--gene-ids)."
         )
-    if sum(bool(re.match(r"ENS[A-Z]*[TPE]\d{11}", gene)) for gene in ids) > len(ids) / 2:
+    if sum(bool(_TRANSCRIPT.match(gene)) for gene in ids) > half:
         return "These are Ensembl transcripts, proteins or exons, not genes; sum them by gene first."
-    if sum(bool(re.match(r"[A-Z][a-z][A-Za-z0-9.-]*\Z", gene)) for gene in ids) > len(ids) / 2:
-        return "These look like mouse gene symbols; give a one-to-one table with orthologs= (--orthologs)."
-    known = sum(gene in ensembl_of_symbol() for gene in ids)
-    if known > len(ids) / 2 or not ours:
+    if symbols > half or not ours:
         return (
             "These are gene symbols; the vocabulary was learned from data without most of these genes. Use one that "
             "has them, or lower min_known_share (--min-known-share)."
         )
+    if sum(bool(_LIKE_MOUSE.match(symbol_in(gene))) for gene in ids) > half:
+        return "These look like mouse gene symbols; give a one-to-one table with orthologs= (--orthologs)."
+    kinds = {"Ensembl genes": len(ensembl), "human gene symbols": symbols}
+    found = " and ".join(f"{n} are {kind}" for kind, n in kinds.items() if n) or "0 are"
     return (
-        f"These are neither Ensembl ids nor human gene symbols ({known} of {len(ids)} are); name the var column that "
-        f"holds them with gene_ids= (--gene-ids), or give a table with orthologs= (--orthologs)."
+        f"Most are neither Ensembl ids nor human gene symbols (of {len(ids)} {found}); name the var column "
+        f"that holds them with gene_ids= (--gene-ids), or give a table with orthologs= (--orthologs)."
     )
 
 
+def _is_human_symbol(text: str) -> bool:
+    table = ensembl_of_symbol()
+    return any(name in table for name in (text, symbol_in(text), _MADE_UNIQUE.sub("", text)))
+
+
+@cache
+def symbol_of_ensembl() -> Mapping[str, str]:
+    """Return human Ensembl id → its current symbol (GENCODE 44)."""
+    current = _human_genes().query("source == 'gencode'")
+    return dict(zip(current["ensembl_id"], current["symbol"], strict=True))
+
+
+@cache
+def _current_symbols() -> frozenset[str]:
+    return frozenset(symbol_of_ensembl().values())
+
+
 def names_of(maps: Sequence[GeneMap]) -> dict[str, str]:
-    """Return gene id → name, the first that a source gives."""
+    """Return gene id → name, the first that a source gives, beside the id or in its place."""
     found: dict[str, str] = {}
     for genes in maps:
-        for gene, name in zip(genes.table["gene_id"], genes.table["name"], strict=True):
+        columns = (genes.table[name] for name in ("gene_id", "name", "gene", "by"))
+        for gene, name, text, by in zip(*columns, strict=True):
+            if gene and not name and by != _MADE_UNIQUE_ONE and not ensembl_gene_in(text):
+                name = symbol_in(text)
             if gene and name:
                 found.setdefault(gene, name)
     return found
+
+
+def with_symbols(names: Mapping[str, str]) -> dict[str, str]:
+    """Return gene id → name, with the current human symbol where there was none."""
+    return {gene: name or symbol_of_ensembl().get(gene, "") for gene, name in names.items()}

@@ -18,6 +18,8 @@ from geneformer_repro.tokenizer.readers import Block, CountSource
 
 FILTER_PASS = "filter_pass"
 NO_KNOWN_GENE = "no known gene"
+ANOTHER_GENOME = "another genome"
+"""Why a cell is left out most of whose counts are in a genome that is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ Everything is read by ranges of cells, the cells' names and columns too, so memo
 """
 
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +28,15 @@ from geneformer_repro.tokenizer.containers import (
     content_kind,
     content_of,
     first_not_a_count,
+    some_genes,
     texts,
+)
+from geneformer_repro.tokenizer.features import (
+    ensembl_gene_in,
+    genomes_of,
+    is_ensembl_gene,
+    kind_by_name,
+    kinds_of,
 )
 
 _LOCKED = (
@@ -35,12 +45,13 @@ _LOCKED = (
 )
 _NAMES_AT_A_TIME = 1 << 18
 _NAME_COLUMNS = ("gene_name", "feature_name", "gene_symbols", "gene_names", "gene_symbol", "symbol", "Gene")
-_ENSEMBL_GENE = re.compile(r"ENS[A-Z]{0,6}G\d{11}(\.\d+)?(_PAR_Y)?\Z", re.IGNORECASE)
-
-
-def is_ensembl_gene(text: str) -> bool:
-    """Whether a text is, as a whole, an Ensembl gene id of some species, with or without a version."""
-    return _ENSEMBL_GENE.match(text) is not None
+_NO_FILTER = re.compile(
+    r"required filter|can't open directory .*plugin"
+    r"|filter.{0,40}not (registered|available)|unknown ?codec|codec.{0,20}not available",
+    re.IGNORECASE,
+)
+_DAMAGE = (OSError, EOFError, zlib.error)
+_LONGEST_CAUSE = 300
 
 
 class Block(NamedTuple):
@@ -70,6 +81,10 @@ class CountSource:
         Matrix that is read.
     obs_columns
         Names of the columns of ``obs``.
+    genomes
+        Genome of each gene, "" where the file does not say it.
+    no_genes
+        A row a feature that is no gene, and so not of the matrix: ``gene`` (its id), ``name``, ``kind``.
     """
 
     name: str
@@ -79,6 +94,8 @@ class CountSource:
     ids_from: str
     layer: str
     obs_columns: tuple[str, ...]
+    genomes: tuple[str, ...]
+    no_genes: pd.DataFrame = field(repr=False)
     _content: Content = field(repr=False)
     _matrix: Matrix = field(repr=False)
 
@@ -145,7 +162,8 @@ class CountSource:
     def total_counts(self, block: Block) -> np.ndarray:
         """Return each cell's total counts.
 
-        ``obs['n_counts']`` where there is one, for it remembers genes left out of the file; else the stored sum.
+        ``obs['n_counts']`` where there is one, for it remembers genes left out of the file; else the stored sum, as
+        also where the file holds features that are no genes, which `n_counts` may include.
 
         Raises
         ------
@@ -153,7 +171,7 @@ class CountSource:
             ``obs['n_counts']`` is less than the counts stored for a cell.
         """
         start, sums = block.start, np.asarray(block.counts.sum(axis=1, dtype=np.float64)).ravel()
-        if "n_counts" not in self.obs_columns:
+        if "n_counts" not in self.obs_columns or len(self.no_genes):
             return sums
         column = self.obs("n_counts", start, start + len(sums))
         if not pd.api.types.is_numeric_dtype(column):
@@ -209,12 +227,10 @@ class CountSource:
             raise DataFormatError(str(error) if self.name in str(error) else f"{self.name}: {error}") from error
         except InputError:
             raise
-        except BlockingIOError as error:
-            raise InputError(_LOCKED.format(self.name)) from error
-        except (OSError, EOFError, KeyError, RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
-            raise DataFormatError(
-                f"{self.name}: {what} cannot be read, the file is damaged or truncated ({error})."
-            ) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _unreadable(self.name, what, error) from error
 
     def _check_counts(self, counts: csr_matrix, start: int) -> None:
         first = first_not_a_count(counts.data)
@@ -292,46 +308,98 @@ def open_counts(
             )
     except DataFormatError as error:
         raise DataFormatError(str(error) if name in str(error) else f"{name}: {error}") from error
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except BlockingIOError as error:
-        raise InputError(_LOCKED.format(name)) from error
     except Exception as error:
-        raise DataFormatError(f"{name}: {content_kind(source)} that cannot be read: {error!r}") from error
-    if isinstance(matrix, ByGene) and work is not None:
-        matrix = ByGene(matrix.shape, matrix.entries, work)
-    n_cells, n_genes = matrix.shape
+        raise _unreadable(name, content_kind(source), error) from error
+    n_cells, n_features = matrix.shape
     if n_cells == 0:
-        raise DataFormatError(f"{name}: holds no cells ({n_genes} genes).")
-    if n_genes == 0:
+        raise DataFormatError(f"{name}: holds no cells ({n_features} genes).")
+    if n_features == 0:
         raise DataFormatError(f"{name}: holds no genes ({n_cells} cells).")
-    if n_genes != len(var):
-        raise DataFormatError(f"{name}: {chosen} has {n_genes} columns, but {len(var)} genes are named.")
-    column, ids = _gene_ids(name, var, gene_ids)
+    if n_features != len(var):
+        raise DataFormatError(f"{name}: {chosen} has {n_features} columns, but {len(var)} genes are named.")
+    kinds = _kinds_of(content, chosen)
+    column, ids = _gene_ids(name, var, gene_ids, is_gene=kinds == "")
     named = next((candidate for candidate in _NAME_COLUMNS if candidate in var and candidate != column), None)
     names = texts(var[named] if named else var.index.to_series()) if named or column != "index" else [""] * len(var)
+    names = ["" if is_ensembl_gene(text) else text for text in names]
+    kinds = np.array([kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)], dtype=object)
+    genes = np.flatnonzero(kinds == "")
+    if not len(genes):
+        found = ", ".join(f"{n:,} {kind}" for kind, n in Counter(kinds.tolist()).most_common())
+        raise DataFormatError(f"{name}: holds no genes; its features are {found}.")
+    if len(genes) < n_features:
+        matrix = some_genes(matrix, genes)
+    if isinstance(matrix, ByGene) and work is not None:
+        matrix = ByGene(matrix.shape, matrix.entries, work)
+    no_genes = pd.DataFrame({"gene": ids, "name": names, "kind": kinds})[kinds != ""]
+    genomes = genomes_of(var, ids)
     return CountSource(
         name,
         n_cells,
-        tuple(ids),
-        tuple("" if is_ensembl_gene(text) else text for text in names),
+        tuple(ids[i] for i in genes),
+        tuple(names[i] for i in genes),
         column,
         chosen,
         tuple(content.obs_columns),
+        tuple(genomes[i] for i in genes),
+        no_genes,
         content,
         matrix,
     )
 
 
-def _gene_ids(name: str, var: pd.DataFrame, asked: str | None) -> tuple[str, list[str]]:
+def _kinds_of(content: Content, layer: str) -> np.ndarray:
+    """Say what each row is instead of a gene; of ``.raw`` also what the table beside ``X`` says of it."""
+    var = content.var(layer)
+    kinds = kinds_of(var)
+    beside = content.var("X") if layer == "raw" and "X" in content.layers else var
+    if beside is not var and beside.index.is_unique:
+        said = pd.Series(kinds_of(beside), index=beside.index).reindex(var.index).fillna("")
+        kinds = np.where(kinds == "", said.to_numpy(dtype=object), kinds)
+    return kinds
+
+
+def _gene_ids(name: str, var: pd.DataFrame, asked: str | None, *, is_gene: np.ndarray) -> tuple[str, list[str]]:
+    """Choose the column of ids: the one asked for; else the first with Ensembl ids, or with such in its texts."""
     if asked is not None and asked != "index" and asked not in var:
         raise InputError(f"{name}: var has no column {asked!r}. {did_you_mean(asked, var.columns)}")
     if asked is None and "ensembl_id" in var:
         asked = "ensembl_id"
     if asked is not None:
         return asked, texts(var.index.to_series() if asked == "index" else var[asked])
-    for column in ("index", *var.columns):
-        ids = texts(var.index.to_series() if column == "index" else var[column])
-        if sum(map(is_ensembl_gene, ids)) > len(ids) / 2:
-            return str(column), ids
-    return "index", texts(var.index.to_series())
+    columns = {"index": texts(var.index.to_series())}
+    columns |= {str(column): texts(var[column]) for column in var.columns if not _is_number(var[column])}
+    for is_id in (is_ensembl_gene, ensembl_gene_in):
+        for column, ids in columns.items():
+            genes = [text for text, gene in zip(ids, is_gene, strict=True) if gene and not kind_by_name(text)]
+            if sum(map(bool, map(is_id, genes))) > len(genes) / 2:
+                return column, ids
+    return "index", columns["index"]
+
+
+def _is_number(column: pd.Series) -> bool:
+    return bool(pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column))
+
+
+def _unreadable(name: str, what: str, error: Exception) -> InputError:
+    """Say why something could not be read; that a file is damaged, only where it is."""
+    cause = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    cause = f"{cause[:_LONGEST_CAUSE]}{'…' * (len(cause) > _LONGEST_CAUSE)}"
+    if isinstance(error, BlockingIOError):
+        return InputError(_LOCKED.format(name))
+    if isinstance(error, PermissionError):
+        return InputError(f"{name}: may not be read by this user.")
+    if isinstance(error, UnicodeDecodeError):
+        return DataFormatError(
+            f"{name}: {what}: text that is not in UTF-8 (byte {error.object[error.start]:#04x}); write it in UTF-8."
+        )
+    if _NO_FILTER.search(cause):
+        return InputError(
+            f"{name}: {what} is packed by a filter that is not installed ({cause}). pip install hdf5plugin, which is "
+            "used once it is there; or write the file again, packed by gzip."
+        )
+    if isinstance(error, _DAMAGE):
+        return DataFormatError(f"{name}: {what} cannot be read, the file is damaged or truncated ({cause}).")
+    return DataFormatError(f"{name}: {what} cannot be read ({type(error).__name__}: {cause}).")

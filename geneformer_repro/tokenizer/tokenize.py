@@ -40,6 +40,7 @@ from geneformer_repro.tokenizer.dataset import (
 )
 from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
 from geneformer_repro.tokenizer.genes import (
+    LEFT_OUT,
     GeneMap,
     in_one_line,
     is_mitochondrial,
@@ -48,7 +49,7 @@ from geneformer_repro.tokenizer.genes import (
     require_known,
     shares,
 )
-from geneformer_repro.tokenizer.quality import NO_KNOWN_GENE, CellFilter, Moments
+from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter, Moments
 from geneformer_repro.tokenizer.readers import Block, CountSource
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the rows: raised when another version of the package makes other ones, so that it does not go on with these."""
 _LOOKS, _LOOK_CELLS = 8, 32
 """Places of each source, and cells there, that are read before the work, to see whether its genes are known."""
@@ -141,7 +142,7 @@ def tokenize(
     if not 0 <= min_known_share <= 1:
         raise InputError(f"min_known_share is a share between 0 and 1, found {min_known_share}.")
     out = None if out is None else Path(out)
-    if out is None and (ray or (workers or 1) > 1):
+    if out is None and (ray or workers not in (None, 1)):
         raise InputError("Several workers write files; give out=, or leave workers= and ray= out.")
     if out is not None:
         unfinished.refuse(out, overwrite=overwrite, marker="spec.json")
@@ -386,6 +387,7 @@ class _Rows:
             why = np.full(len(totals), "", dtype=object)
             if asked:
                 why = self._job.cell_filter.reasons(self._source, block, totals, is_mito, moments)
+            why[self._of_another_genome(block) & (why == "")] = ANOTHER_GENOME
             encoded = self._encode(block.counts, totals)
             why[(encoded.n_genes == 0) & (why == "")] = NO_KNOWN_GENE
             kept = np.flatnonzero(why == "")
@@ -397,6 +399,13 @@ class _Rows:
             self.gene_counts += sum_by_column(block.counts)
             if len(kept):
                 yield self._batch(block, kept, encoded, totals)
+
+    def _of_another_genome(self, block: Block) -> np.ndarray:
+        """Whether most of each cell's counts are in genes of a genome that is not read."""
+        other = self._genes.is_left_out
+        if not other.any():
+            return np.zeros(block.counts.shape[0], dtype=bool)
+        return 2 * (block.counts @ other.astype(np.float64)) > np.asarray(block.counts.sum(axis=1)).ravel()
 
     def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
         return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
@@ -448,6 +457,8 @@ def _lists(tokens: Ragged) -> pa.ListArray:
 def _as_arrow(source: CountSource, column: pd.Series, name: str, kind: pa.DataType) -> pa.Array:
     if pd.api.types.is_datetime64_any_dtype(column):
         column = column.map(pd.Timestamp.isoformat, na_action="ignore")
+    if column.dtype == np.float16:  # Arrow casts none
+        column = column.astype(np.float32)
     if pa.types.is_string(kind):
         column = column.astype("string").astype(object)
     try:
@@ -486,13 +497,18 @@ class _Outcome:
         for path in self._folder.iterdir():  # of damaged sources, and what a killed process was writing
             if path.name not in self._job.arrow_files:
                 path.unlink()
-        genes = self._genes()
-        genes.to_csv(self._folder / "genes.tsv", sep="\t", index=False)
+        genes, others = self._genes(), self._no_genes()
+        if len(others):
+            counts = genes["counts"].astype("Int64" if genes["counts"].dtype.kind == "i" else "Float64")
+            table = pd.concat([genes.assign(counts=counts), others], ignore_index=True)
+        else:
+            table = genes
+        table.to_csv(self._folder / "genes.tsv", sep="\t", index=False)
         with (self._folder / "left_out.tsv").open("wb") as file:
             file.write(f"{SOURCE}\t{CELL}\twhy\n".encode())
             for part in self._parts:
                 file.write(self._job.report_file(part, "left_out.tsv").read_bytes())
-        spec = self._spec(genes)
+        spec = self._spec(genes) | {"no_genes": others["by"].value_counts().to_dict()}
         self._say(spec, genes)
         self._job.vocabulary.write_into(self._folder)
         write_json(self._folder / "spec.json", spec)
@@ -506,8 +522,9 @@ class _Outcome:
         found: Counter[str] = Counter()
         for report in self._reports.values():
             found.update(report["left_out"])
-        order = [*self._job.options.cell_filter, NO_KNOWN_GENE]
-        return {why: found[why] for why in order if why in self._job.cell_filter.asked or why == NO_KNOWN_GENE}
+        order = [*self._job.options.cell_filter, ANOTHER_GENOME, NO_KNOWN_GENE]
+        always = {*self._job.cell_filter.asked, NO_KNOWN_GENE}
+        return {why: found[why] for why in order if why in always or found[why]}
 
     def _require_cells(self) -> None:
         if self._total("n_cells"):
@@ -531,6 +548,14 @@ class _Outcome:
         whole = found["counts"] == found["counts"].round()
         return found.assign(counts=found["counts"].astype(np.int64)) if whole.all() else found
 
+    def _no_genes(self) -> pd.DataFrame:
+        """Return a row a feature that is no gene, and whose counts were not read."""
+        tables = [self._job.corpus.open(i).no_genes.rename(columns={"kind": "by"}) for i in self._good]
+        keys = ["gene", "name", "by"]
+        found = pd.concat(tables).groupby(keys, sort=False).size().rename("sources").reset_index()
+        found[["outcome", "gene_id"]] = LEFT_OUT, ""
+        return found
+
     def _spec(self, genes: pd.DataFrame) -> dict[str, Any]:
         job, known = self._job, shares(genes, genes["counts"].to_numpy(dtype=np.float64))
         digest = hashlib.sha256(json.dumps([job.vocabulary.fingerprint, list(job.features)]).encode())
@@ -547,7 +572,7 @@ class _Outcome:
             "n_cropped": self._total("n_cropped"),
             "left_out": self._left_out(),
             "cell_names_unique": self._names_are_unique(),
-            "n_genes": len(genes),
+            "n_genes": int(genes["outcome"].ne(LEFT_OUT).sum()),
             "n_genes_known": int(genes["gene_id"].ne("").sum()),
             "genes": {
                 name: {"genes": int(row["genes"]), "share_of_counts": round(float(row["share"]), 6)}
@@ -593,7 +618,10 @@ class _Outcome:
     def _say(self, spec: Mapping[str, Any], genes: pd.DataFrame) -> None:
         known = shares(genes, genes["counts"].to_numpy(dtype=np.float64))
         names = [self._job.corpus.labels[i] for i in self._good]
-        logger.info("%s: %s", names[0] if len(names) == 1 else f"{len(names)} sources", in_one_line(known))
+        said = [in_one_line(known), *(f"{n:,} {kind} left out" for kind, n in spec["no_genes"].items())]
+        other = genes["by"][genes["outcome"] == LEFT_OUT].value_counts()
+        said += [f"{n:,} genes of {genome} left out" for genome, n in other.items()]
+        logger.info("%s: %s", names[0] if len(names) == 1 else f"{len(names)} sources", ", ".join(said))
         for why, n in spec["left_out"].items():
             if n:
                 logger.warning("%d of %d cells left out: %s (left_out.tsv).", n, sum(self._job.sizes), why)

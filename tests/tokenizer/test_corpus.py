@@ -122,6 +122,24 @@ def test_a_name_with_glob_characters_that_exists_is_that_file(tmp_path):
     assert find_sources(odd) == [odd]
 
 
+def test_folders_that_are_there_are_taken_as_they_are_written(tmp_path):
+    there = touched(tmp_path / "run [1]" / "x.h5ad")
+    assert find_sources(str(tmp_path / "run [1]" / "*.h5ad")) == [there]
+
+
+def test_links_within_a_folder_are_read_once(tmp_path):
+    one = touched(tmp_path / "cells" / "one.h5ad")
+    (tmp_path / "cells" / "latest.h5ad").symlink_to("one.h5ad")
+    (tmp_path / "cells" / "itself").symlink_to(".")
+    (tmp_path / "cells" / "up").symlink_to("..")
+    assert find_sources(tmp_path / "cells") == [one]
+
+
+def test_suffixes_may_be_in_capitals(tmp_path):
+    one = touched(tmp_path / "ONE.H5AD")
+    assert find_sources(tmp_path) == [one]
+
+
 def test_several_come_in_the_order_given(folder):
     given = [folder / "c.h5", str(folder / "a.*"), folder / "tenx"]
     assert names_below(folder, find_sources(given)) == ["c.h5", "a.h5ad", "tenx"]

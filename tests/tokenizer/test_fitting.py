@@ -224,6 +224,35 @@ def test_an_id_that_is_neither_stays_as_it_is():
     assert set(Vocabulary.fit(counts).gene_ids) == {"spike_in-1", "ENSMUSG00000000001", "no such gene"}
 
 
+def test_names_come_with_ids_whatever_the_file_is_indexed_by(pbmc):
+    by_id = Vocabulary.fit(pbmc)
+    bare = pbmc.copy()
+    del bare.var["gene_name"]
+    by_symbol = pbmc.copy()
+    by_symbol.var = pd.DataFrame(index=pbmc.var["gene_name"].astype(str).to_numpy())
+    assert by_id.gene_names == Vocabulary.fit(by_symbol).gene_names
+    assert Vocabulary.fit(by_symbol).tokens_of(["CD3D"]) == by_id.tokens_of(["CD3D"])
+    current = np.mean([a == b for a, b in zip(Vocabulary.fit(bare).gene_names, by_id.gene_names, strict=True)])
+    assert current > 0.9  # the file's own names are of hg19
+
+
+def test_what_is_no_gene_is_not_learned(pbmc):
+    more = ad.AnnData(hstack([pbmc.X, pbmc.X[:, :2] * 50], format="csr"))
+    more.var = pd.DataFrame(index=[*pbmc.var_names, "ERCC-00002", "__no_feature"])
+    del pbmc.obs["n_counts"]
+    found, expected = Vocabulary.fit(more), Vocabulary.fit(pbmc)
+    assert found.gene_ids == expected.gene_ids
+    np.testing.assert_array_equal(found.medians, expected.medians)
+
+
+def test_a_vocabulary_of_several_genomes_is_refused(pbmc):
+    pbmc.var_names = [f"{'hg19' if i % 2 else 'mm10'}_{gene}" for i, gene in enumerate(pbmc.var_names)]
+    with pytest.raises(
+        InputError, match=r"holds genes of 2 genomes \(mm10: \d+, hg19: \d+\).*Write the genes and cells of one"
+    ):
+        Vocabulary.fit(pbmc)
+
+
 def test_names_are_kept_and_the_first_source_that_has_one_gives_it(pbmc):
     nameless, other = pbmc[:20].copy(), pbmc[20:40].copy()
     nameless.var = nameless.var[[]]
@@ -487,7 +516,7 @@ def test_a_folder_that_is_no_work_of_ours_is_never_deleted(pbmc, tmp_path, monke
     [
         pytest.param({"layer": "count"}, "there is no layer 'count'", id="layer"),
         pytest.param({"gene_ids": "id"}, "var has no column 'id'", id="gene_ids"),
-        pytest.param({"workers": 0}, "workers must be at least 1, found 0", id="workers"),
+        pytest.param({"workers": 0}, "workers must be a whole number of at least 1, found 0", id="workers"),
         pytest.param({"series": "V3"}, "There is no series 'V3'", id="series"),
     ],
 )

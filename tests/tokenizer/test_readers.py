@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
-from scipy.sparse import csc_matrix, csr_array, csr_matrix, random_array, vstack
+from scipy.sparse import csc_matrix, csr_array, csr_matrix, hstack, random_array, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.tokenizer import containers, readers
@@ -615,6 +615,265 @@ def test_a_file_from_cellxgene_is_read_from_raw(few, tmp_path):
 
 def test_a_path_may_be_a_string(tmp_path):
     assert open_counts(str(as_h5ad(small(), tmp_path))).name == str(tmp_path / "x.h5ad")
+
+
+# what is no gene
+
+
+def cite(adata, kinds=("Gene Expression", "Antibody Capture")):
+    """The cells with antibodies of many counts between the genes, of which some have the name of a gene."""
+    at = np.arange(0, adata.n_vars, 30)
+    order = np.argsort(np.concatenate([np.arange(adata.n_vars), at]), kind="stable")
+    counts = csr_matrix(np.full((adata.n_obs, len(at)), 999, dtype=np.float32))
+    x = hstack([adata.X, counts], format="csr")[:, order]
+    names = np.concatenate([adata.var["gene_name"], adata.var["gene_name"].iloc[at]])[order]
+    ids = np.concatenate([adata.var_names, adata.var["gene_name"].iloc[at]])[order]
+    types = np.repeat(kinds, [adata.n_vars, len(at)])[order]
+    var = pd.DataFrame(
+        {"gene_ids": ids, "gene_name": names, "feature_types": types}, index=[*map(str, range(len(ids)))]
+    )
+    return ad.AnnData(x, obs=adata.obs, var=var)
+
+
+def by_gene(adata, folder):
+    return h5ad(csc_matrix)(adata, folder)[0]
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [lambda adata, folder: adata, as_h5ad, by_gene, as_backed, as_zarr, lambda *both: loom_by_h5py(*both)[0]],
+    ids=["memory", "h5ad", "h5ad_by_gene", "backed", "zarr", "loom"],
+)
+def test_antibodies_are_not_read_whatever_their_names(few, tmp_path, small_blocks, writes):
+    del few.obs["n_counts"]
+    opened = open_counts(writes(cite(few), tmp_path), gene_ids="gene_ids")
+    np.testing.assert_array_equal(everything(opened), few.X.toarray())
+    assert opened.gene_ids == tuple(few.var_names)
+    assert opened.no_genes["kind"].tolist() == ["Antibody Capture"] * 10
+    assert opened.no_genes["gene"].tolist() == few.var["gene_name"].iloc[::30].tolist()
+
+
+def test_the_kinds_beside_x_hold_for_raw_too(few):
+    adata = cite(few)
+    adata.raw = ad.AnnData(adata.X, obs=adata.obs, var=adata.var.drop(columns="feature_types"))
+    np.testing.assert_array_equal(everything(open_counts(adata, layer="raw")), few.X.toarray())
+
+
+def test_totals_are_those_of_the_genes_where_there_is_more(few):
+    adata = cite(few)
+    adata.obs["n_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    np.testing.assert_array_equal(totals(open_counts(adata)), np.asarray(few.X.sum(axis=1)).ravel())
+
+
+def test_rows_that_say_by_their_name_what_they_are_are_not_read(few):
+    few.var_names = few.var["gene_name"]
+    few.var_names = [*few.var_names[:-4], "ERCC-00002", "__no_feature", "chr1:100-200", "CD3_TotalSeqB"]
+    opened = open_counts(few)
+    np.testing.assert_array_equal(everything(opened), few.X.toarray()[:, :-4])
+    assert opened.no_genes["kind"].tolist() == ["spike-in", "summary row", "peak", "antibody"]
+
+
+def test_a_file_without_genes_names_what_it_holds(few):
+    with pytest.raises(DataFormatError, match=r"holds no genes; its features are 300 Peaks, 10 Antibody Capture\."):
+        open_counts(cite(few, kinds=("Peaks", "Antibody Capture")))
+
+
+@pytest.mark.parametrize("third", ["unknown", "protein_coding", "GRCh38", "gene expression"])
+def test_a_third_column_of_other_content_does_not_hide_the_genes(few, copied, third):
+    folder, _ = copied("mtx_plain")
+    table = folder / "features.tsv"
+    table.write_text(table.read_text().replace("Gene Expression", third))
+    np.testing.assert_array_equal(everything(open_counts(folder)), few.X.toarray())
+
+
+# how numbers are stored
+
+
+def not_canonical(x):
+    """The same matrix, unsorted, every fifth entry in two pieces, with zeros between."""
+    x, rng = x.tocoo(), np.random.default_rng(0)
+    split = np.arange(x.nnz) % 5 == 0
+    rows = np.concatenate([x.row, x.row[split], x.row[split]])
+    columns = np.concatenate([x.col, x.col[split], x.col[split]])
+    values = np.concatenate([x.data, np.ones(split.sum()), np.zeros(split.sum())])
+    values[: x.nnz][split] -= 1
+    order = np.lexsort((rng.permutation(len(rows)), rows))
+    odd = csr_matrix(x.shape, dtype=np.float32)
+    odd.data, odd.indices = values[order].astype(np.float32), columns[order].astype(np.int32)
+    odd.indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=x.shape[0]))]).astype(np.int32)
+    return odd
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [lambda adata, folder: adata, as_h5ad, as_zarr, lambda *both: tenx_h5_v2(*both)[0]],
+    ids=["memory", "h5ad", "zarr", "tenx"],
+)
+def test_what_is_not_canonical_becomes_so_and_stays_as_it_was_where_it_came_from(few, tmp_path, writes):
+    few.X.sort_indices()
+    odd = with_x(few, not_canonical(few.X))
+    before = odd.X.data.copy()
+    for block in open_counts(writes(odd, tmp_path)).blocks(size=50):
+        expected = few.X[block.start : block.start + 50]
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(block.counts, part), getattr(expected, part))
+    np.testing.assert_array_equal(odd.X.data, before)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ">f4", ">i4", ">f8", np.longdouble, np.uint16])
+@pytest.mark.parametrize("where", ["memory", "h5ad", "h5ad_sparse"])
+def test_numbers_of_any_kind_are_read(few, tmp_path, kind, where):
+    x = few.X.toarray()
+    if where == "h5ad_sparse":
+        as_h5ad(few, tmp_path)
+        with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+            values = file["X/data"][:]
+            del file["X/data"]
+            file["X/data"] = values.astype(kind)
+        source = tmp_path / "x.h5ad"
+    else:
+        adata = with_x(few, x.astype(kind))
+        source = adata if where == "memory" else as_h5ad(adata, tmp_path)
+    np.testing.assert_array_equal(everything(open_counts(source)), x)
+
+
+def test_lazy_arrays_are_computed_block_by_block():
+    class Lazy:
+        def compute(self):
+            return csr_matrix(COUNTS)
+
+    np.testing.assert_array_equal(containers.as_csr(Lazy()).toarray(), COUNTS)
+
+
+def with_a_filter_that_is_not_there(adata, folder):
+    path = folder / "x.h5ad"
+    adata.write_h5ad(path, compression="lzf")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x00\x7d\x08\x00", b"\x0f\x7d\x08\x00"))
+    return path
+
+
+def test_a_filter_that_is_not_installed_is_no_damage(few, tmp_path):
+    path = with_a_filter_that_is_not_there(few, tmp_path)
+    with pytest.raises(
+        InputError, match=r"x\.h5ad: .* is packed by a filter that is not installed .*pip install"
+    ) as error:
+        read_all(path)
+    assert not isinstance(error.value, DataFormatError)  # which would leave the file out
+
+
+# how text is stored
+
+
+def changed(name, change):
+    def write(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+def quoted(content):
+    lines = content.decode().splitlines()
+    return "".join("\t".join(f'"{field}"' for field in line.split("\t")) + "\n" for line in lines).encode()
+
+
+def swapped(content):
+    rows = [line.split("\t") for line in content.decode().splitlines()]
+    return "".join("\t".join([name, gene, *rest]) + "\n" for gene, name, *rest in rows).encode()
+
+
+TABLES = {
+    "byte_order_mark": [
+        changed("features.tsv", b"\xef\xbb\xbf".__add__),
+        changed("barcodes.tsv", b"\xef\xbb\xbf".__add__),
+    ],
+    "utf_16": [changed("features.tsv", lambda content: content.decode().encode("utf-16"))],
+    "header": [changed("features.tsv", b"id\tname\ttype\n".__add__), changed("barcodes.tsv", b"barcode\n".__add__)],
+    "quotes": [changed("features.tsv", quoted), changed("barcodes.tsv", quoted)],
+    "swapped": [changed("features.tsv", swapped)],
+    "blanks_for_tabs": [changed("features.tsv", lambda content: content.replace(b"\t", b" "))],
+    "carriage_returns": [changed(n, lambda c: c.replace(b"\n", b"\r\n")) for n in ("features.tsv", "matrix.mtx")],
+    "old_line_ends": [changed("barcodes.tsv", lambda content: content.replace(b"\n", b"\r"))],
+    "blank_lines_at_the_end": [
+        changed(n, lambda c: c + b"\n\n") for n in ("features.tsv", "barcodes.tsv", "matrix.mtx")
+    ],
+    "packed_without_saying_so": [changed(n, gzip.compress) for n in ("features.tsv", "barcodes.tsv", "matrix.mtx")],
+}
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+def test_tables_of_other_hands_are_read(few, copied, table):
+    folder, _ = copied("mtx_plain")
+    for change in TABLES[table]:
+        change(folder)
+    opened = open_counts(folder)
+    np.testing.assert_array_equal(everything(opened), few.X.toarray())
+    assert opened.gene_ids == tuple(few.var_names)
+    assert opened.gene_names == tuple(few.var["gene_name"])
+    assert opened.cell_names().tolist() == few.obs_names.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("features.tsv", b"PK\3\4 ...", "found a zip archive or an Excel workbook; save it as a TSV or CSV"),
+        ("features.tsv", "ENSG\tb\xe9ta\n".encode("latin-1"), r"line 1 is not in UTF-8 \(byte 0xe9\)"),
+        ("barcodes.tsv", b"a\0b\n", "found NUL characters"),
+        ("barcodes.tsv", gzip.compress(b"x" * 100)[:-5], "damaged or truncated"),
+        ("barcodes.tsv", gzip.compress(bytes(2**27), 9), "become more than .* when they are unpacked"),
+        ("matrix.mtx", b"%%MatrixMarket matrix coordinate integer general\n" + b"%" * 2**21, "a line of it has no end"),
+        ("matrix.mtx", b"%%MatrixMarket matrix coordinate integer general\n300 150 9\n" + b"1" * 2**22, "longer than"),
+        ("matrix.mtx", b"%%MatrixMarket matrix coordinate integer general\n300 150\n", "expected numbers of features"),
+    ],
+    ids=["workbook", "latin_1", "nul", "cut", "bomb", "endless_comment", "endless_line", "short_header"],
+)
+def test_tables_that_cannot_be_read_are_refused_in_a_few_words(copied, name, content, message):
+    folder, _ = copied("mtx_plain")
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataFormatError, match=message) as error:
+        read_all(folder)
+    assert len(str(error.value)) < 600
+    assert str(error.value).isprintable()
+
+
+def test_a_gzip_stream_that_is_damaged_inside_is_named(few, copied):
+    folder, _ = copied("mtx_gz")
+    path = folder / "matrix.mtx.gz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
+    path.write_bytes(content)
+    with pytest.raises(DataFormatError, match="damaged or truncated"):
+        read_all(folder)
+
+
+def test_text_of_looms_is_unescaped_and_columns_may_be_columns(few, tmp_path):
+    path, _ = loom_by_h5py(few, tmp_path)
+    with h5py.File(path, "r+") as file:
+        write_text(file["col_attrs"], "escaped", ["&#946; &amp; Co"] * 150)
+        file["col_attrs"]["deep"] = np.arange(150).reshape(-1, 1)
+        file["col_attrs"]["latin"] = np.array(["\xe9".encode("latin-1")] * 150)
+    opened = open_counts(path)
+    assert set(opened.obs("escaped")) == {"β & Co"}
+    assert opened.obs("deep", 3, 5).tolist() == [3, 4]
+    with pytest.raises(DataFormatError, match=r"obs column 'latin': text that is not in UTF-8 \(byte 0xe9\)"):
+        opened.obs("latin")
+
+
+@pytest.mark.parametrize("place", ["X/data", "obs/index"])
+def test_sizes_that_are_only_claimed_are_refused_before_memory_is_asked_for(few, tmp_path, place):
+    path = as_h5ad(few, tmp_path)
+    with h5py.File(path, "r+") as file:
+        kind, attributes = file[place].dtype, dict(file[place].attrs)
+        del file[place]
+        file.create_dataset(place, shape=(10**11,), dtype=kind, chunks=(10**6,)).attrs.update(attributes)
+        if place == "X/data":
+            file["X/indptr"][-1] = 10**11 % 2**31
+    tracemalloc.start()
+    with pytest.raises(DataFormatError):
+        read_all(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
 
 
 # which column the ids come from

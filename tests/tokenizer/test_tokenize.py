@@ -420,6 +420,61 @@ def test_the_naming_of_the_genes_does_not_change_the_tokens(pbmc, vocabulary, pl
     assert_same_cells(tokenize(source, vocabulary, obs=OBS, **options), plain.select(range(200)))
 
 
+def beside(adata, **var):
+    """The cells with as many rows again, of 1 to 3 counts, described by columns of var."""
+    counts = csr_matrix(np.tile(np.arange(adata.n_vars) % 3 + 1, (adata.n_obs, 1)).astype(np.float32))
+    del adata.obs["n_counts"]
+    table = pd.DataFrame(var, index=[*adata.var_names, *(f"row {i}" for i in range(adata.n_vars))])
+    return ad.AnnData(hstack([adata.X, counts], format="csr"), obs=adata.obs, var=table)
+
+
+def test_what_is_no_gene_is_named_and_changes_nothing(pbmc, vocabulary, tmp_path, caplog):
+    adata = beside(pbmc, feature_types=np.repeat(["Gene Expression", "Antibody Capture"], pbmc.n_vars))
+    with caplog.at_level(logging.INFO):
+        cells = tokenize(adata, vocabulary, out=tmp_path / "cells")
+    assert tokens_of(cells) == tokens_of(tokenize(pbmc, vocabulary))
+    assert f"0 unknown (0.0 %), {pbmc.n_vars} Antibody Capture left out" in caplog.text
+    genes = pd.read_csv(tmp_path / "cells" / "genes.tsv", sep="\t")
+    others = genes[genes["outcome"] == "left out"]
+    assert others["by"].unique().tolist() == ["Antibody Capture"]
+    assert others["counts"].isna().all()
+    assert cells.spec["n_genes"] == pbmc.n_vars
+    assert cells.spec["no_genes"] == {"Antibody Capture": pbmc.n_vars}
+    assert cells.spec["share_of_counts_known"] == 1.0
+
+
+@pytest.mark.parametrize("told_by", ["prefix", "column"])
+def test_of_several_genomes_that_of_the_vocabulary_is_read_and_cells_of_the_other_are_listed(
+    pbmc, vocabulary, tmp_path, told_by
+):
+    """Human and mouse cells in one run; C3 and others are symbols of both."""
+    names = pbmc.var["gene_name"].to_list()
+    n_human = pbmc.n_obs
+    mouse = vstack([csr_matrix(pbmc.shape), pbmc.X])
+    ambient = vstack([pbmc.X, (pbmc.X > 2).astype(np.float32)])
+    var = pd.DataFrame({"symbol": [*names, *names], "genome": np.repeat(["GRCh38", "mm10"], len(names))})
+    var.index = [f"GRCh38_{name}" for name in names] + [f"mm10___{name}" for name in names]
+    if told_by == "prefix":
+        del var["genome"]
+    barnyard = ad.AnnData(hstack([ambient, mouse], format="csr").astype(np.float32), var=var)
+    cells = tokenize(barnyard, vocabulary, out=tmp_path / "cells", gene_ids="symbol" if told_by == "column" else None)
+    del pbmc.obs["n_counts"]  # which are of other genes too, and decide ties by rounding
+    assert tokens_of(cells) == tokens_of(tokenize(pbmc, vocabulary))
+    assert cells.spec["left_out"] == {"another genome": n_human, "no known gene": 0}
+    genes = pd.read_csv(tmp_path / "cells" / "genes.tsv", sep="\t")
+    assert genes["by"][genes["outcome"] == "left out"].unique().tolist() == ["genome mm10"]
+
+
+def test_a_link_that_leads_nowhere_is_left_out_of_several(pbmc, vocabulary, plain, tmp_path):
+    saved(pbmc, tmp_path / "there.h5ad")
+    (tmp_path / "gone.h5ad").symlink_to("nothing.h5ad")
+    cells = tokenize(tmp_path, vocabulary)
+    assert tokens_of(cells) == tokens_of(plain)
+    assert "gone.h5ad: a link that leads nowhere (nothing.h5ad)" in cells.spec["failed"][0]["error"]
+    with pytest.raises(InputError, match="a link that leads nowhere"):
+        tokenize(tmp_path / "gone.h5ad", vocabulary)
+
+
 def test_blank_ids_are_led_by_name(pbmc, vocabulary, plain):
     few = pbmc[:50].copy()
     few.var["ensembl_id"] = ["" if i % 3 else gene for i, gene in enumerate(few.var_names)]
@@ -730,9 +785,9 @@ def test_a_column_named_like_one_of_the_dataset_is_refused(pbmc, vocabulary, nam
         pytest.param({"layer": "count"}, "there is no layer 'count'", id="layer"),
         pytest.param({"gene_ids": "id"}, "var has no column 'id'", id="gene_ids"),
         pytest.param({"cell_filter": CellFilter(filter_pass=True)}, "no column 'filter_pass'", id="filter_pass"),
-        pytest.param({"workers": 0}, "workers must be at least 1, found 0", id="workers"),
+        pytest.param({"workers": 0}, "workers must be a whole number of at least 1, found 0", id="workers"),
         pytest.param({"min_known_share": 1.5}, "min_known_share is a share between 0 and 1, found 1.5", id="share"),
-        pytest.param({"orthologs": "absent.tsv"}, r"absent\.tsv: not a readable table", id="orthologs"),
+        pytest.param({"orthologs": "absent.tsv"}, r"absent\.tsv: cannot be read", id="orthologs"),
     ],
 )
 def test_what_does_not_fit_one_of_the_sources_is_refused_before_the_work(

@@ -1,0 +1,105 @@
+"""Which rows of a container are genes, and which gene a row is named after.
+
+Beside genes, files hold antibodies, guides, peaks, spike-ins and the summary rows of counting programs, often under the
+name of a gene. What a row is, is told by the column for it (``feature_types`` of 10x and others), and by its name where
+the name says it.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+_ENSEMBL = r"ENS[A-Z]{0,6}G\d{11}(?:\.\d+)?(?:_PAR_Y)?"
+_ENSEMBL_GENE = re.compile(rf"{_ENSEMBL}\Z", re.IGNORECASE)
+_ENSEMBL_INSIDE = re.compile(rf"(?<![A-Za-z0-9]){_ENSEMBL}(?![A-Za-z0-9])", re.IGNORECASE)
+_VERSION = re.compile(r"(\.\d+)?(_PAR_Y)?\Z")
+_KIND_COLUMNS = ("featuretypes", "featuretype", "featurebiotype", "modality")
+_GENES = ("gene expression", "gene", "genes", "gex", "rna", "mrna", "expression")
+_NO_GENES = re.compile(
+    r"(antibod(y|ies)( capture)?|antibody derived tags?|adt|hto|cite|(surface )?proteins?|protein expression"
+    r"|crispr( guide capture)?|guides?( capture)?|(sg|g)rna|perturbation|custom|peaks?|atac|chromatin accessibility"
+    r"|multiplexing( capture)?|cell multiplexing oligo|cmo|hashtags?( oligo)?|hashing|antigen( capture)?|vdj( [tb])?"
+    r"|spike ?ins?|ercc)\Z"
+)
+_BY_NAME = {
+    "spike-in": r"(gSpikein_)?ERCC[-_.]\d{5}|gSpikein_.+|SIRV\d+(_.+)?|phiX(174)?",
+    "summary row": r"__[a-z_]+|N_(unmapped|multimapping|noFeature|ambiguous)|no_feature|ambiguous|too_low_aQual"
+    r"|not_aligned|alignment_not_unique",
+    "peak": r"chr\w{1,30}[:_-]\d+[-_]\d+|\w[\w.]{0,30}:\d+-\d+",
+    "antibody": r"(adt|hto|cite|prot)[-_:].+|.+[-_](totalseq-?[a-z]?|adt|hto)|hashtag[-_ ]?\d+.*|cmo\d{3}",
+    "guide": r".+[-_](sg|g)rna[-_]?\d*|non[-_ ]?targeting([-_ ].*)?",
+}
+_NAMED = {why: re.compile(rf"({pattern})\Z", re.IGNORECASE) for why, pattern in _BY_NAME.items()}
+_ASSEMBLY = (
+    r"GRC[hmzg]\d+[a-z]?|hg\d\d|mm\d+|m?[rR](?:n\d|atBN\d\S*?|nor_[\d.]+)|danRer\d+|dm\d|BDGP\d+|ce\d\d|sacCer\d|T2T-CHM13\S*?"
+    r"|CHM13\S*?|Mmul_\d+|Sscrofa[\d.]+|human|mouse|rat"
+)
+_GENOME = re.compile(rf"(?P<genome>(?:{_ASSEMBLY})(?:[.-]p\d+)?(?:-20\d\d-[A-Z])?)_+(?P<gene>.+)", re.IGNORECASE)
+_LABEL = re.compile(r"(?:gene|gene_id|gene_name|symbol|ensembl|rna|hgnc)(?::|[-_](?!\d))(?P<gene>.+)", re.IGNORECASE)
+_ENTREZ_TAIL = re.compile(r"(?P<gene>[^|?]+)\|\d+\Z")
+
+
+def is_ensembl_gene(text: str) -> bool:
+    """Whether a text is, as a whole, an Ensembl gene id of some species, with or without a version."""
+    return _ENSEMBL_GENE.match(text) is not None
+
+
+def bare_id(gene: str) -> str:
+    """Return an Ensembl gene id in capitals and without version; any other text as it is."""
+    return _VERSION.sub("", gene.upper()) if is_ensembl_gene(gene) else gene
+
+
+def ensembl_gene_in(text: str) -> str:
+    """Return the only Ensembl gene id in a text such as ``ENSG00000141510.18|TP53``; "" if there is none or several."""
+    found = {bare_id(one): one for one in reversed(_ENSEMBL_INSIDE.findall(text))}
+    return next(iter(found.values())) if len(found) == 1 else ""
+
+
+def genome_in(text: str) -> str:
+    """Return the genome that a name begins with, as of a reference of two species (``mm10_Cd4``); else ""."""
+    found = _GENOME.match(text)
+    return found["genome"] if found else ""
+
+
+def symbol_in(text: str) -> str:
+    """Return a name without what programs put around it: genome, ``gene:``, ``rna_``, an Entrez id after a bar."""
+    for pattern in (_GENOME, _LABEL, _ENTREZ_TAIL):
+        found = pattern.match(text)
+        text = found["gene"] if found else text
+    return text
+
+
+def kinds_of(var: pd.DataFrame) -> np.ndarray:
+    """Say of each row what it is instead of a gene, by the columns for it; "" for a gene, and where they say nothing.
+
+    Where some rows are "Gene Expression", all others that are something are no genes. Where none is, the known kinds
+    are none; a biotype, a genome or "unknown" in such a column says nothing.
+    """
+    why = np.full(len(var), "", dtype=object)
+    for column in var.columns:
+        if re.sub(r"[^a-z]", "", str(column).lower()) not in _KIND_COLUMNS:
+            continue
+        said = var[column].astype(object).where(var[column].notna(), "").astype(str).str.strip()
+        plain = said.str.lower().str.replace(r"[\s_-]+", " ", regex=True)
+        is_gene = plain.isin(_GENES).to_numpy()
+        named = np.array([bool(_NO_GENES.match(kind)) for kind in plain])
+        other = named | (plain.ne("").to_numpy() & ~is_gene if is_gene.any() else False)
+        why = np.where((why == "") & other, said.to_numpy(dtype=object), why)
+    return why
+
+
+def kind_by_name(gene: str, name: str = "") -> str:
+    """Return what id or name say that a row is instead of a gene: spike-in, peak …; "" if they say nothing of it."""
+    if is_ensembl_gene(gene):
+        return ""
+    return next((why for why, pattern in _NAMED.items() if pattern.match(gene) or pattern.match(name)), "")
+
+
+def genomes_of(var: pd.DataFrame, ids: Sequence[str]) -> tuple[str, ...]:
+    """Return the genome of each row, by the column ``genome`` or the beginning of its id; "" where neither says it."""
+    if "genome" in var:
+        named = var["genome"].astype(object).where(var["genome"].notna(), "").astype(str).str.strip()
+        return tuple(named)
+    return tuple(map(genome_in, ids))
