@@ -38,6 +38,15 @@ _DENSE_VALUES = 1 << 24
 _ENTRIES = 1 << 21
 """Entries of a matrix stored by gene dealt out at a time: about 80 MB with what sorts them."""
 _TABLES = ("barcodes", "features", "genes")
+_OF_A_TABLE = "anndata.AnnData(pandas.read_{}(…, index_col=0).T).write_h5ad(…), without .T if rows are cells"
+_WRITE_AS_H5AD = {
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".tab"), _OF_A_TABLE.format("csv")),
+    **dict.fromkeys((".xlsx", ".xls"), _OF_A_TABLE.format("excel")),
+    ".parquet": _OF_A_TABLE.format("parquet").replace(", index_col=0", ""),
+    ".rds": "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
+    ".rda": "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
+}
+"""What people have instead."""
 _MTX = re.compile(r"(?P<prefix>.*)matrix\.mtx(\.gz)?\Z")
 
 
@@ -396,8 +405,11 @@ def _zarr(path: Path, inside: str = "/") -> Iterator[Any]:
 
 def _hdf5_content(path: Path) -> Content:
     if not h5py.is_hdf5(path):
+        how = next((how for suffix, how in _WRITE_AS_H5AD.items() if suffix in path.suffixes), None)
         raise DataFormatError(
-            f"{path}: not an .h5ad, .loom or 10x .h5 (HDF5) file, or damaged at its beginning. "
+            f"{path}: a file of this kind is not read. Write its counts as an .h5ad: {how}."
+            if how
+            else f"{path}: not an .h5ad, .loom or 10x .h5 (HDF5) file, or damaged at its beginning. "
             f"Expected raw counts as written by AnnData.write_h5ad, loompy or Cell Ranger."
         )
     try:

@@ -762,6 +762,25 @@ def test_a_filter_that_is_not_installed_is_no_damage(few, tmp_path):
     assert not isinstance(error.value, DataFormatError)  # which would leave the file out
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"), [("counts.csv.gz", "read_csv"), ("counts.xlsx", "read_excel"), ("seurat.rds", "anndataR")]
+)
+def test_files_of_other_kinds_are_refused_with_the_way_to_an_h5ad(tmp_path, name, advice):
+    (tmp_path / name).write_bytes(b"something")
+    with pytest.raises(DataFormatError, match=rf"a file of this kind is not read\. Write its counts .*{advice}"):
+        open_counts(tmp_path / name)
+
+
+@pytest.mark.parametrize("place", ["var", "obs/cell_type", "X"])
+def test_what_a_later_anndata_may_write_is_named_and_no_damage(few, tmp_path, place):
+    path = as_h5ad(few, tmp_path)
+    with h5py.File(path, "r+") as file:
+        file[place].attrs["encoding-type"] = "of the future"
+    with pytest.raises(DataFormatError, match=r"x\.h5ad: .*cannot be read \(") as error:
+        read_all(path), open_counts(path).obs("cell_type")
+    assert "damaged" not in str(error.value)
+
+
 # how text is stored
 
 
