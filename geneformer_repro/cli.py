@@ -525,8 +525,8 @@ def _finetune(arguments: argparse.Namespace) -> None:
         shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
         print(f"{name}, on the test cells" if not arguments.genes else f"{name}, on genes held out")
         print(evaluation.methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
-        if evaluation.verdict:
-            print(evaluation.verdict)
+        for sentence in filter(None, (evaluation.caution, evaluation.verdict)):
+            print(sentence)
     print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
 
 

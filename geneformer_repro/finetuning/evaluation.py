@@ -41,7 +41,7 @@ class Evaluation:
     predictions: pd.DataFrame
     """A row a test cell: ``cell``, ``fold`` (of several), ``true``, and each method's prediction."""
     folds: pd.DataFrame | None = None
-    """Over the folds, of several: ``method``, ``score``, ``mean``, ``sd``, ``n``."""
+    """Over the folds, of several: ``method``, ``score``, ``mean``, ``sd``, ``n``; without folds of one class."""
     probabilities: pd.DataFrame | None = None
     """The fine-tuned model's, a row a test cell, a column a class. None for a number, as what follows."""
     per_class: pd.DataFrame | None = None
@@ -57,6 +57,27 @@ class Evaluation:
     def leading(self) -> str:
         """The score by which methods are compared."""
         return LEADING["classes" if self.target.classes else "numbers"]
+
+    @property
+    def caution(self) -> str | None:
+        """What the test rows cannot tell, in a sentence: all of them, or of a fold, are of one class, or a class lacks.
+
+        None where nothing lacks.
+        """
+        if not self.target.classes:
+            return None
+        table = self.predictions
+        rows, held = f"{table.columns[0]}s", set(table["true"])
+        if len(held) == 1:
+            return f"All test {rows} are of class {min(held)!r}; no score can tell how well classes are told apart"
+        said = []
+        if lacking := [repr(name) for name in self.target.classes if name not in held]:
+            said.append(f"No test {rows} are of class {', '.join(lacking)}; scores are of the others")
+        n_classes = table.groupby("fold")["true"].nunique() if "fold" in table else pd.Series(dtype=int)
+        if alone := [str(fold) for fold in n_classes.index[n_classes == 1]]:
+            folds = f"fold{'s' * (len(alone) > 1)} {', '.join(alone)}"
+            said.append(f"All test {rows} of {folds} are of one class; there are scores over all folds only")
+        return ". ".join(said) or None
 
     @property
     def verdict(self) -> str | None:
@@ -183,8 +204,10 @@ def _signed(value: float) -> str:
 
 
 def log_verdicts(evaluations: Iterable[Evaluation]) -> None:
-    """Say in the log of every target whether fine-tuning was worth it."""
+    """Say in the log of every target whether fine-tuning was worth it, or why that cannot be told."""
     for evaluation in evaluations:
+        if processes.is_first() and evaluation.caution:
+            logger.warning("%s: %s.", evaluation.target.name, evaluation.caution)
         if processes.is_first() and evaluation.verdict:
             logger.info("%s: %s.", evaluation.target.name, evaluation.verdict)
 

@@ -53,7 +53,7 @@ def methods_figure(
     ----------
     methods
         Indexed by method, the first on top: each score and its ``…_low`` and ``…_high``. A method without any of the
-        scores is shown as not run.
+        scores is shown as not run; where none has any, all as without a score.
     scores
         Columns to draw, with what to call them.
     tested
@@ -61,9 +61,11 @@ def methods_figure(
     """
     figure, axes = _rows_figure(methods, list(methods.index), scores)
     _fit_scores(axes, methods[[f"{name}{end}" for name in scores for end in ("", "_low", "_high")]])
-    for row, missing in enumerate(methods[list(scores)].isna().all(axis=1)):
+    lacking = methods[list(scores)].isna().all(axis=1)
+    for row, missing in enumerate(lacking):
         if missing:
-            axes.text(0.02, row, "not run", color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
+            said = "no score" if lacking.all() else "not run"
+            axes.text(0.02, row, said, color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
     axes.set(xlabel=f"score on the test {tested} (bar: 95 % interval)")
     return figure
 

@@ -28,7 +28,13 @@ from geneformer_repro.finetuning.methods import FINE_TUNED, Outcome, run_methods
 from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, train_classifier
 from geneformer_repro.finetuning.results import folder_of, write_evaluation, write_page
 from geneformer_repro.finetuning.search import SearchConfig, best_settings, search, searched_settings
-from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, split_table
+from geneformer_repro.finetuning.splits import (
+    Split,
+    SplitConfig,
+    make_splits,
+    split_table,
+    warn_of_lacking_classes,
+)
 from geneformer_repro.finetuning.splits import digest_of as digest_of_splits
 from geneformer_repro.finetuning.tasks import Task, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
@@ -233,7 +239,12 @@ class _Run:
         )
         if config.group:
             cells.require_obs(config.group)
-        splits = make_splits(task.cells.cell_names, task.strata, task.obs, config, seed=config.seed)
+        are_classes = all(target.classes for target in task.targets)
+        splits = make_splits(
+            task.cells.cell_names, task.strata, task.obs, config, seed=config.seed, are_classes=are_classes
+        )
+        for name, labels in task.class_labels.items() if len(task.targets) > 1 else ():
+            warn_of_lacking_classes(splits, labels, target=name)
         groups = as_labels(task.obs[config.group]).to_numpy() if config.group else None
         run = cls(checkpoint, task, splits, groups, config)
         run._require_labels()

@@ -31,7 +31,7 @@ from geneformer_repro.files import provenance
 from geneformer_repro.finetuning import baselines, transfer
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name, kept, kept_of_network
-from geneformer_repro.finetuning.metrics import scores
+from geneformer_repro.finetuning.metrics import validation_scores
 from geneformer_repro.finetuning.networks import (
     NO_SCORES,
     SELECTION,
@@ -45,7 +45,7 @@ from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 from geneformer_repro.training.config import TrainConfig, join_processes
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
@@ -200,6 +200,10 @@ def finetune_genes(
     checkpoint.require_matching(cells)
     if isinstance(gene_classes, (str, Path)):
         gene_classes = read_gene_classes(gene_classes, task)
+    named = asked_labels(gene_classes, "gene_classes: each class")
+    if len(set(named)) < len(named):
+        raise InputError(f"gene_classes give a class twice: {', '.join(map(repr, gene_classes))}.")
+    gene_classes = dict(zip(named, gene_classes.values(), strict=True))
     run = _GeneRun.prepared(checkpoint, cells, gene_classes, config)
     counted = vocabulary_counts(run.cells, counts) if config.baselines else None
     inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint, **run.digests(counted)}
@@ -400,9 +404,8 @@ class _GeneRun:
         asked = self.ask(model, genes)
         right = np.clip(asked.probabilities[np.arange(len(asked.gene)), self.codes[asked.gene]], 1e-12, None)
         of_genes = _mean_by_gene(asked, len(self.genes))[genes]
-        found = scores(self.codes[genes], of_genes)
-        chosen = {name: found[name] for name in ("accuracy", "macro_f1")}
-        return {"loss": float(-np.log(right).mean()), **chosen, SELECTION: found["macro_f1"]}
+        found = validation_scores(self.codes[genes], of_genes)
+        return {"loss": float(-np.log(right).mean()), **found, SELECTION: found["macro_f1"]}
 
     def ask(self, model: nn.Module, genes: np.ndarray) -> _Asked:
         """Return probabilities of the classes for each occurrence of these genes."""

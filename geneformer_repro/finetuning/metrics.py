@@ -139,10 +139,22 @@ class ClassEvaluation:
 
 def scores(true_N: np.ndarray, probabilities_NC: np.ndarray) -> dict[str, float]:
     """Return `CLASS_SCORES` as in `evaluate_classes`, without intervals; all NaN if a probability is not finite."""
-    if not np.isfinite(probabilities_NC).all():
+    if not np.isfinite(probabilities_NC).all() or _is_of_one_class(true_N):
         return dict.fromkeys(CLASS_SCORES, np.nan)
     found = _ClassStatistics(true_N, probabilities_NC)(_once(len(true_N)))
     return {name: found[name].item() for name in CLASS_SCORES}
+
+
+def validation_scores(true_N: np.ndarray, probabilities_NC: np.ndarray) -> dict[str, float]:
+    """Return accuracy and macro-F1, by which an epoch is chosen; of one class, too, since one must be chosen."""
+    if not np.isfinite(probabilities_NC).all():
+        return {"accuracy": np.nan, "macro_f1": np.nan}
+    calls = _Calls(true_N, probabilities_NC)
+    return {"accuracy": float(calls.right_N.mean()), "macro_f1": calls.macro_f1(_once(len(true_N))).item()}
+
+
+def _is_of_one_class(true_N: np.ndarray) -> bool:
+    return len(true_N) > 0 and bool(np.ptp(true_N) == 0)
 
 
 def evaluate_classes(
@@ -182,7 +194,8 @@ def evaluate_classes(
     right. Chance adds to it, more so in resamples, so its interval lies high: the value may be below the low end.
 
     What is not defined is NaN: recall, F1, AUROC and AUPRC of a class without test cells, precision of one that is
-    never predicted. An interval leaves out resamples in which that happens.
+    never predicted. An interval leaves out resamples in which that happens. Where all test cells are of one class, all
+    scores are NaN, and of the classes all but the recall of this one: a method that calls everything so is right.
 
     Raises
     ------
@@ -192,6 +205,10 @@ def evaluate_classes(
     _require_finite(probabilities_NC)
     statistics = _ClassStatistics(true_N, probabilities_NC)
     found = _bootstrap(statistics, len(true_N), groups, rng)
+    if _is_of_one_class(true_N):
+        of_class = [f"class_{name}" for name in OF_A_CLASS if name != "recall"]
+        found |= {name: Interval(*(np.full_like(part, np.nan) for part in found[name])) for name in of_class}
+        found |= {name: Interval(*np.full((3, 1), np.nan)) for name in CLASS_SCORES}
     return ClassEvaluation(
         _with_intervals(found, CLASS_SCORES),
         _per_class(statistics, found, classes),

@@ -27,7 +27,7 @@ from geneformer_repro.config import require
 from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
-from geneformer_repro.finetuning.metrics import number_scores, scores
+from geneformer_repro.finetuning.metrics import number_scores, validation_scores
 from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import CellClassifier, GeneClassifier, Head, HeadPooling, Target, flops
@@ -307,8 +307,7 @@ def _target_scores(target: Target, outputs: np.ndarray, labels: np.ndarray) -> d
         found = number_scores(labels[known], predicted)
         r2 = {} if np.isnan(found["r2"]) else {"r2": found["r2"]}  # not defined where all numbers are equal
         return {"rmse": found["rmse"], **r2}
-    found = scores(labels[known].astype(int), predicted)
-    return {name: found[name] for name in ("accuracy", "macro_f1")}
+    return validation_scores(labels[known].astype(int), predicted)
 
 
 def best_epoch(history: pd.DataFrame) -> float:

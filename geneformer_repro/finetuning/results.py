@@ -113,16 +113,16 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     says = CLASS_SCORES if evaluation.target.classes else NUMBER_SCORES
     best = evaluation.methods[next(iter(says))].dropna()
     winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}. " if len(best) else ""
+    scored = evaluation.methods.dropna(how="all")
+    scored = scored[[column for column in scored.columns if not column.endswith(("_low", "_high"))]]
     sections = [
         Section(
             f"{name}: methods on the same test {tested}",
             f"{winner}Bars are {intervals}.",
             f"A difference where bars overlap, or how any method would do on {tested} unlike these.",
             figure=pictures["methods"],
-            table=evaluation.methods.dropna(how="all")[
-                [c for c in evaluation.methods.columns if not c.endswith(("_low", "_high"))]
-            ],
-            note=f"On the same resamples, {evaluation.verdict}." if evaluation.verdict else "",
+            table=None if scored.empty else scored,
+            note=" ".join(_notes(evaluation)),
         )
     ]
     if not evaluation.target.classes:
@@ -147,6 +147,11 @@ def _sections(page: Page, intervals: str) -> list[Section]:
             )
         )
     return sections
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    notes = [f"{evaluation.caution}."] if evaluation.caution else []
+    return notes + ([f"On the same resamples, {evaluation.verdict}."] if evaluation.verdict else [])
 
 
 def _class_sections(name: str, tested: str, pictures: "dict[str, Figure]") -> list[Section]:

@@ -9,6 +9,11 @@ its first fold always has the largest. It is used for k-fold, where every group 
 groups, `DRAWS` are made and the one most like all cells is taken: for a quarter of 2,000 cells (8 donors of 97 to 449
 cells, 13 types) the share of a type is 5 points off on average, in the first of four stratified folds 8 points. Where
 groups are few, most seeds find the same one.
+
+Donors are often cases or controls, and a part of one class cannot tell how well classes are told apart. Where the
+nearest draw lacks a class that has groups enough, others are made that begin with groups of every class, and a class
+that is lacking counts as one whose share is off by all of it: of three cases and three controls each part is one of
+both, while a rare type of cell does not triple the validation cells.
 """
 
 import hashlib
@@ -26,7 +31,7 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from geneformer_repro.config import require
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.tokenizer.dataset import as_labels, label_of
+from geneformer_repro.tokenizer.dataset import as_labels, asked_labels
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +66,9 @@ class SplitConfig:
     ``validation / (1 - test)`` of theirs."""
     test: float = 0.2
     """Share of the cells that are reported; k-fold reports 1 / k in each fold."""
-    test_groups: tuple[str, ...] = ()
-    """Report exactly these groups, whatever their share; a number is given as text, "1015"."""
-    validation_groups: tuple[str, ...] = ()
+    test_groups: tuple[str | float | bool, ...] = ()
+    """Report exactly these groups, whatever their share; 1015, 1015.0 and "1015" are one."""
+    validation_groups: tuple[str | float | bool, ...] = ()
     """Choose the epoch on exactly these groups; only together with `test_groups`."""
     balance: tuple[str, ...] = ()
     """Obs columns, such as age or sex, to be distributed alike in all parts: of a hundred random splits the one whose
@@ -75,6 +80,8 @@ class SplitConfig:
     def __post_init__(self) -> None:
         for field in ("test_groups", "validation_groups", "balance"):
             require(not isinstance(getattr(self, field), str), self, field, "a tuple of names")
+        for field in ("test_groups", "validation_groups"):
+            object.__setattr__(self, field, asked_labels(getattr(self, field), f"{type(self).__name__}.{field}: each"))
         k_fold = isinstance(self.folds, int)
         require(self.folds == "groups" or (k_fold and self.folds >= 1), self, "folds", 'at least 1, or "groups"')
         require(0 < self.validation < 1, self, "validation", "between 0 and 1")
@@ -99,7 +106,13 @@ def _test_share(config: SplitConfig) -> float:
 
 
 def make_splits(
-    names: np.ndarray, strata: np.ndarray, obs: pd.DataFrame, config: SplitConfig, *, seed: int
+    names: np.ndarray,
+    strata: np.ndarray,
+    obs: pd.DataFrame,
+    config: SplitConfig,
+    *,
+    seed: int,
+    are_classes: bool = True,
 ) -> list[Split]:
     """Split cells in three, once or several times, each part with about the same share of every class.
 
@@ -115,11 +128,16 @@ def make_splits(
         How to split.
     seed
         The same seed gives the same splits; another one others, if there are others as good.
+    are_classes
+        Whether the strata are to be told apart; False of ranges of a number, of which a part may hold one only.
 
     Returns
     -------
     One split, or one a fold. Drawn splits have every class of the test cells in train. With groups, no group is on
-    both sides of test; the validation cells, too, are whole groups, unless train would lose a class or all its groups.
+    both sides of test; the validation cells, too, are whole groups, unless train would lose a class or all its groups,
+    or they would all be of one class. The test part is drawn to have every class that three groups have (of fewer than
+    two such classes, that two groups have), and validation every class of which the remaining groups have two, if need
+    be in parts larger than asked; a warning says what a part lacks.
 
     Raises
     ------
@@ -127,7 +145,8 @@ def make_splits(
         A column, group or cell is unknown or missing; there are too few cells, groups or classes for such a split; a
         class of drawn test cells is missing from train; or the file puts a cell or a group on two sides.
     """
-    cells = _cells(strata, None if config.group is None else _complete_column(obs, config.group, names), config)
+    group = None if config.group is None else _complete_column(obs, config.group, names)
+    cells = _cells(strata, group, config, are_classes=are_classes)
     if config.split_file is not None:
         splits = _splits_of_file(Path(config.split_file), names, cells, seed)
     elif config.test_groups or config.folds == "groups":
@@ -241,6 +260,11 @@ class _Cells:
     groups: np.ndarray | None
     group_names: np.ndarray
     config: SplitConfig
+    are_classes: bool
+
+    def is_of_one_class(self, rows: np.ndarray, among: np.ndarray) -> bool:
+        """Whether some rows hold one class where those they are among hold several."""
+        return self.are_classes and np.ptp(self.strata[rows]) == 0 < np.ptp(self.strata[among])
 
     @property
     def rows(self) -> np.ndarray:
@@ -265,12 +289,12 @@ class _Cells:
         )
 
 
-def _cells(strata: np.ndarray, group: pd.Series | None, config: SplitConfig) -> _Cells:
+def _cells(strata: np.ndarray, group: pd.Series | None, config: SplitConfig, *, are_classes: bool) -> _Cells:
     class_names, classes = np.unique(strata.astype(str), return_inverse=True)
     if group is None:
-        return _Cells(classes, class_names, None, np.array([], dtype=str), config)
+        return _Cells(classes, class_names, None, np.array([], dtype=str), config, are_classes)
     group_names, groups = np.unique(as_labels(group).to_numpy(dtype=str), return_inverse=True)
-    return _Cells(classes, class_names, groups, group_names, config)
+    return _Cells(classes, class_names, groups, group_names, config, are_classes)
 
 
 def _complete_column(obs: pd.DataFrame, name: str, cell_names: np.ndarray) -> pd.Series:
@@ -302,8 +326,7 @@ def _splits_of_groups(cells: _Cells, seed: int) -> list[Split]:
     return [_with_validation(cells, np.setdiff1d(rows, test), test, DRAWS, seed) for test in tested]
 
 
-def _rows_of(asked: Sequence[str], cells: _Cells, field: str) -> np.ndarray:
-    names = list(map(label_of, asked))
+def _rows_of(names: Sequence[Any], cells: _Cells, field: str) -> np.ndarray:
     for name in names:
         if name not in cells.group_names:
             raise InputError(
@@ -430,12 +453,15 @@ def _draw_folds(cells: _Cells, folds: int, draws: int, seed: int) -> list[np.nda
 
 
 def _with_validation(cells: _Cells, rest: np.ndarray, test: np.ndarray, draws: int, seed: int) -> Split:
-    """Take the validation cells from `rest`: whole groups if that leaves train every class, else by cell."""
+    """Take the validation cells from `rest`: whole groups of several classes that leave train every class, or by cell.
+
+    Of one class, they would choose the network that calls everything so; those of training groups tell classes apart.
+    """
     share = cells.config.validation / (1 - _test_share(cells.config))
     if cells.groups is not None and len(np.unique(cells.groups[rest])) > 1:
         validation = _some_groups(cells, rest, share, draws, seed)
         train = np.setdiff1d(rest, validation)
-        if not len(cells.unseen(validation, train)):
+        if not len(cells.unseen(validation, train)) and not cells.is_of_one_class(validation, rest):
             return Split(train, validation, test)
     validation = _some_cells(cells, rest, share, seed)
     return Split(np.setdiff1d(rest, validation), validation, test)
@@ -465,7 +491,66 @@ def _some_groups(cells: _Cells, rows: np.ndarray, share: float, draws: int, seed
     rng = np.random.default_rng(seed)
     drawn = [_random_groups(counts.sum(axis=1), share, leave, rng) for _ in range(draws)]
     nearest = min(drawn, key=lambda taken: _distance(counts, taken, share))
+    wishes = _Wishes.of(counts, leave)
+    if cells.are_classes and wishes.unmet(nearest):
+        drawn += [_groups_of_every_class(counts, share, leave, wishes, rng) for _ in range(draws)]
+
+        def distance(taken: np.ndarray) -> tuple[int, bool, float]:
+            n_whole, away = _distance(counts, taken, share)
+            return n_whole, wishes.n_classes(taken) == 1, away + wishes.unmet(taken) / counts.shape[1]
+
+        nearest = min(drawn, key=distance)
     return rows[np.isin(cells.known_groups[rows], groups[nearest])]
+
+
+class _Wishes(NamedTuple):
+    """Which classes a part of whole groups should hold, and leave to the others."""
+
+    has: np.ndarray
+    """Whether a group has cells of a class, (groups, classes)."""
+    wanted: np.ndarray
+    """Classes that have groups enough."""
+    keep: int
+    """Groups of each such class that are left."""
+
+    @classmethod
+    def of(cls, counts: np.ndarray, leave: int) -> "_Wishes":
+        """Wish for every class of which `leave` groups would be left; if that is no choice of classes, one."""
+        has, n_groups = counts > 0, (counts > 0).sum(axis=0)
+        keep = leave if (n_groups > leave).sum() > 1 else 1
+        return cls(has, n_groups > keep, keep)
+
+    def left(self, taken: np.ndarray) -> np.ndarray:
+        """Return how many groups of each wanted class are not taken."""
+        return np.asarray((self.has.sum(axis=0) - self.has[taken].sum(axis=0))[self.wanted])
+
+    def held(self, taken: np.ndarray) -> np.ndarray:
+        """Return whether those that are taken have each wanted class."""
+        return np.asarray(self.has[taken].any(axis=0)[self.wanted])
+
+    def n_classes(self, taken: np.ndarray) -> int:
+        """Count the classes that are held, also those that are not wanted."""
+        return int(self.has[taken].any(axis=0).sum())
+
+    def unmet(self, taken: np.ndarray) -> int:
+        """Count the wanted classes that are not held, or of which too few groups are left."""
+        return int((~self.held(taken) | (self.left(taken) < self.keep)).sum())
+
+
+def _groups_of_every_class(
+    counts: np.ndarray, share: float, leave: int, wishes: _Wishes, rng: np.random.Generator
+) -> np.ndarray:
+    """Take groups in random order that bring a class, then until their cells are nearest to a share of all."""
+    sizes, taken = counts.sum(axis=1), np.array([], dtype=np.int64)
+    order = rng.permutation(len(sizes))
+    for for_classes in (True, False):
+        for group in order[~np.isin(order, taken)]:
+            more = np.append(taken, group)
+            away = np.abs(np.array([sizes[taken].sum(), sizes[more].sum()]) - share * sizes.sum())
+            brings = (wishes.held(more) > wishes.held(taken)).any() if for_classes else away[1] < away[0]
+            if brings and len(more) <= len(sizes) - leave and not (wishes.left(more) < wishes.keep).any():
+                taken = more
+    return taken if len(taken) else order[:1]
 
 
 def _random_groups(sizes: np.ndarray, share: float, leave: int, rng: np.random.Generator) -> np.ndarray:
@@ -489,6 +574,11 @@ def _most_balanced(cells: _Cells, traits: Mapping[str, pd.Series], seed: int) ->
     usable = [
         splits for splits in trials if not any(len(cells.unseen(split.test, split.train)) for split in splits)
     ] or trials
+    n_of_one_class = [
+        sum(cells.is_of_one_class(part, cells.rows) for split in splits for part in (split.validation, split.test))
+        for splits in usable
+    ]
+    usable = [splits for splits, n in zip(usable, n_of_one_class, strict=True) if n == min(n_of_one_class)]
     units = {name: _units(column, cells) for name, column in traits.items()}
     judged = [
         {name: min(_p_value(split, values, cells) for split in splits for values in units[name]) for name in units}
@@ -542,3 +632,50 @@ def _tell(splits: Sequence[Split], cells: _Cells) -> None:
                 )
         if cells.groups is not None and np.isin(cells.groups[split.validation], cells.groups[split.train]).any():
             logger.info("%sThe epoch is chosen on cells of training groups; reported cells are of other groups.", where)
+    if cells.are_classes:
+        warn_of_lacking_classes(splits, cells.class_names[cells.strata])
+
+
+def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, *, target: str = "") -> None:
+    """Log which parts hold one class only, and which classes the one split's parts lack.
+
+    Parameters
+    ----------
+    splits
+        One, or one a fold, of which a class may be lacking, but not all others.
+    labels
+        Class of each cell; None where there is none.
+    target
+        What is told apart, where several things are.
+    """
+    what, known = f"{target}: " if target else "", pd.Series(labels, dtype=object)
+    for part in ("validation", "test"):
+        held = [set(known.iloc[getattr(split, part)].dropna()) for split in splits]
+        wanted = [set((known.iloc[split.train] if part == "validation" else known).dropna()) for split in splits]
+        alone = [i for i, classes in enumerate(held) if len(classes) == 1 < len(wanted[i])]
+        if alone:
+            folds = f"fold{'s' * (len(alone) > 1)} {', '.join(str(i + 1) for i in alone)}" if len(splits) > 1 else ""
+            logger.warning("%s%s", what, _of_one_class(part, folds, min(held[alone[0]])))
+        elif len(splits) == 1 and wanted[0] - held[0]:
+            logger.warning(
+                "%sNo %s cell is of class %s; it is in too few groups, or all of its groups were put elsewhere.",
+                what, part, _listed(sorted(wanted[0] - held[0])),
+            )  # fmt: skip
+
+
+def _of_one_class(part: str, folds: str, name: str) -> str:
+    if part == "validation":
+        return (
+            f"All validation cells{f' of {folds}' if folds else ''} are of one class{'' if folds else f' ({name!r})'}, "
+            "so the epoch that they choose may be one that calls everything so. Name validation_groups of several "
+            "classes, or leave them out."
+        )
+    if not folds:
+        return (
+            f"All test cells are of one class ({name!r}), so no score can tell how well classes are told apart, and "
+            "none is given. Test groups of several classes, or give more groups of the others."
+        )
+    return (
+        f"All test cells of {folds} are of one class, so these folds have no scores of their own; those over all folds "
+        "compare cells that different networks were asked. Give fewer folds, so that each has several classes."
+    )

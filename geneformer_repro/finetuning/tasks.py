@@ -45,6 +45,15 @@ class Task:
         joint = np.array([" / ".join(names) for names in zip(*of_targets, strict=True)])
         return joint if pd.Series(joint).value_counts().min() >= _ENOUGH else _without_rare_gaps(of_targets[0])
 
+    @property
+    def class_labels(self) -> dict[str, np.ndarray]:
+        """The class of each cell, None where there is none, of each target that has classes."""
+        return {
+            target.name: np.array([*target.classes, None], dtype=object)[_class_numbers(self.labels[:, i], target)]
+            for i, target in enumerate(self.targets)
+            if target.classes
+        }
+
     def head_targets(self, rows: np.ndarray) -> tuple[Target, ...]:
         """Return the targets with mean and standard deviation of the numbers among these rows."""
         return tuple(
@@ -81,8 +90,12 @@ def _scaled(target: Target, numbers: np.ndarray) -> Target:
 
 
 def _class_names(codes: np.ndarray, target: Target) -> np.ndarray:
-    names = np.array([*target.classes, _GAP])
-    return names[np.where(np.isnan(codes), len(target.classes), codes).astype(int)]
+    return np.array([*target.classes, _GAP])[_class_numbers(codes, target)]
+
+
+def _class_numbers(codes: np.ndarray, target: Target) -> np.ndarray:
+    """Number the classes, and what has none behind them."""
+    return np.where(np.isnan(codes), len(target.classes), codes).astype(int)
 
 
 def _ranges(numbers: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -281,6 +281,30 @@ def label_of(value: Any) -> str:
     """Return the name of a value that is not missing; see `as_labels`."""
     is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
     return str(int(value)) if is_whole else str(value)
+
+
+def asked_labels(values: Any, what: str) -> tuple[str, ...]:
+    """Return by their names, as `as_labels` has them, values of a column that a user named: 0, 0.0 and "0" are one.
+
+    Parameters
+    ----------
+    values
+        A sequence of text, numbers, True or False.
+    what
+        What they are, to begin a message.
+
+    Raises
+    ------
+    InputError
+        They are no sequence, or one of them is missing or no single value.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InputError(f"{what} must be in a sequence of values; for one give [{values!r}].")
+    values = tuple(values)
+    for value in values:
+        if not pd.api.types.is_scalar(value) or pd.isna(value):
+            raise InputError(f"{what} must be a value of a column: text, a number, True or False; found {value!r}.")
+    return tuple(map(label_of, values))
 
 
 def _of_source(source: dict[str, Any]) -> str:

@@ -168,6 +168,33 @@ def test_over_folds_a_score_has_mean_and_sd_of_the_folds(labels, predicted, numb
     np.testing.assert_array_equal(found.predictions["fold"], folds[known] + 1)
 
 
+@pytest.mark.parametrize("score", [None, "fold"], ids=["all cells", "a fold"])
+def test_test_cells_of_one_class_have_no_scores_but_the_recall_of_it_and_that_is_said(predicted, score, caplog):
+    labels, folds = np.repeat([2.0, 0.0, 1.0], [20, 5, 5]), np.repeat([0, 1], [20, 10])
+    if score is None:
+        found = evaluated(TYPES, np.full(N, 2.0), predicted)
+        assert found.methods.isna().all(axis=None)
+        ours = found.per_class[found.per_class["method"] == FINE_TUNED].set_index("class")
+        assert ours.loc["t", "recall"] == pytest.approx((predicted[FINE_TUNED].argmax(axis=1) == 2).mean())
+        assert ours.drop(columns=["method", "n", "recall", "recall_low", "recall_high"]).isna().all(axis=None)
+        assert found.verdict is None
+        said = "All test cells are of class 't'; no score can tell"
+    else:
+        found = evaluated(TYPES, labels, predicted, folds=folds)
+        assert found.methods.loc[FINE_TUNED].notna().all()
+        row = found.folds.set_index(["method", "score"]).loc[(FINE_TUNED, "macro_f1")]
+        assert (row["mean"], row["n"]) == (scores(labels[20:].astype(int), predicted[FINE_TUNED][20:])["macro_f1"], 1)
+        said = "All test cells of fold 1 are of one class"
+    log_verdicts([found])
+    assert f"type: {said}" in caplog.text
+    assert found.caution.startswith(said)
+
+
+def test_a_class_without_test_cells_is_named(predicted):
+    assert evaluated(TYPES, np.arange(N) % 2.0, predicted).caution.startswith("No test cells are of class 't'")
+    assert evaluated(TYPES, np.arange(N) % 3.0, predicted).caution is None
+
+
 def test_one_fold_has_no_table_of_folds(labels, predicted):
     found = evaluated(TYPES, labels, predicted)
     assert found.folds is None

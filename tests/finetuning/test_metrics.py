@@ -21,6 +21,7 @@ from geneformer_repro.finetuning.metrics import (
     over_folds,
     resample_weights,
     scores,
+    validation_scores,
 )
 
 N_FEW = 15
@@ -198,10 +199,21 @@ def test_a_class_without_test_cells_is_empty_and_changes_no_mean(guesses):
     assert evaluated(true, more).per_class.iloc[-1].drop("n").isna().all()
 
 
-def test_test_cells_of_one_class_cannot_be_ranked():
-    found = evaluated(np.zeros(5, int), np.tile([0.75, 0.25], (5, 1)))
-    assert (found.scores["accuracy"], found.scores["macro_f1"]) == (1, 1)
-    assert np.isnan([found.scores[name] for name in ("auroc", "auroc_low", "auprc", "auprc_high")]).all()
+def test_where_all_test_cells_are_of_one_class_there_are_no_scores_but_an_epoch_can_be_chosen():
+    true, probabilities = np.zeros(5, int), np.array([[0.75, 0.25]] * 4 + [[0.25, 0.75]])
+    found = evaluated(true, probabilities)
+    assert np.isnan(list(found.scores.values())).all()
+    assert np.isnan(list(scores(true, probabilities).values())).all()
+    assert found.per_class.loc["c0", "recall"] == 0.8
+    assert np.isnan(found.per_class.loc["c0", ["precision", "f1", "auroc", "f1_low", "precision_high"]]).all()
+    assert validation_scores(true, probabilities) == pytest.approx({"accuracy": 0.8, "macro_f1": 8 / 9})
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_the_scores_of_an_epoch_are_those_of_test_cells(n_classes):
+    true, probabilities = np.arange(30) % n_classes, rng().dirichlet(np.ones(n_classes), 30)
+    found, expected = validation_scores(true, probabilities), scores(true, probabilities)
+    assert found == {name: expected[name] for name in ("accuracy", "macro_f1")}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -52,6 +52,20 @@ def of_numbers():
     return evaluated(Target("size"), "mean")
 
 
+def test_a_page_says_that_test_cells_are_of_one_class_and_shows_no_scores(tmp_path):
+    rng = np.random.default_rng(0)
+    predicted = {FINE_TUNED: rng.dirichlet(np.ones(2), N), "majority class": rng.dirichlet(np.ones(2), N)}
+    names = np.array([f"cell{i}" for i in range(N)])
+    alone = evaluate_target(
+        Target("status", ("case", "control")), names, np.ones(N), predicted, folds=np.zeros(N, int), groups=None, seed=0
+    )
+    write_page(tmp_path, [write_evaluation(alone, tmp_path)], intervals="none", facts={})
+    text = (tmp_path / "report.html").read_text()
+    assert "All test cells are of class &#x27;control&#x27;; no score can tell how well classes are told apart." in text
+    assert "The best" not in text
+    assert "macro_f1" not in text
+
+
 def curve_of(*names, score):
     return pd.DataFrame(
         [

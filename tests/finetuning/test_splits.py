@@ -16,7 +16,15 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 from geneformer_repro import InputError
 from geneformer_repro.config import ConfigError, from_mapping
 from geneformer_repro.finetuning import splits as module
-from geneformer_repro.finetuning.splits import Split, SplitConfig, digest_of, make_splits, require_no_leak, split_table
+from geneformer_repro.finetuning.splits import (
+    Split,
+    SplitConfig,
+    digest_of,
+    make_splits,
+    require_no_leak,
+    split_table,
+    warn_of_lacking_classes,
+)
 
 PARTS = Split._fields
 NAIVE = "CD4+/CD45RA+/CD25- Naive T"
@@ -235,6 +243,100 @@ def test_few_cells_in_many_groups_are_split():
     assert sum(map(len, groups_of(cells, one))) == 8
 
 
+# Donors that are cases or controls.
+
+
+def of_donors(**n_donors):
+    """Ten to nineteen cells of each of so many donors of a class."""
+    classes = [name for name, n in n_donors.items() for _ in range(n)]
+    sizes = 10 + np.arange(len(classes)) * 7 % 10
+    return table(np.repeat(classes, sizes), np.repeat([f"D{i:02d}" for i in range(len(classes))], sizes))
+
+
+def n_classes(cells, rows):
+    return cells["cell_type"].iloc[rows].nunique()
+
+
+@pytest.mark.parametrize(
+    ("n_donors", "config"),
+    [
+        pytest.param({"case": 2, "control": 2}, {}, id="two and two"),
+        pytest.param({"case": 3, "control": 3}, {}, id="three and three"),
+        pytest.param({"case": 5, "control": 5}, {}, id="five and five"),
+        pytest.param({"case": 9, "control": 2}, {}, id="all cases but two"),
+        pytest.param({"a": 3, "b": 3, "c": 4}, {}, id="three classes"),
+        pytest.param({"case": 4, "control": 4}, {"folds": 4}, id="folds"),
+        pytest.param({"case": 4, "control": 4}, {"test_groups": ("D00", "D07")}, id="named"),
+        pytest.param({"case": 4, "control": 4}, {"balance": ("age",), "validation": 0.2}, id="balanced"),
+        pytest.param({"case": 4, "control": 4}, {"balance": ("age",), "folds": 4}, id="balanced folds"),
+    ],
+)
+def test_validation_and_test_have_all_classes_of_donors_where_there_are_enough(n_donors, config, caplog, monkeypatch):
+    monkeypatch.setattr(module, "TRIALS", 20)
+    cells = of_donors(**n_donors).assign(age=lambda obs: obs["donor"].str[1:].astype(int) % 5)
+    for seed in range(2):
+        for one in split(cells, group="donor", seed=seed, **config):
+            assert [n_classes(cells, rows) for rows in one] == [len(n_donors)] * 3
+            assert not groups_of(cells, one)[2] & (groups_of(cells, one)[0] | groups_of(cells, one)[1])
+    assert not caplog.records
+
+
+def test_of_cases_and_controls_enough_validation_is_of_other_donors_than_train():
+    cells = of_donors(case=3, control=3)
+    (one,) = split(cells, group="donor")
+    assert sum(map(len, groups_of(cells, one))) == 6
+
+
+@pytest.mark.parametrize(
+    ("n_donors", "config", "said"),
+    [
+        pytest.param(
+            {"case": 5, "control": 1}, {}, r"All test cells are of one class \('case'\), so no score", id="one"
+        ),
+        pytest.param(
+            {"case": 3, "control": 3},
+            {"folds": "groups"},
+            "All test cells of folds 1, 2, 3, 4, 5, 6 are of one",
+            id="out",
+        ),
+        pytest.param({"case": 3, "control": 3}, {"test_groups": ("D00",)}, "All test cells are of one", id="named"),
+        pytest.param(
+            {"case": 3, "control": 3},
+            {"test_groups": ("D00", "D04"), "validation_groups": ("D01",)},
+            "All validation cells are of one class ..case.., so the epoch",
+            id="named validation",
+        ),
+        pytest.param(
+            {"a": 5, "b": 5, "rare": 1}, {}, "No test cell is of class 'rare'; it is in too few groups", id="rare"
+        ),
+    ],
+)
+def test_what_a_part_lacks_is_said_before_the_work(n_donors, config, said, caplog):
+    split(of_donors(**n_donors), group="donor", **config)
+    assert [record for record in caplog.records if re.search(said, record.getMessage())]
+
+
+def test_of_several_targets_it_is_said_which_one_a_part_lacks(caplog):
+    labels = np.array(["a", "b", "a", None, "b", "b"], dtype=object)
+    warn_of_lacking_classes([Split(np.arange(2), np.arange(2), np.arange(2, 4))], labels, target="status")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("status: All test cells are of one class ('a'), so no score")
+
+
+def test_ranges_of_a_number_need_not_all_be_in_a_part(caplog):
+    cells = of_donors(low=3, middle=3, high=3)
+    (one,) = make_splits(
+        cells.index.to_numpy(),
+        cells["cell_type"].to_numpy(),
+        cells,
+        SplitConfig(group="donor"),
+        seed=0,
+        are_classes=False,
+    )
+    assert n_classes(cells, one.validation) == 1
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("use", [{"group": "dnor"}, {"balance": ("dnor",)}], ids=["group", "balance"])
 def test_a_column_that_is_not_there_is_refused_with_the_nearest(obs, use):
     with pytest.raises(InputError, match=r"no obs column 'dnor'\. Did you mean 'donor'"):
@@ -302,8 +404,10 @@ def test_a_class_that_only_a_named_group_has_is_kept_with_a_warning(kang, caplog
     only = kang.assign(cell_type=kang["cell_type"].astype(str).where(kang["donor"] != "1039", "B of 1039"))
     (one,) = split(only, group="donor", test_groups=("1039",))
     assert set(only["cell_type"].iloc[one.test]) == {"B of 1039"}
-    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert record.getMessage() == "No training cell is of class 'B of 1039'; test cells of it count as errors."
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned[0] == "No training cell is of class 'B of 1039'; test cells of it count as errors."
+    assert warned[1].startswith("All test cells are of one class ('B of 1039')")
+    assert len(warned) == 2
 
 
 def test_leaving_one_group_out_reports_each_group_once(kang, caplog):
@@ -317,7 +421,7 @@ def test_leaving_one_group_out_warns_for_the_fold_that_needs_it(caplog):
     split(cells, group="donor", folds="groups")
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "Fold 3: No training cell is of class 'c'; test cells of it count as errors." in warned
-    assert not [message for message in warned if "test" in message and "Fold 3" not in message]
+    assert not [message for message in warned if "test" in message and "fold 3" not in message.lower()]
 
 
 @pytest.mark.parametrize(
