@@ -25,7 +25,7 @@ from geneformer_repro.embedding_store import VectorParts, marker_of, open_vector
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
 from geneformer_repro.progress import progress
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import working_on
 
@@ -243,7 +243,7 @@ def embed_states(
     statistic: Statistic = "mean",
     layer: int = -1,
     pooling: Pooling = "mean",
-    states: Sequence[str] | None = None,
+    states: Sequence[str | float] | None = None,
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
@@ -309,7 +309,7 @@ def _median(reader: _Reader, rows: np.ndarray, bar: tqdm) -> np.ndarray:
     return np.median(reader.vectors(rows, bar), axis=0)
 
 
-def _members(cells: TokenizedDataset, obs: str, states: Sequence[str] | None) -> dict[str, np.ndarray]:
+def _members(cells: TokenizedDataset, obs: str, states: Sequence[str | float] | None) -> dict[str, np.ndarray]:
     """Row numbers of the cells of each state."""
     if isinstance(states, str):
         raise InputError(f"states must be a sequence of states; for one give [{states!r}].")
@@ -317,10 +317,11 @@ def _members(cells: TokenizedDataset, obs: str, states: Sequence[str] | None) ->
     there = {str(state): rows.to_numpy() for state, rows in column.groupby(column).groups.items()}
     if not there:
         raise InputError(f"No cell with a gene has a value of {obs!r}, so there is no state. Name another column.")
-    for state in states or ():
+    wanted = asked_labels(() if states is None else states, "states: each")
+    for state in wanted:
         if state not in there:
             raise InputError(f"No cell has {obs} = {state!r}. {did_you_mean(state, there)}")
-    return there if states is None else {state: there[state] for state in states}
+    return there if states is None else {state: there[state] for state in wanted}
 
 
 def _require_one_of(choices: Any, name: str, found: str) -> None:

@@ -372,6 +372,10 @@ class TestStates:
         with pytest.raises(gf.InputError, match=r"No cell has cell_type = 'Dendritc'\. Did you mean 'Dendritic'"):
             embed_states(checkpoint, labelled, "cell_type", states=["Dendritc"])
 
+    def test_a_state_that_is_no_text_is_answered_with_those_there_are(self, checkpoint, labelled):
+        with pytest.raises(gf.InputError, match=r"No cell has state = '7'\. There are: 'a', 'b', 'c'"):
+            embed_states(checkpoint, labelled, "state", states=[7])
+
     def test_one_state_without_a_list(self, checkpoint, labelled):
         with pytest.raises(gf.InputError, match=r"states must be a sequence of states; for one give \['a'\]"):
             embed_states(checkpoint, labelled, "state", states="a")

@@ -24,6 +24,8 @@ def test_what_a_user_can_cause_is_an_input_error_and_a_value_error(error):
         pytest.param("zzz", ["a", "b"], "There are: 'a', 'b'.", id="none_near"),
         pytest.param("zzz", [], "There are none.", id="no_choices"),
         pytest.param("1", [1, 2], "Did you mean '1'?", id="choices_that_are_no_strings"),
+        pytest.param(7, ["8", "9"], "There are: '8', '9'.", id="asked_for_a_number"),
+        pytest.param(None, ["None."], "Did you mean 'None.'?", id="asked_for_nothing"),
         pytest.param("zzz", (name for name in "ab"), "There are: 'a', 'b'.", id="choices_that_can_be_read_once"),
     ],
 )

@@ -356,7 +356,7 @@ class _Work:
             score_NS = engine.score(hidden_NLD, engine.weights(piece.n_genes))
             return torch.cat([score_NS - reference.score_S, reference.score_S.expand_as(score_NS)], 1)
         if engine.pooling == "cls":
-            value_N = F.cosine_similarity(hidden_NLD[:, 0], reference.first_D[None], dim=-1)
+            value_N = F.cosine_similarity(hidden_NLD[:, 0], reference.first_D[None], dim=-1).clamp(-1, 1)
         else:
             assert stayed_NG is not None
             value_N = stayed_NG.nanmean(1)
@@ -367,6 +367,7 @@ class _Work:
         margin = self._engine.margin
         gene_NGD = hidden_NLD[:, margin : margin + piece.n_genes]
         stayed_NG = torch.linalg.vecdot(gene_NGD, unit_WD[source]) / torch.linalg.vector_norm(gene_NGD, dim=-1)
+        stayed_NG = stayed_NG.clamp(-1, 1)  # beyond which rounding takes it
         place_NE = torch.from_numpy(self._jobs[piece.job].variants.place_NE[piece.rows]).to(source.device)
         beyond = piece.n_genes
         place_NE = place_NE.masked_fill((place_NE < 0) | (place_NE >= beyond), beyond)

@@ -17,7 +17,7 @@ from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
 from geneformer_repro.in_silico.perturbation import EACH, Plan
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
 from geneformer_repro.model import CellClassifier, Pooling, require_poolable
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class GoalState:
     obs
         Column of the cells that names their state.
     start
-        State of the cells that are perturbed.
+        State of the cells that are perturbed. A state is text, a number, True or False, and kept as its name: 0, 0.0
+        and "0" are one, whether the column holds integers or, because of a gap, floats.
     goal
         State towards which a movement counts.
     alternatives
@@ -45,20 +46,27 @@ class GoalState:
     """
 
     obs: str
-    start: str
-    goal: str
-    alternatives: Sequence[str] = ()
-    embeddings: Mapping[str, np.ndarray] | None = None
+    start: str | float
+    goal: str | float
+    alternatives: Sequence[str | float] = ()
+    embeddings: Mapping[Any, np.ndarray] | None = None
 
     @property
     def states(self) -> tuple[str, ...]:
         """Start, goal and alternatives, in this order."""
-        return (self.start, self.goal, *self.alternatives)
+        return (str(self.start), str(self.goal), *map(str, self.alternatives))
 
     def __post_init__(self) -> None:
         if isinstance(self.alternatives, str):
             raise InputError(f"alternatives must be a sequence of states; for one give [{self.alternatives!r}].")
-        object.__setattr__(self, "alternatives", tuple(self.alternatives))
+        named = {
+            "start": asked_labels([self.start], "start")[0],
+            "goal": asked_labels([self.goal], "goal")[0],
+            "alternatives": asked_labels(self.alternatives, "alternatives: each"),
+            "embeddings": self.embeddings and _by_name(self.embeddings),
+        }
+        for name, value in named.items():
+            object.__setattr__(self, name, value)
         if len(set(self.states)) < len(self.states):
             raise InputError(
                 f"Start, goal and alternatives must be different states, found {', '.join(map(repr, self.states))}."
@@ -145,9 +153,7 @@ class Question:
             )
         names = [target.name for target in head.targets]
         if self.target not in names:
-            raise InputError(
-                f"{checkpoint.name} has no target {self.target!r}. {did_you_mean(self.target or '', names)}"
-            )
+            raise InputError(f"{checkpoint.name} has no target {self.target!r}. {did_you_mean(self.target, names)}")
         return names.index(self.target)
 
     def _check_goal_of_target(self, checkpoint: Checkpoint) -> None:
@@ -226,7 +232,7 @@ class Question:
 def _check_goal(goal: GoalState, cells: TokenizedDataset, hidden_size: int, *, only_start: bool) -> None:
     states = cells.labels(goal.obs).dropna()
     n_cells = states.value_counts()
-    needed = (goal.start,) if only_start or goal.embeddings is not None else goal.states
+    needed = goal.states[:1] if only_start or goal.embeddings is not None else goal.states
     for state in needed:
         if state not in n_cells:
             raise InputError(f"No cell has {goal.obs} = {state!r}. {did_you_mean(state, sorted(n_cells.index))}")
@@ -245,6 +251,13 @@ def _check_goal(goal: GoalState, cells: TokenizedDataset, hidden_size: int, *, o
             raise InputError(f"The vector of state {state!r} has shape {shape}, the model's have ({hidden_size},).")
         if not np.isfinite(goal.embeddings[state]).all():
             raise InputError(f"The vector of state {state!r} holds values that are not finite.")
+
+
+def _by_name(embeddings: Mapping[Any, np.ndarray]) -> dict[str, np.ndarray]:
+    named = dict(zip(asked_labels(embeddings, "embeddings: each state"), embeddings.values(), strict=True))
+    if len(named) < len(embeddings):
+        raise InputError(f"embeddings give a state twice: {', '.join(map(repr, embeddings))}.")
+    return named
 
 
 def _described(goal: GoalState) -> dict[str, Any]:

@@ -511,6 +511,7 @@ REFUSED = {
         lambda classes: classes | {"odd": classes["odd"][:2]},
         r"needs at least 3 genes that at least 3 cells express, for 3 folds; too few: 'odd' \(2\)\. Give more genes",
     ),
+    "a class given twice": (lambda classes: {0: classes["dull"], "0": classes["odd"]}, "give a class twice: 0, '0'"),
     "a class of unknown genes": (lambda classes: classes | {"odd": ["NOGENE"]}, r"too few: 'odd' \(0\)"),
 }
 

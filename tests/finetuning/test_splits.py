@@ -728,3 +728,6 @@ def test_settings_can_come_from_a_file():
     assert from_mapping(SplitConfig, values) == SplitConfig(**values)
     named = from_mapping(SplitConfig, {"group": "donor", "test_groups": ["1015"]})
     assert named.test_groups == ("1015",)
+    for number in (1015, 1015.0, np.int64(1015)):
+        assert SplitConfig(group="donor", test_groups=(number,)) == named
+    assert from_mapping(SplitConfig, {"group": "donor", "test_groups": [1015]}) == named

@@ -71,6 +71,7 @@ def test_the_cells_come_in_their_order_and_the_genes_in_that_of_the_cell(model, 
     assert table["cell"].tolist() == np.repeat(short.cell_names, 12).tolist()
     assert table["perturbed"].tolist() == [gene for i in range(36) for gene in short.genes(i)]
     assert table["rank"].tolist() == list(range(12)) * 36
+    assert table["value"].between(-1, 1).all()
 
 
 def test_columns_are_those_that_are_promised_then_obs(model, short):
@@ -218,6 +219,8 @@ def given(**vectors):
         pytest.param(
             GoalState("donor", "donor0", "donor1", ["x"]), r"'x'\. There are: 'donor0', 'donor1'", id="alternative"
         ),
+        pytest.param(GoalState("value", 1, 2.0), r"No cell has value = '2'\. There are: '1'", id="a number"),
+        pytest.param(GoalState("value", True, 1), r"No cell has value = 'True'\. There are: '1'", id="a truth value"),
         pytest.param(GoalState("partly", "donor0", "None"), r"partly = 'None'.*are: 'donor0', 'd", id="of no state"),
         pytest.param(given(donor0=np.ones(64)), r"embeddings lack the states \['donor1'\]", id="a vector missing"),
         pytest.param(
@@ -243,12 +246,24 @@ def test_a_goal_that_does_not_fit_the_cells_is_refused(model, short, goal, messa
     [
         pytest.param(("a", "a"), "must be different states, found 'a', 'a'", id="start is goal"),
         pytest.param(("a", "b", ["b"]), "must be different states, found 'a', 'b', 'b'", id="goal is an alternative"),
+        pytest.param((0, "0"), "must be different states, found '0', '0'", id="one state written twice"),
+        pytest.param((None, "b"), "start must be a value of a column.*found None", id="no start"),
+        pytest.param(("a", "b", 3), r"alternatives: each must be in a sequence.*give \[3\]", id="a number of states"),
         pytest.param(("dcm", "nf", "hcm"), r"alternatives.*\['hcm'\]", id="one alternative without brackets"),
     ],
 )
 def test_a_goal_that_contradicts_itself_is_refused(states, message):
     with pytest.raises(InputError, match=message):
         GoalState("disease", *states)
+
+
+def test_states_have_the_names_that_classes_have():
+    asked = GoalState("code", 0, np.int64(1), [2.0, True, "x"], embeddings={0: np.ones(2), 1.0: np.zeros(2)})
+    assert asked.states == ("0", "1", "2", "True", "x")
+    assert list(asked.embeddings) == ["0", "1"]
+    assert GoalState("code", 0, 1) == GoalState("code", "0", "1")
+    with pytest.raises(InputError, match="embeddings give a state twice: 0, '0'"):
+        GoalState("code", 0, 1, embeddings={0: np.ones(2), "0": np.ones(2)})
 
 
 # Which cells

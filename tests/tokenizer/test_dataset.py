@@ -16,7 +16,7 @@ from geneformer_repro.errors import DataFormatError, InputError, VocabularyMisma
 from geneformer_repro.files import read_json, sha256, write_json
 from geneformer_repro.tokenizer import dataset as module
 from geneformer_repro.tokenizer.counts import rank_values
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
 from geneformer_repro.tokenizer.quality import CellFilter
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -207,6 +207,22 @@ def test_labels_are_those_of_the_column(plain):
     pd.testing.assert_series_equal(plain.labels("cell_type"), plain.obs["cell_type"], check_dtype=False)
     with pytest.raises(InputError, match=r"no obs column 'celltype'"):
         plain.labels("celltype")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, 0.0, "0", "0.0", 0.5, np.int64(3), np.float64(2), True, np.False_, "x", pd.Timestamp("2020")],
+    ids=lambda value: f"{type(value).__name__} {value}",
+)
+def test_a_value_that_is_asked_for_has_the_name_that_it_has_in_a_column(value):
+    for column in (pd.Series([value]), pd.Series([value, None], dtype=object), pd.Series([value]).astype("category")):
+        assert asked_labels([value], "start") == (as_labels(column)[0],)
+
+
+@pytest.mark.parametrize("values", [[None], [np.nan], [pd.NA], [["a"]], "a", 7], ids=repr)
+def test_what_is_no_value_of_a_column_is_refused(values):
+    with pytest.raises(InputError, match="start: each must be"):
+        asked_labels(values, "start: each")
 
 
 def test_the_representation_says_what_it_holds(plain, pbmc, vocabulary):
