@@ -5,13 +5,17 @@ A screen has cells × genes × states rows, and a table of genes needs sums over
 cells. Keys are integers: text is numbered once a block and name, not once a row.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.shift_table import ShiftTable
+
+logger = logging.getLogger(__name__)
 
 
 class Names:
@@ -96,6 +100,72 @@ def merged_moments(parts: pd.DataFrame) -> pd.DataFrame:
     if len(known) == len(parts):
         return merged
     return merged.reindex(parts.index.unique().sort_values()).fillna({"n": 0}).astype({"n": np.int64})
+
+
+def measured(
+    shifts: ShiftTable, columns: Sequence[str], *, whole_cells: bool = False, tell: bool = False
+) -> Iterator[pd.DataFrame]:
+    """Yield blocks without the rows whose value is missing, as of a cell that has lost its only gene.
+
+    Parameters
+    ----------
+    shifts
+        Result of a screen.
+    columns
+        Those that are wanted, ``value`` among them.
+    whole_cells
+        Yield blocks that hold all rows of their cells.
+    tell
+        Log how many rows are left out.
+
+    Raises
+    ------
+    InputError
+        A value is infinite, or none is known.
+    """
+    n_missing, n_known = 0, 0
+    for block in (blocks_of_whole_cells if whole_cells else ShiftTable.blocks)(shifts, columns):
+        value = block["value"].to_numpy()
+        known = ~np.isnan(value)
+        if np.isinf(value).any():
+            raise InputError(
+                f"The screen holds infinite values (first: {_first(shifts, np.isinf)}), of which there is no mean. The "
+                "model gave them, or the table was changed: screen again, or leave these rows out."
+            )
+        n_missing, n_known = n_missing + int((~known).sum()), n_known + int(known.sum())
+        yield block if known.all() else block[known]
+    if n_missing and not n_known:
+        raise InputError(f"All {n_missing} values of the screen are missing; there is nothing to test. Screen again.")
+    if n_missing and tell:
+        logger.warning(
+            "%s of %s values are missing (first: %s); left out.",
+            f"{n_missing:,}", f"{n_missing + n_known:,}", _first(shifts, np.isnan),
+        )  # fmt: skip
+
+
+def _first(shifts: ShiftTable, of_kind: Callable[[np.ndarray], np.ndarray]) -> str:
+    """Name the first row with a value of a kind, of which there is one."""
+    for block in shifts.blocks(["cell", "perturbed", "value"]):
+        rows = block[of_kind(block["value"].to_numpy())]
+        if len(rows):
+            return f"cell {rows['cell'].iloc[0]!r}, perturbed {rows['perturbed'].iloc[0]!r}"
+    raise AssertionError
+
+
+def rounding_error(block: pd.DataFrame) -> float:
+    """Return how far rounding may take a value of a block, the mean of many values, or a difference of means.
+
+    A value is the difference of two similarities, or predictions, s − s₀, each computed in float32, where a number x
+    has an error of up to |x| · 2⁻²⁴. So it has one of up to (|s| + |s₀|) · 2⁻²⁴, of which the largest is taken; s₀ is
+    in ``before``, and 1, what a similarity is where nothing moved, if that is null. Errors of like computations may be
+    alike, so a mean over cells or donors need not have a smaller one.
+    """
+    if not len(block):
+        return 0.0
+    value, before = block["value"].to_numpy(), block["before"].to_numpy(dtype=float)
+    known = ~np.isnan(before)
+    of_value = np.abs(np.where(known, before + value, value)) + np.abs(np.where(known, before, 1.0))
+    return float(of_value.max() * np.finfo(np.float32).eps / 2)
 
 
 def blocks_of_whole_cells(shifts: ShiftTable, columns: Sequence[str]) -> Iterator[pd.DataFrame]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
-from scipy.stats import rankdata, ttest_1samp, ttest_ind
+from scipy.stats import rankdata, sem, ttest_1samp, ttest_ind
 from sklearn.feature_selection import r_regression
 
 from geneformer_repro.errors import InputError
@@ -166,9 +166,18 @@ def _differential_expression(
         warnings.simplefilter("ignore", RuntimeWarning)  # a gene that is alike in all donors, or too few donors
         if len(both) >= 2:
             differences = (after.loc[both] - before.loc[both]).to_numpy()
-            return differences.mean(axis=0), ttest_1samp(differences, 0).pvalue
+            p_value, error = ttest_1samp(differences, 0).pvalue, sem(differences)
+            return differences.mean(axis=0), np.where(error > _rounding(before, after), p_value, np.nan)
         change = (after.mean() - before.mean()).to_numpy()
-        return change, ttest_ind(after.to_numpy(), before.to_numpy(), equal_var=False).pvalue
+        p_value = ttest_ind(after.to_numpy(), before.to_numpy(), equal_var=False).pvalue
+        error = np.hypot(sem(after.to_numpy()), sem(before.to_numpy()))
+        return change, np.where(error > _rounding(before, after), p_value, np.nan)
+
+
+def _rounding(before: pd.DataFrame, after: pd.DataFrame) -> float:
+    """Return how far the difference of two logarithms may be off: they are of quotients that four steps round."""
+    largest = max(np.abs(logged.to_numpy()).max(initial=0) for logged in (before, after))
+    return float(np.finfo(float).eps * (4 / np.log(2) + largest))
 
 
 def _sums(counts: csr_matrix, donors: pd.Series) -> pd.DataFrame:

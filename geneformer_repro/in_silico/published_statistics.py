@@ -14,6 +14,10 @@ here              published mode           what differs
 `gene_shifts`     aggregate_gene_shifts    nothing
 ================  =======================  ===============================================================
 
+In all of them rows without a value are left out, with a word in the log, and an infinite value is refused; the
+published package takes the first for the largest of all. Where nothing spreads beyond rounding (`rounding_error`)
+there is no p-value, and the log says so.
+
 The tests of `goal_state`, `vs_all` and `vs_null` take every cell for an independent replicate. Cells of a donor are
 not, so their p-values are too small where a gene was measured in many cells of few donors: read them as a ranking,
 and look at the effect. `pairs` tests over donors.
@@ -29,6 +33,7 @@ Theodoris et al., Nature 618, 616 (2023), Methods, "In silico perturbation"; InS
 package.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -38,8 +43,10 @@ from scipy.stats import false_discovery_control, norm, t
 from sklearn.mixture import GaussianMixture
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.in_silico.blockwise import Names, added, blocks_of_whole_cells, merged_moments, moments, totals
+from geneformer_repro.in_silico.blockwise import Names, added, measured, merged_moments, moments, rounding_error, totals
 from geneformer_repro.in_silico.shift_table import SIMILARITY, ShiftTable
+
+logger = logging.getLogger(__name__)
 
 POOL_SIZE = 100_000
 SIGNIFICANT = 0.05
@@ -83,7 +90,8 @@ def goal_state(shifts: ShiftTable) -> pd.DataFrame:
     -----
     p: two-sided Wilcoxon rank-sum test (normal approximation, no correction for ties), null hypothesis: the gene's
     values come from the distribution of the values of all genes, that gene included. Where there are more than 100,000
-    values, a random 100,000 of them (fixed seed) stand for all. FDR: Benjamini and Hochberg over genes.
+    values, a random 100,000 of them (fixed seed) stand for all. FDR: Benjamini and Hochberg over genes. NaN where all
+    values of a state are the same but for rounding.
     """
     _require_goal(shifts, "goal_state", wanted=True)
     goal, counted = shifts.metadata["goal"], _counted_genes(shifts)
@@ -148,7 +156,8 @@ def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
     Notes
     -----
     p: two-sided Wilcoxon rank-sum test (normal approximation, no correction for ties), null hypothesis: the values in
-    the cells of both screens have one distribution. FDR: Benjamini and Hochberg over all genes of `shifts`.
+    the cells of both screens have one distribution. FDR: Benjamini and Hochberg over all genes of `shifts`. NaN where
+    all values of a gene, in both, are the same but for rounding.
     """
     _require_measured_alike(shifts.metadata, null.metadata)
     both = [(of, _counted(of)) for of in (shifts, null)]
@@ -164,9 +173,11 @@ def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
         {"effect": of_gene["total"] / of_gene["n_cells"], "null_mean": of_null["total"] / of_null["n_cells"]}
     )
     columns["difference"] = columns["effect"] - columns["null_mean"]
-    exceeded = _exceeded_within(shifts, null, state, of_gene["n_cells"] + n_null)
-    columns["p_value"] = _rank_sum_p(exceeded, of_gene["n_cells"], n_null).fillna(1.0)
-    columns["fdr"] = false_discovery_control(columns["p_value"])
+    ranked = _ranked_within(shifts, null, state, of_gene["n_cells"] + n_null)
+    p_value = _rank_sum_p(ranked["exceeded"], of_gene["n_cells"], n_null).fillna(1.0)
+    spreads = (ranked["range"] > max(test.rounding, control.rounding)) | (n_null == 0)
+    columns["p_value"] = _where_it_spreads(p_value, spreads, "genes")
+    columns["fdr"] = false_discovery_rate(columns["p_value"])
     columns = columns.assign(n_cells=of_gene["n_cells"], n_cells_null=n_null)
     return _named(_significant_first(columns, "difference"), shifts)
 
@@ -217,11 +228,12 @@ def _against_all(shifts: ShiftTable, counted: "_Counted", state: str, *, less_me
     pool = np.sort(_pool(shifts, state, n_values))
     ranked = added((_ranked(rows, pool, mean) for rows in _rows_in(shifts, state)), totals).loc[of_gene.index]
     p_value = _rank_sum_p(ranked["exceeded"], of_gene["n_cells"], len(pool))
+    p_value = _where_it_spreads(p_value, np.full(len(p_value), np.ptp(pool) > counted.rounding), "genes")
     return pd.DataFrame(
         {
             "effect": ranked["value"] / of_gene["n_cells"],
             "p_value": p_value,
-            "fdr": false_discovery_control(p_value),
+            "fdr": false_discovery_rate(p_value),
             "n_cells": of_gene["n_cells"],
         }
     )
@@ -252,8 +264,8 @@ def _exceeded(values: np.ndarray, pool: np.ndarray) -> np.ndarray:
     return np.asarray((below + not_above) / 2)
 
 
-def _exceeded_within(shifts: ShiftTable, null: ShiftTable, state: str, n_values: pd.Series) -> pd.Series:
-    """Return, by gene, how many values that it has in the null its values exceed, in all.
+def _ranked_within(shifts: ShiftTable, null: ShiftTable, state: str, n_values: pd.Series) -> pd.DataFrame:
+    """Return, by gene, how many values that it has in the null its values exceed, in all, and the ``range`` of both.
 
     Parameters
     ----------
@@ -263,13 +275,21 @@ def _exceeded_within(shifts: ShiftTable, null: ShiftTable, state: str, n_values:
         Of each gene, in both.
     """
     at_once = (n_values.cumsum() // VALUES_AT_ONCE).to_numpy()
-    found = pd.Series(0.0, index=n_values.index)
+    found = pd.DataFrame(0.0, index=n_values.index, columns=["exceeded", "range"])
     for group in np.unique(at_once):
         genes = n_values.index[at_once == group]
         test, control = (_values_of(of, state, genes) for of in (shifts, null))
         for gene, values, of_null in zip(genes, test, control, strict=True):
-            found[gene] = _exceeded(values, np.sort(of_null)).sum()
+            found.loc[gene] = _exceeded(values, np.sort(of_null)).sum(), np.ptp(np.append(values, of_null))
     return found
+
+
+def _where_it_spreads(p_value: pd.Series, spreads: Any, what: str) -> pd.Series:
+    """Leave out, and count in the log, p-values of what does not spread beyond rounding."""
+    flat = int((p_value.notna() & ~spreads).sum())
+    if flat:
+        logger.warning("%d of %d %s have no p-value: nothing spreads beyond rounding.", flat, len(p_value), what)
+    return p_value.where(spreads)
 
 
 def _values_of(shifts: ShiftTable, state: str, genes: "pd.Index[Any]") -> list[np.ndarray]:
@@ -342,8 +362,8 @@ def mixture(shifts: ShiftTable) -> pd.DataFrame:
     counted = _counted_genes(shifts)
     of_gene = counted.of_gene.groupby(level=1).sum()
     columns = pd.DataFrame({"effect": of_gene["total"] / of_gene["n_cells"], "n_cells": of_gene["n_cells"]})
-    if columns["effect"].nunique() < 2:
-        raise InputError("All genes have the same mean similarity; there are no two groups to find.")
+    if np.ptp(columns["effect"]) <= counted.rounding:
+        raise InputError("All genes have the same mean similarity but for rounding; there are no two groups to find.")
     fitted = GaussianMixture(2, random_state=MIXTURE_SEED).fit(columns[["effect"]].to_numpy())
     columns.insert(1, "impact", _has_impact(fitted, columns["effect"]))
     n_with = added((_n_with_impact(fitted, rows) for rows in _rows_in(shifts)), totals)
@@ -389,7 +409,7 @@ def aggregate(shifts: ShiftTable) -> pd.DataFrame:
             "aggregate lists the values of named genes; this screen perturbed each gene. Its rows are shifts.table; "
             "for a row a gene use another method, for one gene screen with genes=[…]."
         )
-    blocks = shifts.blocks([*_OF_A_CELL, "affected"])
+    blocks = measured(shifts, [*_OF_A_CELL, "affected"], tell=True)
     rows = pd.concat([_of_cells(block).astype(dict.fromkeys(_TEXT, object)) for block in blocks], ignore_index=True)
     rows.insert(1, "gene_name", _names(rows["perturbed"], shifts))
     return rows
@@ -443,7 +463,7 @@ def _moments(shifts: ShiftTable, genes: Names, states: Names) -> pd.DataFrame:
     doses: set[float] = set()
 
     def of_blocks() -> Iterator[pd.DataFrame]:
-        for block in shifts.blocks(["perturbed", "affected", "state", "dose", "value"]):
+        for block in measured(shifts, ["perturbed", "affected", "state", "dose", "value"], tell=True):
             doses.update(block["dose"].dropna().unique())
             keys = [genes.numbers(block["perturbed"]), genes.numbers(block["affected"]), states.numbers(block["state"])]
             yield moments(block["value"], keys).rename_axis(["perturbed", "affected", "state"])
@@ -487,11 +507,11 @@ def pairs(shifts: ShiftTable) -> pd.DataFrame:
 
     Replicates are donors (mean over a donor's cells). Where donors are unknown, or all cells are of one, they are
     cells; those are not independent, and p-values are then too small. Test and interval: two-sided one-sample t over
-    replicates, null hypothesis: the mean interaction is 0. With one replicate NaN. FDR: Benjamini and Hochberg over
-    pairs, for each class on its own.
+    replicates, null hypothesis: the mean interaction is 0. With one replicate NaN, as where replicates do not spread
+    beyond the rounding of three values. FDR: Benjamini and Hochberg over pairs, for each class on its own.
     """
     columns = _effects_of_pairs(shifts)
-    columns["fdr"] = columns.groupby("state")["p_value"].transform(_false_discovery_rate)
+    columns["fdr"] = columns.groupby("state")["p_value"].transform(false_discovery_rate)
     several = columns.index.unique("state").size > 1
     if several:
         pair = pd.MultiIndex.from_frame(columns.reset_index()[_PAIR[:2]])
@@ -506,7 +526,7 @@ def pairs(shifts: ShiftTable) -> pd.DataFrame:
 
 def _effects_of_pairs(shifts: ShiftTable) -> pd.DataFrame:
     """Return means, test and numbers of each pair and state."""
-    names = _NamesOfPairs(Names(), Names(), Names(), {}, [])
+    names = _NamesOfPairs(Names(), Names(), Names(), {}, [], [0.0])
     sums = added(_interactions(shifts, names), _merged_pairs)
     if sums.empty:
         raise InputError(
@@ -526,7 +546,8 @@ def _effects_of_pairs(shifts: ShiftTable) -> pd.DataFrame:
         means = sums[_EFFECTS].div(sums["n"], axis=0)
         keys = [means.index.get_level_values(name) for name in _PAIR]
         replicates = moments(means["interaction"], keys).join(totals(means.droplevel("donor")))
-    columns = replicates[_EFFECTS].div(replicates["n"], axis=0).join(_t_test(replicates))
+    tested = _t_test(replicates, 3 * max(names.rounding))
+    columns = replicates[_EFFECTS].div(replicates["n"], axis=0).join(tested)
     columns = columns.assign(n_cells=of_cells["n"], n_donors=n_donors)
     genes, states = names.genes.names(), names.states.names_and(_NULL)
     columns.index = pd.MultiIndex.from_arrays(
@@ -546,6 +567,8 @@ class _NamesOfPairs(NamedTuple):
     """The genes of each label; of a gene alone the second is -1."""
     nameless: list[str]
     """The first cell without a donor."""
+    rounding: list[float]
+    """How far rounding may take a value of each block."""
 
 
 def _interactions(shifts: ShiftTable, names: _NamesOfPairs) -> Iterator[pd.DataFrame]:
@@ -557,8 +580,9 @@ def _interactions(shifts: ShiftTable, names: _NamesOfPairs) -> Iterator[pd.DataF
     doses: set[float] = set()
     anchored = shifts.metadata["perturbation"].get("anchor") is not None
     unmoved = 1.0 if shifts.measure == SIMILARITY else 0.0
-    for block in blocks_of_whole_cells(shifts, [*_OF_A_CELL, "affected"]):
+    for block in measured(shifts, [*_OF_A_CELL, "affected", "before"], whole_cells=True, tell=True):
         rows = _of_cells(block)
+        names.rounding.append(rounding_error(rows))
         doses.update(rows["dose"].dropna().unique())
         _require_one_dose(doses)
         cells = _pairs_of(rows[rows["state"] == goal["goal"]] if goal else rows, names, anchored=anchored)
@@ -610,18 +634,23 @@ def _merged_pairs(parts: pd.DataFrame) -> pd.DataFrame:
     return merged_moments(parts[["n", "mean", "squares"]]).join(totals(parts[_EFFECTS]))
 
 
-def _t_test(interaction: pd.DataFrame) -> pd.DataFrame:
-    """Return what `scipy.stats.ttest_1samp` does, of the moments of all groups at once."""
+def _t_test(interaction: pd.DataFrame, rounding: float) -> pd.DataFrame:
+    """Return what `scipy.stats.ttest_1samp` does, of the moments of all groups at once; NaN without spread."""
     mean, freedom = interaction["mean"], interaction["n"] - 1
-    error = np.sqrt(interaction["squares"] / freedom.where(freedom > 0) / interaction["n"])
+    error: pd.Series = np.sqrt(interaction["squares"] / freedom.where(freedom > 0) / interaction["n"])
     half = t.ppf(0.975, freedom) * error
-    p_value = 2 * t.sf((mean / error).abs(), freedom)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_value = pd.Series(2 * t.sf((mean / error).abs(), freedom), mean.index).where(error.notna())
+    spreads = error > rounding
+    half, p_value = half.where(spreads), _where_it_spreads(p_value, spreads, "pairs")
     return pd.DataFrame({"interaction_low": mean - half, "interaction_high": mean + half, "p_value": p_value})
 
 
-def _false_discovery_rate(p_value: pd.Series) -> pd.Series:
+def false_discovery_rate(p_value: pd.Series) -> pd.Series:
+    """Correct p-values over those that there are (Benjamini and Hochberg); NaN stays NaN."""
     tested = p_value.dropna()
-    return pd.Series(false_discovery_control(tested), tested.index).reindex(p_value.index)
+    found = false_discovery_control(tested) if len(tested) else tested
+    return pd.Series(found, tested.index, dtype=float).reindex(p_value.index)
 
 
 def best_of_classes(p_value: pd.Series, gene: "pd.Index[Any]", shifts: ShiftTable) -> pd.DataFrame:
@@ -645,7 +674,7 @@ def best_of_classes(p_value: pd.Series, gene: "pd.Index[Any]", shifts: ShiftTabl
     n_classes, target = int(of_gene.size().max()), shifts.metadata.get("target") or {}
     n_tests = 1 if len(target.get("classes", ())) == 2 else n_classes
     best = (of_gene.min() * n_tests).clip(upper=1)
-    columns = pd.DataFrame({"best_class_p_value": best, "best_class_fdr": _false_discovery_rate(best)})
+    columns = pd.DataFrame({"best_class_p_value": best, "best_class_fdr": false_discovery_rate(best)})
     return columns.reindex(gene).set_axis(p_value.index)
 
 
@@ -659,6 +688,8 @@ class _Counted(NamedTuple):
     """Number, ``n_cells``, and sum, ``total``, of the values of each state and perturbed gene, ascending."""
     states: list[str]
     dose: float | None
+    rounding: float
+    """How far rounding may take a value, or a mean of values."""
 
     def in_state(self, state: str) -> pd.DataFrame:
         """Return those of one state."""
@@ -667,11 +698,13 @@ class _Counted(NamedTuple):
 
 def _counted(shifts: ShiftTable) -> _Counted:
     genes, states = Names(), Names()
-    doses: set[float] = set()
+    doses, rounding = set[float](), [0.0]
 
     def of_blocks() -> Iterator[pd.DataFrame]:
-        for block in shifts.blocks(["perturbed", "affected", "state", "dose", "value"]):
+        read = ["perturbed", "affected", "state", "dose", "value", "before"]
+        for block in measured(shifts, read, tell=True):
             rows = _of_cells(block)
+            rounding.append(rounding_error(rows))
             doses.update(rows["dose"].dropna().unique())
             keys = [states.numbers(rows["state"]), genes.numbers(rows["perturbed"])]
             of_gene = rows["value"].groupby(keys).agg(["size", "sum"])
@@ -683,7 +716,7 @@ def _counted(shifts: ShiftTable) -> _Counted:
     state, gene = (of_gene.index.get_level_values(level).to_numpy() for level in range(2))
     of_gene.index = pd.MultiIndex.from_arrays([names[state], ids[gene]], names=["state", "perturbed"])
     known = [name for name in states.names() if name in set(names[state])]
-    return _Counted(of_gene.sort_index(), known, next(map(float, doses), None))
+    return _Counted(of_gene.sort_index(), known, next(map(float, doses), None), max(rounding))
 
 
 def _counted_genes(shifts: ShiftTable) -> _Counted:
@@ -710,7 +743,7 @@ def _of_cells(block: pd.DataFrame) -> pd.DataFrame:
 
 def _rows_in(shifts: ShiftTable, state: str | None = None) -> Iterator[pd.DataFrame]:
     """Yield ``perturbed`` and ``value`` of the rows about cells in a state, or in all."""
-    for block in shifts.blocks(["perturbed", "affected", "state", "value"]):
+    for block in measured(shifts, ["perturbed", "affected", "state", "value"]):
         rows = _of_cells(block)
         if state is not None:
             rows = rows[rows["state"].isna() if state == _NULL else rows["state"] == state]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, t
+from scipy.stats import t
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold, cross_val_predict
@@ -29,9 +29,10 @@ from geneformer_repro.in_silico import published_statistics as published
 from geneformer_repro.in_silico.blockwise import (
     Names,
     added,
-    blocks_of_whole_cells,
+    measured,
     merged_moments,
     moments,
+    rounding_error,
     totals,
     totals_by_key,
 )
@@ -110,7 +111,9 @@ def shift_statistics(
     - ``effect_vs_matched``: the same of the value less that of matched genes, with its 95 % interval ``low`` to
       ``high``. A similarity below 0 moves cells more than matched genes do.
     - ``p_value``, two-sided; ``fdr``, Benjamini and Hochberg over the genes that have a p-value, for each state and
-      dose. NaN below three donors.
+      dose. NaN below three donors, and with the interval where the gene's value, or its difference from matched genes,
+      does not spread over donors beyond rounding: its standard error is below what float32 makes of the similarities
+      (or predictions) that values are differences of, 2⁻²⁴ of the sum of both.
     - Of several classes also ``best_class_p_value`` and ``best_class_fdr``, for who takes each gene's best class: the
       smallest p-value of the gene times the number of classes, at most 1 (Bonferroni, as the classes of a gene are not
       independent; of a classifier of two classes, where one change is the other's opposite, just the p-value), and
@@ -131,8 +134,9 @@ def shift_statistics(
     Raises
     ------
     InputError
-        The method does not fit the screen, an argument does not fit the method, or there are too few other genes to
-        compare with. "matched" does not accept pairs or sets of genes.
+        The method does not fit the screen, an argument does not fit the method, there are too few other genes to
+        compare with, or a value is infinite. "matched" does not accept pairs or sets of genes. Rows without a value are
+        left out, with a word in the log.
 
     Notes
     -----
@@ -216,6 +220,8 @@ class _Counted:
     """Cells without a donor, where others have one."""
     last: float
     """The largest place of a perturbed gene."""
+    rounding: float
+    """How far rounding may take a value, or a mean of values."""
 
     def log(self) -> None:
         """Warn of estimates, and of cells without a donor."""
@@ -263,8 +269,10 @@ def _wanted(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> I
 
 def _counted(shifts: ShiftTable) -> _Counted:
     numbers = _Numbers(Names(), Names(), Names(), Names())
-    parts, nameless, has_donors, last = [], set(), False, np.nan
-    for block in _wanted(shifts.blocks(["affected", *_KEYS, "exact"]), shifts.metadata["goal"]):
+    parts, nameless, has_donors, last, rounding = [], set(), False, np.nan, 0.0
+    columns_read = ["affected", *_KEYS, "exact", "value", "before"]
+    for block in _wanted(measured(shifts, columns_read, tell=True), shifts.metadata["goal"]):
+        rounding = max(rounding, rounding_error(block))
         lacks = block["donor"].isna()
         has_donors |= not lacks.all()
         nameless |= set(block.loc[lacks, "cell"].unique())
@@ -283,7 +291,7 @@ def _counted(shifts: ShiftTable) -> _Counted:
     of_gene = of_gene.set_axis([group_of[dose, state], gene_of[gene]]).sort_index()
     return _Counted(
         numbers, group_of, gene_of, groups, np.sort(ids), of_gene, "donor" if has_donors else "cell",
-        n_values, n_exact, len(nameless), last,
+        n_values, n_exact, len(nameless), last, rounding,
     )  # fmt: skip
 
 
@@ -360,7 +368,7 @@ def _of_some_replicates(sums: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
     """Yield sum and number of each block's values by group, replicate, gene and place, which are one key."""
-    blocks = blocks_of_whole_cells(shifts, ["affected", *_KEYS, "value"])
+    blocks = measured(shifts, ["affected", *_KEYS, "value"], whole_cells=True)
     for block in _wanted(blocks, shifts.metadata["goal"]):
         dose, state, gene = _numbered(block, counted.numbers)
         place = _places(block, counted.last, shifts.metadata)
@@ -378,8 +386,9 @@ def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
 def _of_replicates(sums: pd.DataFrame, counted: _Counted) -> pd.DataFrame:
     """Return, by group and gene, moments over replicates.
 
-    Of the difference from matched genes ``n``, ``mean`` and ``squares``; number and sum of the replicates' mean values,
-    ``n_replicates`` and ``value``; sum of the bins of places over cells, ``place``.
+    Of the difference from matched genes ``n``, ``mean`` and ``squares``; number, sum, mean and squares of the
+    replicates' mean values, ``n_replicates``, ``value``, ``value_mean`` and ``value_squares``; sum of the bins of
+    places over cells, ``place``.
     """
     found, parts = {}, [sums.index.to_numpy()]
     for n_bits in _KEY_BITS[:0:-1]:
@@ -392,20 +401,24 @@ def _of_replicates(sums: pd.DataFrame, counted: _Counted) -> pd.DataFrame:
         means = _replicate_means(of_group, _null_means(of_group, counted.n_wanted(group)))
         gene = means.index.get_level_values("gene").to_numpy()
         values = means["value"].groupby(gene).agg(["size", "sum"]).set_axis(["n_replicates", "value"], axis=1)
+        values = values.join(moments(means["value"], [gene])[["mean", "squares"]].add_prefix("value_"))
         places = of_group["size"].mul(of_group["place"]).groupby(of_group["gene"]).sum()
         found[group] = moments(means["difference"], [gene]).join(values).assign(place=places)
     return pd.concat(found, names=["group", "gene"])
 
 
 def _merged(parts: pd.DataFrame) -> pd.DataFrame:
-    return merged_moments(parts).join(totals(parts[["n_replicates", "value", "place"]]))
+    columns = ["n_replicates", "value_mean", "value_squares"]
+    values = merged_moments(parts[columns].set_axis(["n", "mean", "squares"], axis=1))[["mean", "squares"]]
+    summed = totals(parts[["n_replicates", "value", "place"]])
+    return merged_moments(parts[["n", "mean", "squares"]]).join(summed).join(values.add_prefix("value_"))
 
 
 def _tested(of_replicates: pd.DataFrame, counted: _Counted, group: int) -> pd.DataFrame:
     """Test the genes of one dose and state."""
     of_gene, n_wanted = counted.of_gene.loc[group], counted.n_wanted(group)
     of_replicates = of_replicates.droplevel("group")
-    columns = _t_test(of_replicates).assign(
+    columns = _t_test(of_replicates, counted.rounding).assign(
         mean_rank=of_gene["rank"] / of_gene["n_detected"], n_cells=of_gene["n_cells"]
     )
     places = (of_replicates["place"] / columns["n_cells"]).astype(np.int64)
@@ -455,11 +468,14 @@ def _replicate_means(sums: pd.DataFrame, null: np.ndarray) -> pd.DataFrame:
     return columns.div(summed["size"].sum(), axis=0)
 
 
-def _t_test(of_replicates: pd.DataFrame) -> pd.DataFrame:
-    """Test over replicates whether the difference is 0; no sample is enough for this below three."""
+def _t_test(of_replicates: pd.DataFrame, rounding: float) -> pd.DataFrame:
+    """Test over replicates whether the difference is 0; no sample is enough for this below three, or without spread."""
     n, mean = of_replicates["n"], of_replicates["mean"]
     freedom = (n - 1).where(n >= FEWEST_DONORS)
-    error: pd.Series = np.sqrt(of_replicates["squares"] / (n - 1).where(n > 1)) / np.sqrt(n)
+    error = _standard_error(of_replicates["squares"], n)
+    of_value = _standard_error(of_replicates["value_squares"], of_replicates["n_replicates"])
+    spreads = (error > rounding) & (of_value > rounding)
+    freedom, is_flat = freedom.where(spreads), freedom.notna() & ~spreads
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = pd.Series(2 * t.sf(np.abs(mean / error), freedom), index=n.index)
     half = t.ppf(0.975, freedom) * error
@@ -470,16 +486,16 @@ def _t_test(of_replicates: pd.DataFrame) -> pd.DataFrame:
             "low": mean - half,
             "high": mean + half,
             "p_value": p_value,
-            "fdr": _false_discovery_rate(p_value),
+            "fdr": published.false_discovery_rate(p_value),
             "n_donors": n,
+            "is_flat": is_flat,
         }
     )
 
 
-def _false_discovery_rate(p_value: pd.Series) -> pd.Series:
-    known = p_value.dropna()
-    fdr = false_discovery_control(known) if len(known) else known
-    return pd.Series(fdr, index=known.index, dtype=float).reindex(p_value.index)
+def _standard_error(squares: pd.Series, n: pd.Series) -> pd.Series:
+    error: pd.Series = np.sqrt(squares / (n - 1).where(n > 1)) / np.sqrt(n)
+    return error
 
 
 def _matched_percentile(effect: pd.Series, place: pd.Series, rate: pd.Series, n_wanted: int) -> pd.Series:
@@ -504,7 +520,9 @@ def _with_warnings(columns: pd.DataFrame, *, of_cells: bool) -> pd.DataFrame:
     few_cells = _said(columns["n_cells"], " cells", FEW_CELLS)
     if of_cells:
         few_cells, columns["n_donors"] = few_cells.where(few_donors == "", ""), 0
-    return columns.assign(warning=(few_donors + "; " + few_cells).str.strip("; "))
+    flat = columns["is_flat"].map({True: f"no spread over {'cells' if of_cells else 'donors'}", False: ""})
+    warning = few_donors.where(~columns["is_flat"], flat) + "; " + few_cells
+    return columns.assign(warning=warning.str.strip("; "))
 
 
 def _said(number: pd.Series, what: str, enough: int) -> pd.Series:

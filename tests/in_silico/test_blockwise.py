@@ -8,10 +8,18 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico import blockwise
 from geneformer_repro.in_silico import published_statistics as published
-from geneformer_repro.in_silico.blockwise import added, blocks_of_whole_cells, merged_moments, moments, totals
-from geneformer_repro.in_silico.shift_table import COLUMNS, SHIFT, SIMILARITY, ShiftTable, write_blocks
+from geneformer_repro.in_silico.blockwise import (
+    added,
+    blocks_of_whole_cells,
+    merged_moments,
+    moments,
+    rounding_error,
+    totals,
+)
+from geneformer_repro.in_silico.shift_table import COLUMNS, SHIFT, SIMILARITY, ShiftTable, as_frame, write_blocks
 from geneformer_repro.in_silico.statistics import shift_statistics
 
 GENES = [f"g{i:02}" for i in range(40)]
@@ -42,6 +50,39 @@ def part_of(block, method):
     return pa.Table.from_pandas(
         table.reindex(columns=list(COLUMNS)), schema=pa.schema(list(COLUMNS.items())), preserve_index=False
     )
+
+
+LISTED = {"kind": "Deletion", "genes": GENES, "combine": "singly", "anchor": None}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "aggregate"])
+def test_rows_without_a_value_are_left_out_and_infinite_ones_refused_by_every_method(method, caplog):
+    table = as_frame(part_of(0, method))
+    bad = table["cell"].isin(["cell3", "cell7"]) & (table["perturbed"] == GENES[4])
+    goal = GOAL if method == "goal_state" else None
+    how = {"pairs": {**EACH, "combine": "pairs"}, "aggregate": LISTED}.get(method, EACH)
+    metadata = {"measure": SHIFT if goal else SIMILARITY, "goal": goal, "target": None, "perturbation": how}
+    metadata["gene_names"] = {}
+
+    def of(rows):
+        return statistics(ShiftTable(rows, metadata), method)
+
+    expected = of(table[~bad])
+    caplog.clear()
+    pd.testing.assert_frame_equal(of(table.assign(value=table["value"].mask(bad))), expected)
+    said = f"{bad.sum():,} of {len(table):,} values are missing (first: cell 'cell3', perturbed 'g04'); left out."
+    assert said in caplog.text
+    for value in (np.inf, -np.inf):
+        with pytest.raises(InputError, match=r"infinite values \(first: cell 'cell3', perturbed 'g04'\)"):
+            of(table.assign(value=table["value"].mask(bad, value)))
+    with pytest.raises(InputError, match=rf"All {len(table)} values of the screen are missing"):
+        of(table.assign(value=np.nan))
+
+
+def test_a_value_is_as_exact_as_the_similarities_it_is_the_difference_of():
+    block = pd.DataFrame({"value": [0.25, -0.5, 0.75], "before": [0.5, 0.75, np.nan]})
+    assert rounding_error(block) == 1.75 * 2**-24
+    assert rounding_error(block[:2]) == 1.25 * 2**-24
 
 
 def screen_of(folder, method, n_blocks):

@@ -103,6 +103,34 @@ def test_vs_null_is_the_published_one(golden):
         np.testing.assert_allclose(found[ours], expected[theirs], rtol=1e-6, err_msg=ours)
 
 
+@pytest.mark.parametrize("step", [0.0, 1e-9], ids=["equal", "rounding"])
+@pytest.mark.parametrize("method", ["goal_state", "vs_all", "vs_null", "pairs"])
+def test_what_does_not_spread_beyond_rounding_has_no_p_value(method, step, caplog):
+    genes = ["A", "B", "A+B"] if method == "pairs" else ["A", "B", "C", "D"]
+    cells = np.repeat([f"c{i}" for i in range(8)], len(genes))
+    value = 0.2 + step * np.tile(np.arange(len(genes)), 8) + step * np.repeat(np.arange(8) % 2, len(genes))
+    columns = {
+        "cell": cells,
+        "perturbed": genes * 8,
+        "value": value,
+        "before": 0.5,
+        "donor": np.repeat(list("wxyz"), 2 * len(genes)),
+    }
+    goal = GOAL | {"alternatives": []} if method == "goal_state" else None
+    shifts = shifts_of(columns | {"state": "nf" if goal else None}, measure=SHIFT if goal else SIMILARITY, goal=goal)
+    given = {
+        "goal_state": (goal_state, shifts),
+        "vs_all": (vs_all, shifts),
+        "vs_null": (vs_null, shifts, shifts),
+        "pairs": (pairs, shifts),
+    }
+    ours, *tables = given[method]
+    found = ours(*tables)
+    assert len(found) >= 1
+    assert found[["p_value", "fdr"]].isna().all(axis=None)
+    assert f"{len(found)} of {len(found)} {'pairs' if method == 'pairs' else 'genes'} have no p-value" in caplog.text
+
+
 def test_mixture_is_the_published_one_where_that_has_the_components_in_order(golden):
     found = mixture(published_screen(golden, "delete_all_layer-1"))
     expected = published_statistics(golden, "delete_all_layer-1_mixture")

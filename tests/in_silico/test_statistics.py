@@ -124,6 +124,39 @@ def test_the_numbers_are_their_slow_spelling(measured, rng):
     pd.testing.assert_frame_equal(found[expected.columns.tolist()], expected, check_names=False, rtol=1e-9)
 
 
+FLAT = {
+    "one value": lambda gene, rng: np.full(len(gene), 0.1),
+    "one value a gene": lambda gene, rng: 0.001 * (gene % 5),
+    "one gene alone moves": lambda gene, rng: np.where(gene == 0, 0.01, 0.0),
+    "steps below rounding": lambda gene, rng: 1e-9 * (gene % 3),
+    "noise of rounding": lambda gene, rng: rng.normal(scale=1e-8, size=len(gene)),
+}
+
+
+@pytest.mark.parametrize("replicate", ["donor", "cell"])
+@pytest.mark.parametrize("values", FLAT.values(), ids=FLAT)
+def test_what_does_not_spread_beyond_rounding_has_no_p_value(measured, rng, values, replicate):
+    table = small(measured).assign(state="b", before=0.5)
+    table = table.assign(value=values(table["perturbed"].astype("category").cat.codes.to_numpy(), rng))
+    table = table if replicate == "donor" else table.assign(donor=None)
+    found = shift_statistics(screen(table, measure=SHIFT, goal=GOAL | {"alternatives": []}))
+    assert found[["p_value", "fdr", "low", "high"]].isna().all(axis=None)
+    assert found["effect"].notna().all()
+    assert found["warning"].str.contains(f"no spread over {replicate}s").sum() >= len(found) - 3
+
+
+def test_the_floor_follows_the_size_of_the_similarities(measured, rng):
+    """Noise of 1e-6 tells something of similarities of 0.5, whose rounding is 6e-8, and nothing of numbers of 1,000."""
+    table = small(measured).assign(state="b")
+    table = table.assign(value=rng.normal(scale=1e-6, size=len(table)))
+    n_tested = [
+        shift_statistics(screen(table.assign(before=before), measure=CHANGE))["p_value"].notna().sum()
+        for before in (0.5, 1000.0)
+    ]
+    assert n_tested[0] > 15
+    assert n_tested[1] == 0
+
+
 def test_fdr_is_benjamini_and_hochberg_over_genes_that_were_tested(nothing):
     found = shift_statistics(nothing)
     tested = found["p_value"].dropna().sort_values()
