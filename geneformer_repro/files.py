@@ -288,11 +288,54 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file. Expected it to be written by geneformer_repro.") from None
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:  # which comes of thousands of brackets in one another
         raise InputError(f"{path}: not readable as JSON ({error}). The file is damaged; write it anew.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}.")
     return content
+
+
+def misfit(value: Any, form: Any, name: str = "") -> str | None:
+    """Say where a value from JSON has not the form that is expected; None if it has.
+
+    Parameters
+    ----------
+    value
+        What was read.
+    form
+        A type (`float` takes whole numbers too, `int` no truth values); a list of one form, of which there may be any
+        number; a dictionary of forms, in which a key that ends with "?" may be absent and others are not looked at; or
+        a dictionary of the one key `str`, for any keys.
+    name
+        What the value is called.
+    """
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return _said(name, "a list", value)
+        return next((found for i, one in enumerate(value) if (found := misfit(one, form[0], f"{name}[{i}]"))), None)
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return _said(name, "an object", value)
+        if str in form:
+            asked = dict.fromkeys(value, (form[str], False))
+        else:
+            asked = {key.removesuffix("?"): (one, key.endswith("?")) for key, one in form.items()}
+        for key, (one, may_lack) in asked.items():
+            if key not in value and not may_lack:
+                return f"{key!r} is missing{f' in {name}' if name else ''}"
+            if key in value and (found := misfit(value[key], one, f"{name}.{key}" if name else str(key))):
+                return found
+        return None
+    taken = (int, float) if form is float else (form,)
+    if not isinstance(value, taken) or (isinstance(value, bool) and form is not bool):
+        return _said(name, {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[form], value)
+    return None
+
+
+def _said(name: str, expected: str, value: Any) -> str:
+    return f"{name} should be {expected}, found {repr(value)[:60]}"
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,6 @@ The Arrow files are mapped, not read, so opening a dataset takes no memory that 
 
 import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,22 +19,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.files import read_json
-from geneformer_repro.tokenizer.encoding import Ragged
-from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
+from geneformer_repro.files import new_directory
+from geneformer_repro.tokenizer.folder import SOURCE, read_folder, write_folder
+from geneformer_repro.tokenizer.published import read_published
+from geneformer_repro.tokenizer.rows import (
+    CELL,
+    CELLS_AT_ONCE,
+    INPUT_IDS,
+    LENGTH,
+    UNCROPPED,
+    UNCROPPED_LENGTH,
+    cut,
+    lengths_of,
+    require_room,
+    with_column,
+)
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "geneformer_repro/tokenized/2"
-CELL, INPUT_IDS, LENGTH = "cell", "input_ids", "length"
-UNCROPPED, UNCROPPED_LENGTH = "input_ids_uncropped", "length_uncropped"
-SOURCE = "source"
 _BARS, _SHOWN_SOURCES = 8, 10
-_CELLS_AT_ONCE = 10_000
 _SHOWN_CELLS = 5
 _OF_ALL_CELLS = ("n_cropped", "left_out")
 OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH)
-_PUBLISHED_CELL_COLUMNS = (CELL, "unique_cell_id", "cell_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,13 +188,13 @@ class TokenizedDataset:
         """64-bit digest of each cell's tokens (uint64): equal for a cell tokenised twice, whatever its name."""
         found = (
             int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "little")
-            for start in range(0, len(self), _CELLS_AT_ONCE)
+            for start in range(0, len(self), CELLS_AT_ONCE)
             for cell in self._bytes_of(start)
         )
         return np.fromiter(found, dtype=np.uint64, count=len(self))
 
     def _bytes_of(self, start: int) -> list[memoryview]:
-        lists = self._arrow[start : start + _CELLS_AT_ONCE].column(0).combine_chunks()
+        lists = self._arrow[start : start + CELLS_AT_ONCE].column(0).combine_chunks()
         tokens = memoryview(lists.flatten().to_numpy().astype("<u4").tobytes())
         ends = 4 * np.cumsum(pc.list_value_length(lists).to_numpy())
         return [tokens[first:last] for first, last in itertools.pairwise([0, *ends.tolist()])]
@@ -199,69 +205,94 @@ class TokenizedDataset:
         return str(self.spec["fingerprint"])
 
     @classmethod
-    def open(cls, path: str | Path, vocabulary: Vocabulary | None = None) -> "TokenizedDataset":
+    def open(
+        cls, path: str | Path, vocabulary: Vocabulary | None = None, *, max_length: int | None = None
+    ) -> "TokenizedDataset":
         """Open a dataset of this package, or one of the published tokenizer.
 
         Parameters
         ----------
         path
-            A folder written by `tokenize`; or, with `vocabulary`, a ``.dataset`` folder or a Parquet file with
-            ``input_ids``. Cells are named by ``cell``, ``unique_cell_id`` or ``cell_id``, else by row number.
+            A folder written by `tokenize` or `save`; or, with `vocabulary`, a ``.dataset`` folder or a Parquet file
+            with ``input_ids``. Their cells are named by ``cell``, ``unique_cell_id`` or ``cell_id``, else by row
+            number; names that do not tell them apart get it before them. Padding is stripped, codes of a ClassLabel
+            become its names, columns of lists or structures are left out; the log says so.
         vocabulary
             What the tokens of a published dataset mean. With one of ours it must be the dataset's own.
+        max_length
+            Cut longer cells to so many tokens, ``<eos>`` kept; what is cut is in memory. Default none: cells that are
+            longer than the vocabulary's ``max_length`` are refused.
 
         Raises
         ------
         InputError
             The path is neither, or a published dataset comes without a vocabulary.
         DataFormatError
-            A token is not in the vocabulary, a gene stands twice in a cell, or a length does not fit.
+            A token is not in the vocabulary, a gene stands twice in a cell, or a length does not fit. Of a dataset of
+            ours with more than a quarter billion tokens only as many are looked at, evenly spread.
         VocabularyMismatchError
             The vocabulary given is not the dataset's.
         """
         path = Path(path)
-        if (path / "spec.json").exists():
-            return cls._open_own(path, vocabulary)
         if not path.exists():
             raise InputError(
                 f"{path}: no such dataset. Expected a folder written by tokenize, or a .dataset folder or Parquet "
                 f"file of the published tokenizer."
             )
-        if vocabulary is None:
+        is_ours = (path / "spec.json").exists()
+        if vocabulary is None and not is_ours:
             raise InputError(
                 f"{path}: not written by this package (no spec.json), so its tokens need a vocabulary: "
-                f"TokenizedDataset.open(path, vocabulary)."
+                f"TokenizedDataset.open(path, vocabulary) (--vocabulary)."
             )
-        return _from_published(path, vocabulary)
+        if is_ours:
+            table, vocabulary, spec = read_folder(path, vocabulary)
+            cells = cls(table, vocabulary, spec)
+            if max_length is not None:
+                require_room(vocabulary, max_length)
+                cells = cells._cut(max_length)
+        else:
+            assert vocabulary is not None
+            if max_length is not None:
+                require_room(vocabulary, max_length)
+            table, spec = read_published(path, vocabulary, max_length=max_length)
+            cells = cls(table, vocabulary, spec)
+        _name_empty(path, cells)
+        return cells
 
-    @classmethod
-    def _open_own(cls, path: Path, vocabulary: Vocabulary | None) -> "TokenizedDataset":
-        spec = read_json(path / "spec.json")
-        if spec.get("format") != FORMAT:
-            raise InputError(
-                f"{path}/spec.json: expected format {FORMAT!r}, found {spec.get('format')!r}. Tokenise again."
-            )
-        own = Vocabulary.load(path)
-        if not {"n_cells", "vocabulary", "fingerprint", "cell_names_unique", "failed", "sources"} <= spec.keys():
-            raise InputError(f"{path}/spec.json: is incomplete. Tokenise again.")
-        if not own.has_fingerprint(spec["vocabulary"]):
-            raise DataFormatError(
-                f"{path}: the vocabulary in the folder ({own.fingerprint[:12]}) is not the one that made the cells "
-                f"({spec['vocabulary'][:12]}). Tokenise again."
-            )
-        if vocabulary is not None:
-            own.require_same(vocabulary, this=f"dataset {path}", that="the vocabulary given")
-        try:
-            table = datasets.load_from_disk(str(path))
-        except Exception as error:
-            raise DataFormatError(
-                f"{path}: the Arrow dataset is missing or damaged ({error}). Tokenise again."
-            ) from error
-        if len(table) != spec["n_cells"]:
-            raise DataFormatError(
-                f"{path}: spec.json speaks of {spec['n_cells']} cells, the dataset holds {len(table)}. Tokenise again."
-            )
-        return cls(table, own, spec)
+    def _cut(self, max_length: int) -> "TokenizedDataset":
+        n_cut = int((self.lengths > max_length).sum())
+        if not n_cut:
+            return self
+        tokens = cut(self.table.data.column(INPUT_IDS), max_length, keep_last=self.vocabulary.has_cls)
+        table = with_column(self.table, INPUT_IDS, tokens)
+        lengths = self.table.data.column(LENGTH).type
+        table = with_column(table, LENGTH, pa.array(lengths_of(tokens), lengths))
+        digest = hashlib.sha256(f"{self.fingerprint} {max_length}".encode()).hexdigest()
+        logger.info("%d of %d cells are cut to %d tokens.", n_cut, len(self), max_length)
+        return replace(
+            self, table=table, spec=self.spec | {"fingerprint": digest, "max_length": max_length, "n_cropped": n_cut}
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the cells into the new folder `path`, from which `open` gives them back.
+
+        So a selection can be kept, and a published dataset becomes one that brings its vocabulary.
+
+        Parameters
+        ----------
+        path
+            Folder to write; format in ``docs/formats.md``.
+        overwrite
+            Replace a dataset that stands there.
+
+        Raises
+        ------
+        FileExistsError
+            `path` exists, and may not be replaced or is no dataset of this package.
+        """
+        with new_directory(path, marker="spec.json", overwrite=overwrite) as folder:
+            write_folder(folder, self.table, self.vocabulary, self.spec)
 
 
 def as_labels(column: pd.Series) -> pd.Series:
@@ -325,118 +356,9 @@ def _histogram(lengths: np.ndarray) -> list[str]:
     ]
 
 
-def _from_published(path: Path, vocabulary: Vocabulary) -> TokenizedDataset:
-    try:
-        table = (
-            datasets.load_from_disk(str(path))
-            if path.is_dir()
-            else datasets.Dataset.from_pandas(pd.read_parquet(path), preserve_index=False)
-        )
-    except Exception as error:
-        raise DataFormatError(f"{path}: neither a dataset folder nor a Parquet file ({error}).") from error
-    if not isinstance(table, datasets.Dataset) or INPUT_IDS not in table.column_names:
-        raise DataFormatError(
-            f"{path}: expected a table with a column {INPUT_IDS!r}, found "
-            f"{getattr(table, 'column_names', type(table))}."
-        )
-    if not len(table):
-        raise DataFormatError(f"{path}: holds no cells.")
-    _check_tokens(path, table, vocabulary)
-    lengths = pc.list_value_length(table.data.column(INPUT_IDS)).to_numpy().astype(np.int64)
-    if LENGTH not in table.column_names:
-        table = table.add_column(LENGTH, lengths)
-    if not np.array_equal(table.with_format("numpy")[LENGTH][:], lengths):
-        raise DataFormatError(f"{path}: the column {LENGTH!r} does not give the length of {INPUT_IDS!r}.")
-    named = next((name for name in _PUBLISHED_CELL_COLUMNS if name in table.column_names), None)
-    names = [str(name) for name in table[named]] if named else [str(i) for i in range(len(table))]
-    if len(set(names)) < len(names):
-        raise DataFormatError(f"{path}: the cell names in {named!r} are not distinct.")
-    table = table.remove_columns([named] if named else []).add_column(CELL, names)
-    spec = {
-        "format": "published",
-        "fingerprint": _digest_of(table, vocabulary),
-        "vocabulary": vocabulary.fingerprint,
-        "sources": [{"name": str(path)}],
-        "cell_names_unique": True,
-        "failed": [],
-        "n_cells": len(table),
-        "max_length": vocabulary.max_length,
-    }
-    cells = TokenizedDataset(table, vocabulary, spec)
-    _name_empty(path, cells)
-    return cells
-
-
-def _check_tokens(path: Path, table: datasets.Dataset, vocabulary: Vocabulary) -> None:
-    column = table.data.column(INPUT_IDS)
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
-        raise DataFormatError(f"{path}: {INPUT_IDS!r} must hold a list of whole numbers for each cell, found {kind}.")
-    if column.null_count or any(chunk.flatten().null_count for chunk in column.chunks):
-        raise DataFormatError(f"{path}: {INPUT_IDS!r} has missing values.")
-    wrapping = [vocabulary.special_tokens[token] for token in (CLS, EOS) if token in vocabulary.special_tokens]
-    foreign = [tokens.values[_is_foreign(tokens.values, vocabulary, wrapping)] for _, tokens in _blocks(table)]
-    if n_foreign := sum(map(len, foreign)):
-        raise DataFormatError(
-            f"{path}: {n_foreign} tokens are not genes of the vocabulary (first: {np.concatenate(foreign)[0]}). "
-            f"It was made with another vocabulary."
-        )
-    for start, tokens in _blocks(table):
-        if vocabulary.has_cls:
-            _check_wrapped(path, start, tokens, wrapping)
-        _check_distinct(path, start, tokens)
-        if tokens.lengths.max() > vocabulary.max_length:
-            raise DataFormatError(
-                f"{path}: a cell has {tokens.lengths.max()} tokens, more than the vocabulary's max_length of "
-                f"{vocabulary.max_length}."
-            )
-
-
-def _blocks(table: datasets.Dataset) -> Iterator[tuple[int, Ragged]]:
-    """Yield the first row and the tokens of so many rows at a time, that memory does not grow with their number."""
-    column = table.data.column(INPUT_IDS)
-    for start in range(0, len(table), _CELLS_AT_ONCE):
-        lists = _whole(column.slice(start, _CELLS_AT_ONCE))
-        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        yield start, Ragged(lists.flatten().to_numpy(zero_copy_only=False), offsets)
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array."""
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-
-
-def _is_foreign(tokens: np.ndarray, vocabulary: Vocabulary, wrapping: list[int]) -> np.ndarray:
-    return (vocabulary.genes_of(tokens) < 0) & ~np.isin(tokens, wrapping)
-
-
-def _check_wrapped(path: Path, start: int, tokens: Ragged, wrapping: list[int]) -> None:
-    """Raise unless cells begin and end as they should; one without any token may do without."""
-    rows = np.flatnonzero(tokens.lengths)
-    ends = np.stack([tokens.values[tokens.offsets[rows]], tokens.values[tokens.offsets[rows + 1] - 1]], axis=1)
-    bare = rows[(ends != wrapping).any(axis=1)]
-    if len(bare):
-        raise DataFormatError(
-            f"{path}: row {start + bare[0]} does not begin with {CLS} and end with {EOS}, as cells of this "
-            "vocabulary do. They were tokenised without special tokens; give a vocabulary without these two."
-        )
-
-
-def _check_distinct(path: Path, start: int, tokens: Ragged) -> None:
-    cell = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
-    both = np.sort((cell << 32) + tokens.values.astype(np.int64))
-    twice = both[1:][both[1:] == both[:-1]]
-    if len(twice):
-        row, token = divmod(int(twice[0]), 1 << 32)
-        raise DataFormatError(
-            f"{path}: token {token} stands twice in row {start + row}; a gene has one rank in a cell."
-        )
-
-
 def _name_empty(path: Path, cells: TokenizedDataset) -> None:
     empty = np.flatnonzero(~cells.has_gene)
-    if len(empty) == len(cells):
+    if len(empty) and len(empty) == len(cells):
         raise DataFormatError(f"{path}: none of its {len(cells)} cells has a gene.")
     if len(empty):
         shown = ", ".join(map(repr, cells.cell_names[empty[:_SHOWN_CELLS]]))
@@ -448,34 +370,3 @@ def _name_empty(path: Path, cells: TokenizedDataset) -> None:
             shown,
             ", …" if len(empty) > _SHOWN_CELLS else "",
         )
-
-
-def _digest_of(table: datasets.Dataset, vocabulary: Vocabulary) -> str:
-    """SHA-256 over names and values of all columns; chunks, the width of numbers and the file's kind do not matter."""
-    digest = hashlib.sha256(vocabulary.fingerprint.encode())
-    for name in sorted(table.column_names):
-        digest.update(json.dumps(name).encode())
-        for start in range(0, len(table), _CELLS_AT_ONCE):
-            for piece in _as_bytes(_whole(table.data.column(name).slice(start, _CELLS_AT_ONCE))):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
-def _as_bytes(values: pa.Array) -> Iterator[bytes]:
-    """Give what tells these values from any others, whatever lies in memory under missing ones."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    yield values.is_valid().cast(pa.uint8()).to_numpy().tobytes()
-    values, kind = values.drop_null(), values.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        yield values.value_lengths().to_numpy().astype("<i8").tobytes()
-        yield from _as_bytes(values.flatten())
-    elif pa.types.is_integer(kind) and kind != pa.uint64():
-        yield b"i" + values.to_numpy().astype("<i8").tobytes()
-    elif pa.types.is_floating(kind):
-        yield b"f" + values.to_numpy().astype("<f8").tobytes()
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        yield b"s" + pc.binary_length(values).to_numpy().astype("<i8").tobytes()
-        yield "".join(values.to_pylist()).encode()
-    else:
-        yield b"o" + repr(values.to_pylist()).encode()

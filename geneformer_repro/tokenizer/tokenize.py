@@ -29,7 +29,6 @@ from geneformer_repro.files import new_file, read_json, write_json
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of, read_report, write_report
 from geneformer_repro.tokenizer.dataset import (
     CELL,
-    FORMAT,
     INPUT_IDS,
     LENGTH,
     OWN_COLUMNS,
@@ -39,6 +38,7 @@ from geneformer_repro.tokenizer.dataset import (
     TokenizedDataset,
 )
 from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
+from geneformer_repro.tokenizer.folder import FORMAT, schema_of, write_state
 from geneformer_repro.tokenizer.genes import (
     LEFT_OUT,
     GeneMap,
@@ -296,15 +296,10 @@ class _Job(Job):
         return [file.name for file in files if file.exists()]
 
     @cached_property
-    def features(self) -> datasets.Features:
+    def schema(self) -> pa.Schema:
         """Columns of the dataset."""
-        tokens = datasets.Sequence(datasets.Value(str(np.min_scalar_type(self.vocabulary.size - 1))))
-        columns: dict[str, Any] = {CELL: datasets.Value("string"), INPUT_IDS: tokens, LENGTH: datasets.Value("int32")}
-        if self.options.uncropped:
-            columns |= {UNCROPPED: tokens, UNCROPPED_LENGTH: datasets.Value("int32")}
-        if len(self.corpus) > 1:
-            columns[SOURCE] = datasets.Value("string")
-        return datasets.Features(columns | {name: datasets.Value(kind) for name, kind in self.kinds.items()})
+        obs = {name: pa.type_for_alias(kind) for name, kind in self.kinds.items()}
+        return schema_of(self.vocabulary, obs, uncropped=self.options.uncropped, source=len(self.corpus) > 1)
 
     def _moments(self, i: int) -> Moments | None:
         if not self.cell_filter.needs_moments:
@@ -335,7 +330,7 @@ class _Job(Job):
         with (
             new_file(arrow, overwrite=True) as aside,
             pa.OSFile(str(aside), "wb") as file,
-            pa.ipc.new_stream(file, self.features.arrow_schema) as writer,
+            pa.ipc.new_stream(file, self.schema) as writer,
         ):
             for batch in rows.batches():
                 writer.write_batch(batch)
@@ -411,7 +406,7 @@ class _Rows:
         return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
 
     def _batch(self, block: Block, kept: np.ndarray, encoded: Encoded, totals: np.ndarray) -> pa.RecordBatch:
-        schema, stop = self._job.features.arrow_schema, block.start + len(totals)
+        schema, stop = self._job.schema, block.start + len(totals)
         room = self._job.vocabulary.max_length - 2 * self._job.vocabulary.has_cls
         self.n_cells += len(kept)
         self._n_cropped += int((encoded.n_genes > room).sum())
@@ -423,7 +418,7 @@ class _Rows:
         if self._job.options.uncropped:
             whole = self._encode(block.counts[kept], totals[kept], crop=False).tokens
             columns |= {UNCROPPED: _lists(whole), UNCROPPED_LENGTH: pa.array(whole.lengths, pa.int32())}
-        if SOURCE in self._job.features:
+        if SOURCE in schema.names:
             label = self._job.corpus.labels[self._part.source]
             columns[SOURCE] = pa.repeat(pa.scalar(label, pa.string()), len(kept))
         for name in self._job.kinds:
@@ -512,7 +507,7 @@ class _Outcome:
         self._say(spec, genes)
         self._job.vocabulary.write_into(self._folder)
         write_json(self._folder / "spec.json", spec)
-        _write_dataset_state(self._folder, self._job.features, self._job.arrow_files, spec["fingerprint"])
+        write_state(self._folder, self._job.schema, self._job.arrow_files, spec["fingerprint"])
         return spec
 
     def _total(self, what: str, source: int | None = None) -> int:
@@ -558,7 +553,7 @@ class _Outcome:
 
     def _spec(self, genes: pd.DataFrame) -> dict[str, Any]:
         job, known = self._job, shares(genes, genes["counts"].to_numpy(dtype=np.float64))
-        digest = hashlib.sha256(json.dumps([job.vocabulary.fingerprint, list(job.features)]).encode())
+        digest = hashlib.sha256(json.dumps([job.vocabulary.fingerprint, job.schema.names]).encode())
         for report in self._reports.values():
             digest.update(report["digest"].encode())
         return {
@@ -625,15 +620,3 @@ class _Outcome:
         for why, n in spec["left_out"].items():
             if n:
                 logger.warning("%d of %d cells left out: %s (left_out.tsv).", n, sum(self._job.sizes), why)
-
-
-def _write_dataset_state(folder: Path, features: datasets.Features, files: list[str], fingerprint: str) -> None:
-    """Write the two small files that make a folder one of `datasets.load_from_disk`."""
-    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in files],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-    }
-    write_json(folder / "state.json", state | {"_format_type": None, "_output_all_columns": False, "_split": None})

@@ -144,7 +144,7 @@ def test_digests_of_selected_cells_are_those_of_their_rows(plain, rows):
 @pytest.mark.parametrize("at_once", [1, 7, 700, 701])
 def test_digests_do_not_depend_on_how_many_are_read_at_once(plain, monkeypatch, at_once):
     expected = plain.digests()
-    monkeypatch.setattr(module, "_CELLS_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "CELLS_AT_ONCE", at_once)
     np.testing.assert_array_equal(plain.digests(), expected)
 
 
@@ -378,9 +378,9 @@ def put_another_vocabulary(folder):
         pytest.param(
             lambda d: edit_spec(d, n_cells=3), "speaks of 3 cells, the dataset holds 700. Tokenise", id="n_cells"
         ),
-        pytest.param(lambda d: edit_spec(d, n_cells=None), r"spec\.json: is incomplete. Tokenise", id="no_n_cells"),
-        pytest.param(lambda d: edit_spec(d, sources=None), r"spec\.json: is incomplete. Tokenise", id="no_sources"),
-        pytest.param(lambda d: edit_spec(d, failed=None), r"spec\.json: is incomplete. Tokenise", id="no_failed"),
+        pytest.param(lambda d: edit_spec(d, n_cells=None), r"spec\.json: is incomplete .* Tokenise", id="no_n_cells"),
+        pytest.param(lambda d: edit_spec(d, sources=None), r"spec\.json: is incomplete .* Tokenise", id="no_sources"),
+        pytest.param(lambda d: edit_spec(d, failed=None), r"spec\.json: is incomplete .* Tokenise", id="no_failed"),
         pytest.param(
             lambda d: edit_spec(d, format="geneformer_repro/tokenized/1"), r"found '.*/1'. Tokenise again", id="before"
         ),
@@ -577,13 +577,15 @@ def test_the_spec_of_published_cells_says_where_they_are_from(stored, few):
             {"input_ids": [[4, 99], [5, 77]]}, r"2 tokens are not genes .*\(first: 99\).*another vocab", id="unknown"
         ),
         pytest.param({"input_ids": [[4, -1]]}, r"1 tokens are not genes .*\(first: -1\)", id="negative"),
-        pytest.param({"input_ids": [[4, 0, 0]]}, r"2 tokens are not genes .*\(first: 0\)", id="padded"),
-        pytest.param({"input_ids": [[4, 1]]}, r"not genes .*\(first: 1\)", id="masked"),
+        pytest.param({"input_ids": [[2, 4, 0, 5, 3]]}, r"1 tokens .*\(first: 0 \(<pad>\)\)", id="padding_inside"),
+        pytest.param({"input_ids": [[4, 1]]}, r"not genes .*\(first: 1 \(<mask>\)\)", id="masked"),
         pytest.param(
             {"input_ids": [[2, 4, 3], [2, 5, 5, 3]]}, "token 5 stands twice in row 1; a gene has one rank", id="twice"
         ),
         pytest.param(
-            {"input_ids": [[2, 4, 5, 6, 7, 3]]}, "has 6 tokens, more than the .* max_length of 5", id="too_long"
+            {"input_ids": [[2, 4, 5, 6, 7, 3]]},
+            r"has 6 tokens, .* max_length of 5. Cut .*max_length=5\)",
+            id="too_long",
         ),
         pytest.param(
             {"input_ids": [[2, 4, 3]], "length": [2]}, "'length' does not give the length of 'input_ids'", id="length"
@@ -592,15 +594,12 @@ def test_the_spec_of_published_cells_says_where_they_are_from(stored, few):
             {"input_ids": [[2, 4, 3], [2, 5, 3]], "length": [3, None]}, "'length' does not give", id="length_missing"
         ),
         pytest.param(
-            {"input_ids": [[2, 4, 3], [2, 5, 3]], "cell": ["x", "x"]}, "names in 'cell' are not distinct", id="names"
-        ),
-        pytest.param(
             {"input_ids": [[2, 4, 3], [4, 5]]}, "row 1 does not begin with <cls> and end with <eos>", id="not_wrapped"
         ),
         pytest.param(
             {"tokens": [[4]]}, r"expected a table with a column 'input_ids', found \['tokens'\]", id="no_tokens"
         ),
-        pytest.param({"input_ids": [4, 5]}, "input_ids", id="no_lists"),
+        pytest.param({"input_ids": [4, 5]}, "must hold a list of whole numbers", id="no_lists"),
         pytest.param({"input_ids": [["a"], ["b"]]}, "input_ids", id="lists_of_text"),
         pytest.param({"input_ids": [[4.5], [5.0]]}, "input_ids|not genes", id="lists_of_fractions"),
         pytest.param({"input_ids": [[4], None]}, "input_ids", id="cell_missing"),
@@ -615,12 +614,6 @@ def test_damaged_published_cells_are_refused(stored, few, columns, message):
 def test_a_published_table_without_cells_is_refused(few, tmp_path):
     with pytest.raises(DataFormatError, match="holds no cells"):
         TokenizedDataset.open(as_parquet({"input_ids": []}, tmp_path), few)
-
-
-def test_a_dictionary_of_datasets_is_refused(few, tmp_path):
-    datasets.DatasetDict(train=datasets.Dataset.from_dict({"input_ids": ROWS})).save_to_disk(tmp_path / "x")
-    with pytest.raises(DataFormatError, match=r"expected a table with a column 'input_ids', found .*train"):
-        TokenizedDataset.open(tmp_path / "x", few)
 
 
 @pytest.mark.parametrize(
