@@ -18,24 +18,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
+from transformers import BertConfig
 
 from geneformer_repro.errors import InputError, VocabularyMismatchError
-from geneformer_repro.files import new_directory, read_json, write_json
+from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.model import CellClassifier, GeneClassifier, Head, MaskedGeneModel, Target
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, label_of
+from geneformer_repro.tokenizer.vocabulary import Vocabulary, read_plain_pickle
 
 logger = logging.getLogger(__name__)
 
 HEAD_FORMAT, _FIRST_HEAD_FORMAT = "geneformer_repro/head/2", "geneformer_repro/head/1"
 SEEN_FILE = "seen_cells.parquet"
-_ARCHITECTURES: Mapping[type, str] = {
-    MaskedGeneModel: "BertForMaskedLM",
-    CellClassifier: "BertModel",
-    GeneClassifier: "BertForTokenClassification",
-}
+_OF_CELLS, _OF_GENES = "BertForSequenceClassification", "BertForTokenClassification"
+_PUBLISHED_TARGETS: Mapping[str, str] = {_OF_CELLS: "label", _OF_GENES: "gene class"}
+"""What a published classifier's target is called here; its own files do not say it."""
+_CLASS_NAMES = "*id_class_dict*.pkl"
+_SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size", "num_labels",
+)  # fmt: skip
 _DECIDING = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "hidden_dropout_prob",
@@ -118,7 +121,8 @@ class Checkpoint:
         if longest > n_positions:
             raise InputError(
                 f"A cell has {longest} tokens, {self.name} has {n_positions} positions. Tokenise with a vocabulary "
-                f"of max_length={n_positions}."
+                f"of max_length={n_positions}, or cut the cells: TokenizedDataset.open(…, max_length={n_positions}) "
+                f"(--max-length {n_positions})."
             )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -133,7 +137,7 @@ class Checkpoint:
         for file in folder.glob("*.safetensors"):
             file.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for its owner alone
         config = read_json(folder / "config.json")
-        write_json(folder / "config.json", config | {"architectures": [_ARCHITECTURES[type(self.model)]]})
+        write_json(folder / "config.json", config | {"architectures": [_architecture(self.head)]})
         self.vocabulary.write_into(folder)
         if self.head:
             write_json(folder / "head.json", {"format": HEAD_FORMAT, **asdict(self.head)})
@@ -151,6 +155,11 @@ class Checkpoint:
         vocabulary: Vocabulary | None = None,
     ) -> "Checkpoint":
         """Open a checkpoint of this package, or any stock BERT directory or hub repository.
+
+        A stock classifier of one class for each cell (`BertForSequenceClassification`) or gene
+        (`BertForTokenClassification`), as the published package makes them, opens with its head: its target is called
+        "label", or "gene class", its classes as ``id2label`` says, or the published ``…_id_class_dict.pkl`` in the
+        folder or up to two above it.
 
         Parameters
         ----------
@@ -195,7 +204,8 @@ class Checkpoint:
                 f"{local}: has no vocabulary of its own; give one: from_pretrained(…, "
                 f"vocabulary=Vocabulary.from_pretrained(…))."
             )
-        head = _read_head(local / "head.json") if (local / "head.json").exists() else None
+        config = _read_config(str(path_or_hub_id), local, subfolder=subfolder or "", revision=revision)
+        head = _read_head(local / "head.json") if (local / "head.json").exists() else _published_head(config, local)
         provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
         seen = _read_seen(local / SEEN_FILE) if (local / SEEN_FILE).exists() else None
         model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
@@ -224,25 +234,152 @@ def _described(head: Head) -> str:
     return f"{'' if head.level == 'cell' else 'gene '}classifier of {', '.join(targets)}"
 
 
+def _architecture(head: Head | None) -> str:
+    """Return the class of transformers that opens the weights: of cells one with a pooler, or else their encoder."""
+    if head is None:
+        return "BertForMaskedLM"
+    if head.level == "gene":
+        return _OF_GENES
+    return _OF_CELLS if head.pooling == "pooler" else "BertModel"
+
+
+def _read_config(source: str, local: Path, **where: Any) -> dict[str, Any]:
+    """Return the configuration as it is written, after a look at the sizes that it claims."""
+    if local.is_dir():
+        config = read_json(local / "config.json")
+        _require_sizes(local, config)
+        return config
+    try:
+        with quiet_transformers():
+            return dict(BertConfig.get_config_dict(source, **where)[0])
+    except (OSError, ValueError) as error:
+        hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
+        raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
+
+
+def _require_sizes(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise, before memory is asked for, if the weights are too few for what the configuration claims."""
+    if config.get("model_type") != "bert":
+        return
+    n_bytes = sum(file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind))
+    sizes = {name: config[name] for name in _SIZES if name in config}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InputError(f"{folder}/config.json: {name} should be a whole number above 0, found {repr(size)[:60]}.")
+    sizes = BertConfig().to_dict() | sizes
+    hidden, of_block = sizes["hidden_size"], 4 * sizes["hidden_size"] + 2 * sizes["intermediate_size"]
+    rows = (
+        sizes["vocab_size"] + sizes["max_position_embeddings"] + sizes["type_vocab_size"] + sizes.get("num_labels", 0)
+    )
+    n_parameters = hidden * (rows + sizes["num_hidden_layers"] * of_block)
+    if n_bytes and n_parameters > 2 * n_bytes:  # no format has less than 4 bits a weight
+        raise InputError(
+            f"{folder}/config.json: speaks of {n_parameters:,} weights, and their files have {n_bytes:,} bytes. "
+            "They do not belong together; copy the model anew."
+        )
+
+
+def _published_head(config: Mapping[str, Any], local: Path) -> Head | None:
+    """Return the head of a stock classifier, as the published package makes them; None of another model."""
+    kind = next((name for name in config.get("architectures") or () if name in _PUBLISHED_TARGETS), None)
+    if kind is None:
+        return None
+    problem = config.get("problem_type")
+    names = _class_names(config, local)
+    if problem == "multi_label_classification" or (problem == "regression" and len(names) > 1):
+        raise InputError(
+            f"{local}: a classifier of problem_type {problem!r} with {len(names)} outputs; this package reads those of "
+            "one class for each cell or gene, and those of one number."
+        )
+    try:
+        target = Target(_PUBLISHED_TARGETS[kind], names if len(names) > 1 else ())
+        return Head((target,), "pooler") if kind == _OF_CELLS else Head((target,), level="gene")
+    except InputError as error:
+        raise InputError(f"{local}/config.json: its classes cannot be read ({error})") from error
+
+
+def _class_names(config: Mapping[str, Any], local: Path) -> tuple[str, ...]:
+    """Return the names of a stock classifier's outputs, from the published pickle near it or its configuration."""
+    given = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    try:
+        by_number = {int(number): str(name) for number, name in given.items()}
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"{local}/config.json: id2label should be an object, number to name ({error}).") from error
+    if sorted(by_number) != list(range(len(by_number))):
+        raise InputError(f"{local}/config.json: id2label should number its {len(by_number)} classes from 0.")
+    names = tuple(by_number[i] for i in range(len(by_number)))
+    if not local.is_dir() or any(name != f"LABEL_{i}" for i, name in enumerate(names)):
+        return names
+    for folder in (local, *list(local.resolve().parents)[:2]):
+        found = {file: read_plain_pickle(file) for file in sorted(folder.glob(_CLASS_NAMES))}
+        fitting = {
+            file: tuple(label_of(content[i]) for i in range(len(names)))
+            for file, content in found.items()
+            if set(content) == set(range(len(names)))
+        }
+        if len(set(fitting.values())) == 1:
+            file, names = next(iter(fitting.items()))
+            logger.info("%s: names of classes from %s: %s.", local, file, ", ".join(names))
+            return names
+        if found:
+            logger.warning(
+                "%s: %d files with names of classes (first: %s), of which not one fits its %d; they are called %s.",
+                local, len(found), next(iter(found)), len(names), ", ".join(names),
+            )  # fmt: skip
+            return names
+    return names
+
+
+def described_config(folder: Path) -> str:
+    """Say in lines of text what a stock model is, from its configuration alone.
+
+    Raises
+    ------
+    InputError
+        The configuration cannot be read.
+    """
+    config = _read_config(str(folder), folder)
+    head = _published_head(config, folder)
+    what = _described(head) if head else ", ".join(map(str, config.get("architectures") or ["model"]))
+    sizes = ", ".join(f"{name} {config[name]}" for name in _SIZES if name in config)
+    classes = f"\nclasses: {', '.join(head.output_names)}" if head and head.targets[0].classes else ""
+    return (
+        f"{what} ({config.get('model_type', 'of an unknown type')}), not written by this package\n{sizes}{classes}\n"
+        "what its tokens mean says a vocabulary (--vocabulary)"
+    )
+
+
+_HEAD = {"targets": [{"name": str, "classes": [str], "mean?": float, "sd?": float}], "pooling": str, "level": str}
+_FIRST_HEAD = {"target": str, "classes": [str], "pooling": str}
+
+
 def _read_head(path: Path) -> Head:
     content = read_json(path)
     form = content.pop("format", None)
     if form not in (HEAD_FORMAT, _FIRST_HEAD_FORMAT):
         raise InputError(f"{path}: expected format {HEAD_FORMAT!r}, found {form!r}.")
     try:
+        if wrong := misfit(content, _FIRST_HEAD if form == _FIRST_HEAD_FORMAT else _HEAD):
+            raise InputError(wrong)
         if form == _FIRST_HEAD_FORMAT:
             return Head((Target(content["target"], tuple(content["classes"])),), content["pooling"])
         targets = tuple(Target(**target | {"classes": tuple(target["classes"])}) for target in content.pop("targets"))
         return Head(targets, **content)
-    except (KeyError, TypeError) as error:
+    except (TypeError, InputError) as error:
         raise InputError(f"{path}: is damaged ({error}); copy the checkpoint anew.") from error
 
 
 def _read_seen(path: Path) -> np.ndarray:
     try:
-        return pq.read_table(path)["digest"].to_numpy()
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        column = pq.read_table(path)["digest"]
+        if column.type != pa.uint64() or column.null_count:
+            raise InputError(f"digest should be uint64 without gaps, found {column.type}")
+        seen = column.to_numpy()
+        if not len(seen) or (seen[1:] <= seen[:-1]).any():
+            raise InputError(f"its {len(seen)} digests should be ascending, and at least one")
+    except (OSError, KeyError, pa.ArrowException, InputError) as error:
         raise InputError(f"{path}: is damaged ({error}); copy the checkpoint anew.") from error
+    return np.asarray(seen)
 
 
 def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel | CellClassifier | GeneClassifier:
@@ -255,7 +392,7 @@ def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel
         with quiet_transformers(), torch.random.fork_rng():
             torch.manual_seed(0)  # a head that the file lacks is random, but the same each time
             model, found = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # whatever transformers makes of a configuration that others wrote
         hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
         raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
     if model.config.model_type != "bert":
@@ -267,7 +404,14 @@ def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel
         logger.warning(
             "%s: has no masked-gene head; it is random and must be trained before it predicts genes.", source
         )
-    return model.float().eval()
+    model = model.float().eval()
+    broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise InputError(
+            f"{source}: {len(broken)} weights hold values that are not finite (first: {broken[0]}). The training that "
+            "made them failed, or the file is damaged; take an earlier checkpoint."
+        )
+    return model
 
 
 @contextmanager

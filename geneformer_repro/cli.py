@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 _COUNTS = "raw counts: .h5ad, .loom, .zarr, 10x .h5 or folder with matrix.mtx; or a glob, or a folder of such files"
-_TOKENIZED = "folder written by tokenize"
+_TOKENIZED = "folder written by tokenize, or tokenised cells of others (.dataset folder, .parquet)"
 _CHECKPOINT = "checkpoint folder, or hub id"
 _SHIFTS = "Parquet file written by perturb"
 _KINDS = {
@@ -199,6 +199,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("data", help=f"{_COUNTS}; or a {_TOKENIZED}")
     predict.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
     predict.add_argument("--gene-ids", metavar="COLUMN", help="var column with the gene ids, or index")
+    _cells_options(predict)
 
 
 def _add_embed(commands: Any) -> None:
@@ -335,6 +336,7 @@ def _add_statistics(commands: Any) -> None:
     statistics.add_argument(
         "--cells", metavar="FOLDER", help="the tokenised cells: also compare with what needs no model"
     )
+    statistics.add_argument("--vocabulary", help="with --cells of others, what their tokens mean")
     statistics.add_argument(
         "--counts", metavar="FILE", help="with --cells, their .h5ad, if not where tokenize found it"
     )
@@ -343,6 +345,7 @@ def _add_statistics(commands: Any) -> None:
 def _add_info(commands: Any) -> None:
     info = commands.add_parser("info", help="say what a vocabulary, dataset, checkpoint or screen is")
     info.add_argument("path")
+    info.add_argument("--vocabulary", help="what tokens mean, of a stock checkpoint or tokenised cells of others")
     info.set_defaults(run=_info, quiet=False)
 
 
@@ -380,7 +383,14 @@ def _config_options(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings, such as epochs=3; they win over the file",
     )
-    command.add_argument("--vocabulary", help="for a stock checkpoint: what its tokens mean")
+    _cells_options(command)
+
+
+def _cells_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--vocabulary", help="what tokens mean, where neither the checkpoint nor the cells say it")
+    command.add_argument(
+        "--max-length", type=int, metavar="N", help="cut longer cells to so many tokens (default: refuse them)"
+    )
 
 
 def _dtype_option(command: argparse.ArgumentParser) -> None:
@@ -397,7 +407,7 @@ def _model_options(command: argparse.ArgumentParser, *, with_target: bool) -> No
         "--layer", type=int, default=layer, help=f"0 is the last block, -1 the one before (default {of_layer})"
     )
     command.add_argument("--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {of_pooling})")
-    command.add_argument("--vocabulary", help="for a stock checkpoint: what its tokens mean")
+    _cells_options(command)
 
 
 def _vocabulary(arguments: argparse.Namespace) -> int:
@@ -475,12 +485,19 @@ def _given_vocabulary(arguments: argparse.Namespace) -> "Vocabulary | None":
 
 def _open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from geneformer_repro.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=_given_vocabulary(arguments))
+    return checkpoint, _open_cells(arguments, arguments.cells, checkpoint)
+
+
+def _open_cells(arguments: argparse.Namespace, path: str, checkpoint: Any = None) -> Any:
+    """Open tokenised cells; those of others with the vocabulary given, or else the checkpoint's."""
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     vocabulary = _given_vocabulary(arguments)
-    return Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=vocabulary), TokenizedDataset.open(
-        arguments.cells, vocabulary
-    )
+    if vocabulary is None and checkpoint is not None and not (Path(path) / "spec.json").exists():
+        vocabulary = checkpoint.vocabulary
+    return TokenizedDataset.open(path, vocabulary, max_length=arguments.max_length)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
@@ -488,12 +505,11 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.config import load_config
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
-    from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     config = load_config(PretrainConfig, arguments.config, arguments.set)
     vocabulary = _given_vocabulary(arguments)
-    cells = TokenizedDataset.open(arguments.cells, vocabulary)
     base = Checkpoint.from_pretrained(arguments.base, vocabulary=vocabulary) if arguments.base else None
+    cells = _open_cells(arguments, arguments.cells, base)
     checkpoint = pretrain(
         cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
     )
@@ -554,7 +570,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     import geneformer_repro.unfinished as unfinished
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.finetuning.predict import predict
-    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+    from geneformer_repro.tokenizer.published import is_dataset
     from geneformer_repro.tokenizer.readers import open_counts
 
     out = Path(arguments.out)
@@ -564,10 +580,15 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
     processes.agreed(lambda: unfinished.refuse(out, overwrite=arguments.overwrite))
     data: Any = arguments.data
-    if (Path(data) / "spec.json").exists():
+    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=_given_vocabulary(arguments))
+    if is_dataset(Path(data)):
         if arguments.layer or arguments.gene_ids:
             raise InputError("--layer and --gene-ids are for counts; these cells are tokenised. Leave them out.")
-        data = TokenizedDataset.open(data)
+        data = _open_cells(arguments, data, checkpoint)
+    elif arguments.max_length is not None:
+        raise InputError(
+            "--max-length cuts tokenised cells; counts are tokenised as the vocabulary says. Leave it out."
+        )
     if out.suffix == ".h5ad":
         if Path(str(arguments.data)).suffix != ".h5ad":
             raise InputError(f"{out}: only a copy of an .h5ad can hold predictions; write a .tsv.")
@@ -575,7 +596,6 @@ def _predict(arguments: argparse.Namespace) -> None:
 
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
-    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint)
     options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids}
     if out.suffix == ".tsv":
         table = predict(checkpoint, data, out=out, overwrite=arguments.overwrite, **options)
@@ -825,7 +845,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
         shifts,
         method=arguments.method,
         null=ShiftTable.open(arguments.null) if arguments.null else None,
-        cells=TokenizedDataset.open(arguments.cells) if arguments.cells else None,
+        cells=TokenizedDataset.open(arguments.cells, _given_vocabulary(arguments)) if arguments.cells else None,
         counts=arguments.counts,
     )
     with ExitStack() as together:  # whoever is killed leaves all of the files or none; the table comes into place last
@@ -862,27 +882,46 @@ def _draw_screen(shifts: Any, table: Any, picture: Path) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    path = Path(arguments.path)
+    from geneformer_repro.tokenizer.published import described, is_dataset
+
+    path, vocabulary = Path(arguments.path), _given_vocabulary(arguments)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
-    if path.is_file():
+    if path.is_file() and not _holds_tokens(path):
         from geneformer_repro.in_silico.shift_table import ShiftTable
 
         metadata = ShiftTable.open(path).metadata
         _show(_size(path), {key: value for key, value in metadata.items() if key != "gene_names"})
-    elif (path / "spec.json").exists():
+    elif is_dataset(path):
         from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-        print(TokenizedDataset.open(path).summary())
+        knows = vocabulary is not None or (path / "spec.json").exists()
+        print(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
     elif (path / "config.json").exists():
-        from geneformer_repro.checkpoint import Checkpoint
+        from geneformer_repro.checkpoint import Checkpoint, described_config
 
-        checkpoint = Checkpoint.from_pretrained(path)
+        if vocabulary is None and not (path / "vocabulary.json").exists():
+            print(described_config(path))
+            return
+        checkpoint = Checkpoint.from_pretrained(path, vocabulary=vocabulary)
         _show(repr(checkpoint), dict(checkpoint.provenance))
     else:
         from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
         print(Vocabulary.load(path))
+
+
+def _holds_tokens(path: Path) -> bool:
+    """Whether a file is a table of tokenised cells, not a screen."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from geneformer_repro.tokenizer.rows import INPUT_IDS
+
+    try:
+        return INPUT_IDS in pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _show(title: str, facts: dict[str, Any]) -> None:

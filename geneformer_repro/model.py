@@ -33,7 +33,7 @@ _CHUNK = 512
 """Masked positions whose logits the CPU computes at a time."""
 Size = Literal["tiny", "V1-10M", "V1-40M", "V2-104M", "V2-316M"]
 Pooling = Literal["mean", "cls"]
-HeadPooling = Literal["mean", "cls", "attention"]
+HeadPooling = Literal["mean", "cls", "attention", "pooler"]
 
 
 class _Shape(NamedTuple):
@@ -469,6 +469,17 @@ class Target:
     sd: float = 1.0
     """Of a number in the training cells."""
 
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.classes):
+            if not isinstance(name, str) or not name:
+                raise InputError(f"Targets and classes have names, found {name!r} in target {self.name!r}.")
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"Target {self.name!r} needs at least two different classes, found {list(self.classes)}.")
+        if not (np.isfinite(self.mean) and np.isfinite(self.sd) and self.sd > 0):
+            raise InputError(
+                f"Target {self.name!r} has mean {self.mean} and sd {self.sd}; expected numbers, sd above 0."
+            )
+
     @property
     def n_outputs(self) -> int:
         """Outputs of the network for this target."""
@@ -482,9 +493,37 @@ class Head:
     targets: tuple[Target, ...]
     """What is predicted; the outputs of the network lie side by side in this order."""
     pooling: HeadPooling = "mean"
-    """How a cell's vector is made of its tokens' last hidden states; without meaning for genes."""
+    """How a cell's vector is made of its tokens' last hidden states; without meaning for genes. "pooler" is that of
+    stock BERT, and so of published cell classifiers: the first token's, through a dense layer and tanh."""
     level: Literal["cell", "gene"] = "cell"
     """Whether cells or the genes in them are classified."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(HeadPooling) or self.level not in ("cell", "gene"):
+            raise InputError(
+                f"A head pools by {', '.join(map(repr, get_args(HeadPooling)))}, at level 'cell' or 'gene'; found "
+                f"{self.pooling!r} and {self.level!r}."
+            )
+        names = [target.name for target in self.targets]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"A head needs targets of different names, found {names}.")
+        if self.level == "gene" and not (len(names) == 1 and self.targets[0].classes):
+            raise InputError(f"A head of genes has one target, with classes; found {names}.")
+
+    @property
+    def first_only(self) -> bool:
+        """Whether the first token's hidden state is all that is read of a cell."""
+        return self.pooling in ("cls", "pooler")
+
+    @property
+    def output_names(self) -> list[str]:
+        """What each output of the network stands for: a class, or a number's target; of several targets both."""
+        several = len(self.targets) > 1
+        return [
+            f"{target.name}: {name}" if several and target.classes else name
+            for target in self.targets
+            for name in target.classes or (target.name,)
+        ]
 
     @property
     def n_outputs(self) -> int:
@@ -501,10 +540,11 @@ class _HeadedModel(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig, head: Head) -> None:
         config = copy.deepcopy(config)
-        config.num_labels = head.n_outputs
+        config.id2label = dict(enumerate(head.output_names))  # which sets num_labels too
+        config.label2id = {name: i for i, name in config.id2label.items()}
         super().__init__(config)
         self.head = head
-        self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert = BertModel(config, add_pooling_layer=head.pooling == "pooler")
         _unpad(self.bert)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, head.n_outputs)
@@ -600,6 +640,10 @@ class CellClassifier(_HeadedModel):
         return self.classifier(self.dropout(self._pooled(hidden_BLD, weight_BL)))
 
     def _pooled(self, hidden_BLD: Tensor, weight_BL: Tensor) -> Tensor:
+        if self.head.pooling == "pooler":
+            assert self.bert.pooler is not None
+            pooled_BD: Tensor = self.bert.pooler(hidden_BLD)
+            return pooled_BD
         if self.head.pooling != "attention":
             return pool(hidden_BLD, weight_BL, self.head.pooling)
         score_BL1 = self.attention_pool(hidden_BLD).float()

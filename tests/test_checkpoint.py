@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, BertForTokenClassification, BertModel, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 from transformers.utils import logging as transformers_logging
 
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
-from geneformer_repro.checkpoint import quiet_transformers
+from geneformer_repro.checkpoint import described_config, quiet_transformers
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.model import (
     CellClassifier,
@@ -41,6 +50,7 @@ HEADS = [
     pytest.param(Head((CELL_TYPE,)), id="mean"),
     pytest.param(Head((CELL_TYPE,), "cls"), id="cls"),
     pytest.param(Head((CELL_TYPE,), "attention"), id="attention"),
+    pytest.param(Head((CELL_TYPE,), "pooler"), id="pooler"),
     pytest.param(Head((AGE,)), id="number"),
     pytest.param(Head((CELL_TYPE, AGE), "attention"), id="several"),
     pytest.param(Head((DOSAGE,), level="gene"), id="genes"),
@@ -219,10 +229,9 @@ class TestSaving:
             "level": "cell",
         }
 
-    @pytest.mark.parametrize("seen", [SEEN, SEEN[:0]], ids=["some", "none"])
-    def test_the_cells_that_were_seen_come_back(self, checkpoint, tmp_path, seen):
-        dataclasses.replace(checkpoint, seen=seen).save(tmp_path / "saved")
-        np.testing.assert_array_equal(gf.Checkpoint.from_pretrained(tmp_path / "saved").seen, seen, strict=True)
+    def test_the_cells_that_were_seen_come_back(self, checkpoint, tmp_path):
+        dataclasses.replace(checkpoint, seen=SEEN).save(tmp_path / "saved")
+        np.testing.assert_array_equal(gf.Checkpoint.from_pretrained(tmp_path / "saved").seen, SEEN, strict=True)
 
     def test_cells_that_are_not_known_stay_so(self, saved):
         assert gf.Checkpoint.from_pretrained(saved).seen is None
@@ -394,7 +403,7 @@ class TestOpening:
 
     def test_a_configuration_that_is_not_json_is_refused(self, saved):
         (saved / "config.json").write_text("{")
-        with pytest.raises(gf.InputError, match=r"saved: cannot be opened as a BERT model: .*not a valid JSON"):
+        with pytest.raises(gf.InputError, match=r"saved/config.json: not readable as JSON"):
             gf.Checkpoint.from_pretrained(saved)
 
     def test_a_weights_file_that_was_cut_off_is_refused(self, saved):
@@ -439,6 +448,16 @@ class TestOpening:
             pytest.param({"targets": ["cell_type"]}, id="a_target_that_is_a_name"),
             pytest.param({"targets": [{"name": "cell_type"}]}, id="no_classes"),
             pytest.param({"colour": "red"}, id="an_unknown_field"),
+            pytest.param({"targets": []}, id="an_empty_list_of_targets"),
+            pytest.param({"targets": [{"name": "t", "classes": ["B", "B"]}]}, id="a_class_twice"),
+            pytest.param({"targets": [{"name": "t", "classes": ["B", ""]}]}, id="a_class_without_a_name"),
+            pytest.param({"targets": [{"name": "t", "classes": ["B", 2]}]}, id="a_class_that_is_a_number"),
+            pytest.param({"targets": [{"name": "t", "classes": ["B"]}]}, id="one_class"),
+            pytest.param({"targets": [{"name": "t", "classes": [], "sd": 0}]}, id="a_number_that_does_not_spread"),
+            pytest.param({"targets": [{"name": "t", "classes": [], "mean": "x"}]}, id="a_mean_that_is_text"),
+            pytest.param({"level": "tissue"}, id="an_unknown_level"),
+            pytest.param({"pooling": "max"}, id="an_unknown_pooling"),
+            pytest.param({"level": "gene", "targets": [{"name": "t", "classes": []}]}, id="genes_and_a_number"),
             pytest.param({"format": "geneformer_repro/head/1"}, id="not_of_its_format"),
         ],
     )
@@ -454,6 +473,10 @@ class TestOpening:
             pytest.param(lambda file: file.write_bytes(b"digest"), id="no_parquet"),
             pytest.param(lambda file: file.write_bytes(file.read_bytes()[:-40]), id="cut_off"),
             pytest.param(lambda file: pq.write_table(pa.table({"cell": SEEN}), file), id="another_table"),
+            pytest.param(lambda file: pq.write_table(pa.table({"digest": SEEN[:0]}), file), id="empty"),
+            pytest.param(lambda file: pq.write_table(pa.table({"digest": SEEN[::-1]}), file), id="not_ascending"),
+            pytest.param(lambda file: pq.write_table(pa.table({"digest": ["a", "b"]}), file), id="text"),
+            pytest.param(lambda file: pq.write_table(pa.table({"digest": SEEN.astype(float)}), file), id="floats"),
         ],
     )
     def test_a_damaged_list_of_seen_cells_is_refused(self, checkpoint, tmp_path, damage):
@@ -463,11 +486,143 @@ class TestOpening:
         with pytest.raises(gf.InputError, match=message):
             gf.Checkpoint.from_pretrained(tmp_path / "saved")
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_weights_that_are_not_finite_are_refused(self, saved, value):
+        name = "bert.encoder.layer.1.output.dense.bias"
+        rewrite(saved, lambda weights: weights | {name: torch.full_like(weights[name], value)})
+        with pytest.raises(gf.InputError, match=rf"saved: 1 weights hold values that are not finite \(first: {name}\)"):
+            gf.Checkpoint.from_pretrained(saved)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            *(
+                pytest.param({name: 10**11}, r"config.json: speaks of [\d,]+ weights, and their files have", id=name)
+                for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_labels")
+            ),
+            pytest.param(
+                {"max_position_embeddings": "4096"}, "should be a whole number above 0, found '4096'", id="text"
+            ),
+            pytest.param(
+                {"num_hidden_layers": -1}, "num_hidden_layers should be a whole number above 0", id="negative"
+            ),
+            pytest.param({"hidden_act": "nonsense"}, "cannot be opened as a BERT model", id="activation"),
+            pytest.param({"id2label": [1, 2]}, "cannot be opened as a BERT model", id="labels"),
+            pytest.param({"layer_norm_eps": "x"}, "cannot be opened as a BERT model", id="a number that is text"),
+        ],
+    )
+    def test_a_configuration_that_claims_what_is_not_there_is_refused(self, saved, change, message):
+        config = json.loads((saved / "config.json").read_text())
+        (saved / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(gf.InputError, match=f"saved.*{message}"):
+            gf.Checkpoint.from_pretrained(saved)
+
     def test_a_vocabulary_that_was_edited_is_refused(self, saved):
         table = (saved / "vocabulary.tsv").read_text()
         (saved / "vocabulary.tsv").write_text(table.replace("ENSG", "ENSX", 1))
         with pytest.raises(gf.InputError, match=r"vocabulary.tsv or other_ids.tsv has changed since it was written"):
             gf.Checkpoint.from_pretrained(saved)
+
+
+class TestClassifiersOfOthers:
+    """Stock classifiers, as the published package makes them, and ours in stock transformers."""
+
+    @pytest.fixture
+    def theirs(self, checkpoint, tmp_path):
+        """Makes a stock classifier with the tiny encoder, and saves it; returns it."""
+
+        def make(kind, **options):
+            config = copy.deepcopy(checkpoint.model.config)
+            for name, value in options.items():
+                setattr(config, name, value)
+            torch.manual_seed(1)
+            model = kind(config).eval()
+            model.bert.load_state_dict(checkpoint.model.bert.state_dict(), strict=False)
+            with quiet_transformers():
+                model.save_pretrained(tmp_path / "run" / "ksplit1")
+            return model
+
+        return make
+
+    @pytest.fixture
+    def opened(self, checkpoint, tmp_path):
+        return lambda: gf.Checkpoint.from_pretrained(tmp_path / "run" / "ksplit1", vocabulary=checkpoint.vocabulary)
+
+    @pytest.mark.parametrize("labels", [{0: "dcm", 1: "hcm", 2: "nf"}, {0: "LABEL_0", 1: "LABEL_1"}])
+    def test_a_cell_classifier_opens_with_its_head_and_logits(self, theirs, opened, inputs, batch, labels):
+        stock = theirs(BertForSequenceClassification, id2label=labels)
+        ours = opened()
+        assert ours.head == Head((Target("label", tuple(labels.values())),), "pooler")
+        with torch.no_grad():
+            np.testing.assert_allclose(logits_of(ours.model, batch), stock(**inputs).logits, rtol=0, atol=1e-5)
+
+    def test_a_gene_classifier_opens_with_its_head_and_logits(self, theirs, opened, inputs, batch):
+        stock = theirs(BertForTokenClassification, id2label={0: "no", 1: "yes"})
+        ours = opened()
+        assert ours.head == Head((Target("gene class", ("no", "yes")),), level="gene")
+        with torch.no_grad():
+            expected = stock(**inputs).logits[inputs["attention_mask"].bool()]
+        np.testing.assert_allclose(logits_of(ours.model, batch), expected, rtol=0, atol=1e-5)
+
+    def test_one_output_is_a_number(self, theirs, opened):
+        theirs(BertForSequenceClassification, id2label={0: "LABEL_0"})
+        assert opened().head == Head((Target("label"),), "pooler")
+
+    @pytest.mark.parametrize(
+        "options", [{"problem_type": "multi_label_classification"}, {"problem_type": "regression"}], ids=lambda o: o
+    )
+    def test_what_is_not_one_class_a_cell_is_refused(self, theirs, opened, options):
+        theirs(BertForSequenceClassification, **options)
+        with pytest.raises(
+            gf.InputError, match=f"a classifier of problem_type '{options['problem_type']}' with 2 outputs"
+        ):
+            opened()
+
+    @pytest.mark.parametrize("up", [0, 1, 2])
+    def test_the_published_pickle_names_the_classes(self, theirs, opened, tmp_path, up):
+        theirs(BertForSequenceClassification, id2label={0: "LABEL_0", 1: "LABEL_1"})
+        folder = [tmp_path / "run" / "ksplit1", tmp_path / "run", tmp_path][up]
+        (folder / "heart_id_class_dict.pkl").write_bytes(pickle.dumps({1: "nf", 0: 7.0}))
+        assert opened().head.targets[0].classes == ("7", "nf")
+
+    def test_pickles_that_do_not_fit_are_named(self, theirs, opened, tmp_path, caplog):
+        theirs(BertForSequenceClassification, id2label={0: "LABEL_0", 1: "LABEL_1"})
+        (tmp_path / "run" / "x_id_class_dict.pkl").write_bytes(pickle.dumps({0: "a", 1: "b", 2: "c"}))
+        assert opened().head.targets[0].classes == ("LABEL_0", "LABEL_1")
+        assert "x_id_class_dict.pkl" in caplog.text
+
+    def test_one_that_was_saved_here_opens_there_with_the_same_logits(self, theirs, opened, inputs, tmp_path):
+        stock = theirs(BertForSequenceClassification, id2label={0: "dcm", 1: "hcm", 2: "nf"})
+        opened().save(tmp_path / "saved")
+        with quiet_transformers():
+            again, found = BertForSequenceClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
+        assert not any(found.values())
+        with torch.no_grad():
+            np.testing.assert_array_equal(again.eval()(**inputs).logits, stock(**inputs).logits)
+
+    @pytest.mark.parametrize(
+        ("head", "names"),
+        [
+            pytest.param(Head((CELL_TYPE,)), ["B", "Monocyte", "T"], id="classes"),
+            pytest.param(Head((AGE,)), ["age"], id="a number"),
+            pytest.param(
+                Head((CELL_TYPE, AGE)), ["cell_type: B", "cell_type: Monocyte", "cell_type: T", "age"], id="several"
+            ),
+            pytest.param(Head((DOSAGE,), level="gene"), ["sensitive", "other"], id="genes"),
+        ],
+    )
+    def test_ours_says_its_labels_in_the_configuration(self, headed, tmp_path, head, names):
+        headed(head).save(tmp_path / "clf")
+        config = BertConfig.from_pretrained(tmp_path / "clf")
+        assert config.id2label == dict(enumerate(names))
+        assert config.label2id == {name: i for i, name in enumerate(names)}
+
+    def test_a_stock_model_is_described_without_a_vocabulary(self, theirs, tmp_path):
+        theirs(BertForSequenceClassification, id2label={0: "dcm", 1: "nf"})
+        said = described_config(tmp_path / "run" / "ksplit1")
+        assert said.startswith("classifier of 'label' (2 classes) (bert)")
+        assert "classes: dcm, nf" in said
+        assert "vocab_size 758" in said
 
 
 class TestCheckpoint:

@@ -607,6 +607,43 @@ def test_a_stock_checkpoint_needs_a_vocabulary_and_takes_one(copy, opened, run):
     np.testing.assert_array_equal(ad.read_h5ad("stock.h5ad").X, ad.read_h5ad("cells-out.h5ad").X)
 
 
+@pytest.fixture
+def theirs(copy):
+    """The cells as others would keep them, in the copy: a folder of datasets, and its name."""
+    gf.TokenizedDataset.open("cells.tok").table.save_to_disk("theirs")
+    return "theirs"
+
+
+def test_cells_of_others_need_no_vocabulary_where_the_checkpoint_has_one(theirs, run):
+    assert run("embed", "base", theirs, "-o", "embedded.h5ad")[0] == 0
+    np.testing.assert_array_equal(ad.read_h5ad("embedded.h5ad").X, ad.read_h5ad("cells-out.h5ad").X)
+    assert run("predict", "clf", theirs, "-o", "predicted.tsv")[0] == 0
+    pd.testing.assert_frame_equal(pd.read_csv("predicted.tsv", sep="\t"), pd.read_csv("types.tsv", sep="\t"), atol=1e-5)
+    few = ["--genes", gf.Vocabulary.load("vocab").gene_ids[0], "--max-cells", "2"]
+    assert run("perturb", "base", theirs, *few, "-o", "perturbed.parquet")[0] == 0
+    refused(run("pretrain", theirs, "-o", "new"), "its tokens need a vocabulary")
+
+
+def test_longer_cells_are_cut_on_request(theirs, run):
+    assert run("embed", "base", theirs, "--max-length", "20", "-o", "cut.h5ad")[0] == 0
+    cells = gf.TokenizedDataset.open(theirs, gf.Vocabulary.load("vocab"), max_length=20)
+    np.testing.assert_array_equal(ad.read_h5ad("cut.h5ad").X, gf.embed(gf.Checkpoint.from_pretrained("base"), cells).X)
+    refused(run("embed", "base", theirs, "--max-length", "35", "-o", "new.h5ad"), "a whole number from 3 to 34")
+    refused(run("predict", "clf", "cells.h5ad", "--max-length", "20", "-o", "new.tsv"), "--max-length cuts tokenised")
+
+
+def test_info_says_what_cells_and_models_of_others_are(theirs, opened, run):
+    said = run("info", theirs)[1]
+    assert said.startswith("100 cells of ")
+    assert "cell_type (string)" in said
+    assert run("info", theirs, "--vocabulary", "vocab")[1].startswith("100 cells of ")
+    gf.TokenizedDataset.open("cells.tok").table.to_parquet("theirs.parquet")
+    assert run("info", "theirs.parquet")[1].startswith("100 cells of ")
+    opened["base"].model.save_pretrained("stock")
+    assert run("info", "stock")[1].startswith("MaskedGeneModel (bert), not written by this package")
+    assert run("info", "stock", "--vocabulary", "vocab")[1].startswith("Checkpoint(masked gene model")
+
+
 def test_pretraining_goes_on_from_a_checkpoint(copy, opened, run):
     status, *_ = run("pretrain", "cells.tok", "--base", "base", "-o", "more", *settings(PRETRAIN))
     assert status == 0

@@ -12,8 +12,16 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_example_of_cells_of_others_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python", (ROOT / "docs" / "published.md").read_text())
+    said = run(lambda: exec(example, {"__name__": "__main__"}))
+    assert "['ENSG00000159251', 'ENSG00000111245']" in said.stdout
+    assert "1 cells of 3 to 3 tokens" in said.stdout
 
 
 @pytest.mark.slow

@@ -58,7 +58,8 @@ class NetworkConfig(TransferConfig, TrainConfig):
     """Against rare classes: "weights" counts a cell's loss by one over the size of its class, "sampling" draws cells
     of every class equally often (of the first target)."""
     pooling: HeadPooling = "mean"
-    """How a cell's vector is made: the mean over its genes, ``<cls>``, or a learned weighted mean ("attention")."""
+    """How a cell's vector is made: the mean over its genes, ``<cls>``, a learned weighted mean ("attention"), or as in
+    published classifiers the first token through a dense layer ("pooler")."""
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -74,7 +75,8 @@ def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool)
         torch.manual_seed(seed)
         model = (GeneClassifier if head.level == "gene" else CellClassifier)(like.model.config, head)
     if pretrained:
-        model.bert.load_state_dict(like.model.bert.state_dict())
+        own, theirs = model.bert.state_dict(), like.model.bert.state_dict()  # of which one alone may have a pooler
+        model.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
     return model
 
 

@@ -150,8 +150,9 @@ def _encoder(model: nn.Module) -> Any:
 
 def _groups(model: nn.Module, config: TransferConfig) -> list[ParameterGroup]:
     """Return all parameters that learn; the head first, whose learning rate the log tells."""
-    head = ParameterGroup("head", [weight for name, weight in model.named_parameters() if not name.startswith("bert.")])
-    encoder = list(model.bert.parameters())  # type: ignore[union-attr]
+    named = list(model.named_parameters())
+    head = ParameterGroup("head", [weight for name, weight in named if not _is_of_encoder(name)])
+    encoder = [weight for name, weight in named if _is_of_encoder(name)]
     downwards = _downwards(model)
     match config.transfer:
         case "full":
@@ -174,6 +175,11 @@ def _groups(model: nn.Module, config: TransferConfig) -> list[ParameterGroup]:
         case _:
             adapters = [weight for name, weight in model.named_parameters() if "lora_" in name]
             return [head, ParameterGroup("adapters", adapters)]
+
+
+def _is_of_encoder(name: str) -> bool:
+    """Whether a weight is of the encoder; a pooler is new, as the rest of a head."""
+    return name.startswith("bert.") and not name.startswith("bert.pooler.")
 
 
 def _downwards(model: nn.Module) -> list[ParameterGroup]:

@@ -85,7 +85,7 @@ class Prediction:
     @property
     def first_only(self) -> bool:
         """Whether the first token's state is all that is read."""
-        return self.model.head.pooling == "cls"
+        return self.model.head.first_only
 
     @property
     def width(self) -> int:

@@ -554,7 +554,7 @@ def _require_series(series: str) -> None:
         raise InputError(f"There is no series {series!r}. {did_you_mean(series, _SERIES)}")
 
 
-def _only_pickle(folder: Path, stem: str) -> dict[str, Any] | None:
+def _only_pickle(folder: Path, stem: str) -> dict[Any, Any] | None:
     files = sorted(folder.glob(f"{stem}*.pkl"))
     if len(files) > 1:
         raise InputError(
@@ -601,7 +601,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
-def read_plain_pickle(path: Path) -> dict[str, Any]:
+def read_plain_pickle(path: Path) -> dict[Any, Any]:
     """Read a pickled dictionary of plain data without letting it run code.
 
     Parameters

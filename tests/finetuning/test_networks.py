@@ -23,6 +23,7 @@ from geneformer_repro.finetuning.networks import (
     train_classifier,
 )
 from geneformer_repro.finetuning.tasks import labelled_cells
+from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.model import Head, Target
 
 TRAIN, VALIDATION = np.arange(0, 120, 2), np.arange(1, 120, 10)
@@ -63,6 +64,19 @@ def test_the_encoder_is_that_of_the_checkpoint_and_no_part_is_shared_with_it(bas
     ):
         torch.testing.assert_close(weight, from_file, atol=0, rtol=0, msg=name)
         assert weight.data_ptr() != from_file.data_ptr()
+
+
+def test_a_pooler_is_taken_over_where_both_have_one_and_learns_with_the_head(base):
+    head = Head((Target("a", ("x", "y")),), "pooler")
+    first = dataclasses.replace(base, model=new_classifier(base, head, seed=1, pretrained=True))
+    again = new_classifier(first, head, seed=2, pretrained=True)
+    plain = new_classifier(first, Head(head.targets), seed=2, pretrained=True)
+    torch.testing.assert_close(again.bert.state_dict(), first.model.bert.state_dict(), atol=0, rtol=0)
+    torch.testing.assert_close(plain.bert.state_dict(), base.model.bert.state_dict(), atol=0, rtol=0)
+    _, (learning,) = prepare(again, TransferConfig(transfer="probe"))
+    assert {id(weight) for weight in learning.parameters} == {
+        id(weight) for weight in (*again.classifier.parameters(), *again.bert.pooler.parameters())
+    }
 
 
 def test_random_weights_come_from_the_seed_alone_and_are_not_the_checkpoints(base):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from forking import several
 from scipy.sparse import csr_matrix
+from transformers import BertConfig, BertForSequenceClassification
 
 import geneformer_repro as gf
 from geneformer_repro import embedding
@@ -70,6 +71,19 @@ def test_predictions_are_the_classifier_s_outputs_whatever_the_data_come_as(
     found = predict(of_cells, data)
     assert expected["type_predicted"].nunique() > 1
     pd.testing.assert_frame_equal(found, expected, atol=1e-5, check_names=False)
+
+
+def test_a_published_classifier_predicts_what_stock_transformers_says(base, few, tmp_path):
+    torch.manual_seed(4)
+    config = BertConfig(**{**base.model.config.to_dict(), "id2label": dict(enumerate(TYPES))})
+    stock = BertForSequenceClassification(config).eval()
+    stock.bert.load_state_dict(base.model.bert.state_dict(), strict=False)
+    stock.save_pretrained(tmp_path / "clf")
+    found = predict(gf.Checkpoint.from_pretrained(tmp_path / "clf", vocabulary=base.vocabulary), few)
+    with torch.inference_mode():
+        said = torch.cat([stock(torch.as_tensor(cell)[None]).logits.softmax(1) for cell in few]).numpy()
+    np.testing.assert_allclose(found[[f"label_p_{name}" for name in TYPES]], said, atol=1e-5)
+    assert found["label_predicted"].tolist() == [TYPES[i] for i in said.argmax(1)]
 
 
 def test_probabilities_sum_to_one(of_cells, few):

@@ -230,6 +230,7 @@ def say(checkpoint, target, genes):
     [
         pytest.param([TYPES], "cell_type", "mean", id="classes"),
         pytest.param([AGE], "age", "cls", id="a number"),
+        pytest.param([TYPES], "cell_type", "pooler", id="classes of a published classifier"),
         pytest.param([TYPES, AGE, Target("sex", ("f", "m"))], "cell_type", "attention", id="classes, first of three"),
         pytest.param([TYPES, AGE, Target("sex", ("f", "m"))], "age", "attention", id="a number, second of three"),
         pytest.param([TYPES, AGE, Target("sex", ("f", "m"))], "sex", "cls", id="classes, third of three"),
