@@ -637,7 +637,7 @@ def _merged_pairs(parts: pd.DataFrame) -> pd.DataFrame:
 def _t_test(interaction: pd.DataFrame, rounding: float) -> pd.DataFrame:
     """Return what `scipy.stats.ttest_1samp` does, of the moments of all groups at once; NaN without spread."""
     mean, freedom = interaction["mean"], interaction["n"] - 1
-    error: pd.Series = np.sqrt(interaction["squares"] / freedom.where(freedom > 0) / interaction["n"])
+    error = (interaction["squares"] / freedom.where(freedom > 0) / interaction["n"]) ** 0.5
     half = pd.Series(t.ppf(0.975, freedom) * error, mean.index)
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = pd.Series(2 * t.sf((mean / error).abs(), freedom), mean.index).where(error.notna())
