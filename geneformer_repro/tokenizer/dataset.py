@@ -74,7 +74,7 @@ class TokenizedDataset:
     @property
     def _failed(self) -> str:
         n = len(self.spec["failed"])
-        return f", {n} damaged source{'s' * (n > 1)} left out" if n else ""
+        return f", {n} source{'s' * (n > 1)} left out" if n else ""
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Token ids of cell `i`, as int64."""
@@ -160,6 +160,8 @@ class TokenizedDataset:
                 )
                 + "; genes.tsv names them"
             )
+        if no_genes := spec.get("no_genes"):
+            lines.append("No genes: " + ", ".join(f"{n:,} {kind}" for kind, n in no_genes.items()) + " (genes.tsv)")
         left_out = {why: n for why, n in spec.get("left_out", {}).items() if n}
         lines += [f"{n:,} cells left out: {why} (left_out.tsv)" for why, n in left_out.items()]
         lines.append(f"obs columns: {', '.join(self.obs_columns) or 'none'}")
@@ -168,7 +170,7 @@ class TokenizedDataset:
         lines += [f"source {one['name']}" + (_of_source(one) if "n_cells" in one else "") for one in shown]
         if len(spec["sources"]) > len(shown):
             lines.append(f"… and {len(spec['sources']) - len(shown):,} more sources (spec.json)")
-        lines += [f"LEFT OUT, damaged: {one['name']}: {one['error']}" for one in spec["failed"]]
+        lines += [f"LEFT OUT: {one['name']}: {one['error']}" for one in spec["failed"]]
         return "\n".join(lines)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "TokenizedDataset":

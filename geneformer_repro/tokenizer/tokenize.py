@@ -591,7 +591,7 @@ class _Outcome:
             "gene_ids": source.ids_from,
             "n_cells": source.n_cells,
             "n_cells_kept": self._total("n_cells", i),
-            "n_genes": len(source.gene_ids),
+            "n_genes": int((~self._job.genes(i).is_left_out).sum()),
             "n_genes_known": self._job.genes(i).n_known,
             "share_of_counts_known": round(1 - float(known["share"]["unknown"]), 6),
         }

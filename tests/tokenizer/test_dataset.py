@@ -296,9 +296,9 @@ def test_the_summary_names_every_source_and_the_damaged_ones(two_sources):
     assert lines_with(two_sources, "source a.h5ad") == [
         "source a.h5ad: 20 of 20 cells, 754 of 754 genes known (100.0% of counts), X, ids from index"
     ]
-    (failed,) = lines_with(two_sources, "LEFT OUT, damaged: c.h5ad")
+    (failed,) = lines_with(two_sources, "LEFT OUT: c.h5ad")
     assert "not an .h5ad" in failed
-    assert repr(two_sources).endswith(", 1 damaged source left out)")
+    assert repr(two_sources).endswith(", 1 source left out)")
 
 
 def test_the_summary_of_many_sources_names_the_first_ten(pbmc, vocabulary):

@@ -440,6 +440,7 @@ def test_what_is_no_gene_is_named_and_changes_nothing(pbmc, vocabulary, tmp_path
     assert others["counts"].isna().all()
     assert cells.spec["n_genes"] == pbmc.n_vars
     assert cells.spec["no_genes"] == {"Antibody Capture": pbmc.n_vars}
+    assert f"No genes: {pbmc.n_vars} Antibody Capture (genes.tsv)" in cells.summary()
     assert cells.spec["share_of_counts_known"] == 1.0
 
 
@@ -1713,8 +1714,8 @@ def test_a_damaged_source_is_named_and_the_others_are_as_without_it(
     assert f"{bad}: left out." in caplog.text
     assert [one["name"] for one in found.spec["sources"]] == [path.name for path in good]
     assert found.spec["n_cells"] == len(found)
-    assert "1 damaged source left out" in repr(found)
-    assert f"LEFT OUT, damaged: {bad}" in found.summary()
+    assert "1 source left out" in repr(found)
+    assert f"LEFT OUT: {bad}" in found.summary()
     without = tokenize(good, vocabulary, obs=OBS, out=tmp_path / "without")
     assert_same_cells(found, without)
     for name in ("genes.tsv", "left_out.tsv"):
