@@ -45,6 +45,7 @@ _SPEC: dict[str, Any] = {
     "max_length?": int,
     "n_cropped?": int,
     "left_out?": {str: int},
+    "no_genes?": {str: int},
     "genes?": {str: {"genes": int, "share_of_counts": float}},
     "share_of_counts_known?": float,
     "options?": {},
