@@ -795,22 +795,20 @@ def _size(path: str | Path) -> str:
     from geneformer_repro.in_silico.shift_table import ShiftTable
 
     shifts = ShiftTable.open(path)
-    donors = _n_distinct(path, "donor")
+    donors, n_cells = _n_distinct(shifts, "donor"), shifts.metadata.get("n_cells")
+    n_cells = _n_distinct(shifts, "cell") if n_cells is None else n_cells
     return (
-        f"{len(shifts):,} values ({shifts.measure}) of {_n_distinct(path, 'perturbed'):,} perturbations in "
-        f"{shifts.metadata['n_cells']:,} cells" + (f" of {donors:,} donors" if donors else "")
+        f"{len(shifts):,} values ({shifts.measure}) of {_n_distinct(shifts, 'perturbed'):,} perturbations in "
+        f"{n_cells:,} cells" + (f" of {donors:,} donors" if donors else "")
     )
 
 
-def _n_distinct(path: str | Path, column: str) -> int:
+def _n_distinct(shifts: Any, column: str) -> int:
     """Count the values of a column, which is read part by part."""
-    import pyarrow.parquet as pq
-
     found: set[str] = set()
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            found.update(file.read_row_group(group, columns=[column])[column].unique().to_pylist())
-    return len(found - {None})
+    for block in shifts.blocks([column]):
+        found.update(block[column].dropna().unique())
+    return len(found)
 
 
 def _agreement(metadata: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control, norm, t
 from sklearn.mixture import GaussianMixture
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.in_silico.blockwise import Names, added, measured, merged_moments, moments, rounding_error, totals
 from geneformer_repro.in_silico.shift_table import SIMILARITY, ShiftTable
 
@@ -637,8 +637,8 @@ def _merged_pairs(parts: pd.DataFrame) -> pd.DataFrame:
 def _t_test(interaction: pd.DataFrame, rounding: float) -> pd.DataFrame:
     """Return what `scipy.stats.ttest_1samp` does, of the moments of all groups at once; NaN without spread."""
     mean, freedom = interaction["mean"], interaction["n"] - 1
-    error = (interaction["squares"] / freedom.where(freedom > 0) / interaction["n"]) ** 0.5
-    half = pd.Series(t.ppf(0.975, freedom) * error, mean.index)
+    error = pd.Series(np.sqrt(interaction["squares"] / freedom.where(freedom > 0) / interaction["n"]))
+    half = t.ppf(0.975, freedom) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = pd.Series(2 * t.sf((mean / error).abs(), freedom), mean.index).where(error.notna())
     spreads = error > rounding
@@ -692,8 +692,18 @@ class _Counted(NamedTuple):
     """How far rounding may take a value, or a mean of values."""
 
     def in_state(self, state: str) -> pd.DataFrame:
-        """Return those of one state."""
+        """Return those of one state; refuse a state that has none."""
+        require_state(state, self.states or [_NULL])
         return self.of_gene[self.of_gene.index.get_level_values("state") == state].droplevel("state")
+
+
+def require_state(state: str, states: Iterable[str]) -> None:
+    """Raise unless a table has values of a state, as its metadata say."""
+    if state not in states:
+        raise InputError(
+            f"The table has no value of state {state!r}, of which its metadata speak. {did_you_mean(state, states)} "
+            "Select its rows too, or screen again."
+        )
 
 
 def _counted(shifts: ShiftTable) -> _Counted:

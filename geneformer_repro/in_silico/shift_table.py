@@ -5,7 +5,8 @@ millions. So nothing here needs all rows at once but `ShiftTable.table`, which a
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ COLUMNS: Mapping[str, pa.DataType] = {
 ESTIMATE = "estimate"
 """Column that a first-order screen has besides: the estimate, also of rows whose value is exact."""
 _KEY = b"geneformer_repro"
+_ALWAYS = ("cell", "perturbed", "exact")
+_MOST_ROWS_A_BYTE = 2**10
+"""Writers put a million rows at most in a row group, of which what the footer says takes a thousand bytes."""
+_SHOWN = 200
+"""Letters of a value, or of another's message, that an error repeats."""
 
 
 class ShiftTable:
@@ -57,6 +63,8 @@ class ShiftTable:
 
     def __init__(self, source: pd.DataFrame | Path, metadata: Mapping[str, Any]) -> None:
         self._source, self.metadata = source, dict(metadata)
+        if isinstance(source, pd.DataFrame) and (lacking := [name for name in COLUMNS if name not in source]):
+            raise DataFormatError(f"The table of shifts lacks the columns {lacking}; found {list(source)}.")
 
     def __repr__(self) -> str:
         return f"ShiftTable({len(self):,} values ({self.measure}) of {self.metadata.get('n_cells', '?')} cells)"
@@ -64,7 +72,8 @@ class ShiftTable:
     def __len__(self) -> int:
         if isinstance(self._source, pd.DataFrame):
             return len(self._source)
-        return int(pq.read_metadata(self._source).num_rows)
+        with _reading(self._source):
+            return int(pq.read_metadata(self._source).num_rows)
 
     @property
     def measure(self) -> str:
@@ -76,7 +85,8 @@ class ShiftTable:
         """All rows; of a file they are read at the first use and kept."""
         if isinstance(self._source, pd.DataFrame):
             return self._source
-        return as_frame(pq.read_table(self._source))
+        with _reading(self._source):
+            return as_frame(pq.read_table(self._source))
 
     def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """Yield the rows part by part, in order; of a file one row group at a time is in memory.
@@ -86,13 +96,28 @@ class ShiftTable:
         columns
             Columns of `COLUMNS` that are wanted; the others are not read, text comes as categories and ``rank`` as
             float, NaN for null. None: all, as in `table`.
+
+        Raises
+        ------
+        DataFormatError
+            The file is damaged; or, of some columns, a row lacks what every row has, or has a rank below 0.
         """
         if isinstance(self._source, pd.DataFrame) or "table" in self.__dict__:
-            yield self.table if columns is None else _compact(self.table[list(columns)])
-        elif columns is None:
-            yield from map(as_frame, self._parts())
-        else:
-            yield from map(_compact_frame, self._parts(list(columns)))
+            yield self.table if columns is None else self._checked(_compact(self.table[list(columns)]))
+            return
+        for part in self._parts(None if columns is None else list(columns)):
+            with _reading(self._source):
+                frame = as_frame(part) if columns is None else _compact_frame(part)
+            yield frame if columns is None else self._checked(frame)
+
+    def _checked(self, block: pd.DataFrame) -> pd.DataFrame:
+        where = "The table of shifts" if isinstance(self._source, pd.DataFrame) else str(self._source)
+        for name in _ALWAYS:
+            if name in block and block[name].isna().any():
+                raise DataFormatError(f"{where}: {block[name].isna().sum()} rows have no {name!r}. Screen again.")
+        if "rank" in block and (block["rank"] < 0).any():
+            raise DataFormatError(f"{where}: a rank is {block['rank'].min():g}; the first place is 0. Screen again.")
+        return block
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one Parquet file; `metadata` goes into its header."""
@@ -102,9 +127,13 @@ class ShiftTable:
         if isinstance(self._source, pd.DataFrame):
             yield pa.Table.from_pandas(self._source, schema=_schema(self._source), preserve_index=False)
             return
-        with pq.ParquetFile(self._source, read_dictionary=_text(columns or ())) as file:
+        with _reading(self._source):
+            file = pq.ParquetFile(self._source, read_dictionary=_text(columns or ()))
+        with file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns)
+                with _reading(self._source):
+                    part = file.read_row_group(group, columns)
+                yield part
 
     @classmethod
     def open(cls, path: str | Path) -> "ShiftTable":
@@ -113,23 +142,180 @@ class ShiftTable:
         Raises
         ------
         DataFormatError
-            The file is missing or not such a table.
+            The file is missing or not such a table: no Parquet file, of another format, with columns or metadata that
+            are lacking, of another type or at odds, or with more rows than its bytes can hold.
         """
         try:
-            schema = pq.read_schema(path)
-        except (OSError, pa.ArrowInvalid) as error:
+            with pq.ParquetFile(path) as file:
+                schema, footer = file.schema_arrow, file.metadata
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise DataFormatError(
-                f"{path}: not a readable Parquet file ({error}). Expected the output of perturb."
+                f"{path}: not a readable Parquet file ({_short(error)}). Expected the output of perturb."
             ) from error
-        metadata = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
-        if metadata.pop("format", None) != FORMAT:
-            found = json.loads((schema.metadata or {}).get(_KEY, b"{}")).get("format")
-            raise DataFormatError(
-                f"{path}: expected format {FORMAT!r}, found {found!r}. Expected the output of perturb; run it again."
-            )
+        metadata = _metadata_of(schema, path)
         if missing := set(COLUMNS) - set(schema.names):
             raise DataFormatError(f"{path}: lacks the columns {sorted(missing)}. The file is damaged; run it again.")
+        _require_columns(schema, path)
+        _require_claims(metadata, schema, path)
+        _require_plausible_size(footer, Path(path))
         return cls(Path(path), metadata)
+
+
+@contextmanager
+def _reading(source: Any) -> Iterator[None]:
+    """Say of which file it is that something cannot be read."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataFormatError(
+            f"{source}: cannot be read ({_short(error)}). The file is damaged, or gone; screen again."
+        ) from error
+
+
+def _short(what: object) -> str:
+    said = next(iter(str(what).splitlines()), "")
+    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]} …"
+
+
+def _metadata_of(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise DataFormatError(
+            f"{path}: its metadata are no JSON ({_short(error)}). Expected the output of perturb; run it again."
+        ) from error
+    found = metadata.pop("format", None) if isinstance(metadata, dict) else metadata
+    if not isinstance(metadata, dict) or found != FORMAT:
+        raise DataFormatError(
+            f"{path}: expected format {FORMAT!r}, found {_short(repr(found))}. Expected the output of perturb; run it "
+            "again."
+        )
+    return metadata
+
+
+def _require_columns(schema: pa.Schema, path: str | Path) -> None:
+    """Refuse a column that comes twice, or holds what it should not; others than ours may hold what they like."""
+    for name, wanted in COLUMNS.items():
+        if schema.names.count(name) > 1:
+            raise DataFormatError(f"{path}: has the column {name!r} twice. The file was changed; run perturb again.")
+        found = schema.field(name).type
+        may_be_nothing = name not in (*_ALWAYS, "value") and pa.types.is_null(found)
+        if not may_be_nothing and not _is_like(found.value_type if pa.types.is_dictionary(found) else found, wanted):
+            raise DataFormatError(
+                f"{path}: column {name!r} should hold {wanted}, found {found}. The file was changed; run perturb again."
+            )
+
+
+def _is_like(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column of a type can stand for one of another, as text of another layout can."""
+    kinds = pa.types
+    if kinds.is_string(wanted):
+        return bool(kinds.is_string(found) or kinds.is_large_string(found) or kinds.is_string_view(found))
+    if kinds.is_boolean(wanted):
+        return bool(kinds.is_boolean(found))
+    return bool(kinds.is_integer(found) or (kinds.is_floating(wanted) and kinds.is_floating(found)))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_text(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_goal(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and all(_is_text(value.get(name)) for name in ("obs", "start", "goal"))
+        and _are_text(value.get("alternatives"))
+    )
+
+
+def _is_target(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict) and _is_text(value.get("name")) and _are_text(value.get("classes", []))
+    )
+
+
+def _is_perturbation(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_text(value.get("kind")):
+        return False
+    genes, anchor, steps = value.get("genes", []), value.get("anchor"), value.get("steps", [])
+    return (
+        (_is_text(genes) or _are_text(genes))
+        and (anchor is None or _is_text(anchor))
+        and isinstance(steps, list)
+        and all(map(_is_perturbation, steps))
+    )
+
+
+def _is_agreement(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("checked_cells"), list):
+        return False
+    of_states = value.get("spearman")
+    return isinstance(of_states, dict) and all(
+        isinstance(found, dict)
+        and all(found.get(name) is None or isinstance(found[name], (int, float)) for name in _OF_AGREEMENT)
+        for found in of_states.values()
+    )
+
+
+_OF_AGREEMENT = ("median", "lowest", "highest")
+_CLAIMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "measure": (f"{SIMILARITY!r}, {SHIFT!r} or {CHANGE!r}", lambda value: value in (SIMILARITY, SHIFT, CHANGE)),
+    "goal": ("null, or obs, start, goal and alternatives", _is_goal),
+    "target": ("null, or name and classes", _is_target),
+    "perturbation": ("kind, genes and the like", _is_perturbation),
+    "gene_names": ("a name for each gene", lambda value: isinstance(value, dict) and _are_text([*value.values()])),
+}
+"""What metadata must say, and what is accepted."""
+_FURTHER_CLAIMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "n_cells": ("a number of cells", lambda value: type(value) is int and value >= 0),
+    "obs": ("names of columns", _are_text),
+    "donor": ("null, or the name of a column", lambda value: value is None or _is_text(value)),
+    "method": ("'exact' or 'first_order'", lambda value: value in ("exact", "first_order")),
+    "first_order": ("checked_cells and spearman", _is_agreement),
+}
+"""What metadata may say besides."""
+
+
+def _require_claims(metadata: Mapping[str, Any], schema: pa.Schema, path: str | Path) -> None:
+    for name, (expected, is_right) in {**_CLAIMS, **_FURTHER_CLAIMS}.items():
+        if name not in metadata and name in _FURTHER_CLAIMS:
+            continue
+        if name not in metadata or not is_right(metadata[name]):
+            found = _short(repr(metadata[name])) if name in metadata else "nothing"
+            raise DataFormatError(
+                f"{path}: its metadata should give {name} as {expected}, found {found}. Run perturb again."
+            )
+    goal, target, measure = metadata["goal"], metadata["target"], metadata["measure"]
+    wanted = CHANGE if target else SHIFT if goal else SIMILARITY
+    if measure != wanted:
+        said = f"{'a' if goal else 'no'} goal and {'a' if target else 'no'} target"
+        raise DataFormatError(
+            f"{path}: its metadata contradict themselves: {measure!r} with {said}, where values are {wanted!r}. Run "
+            "perturb again."
+        )
+    promised = [*metadata.get("obs", []), *([ESTIMATE] if metadata.get("method") == "first_order" else [])]
+    if lacking := [name for name in promised if name not in schema.names]:
+        raise DataFormatError(
+            f"{path}: its metadata speak of the columns {lacking}, which it lacks. Run perturb again."
+        )
+
+
+def _require_plausible_size(footer: pq.FileMetaData, path: Path) -> None:
+    """Refuse a file that claims more rows than it can hold, before memory is asked for them."""
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    n_rows, size = sum(group.num_rows for group in groups), path.stat().st_size
+    most = size * _MOST_ROWS_A_BYTE
+    if n_rows != footer.num_rows or n_rows > most or any(group.num_rows < 0 for group in groups):
+        raise DataFormatError(
+            f"{path}: claims {max(n_rows, footer.num_rows):,} rows in {size:,} bytes. The file is damaged; run perturb "
+            "again."
+        )
 
 
 def as_frame(table: pa.Table) -> pd.DataFrame:
@@ -140,7 +326,7 @@ def as_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _compact_frame(table: pa.Table) -> pd.DataFrame:
-    return _compact(table.unify_dictionaries().to_pandas())
+    return _compact(table.replace_schema_metadata(None).unify_dictionaries().to_pandas())
 
 
 def _compact(frame: pd.DataFrame) -> pd.DataFrame:

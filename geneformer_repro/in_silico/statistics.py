@@ -281,6 +281,11 @@ def _counted(shifts: ShiftTable) -> _Counted:
         keys = [*_numbered(block, numbers), lacks.to_numpy()]
         parts.append(pd.DataFrame(columns).groupby(keys)[list(columns)].sum())
     of_gene = added(parts, totals)
+    if of_gene.empty and len(numbers.genes):
+        raise InputError("The table has no row of cells themselves, all are of affected genes: use 'gene_shifts'.")
+    goal = shifts.metadata["goal"]
+    for state in (goal["goal"], *goal["alternatives"]) if goal else ():
+        published.require_state(state, numbers.states.names())
     n_values, n_exact = int(of_gene["n_cells"].sum()), int(of_gene["n_exact"].sum())
     ids = numbers.genes.names()
     gene_of = np.argsort(np.argsort(ids))
@@ -378,7 +383,11 @@ def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
         known = replicate >= 0
         key = np.zeros(len(block), dtype=np.int64)
         for part, n_bits in zip(keys, _KEY_BITS, strict=True):
-            assert part.max(initial=0) < 2**n_bits
+            if part.max(initial=0) >= 2**n_bits:
+                raise InputError(
+                    f"The screen holds more than {2**n_bits:,} genes, donors or states, and has no table of genes. "
+                    "Select fewer: ShiftTable(shifts.table[…], shifts.metadata)."
+                )
             key = key << n_bits | part
         yield block["value"][known].groupby(key[known]).agg(["sum", "size"])
 

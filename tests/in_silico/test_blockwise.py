@@ -146,7 +146,8 @@ def test_sums_and_moments_of_parts_are_those_of_the_whole():
 
 def test_a_cell_that_is_spread_over_blocks_is_put_together(tmp_path):
     table = part_of(0, "matched")
-    write_blocks(tmp_path / "a.parquet", (table.take(list(range(i, len(table), 3))) for i in range(3)), {"measure": ""})
+    metadata = {"measure": SIMILARITY, "goal": None, "target": None, "perturbation": EACH, "gene_names": {}}
+    write_blocks(tmp_path / "a.parquet", (table.take(list(range(i, len(table), 3))) for i in range(3)), metadata)
     (block,) = blocks_of_whole_cells(ShiftTable.open(tmp_path / "a.parquet"), ["cell", "value"])
     assert len(block) == len(table)
     assert block["cell"].nunique() == 30

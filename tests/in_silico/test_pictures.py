@@ -274,7 +274,8 @@ def test_donors_count_alike_however_many_cells_they_have():
 
 
 def test_a_dose_curve_of_a_file_is_read_block_by_block(tmp_path):
-    DOSES.save(tmp_path / "shifts.parquet")
+    target = {"name": "cell_type", "classes": ["stimulated"]}
+    ShiftTable(DOSES.table, DOSES.metadata | {"target": target}).save(tmp_path / "shifts.parquet")
     opened = ShiftTable.open(tmp_path / "shifts.parquet")
     np.testing.assert_array_equal(curve(plot_screen(opened).axes[0], "IFI6"), curve(plot_screen(DOSES).axes[0], "IFI6"))
     assert "table" not in vars(opened)

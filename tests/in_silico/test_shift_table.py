@@ -1,6 +1,7 @@
 """The file of a screen: what goes in comes out, part by part, and what is no such file is refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,11 @@ from geneformer_repro.in_silico import screen
 from geneformer_repro.in_silico.shift_table import COLUMNS, ESTIMATE, SIMILARITY, as_frame, write_blocks
 
 A, B = "ENSG00000000001", "ENSG00000000002"
-METADATA = {"measure": SIMILARITY, "goal": None, "n_cells": 2, "gene_names": {A: "ACTB", B: ""}}
+EACH = {"kind": "Deletion", "genes": "each", "combine": "singly", "anchor": None}
+METADATA = {
+    "measure": SIMILARITY, "goal": None, "target": None, "perturbation": EACH, "n_cells": 2,
+    "gene_names": {A: "ACTB", B: ""},
+}  # fmt: skip
 
 
 def part(cell="cell0", n=2, **columns):
@@ -194,3 +199,119 @@ def test_a_file_that_is_no_shift_table_is_refused(tmp_path, content):
     }.get(content, "not a readable Parquet file.*Expected the output of perturb")
     with pytest.raises(DataFormatError, match=rf"shifts\.parquet: .*{found}"):
         ShiftTable.open(path)
+
+
+def rewritten(path, *, table=None, header=None, **changed):
+    """Write the rows of a file again with other ones, metadata or columns."""
+    table = pq.read_table(path) if table is None else table
+    for name, values in changed.items():
+        table = table.set_column(table.schema.names.index(name), name, values)
+    kept = pq.read_schema(path).metadata if header is None else {"geneformer_repro": header}
+    pq.write_table(table.replace_schema_metadata(kept), path)
+
+
+def claiming(**claims):
+    return json.dumps({"format": "geneformer_repro/shifts/2", **METADATA, **claims})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"value": pa.array(["x"] * 6)}, "'value' should hold double, found string", id="text"),
+        pytest.param({"value": pa.nulls(6)}, "'value' should hold double, found null", id="no values"),
+        pytest.param({"cell": pa.array(range(6))}, "'cell' should hold string, found int64", id="numbers"),
+        pytest.param({"exact": pa.array([1] * 6)}, "'exact' should hold bool, found int64", id="no truth values"),
+        pytest.param({"header": b"\xff{"}, "its metadata are no JSON", id="no JSON"),
+        pytest.param({"header": "[" * 50_000}, "its metadata are no JSON", id="nested JSON"),
+        pytest.param({"header": "[]"}, r"expected format .* found \[\]", id="a list"),
+        pytest.param({"header": '{"format": "' + "x" * 9999 + '"}'}, "found 'x{150,200} …", id="a long word"),
+        pytest.param(
+            {"header": '{"format": "geneformer_repro/shifts/2"}'}, "give measure as .*nothing", id="no claims"
+        ),
+        pytest.param({"header": claiming(measure="x")}, "give measure as .*found 'x'", id="measure"),
+        pytest.param({"header": claiming(goal={"obs": "a"})}, "give goal as null, or obs", id="goal"),
+        pytest.param({"header": claiming(target=1)}, "give target as null, or name", id="target"),
+        pytest.param({"header": claiming(perturbation={"kind": "x", "genes": 5})}, "give perturbation as", id="genes"),
+        pytest.param({"header": claiming(gene_names={A: 1})}, "give gene_names as", id="names"),
+        pytest.param({"header": claiming(n_cells="2")}, "give n_cells as", id="cells"),
+        pytest.param({"header": claiming(first_order={})}, "give first_order as", id="agreement"),
+        pytest.param({"header": claiming(measure="cosine shift")}, "contradict themselves", id="no goal"),
+        pytest.param({"header": claiming(obs=["age"])}, r"speak of the columns \['age'\]", id="obs"),
+        pytest.param({"header": claiming(method="first_order")}, r"columns \['estimate'\]", id="estimates"),
+        pytest.param(
+            {"table": part(n=3).append_column("value", pa.array([1.0, 2, 3]))}, "the column 'value' twice", id="twice"
+        ),
+    ],
+)
+def test_a_file_that_was_changed_is_refused_for_what_is_wrong(written, change, message):
+    rewritten(written, **change)
+    with pytest.raises(DataFormatError, match=rf"shifts\.parquet: .*{message}") as raised:
+        ShiftTable.open(written)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"cell": pa.array(["c"] * 6, pa.large_string())}, id="long text"),
+        pytest.param({"perturbed": pa.array([A] * 6).dictionary_encode()}, id="categories"),
+        pytest.param({"donor": pa.nulls(6), "dose": pa.nulls(6)}, id="nothing"),
+        pytest.param({"value": pa.array([1.0] * 6, pa.float32()), "rank": pa.array([1] * 6)}, id="other widths"),
+        pytest.param({"value": pa.array([1] * 6)}, id="whole numbers"),
+    ],
+)
+def test_columns_that_another_program_wrote_are_read(written, change):
+    rewritten(written, **change)
+    opened = ShiftTable.open(written)
+    for name in change:
+        values = [None if pd.isna(value) else value for value in opened.table[name]]
+        assert values == change[name].to_pylist()
+    assert sum(map(len, ShiftTable.open(written).blocks(list(change)))) == 6
+
+
+def test_columns_of_others_are_kept_as_they_are(written):
+    table = part(n=3).append_column("note", pa.array([{"a": [1]}] * 3))
+    rewritten(written, table=table)
+    assert ShiftTable.open(written).table["note"].iloc[0]["a"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"perturbed": pa.array([A] * 5 + [None])}, "1 rows have no 'perturbed'", id="no gene"),
+        pytest.param({"cell": pa.array([None] * 6, pa.string())}, "6 rows have no 'cell'", id="no cell"),
+        pytest.param({"rank": pa.array([-1] * 6, pa.int32())}, "a rank is -1; the first place is 0", id="rank"),
+    ],
+)
+def test_rows_that_lack_what_every_row_has_are_refused_when_read(written, change, message):
+    rewritten(written, **change)
+    with pytest.raises(DataFormatError, match=message):
+        list(ShiftTable.open(written).blocks(list(change)))
+
+
+def test_a_file_that_is_damaged_or_gone_is_named_by_whoever_reads_it(written):
+    opened = ShiftTable.open(written)
+    whole = written.read_bytes()
+    written.write_bytes(whole[:4] + bytes(len(whole[4:300])) + whole[300:])
+    for read in (lambda: list(opened.blocks(["cell", "value"])), lambda: list(opened.blocks()), lambda: opened.table):
+        with pytest.raises(
+            DataFormatError, match=r"shifts\.parquet: cannot be read \(.*damaged, or gone; screen again"
+        ):
+            read()
+    written.write_bytes(whole[:-9])
+    for read in (lambda: ShiftTable.open(written), lambda: len(opened)):
+        with pytest.raises(DataFormatError, match=r"shifts\.parquet: "):
+            read()
+
+
+def test_more_rows_than_the_bytes_can_hold_are_refused_before_memory_is_asked_for(written, monkeypatch):
+    group = SimpleNamespace(num_rows=10**11)
+    footer = SimpleNamespace(num_row_groups=1, num_rows=10**11, row_group=lambda i: group)
+    monkeypatch.setattr(pq.ParquetFile, "metadata", footer)
+    with pytest.raises(DataFormatError, match=r"claims 100,000,000,000 rows in [\d,]+ bytes"):
+        ShiftTable.open(written)
+
+
+def test_a_table_without_a_column_is_refused():
+    with pytest.raises(DataFormatError, match=r"table of shifts lacks the columns \['dose'\]"):
+        ShiftTable(as_frame(part()).drop(columns="dose"), METADATA)
