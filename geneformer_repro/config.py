@@ -4,6 +4,9 @@ TOML, not YAML: PyYAML reads ``1e-4`` as a string and ``no`` as False.
 """
 
 import dataclasses
+import math
+import numbers
+import os
 import tomllib
 import types
 import typing
@@ -31,12 +34,13 @@ def load_config(config_type: type[Config], path: str | Path | None = None, overr
         A TOML file with the dataclass's fields as keys; None for the defaults.
     overrides
         Assignments such as ``"epochs=3"``; values are TOML, a bare word is a string,
-        a dotted key reaches into a table (``"trainer.bf16=true"``).
+        a dotted key reaches into a table (``"trainer.bf16=true"``). Each key once.
 
     Raises
     ------
     ConfigError
-        The file is not TOML, or a key or value is not valid; unknown keys come with the nearest valid one.
+        The file is not TOML, a key or value is not valid, or a key is assigned twice; unknown keys come with the
+        nearest valid one.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -46,11 +50,18 @@ def load_config(config_type: type[Config], path: str | Path | None = None, overr
             raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
         except ValueError as error:
             raise ConfigError(f"{path}: not valid TOML ({error}).") from error
+    assigned: list[tuple[str, ...]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}: expected key=value.")
-        _assign(values, key.strip().split("."), _toml_value(text.strip()))
+        keys = _keys(key.strip(), override)
+        if any(keys[: len(other)] == other[: len(keys)] for other in assigned):
+            raise ConfigError(
+                f"--set {override}: {'.'.join(keys)} is set twice, in --set or by an option of its own; give it once."
+            )
+        assigned.append(keys)
+        _assign(values, keys, _toml_value(text.strip(), override))
     return from_mapping(config_type, values, source=str(path) if path else "configuration")
 
 
@@ -69,6 +80,17 @@ def from_mapping(config_type: type[Config], values: Mapping[str, Any], *, source
         return config_type(**filled)
     except TypeError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def require_types(config: Any) -> None:
+    """In ``__post_init__``: raise a `ConfigError` that names a field whose value is not of its type.
+
+    A value that stands for one of the type, as an int for a float or a list for a tuple, becomes that.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        where = f"{type(config).__name__}.{field.name}"
+        object.__setattr__(config, field.name, _checked(getattr(config, field.name), hints[field.name], where))
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -90,15 +112,38 @@ def _assign(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def _toml_value(text: str) -> Any:
+def _keys(key: str, override: str) -> tuple[str, ...]:
+    """Cut a dotted key; parts with dots or the like are quoted."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        found: Any = tomllib.loads(f"{key} = 0")
     except tomllib.TOMLDecodeError:
+        keys = tuple(part.strip() for part in key.split("."))
+    else:
+        keys = ()
+        while isinstance(found, dict) and len(found) == 1:
+            ((name, found),) = found.items()
+            keys = (*keys, name)
+    if not keys or not all(keys) or any(mark in key for mark in "\n\r#[]"):
+        raise ConfigError(f"--set {override}: {key!r} is no key. Expected a field, or table.field, before the '='.")
+    return keys
+
+
+def _toml_value(text: str, override: str) -> Any:
+    """Read a value as TOML; what is no TOML is text, unless it begins as what only TOML has."""
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except ValueError as error:
+        if text[:1] in ("[", "{", '"', "'"):
+            raise ConfigError(f"--set {override}: the value is not valid TOML ({error}).") from error
         return text
+    if len(read) > 1:
+        raise ConfigError(f"--set {override}: holds more than one value; give each setting its own key=value.")
+    return read["value"]
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """Return `value` as `hint` wants it (an int may stand for a float, a list for a tuple), or raise."""
+    value = _plain(value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         errors = []
@@ -110,18 +155,31 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
                     errors.append(str(error))
         raise ConfigError(" Or: ".join(errors))
     if origin is typing.Literal:
-        if value not in arguments:
+        if isinstance(value, bool) or value not in arguments:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, found {value!r}.")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_checked(item, arguments[0], where) for item in value)
     expected = origin or hint
-    if expected is Mapping or expected is typing.get_origin(Mapping[str, Any]):
+    if expected in (dict, typing.get_origin(Mapping[str, Any])):
+        if isinstance(value, Mapping):
+            return {key: _checked(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
         expected = dict
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if expected is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} must be a finite number, found {value!r}.")
     if hint is Any or (isinstance(value, expected) and not (expected is int and isinstance(value, bool))):
         return value
     raise ConfigError(
         f"{where} must be {getattr(expected, '__name__', expected)}, found {value!r} ({type(value).__name__})."
     )
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's numbers into Python's, and a path into text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, int | float) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)

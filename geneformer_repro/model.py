@@ -555,7 +555,11 @@ class _HeadedModel(BertPreTrainedModel):
         self._no_split_modules = ["Block"]  # what FSDP wraps
 
     def weigh(
-        self, targets: Sequence[float] | None = None, classes: Sequence[Sequence[float] | None] | None = None
+        self,
+        targets: Sequence[float] | None = None,
+        classes: Sequence[Sequence[float] | None] | None = None,
+        *,
+        smoothing: float = 0.0,
     ) -> None:
         """Set how much each target's loss counts, and each class in it; by default all the same. Not saved.
 
@@ -565,8 +569,11 @@ class _HeadedModel(BertPreTrainedModel):
             A factor for each target.
         classes
             A factor for each class of each target; None for a target whose classes count the same, or a number.
+        smoothing
+            Share of a label that is spread evenly over all classes (label smoothing), 0 to 1; numbers have none.
         """
         n = len(self.head.targets)
+        self._smoothing = smoothing
         self._target_weights = tuple(targets or [1.0] * n)
         self._class_weights = tuple(None if one is None else torch.tensor(one) for one in classes or [None] * n)
 
@@ -585,7 +592,9 @@ class _HeadedModel(BertPreTrainedModel):
             found, wanted = outputs[known], labels_N[known]
             if target.classes:
                 of_classes = None if class_weight is None else class_weight.to(outputs)
-                loss = F.cross_entropy(found, wanted.long(), weight=of_classes, reduction="sum")
+                loss = F.cross_entropy(
+                    found, wanted.long(), weight=of_classes, reduction="sum", label_smoothing=self._smoothing
+                )
             else:
                 loss = F.mse_loss(found[:, 0], (wanted.float() - target.mean) / target.sd, reduction="sum")
             total = total + weight * loss

@@ -291,7 +291,6 @@ FINETUNE_OPTIONS = {
     "trials": ("--target t --trials 4", {"trials": 4}),
     "no baselines": ("--target t --no-baselines", {"baselines": False}),
     "setting": ("--target t --set epochs=3 pooling=cls", {"epochs": 3.0, "pooling": "cls"}),
-    "option and setting": ("--set target=other --target t", {"target": "t"}),
 }
 """What → options of finetune, and the fields of its configuration."""
 
@@ -897,6 +896,15 @@ BAD = {
     "pretrain, classifier": (
         "pretrain cells.tok --base clf --set epochs=1 warmup_steps=0.1",
         "is a classifier without a masked-gene head",
+    ),
+    "finetune, target set twice": (
+        "finetune base cells.tok --set target=other --target cell_type",
+        "target is set twice, in --set or by an option of its own",
+    ),
+    "pretrain, no key": ("pretrain cells.tok --set trainer.=1", "'trainer.' is no key"),
+    "pretrain, no effect": (
+        "pretrain cells.tok --set trainer.push_to_hub=true",
+        "trainer.push_to_hub has no effect here: nothing is uploaded",
     ),
     "finetune, no target": ("finetune base cells.tok", "target"),
     "finetune, target": (

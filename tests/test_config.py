@@ -1,8 +1,11 @@
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from geneformer_repro.config import ConfigError, from_mapping, load_config, require, resolved
@@ -109,9 +112,15 @@ def test_an_int_for_a_float_becomes_a_float():
     assert isinstance(from_mapping(Example, {"learning_rate": 1}).learning_rate, float)
 
 
-def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path):
+def test_overrides_win_over_the_file(tmp_path):
     path = toml(tmp_path, "epochs = 2\nname = 'file'")
-    assert load_config(Example, path, ["epochs=3", "epochs=4"]) == Example(epochs=4, name="file")
+    assert load_config(Example, path, ["epochs=4"]) == Example(epochs=4, name="file")
+
+
+def test_numbers_of_numpy_and_paths_become_plain_ones():
+    found = from_mapping(Example, {"epochs": np.int64(3), "learning_rate": np.float32(0.5), "name": Path("a/b")})
+    assert found == Example(epochs=3, learning_rate=0.5, name="a/b")
+    assert [type(value) for value in (found.epochs, found.learning_rate, found.name)] == [int, float, str]
 
 
 def test_a_dotted_override_keeps_the_rest_of_the_table(tmp_path):
@@ -204,9 +213,58 @@ def test_an_override_without_a_value_is_refused():
         load_config(Example, overrides=["epochs"])
 
 
-def test_a_dotted_override_of_a_number_is_refused():
+def test_a_dotted_override_of_a_number_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"--set epochs\.x: epochs is not a table"):
-        load_config(Example, overrides=["epochs=3", "epochs.x=1"])
+        load_config(Example, toml(tmp_path, "epochs = 3"), ["epochs.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param(
+            ["epochs=3", "epochs=4"], "--set epochs=4: epochs is set twice, in --set or by an", id="twice"
+        ),
+        pytest.param(["trainer={a = 1}", "trainer.b=2"], "trainer.b is set twice", id="in a table that was given"),
+        pytest.param(["trainer.b=2", "trainer={a = 1}"], "trainer is set twice", id="a table of which part was given"),
+        pytest.param(["trainer.=1"], "--set trainer.=1: 'trainer.' is no key", id="ends with a dot"),
+        pytest.param([".a=1"], "'.a' is no key", id="begins with a dot"),
+        pytest.param(["trainer..a=1"], "'trainer..a' is no key", id="two dots"),
+        pytest.param(["=1"], "'' is no key", id="nothing"),
+        pytest.param(["[trainer]\na=1"], "is no key", id="a table's head"),
+        pytest.param(["epochs=3\nname='b'"], "more than one value", id="two lines"),
+        pytest.param(["genes=['a'"], "not valid TOML", id="a list that does not end"),
+        pytest.param(["name='b"], "not valid TOML", id="text that does not end"),
+        pytest.param(["plain={a=}"], "not valid TOML", id="a table without a value"),
+        pytest.param(["epochs=3x"], "epochs must be int, found '3x'", id="no number"),
+        pytest.param(["learning_rate=nan"], "learning_rate must be a finite number, found nan", id="not a number"),
+        pytest.param(["learning_rate=inf"], "learning_rate must be a finite number, found inf", id="infinite"),
+    ],
+)
+def test_what_is_not_read_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(Example, overrides=overrides)
+
+
+def test_a_key_with_dots_is_quoted():
+    assert load_config(Example, overrides=['plain."a.b c"=1', "plain.my column=2"]).plain == {
+        "a.b c": 1,
+        "my column": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": "3"}, r"PretrainConfig.epochs must be float, found '3' \(str\)"),
+        ({"learning_rate": float("inf")}, "PretrainConfig.learning_rate must be a finite number, found inf"),
+        ({"batch_size": 2.5}, "PretrainConfig.batch_size must be int, found 2.5"),
+        ({"trainer": ["bf16"]}, "PretrainConfig.trainer must be dict, found"),
+    ],
+    ids=["text", "infinite", "fraction", "list"],
+)
+def test_a_configuration_made_in_python_is_checked_as_well(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PretrainConfig(**changes)
 
 
 def test_a_bound_of_the_package_is_named_with_the_value():

@@ -748,6 +748,16 @@ class TestLoss:
         slow = slow_sum_of_losses(SEVERAL, output.logits.double(), LABELS.double(), targets, classes) / 3
         np.testing.assert_allclose(output.loss.item(), slow, rtol=1e-5)
 
+    @pytest.mark.parametrize("weights", [None, [0.2, 1.0, 5.0]], ids=["alike", "weighted"])
+    def test_a_share_of_a_label_may_be_spread_over_the_classes(self, classifier, batch, weights):
+        labels = torch.tensor([2, 0, 1])
+        classifier.weigh(classes=[weights], smoothing=0.1)
+        with torch.no_grad():
+            output = classifier(**batch, labels=labels)
+        factors = None if weights is None else torch.tensor(weights)
+        expected = torch.nn.CrossEntropyLoss(factors, label_smoothing=0.1, reduction="sum")(output.logits, labels) / 3
+        torch.testing.assert_close(output.loss, expected)
+
     def test_weights_are_all_the_same_until_they_are_set_and_when_they_are_unset(self, several, batch):
         before = several(**batch, labels=LABELS).loss
         several.weigh([1.0, 1.0, 1.0], [[1.0] * 3, None, [1.0] * 2])

@@ -30,7 +30,13 @@ from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training import loop
-from geneformer_repro.training.config import ParameterGroup, TrainConfig
+from geneformer_repro.training.config import (
+    _WITHOUT_EFFECT,
+    ParameterGroup,
+    TrainConfig,
+    join_processes,
+    trainer_fields,
+)
 from geneformer_repro.training.log import peak_flops
 from geneformer_repro.training.loop import CellExamples, Interrupted, train
 
@@ -214,7 +220,7 @@ class TestConfig:
             ("batch_size", 0, "at least 1"),
             ("max_tokens", 0, "at least 1"),
             ("learning_rate", -1e-3, "above 0"),
-            ("learning_rate", float("nan"), "above 0"),
+            ("learning_rate", float("nan"), "a finite number"),
             ("warmup_steps", -1, "at least 0"),
         ],
     )
@@ -232,6 +238,54 @@ class TestConfig:
     def test_what_transformers_does_not_know_is_refused(self, run, watch, changes, message):
         with pytest.raises(ConfigError, match=rf"TrainingArguments refuses .*{message}"):
             run(watch, config(**changes))
+
+    @pytest.mark.parametrize("field", sorted(_WITHOUT_EFFECT))
+    def test_a_field_of_the_trainer_without_effect_is_refused_with_what_has_one(self, field):
+        with pytest.raises(ConfigError, match=rf"trainer.{field} has no effect here: \w.*Leave it out"):
+            config(trainer={field: 1})
+
+    def test_so_are_parts_of_a_field(self):
+        with pytest.raises(ConfigError, match=r"trainer.accelerator_config.split_batches has no effect here: batches"):
+            config(trainer={"accelerator_config": {"split_batches": True}})
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"learning_rate": "1e-4"}, 1e-4),
+            ({"max_steps": "3"}, 3),
+            ({"max_steps": 3.0}, 3),
+            ({"weight_decay": 1}, 1.0),
+            ({"bf16": "True"}, True),
+            ({"optim": "sgd"}, "sgd"),
+            ({"report_to": ["none"]}, ["none"]),
+            ({"max_grad_norm": float("inf")}, float("inf")),
+            ({"ddp_timeout": np.int64(60)}, 60),
+            ({"deepspeed": {"bf16": {"enabled": "auto"}}}, {"bf16": {"enabled": "auto"}}),
+        ],
+        ids=str,
+    )
+    def test_a_field_of_the_trainer_has_the_type_it_should(self, given, expected):
+        (found,) = trainer_fields(config(trainer=given)).values()
+        assert found == expected
+        assert type(found) is type(expected)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"learning_rate": "fast"}, r"trainer.learning_rate must be float, found 'fast' \(str\)"),
+            ({"learning_rate": float("nan")}, "trainer.learning_rate must be a finite number, found nan"),
+            ({"num_train_epochs": "inf"}, "trainer.num_train_epochs must be a finite number, found 'inf'"),
+            ({"max_steps": 2.5}, "trainer.max_steps must be int, found 2.5"),
+            ({"max_steps": True}, "trainer.max_steps must be int, found True"),
+            ({"bf16": 1}, "trainer.bf16 must be bool, found 1"),
+            ({"optim": 3}, "trainer.optim must be OptimizerNames or str, found 3"),
+            ({"lerning_rate": 1e-3}, "'lerning_rate', which is no field. Did you mean 'learning_rate'"),
+        ],
+        ids=str,
+    )
+    def test_a_field_of_the_trainer_of_another_type_is_refused_before_the_work(self, given, message):
+        with pytest.raises(ConfigError, match=message):
+            join_processes(config(trainer=given))
 
     def test_a_warm_up_longer_than_the_run_is_refused(self, run, watch):
         message = (

@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import require, resolved
+from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
@@ -41,7 +41,7 @@ from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
-from geneformer_repro.training.config import join_processes
+from geneformer_repro.training.config import SMOOTHING, join_processes
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.work import Work, working_on
 
@@ -83,10 +83,15 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
         return (self.target,) if isinstance(self.target, str) else tuple(self.target)
 
     def __post_init__(self) -> None:
+        several = isinstance(self.target, tuple | list) and all(isinstance(name, str) for name in self.target)
+        require(several or isinstance(self.target, str), self, "target", "an obs column, or several")
+        require(not isinstance(self.regression, str), self, "regression", "a tuple of targets")
         NetworkConfig.__post_init__(self)
         SplitConfig.__post_init__(self)
         SearchConfig.__post_init__(self)
         require(len(self.targets) > 0, self, "target", "at least one obs column")
+        if SMOOTHING in self.trainer and set(self.targets) <= set(self.regression):
+            raise ConfigError(f"trainer.{SMOOTHING} has no effect on numbers, and no target has classes. Leave it out.")
         require(self.min_cells >= 0, self, "min_cells", "at least 0")
         require((self.max_cells_per_class or 3) >= 3, self, "max_cells_per_class", "at least 3")
         has_classes = self.max_cells_per_class is None or self.targets[0] not in self.regression

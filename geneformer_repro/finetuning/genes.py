@@ -39,6 +39,7 @@ from geneformer_repro.finetuning.networks import (
     best_epoch,
     new_classifier,
     read_history,
+    smoothing_of,
     trained_once,
 )
 from geneformer_repro.finetuning.results import write_evaluation, write_page
@@ -86,6 +87,7 @@ class GeneFinetuneConfig(TransferConfig, TrainConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         TransferConfig.__post_init__(self)
+        smoothing_of(self)
         require(self.folds >= 2, self, "folds", "at least 2")
         require(0 < self.validation <= 0.5, self, "validation", "above 0 and at most 0.5")
         require((self.max_cells or 1) >= 1, self, "max_cells", "at least 1")
@@ -373,9 +375,11 @@ class _GeneRun:
         model = cast(
             GeneClassifier, new_classifier(self.checkpoint, self.head, seed=config.seed, pretrained=pretrained)
         )
+        weights = None
         if config.class_balance == "weights":
             repeated = np.repeat(self.codes[genes], self.n_cells[genes])
-            model.weigh(classes=[balanced_weights(repeated.astype(float), self.target)])
+            weights = [balanced_weights(repeated.astype(float), self.target)]
+        model.weigh(classes=weights, smoothing=smoothing_of(config))
         label_of = self.labels_by_token(genes)
         rows = np.array([i for i, cell in enumerate(self.cells) if (label_of[cell] != IGNORED).any()])
         examples = CellExamples(

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 import geneformer_repro.processes as processes
 from geneformer_repro.batching import collate, evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import require
+from geneformer_repro.config import ConfigError, require
 from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
@@ -32,7 +32,7 @@ from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import CellClassifier, GeneClassifier, Head, HeadPooling, Target, flops
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training.config import ParameterGroup, TrainConfig
+from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.unfinished import is_whole, keep
@@ -64,9 +64,24 @@ class NetworkConfig(TransferConfig, TrainConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         TransferConfig.__post_init__(self)
+        smoothing_of(self)
         choices = get_args(ClassBalance)
         require(self.class_balance in choices, self, "class_balance", f"one of {', '.join(map(repr, choices))}")
         require(all(weight >= 0 for weight in self.task_weights.values()), self, "task_weights", "at least 0 each")
+
+
+def smoothing_of(config: TrainConfig) -> float:
+    """Return the share of a label that is spread over all classes, as its field of `TrainingArguments` says.
+
+    Raises
+    ------
+    ConfigError
+        It is not between 0 and 1.
+    """
+    share = float(trainer_fields(config)[SMOOTHING]) if SMOOTHING in config.trainer else 0.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"trainer.{SMOOTHING} must be between 0 and 1, found {share:g}.")
+    return share
 
 
 def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool) -> CellClassifier | GeneClassifier:
@@ -247,7 +262,7 @@ class RunParts:
         """Make a classifier, ready to be trained."""
         model = new_classifier(self.start, self.head, seed=self.config.seed, pretrained=pretrained)
         weights = [self.config.task_weights.get(target.name, 1.0) for target in self.head.targets]
-        model.weigh(weights, self.class_weights)
+        model.weigh(weights, self.class_weights, smoothing=smoothing_of(self.config))
         return transfer.prepare(cast(CellClassifier, model), self.config, seed=self.config.seed)
 
     def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:

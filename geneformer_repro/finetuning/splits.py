@@ -29,7 +29,7 @@ import pandas as pd
 from scipy.stats import chi2_contingency, kruskal
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from geneformer_repro.config import require
+from geneformer_repro.config import require, require_types
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.tokenizer.dataset import as_labels, asked_labels
 
@@ -66,9 +66,9 @@ class SplitConfig:
     ``validation / (1 - test)`` of theirs."""
     test: float = 0.2
     """Share of the cells that are reported; k-fold reports 1 / k in each fold."""
-    test_groups: tuple[str | float | bool, ...] = ()
+    test_groups: tuple[str | int | float | bool, ...] = ()
     """Report exactly these groups, whatever their share; 1015, 1015.0 and "1015" are one."""
-    validation_groups: tuple[str | float | bool, ...] = ()
+    validation_groups: tuple[str | int | float | bool, ...] = ()
     """Choose the epoch on exactly these groups; only together with `test_groups`."""
     balance: tuple[str, ...] = ()
     """Obs columns, such as age or sex, to be distributed alike in all parts: of a hundred random splits the one whose
@@ -80,6 +80,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         for field in ("test_groups", "validation_groups", "balance"):
             require(not isinstance(getattr(self, field), str), self, field, "a tuple of names")
+        require_types(self)
         for field in ("test_groups", "validation_groups"):
             object.__setattr__(self, field, asked_labels(getattr(self, field), f"{type(self).__name__}.{field}: each"))
         k_fold = isinstance(self.folds, int)

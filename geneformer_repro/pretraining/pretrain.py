@@ -31,7 +31,7 @@ from geneformer_repro.pretraining.figures import loss_figure
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training.config import Decay, TrainConfig, join_processes
+from geneformer_repro.training.config import SMOOTHING, Decay, TrainConfig, join_processes
 from geneformer_repro.training.log import LOG_FILE, TENSORBOARD
 from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.work import working_on
@@ -94,6 +94,8 @@ class PretrainConfig(TrainConfig):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
+        if SMOOTHING in self.trainer:
+            raise ConfigError(f"trainer.{SMOOTHING} has no effect on pretraining; it is for fine-tuning on classes.")
         require(0 < self.mask_probability < 1, self, "mask_probability", "between 0 and 1")
         require(0 < self.held_out < 1, self, "held_out", "between 0 and 1")
 

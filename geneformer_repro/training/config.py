@@ -1,17 +1,20 @@
 """How to train: what pretraining and fine-tuning share, and what `transformers.TrainingArguments` become of it."""
 
+import enum
 import logging
 import math
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 
 import geneformer_repro.processes as processes
-from geneformer_repro.config import ConfigError, require
+from geneformer_repro.config import ConfigError, require, require_types
+from geneformer_repro.errors import did_you_mean
 
 if TYPE_CHECKING:  # loads peft and bitsandbytes with it, which whoever only configures can do without
     from transformers import TrainingArguments
@@ -19,6 +22,54 @@ if TYPE_CHECKING:  # loads peft and bitsandbytes with it, which whoever only con
 logger = logging.getLogger(__name__)
 
 Decay = Literal["linear", "cosine", "constant_with_warmup"]
+SMOOTHING = "label_smoothing_factor"
+"""Field of `TrainingArguments` that fine-tuning takes as its own: Trainer would take the labels from the model."""
+_OWN_BATCHES = (
+    "batches are of equal tokens and drawn from seed and epoch alone; batch_size, max_tokens and seed change them"
+)
+_OWN_SCORES = "held-out cells are scored by the task, all at once"
+_NO_HUB = "nothing is uploaded; upload the finished folder with `hf upload`"
+_WITHOUT_EFFECT: Mapping[str, str] = {
+    "output_dir": "out= (-o) says where",
+    "overwrite_output_dir": "overwrite= (--overwrite) does",
+    "resume_from_checkpoint": "the same call goes on from its last checkpoint",
+    "restore_callback_states_from_checkpoint": "all that a run goes on with is restored",
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "the command says what is done"),
+    **dict.fromkeys(("local_rank", "log_on_each_node", "save_on_each_node"), "the launcher counts the processes"),
+    **dict.fromkeys(
+        (
+            "auto_find_batch_size", "data_seed", "dataloader_drop_last", "dataloader_in_order", "group_by_length",
+            "dataloader_multiprocessing_context", "label_names", "length_column_name", "remove_unused_columns",
+            "train_sampling_strategy", "per_gpu_train_batch_size",
+        ),
+        _OWN_BATCHES,
+    ),
+    **dict.fromkeys(
+        (
+            "per_device_eval_batch_size", "per_gpu_eval_batch_size", "eval_accumulation_steps", "batch_eval_metrics",
+            "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics", "include_inputs_for_metrics",
+            "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "jit_mode_eval",
+        ),
+        _OWN_SCORES,
+    ),
+    **dict.fromkeys(
+        (
+            "push_to_hub", "push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token", "hub_always_push",
+            "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token",
+        ),
+        _NO_HUB,
+    ),
+    "disable_tqdm": "the bar is this package's own",
+    "logging_nan_inf_filter": "a loss that is not finite ends the run",
+    "logging_dir": "TensorBoard's files are in the run's folder",
+    "include_tokens_per_second": "rates are in log.jsonl",
+    "enable_jit_checkpoint": "SIGTERM and Ctrl-C save, whatever is set",
+    "past_index": "these networks have no past",
+    "use_cache": "these networks generate nothing",
+}  # fmt: skip
+"""Fields of `TrainingArguments`, of this or earlier versions, that are replaced here, and by what."""
+_OF_LOADER = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
+"""Fields of its `accelerator_config` of which the same holds, since the data loader is not Accelerate's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +93,12 @@ class TrainConfig:
     seed: int = 0
     """Of initial weights, split, order and masks."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
-    """Any field of `transformers.TrainingArguments`; wins over the fields above."""
+    """Any field of `transformers.TrainingArguments` that has an effect here; wins over the fields above. Numbers may
+    be given as text."""
 
     def __post_init__(self) -> None:
+        require_types(self)
+        _require_effect(self.trainer)
         require(self.epochs > 0, self, "epochs", "above 0")
         require(0 <= self.seed < 2**32, self, "seed", "at least 0 and below 2**32")
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
@@ -71,15 +125,84 @@ class ParameterGroup(NamedTuple):
         return int(self.begins * n_steps)
 
 
+def _require_effect(trainer: Mapping[str, Any]) -> None:
+    """Refuse fields that this package's own loop does not look at."""
+    for name in trainer:
+        if name in _WITHOUT_EFFECT:
+            raise ConfigError(f"trainer.{name} has no effect here: {_WITHOUT_EFFECT[name]}. Leave it out.")
+    of_loader = trainer.get("accelerator_config")
+    if isinstance(of_loader, Mapping) and (named := [name for name in _OF_LOADER if name in of_loader]):
+        raise ConfigError(f"trainer.accelerator_config.{named[0]} has no effect here: {_OWN_BATCHES}. Leave it out.")
+
+
+def trainer_fields(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of `TrainingArguments` of a configuration, each of its type; numbers may be given as text.
+
+    Raises
+    ------
+    ConfigError
+        There is no such field, or a value is not of its type, or not finite.
+    """
+    if not config.trainer:
+        return {}
+    from transformers import TrainingArguments
+
+    hints = get_type_hints(TrainingArguments)
+    for name in config.trainer:
+        if name not in hints:
+            raise ConfigError(
+                f"trainer: transformers.TrainingArguments refuses {name!r}, which is no field. "
+                f"{did_you_mean(name, sorted(set(hints) - set(_WITHOUT_EFFECT)))}"
+            )
+    return {name: _of_type(name, value, hints[name]) for name, value in config.trainer.items()}
+
+
+def _of_type(name: str, value: Any, hint: Any) -> Any:
+    """Return a value as a field of `TrainingArguments` wants it, or raise."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    literals = [one for option in options if get_origin(option) is Literal for one in get_args(option)]
+    kinds = [get_origin(option) or option for option in options if get_origin(option) is not Literal]
+    found = value
+    if isinstance(value, str) and not any(issubclass(kind, (str, enum.Enum)) for kind in kinds):
+        found = _read(value, kinds)
+    if isinstance(found, float) and found.is_integer() and int in kinds:
+        found = int(found)
+    if type(found) is int and float in kinds:
+        found = float(found)
+    if isinstance(found, float) and (math.isnan(found) or (math.isinf(found) and name != "max_grad_norm")):
+        raise ConfigError(f"trainer.{name} must be a finite number, found {value!r}.")
+    is_of_kind = type(found) is not bool and isinstance(found, tuple(kinds))
+    if found in literals or is_of_kind or (type(found) is bool and bool in kinds):
+        return found
+    wanted = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in kinds)
+    raise ConfigError(f"trainer.{name} must be {wanted}, found {value!r} ({type(value).__name__}).")
+
+
+def _read(text: str, kinds: list[type]) -> Any:
+    """Read a number, true or false that was given as text; what is neither stays text."""
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds or float in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+    return text
+
+
 def join_processes(config: TrainConfig) -> None:
     """Join the other processes of the run as its fields of `TrainingArguments` say, before anything else asks of them.
 
     Raises
     ------
+    ConfigError
+        ``config.trainer`` has a field that is none, or a value of another type.
     InputError
         Several processes were launched, but they are no group; or the device does not have the backend.
     """
-    processes.join(timeout=config.trainer.get("ddp_timeout"), backend=config.trainer.get("ddp_backend"))
+    fields = trainer_fields(config)
+    processes.join(timeout=fields.get("ddp_timeout"), backend=fields.get("ddp_backend"))
 
 
 def training_arguments(config: TrainConfig, best_by: str | None, work: Path) -> "TrainingArguments":
@@ -91,6 +214,8 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path) -> 
         ``config.trainer`` names a field that `TrainingArguments` does not have, or a value that it refuses.
     """
     from transformers import TrainingArguments
+
+    given = {name: value for name, value in trainer_fields(config).items() if name != SMOOTHING}
 
     has_gpu = torch.cuda.is_available()
     chosen: dict[str, Any] = {
@@ -111,7 +236,7 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path) -> 
         "average_tokens_across_devices": True,
         "ddp_find_unused_parameters": False,
         "logging_nan_inf_filter": False,
-        "use_cpu": not torch.accelerator.is_available() and "deepspeed" not in config.trainer,
+        "use_cpu": not torch.accelerator.is_available() and "deepspeed" not in given,
         "dataloader_pin_memory": has_gpu,
         "dataloader_num_workers": 4 if has_gpu else 0,
         "disable_tqdm": True,
@@ -119,7 +244,7 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path) -> 
     if best_by:
         chosen |= {"load_best_model_at_end": True, "metric_for_best_model": best_by, "greater_is_better": True}
     try:
-        arguments = TrainingArguments(**chosen | dict(config.trainer))
+        arguments = TrainingArguments(**chosen | given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: transformers.TrainingArguments refuses these fields: {error}") from error
     if arguments.n_gpu > 1:

@@ -1,6 +1,7 @@
 """One network on labelled cells: what it starts from, what its loss counts, which of its epochs is kept."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,13 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional as F
 
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import networks
+from geneformer_repro.finetuning.finetune import FinetuneConfig
+from geneformer_repro.finetuning.genes import GeneFinetuneConfig
 from geneformer_repro.finetuning.metrics import scores
 from geneformer_repro.finetuning.networks import (
     NetworkConfig,
+    RunParts,
     balanced_weights,
     best_epoch,
     meaning,
@@ -25,6 +30,8 @@ from geneformer_repro.finetuning.networks import (
 from geneformer_repro.finetuning.tasks import labelled_cells
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.model import Head, Target
+from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.training.config import training_arguments
 
 TRAIN, VALIDATION = np.arange(0, 120, 2), np.arange(1, 120, 10)
 
@@ -310,7 +317,7 @@ def test_settings_out_of_bounds_are_refused_by_name():
         config(transfer="half")
     with pytest.raises(ConfigError, match=r"NetworkConfig\.class_balance must be one of .*found 'weight'"):
         config(class_balance="weight")
-    with pytest.raises(ConfigError, match=r"NetworkConfig\.task_weights must be at least 0 each, found {'flag': -1}"):
+    with pytest.raises(ConfigError, match=r"NetworkConfig\.task_weights must be at least 0 each, found {'flag': -1.0}"):
         config(task_weights={"flag": -1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().epochs = 3
@@ -324,3 +331,46 @@ def test_equal_validation_numbers_stop_no_run(few, base, tmp_path):
     _, history = trained(same, base, tmp_path, validation_rows=VALIDATION)
     assert history["eval_selection"].notna().any()
     assert "eval_r2" not in history
+
+
+# A share of a label spread over all classes
+
+
+@pytest.mark.parametrize("share", [0.2, "0.2"], ids=["number", "text"])
+def test_label_smoothing_is_that_of_torch_for_classes_and_none_for_numbers(few, base, share):
+    task = labelled_cells(few, ["cell_type", "size"], regression=["size"], rng=np.random.default_rng(0))
+    rows = np.arange(0, 120, 20)
+    config = FinetuneConfig(
+        target=("cell_type", "size"), regression=("size",), trainer={"label_smoothing_factor": share}
+    )
+    parts = RunParts.of(task, base, config, train_rows=rows, validation_rows=rows)
+    model, _ = parts.make_model()
+    outputs, labels = torch.linspace(-1, 1, 24).reshape(6, 4), torch.tensor(task.labels[rows], dtype=torch.float32)
+    size = parts.head.targets[1]
+    expected = F.cross_entropy(outputs[:, :3], labels[:, 0].long(), label_smoothing=0.2, reduction="sum")
+    expected += F.mse_loss(outputs[:, 3], (labels[:, 1] - size.mean) / size.sd, reduction="sum")
+    torch.testing.assert_close(model.sum_of_losses(outputs, labels), expected)
+    assert (
+        training_arguments(config, None, Path("work")).label_smoothing_factor == 0
+    )  # of Trainer, which knows no target
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda given: FinetuneConfig(target="a", trainer=given(1.5)), "must be between 0 and 1, found 1.5"),
+        (lambda given: GeneFinetuneConfig(trainer=given(-0.1)), "must be between 0 and 1, found -0.1"),
+        (lambda given: FinetuneConfig(target="a", regression=("a",), trainer=given(0.1)), "no effect on numbers"),
+        (lambda given: PretrainConfig(trainer=given(0.1)), "no effect on pretraining"),
+    ],
+    ids=["above 1", "below 0", "numbers", "pretraining"],
+)
+def test_label_smoothing_where_it_cannot_be_is_refused(make, message):
+    with pytest.raises(ConfigError, match=rf"trainer.label_smoothing_factor .*{message}"):
+        make(lambda share: {"label_smoothing_factor": share})
+
+
+@pytest.mark.parametrize("target", [5, (1, 2), None], ids=repr)
+def test_a_target_that_is_no_name_of_a_column_is_refused(target):
+    with pytest.raises(ConfigError, match=r"FinetuneConfig\.target must be an obs column, or several, found"):
+        FinetuneConfig(target=target)
