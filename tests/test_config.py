@@ -221,9 +221,7 @@ def test_a_dotted_override_of_a_number_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        pytest.param(
-            ["epochs=3", "epochs=4"], "--set epochs=4: epochs is set twice, in --set or by an", id="twice"
-        ),
+        pytest.param(["epochs=3", "epochs=4"], "--set epochs=4: epochs is set twice, in --set or by an", id="twice"),
         pytest.param(["trainer={a = 1}", "trainer.b=2"], "trainer.b is set twice", id="in a table that was given"),
         pytest.param(["trainer.b=2", "trainer={a = 1}"], "trainer is set twice", id="a table of which part was given"),
         pytest.param(["trainer.=1"], "--set trainer.=1: 'trainer.' is no key", id="ends with a dot"),
