@@ -25,7 +25,8 @@ from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.model import CellClassifier, GeneClassifier, Head, MaskedGeneModel, Target
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, label_of
-from geneformer_repro.tokenizer.vocabulary import Vocabulary, read_plain_pickle
+from geneformer_repro.tokenizer.pickles import read_plain_pickle
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 

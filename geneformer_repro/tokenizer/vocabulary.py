@@ -2,14 +2,11 @@
 
 A vocabulary travels with every dataset and checkpoint (two small readable files) because token 4711
 means nothing without it; its fingerprint tells two of them apart. The published dictionaries are
-pickles, which can run code when opened, so they enter through an unpickler that builds plain
-containers, strings, numbers and numpy scalars and refuses everything else.
+pickles, which can run code when opened; `pickles` lets plain data through alone.
 """
 
 import hashlib
-import io
 import json
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -21,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
-from geneformer_repro.files import new_directory, read_json, write_json
+from geneformer_repro.files import misfit, new_directory, read_json, write_json
+from geneformer_repro.tokenizer.pickles import read_plain_pickle
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,11 +27,15 @@ if TYPE_CHECKING:
 FORMAT = "geneformer_repro/vocabulary/2"
 _FORMER = "geneformer_repro/vocabulary/1"
 """Its fingerprint left out names and other ids, though they lead symbols and retired ids to genes."""
+_HEADER = {"fingerprint": str, "max_length": int, "special_tokens": {str: int}, "has_medians": bool}
 _OTHER_IDS = "other_ids.tsv"
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 Series = Literal["V1", "V2"]
 _SERIES: Mapping[str, tuple[tuple[str, ...], int]] = {"V1": ((PAD, MASK), 2048), "V2": ((PAD, MASK, CLS, EOS), 4096)}
 _COUNT_SUFFIXES = (".h5ad", ".h5", ".loom", ".zarr", ".mtx", ".gz")
+_MOST_TOKENS, _LONGEST = 2**24, 2**20
+"""What no model comes near: a lookup of all tokens, or an embedding of all positions, would fill memory."""
+_LONGEST_NAME = 1000
 _PUBLISHED_FOLDER = {"V1": "geneformer/gene_dictionaries_30m", "V2": "geneformer"}
 
 
@@ -102,6 +104,8 @@ class Vocabulary:
         every = np.concatenate([self.tokens, list(self.special_tokens.values())])
         if len(np.unique(every)) != len(every) or every.min() < 0 or (np.diff(self.tokens) <= 0).any():
             raise InputError("Token ids must be distinct, not negative, and increase with the order of the genes.")
+        if every.max() >= _MOST_TOKENS:
+            raise InputError(f"Token ids must be below {_MOST_TOKENS:,}, found {every.max():,}.")
         for needed in (PAD, MASK):
             if needed not in self.special_tokens:
                 raise InputError(
@@ -109,6 +113,8 @@ class Vocabulary:
                 )
         if self.max_length <= len(self.special_tokens):
             raise InputError(f"max_length must leave room for genes, found {self.max_length}.")
+        if self.max_length > _LONGEST:
+            raise InputError(f"max_length must be at most {_LONGEST:,}, found {self.max_length:,}.")
         if self.medians is not None and not (np.isfinite(self.medians) & (self.medians > 0)).all():
             first = int(np.flatnonzero(~(np.isfinite(self.medians) & (self.medians > 0)))[0])
             raise InputError(
@@ -307,10 +313,10 @@ class Vocabulary:
         InputError
             A gene has no median, or the result is not a valid vocabulary.
         """
-        special = {str(key): int(token) for key, token in tokens.items() if str(key).startswith("<")}
+        numbers = {_said(key): _token(key, token) for key, token in tokens.items()}
+        special = {key: token for key, token in numbers.items() if key.startswith("<")}
         genes = sorted(
-            ((str(key), int(token)) for key, token in tokens.items() if not str(key).startswith("<")),
-            key=lambda item: item[1],
+            ((key, token) for key, token in numbers.items() if not key.startswith("<")), key=lambda item: item[1]
         )
         ids = tuple(gene for gene, _ in genes)
         if medians is not None:
@@ -324,10 +330,10 @@ class Vocabulary:
             tokens=np.array([token for _, token in genes], dtype=np.int64),
             special_tokens=special,
             max_length=_SERIES["V2" if CLS in special else "V1"][1] if max_length is None else max_length,
-            medians=None if medians is None else np.array([float(medians[gene]) for gene in ids]),
-            gene_names=tuple(str((names or {}).get(gene, "")) for gene in ids),
+            medians=None if medians is None else np.array([_median(gene, medians[gene]) for gene in ids]),
+            gene_names=tuple(_said((names or {}).get(gene, "")) for gene in ids),
             other_ids={
-                str(other): str(gene)
+                _said(other): _said(gene)
                 for other, gene in (other_ids or {}).items()
                 if gene in tokens and other not in tokens
             },
@@ -463,6 +469,8 @@ class Vocabulary:
         form = header.get("format")
         if form not in (FORMAT, _FORMER):
             raise InputError(f"{folder}/vocabulary.json: expected format {FORMAT!r}, found {form!r}.")
+        if wrong := misfit(header, _HEADER):
+            raise InputError(f"{folder}/vocabulary.json: is damaged ({wrong}); copy the folder anew.")
         try:
             table = pd.read_csv(folder / "vocabulary.tsv", sep="\t", dtype=str, keep_default_na=False)
             vocabulary = cls(
@@ -474,9 +482,9 @@ class Vocabulary:
                 gene_names=tuple(table["gene_name"]),
                 other_ids=_read_other_ids(folder / _OTHER_IDS),
             )
-            written = str(header["fingerprint"])
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(f"{folder}: vocabulary.tsv or vocabulary.json is missing or damaged ({error}).") from error
+        written = header["fingerprint"]
         found = vocabulary._fingerprint(form)
         if found != written:
             raise InputError(
@@ -492,9 +500,11 @@ class Vocabulary:
         assert tokens is not None
         if medians is None:
             raise InputError(f"{folder}: found token_dictionary*.pkl but no gene_median_dictionary*.pkl beside it.")
-        return cls.from_tokens(
-            tokens, medians, {gene: name for name, gene in (names or {}).items()}, other_ids=other_ids
-        )
+        try:
+            by_id = {_said(gene): name for name, gene in (names or {}).items()}
+            return cls.from_tokens(tokens, medians, by_id, other_ids=other_ids)
+        except InputError as error:
+            raise InputError(f"{folder}: its dictionaries do not make a vocabulary. {error}") from error
 
     @classmethod
     def from_pretrained(
@@ -542,6 +552,33 @@ def is_published(path: str | Path) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) is not None and folder.suffix not in _COUNT_SUFFIXES
 
 
+def _said(name: object) -> str:
+    """Return an id or name as text; a number, such as an Entrez id, too, and nothing for a missing one."""
+    if name is None or (isinstance(name, float) and np.isnan(name)):
+        return ""
+    if not isinstance(name, (str, int, np.integer)) or len(text := str(name)) > _LONGEST_NAME:
+        raise InputError(f"Gene ids and names are text, found {type(name).__name__} {repr(name)[:60]}.")
+    return text
+
+
+def _token(gene: object, token: Any) -> int:
+    try:
+        if isinstance(token, (str, bytes)) or int(token) != token:
+            raise ValueError
+        return int(token)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"The token of {repr(gene)[:60]} should be a whole number, found {repr(token)[:60]}."
+        ) from None
+
+
+def _median(gene: str, median: Any) -> float:
+    try:
+        return float(median)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"The median of {gene[:60]!r} should be a number, found {repr(median)[:60]}.") from None
+
+
 def _read_other_ids(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
@@ -561,66 +598,3 @@ def _only_pickle(folder: Path, stem: str) -> dict[Any, Any] | None:
             f"{folder}: several {stem}*.pkl ({', '.join(file.name for file in files)}); keep one series in a folder."
         )
     return read_plain_pickle(files[0]) if files else None
-
-
-class _PlainDtype:
-    """Stands in for ``numpy.dtype``, whose own state can be forged to make NumPy read any address."""
-
-    _CODE = re.compile(r"(b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5})\Z")
-
-    def __init__(self, code: str, *_: object) -> None:
-        if not self._CODE.match(code):
-            raise pickle.UnpicklingError(f"it holds a numpy scalar of type {code!r}")
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Sequence[Any]) -> None:
-        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
-
-
-def _plain_scalar(dtype: _PlainDtype, content: bytes) -> Any:
-    (value,) = np.frombuffer(content, dtype=dtype.order + dtype.code)
-    return value
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds what a dictionary of strings and numbers needs and nothing else."""
-
-    _ALLOWED = {
-        ("builtins", name)
-        for name in ("dict", "list", "tuple", "set", "frozenset", "str", "bytes", "int", "float", "bool", "complex")
-    } | {("collections", "OrderedDict"), ("_codecs", "encode")}
-    _NUMPY_SCALAR = re.compile(r"numpy(\.core|\._core)?(\.multiarray|\.numeric)?$")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._ALLOWED:
-            return super().find_class(module, name)
-        if self._NUMPY_SCALAR.match(module) and name == "scalar":
-            return _plain_scalar
-        if module == "numpy" and name == "dtype":
-            return _PlainDtype
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-
-
-def read_plain_pickle(path: Path) -> dict[Any, Any]:
-    """Read a pickled dictionary of plain data without letting it run code.
-
-    Parameters
-    ----------
-    path
-        A pickle whose content is a dictionary of builtin containers, strings, numbers and numpy scalars.
-
-    Raises
-    ------
-    InputError
-        The file refers to anything else (it is not opened further), is damaged, or is not a dictionary.
-    """
-    try:
-        content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:
-        raise InputError(
-            f"{path}: refused as a dictionary of plain data: {error}. Only builtin containers, strings, numbers and "
-            f"numpy scalars are read from pickles."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a dictionary, found a {type(content).__name__}.")
-    return content

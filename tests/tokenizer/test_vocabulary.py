@@ -1,5 +1,3 @@
-import collections
-import functools
 import json
 import os
 import pickle
@@ -14,13 +12,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy._core.multiarray import scalar
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
 from geneformer_repro.files import read_json, write_json
 from geneformer_repro.tokenizer.tokenize import tokenize
-from geneformer_repro.tokenizer.vocabulary import Vocabulary, read_plain_pickle
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 V1 = {"<pad>": 0, "<mask>": 1}
 V2 = {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3}
@@ -200,142 +197,7 @@ def test_two_series_in_one_folder_are_refused(hub_copy):
         Vocabulary.from_pretrained(hub_copy)
 
 
-# pickles
-
-
-class Call:
-    """Pickles as a call of `function`, which a careless unpickler makes."""
-
-    def __init__(self, function, *arguments, state=None):
-        self.content = (function, arguments, state) if state else (function, arguments)
-
-    def __reduce__(self):
-        return self.content
-
-
-def lying_dtype():
-    """A dtype whose state hides that its bytes are taken for a pointer."""
-    state = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
-    return Call(np.dtype, "V8", False, True, state=state)
-
-
-REFUSED = {
-    "os_system": Call(os.system, "exit"),  # noqa: TID251 - it is refused
-    "eval": Call(eval, "1"),
-    "exec": Call(exec, "pass"),
-    "getattr": Call(getattr, "a", "upper"),
-    "import": Call(__import__, "os"),
-    "open": Call(open, os.devnull),
-    "partial": functools.partial(print, 1),
-    "function": len,
-    "class": InputError,
-    "defaultdict": collections.defaultdict(list),
-    "range": range(3),
-    "array": np.array([1, 2]),
-    "array_of_objects": np.array([{}, None], dtype=object),
-    "table": pd.DataFrame({"a": [1]}),
-    "scalar_of_objects": Call(scalar, np.dtype("O"), "x"),
-    "record": np.zeros(1, dtype=[("a", "i4"), ("b", "f8")])[0],
-    "record_of_objects": Call(scalar, np.dtype([("a", "O")]), "x"),
-    "record_with_a_pointer": Call(scalar, lying_dtype(), bytes(8)),
-    "scalar_too_short": Call(scalar, np.dtype("f8"), b"x"),
-}
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_pickle_that_holds_anything_but_plain_data_is_refused(tmp_path, name, protocol):
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": REFUSED[name]}, protocol))
-    with pytest.raises(InputError, match=r"x\.pkl: refused as a dictionary of plain data: .*Only builtin containers"):
-        read_plain_pickle(tmp_path / "x.pkl")
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("where", ["value", "key", "whole"])
-def test_the_code_in_a_refused_pickle_does_not_run(tmp_path, protocol, where):
-    call = Call(os.mkdir, str(tmp_path / "ran"))
-    (tmp_path / "x.pkl").write_bytes(
-        pickle.dumps({"value": {"a": call}, "key": {call: 1}, "whole": call}[where], protocol)
-    )
-    with pytest.raises(InputError, match=r"it refers to posix\.mkdir|it refers to nt\.mkdir"):
-        read_plain_pickle(tmp_path / "x.pkl")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_the_code_in_that_pickle_would_run_elsewhere(tmp_path):
-    pickle.loads(pickle.dumps(Call(os.mkdir, str(tmp_path / "ran"))))  # noqa: TID251 - shows that the test above could fail
-    assert (tmp_path / "ran").exists()
-
-
-PLAIN = {
-    "strings": {"a": "b", "µ": "é"},
-    "numbers": {"a": 1, "b": 2.5, "c": True, "d": None, "e": 10**30},
-    "containers": {"a": [1, (2, 3)], "b": {"c": {}}},
-    "ordered": collections.OrderedDict(a=1, b=2),
-    "bytes": {"a": b"\x00\xff"},
-    "int16": {"a": np.int16(-3)},
-    "int64": {"a": np.int64(2**40)},
-    "uint8": {"a": np.uint8(255)},
-    "float32": {"a": np.float32(0.1)},
-    "float64": {"a": np.float64(0.1)},
-    "numpy_bool": {"a": np.True_},
-    "numpy_str": {"a": np.str_("abc")},
-    "empty": {},
-}
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_pickle_of_plain_data_is_read(tmp_path, name, protocol):
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps(PLAIN[name], protocol))
-    assert read_plain_pickle(tmp_path / "x.pkl") == PLAIN[name]
-
-
-@pytest.mark.parametrize("kind", ["<f8", ">f8", "<i2", ">i2"])
-def test_numpy_scalars_keep_their_byte_order(tmp_path, kind):
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": Call(scalar, np.dtype(kind), np.array(3, kind).tobytes())}))
-    assert read_plain_pickle(tmp_path / "x.pkl") == {"a": 3}
-
-
-@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-def test_numpy_scalars_are_read_from_pickles_of_old_and_new_numpy(tmp_path, module):
-    content = pickle.dumps({"a": np.float64(0.5)}, 2)
-    assert content.count(b"cnumpy._core.multiarray\n") == 1
-    (tmp_path / "x.pkl").write_bytes(content.replace(b"numpy._core.multiarray", module.encode()))
-    assert read_plain_pickle(tmp_path / "x.pkl") == {"a": 0.5}
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_cut_anywhere_is_refused(tmp_path, protocol):
-    whole = pickle.dumps({"ENSG00000000003": np.float64(0.5), "ENSG00000000005": 1}, protocol)
-    for stop in range(len(whole)):
-        (tmp_path / "x.pkl").write_bytes(whole[:stop])
-        with pytest.raises(InputError, match=r"x\.pkl: refused"):
-            read_plain_pickle(tmp_path / "x.pkl")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"gene,token\nENSG00000000003,2\n", id="text"),
-        pytest.param(b"\x80\x04\x95" + b"\xff" * 8 + b"}.", id="frame_longer_than_memory"),
-        pytest.param(b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x04\x00\x00\x00nonetR.", id="unknown_encoding"),
-        pytest.param(b"\x80\xff}.", id="protocol_of_the_future"),
-        pytest.param(b"h\x05.", id="nothing_remembered"),
-        pytest.param(b"P1\n.", id="persistent_id"),
-    ],
-)
-def test_a_file_that_is_no_pickle_is_refused(tmp_path, content):
-    (tmp_path / "x.pkl").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.pkl: refused as a dictionary of plain data"):
-        read_plain_pickle(tmp_path / "x.pkl")
-
-
-@pytest.mark.parametrize(("content", "found"), [([1], "list"), ("a", "str"), (3, "int")])
-def test_a_pickle_of_no_dictionary_is_refused(tmp_path, content, found):
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match=rf"x\.pkl: expected a dictionary, found a {found}"):
-        read_plain_pickle(tmp_path / "x.pkl")
+# the published folder
 
 
 def test_a_refused_dictionary_among_the_published_ones_is_named(hub_copy):
@@ -489,6 +351,15 @@ def edit_header(folder, **changes):
         pytest.param(lambda v: edit_header(v, special_tokens=["<pad>"]), "damaged", id="special_is_a_list"),
         pytest.param(lambda v: edit_header(v, max_length="long"), "damaged", id="length_is_text"),
         pytest.param(lambda v: (v / "vocabulary.json").write_text("{"), "not readable as JSON", id="header_cut"),
+        pytest.param(lambda v: (v / "vocabulary.json").write_text("[" * 10**5), "not readable as JSON", id="nested"),
+        pytest.param(
+            lambda v: edit_header(v, special_tokens={"<pad>": 0, "<mask>": "1"}),
+            "damaged .*whole number",
+            id="special_text",
+        ),
+        pytest.param(lambda v: edit_header(v, max_length=10**11), "must be at most 1,048,576", id="length_huge"),
+        pytest.param(lambda v: edit_table(v, "c\t4", f"c\t{10**11}"), "Token ids must be below 16,777,216", id="huge"),
+        pytest.param(lambda v: edit_table(v, "c\t4", f"c\t{10**30}"), "damaged", id="token_of_30_digits"),
     ],
 )
 def test_a_damaged_or_changed_vocabulary_is_refused(tmp_path, change, message):
@@ -581,6 +452,23 @@ def test_a_length_of_zero_is_refused_not_replaced():
 def test_a_gene_with_a_token_but_no_median_is_refused():
     with pytest.raises(InputError, match=r"1 of 2 genes have a token but no median \(first: 'b'\)"):
         Vocabulary.from_tokens(V1 | {"a": 2, "b": 3}, {"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "medians", "message"),
+    [
+        pytest.param({"a": "2"}, None, "token of 'a' should be a whole number, found '2'", id="text"),
+        pytest.param({"a": 2.5}, None, "found 2.5", id="fraction"),
+        pytest.param({"a": [2]}, None, "found \\[2\\]", id="list"),
+        pytest.param({"a": float("nan")}, None, "found nan", id="missing"),
+        pytest.param({("a",): 2}, None, "ids and names are text, found tuple", id="id"),
+        pytest.param({"a": 2}, {"a": "x"}, "median of 'a' should be a number, found 'x'", id="median"),
+        pytest.param({"a": 10**11}, None, "Token ids must be below 16,777,216", id="huge"),
+    ],
+)
+def test_dictionaries_of_other_things_are_refused(tokens, medians, message):
+    with pytest.raises(InputError, match=message):
+        Vocabulary.from_tokens(V1 | tokens, medians)
 
 
 def test_special_tokens_are_told_apart():
