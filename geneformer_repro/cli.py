@@ -709,8 +709,9 @@ def _read_h5ad(path: str) -> Any:
 
     try:
         return anndata.read_h5ad(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as .h5ad ({error}). Expected the output of embed.") from error
+    except Exception as error:  # whatever anndata makes of a file that is damaged or no such file
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: cannot be read as .h5ad ({reason}). Expected the output of embed.") from error
 
 
 def _write_table(table: Any, arguments: argparse.Namespace) -> None:

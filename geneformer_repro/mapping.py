@@ -12,7 +12,7 @@ given, against 0, 6, 29 and 83 % beyond that of all reference cells; of cells wi
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -359,6 +359,8 @@ def _vectors(adata: AnnData, *, of: str = "embedding") -> np.ndarray:
         )
     if not len(vectors):
         raise InputError(f"X of the {of} holds no cells.")
+    if not np.issubdtype(vectors.dtype, np.number):
+        raise InputError(f"X of the {of} holds no numbers, but {vectors.dtype}.")
     wrong = ~np.isfinite(vectors).all(axis=1)
     if wrong.any():
         raise InputError(
@@ -372,15 +374,14 @@ def _known(adata: AnnData, name: str, *, of: str = "embedding") -> np.ndarray:
     """Say which cells have a value in an obs column; log how many have none."""
     if name not in adata.obs:
         raise InputError(f"The {of} has no obs column {name!r}. {did_you_mean(name, adata.obs.columns)}")
-    column = adata.obs[name]
-    known = (column.notna() & (column.astype(str).str.strip() != "")).to_numpy()
+    known = as_labels(adata.obs[name]).notna().to_numpy()
     if not known.all():
         logger.info("%s: %d of %d cells have no value; left out.", name, (~known).sum(), len(known))
     return known
 
 
 def _codes(adata: AnnData, name: str, known: np.ndarray) -> np.ndarray:
-    return pd.factorize(np.asarray(adata.obs[name][known]), sort=True)[0]
+    return pd.factorize(as_labels(adata.obs[name][known]).to_numpy(), sort=True)[0]
 
 
 def _require_a_choice(names: np.ndarray, label: str, *, n_cells: int, n_neighbors: int) -> None:
@@ -437,10 +438,11 @@ def _raw_counts(counts: csr_matrix, n_cells: int) -> csr_matrix:
 def _require_made_alike(query: AnnData, reference: AnnData) -> None:
     of_query, of_reference = (adata.uns.get("geneformer_repro", {}) for adata in (query, reference))
     for what in _MADE_BY:
-        if of_query.get(what) != of_reference.get(what):
+        one, other = (made.get(what) if isinstance(made, Mapping) else made for made in (of_query, of_reference))
+        if str(one) != str(other):
             raise InputError(
-                f"Query and reference were embedded differently: {what} is {of_query.get(what)!r} of the query and "
-                f"{of_reference.get(what)!r} of the reference. Embed both in the same way."
+                f"Query and reference were embedded differently: {what} is {one!r} of the query and {other!r} of the "
+                "reference. Embed both in the same way."
             )
     if query.n_vars != reference.n_vars:
         raise InputError(

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,6 +92,20 @@ def test_opening_does_not_read_the_vectors(suffix, tmp_path):
         store.write(0, part(0))
         store.finish()
     assert not isinstance(open_vectors(tmp_path / f"x{suffix}").X, np.ndarray)
+
+
+@SUFFIXES
+def test_missing_truth_values_stay_missing(suffix, few_cells, checkpoint, tmp_path):
+    few_cells.table.add_column("ok", [True, None, False]).save_to_disk(tmp_path / "theirs")
+    cells = gf.TokenizedDataset.open(tmp_path / "theirs", few_cells.vocabulary)
+    gf.embed(checkpoint, cells, out=tmp_path / f"x{suffix}")
+    read = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}[suffix]
+    assert read(tmp_path / f"x{suffix}").obs["ok"].tolist() == [True, pd.NA, False]
+
+
+@pytest.fixture
+def few_cells(cells):
+    return cells.select([0, 1, 2])
 
 
 def test_an_obs_column_that_cannot_be_written_is_known_before_the_work(tmp_path):

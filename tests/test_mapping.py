@@ -124,7 +124,7 @@ class TestMapToReference:
         query.X = query.X + 100
         assert (map_to_reference(query, reference, "cell_type")["distance_percentile"] == 1).all()
 
-    @pytest.mark.parametrize("missing", [None, np.nan, "", " "], ids=repr)
+    @pytest.mark.parametrize("missing", [None, np.nan, "", " ", "nan", "NA"], ids=repr)
     def test_reference_cells_without_a_label_are_left_out(self, query, reference, missing, caplog):
         labels = reference.obs["cell_type"].astype(object)
         labels.iloc[:40] = missing
@@ -191,6 +191,17 @@ class TestMapToReference:
     def test_no_cells_are_refused(self, query, reference):
         with pytest.raises(gf.InputError, match="X of the query holds no cells"):
             map_to_reference(query[:0].copy(), reference, "cell_type")
+
+    def test_vectors_of_text_are_refused(self, query, reference):
+        query = ad.AnnData(query.X.astype(str), obs=query.obs)
+        with pytest.raises(gf.InputError, match="X of the query holds no numbers"):
+            map_to_reference(query, reference, "cell_type")
+
+    @pytest.mark.parametrize("made_by", ["text", 3, {"layer": np.array([1, 2])}], ids=repr)
+    def test_a_note_of_another_form_is_another_way_to_embed(self, query, reference, made_by):
+        query.uns["geneformer_repro"] = made_by
+        with pytest.raises(gf.InputError, match="Query and reference were embedded differently"):
+            map_to_reference(query, reference, "cell_type")
 
     def test_a_vector_that_is_not_finite_is_refused_with_the_cell(self, query, reference):
         query.X[3, 2] = np.nan

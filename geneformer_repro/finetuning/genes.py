@@ -46,7 +46,7 @@ from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
 from geneformer_repro.training.config import TrainConfig, join_processes
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
@@ -121,7 +121,8 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
     ----------
     path
         Tab- or comma-separated, with a column ``label`` and one of ``gene_id``, ``ensembl_id``, ``gene``,
-        ``gene_name``; the first of these that is there is used. Rows without a label are left out.
+        ``gene_name``; the first of these that is there is used. Labels are read as those of cells
+        (`tokenizer.dataset.as_labels`); rows without a label are left out.
     task
         Where a column ``task`` says of several sets of classes which row is whose, the one to read.
 
@@ -148,8 +149,9 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
         raise InputError(f"{path}: has no task {task!r}. {did_you_mean(task, tasks)}")
     if task is None and len(tasks) > 1:
         raise InputError(f"{path}: holds several tasks; choose one with task= (--task): {', '.join(tasks)}.")
-    chosen = table[(table["label"] != "") & ((table["task"] == task) if task else True)]
-    return {str(label): genes.tolist() for label, genes in chosen.groupby("label")[ids]}
+    chosen = table if task is None else table[table["task"] == task]
+    labels = as_labels(chosen["label"])
+    return {str(label): genes.tolist() for label, genes in chosen.groupby(labels)[ids]}
 
 
 def finetune_genes(

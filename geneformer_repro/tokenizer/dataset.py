@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 _BARS, _SHOWN_SOURCES = 8, 10
 _SHOWN_CELLS = 5
 _OF_ALL_CELLS = ("n_cropped", "left_out")
+_MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "N/A", "n/a", "#N/A"})
+"""Text that stands for a missing value, as pandas, R and Excel write them."""
 OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH)
 
 
@@ -112,11 +114,13 @@ class TokenizedDataset:
     @property
     def obs(self) -> pd.DataFrame:
         """The carried ``obs`` columns, indexed by cell name."""
-        columns = {name: self._column(name).to_numpy() for name in self.obs_columns}
-        return pd.DataFrame(columns, index=pd.Index(self.cell_names, name=None))
+        index = pd.Index(self.cell_names, name=None)
+        return pd.DataFrame({name: self._column(name).set_axis(index) for name in self.obs_columns}, index=index)
 
     def _column(self, name: str) -> pd.Series:
-        return self.table.select_columns([name]).to_pandas()[name]
+        column = self.table.select_columns([name]).to_pandas()[name]
+        has_gaps = column.dtype == object and self.table.data.schema.field(name).type == pa.bool_()
+        return column.astype("boolean") if has_gaps else column  # which AnnData writes; of objects it makes text
 
     def require_obs(self, name: str) -> pd.Series:
         """Return an ``obs`` column.
@@ -131,7 +135,7 @@ class TokenizedDataset:
                 f"The dataset has no obs column {name!r}. {did_you_mean(name, self.obs_columns)} Columns are "
                 f"carried along with tokenize(obs=[…])."
             )
-        return pd.Series(self._column(name).to_numpy(), index=pd.Index(self.cell_names, name=None), name=name)
+        return self._column(name).set_axis(pd.Index(self.cell_names, name=None))
 
     def labels(self, name: str) -> pd.Series:
         """Return an ``obs`` column as names of classes, by `as_labels`; as `require_obs` where there is none."""
@@ -301,19 +305,41 @@ def as_labels(column: pd.Series) -> pd.Series:
     """Return values as the names of what they stand for (classes, states, groups): text, or None where one is missing.
 
     The one rule for it, so that a class that was learned, a goal, a group of a split and a row of a table have one
-    name. Text stays as it is, also "1.0"; a number that is whole is written without a point, since an integer column
-    with a gap becomes 1.0; other numbers, True and False as Python writes them.
+    name. Text stays as it is, also "1.0", but for blanks around it; a number that is whole is written without a point,
+    since an integer column with a gap becomes 1.0; other numbers, True and False as Python writes them. Text that
+    stands for a missing value counts as one: nothing or blanks, "nan", "NaN", "NA", "<NA>", "N/A", "n/a", "#N/A"
+    ("None" and "null" do not: treatments and alleles are called so). What is taken otherwise than it stands there is
+    counted in the log.
     """
     codes, values = pd.factorize(column)
     of_their_precision = values.to_numpy() if pd.api.types.is_float_dtype(values.dtype) else values
     names = np.array([*map(label_of, of_their_precision), None], dtype=object)
+    is_text = np.array([isinstance(value, str) for value in of_their_precision], dtype=bool)
+    _say_blanks(column, codes, np.asarray(of_their_precision, dtype=object), names[:-1], is_text)
+    gone = np.flatnonzero([text and name in _MISSING for text, name in zip(is_text, names, strict=False)])
+    if len(gone):
+        n_gone = int(np.isin(codes, gone).sum())
+        said = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
+        logger.info("%s: %d of %d cells say %s; taken as missing.", column.name, n_gone, len(column), said)
+        names[gone] = None
     return pd.Series(names[codes], index=column.index, name=column.name, dtype=object)
+
+
+def _say_blanks(
+    column: pd.Series, codes: np.ndarray, values: np.ndarray, names: np.ndarray, is_text: np.ndarray
+) -> None:
+    changed = np.flatnonzero(is_text & (values != names) & (names != ""))
+    if len(changed):
+        logger.info(
+            "%s: %d of %d cells have blanks around their value (first: %r); taken without.",
+            column.name, int(np.isin(codes, changed).sum()), len(column), values[changed[0]],
+        )  # fmt: skip
 
 
 def label_of(value: Any) -> str:
     """Return the name of a value that is not missing; see `as_labels`."""
     is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value)) if is_whole else str(value)
+    return str(int(value)) if is_whole else str(value).strip()
 
 
 def asked_labels(values: Any, what: str) -> tuple[str, ...]:

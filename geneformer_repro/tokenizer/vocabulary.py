@@ -208,12 +208,27 @@ class Vocabulary:
         return np.where(inside, self._gene_of_token[np.where(inside, tokens, 0)], -1)
 
     def find(self, genes: Iterable[str]) -> np.ndarray:
-        """Return where each gene, given by id or by a name that only one gene has, stands in `gene_ids`; else -1."""
-        found = [self.position.get(gene, self._by_name.get(gene, -1)) for gene in genes]
-        return np.array(found, dtype=np.int64)
+        """Return where each gene stands in `gene_ids`; -1 for one that is not there.
+
+        A gene is given by its id, by a name that only one gene has, by a retired or other id that leads to it, or by
+        its Ensembl id with a version (``ENSG00000111245.15``); blanks around do not count.
+        """
+        return np.array([self._place(gene) for gene in genes], dtype=np.int64)
+
+    def _place(self, gene: str) -> int:
+        from geneformer_repro.tokenizer.genes import bare_id
+
+        if not isinstance(gene, str):
+            return -1
+        for known in (gene, gene.strip(), bare_id(gene.strip())):
+            if (place := self.position.get(known, self._by_name.get(known))) is not None:
+                return place
+            if known in self.other_ids:
+                return self.position[self.other_ids[known]]
+        return -1
 
     def tokens_of(self, genes: Iterable[str]) -> np.ndarray:
-        """Return the token of each gene, given by id or by a name that only one gene has.
+        """Return the token of each gene, given as for `find`.
 
         Raises
         ------

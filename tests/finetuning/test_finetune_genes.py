@@ -560,6 +560,11 @@ def test_a_table_with_tabs_may_have_commas_in_its_columns(tmp_path):
     assert read_gene_classes(path) == {"x, y": ["A"]}
 
 
+def test_labels_of_genes_are_read_as_those_of_cells(tmp_path):
+    path = table(tmp_path, "gene\tlabel\nA\tx\nB\tx \nC\tNA\nD\tnan\nE\t \nF\ty\n")
+    assert read_gene_classes(path) == {"x": ["A", "B"], "y": ["F"]}
+
+
 def test_of_several_columns_of_genes_ids_are_read(tmp_path):
     path = table(tmp_path, "gene_name,label,gene_id\nA,x,ENSG1\n")
     assert read_gene_classes(path) == {"x": ["ENSG1"]}

@@ -191,7 +191,13 @@ def test_an_obs_column_that_is_not_there_is_refused_with_the_nearest(plain):
         pytest.param(pd.array([3, None], "Int64"), ["3", None], id="integers that know gaps"),
         pytest.param([True, False], ["True", "False"], id="booleans"),
         pytest.param([True, None], ["True", None], id="booleans with a gap"),
-        pytest.param(["1.0", "1", "", None], ["1.0", "1", "", None], id="text"),
+        pytest.param(["1.0", "1", None], ["1.0", "1", None], id="text"),
+        pytest.param(["", " ", "nan", "NaN", "NA", "<NA>", "N/A", "n/a", "#N/A"], [None] * 9, id="missing as text"),
+        pytest.param(["None", "null", "na", "Nan"], ["None", "null", "na", "Nan"], id="no missing text"),
+        pytest.param(["B", " B", "B ", "B\xa0", "\tB", "T B"], ["B"] * 5 + ["T B"], id="blanks around"),
+        pytest.param(pd.Categorical(["NA", "B ", None]), [None, "B", None], id="categories of text"),
+        pytest.param(pd.array([True, None], "boolean"), ["True", None], id="truth values that know gaps"),
+        pytest.param(["1", 1, 1.0, np.int64(1)], ["1"] * 4, id="of several types"),
         pytest.param(pd.array(["a", None], "string"), ["a", None], id="text that knows gaps"),
         pytest.param(pd.Categorical([2, 1, None], categories=[1, 2, 3]), ["2", "1", None], id="categories of integers"),
         pytest.param(pd.Categorical([2.0, None]), ["2", None], id="categories of whole numbers"),
@@ -201,6 +207,28 @@ def test_a_value_has_one_name_whatever_holds_it(values, names):
     found = as_labels(pd.Series(values, index=[f"c{i}" for i in range(len(names))], name="state"))
     expected = pd.Series(names, index=found.index, name="state", dtype=object)
     pd.testing.assert_series_equal(found, expected)
+
+
+def test_what_is_taken_otherwise_is_counted(caplog):
+    caplog.set_level("INFO", "geneformer_repro")
+    as_labels(pd.Series(["B", "B ", "nan", "nan", "", None, " T"], name="type"))
+    assert "type: 3 of 7 cells say 'nan' or ''; taken as missing" in caplog.text
+    assert "type: 2 of 7 cells have blanks around their value (first: 'B '); taken without" in caplog.text
+
+
+def test_what_is_taken_as_it_stands_is_not_spoken_of(caplog):
+    caplog.set_level("INFO", "geneformer_repro")
+    as_labels(pd.Series(["B", None, "T"], name="type"))
+    assert caplog.text == ""
+
+
+def test_truth_values_with_gaps_stay_so(few, tmp_path):
+    datasets.Dataset.from_dict({"input_ids": ROWS, "ok": [True, None, False]}).save_to_disk(tmp_path / "x")
+    cells = TokenizedDataset.open(tmp_path / "x", few)
+    for column in (cells.obs["ok"], cells.require_obs("ok"), cells.select([0, 1, 2]).obs["ok"]):
+        assert column.dtype == "boolean"
+        assert column.tolist() == [True, pd.NA, False]
+    assert cells.labels("ok").tolist() == ["True", None, "False"]
 
 
 def test_labels_are_those_of_the_column(plain):

@@ -549,6 +549,25 @@ def test_a_gene_is_found_where_it_stands_by_id_or_name():
     np.testing.assert_array_equal(small().find(gene for gene in "ab"), [0, 1])
 
 
+@pytest.mark.parametrize(
+    ("asked", "place"),
+    [
+        pytest.param("ENSG00000000005.12", 1, id="a version"),
+        pytest.param("ensg00000000005", 1, id="small letters"),
+        pytest.param(" ENSG00000000005 ", 1, id="blanks"),
+        pytest.param("ENSG00000000009", 1, id="a retired id"),
+        pytest.param("ENSG00000000009.3", 1, id="a retired id with a version"),
+        pytest.param("TNMD ", 1, id="a name with a blank"),
+        pytest.param("TNMD.1", -1, id="a name with a number behind it"),
+        pytest.param(5, -1, id="no text"),
+    ],
+)
+def test_a_gene_is_found_however_its_id_is_written(asked, place):
+    genes = {"ENSG00000000003": 2, "ENSG00000000005": 3}
+    names, other = {"ENSG00000000005": "TNMD"}, {"ENSG00000000009": "ENSG00000000005"}
+    assert Vocabulary.from_tokens(V1 | genes, names=names, other_ids=other).find([asked]).tolist() == [place]
+
+
 def test_every_gene_is_found_where_it_stands(vocabulary):
     np.testing.assert_array_equal(vocabulary.find(vocabulary.gene_ids), np.arange(len(vocabulary)), strict=True)
 
