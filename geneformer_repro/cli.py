@@ -647,14 +647,14 @@ def _embed(arguments: argparse.Namespace) -> None:
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.embedding import embed_states
-    from geneformer_repro.files import new_file, refuse_existing
+    from geneformer_repro.files import new_file, refuse_existing, write_table
 
     refuse_existing(out, overwrite=arguments.overwrite)
     options = {"layer": arguments.layer, "pooling": arguments.pooling, "statistic": arguments.statistic}
     table = embed_states(*_open_both(arguments), arguments.states, **options)
     if processes.is_first():
         with new_file(out, overwrite=arguments.overwrite) as aside:
-            table.to_csv(aside, sep="\t")
+            write_table(table, aside)
         print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
 
 
@@ -715,10 +715,10 @@ def _read_h5ad(path: str) -> Any:
 
 
 def _write_table(table: Any, arguments: argparse.Namespace) -> None:
-    from geneformer_repro.files import new_file
+    from geneformer_repro.files import new_file, write_table
 
     with new_file(arguments.out, overwrite=arguments.overwrite) as aside:
-        table.to_csv(aside, sep="\t")
+        write_table(table, aside)
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
@@ -827,7 +827,7 @@ def _agreement(metadata: Mapping[str, Any]) -> str:
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.files import new_file, refuse_existing
+    from geneformer_repro.files import new_file, refuse_existing, write_table
     from geneformer_repro.in_silico.pictures import write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
@@ -852,7 +852,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
             path: together.enter_context(new_file(path, overwrite=arguments.overwrite))
             for path in ((out, picture, page) if drawn else (out,))
         }
-        (table if table.index.name else table.set_index(table.columns[0])).to_csv(aside[out], sep="\t")
+        write_table(table if table.index.name else table.set_index(table.columns[0]), aside[out])
         if drawn:
             _draw_screen(shifts, table, aside[picture])
             write_screen_report(shifts, table, aside[page])

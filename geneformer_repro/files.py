@@ -22,7 +22,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import pandas as pd
 
 from geneformer_repro.errors import DataFormatError, InputError
 
@@ -295,6 +297,59 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}.")
     return content
+
+
+_RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
+
+
+def write_table(table: pd.DataFrame, path: Path, *, index: bool = True, header: bool = True) -> None:
+    """Write a table with tabs between its columns, of which a spreadsheet runs nothing.
+
+    Names come from data of others, and a spreadsheet runs what begins with ``=``, ``+``, ``-``, ``@``, a tab or a
+    carriage return. Such text gets an apostrophe before it, as a spreadsheet writes text itself, also in names of
+    columns and rows; numbers do not, written as text or not. `read_table` takes it away again.
+    """
+    inert, texts = table.copy(deep=False), []
+    for i, kind in enumerate(table.dtypes):
+        if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind)):
+            texts.append([*map(_inert, table.iloc[:, i])])
+            inert.isetitem(i, pd.array(texts[-1], dtype=object))
+    inert.columns = pd.Index([*map(_inert, table.columns)], dtype=object)
+    if index:
+        names = table.index
+        if not pd.api.types.is_numeric_dtype(names.dtype):
+            texts.append([*map(_inert, names)])
+            names = pd.Index(texts[-1], dtype=object)
+        inert.index = names.rename(_inert(table.index.name))
+    returns = any(isinstance(text, str) and "\r" in text for column in texts for text in column)
+    quoting: Literal[0, 1] = 1 if returns else 0  # csv.QUOTE_ALL, else a row would end there
+    inert.to_csv(path, sep="\t", index=index, header=header, quoting=quoting)
+
+
+def _inert(text: Any) -> Any:
+    return f"'{text}" if isinstance(text, str) and _is_run(text) else text
+
+
+def _is_run(text: str) -> bool:
+    return _RUN_BY_SPREADSHEETS.match(text) is not None and _NUMBER.match(text) is None
+
+
+def read_table(path: Path, *, sep: str = "\t") -> pd.DataFrame:
+    """Read a table as text, as `write_table` was given it.
+
+    Raises
+    ------
+    OSError, ValueError
+        The file cannot be read, or is no table; as pandas.
+    """
+    table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
+    table.columns = pd.Index([_as_given(str(name)) for name in table.columns])
+    return table.map(_as_given)
+
+
+def _as_given(text: str) -> str:
+    return text[1:] if text.startswith("'") and _is_run(text[1:]) else text
 
 
 def misfit(value: Any, form: Any, name: str = "") -> str | None:

@@ -1,3 +1,4 @@
+import csv
 import errno
 import hashlib
 import json
@@ -7,6 +8,8 @@ import sys
 from datetime import datetime, timedelta
 from importlib import metadata
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from geneformer_repro.errors import InputError
@@ -16,10 +19,12 @@ from geneformer_repro.files import (
     new_file,
     provenance,
     read_json,
+    read_table,
     refuse_existing,
     sha256,
     write_json,
     write_manifest,
+    write_table,
 )
 
 MARKER = "spec.json"
@@ -399,3 +404,43 @@ def test_provenance_records_the_version_of_python():
 def test_provenance_leaves_out_packages_that_are_not_installed(monkeypatch):
     monkeypatch.setattr("geneformer_repro.files._RECORDED_PACKAGES", ("numpy", "no-such-package-here"))
     assert set(provenance("x", config={}, inputs={})["versions"]) == {"python", "numpy"}
+
+
+# Tables
+
+
+RUN = ["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1", "\r=1", "=cmd|'/c calc'!A0", "--1", "-", "+"]
+PLAIN = ["-1", "+2.5", "-1e-5", "-.5", "a=1", "1-2", "'quoted'", "x\ty", "x\ny", "x\ry", "", "NA", " =1", "ENSG1+ENSG2"]
+
+
+@pytest.mark.parametrize("text", RUN)
+def test_no_cell_that_is_a_name_begins_as_a_spreadsheet_s_formula(tmp_path, text):
+    table = pd.DataFrame(
+        {"gene": [text, "b"], text: pd.Categorical([text, "b"])}, index=pd.Index([text, "b"], name=text)
+    )
+    write_table(table, tmp_path / "x.tsv")
+    with (tmp_path / "x.tsv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file, delimiter="\t") for cell in row]
+    assert cells.count(f"'{text}") == 5
+    assert text not in cells
+
+
+@pytest.mark.parametrize("text", [*RUN, *PLAIN, "'=1", "''-x", "'"])
+def test_what_was_written_is_read(tmp_path, text):
+    table = pd.DataFrame({"gene": [text, "b"], text or "c": ["1", text]})
+    write_table(table, tmp_path / "x.tsv", index=False)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "x.tsv"), table)
+
+
+def test_numbers_and_other_text_are_written_as_pandas_does(tmp_path):
+    numbers = {
+        "a": [-1, 2],
+        "b": [-0.5, np.nan],
+        "c": [True, False],
+        "d": ["-1", None],
+        "e": pd.array([-1, None], "Int64"),
+    }
+    table = pd.DataFrame(numbers | {"f": ["x", "y z"]}, index=[-1, -2])
+    write_table(table, tmp_path / "x.tsv")
+    table.to_csv(tmp_path / "y.tsv", sep="\t")
+    assert (tmp_path / "x.tsv").read_bytes() == (tmp_path / "y.tsv").read_bytes()

@@ -20,7 +20,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import provenance
+from geneformer_repro.files import provenance, write_table
 from geneformer_repro.finetuning import baselines
 from geneformer_repro.finetuning.curve import learning_curve, require_enough
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
@@ -412,7 +412,7 @@ def _write(result: Finetuned, run: _Run, work: Work) -> None:
         for name in ("split", "history", "curve", "trials"):
             table = getattr(result, name)
             if table is not None:
-                table.to_csv(folder / f"{name}.tsv", sep="\t", index=False)
+                write_table(table, folder / f"{name}.tsv", index=False)
         (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
         pages = [
             write_evaluation(evaluation, folder_of(folder, name, several=several), curve=result.curve)

@@ -27,7 +27,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import MAX_TOKENS, embed
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import provenance
+from geneformer_repro.files import provenance, read_table, write_table
 from geneformer_repro.finetuning import baselines, transfer
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name, kept, kept_of_network
@@ -133,7 +133,7 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
     """
     try:
         has_tabs = len(pd.read_csv(path, sep="\t", nrows=0).columns) > 1
-        table = pd.read_csv(path, sep="\t" if has_tabs else ",", dtype=str, keep_default_na=False)
+        table = read_table(Path(path), sep="\t" if has_tabs else ",")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a table of gene classes ({error}).") from error
     if not isinstance(table.index, pd.RangeIndex):
@@ -552,9 +552,9 @@ def _write(result: FinetunedGenes, config: GeneFinetuneConfig, work: Work) -> No
     with work.result() as folder:
         folder.mkdir()
         result.checkpoint.write_into(folder)
-        result.split.to_csv(folder / "split.tsv", sep="\t", index=False)
-        result.history.to_csv(folder / "history.tsv", sep="\t", index=False)
-        result.occurrences.to_csv(folder / "occurrences.tsv", sep="\t")
+        write_table(result.split, folder / "split.tsv", index=False)
+        write_table(result.history, folder / "history.tsv", index=False)
+        write_table(result.occurrences, folder / "occurrences.tsv")
         (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
         page = write_evaluation(result.evaluation, folder)
         facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(result.split)}

@@ -23,6 +23,7 @@ from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import CELLS_A_PART, MAX_TOKENS, TOKENS_A_PART, parts_of
 from geneformer_repro.errors import InputError
+from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.networks import meaning, outputs_of
 from geneformer_repro.model import GeneClassifier, Head, Target
 from geneformer_repro.progress import progress
@@ -145,7 +146,7 @@ def _on_disk(
         table = asked.table(None if head.level == "gene" else Parts(work, len(asked.parts), suffix=".safetensors"))
         if processes.is_first():
             with work.result() as aside:
-                table.rename_axis(head.level).to_csv(aside, sep="\t")
+                write_table(table.rename_axis(head.level), aside)
     return table
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.curve import over_draws
 from geneformer_repro.finetuning.evaluation import Evaluation
 from geneformer_repro.finetuning.figures import (
@@ -52,7 +53,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, curve: pd.DataFram
     for name in _TABLES:
         table = getattr(evaluation, name)
         if table is not None:
-            table.to_csv(folder / f"{name}.tsv", sep="\t", index=name in _INDEXED)
+            write_table(table, folder / f"{name}.tsv", index=name in _INDEXED)
     pictures = figures(evaluation)
     if curve is not None:
         pictures["curve"] = curve_figure(curve, evaluation.target)

@@ -31,6 +31,7 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from geneformer_repro.config import require, require_types
 from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.files import read_table
 from geneformer_repro.tokenizer.dataset import as_labels, asked_labels
 
 logger = logging.getLogger(__name__)
@@ -353,7 +354,7 @@ def _splits_of_file(path: Path, names: np.ndarray, cells: _Cells, seed: int) -> 
 
 def _read_split_file(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
+        table = read_table(path, sep="," if path.suffix == ".csv" else "\t")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:

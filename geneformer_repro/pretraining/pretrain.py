@@ -25,7 +25,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import provenance
+from geneformer_repro.files import provenance, write_table
 from geneformer_repro.model import IGNORED, MaskedGeneModel, Size, bert_config, flops
 from geneformer_repro.pretraining.figures import loss_figure
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
@@ -193,8 +193,8 @@ def pretrain(
             with work.result() as folder:
                 folder.mkdir()
                 checkpoint.write_into(folder)
-                history.to_csv(folder / "history.tsv", sep="\t", index=False)
-                scores.to_csv(folder / "scores.tsv", sep="\t")
+                write_table(history, folder / "history.tsv", index=False)
+                write_table(scores, folder / "scores.tsv")
                 shutil.copyfile(work.folder / LOG_FILE, folder / LOG_FILE)
                 shutil.copytree(work.folder / TENSORBOARD, folder / TENSORBOARD)
                 loss_figure(history, scores["loss"].drop(MODEL)).savefig(folder / "loss.png", dpi=150)

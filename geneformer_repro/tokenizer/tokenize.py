@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.files import new_file, read_json, write_json
+from geneformer_repro.files import new_file, read_json, write_json, write_table
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of, read_report, write_report
 from geneformer_repro.tokenizer.dataset import (
     CELL,
@@ -433,7 +433,7 @@ class _Rows:
         label = self._job.corpus.labels[self._part.source]
         table = pd.DataFrame(self._left_out, columns=[CELL, "why"])
         table.insert(0, SOURCE, label)
-        table.to_csv(path, sep="\t", index=False, header=False)
+        write_table(table, path, index=False, header=False)
 
     def report(self) -> dict[str, Any]:
         """Return what the part came to."""
@@ -498,7 +498,7 @@ class _Outcome:
             table = pd.concat([genes.assign(counts=counts), others], ignore_index=True)
         else:
             table = genes
-        table.to_csv(self._folder / "genes.tsv", sep="\t", index=False)
+        write_table(table, self._folder / "genes.tsv", index=False)
         with (self._folder / "left_out.tsv").open("wb") as file:
             file.write(f"{SOURCE}\t{CELL}\twhy\n".encode())
             for part in self._parts:

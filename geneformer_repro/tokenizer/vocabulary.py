@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
-from geneformer_repro.files import misfit, new_directory, read_json, write_json
+from geneformer_repro.files import misfit, new_directory, read_json, read_table, write_json, write_table
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
 
 if TYPE_CHECKING:
@@ -438,10 +438,10 @@ class Vocabulary:
         columns: dict[str, Any] = {"gene_id": self.gene_ids, "token": self.tokens, "gene_name": self.gene_names}
         if self.medians is not None:
             columns["median"] = [repr(float(median)) for median in self.medians]
-        pd.DataFrame(columns).to_csv(folder / "vocabulary.tsv", sep="\t", index=False)
+        write_table(pd.DataFrame(columns), folder / "vocabulary.tsv", index=False)
         if self.other_ids:
             table = pd.DataFrame({"other_id": list(self.other_ids), "gene_id": list(self.other_ids.values())})
-            table.to_csv(folder / _OTHER_IDS, sep="\t", index=False)
+            write_table(table, folder / _OTHER_IDS, index=False)
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -487,7 +487,7 @@ class Vocabulary:
         if wrong := misfit(header, _HEADER):
             raise InputError(f"{folder}/vocabulary.json: is damaged ({wrong}); copy the folder anew.")
         try:
-            table = pd.read_csv(folder / "vocabulary.tsv", sep="\t", dtype=str, keep_default_na=False)
+            table = read_table(folder / "vocabulary.tsv")
             vocabulary = cls(
                 gene_ids=tuple(table["gene_id"]),
                 tokens=table["token"].astype(np.int64).to_numpy(),
@@ -597,7 +597,7 @@ def _median(gene: str, median: Any) -> float:
 def _read_other_ids(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table = read_table(path)
     return dict(zip(table["other_id"], table["gene_id"], strict=True))
 
 

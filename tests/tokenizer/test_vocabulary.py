@@ -225,6 +225,12 @@ def test_a_refused_dictionary_among_the_published_ones_is_named(hub_copy):
             ),
             id="names_with_quotes_tabs_and_NA",
         ),
+        pytest.param(
+            lambda: Vocabulary.from_tokens(
+                V1 | {"a": 2, "-b": 3, "c": 4}, names={"a": "=1+1", "-b": "a\rb", "c": "'@x"}, other_ids={"+d": "a"}
+            ),
+            id="names_that_spreadsheets_run",
+        ),
     ],
 )
 def test_what_is_saved_is_what_is_loaded(tmp_path, make):
