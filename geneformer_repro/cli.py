@@ -782,10 +782,12 @@ def _listed(genes: Sequence[str]) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
+    from geneformer_repro.files import read_text
+
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}). Expected a text file with one gene a line.") from error
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except InputError as error:
+        raise InputError(f"{error} Expected a text file with one gene a line.") from error
     if not any(lines):
         raise InputError(f"{path}: names no gene. Expected one a line.")
     return [line for line in lines if line]

@@ -335,15 +335,30 @@ def _is_run(text: str) -> bool:
     return _RUN_BY_SPREADSHEETS.match(text) is not None and _NUMBER.match(text) is None
 
 
-def read_table(path: Path, *, sep: str = "\t") -> pd.DataFrame:
+def read_table(path: Path, *, sep: str | None = "\t") -> pd.DataFrame:
     """Read a table as text, as `write_table` was given it.
+
+    Parameters
+    ----------
+    path
+        A file that `read_text` reads.
+    sep
+        What is between the columns; None: tab, comma or semicolon, whichever the first line has most of, or says as
+        Excel does (``sep=;``).
 
     Raises
     ------
-    OSError, ValueError
-        The file cannot be read, or is no table; as pandas.
+    InputError
+        As `read_text`.
+    ValueError
+        It is no table; as pandas.
     """
-    table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
+    text = read_text(path)
+    if sep is None:
+        first, _, rest = text.partition("\n")
+        says = first.lower().startswith("sep=")
+        sep, text = (first[4:5], rest) if says else (max("\t,;", key=first.count), text)
+    table = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False)
     table.columns = pd.Index([_as_given(str(name)) for name in table.columns])
     return table.map(_as_given)
 

@@ -120,8 +120,8 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
     Parameters
     ----------
     path
-        Tab- or comma-separated, with a column ``label`` and one of ``gene_id``, ``ensembl_id``, ``gene``,
-        ``gene_name``; the first of these that is there is used. Labels are read as those of cells
+        Separated by tabs, commas or semicolons, with a column ``label`` and one of ``gene_id``, ``ensembl_id``,
+        ``gene``, ``gene_name``; the first of these that is there is used. Labels are read as those of cells
         (`tokenizer.dataset.as_labels`); rows without a label are left out.
     task
         Where a column ``task`` says of several sets of classes which row is whose, the one to read.
@@ -132,9 +132,10 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
         The file or a column is missing, or `task` is needed or not there.
     """
     try:
-        has_tabs = len(pd.read_csv(path, sep="\t", nrows=0).columns) > 1
-        table = read_table(Path(path), sep="\t" if has_tabs else ",")
-    except (OSError, ValueError) as error:
+        table = read_table(Path(path), sep=None)
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read as a table of gene classes ({error}).") from error
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path}: the rows have more fields than the header. Give every column a name.")

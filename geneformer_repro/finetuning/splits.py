@@ -75,8 +75,9 @@ class SplitConfig:
     """Obs columns, such as age or sex, to be distributed alike in all parts: of a hundred random splits the one whose
     smallest p-value is largest is taken."""
     split_file: str | None = None
-    """Table with the columns ``cell``, ``part`` (train, validation, test) and, for several splits, ``fold``; tab or
-    (``.csv``) comma between them. It wins over all other ways; without a validation part, that is cut from train."""
+    """Table with the columns ``cell``, ``part`` (train, validation, test) and, for several splits, ``fold``; tabs,
+    commas or semicolons between them. It wins over all other ways; without a validation part, that is cut from
+    train."""
 
     def __post_init__(self) -> None:
         for field in ("test_groups", "validation_groups", "balance"):
@@ -354,15 +355,15 @@ def _splits_of_file(path: Path, names: np.ndarray, cells: _Cells, seed: int) -> 
 
 def _read_split_file(path: Path) -> pd.DataFrame:
     try:
-        table = read_table(path, sep="," if path.suffix == ".csv" else "\t")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+        table = read_table(path, sep=None)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path}: not a table ({error}).") from error
     if not {"cell", "part"} <= set(table) or table.empty:
         raise InputError(
-            f"{path}: expected the columns 'cell' and 'part', with tabs (in a .csv, commas) between them, and a line a "
-            f"cell; found {_listed(table.columns)} and {len(table)} lines."
+            f"{path}: expected the columns 'cell' and 'part', with tabs, commas or semicolons between them, and a line "
+            f"a cell; found {_listed(table.columns)} and {len(table)} lines."
         )
     for part in table["part"].unique():
         if part not in Split._fields:
