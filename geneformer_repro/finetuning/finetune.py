@@ -36,7 +36,7 @@ from geneformer_repro.finetuning.splits import (
     warn_of_lacking_classes,
 )
 from geneformer_repro.finetuning.splits import digest_of as digest_of_splits
-from geneformer_repro.finetuning.tasks import Task, labelled_cells
+from geneformer_repro.finetuning.tasks import Task, at_most_of_a_class, labelled_cells
 from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
@@ -65,7 +65,8 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
     min_cells: int = 0
     """Classes with fewer cells are left out."""
     max_cells_per_class: int | None = None
-    """A random choice of so many cells of each class (of the first target) is used; None all."""
+    """A random choice of so many cells of each class (of the first target) is used, with `split_file` of those that it
+    lists; None all."""
     epochs: float = 10
     learning_rate: float = 5e-5
     warmup_steps: float = 0.1
@@ -211,6 +212,24 @@ def finetune(
     return result
 
 
+def _at_most_of_a_class(
+    task: Task, splits: list[Split], most: int, rng: np.random.Generator
+) -> tuple[Task, list[Split]]:
+    """Keep a random choice of the cells that a file lists, so many of each class; the others are left out."""
+    listed = np.unique(np.concatenate([np.concatenate(split) for split in splits]))
+    kept = at_most_of_a_class(listed, task.labels[listed, 0], most, rng)
+    fewer = [Split(*(np.flatnonzero(np.isin(kept, rows)) for rows in split)) for split in splits]
+    for fold, split in enumerate(fewer, 1):
+        for part, rows in split._asdict().items():
+            if not len(rows):
+                where = f" of fold {fold}" if len(fewer) > 1 else ""
+                raise InputError(
+                    f"max_cells_per_class={most} leaves no {part} cell{where} of those that the split file lists. "
+                    "Allow more, or leave it out: the file says which cells are used."
+                )
+    return task.select(kept), fewer
+
+
 def _as_json(row: Any) -> dict[str, float]:
     return {str(name): round(float(value), 6) for name, value in row.dropna().items()}
 
@@ -234,13 +253,14 @@ class _Run:
     @classmethod
     def prepared(cls, checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneConfig) -> "_Run":
         """Read labels, split, and refuse what must not be, before any work."""
+        by_file, rng = config.split_file is not None, np.random.default_rng(config.seed)
         task = labelled_cells(
             cells,
             config.targets,
             regression=config.regression,
             min_cells=config.min_cells,
-            max_cells_per_class=config.max_cells_per_class,
-            rng=np.random.default_rng(config.seed),
+            max_cells_per_class=None if by_file else config.max_cells_per_class,
+            rng=rng,
         )
         if config.group:
             cells.require_obs(config.group)
@@ -248,6 +268,8 @@ class _Run:
         splits = make_splits(
             task.cells.cell_names, task.strata, task.obs, config, seed=config.seed, are_classes=are_classes
         )
+        if by_file and config.max_cells_per_class is not None:
+            task, splits = _at_most_of_a_class(task, splits, config.max_cells_per_class, rng)
         for name, labels in task.class_labels.items() if len(task.targets) > 1 else ():
             warn_of_lacking_classes(splits, labels, target=name)
         groups = as_labels(task.obs[config.group]).to_numpy() if config.group else None

@@ -148,7 +148,7 @@ def labelled_cells(
     if len(kept) < len(cells):
         logger.info("%s: %d cells have no label; left out.", ", ".join(targets), len(cells) - len(kept))
     if max_cells_per_class is not None:
-        kept = _subsampled(kept, labels[kept, 0], max_cells_per_class, rng)
+        kept = at_most_of_a_class(kept, labels[kept, 0], max_cells_per_class, rng)
     task = Task(cells.select(kept), tuple(target for target, _ in read), labels[kept], cells.obs.iloc[kept])
     without_gene = ~task.cells.has_gene
     if without_gene.any():
@@ -157,7 +157,20 @@ def labelled_cells(
     return task
 
 
-def _subsampled(rows: np.ndarray, codes: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+def at_most_of_a_class(rows: np.ndarray, codes: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw so many of the rows of each class, ascending, and log how many that are.
+
+    Parameters
+    ----------
+    rows
+        Ascending.
+    codes
+        Class of each row, NaN where there is none, which counts as one more.
+    most
+        Rows of a class that are kept.
+    rng
+        Makes the choice.
+    """
     shuffled = pd.Series(codes).iloc[rng.permutation(len(codes))]
     chosen = shuffled.groupby(shuffled, dropna=False).head(most).index.to_numpy()
     logger.info("%d of %d cells taken: at most %d of a class.", len(chosen), len(rows), most)

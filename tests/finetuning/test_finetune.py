@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.metrics import CLASS_SCORES, number_scores
+from geneformer_repro.finetuning.splits import split_table
 from geneformer_repro.in_silico.gene_baselines import gene_baselines
 from geneformer_repro.tokenizer.counts import digest_of, raw_counts
 
@@ -375,6 +377,47 @@ def test_an_unfinished_run_gives_way_to_other_settings_only_with_overwrite(begin
     refused(begin, "config.learning_rate: .*0\\.01 now", quick(learning_rate=0.01))
     refused(begin, "cells", quick(), cells=few.select(np.arange(0, 120, 2)))
     begin(quick(learning_rate=0.01), overwrite=True)
+
+
+@pytest.fixture
+def whole_split(base, few, tmp_path):
+    """All 120 cells as a file, in three parts."""
+    prepared = module._Run.prepared(base, few, quick())
+    split_table(prepared.splits, prepared.task.cells.cell_names).to_csv(tmp_path / "whole.tsv", sep="\t", index=False)
+    return tmp_path / "whole.tsv"
+
+
+def test_of_the_cells_that_a_file_lists_so_many_of_a_class_are_taken(base, few, whole_split, caplog):
+    with caplog.at_level(logging.INFO):
+        prepared = module._Run.prepared(base, few, quick(split_file=str(whole_split), max_cells_per_class=20))
+    names = prepared.task.cells.cell_names
+    assert few.obs.loc[names, "cell_type"].value_counts().tolist() == [20, 20, 20]
+    part = pd.read_csv(whole_split, sep="\t").set_index("cell")["part"]
+    for name, rows in prepared.splits[0]._asdict().items():
+        assert set(part[names[rows]]) == {name}
+    assert sum(map(len, prepared.splits[0])) == 60
+    assert "60 of 120 cells taken: at most 20 of a class." in caplog.text
+
+
+def test_a_file_of_cells_that_were_taken_takes_them_again(base, few, tmp_path):
+    first = module._Run.prepared(base, few, quick(max_cells_per_class=20))
+    names = first.task.cells.cell_names
+    split_table(first.splits, names).to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    again = module._Run.prepared(
+        base, few, quick(max_cells_per_class=20, split_file=str(tmp_path / "split.tsv"), seed=7)
+    )
+    assert again.task.cells.cell_names.tolist() == names.tolist()
+    for one, other in zip(first.splits[0], again.splits[0], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_limit_that_leaves_a_part_of_a_file_empty_is_refused(base, few, tmp_path):
+    names = few.cell_names
+    table = pd.DataFrame({"cell": names, "part": "train"})
+    table.loc[[0, 60], "part"] = ["validation", "test"]
+    table.to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    with pytest.raises(gf.InputError, match=r"max_cells_per_class=3 leaves no (validation|test) cell of those that"):
+        module._Run.prepared(base, few, quick(max_cells_per_class=3, split_file=str(tmp_path / "split.tsv")))
 
 
 def test_a_split_file_is_the_same_run_by_its_content(begin, run, tmp_path):

@@ -95,9 +95,7 @@ def test_what_cannot_be_searched_is_refused(space, message):
     [
         pytest.param({"trials": -1}, r"FinetuneConfig\.trials must be at least 0, found -1", id="trials"),
         pytest.param({"trials": 0}, r"FinetuneConfig\.space is given, but trials is 0", id="a space for nothing"),
-        pytest.param(
-            {"engine": "optun"}, r"FinetuneConfig\.engine must be one of 'random', .*found 'optun'", id="engine"
-        ),
+        pytest.param({"engine": "optun"}, r"FinetuneConfig\.engine must be one of 'random'.*'optun'", id="engine"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_name(changes, message):
