@@ -598,8 +598,17 @@ def test_a_file_names_the_parts_and_unlisted_cells_are_left_out(few, tmp_path, n
     assert f"{path}: 13 of 20 labelled cells are not listed; left out." in caplog.text
 
 
+def test_a_file_of_excel_is_read(few, tmp_path):
+    path = tmp_path / "split.csv"
+    lines = "sep=;\r\ncell;part\r\nc0;train\r\nc2;train\r\nc4;validation\r\nc1;test\r\n"
+    path.write_bytes(lines.encode("utf-16"))
+    (one,) = split(few, split_file=str(path))
+    assert same([one], [Split(np.array([0, 2]), np.array([4]), np.array([1]))])
+
+
 @pytest.mark.parametrize("group", [None, "donor"], ids=["by cell", "by group"])
 def test_a_file_without_validation_has_it_cut_from_train(few, tmp_path, group):
+    few["cell_type"] = np.array(["a", "b"])[np.arange(20) // 4 % 2]  # both in every donor, so that one may validate
     path = save(tmp_path / "s.tsv", few, train=[i for i in range(20) if i % 4], test=range(0, 20, 4))
     (one,) = split(few, split_file=path, group=group, validation=0.2)
     np.testing.assert_array_equal(one.test, np.arange(0, 20, 4))
@@ -642,9 +651,7 @@ def test_train_and_validation_of_a_file_may_share_a_group(few, tmp_path, caplog)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param(
-            "cell,part\nc0,train\n", r"expected the columns 'cell' and 'part'.*found 'cell,part'", id="commas"
-        ),
+        pytest.param("cell part\nc0 train\n", r"columns 'cell' and 'part'.*found 'cell part'", id="blanks"),
         pytest.param("cell\tset\nc0\ttrain\n", r"found 'cell', 'set' and 1 lines", id="other column"),
         pytest.param("", "not a table", id="empty"),
         pytest.param(
@@ -699,7 +706,7 @@ def test_the_split_table_names_each_cell_once_a_fold_with_its_part():
     ("config", "message"),
     [
         ({"folds": 0}, 'SplitConfig.folds must be at least 1, or "groups", found 0'),
-        ({"folds": "donor"}, "SplitConfig.folds must be at least 1"),
+        ({"folds": "donor"}, "SplitConfig.folds must be int, found 'donor'"),
         ({"folds": 2, "validation": 0.6}, "SplitConfig.folds must be more than"),
         ({"folds": 2, "validation": 0.6, "test": 0.1}, r"folds must be more than 1 / \(1 - validation\), found 2"),
         ({"validation": 0.0}, "validation must be between 0 and 1, found 0.0"),
