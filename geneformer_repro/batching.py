@@ -199,6 +199,18 @@ def token_budget_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.nd
         start += n_cells
 
 
+def require_budget(max_tokens: int | None) -> None:
+    """Raise unless a batch may hold a token; None leaves it to the device.
+
+    Raises
+    ------
+    InputError
+        `max_tokens` is less than one.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(f"max_tokens must be at least 1, found {max_tokens}.")
+
+
 def evaluation_batches(cells: TokenizedDataset, max_tokens: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Yield ``(row numbers, batch)`` over all cells, by token budget."""
     for rows in token_budget_batches(cells.lengths, max_tokens):

@@ -21,6 +21,7 @@ import transformers
 from torch import nn
 from transformers import BertConfig
 
+from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.model import CellClassifier, GeneClassifier, Head, MaskedGeneModel, Target
@@ -126,6 +127,7 @@ class Checkpoint:
                 f"(--max-length {n_positions})."
             )
 
+    @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write weights, vocabulary, head and provenance into the new folder `path`; see ``docs/formats.md``."""
         with new_directory(path, marker="provenance.json", overwrite=overwrite) as folder:
@@ -147,6 +149,7 @@ class Checkpoint:
         write_json(folder / "provenance.json", dict(self.provenance))
 
     @classmethod
+    @typed
     def from_pretrained(
         cls,
         path_or_hub_id: str | Path,

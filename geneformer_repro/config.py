@@ -45,7 +45,7 @@ def load_config(config_type: type[Config], path: str | Path | None = None, overr
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
         except ValueError as error:

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from transformers import BertModel
 
 import geneformer_repro.processes as processes
-from geneformer_repro.batching import evaluation_batches
+from geneformer_repro.arguments import typed
+from geneformer_repro.batching import evaluation_batches, require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding_store import VectorParts, marker_of, open_vectors, refuse_unwritable, write_vectors
 from geneformer_repro.errors import InputError, did_you_mean
@@ -93,6 +94,7 @@ class _Reader:
         device: str | torch.device | None,
     ) -> "_Reader":
         require_poolable(cells.vocabulary, pooling)
+        require_budget(max_tokens)
         _require_one_of(Dtype, "dtype", dtype)
         checkpoint.require_matching(cells)
         n_blocks = blocks_to_run(checkpoint, layer)
@@ -151,6 +153,7 @@ def _showing(n_cells: int, *, done: int = 0) -> Iterator[tqdm]:
         yield bar
 
 
+@typed
 @processes.together()
 def embed(
     checkpoint: Checkpoint,
@@ -234,6 +237,7 @@ def embed(
     return adata if out is None else _write_genes(adata, Path(out), overwrite=overwrite)
 
 
+@typed
 @processes.together()
 def embed_states(
     checkpoint: Checkpoint,

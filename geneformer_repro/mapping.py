@@ -24,6 +24,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean
 from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
 from geneformer_repro.tokenizer.containers import first_not_a_count
@@ -48,6 +49,7 @@ BATCH_MIXING = ("silhouette_batch", "ilisi", "graph_connectivity")
 _FEWEST_ON_A_MAP = 5
 
 
+@typed
 def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighbors: int = 15) -> pd.DataFrame:
     """Label cells by their nearest neighbours in a labelled reference.
 
@@ -123,6 +125,7 @@ def _distances_within(search: NearestNeighbors, vectors: np.ndarray) -> np.ndarr
     return np.sort(distances[:, 1:].mean(axis=1))  # the first is the cell itself
 
 
+@typed
 def integration_scores(
     adata: AnnData, *, batch: str, label: str, counts: csr_matrix | None = None, seed: int = 0
 ) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
+from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import embed
@@ -137,6 +138,7 @@ class Finetuned:
         return next(iter(self.evaluations.values())).predictions
 
 
+@typed
 def finetune(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,

@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import nn
 
 import geneformer_repro.processes as processes
+from geneformer_repro.arguments import typed
 from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
@@ -155,6 +156,7 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
     return {str(label): genes.tolist() for label, genes in chosen.groupby(labels)[ids]}
 
 
+@typed
 def finetune_genes(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,

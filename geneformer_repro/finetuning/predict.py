@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
-from geneformer_repro.batching import evaluation_batches
+from geneformer_repro.arguments import typed
+from geneformer_repro.batching import evaluation_batches, require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import CELLS_A_PART, MAX_TOKENS, TOKENS_A_PART, parts_of
 from geneformer_repro.errors import InputError
@@ -43,6 +44,7 @@ VERSION = 1
 these."""
 
 
+@typed
 @processes.together()
 def predict(
     checkpoint: Checkpoint,
@@ -100,6 +102,7 @@ def predict(
         raise InputError(
             f"{checkpoint.name} is a pretrained model without classes; predict needs one made by finetune."
         )
+    require_budget(max_tokens)
     where = {"layer": layer, "gene_ids": gene_ids}
     if out is None:
         table = _Asked(checkpoint, head, _tokenized(checkpoint, data, **where), max_tokens, device).table()

@@ -114,6 +114,8 @@ class Perturbation:
     """Whether the gene is not in the changed cell."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.genes, Iterable):
+            raise InputError(f"genes must be 'each' or a sequence of gene ids, found {self.genes!r}.")
         if not isinstance(self.genes, str):
             object.__setattr__(self, "genes", tuple(map(str, self.genes)))
         elif self.genes != EACH:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
@@ -59,6 +60,7 @@ class _Effects(NamedTuple):
     """What an effect is."""
 
 
+@typed
 def plot_screen(shifts: ShiftTable, statistics: pd.DataFrame | None = None, *, kind: Kind | None = None) -> "Figure":
     """Draw what a screen found.
 
@@ -296,6 +298,7 @@ def _name(genes: str, shifts: ShiftTable) -> str:
 # The page
 
 
+@typed
 def write_screen_report(
     shifts: ShiftTable, statistics: pd.DataFrame, path: str | Path, *, overwrite: bool = False
 ) -> None:

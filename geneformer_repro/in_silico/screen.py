@@ -21,6 +21,8 @@ from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 import geneformer_repro.unfinished as unfinished
+from geneformer_repro.arguments import typed
+from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import MAX_TOKENS, Dtype, blocks_to_run, encoder_on
 from geneformer_repro.errors import InputError
@@ -55,6 +57,7 @@ LONG_SECONDS = 600
 """Above this, the forecast says how long fewer cells would take."""
 
 
+@typed
 @processes.together()
 def perturb(
     checkpoint: Checkpoint,
@@ -159,8 +162,7 @@ def perturb(
         raise InputError(f"dtype must be one of {', '.join(map(repr, get_args(Dtype)))}, found {dtype!r}.")
     if seed < 0:
         raise InputError(f"seed must be at least 0, found {seed}.")
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"max_tokens must be at least 1, found {max_tokens}.")
+    require_budget(max_tokens)
     question = Question(goal, target, affected, method, refine, donor, obs)
     question.check(checkpoint, cells, layer, pooling)
     if out is not None:

@@ -24,6 +24,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold, cross_val_predict
 
+from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico import published_statistics as published
 from geneformer_repro.in_silico.blockwise import (
@@ -73,6 +74,7 @@ _PUBLISHED: Mapping[str, Callable[[ShiftTable], pd.DataFrame]] = {
 }
 
 
+@typed
 def shift_statistics(
     shifts: ShiftTable,
     *,

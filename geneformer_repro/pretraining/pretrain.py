@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 import geneformer_repro.processes as processes
+from geneformer_repro.arguments import typed
 from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
@@ -100,6 +101,7 @@ class PretrainConfig(TrainConfig):
         require(0 < self.held_out < 1, self, "held_out", "between 0 and 1")
 
 
+@typed
 def pretrain(
     cells: TokenizedDataset,
     config: PretrainConfig | None = None,

@@ -179,6 +179,8 @@ def as_csr(values: Any) -> csr_matrix:
     """Return an array as CSR: dense or sparse, lazy (dask), also of kinds of numbers that SciPy does not know."""
     if hasattr(values, "compute"):
         values = values.compute()
+    if np.ma.is_masked(values):
+        raise DataFormatError("holds masked values, and of what is missing there is no rank; fill them first")
     if not (issparse(values) or isinstance(values, np.ndarray)):
         values = np.asarray(values)
     return csr_matrix(values if _scipy_knows(values.dtype) else values.astype(np.float64))

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = (".h5ad", ".loom", ".h5")
 _KINDS_OF_SOURCES = ".h5ad, .loom, .h5, .zarr or matrix.mtx"
 _CELL_RANGER = re.compile(r".*(raw|filtered)_(feature_bc_matrix|gene_bc_matrices)(_mex|_h5)?(\.h5)?")
+_LONGEST_NAME = 255
 _SMALLEST_PART = 4 * BLOCK_CELLS
 _LOOKS_AT_PARENT = 0.5
 """Seconds between two looks of a worker at whether its parent still lives."""
@@ -98,6 +99,8 @@ def _sources_of(given: "AnnData | str | Path") -> list[Source]:
     if hasattr(given, "obs_names"):
         return [given]
     path = Path(given)
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise InputError(f"{str(path)[:80]}…: no such file; the name is longer than any can be.")
     if re.match(r"\w+://", str(given)):
         raise InputError(f"{given}: is not on this machine. Download it, and give its path.")
     if not path.exists() and not path.is_symlink() and has_magic(str(given)):

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.files import new_directory
 from geneformer_repro.tokenizer.folder import SOURCE, read_folder, write_folder
@@ -211,6 +212,7 @@ class TokenizedDataset:
         return str(self.spec["fingerprint"])
 
     @classmethod
+    @typed
     def open(
         cls, path: str | Path, vocabulary: Vocabulary | None = None, *, max_length: int | None = None
     ) -> "TokenizedDataset":
@@ -280,6 +282,7 @@ class TokenizedDataset:
             self, table=table, spec=self.spec | {"fingerprint": digest, "max_length": max_length, "n_cropped": n_cut}
         )
 
+    @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the cells into the new folder `path`, from which `open` gives them back.
 

@@ -38,7 +38,7 @@ _ASSEMBLY = (
 )
 _GENOME = re.compile(rf"(?P<genome>(?:{_ASSEMBLY})(?:[.-]p\d+)?(?:-20\d\d-[A-Z])?)_+(?P<gene>.+)", re.IGNORECASE)
 _LABEL = re.compile(r"(?:gene|gene_id|gene_name|symbol|ensembl|rna|hgnc)(?::|[-_](?!\d))(?P<gene>.+)", re.IGNORECASE)
-_ENTREZ_TAIL = re.compile(r"(?P<gene>[^|?]+)\|\d+\Z")
+_ENTREZ_TAIL = re.compile(r"(?P<gene>[^|? ]+)(?:\|\d+| \(\d+\))\Z")
 
 
 def is_ensembl_gene(text: str) -> bool:
@@ -64,7 +64,7 @@ def genome_in(text: str) -> str:
 
 
 def symbol_in(text: str) -> str:
-    """Return a name without what programs put around it: genome, ``gene:``, ``rna_``, an Entrez id after a bar."""
+    """Return a name without what programs put around it: genome, ``gene:``, ``rna_``, an Entrez id behind it."""
     for pattern in (_GENOME, _LABEL, _ENTREZ_TAIL):
         found = pattern.match(text)
         text = found["gene"] if found else text

@@ -341,9 +341,26 @@ def require_known(
         if genes.n_known
         else f"none of its {asked.sum()} genes is known to the vocabulary"
     )
+    if 2 * genes.n_known > asked.sum():
+        raise DataFormatError(f"{source.name}: {found}. {_largest_unknown(genes, counts)}")
     raise DataFormatError(
         f"{source.name}: {found} (ids from {source.ids_from!r}: {example!r} … against {ours!r} …). "
         f"{_likely_cause(source, vocabulary)}"
+    )
+
+
+def _largest_unknown(genes: GeneMap, counts: np.ndarray) -> str:
+    """Say which rows hold the counts of a source most of whose genes are known."""
+    unknown = np.where((genes.position < 0) & ~genes.is_left_out, counts, 0.0)
+    total = max(float(counts[~genes.is_left_out].sum()), 1.0)
+    named = [
+        f"{genes.table['gene'].iloc[i] or genes.table['name'].iloc[i]!r} ({100 * unknown[i] / total:.0f} %)"
+        for i in np.argsort(-unknown)[:3]
+        if unknown[i] > 0
+    ]
+    return (
+        f"Most genes are known, but not those that hold most counts: {', '.join(named)}. If they are no genes, say so "
+        "in a column feature_types of var, or take them out; or lower min_known_share (--min-known-share)."
     )
 
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 
 import geneformer_repro.unfinished as unfinished
+from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import new_file, read_json, write_json, write_table
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of, read_report, write_report
@@ -67,6 +68,7 @@ _KINDS = ("bool", "int64", "float64", "string")
 """Types of carried columns; of two sources' types the later one holds both."""
 
 
+@typed
 def tokenize(
     sources: "AnnData | str | Path | Sequence[AnnData | str | Path]",
     vocabulary: Vocabulary,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
 from geneformer_repro.files import misfit, new_directory, read_json, read_table, write_json, write_table
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
@@ -299,6 +300,7 @@ class Vocabulary:
         return None
 
     @classmethod
+    @typed
     def from_tokens(
         cls,
         tokens: Mapping[str, int],
@@ -355,6 +357,7 @@ class Vocabulary:
         )
 
     @classmethod
+    @typed
     def fit(
         cls,
         sources: "AnnData | str | Path | Sequence[AnnData | str | Path]",
@@ -428,6 +431,7 @@ class Vocabulary:
         tokens = {token: i for i, token in enumerate((*special, *sorted(medians)))}
         return cls.from_tokens(tokens, medians, names, max_length=length if max_length is None else max_length)
 
+    @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the vocabulary's files into the new folder `path`."""
         with new_directory(path, marker="vocabulary.json", overwrite=overwrite) as folder:
@@ -453,6 +457,7 @@ class Vocabulary:
         write_json(folder / "vocabulary.json", header)
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> "Vocabulary":
         """Open a folder written by `save`, or one with the published dictionaries.
 
@@ -522,6 +527,7 @@ class Vocabulary:
             raise InputError(f"{folder}: its dictionaries do not make a vocabulary. {error}") from error
 
     @classmethod
+    @typed
     def from_pretrained(
         cls, path_or_hub_id: str | Path, *, series: Series = "V2", revision: str | None = None
     ) -> "Vocabulary":

@@ -107,6 +107,7 @@ def test_a_version_stays_with_its_id():
         ("gene:CD3D", "CD3D"),
         ("rna_CD3D", "CD3D"),
         ("TP53|7157", "TP53"),
+        ("TP53 (7157)", "TP53"),
         ("?|100130426", "?|100130426"),
         ("Y_RNA", "Y_RNA"),
         ("RNA18S5", "RNA18S5"),

@@ -462,6 +462,16 @@ def test_the_message_gives_the_share_that_is_known_and_the_one_asked_for():
     assert "1 of 4 genes, with 25.0 % of the counts, are known to the vocabulary; at least 60 % is asked for" in found
 
 
+def test_where_most_genes_are_known_the_rows_that_hold_the_counts_are_named():
+    """Antibodies whose names say nothing, in a file that does not say what they are."""
+    source = source_of([TBX5, ACTB, KMT2A, "Hu.CD3"])
+    genes = reconcile(source, vocabulary_of())
+    with pytest.raises(
+        DataFormatError, match=r"not those that hold most counts: 'Hu\.CD3' \(97 %\)\. If they are no genes"
+    ):
+        require_known(source, genes, np.array([1.0, 1, 1, 97]), vocabulary_of(), min_share=0.5)
+
+
 def test_blank_ids_alone_are_refused_without_stumbling():
     assert "none of its 2 genes" in refusal(["", ""])
 
