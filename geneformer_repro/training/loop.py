@@ -314,6 +314,8 @@ class _Trainer(Trainer):
         """The signal that asked to stop."""
         self._saving = False
         self._micro_step = 0
+        self._owed = 0.0
+        """Loss of the steps since the last log entry that were done before the run was cut off."""
 
     # Batches and steps
 
@@ -375,6 +377,7 @@ class _Trainer(Trainer):
         if not torch.isfinite(loss):
             raise InputError(f"{self._diverged(f'The loss became {loss.item()}')} {self._keep(inputs)}")
         self._micro_step += 1
+        loss, self._owed = loss + self._owed, 0.0  # transformers 4 lets nobody else at the sum that is logged
         return loss
 
     def _too_large(self) -> str:
@@ -477,17 +480,17 @@ class _Trainer(Trainer):
     def restore_loss(self) -> None:
         """Go on with the losses as they were when the checkpoint was saved."""
         path = self.work / f"checkpoint-{self.state.global_step}" / "loss.json"
-        if self.state.global_step and path.exists() and hasattr(self, "_tr_loss"):
+        if self.state.global_step and path.exists():
             kept = read_json(path)
             sums = kept["sums"]
             as_many = len(sums) == self.args.world_size
-            self._tr_loss += sums[self.args.process_index] if as_many else sum(sums) / len(sums)
+            self._owed = sums[self.args.process_index] if as_many else sum(sums) / len(sums)
             self._globalstep_last_logged, self._total_loss_scalar = kept["since_step"], kept["logged"]
 
     def log(self, logs: dict[str, float], *given: Any, **options: Any) -> None:
         if "train_loss" in logs:
             logs = {name: value for name, value in logs.items() if name not in _NOT_LOGGED}
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            logs["train_loss"] = (self._total_loss_scalar + self._owed) / max(self.state.global_step, 1)
         super().log(logs, *given, **options)
 
     @contextmanager
