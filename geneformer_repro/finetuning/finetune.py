@@ -90,7 +90,6 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
         require(not isinstance(self.regression, str), self, "regression", "a tuple of targets")
         NetworkConfig.__post_init__(self)
         SplitConfig.__post_init__(self)
-        SearchConfig.__post_init__(self)
         require(len(self.targets) > 0, self, "target", "at least one obs column")
         if SMOOTHING in self.trainer and set(self.targets) <= set(self.regression):
             raise ConfigError(f"trainer.{SMOOTHING} has no effect on numbers, and no target has classes. Leave it out.")
@@ -106,6 +105,7 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
                         f"{type(self).__name__}.{field} names {name!r}, which is no target. "
                         f"{did_you_mean(name, self.targets)}"
                     )
+        SearchConfig.__post_init__(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,8 +272,9 @@ class _Run:
         )
         if by_file and config.max_cells_per_class is not None:
             task, splits = _at_most_of_a_class(task, splits, config.max_cells_per_class, rng)
-        for name, labels in task.class_labels.items() if len(task.targets) > 1 else ():
-            warn_of_lacking_classes(splits, labels, target=name)
+        for name, labels in task.class_labels.items():
+            if not np.array_equal(labels, task.strata):  # of which the splits warn themselves
+                warn_of_lacking_classes(splits, labels, target=name)
         groups = as_labels(task.obs[config.group]).to_numpy() if config.group else None
         run = cls(checkpoint, task, splits, groups, config)
         run._require_labels()

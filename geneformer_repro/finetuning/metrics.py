@@ -195,7 +195,8 @@ def evaluate_classes(
 
     What is not defined is NaN: recall, F1, AUROC and AUPRC of a class without test cells, precision of one that is
     never predicted. An interval leaves out resamples in which that happens. Where all test cells are of one class, all
-    scores are NaN, and of the classes all but the recall of this one: a method that calls everything so is right.
+    scores are NaN, also by confidence, and of the classes all but the recall of this one: a method that calls
+    everything so is right.
 
     Raises
     ------
@@ -209,6 +210,7 @@ def evaluate_classes(
         of_class = [f"class_{name}" for name in OF_A_CLASS if name != "recall"]
         found |= {name: Interval(*(np.full_like(part, np.nan) for part in found[name])) for name in of_class}
         found |= {name: Interval(*np.full((3, 1), np.nan)) for name in CLASS_SCORES}
+        found["bin_accuracy"] = Interval(*(np.full_like(part, np.nan) for part in found["bin_accuracy"]))
     return ClassEvaluation(
         _with_intervals(found, CLASS_SCORES),
         _per_class(statistics, found, classes),

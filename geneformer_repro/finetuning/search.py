@@ -60,6 +60,17 @@ class SearchConfig:
             raise ConfigError(f"{type(self).__name__}.space is given, but trials is 0; say how many to try.")
         for name, values in self.space.items():
             _require_searchable(type(self), name, values)
+            self._require_each_to_be_one(name, values)
+
+    def _require_each_to_be_one(self, name: str, values: Any) -> None:
+        """Refuse what is no value of a setting before the trial that would draw it."""
+        if name not in {one.name for one in dataclasses.fields(self)}:
+            return
+        for value in [values["high"]] if isinstance(values, Mapping) else values:
+            try:
+                dataclasses.replace(self, trials=0, space={}, **{name: value})
+            except ConfigError as error:
+                raise ConfigError(f"{type(self).__name__}.space: {name} cannot be {value!r}: {error}") from error
 
 
 def _require_searchable(config_type: type, name: str, values: Any) -> None:
@@ -73,7 +84,7 @@ def _require_searchable(config_type: type, name: str, values: Any) -> None:
         if (
             not (isinstance(low, (int, float)) and isinstance(high, (int, float)))
             or not set(values) <= {"low", "high", "log"}
-            or not low < high
+            or not (math.isfinite(low) and math.isfinite(high) and low < high)
             or (values.get("log") and low <= 0)
         ):
             raise ConfigError(

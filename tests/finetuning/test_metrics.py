@@ -205,6 +205,7 @@ def test_where_all_test_cells_are_of_one_class_there_are_no_scores_but_an_epoch_
     assert np.isnan(list(found.scores.values())).all()
     assert np.isnan(list(scores(true, probabilities).values())).all()
     assert found.per_class.loc["c0", "recall"] == 0.8
+    assert found.reliability[["accuracy", "accuracy_low", "accuracy_high"]].isna().all(axis=None)
     assert np.isnan(found.per_class.loc["c0", ["precision", "f1", "auroc", "f1_low", "precision_high"]]).all()
     assert validation_scores(true, probabilities) == pytest.approx({"accuracy": 0.8, "macro_f1": 8 / 9})
 
