@@ -160,7 +160,9 @@ def _opened(path: Path, mode: Literal["w", "r+"]) -> Iterator[Any]:
 def _make_room(path: Path, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensions: int) -> None:
     """Write an AnnData whose vectors are still to come."""
     var = pd.DataFrame(index=[str(i) for i in range(n_dimensions)])
-    adata = ad.AnnData(obs=obs, var=var, uns=dict(uns))
+    nothing = [name for name in obs if obs[name].dtype == object and obs[name].isna().all()]
+    typed = obs.astype(dict.fromkeys(nothing, "category"))  # AnnData takes objects without any for no text
+    adata = ad.AnnData(obs=typed, var=var, uns=dict(uns))
     adata.strings_to_categoricals()
     with _opened(path, "w") as root, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*autosharding")  # anndata 0.12 on a default of the next
@@ -169,7 +171,7 @@ def _make_room(path: Path, obs: pd.DataFrame, uns: Mapping[str, Any], n_dimensio
         except Exception as error:
             reason = " ".join([str(error), *getattr(error, "__notes__", [])])
             raise InputError(
-                f"{path}: AnnData cannot write an obs column of the cells ({reason}). Tokenise without it."
+                f"{path}: AnnData cannot write an obs column of the cells ({reason}). Leave it out, or rename it."
             ) from error
         if "raw" in root:
             del root["raw"]  # an empty dataset, over which anndata 0.12 stumbles when it reads a backed file to memory

@@ -95,12 +95,14 @@ def test_opening_does_not_read_the_vectors(suffix, tmp_path):
 
 
 @SUFFIXES
-def test_missing_truth_values_stay_missing(suffix, few_cells, checkpoint, tmp_path):
-    few_cells.table.add_column("ok", [True, None, False]).save_to_disk(tmp_path / "theirs")
+def test_missing_values_stay_missing(suffix, few_cells, checkpoint, tmp_path):
+    with_gaps = few_cells.table.add_column("ok", [True, None, False]).add_column("nothing", [None] * 3)
+    with_gaps.save_to_disk(tmp_path / "theirs")
     cells = gf.TokenizedDataset.open(tmp_path / "theirs", few_cells.vocabulary)
     gf.embed(checkpoint, cells, out=tmp_path / f"x{suffix}")
     read = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}[suffix]
     assert read(tmp_path / f"x{suffix}").obs["ok"].tolist() == [True, pd.NA, False]
+    assert read(tmp_path / f"x{suffix}").obs["nothing"].isna().all()
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def few_cells(cells):
 
 def test_an_obs_column_that_cannot_be_written_is_known_before_the_work(tmp_path):
     obs = pd.DataFrame({"when": [[1, 2]] * ROWS}, index=[f"cell{i}" for i in range(ROWS)])
-    with pytest.raises(gf.InputError, match=r"cannot write an obs column .*'when'.*Tokenise without it"):
+    with pytest.raises(gf.InputError, match=r"cannot write an obs column .*'when'.*Leave it out, or rename it"):
         storing(tmp_path / "x.h5ad", n_parts=1, obs=obs).__enter__()
     assert list(tmp_path.iterdir()) == []
 

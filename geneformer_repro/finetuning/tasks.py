@@ -199,6 +199,8 @@ def _classes(name: str, column: pd.Series, min_cells: int) -> tuple[Target, np.n
 
 
 def _numbers(name: str, column: pd.Series) -> tuple[Target, np.ndarray]:
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        column = as_labels(column)  # by whose rule text stands for a missing number too
     try:
         numbers = pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan)
     except (ValueError, TypeError) as error:

@@ -163,12 +163,13 @@ class TokenizedDataset:
                     f"{found['genes']:,} {name} ({found['share_of_counts']:.1%})"
                     for name, found in spec["genes"].items()
                 )
-                + "; genes.tsv names them"
+                + ("" if "saved" in spec else "; genes.tsv names them")
             )
         if no_genes := spec.get("no_genes"):
             lines.append("No genes: " + ", ".join(f"{n:,} {kind}" for kind, n in no_genes.items()) + " (genes.tsv)")
         left_out = {why: n for why, n in spec.get("left_out", {}).items() if n}
-        lines += [f"{n:,} cells left out: {why} (left_out.tsv)" for why, n in left_out.items()]
+        where = "" if "saved" in spec else " (left_out.tsv)"
+        lines += [f"{n:,} cells left out: {why}{where}" for why, n in left_out.items()]
         lines.append(f"obs columns: {', '.join(self.obs_columns) or 'none'}")
         lines.append(repr(self.vocabulary))
         shown = spec["sources"][:_SHOWN_SOURCES]

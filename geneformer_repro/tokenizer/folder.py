@@ -49,6 +49,7 @@ _SPEC: dict[str, Any] = {
     "genes?": {str: {"genes": int, "share_of_counts": float}},
     "share_of_counts_known?": float,
     "options?": {},
+    "saved?": bool,
 }
 
 
@@ -100,7 +101,7 @@ def write_folder(folder: Path, table: datasets.Dataset, vocabulary: Vocabulary, 
             writer.write_table(block.replace_schema_metadata(None).cast(schema).combine_chunks())
     vocabulary.write_into(folder)
     special = {"special_tokens": dict(vocabulary.special_tokens)}
-    write_json(folder / "spec.json", spec | special | {"format": FORMAT, "obs": list(obs)})
+    write_json(folder / "spec.json", spec | special | {"format": FORMAT, "obs": list(obs), "saved": True})
     write_state(folder, schema, [arrow.name], spec["fingerprint"])
 
 

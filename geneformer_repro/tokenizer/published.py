@@ -154,6 +154,8 @@ def _with_tokens(
     n_cut = 0
     if max_length is not None:
         n_cut = int((lengths > max_length).sum())
+        if n_cut:
+            logger.info("%s: %d of %d cells are cut to %d tokens.", path, n_cut, len(table), max_length)
         tokens = cut(tokens, max_length, keep_last=vocabulary.has_cls)
         lengths = np.minimum(lengths, max_length)
     elif longest > vocabulary.max_length:
@@ -223,13 +225,13 @@ def _with_plain_columns(path: Path, table: datasets.Dataset) -> datasets.Dataset
                 left_out.append(name)
         elif isinstance(feature, datasets.ClassLabel):
             table = with_column(table, name, _named(path, name, column, feature.names))
-        elif pa.types.is_nested(column.type) or not (plain := _plain(column)):
+        elif not name.strip() or pa.types.is_nested(column.type) or not (plain := _plain(column)):
             left_out.append(name)
         elif plain is not column:
             table = with_column(table, name, plain)
     if left_out:
         logger.warning(
-            "%s: the columns %s hold lists, structures or bytes, not a value for each cell; left out.",
+            "%s: the columns %s hold lists, structures or bytes, not a value for each cell, or have no name; left out.",
             path, ", ".join(map(repr, left_out)),
         )  # fmt: skip
     return table.remove_columns(left_out)

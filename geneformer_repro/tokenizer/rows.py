@@ -230,17 +230,18 @@ def unpadded(column: pa.ChunkedArray, pad: int) -> pa.ChunkedArray:
 def cut(column: pa.ChunkedArray, max_length: int, *, keep_last: bool) -> pa.ChunkedArray:
     """Return rows of at most so many tokens; with `keep_last` their last one, ``<eos>``, stays."""
     chunks: list[pa.Array] = []
+    changed = False
     for start, tokens in _blocks(column):
         if not len(tokens.lengths) or tokens.lengths.max() <= max_length:
             chunks += column.slice(start, CELLS_AT_ONCE).chunks
             continue
-        lengths = np.minimum(tokens.lengths, max_length)
+        changed, lengths = True, np.minimum(tokens.lengths, max_length)
         values = tokens.values.copy()
         if keep_last:
             long = np.flatnonzero(tokens.lengths > max_length)
             values[tokens.offsets[long] + max_length - 1] = tokens.values[tokens.offsets[long + 1] - 1]
         chunks.append(_taken(values, tokens.offsets[:-1], lengths, column.type))
-    return pa.chunked_array(chunks, column.type)
+    return pa.chunked_array(chunks, column.type) if changed else column
 
 
 def _taken(values: np.ndarray, first: np.ndarray, lengths: np.ndarray, kind: pa.DataType) -> pa.Array:

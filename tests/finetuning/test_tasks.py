@@ -1,5 +1,6 @@
 """From obs columns to labels: what counts as a class, a number, or nothing."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -129,6 +130,12 @@ def test_numbers_are_those_of_the_column_also_as_text(few, target):
     task = labelled(few, target, regression=(target,))
     assert task.targets == (Target(target),)
     np.testing.assert_array_equal(task.labels[:, 0], few.obs[target].astype(float))
+
+
+def test_text_that_stands_for_a_missing_number_is_none(few):
+    written = few.table.remove_columns(["written"]).add_column("written", ["NA", "nan", "", " 2.5 ", "-1"] * 24)
+    task = labelled(dataclasses.replace(few, table=written), "written", regression=("written",))
+    assert task.labels[:, 0].tolist() == [2.5, -1.0] * 24
 
 
 def test_cells_without_a_number_are_left_out(few):

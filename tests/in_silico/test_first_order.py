@@ -44,7 +44,7 @@ def classifier(model):
     def make(pooling="mean"):
         torch.manual_seed(1)
         headed = CellClassifier(model.model.config, Head((CELL_TYPE, AGE), pooling)).eval()
-        headed.bert.load_state_dict(model.model.bert.state_dict())
+        headed.bert.load_state_dict(model.model.bert.state_dict(), strict=pooling != "pooler")
         return dataclasses.replace(model, model=headed)
 
     return make
@@ -91,7 +91,8 @@ class Slow:
 
     def __init__(self, checkpoint, score, n_blocks=3):
         self.bert = BertModel(checkpoint.model.config, add_pooling_layer=False).double().eval()
-        self.bert.load_state_dict(checkpoint.model.bert.state_dict())
+        weights = checkpoint.model.bert.state_dict()
+        self.bert.load_state_dict({name: one for name, one in weights.items() if not name.startswith("pooler.")})
         self.special = torch.tensor(list(checkpoint.vocabulary.special_tokens.values()))
         self.score, self.n_blocks = score, n_blocks
 
@@ -116,6 +117,9 @@ class Slow:
     def pool(self, hidden, weight, pooling):
         if pooling == "cls":
             return hidden[0]
+        if pooling == "pooler":
+            dense = self.score.model.bert.pooler.dense
+            return (hidden[0] @ dense.weight.double().T + dense.bias.double()).tanh()
         if pooling == "attention":
             weight = weight * (hidden @ self.score.model.attention_pool.weight[0].double()).exp()
         return weight @ hidden / weight.sum()
@@ -154,6 +158,7 @@ every_score = pytest.mark.parametrize(
         ("near", "mean"),
         ("near", "cls"),
         *[(kind, pooling) for kind in ("class", "number") for pooling in ("mean", "cls", "attention")],
+        ("class", "pooler"),
     ],
 )
 
