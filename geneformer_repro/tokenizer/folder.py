@@ -30,16 +30,17 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 FORMAT = "geneformer_repro/tokenized/2"
 SOURCE = "source"
-_SOURCE = {
-    "name": str, "n_cells?": int, "n_cells_kept?": int, "n_genes?": int, "n_genes_known?": int,
-    "share_of_counts_known?": float, "layer?": str, "gene_ids?": str,
+_READ = {
+    "n_cells": int, "n_cells_kept": int, "n_genes": int, "n_genes_known": int, "share_of_counts_known": float,
+    "layer": str, "gene_ids": str,
 }  # fmt: skip
+"""What is known of a source that was read here."""
 _SPEC: dict[str, Any] = {
     "fingerprint": str,
     "vocabulary": str,
     "n_cells": int,
     "cell_names_unique": bool,
-    "sources": [_SOURCE],
+    "sources": [{"name": str}],
     "failed": [{"name": str, "error": str}],
     "obs?": [str],
     "max_length?": int,
@@ -121,7 +122,7 @@ def read_folder(path: Path, vocabulary: Vocabulary | None) -> tuple[datasets.Dat
     if spec.get("format") != FORMAT:
         raise InputError(f"{path}/spec.json: expected format {FORMAT!r}, found {spec.get('format')!r}. Tokenise again.")
     own = Vocabulary.load(path)
-    if wrong := misfit(spec, _SPEC):
+    if wrong := _wrong_with(spec):
         raise InputError(f"{path}/spec.json: is incomplete or damaged ({wrong}). Tokenise again.")
     if not own.has_fingerprint(spec["vocabulary"]):
         raise DataFormatError(
@@ -145,6 +146,17 @@ def read_folder(path: Path, vocabulary: Vocabulary | None) -> tuple[datasets.Dat
     _require_columns(path, table, spec)
     _require_rows(path, table, own)
     return table, own, spec
+
+
+def _wrong_with(spec: dict[str, Any]) -> str | None:
+    """Say what of a spec is missing or of another form; None if nothing is."""
+    if wrong := misfit(spec, _SPEC):
+        return wrong
+    for told, needs in (("genes", "share_of_counts_known"), ("n_cropped", "max_length")):
+        if told in spec and needs not in spec:
+            return f"{needs!r} is missing"
+    read_here = [source for source in spec["sources"] if "n_cells" in source]
+    return next((wrong for source in read_here if (wrong := misfit(source, _READ, source["name"]))), None)
 
 
 def _require_columns(path: Path, table: datasets.Dataset, spec: dict[str, Any]) -> None:

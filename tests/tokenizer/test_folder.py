@@ -207,6 +207,12 @@ def edit_spec(folder, **changes):
         pytest.param(lambda d: edit_spec(d, sources=[{}]), r"'name' is missing in sources\[0\]", id="source"),
         pytest.param(lambda d: edit_spec(d, failed=["x"]), r"failed\[0\] should be an object", id="failed"),
         pytest.param(lambda d: edit_spec(d, genes={"kept": 3}), "genes.kept should be an object", id="genes"),
+        pytest.param(
+            lambda d: edit_spec(d, sources=[{"name": "a", "n_cells": 3}]),
+            "'n_cells_kept' is missing in a",
+            id="half a source",
+        ),
+        pytest.param(lambda d: edit_spec(d, max_length="long"), "max_length should be a whole number", id="length"),
         pytest.param(lambda d: edit_spec(d, obs="cell_type"), "obs should be a list", id="obs"),
         pytest.param(lambda d: edit_spec(d, cell_names_unique=False), "columns 'source'", id="no source"),
     ],
