@@ -140,7 +140,17 @@ class TokenizedDataset:
 
     def labels(self, name: str) -> pd.Series:
         """Return an ``obs`` column as names of classes, by `as_labels`; as `require_obs` where there is none."""
-        return as_labels(self.require_obs(name))
+        labels, said = _labels_of(self.require_obs(name))
+        if name not in self._spoken_of:
+            self._spoken_of.add(name)
+            for line in said:
+                logger.info(line)
+        return labels
+
+    @cached_property
+    def _spoken_of(self) -> set[str]:
+        """Columns of whose labels the log has said what is missing: once is enough."""
+        return set()
 
     def summary(self) -> str:
         """Say what the dataset is, in lines of text: cells, lengths, genes, sources, what was left out."""
@@ -315,29 +325,35 @@ def as_labels(column: pd.Series) -> pd.Series:
     ("None" and "null" do not: treatments and alleles are called so). What is taken otherwise than it stands there is
     counted in the log.
     """
+    labels, said = _labels_of(column)
+    for line in said:
+        logger.info(line)
+    return labels
+
+
+def _labels_of(column: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Return the labels of `as_labels`, and what it says."""
     codes, values = pd.factorize(column)
     of_their_precision = values.to_numpy() if pd.api.types.is_float_dtype(values.dtype) else values
     names = np.array([*map(label_of, of_their_precision), None], dtype=object)
-    is_text = np.array([isinstance(value, str) for value in of_their_precision], dtype=bool)
-    _say_blanks(column, codes, np.asarray(of_their_precision, dtype=object), names[:-1], is_text)
-    gone = np.flatnonzero([text and name in _MISSING for text, name in zip(is_text, names, strict=False)])
-    if len(gone):
-        n_gone = int(np.isin(codes, gone).sum())
-        said = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
-        logger.info("%s: %d of %d cells say %s; taken as missing.", column.name, n_gone, len(column), said)
-        names[gone] = None
-    return pd.Series(names[codes], index=column.index, name=column.name, dtype=object)
+    texts = [(i, value) for i, value in enumerate(of_their_precision) if isinstance(value, str)]
+    gone = [i for i, _ in texts if names[i] in _MISSING]
+    bare = [i for i, value in texts if value != names[i] and names[i] not in _MISSING]
+    said = []
+    if gone:
+        found = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
+        said.append(f"{column.name}: {_n_of(codes, gone)} of {len(column)} cells say {found}; taken as missing.")
+    if bare:
+        said.append(
+            f"{column.name}: {_n_of(codes, bare)} of {len(column)} cells have blanks around their value (first: "
+            f"{str(of_their_precision[bare[0]])!r}); taken without."
+        )
+    names[gone] = None
+    return pd.Series(names[codes], index=column.index, name=column.name, dtype=object), said
 
 
-def _say_blanks(
-    column: pd.Series, codes: np.ndarray, values: np.ndarray, names: np.ndarray, is_text: np.ndarray
-) -> None:
-    changed = np.flatnonzero(is_text & (values != names) & (names != ""))
-    if len(changed):
-        logger.info(
-            "%s: %d of %d cells have blanks around their value (first: %r); taken without.",
-            column.name, int(np.isin(codes, changed).sum()), len(column), values[changed[0]],
-        )  # fmt: skip
+def _n_of(codes: np.ndarray, some: list[int]) -> int:
+    return int(np.isin(codes, some).sum())
 
 
 def label_of(value: Any) -> str:

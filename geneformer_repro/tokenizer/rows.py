@@ -141,7 +141,8 @@ def _refuse(path: Path, found: _Found, vocabulary: Vocabulary) -> None:
     if found.bare >= 0:
         raise DataFormatError(
             f"{path}: row {found.bare} does not begin with {CLS} and end with {EOS}, as cells of this "
-            "vocabulary do. They were tokenised without special tokens; give a vocabulary without these two."
+            "vocabulary do. If they were tokenised without special tokens, give a vocabulary without these two "
+            "(Vocabulary.from_tokens); if they were cut afterwards, tokenise them anew."
         )
     if found.twice >= 0:
         raise DataFormatError(

@@ -328,7 +328,14 @@ class Vocabulary:
         Raises
         ------
         InputError
-            A gene has no median, or the result is not a valid vocabulary.
+            A gene has no median, a token is no whole number, or the result is not a valid vocabulary.
+
+        Examples
+        --------
+        >>> tokens = {"<pad>": 0, "<mask>": 1, "ENSG00000111245": 2, "ENSG00000159251": 3}
+        >>> vocabulary = Vocabulary.from_tokens(tokens, names={"ENSG00000111245": "MYL2"})
+        >>> vocabulary.tokens_of(["MYL2", "ENSG00000159251"]).tolist()
+        [2, 3]
         """
         numbers = {_said(key): _token(key, token) for key, token in tokens.items()}
         special = {key: token for key, token in numbers.items() if key.startswith("<")}
