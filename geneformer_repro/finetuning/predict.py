@@ -64,7 +64,7 @@ def predict(
     Parameters
     ----------
     checkpoint
-        A classifier made by `finetune` or `finetune_genes`.
+        A classifier made by `finetune` or `finetune_genes`, or one that the published package made.
     data
         Raw counts (AnnData, or a file or folder that `tokenize` reads), or tokenised cells. What became of the genes is
         said in the log, also how many of the genes that the model knows are missing.
