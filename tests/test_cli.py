@@ -952,7 +952,7 @@ BAD = {
     ),
     "finetune, genes and no table": (
         "finetune base cells.tok --genes nowhere.tsv",
-        "nowhere.tsv: cannot be read as a table of gene classes",
+        "nowhere.tsv: cannot be read",
     ),
     "finetune, genes and no such task": (
         "finetune base cells.tok --genes genes.tsv --task range",

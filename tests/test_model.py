@@ -907,7 +907,7 @@ class TestPooling:
     def test_attention_is_a_pooling_of_heads_alone(self, vocabulary):
         with pytest.raises(gf.InputError, match="pooling must be one of 'mean', 'cls', found 'attention'"):
             require_poolable(vocabulary, "attention")
-        with pytest.raises(gf.InputError, match="one of 'mean', 'cls', 'attention', found 'max'"):
+        with pytest.raises(gf.InputError, match="one of 'mean', 'cls', 'attention', 'pooler', found 'max'"):
             require_poolable(vocabulary, "max", choices=HeadPooling)
 
     @pytest.mark.parametrize("pooling", POOLINGS)

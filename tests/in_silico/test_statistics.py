@@ -436,14 +436,15 @@ def test_vs_null_compares_two_screens(nothing, measured, rng):
             {"method": "t-test"}, "method must be one of 'matched', 'goal_state',.* found 't-test'", id="name"
         ),
         pytest.param({"method": "vs_null"}, "needs the same screen of control cells: give null=", id="no null"),
-        pytest.param({"null": 0}, "method='matched' takes no null", id="null"),
-        pytest.param({"method": "mixture", "cells": 0}, "method='mixture' takes no cells", id="cells"),
-        pytest.param({"counts": 0}, "counts= are the counts of the cells: give cells= too", id="counts"),
+        pytest.param({"null": "a screen"}, "method='matched' takes no null", id="null"),
+        pytest.param({"method": "mixture", "cells": "the cells"}, "method='mixture' takes no cells", id="cells"),
+        pytest.param({"counts": "counts.h5ad"}, "counts= are the counts of the cells: give cells= too", id="counts"),
     ],
 )
-def test_an_argument_that_does_not_fit_the_method_is_refused(nothing, arguments, message):
+def test_an_argument_that_does_not_fit_the_method_is_refused(nothing, cells, arguments, message):
+    given = {"a screen": nothing, "the cells": cells}
     with pytest.raises(InputError, match=message):
-        shift_statistics(nothing, **arguments)
+        shift_statistics(nothing, **{name: given.get(value, value) for name, value in arguments.items()})
 
 
 @pytest.mark.parametrize("n_genes", [0, 1, 10])

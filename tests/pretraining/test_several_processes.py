@@ -39,7 +39,7 @@ ENGINES = {
     "DeepSpeed ZeRO-3": (f"trainer.deepspeed={CONFIGS / 'zero3.json'}",),
 }
 ACCUMULATING = ("batch_size=2", "trainer.gradient_accumulation_steps=2")
-LONG = (*ACCUMULATING, "epochs=4")
+LONG = (*ACCUMULATING, "trainer.num_train_epochs=4")
 """So that it is not over before it is asked to stop."""
 PACKAGE = "geneformer_repro"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
