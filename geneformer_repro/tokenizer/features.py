@@ -32,6 +32,8 @@ _BY_NAME = {
     "guide": r".+[-_](sg|g)rna[-_]?\d*|non[-_ ]?targeting([-_ ].*)?",
 }
 _NAMED = {why: re.compile(rf"({pattern})\Z", re.IGNORECASE) for why, pattern in _BY_NAME.items()}
+_SAYS_NOTHING = re.compile(r"(?!cmo|hashtag|sirv|phix|nontarg|ambiguous)[a-z0-9]+([.-]\d{1,4})?\Z", re.IGNORECASE)
+"""What most symbols are like, and nothing of the above: one look in place of five."""
 _ASSEMBLY = (
     r"GRC[hmzg]\d+[a-z]?|hg\d\d|mm\d+|m?[rR](?:n\d|atBN\d\S*?|nor_[\d.]+)|danRer\d+|dm\d|BDGP\d+|ce\d\d|sacCer\d|T2T-CHM13\S*?"
     r"|CHM13\S*?|Mmul_\d+|Sscrofa[\d.]+|human|mouse|rat"
@@ -53,13 +55,15 @@ def bare_id(gene: str) -> str:
 
 def ensembl_gene_in(text: str) -> str:
     """Return the only Ensembl gene id in a text such as ``ENSG00000141510.18|TP53``; "" if there is none or several."""
+    if "ENS" not in text.upper():
+        return ""
     found = {bare_id(one): one for one in reversed(_ENSEMBL_INSIDE.findall(text))}
     return next(iter(found.values())) if len(found) == 1 else ""
 
 
 def genome_in(text: str) -> str:
     """Return the genome that a name begins with, as of a reference of two species (``mm10_Cd4``); else ""."""
-    found = _GENOME.match(text)
+    found = _GENOME.match(text) if "_" in text else None
     return found["genome"] if found else ""
 
 
@@ -94,7 +98,8 @@ def kind_by_name(gene: str, name: str = "") -> str:
     """Return what id or name say that a row is instead of a gene: spike-in, peak …; "" if they say nothing of it."""
     if is_ensembl_gene(gene):
         return ""
-    return next((why for why, pattern in _NAMED.items() if pattern.match(gene) or pattern.match(name)), "")
+    texts = [text for text in (gene, name) if text and not _SAYS_NOTHING.match(text)]
+    return next((why for why, pattern in _NAMED.items() if any(map(pattern.match, texts))), "")
 
 
 def genomes_of(var: pd.DataFrame, ids: Sequence[str]) -> tuple[str, ...]:

@@ -373,8 +373,9 @@ def _gene_ids(name: str, var: pd.DataFrame, asked: str | None, *, is_gene: np.nd
     columns |= {str(column): texts(var[column]) for column in var.columns if not _is_number(var[column])}
     for is_id in (is_ensembl_gene, ensembl_gene_in):
         for column, ids in columns.items():
-            genes = [text for text, gene in zip(ids, is_gene, strict=True) if gene and not kind_by_name(text)]
-            if sum(map(bool, map(is_id, genes))) > len(genes) / 2:
+            genes = [text for text, gene in zip(ids, is_gene, strict=True) if gene]
+            n_ids = sum(map(bool, map(is_id, genes)))
+            if n_ids and 2 * n_ids > sum(not kind_by_name(text) for text in genes):
                 return column, ids
     return "index", columns["index"]
 
