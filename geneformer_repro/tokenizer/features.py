@@ -26,13 +26,18 @@ _NO_GENES = re.compile(
 _BY_NAME = {
     "spike-in": r"(gSpikein_)?ERCC[-_.]\d{5}|gSpikein_.+|SIRV\d+(_.+)?|phiX(174)?",
     "summary row": r"__[a-z_]+|N_(unmapped|multimapping|noFeature|ambiguous)|no_feature|ambiguous|too_low_aQual"
-    r"|not_aligned|alignment_not_unique",
+    r"|not_aligned|alignment_not_unique|Unassigned_\w+",
     "peak": r"chr\w{1,30}[:_-]\d+[-_]\d+|\w[\w.]{0,30}:\d+-\d+",
-    "antibody": r"(adt|hto|cite|prot)[-_:].+|.+[-_](totalseq-?[a-z]?|adt|hto)|hashtag[-_ ]?\d+.*|cmo\d{3}",
+    "antibody": r"(adt|hto|cite|prot)[-_:].+|anti[-_ ].+|.+([-_](totalseq-?[a-z]?|adt|hto)|\|pabo)"
+    r"|hashtag[-_ ]?\d+.*|cmo\d{3}",
+    "control": r"(neg(ative)?[-_ ]?(prb|probe|control)(probe|codeword)?|blank|(unassigned|deprecated)codeword"
+    r"|systemcontrol)[-_ ]?\d+.*",
     "guide": r".+[-_](sg|g)rna[-_]?\d*|non[-_ ]?targeting([-_ ].*)?",
 }
 _NAMED = {why: re.compile(rf"({pattern})\Z", re.IGNORECASE) for why, pattern in _BY_NAME.items()}
-_SAYS_NOTHING = re.compile(r"(?!cmo|hashtag|sirv|phix|nontarg|ambiguous)[a-z0-9]+([.-]\d{1,4})?\Z", re.IGNORECASE)
+_SAYS_NOTHING = re.compile(
+    r"(?!cmo|hashtag|sirv|phix|nontarg|ambiguous|neg|blank|unass|depr|system)[a-z0-9]+([.-]\d{1,4})?\Z", re.IGNORECASE
+)
 """What most symbols are like, and nothing of the above: one look in place of five."""
 _ASSEMBLY = (
     r"GRC[hmzg]\d+[a-z]?|hg\d\d|mm\d+|m?[rR](?:n\d|atBN\d\S*?|nor_[\d.]+)|danRer\d+|dm\d|BDGP\d+|ce\d\d|sacCer\d|T2T-CHM13\S*?"

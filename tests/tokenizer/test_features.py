@@ -48,6 +48,8 @@ def test_other_columns_say_nothing():
         (["__no_feature", "__alignment_not_unique", "N_multimapping", "no_feature"], "summary row"),
         (["chr1:10109-10357", "chrX-5000-6000", "chr2_1_900", "GL000194.1:101-200", "1:100-200"], "peak"),
         (["CD3_TotalSeqB", "CD3-TotalSeq-C", "adt_CD3", "HTO_A", "Hashtag1", "CD19_ADT", "CMO301"], "antibody"),
+        (["anti_human_CD4", "CD3E|CD3E|AHS0231|pAbO"], "antibody"),
+        (["NegPrb01", "NegControlProbe_00042", "BLANK_0001", "UnassignedCodeword_0001"], "control"),
         (["non-targeting_00001", "NonTargeting", "CD3D_sgRNA1", "CD3D-gRNA-2"], "guide"),
         (["ERCC1", "CD3D", "HLA-A", "RP11-34P13.7", "CMOS", "AMBRA1", f"{TP53}.18", ""], ""),
     ],
