@@ -9,10 +9,10 @@ demo: $(INSTALLED)  ## From raw counts to a report, on 700 cells: demo-output/re
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)  ## All tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)  ## Those that take no launch and no long training, to run while working
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(INSTALLED)  ## Style, formatting, types
 	$(BIN)/ruff check .
