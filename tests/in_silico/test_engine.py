@@ -19,6 +19,8 @@ from geneformer_repro.in_silico import engine
 from geneformer_repro.in_silico.perturbation import Plan
 from geneformer_repro.model import CellClassifier, Head, Target
 
+pytestmark = pytest.mark.slow
+
 OBS = ["here", "here", "there", "elsewhere"]
 GOAL = GoalState("state", "here", "there", ["elsewhere"])
 TYPES = Target("cell_type", ("B", "NK", "T"))

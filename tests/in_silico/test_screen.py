@@ -26,6 +26,8 @@ from geneformer_repro.in_silico import screen as module
 from geneformer_repro.in_silico.shift_table import COLUMNS
 from geneformer_repro.model import CellClassifier, GeneClassifier, Head, Target
 
+pytestmark = pytest.mark.slow
+
 GOAL = GoalState("cell_type", "CD56+ NK", "CD19+ B", ["CD34+"])
 OTHER = gf.Vocabulary.from_tokens({"<pad>": 0, "<mask>": 1, "ENSG00000000003": 2})
 
@@ -569,7 +571,6 @@ def said(caplog, *given, **options):
     return [record.message for record in caplog.records if record.levelno == logging.INFO]
 
 
-@pytest.mark.slow
 def test_before_the_start_is_said_what_is_to_be_done_and_how_long_it_takes(model, short, caplog):
     first, *_ = said(caplog, model, short, Deletion(), max_tokens=14)
     assert re.fullmatch(r"432 variants of 36 cells, about \d+ s here", first)
@@ -579,7 +580,6 @@ def test_what_a_probe_would_take_much_of_is_begun_at_once(model, short, caplog):
     assert said(caplog, model, short.select(range(3)), Deletion())[0] == "36 variants of 3 cells"
 
 
-@pytest.mark.slow
 def test_of_long_work_is_said_how_long_less_would_take(model, short, caplog, monkeypatch):
     monkeypatch.setattr(module._Screen, "_seconds", lambda *given: 100.0)
     messages = said(caplog, model, short, Deletion(), max_tokens=14)
@@ -807,7 +807,6 @@ def before_each_part(work):
     module._Screen._table = watched
 
 
-@pytest.mark.slow
 def test_a_screen_that_was_killed_goes_on_and_ends_with_the_same_bytes(on_one_thread, tmp_path, monkeypatch):
     out, whole = tmp_path / "shifts.parquet", tmp_path / "whole.parquet"
 
@@ -824,7 +823,6 @@ def test_a_screen_that_was_killed_goes_on_and_ends_with_the_same_bytes(on_one_th
     assert out.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.slow
 def test_two_processes_write_what_one_does(on_one_thread, tmp_path):
     """The second takes its time, so that the first has to wait for it."""
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"

@@ -18,6 +18,8 @@ from geneformer_repro.errors import ChangedDataError, DataFormatError, InputErro
 from geneformer_repro.tokenizer import containers, corpus, fitting, readers
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.slow
+
 
 def saved(adata, path, **options):
     adata.copy().write_h5ad(path, **options)
@@ -304,7 +306,6 @@ def sources(pbmc, tmp_path):
 exactly = pytest.mark.parametrize("exact", [False, True], ids=["sketch", "exact"])
 
 
-@pytest.mark.slow
 def test_two_workers_give_the_bits_of_one_process(sources, monkeypatch):
     """Of the sketch, which depends on the order of merging."""
     cut_in_parts_of(monkeypatch, 100)

@@ -24,7 +24,10 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 COUNTS = np.array([[1, 0, 2, 0], [0, 3, 0, 0], [4, 5, 6, 7]], dtype=np.float32)
 TEXT = h5py.string_dtype()
-pytestmark = pytest.mark.filterwarnings("ignore:Element '.*' was written without encoding metadata")  # old formats
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Element '.*' was written without encoding metadata"),
+]  # old formats
 
 
 def small(x=COUNTS, **options):

@@ -38,6 +38,8 @@ from geneformer_repro.tokenizer.quality import CellFilter
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.slow
+
 OBS = ["cell_type", "n_counts"]
 FILES = ["data-000000.arrow", "dataset_info.json", "genes.tsv", "left_out.tsv", "spec.json", "state.json"]
 
@@ -1364,7 +1366,6 @@ def test_what_is_damaged_of_unfinished_work_is_made_again(pbmc, vocabulary, tmp_
     assert "000000.entries is not what was written; it is made again" in caplog.text
 
 
-@pytest.mark.slow
 def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabulary, tmp_path, monkeypatch):
     cut_in_parts_of(monkeypatch, 100)
 
@@ -1603,17 +1604,14 @@ def test_the_corpus_has_several_parts_and_leaves_cells_out(corpus_on_disk):
     assert min(spec["left_out"]["counts_within_sd"], spec["left_out"]["min_genes"]) > 0
 
 
-@pytest.mark.slow
 def test_two_workers_give_the_bytes_of_one_process(corpus_on_disk, vocabulary, tmp_path):
     folder, options = corpus_on_disk
     tokenize(folder / "in", vocabulary, out=tmp_path / "two", workers=2, **options)
     assert digests(tmp_path / "two") == digests(folder / "one")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'geneformer-repro[ray]'")
-@pytest.mark.slow
 def test_a_local_ray_gives_the_bytes_of_one_process(corpus_on_disk, vocabulary, tmp_path):
     folder, options = corpus_on_disk
     tokenize(folder / "in", vocabulary, out=tmp_path / "ray", ray=True, workers=2, **options)
@@ -1772,7 +1770,6 @@ def test_two_workers_name_a_damaged_source_with_the_bytes_of_one_process(pbmc, v
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_disk, vocabulary, tmp_path, monkeypatch):
     folder, options = corpus_on_disk
     monkeypatch.setattr(corpus, "_do_elsewhere", _die_on_the_second_part)

@@ -142,6 +142,7 @@ def test_a_hub_id_downloads_the_dictionaries_of_the_series_only(hub_copy, monkey
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_hub_id_that_is_in_the_cache_needs_no_network(hub_copy, tmp_path):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "cache" / "models--ctheodoris--Geneformer"
