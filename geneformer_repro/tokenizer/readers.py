@@ -107,7 +107,7 @@ class CountSource:
     def deal_out(self, folder: Path) -> None:
         """Write a matrix stored by gene into the new folder `folder`, from where the blocks are then read."""
         assert isinstance(self._matrix, ByGene)
-        with self._named_errors("the matrix"):
+        with _named_errors(self.name, "the matrix"):
             self._matrix.deal_out(folder)
 
     def blocks(self, start: int = 0, stop: int | None = None, *, size: int | None = None) -> Iterator[Block]:
@@ -136,14 +136,14 @@ class CountSource:
             yield ahead.result()
 
     def _block(self, start: int, stop: int) -> Block:
-        with self._named_errors(f"cells {start} to {stop}"):
+        with _named_errors(self.name, f"cells {start} to {stop}"):
             counts = self._matrix.read(start, stop)
         self._check_counts(counts, start)
         return Block(start, counts)
 
     def cell_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Names of the cells from `start` to `stop`, as text."""
-        with self._named_errors("the names of the cells"):
+        with _named_errors(self.name, "the names of the cells"):
             return self._content.obs_index(start, self.n_cells if stop is None else stop)
 
     def obs(self, column: str, start: int = 0, stop: int | None = None) -> pd.Series:
@@ -156,7 +156,7 @@ class CountSource:
         """
         if column not in self.obs_columns:
             raise InputError(f"{self.name}: obs has no column {column!r}. {did_you_mean(column, self.obs_columns)}")
-        with self._named_errors(f"the obs column {column!r}"):
+        with _named_errors(self.name, f"the obs column {column!r}"):
             return self._content.obs(column, start, self.n_cells if stop is None else stop)
 
     def total_counts(self, block: Block) -> np.ndarray:
@@ -217,20 +217,6 @@ class CountSource:
 
     def _cell(self, i: int) -> str:
         return str(self.cell_names(i, i + 1)[0])
-
-    @contextmanager
-    def _named_errors(self, what: str) -> Iterator[None]:
-        """Turn what a library raises on a damaged file into an error that names the file."""
-        try:
-            yield
-        except DataFormatError as error:
-            raise DataFormatError(str(error) if self.name in str(error) else f"{self.name}: {error}") from error
-        except InputError:
-            raise
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise _unreadable(self.name, what, error) from error
 
     def _check_counts(self, counts: csr_matrix, start: int) -> None:
         first = first_not_a_count(counts.data)
@@ -295,7 +281,7 @@ def open_counts(
         The layer or column does not exist.
     """
     name = "AnnData" if isinstance(source, ad.AnnData) else str(source)
-    try:
+    with _named_errors(name, content_kind(source)):
         content = content_of(source)
         chosen = layer or "X"
         if chosen not in content.layers:
@@ -306,12 +292,6 @@ def open_counts(
             raise DataFormatError(
                 f"{name}: {chosen} has {matrix.shape[0]} rows, but {content.n_cells} cells are named."
             )
-    except DataFormatError as error:
-        raise DataFormatError(str(error) if name in str(error) else f"{name}: {error}") from error
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        raise _unreadable(name, content_kind(source), error) from error
     n_cells, n_features = matrix.shape
     if n_cells == 0:
         raise DataFormatError(f"{name}: holds no cells ({n_features} genes).")
@@ -382,6 +362,19 @@ def _gene_ids(name: str, var: pd.DataFrame, asked: str | None, *, is_gene: np.nd
 
 def _is_number(column: pd.Series) -> bool:
     return bool(pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column))
+
+
+@contextmanager
+def _named_errors(name: str, what: str) -> Iterator[None]:
+    """Turn what a library raises on a file that it cannot read into an error that names the file."""
+    try:
+        yield
+    except DataFormatError as error:
+        raise DataFormatError(str(error) if name in str(error) else f"{name}: {error}") from error
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(name, what, error) from error
 
 
 def _unreadable(name: str, what: str, error: Exception) -> InputError:
