@@ -24,7 +24,8 @@ from transformers import BertConfig
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
-from geneformer_repro.model import CellClassifier, GeneClassifier, Head, MaskedGeneModel, Target
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, Target
+from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, label_of
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
 from geneformer_repro.tokenizer.vocabulary import Vocabulary

@@ -23,8 +23,9 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.batching import evaluation_batches, require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding_store import VectorParts, marker_of, open_vectors, refuse_unwritable, write_vectors
+from geneformer_repro.encoder import run_encoder
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.model import Pooling, pool, require_poolable, run_encoder
+from geneformer_repro.heads import Pooling, pool, require_poolable
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 from geneformer_repro.tokenizer.vocabulary import Vocabulary

@@ -28,6 +28,8 @@ LAYERS = {
     "mapping": 1,
     "processes": 2,
     "attention": 2,
+    "encoder": 2,
+    "heads": 2,
     "model": 2,
     "checkpoint": 2,
     "batching": 2,

@@ -28,16 +28,10 @@ from transformers.utils import logging as transformers_logging
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
 from geneformer_repro.checkpoint import described_config, quiet_transformers
+from geneformer_repro.encoder import run_encoder
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
-from geneformer_repro.model import (
-    CellClassifier,
-    GeneClassifier,
-    Head,
-    MaskedGeneModel,
-    Target,
-    bert_config,
-    run_encoder,
-)
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, Target
+from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

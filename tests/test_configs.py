@@ -8,7 +8,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from geneformer_repro.config import load_config
-from geneformer_repro.model import Block
+from geneformer_repro.encoder import Block
 from geneformer_repro.pretraining.pretrain import PretrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"

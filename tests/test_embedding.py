@@ -16,7 +16,9 @@ import geneformer_repro as gf
 from geneformer_repro import embedding, processes, progress
 from geneformer_repro.batching import collate
 from geneformer_repro.embedding import _Reader, blocks_to_run, embed, embed_states, parts_of
-from geneformer_repro.model import CellClassifier, Head, MaskedGeneModel, Target, bert_config, run_encoder
+from geneformer_repro.encoder import run_encoder
+from geneformer_repro.heads import CellClassifier, Head, Target
+from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

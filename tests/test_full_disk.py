@@ -12,7 +12,7 @@ from forking import forked, status_of
 
 import geneformer_repro as gf
 from geneformer_repro.finetuning.networks import new_classifier
-from geneformer_repro.model import Head, Target
+from geneformer_repro.heads import Head, Target
 
 pytestmark = pytest.mark.slow
 

@@ -20,22 +20,9 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForTokenClas
 
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
-from geneformer_repro.model import (
-    IGNORED,
-    CellClassifier,
-    GeneClassifier,
-    Head,
-    HeadPooling,
-    MaskedGeneModel,
-    Target,
-    bert_config,
-    flops,
-    pool,
-    require_poolable,
-    run_encoder,
-    run_gated,
-    run_packed,
-)
+from geneformer_repro.encoder import IGNORED, run_encoder, run_gated, run_packed
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling, Target, pool, require_poolable
+from geneformer_repro.model import MaskedGeneModel, bert_config, flops
 from geneformer_repro.pretraining.masking import mask_genes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 

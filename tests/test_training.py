@@ -26,8 +26,9 @@ import geneformer_repro as gf
 from geneformer_repro.batching import collate
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
+from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import MissingExtraError
-from geneformer_repro.model import IGNORED, MaskedGeneModel, bert_config
+from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training import loop
 from geneformer_repro.training.config import (

@@ -19,7 +19,7 @@ from geneformer_repro.finetuning.metrics import (
     over_folds,
     scores,
 )
-from geneformer_repro.model import Target
+from geneformer_repro.heads import Target
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from geneformer_repro.finetuning.splits import (
 )
 from geneformer_repro.finetuning.splits import digest_of as digest_of_splits
 from geneformer_repro.finetuning.tasks import Task, at_most_of_a_class, labelled_cells
-from geneformer_repro.model import CellClassifier, HeadPooling, Pooling, require_poolable
+from geneformer_repro.heads import CellClassifier, HeadPooling, Pooling, require_poolable
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import rank_values, raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels

@@ -27,6 +27,7 @@ from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
 from geneformer_repro.embedding import MAX_TOKENS, embed
+from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance, read_table, write_table
 from geneformer_repro.finetuning import baselines, transfer
@@ -45,7 +46,8 @@ from geneformer_repro.finetuning.networks import (
 )
 from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.model import IGNORED, GeneClassifier, Head, Target, flops
+from geneformer_repro.heads import GeneClassifier, Head, Target
+from geneformer_repro.model import flops
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
 from geneformer_repro.training.config import TrainConfig, join_processes

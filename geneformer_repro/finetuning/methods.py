@@ -24,7 +24,7 @@ from geneformer_repro.finetuning.networks import (
     train_classifier,
 )
 from geneformer_repro.finetuning.tasks import Task
-from geneformer_repro.model import CellClassifier
+from geneformer_repro.heads import CellClassifier
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.unfinished import is_whole, keep

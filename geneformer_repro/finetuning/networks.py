@@ -30,7 +30,8 @@ from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.metrics import number_scores, validation_scores
 from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.model import CellClassifier, GeneClassifier, Head, HeadPooling, Target, flops
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling, Target
+from geneformer_repro.model import flops
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE

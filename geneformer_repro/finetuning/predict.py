@@ -26,7 +26,7 @@ from geneformer_repro.embedding import CELLS_A_PART, MAX_TOKENS, TOKENS_A_PART, 
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.networks import meaning, outputs_of
-from geneformer_repro.model import GeneClassifier, Head, Target
+from geneformer_repro.heads import GeneClassifier, Head, Target
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.corpus import find_sources, identity
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

@@ -18,7 +18,7 @@ from geneformer_repro.finetuning.figures import (
     reliability_figure,
 )
 from geneformer_repro.finetuning.methods import FINE_TUNED, file_name
-from geneformer_repro.model import Target
+from geneformer_repro.heads import Target
 from geneformer_repro.report import Section, write_report
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.model import Target
+from geneformer_repro.heads import Target
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from transformers import BertModel
 
 from geneformer_repro.embedding import Dtype
+from geneformer_repro.encoder import run_packed
+from geneformer_repro.heads import CellClassifier, Pooling, pool
 from geneformer_repro.in_silico.perturbation import NONE, Variants
-from geneformer_repro.model import CellClassifier, Pooling, pool, run_packed
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
 

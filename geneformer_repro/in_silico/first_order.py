@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from geneformer_repro.batching import token_budget_batches
+from geneformer_repro.encoder import run_gated
 from geneformer_repro.in_silico.engine import Engine, Found, Job
 from geneformer_repro.in_silico.perturbation import GONE, Variants
-from geneformer_repro.model import run_gated
 
 _SHARE_OF_BUDGET = 4
 """A backward pass keeps what every block made, so its batches are so many times smaller."""

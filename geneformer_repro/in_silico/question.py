@@ -13,10 +13,10 @@ import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed_states
 from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.heads import CellClassifier, Pooling, require_poolable
 from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
 from geneformer_repro.in_silico.perturbation import EACH, Plan
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
-from geneformer_repro.model import CellClassifier, Pooling, require_poolable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 
 logger = logging.getLogger(__name__)

@@ -26,13 +26,14 @@ from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import MAX_TOKENS, Dtype, blocks_to_run, encoder_on
 from geneformer_repro.errors import InputError
+from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.engine import Engine, Found, Job
 from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import Composed, Perturbation, Plan
 from geneformer_repro.in_silico.question import GoalState, Method, Question
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable, as_frame, write_blocks
-from geneformer_repro.model import Pooling, flops
+from geneformer_repro.model import flops
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import Parts, Work, working_on

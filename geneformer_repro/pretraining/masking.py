@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_repro.model import IGNORED
+from geneformer_repro.encoder import IGNORED
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 

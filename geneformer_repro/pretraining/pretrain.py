@@ -25,9 +25,10 @@ from geneformer_repro.batching import pack, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.embedding import MAX_TOKENS
+from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance, write_table
-from geneformer_repro.model import IGNORED, MaskedGeneModel, Size, bert_config, flops
+from geneformer_repro.model import MaskedGeneModel, Size, bert_config, flops
 from geneformer_repro.pretraining.figures import loss_figure
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

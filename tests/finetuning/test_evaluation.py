@@ -9,7 +9,7 @@ import pytest
 from geneformer_repro.finetuning.evaluation import evaluate_target, log_verdicts
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.metrics import differences, evaluate_classes, number_scores, scores
-from geneformer_repro.model import Target
+from geneformer_repro.heads import Target
 
 TYPES, AGE = Target("type", ("b", "nk", "t")), Target("age", (), 40.0, 10.0)
 N = 30

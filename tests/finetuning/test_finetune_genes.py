@@ -20,12 +20,14 @@ from transformers import BertForTokenClassification
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
+from geneformer_repro.encoder import IGNORED
 from geneformer_repro.finetuning import genes as module
 from geneformer_repro.finetuning.baselines import GENE_METHODS
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
 from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name
 from geneformer_repro.finetuning.metrics import evaluate_classes
-from geneformer_repro.model import IGNORED, GeneClassifier, Head, MaskedGeneModel, Target, bert_config
+from geneformer_repro.heads import GeneClassifier, Head, Target
+from geneformer_repro.model import MaskedGeneModel, bert_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 

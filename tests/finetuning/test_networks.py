@@ -29,7 +29,7 @@ from geneformer_repro.finetuning.networks import (
 )
 from geneformer_repro.finetuning.tasks import labelled_cells
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
-from geneformer_repro.model import Head, Target
+from geneformer_repro.heads import Head, Target
 from geneformer_repro.pretraining.pretrain import PretrainConfig
 from geneformer_repro.training.config import training_arguments
 

@@ -17,7 +17,7 @@ from geneformer_repro.batching import collate
 from geneformer_repro.finetuning import predict as module
 from geneformer_repro.finetuning.networks import new_classifier, outputs_of
 from geneformer_repro.finetuning.predict import predict
-from geneformer_repro.model import Head, Target
+from geneformer_repro.heads import Head, Target
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD4+/CD25 T Reg")
 SIZE = Target("size", mean=3.0, sd=0.5)

@@ -13,7 +13,7 @@ from geneformer_repro.finetuning import results
 from geneformer_repro.finetuning.evaluation import evaluate_target
 from geneformer_repro.finetuning.methods import FINE_TUNED
 from geneformer_repro.finetuning.results import curve_figure, figures, folder_of, write_evaluation, write_page
-from geneformer_repro.model import Target
+from geneformer_repro.heads import Target
 
 TYPES = ("B", "NK & T", "T <cd4>")
 OF_CLASSES = ["methods", "confusion", "per_class", "reliability"]

@@ -10,7 +10,7 @@ import pytest
 
 import geneformer_repro as gf
 from geneformer_repro.finetuning.tasks import Task, labelled_cells
-from geneformer_repro.model import Target
+from geneformer_repro.heads import Target
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
 

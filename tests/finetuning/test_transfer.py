@@ -23,7 +23,8 @@ from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.finetuning.transfer import TransferConfig, all_learning, finished, prepare
-from geneformer_repro.model import CellClassifier, Head, Target, bert_config
+from geneformer_repro.heads import CellClassifier, Head, Target
+from geneformer_repro.model import bert_config
 from geneformer_repro.training.config import ParameterGroup, TrainConfig
 from geneformer_repro.training.loop import CellExamples, train
 

@@ -15,9 +15,9 @@ from torch import nn
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, Inhibition, Overexpression, RankShift, perturb
 from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepare
+from geneformer_repro.heads import CellClassifier, Head, Target
 from geneformer_repro.in_silico import engine
 from geneformer_repro.in_silico.perturbation import Plan
-from geneformer_repro.model import CellClassifier, Head, Target
 
 pytestmark = pytest.mark.slow
 

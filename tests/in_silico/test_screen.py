@@ -22,9 +22,9 @@ from slow_screen import SlowScreen, assert_same_rows, cells_of, random_model
 
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, InputError, Overexpression, ShiftTable, perturb, processes
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, Target
 from geneformer_repro.in_silico import screen as module
 from geneformer_repro.in_silico.shift_table import COLUMNS
-from geneformer_repro.model import CellClassifier, GeneClassifier, Head, Target
 
 pytestmark = pytest.mark.slow
 

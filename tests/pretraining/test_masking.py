@@ -4,7 +4,7 @@ import torch
 
 import geneformer_repro as gf
 from geneformer_repro.batching import collate
-from geneformer_repro.model import IGNORED
+from geneformer_repro.encoder import IGNORED
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 

@@ -21,7 +21,8 @@ from transformers import BertForMaskedLM, Trainer
 import geneformer_repro as gf
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
-from geneformer_repro.model import IGNORED, CellClassifier, Head, Target
+from geneformer_repro.encoder import IGNORED
+from geneformer_repro.heads import CellClassifier, Head, Target
 from geneformer_repro.pretraining import pretrain as module
 from geneformer_repro.pretraining.masking import Masked
 from geneformer_repro.pretraining.pretrain import FREQUENCY, MODEL, RANK, Guess, HeldOut, counts_by_rank

@@ -1,0 +1,301 @@
+"""What a network's outputs mean: targets, the head that has them side by side, and the classifiers of cells and genes.
+
+Shapes: B cells, L positions, T tokens of all cells, M tokens with a label, D hidden size, K outputs, S targets.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel, BertPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+
+from geneformer_repro.attention import Cells
+from geneformer_repro.encoder import IGNORED, masked, positions_of, require_positions, run, run_encoder, unpad
+from geneformer_repro.errors import InputError
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+Pooling = Literal["mean", "cls"]
+HeadPooling = Literal["mean", "cls", "attention", "pooler"]
+
+
+def pool(hidden_BLD: Tensor, genes_BL: Tensor, pooling: Pooling) -> Tensor:
+    """Make one vector a cell: the mean over its genes, or the first position (``<cls>``).
+
+    Parameters
+    ----------
+    hidden_BLD
+        Hidden states.
+    genes_BL
+        True, or 1, where there is a gene: not padding, not a special token. Numbers weigh positions.
+    pooling
+        "mean" or "cls".
+    """
+    if pooling == "cls":
+        return hidden_BLD[:, 0]
+    weight_BL1 = genes_BL[..., None].to(hidden_BLD.dtype)
+    return (hidden_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
+
+
+def require_poolable(vocabulary: Vocabulary, pooling: str, *, choices: Any = Pooling) -> None:
+    """Raise unless cells of this vocabulary can be pooled so: "cls" needs a ``<cls>`` token."""
+    if pooling not in get_args(choices):
+        raise InputError(f"pooling must be one of {', '.join(map(repr, get_args(choices)))}, found {pooling!r}.")
+    if pooling == "cls" and not vocabulary.has_cls:
+        raise InputError(
+            "pooling='cls' needs cells that begin with <cls>, and this vocabulary (V1 convention) has no such "
+            "token. Use pooling='mean'."
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that a head predicts: a class, or a number."""
+
+    name: str
+    """The obs column that was learned; for genes, what the classes are called together."""
+    classes: tuple[str, ...] = ()
+    """Name of each output, in order; none for a number."""
+    mean: float = 0.0
+    """Of a number in the training cells; the network's output is (number - mean) / sd."""
+    sd: float = 1.0
+    """Of a number in the training cells."""
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.classes):
+            if not isinstance(name, str) or not name:
+                raise InputError(f"Targets and classes have names, found {name!r} in target {self.name!r}.")
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"Target {self.name!r} needs at least two different classes, found {list(self.classes)}.")
+        if not (np.isfinite(self.mean) and np.isfinite(self.sd) and self.sd > 0):
+            raise InputError(
+                f"Target {self.name!r} has mean {self.mean} and sd {self.sd}; expected numbers, sd above 0."
+            )
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network for this target."""
+        return len(self.classes) or 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a classifier's outputs mean; ``head.json``."""
+
+    targets: tuple[Target, ...]
+    """What is predicted; the outputs of the network lie side by side in this order."""
+    pooling: HeadPooling = "mean"
+    """How a cell's vector is made of its tokens' last hidden states; without meaning for genes. "pooler" is that of
+    stock BERT, and so of published cell classifiers: the first token's, through a dense layer and tanh."""
+    level: Literal["cell", "gene"] = "cell"
+    """Whether cells or the genes in them are classified."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(HeadPooling) or self.level not in ("cell", "gene"):
+            raise InputError(
+                f"A head pools by {', '.join(map(repr, get_args(HeadPooling)))}, at level 'cell' or 'gene'; found "
+                f"{self.pooling!r} and {self.level!r}."
+            )
+        names = [target.name for target in self.targets]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"A head needs targets of different names, found {names}.")
+        if self.level == "gene" and not (len(names) == 1 and self.targets[0].classes):
+            raise InputError(f"A head of genes has one target, with classes; found {names}.")
+
+    @property
+    def first_only(self) -> bool:
+        """Whether the first token's hidden state is all that is read of a cell."""
+        return self.pooling in ("cls", "pooler")
+
+    @property
+    def output_names(self) -> list[str]:
+        """What each output of the network stands for: a class, or a number's target; of several targets both."""
+        several = len(self.targets) > 1
+        return [
+            f"{target.name}: {name}" if several and target.classes else name
+            for target in self.targets
+            for name in target.classes or (target.name,)
+        ]
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network for all targets."""
+        return sum(target.n_outputs for target in self.targets)
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Cut outputs (…, all) into those of each target."""
+        return outputs.split([target.n_outputs for target in self.targets], dim=-1)
+
+
+class _HeadedModel(BertPreTrainedModel):
+    """An encoder with one linear layer for all targets, named as in stock BERT."""
+
+    def __init__(self, config: BertConfig, head: Head) -> None:
+        config = copy.deepcopy(config)
+        config.id2label = dict(enumerate(head.output_names))  # which sets num_labels too
+        config.label2id = {name: i for i, name in config.id2label.items()}
+        super().__init__(config)
+        self.head = head
+        self.bert = BertModel(config, add_pooling_layer=head.pooling == "pooler")
+        unpad(self.bert)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, head.n_outputs)
+        if head.pooling == "attention":
+            self.attention_pool = nn.Linear(config.hidden_size, 1, bias=False)
+        self.weigh()
+        self.post_init()
+        self._no_split_modules = ["Block"]  # what FSDP wraps
+
+    def weigh(
+        self,
+        targets: Sequence[float] | None = None,
+        classes: Sequence[Sequence[float] | None] | None = None,
+        *,
+        smoothing: float = 0.0,
+    ) -> None:
+        """Set how much each target's loss counts, and each class in it; by default all the same. Not saved.
+
+        Parameters
+        ----------
+        targets
+            A factor for each target.
+        classes
+            A factor for each class of each target; None for a target whose classes count the same, or a number.
+        smoothing
+            Share of a label that is spread evenly over all classes (label smoothing), 0 to 1; numbers have none.
+        """
+        n = len(self.head.targets)
+        self._smoothing = smoothing
+        self._target_weights = tuple(targets or [1.0] * n)
+        self._class_weights = tuple(None if one is None else torch.tensor(one) for one in classes or [None] * n)
+
+    def sum_of_losses(self, outputs_NK: Tensor, labels_NS: Tensor) -> Tensor:
+        """Sum over cells (or genes) and targets; a missing label (NaN, or -100) adds nothing."""
+        total = outputs_NK.new_zeros((), dtype=torch.float32)
+        for target, outputs, labels_N, weight, class_weight in zip(
+            self.head.targets,
+            self.head.split(outputs_NK.float()),
+            labels_NS.unbind(-1),
+            self._target_weights,
+            self._class_weights,
+            strict=True,
+        ):
+            known = ~labels_N.isnan() & (labels_N != IGNORED) if target.classes else ~labels_N.isnan()
+            found, wanted = outputs[known], labels_N[known]
+            if target.classes:
+                of_classes = None if class_weight is None else class_weight.to(outputs)
+                loss = F.cross_entropy(
+                    found, wanted.long(), weight=of_classes, reduction="sum", label_smoothing=self._smoothing
+                )
+            else:
+                loss = F.mse_loss(found[:, 0], (wanted.float() - target.mean) / target.sd, reduction="sum")
+            total = total + weight * loss
+        return total
+
+
+class CellClassifier(_HeadedModel):
+    """Predicts classes, numbers, or several of both, of cells."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        pooled_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> SequenceClassifierOutput:
+        """Return ``logits`` (B, outputs) and, with `labels`, the loss.
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As of stock BERT, (B, L).
+        labels
+            For each cell and target the class's number, or the number; NaN where it is not known; (B, targets), or (B,)
+            of one target.
+        pooled_mask
+            Positions that enter the cell's vector: genes, not special tokens; (B, L).
+        num_items_in_batch
+            Labels by whose number the sum of the losses is divided; default those of this batch. The loss is the mean
+            over cells of the weighted sum over targets: cross-entropy (nats), or squared error in standard deviations.
+        """
+        packed = run_encoder(self.bert, input_ids, attention_mask)
+        logits_BK = self.logits_of(packed.padded(), packed.real_BL if pooled_mask is None else pooled_mask)
+        if labels is None:
+            return SequenceClassifierOutput(logits=logits_BK)
+        labels_BS = labels.reshape(len(labels), -1)
+        n_items = labels_BS.numel() if num_items_in_batch is None else num_items_in_batch
+        loss = self.sum_of_losses(logits_BK, labels_BS) / (n_items / len(self.head.targets))
+        return SequenceClassifierOutput(loss=loss, logits=logits_BK)
+
+    def logits_of(self, hidden_BLD: Tensor, weight_BL: Tensor) -> Tensor:
+        """Return the logits of cells whose last hidden states are known.
+
+        Parameters
+        ----------
+        hidden_BLD
+            Output of the last block.
+        weight_BL
+            How much each position counts in the cell's vector: 1 for a gene, 0 for padding and special tokens.
+        """
+        return self.classifier(self.dropout(self._pooled(hidden_BLD, weight_BL)))
+
+    def _pooled(self, hidden_BLD: Tensor, weight_BL: Tensor) -> Tensor:
+        if self.head.pooling == "pooler":
+            assert self.bert.pooler is not None
+            pooled_BD: Tensor = self.bert.pooler(hidden_BLD)
+            return pooled_BD
+        if self.head.pooling != "attention":
+            return pool(hidden_BLD, weight_BL, self.head.pooling)
+        score_BL1 = self.attention_pool(hidden_BLD).float()
+        weight_BL1 = weight_BL[..., None].to(score_BL1.dtype)
+        lowest, least = torch.finfo(score_BL1.dtype).min, torch.finfo(score_BL1.dtype).tiny
+        score_BL1 = score_BL1 + weight_BL1.clamp(min=least).log()
+        score_BL1 = score_BL1.masked_fill(weight_BL1 == 0, lowest)  # not -inf, which makes NaN of a cell without a gene
+        share_BL1 = score_BL1.softmax(1).masked_fill(weight_BL1 == 0, 0)
+        return (hidden_BLD * share_BL1.to(hidden_BLD.dtype)).sum(1)
+
+
+class GeneClassifier(_HeadedModel):
+    """Predicts classes of genes from their place in cells; opens in stock `BertForTokenClassification`."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        lengths: Sequence[int],
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> TokenClassifierOutput:
+        """Return ``logits`` and, with `labels`, the loss.
+
+        Parameters
+        ----------
+        input_ids
+            Tokens of all cells end to end, (T,).
+        lengths
+            Tokens of each cell.
+        labels
+            Class of each token, or -100, (T,).
+        num_items_in_batch
+            What the sum of the cross-entropies is divided by; default the number of tokens with a label.
+
+        Returns
+        -------
+        ``logits`` of the tokens with a label, (M, classes); without `labels` of all tokens.
+        """
+        require_positions(self.bert, max(lengths))
+        cells = Cells(lengths)
+        positions_T = positions_of(lengths, input_ids.device)
+        read = None if labels is None else masked(labels, cells)
+        hidden_MD = run(self.bert, input_ids, positions_T, cells, read=read)
+        logits_MK = self.classifier(self.dropout(hidden_MD))
+        if labels is None or read is None:
+            return TokenClassifierOutput(logits=logits_MK)
+        n_items = torch.as_tensor(len(logits_MK) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        loss = self.sum_of_losses(logits_MK, labels[read.tokens].float()[:, None]) / n_items
+        return TokenClassifierOutput(loss=loss, logits=logits_MK)
