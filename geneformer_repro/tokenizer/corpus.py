@@ -560,8 +560,9 @@ def _do(job: Job, step: str, part: Part) -> str | None:
 def _do_elsewhere(kind: type[Job], work: Path, digest: str, parent: int | None, step: str, part: Part) -> str | None:
     if parent is not None:
         _die_with(parent)
-    if _jobs.get("digest") != digest:  # a worker lives on, and a folder may be used again for another plan
-        _jobs.update(digest=digest, job=kind.from_plan(work))
+    key = (work, digest)  # a worker lives on: for the same plan in another folder, or another plan in the same one
+    if _jobs.get("key") != key:
+        _jobs.update(key=key, job=kind.from_plan(work))
     return _do(_jobs["job"], step, part)
 
 
