@@ -13,7 +13,6 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.methods import run_methods
-from geneformer_repro.finetuning.metrics import number_scores, scores
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.finetuning.tasks import Task
@@ -92,18 +91,12 @@ def _scored(
     task: Task, test_rows: np.ndarray, predicted: list[dict[str, np.ndarray | None]], n: int, draw: int
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    for i, (target, by_method) in enumerate(zip(task.targets, predicted, strict=True)):
-        labels = task.labels[test_rows, i]
-        known = ~np.isnan(labels)
+    for (kind, labels), by_method in zip(task.of_kinds(test_rows), predicted, strict=True):
+        known = ~np.isnan(labels).any(axis=1)
         for method, one in by_method.items():
-            if one is None:
-                continue
-            found = (
-                scores(labels[known].astype(int), one[known])
-                if target.classes
-                else number_scores(labels[known], one[known])
-            )
-            rows.append({"target": target.name, "method": method, "n": n, "draw": draw + 1, **found})
+            if one is not None:
+                found = kind.scores(labels[known], one[known])
+                rows.append({"target": kind.target.name, "method": method, "n": n, "draw": draw + 1, **found})
     return rows
 
 

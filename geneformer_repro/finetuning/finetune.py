@@ -266,7 +266,7 @@ class _Run:
         )
         if config.group:
             cells.require_obs(config.group)
-        are_classes = all(target.classes for target in task.targets)
+        are_classes = all(kind.strata_are_classes for kind, _ in task.of_kinds())
         splits = make_splits(
             task.cells.cell_names, task.strata, task.obs, config, seed=config.seed, are_classes=are_classes
         )

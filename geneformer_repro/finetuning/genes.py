@@ -32,12 +32,12 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance, read_table, write_table
 from geneformer_repro.finetuning import baselines, transfer
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name, kept, kept_of_network
-from geneformer_repro.finetuning.metrics import validation_scores
+from geneformer_repro.finetuning.kinds.classes import ClassLabels
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.methods import file_name, kept, kept_of_network
 from geneformer_repro.finetuning.networks import (
     NO_SCORES,
     SELECTION,
-    balanced_weights,
     best_epoch,
     new_classifier,
     read_history,
@@ -46,8 +46,9 @@ from geneformer_repro.finetuning.networks import (
 )
 from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.heads import GeneClassifier, Head, Target
+from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.model import flops
+from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
 from geneformer_repro.training.config import TrainConfig, join_processes
@@ -269,7 +270,7 @@ class _GeneRun:
 
     checkpoint: Checkpoint
     cells: TokenizedDataset
-    target: Target
+    target: Classes
     genes: np.ndarray
     """Where each gene stands in the vocabulary."""
     codes: np.ndarray
@@ -309,7 +310,7 @@ class _GeneRun:
         for i, (_, tested) in enumerate(folds):
             fold_of[tested] = i
         cells = cells.select(np.flatnonzero(expressed))
-        return cls(checkpoint, cells, Target("gene class", classes), genes, codes, n_cells, fold_of, config)
+        return cls(checkpoint, cells, Classes("gene class", classes), genes, codes, n_cells, fold_of, config)
 
     def digests(self, counted: csr_matrix | None) -> dict[str, str | None]:
         """Return digests of the genes' labels and folds, and of the counts."""
@@ -385,7 +386,7 @@ class _GeneRun:
         weights = None
         if config.class_balance == "weights":
             repeated = np.repeat(self.codes[genes], self.n_cells[genes])
-            weights = [balanced_weights(repeated.astype(float), self.target)]
+            weights = [ClassLabels(self.target).class_weights(repeated[:, None])]
         model.weigh(classes=weights, smoothing=smoothing_of(config))
         label_of = self.labels_by_token(genes)
         rows = np.array([i for i, cell in enumerate(self.cells) if (label_of[cell] != IGNORED).any()])
@@ -415,8 +416,8 @@ class _GeneRun:
         asked = self.ask(model, genes)
         right = np.clip(asked.probabilities[np.arange(len(asked.gene)), self.codes[asked.gene]], 1e-12, None)
         of_genes = _mean_by_gene(asked, len(self.genes))[genes]
-        found = validation_scores(self.codes[genes], of_genes)
-        return {"loss": float(-np.log(right).mean()), **found, SELECTION: found["macro_f1"]}
+        found = ClassLabels(self.target).validation_scores(self.codes[genes, None], of_genes)
+        return {"loss": float(-np.log(right).mean()), **found, SELECTION: ClassLabels(self.target).merit(found)}
 
     def ask(self, model: nn.Module, genes: np.ndarray) -> _Asked:
         """Return probabilities of the classes for each occurrence of these genes."""

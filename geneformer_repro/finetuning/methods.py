@@ -10,15 +10,17 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS, Features
+from geneformer_repro.finetuning.baselines import Features
+from geneformer_repro.finetuning.kinds import kind_of
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.networks import (
     HISTORY,
     NetworkConfig,
     drop_weights,
-    meaning,
     outputs_of,
     read_history,
     train_classifier,
@@ -28,8 +30,6 @@ from geneformer_repro.heads import CellClassifier
 from geneformer_repro.progress import progress
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.unfinished import is_whole, keep
-
-FINE_TUNED, RANDOM = "fine-tuned", "same network, random weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +104,14 @@ def run_methods(
 def _asked(network: CellClassifier, cells: TokenizedDataset) -> np.ndarray:
     """Return what a network says of cells: the probabilities or the number of each target, side by side."""
     outputs = network.head.split(outputs_of(network, cells, network.head))
-    said = [meaning(target, one.numpy()) for target, one in zip(network.head.targets, outputs, strict=True)]
-    return np.concatenate([one.reshape(len(cells), -1) for one in said], axis=1)
+    said = [target.meaning(one.double()) for target, one in zip(network.head.targets, outputs, strict=True)]
+    return torch.cat(said, dim=1).numpy()
 
 
 def _add(predicted: list[dict[str, np.ndarray | None]], method: str, task: Task, columns: np.ndarray) -> None:
     ends = np.cumsum([target.n_outputs for target in task.targets])[:-1]
     for of_target, target, one in zip(predicted, task.targets, np.split(columns, ends, axis=1), strict=True):
-        of_target[method] = one if target.classes else one[:, 0]
+        of_target[method] = kind_of(target).as_predicted(one)
 
 
 def _add_simple_methods(
@@ -123,22 +123,14 @@ def _add_simple_methods(
     seed: int,
     work: Path,
 ) -> None:
-    for i, target in enumerate(task.targets):
-        known = train_rows[~np.isnan(task.labels[train_rows, i])]
-        labels = task.labels[known, i]
-        fits: dict[str, Callable[[], np.ndarray | None]]
-        if target.classes:
-            given = (features, known, labels.astype(int), len(target.classes), test_rows, seed)
-            fits = {name: partial(method, *given) for name, method in CLASS_METHODS.items()}
-        else:
-            fits = {
-                name: partial(method, features, known, labels, test_rows, seed)
-                for name, method in NUMBER_METHODS.items()
-            }
+    for of_target, (kind, labels) in zip(predicted, task.of_kinds(train_rows), strict=True):
+        known = ~np.isnan(labels).any(axis=1)
+        fits = kind.simple_methods(features, train_rows[known], labels[known], test_rows, seed)
+        folder = work / file_name(kind.target.name)
         with progress("simple methods", total=len(fits), unit="methods", quiet=not processes.is_first()) as bar:
             for name, fit in fits.items():
                 bar.set_postfix_str(name)
-                predicted[i][name] = kept(work / file_name(target.name) / f"{file_name(name)}.npy", fit)
+                of_target[name] = kept(folder / f"{file_name(name)}.npy", fit)
                 bar.update()
 
 

@@ -8,7 +8,7 @@ parameters 0.4 GB in place of 2.5), and not even the weights where its predictio
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -27,11 +27,12 @@ from geneformer_repro.config import ConfigError, require
 from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
-from geneformer_repro.finetuning.metrics import number_scores, validation_scores
+from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling, Target
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling
 from geneformer_repro.model import flops
+from geneformer_repro.targets import Target, labels_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE
@@ -248,15 +249,15 @@ class RunParts:
     ) -> "RunParts":
         """Put together what `train_classifier` is given."""
         head = Head(task.head_targets(train_rows), config.pooling)
-        labels = task.labels[train_rows]
-        balanced = [balanced_weights(labels[:, i], target) for i, target in enumerate(head.targets)]
+        labels, of_kinds = task.labels[train_rows], list(task.of_kinds(train_rows))
         examples = CellExamples(
             task.cells.lengths[train_rows],
             lambda i, _: (task.cells[train_rows[i]], labels[i]),
             rows=train_rows,
-            weights=_sampling_weights(labels[:, 0], balanced[0]) if config.class_balance == "sampling" else None,
+            weights=of_kinds[0][0].row_weights(of_kinds[0][1]) if config.class_balance == "sampling" else None,
         )
-        class_weights = balanced if config.class_balance == "weights" else None
+        weights = [kind.class_weights(of_target) for kind, of_target in of_kinds]
+        class_weights = weights if config.class_balance == "weights" else None
         return cls(task, start, config, head, examples, class_weights, _scorer(task, head, validation_rows))
 
     def make_model(self, *, pretrained: bool = True) -> tuple[CellClassifier, list[ParameterGroup]]:
@@ -272,21 +273,6 @@ class RunParts:
         return collate([tokens for tokens, _ in batch], self.task.cells.vocabulary) | {"labels": labels}
 
 
-def balanced_weights(labels: np.ndarray, target: Target) -> list[float] | None:
-    """One over the share of each class, so that the mean over cells is 1; 0 for a class without cells."""
-    if not target.classes:
-        return None
-    n_cells = np.bincount(labels[~np.isnan(labels)].astype(int), minlength=len(target.classes))
-    return [float(n_cells.sum() / ((n_cells > 0).sum() * n)) if n else 0.0 for n in n_cells]
-
-
-def _sampling_weights(labels: np.ndarray, weight_of_class: list[float] | None) -> np.ndarray | None:
-    if weight_of_class is None:
-        return None
-    weights = np.array([*weight_of_class, 1.0])
-    return weights[np.where(np.isnan(labels), len(weights) - 1, labels).astype(int)]
-
-
 def _scorer(task: Task, head: Head, rows: np.ndarray | None) -> Callable[[nn.Module], dict[str, float]]:
     if rows is None:
         return lambda _: {}
@@ -294,38 +280,36 @@ def _scorer(task: Task, head: Head, rows: np.ndarray | None) -> Callable[[nn.Mod
 
     def score(model: nn.Module) -> dict[str, float]:
         outputs = outputs_of(model, cells, head)
-        found = {
-            target.name: _target_scores(target, of_target.numpy(), labels[:, i])
-            for i, (target, of_target) in enumerate(zip(head.targets, head.split(outputs), strict=True))
-        }
         with torch.no_grad():
             loss = cast(CellClassifier, model).sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
-        chosen = [_merit(target, found[target.name]) for target in head.targets if found[target.name]]
-        named = next(iter(found.values())) if len(found) == 1 else _prefixed(found)
-        return {"loss": loss.item() / len(labels), **named, SELECTION: float(np.mean(chosen))}
+        meanings = [target.meaning(one.double()).numpy() for target, one in zip(head.targets, head.split(outputs))]
+        return {"loss": loss.item() / len(labels), **scores_by_target(head.targets, labels, meanings)}
 
     return score
 
 
-def _merit(target: Target, found: Mapping[str, float]) -> float:
-    """Return macro-F1, or the share of the training cells' variance that is explained."""
-    return found["macro_f1"] if target.classes else 1 - (found["rmse"] / target.sd) ** 2
+def scores_by_target(
+    targets: Sequence[Target], labels_NS: np.ndarray, meanings: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Return the validation scores, of several targets each with the target's name, and `SELECTION`.
 
-
-def _prefixed(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {f"{name}/{score}": value for name, of_target in found.items() for score, value in of_target.items()}
-
-
-def _target_scores(target: Target, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    known = ~np.isnan(labels)
-    if not known.any():
-        return {}
-    predicted = meaning(target, outputs[known])
-    if not target.classes:
-        found = number_scores(labels[known], predicted)
-        r2 = {} if np.isnan(found["r2"]) else {"r2": found["r2"]}  # not defined where all numbers are equal
-        return {"rmse": found["rmse"], **r2}
-    return validation_scores(labels[known].astype(int), predicted)
+    Parameters
+    ----------
+    targets
+        As training rows define them.
+    labels_NS
+        Of the validation rows.
+    meanings
+        For each target what the network's outputs mean.
+    """
+    found, merits = {}, []
+    for target, labels, meaning in zip(targets, labels_of(targets, labels_NS), meanings, strict=True):
+        kind, known = kind_of(target), ~np.isnan(labels).any(axis=1)
+        if known.any():
+            found[target.name] = kind.validation_scores(labels[known], kind.as_predicted(meaning[known]))
+            merits.append(kind.merit(found[target.name]))
+    named = {f"{name}/{score}": value for name, scores in found.items() for score, value in scores.items()}
+    return {**(found[targets[0].name] if len(targets) == 1 else named), SELECTION: float(np.mean(merits))}
 
 
 def best_epoch(history: pd.DataFrame) -> float:
@@ -337,13 +321,6 @@ def best_entry(history: pd.DataFrame) -> pd.Series:
     """Return the entry of the best held-out score of a trained model; before training there is nothing to choose."""
     scored = history[history["epoch"] > 0].dropna(subset=[f"eval_{SELECTION}"])
     return scored.iloc[int(scored[f"eval_{SELECTION}"].to_numpy().argmax())]
-
-
-def meaning(target: Target, outputs: np.ndarray) -> np.ndarray:
-    """Return what outputs mean: probabilities (n, classes), or numbers (n,)."""
-    if target.classes:
-        return torch.as_tensor(outputs, dtype=torch.float64).softmax(-1).numpy()
-    return np.asarray(outputs[:, 0].astype(np.float64) * target.sd + target.mean)
 
 
 def outputs_of(model: nn.Module, cells: TokenizedDataset, head: Head, *, max_tokens: int = MAX_TOKENS) -> Tensor:

@@ -9,8 +9,10 @@ import pytest
 import geneformer_repro as gf
 from geneformer_repro.finetuning import curve as module
 from geneformer_repro.finetuning.curve import learning_curve, nested_draw, over_draws, require_enough
-from geneformer_repro.finetuning.methods import FINE_TUNED, Outcome
-from geneformer_repro.finetuning.metrics import number_scores, scores
+from geneformer_repro.finetuning.kinds.class_scores import scores
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.kinds.numbers import number_scores
+from geneformer_repro.finetuning.methods import Outcome
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.finetuning.tasks import labelled_cells

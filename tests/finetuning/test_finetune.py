@@ -19,11 +19,13 @@ from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import curve as curves
 from geneformer_repro.finetuning import finetune as module
-from geneformer_repro.finetuning import methods, results
+from geneformer_repro.finetuning import results
 from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
-from geneformer_repro.finetuning.metrics import CLASS_SCORES, number_scores
+from geneformer_repro.finetuning.kinds import classes, numbers
+from geneformer_repro.finetuning.kinds.class_scores import CLASS_SCORES
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.kinds.numbers import number_scores
 from geneformer_repro.finetuning.splits import split_table
 from geneformer_repro.in_silico.gene_baselines import gene_baselines
 from geneformer_repro.tokenizer.counts import digest_of, raw_counts
@@ -58,7 +60,7 @@ def quick(**changes):
 @pytest.fixture
 def two_methods(monkeypatch):
     """Leave out the slow methods, where the content of the table is not the point."""
-    monkeypatch.setattr(methods, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
+    monkeypatch.setattr(classes, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
 
 
 @pytest.fixture(autouse=True)
@@ -538,8 +540,8 @@ def several(base, few, tmp_path_factory):
     """A class with gaps, and a number."""
     out = tmp_path_factory.mktemp("several") / "clf"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
-        patch.setattr(methods, "NUMBER_METHODS", {name: NUMBER_METHODS[name] for name in ("mean", "ridge, counts")})
+        patch.setattr(classes, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
+        patch.setattr(numbers, "NUMBER_METHODS", {name: NUMBER_METHODS[name] for name in ("mean", "ridge, counts")})
         settings = config(target=("partly", "size"), regression=("size",))
         return Run(finetune(base, few, settings, out=out), out, {})
 

@@ -24,10 +24,12 @@ from geneformer_repro.encoder import IGNORED
 from geneformer_repro.finetuning import genes as module
 from geneformer_repro.finetuning.baselines import GENE_METHODS
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name
-from geneformer_repro.finetuning.metrics import evaluate_classes
-from geneformer_repro.heads import GeneClassifier, Head, Target
+from geneformer_repro.finetuning.kinds.class_scores import evaluate_classes
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.methods import file_name
+from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.targets import Classes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
@@ -374,7 +376,7 @@ def test_history_has_every_fold(run):
 def test_the_folder_reopens_as_the_gene_classifier_that_was_returned(run, cells, tmp_path):
     reopened = gf.Checkpoint.from_pretrained(run.out)
     assert isinstance(reopened.model, GeneClassifier)
-    assert reopened.head == Head((Target("gene class", CLASSES),), level="gene")
+    assert reopened.head == Head((Classes("gene class", CLASSES),), level="gene")
     assert reopened.fingerprint == run.result.checkpoint.fingerprint
     expected = probabilities_at(run.result.checkpoint.model, cells, tmp_path)
     stock = BertForTokenClassification.from_pretrained(run.out).eval()

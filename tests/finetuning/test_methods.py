@@ -6,9 +6,10 @@ import pytest
 from forking import several
 
 from geneformer_repro import processes
-from geneformer_repro.finetuning import methods as module
 from geneformer_repro.finetuning.baselines import Features
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, kept, run_methods
+from geneformer_repro.finetuning.kinds import classes, numbers
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.methods import kept, run_methods
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.tasks import labelled_cells
 from geneformer_repro.tokenizer.counts import rank_values
@@ -29,8 +30,8 @@ class Asked:
 
     def __init__(self, patch):
         self.calls = []
-        patch.setattr(module, "CLASS_METHODS", {"even": self.even, "unable": lambda *given: None})
-        patch.setattr(module, "NUMBER_METHODS", {"zero": self.zero})
+        patch.setattr(classes, "CLASS_METHODS", {"even": self.even, "unable": lambda *given: None})
+        patch.setattr(numbers, "NUMBER_METHODS", {"zero": self.zero})
 
     def even(self, features, train, codes, n_classes, test, seed):
         self.calls.append((train, codes, test))

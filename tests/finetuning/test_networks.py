@@ -16,21 +16,22 @@ from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import networks
 from geneformer_repro.finetuning.finetune import FinetuneConfig
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig
-from geneformer_repro.finetuning.metrics import scores
+from geneformer_repro.finetuning.kinds.class_scores import scores
+from geneformer_repro.finetuning.kinds.classes import ClassLabels
+from geneformer_repro.finetuning.kinds.numbers import NumberLabels
 from geneformer_repro.finetuning.networks import (
     NetworkConfig,
     RunParts,
-    balanced_weights,
     best_epoch,
-    meaning,
     new_classifier,
     outputs_of,
     train_classifier,
 )
 from geneformer_repro.finetuning.tasks import labelled_cells
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
-from geneformer_repro.heads import Head, Target
+from geneformer_repro.heads import Head
 from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.targets import Classes, Number
 from geneformer_repro.training.config import training_arguments
 
 TRAIN, VALIDATION = np.arange(0, 120, 2), np.arange(1, 120, 10)
@@ -65,7 +66,7 @@ def weights_of(model):
 
 
 def test_the_encoder_is_that_of_the_checkpoint_and_no_part_is_shared_with_it(base):
-    model = new_classifier(base, Head((Target("a", ("x", "y")),)), seed=0, pretrained=True)
+    model = new_classifier(base, Head((Classes("a", ("x", "y")),)), seed=0, pretrained=True)
     for (name, weight), (_, from_file) in zip(
         model.bert.state_dict().items(), base.model.bert.state_dict().items(), strict=True
     ):
@@ -74,7 +75,7 @@ def test_the_encoder_is_that_of_the_checkpoint_and_no_part_is_shared_with_it(bas
 
 
 def test_a_pooler_is_taken_over_where_both_have_one_and_learns_with_the_head(base):
-    head = Head((Target("a", ("x", "y")),), "pooler")
+    head = Head((Classes("a", ("x", "y")),), "pooler")
     first = dataclasses.replace(base, model=new_classifier(base, head, seed=1, pretrained=True))
     again = new_classifier(first, head, seed=2, pretrained=True)
     plain = new_classifier(first, Head(head.targets), seed=2, pretrained=True)
@@ -87,7 +88,7 @@ def test_a_pooler_is_taken_over_where_both_have_one_and_learns_with_the_head(bas
 
 
 def test_random_weights_come_from_the_seed_alone_and_are_not_the_checkpoints(base):
-    head = Head((Target("a", ("x", "y")),))
+    head = Head((Classes("a", ("x", "y")),))
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, same, other = (weights_of(new_classifier(base, head, seed=seed, pretrained=False)) for seed in (1, 1, 2))
@@ -139,13 +140,13 @@ def test_the_checkpoint_is_left_as_it_is(types, base, tmp_path):
 def test_balanced_weights_are_one_over_the_share_of_a_class(labels, expected):
     labels = np.array(labels)
     known = labels[~np.isnan(labels)]
-    weights = balanced_weights(labels, Target("a", ("x", "y", "z")))
+    weights = ClassLabels(Classes("a", ("x", "y", "z"))).class_weights(labels[:, None])
     assert weights == pytest.approx(expected or compute_class_weight("balanced", classes=np.arange(3), y=known))
     assert np.mean([weights[int(label)] for label in known]) == pytest.approx(1)
 
 
 def test_numbers_have_no_balanced_weights():
-    assert balanced_weights(np.array([1.0, 2.0]), Target("size")) is None
+    assert NumberLabels(Number("size")).class_weights(np.array([[1.0], [2.0]])) is None
 
 
 @pytest.mark.slow
@@ -198,7 +199,7 @@ def scored(types, gentle_base, tmp_path_factory):
 def test_the_epoch_that_is_best_on_the_validation_cells_is_kept(scored, types):
     model, history = scored
     outputs = outputs_of(model, types.cells.select(VALIDATION), model.head)
-    found = scores(types.labels[VALIDATION, 0].astype(int), meaning(types.targets[0], outputs.numpy()))
+    found = scores(types.labels[VALIDATION, 0].astype(int), types.targets[0].meaning(outputs).numpy())
     entries = history[history["epoch"] > 0].dropna(subset=["eval_selection"])
     assert found["macro_f1"] == pytest.approx(entries["eval_selection"].max())
     np.testing.assert_array_equal(entries["eval_selection"], entries["eval_macro_f1"])
@@ -304,12 +305,6 @@ def test_asking_does_not_end_training(scored, types):
     outputs_of(model, types.cells.select(np.arange(3)), model.head)
     assert model.training
     model.eval()
-
-
-def test_outputs_mean_probabilities_or_numbers():
-    outputs = np.array([[0.0, np.log(3)], [5.0, 5.0]], dtype=np.float32)
-    np.testing.assert_allclose(meaning(Target("a", ("x", "y")), outputs), [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
-    np.testing.assert_allclose(meaning(Target("age", (), 40.0, 10.0), outputs[:, :1]), [40.0, 90.0])
 
 
 def test_settings_out_of_bounds_are_refused_by_name():
