@@ -103,6 +103,11 @@ class Head:
         """Cut outputs (…, all) into those of each target."""
         return outputs.split([target.n_outputs for target in self.targets], dim=-1)
 
+    def meaning(self, outputs_NK: Tensor) -> Tensor:
+        """Return what the outputs mean, all targets side by side, in double precision."""
+        outputs = zip(self.targets, self.split(outputs_NK.double()), strict=True)
+        return torch.cat([target.meaning(of_target) for target, of_target in outputs], dim=-1)
+
     def to_json(self) -> dict[str, Any]:
         """Return what ``head.json`` holds beside its format."""
         targets = [target.to_json() for target in self.targets]

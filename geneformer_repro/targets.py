@@ -231,3 +231,8 @@ class Number(Target):
 def labels_of(targets: Sequence[Target], labels_NS: np.ndarray) -> list[np.ndarray]:
     """Cut labels (rows, all) into those of each target."""
     return np.split(labels_NS, np.cumsum([target.n_labels for target in targets])[:-1], axis=1)
+
+
+def columns_of(targets: Sequence[Target], outputs_NK: np.ndarray) -> list[np.ndarray]:
+    """Cut columns (rows, all outputs) into those of each target."""
+    return np.split(outputs_NK, np.cumsum([target.n_outputs for target in targets])[:-1], axis=1)

@@ -1,7 +1,7 @@
 """What each method reached on the test cells, with intervals, as tables."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from geneformer_repro.targets import Target
 logger = logging.getLogger(__name__)
 
 VS_BEST = "_vs_best_simple"
-_NETWORKS = [FINE_TUNED, RANDOM]
 INDEXED = ("methods", "confusion", "probabilities")
 """Tables whose index is written as well."""
 TABLES = (*INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability")
@@ -47,6 +46,9 @@ class Evaluation:
     """``true``, ``predicted``, ``n``, ``share`` of the true class, with its interval."""
     reliability: pd.DataFrame | None = None
     """``method``, and for each bin of confidence its mean, the ``accuracy`` there with its interval, and ``n``."""
+
+    networks: tuple[str, ...] = (FINE_TUNED, RANDOM)
+    """Methods that are no simple ones."""
 
     @property
     def leading(self) -> str:
@@ -78,7 +80,7 @@ class Evaluation:
 
         "Better" and "worse" where 0 is outside of the interval of the difference to the best simple method.
         """
-        best = _best_simple(self.methods[self.leading])
+        best = _best_simple(self.methods[self.leading], self.networks)
         if best is None:
             return None
         columns = [f"{self.leading}{VS_BEST}{end}" for end in ("", "_low", "_high")]
@@ -103,6 +105,7 @@ def evaluate_target(
     groups: np.ndarray | None,
     seed: int,
     named: str = "cell",
+    networks: Sequence[str] = (FINE_TUNED, RANDOM),
 ) -> Evaluation:
     """Score every method on the test cells that have a label.
 
@@ -124,6 +127,8 @@ def evaluate_target(
         Of the resampling, the same for every method.
     named
         What a row is called.
+    networks
+        Methods that are no simple ones.
     """
     labels_NS = labels.reshape(len(labels), -1)
     known = ~np.isnan(labels_NS).any(axis=1)
@@ -139,10 +144,11 @@ def evaluate_target(
     columns = {named: names} | ({"fold": folds + 1} if several else {}) | {"true": kind.written(labels_NS)}
     return Evaluation(
         target,
-        _with_differences(methods, kind, labels_NS, ran, groups, seed),
+        _with_differences(methods, kind, labels_NS, ran, _best_simple(methods[kind.leading], networks), groups, seed),
         pd.DataFrame(columns | {name: kind.written_prediction(one) for name, one in ran.items()}),
         _over_folds(kind, folds, labels_NS, ran) if several else None,
         **kind.tables(scored, pd.Index(names, name=named), ran[FINE_TUNED]),
+        networks=tuple(networks),
     )
 
 
@@ -151,11 +157,11 @@ def _with_differences(
     kind: Kind[Any],
     labels_NS: np.ndarray,
     predicted: Mapping[str, np.ndarray],
+    best: str | None,
     groups: np.ndarray | None,
     seed: int,
 ) -> pd.DataFrame:
     """Add how far each method is above the best simple one."""
-    best = _best_simple(table[kind.leading])
     if best is None:
         return table
     score_of = {name: kind.leading_score(labels_NS, one) for name, one in predicted.items()}
@@ -164,9 +170,9 @@ def _with_differences(
     return table.join(pd.DataFrame.from_dict(rows, orient="index").astype(float))
 
 
-def _best_simple(scores: pd.Series) -> str | None:
+def _best_simple(scores: pd.Series, networks: Sequence[str]) -> str | None:
     """Return the method that is best but for the networks; the first of equals."""
-    simple = scores.drop(_NETWORKS, errors="ignore").dropna()
+    simple = scores.drop(list(networks), errors="ignore").dropna()
     return str(simple.idxmax()) if len(simple) else None
 
 

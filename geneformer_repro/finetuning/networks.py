@@ -11,35 +11,33 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 import geneformer_repro.processes as processes
-from geneformer_repro.batching import collate, evaluation_batches
+from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.kinds import kind_of
-from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling
 from geneformer_repro.model import flops
-from geneformer_repro.targets import Target, labels_of
+from geneformer_repro.targets import Target, columns_of, labels_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.unfinished import is_whole, keep
 
-Network = TypeVar("Network", bound=PreTrainedModel)
+Network = TypeVar("Network", bound=nn.Module)
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
 """What a finished network's folder holds beside its log; the history is written last, and says that it is."""
 ClassBalance = Literal["none", "weights", "sampling"]
@@ -95,66 +93,6 @@ def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool)
         own, theirs = model.bert.state_dict(), like.model.bert.state_dict()  # of which one alone may have a pooler
         model.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
     return model
-
-
-def train_classifier(
-    task: Task,
-    start: Checkpoint,
-    config: NetworkConfig,
-    *,
-    train_rows: np.ndarray,
-    validation_rows: np.ndarray | None,
-    pretrained: bool = True,
-    work: Path,
-    step: str,
-) -> tuple[CellClassifier, pd.DataFrame]:
-    """Train a classifier; keep the epoch that is best on the validation cells, or without any the last.
-
-    Parameters
-    ----------
-    task
-        Labelled cells.
-    start
-        Gives the encoder, or only its shape.
-    config
-        How to train and transfer.
-    train_rows, validation_rows
-        Cells of the task.
-    pretrained
-        Start from the weights of `start`; else from random ones, all of them trained.
-    work, step
-        As for `train`.
-
-    Returns
-    -------
-    The classifier, a plain one whatever the transfer, and its history.
-    """
-    if not pretrained:
-        config = transfer.all_learning(config)
-    if validation_rows is None:
-        config = dataclasses.replace(config, trainer={**config.trainer, **NO_SCORES})
-    parts = RunParts.of(task, start, config, train_rows=train_rows, validation_rows=validation_rows)
-
-    def trained_here() -> tuple[CellClassifier, pd.DataFrame]:
-        prepared, groups = parts.make_model(pretrained=pretrained)
-        trained, history = train(
-            prepared,
-            parts.examples,
-            collate=parts.collate,
-            evaluate=parts.score,
-            config=config,
-            groups=groups,
-            best_by=None if validation_rows is None else SELECTION,
-            work=work,
-            flops_an_epoch=3 * flops(start.model.config, parts.examples.lengths),
-            step=step,
-        )
-        return cast(CellClassifier, transfer.finished(trained)).eval(), history
-
-    def like() -> CellClassifier:
-        return cast(CellClassifier, new_classifier(start, parts.head, seed=config.seed, pretrained=False))
-
-    return trained_once(work, trained_here, like=like)
 
 
 def trained_once(
@@ -225,72 +163,53 @@ def _drop_all_but(patterns: tuple[str, ...], work: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RunParts:
-    """What a training run is made of."""
+class Training:
+    """What the training of one network is made of."""
 
-    task: Task
     start: Checkpoint
-    config: NetworkConfig
+    """Gives the encoder, or only its shape."""
+    config: Any
+    """A `TrainConfig` and `TransferConfig` in one."""
     head: Head
     examples: CellExamples
-    class_weights: list[list[float] | None] | None
-    score: Callable[[nn.Module], dict[str, float]]
-    """Scores a model on the validation cells."""
+    collate: Callable[[list[Any]], dict[str, Any]]
+    score: Callable[[nn.Module], dict[str, float]] | None
+    """Scores a model on the validation rows; None keeps the last epoch."""
+    target_weights: Sequence[float] | None = None
+    class_weights: Sequence[Sequence[float] | None] | None = None
 
-    @classmethod
-    def of(
-        cls,
-        task: Task,
-        start: Checkpoint,
-        config: NetworkConfig,
-        *,
-        train_rows: np.ndarray,
-        validation_rows: np.ndarray | None,
-    ) -> "RunParts":
-        """Put together what `train_classifier` is given."""
-        head = Head(task.head_targets(train_rows), config.pooling)
-        labels, of_kinds = task.labels[train_rows], list(task.of_kinds(train_rows))
-        examples = CellExamples(
-            task.cells.lengths[train_rows],
-            lambda i, _: (task.cells[train_rows[i]], labels[i]),
-            rows=train_rows,
-            weights=of_kinds[0][0].row_weights(of_kinds[0][1]) if config.class_balance == "sampling" else None,
-        )
-        weights = [kind.class_weights(of_target) for kind, of_target in of_kinds]
-        class_weights = weights if config.class_balance == "weights" else None
-        return cls(task, start, config, head, examples, class_weights, _scorer(task, head, validation_rows))
-
-    def make_model(self, *, pretrained: bool = True) -> tuple[CellClassifier, list[ParameterGroup]]:
+    def make_model(self, *, pretrained: bool = True) -> tuple[CellClassifier | GeneClassifier, list[ParameterGroup]]:
         """Make a classifier, ready to be trained."""
         model = new_classifier(self.start, self.head, seed=self.config.seed, pretrained=pretrained)
-        weights = [self.config.task_weights.get(target.name, 1.0) for target in self.head.targets]
-        model.weigh(weights, self.class_weights, smoothing=smoothing_of(self.config))
-        return transfer.prepare(cast(CellClassifier, model), self.config, seed=self.config.seed)
+        model.weigh(self.target_weights, self.class_weights, smoothing=smoothing_of(self.config))
+        return transfer.prepare(model, self.config, seed=self.config.seed)
 
-    def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
-        """Pad cells, and stack their labels."""
-        labels = torch.as_tensor(np.stack([label for _, label in batch]), dtype=torch.float32)
-        return collate([tokens for tokens, _ in batch], self.task.cells.vocabulary) | {"labels": labels}
+    def run(self, *, pretrained: bool, work: Path, step: str) -> tuple[CellClassifier | GeneClassifier, pd.DataFrame]:
+        """Train, once: return the classifier, a plain one whatever the transfer, and its history."""
+
+        def train_here() -> tuple[CellClassifier | GeneClassifier, pd.DataFrame]:
+            prepared, groups = self.make_model(pretrained=pretrained)
+            trained, history = train(
+                prepared,
+                self.examples,
+                collate=self.collate,
+                evaluate=self.score or (lambda _: {}),
+                config=self.config,
+                groups=groups,
+                best_by=SELECTION if self.score else None,
+                work=work,
+                flops_an_epoch=3 * flops(self.start.model.config, self.examples.lengths),
+                step=step,
+            )
+            return transfer.finished(trained).eval(), history
+
+        def like() -> CellClassifier | GeneClassifier:
+            return new_classifier(self.start, self.head, seed=self.config.seed, pretrained=False)
+
+        return trained_once(work, train_here, like=like)
 
 
-def _scorer(task: Task, head: Head, rows: np.ndarray | None) -> Callable[[nn.Module], dict[str, float]]:
-    if rows is None:
-        return lambda _: {}
-    cells, labels = task.cells.select(rows), task.labels[rows]
-
-    def score(model: nn.Module) -> dict[str, float]:
-        outputs = outputs_of(model, cells, head)
-        with torch.no_grad():
-            loss = cast(CellClassifier, model).sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
-        meanings = [target.meaning(one.double()).numpy() for target, one in zip(head.targets, head.split(outputs))]
-        return {"loss": loss.item() / len(labels), **scores_by_target(head.targets, labels, meanings)}
-
-    return score
-
-
-def scores_by_target(
-    targets: Sequence[Target], labels_NS: np.ndarray, meanings: Sequence[np.ndarray]
-) -> dict[str, float]:
+def scores_by_target(targets: Sequence[Target], labels_NS: np.ndarray, meaning_NK: Tensor) -> dict[str, float]:
     """Return the validation scores, of several targets each with the target's name, and `SELECTION`.
 
     Parameters
@@ -299,11 +218,13 @@ def scores_by_target(
         As training rows define them.
     labels_NS
         Of the validation rows.
-    meanings
-        For each target what the network's outputs mean.
+    meaning_NK
+        What the outputs mean for these rows, all targets side by side.
     """
-    found, merits = {}, []
-    for target, labels, meaning in zip(targets, labels_of(targets, labels_NS), meanings, strict=True):
+    found: dict[str, dict[str, float]] = {}
+    merits = []
+    of_targets = zip(targets, labels_of(targets, labels_NS), columns_of(targets, np.asarray(meaning_NK)), strict=True)
+    for target, labels, meaning in of_targets:
         kind, known = kind_of(target), ~np.isnan(labels).any(axis=1)
         if known.any():
             found[target.name] = kind.validation_scores(labels[known], kind.as_predicted(meaning[known]))

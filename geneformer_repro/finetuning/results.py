@@ -1,11 +1,12 @@
 """Writing what fine-tuning found: tables, pictures, and one page that holds them all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.curve import over_draws
 from geneformer_repro.finetuning.evaluation import INDEXED, Evaluation
@@ -14,6 +15,8 @@ from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.methods import file_name
 from geneformer_repro.report import Section, write_report
 from geneformer_repro.targets import Target
+from geneformer_repro.training.log import LOG_FILE
+from geneformer_repro.work import Work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +30,45 @@ def folder_of(folder: Path, target: str, *, several: bool) -> Path:
     if not several:
         return folder
     return folder / file_name(target)
+
+
+def write_findings(
+    work: Work,
+    checkpoint: Checkpoint,
+    evaluations: Mapping[str, Evaluation],
+    tables: Mapping[str, pd.DataFrame | None],
+    *,
+    intervals: str,
+    facts: dict[str, Any],
+) -> None:
+    """Write the result of an experiment: the classifier, its log, all tables with their pictures, and the page.
+
+    Parameters
+    ----------
+    work
+        Of the experiment.
+    checkpoint
+        The network that is kept.
+    evaluations
+        By target.
+    tables
+        What is not of one target, by name of the file; "curve" is drawn too.
+    intervals, facts
+        As in `write_page`.
+    """
+    several = len(evaluations) > 1
+    with work.result() as folder:
+        folder.mkdir()
+        checkpoint.write_into(folder)
+        for name, table in tables.items():
+            if table is not None:
+                write_table(table, folder / f"{name}.tsv", index=table.index.name is not None)
+        (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
+        pages = [
+            write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
+            for name, evaluation in evaluations.items()
+        ]
+        write_page(folder, pages, intervals=intervals, facts=facts)
 
 
 class Page(NamedTuple):

@@ -21,13 +21,11 @@ from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels
 from geneformer_repro.finetuning.networks import (
     NetworkConfig,
-    RunParts,
     best_epoch,
     new_classifier,
     outputs_of,
-    train_classifier,
 )
-from geneformer_repro.finetuning.tasks import labelled_cells
+from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.heads import Head
 from geneformer_repro.pretraining.pretrain import PretrainConfig
@@ -47,8 +45,8 @@ def task_of(few, *targets, **options):
 
 
 def trained(task, start, folder, *, validation_rows=None, pretrained=True, train_rows=TRAIN, **changes):
-    return train_classifier(
-        task, start, config(**changes), train_rows=train_rows, validation_rows=validation_rows, pretrained=pretrained,
+    return task.train(
+        start, config(**changes), train_rows=train_rows, validation_rows=validation_rows, pretrained=pretrained,
         work=folder, step="test",
     )  # fmt: skip
 
@@ -338,7 +336,7 @@ def test_label_smoothing_is_that_of_torch_for_classes_and_none_for_numbers(few, 
     config = FinetuneConfig(
         target=("cell_type", "size"), regression=("size",), trainer={"label_smoothing_factor": share}
     )
-    parts = RunParts.of(task, base, config, train_rows=rows, validation_rows=rows)
+    parts = task.training(base, config, train_rows=rows, validation_rows=rows)
     model, _ = parts.make_model()
     outputs, labels = torch.linspace(-1, 1, 24).reshape(6, 4), torch.tensor(task.labels[rows], dtype=torch.float32)
     size = parts.head.targets[1]

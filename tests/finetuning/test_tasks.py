@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import geneformer_repro as gf
-from geneformer_repro.finetuning.tasks import Task, labelled_cells
+from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.targets import Classes, Number
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
@@ -210,7 +210,7 @@ def test_cells_without_a_class_are_a_stratum_where_they_are_enough(few, n_gaps, 
     codes[60:], codes[:n_gaps] = 1, np.nan
     other = np.where(np.arange(120) == 100, 1.0, 0)  # too rare to be combined with
     targets = (Classes("a", ("x", "y")), Classes("b", ("u", "v")))
-    found = Task(few, targets, np.stack([codes, other], axis=1), few.obs).strata
+    found = CellProblem(few, targets, np.stack([codes, other], axis=1), few.obs).strata
     assert set(found[:n_gaps]) == {"(none)" if kept else "y"}
     assert set(found[n_gaps:]) == {"x", "y"}
 
