@@ -22,12 +22,12 @@ from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 import geneformer_repro as gf
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.finetuning.networks import NO_SCORES, NetworkConfig, train_classifier
-from geneformer_repro.finetuning.tasks import Task, labelled_cells
+from geneformer_repro.finetuning.networks import NO_SCORES, NetworkConfig
+from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.model import MaskedGeneModel, bert_config
 
 
-def train_ours(task: Task, options: argparse.Namespace) -> list[float]:
+def train_ours(task: CellProblem, options: argparse.Namespace) -> list[float]:
     """Train a few steps; return tokens a second of each but the first."""
     torch.manual_seed(0)
     start = Checkpoint(MaskedGeneModel(bert_config(options.size, task.cells.vocabulary)), task.cells.vocabulary)
@@ -35,12 +35,12 @@ def train_ours(task: Task, options: argparse.Namespace) -> list[float]:
     config = NetworkConfig(epochs=1, learning_rate=5e-5, warmup_steps=0, batch_size=options.batch, trainer=trainer)
     with tempfile.TemporaryDirectory() as folder:
         rows = np.arange(len(task.cells))
-        train_classifier(task, start, config, train_rows=rows, validation_rows=None, work=Path(folder), step="ours")
+        task.train(start, config, train_rows=rows, validation_rows=None, work=Path(folder), step="ours")
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     return [line["tokens_per_second"] for line in lines if "loss" in line][1:]
 
 
-def train_stock(task: Task, options: argparse.Namespace) -> list[float]:
+def train_stock(task: CellProblem, options: argparse.Namespace) -> list[float]:
     """Do the same with stock classes."""
     cells, codes = task.cells, task.labels[:, 0].astype(int)
     seen, tokens = [], [0]

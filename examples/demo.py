@@ -21,7 +21,8 @@ from sklearn.model_selection import train_test_split
 
 import geneformer_repro as gf
 from geneformer_repro.files import provenance, sha256, write_json
-from geneformer_repro.finetuning.figures import confusion_figure, methods_figure
+from geneformer_repro.finetuning.figures import methods_figure
+from geneformer_repro.finetuning.kinds.classes import confusion_figure
 from geneformer_repro.mapping import scatter_figure
 from geneformer_repro.pretraining.figures import loss_figure
 from geneformer_repro.report import Section, write_report

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,16 @@ from transformers import BertConfig
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel
+from geneformer_repro.targets import Classes, Number, Target, UnknownKindError
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, label_of
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-HEAD_FORMAT, _FIRST_HEAD_FORMAT = "geneformer_repro/head/2", "geneformer_repro/head/1"
+HEAD_FORMAT, _SECOND_HEAD_FORMAT, _FIRST_HEAD_FORMAT = (f"geneformer_repro/head/{version}" for version in (3, 2, 1))
 SEEN_FILE = "seen_cells.parquet"
 _OF_CELLS, _OF_GENES = "BertForSequenceClassification", "BertForTokenClassification"
 _PUBLISHED_TARGETS: Mapping[str, str] = {_OF_CELLS: "label", _OF_GENES: "gene class"}
@@ -99,7 +100,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
         config = {name: getattr(self.model.config, name) for name in _DECIDING}
-        head = asdict(self.head) if self.head else None
+        head = self.head.to_json() if self.head else None
         digest.update(json.dumps([config, head, list(_altered(self.model))], default=str).encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -144,7 +145,7 @@ class Checkpoint:
         write_json(folder / "config.json", config | {"architectures": [_architecture(self.head)]})
         self.vocabulary.write_into(folder)
         if self.head:
-            write_json(folder / "head.json", {"format": HEAD_FORMAT, **asdict(self.head)})
+            write_json(folder / "head.json", {"format": HEAD_FORMAT, **self.head.to_json()})
         if self.seen is not None:
             pq.write_table(pa.table({"digest": self.seen}), folder / SEEN_FILE, compression="zstd")
         write_json(folder / "provenance.json", dict(self.provenance))
@@ -232,11 +233,8 @@ def _altered(model: nn.Module) -> Iterator[tuple[str, str, dict[str, str]]]:
 
 
 def _described(head: Head) -> str:
-    targets = [
-        f"{target.name!r} ({len(target.classes)} classes)" if target.classes else f"{target.name!r} (a number)"
-        for target in head.targets
-    ]
-    return f"{'' if head.level == 'cell' else 'gene '}classifier of {', '.join(targets)}"
+    targets = ", ".join(target.described for target in head.targets)
+    return f"{'' if head.level == 'cell' else 'gene '}classifier of {targets}"
 
 
 def _architecture(head: Head | None) -> str:
@@ -297,7 +295,8 @@ def _published_head(config: Mapping[str, Any], local: Path) -> Head | None:
             "one class for each cell or gene, and those of one number."
         )
     try:
-        target = Target(_PUBLISHED_TARGETS[kind], names if len(names) > 1 else ())
+        name = _PUBLISHED_TARGETS[kind]
+        target = Classes(name, names) if len(names) > 1 else Number(name)
         return Head((target,), "pooler") if kind == _OF_CELLS else Head((target,), level="gene")
     except InputError as error:
         raise InputError(f"{local}/config.json: its classes cannot be read ({error})") from error
@@ -347,31 +346,56 @@ def described_config(folder: Path) -> str:
     head = _published_head(config, folder)
     what = _described(head) if head else ", ".join(map(str, config.get("architectures") or ["model"]))
     sizes = ", ".join(f"{name} {config[name]}" for name in _SIZES if name in config)
-    classes = f"\nclasses: {', '.join(head.output_names)}" if head and head.targets[0].classes else ""
+    classes = f"\nclasses: {', '.join(head.output_names)}" if head and head.n_outputs > 1 else ""
     return (
         f"{what} ({config.get('model_type', 'of an unknown type')}), not written by this package\n{sizes}{classes}\n"
         "what its tokens mean says a vocabulary (--vocabulary)"
     )
 
 
-_HEAD = {"targets": [{"name": str, "classes": [str], "mean?": float, "sd?": float}], "pooling": str, "level": str}
-_FIRST_HEAD = {"target": str, "classes": [str], "pooling": str}
+_HEAD: Any = {"targets": [{}], "pooling": str, "level": str}
+_SECOND_HEAD: Any = _HEAD | {"targets": [{"name": str, "classes": [str], "mean?": float, "sd?": float}]}
+_FIRST_HEAD: Any = {"target": str, "classes": [str], "pooling": str}
 
 
 def _read_head(path: Path) -> Head:
     content = read_json(path)
     form = content.pop("format", None)
-    if form not in (HEAD_FORMAT, _FIRST_HEAD_FORMAT):
+    if form not in (HEAD_FORMAT, _SECOND_HEAD_FORMAT, _FIRST_HEAD_FORMAT):
         raise InputError(f"{path}: expected format {HEAD_FORMAT!r}, found {form!r}.")
     try:
-        if wrong := misfit(content, _FIRST_HEAD if form == _FIRST_HEAD_FORMAT else _HEAD):
-            raise InputError(wrong)
         if form == _FIRST_HEAD_FORMAT:
-            return Head((Target(content["target"], tuple(content["classes"])),), content["pooling"])
-        targets = tuple(Target(**target | {"classes": tuple(target["classes"])}) for target in content.pop("targets"))
-        return Head(targets, **content)
+            content = _of_second_format(content)
+        if form != HEAD_FORMAT:
+            content = _of_third_format(content)
+        if wrong := misfit(content, _HEAD):
+            raise InputError(wrong)
+        return Head(tuple(Target.from_json(target) for target in content.pop("targets")), **content)
+    except UnknownKindError as error:
+        raise InputError(f"{path}: {error}") from error
     except (TypeError, InputError) as error:
         raise InputError(f"{path}: is damaged ({error}); copy the checkpoint anew.") from error
+
+
+def _of_second_format(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a head of the first format, which had one target, with classes, as the second had it."""
+    if wrong := misfit(content, _FIRST_HEAD):
+        raise InputError(wrong)
+    targets = [{"name": content["target"], "classes": content["classes"]}]
+    return {"targets": targets, "pooling": content["pooling"], "level": "cell"}
+
+
+def _of_third_format(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a head of the second format, in which a number was a target without classes, as the third has it."""
+    if wrong := misfit(content, _SECOND_HEAD):
+        raise InputError(wrong)
+    return content | {"targets": [_with_kind(**target) for target in content["targets"]]}
+
+
+def _with_kind(name: str, classes: list[str], mean: float = 0.0, sd: float = 1.0) -> dict[str, Any]:
+    if classes:
+        return {"kind": Classes.kind, "name": name, "classes": classes}
+    return {"kind": Number.kind, "name": name, "mean": mean, "sd": sd}
 
 
 def _read_seen(path: Path) -> np.ndarray:

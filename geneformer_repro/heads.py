@@ -1,6 +1,7 @@
-"""What a network's outputs mean: targets, the head that has them side by side, and the classifiers of cells and genes.
+"""The head that has several targets side by side, and the classifiers of cells and genes.
 
-Shapes: B cells, T tokens of all cells, M tokens with a label, D hidden size, K outputs, S targets.
+Shapes: B cells, T tokens of all cells, M tokens with a label, D hidden size, K outputs, S numbers of labels (one a
+target, but for kinds of target that need more).
 """
 
 import copy
@@ -8,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,8 +16,9 @@ from transformers import BertConfig, BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.encoder import IGNORED, first_tokens, masked, run_encoder, unpad
+from geneformer_repro.encoder import first_tokens, masked, run_encoder, unpad
 from geneformer_repro.errors import InputError
+from geneformer_repro.targets import Classes, Target
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 Pooling = Literal["mean", "cls"]
@@ -75,36 +76,6 @@ def require_poolable(vocabulary: Vocabulary, pooling: str, *, choices: Any = Poo
 
 
 @dataclass(frozen=True)
-class Target:
-    """One thing that a head predicts: a class, or a number."""
-
-    name: str
-    """The obs column that was learned; for genes, what the classes are called together."""
-    classes: tuple[str, ...] = ()
-    """Name of each output, in order; none for a number."""
-    mean: float = 0.0
-    """Of a number in the training cells; the network's output is (number - mean) / sd."""
-    sd: float = 1.0
-    """Of a number in the training cells."""
-
-    def __post_init__(self) -> None:
-        for name in (self.name, *self.classes):
-            if not isinstance(name, str) or not name:
-                raise InputError(f"Targets and classes have names, found {name!r} in target {self.name!r}.")
-        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
-            raise InputError(f"Target {self.name!r} needs at least two different classes, found {list(self.classes)}.")
-        if not (np.isfinite(self.mean) and np.isfinite(self.sd) and self.sd > 0):
-            raise InputError(
-                f"Target {self.name!r} has mean {self.mean} and sd {self.sd}; expected numbers, sd above 0."
-            )
-
-    @property
-    def n_outputs(self) -> int:
-        """Outputs of the network for this target."""
-        return len(self.classes) or 1
-
-
-@dataclass(frozen=True)
 class Head:
     """What a classifier's outputs mean; ``head.json``."""
 
@@ -125,7 +96,7 @@ class Head:
         names = [target.name for target in self.targets]
         if not names or len(set(names)) < len(names):
             raise InputError(f"A head needs targets of different names, found {names}.")
-        if self.level == "gene" and not (len(names) == 1 and self.targets[0].classes):
+        if self.level == "gene" and not (len(names) == 1 and isinstance(self.targets[0], Classes)):
             raise InputError(f"A head of genes has one target, with classes; found {names}.")
 
     @property
@@ -136,21 +107,37 @@ class Head:
     @property
     def output_names(self) -> list[str]:
         """What each output of the network stands for: a class, or a number's target; of several targets both."""
-        several = len(self.targets) > 1
-        return [
-            f"{target.name}: {name}" if several and target.classes else name
-            for target in self.targets
-            for name in target.classes or (target.name,)
-        ]
+        if len(self.targets) == 1:
+            return list(self.targets[0].output_names)
+        return [name for target in self.targets for name in target.full_output_names]
 
     @property
     def n_outputs(self) -> int:
         """Outputs of the network for all targets."""
         return sum(target.n_outputs for target in self.targets)
 
+    @property
+    def n_labels(self) -> int:
+        """Numbers that make the labels of a row for all targets."""
+        return sum(target.n_labels for target in self.targets)
+
     def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """Cut outputs (…, all) into those of each target."""
         return outputs.split([target.n_outputs for target in self.targets], dim=-1)
+
+    def meaning(self, outputs_NK: Tensor) -> Tensor:
+        """Return what the outputs mean, all targets side by side, in double precision."""
+        outputs = zip(self.targets, self.split(outputs_NK.double()), strict=True)
+        return torch.cat([target.meaning(of_target) for target, of_target in outputs], dim=-1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``head.json`` holds beside its format."""
+        targets = [target.to_json() for target in self.targets]
+        return {"targets": targets, "pooling": self.pooling, "level": self.level}
+
+    def split_labels(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """Cut labels (…, all) into those of each target."""
+        return labels.split([target.n_labels for target in self.targets], dim=-1)
 
 
 class _HeadedModel(BertPreTrainedModel):
@@ -198,24 +185,15 @@ class _HeadedModel(BertPreTrainedModel):
     def sum_of_losses(self, outputs_NK: Tensor, labels_NS: Tensor) -> Tensor:
         """Sum over cells (or genes) and targets; a missing label (NaN, or -100) adds nothing."""
         total = outputs_NK.new_zeros((), dtype=torch.float32)
-        for target, outputs, labels_N, weight, class_weight in zip(
+        for target, outputs, labels, weight, class_weights in zip(
             self.head.targets,
             self.head.split(outputs_NK.float()),
-            labels_NS.unbind(-1),
+            self.head.split_labels(labels_NS),
             self._target_weights,
             self._class_weights,
             strict=True,
         ):
-            known = ~labels_N.isnan() & (labels_N != IGNORED) if target.classes else ~labels_N.isnan()
-            found, wanted = outputs[known], labels_N[known]
-            if target.classes:
-                of_classes = None if class_weight is None else class_weight.to(outputs)
-                loss = F.cross_entropy(
-                    found, wanted.long(), weight=of_classes, reduction="sum", label_smoothing=self._smoothing
-                )
-            else:
-                loss = F.mse_loss(found[:, 0], (wanted.float() - target.mean) / target.sd, reduction="sum")
-            total = total + weight * loss
+            total = total + weight * target.loss(outputs, labels, weights=class_weights, smoothing=self._smoothing)
         return total
 
 
@@ -239,8 +217,8 @@ class CellClassifier(_HeadedModel):
         lengths
             Tokens of each cell.
         labels
-            For each cell and target the class's number, or the number; NaN where it is not known; (B, targets), or (B,)
-            of one target.
+            For each cell and target the class's number, or the number; NaN where it is not known; (B, numbers of
+            labels), or (B,) of one.
         weights
             How much each token counts in its cell's vector: 1 for a gene, 0 for a special token; default all alike.
         num_items_in_batch
@@ -256,7 +234,7 @@ class CellClassifier(_HeadedModel):
             return SequenceClassifierOutput(logits=logits_BK)
         labels_BS = labels.reshape(len(labels), -1)
         n_items = labels_BS.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = self.sum_of_losses(logits_BK, labels_BS) / (n_items / len(self.head.targets))
+        loss = self.sum_of_losses(logits_BK, labels_BS) / (n_items / self.head.n_labels)
         return SequenceClassifierOutput(loss=loss, logits=logits_BK)
 
     def logits_of(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:

@@ -29,6 +29,7 @@ LAYERS = {
     "processes": 2,
     "attention": 2,
     "encoder": 2,
+    "targets": 2,
     "heads": 2,
     "model": 2,
     "checkpoint": 2,
@@ -165,7 +166,7 @@ def test_the_reader_finds_imports_that_are_known_to_be_there():
     inside, outside = dependencies(package_sources())
     assert {"model", "tokenizer.dataset", "in_silico.perturbation"} <= inside["in_silico.screen"]
     assert "tokenizer.fitting" in inside["tokenizer.vocabulary"]  # inside a function
-    assert "finetuning.baselines" in inside["finetuning.finetune"]  # a module from its package
+    assert "finetuning.transfer" in inside["finetuning.networks"]  # a module from its package
     assert {"torch", "transformers"} <= outside["model"]
     assert "anndata" in outside["tokenizer.corpus"]  # under TYPE_CHECKING
 

@@ -32,15 +32,16 @@ from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import described_config, quiet_transformers
 from geneformer_repro.encoder import run_encoder
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.targets import Classes, Number
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LENGTHS = (41, 60, 23)
-CELL_TYPE = Target("cell_type", ("B", "Monocyte", "T"))
-AGE = Target("age", mean=40.5, sd=12.0)
-DOSAGE = Target("dosage", ("sensitive", "other"))
+CELL_TYPE = Classes("cell_type", ("B", "Monocyte", "T"))
+AGE = Number("age", mean=40.5, sd=12.0)
+DOSAGE = Classes("dosage", ("sensitive", "other"))
 CONFIGURED = [("num_attention_heads", 1), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-5)]
 HEADS = [
     pytest.param(Head((CELL_TYPE,)), id="mean"),
@@ -212,10 +213,10 @@ class TestSaving:
     def test_the_head_is_readable(self, headed, tmp_path):
         headed(Head((CELL_TYPE, AGE), "attention")).save(tmp_path / "clf")
         assert json.loads((tmp_path / "clf" / "head.json").read_text()) == {
-            "format": "geneformer_repro/head/2",
+            "format": "geneformer_repro/head/3",
             "targets": [
-                {"name": "cell_type", "classes": ["B", "Monocyte", "T"], "mean": 0.0, "sd": 1.0},
-                {"name": "age", "classes": [], "mean": 40.5, "sd": 12.0},
+                {"kind": "classes", "name": "cell_type", "classes": ["B", "Monocyte", "T"]},
+                {"kind": "number", "name": "age", "mean": 40.5, "sd": 12.0},
             ],
             "pooling": "attention",
             "level": "cell",
@@ -426,11 +427,52 @@ class TestOpening:
         assert opened.head == classifier.head
         np.testing.assert_allclose(logits_of(opened.model, batch), logits_of(classifier.model, batch), **CLOSE)
 
+    def test_a_head_of_the_second_format_opens(self, headed, tmp_path):
+        classifier = headed(Head((CELL_TYPE, AGE), "attention"))
+        classifier.save(tmp_path / "clf")
+        second = """{
+          "format": "geneformer_repro/head/2",
+          "targets": [
+            {"name": "cell_type", "classes": ["B", "Monocyte", "T"], "mean": 0.0, "sd": 1.0},
+            {"name": "age", "classes": [], "mean": 40.5, "sd": 12.0}
+          ],
+          "pooling": "attention",
+          "level": "cell"
+        }"""
+        (tmp_path / "clf" / "head.json").write_text(second)
+        opened = gf.Checkpoint.from_pretrained(tmp_path / "clf")
+        assert opened.head == classifier.head
+        assert opened.fingerprint == classifier.fingerprint
+
+    def test_a_head_of_a_kind_that_this_version_does_not_have_is_refused_by_its_name(self, classifier, tmp_path):
+        classifier.save(tmp_path / "clf")
+        rewrite_head(tmp_path / "clf", targets=[{"kind": "survival", "name": "os", "cuts": [1.0, 2.0]}])
+        message = r"head.json: target 'os' is of kind 'survival'\. There are: 'classes', 'number'\. A newer version"
+        with pytest.raises(gf.InputError, match=message):
+            gf.Checkpoint.from_pretrained(tmp_path / "clf")
+
     def test_a_head_of_another_format_is_refused(self, classifier, tmp_path):
         classifier.save(tmp_path / "clf")
         rewrite_head(tmp_path / "clf", format="somebody/else/2")
-        message = "head.json: expected format 'geneformer_repro/head/2', found 'somebody/else/2'"
+        message = "head.json: expected format 'geneformer_repro/head/3', found 'somebody/else/2'"
         with pytest.raises(gf.InputError, match=message):
+            gf.Checkpoint.from_pretrained(tmp_path / "clf")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param({"targets": [{"kind": "classes", "name": "t"}]}, id="no_classes_of_that_kind"),
+            pytest.param({"targets": [{"kind": "number", "name": "t", "mean": 1.0}]}, id="no_sd"),
+            pytest.param({"targets": [{"kind": "number", "name": "t", "mean": 0, "sd": 0}]}, id="sd_of_0"),
+            pytest.param({"targets": [{"kind": "number", "name": "", "mean": 0, "sd": 1}]}, id="a_number_without_name"),
+            pytest.param({"targets": [{"kind": "classes", "name": "t", "classes": ["B", "T"], "mean": 1}]}, id="mixed"),
+            pytest.param({"targets": [{"kind": ["number"], "name": "t"}]}, id="a_kind_that_is_no_text"),
+        ],
+    )
+    def test_a_damaged_head_of_the_third_format_is_refused(self, classifier, tmp_path, change):
+        classifier.save(tmp_path / "clf")
+        rewrite_head(tmp_path / "clf", **change)
+        with pytest.raises(gf.InputError, match=r"clf/head.json: is damaged \(.+\); copy the checkpoint anew"):
             gf.Checkpoint.from_pretrained(tmp_path / "clf")
 
     @pytest.mark.parametrize(
@@ -455,7 +497,7 @@ class TestOpening:
     )
     def test_a_damaged_head_is_refused(self, classifier, tmp_path, change):
         classifier.save(tmp_path / "clf")
-        rewrite_head(tmp_path / "clf", **change)
+        rewrite_head(tmp_path / "clf", **{"format": "geneformer_repro/head/2"} | change)
         with pytest.raises(gf.InputError, match=r"clf/head.json: is damaged \(.+\); copy the checkpoint anew"):
             gf.Checkpoint.from_pretrained(tmp_path / "clf")
 
@@ -544,21 +586,21 @@ class TestClassifiersOfOthers:
     def test_a_cell_classifier_opens_with_its_head_and_logits(self, theirs, opened, inputs, batch, labels):
         stock = theirs(BertForSequenceClassification, id2label=labels)
         ours = opened()
-        assert ours.head == Head((Target("label", tuple(labels.values())),), "pooler")
+        assert ours.head == Head((Classes("label", tuple(labels.values())),), "pooler")
         with torch.no_grad():
             np.testing.assert_allclose(logits_of(ours.model, batch), stock(**inputs).logits, rtol=0, atol=1e-5)
 
     def test_a_gene_classifier_opens_with_its_head_and_logits(self, theirs, opened, inputs, batch):
         stock = theirs(BertForTokenClassification, id2label={0: "no", 1: "yes"})
         ours = opened()
-        assert ours.head == Head((Target("gene class", ("no", "yes")),), level="gene")
+        assert ours.head == Head((Classes("gene class", ("no", "yes")),), level="gene")
         with torch.no_grad():
             expected = stock(**inputs).logits[inputs["attention_mask"].bool()]
         np.testing.assert_allclose(logits_of(ours.model, batch), expected, rtol=0, atol=1e-5)
 
     def test_one_output_is_a_number(self, theirs, opened):
         theirs(BertForSequenceClassification, id2label={0: "LABEL_0"})
-        assert opened().head == Head((Target("label"),), "pooler")
+        assert opened().head == Head((Number("label"),), "pooler")
 
     @pytest.mark.parametrize(
         "options", [{"problem_type": "multi_label_classification"}, {"problem_type": "regression"}], ids=lambda o: o
@@ -657,7 +699,7 @@ class TestCheckpoint:
 
     @pytest.mark.parametrize(
         "head",
-        [Head((CELL_TYPE,), "cls"), Head((Target(CELL_TYPE.name, CELL_TYPE.classes[::-1]),))],
+        [Head((CELL_TYPE,), "cls"), Head((Classes(CELL_TYPE.name, CELL_TYPE.classes[::-1]),))],
         ids=["pooling", "names"],
     )
     def test_the_fingerprint_follows_the_head(self, headed, head):

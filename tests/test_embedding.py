@@ -15,9 +15,10 @@ from transformers import BertModel
 import geneformer_repro as gf
 from geneformer_repro import processes, progress, reading
 from geneformer_repro.embedding import embed, embed_states
-from geneformer_repro.heads import CellClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.reading import Reader, blocks_to_run, parts_of
+from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -148,7 +149,7 @@ class TestCells:
         np.testing.assert_array_equal(embed(training, few).X, embed(checkpoint, few).X)
 
     def test_a_classifier_embeds_with_its_encoder(self, checkpoint, few):
-        model = CellClassifier(checkpoint.model.config, Head((Target("cell_type", ("B", "T")),)))
+        model = CellClassifier(checkpoint.model.config, Head((Classes("cell_type", ("B", "T")),)))
         model.bert.load_state_dict(checkpoint.model.bert.state_dict())
         classifier = gf.Checkpoint(model, checkpoint.vocabulary)
         np.testing.assert_array_equal(embed(classifier, few).X, embed(checkpoint, few).X)

@@ -12,7 +12,8 @@ from forking import forked, status_of
 
 import geneformer_repro as gf
 from geneformer_repro.finetuning.networks import new_classifier
-from geneformer_repro.heads import Head, Target
+from geneformer_repro.heads import Head
+from geneformer_repro.targets import Classes
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def calls(checkpoint, cells, pbmc, tmp_path):
     """Name of an output → the call that writes it."""
     some = cells.select(range(300))
     classifier = gf.Checkpoint(
-        new_classifier(checkpoint, Head((Target("type", ("a", "b")),)), seed=0, pretrained=True).eval(),
+        new_classifier(checkpoint, Head((Classes("type", ("a", "b")),)), seed=0, pretrained=True).eval(),
         checkpoint.vocabulary,
     )
     config = gf.PretrainConfig(size="tiny", epochs=1, batch_size=40, warmup_steps=0, trainer={"max_steps": 1})

@@ -28,22 +28,22 @@ from geneformer_repro.heads import (
     GeneClassifier,
     Head,
     HeadPooling,
-    Target,
     pool,
     require_poolable,
     weighted_sums,
 )
 from geneformer_repro.model import MaskedGeneModel, bert_config, flops
 from geneformer_repro.pretraining.masking import mask_genes
+from geneformer_repro.targets import Classes, Number
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LENGTHS = (41, 60, 23)
-CELL_TYPE = Target("cell_type", ("B", "Monocyte", "T"))
-AGE = Target("age", mean=40.5, sd=12.0)
-PHASE = Target("phase", ("G1", "S"))
+CELL_TYPE = Classes("cell_type", ("B", "Monocyte", "T"))
+AGE = Number("age", mean=40.5, sd=12.0)
+PHASE = Classes("phase", ("G1", "S"))
 SEVERAL = Head((CELL_TYPE, AGE, PHASE))
-DOSAGE = Head((Target("dosage", ("sensitive", "other")),), level="gene")
+DOSAGE = Head((Classes("dosage", ("sensitive", "other")),), level="gene")
 POOLINGS = ["mean", "cls", "attention"]
 NAN = math.nan
 LABELS = torch.tensor([[2, 35.0, 0], [0, NAN, 1], [NAN, 61.5, NAN]])
@@ -708,7 +708,7 @@ def slow_sum_of_losses(
             found, row = row[: target.n_outputs], row[target.n_outputs :]
             if math.isnan(label):
                 continue
-            if target.classes:
+            if isinstance(target, Classes):
                 loss = (logsumexp(found) - found[int(label)]) * (class_weight[int(label)] if class_weight else 1)
             else:
                 loss = (found[0] - (label - target.mean) / target.sd) ** 2
@@ -798,7 +798,7 @@ class TestLoss:
 
     def test_that_of_a_number_is_in_standard_deviations(self, headed):
         """So it is the same in years and in months."""
-        years, months = (headed(Head((Target("age", mean=40.5 * n, sd=12.0 * n),))) for n in (1, 12))
+        years, months = (headed(Head((Number("age", mean=40.5 * n, sd=12.0 * n),))) for n in (1, 12))
         outputs, labels = torch.randn(5, 1), torch.tensor([[20.0], [35.0], [40.5], [60.0], [90.0]])
         found = years.sum_of_losses(outputs, labels)
         torch.testing.assert_close(months.sum_of_losses(outputs, 12 * labels), found)

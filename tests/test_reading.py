@@ -12,7 +12,7 @@ import geneformer_repro as gf
 from geneformer_repro import processes
 from geneformer_repro.attention import Attention, Cells, attend
 from geneformer_repro.encoder import run_encoder, run_gated
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.reading import (
     Reader,
     batches_of,
@@ -21,10 +21,11 @@ from geneformer_repro.reading import (
     outputs_of,
     sum_over_batches,
 )
+from geneformer_repro.targets import Classes
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-TYPES = Head((Target("cell_type", ("B", "Monocyte", "T")),))
-GENES = Head((Target("dosage", ("sensitive", "other")),), level="gene")
+TYPES = Head((Classes("cell_type", ("B", "Monocyte", "T")),))
+GENES = Head((Classes("dosage", ("sensitive", "other")),), level="gene")
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,15 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
-from geneformer_repro.finetuning.baselines import Features
-from geneformer_repro.finetuning.methods import run_methods
-from geneformer_repro.finetuning.metrics import number_scores, scores
-from geneformer_repro.finetuning.networks import NetworkConfig
+from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod, run_methods
+from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.splits import Split, nested_draw
-from geneformer_repro.finetuning.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +24,14 @@ FEWEST_STEPS = 100
 
 
 def learning_curve(
-    task: Task,
-    start: Checkpoint,
-    config: NetworkConfig,
+    problem: Problem,
+    start: Any,
+    config: Any,
     *,
     split: Split,
     sizes: Sequence[int],
-    features: Features | None,
+    features: Any,
+    networks: Sequence[NetworkMethod] = NETWORKS,
     work: Path,
 ) -> pd.DataFrame:
     """Train every method on more and more of the training cells.
@@ -43,7 +41,7 @@ def learning_curve(
 
     Parameters
     ----------
-    task, start, config, split, features, work
+    problem, start, config, split, features, networks, work
         As for the whole comparison; the validation cells count among those to be drawn.
     sizes
         Numbers of labelled cells, none of them too large (`require_enough`); all cells are added at the end.
@@ -56,20 +54,21 @@ def learning_curve(
     rows = []
     for n in sorted({*sizes, len(pool)}):
         for draw in range(DRAWS if n < len(pool) else 1):
-            chosen = nested_draw(task.strata, pool, n, np.random.default_rng([config.seed, draw]))
+            chosen = nested_draw(problem.strata, pool, n, np.random.default_rng([config.seed, draw]))
             outcome = run_methods(
-                task,
+                problem,
                 start,
                 _with_steps(config, n),
                 train_rows=chosen,
                 validation_rows=None,
                 test_rows=split.test,
                 features=features,
+                networks=networks,
                 with_model=False,
                 work=work / f"{n}-labels-draw-{draw + 1}",
                 step=f"{n} labels, draw {draw + 1}",
             )
-            rows += _scored(task, split.test, outcome.predicted, n, draw)
+            rows += _scored(problem, split.test, outcome.predicted, n, draw)
     return pd.DataFrame(rows)
 
 
@@ -83,27 +82,21 @@ def require_enough(sizes: Sequence[int], split: Split) -> None:
         )
 
 
-def _with_steps(config: NetworkConfig, n: int) -> NetworkConfig:
+def _with_steps(config: Any, n: int) -> Any:
     n_steps = max(FEWEST_STEPS, math.ceil(config.epochs * n / config.batch_size))
     return dataclasses.replace(config, trainer={**config.trainer, "max_steps": n_steps})
 
 
 def _scored(
-    task: Task, test_rows: np.ndarray, predicted: list[dict[str, np.ndarray | None]], n: int, draw: int
+    problem: Problem, test_rows: np.ndarray, predicted: list[dict[str, np.ndarray | None]], n: int, draw: int
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    for i, (target, by_method) in enumerate(zip(task.targets, predicted, strict=True)):
-        labels = task.labels[test_rows, i]
-        known = ~np.isnan(labels)
+    for (kind, labels), by_method in zip(problem.of_kinds(test_rows), predicted, strict=True):
+        known = ~np.isnan(labels).any(axis=1)
         for method, one in by_method.items():
-            if one is None:
-                continue
-            found = (
-                scores(labels[known].astype(int), one[known])
-                if target.classes
-                else number_scores(labels[known], one[known])
-            )
-            rows.append({"target": target.name, "method": method, "n": n, "draw": draw + 1, **found})
+            if one is not None:
+                found = kind.scores(labels[known], one[known])
+                rows.append({"target": kind.target.name, "method": method, "n": n, "draw": draw + 1, **found})
     return rows
 
 

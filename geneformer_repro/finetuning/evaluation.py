@@ -1,31 +1,25 @@
 """What each method reached on the test cells, with intervals, as tables."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
-from geneformer_repro.finetuning.metrics import (
-    LEADING,
-    differences,
-    evaluate_classes,
-    evaluate_numbers,
-    number_scores,
-    over_folds,
-    scores,
-)
-from geneformer_repro.heads import Target
+from geneformer_repro.finetuning.kinds import kind_of
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM, Kind
+from geneformer_repro.finetuning.metrics import differences, over_folds
+from geneformer_repro.targets import Target
 
 logger = logging.getLogger(__name__)
 
 VS_BEST = "_vs_best_simple"
-_NETWORKS = [FINE_TUNED, RANDOM]
-_SPELLED = {"macro_f1": "macro-F1", "r2": "R²"}
+INDEXED = ("methods", "confusion", "probabilities")
+"""Tables whose index is written as well."""
+TABLES = (*INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +47,24 @@ class Evaluation:
     reliability: pd.DataFrame | None = None
     """``method``, and for each bin of confidence its mean, the ``accuracy`` there with its interval, and ``n``."""
 
+    networks: tuple[str, ...] = (FINE_TUNED, RANDOM)
+    """Methods that are no simple ones."""
+
     @property
     def leading(self) -> str:
         """The score by which methods are compared."""
-        return LEADING["classes" if self.target.classes else "numbers"]
+        return self.kind.leading
+
+    @property
+    def kind(self) -> Kind[Any]:
+        """What such labels are."""
+        return kind_of(self.target)
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables that there are, by the names of their files."""
+        named = {name: getattr(self, name) for name in TABLES}
+        return {name: table for name, table in named.items() if table is not None}
 
     @property
     def caution(self) -> str | None:
@@ -64,20 +72,7 @@ class Evaluation:
 
         None where nothing lacks.
         """
-        if not self.target.classes:
-            return None
-        table = self.predictions
-        rows, held = f"{table.columns[0]}s", set(table["true"])
-        if len(held) == 1:
-            return f"All test {rows} are of class {min(held)!r}; no score can tell how well classes are told apart"
-        said = []
-        if lacking := [repr(name) for name in self.target.classes if name not in held]:
-            said.append(f"No test {rows} are of class {', '.join(lacking)}; scores are of the others")
-        n_classes = table.groupby("fold")["true"].nunique() if "fold" in table else pd.Series(dtype=int)
-        if alone := [str(fold) for fold in n_classes.index[n_classes == 1]]:
-            folds = f"fold{'s' * (len(alone) > 1)} {', '.join(alone)}"
-            said.append(f"All test {rows} of {folds} are of one class; there are scores over all folds only")
-        return ". ".join(said) or None
+        return self.kind.caution(self.predictions)
 
     @property
     def verdict(self) -> str | None:
@@ -85,7 +80,7 @@ class Evaluation:
 
         "Better" and "worse" where 0 is outside of the interval of the difference to the best simple method.
         """
-        best = _best_simple(self.methods[self.leading])
+        best = _best_simple(self.methods[self.leading], self.networks)
         if best is None:
             return None
         columns = [f"{self.leading}{VS_BEST}{end}" for end in ("", "_low", "_high")]
@@ -97,7 +92,7 @@ class Evaluation:
         if difference < 0:
             where, difference, low, high = "below", -difference, -high, -low
         by_how_much = f"{_signed(difference)} ({_signed(low)} to {_signed(high)})"
-        return f"{FINE_TUNED} is {by_how_much} {_SPELLED[self.leading]} {where} {best}: {judged}"
+        return f"{FINE_TUNED} is {by_how_much} {self.kind.spelled[self.leading]} {where} {best}: {judged}"
 
 
 def evaluate_target(
@@ -110,6 +105,7 @@ def evaluate_target(
     groups: np.ndarray | None,
     seed: int,
     named: str = "cell",
+    networks: Sequence[str] = (FINE_TUNED, RANDOM),
 ) -> Evaluation:
     """Score every method on the test cells that have a label.
 
@@ -120,7 +116,7 @@ def evaluate_target(
     names
         Name of each test cell.
     labels
-        Class number, or number, of each; NaN where not known.
+        Class number, or number, of each; NaN where not known; (cells,), or (cells, numbers of a label).
     predicted
         By method: probabilities (cells, classes) or numbers (cells,); None where it could not run.
     folds
@@ -131,71 +127,52 @@ def evaluate_target(
         Of the resampling, the same for every method.
     named
         What a row is called.
+    networks
+        Methods that are no simple ones.
     """
-    known = ~np.isnan(labels)
-    names, labels, folds = names[known], labels[known], folds[known]
+    labels_NS = labels.reshape(len(labels), -1)
+    known = ~np.isnan(labels_NS).any(axis=1)
+    names, labels_NS, folds = names[known], labels_NS[known], folds[known]
     groups = None if groups is None else groups[known]
-    ran = {name: None if one is None else one[known] for name, one in predicted.items()}
-    beside = partial(_with_differences, labels=labels, predicted=ran, groups=groups, seed=seed)
-    several = folds.max() > 0
-    shown = {named: names} | ({"fold": folds + 1} if several else {})
-    if not target.classes:
-        rows = {
-            name: {} if one is None else evaluate_numbers(labels, one, groups=groups, rng=np.random.default_rng(seed))
-            for name, one in ran.items()
-        }
-        return Evaluation(
-            target,
-            beside(_table(rows), score=LEADING["numbers"]),
-            pd.DataFrame(shown | {"true": labels} | {name: one for name, one in ran.items() if one is not None}),
-            _over_folds(folds, labels, ran, number_scores) if several else None,
-        )
-    codes, classes = labels.astype(int), np.asarray(target.classes)
-    found = {
-        name: evaluate_classes(codes, one, target.classes, groups=groups, rng=np.random.default_rng(seed))
-        for name, one in ran.items()
-        if one is not None
+    kind, several = kind_of(target), bool(folds.max() > 0)
+    ran = {name: one[known] for name, one in predicted.items() if one is not None}
+    scored = {
+        name: kind.evaluate(labels_NS, one, groups=groups, rng=np.random.default_rng(seed)) for name, one in ran.items()
     }
-    ours, called = found[FINE_TUNED], {name: classes[one.argmax(1)] for name, one in ran.items() if one is not None}
+    rows = [scored[name].scores if name in scored else {} for name in predicted]
+    methods = pd.DataFrame(rows, index=pd.Index(list(predicted), name="method"))
+    columns = {named: names} | ({"fold": folds + 1} if several else {}) | {"true": kind.written(labels_NS)}
     return Evaluation(
         target,
-        beside(_table({name: found[name].scores if name in found else {} for name in ran}), score=LEADING["classes"]),
-        pd.DataFrame(shown | {"true": classes[codes]} | called),
-        _over_folds(folds, codes, ran, scores) if several else None,
-        pd.DataFrame(ran[FINE_TUNED], columns=list(classes)).assign(**{named: names}).set_index(named),
-        _by_method({name: one.per_class.rename_axis("class").reset_index() for name, one in found.items()}),
-        ours.confusion,
-        ours.confusion_intervals,
-        _by_method({name: one.reliability for name, one in found.items()}),
+        _with_differences(methods, kind, labels_NS, ran, _best_simple(methods[kind.leading], networks), groups, seed),
+        pd.DataFrame(columns | {name: kind.written_prediction(one) for name, one in ran.items()}),
+        _over_folds(kind, folds, labels_NS, ran) if several else None,
+        **kind.tables(scored, pd.Index(names, name=named), ran[FINE_TUNED]),
+        networks=tuple(networks),
     )
-
-
-def _table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="method"))
 
 
 def _with_differences(
     table: pd.DataFrame,
-    *,
-    score: str,
-    labels: np.ndarray,
-    predicted: Mapping[str, np.ndarray | None],
+    kind: Kind[Any],
+    labels_NS: np.ndarray,
+    predicted: Mapping[str, np.ndarray],
+    best: str | None,
     groups: np.ndarray | None,
     seed: int,
 ) -> pd.DataFrame:
     """Add how far each method is above the best simple one."""
-    best = _best_simple(table[score])
     if best is None:
         return table
-    ran = {name: one for name, one in predicted.items() if one is not None}
-    found = differences(labels, ran, best, groups=groups, rng=np.random.default_rng(seed))
-    rows = {name: one.columns(f"{score}{VS_BEST}") for name, one in found.items()}
+    score_of = {name: kind.leading_score(labels_NS, one) for name, one in predicted.items()}
+    found = differences(score_of, best, n_rows=len(labels_NS), groups=groups, rng=np.random.default_rng(seed))
+    rows = {name: one.columns(f"{kind.leading}{VS_BEST}") for name, one in found.items()}
     return table.join(pd.DataFrame.from_dict(rows, orient="index").astype(float))
 
 
-def _best_simple(scores: pd.Series) -> str | None:
+def _best_simple(scores: pd.Series, networks: Sequence[str]) -> str | None:
     """Return the method that is best but for the networks; the first of equals."""
-    simple = scores.drop(_NETWORKS, errors="ignore").dropna()
+    simple = scores.drop(list(networks), errors="ignore").dropna()
     return str(simple.idxmax()) if len(simple) else None
 
 
@@ -212,25 +189,15 @@ def log_verdicts(evaluations: Iterable[Evaluation]) -> None:
             logger.info("%s: %s.", evaluation.target.name, evaluation.verdict)
 
 
-def _by_method(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([table.assign(method=name) for name, table in tables.items()], ignore_index=True).pipe(
-        lambda table: table[["method", *table.columns.drop("method")]]
-    )
-
-
 def _over_folds(
-    folds: np.ndarray,
-    labels: np.ndarray,
-    predicted: Mapping[str, np.ndarray | None],
-    score: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    kind: Kind[Any], folds: np.ndarray, labels_NS: np.ndarray, predicted: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     parts = [
-        over_folds([score(labels[folds == fold], one[folds == fold]) for fold in np.unique(folds)])
+        over_folds([kind.scores(labels_NS[folds == fold], one[folds == fold]) for fold in np.unique(folds)])
         .rename_axis("score")
         .reset_index()
         .assign(method=name)
         for name, one in predicted.items()
-        if one is not None
     ]
     table = pd.concat(parts, ignore_index=True)
     return table[["method", *table.columns.drop("method")]]

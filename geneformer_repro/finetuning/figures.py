@@ -15,35 +15,6 @@ if TYPE_CHECKING:
 MAIN_SCORES: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
-def confusion_figure(confusion: pd.DataFrame) -> "Figure":
-    """Draw a confusion matrix: shares of each true class (rows), with the numbers of cells written in.
-
-    Parameters
-    ----------
-    confusion
-        Cells, true class × predicted class.
-    """
-    side = 2.4 + 0.48 * len(confusion)
-    figure, axes = new_axes(side + 1.2, side)
-    shares = confusion.div(confusion.sum(axis=1).clip(lower=1), axis=0).to_numpy()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in zip(*np.nonzero(confusion.to_numpy()), strict=True):
-        axes.text(
-            column,
-            row,
-            str(confusion.iat[row, column]),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if shares[row, column] > 0.5 else "#111827",
-        )
-    axes.set(xticks=range(len(confusion)), yticks=range(len(confusion)), xlabel="predicted", ylabel="true")
-    axes.set_xticklabels(confusion.columns, rotation=45, ha="right", fontsize=8)
-    axes.set_yticklabels(confusion.index, fontsize=8)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
-    return figure
-
-
 def methods_figure(
     methods: pd.DataFrame, scores: Mapping[str, str] = MAIN_SCORES, *, tested: str = "cells"
 ) -> "Figure":
@@ -59,7 +30,7 @@ def methods_figure(
     tested
         What was predicted.
     """
-    figure, axes = _rows_figure(methods, list(methods.index), scores)
+    figure, axes = rows_figure(methods, list(methods.index), scores)
     _fit_scores(axes, methods[[f"{name}{end}" for name in scores for end in ("", "_low", "_high")]])
     lacking = methods[list(scores)].isna().all(axis=1)
     for row, missing in enumerate(lacking):
@@ -67,67 +38,6 @@ def methods_figure(
             said = "no score" if lacking.all() else "not run"
             axes.text(0.02, row, said, color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
     axes.set(xlabel=f"score on the test {tested} (bar: 95 % interval)")
-    return figure
-
-
-def per_class_figure(per_class: pd.DataFrame, *, tested: str = "cells") -> "Figure":
-    """Draw recall and precision of each class, with intervals and the numbers of cells.
-
-    Parameters
-    ----------
-    per_class
-        Indexed by class, the first on top: ``n``, ``recall``, ``precision``, and of both ``…_low`` and ``…_high``. What
-        is NaN is not drawn.
-    tested
-        What was predicted.
-    """
-    labels = [f"{name} ({n})" for name, n in per_class["n"].items()]
-    figure, axes = _rows_figure(per_class, labels, {"recall": "recall", "precision": "precision"})
-    axes.set(xlim=(-0.02, 1.02), xlabel=f"share (bar: 95 % interval; in brackets: test {tested})")
-    return figure
-
-
-def reliability_figure(reliabilities: Mapping[str, pd.DataFrame]) -> "Figure":
-    """Draw how often methods are right against how sure they are, with intervals.
-
-    Parameters
-    ----------
-    reliabilities
-        By method: ``confidence``, ``accuracy``, ``accuracy_low`` and ``accuracy_high``, a row a bin.
-    """
-    figure, axes = new_axes(7.6, 4.2)
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as often right as sure")
-    for i, (name, table) in enumerate(reliabilities.items()):
-        colour, confidence = CATEGORIES[i % len(CATEGORIES)], table["confidence"].to_numpy()
-        axes.plot(confidence, table["accuracy"], color=colour, linewidth=1.2, alpha=0.6)
-        draw_points(axes, confidence, table, "accuracy", colour=colour, label=name, upright=True)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy (bar: 95 % interval)")
-    legend_beside(axes)
-    return figure
-
-
-def predicted_numbers_figure(true: np.ndarray, predicted: np.ndarray) -> "Figure":
-    """Draw predicted against true numbers, a point a cell, with the line of perfect prediction.
-
-    Parameters
-    ----------
-    true, predicted
-        Number of each cell.
-    """
-    figure, axes = new_axes(4.8, 4.4)
-    ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
-    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
-    axes.scatter(
-        true,
-        predicted,
-        s=max(3, min(14, 9000 / len(true))),
-        color=BLUE,
-        alpha=max(0.1, min(0.7, 700 / len(true))),
-        linewidths=0,
-        rasterized=True,
-    )
-    axes.set(aspect="equal", xlabel="true", ylabel="predicted")
     return figure
 
 
@@ -156,7 +66,7 @@ def learning_curve_figure(curve: pd.DataFrame, *, score: str) -> "Figure":
     return figure
 
 
-def _rows_figure(table: pd.DataFrame, labels: Sequence[str], scores: Mapping[str, str]) -> "tuple[Figure, Axes]":
+def rows_figure(table: pd.DataFrame, labels: Sequence[str], scores: Mapping[str, str]) -> "tuple[Figure, Axes]":
     """Draw a row a line of the table, from the top, with points and intervals side by side."""
     figure, axes = new_axes(7.2, 1.2 + max(0.36, 0.2 * len(scores)) * len(table))
     rows = np.arange(len(table), dtype=float)

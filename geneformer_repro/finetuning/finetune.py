@@ -5,7 +5,6 @@ epoch, and the settings where a search is asked for.
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,43 +12,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
-from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import provenance, write_table
-from geneformer_repro.finetuning import baselines
-from geneformer_repro.finetuning.curve import learning_curve, require_enough
-from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
-from geneformer_repro.finetuning.methods import FINE_TUNED, Outcome, run_methods
-from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, train_classifier
-from geneformer_repro.finetuning.results import folder_of, write_evaluation, write_page
-from geneformer_repro.finetuning.search import SearchConfig, best_settings, search, searched_settings
-from geneformer_repro.finetuning.splits import (
-    Split,
-    SplitConfig,
-    make_splits,
-    split_table,
-    warn_of_lacking_classes,
-)
-from geneformer_repro.finetuning.splits import digest_of as digest_of_splits
-from geneformer_repro.finetuning.tasks import Task, at_most_of_a_class, labelled_cells
-from geneformer_repro.heads import CellClassifier, HeadPooling, Pooling, require_poolable
+from geneformer_repro.files import provenance
+from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
+from geneformer_repro.finetuning.experiment import Experiment
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.methods import NETWORKS
+from geneformer_repro.finetuning.networks import NetworkConfig
+from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
+from geneformer_repro.finetuning.results import write_findings
+from geneformer_repro.finetuning.search import SearchConfig, searched_settings
+from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, warn_of_lacking_classes
+from geneformer_repro.heads import HeadPooling, require_poolable
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
-from geneformer_repro.tokenizer.counts import rank_values, raw_counts
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
+from geneformer_repro.tokenizer.counts import raw_counts
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import SMOOTHING, join_processes
-from geneformer_repro.training.log import LOG_FILE
-from geneformer_repro.work import Work, working_on
+from geneformer_repro.work import working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
@@ -183,43 +170,107 @@ def finetune(
     join_processes(config)
     checkpoint.require_matching(cells)
     require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
-    run = _Run.prepared(checkpoint, cells, config)
-    counted = raw_counts(run.task.cells, counts) if config.baselines else None
-    inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint, **run.digests(counted)}
+    experiment = prepared(checkpoint, cells, config)
+    problem = experiment.problem
+    counted = raw_counts(problem.cells, counts) if config.baselines else None
+    inputs = {
+        "cells": cells.fingerprint,
+        "checkpoint": checkpoint.fingerprint,
+        "labels": problem.digest(),
+        "split": experiment.digest_of_splits(),
+        "counts": digest_of_counts(counted),
+    }
     settings = resolved(config) | {"split_file": None}  # whose content the inputs name
     plan = {"step": "finetune", "version": VERSION, "config": settings, **inputs}
     with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
-        features = run.features(counted) if config.baselines else None
-        outcomes, tables = run.folds(features, work.folder)
-        chosen = best_settings(tables, config)
-        model = outcomes[0].model or run.final_model(outcomes, chosen, work.folder / "final")
-        evaluations = run.evaluations(outcomes)
-        curve = run.curve(features, chosen, work.folder / "curve") if config.curve else None
+        features = problem.features(checkpoint, config, counted) if config.baselines else None
+        found = experiment.run(features, work.folder)
         record = provenance("finetune", config=resolved(config), inputs=inputs) | {
-            "result": {name: _as_json(one.methods.loc[FINE_TUNED]) for name, one in evaluations.items()},
-            "intervals": run.intervals,
-            "settings": {name: getattr(chosen, name) for name in searched_settings(config)},
+            "result": {name: _as_json(one.methods.loc[FINE_TUNED]) for name, one in found.evaluations.items()},
+            "intervals": experiment.intervals,
+            "settings": {name: getattr(found.config, name) for name in searched_settings(config)},
         }
+        seen = seen_by(experiment, checkpoint)
         result = Finetuned(
-            checkpoint=Checkpoint(model, cells.vocabulary, record, run.seen(), name=f"checkpoint {out}"),
-            evaluations=evaluations,
-            split=split_table(run.splits, run.task.cells.cell_names),
-            history=_by_fold([outcome.history for outcome in outcomes]),
-            curve=curve,
-            trials=_by_fold(tables) if tables else None,
+            checkpoint=Checkpoint(found.network, cells.vocabulary, record, seen, name=f"checkpoint {out}"),
+            evaluations=found.evaluations,
+            split=experiment.split_table(),
+            history=found.history,
+            curve=found.curve,
+            trials=found.trials,
         )
-        log_verdicts(evaluations.values())
+        log_verdicts(found.evaluations.values())
         if processes.is_first():
-            _write(result, run, work)
+            facts = {name: getattr(config, name) for name in ("transfer", "epochs", "learning_rate", "seed")}
+            facts |= {"test cells": len(experiment.tested)}
+            tables = {"split": result.split, "history": result.history, "curve": result.curve, "trials": result.trials}
+            write_findings(
+                work, result.checkpoint, result.evaluations, tables, intervals=experiment.intervals, facts=facts
+            )
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class CellExperiment(Experiment):
+    """An experiment on cells."""
+
+    problem: CellProblem
+
+
+def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneConfig) -> CellExperiment:
+    """Read labels, split, and refuse what must not be, before any work."""
+    by_file, rng = config.split_file is not None, np.random.default_rng(config.seed)
+    problem = labelled_cells(
+        cells,
+        config.targets,
+        regression=config.regression,
+        min_cells=config.min_cells,
+        max_cells_per_class=None if by_file else config.max_cells_per_class,
+        rng=rng,
+    )
+    if config.group:
+        cells.require_obs(config.group)
+    problem = dataclasses.replace(problem, group=config.group)
+    are_classes = all(kind.strata_are_classes for kind, _ in problem.of_kinds())
+    splits = make_splits(problem.names, problem.strata, problem.obs, config, seed=config.seed, are_classes=are_classes)
+    if by_file and config.max_cells_per_class is not None:
+        problem, splits = _at_most_of_a_class(problem, splits, config.max_cells_per_class, rng)
+    for name, labels in problem.class_labels.items():
+        if not np.array_equal(labels, problem.strata):  # of which the splits warn themselves
+            warn_of_lacking_classes(splits, labels, target=name)
+    networks = NETWORKS if config.baselines else NETWORKS[:1]
+    experiment = CellExperiment(problem, checkpoint, splits, config, networks, config.curve)
+    experiment.require_labels()
+    if not config.allow_seen:
+        _require_unseen(experiment, checkpoint)
+    return experiment
+
+
+def _require_unseen(experiment: CellExperiment, checkpoint: Checkpoint) -> None:
+    if checkpoint.seen is None:
+        return
+    tested, cells = experiment.tested, experiment.problem.cells
+    known = np.isin(cells.select(tested).digests(), checkpoint.seen)
+    if known.any():
+        raise InputError(
+            f"{known.sum()} of {len(tested)} test cells (first: {cells.cell_names[tested[known][0]]!r}) are among the "
+            f"cells that {checkpoint.name} was pretrained on. Pretrain without them, report other cells (split_file=, "
+            "test_groups=), or accept it: allow_seen=true."
+        )
+
+
+def seen_by(experiment: CellExperiment, checkpoint: Checkpoint) -> np.ndarray:
+    """Return the digests of all cells that the classifier learned from, in pretraining or here."""
+    own = experiment.problem.cells.select(experiment.learned).digests()
+    return np.unique(own) if checkpoint.seen is None else np.union1d(own, checkpoint.seen)
+
+
 def _at_most_of_a_class(
-    task: Task, splits: list[Split], most: int, rng: np.random.Generator
-) -> tuple[Task, list[Split]]:
+    problem: CellProblem, splits: list[Split], most: int, rng: np.random.Generator
+) -> tuple[CellProblem, list[Split]]:
     """Keep a random choice of the cells that a file lists, so many of each class; the others are left out."""
     listed = np.unique(np.concatenate([np.concatenate(split) for split in splits]))
-    kept = at_most_of_a_class(listed, task.labels[listed, 0], most, rng)
+    kept = at_most_of_a_class(listed, problem.labels[listed, 0], most, rng)
     fewer = [Split(*(np.flatnonzero(np.isin(kept, rows)) for rows in split)) for split in splits]
     for fold, split in enumerate(fewer, 1):
         for part, rows in split._asdict().items():
@@ -229,220 +280,8 @@ def _at_most_of_a_class(
                     f"max_cells_per_class={most} leaves no {part} cell{where} of those that the split file lists. "
                     "Allow more, or leave it out: the file says which cells are used."
                 )
-    return task.select(kept), fewer
+    return problem.select(kept), fewer
 
 
 def _as_json(row: Any) -> dict[str, float]:
     return {str(name): round(float(value), 6) for name, value in row.dropna().items()}
-
-
-def _by_fold(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    if len(tables) == 1:
-        return tables[0]
-    return pd.concat([table.assign(fold=i + 1) for i, table in enumerate(tables)], ignore_index=True)
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """Labelled cells, how they are split, and the steps over them."""
-
-    checkpoint: Checkpoint
-    task: Task
-    splits: list[Split]
-    groups: np.ndarray | None
-    config: FinetuneConfig
-
-    @classmethod
-    def prepared(cls, checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneConfig) -> "_Run":
-        """Read labels, split, and refuse what must not be, before any work."""
-        by_file, rng = config.split_file is not None, np.random.default_rng(config.seed)
-        task = labelled_cells(
-            cells,
-            config.targets,
-            regression=config.regression,
-            min_cells=config.min_cells,
-            max_cells_per_class=None if by_file else config.max_cells_per_class,
-            rng=rng,
-        )
-        if config.group:
-            cells.require_obs(config.group)
-        are_classes = all(target.classes for target in task.targets)
-        splits = make_splits(
-            task.cells.cell_names, task.strata, task.obs, config, seed=config.seed, are_classes=are_classes
-        )
-        if by_file and config.max_cells_per_class is not None:
-            task, splits = _at_most_of_a_class(task, splits, config.max_cells_per_class, rng)
-        for name, labels in task.class_labels.items():
-            if not np.array_equal(labels, task.strata):  # of which the splits warn themselves
-                warn_of_lacking_classes(splits, labels, target=name)
-        groups = as_labels(task.obs[config.group]).to_numpy() if config.group else None
-        run = cls(checkpoint, task, splits, groups, config)
-        run._require_labels()
-        run._require_unseen()
-        require_enough(config.curve, splits[0])
-        return run
-
-    def _require_labels(self) -> None:
-        parts = [("training", split.train) for split in self.splits]
-        for part, rows in [*parts, ("test", np.concatenate([split.test for split in self.splits]))]:
-            for target, labels in zip(self.task.targets, self.task.labels[rows].T, strict=True):
-                if np.isnan(labels).all():
-                    raise InputError(
-                        f"No {part} cell has a label in {target.name!r}. Split otherwise, or leave it out."
-                    )
-
-    def _require_unseen(self) -> None:
-        seen = self.checkpoint.seen
-        if seen is None or self.config.allow_seen:
-            return
-        tested = np.concatenate([split.test for split in self.splits])
-        known = np.isin(self.task.cells.select(tested).digests(), seen)
-        if known.any():
-            raise InputError(
-                f"{known.sum()} of {len(tested)} test cells (first: {self.task.cells.cell_names[tested[known][0]]!r}) "
-                f"are among the cells that {self.checkpoint.name} was pretrained on. Pretrain without them, report "
-                "other cells (split_file=, test_groups=), or accept it: allow_seen=true."
-            )
-
-    def digests(self, counted: csr_matrix | None) -> dict[str, str | None]:
-        """Return digests of what is learned and compared, which a dataset's fingerprint need not cover."""
-        return {
-            "labels": self.task.digest(self.groups),
-            "split": digest_of_splits(self.splits, self.task.cells.cell_names),
-            "counts": digest_of_counts(counted),
-        }
-
-    @property
-    def trained(self) -> np.ndarray:
-        """Rows that the classifier learns from; of several folds those of all their parts."""
-        several = len(self.splits) > 1
-        return np.unique(np.concatenate([np.concatenate(split) if several else split.train for split in self.splits]))
-
-    @property
-    def intervals(self) -> str:
-        """What the intervals are, in words."""
-        tested = np.concatenate([split.test for split in self.splits])
-        n_groups = 0 if self.groups is None else len(np.unique(self.groups[tested]))
-        if n_groups >= 2:
-            rough = ", rough with so few" if n_groups < 8 else ""
-            return f"95 % bootstrap intervals over {n_groups} groups of {self.config.group!r}{rough}"
-        alone = f", too narrow, since all are of one group of {self.config.group!r}" if n_groups else ""
-        return f"95 % bootstrap intervals over {len(tested)} cells{alone}"
-
-    def features(self, counted: csr_matrix | None) -> baselines.Features:
-        """Gather what simple methods look at."""
-        pooling: Pooling = "cls" if self.config.pooling == "cls" else "mean"
-        vectors = np.asarray(embed(self.checkpoint, self.task.cells, pooling=pooling).X)
-        return baselines.Features(counts=counted, ranks=rank_values(self.task.cells), embedding=vectors)
-
-    def folds(self, features: baselines.Features | None, work: Path) -> tuple[list[Outcome], list[pd.DataFrame]]:
-        """Run every method on every split; search settings within each, on its training and validation cells."""
-        outcomes, tables = [], []
-        for i, split in enumerate(self.splits):
-            folder, step = work / f"fold-{i + 1}", "fine-tune"
-            if len(self.splits) > 1:
-                step = f"fold {i + 1} of {len(self.splits)}"
-            config = self.config
-            if config.trials:
-                searched = self.task.select(np.concatenate([split.train, split.validation]))
-                n_train = len(split.train)
-                config, table = search(
-                    searched,
-                    self.checkpoint,
-                    config,
-                    train_rows=np.arange(n_train),
-                    validation_rows=np.arange(n_train, len(searched.labels)),
-                    work=folder / "search",
-                )
-                tables.append(table)
-            outcomes.append(
-                run_methods(
-                    self.task,
-                    self.checkpoint,
-                    config,
-                    train_rows=split.train,
-                    validation_rows=split.validation,
-                    test_rows=split.test,
-                    features=features,
-                    with_model=len(self.splits) == 1,
-                    work=folder,
-                    step=step,
-                )
-            )
-        return outcomes, tables
-
-    def final_model(self, outcomes: list[Outcome], config: FinetuneConfig, work: Path) -> CellClassifier:
-        """Train on the cells of all folds, as long as the folds found best."""
-        best = [best_epoch(outcome.history) for outcome in outcomes]
-        config = dataclasses.replace(config, epochs=float(np.median(best)))
-        model, _ = train_classifier(
-            self.task,
-            self.checkpoint,
-            config,
-            train_rows=self.trained,
-            validation_rows=None,
-            work=work,
-            step="all cells",
-        )
-        return model
-
-    def evaluations(self, outcomes: list[Outcome]) -> dict[str, Evaluation]:
-        """Score all methods on the test cells of all folds."""
-        tested = np.concatenate([split.test for split in self.splits])
-        folds = np.repeat(np.arange(len(self.splits)), [len(split.test) for split in self.splits])
-        return {
-            target.name: evaluate_target(
-                target,
-                self.task.cells.cell_names[tested],
-                self.task.labels[tested, i],
-                _joined([outcome.predicted[i] for outcome in outcomes]),
-                folds=folds,
-                groups=None if self.groups is None else self.groups[tested],
-                seed=self.config.seed,
-            )
-            for i, target in enumerate(self.task.targets)
-        }
-
-    def curve(self, features: baselines.Features | None, config: FinetuneConfig, work: Path) -> pd.DataFrame:
-        """Train on more and more labels of the first split."""
-        return learning_curve(
-            self.task,
-            self.checkpoint,
-            config,
-            split=self.splits[0],
-            sizes=config.curve,
-            features=features,
-            work=work,
-        )
-
-    def seen(self) -> np.ndarray | None:
-        """Return the digests of all cells that the classifier learned from, in pretraining or here."""
-        own = self.task.cells.select(self.trained).digests()
-        return np.unique(own) if self.checkpoint.seen is None else np.union1d(own, self.checkpoint.seen)
-
-
-def _joined(predicted: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | None]:
-    joined: dict[str, np.ndarray | None] = {}
-    for name in predicted[0]:
-        parts = [one[name] for one in predicted]
-        joined[name] = None if any(part is None for part in parts) else np.concatenate(parts)  # type: ignore[arg-type]
-    return joined
-
-
-def _write(result: Finetuned, run: _Run, work: Work) -> None:
-    several = len(result.evaluations) > 1
-    with work.result() as folder:
-        folder.mkdir()
-        result.checkpoint.write_into(folder)
-        for name in ("split", "history", "curve", "trials"):
-            table = getattr(result, name)
-            if table is not None:
-                write_table(table, folder / f"{name}.tsv", index=False)
-        (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
-        pages = [
-            write_evaluation(evaluation, folder_of(folder, name, several=several), curve=result.curve)
-            for name, evaluation in result.evaluations.items()
-        ]
-        facts = {name: getattr(run.config, name) for name in ("transfer", "epochs", "learning_rate", "seed")}
-        facts |= {"test cells": sum(len(split.test) for split in run.splits)}
-        write_page(folder, pages, intervals=run.intervals, facts=facts)

@@ -5,63 +5,38 @@ about the occurrences of genes it has no label of. A gene's prediction is the me
 counts once, however often it is expressed; scores over occurrences, as published, are in a table of their own.
 """
 
-import dataclasses
 import hashlib
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy.sparse import csr_matrix
-from sklearn.model_selection import StratifiedKFold, train_test_split
-from torch import nn
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.batching import pack
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
-from geneformer_repro.embedding import embed
-from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import provenance, read_table, write_table
-from geneformer_repro.finetuning import baselines, transfer
+from geneformer_repro.files import provenance, read_table
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name, kept, kept_of_network
-from geneformer_repro.finetuning.metrics import validation_scores
-from geneformer_repro.finetuning.networks import (
-    NO_SCORES,
-    SELECTION,
-    balanced_weights,
-    best_epoch,
-    new_classifier,
-    read_history,
-    smoothing_of,
-    trained_once,
-)
-from geneformer_repro.finetuning.results import write_evaluation, write_page
+from geneformer_repro.finetuning.experiment import Experiment, Findings
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.methods import NETWORKS
+from geneformer_repro.finetuning.networks import smoothing_of
+from geneformer_repro.finetuning.problems.genes import GeneProblem, gene_splits, labelled_genes
+from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.heads import GeneClassifier, Head, Target
-from geneformer_repro.model import flops
-from geneformer_repro.reading import logits_at_tokens
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
 from geneformer_repro.training.config import TrainConfig, join_processes
-from geneformer_repro.training.log import LOG_FILE
-from geneformer_repro.training.loop import CellExamples, train
-from geneformer_repro.work import Work, working_on
+from geneformer_repro.work import working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-logger = logging.getLogger(__name__)
-
-VERSION = 1
+VERSION = 2
 """Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
 _MOST_OCCURRENCES = 100_000
 """Occurrences that are scored one by one; a random choice of more."""
@@ -214,340 +189,80 @@ def finetune_genes(
     if len(set(named)) < len(named):
         raise InputError(f"gene_classes give a class twice: {', '.join(map(repr, gene_classes))}.")
     gene_classes = dict(zip(named, gene_classes.values(), strict=True))
-    run = _GeneRun.prepared(checkpoint, cells, gene_classes, config)
-    counted = vocabulary_counts(run.cells, counts) if config.baselines else None
-    inputs = {"cells": cells.fingerprint, "checkpoint": checkpoint.fingerprint, **run.digests(counted)}
+    problem, fold_of = labelled_genes(
+        cells,
+        gene_classes,
+        max_cells=config.max_cells,
+        min_cells=config.min_cells,
+        folds=config.folds,
+        seed=config.seed,
+    )
+    splits = gene_splits(problem, fold_of, validation=config.validation, seed=config.seed)
+    experiment = Experiment(problem, checkpoint, splits, config, NETWORKS if config.baselines else NETWORKS[:1])
+    counted = vocabulary_counts(problem.cells, counts) if config.baselines else None
+    split = _split_table(problem, fold_of)
+    inputs = {
+        "cells": cells.fingerprint,
+        "checkpoint": checkpoint.fingerprint,
+        "split": hashlib.sha256(split.to_csv(index=False).encode()).hexdigest(),
+        "counts": digest_of(counted),
+    }
     listed = {name: list(genes) for name, genes in gene_classes.items()}
-    step = {"step": "finetune_genes", "version": VERSION, "config": resolved(config), "gene_classes": listed}
-    with working_on(out, step | inputs, what="run", marker="provenance.json", overwrite=overwrite) as work:
-        outcomes = [run.fold(i, work.folder / f"fold-{i + 1}") for i in range(config.folds)]
-        histories = [outcome.history for outcome in outcomes]
-        predicted = run.simple_methods(work.folder / "methods", counted) if config.baselines else {}
-        asked = [FINE_TUNED, *([RANDOM] if config.baselines else [])]
-        networks = {name: [outcome.predicted[name] for outcome in outcomes] for name in asked}
-        of_genes = {FINE_TUNED: run.per_gene(networks[FINE_TUNED]), **predicted}
-        of_genes |= {name: run.per_gene(networks[name]) for name in asked[1:]}
-        evaluation = evaluate_target(
-            run.target, run.names, run.codes.astype(float), of_genes, folds=run.fold_of, groups=None, seed=config.seed,
-            named="gene",
-        )  # fmt: skip
-        occurrences = run.over_occurrences(networks, predicted)
-        model = run.final_model(histories, work.folder / "final")
+    plan = {"step": "finetune_genes", "version": VERSION, "config": resolved(config), "gene_classes": listed, **inputs}
+    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
+        features = problem.features(checkpoint, config, counted) if config.baselines else None
+        found = experiment.run(features, work.folder)
+        (evaluation,) = found.evaluations.values()
+        genes_of = split.groupby("label")["gene"].apply(list)
         record = provenance("finetune_genes", config=resolved(config), inputs=inputs) | {
-            "gene_classes": {name: run.names[run.codes == i].tolist() for i, name in enumerate(run.target.classes)},
+            "gene_classes": {name: genes_of[name] for name in problem.targets[0].output_names},
             "result": evaluation.methods.loc[FINE_TUNED].dropna().round(6).to_dict(),
         }
         result = FinetunedGenes(
-            Checkpoint(model, cells.vocabulary, record, checkpoint.seen, name=f"checkpoint {out}"),
+            Checkpoint(found.network, cells.vocabulary, record, checkpoint.seen, name=f"checkpoint {out}"),
             evaluation,
-            occurrences,
-            run.split_table(),
-            pd.concat([one.assign(fold=i + 1) for i, one in enumerate(histories)], ignore_index=True),
+            over_occurrences(problem, found, seed=config.seed),
+            split,
+            found.history,
         )
         log_verdicts([evaluation])
         if processes.is_first():
-            _write(result, config, work)
+            facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(split)}
+            tables = {"split": split, "history": result.history, "occurrences": result.occurrences}
+            write_findings(
+                work, result.checkpoint, found.evaluations, tables, intervals=experiment.intervals, facts=facts
+            )
     return result
 
 
-class _Asked(NamedTuple):
-    """What a network says of the genes of a fold, occurrence by occurrence."""
-
-    gene: np.ndarray
-    """Which gene of the run, (occurrences,)."""
-    probabilities: np.ndarray
-    """(occurrences, classes)."""
+def _split_table(problem: GeneProblem, fold_of: np.ndarray) -> pd.DataFrame:
+    """Return ``gene``, ``label``, ``n_cells`` and ``fold``."""
+    labels = np.asarray(problem.targets[0].output_names)[problem.codes]
+    return pd.DataFrame({"gene": problem.names, "label": labels, "n_cells": problem.n_cells, "fold": fold_of + 1})
 
 
-class _Outcome(NamedTuple):
-    history: pd.DataFrame
-    predicted: dict[str, _Asked]
+def over_occurrences(problem: GeneProblem, found: Findings, *, seed: int) -> pd.DataFrame:
+    """Score every method over occurrences of genes in cells, as published; the intervals resample genes.
 
-
-@dataclass(frozen=True, eq=False)
-class _GeneRun:
-    """Genes with their classes and folds, the cells that express any of them, and the steps over them."""
-
-    checkpoint: Checkpoint
-    cells: TokenizedDataset
-    target: Target
-    genes: np.ndarray
-    """Where each gene stands in the vocabulary."""
-    codes: np.ndarray
-    n_cells: np.ndarray
-    """Cells that express each gene."""
-    fold_of: np.ndarray
-    config: GeneFinetuneConfig
-
-    @classmethod
-    def prepared(
-        cls,
-        checkpoint: Checkpoint,
-        cells: TokenizedDataset,
-        gene_classes: Mapping[str, Sequence[str]],
-        config: GeneFinetuneConfig,
-    ) -> "_GeneRun":
-        """Find the genes, choose cells, deal folds, and refuse what must not be, before any work."""
-        genes, names = _found_genes(cells, gene_classes)
-        rng = np.random.default_rng(config.seed)
-        rows = np.arange(len(cells))
-        if config.max_cells and len(cells) > config.max_cells:
-            rows = np.sort(rng.choice(len(cells), config.max_cells, replace=False))
-        cells = cells.select(rows)
-        n_cells, expressed = _count(cells, genes)
-        enough = n_cells >= max(config.min_cells, 1)
-        if not enough.all():
-            logger.info(
-                "%d of %d genes are in fewer than %d of the %d cells, as these were tokenised; left out.",
-                (~enough).sum(), len(genes), config.min_cells, len(cells),
-            )  # fmt: skip
-        genes, names, n_cells = genes[enough], names[enough], n_cells[enough]
-        classes = tuple(sorted(gene_classes))
-        codes = np.array([classes.index(name) for name in names], dtype=np.int64)
-        _require_genes(np.bincount(codes, minlength=len(classes)), classes, config)
-        folds = StratifiedKFold(config.folds, shuffle=True, random_state=config.seed).split(genes, codes)
-        fold_of = np.empty(len(genes), dtype=np.int64)
-        for i, (_, tested) in enumerate(folds):
-            fold_of[tested] = i
-        cells = cells.select(np.flatnonzero(expressed))
-        return cls(checkpoint, cells, Target("gene class", classes), genes, codes, n_cells, fold_of, config)
-
-    def digests(self, counted: csr_matrix | None) -> dict[str, str | None]:
-        """Return digests of the genes' labels and folds, and of the counts."""
-        split = self.split_table().to_csv(index=False)
-        return {"split": hashlib.sha256(split.encode()).hexdigest(), "counts": digest_of(counted)}
-
-    @property
-    def names(self) -> np.ndarray:
-        """Id of each gene."""
-        return np.array(self.cells.vocabulary.gene_ids, dtype=object)[self.genes]
-
-    @property
-    def head(self) -> Head:
-        """What the network puts out."""
-        return Head((self.target,), level="gene")
-
-    def split_table(self) -> pd.DataFrame:
-        """Return ``gene``, ``label``, ``n_cells`` and ``fold``."""
-        labels = np.asarray(self.target.classes)[self.codes]
-        return pd.DataFrame({"gene": self.names, "label": labels, "n_cells": self.n_cells, "fold": self.fold_of + 1})
-
-    def parts(self, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the genes that train, choose the epoch, and are reported."""
-        rest = np.flatnonzero(self.fold_of != fold)
-        n = max(round(self.config.validation * len(rest)), len(self.target.classes))
-        trained, validated = train_test_split(
-            rest, test_size=n, stratify=self.codes[rest], random_state=self.config.seed
-        )
-        return np.sort(trained), np.sort(validated), np.flatnonzero(self.fold_of == fold)
-
-    def labels_by_token(self, genes: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-        """Return a label for each token of the vocabulary: the class of these genes (or `values`), else -100."""
-        labels = np.full(self.cells.vocabulary.size, IGNORED, dtype=np.int64)
-        labels[self.cells.vocabulary.tokens[self.genes[genes]]] = self.codes[genes] if values is None else values
-        return labels
-
-    def fold(self, fold: int, work: Path) -> _Outcome:
-        """Train the network, and one from random weights, without a fold's genes; ask both about these."""
-        trained, validated, tested = self.parts(fold)
-        step = f"fold {fold + 1} of {self.config.folds}"
-        folders = {FINE_TUNED: work / "fine-tuned", RANDOM: work / "random"}
-        steps = {FINE_TUNED: step, RANDOM: f"{step}, random weights"}
-
-        def train_and_ask(name: str) -> np.ndarray:
-            network, _ = self.train(trained, validated, folders[name], steps[name], pretrained=name == FINE_TUNED)
-            return np.column_stack(self.ask(network, tested))
-
-        predicted = {}
-        for name in (FINE_TUNED, RANDOM) if self.config.baselines else (FINE_TUNED,):
-            columns = kept_of_network(folders[name], partial(train_and_ask, name))
-            predicted[name] = _Asked(columns[:, 0].astype(np.int64), columns[:, 1:])
-        return _Outcome(read_history(folders[FINE_TUNED]), predicted)
-
-    def train(
-        self,
-        genes: np.ndarray,
-        validated: np.ndarray | None,
-        work: Path,
-        step: str,
-        *,
-        pretrained: bool = True,
-        epochs: float | None = None,
-    ) -> tuple[GeneClassifier, pd.DataFrame]:
-        """Train a network on the occurrences of some genes; keep the epoch that is best on others."""
-        config = self.config if pretrained else transfer.all_learning(self.config)
-        if validated is None:
-            config = dataclasses.replace(
-                config, epochs=epochs or config.epochs, trainer={**config.trainer, **NO_SCORES}
-            )
-        model = cast(
-            GeneClassifier, new_classifier(self.checkpoint, self.head, seed=config.seed, pretrained=pretrained)
-        )
-        weights = None
-        if config.class_balance == "weights":
-            repeated = np.repeat(self.codes[genes], self.n_cells[genes])
-            weights = [balanced_weights(repeated.astype(float), self.target)]
-        model.weigh(classes=weights, smoothing=smoothing_of(config))
-        label_of = self.labels_by_token(genes)
-        rows = np.array([i for i, cell in enumerate(self.cells) if (label_of[cell] != IGNORED).any()])
-        examples = CellExamples(
-            self.cells.lengths[rows], lambda i, _: (self.cells[rows[i]], label_of[self.cells[rows[i]]]), rows=rows
-        )
-
-        def trained_here() -> tuple[GeneClassifier, pd.DataFrame]:
-            prepared, groups = transfer.prepare(model, config, seed=config.seed)
-            trained, history = train(
-                prepared,
-                examples,
-                collate=pack,
-                evaluate=(lambda _: {}) if validated is None else partial(self._score, validated),
-                config=config,
-                groups=groups,
-                best_by=None if validated is None else SELECTION,
-                work=work,
-                flops_an_epoch=3 * flops(model.config, examples.lengths),
-                step=step,
-            )
-            return cast(GeneClassifier, transfer.finished(trained)).eval(), history
-
-        return trained_once(work, trained_here, like=lambda: model)
-
-    def _score(self, genes: np.ndarray, model: nn.Module) -> dict[str, float]:
-        asked = self.ask(model, genes)
-        right = np.clip(asked.probabilities[np.arange(len(asked.gene)), self.codes[asked.gene]], 1e-12, None)
-        of_genes = _mean_by_gene(asked, len(self.genes))[genes]
-        found = validation_scores(self.codes[genes], of_genes)
-        return {"loss": float(-np.log(right).mean()), **found, SELECTION: found["macro_f1"]}
-
-    def ask(self, model: nn.Module, genes: np.ndarray) -> _Asked:
-        """Return probabilities of the classes for each occurrence of these genes."""
-        occurrences = logits_at_tokens(model, self.cells, self.labels_by_token(genes, genes))
-        numbers, logits = zip(*occurrences, strict=True)
-        return _Asked(torch.cat(numbers).numpy(), torch.cat(logits).double().softmax(-1).numpy())
-
-    def per_gene(self, folds: list[_Asked]) -> np.ndarray:
-        """Return the mean probabilities of each gene over its occurrences."""
-        return sum(_mean_by_gene(asked, len(self.genes)) for asked in folds)  # type: ignore[return-value]
-
-    def simple_methods(self, work: Path, counted: csr_matrix | None) -> dict[str, np.ndarray | None]:
-        """Let the simple methods predict every fold's genes from the others."""
-        vocabulary = self.cells.vocabulary
-        vectors = embed(self.checkpoint, self.cells, level="gene")
-        rng = np.random.default_rng(self.config.seed)
-        inputs = baselines.GeneInputs(
-            features=baselines.gene_features(self.cells, counted, self.genes),
-            coexpression=baselines.coexpression(self.cells, self.genes, seed=self.config.seed),
-            random=rng.normal(size=(len(self.genes), vectors.n_vars)),
-            embedding=np.asarray(vectors[np.asarray(vocabulary.gene_ids)[self.genes]].X),
-        )
-        predicted: dict[str, np.ndarray | None] = {}
-        for name, method in baselines.GENE_METHODS.items():
-            predicted[name] = kept(work / f"{file_name(name)}.npy", partial(self._over_folds, method, inputs))
-        return predicted
-
-    def _over_folds(self, method: Callable[..., np.ndarray], inputs: Any) -> np.ndarray:
-        predicted = np.empty((len(self.genes), len(self.target.classes)))
-        for fold in range(self.config.folds):
-            tested = np.flatnonzero(self.fold_of == fold)
-            rest = np.flatnonzero(self.fold_of != fold)
-            predicted[tested] = method(
-                inputs, rest, self.codes[rest], len(self.target.classes), tested, self.config.seed
-            )
-        return predicted
-
-    def over_occurrences(
-        self, networks: Mapping[str, list[_Asked]], simple: Mapping[str, np.ndarray | None]
-    ) -> pd.DataFrame:
-        """Score every method over occurrences; the intervals resample genes."""
-        gene = np.concatenate([asked.gene for asked in networks[FINE_TUNED]])
-        rng = np.random.default_rng(self.config.seed)
-        taken = np.arange(len(gene))
-        if len(gene) > _MOST_OCCURRENCES:
-            taken = np.sort(rng.choice(len(gene), _MOST_OCCURRENCES, replace=False))
-        predicted: dict[str, np.ndarray | None] = {
-            name: np.concatenate([asked.probabilities for asked in folds])[taken] for name, folds in networks.items()
-        }
-        predicted |= {name: None if one is None else one[gene[taken]] for name, one in simple.items()}
-        evaluation = evaluate_target(
-            self.target,
-            self.names[gene[taken]],
-            self.codes[gene[taken]].astype(float),
-            predicted,
-            folds=np.zeros(len(taken), dtype=np.int64),
-            groups=gene[taken],
-            seed=self.config.seed,
-            named="gene",
-        )
-        return evaluation.methods
-
-    def final_model(self, histories: list[pd.DataFrame], work: Path) -> GeneClassifier:
-        """Train on all genes, as long as the folds found best."""
-        best = [best_epoch(history) for history in histories]
-        model, _ = self.train(np.arange(len(self.genes)), None, work, "all genes", epochs=float(np.median(best)))
-        return model
-
-
-def _found_genes(cells: TokenizedDataset, gene_classes: Mapping[str, Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return position and class name of every listed gene that the vocabulary knows, once."""
-    if len(gene_classes) < 2:
-        raise InputError(f"Genes need at least two classes, found {len(gene_classes)}.")
-    position, label, unknown = [], [], []
-    for name, genes in gene_classes.items():
-        found = cells.vocabulary.find(genes)
-        unknown += [gene for gene, i in zip(genes, found, strict=True) if i < 0]
-        position += np.unique(found[found >= 0]).tolist()
-        label += [name] * len(np.unique(found[found >= 0]))
-    if unknown:
-        logger.warning("%d listed genes are not in the vocabulary and left out: %s", len(unknown), _listed(unknown))
-    ambiguous = pd.Index(position).duplicated(keep=False)
-    if ambiguous.any():
-        names = sorted({cells.vocabulary.gene_ids[i] for i in np.array(position)[ambiguous]})
-        logger.warning("%d listed genes are in several classes and left out: %s", len(names), _listed(names))
-    kept = np.flatnonzero(~ambiguous)
-    return np.array(position, dtype=np.int64)[kept], np.array(label, dtype=object)[kept]
-
-
-def _listed(genes: Sequence[str]) -> str:
-    return ", ".join(genes[:10]) + (", …" if len(genes) > 10 else "")
-
-
-def _count(cells: TokenizedDataset, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the cells that express each gene; say which cells express any."""
-    wanted = np.zeros(cells.vocabulary.size, dtype=bool)
-    wanted[cells.vocabulary.tokens[genes]] = True
-    n_by_token = np.zeros(cells.vocabulary.size, dtype=np.int64)
-    expressed = np.zeros(len(cells), dtype=bool)
-    for i, cell in enumerate(cells):
-        found = cell[wanted[cell]]
-        n_by_token[found] += 1
-        expressed[i] = len(found) > 0
-    return n_by_token[cells.vocabulary.tokens[genes]], expressed
-
-
-def _require_genes(n_genes: np.ndarray, classes: tuple[str, ...], config: GeneFinetuneConfig) -> None:
-    enough = 4 if config.folds == 2 else config.folds  # so that two are outside of any fold: to learn, and to validate
-    few = [f"{name!r} ({n})" for name, n in zip(classes, n_genes, strict=True) if n < enough]
-    if few:
-        raise InputError(
-            f"A class needs at least {enough} genes that at least {config.min_cells} cells express, for {config.folds} "
-            f"folds; too few: {', '.join(few)}. Give more genes or cells, fewer folds, or a smaller min_cells."
-        )
-
-
-def _mean_by_gene(asked: _Asked, n_genes: int) -> np.ndarray:
-    """Mean probabilities of each gene; 0 for those that were not asked."""
-    sums = np.stack([np.bincount(asked.gene, column, minlength=n_genes) for column in asked.probabilities.T], axis=1)
-    return sums / np.maximum(np.bincount(asked.gene, minlength=n_genes), 1)[:, None]
-
-
-def _write(result: FinetunedGenes, config: GeneFinetuneConfig, work: Work) -> None:
-    with work.result() as folder:
-        folder.mkdir()
-        result.checkpoint.write_into(folder)
-        write_table(result.split, folder / "split.tsv", index=False)
-        write_table(result.history, folder / "history.tsv", index=False)
-        write_table(result.occurrences, folder / "occurrences.tsv")
-        (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
-        page = write_evaluation(result.evaluation, folder)
-        facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(result.split)}
-        write_page(folder, [page], intervals=f"95 % bootstrap intervals over {len(result.split)} genes", facts=facts)
+    A simple method says of each occurrence what it says of the gene.
+    """
+    said = {name: np.concatenate([outcome.said[name] for outcome in found.outcomes]) for name in found.outcomes[0].said}
+    gene = said[FINE_TUNED][:, 0].astype(np.int64)
+    taken = np.arange(len(gene))
+    if len(gene) > _MOST_OCCURRENCES:
+        taken = np.sort(np.random.default_rng(seed).choice(len(gene), _MOST_OCCURRENCES, replace=False))
+    rows = gene[taken]
+    predicted: dict[str, np.ndarray | None] = {name: one[taken, 1:] for name, one in said.items()}
+    simple = {name: one for name, one in found.predicted[0].items() if name not in said}
+    predicted |= {name: None if one is None else one[rows] for name, one in simple.items()}
+    evaluation = evaluate_target(
+        problem.targets[0],
+        problem.names[rows],
+        problem.labels[rows],
+        predicted,
+        folds=np.zeros(len(rows), dtype=np.int64),
+        groups=rows,
+        seed=seed,
+        named=problem.row,
+    )
+    return evaluation.methods

@@ -1,144 +1,163 @@
-"""Every way to predict the test cells from the training cells: the network, and what it must be compared with."""
+"""Every way to predict the test rows from the training rows: networks, and what they must be compared with."""
 
+import dataclasses
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
-from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS, Features
-from geneformer_repro.finetuning.networks import (
-    HISTORY,
-    NetworkConfig,
-    drop_weights,
-    meaning,
-    read_history,
-    train_classifier,
-)
-from geneformer_repro.finetuning.tasks import Task
-from geneformer_repro.heads import CellClassifier
+from geneformer_repro.finetuning.kinds import kind_of
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.networks import HISTORY, drop_weights, read_history
+from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import outputs_of
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.targets import columns_of
 from geneformer_repro.unfinished import is_whole, keep
 
-FINE_TUNED, RANDOM = "fine-tuned", "same network, random weights"
+
+@dataclass(frozen=True)
+class NetworkMethod:
+    """A way to train a network that stands in the table."""
+
+    name: str
+    """In the tables."""
+    folder: str
+    """In the work folder."""
+    pretrained: bool = True
+    """Begin with the start's weights; else with random ones."""
+    step: str = ""
+    """What is added to the words before its progress bar."""
+    start: Any = None
+    """What to begin with in place of the experiment's start."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ from the experiment's."""
+
+
+NETWORKS = (
+    NetworkMethod(FINE_TUNED, "fine-tuned"),
+    NetworkMethod(RANDOM, "random", pretrained=False, step=", random weights"),
+)
+"""The network that is wanted, and the same without pretraining."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What the methods made of one split."""
 
-    model: CellClassifier | None
-    """The fine-tuned one, where it was wanted."""
+    model: Any
+    """The first network, where it was wanted; else None."""
     history: pd.DataFrame
     """Its training and validation scores."""
     predicted: list[dict[str, np.ndarray | None]]
-    """For each target, by method: probabilities (test cells, classes) or numbers (test cells,); None where the method
-    could not run."""
+    """For each target, by method: a prediction of each test row, as its kind has them; None where the method could not
+    run."""
+    said: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By network, what `Problem.ask` returned."""
 
 
 def run_methods(
-    task: Task,
-    start: Checkpoint,
-    config: NetworkConfig,
+    problem: Problem,
+    start: Any,
+    config: Any,
     *,
     train_rows: np.ndarray,
     validation_rows: np.ndarray | None,
     test_rows: np.ndarray,
-    features: Features | None,
+    features: Any,
+    fitted_rows: np.ndarray | None = None,
+    networks: Sequence[NetworkMethod] = NETWORKS,
     with_model: bool = True,
     work: Path,
     step: str = "fine-tune",
 ) -> Outcome:
-    """Train every method on the same cells and let it predict the same test cells.
+    """Train every method on the same rows and let it predict the same test rows.
 
     Parameters
     ----------
-    task
-        Labelled cells.
+    problem
+        What is learned of which rows.
     start
-        The pretrained model.
+        What networks begin with.
     config
         How the networks are trained.
     train_rows, validation_rows, test_rows
-        Cells of the task. Only networks look at the validation cells, to choose their epoch; None keeps the last.
+        Of the problem. Only networks look at the validation rows, to choose their epoch; None keeps the last.
     features
-        What the simple methods look at; None leaves all comparisons out.
+        What the simple methods look at; None leaves them out.
+    fitted_rows
+        What the simple methods learn from; by default the training rows.
+    networks
+        Which there are, the one that is wanted first.
     with_model
-        Whether the fine-tuned network itself is wanted; else its predictions are kept, and its weights are not.
+        Whether the first network itself is wanted; else its predictions are kept, and its weights are not.
     work
         Folder for what is finished, so that a run that was cut off does not repeat it: the predictions of each simple
-        method of a target as ``methods/TARGET/METHOD.npy``, of the networks as ``fine-tuned.npy`` and ``random.npy``.
+        method of a target as ``methods/TARGET/METHOD.npy``, of a network as ``FOLDER.npy``.
     step
         Word before the progress bars.
     """
-    trained_with = partial(
-        train_classifier, task, start, config, train_rows=train_rows, validation_rows=validation_rows
-    )
-    cells = task.cells.select(test_rows)
-    model, predicted = None, [dict[str, np.ndarray | None]() for _ in task.targets]
-    ours, random = work / "fine-tuned", work / "random"
-    train_ours = partial(trained_with, work=ours, step=step)
+    predicted, said = [dict[str, np.ndarray | None]() for _ in problem.targets], {}
+
+    def train(network: NetworkMethod) -> tuple[Any, pd.DataFrame]:
+        return problem.train(
+            start if network.start is None else network.start,
+            dataclasses.replace(config, **network.changes) if network.changes else config,
+            train_rows=train_rows,
+            validation_rows=validation_rows,
+            pretrained=network.pretrained,
+            work=work / network.folder,
+            step=f"{step}{network.step}",
+        )
+
+    def add(network: NetworkMethod, numbers: np.ndarray) -> None:
+        said[network.name] = numbers
+        columns = columns_of(problem.targets, problem.predictions(numbers, test_rows))
+        for of_target, target, one in zip(predicted, problem.targets, columns, strict=True):
+            of_target[network.name] = kind_of(target).as_predicted(one)
+
+    def add_without_weights(network: NetworkMethod) -> None:
+        add(network, kept_of_network(work / network.folder, lambda: problem.ask(train(network)[0], test_rows)))
+
+    first, *others = networks
+    model = None
     if with_model:
-        model, history = train_ours()
-        _add(predicted, FINE_TUNED, task, _asked(model, cells))
+        model, history = train(first)
+        add(first, problem.ask(model, test_rows))
     else:
-        _add(predicted, FINE_TUNED, task, kept_of_network(ours, lambda: _asked(train_ours()[0], cells)))
-        history = read_history(ours)
-    if features is None:
-        return Outcome(model, history, predicted)
-    _add_simple_methods(predicted, task, features, train_rows, test_rows, config.seed, work / "methods")
-    train_random = partial(trained_with, pretrained=False, work=random, step=f"{step}, random weights")
-    _add(predicted, RANDOM, task, kept_of_network(random, lambda: _asked(train_random()[0], cells)))
-    return Outcome(model, history, predicted)
-
-
-def _asked(network: CellClassifier, cells: TokenizedDataset) -> np.ndarray:
-    """Return what a network says of cells: the probabilities or the number of each target, side by side."""
-    outputs = network.head.split(outputs_of(network, cells, network.head, shared=True))
-    said = [meaning(target, one.numpy()) for target, one in zip(network.head.targets, outputs, strict=True)]
-    return np.concatenate([one.reshape(len(cells), -1) for one in said], axis=1)
-
-
-def _add(predicted: list[dict[str, np.ndarray | None]], method: str, task: Task, columns: np.ndarray) -> None:
-    ends = np.cumsum([target.n_outputs for target in task.targets])[:-1]
-    for of_target, target, one in zip(predicted, task.targets, np.split(columns, ends, axis=1), strict=True):
-        of_target[method] = one if target.classes else one[:, 0]
+        add_without_weights(first)
+        history = read_history(work / first.folder)
+    if features is not None:
+        fitted = train_rows if fitted_rows is None else fitted_rows
+        _add_simple_methods(predicted, problem, features, fitted, test_rows, config.seed, work / "methods")
+    for network in others:
+        add_without_weights(network)
+    return Outcome(model, history, predicted, said)
 
 
 def _add_simple_methods(
     predicted: list[dict[str, np.ndarray | None]],
-    task: Task,
-    features: Features,
+    problem: Problem,
+    features: Any,
     train_rows: np.ndarray,
     test_rows: np.ndarray,
     seed: int,
     work: Path,
 ) -> None:
-    for i, target in enumerate(task.targets):
-        known = train_rows[~np.isnan(task.labels[train_rows, i])]
-        labels = task.labels[known, i]
-        fits: dict[str, Callable[[], np.ndarray | None]]
-        if target.classes:
-            given = (features, known, labels.astype(int), len(target.classes), test_rows, seed)
-            fits = {name: partial(method, *given) for name, method in CLASS_METHODS.items()}
-        else:
-            fits = {
-                name: partial(method, features, known, labels, test_rows, seed)
-                for name, method in NUMBER_METHODS.items()
-            }
+    for of_target, (kind, labels) in zip(predicted, problem.of_kinds(train_rows), strict=True):
+        known = ~np.isnan(labels).any(axis=1)
+        fits = kind.simple_methods(features, train_rows[known], labels[known], test_rows, seed)
+        folder = work / file_name(kind.target.name)
         with progress("simple methods", total=len(fits), unit="methods", quiet=not processes.is_first()) as bar:
             for name, fit in fits.items():
                 bar.set_postfix_str(name)
-                predicted[i][name] = kept(work / file_name(target.name) / f"{file_name(name)}.npy", fit)
+                of_target[name] = kept(folder / f"{file_name(name)}.npy", fit)
                 bar.update()
 
 

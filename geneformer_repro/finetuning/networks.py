@@ -8,36 +8,33 @@ parameters 0.4 GB in place of 2.5), and not even the weights where its predictio
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 import geneformer_repro.processes as processes
-from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
-from geneformer_repro.finetuning.metrics import number_scores, validation_scores
-from geneformer_repro.finetuning.tasks import Task
+from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling, Target
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling
 from geneformer_repro.model import flops
-from geneformer_repro.reading import outputs_of
+from geneformer_repro.targets import Target, columns_of, labels_of
 from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.unfinished import is_whole, keep
 
-Network = TypeVar("Network", bound=PreTrainedModel)
+Network = TypeVar("Network", bound=nn.Module)
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
 """What a finished network's folder holds beside its log; the history is written last, and says that it is."""
 ClassBalance = Literal["none", "weights", "sampling"]
@@ -93,66 +90,6 @@ def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool)
         own, theirs = model.bert.state_dict(), like.model.bert.state_dict()  # of which one alone may have a pooler
         model.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
     return model
-
-
-def train_classifier(
-    task: Task,
-    start: Checkpoint,
-    config: NetworkConfig,
-    *,
-    train_rows: np.ndarray,
-    validation_rows: np.ndarray | None,
-    pretrained: bool = True,
-    work: Path,
-    step: str,
-) -> tuple[CellClassifier, pd.DataFrame]:
-    """Train a classifier; keep the epoch that is best on the validation cells, or without any the last.
-
-    Parameters
-    ----------
-    task
-        Labelled cells.
-    start
-        Gives the encoder, or only its shape.
-    config
-        How to train and transfer.
-    train_rows, validation_rows
-        Cells of the task.
-    pretrained
-        Start from the weights of `start`; else from random ones, all of them trained.
-    work, step
-        As for `train`.
-
-    Returns
-    -------
-    The classifier, a plain one whatever the transfer, and its history.
-    """
-    if not pretrained:
-        config = transfer.all_learning(config)
-    if validation_rows is None:
-        config = dataclasses.replace(config, trainer={**config.trainer, **NO_SCORES})
-    parts = RunParts.of(task, start, config, train_rows=train_rows, validation_rows=validation_rows)
-
-    def trained_here() -> tuple[CellClassifier, pd.DataFrame]:
-        prepared, groups = parts.make_model(pretrained=pretrained)
-        trained, history = train(
-            prepared,
-            parts.examples,
-            collate=parts.collate,
-            evaluate=parts.score,
-            config=config,
-            groups=groups,
-            best_by=None if validation_rows is None else SELECTION,
-            work=work,
-            flops_an_epoch=3 * flops(start.model.config, parts.examples.lengths),
-            step=step,
-        )
-        return cast(CellClassifier, transfer.finished(trained)).eval(), history
-
-    def like() -> CellClassifier:
-        return cast(CellClassifier, new_classifier(start, parts.head, seed=config.seed, pretrained=False))
-
-    return trained_once(work, trained_here, like=like)
 
 
 def trained_once(
@@ -223,107 +160,74 @@ def _drop_all_but(patterns: tuple[str, ...], work: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RunParts:
-    """What a training run is made of."""
+class Training:
+    """What the training of one network is made of."""
 
-    task: Task
     start: Checkpoint
-    config: NetworkConfig
+    """Gives the encoder, or only its shape."""
+    config: Any
+    """A `TrainConfig` and `TransferConfig` in one."""
     head: Head
     examples: CellExamples
-    class_weights: list[list[float] | None] | None
-    score: Callable[[nn.Module], dict[str, float]]
-    """Scores a model on the validation cells."""
+    collate: Callable[[list[Any]], dict[str, Any]]
+    score: Callable[[nn.Module], dict[str, float]] | None
+    """Scores a model on the validation rows; None keeps the last epoch."""
+    target_weights: Sequence[float] | None = None
+    class_weights: Sequence[Sequence[float] | None] | None = None
 
-    @classmethod
-    def of(
-        cls,
-        task: Task,
-        start: Checkpoint,
-        config: NetworkConfig,
-        *,
-        train_rows: np.ndarray,
-        validation_rows: np.ndarray | None,
-    ) -> "RunParts":
-        """Put together what `train_classifier` is given."""
-        head = Head(task.head_targets(train_rows), config.pooling)
-        labels = task.labels[train_rows]
-        balanced = [balanced_weights(labels[:, i], target) for i, target in enumerate(head.targets)]
-        examples = CellExamples(
-            task.cells.lengths[train_rows],
-            lambda i, _: (task.cells[train_rows[i]], labels[i]),
-            rows=train_rows,
-            weights=_sampling_weights(labels[:, 0], balanced[0]) if config.class_balance == "sampling" else None,
-        )
-        class_weights = balanced if config.class_balance == "weights" else None
-        return cls(task, start, config, head, examples, class_weights, _scorer(task, head, validation_rows))
-
-    def make_model(self, *, pretrained: bool = True) -> tuple[CellClassifier, list[ParameterGroup]]:
+    def make_model(self, *, pretrained: bool = True) -> tuple[CellClassifier | GeneClassifier, list[ParameterGroup]]:
         """Make a classifier, ready to be trained."""
         model = new_classifier(self.start, self.head, seed=self.config.seed, pretrained=pretrained)
-        weights = [self.config.task_weights.get(target.name, 1.0) for target in self.head.targets]
-        model.weigh(weights, self.class_weights, smoothing=smoothing_of(self.config))
-        return transfer.prepare(cast(CellClassifier, model), self.config, seed=self.config.seed)
+        model.weigh(self.target_weights, self.class_weights, smoothing=smoothing_of(self.config))
+        return transfer.prepare(model, self.config, seed=self.config.seed)
 
-    def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-        """Lay cells end to end, and stack their labels."""
-        labels = torch.as_tensor(np.stack([label for _, label in batch]), dtype=torch.float32)
-        return end_to_end([tokens for tokens, _ in batch], self.task.cells.vocabulary).inputs | {"labels": labels}
+    def run(self, *, pretrained: bool, work: Path, step: str) -> tuple[CellClassifier | GeneClassifier, pd.DataFrame]:
+        """Train, once: return the classifier, a plain one whatever the transfer, and its history."""
 
+        def train_here() -> tuple[CellClassifier | GeneClassifier, pd.DataFrame]:
+            prepared, groups = self.make_model(pretrained=pretrained)
+            trained, history = train(
+                prepared,
+                self.examples,
+                collate=self.collate,
+                evaluate=self.score or (lambda _: {}),
+                config=self.config,
+                groups=groups,
+                best_by=SELECTION if self.score else None,
+                work=work,
+                flops_an_epoch=3 * flops(self.start.model.config, self.examples.lengths),
+                step=step,
+            )
+            return transfer.finished(trained).eval(), history
 
-def balanced_weights(labels: np.ndarray, target: Target) -> list[float] | None:
-    """One over the share of each class, so that the mean over cells is 1; 0 for a class without cells."""
-    if not target.classes:
-        return None
-    n_cells = np.bincount(labels[~np.isnan(labels)].astype(int), minlength=len(target.classes))
-    return [float(n_cells.sum() / ((n_cells > 0).sum() * n)) if n else 0.0 for n in n_cells]
+        def like() -> CellClassifier | GeneClassifier:
+            return new_classifier(self.start, self.head, seed=self.config.seed, pretrained=False)
 
-
-def _sampling_weights(labels: np.ndarray, weight_of_class: list[float] | None) -> np.ndarray | None:
-    if weight_of_class is None:
-        return None
-    weights = np.array([*weight_of_class, 1.0])
-    return weights[np.where(np.isnan(labels), len(weights) - 1, labels).astype(int)]
-
-
-def _scorer(task: Task, head: Head, rows: np.ndarray | None) -> Callable[[nn.Module], dict[str, float]]:
-    if rows is None:
-        return lambda _: {}
-    cells, labels = task.cells.select(rows), task.labels[rows]
-
-    def score(model: nn.Module) -> dict[str, float]:
-        outputs = outputs_of(model, cells, head, shared=True)
-        found = {
-            target.name: _target_scores(target, of_target.numpy(), labels[:, i])
-            for i, (target, of_target) in enumerate(zip(head.targets, head.split(outputs), strict=True))
-        }
-        loss = cast(CellClassifier, model).sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
-        chosen = [_merit(target, found[target.name]) for target in head.targets if found[target.name]]
-        named = next(iter(found.values())) if len(found) == 1 else _prefixed(found)
-        return {"loss": loss.item() / len(labels), **named, SELECTION: float(np.mean(chosen))}
-
-    return score
+        return trained_once(work, train_here, like=like)
 
 
-def _merit(target: Target, found: Mapping[str, float]) -> float:
-    """Return macro-F1, or the share of the training cells' variance that is explained."""
-    return found["macro_f1"] if target.classes else 1 - (found["rmse"] / target.sd) ** 2
+def scores_by_target(targets: Sequence[Target], labels_NS: np.ndarray, meaning_NK: Tensor) -> dict[str, float]:
+    """Return the validation scores, of several targets each with the target's name, and `SELECTION`.
 
-
-def _prefixed(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {f"{name}/{score}": value for name, of_target in found.items() for score, value in of_target.items()}
-
-
-def _target_scores(target: Target, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    known = ~np.isnan(labels)
-    if not known.any():
-        return {}
-    predicted = meaning(target, outputs[known])
-    if not target.classes:
-        found = number_scores(labels[known], predicted)
-        r2 = {} if np.isnan(found["r2"]) else {"r2": found["r2"]}  # not defined where all numbers are equal
-        return {"rmse": found["rmse"], **r2}
-    return validation_scores(labels[known].astype(int), predicted)
+    Parameters
+    ----------
+    targets
+        As training rows define them.
+    labels_NS
+        Of the validation rows.
+    meaning_NK
+        What the outputs mean for these rows, all targets side by side.
+    """
+    found: dict[str, dict[str, float]] = {}
+    merits = []
+    of_targets = zip(targets, labels_of(targets, labels_NS), columns_of(targets, np.asarray(meaning_NK)), strict=True)
+    for target, labels, meaning in of_targets:
+        kind, known = kind_of(target), ~np.isnan(labels).any(axis=1)
+        if known.any():
+            found[target.name] = kind.validation_scores(labels[known], kind.as_predicted(meaning[known]))
+            merits.append(kind.merit(found[target.name]))
+    named = {f"{name}/{score}": value for name, scores in found.items() for score, value in scores.items()}
+    return {**(found[targets[0].name] if len(targets) == 1 else named), SELECTION: float(np.mean(merits))}
 
 
 def best_epoch(history: pd.DataFrame) -> float:
@@ -335,10 +239,3 @@ def best_entry(history: pd.DataFrame) -> pd.Series:
     """Return the entry of the best held-out score of a trained model; before training there is nothing to choose."""
     scored = history[history["epoch"] > 0].dropna(subset=[f"eval_{SELECTION}"])
     return scored.iloc[int(scored[f"eval_{SELECTION}"].to_numpy().argmax())]
-
-
-def meaning(target: Target, outputs: np.ndarray) -> np.ndarray:
-    """Return what outputs mean: probabilities (n, classes), or numbers (n,)."""
-    if target.classes:
-        return torch.as_tensor(outputs, dtype=torch.float64).softmax(-1).numpy()
-    return np.asarray(outputs[:, 0].astype(np.float64) * target.sd + target.mean)

@@ -25,10 +25,10 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import write_table
-from geneformer_repro.finetuning.networks import meaning
-from geneformer_repro.heads import GeneClassifier, Head, Target
+from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
+from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.corpus import find_sources, identity
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.genes import reconcile
@@ -223,7 +223,7 @@ class _Asked:
 
     def _of_cells(self, outputs_NK: Tensor) -> pd.DataFrame:
         tables = [
-            _columns(target, meaning(target, outputs.numpy()), self._cells.cell_names)
+            pd.DataFrame(target.columns(target.meaning(outputs.double()).numpy()), index=self._cells.cell_names)
             for target, outputs in zip(self._head.targets, self._head.split(outputs_NK), strict=True)
         ]
         table = pd.concat(tables, axis=1)
@@ -248,19 +248,9 @@ def _mean_of_genes(sums_VK: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary, t
     found = np.flatnonzero(n_cells_V[vocabulary.tokens].numpy())
     tokens = vocabulary.tokens[found]
     names = np.array(vocabulary.gene_ids, dtype=object)[found]
-    table = _columns(target, (sums_VK[tokens] / n_cells_V[tokens, None]).numpy(), names)
+    table = pd.DataFrame(target.columns((sums_VK[tokens] / n_cells_V[tokens, None]).numpy()), index=names)
     table["n_cells"] = n_cells_V[tokens].numpy()
     return table
-
-
-def _columns(target: Target, found: np.ndarray, names: np.ndarray) -> pd.DataFrame:
-    columns: dict[str, np.ndarray] = {f"{target.name}_predicted": found}
-    if target.classes:
-        columns = {
-            f"{target.name}_predicted": np.asarray(target.classes, dtype=object)[found.argmax(1)],
-            f"{target.name}_probability": found.max(1),
-        } | {f"{target.name}_p_{name}": found[:, i] for i, name in enumerate(target.classes)}
-    return pd.DataFrame(columns, index=pd.Index(names))
 
 
 def _gene_of_var(adata: ad.AnnData, vocabulary: Vocabulary, layer: str | None, gene_ids: str | None) -> np.ndarray:

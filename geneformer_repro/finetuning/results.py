@@ -1,33 +1,25 @@
 """Writing what fine-tuning found: tables, pictures, and one page that holds them all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.curve import over_draws
-from geneformer_repro.finetuning.evaluation import Evaluation
-from geneformer_repro.finetuning.figures import (
-    confusion_figure,
-    learning_curve_figure,
-    methods_figure,
-    per_class_figure,
-    predicted_numbers_figure,
-    reliability_figure,
-)
-from geneformer_repro.finetuning.methods import FINE_TUNED, file_name
-from geneformer_repro.heads import Target
+from geneformer_repro.finetuning.evaluation import INDEXED, Evaluation
+from geneformer_repro.finetuning.figures import learning_curve_figure, methods_figure
+from geneformer_repro.finetuning.kinds import kind_of
+from geneformer_repro.finetuning.methods import file_name
 from geneformer_repro.report import Section, write_report
+from geneformer_repro.targets import Target
+from geneformer_repro.training.log import LOG_FILE
+from geneformer_repro.work import Work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-CLASS_SCORES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
-NUMBER_SCORES = {"r2": "R²", "spearman": "Spearman"}
-_INDEXED = ("methods", "confusion", "probabilities")
-_TABLES = (*_INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability")
 
 
 def folder_of(folder: Path, target: str, *, several: bool) -> Path:
@@ -40,6 +32,45 @@ def folder_of(folder: Path, target: str, *, several: bool) -> Path:
     return folder / file_name(target)
 
 
+def write_findings(
+    work: Work,
+    checkpoint: Checkpoint,
+    evaluations: Mapping[str, Evaluation],
+    tables: Mapping[str, pd.DataFrame | None],
+    *,
+    intervals: str,
+    facts: dict[str, Any],
+) -> None:
+    """Write the result of an experiment: the classifier, its log, all tables with their pictures, and the page.
+
+    Parameters
+    ----------
+    work
+        Of the experiment.
+    checkpoint
+        The network that is kept.
+    evaluations
+        By target.
+    tables
+        What is not of one target, by name of the file; "curve" is drawn too.
+    intervals, facts
+        As in `write_page`.
+    """
+    several = len(evaluations) > 1
+    with work.result() as folder:
+        folder.mkdir()
+        checkpoint.write_into(folder)
+        for name, table in tables.items():
+            if table is not None:
+                write_table(table, folder / f"{name}.tsv", index=table.index.name is not None)
+        (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
+        pages = [
+            write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
+            for name, evaluation in evaluations.items()
+        ]
+        write_page(folder, pages, intervals=intervals, facts=facts)
+
+
 class Page(NamedTuple):
     """A target's part of the page."""
 
@@ -50,10 +81,8 @@ class Page(NamedTuple):
 def write_evaluation(evaluation: Evaluation, folder: Path, *, curve: pd.DataFrame | None = None) -> Page:
     """Write the tables and pictures of a target, also of its learning curve; return them for the page."""
     folder.mkdir(exist_ok=True)
-    for name in _TABLES:
-        table = getattr(evaluation, name)
-        if table is not None:
-            write_table(table, folder / f"{name}.tsv", index=name in _INDEXED)
+    for name, table in evaluation.tables.items():
+        write_table(table, folder / f"{name}.tsv", index=name in INDEXED)
     pictures = figures(evaluation)
     if curve is not None:
         pictures["curve"] = curve_figure(curve, evaluation.target)
@@ -64,24 +93,10 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, curve: pd.DataFram
 
 def figures(evaluation: Evaluation) -> "dict[str, Figure]":
     """Draw the pictures of a target, by name."""
-    if not evaluation.target.classes:
-        predictions = evaluation.predictions
-        return {
-            "methods": methods_figure(evaluation.methods, NUMBER_SCORES),
-            "predicted": predicted_numbers_figure(predictions["true"].to_numpy(), predictions[FINE_TUNED].to_numpy()),
-        }
-    assert evaluation.per_class is not None
-    assert evaluation.confusion is not None
-    assert evaluation.reliability is not None
-    ours = evaluation.per_class["method"] == FINE_TUNED
-    best_other = evaluation.methods["macro_f1"].drop(FINE_TUNED).dropna()
-    shown = [FINE_TUNED, *([best_other.idxmax()] if len(best_other) else [])]
-    reliability = evaluation.reliability
+    kind, tested = evaluation.kind, _tested(evaluation)
     return {
-        "methods": methods_figure(evaluation.methods, CLASS_SCORES, tested=_tested(evaluation)),
-        "confusion": confusion_figure(evaluation.confusion),
-        "per_class": per_class_figure(evaluation.per_class[ours].set_index("class"), tested=_tested(evaluation)),
-        "reliability": reliability_figure({str(name): reliability[reliability["method"] == name] for name in shown}),
+        "methods": methods_figure(evaluation.methods, kind.spelled, tested=tested),
+        **kind.figures(evaluation.tables, tested),
     }
 
 
@@ -91,8 +106,9 @@ def _tested(evaluation: Evaluation) -> str:
 
 def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
     """Draw the learning curve of a target."""
-    score, name = ("macro_f1", "macro-F1") if target.classes else ("r2", "R²")
-    return learning_curve_figure(over_draws(curve, target.name, score), score=f"{name} on the test cells")
+    kind = kind_of(target)
+    points = over_draws(curve, target.name, kind.leading)
+    return learning_curve_figure(points, score=f"{kind.spelled[kind.leading]} on the test cells")
 
 
 def write_page(folder: Path, pages: Sequence[Page], *, intervals: str, facts: dict[str, Any]) -> None:
@@ -111,7 +127,7 @@ def write_page(folder: Path, pages: Sequence[Page], *, intervals: str, facts: di
 def _sections(page: Page, intervals: str) -> list[Section]:
     evaluation, pictures = page
     name, tested = evaluation.target.name, _tested(evaluation)
-    says = CLASS_SCORES if evaluation.target.classes else NUMBER_SCORES
+    says = evaluation.kind.spelled
     best = evaluation.methods[next(iter(says))].dropna()
     winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}. " if len(best) else ""
     scored = evaluation.methods.dropna(how="all")
@@ -126,17 +142,7 @@ def _sections(page: Page, intervals: str) -> list[Section]:
             note=" ".join(_notes(evaluation)),
         )
     ]
-    if not evaluation.target.classes:
-        sections.append(
-            Section(
-                f"{name}: predicted against true",
-                "The fine-tuned model's number for each test cell.",
-                "Whether the error matters for your question.",
-                figure=pictures["predicted"],
-            )
-        )
-    else:
-        sections += _class_sections(name, tested, pictures)
+    sections += evaluation.kind.sections(tested, pictures)
     if "curve" in pictures:
         sections.append(
             Section(
@@ -153,27 +159,3 @@ def _sections(page: Page, intervals: str) -> list[Section]:
 def _notes(evaluation: Evaluation) -> list[str]:
     notes = [f"{evaluation.caution}."] if evaluation.caution else []
     return notes + ([f"On the same resamples, {evaluation.verdict}."] if evaluation.verdict else [])
-
-
-def _class_sections(name: str, tested: str, pictures: "dict[str, Figure]") -> list[Section]:
-    return [
-        Section(
-            f"{name}: which classes are found",
-            "Recall and precision of the fine-tuned model for each class.",
-            f"Anything firm about classes of few test {tested}: look at the bars.",
-            figure=pictures["per_class"],
-        ),
-        Section(
-            f"{name}: which classes are confused",
-            f"Test {tested} by true and predicted class; the colour is the share of the true class.",
-            "Errors of the model alone: the labels may be wrong as well.",
-            figure=pictures["confusion"],
-        ),
-        Section(
-            f"{name}: can the probabilities be believed",
-            "How often a prediction is right, by how sure the method is. On the diagonal the probability means what it "
-            "says; below it the method is too sure.",
-            "Calibration on other donors or protocols, where it is usually worse.",
-            figure=pictures["reliability"],
-        ),
-    ]

@@ -19,13 +19,12 @@ import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
-from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import did_you_mean
 from geneformer_repro.files import read_json, write_json
-from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, RunParts, best_entry, train_classifier
+from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, best_entry
+from geneformer_repro.finetuning.problems.problem import Problem, TransferProblem
 from geneformer_repro.finetuning.search_engines import search_settings
-from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.unfinished import is_whole, keep
 
 logger = logging.getLogger(__name__)
@@ -113,8 +112,8 @@ def _draw(values: Any, rng: np.random.Generator) -> Any:
 
 
 def search(
-    task: Task,
-    start: Checkpoint,
+    problem: Problem,
+    start: Any,
     config: Config,
     *,
     train_rows: np.ndarray,
@@ -125,14 +124,14 @@ def search(
 
     Parameters
     ----------
-    task
-        Training and validation cells, no others.
+    problem
+        Training and validation rows, no others.
     start
         The pretrained model.
     config
         A `SearchConfig` and `NetworkConfig` in one: what is not searched, and what is.
     train_rows, validation_rows
-        Which cells of the task are which.
+        Which rows of the problem are which.
     work
         Folder of the trials; those that are finished are not repeated.
 
@@ -144,14 +143,16 @@ def search(
     assert isinstance(config, SearchConfig)
     space = config.space or DEFAULT_SPACE
     if config.engine == "random":
-        rows = _at_random(task, start, config, space, train_rows, validation_rows, work)
+        rows = _at_random(problem, start, config, space, train_rows, validation_rows, work)
     else:
-        parts = RunParts.of(task, start, config, train_rows=train_rows, validation_rows=validation_rows)
+        assert isinstance(problem, TransferProblem)
+        training = problem.training(start, config, train_rows=train_rows, validation_rows=validation_rows)
+        assert training.score is not None
         rows = search_settings(
-            parts.make_model,
-            parts.examples,
-            collate=parts.collate,
-            evaluate=parts.score,
+            training.make_model,
+            training.examples,
+            collate=training.collate,
+            evaluate=training.score,
             config=config,
             best_by=SELECTION,
             space=space,
@@ -186,8 +187,8 @@ def _plain(value: Any) -> Any:
 
 
 def _at_random(
-    task: Task,
-    start: Checkpoint,
+    problem: Problem,
+    start: Any,
     config: Config,
     space: Mapping[str, Any],
     train_rows: np.ndarray,
@@ -200,8 +201,7 @@ def _at_random(
         folder, done = work / f"trial-{number}", work / f"trial-{number}.json"
         if not processes.agreed(partial(is_whole, done)):
             settings = draw_settings(space, np.random.default_rng([config.seed, number]))
-            _, history = train_classifier(
-                task,
+            _, history = problem.train(
                 start,
                 dataclasses.replace(config, **settings),
                 train_rows=train_rows,

@@ -94,14 +94,14 @@ class Prediction:
 
     @property
     def sums_to_one(self) -> bool:
-        """Whether there are classes."""
-        return bool(self.model.head.targets[self.target].classes)
+        """Whether the numbers are probabilities."""
+        return self.model.head.targets[self.target].sums_to_one
 
     def __call__(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
         """Return the probabilities, (N, S), or the number, (N, 1)."""
         target = self.model.head.targets[self.target]
         output_NS = self.model.head.split(self.model.logits_of(hidden_TD, weight_T, cells))[self.target].float()
-        return output_NS.softmax(-1) if target.classes else output_NS * target.sd + target.mean
+        return target.meaning(output_NS)
 
 
 class Job(NamedTuple):

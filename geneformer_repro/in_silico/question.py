@@ -180,7 +180,7 @@ class Question:
     def states(self, checkpoint: Checkpoint) -> tuple[str | None, ...]:
         """Return what the values of a variant are called."""
         if self.target is not None and checkpoint.head is not None:
-            return checkpoint.head.targets[self._target_number(checkpoint)].classes or (self.target,)
+            return checkpoint.head.targets[self._target_number(checkpoint)].output_names
         if self.goal is None:
             return (None,)
         return self.goal.states if self.method == "exact" else self.goal.states[1:]  # each state costs a backward pass

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import geneformer_repro as gf
-from geneformer_repro.finetuning import finetune as finetuning
 from geneformer_repro.finetuning import results
 from geneformer_repro.model import MaskedGeneModel, bert_config
 
@@ -86,4 +85,4 @@ def gentle_base(few, untrained):
 def without_pictures(monkeypatch):
     """Leave out what takes most of the time of a small run."""
     monkeypatch.setattr(results, "figures", lambda evaluation: {})
-    monkeypatch.setattr(finetuning, "write_page", lambda *given, **options: None)
+    monkeypatch.setattr(results, "write_page", lambda *given, **options: None)

@@ -9,11 +9,13 @@ import pytest
 import geneformer_repro as gf
 from geneformer_repro.finetuning import curve as module
 from geneformer_repro.finetuning.curve import learning_curve, nested_draw, over_draws, require_enough
-from geneformer_repro.finetuning.methods import FINE_TUNED, Outcome
-from geneformer_repro.finetuning.metrics import number_scores, scores
+from geneformer_repro.finetuning.kinds.class_scores import scores
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.kinds.numbers import number_scores
+from geneformer_repro.finetuning.methods import Outcome
 from geneformer_repro.finetuning.networks import NetworkConfig
+from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.finetuning.splits import Split
-from geneformer_repro.finetuning.tasks import labelled_cells
 
 SPLIT = Split(np.arange(0, 120, 2), np.arange(1, 120, 4), np.arange(3, 120, 4))
 POOL = np.sort(np.concatenate(SPLIT[:2]))

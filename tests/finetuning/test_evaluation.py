@@ -7,11 +7,14 @@ import pandas as pd
 import pytest
 
 from geneformer_repro.finetuning.evaluation import evaluate_target, log_verdicts
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
-from geneformer_repro.finetuning.metrics import differences, evaluate_classes, number_scores, scores
-from geneformer_repro.heads import Target
+from geneformer_repro.finetuning.kinds import kind_of
+from geneformer_repro.finetuning.kinds.class_scores import evaluate_classes, scores
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.kinds.numbers import number_scores
+from geneformer_repro.finetuning.metrics import differences
+from geneformer_repro.targets import Classes, Number
 
-TYPES, AGE = Target("type", ("b", "nk", "t")), Target("age", (), 40.0, 10.0)
+TYPES, AGE = Classes("type", ("b", "nk", "t")), Number("age", 40.0, 10.0)
 N = 30
 NAMES = np.array([f"c{i}" for i in range(N)])
 GAPS = np.array([3, 11])
@@ -85,10 +88,11 @@ def test_the_last_columns_say_how_far_a_method_is_above_the_best_simple_one_on_t
     assert found.columns[-3:].tolist() == columns
     best = {"classes": "other", "numbers": "near"}[kind]
     known = ~np.isnan(labels)
+    of_kind, right = kind_of(target), labels[known, None]
     expected = differences(
-        labels[known].astype(int if kind == "classes" else float),
-        {name: one[known] for name, one in given.items() if one is not None},
+        {name: of_kind.leading_score(right, one[known]) for name, one in given.items() if one is not None},
         best,
+        n_rows=known.sum(),
         groups=None,
         rng=np.random.default_rng(5),
     )

@@ -18,14 +18,19 @@ import geneformer_repro as gf
 from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import curve as curves
+from geneformer_repro.finetuning import experiment, results
 from geneformer_repro.finetuning import finetune as module
-from geneformer_repro.finetuning import methods, results
 from geneformer_repro.finetuning.baselines import CLASS_METHODS, NUMBER_METHODS
+from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM
-from geneformer_repro.finetuning.metrics import CLASS_SCORES, number_scores
+from geneformer_repro.finetuning.kinds import classes, numbers
+from geneformer_repro.finetuning.kinds.class_scores import CLASS_SCORES
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.kinds.numbers import number_scores
+from geneformer_repro.finetuning.problems.cells import CellProblem
 from geneformer_repro.finetuning.splits import split_table
 from geneformer_repro.in_silico.gene_baselines import gene_baselines
+from geneformer_repro.targets import Number
 from geneformer_repro.tokenizer.counts import digest_of, raw_counts
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
@@ -58,7 +63,7 @@ def quick(**changes):
 @pytest.fixture
 def two_methods(monkeypatch):
     """Leave out the slow methods, where the content of the table is not the point."""
-    monkeypatch.setattr(methods, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
+    monkeypatch.setattr(classes, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
 
 
 @pytest.fixture(autouse=True)
@@ -356,8 +361,8 @@ def begin(base, few, tmp_path, monkeypatch):
     def stop(*given, **options):
         raise StoppedError
 
-    monkeypatch.setattr(module._Run, "features", stop)
-    monkeypatch.setattr(module._Run, "folds", stop)
+    monkeypatch.setattr(CellProblem, "features", stop)
+    monkeypatch.setattr(Experiment, "run", stop)
 
     def begin(settings, *, cells=few, **options):
         with pytest.raises(StoppedError):
@@ -382,15 +387,15 @@ def test_an_unfinished_run_gives_way_to_other_settings_only_with_overwrite(begin
 @pytest.fixture
 def whole_split(base, few, tmp_path):
     """All 120 cells as a file, in three parts."""
-    prepared = module._Run.prepared(base, few, quick())
-    split_table(prepared.splits, prepared.task.cells.cell_names).to_csv(tmp_path / "whole.tsv", sep="\t", index=False)
+    prepared = module.prepared(base, few, quick())
+    split_table(prepared.splits, prepared.problem.names).to_csv(tmp_path / "whole.tsv", sep="\t", index=False)
     return tmp_path / "whole.tsv"
 
 
 def test_of_the_cells_that_a_file_lists_so_many_of_a_class_are_taken(base, few, whole_split, caplog):
     with caplog.at_level(logging.INFO):
-        prepared = module._Run.prepared(base, few, quick(split_file=str(whole_split), max_cells_per_class=20))
-    names = prepared.task.cells.cell_names
+        prepared = module.prepared(base, few, quick(split_file=str(whole_split), max_cells_per_class=20))
+    names = prepared.problem.names
     assert few.obs.loc[names, "cell_type"].value_counts().tolist() == [20, 20, 20]
     part = pd.read_csv(whole_split, sep="\t").set_index("cell")["part"]
     for name, rows in prepared.splits[0]._asdict().items():
@@ -400,13 +405,11 @@ def test_of_the_cells_that_a_file_lists_so_many_of_a_class_are_taken(base, few, 
 
 
 def test_a_file_of_cells_that_were_taken_takes_them_again(base, few, tmp_path):
-    first = module._Run.prepared(base, few, quick(max_cells_per_class=20))
-    names = first.task.cells.cell_names
+    first = module.prepared(base, few, quick(max_cells_per_class=20))
+    names = first.problem.names
     split_table(first.splits, names).to_csv(tmp_path / "split.tsv", sep="\t", index=False)
-    again = module._Run.prepared(
-        base, few, quick(max_cells_per_class=20, split_file=str(tmp_path / "split.tsv"), seed=7)
-    )
-    assert again.task.cells.cell_names.tolist() == names.tolist()
+    again = module.prepared(base, few, quick(max_cells_per_class=20, split_file=str(tmp_path / "split.tsv"), seed=7))
+    assert again.problem.names.tolist() == names.tolist()
     for one, other in zip(first.splits[0], again.splits[0], strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -417,7 +420,7 @@ def test_a_limit_that_leaves_a_part_of_a_file_empty_is_refused(base, few, tmp_pa
     table.loc[[0, 60], "part"] = ["validation", "test"]
     table.to_csv(tmp_path / "split.tsv", sep="\t", index=False)
     with pytest.raises(gf.InputError, match=r"max_cells_per_class=3 leaves no (validation|test) cell of those that"):
-        module._Run.prepared(base, few, quick(max_cells_per_class=3, split_file=str(tmp_path / "split.tsv")))
+        module.prepared(base, few, quick(max_cells_per_class=3, split_file=str(tmp_path / "split.tsv")))
 
 
 def test_a_split_file_is_the_same_run_by_its_content(begin, run, tmp_path):
@@ -499,7 +502,7 @@ def test_overwrite_never_replaces_a_folder_that_is_not_a_result(base, few, tmp_p
 def of_gap(base, few, tmp_path_factory):
     """Of an integer column with a gap."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "write_page", lambda *given, **options: None)
+        patch.setattr(results, "write_page", lambda *given, **options: None)
         patch.setattr(results, "figures", lambda evaluation: {})
         return finetune(base, few, quick(target="gap"), out=tmp_path_factory.mktemp("gap") / "clf")
 
@@ -518,8 +521,8 @@ def test_a_class_too_rare_to_split_is_refused_with_the_way_out(base, few, tmp_pa
 
 
 def test_rare_classes_and_more_cells_than_asked_for_are_left_out(base, few):
-    prepared = module._Run.prepared(base, few, quick(target="rare", min_cells=3, max_cells_per_class=10))
-    labels = few.obs.loc[prepared.task.cells.cell_names[np.concatenate(prepared.splits[0])], "rare"]
+    prepared = module.prepared(base, few, quick(target="rare", min_cells=3, max_cells_per_class=10))
+    labels = few.obs.loc[prepared.problem.names[np.concatenate(prepared.splits[0])], "rare"]
     assert labels.value_counts().to_dict() == dict.fromkeys(TYPES, 10)
 
 
@@ -538,8 +541,8 @@ def several(base, few, tmp_path_factory):
     """A class with gaps, and a number."""
     out = tmp_path_factory.mktemp("several") / "clf"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
-        patch.setattr(methods, "NUMBER_METHODS", {name: NUMBER_METHODS[name] for name in ("mean", "ridge, counts")})
+        patch.setattr(classes, "CLASS_METHODS", {name: CLASS_METHODS[name] for name in TWO})
+        patch.setattr(numbers, "NUMBER_METHODS", {name: NUMBER_METHODS[name] for name in ("mean", "ridge, counts")})
         settings = config(target=("partly", "size"), regression=("size",))
         return Run(finetune(base, few, settings, out=out), out, {})
 
@@ -595,7 +598,7 @@ def test_the_page_and_the_record_speak_of_every_target(several):
 def test_numbers_alone_can_be_learned(base, few, tmp_path):
     settings = quick(target="written", regression=("written",))
     result = finetune(base, few, settings, out=tmp_path / "clf")
-    assert result.checkpoint.head.targets[0].classes == ()
+    assert isinstance(result.checkpoint.head.targets[0], Number)
     assert {"r2", "rmse"} <= set(result.methods.columns)
 
 
@@ -611,21 +614,22 @@ def test_text_to_be_learned_as_a_number_is_refused_before_any_work(base, few, tm
 @pytest.fixture(scope="module")
 def folded(base, few, tmp_path_factory):
     out = tmp_path_factory.mktemp("folded") / "clf"
-    real, calls, seen = (module.train_classifier, module.evaluate_target), [], {}
+    real, calls, seen = (CellProblem.train, experiment.evaluate_target), [], {}
 
-    def train_classifier(*given, **options):
-        calls.append((given[2], options))
-        return real[0](*given, **options)
+    def train(*given, step, **options):
+        if step == "all cells":
+            calls.append((given[2], options))
+        return real[0](*given, step=step, **options)
 
     def evaluate_target(*given, groups, **options):
         seen["groups"] = groups
         return real[1](*given, groups=groups, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "write_page", lambda *given, **options: None)
+        patch.setattr(results, "write_page", lambda *given, **options: None)
         patch.setattr(results, "figures", lambda evaluation: {})
-        patch.setattr(module, "train_classifier", train_classifier)
-        patch.setattr(module, "evaluate_target", evaluate_target)
+        patch.setattr(CellProblem, "train", train)
+        patch.setattr(experiment, "evaluate_target", evaluate_target)
         result = finetune(base, few, quick(folds=3, group="donor"), out=out)
     return Run(result, out, {"calls": calls, **seen})
 
@@ -662,15 +666,15 @@ def test_the_model_of_all_cells_has_seen_all_cells(folded, few):
 
 
 def test_named_groups_are_the_test_cells(base, few):
-    prepared = module._Run.prepared(base, few, quick(group="donor", test_groups=("donor2", "donor5")))
+    prepared = module.prepared(base, few, quick(group="donor", test_groups=("donor2", "donor5")))
     tested = prepared.splits[0].test
     assert set(few.obs["donor"].iloc[tested]) == {"donor2", "donor5"}
     assert len(tested) == 40
 
 
 def test_a_split_given_back_gives_the_same_split(run, base, few):
-    prepared = module._Run.prepared(base, few, config(split_file=str(run.out / "split.tsv")))
-    first = module._Run.prepared(base, few, config())
+    prepared = module.prepared(base, few, config(split_file=str(run.out / "split.tsv")))
+    first = module.prepared(base, few, config())
     for one, other in zip(prepared.splits[0], first.splits[0], strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -703,7 +707,7 @@ def test_a_split_without_a_label_of_a_target_is_refused_before_any_work(base, fe
     ],
 )  # fmt: skip
 def test_what_the_intervals_are_is_said_in_words(base, few, changes, said):
-    assert module._Run.prepared(base, few, quick(**changes)).intervals == f"95 % bootstrap intervals {said}"
+    assert module.prepared(base, few, quick(**changes)).intervals == f"95 % bootstrap intervals {said}"
 
 
 # Cells that the checkpoint knows
@@ -731,8 +735,10 @@ def test_a_renamed_copy_of_a_cell_is_the_same_cell(run, base, few, few_counts, t
 def test_seen_test_cells_can_be_accepted_and_seen_training_cells_are_fine(run, base, few):
     for cells, changes in ((run.tested, {"allow_seen": True}), (run.cells_in("train"), {})):
         knowing = having_seen(base, few, cells)
-        prepared = module._Run.prepared(knowing, few, config(**changes))
-        np.testing.assert_array_equal(prepared.seen(), np.union1d(knowing.seen, run.result.checkpoint.seen))
+        prepared = module.prepared(knowing, few, config(**changes))
+        np.testing.assert_array_equal(
+            module.seen_by(prepared, knowing), np.union1d(knowing.seen, run.result.checkpoint.seen)
+        )
 
 
 # Baselines and their counts

@@ -22,12 +22,16 @@ import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.finetuning import genes as module
+from geneformer_repro.finetuning import networks, results
 from geneformer_repro.finetuning.baselines import GENE_METHODS
+from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, file_name
-from geneformer_repro.finetuning.metrics import evaluate_classes
-from geneformer_repro.heads import GeneClassifier, Head, Target
-from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.finetuning.kinds.class_scores import evaluate_classes
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.methods import Outcome, file_name
+from geneformer_repro.finetuning.problems.genes import gene_splits, labelled_genes
+from geneformer_repro.heads import GeneClassifier, Head
+from geneformer_repro.targets import Classes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
@@ -82,9 +86,15 @@ def classes(cells):
     return {name: common[end - SIZES[name] : end].tolist() for name, end in zip(SIZES, ends, strict=True)}
 
 
-def prepared(base, cells, classes, **changes):
+def prepared(cells, classes, **changes):
     """What a run would learn, without the run."""
-    return module._GeneRun.prepared(base, cells, classes, settings(**changes))
+    config = settings(**changes)
+    sizes = {name: getattr(config, name) for name in ("max_cells", "min_cells", "folds", "seed")}
+    return labelled_genes(cells, classes, **sizes)
+
+
+def split_of(cells, classes, **changes):
+    return module._split_table(*prepared(cells, classes, **changes))
 
 
 class Training(NamedTuple):
@@ -119,7 +129,7 @@ class Run(NamedTuple):
 
 def recording(trainings):
     """Stand in for `train`: the same, noting what it was given."""
-    real = module.train
+    real = networks.train
 
     def train(model, examples, *, evaluate, step, **options):
         tokens, labels = zip(*(examples[i, 0] for i in range(len(examples))), strict=True)
@@ -135,23 +145,23 @@ def recording(trainings):
 @pytest.fixture(scope="module")
 def run(base, cells, classes, tmp_path_factory):
     out, trainings, before = tmp_path_factory.mktemp("run") / "clf", [], base.fingerprint
-    kept, last = tmp_path_factory.mktemp("kept") / "clf.partial", module._GeneRun.final_model
+    kept, last = tmp_path_factory.mktemp("kept") / "clf.partial", Experiment._final
 
-    def final_model(self, histories, work):
+    def final(self, outcomes, config, work):
         shutil.copytree(work.parent, kept)
-        return last(self, histories, work)
+        return last(self, outcomes, config, work)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train", recording(trainings))
-        patch.setattr(module._GeneRun, "final_model", final_model)
+        patch.setattr(networks, "train", recording(trainings))
+        patch.setattr(Experiment, "_final", final)
         result = finetune_genes(base, cells, classes, settings(), out=out)
     return Run(result, out, trainings, before, kept)
 
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    monkeypatch.setattr(module, "write_evaluation", lambda *given: None)
-    monkeypatch.setattr(module, "write_page", lambda *given, **options: None)
+    monkeypatch.setattr(results, "write_evaluation", lambda *given, **options: None)
+    monkeypatch.setattr(results, "write_page", lambda *given, **options: None)
 
 
 class StoppedError(RuntimeError):
@@ -169,7 +179,7 @@ def begun(monkeypatch, base, cells, classes, tmp_path):
             given.extend([*positional, options])
             raise StoppedError
 
-        monkeypatch.setattr(module, "train", train)
+        monkeypatch.setattr(networks, "train", train)
         with pytest.raises(StoppedError):
             finetune_genes(base, cells, classes, config, out=tmp_path / "clf", overwrite=True)
         return given
@@ -238,8 +248,9 @@ def test_the_base_is_left_as_it_is(run, base):
 
 
 def test_probing_leaves_the_encoder_as_it_was(base, cells, classes, tmp_path):
-    run = prepared(base, cells, classes, transfer="probe")
-    model, _ = run.train(np.arange(len(run.genes)), None, tmp_path, "all genes")
+    problem, _ = prepared(cells, classes)
+    given = {"train_rows": np.arange(len(problem.genes)), "validation_rows": None}
+    model, _ = problem.train(base, settings(transfer="probe"), **given, work=tmp_path, step="all genes")
     found = model.bert.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in base.model.bert.state_dict().items())
 
@@ -253,7 +264,7 @@ def test_class_balance_weighs_an_occurrence_by_one_over_the_occurrences_of_its_c
 
 
 def test_cells_are_a_random_choice_of_so_many(base, cells, classes):
-    chosen = [prepared(base, cells, classes, max_cells=50, min_cells=1, seed=seed) for seed in (0, 0, 1)]
+    chosen = [prepared(cells, classes, max_cells=50, min_cells=1, seed=seed)[0] for seed in (0, 0, 1)]
     names = [set(one.cells.cell_names) for one in chosen]
     assert max(map(len, names)) <= 50
     assert names[0] == names[1] != names[2]
@@ -335,10 +346,11 @@ def test_over_occurrences_a_simple_method_counts_a_gene_as_often_as_it_is_expres
 
 def test_of_too_many_occurrences_a_random_part_is_scored(run, occurrences, base, cells, classes, monkeypatch):
     monkeypatch.setattr(module, "_MOST_OCCURRENCES", 50)
-    prepared_run = prepared(base, cells, classes)
-    number = np.array([prepared_run.names.tolist().index(gene) for gene in occurrences.index])
-    asked = module._Asked(number, occurrences.to_numpy())
-    found = prepared_run.over_occurrences({FINE_TUNED: [asked]}, {}).loc[FINE_TUNED, "accuracy"]
+    problem, _ = prepared(cells, classes)
+    number = np.array([problem.names.tolist().index(gene) for gene in occurrences.index])
+    said = {FINE_TUNED: np.column_stack([number, occurrences.to_numpy()])}
+    findings = Findings(None, {}, None, None, None, None, [Outcome(None, None, [], said)], [{}])
+    found = module.over_occurrences(problem, findings, seed=0).loc[FINE_TUNED, "accuracy"]
     assert found * 50 == pytest.approx(round(found * 50))
     assert found != run.result.occurrences.loc[FINE_TUNED, "accuracy"]
 
@@ -374,7 +386,7 @@ def test_history_has_every_fold(run):
 def test_the_folder_reopens_as_the_gene_classifier_that_was_returned(run, cells, tmp_path):
     reopened = gf.Checkpoint.from_pretrained(run.out)
     assert isinstance(reopened.model, GeneClassifier)
-    assert reopened.head == Head((Target("gene class", CLASSES),), level="gene")
+    assert reopened.head == Head((Classes("gene class", CLASSES),), level="gene")
     assert reopened.fingerprint == run.result.checkpoint.fingerprint
     expected = probabilities_at(run.result.checkpoint.model, cells, tmp_path)
     stock = BertForTokenClassification.from_pretrained(run.out).eval()
@@ -406,7 +418,7 @@ def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(
     shutil.copytree(run.kept, tmp_path / "clf.partial")
     (tmp_path / "clf.partial" / "fold-2" / "random.npy").unlink()
     trainings = []
-    monkeypatch.setattr(module, "train", recording(trainings))
+    monkeypatch.setattr(networks, "train", recording(trainings))
     resumed = finetune_genes(base, cells, classes, settings(), out=tmp_path / "clf")
     assert [trained.step for trained in trainings] == ["fold 2 of 3, random weights", "all genes"]
     pd.testing.assert_frame_equal(resumed.methods, run.result.methods, check_exact=True)
@@ -419,10 +431,11 @@ def test_a_run_that_was_cut_off_ends_like_an_uninterrupted_one(
 
 def test_what_is_finished_lies_under_names_that_say_what_it_is_without_weights(run):
     found = {str(path.relative_to(run.kept)) for path in run.kept.rglob("*") if path.is_file()}
-    networks = [f"fold-{i}/{name}" for i in (1, 2, 3) for name in ("fine-tuned", "random")]
-    files = [f"{network}{file}" for network in networks for file in (".npy", "/history.json", "/log.jsonl")]
+    folders = [f"fold-{i}/{name}" for i in (1, 2, 3) for name in ("fine-tuned", "random")]
+    files = [f"{network}{file}" for network in folders for file in (".npy", "/history.json", "/log.jsonl")]
+    simple = [f"fold-{i}/methods/gene class/{file_name(name)}.npy" for i in (1, 2, 3) for name in GENE_METHODS]
     found = {name for name in found if not name.endswith(".sha256")}
-    assert found == {"plan.json", "lock", *files, *(f"methods/{file_name(name)}.npy" for name in GENE_METHODS)}
+    assert found == {"plan.json", "lock", *files, *simple}
 
 
 @pytest.fixture
@@ -432,7 +445,7 @@ def begin(base, cells, classes, tmp_path, monkeypatch):
     def stop(*given, **options):
         raise StoppedError
 
-    monkeypatch.setattr(module._GeneRun, "fold", stop)
+    monkeypatch.setattr(Experiment, "run", stop)
 
     def begin(config, classes=classes, **options):
         with pytest.raises(StoppedError):
@@ -473,20 +486,20 @@ def test_genes_by_name_are_the_genes_by_id(base, cells, classes):
     name_of = dict(zip(cells.vocabulary.gene_ids, cells.vocabulary.gene_names, strict=True))
     named = {label: [name_of[gene] for gene in genes] for label, genes in classes.items()}
     assert not set(name_of).intersection(*named.values())
-    expected = prepared(base, cells, classes).split_table()
-    pd.testing.assert_frame_equal(prepared(base, cells, named).split_table(), expected)
+    expected = split_of(cells, classes)
+    pd.testing.assert_frame_equal(split_of(cells, named), expected)
 
 
 def test_a_gene_listed_twice_in_a_class_counts_once(base, cells, classes):
     twice = {label: genes + genes[:2] for label, genes in classes.items()}
-    expected = prepared(base, cells, classes).split_table()
-    pd.testing.assert_frame_equal(prepared(base, cells, twice).split_table(), expected)
+    expected = split_of(cells, classes)
+    pd.testing.assert_frame_equal(split_of(cells, twice), expected)
 
 
 def test_unknown_genes_are_left_out_and_named(base, cells, classes, caplog):
     more = classes | {"odd": [*classes["odd"], "NOGENE1", "ENSG99999999999"]}
-    found = prepared(base, cells, more).split_table()
-    pd.testing.assert_frame_equal(found, prepared(base, cells, classes).split_table())
+    found = split_of(cells, more)
+    pd.testing.assert_frame_equal(found, split_of(cells, classes))
     assert "2 listed genes are not in the vocabulary and left out: NOGENE1, ENSG99999999999" in caplog.text
 
 
@@ -494,16 +507,16 @@ def test_genes_that_few_cells_express_are_left_out_and_counted(base, cells, clas
     counted = n_cells_of(cells)
     rare = counted[(counted >= 1) & (counted < 3)].index[:4].tolist()
     with caplog.at_level(logging.INFO, logger="geneformer_repro"):
-        found = prepared(base, cells, classes | {"odd": classes["odd"] + rare}).split_table()
-    pd.testing.assert_frame_equal(found, prepared(base, cells, classes).split_table())
+        found = split_of(cells, classes | {"odd": classes["odd"] + rare})
+    pd.testing.assert_frame_equal(found, split_of(cells, classes))
     assert "4 of 25 genes are in fewer than 3 of the 120 cells, as these were tokenised; left out." in caplog.text
 
 
 def test_genes_in_several_classes_are_left_out_and_named(base, cells, classes, caplog):
     twice = classes["dull"][0]
-    found = prepared(base, cells, classes | {"odd": [*classes["odd"], twice]}).split_table()
+    found = split_of(cells, classes | {"odd": [*classes["odd"], twice]})
     assert twice not in set(found["gene"])
-    assert len(found) == len(prepared(base, cells, classes).split_table()) - 1
+    assert len(found) == len(split_of(cells, classes)) - 1
     assert f"1 listed genes are in several classes and left out: {twice}" in caplog.text
 
 
@@ -528,12 +541,12 @@ def test_classes_that_cannot_be_learned_are_refused_before_the_work(base, cells,
 @pytest.mark.parametrize(("folds", "least"), [(2, 4), (3, 3), (5, 5)])
 def test_a_class_of_the_fewest_genes_can_be_split(base, cells, classes, folds, least):
     small = {name: genes[:least] for name, genes in classes.items()}
-    run = prepared(base, cells, small, folds=folds, validation=0.5)
-    for fold in range(folds):
-        trained, validated, tested = run.parts(fold)
-        np.testing.assert_array_equal(np.sort(np.concatenate([trained, validated, tested])), np.arange(3 * least))
+    splits = gene_splits(*prepared(cells, small, folds=folds), validation=0.5, seed=0)
+    assert len(splits) == folds
+    for split in splits:
+        np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(3 * least))
     with pytest.raises(gf.InputError, match=f"at least {least} genes"):
-        prepared(base, cells, small | {"odd": classes["odd"][: least - 1]}, folds=folds)
+        prepared(cells, small | {"odd": classes["odd"][: least - 1]}, folds=folds)
 
 
 def test_cells_of_another_vocabulary_are_refused(base, pbmc, classes, tmp_path):
@@ -606,10 +619,10 @@ def test_a_missing_table_is_refused(tmp_path):
 
 
 def test_a_run_reads_a_table_itself(base, cells, tmp_path, monkeypatch):
-    def stop(checkpoint, cells, gene_classes, config):
+    def stop(cells, gene_classes, **options):
         raise StoppedError(gene_classes)
 
-    monkeypatch.setattr(module._GeneRun, "prepared", stop)
+    monkeypatch.setattr(module, "labelled_genes", stop)
     path = table(tmp_path, "task,gene,label\nlong,A,x\nshort,A,x\n")
     with pytest.raises(StoppedError, match=r"{'x': \['A'\]}"):
         finetune_genes(base, cells, path, task="short", out=tmp_path / "clf")
@@ -643,9 +656,7 @@ def test_published_classes_in_real_cells(shared):
     vocabulary = gf.Vocabulary.fit(adata, max_length=512)
     listed = read_gene_classes(shared / "data" / "gene_sets" / "geneformer_gene_classes.tsv", "dosage_sensitivity_tf")
     assert {name: len(genes) for name, genes in listed.items()} == {"dosage_insensitive": 368, "dosage_sensitive": 122}
-    base = gf.Checkpoint(MaskedGeneModel(bert_config("tiny", vocabulary)).eval(), vocabulary)
-    run = prepared(base, gf.tokenize(adata, vocabulary), listed, folds=2)
-    split = run.split_table()
+    split = split_of(gf.tokenize(adata, vocabulary), listed, folds=2)
     assert split["n_cells"].min() >= 3
     assert all(gene in listed[label] for gene, label in zip(split["gene"], split["label"], strict=True))
-    assert set(split["label"]) == set(run.target.classes) == set(listed)
+    assert set(split["label"]) == set(listed)

@@ -5,14 +5,9 @@ import pandas as pd
 import pytest
 from drawing import EveryFigure, rows, texts
 
-from geneformer_repro.finetuning.figures import (
-    confusion_figure,
-    learning_curve_figure,
-    methods_figure,
-    per_class_figure,
-    predicted_numbers_figure,
-    reliability_figure,
-)
+from geneformer_repro.finetuning.figures import learning_curve_figure, methods_figure
+from geneformer_repro.finetuning.kinds.classes import confusion_figure, per_class_figure, reliability_figure
+from geneformer_repro.finetuning.kinds.numbers import predicted_numbers_figure
 
 CONFUSION = pd.DataFrame([[8, 2, 0], [0, 5, 0], [0, 0, 0]], index=list("abc"), columns=list("abc"))
 METHODS = pd.DataFrame(

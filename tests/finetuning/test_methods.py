@@ -1,16 +1,19 @@
 """Every method on one split: who runs, on which cells, and what a run that was cut off need not repeat."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 from forking import several
 
 from geneformer_repro import processes
-from geneformer_repro.finetuning import methods as module
 from geneformer_repro.finetuning.baselines import Features
-from geneformer_repro.finetuning.methods import FINE_TUNED, RANDOM, kept, run_methods
+from geneformer_repro.finetuning.kinds import classes, numbers
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.methods import NETWORKS, kept, run_methods
 from geneformer_repro.finetuning.networks import NetworkConfig
-from geneformer_repro.finetuning.tasks import labelled_cells
+from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.tokenizer.counts import rank_values
 
 TRAIN, VALIDATION, TEST = np.arange(60), np.arange(60, 80), np.arange(80, 120)
@@ -29,8 +32,8 @@ class Asked:
 
     def __init__(self, patch):
         self.calls = []
-        patch.setattr(module, "CLASS_METHODS", {"even": self.even, "unable": lambda *given: None})
-        patch.setattr(module, "NUMBER_METHODS", {"zero": self.zero})
+        patch.setattr(classes, "CLASS_METHODS", {"even": self.even, "unable": lambda *given: None})
+        patch.setattr(numbers, "NUMBER_METHODS", {"zero": self.zero})
 
     def even(self, features, train, codes, n_classes, test, seed):
         self.calls.append((train, codes, test))
@@ -106,15 +109,15 @@ def test_labels_of_test_cells_do_not_change_a_prediction(run, shuffled, base, tm
     labels = shuffled.labels.copy()
     labels[TEST] = labels[TEST][::-1]
     Asked(monkeypatch)
-    mixed = compared(type(shuffled)(shuffled.cells, shuffled.targets, labels, shuffled.obs), base, tmp_path)
+    mixed = compared(dataclasses.replace(shuffled, labels=labels), base, tmp_path)
     for first, second in zip(outcome.predicted, mixed.predicted, strict=True):
         for name, one in first.items():
             np.testing.assert_array_equal(one, second[name])
 
 
-def test_without_features_only_the_fine_tuned_network_runs(run, shuffled, base):
+def test_without_features_and_other_networks_only_the_fine_tuned_one_runs(run, shuffled, base):
     outcome, _, work = run
-    alone = compared(shuffled, base, work, features=None)
+    alone = compared(shuffled, base, work, features=None, networks=NETWORKS[:1])
     assert [list(of_target) for of_target in alone.predicted] == [[FINE_TUNED]] * 3
     np.testing.assert_array_equal(alone.predicted[0][FINE_TUNED], outcome.predicted[0][FINE_TUNED])
 
@@ -131,7 +134,7 @@ def test_what_is_finished_lies_under_names_that_say_what_it_is(run):
 
 def test_a_network_that_is_not_wanted_itself_leaves_predictions_and_history(run, shuffled, base, tmp_path):
     outcome, _, _ = run
-    given = {"features": None, "with_model": False}
+    given = {"features": None, "networks": NETWORKS[:1], "with_model": False}
     for found in (compared(shuffled, base, tmp_path, **given) for _ in range(2)):
         assert found.model is None
         pd.testing.assert_frame_equal(found.history[["epoch", "eval_loss"]], outcome.history[["epoch", "eval_loss"]])

@@ -10,19 +10,17 @@ from sklearn import metrics as sk
 
 from geneformer_repro import InputError
 from geneformer_repro.finetuning import metrics
-from geneformer_repro.finetuning.metrics import (
+from geneformer_repro.finetuning.kinds.class_scores import (
     CLASS_SCORES,
-    NUMBER_SCORES,
     OF_A_CLASS,
-    differences,
+    Calls,
     evaluate_classes,
-    evaluate_numbers,
-    number_scores,
-    over_folds,
-    resample_weights,
     scores,
     validation_scores,
 )
+from geneformer_repro.finetuning.kinds.numbers import NUMBER_SCORES, NumberLabels, evaluate_numbers, number_scores
+from geneformer_repro.finetuning.metrics import differences, over_folds, resample_weights
+from geneformer_repro.targets import Number
 
 N_FEW = 15
 """Resamples where a slow loop draws the same ones."""
@@ -349,7 +347,13 @@ def test_differences_are_those_of_a_slow_loop_over_the_same_resamples(guesses, n
         macro_f1(true[rows], one[rows]) - macro_f1(true[rows], other[rows])
         for rows in few_resamples(200, groups, monkeypatch)
     ]
-    found = differences(true, {"one": one, "other": other}, "other", groups=groups, rng=rng())
+    found = differences(
+        {"one": Calls(true, one).macro_f1, "other": Calls(true, other).macro_f1},
+        "other",
+        n_rows=len(true),
+        groups=groups,
+        rng=rng(),
+    )
     expected = [scores(true, one)["macro_f1"] - scores(true, other)["macro_f1"], *np.nanquantile(slow, [0.025, 0.975])]
     np.testing.assert_allclose([*found["one"]], expected, rtol=0, atol=1e-12)
     assert [float(value) for value in found["other"]] == [0, 0, 0]
@@ -358,7 +362,9 @@ def test_differences_are_those_of_a_slow_loop_over_the_same_resamples(guesses, n
 def test_a_difference_of_numbers_is_that_of_their_r2(numbers):
     true, predicted, donors = numbers
     given = {"one": predicted, "half": (predicted + true.mean()) / 2}
-    found = differences(true, given, "half", groups=donors, rng=rng())["one"]
+    of_size = NumberLabels(Number("size"))
+    score_of = {name: of_size.leading_score(true[:, None], one) for name, one in given.items()}
+    found = differences(score_of, "half", n_rows=len(true), groups=donors, rng=rng())["one"]
     assert found.value == number_scores(true, given["one"])["r2"] - number_scores(true, given["half"])["r2"]
     assert found.low < found.value < found.high
 

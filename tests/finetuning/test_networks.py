@@ -16,21 +16,16 @@ from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import networks
 from geneformer_repro.finetuning.finetune import FinetuneConfig
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig
-from geneformer_repro.finetuning.metrics import scores
-from geneformer_repro.finetuning.networks import (
-    NetworkConfig,
-    RunParts,
-    balanced_weights,
-    best_epoch,
-    meaning,
-    new_classifier,
-    outputs_of,
-    train_classifier,
-)
-from geneformer_repro.finetuning.tasks import labelled_cells
+from geneformer_repro.finetuning.kinds.class_scores import scores
+from geneformer_repro.finetuning.kinds.classes import ClassLabels
+from geneformer_repro.finetuning.kinds.numbers import NumberLabels
+from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, new_classifier
+from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
-from geneformer_repro.heads import Head, Target
+from geneformer_repro.heads import Head
 from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.reading import outputs_of
+from geneformer_repro.targets import Classes, Number
 from geneformer_repro.training.config import training_arguments
 
 TRAIN, VALIDATION = np.arange(0, 120, 2), np.arange(1, 120, 10)
@@ -46,8 +41,8 @@ def task_of(few, *targets, **options):
 
 
 def trained(task, start, folder, *, validation_rows=None, pretrained=True, train_rows=TRAIN, **changes):
-    return train_classifier(
-        task, start, config(**changes), train_rows=train_rows, validation_rows=validation_rows, pretrained=pretrained,
+    return task.train(
+        start, config(**changes), train_rows=train_rows, validation_rows=validation_rows, pretrained=pretrained,
         work=folder, step="test",
     )  # fmt: skip
 
@@ -65,7 +60,7 @@ def weights_of(model):
 
 
 def test_the_encoder_is_that_of_the_checkpoint_and_no_part_is_shared_with_it(base):
-    model = new_classifier(base, Head((Target("a", ("x", "y")),)), seed=0, pretrained=True)
+    model = new_classifier(base, Head((Classes("a", ("x", "y")),)), seed=0, pretrained=True)
     for (name, weight), (_, from_file) in zip(
         model.bert.state_dict().items(), base.model.bert.state_dict().items(), strict=True
     ):
@@ -74,7 +69,7 @@ def test_the_encoder_is_that_of_the_checkpoint_and_no_part_is_shared_with_it(bas
 
 
 def test_a_pooler_is_taken_over_where_both_have_one_and_learns_with_the_head(base):
-    head = Head((Target("a", ("x", "y")),), "pooler")
+    head = Head((Classes("a", ("x", "y")),), "pooler")
     first = dataclasses.replace(base, model=new_classifier(base, head, seed=1, pretrained=True))
     again = new_classifier(first, head, seed=2, pretrained=True)
     plain = new_classifier(first, Head(head.targets), seed=2, pretrained=True)
@@ -87,7 +82,7 @@ def test_a_pooler_is_taken_over_where_both_have_one_and_learns_with_the_head(bas
 
 
 def test_random_weights_come_from_the_seed_alone_and_are_not_the_checkpoints(base):
-    head = Head((Target("a", ("x", "y")),))
+    head = Head((Classes("a", ("x", "y")),))
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, same, other = (weights_of(new_classifier(base, head, seed=seed, pretrained=False)) for seed in (1, 1, 2))
@@ -139,13 +134,13 @@ def test_the_checkpoint_is_left_as_it_is(types, base, tmp_path):
 def test_balanced_weights_are_one_over_the_share_of_a_class(labels, expected):
     labels = np.array(labels)
     known = labels[~np.isnan(labels)]
-    weights = balanced_weights(labels, Target("a", ("x", "y", "z")))
+    weights = ClassLabels(Classes("a", ("x", "y", "z"))).class_weights(labels[:, None])
     assert weights == pytest.approx(expected or compute_class_weight("balanced", classes=np.arange(3), y=known))
     assert np.mean([weights[int(label)] for label in known]) == pytest.approx(1)
 
 
 def test_numbers_have_no_balanced_weights():
-    assert balanced_weights(np.array([1.0, 2.0]), Target("size")) is None
+    assert NumberLabels(Number("size")).class_weights(np.array([[1.0], [2.0]])) is None
 
 
 @pytest.mark.slow
@@ -198,7 +193,7 @@ def scored(types, gentle_base, tmp_path_factory):
 def test_the_epoch_that_is_best_on_the_validation_cells_is_kept(scored, types):
     model, history = scored
     outputs = outputs_of(model, types.cells.select(VALIDATION), model.head)
-    found = scores(types.labels[VALIDATION, 0].astype(int), meaning(types.targets[0], outputs.numpy()))
+    found = scores(types.labels[VALIDATION, 0].astype(int), types.targets[0].meaning(outputs).numpy())
     entries = history[history["epoch"] > 0].dropna(subset=["eval_selection"])
     assert found["macro_f1"] == pytest.approx(entries["eval_selection"].max())
     np.testing.assert_array_equal(entries["eval_selection"], entries["eval_macro_f1"])
@@ -306,12 +301,6 @@ def test_asking_does_not_end_training(scored, types):
     model.eval()
 
 
-def test_outputs_mean_probabilities_or_numbers():
-    outputs = np.array([[0.0, np.log(3)], [5.0, 5.0]], dtype=np.float32)
-    np.testing.assert_allclose(meaning(Target("a", ("x", "y")), outputs), [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
-    np.testing.assert_allclose(meaning(Target("age", (), 40.0, 10.0), outputs[:, :1]), [40.0, 90.0])
-
-
 def test_settings_out_of_bounds_are_refused_by_name():
     with pytest.raises(ConfigError, match=r"NetworkConfig\.transfer must be one of 'full', .*found 'half'"):
         config(transfer="half")
@@ -343,7 +332,7 @@ def test_label_smoothing_is_that_of_torch_for_classes_and_none_for_numbers(few, 
     config = FinetuneConfig(
         target=("cell_type", "size"), regression=("size",), trainer={"label_smoothing_factor": share}
     )
-    parts = RunParts.of(task, base, config, train_rows=rows, validation_rows=rows)
+    parts = task.training(base, config, train_rows=rows, validation_rows=rows)
     model, _ = parts.make_model()
     outputs, labels = torch.linspace(-1, 1, 24).reshape(6, 4), torch.tensor(task.labels[rows], dtype=torch.float32)
     size = parts.head.targets[1]

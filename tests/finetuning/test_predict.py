@@ -15,12 +15,14 @@ import geneformer_repro as gf
 from geneformer_repro import reading
 from geneformer_repro.batching import end_to_end
 from geneformer_repro.finetuning import predict as module
-from geneformer_repro.finetuning.networks import new_classifier, outputs_of
+from geneformer_repro.finetuning.networks import new_classifier
 from geneformer_repro.finetuning.predict import predict
-from geneformer_repro.heads import Head, Target
+from geneformer_repro.heads import Head
+from geneformer_repro.reading import outputs_of
+from geneformer_repro.targets import Classes, Number
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD4+/CD25 T Reg")
-SIZE = Target("size", mean=3.0, sd=0.5)
+SIZE = Number("size", mean=3.0, sd=0.5)
 COLUMNS = ["type_predicted", "type_probability", *(f"type_p_{name}" for name in TYPES), "size_predicted"]
 
 
@@ -33,12 +35,12 @@ def classifier(base, *targets, level="cell"):
 
 @pytest.fixture(scope="module")
 def of_cells(base):
-    return classifier(base, Target("type", TYPES), SIZE)
+    return classifier(base, Classes("type", TYPES), SIZE)
 
 
 @pytest.fixture(scope="module")
 def of_genes(base):
-    return classifier(base, Target("gene class", ("dull", "odd")), level="gene")
+    return classifier(base, Classes("gene class", ("dull", "odd")), level="gene")
 
 
 def silence(adata, *rows):

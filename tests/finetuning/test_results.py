@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from geneformer_repro.finetuning import results
 from geneformer_repro.finetuning.evaluation import evaluate_target
-from geneformer_repro.finetuning.methods import FINE_TUNED
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.results import curve_figure, figures, folder_of, write_evaluation, write_page
-from geneformer_repro.heads import Target
+from geneformer_repro.targets import Classes, Number
 
 TYPES = ("B", "NK & T", "T <cd4>")
 OF_CLASSES = ["methods", "confusion", "per_class", "reliability"]
@@ -24,7 +24,7 @@ N = 40
 def evaluated(target, *others, failed=()):
     """Made-up predictions of 40 cells in two folds, by the fine-tuned model and other methods."""
     rng = np.random.default_rng(len(target.name))
-    if target.classes:
+    if isinstance(target, Classes):
         labels = np.arange(N) % 3
         predicted = {name: rng.dirichlet(np.ones(3), N) + np.eye(3)[labels] for name in (FINE_TUNED, *others)}
         predicted = {name: one / one.sum(axis=1, keepdims=True) for name, one in predicted.items()}
@@ -44,21 +44,20 @@ def evaluated(target, *others, failed=()):
 
 @pytest.fixture(scope="module")
 def of_classes():
-    return evaluated(Target("cell type/2", TYPES), "majority class", failed=["on counts"])
+    return evaluated(Classes("cell type/2", TYPES), "majority class", failed=["on counts"])
 
 
 @pytest.fixture(scope="module")
 def of_numbers():
-    return evaluated(Target("size"), "mean")
+    return evaluated(Number("size"), "mean")
 
 
 def test_a_page_says_that_test_cells_are_of_one_class_and_shows_no_scores(tmp_path):
     rng = np.random.default_rng(0)
     predicted = {FINE_TUNED: rng.dirichlet(np.ones(2), N), "majority class": rng.dirichlet(np.ones(2), N)}
     names = np.array([f"cell{i}" for i in range(N)])
-    alone = evaluate_target(
-        Target("status", ("case", "control")), names, np.ones(N), predicted, folds=np.zeros(N, int), groups=None, seed=0
-    )
+    status, folds = Classes("status", ("case", "control")), np.zeros(N, int)
+    alone = evaluate_target(status, names, np.ones(N), predicted, folds=folds, groups=None, seed=0)
     write_page(tmp_path, [write_evaluation(alone, tmp_path)], intervals="none", facts={})
     text = (tmp_path / "report.html").read_text()
     assert "All test cells are of class &#x27;control&#x27;; no score can tell how well classes are told apart." in text
@@ -109,7 +108,7 @@ def test_a_folder_is_named_as_its_target_as_far_as_file_names_allow(tmp_path, ta
 def test_targets_with_like_names_keep_their_own_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "figures", lambda evaluation: {})
     for name, method in {"a/b": "one", "a_b": "two", "a b": "three"}.items():
-        write_evaluation(evaluated(Target(name), method), folder_of(tmp_path, name, several=True))
+        write_evaluation(evaluated(Number(name), method), folder_of(tmp_path, name, several=True))
     found = {path.parent.name: pd.read_csv(path, sep="\t")["method"][1] for path in tmp_path.glob("*/methods.tsv")}
     assert found == {"a%2Fb": "one", "a_b": "two", "a b": "three"}
 
@@ -151,7 +150,7 @@ def test_a_method_that_could_not_run_has_a_row_without_numbers(written):
 
 
 def test_pictures_of_classes_show_ours_and_the_best_other_method():
-    evaluation = evaluated(Target("t", TYPES), "one", "two")
+    evaluation = evaluated(Classes("t", TYPES), "one", "two")
     best = evaluation.methods["macro_f1"].drop(FINE_TUNED).idxmax()
     assert legend(figures(evaluation)["reliability"]) == {FINE_TUNED, best}
 
@@ -162,13 +161,13 @@ def legend(figure):
 
 
 def test_pictures_need_no_method_to_compare_with():
-    assert list(figures(evaluated(Target("t", TYPES)))) == OF_CLASSES
-    assert list(figures(evaluated(Target("t")))) == OF_NUMBERS
+    assert list(figures(evaluated(Classes("t", TYPES)))) == OF_CLASSES
+    assert list(figures(evaluated(Number("t")))) == OF_NUMBERS
 
 
 @pytest.mark.parametrize(
     ("target", "score", "label"),
-    [(Target("t", TYPES), "macro_f1", "macro-F1 on the test cells"), (Target("t"), "r2", "R² on the test cells")],
+    [(Classes("t", TYPES), "macro_f1", "macro-F1 on the test cells"), (Number("t"), "r2", "R² on the test cells")],
     ids=["classes", "numbers"],
 )
 def test_the_learning_curve_shows_the_score_of_the_target(target, score, label):
@@ -259,7 +258,7 @@ def page_of(folder, evaluation, pictures):
 
 
 def test_names_are_text_not_tags(tmp_path):
-    found = page_of(tmp_path, evaluated(Target("<b>type</b> & co", TYPES), "<i>one</i>"), OF_CLASSES)
+    found = page_of(tmp_path, evaluated(Classes("<b>type</b> & co", TYPES), "<i>one</i>"), OF_CLASSES)
     assert found.titles[0] == "<b>type</b> & co: methods on the same test cells"
     assert "<i>one</i>" in found.text
 

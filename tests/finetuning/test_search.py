@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 
 from geneformer_repro.config import ConfigError
-from geneformer_repro.finetuning import finetune as finetuning
 from geneformer_repro.finetuning import results
 from geneformer_repro.finetuning import search as module
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 from geneformer_repro.finetuning.networks import SELECTION
+from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.finetuning.search import DEFAULT_SPACE, draw_settings, search
-from geneformer_repro.finetuning.tasks import labelled_cells
 
 TRAIN, VALIDATION = np.arange(0, 80), np.arange(80, 100)
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "pooling": ["mean", "cls", "attention"]}
@@ -152,7 +151,7 @@ def test_trials_are_reproducible_and_more_trials_begin_with_the_same(four, task,
 
 def test_finished_trials_are_not_repeated(four, task, base, monkeypatch):
     best, table, work = four
-    monkeypatch.setattr(module, "train_classifier", lambda *given, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(CellProblem, "train", lambda *given, **options: pytest.fail("trained again"))
     again, same = searched(task, base, work)
     pd.testing.assert_frame_equal(same, table)
     assert again == best
@@ -161,7 +160,7 @@ def test_finished_trials_are_not_repeated(four, task, base, monkeypatch):
 def test_a_search_that_was_cut_off_goes_on_with_the_next_trial(four, task, base, tmp_path, monkeypatch):
     steps, reached = [], four[1].set_index("trial")
 
-    def train_classifier(*given, step, **options):
+    def train(*given, step, **options):
         """Stand in for the training: what it would find is known."""
         steps.append(step)
         if len(steps) == 3:
@@ -169,7 +168,7 @@ def test_a_search_that_was_cut_off_goes_on_with_the_next_trial(four, task, base,
         known = reached.loc[int(step.split()[1])]
         return None, pd.DataFrame({"epoch": [known["epoch"]], f"eval_{SELECTION}": [known[SELECTION]]})
 
-    monkeypatch.setattr(module, "train_classifier", train_classifier)
+    monkeypatch.setattr(CellProblem, "train", train)
     with pytest.raises(KeyboardInterrupt):
         searched(task, base, tmp_path)
     _, table = searched(task, base, tmp_path)
@@ -230,16 +229,17 @@ def test_what_another_engine_cannot_search_is_refused_with_the_one_that_can(task
 
 @pytest.fixture(scope="module")
 def run(base, few, tmp_path_factory):
-    real, shown, out = module.train_classifier, [], tmp_path_factory.mktemp("run") / "clf"
+    real, shown, out = CellProblem.train, [], tmp_path_factory.mktemp("run") / "clf"
 
-    def recording(task, *given, **options):
-        shown.append(task)
-        return real(task, *given, **options)
+    def recording(problem, *given, step, **options):
+        if step.startswith("trial"):
+            shown.append(problem)
+        return real(problem, *given, step=step, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train_classifier", recording)
+        patch.setattr(CellProblem, "train", recording)
         patch.setattr(results, "figures", lambda evaluation: {})
-        patch.setattr(finetuning, "write_page", lambda *given, **options: None)
+        patch.setattr(results, "write_page", lambda *given, **options: None)
         return finetune(base, few, config(trials=2), out=out), shown, out
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import geneformer_repro as gf
-from geneformer_repro.finetuning.tasks import Task, labelled_cells
-from geneformer_repro.heads import Target
+from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
+from geneformer_repro.targets import Classes, Number
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
 
@@ -39,7 +39,7 @@ def names(task, column=0):
 )
 def test_labels_of_any_kind_become_class_names(few, target, classes):
     task = labelled(few, target)
-    assert task.targets == (Target(target, classes),)
+    assert task.targets == (Classes(target, classes),)
     said = few.obs[target].dropna().map(lambda value: str(int(value)) if isinstance(value, float) else str(value))
     np.testing.assert_array_equal(names(task), said)
 
@@ -128,7 +128,7 @@ def test_cells_without_a_known_gene_are_left_out_and_counted(few, tmp_path, capl
 @pytest.mark.parametrize("target", ["size", "written", "number", "flag"])
 def test_numbers_are_those_of_the_column_also_as_text(few, target):
     task = labelled(few, target, regression=(target,))
-    assert task.targets == (Target(target),)
+    assert task.targets == (Number(target),)
     np.testing.assert_array_equal(task.labels[:, 0], few.obs[target].astype(float))
 
 
@@ -209,8 +209,8 @@ def test_cells_without_a_class_are_a_stratum_where_they_are_enough(few, n_gaps, 
     codes = np.zeros(120)
     codes[60:], codes[:n_gaps] = 1, np.nan
     other = np.where(np.arange(120) == 100, 1.0, 0)  # too rare to be combined with
-    targets = (Target("a", ("x", "y")), Target("b", ("u", "v")))
-    found = Task(few, targets, np.stack([codes, other], axis=1), few.obs).strata
+    targets = (Classes("a", ("x", "y")), Classes("b", ("u", "v")))
+    found = CellProblem(few, targets, np.stack([codes, other], axis=1), few.obs).strata
     assert set(found[:n_gaps]) == {"(none)" if kept else "y"}
     assert set(found[n_gaps:]) == {"x", "y"}
 

@@ -23,8 +23,9 @@ from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.finetuning.transfer import TransferConfig, all_learning, finished, prepare
-from geneformer_repro.heads import CellClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.model import bert_config
+from geneformer_repro.targets import Classes
 from geneformer_repro.training.config import ParameterGroup, TrainConfig
 from geneformer_repro.training.loop import CellExamples, train
 
@@ -124,7 +125,7 @@ def untrained(vocabulary: gf.Vocabulary, classes: tuple[str, ...]) -> CellClassi
     shape.initializer_range = 0.1
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return CellClassifier(shape, Head((Target("cell_type", classes),), "attention")).eval()
+        return CellClassifier(shape, Head((Classes("cell_type", classes),), "attention")).eval()
 
 
 @pytest.fixture

@@ -15,17 +15,18 @@ from torch import nn
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, Inhibition, Overexpression, RankShift, perturb
 from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepare
-from geneformer_repro.heads import CellClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico import engine
 from geneformer_repro.in_silico.perturbation import Plan
 from geneformer_repro.reading import Reader
+from geneformer_repro.targets import Classes, Number
 
 pytestmark = pytest.mark.slow
 
 OBS = ["here", "here", "there", "elsewhere"]
 GOAL = GoalState("state", "here", "there", ["elsewhere"])
-TYPES = Target("cell_type", ("B", "NK", "T"))
-AGE = Target("age", mean=40.0, sd=12.5)
+TYPES = Classes("cell_type", ("B", "NK", "T"))
+AGE = Number("age", mean=40.0, sd=12.5)
 CTSL = "ENSG00000164733"
 
 
@@ -225,7 +226,9 @@ def say(checkpoint, target, genes):
         outputs = checkpoint.model(ids, [len(ids)], weights=is_gene).logits
     at = [one.name for one in head.targets].index(target)
     output, known = head.split(outputs)[at][0].double(), head.targets[at]
-    return dict(zip(known.classes, output.softmax(0).tolist())) or {target: float(output[0] * known.sd + known.mean)}
+    if isinstance(known, Classes):
+        return dict(zip(known.classes, output.softmax(0).tolist()))
+    return {target: float(output[0] * known.sd + known.mean)}
 
 
 @pytest.mark.parametrize(
@@ -234,9 +237,9 @@ def say(checkpoint, target, genes):
         pytest.param([TYPES], "cell_type", "mean", id="classes"),
         pytest.param([AGE], "age", "cls", id="a number"),
         pytest.param([TYPES], "cell_type", "pooler", id="classes of a published classifier"),
-        pytest.param([TYPES, AGE, Target("sex", ("f", "m"))], "cell_type", "attention", id="classes, first of three"),
-        pytest.param([TYPES, AGE, Target("sex", ("f", "m"))], "age", "attention", id="a number, second of three"),
-        pytest.param([TYPES, AGE, Target("sex", ("f", "m"))], "sex", "cls", id="classes, third of three"),
+        pytest.param([TYPES, AGE, Classes("sex", ("f", "m"))], "cell_type", "attention", id="classes, first of three"),
+        pytest.param([TYPES, AGE, Classes("sex", ("f", "m"))], "age", "attention", id="a number, second of three"),
+        pytest.param([TYPES, AGE, Classes("sex", ("f", "m"))], "sex", "cls", id="classes, third of three"),
     ],
 )
 def test_predictions_are_those_of_the_model_one_variant_at_a_time(few, genes, pooling, targets, target):

@@ -11,17 +11,18 @@ from transformers import BertModel
 
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, Inhibition, InputError, Overexpression, RankShift, perturb
-from geneformer_repro.heads import CellClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico import screen as module
 from geneformer_repro.in_silico.engine import Engine, Job, Nearness, Prediction
 from geneformer_repro.in_silico.first_order import derivatives, first_order
 from geneformer_repro.in_silico.perturbation import Plan
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.reading import Reader
+from geneformer_repro.targets import Classes, Number
 
 STATES = ("CD56+ NK", "CD19+ B", "CD34+")
 GOAL = GoalState("cell_type", STATES[0], STATES[1], STATES[2:])
-CELL_TYPE, AGE = Target("cell_type", ("B", "NK", "T")), Target("age", mean=40.5, sd=12.0)
+CELL_TYPE, AGE = Classes("cell_type", ("B", "NK", "T")), Number("age", mean=40.5, sd=12.0)
 KINDS = [Deletion(), Overexpression(), Activation(), Inhibition(quartiles=2), RankShift(to=(0, 0.3, 1))]
 ROW = ["cell", "perturbed", "state", "dose", "rank"]
 

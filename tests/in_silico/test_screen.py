@@ -22,9 +22,10 @@ from slow_screen import SlowScreen, assert_same_rows, cells_of, random_model
 
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, InputError, Overexpression, ShiftTable, perturb, processes
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.in_silico import screen as module
 from geneformer_repro.in_silico.shift_table import COLUMNS
+from geneformer_repro.targets import Classes, Number
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def model(short):
 @pytest.fixture
 def classifier(short):
     return random_model(
-        short.vocabulary, CellClassifier, Head((Target("cell_type", ("B", "NK")), Target("age")), "mean")
+        short.vocabulary, CellClassifier, Head((Classes("cell_type", ("B", "NK")), Number("age")), "mean")
     )
 
 
@@ -501,7 +502,7 @@ def test_options_that_do_not_fit_a_classifier_are_refused(classifier, short, opt
 
 
 def test_a_classifier_of_genes_has_no_prediction_of_cells(short):
-    genes = random_model(short.vocabulary, GeneClassifier, Head((Target("dosage", ("no", "yes")),), level="gene"))
+    genes = random_model(short.vocabulary, GeneClassifier, Head((Classes("dosage", ("no", "yes")),), level="gene"))
     with pytest.raises(InputError, match="needs a classifier of cells, and checkpoint tiny is one of genes"):
         perturb(genes, short, Deletion(), target="dosage")
 

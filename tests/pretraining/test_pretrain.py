@@ -22,10 +22,11 @@ import geneformer_repro as gf
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
 from geneformer_repro.encoder import IGNORED
-from geneformer_repro.heads import CellClassifier, Head, Target
+from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.pretraining import pretrain as module
 from geneformer_repro.pretraining.masking import Masked
 from geneformer_repro.pretraining.pretrain import FREQUENCY, MODEL, RANK, Guess, HeldOut, counts_by_rank
+from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training.loop import Interrupted
 
@@ -175,7 +176,7 @@ def untrained(sixty: gf.TokenizedDataset) -> gf.Checkpoint:
 
 @pytest.fixture
 def classifier(untrained: gf.Checkpoint) -> gf.Checkpoint:
-    model = CellClassifier(untrained.model.config, Head((Target("cell_type", ("B", "T")),)))
+    model = CellClassifier(untrained.model.config, Head((Classes("cell_type", ("B", "T")),)))
     return gf.Checkpoint(model, untrained.vocabulary, name="checkpoint clf")
 
 

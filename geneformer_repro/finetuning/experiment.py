@@ -1,0 +1,239 @@
+"""One experiment for all problems: every method on every split, once, and one table.
+
+Settings are searched within each split, on its training and validation rows; test rows are looked at once, at the end.
+Of several splits the network that is kept is one more, trained on the rows of all of them for as many epochs as they
+found best.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.errors import InputError
+from geneformer_repro.finetuning.curve import learning_curve, require_enough
+from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
+from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod, Outcome, run_methods
+from geneformer_repro.finetuning.networks import best_epoch
+from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.search import SearchConfig, best_settings, search
+from geneformer_repro.finetuning.splits import Split, digest_of, split_table
+from geneformer_repro.targets import labels_of
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What an experiment found."""
+
+    network: Any
+    """The first of the networks; of several splits one trained on the rows of all."""
+    evaluations: Mapping[str, Evaluation]
+    """By target."""
+    history: pd.DataFrame
+    """Of the first network in each split; of several with a column ``fold``."""
+    curve: pd.DataFrame | None
+    trials: pd.DataFrame | None
+    config: Any
+    """With the settings that the search chose."""
+    outcomes: list[Outcome]
+    """Of each split."""
+    predicted: list[dict[str, np.ndarray | None]]
+    """For each target, by method, the predictions of the `Experiment.tested` rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A problem, how its rows are split, and which networks are compared."""
+
+    problem: Problem
+    start: Any
+    """What networks begin with: a checkpoint."""
+    splits: list[Split]
+    config: Any
+    """How networks are trained; with trials where it is a `SearchConfig`."""
+    networks: tuple[NetworkMethod, ...] = NETWORKS
+    sizes: tuple[int, ...] = ()
+    """Of a learning curve."""
+
+    def require_labels(self) -> None:
+        """Raise unless every part can be learned from, and the curve drawn.
+
+        Raises
+        ------
+        InputError
+            No training, or no test row has a label of a target; or the curve asks for more rows than there are.
+        """
+        parts = [("training", split.train) for split in self.splits]
+        for part, rows in [*parts, ("test", np.concatenate([split.test for split in self.splits]))]:
+            of_targets = labels_of(self.problem.targets, self.problem.labels[rows])
+            for target, labels in zip(self.problem.targets, of_targets, strict=True):
+                if np.isnan(labels).any(axis=1).all():
+                    raise InputError(
+                        f"No {part} {self.problem.row} has a label in {target.name!r}. Split otherwise, or leave it "
+                        "out."
+                    )
+        require_enough(self.sizes, self.splits[0])
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Rows that are reported, in the order of the tables."""
+        rows = np.concatenate([split.test for split in self.splits])
+        return np.sort(rows) if self.problem.reported_in_order else rows
+
+    @property
+    def learned(self) -> np.ndarray:
+        """Rows that the network which is kept learns from; of several splits those of all their parts."""
+        several = len(self.splits) > 1
+        return np.unique(np.concatenate([np.concatenate(split) if several else split.train for split in self.splits]))
+
+    @property
+    def intervals(self) -> str:
+        """What the intervals are, in words."""
+        groups, named = self.problem.groups, self.problem.group
+        n_groups = 0 if groups is None else len(np.unique(groups[self.tested]))
+        if n_groups >= 2:
+            rough = ", rough with so few" if n_groups < 8 else ""
+            return f"95 % bootstrap intervals over {n_groups} groups of {named!r}{rough}"
+        alone = f", too narrow, since all are of one group of {named!r}" if n_groups else ""
+        return f"95 % bootstrap intervals over {len(self.tested)} {self.problem.row}s{alone}"
+
+    def split_table(self) -> pd.DataFrame:
+        """Return which row is in which part."""
+        return split_table(self.splits, self.problem.names)
+
+    def digest_of_splits(self) -> str:
+        """Return a digest of which row is in which part of which split."""
+        return digest_of(self.splits, self.problem.names)
+
+    def run(self, features: Any, work: Path) -> Findings:
+        """Run everything; what an earlier call finished in `work` is not repeated.
+
+        Parameters
+        ----------
+        features
+            What the simple methods look at; None leaves them out.
+        work
+            Folder with a folder for each split, the learning curve, and the last network.
+        """
+        outcomes, tables = self._splits(features, work)
+        chosen = best_settings(tables, self.config) if tables else self.config
+        network = outcomes[0].model or self._final(outcomes, chosen, work / "final")
+        predicted = self._predicted(outcomes)
+        return Findings(
+            network,
+            self._evaluations(predicted),
+            _by_fold([outcome.history for outcome in outcomes]),
+            self._curve(features, chosen, work / "curve") if self.sizes else None,
+            _by_fold(tables) if tables else None,
+            chosen,
+            outcomes,
+            predicted,
+        )
+
+    def _splits(self, features: Any, work: Path) -> tuple[list[Outcome], list[pd.DataFrame]]:
+        """Run every method on every split; search settings within each."""
+        outcomes, tables, several = [], [], len(self.splits) > 1
+        for number, split in enumerate(self.splits, 1):
+            folder, config = work / f"fold-{number}", self.config
+            if isinstance(config, SearchConfig) and config.trials:
+                config, table = self._search(split, folder / "search")
+                tables.append(table)
+            outcomes.append(
+                run_methods(
+                    self.problem,
+                    self.start,
+                    config,
+                    train_rows=split.train,
+                    validation_rows=split.validation,
+                    test_rows=split.test,
+                    features=features,
+                    fitted_rows=self.problem.fitted_rows(split),
+                    networks=self.networks,
+                    with_model=not several,
+                    work=folder,
+                    step=f"fold {number} of {len(self.splits)}" if several else "fine-tune",
+                )
+            )
+        return outcomes, tables
+
+    def _search(self, split: Split, work: Path) -> tuple[Any, pd.DataFrame]:
+        n_train = len(split.train)
+        searched = self.problem.select(np.concatenate([split.train, split.validation]))
+        rows = np.split(np.arange(len(searched.labels)), [n_train])
+        return search(searched, self.start, self.config, train_rows=rows[0], validation_rows=rows[1], work=work)
+
+    def _final(self, outcomes: list[Outcome], config: Any, work: Path) -> Any:
+        """Train on the rows of all splits, as long as they found best."""
+        epochs = float(np.median([best_epoch(outcome.history) for outcome in outcomes]))
+        first = self.networks[0]
+        network, _ = self.problem.train(
+            self.start if first.start is None else first.start,
+            dataclasses.replace(config, epochs=epochs, **first.changes),
+            train_rows=self.learned,
+            validation_rows=None,
+            work=work,
+            step=f"all {self.problem.row}s",
+        )
+        return network
+
+    def _predicted(self, outcomes: list[Outcome]) -> list[dict[str, np.ndarray | None]]:
+        """Join the predictions of all splits, in the order of the tables."""
+        rows = np.concatenate([split.test for split in self.splits])
+        order = np.argsort(rows, kind="stable") if self.problem.reported_in_order else np.arange(len(rows))
+        return [
+            _joined([outcome.predicted[i] for outcome in outcomes], order) for i in range(len(self.problem.targets))
+        ]
+
+    def _evaluations(self, predicted: list[dict[str, np.ndarray | None]]) -> dict[str, Evaluation]:
+        """Score all methods on the test rows of all splits."""
+        tested, groups = self.tested, self.problem.groups
+        fold_of = np.zeros(len(self.problem.labels), dtype=np.int64)
+        for number, split in enumerate(self.splits):
+            fold_of[split.test] = number
+        labels = labels_of(self.problem.targets, self.problem.labels[tested])
+        return {
+            target.name: evaluate_target(
+                target,
+                self.problem.names[tested],
+                of_target,
+                by_method,
+                folds=fold_of[tested],
+                groups=None if groups is None else groups[tested],
+                seed=self.config.seed,
+                named=self.problem.row,
+                networks=[network.name for network in self.networks],
+            )
+            for target, of_target, by_method in zip(self.problem.targets, labels, predicted, strict=True)
+        }
+
+    def _curve(self, features: Any, config: Any, work: Path) -> pd.DataFrame:
+        """Train on more and more labels of the first split."""
+        return learning_curve(
+            self.problem,
+            self.start,
+            config,
+            split=self.splits[0],
+            sizes=self.sizes,
+            features=features,
+            networks=self.networks,
+            work=work,
+        )
+
+
+def _by_fold(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    if len(tables) == 1:
+        return tables[0]
+    return pd.concat([table.assign(fold=i + 1) for i, table in enumerate(tables)], ignore_index=True)
+
+
+def _joined(predicted: list[dict[str, np.ndarray | None]], order: np.ndarray) -> dict[str, np.ndarray | None]:
+    joined: dict[str, np.ndarray | None] = {}
+    for name in predicted[0]:
+        parts = [by_method[name] for by_method in predicted]
+        there = [part for part in parts if part is not None]
+        joined[name] = np.concatenate(there)[order] if len(there) == len(parts) else None
+    return joined

@@ -1,0 +1,238 @@
+"""What a network learns: the kinds of target, each with its loss and the meaning of its outputs.
+
+All that differs between a class and a number for a network stands here, one class a kind; what differs for an
+experiment (labels, scores, simple methods) stands in `finetuning.kinds`. Losses are sums over rows, so that two
+processes that share the rows add up to one.
+
+Shapes: N rows, K outputs of a target, S numbers of its label.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from geneformer_repro.encoder import IGNORED
+from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.files import misfit
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """One thing that a head predicts; a subclass for each kind of label."""
+
+    name: str
+    """The obs column that was learned; for genes, what the classes are called together."""
+    kind: ClassVar[str]
+    """What such a target is called in ``head.json``."""
+    form: ClassVar[Mapping[str, Any]]
+    """What ``head.json`` holds of it beside its kind, for `files.misfit`."""
+    n_labels: ClassVar[int] = 1
+    """Numbers that make the label of a row."""
+    sums_to_one: ClassVar[bool]
+    """Whether what the outputs mean are shares, so that one follows from the others."""
+
+    def __post_init__(self) -> None:
+        self._require_names(self.name)
+
+    def _require_names(self, *names: object) -> None:
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise InputError(f"Targets and classes have names, found {name!r} in target {self.name!r}.")
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """Name and kind, for people."""
+
+    @property
+    @abstractmethod
+    def output_names(self) -> tuple[str, ...]:
+        """What each output of the network stands for, in order."""
+
+    @property
+    def full_output_names(self) -> tuple[str, ...]:
+        """The same, to be told from those of other targets."""
+        return self.output_names
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network for this target."""
+        return len(self.output_names)
+
+    @abstractmethod
+    def loss(
+        self, outputs_NK: Tensor, labels_NS: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the sum over rows; one whose label is missing adds nothing.
+
+        Parameters
+        ----------
+        outputs_NK
+            Of the network.
+        labels_NS
+            NaN where a label is missing.
+        weights
+            How much each class counts, for kinds that have classes.
+        smoothing
+            Share of a label that is spread evenly over all classes, for kinds that have classes.
+        """
+
+    @abstractmethod
+    def meaning(self, outputs_NK: Tensor) -> Tensor:
+        """Return what outputs mean, in their own unit and of their type: one number for each output."""
+
+    @abstractmethod
+    def columns(self, meaning_NK: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the columns of a table of predictions, by name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``head.json`` holds."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"kind": self.kind, **fields}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Target":
+        """Make the target of which `to_json` told.
+
+        Raises
+        ------
+        UnknownKindError
+            It is of a kind that this version does not have.
+        InputError
+            It is damaged.
+        """
+        fields = dict(content)
+        name = fields.pop("kind", None)
+        kinds = {kind.kind: kind for kind in (Classes, Number)}
+        if name not in kinds:
+            raise UnknownKindError(
+                f"target {fields.get('name')!r} is of kind {name!r}. {did_you_mean(str(name), sorted(kinds))} A newer "
+                "version of this package may have it."
+            )
+        if wrong := misfit(fields, kinds[name].form):
+            raise InputError(wrong)
+        of_kind: Any = kinds[name]
+        target: Target = of_kind(**{key: tuple(one) if isinstance(one, list) else one for key, one in fields.items()})
+        return target
+
+
+class UnknownKindError(InputError):
+    """A target is of a kind that this version of the package does not have."""
+
+
+@dataclass(frozen=True)
+class Classes(Target):
+    """One class of several; the label is its number, the outputs are logits."""
+
+    classes: tuple[str, ...]
+    """Name of each output, in order."""
+    kind = "classes"
+    form = {"name": str, "classes": [str]}  # noqa: RUF012
+    sums_to_one = True
+
+    def __post_init__(self) -> None:
+        self._require_names(self.name, *self.classes)
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"Target {self.name!r} needs at least two different classes, found {list(self.classes)}.")
+
+    @property
+    def described(self) -> str:
+        """Name and number of classes."""
+        return f"{self.name!r} ({len(self.classes)} classes)"
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.classes
+
+    @property
+    def full_output_names(self) -> tuple[str, ...]:
+        """The classes, each with the target."""
+        return tuple(f"{self.name}: {name}" for name in self.classes)
+
+    def loss(
+        self, outputs_NK: Tensor, labels_NS: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the sum of the cross-entropies, in nats; -100 is a missing label as well."""
+        labels_N = labels_NS[:, 0]
+        has_label = ~labels_N.isnan() & (labels_N != IGNORED)
+        return F.cross_entropy(
+            outputs_NK[has_label],
+            labels_N[has_label].long(),
+            weight=None if weights is None else weights.to(outputs_NK),
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+
+    def meaning(self, outputs_NK: Tensor) -> Tensor:
+        """Return the probability of each class."""
+        return outputs_NK.softmax(-1)
+
+    def columns(self, meaning_NK: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the likeliest class, its probability, and that of each class."""
+        return {
+            f"{self.name}_predicted": np.asarray(self.classes, dtype=object)[meaning_NK.argmax(1)],
+            f"{self.name}_probability": meaning_NK.max(1),
+        } | {f"{self.name}_p_{name}": meaning_NK[:, i] for i, name in enumerate(self.classes)}
+
+
+@dataclass(frozen=True)
+class Number(Target):
+    """A number; the network's output is (number - mean) / sd."""
+
+    mean: float = 0.0
+    """Of the number in the training cells."""
+    sd: float = 1.0
+    """Of the number in the training cells."""
+    kind = "number"
+    form = {"name": str, "mean": float, "sd": float}  # noqa: RUF012
+    sums_to_one = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (np.isfinite(self.mean) and np.isfinite(self.sd) and self.sd > 0):
+            raise InputError(
+                f"Target {self.name!r} has mean {self.mean} and sd {self.sd}; expected numbers, sd above 0."
+            )
+
+    @property
+    def described(self) -> str:
+        """Name and kind."""
+        return f"{self.name!r} (a number)"
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The name of the target."""
+        return (self.name,)
+
+    def loss(
+        self, outputs_NK: Tensor, labels_NS: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the sum of the squared errors, in standard deviations; `weights` and `smoothing` are of classes."""
+        assert weights is None
+        has_label = ~labels_NS[:, 0].isnan()
+        wanted = (labels_NS[has_label, 0].float() - self.mean) / self.sd
+        return F.mse_loss(outputs_NK[has_label, 0], wanted, reduction="sum")
+
+    def meaning(self, outputs_NK: Tensor) -> Tensor:
+        """Return the number, (N, 1)."""
+        return outputs_NK * self.sd + self.mean
+
+    def columns(self, meaning_NK: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the number."""
+        return {f"{self.name}_predicted": meaning_NK[:, 0]}
+
+
+def labels_of(targets: Sequence[Target], labels_NS: np.ndarray) -> list[np.ndarray]:
+    """Cut labels (rows, all) into those of each target."""
+    return np.split(labels_NS, np.cumsum([target.n_labels for target in targets])[:-1], axis=1)
+
+
+def columns_of(targets: Sequence[Target], outputs_NK: np.ndarray) -> list[np.ndarray]:
+    """Cut columns (rows, all outputs) into those of each target."""
+    return np.split(outputs_NK, np.cumsum([target.n_outputs for target in targets])[:-1], axis=1)
