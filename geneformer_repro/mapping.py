@@ -80,6 +80,22 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     InputError
         The embeddings were not made alike, a vector is not finite, the column is missing or holds fewer than two
         labels, or there are not more labelled cells than `n_neighbors`.
+
+    See Also
+    --------
+    embed : Makes the vectors.
+    predict : Labels by a classifier that was fine-tuned.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import geneformer_repro as gf
+    >>> embedding = ad.read_h5ad("cells.embedding.h5ad")
+    >>> labelled = gf.map_to_reference(embedding[:200], embedding[200:], "cell_type")
+    >>> labelled.columns.tolist()
+    ['label', 'confidence', 'second_label', 'second_confidence', 'distance', 'distance_percentile']
+    >>> bool(labelled["confidence"].between(0, 1).all()), len(labelled)
+    (True, 200)
     """
     _require_made_alike(query, reference)
     known = _known(reference, label, of="reference")
@@ -175,10 +191,26 @@ def integration_scores(
     MissingExtraError
         scib-metrics is not installed.
 
+    See Also
+    --------
+    embed : Makes the vectors.
+    mapping.umap : Look at them.
+
     References
     ----------
     Luecken et al., Nature Methods 19, 41 (2022). On silhouettes of batches: Rautenstrauch & Ohler, Nature
     Biotechnology (2025).
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import geneformer_repro as gf
+    >>> embedding = ad.read_h5ad("cells.embedding.h5ad")
+    >>> two_types = embedding[embedding.obs["cell_type"].isin(["CD19+ B", "CD14+ Monocyte"])].copy()
+    >>> scores = gf.integration_scores(two_types, batch="donor", label="cell_type")
+    >>> scores.columns.tolist()
+    ['nmi', 'ari', 'silhouette_label', 'clisi', 'silhouette_batch', 'ilisi', 'graph_connectivity', 'bio_conservation',
+     'batch_mixing']
     """
     scib = _scib_metrics()
     known = _known(adata, batch) & _known(adata, label)
@@ -246,6 +278,18 @@ def umap(adata: AnnData, *, seed: int = 0) -> np.ndarray:
     ------
     InputError
         There are fewer than five cells, or a vector is not finite.
+
+    See Also
+    --------
+    mapping.scatter_figure : Draws it.
+    embed : Makes the vectors.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> from geneformer_repro.mapping import umap
+    >>> umap(ad.read_h5ad("cells.embedding.h5ad")[:200]).shape
+    (200, 2)
     """
     import scanpy
 
@@ -280,6 +324,21 @@ def heatmap_table(adata: AnnData, label: str, *, n_dims: int = 50) -> pd.DataFra
     ------
     InputError
         The column is missing or holds fewer than two labels, a vector is not finite, or `n_dims` is below 1.
+
+    See Also
+    --------
+    mapping.heatmap_figure : Draws it.
+    embed_states : The mean vectors themselves.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> from geneformer_repro.mapping import heatmap_table
+    >>> table = heatmap_table(ad.read_h5ad("cells.embedding.h5ad"), "cell_type", n_dims=20)
+    >>> table.shape
+    (10, 20)
+    >>> sorted(table.index)[:2]
+    ['CD14+ Monocyte', 'CD19+ B']
     """
     if n_dims < 1:
         raise InputError(f"n_dims must be at least 1, found {n_dims}.")
@@ -307,6 +366,19 @@ def scatter_figure(points: np.ndarray, labels: Sequence[str], *, axis_name: str 
         A label of each cell; the commonest come first in the legend.
     axis_name
         What the coordinates are.
+
+    See Also
+    --------
+    mapping.umap : Coordinates of cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geneformer_repro.mapping import scatter_figure
+    >>> figure = scatter_figure(np.eye(3)[:, :2], ["B", "T", "B"])
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['B (2)', 'T (1)']
+    >>> figure.savefig("map.png")
     """
     figure, axes = new_axes(7.2, 4.4)
     names = pd.Series(list(labels), dtype="string").fillna("(none)")
@@ -336,6 +408,18 @@ def heatmap_figure(values: pd.DataFrame, *, value_name: str = "z-score") -> "Fig
         are named one by one where there are at most 40.
     value_name
         What the values are.
+
+    See Also
+    --------
+    mapping.heatmap_table : The dimensions in which labels differ most.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from geneformer_repro.mapping import heatmap_figure
+    >>> figure = heatmap_figure(pd.DataFrame({"0": [1.0, -1.0], "1": [-0.5, 0.5]}, index=["B", "T"]))
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['B', 'T']
     """
     figure, axes = new_axes(7.6, 1.6 + 0.26 * len(values))
     reach = np.nanmax(np.abs(values.to_numpy())) or 1.0

@@ -87,6 +87,20 @@ def plot_screen(shifts: ShiftTable, statistics: pd.DataFrame | None = None, *, k
         The kind does not fit the screen or the table.
     MissingExtraError
         matplotlib is not installed.
+
+    See Also
+    --------
+    shift_statistics : Makes the table.
+    write_screen_report : Pictures and words.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> figure = gf.plot_screen(shifts, kind="ranked")
+    >>> figure.axes[0].get_xlabel().partition(",")[0]
+    'mean cosine shift towards CD19+ B'
+    >>> figure.savefig("genes.png")
     """
     if kind not in (None, *get_args(Kind)):
         raise InputError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, found {kind!r}.")
@@ -323,6 +337,22 @@ def write_screen_report(
         The statistics have no effect of genes (those of "aggregate" or "gene_shifts").
     MissingExtraError
         matplotlib is not installed.
+
+    See Also
+    --------
+    shift_statistics : Makes the table.
+    plot_screen : One picture.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> gf.write_screen_report(shifts, gf.shift_statistics(shifts), "screen.html")
+    >>> gf.write_screen_report(shifts, gf.shift_statistics(shifts), "screen.html")
+    Traceback (most recent call last):
+        ...
+    FileExistsError: screen.html already exists. Choose another output, or allow it to be replaced: overwrite=True
+    (--overwrite).
     """
     refuse_existing(Path(path), overwrite=overwrite)
     effects, metadata = _effects(shifts, statistics), shifts.metadata

@@ -59,6 +59,23 @@ class ShiftTable:
         ``measure`` says what a value is: "cosine similarity" before and after (1: did not move), "cosine shift", the
         change in similarity to a state (above 0: moved towards it), or "change of prediction" of a classifier. Also
         ``goal``, ``perturbation``, ``n_cells``, ``gene_names``, and what made the table.
+
+    See Also
+    --------
+    perturb : Makes it.
+    shift_statistics : From values to a table of genes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> shifts.measure, shifts.metadata["n_cells"], shifts.metadata["goal"]["goal"]
+    ('cosine shift', 12, 'CD19+ B')
+    >>> shifts.table[["donor", "perturbed", "state", "rank"]].head(3)
+        donor        perturbed           state  rank
+    0  donor3  ENSG00000090266  CD14+ Monocyte     0
+    1  donor3  ENSG00000090266         CD19+ B     0
+    2  donor3  ENSG00000087086  CD14+ Monocyte     1
     """
 
     def __init__(self, source: pd.DataFrame | Path, metadata: Mapping[str, Any]) -> None:
@@ -101,6 +118,17 @@ class ShiftTable:
         ------
         DataFormatError
             The file is damaged; or, of some columns, a row lacks what every row has, or has a rank below 0.
+
+        See Also
+        --------
+        ShiftTable : Its ``table`` has all rows at once.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> shifts = gf.ShiftTable.open("shifts.parquet")
+        >>> sum(len(block) for block in shifts.blocks(["perturbed", "value"])) == len(shifts)
+        True
         """
         if isinstance(self._source, pd.DataFrame) or "table" in self.__dict__:
             yield self.table if columns is None else self._checked(_compact(self.table[list(columns)]))
@@ -120,7 +148,21 @@ class ShiftTable:
         return block
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write one Parquet file; `metadata` goes into its header."""
+        """Write one Parquet file; `metadata` goes into its header.
+
+        See Also
+        --------
+        ShiftTable.open : Open it again.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> shifts = gf.ShiftTable.open("shifts.parquet")
+        >>> towards = gf.ShiftTable(shifts.table[shifts.table["value"] > 0], shifts.metadata)
+        >>> towards.save("towards.parquet")
+        >>> len(gf.ShiftTable.open("towards.parquet")) == len(towards)
+        True
+        """
         write_blocks(Path(path), self._parts(), self.metadata, overwrite=overwrite)
 
     def _parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -144,6 +186,21 @@ class ShiftTable:
         DataFormatError
             The file is missing or not such a table: no Parquet file, of another format, with columns or metadata that
             are lacking, of another type or at odds, or with more rows than its bytes can hold.
+
+        See Also
+        --------
+        ShiftTable.save : Write one.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.ShiftTable.open("shifts.parquet").measure
+        'cosine shift'
+        >>> gf.ShiftTable.open("cells.h5ad")
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.DataFormatError: cells.h5ad: not a readable Parquet file (Parquet magic bytes not found
+        in footer. Either the file is corrupted or this is not a parquet file.). Expected the output of perturb.
         """
         try:
             with pq.ParquetFile(path) as file:

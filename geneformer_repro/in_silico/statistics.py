@@ -140,6 +140,12 @@ def shift_statistics(
         compare with, or a value is infinite. "matched" does not accept pairs or sets of genes. Rows without a value are
         left out, with a word in the log.
 
+    See Also
+    --------
+    perturb : Makes the screen.
+    plot_screen : Draws the table.
+    write_screen_report : A page of it.
+
     Notes
     -----
     Null hypothesis: over the donors that one might have sampled, the gene moves cells as other genes do that are as
@@ -152,6 +158,24 @@ def shift_statistics(
     partly of places further down. A donor with fewer than 10 other genes is left out.
 
     Not accepted as evidence: a p-value where cells stand for donors (``n_donors`` 0), since cells of a donor are alike.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> table = gf.shift_statistics(shifts)
+    >>> table.columns.tolist()
+    ['gene_name', 'effect', 'effect_vs_matched', 'low', 'high', 'p_value', 'fdr', 'matched_percentile', 'mean_rank',
+     'n_cells', 'n_donors', 'warning']
+    >>> table[["gene_name", "n_cells", "n_donors"]].sort_values(["n_cells", "gene_name"], ascending=False).head(3)
+                    gene_name  n_cells  n_donors
+    gene_id
+    ENSG00000026025       VIM       12         3
+    ENSG00000011600    TYROBP       12         3
+    ENSG00000122862      SRGN       12         3
+    >>> published = gf.shift_statistics(shifts, method="goal_state")
+    >>> len(published) == len(table)
+    True
     """
     if method is not None and method not in get_args(Method):
         raise InputError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, found {method!r}.")

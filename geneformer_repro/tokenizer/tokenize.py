@@ -137,6 +137,23 @@ def tokenize(
         A column, layer or file does not exist, or an option does not fit a source.
     FileExistsError
         `out` exists, or unfinished work on it has other settings.
+
+    See Also
+    --------
+    Vocabulary.fit : Learn genes and medians.
+    TokenizedDataset : What comes out.
+    CellFilter : Thresholds for cells.
+    datasets.pbmc700 : Cells to try it on.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> vocabulary = gf.Vocabulary.load("vocabulary")
+    >>> cells = gf.tokenize("cells.h5ad", vocabulary, out="pbmc.tok", obs=["cell_type", "donor"])
+    >>> len(cells), round(cells.spec["share_of_counts_known"], 3)
+    (700, 1.0)
+    >>> cells.genes(0)[:2]  # of the first cell the genes furthest above their median
+    ['ENSG00000133246', 'ENSG00000087086']
     """
     if isinstance(obs, str):
         raise InputError(f"obs={obs!r}: expected a list of columns; write obs=[{obs!r}].")
