@@ -7,7 +7,6 @@ they are, and from where, stands once, in the stub beside this file, which type 
 import ast
 import random
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,10 @@ _MODULE_OF = {
 
 __all__ = sorted(_MODULE_OF)
 
-try:
-    __version__ = version("geneformer-repro")
-except PackageNotFoundError:
-    __version__ = "0+source"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     state = random.getstate()
@@ -39,5 +35,14 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # which would be most of importing the package
+
+    try:
+        return version("geneformer-repro")
+    except PackageNotFoundError:
+        return "0+source"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
