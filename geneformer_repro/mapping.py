@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean
 from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
-from geneformer_repro.tokenizer.containers import first_not_a_count
 from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.matrices import first_not_a_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -30,15 +30,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError, MissingExtraError
 from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
-from geneformer_repro.tokenizer.containers import (
-    BLOCK_CELLS,
-    as_csr,
-    files_of,
-    in_memory,
-    is_zarr,
-    mtx_files,
-    not_there,
-)
+from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, mtx_files, not_there
+from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, as_csr
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 
 if TYPE_CHECKING:

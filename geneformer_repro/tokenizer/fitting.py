@@ -16,9 +16,9 @@ from scipy.sparse import csr_matrix
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, write_json
-from geneformer_repro.tokenizer.containers import BLOCK_CELLS
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, parts_of
 from geneformer_repro.tokenizer.genes import names_of, reconcile, with_symbols
+from geneformer_repro.tokenizer.matrices import BLOCK_CELLS
 from geneformer_repro.tokenizer.medians import TARGET_SUM, NonzeroMedians
 from geneformer_repro.tokenizer.readers import CountSource
 

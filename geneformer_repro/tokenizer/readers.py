@@ -1,7 +1,7 @@
 """Counts from where users have them, in blocks of cells, checked, and never written to.
 
 Everything is read by ranges of cells, the cells' names and columns too, so memory does not grow with their number.
-`containers` knows where each kind of container has them.
+`containers` knows where each kind of container has them, `matrices` how a matrix is read by cells.
 """
 
 import re
@@ -20,17 +20,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.tokenizer.containers import (
-    BLOCK_CELLS,
-    ByGene,
-    Content,
-    Matrix,
-    content_kind,
-    content_of,
-    first_not_a_count,
-    some_genes,
-    texts,
-)
+from geneformer_repro.tokenizer.containers import Content, content_kind, content_of, texts
 from geneformer_repro.tokenizer.features import (
     ensembl_gene_in,
     genomes_of,
@@ -38,6 +28,7 @@ from geneformer_repro.tokenizer.features import (
     kind_by_name,
     kinds_of,
 )
+from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, ByGene, Matrix, first_not_a_count, some_genes
 
 _LOCKED = (
     "{}: another program has it open for writing. Wait for it to finish; on a file system without locks set "
