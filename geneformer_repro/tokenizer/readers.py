@@ -272,53 +272,76 @@ def open_counts(
         The layer or column does not exist.
     """
     name = "AnnData" if isinstance(source, ad.AnnData) else str(source)
+    layer = layer or "X"
     with _named_errors(name, content_kind(source)):
         content = content_of(source)
-        chosen = layer or "X"
-        if chosen not in content.layers:
-            hint = " X is absent." if chosen == "X" else ""
-            raise InputError(f"{name}: there is no layer {chosen!r}.{hint} {did_you_mean(chosen, content.layers)}")
-        var, matrix = content.var(chosen), content.matrix(chosen)
-        if content.n_cells != matrix.shape[0]:
-            raise DataFormatError(
-                f"{name}: {chosen} has {matrix.shape[0]} rows, but {content.n_cells} cells are named."
-            )
-    n_cells, n_features = matrix.shape
-    if n_cells == 0:
-        raise DataFormatError(f"{name}: holds no cells ({n_features} genes).")
-    if n_features == 0:
-        raise DataFormatError(f"{name}: holds no genes ({n_cells} cells).")
-    if n_features != len(var):
-        raise DataFormatError(f"{name}: {chosen} has {n_features} columns, but {len(var)} genes are named.")
-    kinds = _kinds_of(content, chosen)
-    column, ids = _gene_ids(name, var, gene_ids, is_gene=kinds == "")
-    named = next((candidate for candidate in _NAME_COLUMNS if candidate in var and candidate != column), None)
-    names = texts(var[named] if named else var.index.to_series()) if named or column != "index" else [""] * len(var)
-    names = ["" if is_ensembl_gene(text) else text for text in names]
-    kinds = np.array([kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)], dtype=object)
-    genes = np.flatnonzero(kinds == "")
+        if layer not in content.layers:
+            hint = " X is absent." if layer == "X" else ""
+            raise InputError(f"{name}: there is no layer {layer!r}.{hint} {did_you_mean(layer, content.layers)}")
+        var, matrix = content.var(layer), content.matrix(layer)
+        _require_shape(name, layer, matrix.shape, n_cells=content.n_cells, n_features=len(var))
+    features = _features_of(name, content, layer, gene_ids)
+    genes = np.flatnonzero(features.kinds == "")
     if not len(genes):
-        found = ", ".join(f"{n:,} {kind}" for kind, n in Counter(kinds.tolist()).most_common())
-        raise DataFormatError(f"{name}: holds no genes; its features are {found}.")
-    if len(genes) < n_features:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(features.kinds.tolist()).most_common())
+        raise DataFormatError(f"{name}: holds no genes; its features are {kinds}.")
+    if len(genes) < len(var):
         matrix = some_genes(matrix, genes)
     if isinstance(matrix, ByGene) and work is not None:
         matrix = ByGene(matrix.shape, matrix.entries, work)
-    no_genes = pd.DataFrame({"gene": ids, "name": names, "kind": kinds})[kinds != ""]
-    genomes = genomes_of(var, ids)
     return CountSource(
         name,
-        n_cells,
-        tuple(ids[i] for i in genes),
-        tuple(names[i] for i in genes),
-        column,
-        chosen,
+        content.n_cells,
+        tuple(features.ids[i] for i in genes),
+        tuple(features.names[i] for i in genes),
+        features.ids_from,
+        layer,
         tuple(content.obs_columns),
-        tuple(genomes[i] for i in genes),
-        no_genes,
+        tuple(features.genomes[i] for i in genes),
+        features.no_genes(),
         content,
         matrix,
     )
+
+
+def _require_shape(name: str, layer: str, shape: tuple[int, int], *, n_cells: int, n_features: int) -> None:
+    """Raise unless a matrix has a cell and a feature, and as many of both as are named."""
+    if shape[0] != n_cells:
+        raise DataFormatError(f"{name}: {layer} has {shape[0]} rows, but {n_cells} cells are named.")
+    if n_cells == 0:
+        raise DataFormatError(f"{name}: holds no cells ({shape[1]} genes).")
+    if shape[1] == 0:
+        raise DataFormatError(f"{name}: holds no genes ({n_cells} cells).")
+    if shape[1] != n_features:
+        raise DataFormatError(f"{name}: {layer} has {shape[1]} columns, but {n_features} genes are named.")
+
+
+class _Features(NamedTuple):
+    """What each column of a matrix is: a gene, or of another kind."""
+
+    ids: list[str]
+    ids_from: str
+    """Column of ``var`` that the ids are from."""
+    names: list[str]
+    kinds: np.ndarray
+    """What a feature is instead of a gene; "" for a gene."""
+    genomes: tuple[str, ...]
+
+    def no_genes(self) -> pd.DataFrame:
+        """Return a row a feature that is no gene."""
+        return pd.DataFrame({"gene": self.ids, "name": self.names, "kind": self.kinds})[self.kinds != ""]
+
+
+def _features_of(name: str, content: Content, layer: str, gene_ids: str | None) -> _Features:
+    """Say what the features of a layer are: by the tables of the container, else by their ids and names."""
+    var, kinds = content.var(layer), _kinds_of(content, layer)
+    ids_from, ids = _gene_ids(name, var, gene_ids, is_gene=kinds == "")
+    named = next((column for column in _NAME_COLUMNS if column in var and column != ids_from), None)
+    has_names = named is not None or ids_from != "index"
+    names = texts(var[named] if named else var.index.to_series()) if has_names else [""] * len(var)
+    names = ["" if is_ensembl_gene(text) else text for text in names]
+    kinds = np.array([kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)], dtype=object)
+    return _Features(ids, ids_from, names, kinds, genomes_of(var, ids))
 
 
 def _kinds_of(content: Content, layer: str) -> np.ndarray:
