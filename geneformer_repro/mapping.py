@@ -98,10 +98,10 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     (True, 200)
     """
     _require_made_alike(query, reference)
-    known = _known(reference, label, of="reference")
-    codes, names = pd.factorize(as_labels(reference.obs[label][known]).to_numpy(), sort=True)
+    labelled = _labelled(reference, label, of="reference")
+    codes, names = pd.factorize(as_labels(reference.obs[label][labelled]).to_numpy(), sort=True)
     _require_a_choice(names, label, n_cells=len(codes), n_neighbors=n_neighbors)
-    vectors = _vectors(reference, of="reference")[known]
+    vectors = _vectors(reference, of="reference")[labelled]
     search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(vectors)
     distances, neighbors = search.kneighbors(_vectors(query, of="query"))
     votes = _votes(codes[neighbors], distances, len(names))
@@ -213,12 +213,12 @@ def integration_scores(
      'batch_mixing']
     """
     scib = _scib_metrics()
-    known = _known(adata, batch) & _known(adata, label)
-    batches, labels = (_codes(adata, name, known) for name in (batch, label))
+    labelled = _labelled(adata, batch) & _labelled(adata, label)
+    batches, labels = (_codes(adata, name, labelled) for name in (batch, label))
     _require_scorable(batches, labels, batch, label)
-    spaces = {"embedding": _vectors(adata)[known]}
+    spaces = {"embedding": _vectors(adata)[labelled]}
     if counts is not None:
-        spaces |= _without_model(_raw_counts(counts, adata.n_obs)[known], seed)
+        spaces |= _without_model(_raw_counts(counts, adata.n_obs)[labelled], seed)
     table = pd.DataFrame(
         {name: _scores(scib, vectors, batches, labels, seed) for name, vectors in spaces.items()}, dtype=float
     ).T
@@ -342,11 +342,11 @@ def heatmap_table(adata: AnnData, label: str, *, n_dims: int = 50) -> pd.DataFra
     """
     if n_dims < 1:
         raise InputError(f"n_dims must be at least 1, found {n_dims}.")
-    known = _known(adata, label)
-    _require_several(_codes(adata, label, known), label)
-    scaled = StandardScaler().fit_transform(_vectors(adata)[known].astype(np.float64))
+    labelled = _labelled(adata, label)
+    _require_several(_codes(adata, label, labelled), label)
+    scaled = StandardScaler().fit_transform(_vectors(adata)[labelled].astype(np.float64))
     cells = pd.DataFrame(scaled, columns=adata.var_names)
-    labels = as_labels(adata.obs[label][known]).to_numpy()
+    labels = as_labels(adata.obs[label][labelled]).to_numpy()
     between = cells.groupby(labels).transform("mean").var()
     means = cells[between.nlargest(n_dims).index].groupby(labels).mean()
     return means.iloc[like_beside_like(means.to_numpy()), like_beside_like(means.to_numpy().T)].rename_axis(label)
@@ -457,18 +457,18 @@ def _vectors(adata: AnnData, *, of: str = "embedding") -> np.ndarray:
     return vectors
 
 
-def _known(adata: AnnData, name: str, *, of: str = "embedding") -> np.ndarray:
+def _labelled(adata: AnnData, name: str, *, of: str = "embedding") -> np.ndarray:
     """Say which cells have a value in an obs column; log how many have none."""
     if name not in adata.obs:
         raise InputError(f"The {of} has no obs column {name!r}. {did_you_mean(name, adata.obs.columns)}")
-    known = as_labels(adata.obs[name]).notna().to_numpy()
-    if not known.all():
-        logger.info("%s: %d of %d cells have no value; left out.", name, (~known).sum(), len(known))
-    return known
+    labelled = as_labels(adata.obs[name]).notna().to_numpy()
+    if not labelled.all():
+        logger.info("%s: %d of %d cells have no value; left out.", name, (~labelled).sum(), len(labelled))
+    return labelled
 
 
-def _codes(adata: AnnData, name: str, known: np.ndarray) -> np.ndarray:
-    return pd.factorize(as_labels(adata.obs[name][known]).to_numpy(), sort=True)[0]
+def _codes(adata: AnnData, name: str, labelled: np.ndarray) -> np.ndarray:
+    return pd.factorize(as_labels(adata.obs[name][labelled]).to_numpy(), sort=True)[0]
 
 
 def _require_a_choice(names: np.ndarray, label: str, *, n_cells: int, n_neighbors: int) -> None:
@@ -525,10 +525,10 @@ def _raw_counts(counts: csr_matrix, n_cells: int) -> csr_matrix:
 def _require_made_alike(query: AnnData, reference: AnnData) -> None:
     of_query, of_reference = (adata.uns.get("geneformer_repro", {}) for adata in (query, reference))
     for what in _MADE_BY:
-        one, other = (made.get(what) if isinstance(made, Mapping) else made for made in (of_query, of_reference))
-        if str(one) != str(other):
+        ours, theirs = (made.get(what) if isinstance(made, Mapping) else made for made in (of_query, of_reference))
+        if str(ours) != str(theirs):
             raise InputError(
-                f"Query and reference were embedded differently: {what} is {one!r} of the query and {other!r} of the "
+                f"Query and reference were embedded differently: {what} is {ours!r} of the query and {theirs!r} of the "
                 "reference. Embed both in the same way."
             )
     if query.n_vars != reference.n_vars:

@@ -157,13 +157,13 @@ def _perturbation(arguments: argparse.Namespace) -> Any:
 
     kind = getattr(perturbation, _KINDS[arguments.kind])
     given = {name: value for name in ("to", "quartiles") if (value := getattr(arguments, name)) is not None}
-    known = {field.name for field in fields(kind)}
-    if wrong := sorted(set(given) - known):
+    options = {field.name for field in fields(kind)}
+    if wrong := sorted(set(given) - options):
         raise InputError(
             f"--{wrong[0]} does not fit --kind {arguments.kind}: --quartiles is for activate and inhibit, --to for "
             "shift."
         )
-    if "to" in known and not given:
+    if "to" in options and not given:
         raise InputError("--kind shift moves genes to a place: give --to with numbers from 0 (front) to 1 (bottom).")
     genes = "each" if arguments.genes is None else _listed(arguments.genes)
     return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **given)
@@ -215,19 +215,19 @@ def size_of_screen(path: str | Path) -> str:
 
 def _n_distinct(shifts: Any, column: str) -> int:
     """Count the values of a column, which is read part by part."""
-    found: set[str] = set()
+    values: set[str] = set()
     for block in shifts.blocks([column]):
-        found.update(block[column].dropna().unique())
-    return len(found)
+        values.update(block[column].dropna().unique())
+    return len(values)
 
 
 def _agreement(metadata: Mapping[str, Any]) -> str:
     """Say how well first-order estimates agree with exact values, where both are known; else nothing."""
     checked = metadata.get("first_order", {"spearman": {}})
     ranges = [
-        f"{state} {found['median']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})"
-        for state, found in checked["spearman"].items()
-        if found["median"] is not None
+        f"{state} {of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
+        for state, of_cells in checked["spearman"].items()
+        if of_cells["median"] is not None
     ]
     if not ranges:
         return ""

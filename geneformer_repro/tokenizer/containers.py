@@ -107,8 +107,8 @@ def is_zarr(path: Path) -> bool:
 
 def mtx_files(folder: Path) -> list[Path]:
     """The ``matrix.mtx`` files of 10x form directly in a folder, also with a prefix (``GSM1_matrix.mtx.gz``)."""
-    found = (path for path in folder.iterdir() if _MTX.match(path.name) and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    files = (path for path in folder.iterdir() if _MTX.match(path.name) and not path.name.startswith("."))
+    return sorted(path for path in files if path.is_file())
 
 
 def files_of(path: Path) -> list[Path]:
@@ -119,16 +119,16 @@ def files_of(path: Path) -> list[Path]:
         return [path, *(path.with_name(name) for name in names if path.with_name(name).exists())]
     if path.is_dir() and not is_zarr(path) and len(mtx_files(path)) == 1:
         return files_of(mtx_files(path)[0])
-    return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _only_mtx(folder: Path) -> Path:
-    found = mtx_files(folder)
-    if len(found) != 1:
+    files = mtx_files(folder)
+    if len(files) != 1:
         raise DataFormatError(
-            f"{folder}: a folder with {len(found)} matrix.mtx files. Expected a Zarr store, or a 10x folder with one."
+            f"{folder}: a folder with {len(files)} matrix.mtx files. Expected a Zarr store, or a 10x folder with one."
         )
-    return found[0]
+    return files[0]
 
 
 @cache
@@ -283,9 +283,9 @@ def _values(stored: Any, start: int, stop: int) -> Any:
     values = _values(stored["values"], start, stop)
     missing = np.asarray(stored["mask"][start:stop], dtype=bool) if "mask" in stored else np.zeros(len(values), bool)
     kinds = {"b": "boolean", "i": f"Int{8 * values.dtype.itemsize}", "u": f"UInt{8 * values.dtype.itemsize}"}
-    found: Any = pd.array(values, dtype=kinds.get(values.dtype.kind, object))
-    found[missing] = pd.NA
-    return found
+    column: Any = pd.array(values, dtype=kinds.get(values.dtype.kind, object))
+    column[missing] = pd.NA
+    return column
 
 
 class _LoomContent(Content):
@@ -315,8 +315,8 @@ class _LoomContent(Content):
     def _read(self, place: str, start: int, stop: int) -> csr_matrix:
         step = max(64, DENSE_VALUES // max(1, self._shape[1]) // 64 * 64)
         with _h5(self._path, place) as stored:
-            parts = [as_csr(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
-        return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
+            pieces = [as_csr(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
+        return pieces[0] if len(pieces) == 1 else csr_matrix(vstack(pieces, format="csr"))
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         if self._names is None:
@@ -423,10 +423,10 @@ class _TenXFolder(_TenX):
         match = _MTX.match(self._mtx.name)
         assert match
         names = [f"{match['prefix']}{stem}.tsv{suffix}" for stem in stems for suffix in ("", ".gz")]
-        found = next((self._mtx.with_name(name) for name in names if self._mtx.with_name(name).exists()), None)
-        if found is None:
+        path = next((self._mtx.with_name(name) for name in names if self._mtx.with_name(name).exists()), None)
+        if path is None:
             raise DataFormatError(f"{self._mtx}: expected one of {', '.join(names)} beside it, found none.")
-        lines = re.split(r"\r\n|\r|\n", read_text(found))
+        lines = re.split(r"\r\n|\r|\n", read_text(path))
         while lines and not lines[-1].strip():
             lines.pop()
         rows = [[field.strip().strip('"') for field in line.split("\t")] for line in lines]

@@ -250,8 +250,7 @@ class TokenizedDataset:
             lines.append(
                 f"{spec['share_of_counts_known']:.1%} of the counts are in known genes: "
                 + ", ".join(
-                    f"{found['genes']:,} {name} ({found['share_of_counts']:.1%})"
-                    for name, found in spec["genes"].items()
+                    f"{row['genes']:,} {name} ({row['share_of_counts']:.1%})" for name, row in spec["genes"].items()
                 )
                 + ("" if "saved" in spec else "; genes.tsv names them")
             )
@@ -263,10 +262,10 @@ class TokenizedDataset:
         lines.append(f"obs columns: {', '.join(self.obs_columns) or 'none'}")
         lines.append(repr(self.vocabulary))
         shown = spec["sources"][:_SHOWN_SOURCES]
-        lines += [f"source {one['name']}" + (_of_source(one) if "n_cells" in one else "") for one in shown]
+        lines += [f"source {source['name']}" + (_of_source(source) if "n_cells" in source else "") for source in shown]
         if len(spec["sources"]) > len(shown):
             lines.append(f"… and {len(spec['sources']) - len(shown):,} more sources (spec.json)")
-        lines += [f"LEFT OUT: {one['name']}: {one['error']}" for one in spec["failed"]]
+        lines += [f"LEFT OUT: {source['name']}: {source['error']}" for source in spec["failed"]]
         return "\n".join(lines)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "TokenizedDataset":
@@ -305,8 +304,8 @@ class TokenizedDataset:
         >>> cells.genes(0)[:3]
         ['ENSG00000133246', 'ENSG00000087086', 'ENSG00000163131']
         """
-        found = self.vocabulary.genes_of(self[i])
-        return [self.vocabulary.gene_ids[gene] for gene in found[found >= 0]]
+        positions = self.vocabulary.genes_of(self[i])
+        return [self.vocabulary.gene_ids[gene] for gene in positions[positions >= 0]]
 
     def digests(self) -> np.ndarray:
         """64-bit digest of each cell's tokens (uint64): equal for a cell tokenised twice, whatever its name.
@@ -325,12 +324,12 @@ class TokenizedDataset:
         >>> bool(cells.select([3, 2]).digests()[0] == digests[3])
         True
         """
-        found = (
+        digests = (
             int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "little")
             for start in range(0, len(self), CELLS_AT_ONCE)
             for cell in self._bytes_of(start)
         )
-        return np.fromiter(found, dtype=np.uint64, count=len(self))
+        return np.fromiter(digests, dtype=np.uint64, count=len(self))
 
     def _bytes_of(self, start: int) -> list[memoryview]:
         lists = self._arrow[start : start + CELLS_AT_ONCE].column(0).combine_chunks()
@@ -490,8 +489,8 @@ def _labels_of(column: pd.Series) -> tuple[pd.Series, list[str]]:
     bare = [i for i, value in texts if value != names[i] and names[i] not in _MISSING]
     said = []
     if gone:
-        found = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
-        said.append(f"{column.name}: {_n_of(codes, gone)} of {len(column)} cells say {found}; taken as missing.")
+        examples = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
+        said.append(f"{column.name}: {_n_of(codes, gone)} of {len(column)} cells say {examples}; taken as missing.")
     if bare:
         said.append(
             f"{column.name}: {_n_of(codes, bare)} of {len(column)} cells have blanks around their value (first: "
@@ -501,8 +500,8 @@ def _labels_of(column: pd.Series) -> tuple[pd.Series, list[str]]:
     return pd.Series(names[codes], index=column.index, name=column.name, dtype=object), said
 
 
-def _n_of(codes: np.ndarray, some: list[int]) -> int:
-    return int(np.isin(codes, some).sum())
+def _n_of(codes: np.ndarray, values: list[int]) -> int:
+    return int(np.isin(codes, values).sum())
 
 
 def label_of(value: Any) -> str:

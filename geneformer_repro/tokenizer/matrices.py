@@ -47,10 +47,10 @@ class ByCell:
 
     def read(self, start: int, stop: int) -> csr_matrix:
         """Return these cells as CSR, float64 values and int32 indices."""
-        found = self._read(start, stop)
-        if found.shape != (stop - start, self.shape[1]):
-            raise DataFormatError(f"expected {stop - start} × {self.shape[1]} values, found {found.shape}")
-        return _plain(found)
+        cells = self._read(start, stop)
+        if cells.shape != (stop - start, self.shape[1]):
+            raise DataFormatError(f"expected {stop - start} × {self.shape[1]} values, found {cells.shape}")
+        return _plain(cells)
 
 
 class ByGene:
@@ -108,11 +108,11 @@ def some_genes(matrix: Matrix, genes: np.ndarray) -> Matrix:
     column[genes] = np.arange(len(genes))
 
     def entries() -> Iterator[Entries]:
-        for found in matrix.entries():
-            if not _all_within(found.genes, len(column)):
+        for piece in matrix.entries():
+            if not _all_within(piece.genes, len(column)):
                 raise DataFormatError(f"an entry lies outside of the {len(column)} features")
-            kept = column[found.genes] >= 0
-            yield Entries(found.cells[kept], column[found.genes[kept]], found.values[kept])
+            stays = column[piece.genes] >= 0
+            yield Entries(piece.cells[stays], column[piece.genes[stays]], piece.values[stays])
 
     return ByGene(shape, entries)
 
@@ -188,8 +188,8 @@ def matrix_in_memory(matrix: Any) -> Matrix:
     if issparse(matrix):
         if matrix.format != "csr":
             matrix = as_csr(matrix)
-        parts = {name: getattr(matrix, name) for name in ("data", "indices", "indptr")}
-        return ByCell(matrix.shape, partial(read_csr, lambda: nullcontext(parts), matrix.shape))
+        arrays = {name: getattr(matrix, name) for name in ("data", "indices", "indptr")}
+        return ByCell(matrix.shape, partial(read_csr, lambda: nullcontext(arrays), matrix.shape))
     return ByCell(matrix.shape, lambda start, stop: as_csr(matrix[start:stop]))
 
 
@@ -246,8 +246,8 @@ def check_chunks(values: Any) -> None:
 def _read_dense(opened: Callable[[], AbstractContextManager[Any]], start: int, stop: int) -> csr_matrix:
     with opened() as stored:
         step = max(1, DENSE_VALUES // max(1, stored.shape[1]))
-        parts = [as_csr(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
-    return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
+        pieces = [as_csr(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
+    return pieces[0] if len(pieces) == 1 else csr_matrix(vstack(pieces, format="csr"))
 
 
 def read_csr(

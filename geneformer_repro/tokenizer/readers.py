@@ -355,14 +355,14 @@ def _kinds_of(content: Content, layer: str) -> np.ndarray:
     return kinds
 
 
-def _gene_ids(name: str, var: pd.DataFrame, asked: str | None, *, is_gene: np.ndarray) -> tuple[str, list[str]]:
+def _gene_ids(name: str, var: pd.DataFrame, wanted: str | None, *, is_gene: np.ndarray) -> tuple[str, list[str]]:
     """Choose the column of ids: the one asked for; else the first with Ensembl ids, or with such in its texts."""
-    if asked is not None and asked != "index" and asked not in var:
-        raise InputError(f"{name}: var has no column {asked!r}. {did_you_mean(asked, var.columns)}")
-    if asked is None and "ensembl_id" in var:
-        asked = "ensembl_id"
-    if asked is not None:
-        return asked, texts(var.index.to_series() if asked == "index" else var[asked])
+    if wanted is not None and wanted != "index" and wanted not in var:
+        raise InputError(f"{name}: var has no column {wanted!r}. {did_you_mean(wanted, var.columns)}")
+    if wanted is None and "ensembl_id" in var:
+        wanted = "ensembl_id"
+    if wanted is not None:
+        return wanted, texts(var.index.to_series() if wanted == "index" else var[wanted])
     columns = {"index": texts(var.index.to_series())}
     columns |= {str(column): texts(var[column]) for column in var.columns if not _is_number(var[column])}
     for is_id in (is_ensembl_gene, ensembl_gene_in):

@@ -298,11 +298,11 @@ class Vocabulary:
 
         if not isinstance(gene, str):
             return -1
-        for known in (gene, gene.strip(), bare_id(gene.strip())):
-            if (place := self.position.get(known, self._by_name.get(known))) is not None:
+        for spelling in (gene, gene.strip(), bare_id(gene.strip())):
+            if (place := self.position.get(spelling, self._by_name.get(spelling))) is not None:
                 return place
-            if known in self.other_ids:
-                return self.position[self.other_ids[known]]
+            if spelling in self.other_ids:
+                return self.position[self.other_ids[spelling]]
         return -1
 
     def tokens_of(self, genes: Iterable[str]) -> np.ndarray:
@@ -330,16 +330,16 @@ class Vocabulary:
         geneformer_repro.errors.InputError: 1 of 1 genes are not in the vocabulary, or their name stands for several
         genes: 'CD79'. Give Ensembl ids such as 'ENSG00000000938'.
         """
-        asked = list(genes)
-        found = self.find(asked)
-        unknown = [gene for gene, i in zip(asked, found, strict=True) if i < 0]
+        names = list(genes)
+        positions = self.find(names)
+        unknown = [gene for gene, i in zip(names, positions, strict=True) if i < 0]
         if unknown:
             raise InputError(
-                f"{len(unknown)} of {len(asked)} genes are not in the vocabulary, or their name stands for several "
+                f"{len(unknown)} of {len(names)} genes are not in the vocabulary, or their name stands for several "
                 f"genes: "
                 f"{', '.join(map(repr, unknown[:10]))}. Give Ensembl ids such as {self.gene_ids[0]!r}."
             )
-        return self.tokens[found]
+        return self.tokens[positions]
 
     @cached_property
     def _by_name(self) -> Mapping[str, int]:
@@ -398,8 +398,8 @@ class Vocabulary:
         for gene, token in zip(self.gene_ids, self.tokens, strict=True):
             theirs = other.position.get(gene)
             if theirs is None or other.tokens[theirs] != token:
-                found = "absent" if theirs is None else f"token {other.tokens[theirs]}"
-                return f"first differing gene {gene} is token {token} in the one and {found} in the other"
+                there = "absent" if theirs is None else f"token {other.tokens[theirs]}"
+                return f"first differing gene {gene} is token {token} in the one and {there} in the other"
         if len(other) > len(self):
             extra = next(gene for gene in other.gene_ids if gene not in self.position)
             return f"first differing gene {extra} is only in the other"
@@ -659,9 +659,9 @@ class Vocabulary:
             return cls._load_own(folder)
         if any(folder.glob("token_dictionary*.pkl")):
             return cls._load_published(folder)
-        found = "is not a folder" if not folder.is_dir() else "holds neither vocabulary.json nor token_dictionary*.pkl"
+        what = "is not a folder" if not folder.is_dir() else "holds neither vocabulary.json nor token_dictionary*.pkl"
         raise InputError(
-            f"{folder}: {found}. Expected a vocabulary saved by this package, or the published dictionaries."
+            f"{folder}: {what}. Expected a vocabulary saved by this package, or the published dictionaries."
         )
 
     @classmethod
@@ -686,11 +686,11 @@ class Vocabulary:
         except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(f"{folder}: vocabulary.tsv or vocabulary.json is missing or damaged ({error}).") from error
         written = header["fingerprint"]
-        found = vocabulary._fingerprint(form)
-        if found != written:
+        fingerprint = vocabulary._fingerprint(form)
+        if fingerprint != written:
             raise InputError(
                 f"{folder}: vocabulary.tsv or other_ids.tsv has changed since it was written (fingerprint "
-                f"{found[:12]}, header says {written[:12]})."
+                f"{fingerprint[:12]}, header says {written[:12]})."
             )
         return vocabulary
 
