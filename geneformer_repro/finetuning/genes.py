@@ -23,10 +23,10 @@ from torch import nn
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.batching import pack, token_budget_batches
+from geneformer_repro.batching import pack
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
-from geneformer_repro.embedding import MAX_TOKENS, embed
+from geneformer_repro.embedding import embed
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance, read_table, write_table
@@ -48,6 +48,7 @@ from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import GeneClassifier, Head, Target
 from geneformer_repro.model import flops
+from geneformer_repro.reading import logits_at_tokens
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
 from geneformer_repro.training.config import TrainConfig, join_processes
@@ -470,23 +471,9 @@ class _GeneRun:
 
     def ask(self, model: nn.Module, genes: np.ndarray) -> _Asked:
         """Return probabilities of the classes for each occurrence of these genes."""
-        number = self.labels_by_token(genes, genes)
-        device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
-        found, probabilities = [], []
-        with torch.inference_mode():
-            for batch in token_budget_batches(self.cells.lengths, MAX_TOKENS):
-                packed = pack([(self.cells[row], number[self.cells[row]]) for row in batch])
-                asked = packed["labels"][packed["labels"] != IGNORED]
-                if not len(asked):
-                    continue
-                zeros = torch.where(packed["labels"] == IGNORED, IGNORED, 0)  # any class: only where is asked
-                logits_MK = model(packed["input_ids"].to(device), packed["lengths"], labels=zeros.to(device)).logits
-                found.append(asked.numpy())
-                probabilities.append(logits_MK.double().softmax(-1).cpu().numpy())
-        model.train(was_training)
-        return _Asked(np.concatenate(found), np.concatenate(probabilities))
+        occurrences = logits_at_tokens(model, self.cells, self.labels_by_token(genes, genes))
+        numbers, logits = zip(*occurrences, strict=True)
+        return _Asked(torch.cat(numbers).numpy(), torch.cat(logits).double().softmax(-1).numpy())
 
     def per_gene(self, folds: list[_Asked]) -> np.ndarray:
         """Return the mean probabilities of each gene over its occurrences."""

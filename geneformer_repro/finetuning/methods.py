@@ -19,13 +19,13 @@ from geneformer_repro.finetuning.networks import (
     NetworkConfig,
     drop_weights,
     meaning,
-    outputs_of,
     read_history,
     train_classifier,
 )
 from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.heads import CellClassifier
 from geneformer_repro.progress import progress
+from geneformer_repro.reading import outputs_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.unfinished import is_whole, keep
 
@@ -103,7 +103,7 @@ def run_methods(
 
 def _asked(network: CellClassifier, cells: TokenizedDataset) -> np.ndarray:
     """Return what a network says of cells: the probabilities or the number of each target, side by side."""
-    outputs = network.head.split(outputs_of(network, cells, network.head))
+    outputs = network.head.split(outputs_of(network, cells, network.head, shared=True))
     said = [meaning(target, one.numpy()) for target, one in zip(network.head.targets, outputs, strict=True)]
     return np.concatenate([one.reshape(len(cells), -1) for one in said], axis=1)
 

@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 import geneformer_repro.processes as processes
-from geneformer_repro.batching import collate, evaluation_batches
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
-from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.metrics import number_scores, validation_scores
@@ -32,7 +31,7 @@ from geneformer_repro.finetuning.tasks import Task
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling, Target
 from geneformer_repro.model import flops
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.reading import outputs_of
 from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
@@ -266,10 +265,10 @@ class RunParts:
         model.weigh(weights, self.class_weights, smoothing=smoothing_of(self.config))
         return transfer.prepare(cast(CellClassifier, model), self.config, seed=self.config.seed)
 
-    def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
-        """Pad cells, and stack their labels."""
+    def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+        """Lay cells end to end, and stack their labels."""
         labels = torch.as_tensor(np.stack([label for _, label in batch]), dtype=torch.float32)
-        return collate([tokens for tokens, _ in batch], self.task.cells.vocabulary) | {"labels": labels}
+        return end_to_end([tokens for tokens, _ in batch], self.task.cells.vocabulary).inputs | {"labels": labels}
 
 
 def balanced_weights(labels: np.ndarray, target: Target) -> list[float] | None:
@@ -293,13 +292,12 @@ def _scorer(task: Task, head: Head, rows: np.ndarray | None) -> Callable[[nn.Mod
     cells, labels = task.cells.select(rows), task.labels[rows]
 
     def score(model: nn.Module) -> dict[str, float]:
-        outputs = outputs_of(model, cells, head)
+        outputs = outputs_of(model, cells, head, shared=True)
         found = {
             target.name: _target_scores(target, of_target.numpy(), labels[:, i])
             for i, (target, of_target) in enumerate(zip(head.targets, head.split(outputs), strict=True))
         }
-        with torch.no_grad():
-            loss = cast(CellClassifier, model).sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
+        loss = cast(CellClassifier, model).sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
         chosen = [_merit(target, found[target.name]) for target in head.targets if found[target.name]]
         named = next(iter(found.values())) if len(found) == 1 else _prefixed(found)
         return {"loss": loss.item() / len(labels), **named, SELECTION: float(np.mean(chosen))}
@@ -344,17 +342,3 @@ def meaning(target: Target, outputs: np.ndarray) -> np.ndarray:
     if target.classes:
         return torch.as_tensor(outputs, dtype=torch.float64).softmax(-1).numpy()
     return np.asarray(outputs[:, 0].astype(np.float64) * target.sd + target.mean)
-
-
-def outputs_of(model: nn.Module, cells: TokenizedDataset, head: Head, *, max_tokens: int = MAX_TOKENS) -> Tensor:
-    """Return a classifier's outputs for each cell, in the order of the cells, on the CPU."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    outputs_NK = torch.empty(len(cells), head.n_outputs)
-    with torch.inference_mode():
-        for rows, batch in evaluation_batches(cells, max_tokens):
-            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-            outputs_NK[torch.as_tensor(rows)] = model(**on_device).logits.float().cpu()
-    model.train(was_training)
-    return outputs_NK
