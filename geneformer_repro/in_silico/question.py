@@ -44,6 +44,23 @@ class GoalState:
         States towards which it is measured as well.
     embeddings
         Vector of each state, (D,); default the mean over the cells in that state.
+
+    See Also
+    --------
+    perturb : Takes it as ``goal``.
+    embed_states : Vectors of states, for ``embeddings``.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B", alternatives=["Dendritic"])
+    >>> goal.states
+    ('CD14+ Monocyte', 'CD19+ B', 'Dendritic')
+    >>> gf.GoalState(obs="cell_type", start="CD19+ B", goal="CD19+ B")
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.errors.InputError: Start, goal and alternatives must be different states, found 'CD19+ B', 'CD19+
+    B'.
     """
 
     obs: str

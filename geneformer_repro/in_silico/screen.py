@@ -154,9 +154,32 @@ def perturb(
     FileExistsError
         `out` exists, or an unfinished screen with other settings; the difference is shown.
 
+    See Also
+    --------
+    Deletion : And the other kinds of perturbation.
+    GoalState : Towards what a movement counts.
+    shift_statistics : From values to a table of genes.
+
     References
     ----------
     Theodoris et al., Nature 618, 616 (2023), Methods, "In silico perturbation".
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> cells = cells.select(range(100))
+    >>> shifts = gf.perturb(base, cells, gf.Deletion(["CD74", "LYZ"], combine="singly"), max_cells=20)
+    >>> shifts.measure
+    'cosine similarity'
+    >>> shifts.table[["cell", "perturbed", "rank", "exact"]].head(2)
+                   cell        perturbed  rank  exact
+    0  AAATTCGATGCACA-1  ENSG00000019582   174   True
+    1  AAATTCGATGCACA-1  ENSG00000090382   230   True
+    >>> goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B")
+    >>> shifts = gf.perturb(base, cells, gf.Deletion(["CD74"]), goal=goal, donor="donor", max_cells=5)
+    >>> shifts.measure, shifts.table["state"].unique().tolist()
+    ('cosine shift', ['CD14+ Monocyte', 'CD19+ B'])
     """
     checkpoint.require_matching(cells)
     require_one_of(Dtype, "dtype", dtype)
