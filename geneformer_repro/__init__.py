@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from geneformer_repro.finetuning.finetune import FinetuneConfig, Finetuned, finetune
     from geneformer_repro.finetuning.genes import FinetunedGenes, GeneFinetuneConfig, finetune_genes
     from geneformer_repro.finetuning.predict import predict
+    from geneformer_repro.finetuning.study import TransferStudy, TransferStudyConfig, transfer_study
     from geneformer_repro.in_silico.perturbation import Activation, Deletion, Inhibition, Overexpression, RankShift
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.question import GoalState
@@ -47,6 +48,8 @@ _HOME = {
     "RankShift": "in_silico.perturbation",
     "ShiftTable": "in_silico.shift_table",
     "TokenizedDataset": "tokenizer.dataset",
+    "TransferStudy": "finetuning.study",
+    "TransferStudyConfig": "finetuning.study",
     "Vocabulary": "tokenizer.vocabulary",
     "VocabularyMismatchError": "errors",
     "embed": "embedding",
@@ -61,6 +64,7 @@ _HOME = {
     "pretrain": "pretraining.pretrain",
     "shift_statistics": "in_silico.statistics",
     "tokenize": "tokenizer.tokenize",
+    "transfer_study": "finetuning.study",
     "write_screen_report": "in_silico.pictures",
 }
 
@@ -82,6 +86,8 @@ __all__ = [
     "RankShift",
     "ShiftTable",
     "TokenizedDataset",
+    "TransferStudy",
+    "TransferStudyConfig",
     "Vocabulary",
     "VocabularyMismatchError",
     "datasets",
@@ -97,6 +103,7 @@ __all__ = [
     "pretrain",
     "shift_statistics",
     "tokenize",
+    "transfer_study",
     "write_screen_report",
 ]
 
