@@ -56,6 +56,11 @@ class Cells:
             self._starts[device] = torch.tensor(self.starts, dtype=torch.int32).to(device, non_blocking=True)
         return self._starts[device]
 
+    def numbers_on(self, device: torch.device) -> Tensor:
+        """Return which cell each token is of, on a device."""
+        lengths = torch.tensor(self.lengths, device=device)
+        return torch.repeat_interleave(torch.arange(len(self), device=device), lengths, output_size=self.starts[-1])
+
     @cached_property
     def _starts(self) -> dict[torch.device, Tensor]:
         return {}
@@ -150,6 +155,86 @@ def _padded(tokens_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Ten
     padded_NLHE = tokens_THE.new_zeros(len(lengths), longest, *tokens_THE.shape[1:])
     padded_NLHE[real_NL] = tokens_THE
     return padded_NLHE.transpose(1, 2), real_NL
+
+
+# What an observer sees
+
+
+class Attention(NamedTuple):
+    """What the tokens of a batch attend with in one block; weights are made of it where they are asked for.
+
+    The weight of token j for token i is ``exp(query_i · key_j / √E − log_sum_i)``.
+    """
+
+    query_THE: Tensor
+    key_THE: Tensor
+    value_THE: Tensor
+    log_sum_TH: Tensor
+    """Logarithm of the sum of the exponentials of a query's scores, float32."""
+    cells: Cells
+
+    def log_weights(
+        self, cell: int, keys: Tensor | None = None, *, at_once: int = 256
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield logarithms of a cell's attention weights for chosen keys, some queries at a time.
+
+        Parameters
+        ----------
+        cell
+            Number of the cell.
+        keys
+            Places in the cell whose columns are wanted; default all.
+        at_once
+            Queries of a block, so that memory is `at_once` × keys × heads.
+
+        Yields
+        ------
+        Places of the queries in the cell, and float32 (heads, queries, keys).
+        """
+        start, stop = self.cells.starts[cell : cell + 2]
+        key_KHE = self.key_THE[start:stop] if keys is None else self.key_THE[start:stop][keys]
+        key_HEK = key_KHE.float().permute(1, 2, 0) / math.sqrt(self.query_THE.shape[-1])
+        for first in range(start, stop, at_once):
+            rows = slice(first, min(first + at_once, stop))
+            score_HQK = self.query_THE[rows].float().transpose(0, 1) @ key_HEK
+            yield slice(first - start, rows.stop - start), score_HQK - self.log_sum_TH[rows].T[..., None]
+
+
+def attend_shown(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: Cells) -> tuple[Tensor, Attention]:
+    """Attend as `attend` does without dropout; also return what an observer may look at.
+
+    The CPU's kernel has the log-sums at no cost; elsewhere they take one more product of queries and keys.
+
+    Parameters
+    ----------
+    query_THE, key_THE, value_THE
+        Of all tokens.
+    cells
+        Where the cells lie in them.
+    """
+    if query_THE.device.type == "cpu":
+        contexts, sums = zip(*(_on_cpu(query_THE, key_THE, value_THE, cells, group) for group in groups(cells, cells)))
+        context_THE, log_sum_TH = torch.cat(contexts), torch.cat(sums)
+    else:
+        context_THE = attend(query_THE, key_THE, value_THE, queries=cells, keys=cells)
+        unsummed = Attention(query_THE, key_THE, value_THE, query_THE.new_zeros(query_THE.shape[:2]).float(), cells)
+        blocks = (block for cell in range(len(cells)) for _, block in unsummed.log_weights(cell))
+        log_sum_TH = torch.cat([score_HQK.logsumexp(-1).T for score_HQK in blocks])
+    return context_THE, Attention(query_THE, key_THE, value_THE, log_sum_TH, cells)
+
+
+def _on_cpu(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Tensor]:
+    """Return the context of a group's tokens, (T, H, E), and their log-sums, (T, H)."""
+    query_NHLE, real_NL = _padded(query_THE, cells, group)
+    key_NHLE, value_NHLE = (_padded(tokens_THE, cells, group)[0] for tokens_THE in (key_THE, value_THE))
+    mask_N11L = None if real_NL is None else real_NL[:, None, None]
+    context_NHLE, log_sum_NHL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query_NHLE, key_NHLE, value_NHLE, attn_mask=_bias(mask_N11L, query_NHLE)
+    )
+    context_NLHE, log_sum_NLH = context_NHLE.transpose(1, 2), log_sum_NHL.transpose(1, 2)
+    if real_NL is None:
+        return context_NLHE.flatten(0, 1), log_sum_NLH.flatten(0, 1)
+    return context_NLHE[real_NL], log_sum_NLH[real_NL]
 
 
 # Dropout on the CPU

@@ -1,8 +1,8 @@
-"""Cells to batches: few shapes, little padding."""
+"""Cells to batches: tokens end to end, cells of like length together."""
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,38 +11,53 @@ from torch.utils.data import Sampler
 
 from geneformer_repro.attention import Cells
 from geneformer_repro.errors import InputError
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 
-def collate(cells: Sequence[np.ndarray], vocabulary: Vocabulary) -> dict[str, Tensor]:
-    """Pad cells to the longest.
+class Batch(NamedTuple):
+    """Cells end to end, to be read."""
+
+    rows: np.ndarray
+    """Row number of each cell."""
+    input_ids_T: Tensor
+    lengths: tuple[int, ...]
+    """Tokens of each cell."""
+    genes_T: Tensor
+    """True for a gene, False for a special token."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a classifier of cells takes."""
+        return {"input_ids": self.input_ids_T, "lengths": self.lengths, "weights": self.genes_T}
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return self._replace(input_ids_T=self.input_ids_T.to(device), genes_T=self.genes_T.to(device))
+
+
+def end_to_end(cells: Sequence[np.ndarray], vocabulary: Vocabulary, rows: np.ndarray | None = None) -> Batch:
+    """Lay cells end to end, without padding.
 
     Parameters
     ----------
     cells
         Token ids of each cell.
     vocabulary
-        Names the padding token and the genes.
-
-    Returns
-    -------
-    ``input_ids`` (B, L), ``attention_mask`` (1 for a token, 0 for padding) and ``pooled_mask`` (True for a gene:
-    neither padding nor a special token).
+        Tells genes from special tokens.
+    rows
+        Row number of each cell; default in order.
     """
-    lengths = np.array([len(cell) for cell in cells])
-    real_BL = np.arange(lengths.max()) < lengths[:, None]
-    ids_BL = np.full(real_BL.shape, vocabulary.pad_token, dtype=np.int64)
-    ids_BL[real_BL] = np.concatenate(cells)
-    return {
-        "input_ids": torch.from_numpy(ids_BL),
-        "attention_mask": torch.from_numpy(real_BL.astype(np.int64)),
-        "pooled_mask": torch.from_numpy(real_BL & (vocabulary.genes_of(ids_BL) >= 0)),
-    }
+    ids_T = np.concatenate(cells).astype(np.int64)
+    return Batch(
+        np.arange(len(cells)) if rows is None else rows,
+        torch.from_numpy(ids_T),
+        tuple(map(len, cells)),
+        torch.from_numpy(vocabulary.genes_of(ids_T) >= 0),
+    )
 
 
 def pack(cells: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """Lay cells end to end, without padding.
+    """Lay cells end to end, with a label for each token, to be trained on.
 
     Parameters
     ----------
@@ -185,7 +200,7 @@ def token_budget_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.nd
     lengths
         Tokens of each cell.
     max_tokens
-        Most tokens of a batch, padding included; a cell longer than that is a batch of its own.
+        Most tokens of a batch, if all its cells had the length of the longest; a longer cell is a batch of its own.
 
     Yields
     ------
@@ -209,9 +224,3 @@ def require_budget(max_tokens: int | None) -> None:
     """
     if max_tokens is not None and max_tokens < 1:
         raise InputError(f"max_tokens must be at least 1, found {max_tokens}.")
-
-
-def evaluation_batches(cells: TokenizedDataset, max_tokens: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Yield ``(row numbers, batch)`` over all cells, by token budget."""
-    for rows in token_budget_batches(cells.lengths, max_tokens):
-        yield rows, collate([cells[row] for row in rows], cells.vocabulary)

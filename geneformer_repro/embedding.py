@@ -1,6 +1,6 @@
-"""The only evaluation forward: hidden states of a layer, pooled to genes, cells or states.
+"""Vectors of cells, genes and states: hidden states of a layer, pooled.
 
-It stops after the block that is read and never runs a head. Cells are taken in consecutive parts, sorted by length
+Cells are taken in consecutive parts, sorted by length
 within each, so that where a part is computed (by which process, in this call or one that was cut off) changes no bit.
 """
 
@@ -8,134 +8,75 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import BertModel
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.batching import evaluation_batches, require_budget
+from geneformer_repro.batching import Batch
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding_store import VectorParts, marker_of, open_vectors, refuse_unwritable, write_vectors
-from geneformer_repro.encoder import run_encoder
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.heads import Pooling, pool, require_poolable
+from geneformer_repro.heads import Pooling, require_poolable
 from geneformer_repro.progress import progress
+from geneformer_repro.reading import (
+    MAX_TOKENS,
+    Dtype,
+    Reader,
+    part_limits,
+    parts_of,
+    require_one_of,
+)
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import working_on
 
 Level = Literal["cell", "gene"]
-Dtype = Literal["float32", "bfloat16"]
 Statistic = Literal["mean", "median"]
-MAX_TOKENS = 16_384
-"""Tokens of an evaluation batch: 64 cells of 256 genes, or 8 of 2,048."""
-VERSION = 1
+VERSION = 2
 """Of the vectors: raised when another version of the package gives other ones, so that it does not go on with these."""
-CELLS_A_PART, TOKENS_A_PART = 8_192, 2**22
-"""Most cells and tokens between two points from which an embedding can go on."""
-
-
-class HiddenBatch(NamedTuple):
-    """Hidden states of some cells."""
-
-    rows: np.ndarray
-    """Row number of each cell."""
-    input_ids_BL: Tensor
-    genes_BL: Tensor
-    """True where there is a gene: not padding, not a special token."""
-    hidden_BLD: Tensor
-
-
-def blocks_to_run(checkpoint: Checkpoint, layer: int) -> int:
-    """Return how many blocks run to read `layer`: 0 is the last block, -1 the one before (the published convention)."""
-    n_blocks = checkpoint.model.config.num_hidden_layers + layer
-    if layer > 0 or n_blocks < 0:
-        raise InputError(
-            f"layer must lie between {-checkpoint.model.config.num_hidden_layers} (the input embedding) and 0 (the "
-            f"last block), found {layer}."
-        )
-    return int(n_blocks)
-
-
-def encoder_on(checkpoint: Checkpoint, device: torch.device) -> BertModel:
-    """Move a checkpoint's model to a device, in evaluation mode; return its encoder."""
-    nn.Module.to(checkpoint.model, device)
-    return checkpoint.model.eval().bert
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Cells, and a model that reads them up to a layer."""
+class _Vectors:
+    """Cells, the reader of them, and how a cell's vector is made."""
 
-    bert: BertModel
+    reader: Reader
     cells: TokenizedDataset
-    n_blocks: int
     pooling: Pooling
-    dtype: Dtype
-    max_tokens: int
-    device: torch.device
 
     @classmethod
     def of(
-        cls,
-        checkpoint: Checkpoint,
-        cells: TokenizedDataset,
-        *,
-        layer: int,
-        pooling: Pooling = "mean",
-        dtype: Dtype = "float32",
-        max_tokens: int,
-        device: str | torch.device | None,
-    ) -> "_Reader":
+        cls, checkpoint: Checkpoint, cells: TokenizedDataset, *, pooling: Pooling = "mean", **options: Any
+    ) -> "_Vectors":
         require_poolable(cells.vocabulary, pooling)
-        require_budget(max_tokens)
-        _require_one_of(Dtype, "dtype", dtype)
         checkpoint.require_matching(cells)
-        n_blocks = blocks_to_run(checkpoint, layer)
-        device = torch.device(device) if device else processes.device()
-        return cls(encoder_on(checkpoint, device), cells, n_blocks, pooling, dtype, max_tokens, device)
+        return cls(Reader.of(checkpoint, **options), cells, pooling)
 
-    @property
-    def hidden_size(self) -> int:
-        return int(self.bert.config.hidden_size)
-
-    def batches(self, rows: np.ndarray) -> Iterator[HiddenBatch]:
-        """Yield the hidden states of some cells, longest first; `HiddenBatch.rows` counts among these cells.
-
-        Cells without a gene are passed over.
-        """
-        halved = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
-        with_gene = np.flatnonzero(self.cells.has_gene[rows])
-        for of_these, batch in evaluation_batches(self.cells.select(rows[with_gene]), self.max_tokens):
-            chosen = with_gene[of_these]
-            with torch.inference_mode(), halved:
-                ids_BL = batch["input_ids"].to(self.device)
-                packed = run_encoder(self.bert, ids_BL, batch["attention_mask"].to(self.device), n_blocks=self.n_blocks)
-                hidden_BLD = packed.padded().float()
-            yield HiddenBatch(chosen, ids_BL, batch["pooled_mask"].to(self.device), hidden_BLD)
-
-    def pooled(self, batch: HiddenBatch) -> Tensor:
-        """Return the cell vectors of a batch, on the CPU."""
-        return pool(batch.hidden_BLD, batch.genes_BL, self.pooling).cpu()
-
-    def vectors(self, rows: np.ndarray, bar: tqdm) -> np.ndarray:
+    def of_cells(self, rows: np.ndarray, bar: tqdm) -> np.ndarray:
         """Return the vectors of some cells, in their order, (cells, D); NaN of a cell without a gene."""
-        vectors_ND = np.full((len(rows), self.hidden_size), np.nan, dtype=np.float32)
-        for batch in _counted(self.batches(rows), bar):
-            vectors_ND[batch.rows] = self.pooled(batch).numpy()
+        vectors_ND = np.full((len(rows), self.reader.hidden_size), np.nan, dtype=np.float32)
+        for batch in _counted(self.reader.batches(self.cells, rows), bar):
+            vectors_ND[batch.rows] = self.reader.pooled(batch, self.pooling).numpy()
         if n_without_gene := int((~self.cells.has_gene[rows]).sum()):
             bar.update(n_without_gene)
         return vectors_ND
 
+    def mean(self, rows: np.ndarray, bar: tqdm) -> np.ndarray:
+        """Return the mean vector of some cells, all with a gene, summed in float64."""
+        sums_D = np.zeros(self.reader.hidden_size)
+        for batch in _counted(self.reader.batches(self.cells, rows), bar):
+            sums_D += self.reader.pooled(batch, self.pooling).double().sum(0).numpy()
+        return sums_D / len(rows)
 
-def _counted(batches: Iterable[HiddenBatch], bar: tqdm) -> Iterator[HiddenBatch]:
+
+def _counted(batches: Iterable[Batch], bar: tqdm) -> Iterator[Batch]:
     """Yield batches, and show the cells of each as done."""
     for batch in batches:
         yield batch
@@ -215,11 +156,11 @@ def embed(
     FileExistsError
         `out` exists, or unfinished work with other settings.
     """
-    _require_one_of(Level, "level", level)
+    require_one_of(Level, "level", level)
     if out is not None:
         processes.agreed(lambda: refuse_unwritable(Path(out), overwrite=overwrite))
-    reader = _Reader.of(
-        checkpoint, cells, layer=layer, pooling=pooling, dtype=dtype, max_tokens=max_tokens, device=device
+    vectors = _Vectors.of(
+        checkpoint, cells, pooling=pooling, layer=layer, dtype=dtype, max_tokens=max_tokens, device=device
     )
     made_by = {
         "model": checkpoint.name,
@@ -232,8 +173,8 @@ def embed(
         "dtype": dtype,
     }
     if out is not None and level == "cell":
-        return _stream_cells(reader, Path(out), made_by, overwrite=overwrite)
-    adata = _embed_cells(reader) if level == "cell" else _embed_genes(reader)
+        return _stream_cells(vectors, Path(out), made_by, overwrite=overwrite)
+    adata = _embed_cells(vectors) if level == "cell" else _embed_genes(vectors)
     adata.uns["geneformer_repro"] = made_by
     return adata if out is None else _write_genes(adata, Path(out), overwrite=overwrite)
 
@@ -287,31 +228,22 @@ def embed_states(
     InputError
         There is no such column, or no cell in a state.
     """
-    _require_one_of(Statistic, "statistic", statistic)
+    require_one_of(Statistic, "statistic", statistic)
     members = _members(cells, obs, states)
-    reader = _Reader.of(checkpoint, cells, layer=layer, pooling=pooling, max_tokens=max_tokens, device=device)
-    of_state = _mean if statistic == "mean" else _median
-    vectors_SD = np.zeros((len(members), reader.hidden_size), dtype=np.float32)
+    vectors = _Vectors.of(checkpoint, cells, pooling=pooling, layer=layer, max_tokens=max_tokens, device=device)
+    vectors_SD = np.zeros((len(members), vectors.reader.hidden_size), dtype=np.float32)
     mine = list(enumerate(members.values()))[processes.share()]
     with _showing(sum(len(rows) for _, rows in mine)) as bar:
         for i, rows in mine:
-            vectors_SD[i] = of_state(reader, rows, bar)
+            of_state = (
+                vectors.mean(rows, bar) if statistic == "mean" else np.median(vectors.of_cells(rows, bar), axis=0)
+            )
+            vectors_SD[i] = of_state
     return pd.DataFrame(
         processes.sum_over(torch.from_numpy(vectors_SD)).numpy(),
         index=pd.Index(members, name=obs),
-        columns=[str(i) for i in range(reader.hidden_size)],
+        columns=[str(i) for i in range(vectors.reader.hidden_size)],
     )
-
-
-def _mean(reader: _Reader, rows: np.ndarray, bar: tqdm) -> np.ndarray:
-    sums_D = np.zeros(reader.hidden_size)
-    for batch in _counted(reader.batches(rows), bar):
-        sums_D += reader.pooled(batch).double().sum(0).numpy()
-    return sums_D / len(rows)
-
-
-def _median(reader: _Reader, rows: np.ndarray, bar: tqdm) -> np.ndarray:
-    return np.median(reader.vectors(rows, bar), axis=0)
 
 
 def _members(cells: TokenizedDataset, obs: str, states: Sequence[str | float] | None) -> dict[str, np.ndarray]:
@@ -329,61 +261,45 @@ def _members(cells: TokenizedDataset, obs: str, states: Sequence[str | float] | 
     return there if states is None else {state: there[state] for state in wanted}
 
 
-def _require_one_of(choices: Any, name: str, found: str) -> None:
-    if found not in get_args(choices):
-        raise InputError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, found {found!r}.")
-
-
-def parts_of(lengths: np.ndarray) -> list[np.ndarray]:
-    """Cut cells into consecutive parts: row numbers of each."""
-    ends, parts, start = np.cumsum(lengths), [], 0
-    while start < len(lengths):
-        tokens_before = ends[start] - lengths[start]
-        fitting = int(np.searchsorted(ends, tokens_before + TOKENS_A_PART, side="right"))
-        stop = min(max(fitting, start + 1), start + CELLS_A_PART)
-        parts.append(np.arange(start, min(stop, len(lengths))))
-        start = stop
-    return parts
-
-
-def _embed_cells(reader: _Reader) -> ad.AnnData:
-    vectors_ND = np.zeros((len(reader.cells), reader.hidden_size), dtype=np.float32)
-    mine = parts_of(reader.cells.lengths)[processes.share()]
+def _embed_cells(vectors: _Vectors) -> ad.AnnData:
+    vectors_ND = np.zeros((len(vectors.cells), vectors.reader.hidden_size), dtype=np.float32)
+    mine = parts_of(vectors.cells.lengths)[processes.share()]
     with _showing(sum(map(len, mine))) as bar:
         for rows in mine:
-            vectors_ND[rows] = reader.vectors(rows, bar)
-    return ad.AnnData(processes.sum_over(torch.from_numpy(vectors_ND)).numpy(), obs=reader.cells.obs)
+            vectors_ND[rows] = vectors.of_cells(rows, bar)
+    return ad.AnnData(processes.sum_over(torch.from_numpy(vectors_ND)).numpy(), obs=vectors.cells.obs)
 
 
-def _stream_cells(reader: _Reader, out: Path, made_by: Mapping[str, Any], *, overwrite: bool) -> ad.AnnData:
-    parts = parts_of(reader.cells.lengths)
+def _stream_cells(vectors: _Vectors, out: Path, made_by: Mapping[str, Any], *, overwrite: bool) -> ad.AnnData:
+    parts = parts_of(vectors.cells.lengths)
     plan = {name: value for name, value in made_by.items() if name != "model"}
-    plan |= {"version": VERSION, "max_tokens": reader.max_tokens, "part": [CELLS_A_PART, TOKENS_A_PART]}
+    plan |= {"version": VERSION, "max_tokens": vectors.reader.max_tokens, "part": part_limits()}
     with working_on(out, plan, what="embedding", marker=marker_of(out), overwrite=overwrite) as work:
         if not work.is_delivered:
             store = VectorParts(work, len(parts))
             uns = {"geneformer_repro": dict(made_by)}
-            processes.agreed(lambda: store.make_room(reader.cells.obs, uns, reader.hidden_size))
-            done = len(reader.cells) - sum(len(parts[i]) for i in store.missing)
+            processes.agreed(lambda: store.make_room(vectors.cells.obs, uns, vectors.reader.hidden_size))
+            done = len(vectors.cells) - sum(len(parts[i]) for i in store.missing)
             with _showing(done + sum(len(parts[i]) for i in store.mine), done=done) as bar:
                 for i in store.mine:
-                    store.write(i, reader.vectors(parts[i], bar))
+                    store.write(i, vectors.of_cells(parts[i], bar))
             processes.wait()
             if processes.is_first():
                 store.finish()
     return open_vectors(out)
 
 
-def _embed_genes(reader: _Reader) -> ad.AnnData:
-    vocabulary = reader.cells.vocabulary
+def _embed_genes(vectors: _Vectors) -> ad.AnnData:
+    reader, vocabulary = vectors.reader, vectors.cells.vocabulary
     device = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which knows no float64
     sums_VD = torch.zeros(vocabulary.size, reader.hidden_size, dtype=torch.float64, device=device)
     n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64, device=device)
-    mine = parts_of(reader.cells.lengths)[processes.share()]
+    mine = parts_of(vectors.cells.lengths)[processes.share()]
     with _showing(sum(map(len, mine))) as bar:
-        for batch in (batch for rows in mine for batch in _counted(reader.batches(rows), bar)):
-            tokens_T = batch.input_ids_BL[batch.genes_BL].to(device)
-            sums_VD.index_add_(0, tokens_T, batch.hidden_BLD[batch.genes_BL].to(device).double())
+        for batch in (batch for rows in mine for batch in _counted(reader.batches(vectors.cells, rows), bar)):
+            tokens_T = batch.input_ids_T[batch.genes_T].to(device)
+            hidden_TD = reader.hidden(batch.input_ids_T, batch.lengths)
+            sums_VD.index_add_(0, tokens_T, hidden_TD[batch.genes_T].to(device).double())
             n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
     return _mean_of_genes(processes.sum_over(sums_VD), processes.sum_over(n_cells_V), vocabulary)
 

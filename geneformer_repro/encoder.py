@@ -6,8 +6,9 @@ apart, and the last block computes what is read of it.
 Shapes: B cells, L positions, T real tokens of all cells, D hidden size, H heads, E = D / H.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,27 +17,22 @@ from torch.nn import functional as F
 from transformers import BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
-from geneformer_repro.attention import Cells, Dropout, attend
+from geneformer_repro.attention import Attention, Cells, Dropout, attend, attend_shown
 from geneformer_repro.errors import InputError
 
 IGNORED = -100
 """Label of a position without a target."""
+Watch = Callable[[int, Attention], object]
+"""Looks at what the tokens of each block attend with, by the block's number from 0."""
 
 
-class Packed(NamedTuple):
-    """Hidden states of the real tokens of a padded batch, end to end."""
+class Read(NamedTuple):
+    """The tokens whose last hidden state is asked for."""
 
-    hidden_TD: Tensor
-    real_BL: Tensor
-    """Which positions hold a token."""
-
-    def padded(self) -> Tensor:
-        """Return hidden_BLD, zero where there is no token."""
-        if self.real_BL.all():
-            return self.hidden_TD.view(*self.real_BL.shape, -1)
-        padded_BLD = self.hidden_TD.new_zeros(*self.real_BL.shape, self.hidden_TD.shape[-1])
-        padded_BLD[self.real_BL] = self.hidden_TD
-        return padded_BLD
+    tokens: Tensor
+    """Their places among all tokens, ascending."""
+    cells: Cells
+    """How many of them each cell has."""
 
 
 class Block(BertLayer):
@@ -50,14 +46,15 @@ class Block(BertLayer):
         self,
         hidden_TD: Tensor,
         cells: Cells,
-        read: "Read | None" = None,
+        read: Read | None = None,
         presence_T: Tensor | None = None,
         alike_T: Tensor | None = None,
+        show: Callable[[Attention], object] | None = None,
     ) -> Tensor:
         """Return the block's output at all tokens, or at those that are read.
 
         With `alike_T`, `hidden_TD` has only the distinct rows, and it says which one each token has. `presence_T` is as
-        of `run_gated`.
+        of `run_gated`. `show` is called with what all tokens attend with, and so not where a few are read.
         """
         attention = self.attention.self
         asking_TD, asking = (hidden_TD, cells) if read is None else (hidden_TD[read.tokens], read.cells)
@@ -71,25 +68,19 @@ class Block(BertLayer):
         )
         if alike_T is not None:
             query_THE, key_THE, value_THE, asking_TD = (
-                one.index_select(0, alike_T) for one in (query_THE, key_THE, value_THE, asking_TD)
+                rows.index_select(0, alike_T) for rows in (query_THE, key_THE, value_THE, asking_TD)
             )
         dropout = attention.dropout.p if self.training else 0.0
-        if presence_T is None:
-            context_THE = attend(query_THE, key_THE, value_THE, queries=asking, keys=cells, dropout=dropout)
-        else:
+        if presence_T is not None:
             gated = _gated(query_THE, key_THE, value_THE, presence_T)
             context_THE = attend(*gated, queries=asking, keys=cells)[..., : value_THE.shape[-1]]
+        elif show is not None:
+            context_THE, attended = attend_shown(query_THE, key_THE, value_THE, cells)
+            show(attended)
+        else:
+            context_THE = attend(query_THE, key_THE, value_THE, queries=asking, keys=cells, dropout=dropout)
         attended_TD = self.attention.output(context_THE.flatten(-2), asking_TD)
         return self.output(self.intermediate(attended_TD), attended_TD)
-
-
-class Read(NamedTuple):
-    """The tokens whose last hidden state is asked for."""
-
-    tokens: Tensor
-    """Their places among all tokens, ascending."""
-    cells: Cells
-    """How many of them each cell has."""
 
 
 _ALIGNED = 8
@@ -124,83 +115,75 @@ def unpad(bert: BertModel) -> None:
 
 
 def run_encoder(
-    bert: BertModel, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, *, n_blocks: int | None = None
-) -> Packed:
-    """Run the encoder of one of this module's models over the real tokens of a padded batch.
-
-    Parameters
-    ----------
-    bert
-        The encoder.
-    input_ids_BL
-        Token ids.
-    attention_mask_BL
-        1 where there is a token, 0 for padding; None for none.
-    n_blocks
-        Stop after this many blocks; default all.
-
-    Returns
-    -------
-    Output of the last block that ran; the same as stock BERT's `hidden_states[n_blocks]` at the real positions.
-
-    Raises
-    ------
-    InputError
-        A cell is longer than the model has positions.
-    """
-    real_BL, positions_T, cells = layout(bert, input_ids_BL, attention_mask_BL)
-    return Packed(run(bert, input_ids_BL[real_BL], positions_T, cells, n_blocks=n_blocks), real_BL)
-
-
-def run_packed(
     bert: BertModel,
     input_ids_T: Tensor,
     lengths: Sequence[int],
     *,
+    positions_T: Tensor | None = None,
     n_blocks: int | None = None,
-    first_only: bool = False,
+    read: Read | None = None,
+    alike: bool = False,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """Run the encoder over cells that lie end to end and have much in common: variants of one cell.
-
-    The same token at the same position has one embedding, one query, key and value in the first block; they are
-    computed once.
+    """Run the encoder of one of this package's models over the tokens of all cells.
 
     Parameters
     ----------
     bert
         The encoder.
     input_ids_T
-        Tokens of all cells.
+        Tokens of all cells, end to end.
     lengths
         Tokens of each cell.
+    positions_T
+        Position of each token, where cells do not begin at 0.
     n_blocks
         Stop after this many blocks; default all.
-    first_only
-        Return only the first token's state of each cell (``<cls>``): the last block computes no others.
+    read
+        Tokens whose states are asked for, which are all that the last block computes; default all.
+    alike
+        Cells have much in common, as variants of one have: the same token at the same position has one embedding, one
+        query, key and value in the first block; they are computed once.
+    watch
+        Called with the number of each block and what its tokens attend with; not with `read`.
 
     Returns
     -------
-    Hidden states, (T, D); with `first_only` (cells, D).
+    Output of the last block that ran, (T, D), or at the tokens that are read; the same as stock BERT's
+    ``hidden_states[n_blocks]``.
 
     Raises
     ------
     InputError
         A cell is longer than the model has positions.
     """
-    require_positions(bert, max(lengths))
+    assert watch is None or read is None, "an observer sees all tokens"
+    require_positions(bert, max(lengths, default=0))
     cells = Cells(lengths)
-    starts = torch.tensor(cells.starts[:-1], device=input_ids_T.device)
-    positions_T = positions_of(lengths, input_ids_T.device)
-    longest = max(lengths)
-    pairs_U, alike_T = torch.unique(input_ids_T * longest + positions_T, return_inverse=True)
-    hidden_UD = _embed(bert, pairs_U // longest, pairs_U % longest)
-    first, *others = [*bert.encoder.layer][:n_blocks] or [None]
-    if first is None:
-        return hidden_UD[alike_T[starts] if first_only else alike_T]
-    read = Read(starts, Cells([1] * len(cells))) if first_only else None
-    if not others:
-        return _through([first], hidden_UD[alike_T], cells, read)
-    return _through(others, first(hidden_UD, cells, alike_T=alike_T), cells, read)
+    positions_T = positions_of(lengths, input_ids_T.device) if positions_T is None else positions_T
+    blocks = [*bert.encoder.layer][:n_blocks]
+    alike_T = None
+    if alike:
+        longest = max(lengths)
+        pairs_U, alike_T = torch.unique(input_ids_T * longest + positions_T, return_inverse=True)
+        input_ids_T, positions_T = pairs_U // longest, pairs_U % longest
+    hidden_TD = _embed(bert, input_ids_T, positions_T)
+    if alike_T is not None and (not blocks or (read is not None and len(blocks) == 1)):
+        hidden_TD, alike_T = hidden_TD[alike_T], None
+    for i, block in enumerate(blocks):
+        hidden_TD = block(
+            hidden_TD,
+            cells,
+            read if i == len(blocks) - 1 else None,
+            alike_T=alike_T if i == 0 else None,
+            show=None if watch is None else partial(watch, i),
+        )
+    return hidden_TD if blocks or read is None else hidden_TD[read.tokens]
+
+
+def first_tokens(lengths: Sequence[int], device: torch.device) -> Read:
+    """Return the first token of each cell, where ``<cls>`` stands, to be read alone."""
+    return Read(torch.tensor(Cells(lengths).starts[:-1], device=device), Cells([1] * len(lengths)))
 
 
 def run_gated(
@@ -233,19 +216,14 @@ def run_gated(
     embedded_TD = embeddings.word_embeddings(input_ids_T) + embeddings.token_type_embeddings(types_T)
     embedded_TD = (embedded_TD + embeddings.position_embeddings(positions_T)).requires_grad_()
     hidden_TD = embeddings.dropout(embeddings.LayerNorm(embedded_TD))
-    return _through([*bert.encoder.layer][:n_blocks], hidden_TD, cells, presence_T=presence_T), embedded_TD
+    for block in [*bert.encoder.layer][:n_blocks]:
+        hidden_TD = block(hidden_TD, cells, presence_T=presence_T)
+    return hidden_TD, embedded_TD
 
 
 def positions_of(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Return the position of each token in its cell."""
     return torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
-
-
-def layout(bert: BertModel, input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> tuple[Tensor, Tensor, Cells]:
-    """Return where a padded batch has tokens, the position of each in its cell, and how many each cell has."""
-    require_positions(bert, input_ids_BL.shape[1])
-    real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if attention_mask_BL is None else attention_mask_BL.bool()
-    return real_BL, real_BL.nonzero()[:, 1], Cells([length for length in real_BL.sum(1).tolist() if length])
 
 
 def require_positions(bert: BertModel, longest: int) -> None:
@@ -256,30 +234,6 @@ def require_positions(bert: BertModel, longest: int) -> None:
             f"A cell has {longest} tokens, the model has {n_positions} positions. Tokenise with "
             f"max_length={n_positions}."
         )
-
-
-def run(
-    bert: BertModel,
-    input_ids_T: Tensor,
-    position_ids_T: Tensor,
-    cells: Cells,
-    *,
-    n_blocks: int | None = None,
-    read: Read | None = None,
-) -> Tensor:
-    """Return the last hidden states of all tokens, or of those that are read: the last block computes no others."""
-    return _through([*bert.encoder.layer][:n_blocks], _embed(bert, input_ids_T, position_ids_T), cells, read)
-
-
-def _through(
-    blocks: Sequence[Any], hidden_TD: Tensor, cells: Cells, read: Read | None = None, **options: Tensor
-) -> Tensor:
-    """Run blocks one after the other; the last one computes only what is read."""
-    for block in blocks[:-1]:
-        hidden_TD = block(hidden_TD, cells, **options)
-    for block in blocks[-1:]:
-        hidden_TD = block(hidden_TD, cells, read, **options)
-    return hidden_TD
 
 
 def _embed(bert: BertModel, input_ids_T: Tensor, position_ids_T: Tensor) -> Tensor:

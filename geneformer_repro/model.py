@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.encoder import Packed, layout, masked, positions_of, require_positions, run, run_encoder, unpad
+from geneformer_repro.encoder import masked, require_positions, run_encoder, unpad
 from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -138,22 +138,18 @@ class MaskedGeneModel(BertForMaskedLM):
         evaluation mode, ``logits`` at those positions, (masked, vocabulary). Without, ``logits`` at every position,
         those of padding 0.
         """
-        if labels is None and lengths is None:
-            packed = run_encoder(self.bert, input_ids, attention_mask)
-            return MaskedLMOutput(logits=Packed(self.cls(packed.hidden_TD), packed.real_BL).padded())
-        if lengths is not None:
-            require_positions(self.bert, max(lengths))
-            cells = Cells(lengths)
-            positions_T = positions_of(lengths, input_ids.device)
-        else:
-            assert labels is not None
-            real_BL, positions_T, cells = layout(self.bert, input_ids, attention_mask)
-            input_ids, labels = input_ids[real_BL], labels[real_BL]
+        real_BL = positions_T = None
+        if lengths is None:
+            require_positions(self.bert, input_ids.shape[1])
+            real_BL = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+            positions_T, lengths = real_BL.nonzero()[:, 1], [length for length in real_BL.sum(1).tolist() if length]
+            input_ids, labels = input_ids[real_BL], None if labels is None else labels[real_BL]
         if labels is None:
-            return MaskedLMOutput(logits=self.cls(run(self.bert, input_ids, positions_T, cells)))
-        read = masked(labels, cells)
+            logits_TV = self.cls(run_encoder(self.bert, input_ids, lengths, positions_T=positions_T))
+            return MaskedLMOutput(logits=logits_TV if real_BL is None else _padded(logits_TV, real_BL))
+        read = masked(labels, Cells(lengths))
         target_M = labels[read.tokens]
-        hidden_MD = run(self.bert, input_ids, positions_T, cells, read=read)
+        hidden_MD = run_encoder(self.bert, input_ids, lengths, positions_T=positions_T, read=read)
         n_items = torch.as_tensor(len(target_M) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         logits_MV = None
         if self.training:
@@ -171,3 +167,10 @@ class MaskedGeneModel(BertForMaskedLM):
             for hidden, target in zip(hidden_MD.split(size), target_M.split(size), strict=True)
         ]
         return torch.stack(losses).sum()
+
+
+def _padded(logits_TV: Tensor, real_BL: Tensor) -> Tensor:
+    """Return logits as stock BERT has them, (B, L, V); 0 where there is no token."""
+    padded_BLV = logits_TV.new_zeros(*real_BL.shape, logits_TV.shape[-1])
+    padded_BLV[real_BL] = logits_TV
+    return padded_BLV

@@ -5,6 +5,7 @@ OMP_NUM_THREADS=1; a pool of threads does not survive a fork).
 """
 
 import os
+import random
 import signal
 import socket
 import sys
@@ -58,6 +59,15 @@ def status_of(pid: int, *, seconds: float = 120) -> int:
     raise TimeoutError(f"process {pid} did not end within {seconds} s")
 
 
+def free_port() -> int:
+    """Return a port to meet at, below those that the system gives to whoever connects meanwhile."""
+    for port in random.SystemRandom().sample(range(15_000, 30_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("none of 100 ports is free")
+
+
 def kill(pid: int) -> None:
     """End a process as a power cut would."""
     with suppress(ProcessLookupError):
@@ -73,9 +83,7 @@ def several(run: Callable[[int], object], folder: Path, *, n: int = 2, expected:
     AssertionError
         A process ended otherwise than with the status `expected`; None accepts any.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def of(rank: int) -> Callable[[], object]:
         def one() -> object:
@@ -91,7 +99,15 @@ def several(run: Callable[[int], object], folder: Path, *, n: int = 2, expected:
 
     logs = [folder / f"process{rank}.log" for rank in range(n)]
     pids = [forked(of(rank), log) for rank, log in enumerate(logs)]
-    statuses = [status_of(pid) for pid in pids]
+    seconds, statuses = 120.0, []
+    try:
+        for pid in pids:  # who waits for one that has failed to begin would wait long
+            statuses.append(status_of(pid, seconds=seconds))
+            seconds = 120.0 if statuses[-1] in (0, expected) else 20.0
+    except TimeoutError:
+        for pid in pids:
+            kill(pid)
+        raise
     said = [log.read_text() for log in logs]
     for log in logs:
         log.unlink()

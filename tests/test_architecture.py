@@ -34,6 +34,7 @@ LAYERS = {
     "model": 2,
     "checkpoint": 2,
     "batching": 2,
+    "reading": 3,
     "embedding": 3,
     "embedding_store": 3,
     "work": 3,

@@ -9,58 +9,41 @@ from hypothesis import strategies as st
 
 import geneformer_repro as gf
 from geneformer_repro.attention import Cells
-from geneformer_repro.batching import StepBatches, collate, evaluation_batches, token_budget_batches
+from geneformer_repro.batching import StepBatches, end_to_end, token_budget_batches
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-PAD_LAST = {"ENSG1": 0, "ENSG2": 1, "<mask>": 2, "<pad>": 3}
 
-
-class TestCollate:
-    def test_a_row_holds_its_cell_and_then_padding(self, cells, vocabulary):
+class TestEndToEnd:
+    def test_cells_lie_one_behind_the_other(self, cells, vocabulary):
         several = [cells[i] for i in (0, 17, 4)]
-        batch = collate(several, vocabulary)
-        longest = max(map(len, several))
-        for row, cell in enumerate(several):
-            padding = longest - len(cell)
-            np.testing.assert_array_equal(batch["input_ids"][row], [*cell, *[vocabulary.pad_token] * padding])
-            np.testing.assert_array_equal(batch["attention_mask"][row], [1] * len(cell) + [0] * padding)
+        batch = end_to_end(several, vocabulary)
+        assert batch.lengths == tuple(map(len, several))
+        for tokens, cell in zip(batch.input_ids_T.split(batch.lengths), several, strict=True):
+            np.testing.assert_array_equal(tokens, cell)
 
-    def test_the_pooled_mask_is_true_for_genes_alone(self, cells, vocabulary):
-        batch = collate([cells[i] for i in (0, 17, 4)], vocabulary)
-        slow = [[token in set(vocabulary.tokens) for token in row] for row in batch["input_ids"].tolist()]
-        np.testing.assert_array_equal(batch["pooled_mask"], slow)
+    def test_rows_are_those_given_or_counted(self, cells, vocabulary):
+        assert end_to_end([cells[3], cells[5]], vocabulary).rows.tolist() == [0, 1]
+        assert end_to_end([cells[3], cells[5]], vocabulary, np.array([3, 5])).rows.tolist() == [3, 5]
 
-    def test_cls_and_eos_are_attended_to_but_not_pooled(self, cells, vocabulary):
-        batch = collate([cells[0]], vocabulary)
-        ends = [0, -1]
-        assert batch["attention_mask"][0, ends].tolist() == [1, 1]
-        assert batch["pooled_mask"][0, ends].tolist() == [False, False]
-        assert batch["pooled_mask"][0, 1:-1].all()
+    def test_genes_alone_are_genes(self, cells, vocabulary):
+        batch = end_to_end([cells[i] for i in (0, 17, 4)], vocabulary)
+        slow = [token in set(vocabulary.tokens) for token in batch.input_ids_T.tolist()]
+        np.testing.assert_array_equal(batch.genes_T, slow)
+        first = batch.genes_T.split(batch.lengths)[0]
+        assert first[[0, -1]].tolist() == [False, False], "<cls> and <eos> do not count in a cell's vector"
 
-    def test_every_token_of_a_v1_cell_is_pooled(self, pbmc):
+    def test_every_token_of_a_v1_cell_is_a_gene(self, pbmc):
         cells = gf.tokenize(pbmc[:2], Vocabulary.fit(pbmc, series="V1"))
-        batch = collate([cells[0], cells[1]], cells.vocabulary)
-        np.testing.assert_array_equal(batch["pooled_mask"], batch["attention_mask"].bool())
-
-    def test_padding_is_the_vocabularys_own_token(self):
-        batch = collate([np.array([1, 0]), np.array([0])], Vocabulary.from_tokens(PAD_LAST, max_length=10))
-        np.testing.assert_array_equal(batch["input_ids"], [[1, 0], [0, 3]])
-        np.testing.assert_array_equal(batch["pooled_mask"], [[True, True], [True, False]])
-
-    def test_cells_of_one_length_need_no_padding(self, cells, vocabulary):
-        assert collate([cells[0][:9], cells[1][:9]], vocabulary)["attention_mask"].all()
+        assert end_to_end([cells[0], cells[1]], cells.vocabulary).genes_T.all()
 
     def test_tensors_are_what_the_model_takes(self, cells, vocabulary):
-        batch = collate([cells[0]], vocabulary)
-        assert {name: tensor.dtype for name, tensor in batch.items()} == {
-            "input_ids": torch.int64,
-            "attention_mask": torch.int64,
-            "pooled_mask": torch.bool,
-        }
+        batch = end_to_end([cells[0]], vocabulary)
+        assert (batch.input_ids_T.dtype, batch.genes_T.dtype) == (torch.int64, torch.bool)
+        assert set(batch.inputs) == {"input_ids", "lengths", "weights"}
 
     def test_the_cells_stay_as_they_are(self, cells, vocabulary):
         cell, before = cells[0], cells[0].copy()
-        collate([cell, cells[1]], vocabulary)["input_ids"][:] = -1
+        end_to_end([cell, cells[1]], vocabulary).input_ids_T[:] = -1
         np.testing.assert_array_equal(cell, before)
 
 
@@ -350,15 +333,3 @@ class TestTokenBudget:
     def test_real_cells_need_little_padding(self, cells):
         padded = sum(len(rows) * cells.lengths[rows].max() for rows in token_budget_batches(cells.lengths, 16_384))
         assert padded < 1.05 * cells.lengths.sum()
-
-
-class TestEvaluationBatches:
-    def test_each_row_is_the_cell_of_its_number(self, cells, vocabulary):
-        few = cells.select(range(30, 50))
-        seen = []
-        for rows, batch in evaluation_batches(few, 1000):
-            assert batch["input_ids"].numel() <= 1000
-            for row, tokens, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
-                np.testing.assert_array_equal(tokens[mask.bool()], few[row])
-            seen += rows.tolist()
-        assert sorted(seen) == list(range(20))

@@ -6,12 +6,14 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from padding import padded
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -26,7 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import described_config, quiet_transformers
 from geneformer_repro.encoder import run_encoder
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
@@ -54,15 +56,15 @@ SEEN = np.array([0, 7, 2**53 + 1, 2**63 + 1, 2**64 - 1], dtype=np.uint64)
 
 
 @pytest.fixture(scope="module")
-def batch(cells: gf.TokenizedDataset) -> dict[str, Tensor]:
-    """The tops of three cells, padded to the longest."""
-    return collate([cells[i][:length] for i, length in enumerate(LENGTHS)], cells.vocabulary)
+def batch(cells: gf.TokenizedDataset) -> dict[str, Any]:
+    """The tops of three cells, end to end."""
+    return end_to_end([cells[i][:length] for i, length in enumerate(LENGTHS)], cells.vocabulary).inputs
 
 
 @pytest.fixture
-def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What stock BERT takes of the batch."""
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+def inputs(cells: gf.TokenizedDataset) -> dict[str, Tensor]:
+    """The same cells as stock BERT takes them."""
+    return padded([cells[i][:length] for i, length in enumerate(LENGTHS)], cells.vocabulary)
 
 
 @pytest.fixture
@@ -105,19 +107,14 @@ def stock(model: MaskedGeneModel) -> BertForMaskedLM:
     return theirs.eval()
 
 
-def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> np.ndarray:
+def logits_of(model: nn.Module, batch: dict[str, Any]) -> np.ndarray:
     """Outputs of any model; at every token, or of every cell."""
     with torch.no_grad():
         if isinstance(model, CellClassifier):
             return model(**batch).logits.numpy()
-        if isinstance(model, GeneClassifier):
-            real = batch["attention_mask"].bool()
-            return model(batch["input_ids"][real], real.sum(1).tolist()).logits.numpy()
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
-
-
-def real(batch: dict[str, Tensor]) -> np.ndarray:
-    return batch["attention_mask"].bool().numpy()
+        if "attention_mask" in batch:
+            return model(**batch).logits[batch["attention_mask"].bool()].numpy()
+        return model(batch["input_ids"], lengths=batch["lengths"]).logits.numpy()
 
 
 def without_gene(vocabulary: Vocabulary, gene: int) -> Vocabulary:
@@ -141,11 +138,11 @@ class TestSaving:
     def test_every_file_is_as_readable_as_the_others(self, saved):
         assert len({file.stat().st_mode for file in saved.iterdir()}) == 1
 
-    def test_stock_transformers_opens_it_with_the_same_logits(self, checkpoint, saved, batch):
+    def test_stock_transformers_opens_it_with_the_same_logits(self, checkpoint, saved, batch, inputs):
         with quiet_transformers():
             theirs = BertForMaskedLM.from_pretrained(saved).eval()
         ours = logits_of(checkpoint.model, batch)
-        np.testing.assert_allclose(ours[real(batch)], logits_of(theirs, batch)[real(batch)], **CLOSE)
+        np.testing.assert_allclose(ours, logits_of(theirs, inputs), **CLOSE)
 
     def test_stock_transformers_finds_every_weight(self, checkpoint, saved):
         with quiet_transformers():
@@ -188,13 +185,14 @@ class TestSaving:
         classifier.save(tmp_path / "clf")
         assert gf.Checkpoint.from_pretrained(tmp_path / "clf").fingerprint == classifier.fingerprint == fingerprint
 
-    def test_the_encoder_of_a_classifier_opens_in_stock_transformers(self, classifier, tmp_path, inputs):
+    def test_the_encoder_of_a_classifier_opens_in_stock_transformers(self, classifier, tmp_path, batch, inputs):
         classifier.save(tmp_path / "clf")
         with quiet_transformers():
             theirs = BertModel.from_pretrained(tmp_path / "clf", add_pooling_layer=False).eval()
         with torch.no_grad():
-            ours = run_encoder(classifier.model.bert, inputs["input_ids"], inputs["attention_mask"])
-            np.testing.assert_allclose(ours.hidden_TD, theirs(**inputs).last_hidden_state[ours.real_BL], **CLOSE)
+            expected = theirs(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
+            ours = run_encoder(classifier.model.bert, batch["input_ids"], LENGTHS)
+        np.testing.assert_allclose(ours, expected, **CLOSE)
 
     @pytest.mark.parametrize(
         ("head", "seen", "extra", "architecture"),

@@ -13,12 +13,11 @@ from forking import several
 from transformers import BertModel
 
 import geneformer_repro as gf
-from geneformer_repro import embedding, processes, progress
-from geneformer_repro.batching import collate
-from geneformer_repro.embedding import _Reader, blocks_to_run, embed, embed_states, parts_of
-from geneformer_repro.encoder import run_encoder
+from geneformer_repro import processes, progress, reading
+from geneformer_repro.embedding import embed, embed_states
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.reading import Reader, blocks_to_run, parts_of
 from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -42,8 +41,9 @@ def stock_hidden_states(checkpoint: gf.Checkpoint, cell: np.ndarray) -> list[tor
 
 def hidden_states(checkpoint, cells, *, layer=-1, max_tokens, device=None):
     """Batches as `embed` reads them."""
-    reader = _Reader.of(checkpoint, cells, layer=layer, max_tokens=max_tokens, device=device)
-    return reader.batches(np.arange(len(cells)))
+    reader = Reader.of(checkpoint, layer=layer, max_tokens=max_tokens, device=device)
+    for batch in reader.batches(cells, np.arange(len(cells))):
+        yield batch, reader.hidden(batch.input_ids_T, batch.lengths)
 
 
 def refuse_to_run(*_: object) -> None:
@@ -54,10 +54,9 @@ class TestHiddenStates:
     @pytest.mark.parametrize(("layer", "state"), [(0, 3), (-1, 2), (-2, 1), (-3, 0)])
     def test_a_layer_is_stock_berts_hidden_state(self, checkpoint, few, layer, state):
         rows = []
-        for batch in hidden_states(checkpoint, few, layer=layer, max_tokens=1200, device="cpu"):
-            for row, hidden in zip(batch.rows, batch.hidden_BLD, strict=True):
-                expected = stock_hidden_states(checkpoint, few[row])[state]
-                np.testing.assert_allclose(hidden[: len(few[row])], expected, **CLOSE)
+        for batch, hidden in hidden_states(checkpoint, few, layer=layer, max_tokens=1200, device="cpu"):
+            for row, of_cell in zip(batch.rows, hidden.split(batch.lengths), strict=True):
+                np.testing.assert_allclose(of_cell, stock_hidden_states(checkpoint, few[row])[state], **CLOSE)
             rows += batch.rows.tolist()
         assert sorted(rows) == list(range(len(few)))
 
@@ -69,17 +68,11 @@ class TestHiddenStates:
                 part.register_forward_hook(refuse_to_run)
         embed(checkpoint, few, layer=layer)
 
-    def test_genes_are_what_is_neither_padding_nor_special(self, checkpoint, few):
-        for batch in hidden_states(checkpoint, few, max_tokens=1200, device="cpu"):
-            expected = collate([few[row] for row in batch.rows], few.vocabulary)
-            np.testing.assert_array_equal(batch.genes_BL, expected["pooled_mask"])
-            np.testing.assert_array_equal(batch.input_ids_BL, expected["input_ids"])
-
-    def test_positions_without_a_token_are_zero(self, checkpoint, few):
-        for batch in hidden_states(checkpoint, few, max_tokens=10_000):
-            padding = batch.input_ids_BL == few.vocabulary.pad_token
-            assert padding.any()
-            assert not batch.hidden_BLD[padding].any()
+    def test_cells_lie_end_to_end_and_genes_are_what_is_not_special(self, checkpoint, few):
+        for batch, _ in hidden_states(checkpoint, few, max_tokens=1200, device="cpu"):
+            np.testing.assert_array_equal(batch.input_ids_T, np.concatenate([few[row] for row in batch.rows]))
+            special = torch.tensor(list(few.vocabulary.special_tokens.values()))
+            np.testing.assert_array_equal(batch.genes_T, ~torch.isin(batch.input_ids_T, special))
 
     @pytest.mark.parametrize(("layer", "n_blocks"), [(0, 3), (-1, 2), (-3, 0)])
     def test_layers_are_counted_from_the_last_block(self, checkpoint, layer, n_blocks):
@@ -119,7 +112,7 @@ class TestCells:
             np.testing.assert_allclose(ours[i], expected, **CLOSE)
 
     @pytest.mark.parametrize("pooling", ["mean", "cls"])
-    def test_padding_does_not_change_an_embedding(self, checkpoint, few, pooling):
+    def test_other_cells_do_not_change_an_embedding(self, checkpoint, few, pooling):
         one_by_one = np.concatenate([embed(checkpoint, few.select([i]), pooling=pooling).X for i in range(len(few))])
         together = embed(checkpoint, few, pooling=pooling, max_tokens=10**6).X
         np.testing.assert_allclose(together, one_by_one, **CLOSE)
@@ -225,8 +218,8 @@ class TestGenes:
 
 class TestParts:
     def test_they_are_consecutive_and_none_is_too_large(self, monkeypatch):
-        monkeypatch.setattr(embedding, "CELLS_A_PART", 3)
-        monkeypatch.setattr(embedding, "TOKENS_A_PART", 10)
+        monkeypatch.setattr(reading, "CELLS_A_PART", 3)
+        monkeypatch.setattr(reading, "TOKENS_A_PART", 10)
         lengths = np.array([5, 5, 1, 1, 1, 1, 30, 2, 2])
         assert [rows.tolist() for rows in parts_of(lengths)] == [[0, 1], [2, 3, 4], [5], [6], [7, 8]]
 
@@ -236,13 +229,13 @@ class TestParts:
     @pytest.mark.parametrize("level", ["cell", "gene"])
     def test_parts_do_not_change_an_embedding(self, checkpoint, few, level, monkeypatch):
         whole = embed(checkpoint, few, level=level)
-        monkeypatch.setattr(embedding, "CELLS_A_PART", 5)
+        monkeypatch.setattr(reading, "CELLS_A_PART", 5)
         np.testing.assert_allclose(embed(checkpoint, few, level=level).X, whole.X, **CLOSE)
 
 
 @pytest.fixture
 def parts(monkeypatch) -> None:
-    monkeypatch.setattr(embedding, "CELLS_A_PART", 5)
+    monkeypatch.setattr(reading, "CELLS_A_PART", 5)
 
 
 @pytest.mark.usefixtures("parts")
@@ -326,14 +319,16 @@ def cut_off(monkeypatch):
     """Embed, but fail while the second part is computed."""
 
     def run(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, out: Path) -> None:
-        calls = iter([run_encoder])
+        run, calls = reading.run_encoder, iter([1])
 
         def failing(*given, **options):
-            return next(calls)(*given, **options)
+            if next(calls, None) is None:
+                raise RuntimeError("cut off")
+            return run(*given, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(embedding, "run_encoder", failing)
-            with pytest.raises(RuntimeError, match="StopIteration"):
+            patch.setattr(reading, "run_encoder", failing)
+            with pytest.raises(RuntimeError, match="cut off"):
                 embed(checkpoint, cells, out=out)
 
     return run
@@ -360,7 +355,7 @@ class TestStates:
 
     def test_more_cells_than_a_batch_or_a_part_are_all_counted(self, checkpoint, cells, monkeypatch):
         some = cells.select(range(60))
-        monkeypatch.setattr(embedding, "CELLS_A_PART", 7)
+        monkeypatch.setattr(reading, "CELLS_A_PART", 7)
         expected = embed(checkpoint, some).to_df().groupby(some.obs["donor"]).mean()
         found = embed_states(checkpoint, some, "donor", max_tokens=1000)
         np.testing.assert_allclose(found, expected, **CLOSE)
@@ -436,7 +431,7 @@ def launched(tmp_path_factory, vocabulary) -> Path:
     some = gf.tokenize(gf.datasets.pbmc700()[:23], vocabulary, obs=["cell_type"])
 
     def run(name):
-        embedding.CELLS_A_PART = 5
+        reading.CELLS_A_PART = 5
         in_memory = embed(checkpoint, some)
         genes = embed(checkpoint, some, level="gene")
         states = embed_states(checkpoint, some, "cell_type", statistic="median")

@@ -4,13 +4,14 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from padding import padded
 from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp, softmax
 from torch import Tensor, nn
@@ -19,9 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForTokenClassification, BertModel
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate
-from geneformer_repro.encoder import IGNORED, run_encoder, run_gated, run_packed
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling, pool, require_poolable
+from geneformer_repro.attention import Cells
+from geneformer_repro.batching import end_to_end as laid_out
+from geneformer_repro.encoder import IGNORED, first_tokens, run_encoder, run_gated
+from geneformer_repro.heads import (
+    CellClassifier,
+    GeneClassifier,
+    Head,
+    HeadPooling,
+    pool,
+    require_poolable,
+    weighted_sums,
+)
 from geneformer_repro.model import MaskedGeneModel, bert_config, flops
 from geneformer_repro.pretraining.masking import mask_genes
 from geneformer_repro.targets import Classes, Number
@@ -41,15 +51,15 @@ LABELS = torch.tensor([[2, 35.0, 0], [0, NAN, 1], [NAN, 61.5, NAN]])
 
 
 @pytest.fixture(scope="module")
-def batch(cells: gf.TokenizedDataset) -> dict[str, Tensor]:
-    """The tops of three cells, padded to the longest."""
-    return collate([cells[i][:length] for i, length in enumerate(LENGTHS)], cells.vocabulary)
+def batch(cells: gf.TokenizedDataset) -> dict[str, Any]:
+    """The tops of three cells, end to end."""
+    return laid_out([cells[i][:length] for i, length in enumerate(LENGTHS)], cells.vocabulary).inputs
 
 
 @pytest.fixture
-def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What stock BERT takes of the batch."""
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+def inputs(cells: gf.TokenizedDataset) -> dict[str, Tensor]:
+    """The same cells as stock BERT takes them."""
+    return padded([cells[i][:length] for i, length in enumerate(LENGTHS)], cells.vocabulary)
 
 
 @pytest.fixture
@@ -119,27 +129,27 @@ def real(batch: dict[str, Tensor]) -> np.ndarray:
 
 class TestForward:
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-    def test_logits_are_those_of_stock_bert(self, checkpoint, batch, attention):
-        ours, theirs = logits_of(checkpoint.model, batch), logits_of(stock(checkpoint.model, attention), batch)
-        np.testing.assert_allclose(ours[real(batch)], theirs[real(batch)], **CLOSE)
+    def test_logits_are_those_of_stock_bert(self, checkpoint, inputs, attention):
+        ours, theirs = logits_of(checkpoint.model, inputs), logits_of(stock(checkpoint.model, attention), inputs)
+        np.testing.assert_allclose(ours[real(inputs)], theirs[real(inputs)], **CLOSE)
 
-    def test_logits_of_padding_are_zero(self, checkpoint, batch):
-        assert not logits_of(checkpoint.model, batch)[~real(batch)].any()
+    def test_logits_of_padding_are_zero(self, checkpoint, inputs):
+        assert not logits_of(checkpoint.model, inputs)[~real(inputs)].any()
 
-    def test_padding_on_the_left_is_that_of_stock_bert(self, checkpoint, batch):
-        flipped = {name: tensor.flip(1) for name, tensor in batch.items()}
+    def test_padding_on_the_left_is_that_of_stock_bert(self, checkpoint, inputs):
+        flipped = {name: tensor.flip(1) for name, tensor in inputs.items()}
         ours, theirs = logits_of(checkpoint.model, flipped), logits_of(stock(checkpoint.model), flipped)
         np.testing.assert_allclose(ours[real(flipped)], theirs[real(flipped)], **CLOSE)
 
     def test_no_attention_mask_means_no_padding(self, checkpoint, cells):
-        alone = collate([cells[0][:50]], cells.vocabulary)
+        alone = padded([cells[0][:50]], cells.vocabulary)
         with torch.no_grad():
             without_mask = checkpoint.model(alone["input_ids"]).logits.numpy()
         np.testing.assert_array_equal(without_mask, logits_of(checkpoint.model, alone))
 
-    def test_padding_does_not_change_the_logits_of_a_cell(self, checkpoint, batch, cells):
-        alone = logits_of(checkpoint.model, collate([cells[2][: LENGTHS[2]]], cells.vocabulary))
-        together = logits_of(checkpoint.model, batch)[2, : LENGTHS[2]]
+    def test_padding_does_not_change_the_logits_of_a_cell(self, checkpoint, inputs, cells):
+        alone = logits_of(checkpoint.model, padded([cells[2][: LENGTHS[2]]], cells.vocabulary))
+        together = logits_of(checkpoint.model, inputs)[2, : LENGTHS[2]]
         np.testing.assert_allclose(together, alone[0], **CLOSE)
 
     def test_loss_is_that_of_stock_bert(self, checkpoint, masked):
@@ -169,13 +179,11 @@ class TestForward:
         assert all(p.grad is None or not p.grad.any() for p in checkpoint.model.parameters())
 
     @pytest.mark.parametrize("n_blocks", range(4))
-    def test_it_stops_after_the_blocks_asked_for(self, checkpoint, inputs, batch, n_blocks):
+    def test_it_stops_after_the_blocks_asked_for(self, checkpoint, inputs, n_blocks):
         with torch.no_grad():
-            ours = run_encoder(checkpoint.model.bert, **_named(inputs), n_blocks=n_blocks)
+            ours = run_encoder(checkpoint.model.bert, inputs["input_ids"][real(inputs)], LENGTHS, n_blocks=n_blocks)
             theirs = stock(checkpoint.model).bert(**inputs, output_hidden_states=True).hidden_states[n_blocks]
-        np.testing.assert_allclose(ours.hidden_TD, theirs[ours.real_BL], **CLOSE)
-        np.testing.assert_array_equal(ours.padded()[ours.real_BL], ours.hidden_TD)
-        assert not ours.padded()[~ours.real_BL].any()
+        np.testing.assert_allclose(ours, theirs[real(inputs)], **CLOSE)
 
     @pytest.mark.parametrize(
         "place",
@@ -190,24 +198,24 @@ class TestForward:
             "encoder.layer.1.output.dense",
         ],
     )
-    def test_an_adapter_in_place_of_a_submodule_takes_part(self, checkpoint, batch, place):
+    def test_an_adapter_in_place_of_a_submodule_takes_part(self, checkpoint, inputs, place):
         ours, theirs = checkpoint.model, stock(checkpoint.model)
-        before = logits_of(ours, batch)
+        before = logits_of(ours, inputs)
         for model in (ours, theirs):
             model.bert.set_submodule(place, nn.Sequential(model.bert.get_submodule(place), nn.Hardtanh(-0.3, 0.3)))
-        after = logits_of(ours, batch)
-        np.testing.assert_allclose(after[real(batch)], logits_of(theirs, batch)[real(batch)], **CLOSE)
+        after = logits_of(ours, inputs)
+        np.testing.assert_allclose(after[real(inputs)], logits_of(theirs, inputs)[real(inputs)], **CLOSE)
         assert np.abs(after - before).max() > 0.01
 
     @pytest.mark.parametrize("where", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-    def test_dropout_acts_in_training_only(self, checkpoint, batch, where):
+    def test_dropout_acts_in_training_only(self, checkpoint, inputs, where):
         config = copy.deepcopy(checkpoint.model.config)
         setattr(config, where, 0.5)
         model = MaskedGeneModel(config)
         model.load_state_dict(checkpoint.model.state_dict())
-        np.testing.assert_array_equal(logits_of(model.eval(), batch), logits_of(checkpoint.model, batch))
+        np.testing.assert_array_equal(logits_of(model.eval(), inputs), logits_of(checkpoint.model, inputs))
         training = model.train()
-        assert np.abs(logits_of(training, batch) - logits_of(training, batch)).max() > 0.01
+        assert np.abs(logits_of(training, inputs) - logits_of(training, inputs)).max() > 0.01
 
     def test_a_cell_longer_than_the_model_is_refused(self, vocabulary, inputs):
         model = MaskedGeneModel(bert_config("tiny", dataclasses.replace(vocabulary, max_length=59)))
@@ -220,10 +228,6 @@ class TestForward:
             with torch.no_grad():
                 logits = golden.checkpoint.model(torch.as_tensor(golden.cells[i])[None]).logits[0]
             np.testing.assert_allclose(logits, np.load(golden.folder / f"logits_{i}.npy"), **CLOSE)
-
-
-def _named(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"input_ids_BL": inputs["input_ids"], "attention_mask_BL": inputs["attention_mask"]}
 
 
 def with_dropout(model: MaskedGeneModel, p: float) -> MaskedGeneModel:
@@ -269,15 +273,15 @@ class TestTokensEndToEnd:
         """More masked genes than the CPU computes logits of at a time, in cells of very different lengths."""
         lengths = (400, 30, 380, 300)
         whole = [cells[row][:length] for row, length in zip(np.argsort(-cells.lengths), lengths, strict=False)]
-        batch = collate(whole, vocabulary)
+        batch = padded(whole, vocabulary)
         hidden = mask_genes(batch["input_ids"].numpy(), vocabulary, probability=0.6, rng=np.random.default_rng(0))
-        padded = {name: torch.from_numpy(array) for name, array in hidden._asdict().items()}
-        padded["attention_mask"] = batch["attention_mask"]
+        theirs = {name: torch.from_numpy(array) for name, array in hidden._asdict().items()}
+        theirs["attention_mask"] = batch["attention_mask"]
         assert (hidden.labels != IGNORED).sum() > 512
-        real = padded["attention_mask"].bool()
-        joined = {name: padded[name][real] for name in ("input_ids", "labels")} | {"lengths": list(map(len, whole))}
+        real = theirs["attention_mask"].bool()
+        joined = {name: theirs[name][real] for name in ("input_ids", "labels")} | {"lengths": list(map(len, whole))}
         model = checkpoint.model.train()
-        assert_same(loss_and_gradients(model, joined), loss_and_gradients(stock(model), padded), rtol=1e-4, atol=1e-5)
+        assert_same(loss_and_gradients(model, joined), loss_and_gradients(stock(model), theirs), rtol=1e-4, atol=1e-5)
 
     def test_logits_are_those_of_the_masked_positions(self, checkpoint, masked, end_to_end):
         every = logits_of(stock(checkpoint.model), masked)[(masked["labels"] != IGNORED).numpy()]
@@ -363,7 +367,7 @@ class TestTokensEndToEnd:
 
 
 class TestTwoMoreWaysThroughTheEncoder:
-    """`run_packed`, for variants of a cell, and `run_gated`, for derivatives by how present a token is."""
+    """With `alike`, for variants of a cell, and `run_gated`, for derivatives by how present a token is."""
 
     @pytest.fixture
     def bert(self, checkpoint) -> BertModel:
@@ -380,28 +384,31 @@ class TestTwoMoreWaysThroughTheEncoder:
         return torch.empty(len(tokens)).uniform_(0.05, 2, generator=torch.Generator().manual_seed(0))
 
     @pytest.mark.parametrize("n_blocks", [0, 1, 2, None])
-    def test_packed_and_fully_present_the_states_are_the_ordinary_ones(self, bert, inputs, tokens, n_blocks):
+    def test_alike_or_fully_present_the_states_are_the_ordinary_ones(self, bert, tokens, n_blocks):
         with torch.no_grad():
-            expected = run_encoder(bert, **_named(inputs), n_blocks=n_blocks).hidden_TD
+            expected = run_encoder(bert, tokens, LENGTHS, n_blocks=n_blocks)
             gated, _ = run_gated(bert, tokens, LENGTHS, torch.ones(len(tokens)), n_blocks=n_blocks)
-            np.testing.assert_allclose(run_packed(bert, tokens, LENGTHS, n_blocks=n_blocks), expected, **CLOSE)
-            np.testing.assert_allclose(gated, expected, **CLOSE)
+            alike = run_encoder(bert, tokens, LENGTHS, n_blocks=n_blocks, alike=True)
+        np.testing.assert_allclose(alike, expected, **CLOSE)
+        np.testing.assert_allclose(gated, expected, **CLOSE)
 
+    @pytest.mark.parametrize("alike", [True, False])
     @pytest.mark.parametrize("n_blocks", [0, 1, 2, None])
-    def test_the_first_tokens_of_packed_cells_are_those_of_all_their_tokens(self, bert, tokens, n_blocks):
+    def test_the_first_tokens_alone_are_those_of_all(self, bert, tokens, n_blocks, alike):
         with torch.no_grad():
-            every = run_packed(bert, tokens, LENGTHS, n_blocks=n_blocks)
-            first = run_packed(bert, tokens, LENGTHS, n_blocks=n_blocks, first_only=True)
+            every = run_encoder(bert, tokens, LENGTHS, n_blocks=n_blocks, alike=alike)
+            read = first_tokens(LENGTHS, tokens.device)
+            first = run_encoder(bert, tokens, LENGTHS, n_blocks=n_blocks, alike=alike, read=read)
         np.testing.assert_allclose(first, every[np.cumsum([0, *LENGTHS[:-1]])], **CLOSE)
 
-    def test_packed_copies_of_a_cell_have_its_states(self, bert, cells):
+    def test_copies_of_a_cell_that_are_alike_have_its_states(self, bert, cells):
         """What they share is computed once; a token at another position shares nothing."""
         cell = torch.from_numpy(cells[0][:30]).long()
         left = torch.cat([cell[:9], cell[10:]])
         with torch.no_grad():
-            together = run_packed(bert, torch.cat([cell, left, cell]), [30, 29, 30]).split([30, 29, 30])
+            together = run_encoder(bert, torch.cat([cell, left, cell]), [30, 29, 30], alike=True).split([30, 29, 30])
             for found, tokens in zip(together, (cell, left, cell), strict=True):
-                np.testing.assert_allclose(found, run_encoder(bert, tokens[None]).hidden_TD, **CLOSE)
+                np.testing.assert_allclose(found, run_encoder(bert, tokens, [len(tokens)]), **CLOSE)
 
     @pytest.mark.parametrize("n_blocks", [1, 2, 3])
     def test_presence_is_its_logarithm_added_to_the_scores_of_stock_bert(self, checkpoint, tokens, presence, n_blocks):
@@ -444,7 +451,7 @@ class TestTwoMoreWaysThroughTheEncoder:
     def test_a_cell_longer_than_the_model_is_refused(self, vocabulary, tokens):
         bert = MaskedGeneModel(bert_config("tiny", dataclasses.replace(vocabulary, max_length=59))).bert
         with pytest.raises(gf.InputError, match="A cell has 60 tokens, the model has 59 positions"):
-            run_packed(bert, tokens, LENGTHS)
+            run_encoder(bert, tokens, LENGTHS)
         with pytest.raises(gf.InputError, match="A cell has 60 tokens, the model has 59 positions"):
             run_gated(bert, tokens, LENGTHS, torch.ones(len(tokens)))
 
@@ -581,36 +588,31 @@ class TestCellClassifier:
         encoder = BertModel(copy.deepcopy(classifier.config), add_pooling_layer=False).eval()
         encoder.load_state_dict(classifier.bert.state_dict())
         with torch.no_grad():
-            hidden = encoder(**inputs).last_hidden_state
-            means = torch.stack([h[genes].mean(0) for h, genes in zip(hidden, batch["pooled_mask"], strict=True)])
+            hidden = encoder(**inputs).last_hidden_state[real(inputs)]
+            means = torch.stack([cell[genes].mean(0) for cell, genes in by_cell(hidden, batch["weights"])])
             expected = means @ classifier.classifier.weight.T + classifier.classifier.bias
             np.testing.assert_allclose(classifier(**batch).logits, expected, **CLOSE)
 
-    def test_without_a_pooled_mask_every_token_enters_the_mean(self, classifier, inputs):
+    def test_without_weights_every_token_enters_the_mean(self, classifier, batch):
         with torch.no_grad():
-            by_default = classifier(**inputs).logits
-            asked = classifier(**inputs, pooled_mask=inputs["attention_mask"].bool()).logits
+            by_default = classifier(batch["input_ids"], LENGTHS).logits
+            asked = classifier(**batch | {"weights": torch.ones_like(batch["weights"])}).logits
         np.testing.assert_array_equal(by_default, asked)
 
     def test_pooling_by_cls_reads_the_first_token_alone(self, headed, batch):
         model = headed(Head((CELL_TYPE,), "cls"))
         with torch.no_grad():
-            expected = F.linear(hidden_states(model, batch)[:, 0], model.classifier.weight, model.classifier.bias)
+            first = hidden_states(model, batch)[np.cumsum([0, *LENGTHS[:-1]])]
+            expected = F.linear(first, model.classifier.weight, model.classifier.bias)
             np.testing.assert_allclose(model(**batch).logits, expected, **CLOSE)
-
-    @pytest.mark.parametrize("pooling", POOLINGS)
-    def test_longer_padding_changes_no_logits(self, headed, batch, pooling):
-        model = headed(Head(SEVERAL.targets, pooling))
-        longer = {name: F.pad(tensor, (0, 9)) for name, tensor in batch.items()}
-        with torch.no_grad():
-            np.testing.assert_allclose(model(**longer).logits, model(**batch).logits, **CLOSE)
 
     @pytest.mark.parametrize("pooling", POOLINGS)
     def test_cells_together_have_the_logits_of_cells_alone(self, headed, batch, cells, pooling):
         model = headed(Head(SEVERAL.targets, pooling))
+        alone = [laid_out([cells[i][:length]], cells.vocabulary).inputs for i, length in enumerate(LENGTHS)]
         with torch.no_grad():
-            alone = [model(**collate([cells[i][:length]], cells.vocabulary)).logits for i, length in enumerate(LENGTHS)]
-            np.testing.assert_allclose(model(**batch).logits, torch.cat(alone), **CLOSE)
+            expected = torch.cat([model(**cell).logits for cell in alone])
+            np.testing.assert_allclose(model(**batch).logits, expected, **CLOSE)
 
     def test_there_is_no_loss_without_labels(self, classifier, batch):
         assert classifier(**batch).loss is None
@@ -619,6 +621,11 @@ class TestCellClassifier:
         before = checkpoint.model.config.to_dict()
         assert CellClassifier(checkpoint.model.config, SEVERAL).config.num_labels == 6
         assert checkpoint.model.config.to_dict() == before
+
+
+def by_cell(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of tensors, a cell at a time."""
+    return zip(*(tensor.split(LENGTHS) for tensor in tensors), strict=True)
 
 
 class TestAttentionPooling:
@@ -633,40 +640,44 @@ class TestAttentionPooling:
         return hidden_states(model, batch)
 
     def test_weights_are_a_softmax_over_the_genes_alone(self, model, batch, hidden):
-        scores = (hidden.double() @ model.attention_pool.weight[0].detach().double()).numpy()
+        scores = hidden.double() @ model.attention_pool.weight[0].detach().double()
         slow = [
-            softmax(score[genes]) @ vectors[genes]
-            for score, genes, vectors in zip(scores, batch["pooled_mask"].numpy(), hidden.double().numpy(), strict=True)
+            softmax(score[genes].numpy()) @ vectors[genes].numpy()
+            for score, genes, vectors in by_cell(scores, batch["weights"], hidden.double())
         ]
-        assert all(np.ptp(softmax(score)) > 0.01 for score in scores), "weights of this size should differ"
-        np.testing.assert_allclose(pooled(model, hidden, batch["pooled_mask"]), slow, **CLOSE)
+        assert all(np.ptp(softmax(score.numpy())) > 0.01 for (score,) in by_cell(scores)), "weights should differ"
+        np.testing.assert_allclose(pooled(model, hidden, batch["weights"]), slow, **CLOSE)
         with torch.no_grad():
             expected = model.classifier(torch.tensor(np.array(slow), dtype=torch.float32))
             np.testing.assert_allclose(model(**batch).logits, expected, **CLOSE)
 
     def test_weights_add_up_to_one(self, model, batch, hidden):
         """So where all vectors move by one, theirs does."""
-        moved = pooled(model, hidden + 1, batch["pooled_mask"])
-        np.testing.assert_allclose(moved, pooled(model, hidden, batch["pooled_mask"]) + 1, **CLOSE)
+        moved = pooled(model, hidden + 1, batch["weights"])
+        np.testing.assert_allclose(moved, pooled(model, hidden, batch["weights"]) + 1, **CLOSE)
+
+    def test_scores_far_apart_and_far_from_zero_overflow_nothing(self, model, batch, hidden):
+        nn.init.constant_(model.attention_pool.weight, 1e3)
+        assert np.isfinite(pooled(model, hidden.abs() * 100, batch["weights"])).all()
 
     def test_without_scores_it_is_the_mean(self, model, batch, hidden):
         nn.init.zeros_(model.attention_pool.weight)
-        expected = pool(hidden, batch["pooled_mask"], "mean")
-        np.testing.assert_allclose(pooled(model, hidden, batch["pooled_mask"]), expected, **CLOSE)
+        expected = pool(hidden, batch["weights"], Cells(LENGTHS), "mean")
+        np.testing.assert_allclose(pooled(model, hidden, batch["weights"]), expected, **CLOSE)
 
-    def test_vectors_of_padding_and_special_tokens_change_nothing(self, model, batch, hidden):
-        genes = batch["pooled_mask"]
-        other = torch.where(genes[..., None], hidden, 100 * torch.randn(hidden.shape))
+    def test_vectors_of_special_tokens_change_nothing(self, model, batch, hidden):
+        genes = batch["weights"]
+        other = torch.where(genes[:, None], hidden, 100 * torch.randn(hidden.shape))
         np.testing.assert_array_equal(pooled(model, other, genes), pooled(model, hidden, genes))
 
-    def test_padding_and_special_tokens_have_no_gradient(self, model, batch, hidden):
+    def test_special_tokens_have_no_gradient(self, model, batch, hidden):
         hidden.requires_grad_()
-        model._pooled(hidden, batch["pooled_mask"]).square().sum().backward()
-        assert not hidden.grad[~batch["pooled_mask"]].any()
-        assert hidden.grad[batch["pooled_mask"]].any(dim=1).all()
+        model._pooled(hidden, batch["weights"], Cells(LENGTHS)).square().sum().backward()
+        assert not hidden.grad[~batch["weights"]].any()
+        assert hidden.grad[batch["weights"]].any(dim=1).all()
 
     def test_a_cell_without_genes_is_zero_and_learns_nothing(self, model, batch):
-        nothing = batch | {"pooled_mask": torch.zeros_like(batch["pooled_mask"])}
+        nothing = batch | {"weights": torch.zeros_like(batch["weights"])}
         found = loss_and_gradients(model, nothing | {"labels": torch.tensor([0, 1, 2])})
         with torch.no_grad():
             np.testing.assert_array_equal(model(**nothing).logits, model.classifier.bias.expand(3, -1))
@@ -677,14 +688,14 @@ class TestAttentionPooling:
         assert loss_and_gradients(model, batch | {"labels": torch.tensor([0, 1, 2])})["attention_pool.weight"].any()
 
 
-def hidden_states(model: CellClassifier, batch: dict[str, Tensor]) -> Tensor:
+def hidden_states(model: CellClassifier, batch: dict[str, Any]) -> Tensor:
     with torch.no_grad():
-        return run_encoder(model.bert, batch["input_ids"], batch["attention_mask"]).padded()
+        return run_encoder(model.bert, batch["input_ids"], batch["lengths"])
 
 
-def pooled(model: CellClassifier, hidden_BLD: Tensor, genes_BL: Tensor) -> np.ndarray:
+def pooled(model: CellClassifier, hidden_TD: Tensor, weight_T: Tensor) -> np.ndarray:
     with torch.no_grad():
-        return model._pooled(hidden_BLD, genes_BL).numpy()
+        return model._pooled(hidden_TD, weight_T, Cells(LENGTHS)).numpy()
 
 
 def slow_sum_of_losses(
@@ -703,6 +714,13 @@ def slow_sum_of_losses(
                 loss = (found[0] - (label - target.mean) / target.sd) ** 2
             total += weight * loss
     return total
+
+
+def of_cells(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Some cells of a batch."""
+    parts = {name: batch[name].split(LENGTHS) for name in ("input_ids", "weights")}
+    tensors = {name: torch.cat([tensors[row] for row in rows]) for name, tensors in parts.items()}
+    return tensors | {"lengths": [LENGTHS[row] for row in rows]}
 
 
 class TestLoss:
@@ -764,7 +782,7 @@ class TestLoss:
     def test_a_cell_without_any_label_changes_nothing_of_the_others(self, several, batch):
         labels = LABELS.clone()
         labels[1] = NAN
-        others = {name: tensor[[0, 2]] for name, tensor in batch.items()} | {"labels": labels[[0, 2]]}
+        others = of_cells(batch, [0, 2]) | {"labels": labels[[0, 2]]}
         found = loss_and_gradients(several, batch | {"labels": labels, "num_items_in_batch": 6})
         assert_same(found, loss_and_gradients(several, others))
 
@@ -793,7 +811,7 @@ class TestLoss:
         n_items = torch.tensor(LABELS.numel()) if as_tensor else LABELS.numel()
         whole = batch | {"labels": LABELS}
         parts = [
-            loss_and_gradients(several, {name: t[rows] for name, t in whole.items()} | {"num_items_in_batch": n_items})
+            loss_and_gradients(several, of_cells(batch, rows) | {"labels": LABELS[rows], "num_items_in_batch": n_items})
             for rows in ([0], [1, 2])
         ]
         together = loss_and_gradients(several, whole)
@@ -872,16 +890,24 @@ class TestGeneClassifier:
 
 class TestPooling:
     def test_mean_is_over_the_genes(self, batch):
-        hidden = torch.randn(*batch["input_ids"].shape, 8)
-        slow = [[h[g, d].mean() for d in range(8)] for h, g in zip(hidden, batch["pooled_mask"], strict=True)]
-        np.testing.assert_allclose(pool(hidden, batch["pooled_mask"], "mean"), np.array(slow), **CLOSE)
+        hidden = torch.randn(len(batch["input_ids"]), 8)
+        slow = [[cell[genes, d].mean() for d in range(8)] for cell, genes in by_cell(hidden, batch["weights"])]
+        np.testing.assert_allclose(pool(hidden, batch["weights"], Cells(LENGTHS), "mean"), np.array(slow), **CLOSE)
+
+    def test_without_the_kernel_of_embedding_bags_it_is_the_same(self, batch):
+        """As on devices that have none; here the one without data."""
+        hidden, weights, cells = torch.randn(len(batch["input_ids"]), 8), batch["weights"].float(), Cells(LENGTHS)
+        assert weighted_sums(hidden.to("meta"), weights.to("meta"), cells).shape == (3, 8)
+        summed = hidden.new_zeros(3, 8).index_add(0, cells.numbers_on(hidden.device), hidden * weights[:, None])
+        np.testing.assert_allclose(weighted_sums(hidden, weights, cells), summed, **CLOSE)
 
     def test_mean_over_no_gene_is_zero(self):
-        np.testing.assert_array_equal(pool(torch.ones(1, 4, 2), torch.zeros(1, 4, dtype=torch.bool), "mean"), [[0, 0]])
+        np.testing.assert_array_equal(pool(torch.ones(4, 2), torch.zeros(4), Cells([4]), "mean"), [[0, 0]])
 
     def test_cls_is_the_first_position(self, batch):
-        hidden = torch.randn(*batch["input_ids"].shape, 8)
-        np.testing.assert_array_equal(pool(hidden, batch["pooled_mask"], "cls"), hidden[:, 0])
+        hidden = torch.randn(len(batch["input_ids"]), 8)
+        first = np.cumsum([0, *LENGTHS[:-1]])
+        np.testing.assert_array_equal(pool(hidden, batch["weights"], Cells(LENGTHS), "cls"), hidden[first])
 
     def test_cls_is_refused_without_a_cls_token(self, pbmc):
         message = r"pooling='cls' needs cells that begin with <cls>.*Use pooling='mean'"

@@ -107,6 +107,6 @@ def test_a_label_may_have_several_numbers_beside_others_that_have_one():
     assert head.n_labels == 4
     for of_target, expected in zip(labels_of(head.targets, labels.numpy()), own, strict=True):
         np.testing.assert_array_equal(of_target, expected)
-    batch = {"input_ids": torch.tensor([[2, 3]] * 3)}
+    batch = {"input_ids": torch.tensor([2, 3] * 3), "lengths": [2, 2, 2]}
     logits = model(**batch).logits
     torch.testing.assert_close(model(**batch, labels=labels).loss, model.sum_of_losses(logits, labels) / 3)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
 from geneformer_repro.encoder import IGNORED
@@ -83,14 +83,13 @@ class Watch:
 
     def collate(self, cells: list[np.ndarray]) -> dict[str, Tensor]:
         """Every gene is to be named, none is hidden."""
-        batch = collate(cells, self.vocabulary)
-        labels = batch["input_ids"].where(batch.pop("pooled_mask"), IGNORED)
+        batch = end_to_end(cells, self.vocabulary).inputs
+        labels = batch["input_ids"].where(batch.pop("weights"), IGNORED)
         return batch | {"labels": labels}
 
     def see(self, step: int, batch: Mapping[str, Tensor]) -> None:
         self._at_step.get(step, lambda: None)()
-        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        self.batches.append([tuple(ids[real.bool()].tolist()) for ids, real in rows])
+        self.batches.append([tuple(ids.tolist()) for ids in batch["input_ids"].split(batch["lengths"])])
         self.steps.append(step)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -532,8 +531,8 @@ class TestFailing:
 
     def test_the_batch_whose_loss_is_not_finite_is_kept(self, diverged, watch, vocabulary):
         batch = diverged[1]
-        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        assert [tuple(ids[real.bool()].tolist()) for ids, real in rows] == watch.batches[-1]
+        rows = batch["input_ids"].split(batch["lengths"].tolist())
+        assert [tuple(ids.tolist()) for ids in rows] == watch.batches[-1]
 
     def test_with_the_row_numbers_of_its_cells(self, diverged, watch, cells):
         rows = diverged[1]["rows"].tolist()

@@ -20,10 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import geneformer_repro.processes as processes
-from geneformer_repro.batching import evaluation_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require
-from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.kinds import kind_of
@@ -31,7 +29,6 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling
 from geneformer_repro.model import flops
 from geneformer_repro.targets import Target, columns_of, labels_of
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
@@ -242,17 +239,3 @@ def best_entry(history: pd.DataFrame) -> pd.Series:
     """Return the entry of the best held-out score of a trained model; before training there is nothing to choose."""
     scored = history[history["epoch"] > 0].dropna(subset=[f"eval_{SELECTION}"])
     return scored.iloc[int(scored[f"eval_{SELECTION}"].to_numpy().argmax())]
-
-
-def outputs_of(model: nn.Module, cells: TokenizedDataset, head: Head, *, max_tokens: int = MAX_TOKENS) -> Tensor:
-    """Return a classifier's outputs for each cell, in the order of the cells, on the CPU."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    outputs_NK = torch.empty(len(cells), head.n_outputs)
-    with torch.inference_mode():
-        for rows, batch in evaluation_batches(cells, max_tokens):
-            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-            outputs_NK[torch.as_tensor(rows)] = model(**on_device).logits.float().cpu()
-    model.train(was_training)
-    return outputs_NK

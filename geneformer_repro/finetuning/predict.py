@@ -20,14 +20,14 @@ from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.batching import evaluation_batches, require_budget
+from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import CELLS_A_PART, MAX_TOKENS, TOKENS_A_PART, parts_of
+from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import write_table
-from geneformer_repro.finetuning.networks import outputs_of
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.progress import progress
+from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.corpus import find_sources, identity
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -40,7 +40,7 @@ from geneformer_repro.work import Parts, Work, working_on
 logger = logging.getLogger(__name__)
 
 
-VERSION = 1
+VERSION = 2
 """Of the predictions: raised when another version of the package makes other ones, so that it does not go on with
 these."""
 
@@ -144,7 +144,7 @@ def _on_disk(
 ) -> pd.DataFrame:
     """Write the table, and return it."""
     plan = {"step": "predict", "version": VERSION, "checkpoint": checkpoint.fingerprint, "data": _identity_of(data)}
-    plan |= {**where, "max_tokens": max_tokens, "part": [CELLS_A_PART, TOKENS_A_PART]}
+    plan |= {**where, "max_tokens": max_tokens, "part": part_limits()}
     with working_on(out, plan, what="prediction", overwrite=overwrite) as work:
         asked = _Asked(checkpoint, head, _tokenized_once(checkpoint, data, where, work), max_tokens, device)
         table = asked.table(None if head.level == "gene" else Parts(work, len(asked.parts), suffix=".safetensors"))
@@ -234,17 +234,13 @@ class _Asked:
         model, vocabulary, target = cast(GeneClassifier, self._model), self._cells.vocabulary, self._head.targets[0]
         sums_VK = torch.zeros(vocabulary.size, target.n_outputs, dtype=torch.float64)
         n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64)
-        device = next(model.parameters()).device
-        model.eval()
+        every = np.where(vocabulary.genes_of(np.arange(vocabulary.size)) >= 0, np.arange(vocabulary.size), IGNORED)
         for i in parts:
-            for rows, batch in evaluation_batches(self._cells.select(self._with_gene(i)), self._max_tokens):
-                real_BL = batch["attention_mask"].bool()
-                tokens_T, lengths = batch["input_ids"][real_BL], real_BL.sum(1).tolist()
-                with torch.inference_mode():
-                    probabilities_TK = model(tokens_T.to(device), lengths).logits.double().softmax(-1).cpu()
-                sums_VK.index_add_(0, tokens_T, probabilities_TK)
-                n_cells_V += torch.bincount(tokens_T, minlength=vocabulary.size)
-                bar.update(len(rows))
+            cells = self._cells.select(self._with_gene(i))
+            for tokens_M, logits_MK in logits_at_tokens(model, cells, every, max_tokens=self._max_tokens):
+                sums_VK.index_add_(0, tokens_M, logits_MK.double().softmax(-1))
+                n_cells_V += torch.bincount(tokens_M, minlength=vocabulary.size)
+            bar.update(len(cells))
         return _mean_of_genes(processes.sum_over(sums_VK), processes.sum_over(n_cells_V), vocabulary, target)
 
 

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertModel
 
-from geneformer_repro.embedding import Dtype
-from geneformer_repro.encoder import run_packed
+from geneformer_repro.attention import Cells
 from geneformer_repro.heads import CellClassifier, Pooling, pool
 from geneformer_repro.in_silico.perturbation import NONE, Variants
+from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
 
@@ -44,8 +43,8 @@ class Score(Protocol):
         """Whether the numbers are shares, so that the changes of one follow from those of the others."""
         ...
 
-    def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
-        """Return the numbers, (N, S), of cells whose hidden states and weights of positions are given."""
+    def __call__(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
+        """Return the numbers, (N, S), of cells whose tokens' hidden states and weights are given."""
         ...
 
 
@@ -71,9 +70,9 @@ class Nearness:
         """Similarities do not."""
         return False
 
-    def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
+    def __call__(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
         """Return the similarities, (N, S)."""
-        return F.cosine_similarity(pool(hidden_NLD, weight_NL, self.pooling)[:, None], self.states_SD, dim=-1)
+        return F.cosine_similarity(pool(hidden_TD, weight_T, cells, self.pooling)[:, None], self.states_SD, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,10 @@ class Prediction:
         """Whether the numbers are probabilities."""
         return self.model.head.targets[self.target].sums_to_one
 
-    def __call__(self, hidden_NLD: Tensor, weight_NL: Tensor) -> Tensor:
+    def __call__(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
         """Return the probabilities, (N, S), or the number, (N, 1)."""
         target = self.model.head.targets[self.target]
-        output_NS = self.model.head.split(self.model.logits_of(hidden_NLD, weight_NL))[self.target].float()
+        output_NS = self.model.head.split(self.model.logits_of(hidden_TD, weight_T, cells))[self.target].float()
         return target.meaning(output_NS)
 
 
@@ -161,37 +160,25 @@ class Engine:
 
     Parameters
     ----------
-    bert
-        The encoder, on the device.
+    reader
+        The network, on its device.
     vocabulary
         Special tokens and genes.
-    n_blocks
-        How many blocks run.
     pooling
         How a cell is compared with itself.
     score
         What is measured instead of the similarity to itself.
     affected
         Of each token, whether what happens to it is reported; None for none.
-    max_tokens
-        Tokens of a batch.
-    device
-        Where it runs.
-    dtype
-        What the network computes in.
     max_genes
         Most genes of a cell.
     """
 
-    bert: BertModel
+    reader: Reader
     vocabulary: Vocabulary
-    n_blocks: int
     pooling: Pooling
     score: Score | None
     affected: np.ndarray | None
-    max_tokens: int
-    device: torch.device
-    dtype: Dtype
     max_genes: int
 
     def run(self, jobs: Sequence[Job], show: Callable[[int], object] = lambda n: None) -> list[Found]:
@@ -205,7 +192,7 @@ class Engine:
             Called with the number of variants of each batch that is done.
         """
         work = _Work(self, jobs)
-        with torch.inference_mode():
+        with self.reader.reading():
             for batch in work.batches():
                 work.do(batch)
                 show(sum(piece.n_cells for piece in batch if piece.rows is not None))
@@ -221,10 +208,6 @@ class Engine:
         """Special tokens on either side of a cell's genes."""
         return int(self.vocabulary.has_cls)
 
-    def halved(self) -> torch.autocast:
-        """Compute in bfloat16 if that was asked for."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
-
     def wrap(self, genes_NG: Tensor) -> Tensor:
         """Put special tokens around genes."""
         if not self.margin:
@@ -232,9 +215,12 @@ class Engine:
         special = self.vocabulary.special_tokens
         return F.pad(F.pad(genes_NG, (1, 0), value=special[CLS]), (0, 1), value=special[EOS])
 
-    def weights(self, n_genes: int) -> Tensor:
-        """Return 1 for each gene and 0 for the special tokens around them, (1, L)."""
-        return F.pad(torch.ones(1, n_genes, device=self.device), (self.margin, self.margin))
+    def scores(self, hidden_NLD: Tensor, n_genes: int) -> Tensor:
+        """Return the score of cells of one length, (N, S): L is 1 where only the first token was read."""
+        assert self.score is not None
+        n_cells, n_read = hidden_NLD.shape[:2]
+        weight_L = F.pad(torch.ones(n_genes, device=hidden_NLD.device), (self.margin, self.margin))[:n_read]
+        return self.score(hidden_NLD.flatten(0, 1), weight_L.repeat(n_cells), Cells([n_read] * n_cells))
 
 
 class _Work:
@@ -253,7 +239,7 @@ class _Work:
     def batches(self) -> Iterator[list[_Piece]]:
         """Cut the work into batches, the longest cells first."""
         batch: list[_Piece] = []
-        room = self._engine.max_tokens
+        room = self._engine.reader.max_tokens
         for whole in self._pieces():
             piece: _Piece | None = whole
             while piece is not None:
@@ -261,7 +247,7 @@ class _Work:
                 fitting = max(room // n_tokens, not batch)
                 if not fitting:
                     yield batch
-                    batch, room = [], self._engine.max_tokens
+                    batch, room = [], self._engine.reader.max_tokens
                     continue
                 first, piece = piece.cut(fitting)
                 batch.append(first)
@@ -298,14 +284,8 @@ class _Work:
         sources = [self._source(piece) for piece in batch]
         ids = [engine.wrap(self._tokens(piece)[source]) for piece, source in zip(batch, sources, strict=True)]
         lengths = [one.shape[1] for one in ids for _ in range(len(one))]
-        with engine.halved():
-            hidden_TD = run_packed(
-                engine.bert,
-                torch.cat([one.flatten() for one in ids]),
-                lengths,
-                n_blocks=engine.n_blocks,
-                first_only=engine.first_only,
-            ).float()
+        ids_T = torch.cat([one.flatten() for one in ids])
+        hidden_TD = engine.reader.hidden(ids_T, lengths, first_only=engine.first_only, alike=True)
         n_read = [len(one) * (1 if engine.first_only else one.shape[1]) for one in ids]
         values = []
         for piece, source, hidden in zip(batch, sources, hidden_TD.split(n_read), strict=True):
@@ -321,17 +301,17 @@ class _Work:
     def _tokens(self, piece: _Piece) -> Tensor:
         """Return the tokens that variants of a cell are made of: its genes, then those that are inserted."""
         tokens = np.concatenate([self._genes[piece.job], self._jobs[piece.job].variants.inserted])
-        return torch.from_numpy(tokens).to(self._engine.device)
+        return torch.from_numpy(tokens).to(self._engine.reader.device)
 
     def _source(self, piece: _Piece) -> Tensor:
         """Return of which of these tokens each variant is made, (N, G)."""
         n_genes = len(self._genes[piece.job])
         if piece.rows is None:
             kept = np.setdiff1d(np.arange(n_genes), piece.cut_off)
-            return torch.from_numpy(kept)[None].to(self._engine.device)
+            return torch.from_numpy(kept)[None].to(self._engine.reader.device)
         variants = self._jobs[piece.job].variants
         touched_NE, place_NE = (
-            torch.from_numpy(one[piece.rows]).to(self._engine.device)
+            torch.from_numpy(one[piece.rows]).to(self._engine.reader.device)
             for one in (variants.touched_NE, variants.place_NE)
         )
         return arrange(n_genes, len(variants.inserted), touched_NE, place_NE)[:, : piece.n_genes]
@@ -342,7 +322,7 @@ class _Work:
             margin, width = engine.margin, len(self._tokens(piece))
             unit_WD = hidden_1LD.new_zeros(width, hidden_1LD.shape[-1])
             unit_WD[source[0]] = F.normalize(hidden_1LD[0, margin : margin + piece.n_genes], dim=-1)
-        score_S = engine.score(hidden_1LD, engine.weights(piece.n_genes))[0] if engine.score else None
+        score_S = engine.scores(hidden_1LD, piece.n_genes)[0] if engine.score else None
         return _Reference(unit_WD, hidden_1LD[0, 0].clone(), score_S)
 
     def _values(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor) -> Tensor:
@@ -354,7 +334,7 @@ class _Work:
         if engine.affected is not None and stayed_NG is not None:
             self._keep_affected(piece, source, stayed_NG)
         if engine.score is not None and reference.score_S is not None:
-            score_NS = engine.score(hidden_NLD, engine.weights(piece.n_genes))
+            score_NS = engine.scores(hidden_NLD, piece.n_genes)
             return torch.cat([score_NS - reference.score_S, reference.score_S.expand_as(score_NS)], 1)
         if engine.pooling == "cls":
             value_N = F.cosine_similarity(hidden_NLD[:, 0], reference.first_D[None], dim=-1).clamp(-1, 1)

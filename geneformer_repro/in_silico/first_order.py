@@ -23,13 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geneformer_repro.batching import token_budget_batches
-from geneformer_repro.encoder import run_gated
+from geneformer_repro.attention import Cells
 from geneformer_repro.in_silico.engine import Engine, Found, Job
 from geneformer_repro.in_silico.perturbation import GONE, Variants
-
-_SHARE_OF_BUDGET = 4
-"""A backward pass keeps what every block made, so its batches are so many times smaller."""
+from geneformer_repro.reading import Derivatives
 
 
 def first_order(engine: Engine, jobs: Sequence[Job], show: Callable[[int], object] = lambda n: None) -> list[Found]:
@@ -44,31 +41,18 @@ def first_order(engine: Engine, jobs: Sequence[Job], show: Callable[[int], objec
     show
         Called with the number of variants of each batch that is done.
     """
-    found: dict[int, Found] = {}
-    lengths = np.array([len(job.cell) for job in jobs])
-    for rows in token_budget_batches(lengths, max(1, engine.max_tokens // _SHARE_OF_BUDGET)):
+    estimates: dict[int, Found] = {}
+    for rows in engine.reader.batches_to_derive(np.array([len(job.cell) for job in jobs])):
         batch = [jobs[row] for row in rows]
-        found |= dict(zip(rows.tolist(), _of_batch(engine, batch), strict=True))
+        estimates |= dict(zip(rows.tolist(), _of_batch(engine, batch), strict=True))
         show(sum(len(job.variants) for job in batch))
-    return [found[i] for i in range(len(jobs))]
+    return [estimates[i] for i in range(len(jobs))]
 
 
 def _of_batch(engine: Engine, jobs: Sequence[Job]) -> Iterator[Found]:
     lengths = [len(job.cell) for job in jobs]
-    ids_T = torch.from_numpy(np.concatenate([job.cell for job in jobs])).to(engine.device)
-    presence_T = torch.ones(len(ids_T), device=engine.device, requires_grad=True)
-    with torch.enable_grad():
-        score_CS, embedded_TD = scores(engine, ids_T, lengths, presence_T)
-        free = score_CS.unbind(1)[: -1 if engine.score is not None and engine.score.sums_to_one else None]
-        gradients = [
-            torch.autograd.grad(of_state.sum(), [presence_T, embedded_TD], retain_graph=of_state is not free[-1])
-            for of_state in free
-        ]
-    if len(free) < score_CS.shape[1]:
-        gradients.append(tuple(-torch.stack(of_free).sum(0) for of_free in zip(*gradients, strict=True)))
-    at = torch.arange(max(lengths), device=engine.device)
-    with torch.no_grad():
-        position_PD = engine.bert.embeddings.position_embeddings(at).float()
+    ids_T = torch.from_numpy(np.concatenate([job.cell for job in jobs])).to(engine.reader.device)
+    scores, position_PD = derivatives(engine, ids_T, lengths), engine.reader.position_embeddings(max(lengths))
     changes = [
         [
             _changes(engine, job.variants, by_presence_L, by_embedded_LD, position_PD)
@@ -76,24 +60,24 @@ def _of_batch(engine: Engine, jobs: Sequence[Job]) -> Iterator[Found]:
                 jobs, by_presence_T.split(lengths), by_embedded_TD.split(lengths), strict=True
             )
         ]
-        for by_presence_T, by_embedded_TD in gradients
+        for by_presence_T, by_embedded_TD in zip(scores.by_presence_ST, scores.by_embedded_STD, strict=True)
     ]
-    before_CS = score_CS.detach().cpu().double().numpy()
+    before_CS = scores.score_CS.cpu().double().numpy()
     for of_states, before_S in zip(zip(*changes, strict=True), before_CS, strict=True):
         value_NS = np.stack(of_states, axis=1)
         yield Found(value_NS, np.broadcast_to(before_S, value_NS.shape), {})
 
 
-def scores(engine: Engine, ids_T: Tensor, lengths: Sequence[int], presence_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the score of each cell, (cells, S), and the sum of embeddings it was made of, (T, D)."""
+def derivatives(engine: Engine, ids_T: Tensor, lengths: Sequence[int]) -> Derivatives:
+    """Return the engine's score of cells, in which only genes count, and how it changes with every token."""
     assert engine.score is not None
-    with engine.halved():
-        hidden_TD, embedded_TD = run_gated(engine.bert, ids_T, lengths, presence_T, n_blocks=engine.n_blocks)
-    of_cells = [
-        engine.score(hidden_LD.float()[None], engine.weights(len(hidden_LD) - 2 * engine.margin) * weight_L)
-        for hidden_LD, weight_L in zip(hidden_TD.split(list(lengths)), presence_T.split(list(lengths)), strict=True)
-    ]
-    return torch.cat(of_cells), embedded_TD
+    score, is_gene_T = engine.score, torch.from_numpy(engine.vocabulary.genes_of(ids_T.cpu().numpy()) >= 0)
+    is_gene_T = is_gene_T.to(ids_T.device)
+
+    def of_cells(hidden_TD: Tensor, presence_T: Tensor, cells: Cells) -> Tensor:
+        return score(hidden_TD, is_gene_T * presence_T, cells)
+
+    return engine.reader.derivatives(ids_T, lengths, of_cells, sum_to_one=score.sums_to_one)
 
 
 def _changes(
@@ -101,7 +85,7 @@ def _changes(
 ) -> np.ndarray:
     """Return the estimated change of one state's score by each variant of a cell, (N,)."""
     n_tokens = len(by_presence_L)
-    position_LD, slope_LD = position_PD[:n_tokens], by_embedded_LD.float()
+    position_LD, slope_LD = position_PD[:n_tokens], by_embedded_LD
     step_LD = position_LD.diff(dim=0)
     up_L = torch.zeros(n_tokens + 1, dtype=torch.float64)
     down_L = torch.zeros(n_tokens + 1, dtype=torch.float64)

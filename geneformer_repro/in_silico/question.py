@@ -15,6 +15,7 @@ from geneformer_repro.embedding import embed_states
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import CellClassifier, Pooling, require_poolable
 from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
+from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import EACH, Plan
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
@@ -135,6 +136,12 @@ class Question:
                 "cells.select(…)."
             )
         return donors.to_numpy()
+
+    def layout(self, checkpoint: Checkpoint, cells: TokenizedDataset, rows: np.ndarray) -> Layout:
+        """Return how the rows of the table are made of what comes of the cells that are perturbed."""
+        carried = cells.obs[list(self.obs)].iloc[rows].reset_index(drop=True)
+        donors = self.donors(cells, rows)
+        return Layout(cells.vocabulary, cells.cell_names[rows], donors, self.states(checkpoint), carried)
 
     def check_first_order(self, plan: Plan) -> None:
         """Refuse a first-order screen of anything but single genes that cells express."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,6 @@ import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
 from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import MAX_TOKENS, Dtype, blocks_to_run, encoder_on
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.engine import Engine, Found, Job
@@ -35,12 +34,13 @@ from geneformer_repro.in_silico.question import GoalState, Method, Question
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable, as_frame, write_blocks
 from geneformer_repro.model import flops
 from geneformer_repro.progress import progress
+from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, blocks_to_run, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
 FEW_PARTS = 16
 """So few are merged without a word."""
@@ -159,8 +159,7 @@ def perturb(
     Theodoris et al., Nature 618, 616 (2023), Methods, "In silico perturbation".
     """
     checkpoint.require_matching(cells)
-    if dtype not in get_args(Dtype):
-        raise InputError(f"dtype must be one of {', '.join(map(repr, get_args(Dtype)))}, found {dtype!r}.")
+    require_one_of(Dtype, "dtype", dtype)
     if seed < 0:
         raise InputError(f"seed must be at least 0, found {seed}.")
     require_budget(max_tokens)
@@ -177,11 +176,9 @@ def perturb(
     perturbation = _with_known_genes(perturbation, cells, rows)
     plan = Plan(perturbation, cells.vocabulary)
     question.check_first_order(plan)
+    max_genes = _max_genes(checkpoint, cells, perturbation)
     rows, n_variants = _cells_to_perturb(cells, plan, rows, goal, max_cells, np.random.default_rng(seed))
-    max_genes = _max_genes(checkpoint, cells)
-    if perturbation.n_at_once >= max_genes:
-        raise InputError(f"{perturbation.n_at_once} genes are perturbed at once, and a cell has room for {max_genes}.")
-    donors = question.donors(cells, rows)
+    layout = question.layout(checkpoint, cells, rows)
     metadata = question.describe(checkpoint) | {
         "perturbation": perturbation.describe(),
         "layer": layer,
@@ -197,25 +194,17 @@ def perturb(
             lambda: unfinished.refuse_other(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
         )
     where = torch.device(device) if device else processes.device()
+    max_tokens = max_tokens or (CPU_TOKENS if where.type == "cpu" else MAX_TOKENS)
     engine = Engine(
-        bert=encoder_on(checkpoint, where),
-        vocabulary=cells.vocabulary,
-        n_blocks=blocks_to_run(checkpoint, layer),
+        Reader.of(checkpoint, layer=layer, dtype=dtype, max_tokens=max_tokens, device=where),
+        cells.vocabulary,
         pooling=pooling,
         score=question.score(checkpoint, cells, layer=layer, pooling=pooling, device=where),
         affected=question.affected_tokens(cells),
-        max_tokens=max_tokens or (CPU_TOKENS if where.type == "cpu" else MAX_TOKENS),
-        device=where,
-        dtype=dtype,
         max_genes=max_genes,
     )
-    carried = cells.obs[list(question.obs)].iloc[rows].reset_index(drop=True)
-    layout = Layout(cells.vocabulary, cells.cell_names[rows], donors, question.states(checkpoint), carried)
-    checked = np.random.default_rng(seed).permutation(len(rows))[: CHECKED_CELLS if method == "first_order" else 0]
-    screen = _Screen(engine, cells, rows, plan, n_variants, question, layout, np.isin(np.arange(len(rows)), checked))
-    if out is None:
-        return screen.in_memory(metadata)
-    return screen.on_disk(Path(out), metadata, overwrite=overwrite)
+    screen = _Screen(engine, cells, rows, plan, n_variants, question, layout, seed)
+    return screen.in_memory(metadata) if out is None else screen.on_disk(Path(out), metadata, overwrite=overwrite)
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,9 +212,13 @@ def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {**metadata, "version": VERSION, "part": [CELLS_A_PART, TOKENS_A_PART]}
 
 
-def _max_genes(checkpoint: Checkpoint, cells: TokenizedDataset) -> int:
+def _max_genes(checkpoint: Checkpoint, cells: TokenizedDataset, perturbation: Perturbation | Composed) -> int:
+    """Return how many genes a cell has room for, which must be more than are perturbed at once."""
     longest = min(cells.vocabulary.max_length, checkpoint.model.config.max_position_embeddings)
-    return int(longest) - 2 * cells.vocabulary.has_cls
+    max_genes = int(longest) - 2 * cells.vocabulary.has_cls
+    if perturbation.n_at_once >= max_genes:
+        raise InputError(f"{perturbation.n_at_once} genes are perturbed at once, and a cell has room for {max_genes}.")
+    return max_genes
 
 
 def _rows_of_start(cells: TokenizedDataset, goal: GoalState | None) -> np.ndarray:
@@ -309,10 +302,13 @@ class _Screen:
         n_variants: np.ndarray,
         question: Question,
         layout: Layout,
-        checked: np.ndarray,
+        seed: int,
     ) -> None:
         self._engine, self._cells, self._rows, self._plan = engine, cells, rows, plan
-        self._n_variants, self._question, self._layout, self._checked = n_variants, question, layout, checked
+        self._n_variants, self._question, self._layout = n_variants, question, layout
+        n_checked = CHECKED_CELLS if question.method == "first_order" else 0
+        checked = np.random.default_rng(seed).permutation(len(rows))[:n_checked]
+        self._checked = np.isin(np.arange(len(rows)), checked)
         self._lengths = cells.lengths[rows]
         self.parts = _cut(n_variants * self._lengths)
 
@@ -364,8 +360,8 @@ class _Screen:
     def _forecast(self, cells: np.ndarray) -> None:
         """Measure the rate on a batch of a cell of middle length; say how long these cells will take."""
         middle = cells[np.argsort(self._lengths[cells], kind="stable")[len(cells) // 2]]
-        n_probed = max(1, min(self._n_variants[middle], self._engine.max_tokens // self._lengths[middle]))
-        cost = np.array([flops(self._engine.bert.config, np.array([length])) for length in self._lengths])
+        n_probed = max(1, min(self._n_variants[middle], self._engine.reader.max_tokens // self._lengths[middle]))
+        cost = np.array([flops(self._engine.reader.bert.config, np.array([length])) for length in self._lengths])
         is_exact = self._question.method == "exact"
         share = (
             cost[middle] * (n_probed if is_exact else 1) / (cost * (self._n_variants if is_exact else 1))[cells].sum()

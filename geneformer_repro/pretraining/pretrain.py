@@ -21,22 +21,22 @@ from transformers import BertConfig
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.batching import pack, token_budget_batches
+from geneformer_repro.batching import pack
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, require, resolved
-from geneformer_repro.embedding import MAX_TOKENS
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance, write_table
 from geneformer_repro.model import MaskedGeneModel, Size, bert_config, flops
 from geneformer_repro.pretraining.figures import loss_figure
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
+from geneformer_repro.reading import batches_to_judge, sum_over_batches
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training.config import SMOOTHING, Decay, TrainConfig, join_processes
 from geneformer_repro.training.log import LOG_FILE, TENSORBOARD
 from geneformer_repro.training.loop import CellExamples, train
-from geneformer_repro.work import working_on
+from geneformer_repro.work import Work, working_on
 
 logger = logging.getLogger(__name__)
 
@@ -193,17 +193,21 @@ def pretrain(
         seen = np.union1d(cells.select(train_rows).digests(), seen)
         checkpoint = Checkpoint(trained, cells.vocabulary, record, seen, name=f"checkpoint {out}")
         if processes.is_first():
-            with work.result() as folder:
-                folder.mkdir()
-                checkpoint.write_into(folder)
-                write_table(history, folder / "history.tsv", index=False)
-                write_table(scores, folder / "scores.tsv")
-                shutil.copyfile(work.folder / LOG_FILE, folder / LOG_FILE)
-                shutil.copytree(work.folder / TENSORBOARD, folder / TENSORBOARD)
-                loss_figure(history, scores["loss"].drop(MODEL)).savefig(folder / "loss.png", dpi=150)
+            _write(checkpoint, history, scores, work)
             logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))
             logger.info("%s", _table(scores))
     return checkpoint
+
+
+def _write(checkpoint: Checkpoint, history: pd.DataFrame, scores: pd.DataFrame, work: Work) -> None:
+    with work.result() as folder:
+        folder.mkdir()
+        checkpoint.write_into(folder)
+        write_table(history, folder / "history.tsv", index=False)
+        write_table(scores, folder / "scores.tsv")
+        shutil.copyfile(work.folder / LOG_FILE, folder / LOG_FILE)
+        shutil.copytree(work.folder / TENSORBOARD, folder / TENSORBOARD)
+        loss_figure(history, scores["loss"].drop(MODEL)).savefig(folder / "loss.png", dpi=150)
 
 
 def _table(scores: pd.DataFrame) -> str:
@@ -345,8 +349,7 @@ class HeldOut:
 
     def __init__(self, cells: TokenizedDataset, rows: np.ndarray, config: PretrainConfig) -> None:
         masked = [_masked_cell(cells, int(row), _HELD_OUT_EPOCH, config) for row in rows]
-        lengths = cells.lengths[rows]
-        self._batches = [pack([masked[i] for i in of]) for of in token_budget_batches(lengths, MAX_TOKENS // 2)]
+        self._batches = [pack([masked[i] for i in few]) for few in batches_to_judge(cells.lengths[rows])]
         self.n_masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in self._batches)
         self._mask_token = cells.vocabulary.mask_token
         self._n_hidden = sum(int(self._is_hidden(batch).sum()) for batch in self._batches)
@@ -385,7 +388,7 @@ class HeldOut:
 
     def _is_hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """Which of the masked genes are behind ``<mask>``."""
-        return batch["input_ids"][batch["labels"] != IGNORED] == self._mask_token
+        return (batch["input_ids"][batch["labels"] != IGNORED] == self._mask_token).cpu()
 
     def _sums(self, batch: Mapping[str, Any], judged_3M: Tensor) -> Tensor:
         judged_3M = judged_3M.double().cpu()
@@ -397,22 +400,10 @@ class HeldOut:
         return guess.judge(ranks[masked], batch["labels"][masked])
 
     def _of_model(self, model: nn.Module) -> Tensor:
-        was_training = model.training
-        model.eval()
-        device = next(model.parameters()).device
-        process, n_processes = processes.rank(), processes.count()
-        total = torch.zeros(6, dtype=torch.float64)
-        with torch.no_grad():
-            for first in range(0, len(self._batches), n_processes):
-                # a process without a batch of its own does another's for nothing: shards need all to take part
-                i = min(first + process, len(self._batches) - 1)
-                batch = self._batches[i]
-                labels = batch["labels"].to(device)
-                logits = model(input_ids=batch["input_ids"].to(device), labels=labels, lengths=batch["lengths"]).logits
-                if i == first + process:
-                    total += self._sums(batch, _judge(logits, labels[labels != IGNORED]))
-        model.train(was_training)
-        return processes.sum_over(total)
+        def judge(output: Any, batch: Mapping[str, Any]) -> Tensor:
+            return self._sums(batch, _judge(output.logits, batch["labels"][batch["labels"] != IGNORED]))
+
+        return sum_over_batches(model, self._batches, judge)
 
 
 def _judge(logits_MV: Tensor, target_M: Tensor) -> Tensor:

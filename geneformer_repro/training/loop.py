@@ -36,6 +36,7 @@ from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import InputError, MissingExtraError
 from geneformer_repro.files import damage, new_file, read_json, translated, write_json, write_manifest
+from geneformer_repro.reading import evaluating
 from geneformer_repro.training.config import (
     ParameterGroup,
     TrainConfig,
@@ -408,8 +409,7 @@ class _Trainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        self.model.eval()
-        with self.stopwatch.aside(), torch.no_grad():
+        with self.stopwatch.aside(), evaluating(self.model):
             scores = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
         wrong = [name for name, value in scores.items() if not math.isfinite(value)]
         if wrong:

@@ -15,7 +15,7 @@ import torch
 from sklearn.dummy import DummyClassifier
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import curve as curves
 from geneformer_repro.finetuning import experiment, results
@@ -205,7 +205,7 @@ def test_the_page_has_every_picture_with_what_it_shows_and_what_it_does_not(run)
 def predicted_by(checkpoint, cells):
     """Outputs, one cell at a time."""
     with torch.inference_mode():
-        return torch.cat([checkpoint.model(**collate([cell], cells.vocabulary)).logits for cell in cells])
+        return torch.cat([checkpoint.model(**end_to_end([cell], cells.vocabulary).inputs).logits for cell in cells])
 
 
 def test_the_folder_reopens_as_the_classifier_with_the_same_probabilities(run, few):

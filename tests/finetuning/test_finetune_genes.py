@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from padding import padded
 from scipy.sparse import csr_matrix
 from sklearn.metrics import f1_score
 from transformers import BertForTokenClassification
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate
 from geneformer_repro.config import ConfigError
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.finetuning import genes as module
@@ -281,7 +281,7 @@ def probabilities_at(model, cells, folder):
     longest, ids = cells[int(cells.lengths.argmax())], np.array(cells.vocabulary.gene_ids)
     found = []
     for cell in cells:
-        batch = collate([cell, longest], cells.vocabulary)
+        batch = padded([cell, longest], cells.vocabulary)
         with torch.inference_mode():
             logits = stock(batch["input_ids"][:1], batch["attention_mask"][:1]).logits[0]
         place = cells.vocabulary.genes_of(cell)

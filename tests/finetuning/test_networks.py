@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
-from geneformer_repro.batching import collate
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import networks
 from geneformer_repro.finetuning.finetune import FinetuneConfig
@@ -19,16 +19,12 @@ from geneformer_repro.finetuning.genes import GeneFinetuneConfig
 from geneformer_repro.finetuning.kinds.class_scores import scores
 from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels
-from geneformer_repro.finetuning.networks import (
-    NetworkConfig,
-    best_epoch,
-    new_classifier,
-    outputs_of,
-)
+from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, new_classifier
 from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.heads import Head
 from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Classes, Number
 from geneformer_repro.training.config import training_arguments
 
@@ -292,7 +288,7 @@ def test_outputs_are_those_of_one_cell_at_a_time_in_the_order_of_the_cells(score
     model, _ = scored
     cells = types.cells.select(np.array([100, 3, 50, 7]))
     with torch.inference_mode():
-        alone = torch.cat([model(**collate([cell], cells.vocabulary)).logits for cell in cells])
+        alone = torch.cat([model(**end_to_end([cell], cells.vocabulary).inputs).logits for cell in cells])
     torch.testing.assert_close(outputs_of(model, cells, model.head), alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(outputs_of(model, cells, model.head, max_tokens=40), alone, atol=1e-5, rtol=1e-5)
 

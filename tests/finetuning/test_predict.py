@@ -12,12 +12,13 @@ from scipy.sparse import csr_matrix
 from transformers import BertConfig, BertForSequenceClassification
 
 import geneformer_repro as gf
-from geneformer_repro import embedding
-from geneformer_repro.batching import collate
+from geneformer_repro import reading
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.finetuning import predict as module
-from geneformer_repro.finetuning.networks import new_classifier, outputs_of
+from geneformer_repro.finetuning.networks import new_classifier
 from geneformer_repro.finetuning.predict import predict
 from geneformer_repro.heads import Head
+from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Classes, Number
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD4+/CD25 T Reg")
@@ -57,7 +58,9 @@ def silence(adata, *rows):
 def expected(of_cells, few):
     """The classifier's own outputs, one cell at a time."""
     with torch.inference_mode():
-        outputs = torch.cat([of_cells.model(**collate([cell], few.vocabulary)).logits for cell in few]).double()
+        outputs = torch.cat(
+            [of_cells.model(**end_to_end([cell], few.vocabulary).inputs).logits for cell in few]
+        ).double()
     of_types, of_size = outputs[:, :3].softmax(1).numpy(), outputs[:, 3].numpy() * SIZE.sd + SIZE.mean
     called = np.array(TYPES, dtype=object)[of_types.argmax(1)]
     columns = [called, of_types.max(1), *of_types.T, of_size]
@@ -158,7 +161,7 @@ def test_layer_and_column_of_ids_are_those_of_tokenize(of_cells, expected, few_c
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(embedding, "CELLS_A_PART", 5)
+    monkeypatch.setattr(reading, "CELLS_A_PART", 5)
 
 
 def test_the_table_on_disk_is_the_one_in_memory(of_cells, few, tmp_path, small_parts):

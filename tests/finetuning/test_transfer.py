@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import BertModel, Trainer
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.finetuning.transfer import TransferConfig, all_learning, finished, prepare
@@ -135,7 +135,7 @@ def model(untrained: CellClassifier) -> CellClassifier:
 
 @pytest.fixture(scope="module")
 def batch(cells: gf.TokenizedDataset, vocabulary: gf.Vocabulary) -> dict[str, Tensor]:
-    return collate([cells[i][:30] for i in range(8)], vocabulary)
+    return end_to_end([cells[i][:30] for i in range(8)], vocabulary).inputs
 
 
 def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -150,7 +150,7 @@ def run(untrained, cells, vocabulary, classes, tmp_path_factory) -> Callable[...
 
     def batch_of(chosen: list[int]) -> dict[str, Tensor]:
         labels = torch.as_tensor(codes[chosen], dtype=torch.float32)
-        return collate([cells[i][: 12 + i] for i in chosen], vocabulary) | {"labels": labels}
+        return end_to_end([cells[i][: 12 + i] for i in chosen], vocabulary).inputs | {"labels": labels}
 
     def start(
         *,

@@ -18,6 +18,7 @@ from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepa
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico import engine
 from geneformer_repro.in_silico.perturbation import Plan
+from geneformer_repro.reading import Reader
 from geneformer_repro.targets import Classes, Number
 
 pytestmark = pytest.mark.slow
@@ -218,11 +219,11 @@ def classifier(vocabulary, pooling, *targets):
 def say(checkpoint, target, genes):
     """What a classifier says of one cell, in its own words: the whole model, once."""
     head, wrap = checkpoint.head, checkpoint.vocabulary.special_tokens
-    ids = torch.tensor([[wrap["<cls>"], *genes, wrap["<eos>"]]])
-    mask = torch.ones_like(ids).bool()
-    mask[:, [0, -1]] = False
+    ids = torch.tensor([wrap["<cls>"], *genes, wrap["<eos>"]])
+    is_gene = torch.ones_like(ids).bool()
+    is_gene[[0, -1]] = False
     with torch.inference_mode():
-        outputs = checkpoint.model(ids, torch.ones_like(ids), pooled_mask=mask).logits
+        outputs = checkpoint.model(ids, [len(ids)], weights=is_gene).logits
     at = [one.name for one in head.targets].index(target)
     output, known = head.split(outputs)[at][0].double(), head.targets[at]
     if isinstance(known, Classes):
@@ -366,13 +367,14 @@ def test_variants_of_a_full_cell_are_computed_together_where_they_lose_the_same(
 @pytest.fixture
 def batches(monkeypatch):
     """Lengths of the cells of each batch, and whether only the first state of each was computed; filled by screens."""
-    run, seen = engine.run_packed, []
+    read, seen = Reader.hidden, []
 
-    def watched(bert, ids_T, lengths, *, n_blocks, first_only):
-        seen.append((lengths, first_only))
-        return run(bert, ids_T, lengths, n_blocks=n_blocks, first_only=first_only)
+    def watched(reader, ids_T, lengths, *, first_only=False, alike=False):
+        if alike:  # else cells of a state, to be embedded
+            seen.append((lengths, first_only))
+        return read(reader, ids_T, lengths, first_only=first_only, alike=alike)
 
-    monkeypatch.setattr(engine, "run_packed", watched)
+    monkeypatch.setattr(Reader, "hidden", watched)
     return seen
 
 

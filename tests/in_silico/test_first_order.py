@@ -11,13 +11,13 @@ from transformers import BertModel
 
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, Inhibition, InputError, Overexpression, RankShift, perturb
-from geneformer_repro.embedding import encoder_on
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico import screen as module
 from geneformer_repro.in_silico.engine import Engine, Job, Nearness, Prediction
-from geneformer_repro.in_silico.first_order import first_order, scores
+from geneformer_repro.in_silico.first_order import derivatives, first_order
 from geneformer_repro.in_silico.perturbation import Plan
 from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.reading import Reader
 from geneformer_repro.targets import Classes, Number
 
 STATES = ("CD56+ NK", "CD19+ B", "CD34+")
@@ -73,19 +73,8 @@ def near():
 
 
 def engine_of(checkpoint, score, *, n_blocks=3, max_tokens=4096):
-    device = torch.device("cpu")
-    return Engine(
-        bert=encoder_on(checkpoint, device),
-        vocabulary=checkpoint.vocabulary,
-        n_blocks=n_blocks,
-        pooling="mean",
-        score=score,
-        affected=None,
-        max_tokens=max_tokens,
-        device=device,
-        dtype="float32",
-        max_genes=12,
-    )
+    reader = Reader.of(checkpoint, layer=n_blocks - 3, max_tokens=max_tokens, device="cpu")
+    return Engine(reader, checkpoint.vocabulary, pooling="mean", score=score, affected=None, max_genes=12)
 
 
 class Slow:
@@ -176,10 +165,10 @@ def test_slopes_are_finite_differences_of_stock_bert(classifier, nearness, token
     n_blocks = 2 if kind == "near" else 3
     slow = Slow(checkpoint, score, n_blocks)
     lengths = [len(one) for one in tokens]
-    presence = torch.ones(sum(lengths), requires_grad=True)
-    found, embedded = scores(engine_of(checkpoint, score, n_blocks=n_blocks), torch.cat(tokens), lengths, presence)
-    slopes = [torch.autograd.grad(one.sum(), [presence, embedded], retain_graph=True) for one in found.unbind(1)]
-    by_presence, by_embedded = (torch.stack(by, dim=1) for by in zip(*slopes, strict=True))
+    _, by_presence, by_embedded = derivatives(
+        engine_of(checkpoint, score, n_blocks=n_blocks), torch.cat(tokens), lengths
+    )
+    by_presence, by_embedded = by_presence.T, by_embedded.transpose(0, 1)
     for one, presence_LS, embedded_LSD in zip(
         tokens, by_presence.split(lengths), by_embedded.split(lengths), strict=True
     ):

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import time
 import traceback
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import PartialState
+from forking import free_port
 from slow_screen import SlowScreen, assert_same_rows, cells_of, random_model
 
 import geneformer_repro as gf
@@ -827,9 +827,7 @@ def test_a_screen_that_was_killed_goes_on_and_ends_with_the_same_bytes(on_one_th
 def test_two_processes_write_what_one_does(on_one_thread, tmp_path):
     """The second takes its time, so that the first has to wait for it."""
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
 
     def of_two():

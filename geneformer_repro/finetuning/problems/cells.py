@@ -13,18 +13,19 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse import csr_matrix
-from torch import Tensor, nn
+from torch import nn
 
-from geneformer_repro.batching import collate
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.kinds.classes import read_classes
 from geneformer_repro.finetuning.kinds.numbers import read_numbers
-from geneformer_repro.finetuning.networks import NetworkConfig, Training, outputs_of, scores_by_target
+from geneformer_repro.finetuning.networks import NetworkConfig, Training, scores_by_target
 from geneformer_repro.finetuning.problems.problem import TransferProblem
 from geneformer_repro.heads import CellClassifier, Head, Pooling
+from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.counts import rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
@@ -99,26 +100,26 @@ class CellProblem(TransferProblem):
             weights if config.class_balance == "weights" else None,
         )
 
-    def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
-        """Pad cells, and stack their labels."""
+    def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+        """Lay cells end to end, and stack their labels."""
         labels = torch.as_tensor(np.stack([label for _, label in batch]), dtype=torch.float32)
-        return collate([tokens for tokens, _ in batch], self.cells.vocabulary) | {"labels": labels}
+        return end_to_end([tokens for tokens, _ in batch], self.cells.vocabulary).inputs | {"labels": labels}
 
     def _scorer(self, head: Head, rows: np.ndarray) -> Callable[[nn.Module], dict[str, float]]:
         """Return what scores a network on validation cells."""
         cells, labels = self.cells.select(rows), self.labels[rows]
 
         def score(model: Any) -> dict[str, float]:
-            outputs = outputs_of(model, cells, head)
-            with torch.no_grad():
-                loss = model.sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
+            outputs = outputs_of(model, cells, head, shared=True)
+            loss = model.sum_of_losses(outputs, torch.tensor(labels, dtype=torch.float32))
             return {"loss": loss.item() / len(labels), **scores_by_target(head.targets, labels, head.meaning(outputs))}
 
         return score
 
     def ask(self, network: CellClassifier, rows: np.ndarray) -> np.ndarray:
         """Return what the network's outputs mean for some cells."""
-        return network.head.meaning(outputs_of(network, self.cells.select(rows), network.head)).numpy()
+        outputs = outputs_of(network, self.cells.select(rows), network.head, shared=True)
+        return network.head.meaning(outputs).numpy()
 
     def features(self, start: Checkpoint, config: NetworkConfig, counts: csr_matrix | None) -> Features:
         """Gather counts, rank values, and vectors from the checkpoint as it is."""

@@ -16,9 +16,9 @@ from scipy.sparse import csr_matrix
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import nn
 
-from geneformer_repro.batching import pack, token_budget_batches
+from geneformer_repro.batching import pack
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import MAX_TOKENS, embed
+from geneformer_repro.embedding import embed
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import GeneInputs, coexpression, gene_features
@@ -27,6 +27,7 @@ from geneformer_repro.finetuning.networks import Training, scores_by_target
 from geneformer_repro.finetuning.problems.problem import TransferProblem
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
+from geneformer_repro.reading import logits_at_tokens
 from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.loop import CellExamples
@@ -99,22 +100,10 @@ class GeneProblem(TransferProblem):
 
     def ask(self, network: nn.Module, rows: np.ndarray) -> np.ndarray:
         """Return, for each occurrence of some genes, which it is and the probability of each class."""
-        number = self.labels_by_token(rows, rows)
-        device = next(network.parameters()).device
-        was_training = network.training
-        network.eval()
-        occurrences = []
-        with torch.inference_mode():
-            for batch in token_budget_batches(self.cells.lengths, MAX_TOKENS):
-                packed = pack([(self.cells[row], number[self.cells[row]]) for row in batch])
-                gene = packed["labels"][packed["labels"] != IGNORED]
-                if not len(gene):
-                    continue
-                zeros = torch.where(packed["labels"] == IGNORED, IGNORED, 0)  # any class: only where is asked
-                logits_MK = network(packed["input_ids"].to(device), packed["lengths"], labels=zeros.to(device)).logits
-                probabilities = logits_MK.double().softmax(-1).cpu().numpy()
-                occurrences.append(np.column_stack([gene.numpy(), probabilities]))
-        network.train(was_training)
+        occurrences = [
+            np.column_stack([gene.numpy(), logits_MK.double().softmax(-1).numpy()])
+            for gene, logits_MK in logits_at_tokens(network, self.cells, self.labels_by_token(rows, rows))
+        ]
         return np.concatenate(occurrences)
 
     def predictions(self, said: np.ndarray, rows: np.ndarray) -> np.ndarray:
