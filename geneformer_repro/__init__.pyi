@@ -17,6 +17,9 @@ from geneformer_repro.finetuning.genes import FinetunedGenes as FinetunedGenes
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig as GeneFinetuneConfig
 from geneformer_repro.finetuning.genes import finetune_genes as finetune_genes
 from geneformer_repro.finetuning.predict import predict as predict
+from geneformer_repro.finetuning.study import TransferStudy as TransferStudy
+from geneformer_repro.finetuning.study import TransferStudyConfig as TransferStudyConfig
+from geneformer_repro.finetuning.study import transfer_study as transfer_study
 from geneformer_repro.in_silico.perturbation import Activation as Activation
 from geneformer_repro.in_silico.perturbation import Deletion as Deletion
 from geneformer_repro.in_silico.perturbation import Inhibition as Inhibition

@@ -36,6 +36,8 @@ NAMES = [
     "RankShift",
     "ShiftTable",
     "TokenizedDataset",
+    "TransferStudy",
+    "TransferStudyConfig",
     "Vocabulary",
     "VocabularyMismatchError",
     "datasets",
@@ -51,6 +53,7 @@ NAMES = [
     "pretrain",
     "shift_statistics",
     "tokenize",
+    "transfer_study",
     "write_screen_report",
 ]
 FUNCTIONS = {
@@ -59,6 +62,7 @@ FUNCTIONS = {
     "pretrain": "cells, config, *, out, base, overwrite, resume",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
+    "transfer_study": "checkpoint, source, target, config, *, out, counts, overwrite",
     "predict": "checkpoint, data, *, layer, gene_ids, max_tokens, device, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
@@ -106,6 +110,10 @@ FIELDS = {
     "FinetuneConfig": f"{TRAINING}, {TRANSFER}, task_weights, class_balance, pooling, {SPLIT}, trials, space, engine, "
     "target, regression, min_cells, max_cells_per_class, baselines, curve, allow_seen",
     "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
+    "TransferStudyConfig": f"{TRAINING}, {TRANSFER}, task_weights, class_balance, pooling, {SPLIT}, trials, space, "
+    "engine, target, regression, min_cells, max_cells_per_class, baselines, curve, allow_seen, source_target, "
+    "source_regression, source_epochs",
+    "TransferStudy": "checkpoint, evaluations, split, history, curve, trials, source",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
     "GeneFinetuneConfig": f"{TRAINING}, {TRANSFER}, folds, validation, max_cells, min_cells, class_balance, baselines",
     "Deletion": "genes, combine, anchor",
@@ -115,8 +123,8 @@ FIELDS = {
     "RankShift": "genes, combine, anchor, to",
     "GoalState": "obs, start, goal, alternatives, embeddings",
 }
-CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig", "GeneFinetuneConfig")
-RESULTS = ("Finetuned", "FinetunedGenes")
+CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig", "GeneFinetuneConfig", "TransferStudyConfig")
+RESULTS = ("Finetuned", "FinetunedGenes", "TransferStudy")
 
 
 def named(path):
@@ -234,7 +242,8 @@ def test_a_docstring_speaks_of_every_parameter(path):
 @pytest.mark.parametrize(
     "name",
     [
-        "tokenize", "pretrain", "finetune", "finetune_genes", "predict", "embed", "embed_states", "map_to_reference",
+        "tokenize", "pretrain", "finetune", "finetune_genes", "transfer_study", "predict", "embed", "embed_states",
+        "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
     ],
 )  # fmt: skip

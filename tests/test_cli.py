@@ -303,6 +303,15 @@ def test_every_option_of_finetune_reaches_its_configuration(options, fields):
     assert config == gf.FinetuneConfig(**{"target": "t"} | fields)
 
 
+def test_with_a_source_its_labels_are_learned_first(there, run, monkeypatch):
+    def learn(checkpoint, source, target, config, **where):
+        raise gf.InputError(f"asked for {config.target} after {config.source_target} of {len(source)} cells")
+
+    monkeypatch.setattr("geneformer_repro.finetuning.study.transfer_study", learn)
+    command = "finetune base cells.tok --target cell_type --source cells.tok --source-target donor --folds 3 -o new"
+    assert "asked for cell_type after donor of 100 cells" in run(*shlex.split(command))[2]
+
+
 def test_of_a_table_with_several_tasks_one_is_learned(there, run, tmp_path, monkeypatch):
     def learn(checkpoint, cells, classes, config, **where):
         raise gf.InputError(f"asked for {classes} in {config.folds} folds without baselines: {not config.baselines}")
@@ -906,6 +915,12 @@ BAD = {
     "pretrain, no effect": (
         "pretrain cells.tok --set trainer.push_to_hub=true",
         "trainer.push_to_hub has no effect here: nothing is uploaded",
+    ),
+    "finetune, source without columns": ("finetune base cells.tok --target cell_type --source cells.tok", "give both"),
+    "finetune, columns without source": ("finetune base cells.tok --target type --source-target type", "give both"),
+    "finetune, source and genes": (
+        "finetune base cells.tok --source cells.tok --source-target type --genes genes.tsv",
+        "give both, and not with --genes",
     ),
     "finetune, no target": ("finetune base cells.tok", "target"),
     "finetune, target": (

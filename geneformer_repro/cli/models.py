@@ -63,6 +63,8 @@ def _add_finetune(commands: Any) -> None:
     finetune.add_argument("--trials", type=int, metavar="N", help="search settings first, so many trials")
     finetune.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
     finetune.add_argument("--genes", metavar="FILE", help="table of gene and label: learn classes of genes instead")
+    finetune.add_argument("--source", metavar="CELLS", help=f"first learn the labels of these: {TOKENIZED}")
+    finetune.add_argument("--source-target", nargs="+", metavar="COLUMN", help="with --source, its obs columns")
     finetune.add_argument("--task", help="with --genes, which of several tasks in the table")
     finetune.add_argument("--counts", help=".h5ad with the raw counts, if not where tokenize found it")
     add_config_options(finetune)
@@ -105,16 +107,24 @@ def _finetune(arguments: argparse.Namespace) -> None:
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
     from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
+    from geneformer_repro.finetuning.study import TransferStudyConfig, transfer_study
 
     settings = [*arguments.set, *named_settings(arguments)]
     where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
     if arguments.task and not arguments.genes:
         raise InputError("--task chooses among the classes of genes of a table; name it with --genes.")
+    if bool(arguments.source) != bool(arguments.source_target) or (arguments.source and arguments.genes):
+        raise InputError("--source names cells and --source-target its obs columns; give both, and not with --genes.")
     if arguments.genes:
         config = load_config(GeneFinetuneConfig, arguments.config, settings)
         classes = read_gene_classes(arguments.genes, arguments.task)
         found = finetune_genes(*open_both(arguments), classes, config, **where)
         evaluations = {found.evaluation.target.name: found.evaluation}
+    elif arguments.source:
+        checkpoint, cells = open_both(arguments)
+        source = open_cells(arguments, arguments.source, checkpoint)
+        study = load_config(TransferStudyConfig, arguments.config, settings)
+        evaluations = dict(transfer_study(checkpoint, source, cells, study, **where).evaluations)
     else:
         result = finetune(*open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
         evaluations = dict(result.evaluations)
@@ -124,17 +134,20 @@ def _finetune(arguments: argparse.Namespace) -> None:
         shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
         print(f"{name}, on the test cells" if not arguments.genes else f"{name}, on genes held out")
         print(evaluation.methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
-        for sentence in filter(None, (evaluation.caution, evaluation.verdict)):
+        for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
             print(sentence)
     print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
 
 
 def named_settings(arguments: argparse.Namespace) -> list[str]:
     """Write options as settings; a JSON value is a TOML value."""
-    target = arguments.target[0] if arguments.target and len(arguments.target) == 1 else arguments.target
+    target, source_target = (
+        names[0] if names and len(names) == 1 else names for names in (arguments.target, arguments.source_target)
+    )
     folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
     given = {
         "target": target,
+        "source_target": source_target,
         "regression": arguments.regression,
         "group": arguments.group,
         "test_groups": arguments.test_groups,

@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def learning_curve(
     sizes: Sequence[int],
     features: Any,
     networks: Sequence[NetworkMethod] = NETWORKS,
+    ready: Mapping[str, Sequence[np.ndarray | None]] = MappingProxyType({}),
     work: Path,
 ) -> pd.DataFrame:
     """Train every method on more and more of the training cells.
@@ -41,7 +43,7 @@ def learning_curve(
 
     Parameters
     ----------
-    problem, start, config, split, features, networks, work
+    problem, start, config, split, features, networks, ready, work
         As for the whole comparison; the validation cells count among those to be drawn.
     sizes
         Numbers of labelled cells, none of them too large (`require_enough`); all cells are added at the end.
@@ -64,6 +66,7 @@ def learning_curve(
                 test_rows=split.test,
                 features=features,
                 networks=networks,
+                ready=ready,
                 with_model=False,
                 work=work / f"{n}-labels-draw-{draw + 1}",
                 step=f"{n} labels, draw {draw + 1}",

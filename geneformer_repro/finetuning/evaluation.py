@@ -46,9 +46,15 @@ class Evaluation:
     """``true``, ``predicted``, ``n``, ``share`` of the true class, with its interval."""
     reliability: pd.DataFrame | None = None
     """``method``, and for each bin of confidence its mean, the ``accuracy`` there with its interval, and ``n``."""
-
     networks: tuple[str, ...] = (FINE_TUNED, RANDOM)
-    """Methods that are no simple ones."""
+    """Methods that are no simple ones; tables of one method are of the first."""
+    reference: str | None = None
+    """A network that all methods are compared with as well: ``SCORE_vs_REFERENCE`` in `methods`."""
+
+    @property
+    def ours(self) -> str:
+        """The method that is asked about."""
+        return self.networks[0]
 
     @property
     def leading(self) -> str:
@@ -81,18 +87,25 @@ class Evaluation:
         "Better" and "worse" where 0 is outside of the interval of the difference to the best simple method.
         """
         best = _best_simple(self.methods[self.leading], self.networks)
-        if best is None:
+        return None if best is None else self._compared(best, VS_BEST)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """The `verdict`, and the same of the difference to `reference`, where there are such."""
+        to_reference = None if self.reference is None else self._compared(self.reference, vs(self.reference))
+        return [sentence for sentence in (self.verdict, to_reference) if sentence]
+
+    def _compared(self, other: str, suffix: str) -> str | None:
+        columns = [f"{self.leading}{suffix}{end}" for end in ("", "_low", "_high")]
+        if columns[0] not in self.methods or self.methods.loc[self.ours, columns].isna().any():
             return None
-        columns = [f"{self.leading}{VS_BEST}{end}" for end in ("", "_low", "_high")]
-        difference, low, high = map(float, self.methods.loc[FINE_TUNED, columns])
-        if np.isnan([difference, low, high]).any():
-            return None
+        difference, low, high = map(float, self.methods.loc[self.ours, columns])
         judged = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
         where = "above"
         if difference < 0:
             where, difference, low, high = "below", -difference, -high, -low
         by_how_much = f"{_signed(difference)} ({_signed(low)} to {_signed(high)})"
-        return f"{FINE_TUNED} is {by_how_much} {self.kind.spelled[self.leading]} {where} {best}: {judged}"
+        return f"{self.ours} is {by_how_much} {self.kind.spelled[self.leading]} {where} {other}: {judged}"
 
 
 def evaluate_target(
@@ -106,6 +119,7 @@ def evaluate_target(
     seed: int,
     named: str = "cell",
     networks: Sequence[str] = (FINE_TUNED, RANDOM),
+    reference: str | None = None,
 ) -> Evaluation:
     """Score every method on the test cells that have a label.
 
@@ -128,7 +142,9 @@ def evaluate_target(
     named
         What a row is called.
     networks
-        Methods that are no simple ones.
+        Methods that are no simple ones, the one that is asked about first.
+    reference
+        A method that all are compared with, beside the best simple one.
     """
     labels_NS = labels.reshape(len(labels), -1)
     known = ~np.isnan(labels_NS).any(axis=1)
@@ -142,32 +158,29 @@ def evaluate_target(
     rows = [scored[name].scores if name in scored else {} for name in predicted]
     methods = pd.DataFrame(rows, index=pd.Index(list(predicted), name="method"))
     columns = {named: names} | ({"fold": folds + 1} if several else {}) | {"true": kind.written(labels_NS)}
+    compared = {VS_BEST: _best_simple(methods[kind.leading], networks)}
+    if reference is not None and not np.isnan(methods[kind.leading].to_dict()[reference]):
+        compared[vs(reference)] = reference
+    score_of = {name: kind.leading_score(labels_NS, one) for name, one in ran.items()}
+    for suffix, other in compared.items():
+        if other is not None:
+            found = differences(score_of, other, n_rows=len(names), groups=groups, rng=np.random.default_rng(seed))
+            columns_of = {name: one.columns(f"{kind.leading}{suffix}") for name, one in found.items()}
+            methods = methods.join(pd.DataFrame.from_dict(columns_of, orient="index").astype(float))
     return Evaluation(
         target,
-        _with_differences(methods, kind, labels_NS, ran, _best_simple(methods[kind.leading], networks), groups, seed),
+        methods,
         pd.DataFrame(columns | {name: kind.written_prediction(one) for name, one in ran.items()}),
         _over_folds(kind, folds, labels_NS, ran) if several else None,
-        **kind.tables(scored, pd.Index(names, name=named), ran[FINE_TUNED]),
+        **kind.tables(scored, pd.Index(names, name=named), ran[networks[0]], networks[0]),
         networks=tuple(networks),
+        reference=reference,
     )
 
 
-def _with_differences(
-    table: pd.DataFrame,
-    kind: Kind[Any],
-    labels_NS: np.ndarray,
-    predicted: Mapping[str, np.ndarray],
-    best: str | None,
-    groups: np.ndarray | None,
-    seed: int,
-) -> pd.DataFrame:
-    """Add how far each method is above the best simple one."""
-    if best is None:
-        return table
-    score_of = {name: kind.leading_score(labels_NS, one) for name, one in predicted.items()}
-    found = differences(score_of, best, n_rows=len(labels_NS), groups=groups, rng=np.random.default_rng(seed))
-    rows = {name: one.columns(f"{kind.leading}{VS_BEST}") for name, one in found.items()}
-    return table.join(pd.DataFrame.from_dict(rows, orient="index").astype(float))
+def vs(reference: str) -> str:
+    """Return what follows the score in names of columns of differences to a method."""
+    return f"_vs_{reference.replace(' ', '_').replace('-', '_')}"
 
 
 def _best_simple(scores: pd.Series, networks: Sequence[str]) -> str | None:
@@ -185,8 +198,8 @@ def log_verdicts(evaluations: Iterable[Evaluation]) -> None:
     for evaluation in evaluations:
         if processes.is_first() and evaluation.caution:
             logger.warning("%s: %s.", evaluation.target.name, evaluation.caution)
-        if processes.is_first() and evaluation.verdict:
-            logger.info("%s: %s.", evaluation.target.name, evaluation.verdict)
+        for verdict in evaluation.verdicts if processes.is_first() else []:
+            logger.info("%s: %s.", evaluation.target.name, verdict)
 
 
 def _over_folds(

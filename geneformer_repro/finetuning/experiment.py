@@ -6,8 +6,8 @@ found best.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ class Experiment:
     networks: tuple[NetworkMethod, ...] = NETWORKS
     sizes: tuple[int, ...] = ()
     """Of a learning curve."""
+    ready: Mapping[str, Sequence[np.ndarray | None]] = field(default_factory=dict)
+    """Methods that learn nothing from these rows: for each target their predictions of all of them, or None."""
+    reference: str | None = None
+    """A network that all methods are compared with, beside the best simple one."""
+
+    @property
+    def methods_that_are_not_simple(self) -> list[str]:
+        """The networks, the one that is asked about first, and those that are ready."""
+        return [*(network.name for network in self.networks), *self.ready]
 
     def require_labels(self) -> None:
         """Raise unless every part can be learned from, and the curve drawn.
@@ -153,6 +162,7 @@ class Experiment:
                     features=features,
                     fitted_rows=self.problem.fitted_rows(split),
                     networks=self.networks,
+                    ready=self.ready,
                     with_model=not several,
                     work=folder,
                     step=f"fold {number} of {len(self.splits)}" if several else "fine-tune",
@@ -205,7 +215,8 @@ class Experiment:
                 groups=None if groups is None else groups[tested],
                 seed=self.config.seed,
                 named=self.problem.row,
-                networks=[network.name for network in self.networks],
+                networks=self.methods_that_are_not_simple,
+                reference=self.reference,
             )
             for target, of_target, by_method in zip(self.problem.targets, labels, predicted, strict=True)
         }
@@ -220,6 +231,7 @@ class Experiment:
             sizes=self.sizes,
             features=features,
             networks=self.networks,
+            ready=self.ready,
             work=work,
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
@@ -20,8 +21,7 @@ from geneformer_repro.config import ConfigError, require, resolved
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
-from geneformer_repro.finetuning.experiment import Experiment
-from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.methods import NETWORKS
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
@@ -227,41 +227,61 @@ def finetune(
     experiment = prepared(checkpoint, cells, config)
     problem = experiment.problem
     counted = raw_counts(problem.cells, counts) if config.baselines else None
-    inputs = {
-        "cells": cells.fingerprint,
-        "checkpoint": checkpoint.fingerprint,
-        "labels": problem.digest(),
-        "split": experiment.digest_of_splits(),
-        "counts": digest_of_counts(counted),
-    }
-    settings = resolved(config) | {"split_file": None}  # whose content the inputs name
-    plan = {"step": "finetune", "version": VERSION, "config": settings, **inputs}
+    inputs = inputs_of(experiment, checkpoint, cells, counted)
+    plan = {"step": "finetune", "version": VERSION, "config": plain(config), **inputs}
     with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
         features = problem.features(checkpoint, config, counted) if config.baselines else None
         found = experiment.run(features, work.folder)
-        record = provenance("finetune", config=resolved(config), inputs=inputs) | {
-            "result": {name: _as_json(one.methods.loc[FINE_TUNED]) for name, one in found.evaluations.items()},
-            "intervals": experiment.intervals,
-            "settings": {name: getattr(found.config, name) for name in searched_settings(config)},
-        }
-        seen = seen_by(experiment, checkpoint)
-        result = Finetuned(
-            checkpoint=Checkpoint(found.network, cells.vocabulary, record, seen, name=f"checkpoint {out}"),
-            evaluations=found.evaluations,
-            split=experiment.split_table(),
-            history=found.history,
-            curve=found.curve,
-            trials=found.trials,
+        record = record_of("finetune", experiment, found, inputs)
+        kept = Checkpoint(
+            found.network, cells.vocabulary, record, seen_by(experiment, checkpoint), name=f"checkpoint {out}"
         )
+        result = Finetuned(kept, found.evaluations, experiment.split_table(), found.history, found.curve, found.trials)
         log_verdicts(found.evaluations.values())
         if processes.is_first():
-            facts = {name: getattr(config, name) for name in ("transfer", "epochs", "learning_rate", "seed")}
-            facts |= {"test cells": len(experiment.tested)}
-            tables = {"split": result.split, "history": result.history, "curve": result.curve, "trials": result.trials}
-            write_findings(
-                work, result.checkpoint, result.evaluations, tables, intervals=experiment.intervals, facts=facts
-            )
+            with work.result() as folder:
+                write_into(folder, experiment, result, work=work.folder)
     return result
+
+
+def inputs_of(
+    experiment: "CellExperiment", checkpoint: Checkpoint, cells: TokenizedDataset, counted: csr_matrix | None
+) -> dict[str, str | None]:
+    """Return digests of all that decides what a run finds, beside its settings."""
+    return {
+        "cells": cells.fingerprint,
+        "checkpoint": checkpoint.fingerprint,
+        "labels": experiment.problem.digest(),
+        "split": experiment.digest_of_splits(),
+        "counts": digest_of_counts(counted),
+    }
+
+
+def plain(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings as a plan has them: without the split file, whose content the inputs name."""
+    return resolved(config) | {"split_file": None}
+
+
+def record_of(step: str, experiment: "CellExperiment", found: Findings, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance of a classifier, with what it reached."""
+    config, ours = experiment.config, experiment.networks[0].name
+    return provenance(step, config=resolved(config), inputs=dict(inputs)) | {
+        "result": {name: _as_json(one.methods.loc[ours]) for name, one in found.evaluations.items()},
+        "intervals": experiment.intervals,
+        "settings": {name: getattr(found.config, name) for name in searched_settings(config)},
+    }
+
+
+def write_into(
+    folder: Path, experiment: "CellExperiment", result: Finetuned, *, work: Path, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write classifier, tables, pictures and page into the new folder `folder`."""
+    folder.mkdir()
+    result.checkpoint.write_into(folder)
+    settings = {name: getattr(experiment.config, name) for name in ("transfer", "epochs", "learning_rate", "seed")}
+    facts = {**settings, "test cells": len(experiment.tested), **(facts or {})}
+    tables = {name: getattr(result, name) for name in ("split", "history", "curve", "trials")}
+    write_findings(folder, experiment, result.evaluations, tables, work=work, facts=facts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -277,11 +277,12 @@ def finetune_genes(
         )
         log_verdicts([evaluation])
         if processes.is_first():
-            facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(split)}
-            tables = {"split": split, "history": result.history, "occurrences": result.occurrences}
-            write_findings(
-                work, result.checkpoint, found.evaluations, tables, intervals=experiment.intervals, facts=facts
-            )
+            with work.result() as folder:
+                folder.mkdir()
+                result.checkpoint.write_into(folder)
+                facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(split)}
+                tables = {"split": split, "history": result.history, "occurrences": result.occurrences}
+                write_findings(folder, experiment, found.evaluations, tables, work=work.folder, facts=facts)
     return result
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -73,6 +74,7 @@ def run_methods(
     features: Any,
     fitted_rows: np.ndarray | None = None,
     networks: Sequence[NetworkMethod] = NETWORKS,
+    ready: Mapping[str, Sequence[np.ndarray | None]] = MappingProxyType({}),
     with_model: bool = True,
     work: Path,
     step: str = "fine-tune",
@@ -95,6 +97,9 @@ def run_methods(
         What the simple methods learn from; by default the training rows.
     networks
         Which there are, the one that is wanted first.
+    ready
+        Methods that learn nothing from these rows: by name, for each target, the predictions of all rows of the
+        problem, or None.
     with_model
         Whether the first network itself is wanted; else its predictions are kept, and its weights are not.
     work
@@ -138,6 +143,9 @@ def run_methods(
         _add_simple_methods(predicted, problem, features, fitted, test_rows, config.seed, work / "methods")
     for network in others:
         add_without_weights(network)
+    for name, by_target in ready.items():
+        for of_target, one in zip(predicted, by_target, strict=True):
+            of_target[name] = None if one is None else one[test_rows]
     return Outcome(model, history, predicted, said)
 
 

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.curve import over_draws
 from geneformer_repro.finetuning.evaluation import INDEXED, Evaluation
+from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.figures import learning_curve_figure, methods_figure
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.methods import file_name
 from geneformer_repro.report import Section, write_report
 from geneformer_repro.targets import Target
 from geneformer_repro.training.log import LOG_FILE
-from geneformer_repro.work import Work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,42 +32,42 @@ def folder_of(folder: Path, target: str, *, several: bool) -> Path:
 
 
 def write_findings(
-    work: Work,
-    checkpoint: Checkpoint,
+    folder: Path,
+    experiment: Experiment,
     evaluations: Mapping[str, Evaluation],
     tables: Mapping[str, pd.DataFrame | None],
     *,
-    intervals: str,
+    work: Path,
     facts: dict[str, Any],
 ) -> None:
-    """Write the result of an experiment: the classifier, its log, all tables with their pictures, and the page.
+    """Write what an experiment found: all tables with their pictures, the log of its first network, and the page.
 
     Parameters
     ----------
-    work
-        Of the experiment.
-    checkpoint
-        The network that is kept.
+    folder
+        Where to.
+    experiment
+        What was run.
     evaluations
         By target.
     tables
         What is not of one target, by name of the file; "curve" is drawn too.
-    intervals, facts
+    work
+        Of the experiment.
+    facts
         As in `write_page`.
     """
     several = len(evaluations) > 1
-    with work.result() as folder:
-        folder.mkdir()
-        checkpoint.write_into(folder)
-        for name, table in tables.items():
-            if table is not None:
-                write_table(table, folder / f"{name}.tsv", index=table.index.name is not None)
-        (folder / LOG_FILE).write_bytes((work.folder / "fold-1" / "fine-tuned" / LOG_FILE).read_bytes())
-        pages = [
-            write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
-            for name, evaluation in evaluations.items()
-        ]
-        write_page(folder, pages, intervals=intervals, facts=facts)
+    for name, table in tables.items():
+        if table is not None:
+            write_table(table, folder / f"{name}.tsv", index=table.index.name is not None)
+    log = work / "fold-1" / experiment.networks[0].folder / LOG_FILE
+    (folder / LOG_FILE).write_bytes(log.read_bytes())
+    pages = [
+        write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
+        for name, evaluation in evaluations.items()
+    ]
+    write_page(folder, pages, intervals=experiment.intervals, facts=facts)
 
 
 class Page(NamedTuple):
@@ -96,7 +95,7 @@ def figures(evaluation: Evaluation) -> "dict[str, Figure]":
     kind, tested = evaluation.kind, _tested(evaluation)
     return {
         "methods": methods_figure(evaluation.methods, kind.spelled, tested=tested),
-        **kind.figures(evaluation.tables, tested),
+        **kind.figures(evaluation.tables, tested, evaluation.ours),
     }
 
 
@@ -158,4 +157,4 @@ def _sections(page: Page, intervals: str) -> list[Section]:
 
 def _notes(evaluation: Evaluation) -> list[str]:
     notes = [f"{evaluation.caution}."] if evaluation.caution else []
-    return notes + ([f"On the same resamples, {evaluation.verdict}."] if evaluation.verdict else [])
+    return notes + [f"On the same resamples, {verdict}." for verdict in evaluation.verdicts]

@@ -18,9 +18,9 @@ from geneformer_repro.finetuning.kinds.class_scores import (
     scores,
     validation_scores,
 )
-from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, GAP, Kind
+from geneformer_repro.finetuning.kinds.kind import GAP, Kind
 from geneformer_repro.report import CATEGORIES, GREY, Section, draw_points, legend_beside, new_axes
-from geneformer_repro.targets import Classes
+from geneformer_repro.targets import Classes, Target
 from geneformer_repro.tokenizer.dataset import as_labels
 
 if TYPE_CHECKING:
@@ -104,6 +104,13 @@ class ClassLabels(Kind[Classes]):
         given = (features, train_rows, self._codes(labels_NS), len(self.target.classes), test_rows, seed)
         return {name: partial(method, *given) for name, method in methods.items()}
 
+    def from_another(self, other: Target, meaning_NK: np.ndarray) -> np.ndarray | None:
+        """Return the probabilities of the classes of the same names, brought to a sum of 1, if all are there."""
+        if not (isinstance(other, Classes) and set(self.target.classes) <= set(other.classes)):
+            return None
+        of_same = meaning_NK[:, [other.classes.index(name) for name in self.target.classes]]
+        return np.asarray(of_same / np.maximum(of_same.sum(axis=1, keepdims=True), np.finfo(float).tiny))
+
     def scores(self, labels_NS: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         """Return `CLASS_SCORES`."""
         return scores(self._codes(labels_NS), predicted)
@@ -135,15 +142,15 @@ class ClassLabels(Kind[Classes]):
         return np.asarray(self.target.classes)[predicted.argmax(1)]
 
     def tables(
-        self, scored: Mapping[str, ClassEvaluation], names: "pd.Index[Any]", predicted: np.ndarray
+        self, scored: Mapping[str, ClassEvaluation], names: "pd.Index[Any]", predicted: np.ndarray, ours: str
     ) -> dict[str, pd.DataFrame]:
         """Return probabilities and confusion of the fine-tuned network; scores by class and calibration of all."""
-        ours = scored[FINE_TUNED]
+        of_ours = scored[ours]
         return {
             "probabilities": pd.DataFrame(predicted, index=names, columns=list(self.target.classes)),
             "per_class": _by_method({name: one.per_class.reset_index() for name, one in scored.items()}),
-            "confusion": ours.confusion,
-            "confusion_intervals": ours.confusion_intervals,
+            "confusion": of_ours.confusion,
+            "confusion_intervals": of_ours.confusion_intervals,
             "reliability": _by_method({name: one.reliability for name, one in scored.items()}),
         }
 
@@ -161,15 +168,15 @@ class ClassLabels(Kind[Classes]):
             said.append(f"All test {rows} of {folds} are of one class; there are scores over all folds only")
         return ". ".join(said) or None
 
-    def figures(self, tables: Mapping[str, pd.DataFrame], tested: str) -> "dict[str, Figure]":
+    def figures(self, tables: Mapping[str, pd.DataFrame], tested: str, ours: str) -> "dict[str, Figure]":
         """Draw confusion and scores by class of the fine-tuned network; calibration, beside the best other method."""
         per_class, reliability = tables["per_class"], tables["reliability"]
-        ours = per_class[per_class["method"] == FINE_TUNED].set_index("class")
-        others = tables["methods"][self.leading].drop(FINE_TUNED).dropna()
-        shown = [FINE_TUNED, *([str(others.idxmax())] if len(others) else [])]
+        of_ours = per_class[per_class["method"] == ours].set_index("class")
+        others = tables["methods"][self.leading].drop(ours).dropna()
+        shown = [ours, *([str(others.idxmax())] if len(others) else [])]
         return {
             "confusion": confusion_figure(tables["confusion"]),
-            "per_class": per_class_figure(ours, tested=tested),
+            "per_class": per_class_figure(of_ours, tested=tested),
             "reliability": reliability_figure({name: reliability[reliability["method"] == name] for name in shown}),
         }
 

@@ -101,6 +101,10 @@ class Kind(ABC, Generic[TargetT]):
         return meaning_NK
 
     @abstractmethod
+    def from_another(self, other: Target, meaning_NK: np.ndarray) -> np.ndarray | None:
+        """Return predictions from what outputs for another target mean; None where that is no such thing."""
+
+    @abstractmethod
     def scores(self, labels_NS: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         """Return the scores without intervals; NaN where a prediction is not finite."""
 
@@ -135,6 +139,7 @@ class Kind(ABC, Generic[TargetT]):
         scored: Mapping[str, Any],
         names: "pd.Index[Any]",
         predicted: np.ndarray,
+        ours: str,
     ) -> dict[str, pd.DataFrame]:
         """Return what only this kind has, by field of `Evaluation`.
 
@@ -145,7 +150,9 @@ class Kind(ABC, Generic[TargetT]):
         names
             Of the test rows.
         predicted
-            The fine-tuned network's prediction.
+            Predictions of the method that is asked about.
+        ours
+            What this one is called.
         """
         return {}
 
@@ -154,7 +161,7 @@ class Kind(ABC, Generic[TargetT]):
         return None
 
     @abstractmethod
-    def figures(self, tables: Mapping[str, pd.DataFrame], tested: str) -> "dict[str, Figure]":
+    def figures(self, tables: Mapping[str, pd.DataFrame], tested: str, ours: str) -> "dict[str, Figure]":
         """Draw, by name, what is shown beside the picture of methods.
 
         Parameters
@@ -163,6 +170,8 @@ class Kind(ABC, Generic[TargetT]):
             The tables of an `Evaluation`, by name.
         tested
             What rows are called, in the plural.
+        ours
+            The method that is asked about.
         """
 
     @abstractmethod

@@ -10,10 +10,10 @@ from scipy.stats import rankdata
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import NUMBER_METHODS
-from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, GAP, Kind, Scored
+from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
 from geneformer_repro.finetuning.metrics import Statistics, bootstrap, once, ratio, require_finite, with_intervals
 from geneformer_repro.report import BLUE, GREY, Section, new_axes
-from geneformer_repro.targets import Number
+from geneformer_repro.targets import Number, Target
 from geneformer_repro.tokenizer.dataset import as_labels
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class NumberLabels(Kind[Number]):
         """Return the number of each row, (rows,)."""
         return meaning_NK[:, 0]
 
+    def from_another(self, other: Target, meaning_NK: np.ndarray) -> np.ndarray | None:
+        """Return the number, in the unit of the other; None unless that is a number."""
+        return meaning_NK[:, 0] if isinstance(other, Number) else None
+
     def scores(self, labels_NS: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         """Return `NUMBER_SCORES`."""
         return number_scores(labels_NS[:, 0], predicted)
@@ -117,10 +121,10 @@ class NumberLabels(Kind[Number]):
         """Return the numbers."""
         return predicted
 
-    def figures(self, tables: Mapping[str, pd.DataFrame], tested: str) -> "dict[str, Figure]":
+    def figures(self, tables: Mapping[str, pd.DataFrame], tested: str, ours: str) -> "dict[str, Figure]":
         """Draw predicted against true numbers of the fine-tuned network."""
         predictions = tables["predictions"]
-        true, predicted = predictions["true"].to_numpy(), predictions[FINE_TUNED].to_numpy()
+        true, predicted = predictions["true"].to_numpy(), predictions[ours].to_numpy()
         return {"predicted": predicted_numbers_figure(true, predicted)}
 
     def sections(self, tested: str, pictures: "Mapping[str, Figure]") -> list[Section]:

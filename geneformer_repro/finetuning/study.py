@@ -1,0 +1,293 @@
+"""From a source to a target: a classifier learns one data set's labels, then another's, and what that was worth.
+
+All networks of the target take the same number of steps on the same cells; those "from source" have taken others
+before, on the source, whose cost stands in none of the rows. A gain over "fine-tuned" is what the source's labels
+bought, one over "scratch" what pretraining and source bought together.
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import geneformer_repro.processes as processes
+from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.config import require, resolved
+from geneformer_repro.errors import InputError
+from geneformer_repro.files import provenance
+from geneformer_repro.finetuning.evaluation import log_verdicts
+from geneformer_repro.finetuning.finetune import (
+    CellExperiment,
+    FinetuneConfig,
+    Finetuned,
+    inputs_of,
+    plain,
+    prepared,
+    record_of,
+    seen_by,
+    write_into,
+)
+from geneformer_repro.finetuning.kinds import kind_of
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.methods import NetworkMethod, kept
+from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
+from geneformer_repro.finetuning.splits import nested_draw
+from geneformer_repro.finetuning.transfer import TransferConfig
+from geneformer_repro.heads import CellClassifier, HeadPooling, require_poolable
+from geneformer_repro.targets import columns_of
+from geneformer_repro.tokenizer.counts import raw_counts
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.training.config import join_processes
+from geneformer_repro.work import working_on
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+FROM_SOURCE, ZERO_SHOT = "fine-tuned from source", "zero-shot"
+"""What the network that goes on, and the source's own classifier, are called in the tables."""
+VERSION = 1
+"""Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferStudyConfig(FinetuneConfig):
+    """How to learn labels of one data set, go on with those of another, and what to compare with.
+
+    See Also
+    --------
+    transfer_study : Takes it.
+    FinetuneConfig : Without a source.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.TransferStudyConfig(target="phase", source_target="cell_type", source_epochs=2)
+    >>> config.targets, config.source_targets
+    (('phase',), ('cell_type',))
+    """
+
+    source_target: str | tuple[str, ...]
+    """The obs column of the source to learn first, or several."""
+    source_regression: tuple[str, ...] = ()
+    """Those of them that are learned as numbers."""
+    source_epochs: float | None = None
+    """Passes over the source; None as many as over the target. The one that is best on a tenth of its cells is kept."""
+
+    @property
+    def source_targets(self) -> tuple[str, ...]:
+        """The source's targets, also of one."""
+        return (self.source_target,) if isinstance(self.source_target, str) else tuple(self.source_target)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.source_targets) > 0, self, "source_target", "at least one obs column")
+        unknown = set(self.source_regression) - set(self.source_targets)
+        require(not unknown, self, "source_regression", "among source_target")
+        require(self.source_epochs is None or self.source_epochs > 0, self, "source_epochs", "above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class TransferStudy(Finetuned):
+    """What a study found; its ``checkpoint`` is the classifier of the target that went on from the source's.
+
+    See Also
+    --------
+    transfer_study : Makes it.
+
+    Examples
+    --------
+    >>> import numpy as np, geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> few, others = cells.select(range(60)), cells.select(range(60, 120))
+    >>> config = gf.TransferStudyConfig(
+    ...     target="phase", source_target="phase", min_cells=5, epochs=1, baselines=False
+    ... )
+    >>> study = gf.transfer_study(base, few, others, config, out="runs/study")
+    >>> study.source.head.output_names == study.checkpoint.head.output_names
+    True
+    >>> study.methods.index[0]
+    'fine-tuned from source'
+    """
+
+    source: Checkpoint = dataclasses.field(kw_only=True)
+    """The classifier of the source."""
+
+
+@typed
+def transfer_study(
+    checkpoint: Checkpoint,
+    source: TokenizedDataset,
+    target: TokenizedDataset,
+    config: TransferStudyConfig,
+    *,
+    out: str | Path,
+    counts: "AnnData | str | Path | None" = None,
+    overwrite: bool = False,
+) -> TransferStudy:
+    """Train a classifier on the labels of one data set, go on with those of another, and ask what that was worth.
+
+    Parameters
+    ----------
+    checkpoint
+        A pretrained model; left as it is.
+    source
+        Tokenised cells whose labels (``config.source_target``) are learned first; all that have one.
+    target
+        Tokenised cells of the comparison, split, learned and reported as in `finetune`.
+    config
+        What to learn and how, on both.
+    out, counts, overwrite
+        As in `finetune`; `out` also has the classifier of the source, in ``source``. Counts are those of the target.
+
+    Returns
+    -------
+    Tables with a row for "fine-tuned from source" (all of it learns, from the source's classifier), the simple methods,
+    "fine-tuned" (from `checkpoint`), "probe from source" and "probe" (the head alone learns, on the encoder of either),
+    "scratch" (from random weights) and "zero-shot" (the source's classifier as it is, where it has a class of the same
+    name for each of the target's; their probabilities are brought to a sum of 1). All networks of the target take the
+    same number of steps. Beside the difference to the best simple method stands that to "fine-tuned"
+    (``macro_f1_vs_fine_tuned``, or ``r2_vs_fine_tuned``), on the same resamples. With ``config.curve`` all of them are
+    trained on so many labels, too.
+
+    Raises
+    ------
+    InputError
+        A cell that is reported is among the source's (by its tokens); or as in `finetune`.
+    FileExistsError
+        `out` exists, or an unfinished run with other settings.
+
+    See Also
+    --------
+    finetune : The same without a source.
+
+    Examples
+    --------
+    Cells of a phase are told apart after types have been, in the other half of the cells:
+
+    >>> import tempfile, numpy as np, geneformer_repro as gf
+    >>> from geneformer_repro.model import MaskedGeneModel, bert_config
+    >>> adata = gf.datasets.pbmc700()[:160].copy()
+    >>> vocabulary = gf.Vocabulary.fit(adata, max_length=32)
+    >>> cells = gf.tokenize(adata, vocabulary, obs=["cell_type", "phase"])
+    >>> base = gf.Checkpoint(MaskedGeneModel(bert_config("tiny", vocabulary)), vocabulary)
+    >>> config = gf.TransferStudyConfig(
+    ...     target="phase", source_target="cell_type", min_cells=5, epochs=1, baselines=False
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     study = gf.transfer_study(
+    ...         base, cells.select(np.arange(80)), cells.select(np.arange(80, 160)), config, out=f"{folder}/study"
+    ...     )
+    >>> study.methods.index.tolist()
+    ['fine-tuned from source', 'fine-tuned', 'probe from source', 'probe', 'scratch', 'zero-shot']
+    """
+    join_processes(config)
+    for cells in (source, target):
+        checkpoint.require_matching(cells)
+    require_poolable(target.vocabulary, config.pooling, choices=HeadPooling)
+    first = labelled_cells(
+        source, config.source_targets, regression=config.source_regression, min_cells=config.min_cells,
+        rng=np.random.default_rng(config.seed),
+    )  # fmt: skip
+    experiment = prepared(checkpoint, target, config)
+    _require_apart(experiment, first)
+    problem = experiment.problem
+    counted = raw_counts(problem.cells, counts) if config.baselines else None
+    inputs = inputs_of(experiment, checkpoint, target, counted)
+    inputs |= {"source": source.fingerprint, "source_labels": first.digest()}
+    plan = {"step": "transfer_study", "version": VERSION, "config": plain(config), **inputs}
+    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
+        start = _learn_source(first, checkpoint, config, inputs, work.folder / "source")
+        experiment = _with_source(experiment, start, work.folder)
+        features = problem.features(checkpoint, config, counted) if config.baselines else None
+        found = experiment.run(features, work.folder)
+        record = record_of("transfer_study", experiment, found, inputs)
+        learned = Checkpoint(
+            found.network, target.vocabulary, record, seen_by(experiment, start), name=f"checkpoint {out}"
+        )
+        result = TransferStudy(
+            learned, found.evaluations, experiment.split_table(), found.history, found.curve, found.trials, source=start
+        )
+        log_verdicts(found.evaluations.values())
+        if processes.is_first():
+            facts = {"source": ", ".join(config.source_targets), "source cells": len(first.labels)}
+            with work.result() as folder:
+                write_into(folder, experiment, result, work=work.folder, facts=facts)
+                (folder / "source").mkdir()
+                start.write_into(folder / "source")
+    return result
+
+
+def _require_apart(experiment: CellExperiment, source: CellProblem) -> None:
+    """Raise if a cell that is reported is also one whose label the source teaches."""
+    tested, cells = experiment.tested, experiment.problem.cells
+    taught = np.isin(cells.select(tested).digests(), source.cells.digests())
+    if taught.any():
+        raise InputError(
+            f"{taught.sum()} of {len(tested)} test cells (first: {cells.cell_names[tested[taught][0]]!r}) are among "
+            "the cells of the source, whose labels are learned. Leave them out of the source, or report other cells "
+            "(split_file=, test_groups=)."
+        )
+
+
+def _learn_source(
+    problem: CellProblem, checkpoint: Checkpoint, config: TransferStudyConfig, inputs: dict[str, Any], work: Path
+) -> Checkpoint:
+    """Train on the source; a tenth of its cells, of each class its share, choose the epoch."""
+    rows, strata = np.arange(len(problem.labels)), problem.strata
+    n = max(len(rows) // 10, len(np.unique(strata)))
+    chosen = nested_draw(strata, rows, n, np.random.default_rng(config.seed))
+    network, _ = problem.train(
+        checkpoint,
+        dataclasses.replace(config, epochs=config.source_epochs or config.epochs, task_weights={}),
+        train_rows=np.setdiff1d(rows, chosen),
+        validation_rows=chosen,
+        work=work,
+        step="source",
+    )
+    digests = problem.cells.digests()
+    seen = np.unique(digests) if checkpoint.seen is None else np.union1d(digests, checkpoint.seen)
+    record = provenance("transfer_study_source", config=resolved(config), inputs=inputs)
+    return Checkpoint(network, checkpoint.vocabulary, record, seen, name="checkpoint of the source")
+
+
+def _with_source(experiment: CellExperiment, source: Checkpoint, work: Path) -> CellExperiment:
+    """Return the experiment with all networks that may begin with the source's, and what that says by itself."""
+    probe = {field.name: field.default for field in dataclasses.fields(TransferConfig)} | {"transfer": "probe"}
+    networks = (
+        NetworkMethod(FROM_SOURCE, "fine-tuned-from-source", start=source),
+        NetworkMethod(FINE_TUNED, "fine-tuned", step=", without source"),
+        NetworkMethod(
+            "probe from source", "probe-from-source", step=", probe from source", start=source, changes=probe
+        ),
+        NetworkMethod("probe", "probe", step=", probe", changes=probe),
+        NetworkMethod("scratch", "scratch", pretrained=False, step=", random weights"),
+    )
+    ready = {ZERO_SHOT: _zero_shot(experiment.problem, source, work)}
+    return dataclasses.replace(experiment, networks=networks, ready=ready, reference=FINE_TUNED)
+
+
+def _zero_shot(problem: CellProblem, source: Checkpoint, work: Path) -> list[np.ndarray | None]:
+    """Return for each target what the source's classifier says of all cells; None where it has no such classes.
+
+    It is asked about its target of the same name or, where both have a single one, about that.
+    """
+    network = source.model
+    assert isinstance(network, CellClassifier)
+    rows = np.arange(len(problem.labels))
+    said = kept(work / "zero-shot.npy", lambda: problem.ask(network, rows), by_all=True)
+    assert said is not None
+    meaning_of = dict(zip(network.head.targets, columns_of(network.head.targets, said), strict=True))
+    predicted: list[np.ndarray | None] = []
+    for target in problem.targets:
+        alone = len(meaning_of) == len(problem.targets) == 1
+        alike = next((other for other in meaning_of if alone or other.name == target.name), None)
+        predicted.append(None if alike is None else kind_of(target).from_another(alike, meaning_of[alike]))
+        if predicted[-1] is None and processes.is_first():
+            logger.info("zero-shot: the source's classifier has no class of the name of each of %r.", target.name)
+    return predicted
