@@ -55,7 +55,7 @@ def functions_of(owner: object) -> Iterator[tuple[str, object]]:
 
 
 OBJECTS = public_objects()
-SLOW = ("finetune", "finetune_genes", "integration_scores")
+SLOW = ("finetune", "finetune_genes", "integration_scores", "transfer_study")
 HOW_IT_LOOKS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

@@ -94,16 +94,10 @@ class FinetunedGenes:
 
     Examples
     --------
+    >>> import dataclasses
     >>> import geneformer_repro as gf
-    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
-    >>> genes = cells.vocabulary.gene_ids
-    >>> config = gf.GeneFinetuneConfig(folds=2, epochs=1, batch_size=16, baselines=False)
-    >>> classes = {"even": genes[100:140:2], "odd": genes[101:140:2]}  # that is, nothing to learn
-    >>> result = gf.finetune_genes(base, cells.select(range(40)), classes, config, out="runs/genes")
-    >>> result.split.columns.tolist()
-    ['gene', 'label', 'n_cells', 'fold']
-    >>> result.split["fold"].nunique()
-    2
+    >>> [field.name for field in dataclasses.fields(gf.FinetunedGenes)]
+    ['checkpoint', 'evaluation', 'occurrences', 'split', 'history']
     """
 
     checkpoint: Checkpoint
