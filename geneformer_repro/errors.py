@@ -77,12 +77,12 @@ class MissingExtraError(InputError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
-def did_you_mean(asked: object, choices: Iterable[object]) -> str:
+def did_you_mean(written: object, choices: Iterable[object]) -> str:
     """Finish an error message: the nearest choices, or all of them when none is near.
 
     Parameters
     ----------
-    asked
+    written
         What the user wrote, text or not.
     choices
         What would have been valid.
@@ -92,7 +92,7 @@ def did_you_mean(asked: object, choices: Iterable[object]) -> str:
     A sentence such as ``"Did you mean 'cell_type'?"`` or ``"There are: 'a', 'b'."``.
     """
     valid = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(asked), valid, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(str(written), valid, n=3, cutoff=0.6)
     if near:
         return "Did you mean " + " or ".join(map(repr, near)) + "?"
     if not valid:

@@ -30,7 +30,7 @@ class Layout:
     """Other columns, a row a cell."""
 
     def table(
-        self, cells: np.ndarray, jobs: Sequence[Job], found: Sequence[Found], is_exact: np.ndarray | None = None
+        self, cells: np.ndarray, jobs: Sequence[Job], outcomes: Sequence[Found], is_exact: np.ndarray | None = None
     ) -> pa.Table:
         """Lay out the rows of some cells: of each variant its states, then the genes it affects.
 
@@ -38,12 +38,12 @@ class Layout:
         ----------
         cells
             Number of each job's cell.
-        jobs, found
+        jobs, outcomes
             What was done, and what came of it.
         is_exact
             Of each variant of all jobs, whether its value is; None: all are.
         """
-        rows = _Rows.of(found)
+        rows = _Rows.of(outcomes)
         variants = [job.variants for job in jobs]
         job = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows.variant]
         cell = cells[job]
@@ -116,18 +116,20 @@ class _Rows(NamedTuple):
     before: np.ndarray
 
     @classmethod
-    def of(cls, found: Sequence[Found]) -> "_Rows":
+    def of(cls, outcomes: Sequence[Found]) -> "_Rows":
         """Lay out rows, variant by variant."""
         value_VS, before_VS = (
-            np.concatenate([getattr(one, name) for one in found]) for name in ("value_NS", "before_NS")
+            np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("value_NS", "before_NS")
         )
         variant, state = np.divmod(np.arange(value_VS.size), value_VS.shape[1])
         rows = cls(variant, state, np.full(value_VS.size, -1), value_VS.ravel(), before_VS.ravel())
-        if not any(one.affected for one in found):
+        if not any(outcome.affected for outcome in outcomes):
             return rows
-        starts = np.cumsum([0, *[len(one.value_NS) for one in found]])
+        starts = np.cumsum([0, *[len(outcome.value_NS) for outcome in outcomes]])
         about = [
-            (start + i, *pair) for one, start in zip(found, starts, strict=False) for i, pair in one.affected.items()
+            (start + i, *pair)
+            for outcome, start in zip(outcomes, starts, strict=False)
+            for i, pair in outcome.affected.items()
         ]
         of_variant = np.concatenate([np.full(len(tokens), i) for i, tokens, _ in about])
         tokens = np.concatenate([tokens for _, tokens, _ in about])

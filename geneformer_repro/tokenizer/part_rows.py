@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from geneformer_repro.tokenizer.rows import CELL, INPUT_IDS, LENGTH, UNCROPPED, 
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 
+@dataclass(eq=False)
 class PartRows:
     """The rows of a part, as Arrow batches; its cells are read once, and what was seen is counted.
 
@@ -46,52 +48,44 @@ class PartRows:
         Thresholds for cells.
     moments
         Of the source, for thresholds in standard deviations.
-
-    Attributes
-    ----------
-    gene_counts
-        Counts of each gene of the source in all cells that were read, also those left out.
-    n_cells
-        Cells that were kept.
     """
 
-    def __init__(
-        self,
-        source: CountSource,
-        part: Part,
-        genes: GeneMap,
-        vocabulary: Vocabulary,
-        schema: pa.Schema,
-        *,
-        obs: Sequence[str],
-        label: str,
-        cell_filter: CellFilter,
-        moments: Moments | None,
-    ) -> None:
-        self.part = part
-        self._source, self._genes, self._vocabulary, self._schema = source, genes, vocabulary, schema
-        self._obs, self._label, self._cell_filter, self._moments = obs, label, cell_filter, moments
-        self._digest = hashlib.sha256()
-        self._left_out: list[tuple[str, str]] = []
-        self._n_cropped = self.n_cells = 0
-        self.gene_counts = np.zeros(len(genes.position))
+    source: CountSource
+    part: Part
+    genes: GeneMap
+    vocabulary: Vocabulary
+    schema: pa.Schema
+    obs: Sequence[str]
+    label: str
+    cell_filter: CellFilter
+    moments: Moments | None
+    n_cells: int = field(default=0, init=False)
+    """Cells that were kept."""
+    gene_counts: np.ndarray = field(init=False)
+    """Counts of each gene of the source in all cells that were read, also those left out."""
+    _n_cropped: int = field(default=0, init=False)
+    _left_out: list[tuple[str, str]] = field(default_factory=list, init=False)
+    _digest: Any = field(default_factory=hashlib.sha256, init=False)
+
+    def __post_init__(self) -> None:
+        self.gene_counts = np.zeros(len(self.genes.position))
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield a batch a block, of the cells that are kept."""
-        thresholds = self._cell_filter.asked
-        is_mito = is_mitochondrial(self._source) if thresholds else np.empty(0)
-        for block in self._source.blocks(self.part.start, self.part.stop):
-            totals = self._source.total_counts(block)
+        thresholds = self.cell_filter.asked
+        is_mito = is_mitochondrial(self.source) if thresholds else np.empty(0)
+        for block in self.source.blocks(self.part.start, self.part.stop):
+            totals = self.source.total_counts(block)
             why = np.full(len(totals), "", dtype=object)
             if thresholds:
-                why = self._cell_filter.reasons(self._source, block, totals, is_mito, self._moments)
+                why = self.cell_filter.reasons(self.source, block, totals, is_mito, self.moments)
             why[self._of_another_genome(block) & (why == "")] = ANOTHER_GENOME
             encoded = self._encode(block.counts, totals)
             why[(encoded.n_genes == 0) & (why == "")] = NO_KNOWN_GENE
             rows = np.flatnonzero(why == "")
             if len(rows) < len(why):
                 others = np.flatnonzero(why != "")
-                names = self._source.cell_names(block.start, block.start + len(why))
+                names = self.source.cell_names(block.start, block.start + len(why))
                 self._left_out += zip(names[others], why[others], strict=True)
                 encoded = self._encode(block.counts[rows], totals[rows])
             self.gene_counts += sum_by_column(block.counts)
@@ -100,21 +94,21 @@ class PartRows:
 
     def _of_another_genome(self, block: Block) -> np.ndarray:
         """Whether most of each cell's counts are in genes of a genome that is not read."""
-        other = self._genes.is_left_out
+        other = self.genes.is_left_out
         if not other.any():
             return np.zeros(block.counts.shape[0], dtype=bool)
         return 2 * (block.counts @ other.astype(np.float64)) > np.asarray(block.counts.sum(axis=1)).ravel()
 
     def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
-        return encode(counts, self._vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
+        return encode(counts, self.vocabulary, position=self.genes.position, n_counts=totals, crop=crop)
 
     def _batch(self, block: Block, rows: np.ndarray, encoded: Encoded, totals: np.ndarray) -> pa.RecordBatch:
-        schema, stop = self._schema, block.start + len(totals)
-        room = self._vocabulary.max_length - 2 * self._vocabulary.has_cls
+        schema, stop = self.schema, block.start + len(totals)
+        room = self.vocabulary.max_length - 2 * self.vocabulary.has_cls
         self.n_cells += len(rows)
         self._n_cropped += int((encoded.n_genes > room).sum())
         columns: dict[str, Any] = {
-            CELL: pa.array(self._source.cell_names(block.start, stop)[rows], pa.string()),
+            CELL: pa.array(self.source.cell_names(block.start, stop)[rows], pa.string()),
             INPUT_IDS: _lists(encoded.tokens),
             LENGTH: pa.array(encoded.tokens.lengths, pa.int32()),
         }
@@ -122,10 +116,10 @@ class PartRows:
             whole = self._encode(block.counts[rows], totals[rows], crop=False).tokens
             columns |= {UNCROPPED: _lists(whole), UNCROPPED_LENGTH: pa.array(whole.lengths, pa.int32())}
         if SOURCE in schema.names:
-            columns[SOURCE] = pa.repeat(pa.scalar(self._label, pa.string()), len(rows))
-        for name in self._obs:
-            column = self._source.obs(name, block.start, stop).iloc[rows]
-            columns[name] = _as_arrow(self._source, column, name, schema.field(name).type)
+            columns[SOURCE] = pa.repeat(pa.scalar(self.label, pa.string()), len(rows))
+        for name in self.obs:
+            column = self.source.obs(name, block.start, stop).iloc[rows]
+            columns[name] = _as_arrow(self.source, column, name, schema.field(name).type)
         batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
         self._digest.update(batch.serialize())
         return batch
@@ -133,7 +127,7 @@ class PartRows:
     def write_left_out(self, path: Path) -> None:
         """Write a line a cell left out."""
         table = pd.DataFrame(self._left_out, columns=[CELL, "why"])
-        table.insert(0, SOURCE, self._label)
+        table.insert(0, SOURCE, self.label)
         write_table(table, path, index=False, header=False)
 
     def report(self) -> dict[str, Any]:

@@ -368,6 +368,6 @@ def described(path: Path) -> str:
         f"columns: {columns}",
     ]
     if ranges:
-        low, high = min(one["min"] for one in ranges), max(one["max"] for one in ranges)
+        low, high = min(of_chunk["min"] for of_chunk in ranges), max(of_chunk["max"] for of_chunk in ranges)
         lines.append(f"tokens from {low} to {high}; what they mean says a vocabulary (--vocabulary)")
     return "\n".join(lines)

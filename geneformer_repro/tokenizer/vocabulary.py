@@ -761,8 +761,8 @@ def is_published(path: str | Path) -> bool:
     """Whether a path is a vocabulary rather than counts: a folder with one, or something like a hub id."""
     folder = Path(path)
     if folder.exists():
-        inside = [folder, *(folder / name for name in _PUBLISHED_FOLDER.values())]
-        return any((one / "vocabulary.json").exists() or any(one.glob("token_dictionary*.pkl")) for one in inside)
+        folders = [folder, *(folder / name for name in _PUBLISHED_FOLDER.values())]
+        return any((each / "vocabulary.json").exists() or any(each.glob("token_dictionary*.pkl")) for each in folders)
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) is not None and folder.suffix not in _COUNT_SUFFIXES
 
 
