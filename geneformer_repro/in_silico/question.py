@@ -236,7 +236,9 @@ class Question:
         wanted[cells.vocabulary.tokens if each else cells.vocabulary.tokens_of(self.affected)] = True
         return wanted
 
-    def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def describe(
+        self, checkpoint: Checkpoint, cells: TokenizedDataset, *, layer: int, pooling: Pooling
+    ) -> dict[str, Any]:
         """Say what is measured, as JSON can hold it."""
         measure = CHANGE if self.target else SHIFT if self.goal else SIMILARITY
         each_affected = self.affected is None or isinstance(self.affected, str)
@@ -250,6 +252,10 @@ class Question:
             "refine": self.refine,
             "donor": self.donor,
             "obs": list(self.obs),
+            "layer": layer,
+            "pooling": checkpoint.head.pooling if self.target and checkpoint.head else pooling,
+            "checkpoint": checkpoint.fingerprint,
+            "cells": cells.fingerprint,
         }
 
 
