@@ -15,8 +15,8 @@ from geneformer_repro.config import ConfigError
 from geneformer_repro.finetuning import curve, networks, results, study
 from geneformer_repro.finetuning.evaluation import vs
 from geneformer_repro.finetuning.kinds import classes, kind_of
-from geneformer_repro.finetuning.networks import outputs_of
 from geneformer_repro.finetuning.study import FROM_SOURCE, ZERO_SHOT
+from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Classes, Number
 
 pytestmark = pytest.mark.slow
