@@ -1,131 +1,48 @@
 """Self-supervised learning on single-cell transcriptomes, after Geneformer.
 
-Names are imported when they are first touched, so ``import geneformer_repro`` brings neither torch nor AnnData.
+Names are imported when they are first touched, so ``import geneformer_repro`` brings neither torch nor AnnData. Which
+they are, and from where, stands once, in the stub beside this file, which type checkers read as well.
 """
 
+import ast
 import random
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from geneformer_repro import datasets
-    from geneformer_repro.checkpoint import Checkpoint
-    from geneformer_repro.embedding import embed, embed_states
-    from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
-    from geneformer_repro.finetuning.finetune import FinetuneConfig, Finetuned, finetune
-    from geneformer_repro.finetuning.genes import FinetunedGenes, GeneFinetuneConfig, finetune_genes
-    from geneformer_repro.finetuning.predict import predict
-    from geneformer_repro.finetuning.study import TransferStudy, TransferStudyConfig, transfer_study
-    from geneformer_repro.in_silico.perturbation import Activation, Deletion, Inhibition, Overexpression, RankShift
-    from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
-    from geneformer_repro.in_silico.question import GoalState
-    from geneformer_repro.in_silico.screen import perturb
-    from geneformer_repro.in_silico.shift_table import ShiftTable
-    from geneformer_repro.in_silico.statistics import shift_statistics
-    from geneformer_repro.mapping import integration_scores, map_to_reference
-    from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
-    from geneformer_repro.tokenizer.dataset import TokenizedDataset
-    from geneformer_repro.tokenizer.quality import CellFilter
-    from geneformer_repro.tokenizer.tokenize import tokenize
-    from geneformer_repro.tokenizer.vocabulary import Vocabulary
-
-_HOME = {
-    "Activation": "in_silico.perturbation",
-    "CellFilter": "tokenizer.quality",
-    "Checkpoint": "checkpoint",
-    "DataFormatError": "errors",
-    "Deletion": "in_silico.perturbation",
-    "FinetuneConfig": "finetuning.finetune",
-    "Finetuned": "finetuning.finetune",
-    "FinetunedGenes": "finetuning.genes",
-    "GeneFinetuneConfig": "finetuning.genes",
-    "GoalState": "in_silico.question",
-    "Inhibition": "in_silico.perturbation",
-    "InputError": "errors",
-    "Overexpression": "in_silico.perturbation",
-    "PretrainConfig": "pretraining.pretrain",
-    "RankShift": "in_silico.perturbation",
-    "ShiftTable": "in_silico.shift_table",
-    "TokenizedDataset": "tokenizer.dataset",
-    "TransferStudy": "finetuning.study",
-    "TransferStudyConfig": "finetuning.study",
-    "Vocabulary": "tokenizer.vocabulary",
-    "VocabularyMismatchError": "errors",
-    "embed": "embedding",
-    "embed_states": "embedding",
-    "finetune": "finetuning.finetune",
-    "finetune_genes": "finetuning.genes",
-    "integration_scores": "mapping",
-    "map_to_reference": "mapping",
-    "perturb": "in_silico.screen",
-    "plot_screen": "in_silico.pictures",
-    "predict": "finetuning.predict",
-    "pretrain": "pretraining.pretrain",
-    "shift_statistics": "in_silico.statistics",
-    "tokenize": "tokenizer.tokenize",
-    "transfer_study": "finetuning.study",
-    "write_screen_report": "in_silico.pictures",
+_MODULE_OF = {
+    alias.name: str(node.module)
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
 
-__all__ = [
-    "Activation",
-    "CellFilter",
-    "Checkpoint",
-    "DataFormatError",
-    "Deletion",
-    "FinetuneConfig",
-    "Finetuned",
-    "FinetunedGenes",
-    "GeneFinetuneConfig",
-    "GoalState",
-    "Inhibition",
-    "InputError",
-    "Overexpression",
-    "PretrainConfig",
-    "RankShift",
-    "ShiftTable",
-    "TokenizedDataset",
-    "TransferStudy",
-    "TransferStudyConfig",
-    "Vocabulary",
-    "VocabularyMismatchError",
-    "datasets",
-    "embed",
-    "embed_states",
-    "finetune",
-    "finetune_genes",
-    "integration_scores",
-    "map_to_reference",
-    "perturb",
-    "plot_screen",
-    "predict",
-    "pretrain",
-    "shift_statistics",
-    "tokenize",
-    "transfer_study",
-    "write_screen_report",
-]
-
-try:
-    __version__ = version("geneformer-repro")
-except PackageNotFoundError:
-    __version__ = "0+source"
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "datasets":
-        return import_module(f"{__name__}.datasets")
-    if name not in _HOME:
+    if name == "__version__":
+        return _version()
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     state = random.getstate()
     try:
-        found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        module = import_module(_MODULE_OF[name])
+        value = import_module(f"{__name__}.{name}") if module.__name__ == __name__ else getattr(module, name)
     finally:
         random.setstate(state)  # scikit-learn loads a library that draws from it
-    globals()[name] = found
-    return found
+    globals()[name] = value
+    return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # which would be most of importing the package
+
+    try:
+        return version("geneformer-repro")
+    except PackageNotFoundError:
+        return "0+source"
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -71,6 +71,22 @@ class Checkpoint:
         nothing is known.
     name
         Where it was opened from, for messages.
+
+    See Also
+    --------
+    pretrain : Makes one.
+    finetune : Makes a classifier from one.
+    Checkpoint.from_pretrained : Opens one.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base = gf.Checkpoint.from_pretrained("runs/base")
+    >>> base.model.num_parameters(), base.head
+    (416374, None)
+    >>> classifier = gf.Checkpoint.from_pretrained("runs/type")
+    >>> [target.name for target in classifier.head.targets], classifier.head.targets[0].classes[:2]
+    (['cell_type'], ('CD14+ Monocyte', 'CD19+ B'))
     """
 
     model: MaskedGeneModel | CellClassifier | GeneClassifier
@@ -116,6 +132,23 @@ class Checkpoint:
             Their vocabulary is another one.
         InputError
             A cell is longer than the model has positions.
+
+        See Also
+        --------
+        Vocabulary.require_same : Compares two vocabularies.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+        >>> base.require_matching(cells)
+        >>> others = gf.tokenize(gf.datasets.pbmc700(), gf.Vocabulary.fit("cells.h5ad", series="V1"))
+        >>> base.require_matching(others)
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.VocabularyMismatchError: the dataset and checkpoint runs/base have different
+        vocabularies (15cdb1d08b91, ...): special tokens {'<pad>': 0, '<mask>': 1} and {'<pad>': 0, '<mask>': 1,
+        '<cls>': 2, '<eos>': 3}. Tokenise the counts again with the vocabulary of the checkpoint.
         """
         if not len(cells):
             raise InputError("The dataset holds no cells.")
@@ -131,12 +164,40 @@ class Checkpoint:
 
     @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write weights, vocabulary, head and provenance into the new folder `path`; see ``docs/formats.md``."""
+        """Write weights, vocabulary, head and provenance into the new folder `path`; see ``docs/formats.md``.
+
+        See Also
+        --------
+        Checkpoint.from_pretrained : Open it again.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> base = gf.Checkpoint.from_pretrained("runs/base")
+        >>> base.save("copy")
+        >>> gf.Checkpoint.from_pretrained("copy").fingerprint == base.fingerprint
+        True
+        """
         with new_directory(path, marker="provenance.json", overwrite=overwrite) as folder:
             self.write_into(folder)
 
     def write_into(self, folder: Path) -> None:
-        """Write the checkpoint's files into a folder that exists."""
+        """Write the checkpoint's files into a folder that exists.
+
+        See Also
+        --------
+        Checkpoint.save : Makes the folder, and is safe to interrupt.
+
+        Examples
+        --------
+        >>> from pathlib import Path
+        >>> import geneformer_repro as gf
+        >>> folder = Path("mine")
+        >>> folder.mkdir()
+        >>> gf.Checkpoint.from_pretrained("runs/base").write_into(folder)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['config.json', 'model.safetensors', 'provenance.json', 'vocabulary.json', 'vocabulary.tsv']
+        """
         with quiet_transformers():
             self.model.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):
@@ -184,6 +245,18 @@ class Checkpoint:
             There is no model, it is no BERT, weights are missing from it, or it needs a vocabulary.
         VocabularyMismatchError
             The vocabulary given is not the one in the folder, or has another number of tokens than the model.
+
+        See Also
+        --------
+        Checkpoint.save : Write one.
+        Vocabulary.from_pretrained : The published vocabularies.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> base = gf.Checkpoint.from_pretrained("runs/base")  # one of "ctheodoris/Geneformer" needs vocabulary=
+        >>> len(base.vocabulary), base.model.config.num_hidden_layers, base.model.config.hidden_size
+        (754, 3, 64)
         """
         local = Path(path_or_hub_id) / (subfolder or "")
         if not Path(path_or_hub_id).exists() and not _HUB_ID.fullmatch(str(path_or_hub_id)):

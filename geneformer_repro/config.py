@@ -113,15 +113,15 @@ def _assign(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _keys(key: str, override: str) -> tuple[str, ...]:
-    """Cut a dotted key; parts with dots or the like are quoted."""
+    """Cut a dotted key; names with dots or the like are quoted."""
     try:
-        found: Any = tomllib.loads(f"{key} = 0")
+        parsed: Any = tomllib.loads(f"{key} = 0")
     except tomllib.TOMLDecodeError:
-        keys = tuple(part.strip() for part in key.split("."))
+        keys = tuple(name.strip() for name in key.split("."))
     else:
         keys = ()
-        while isinstance(found, dict) and len(found) == 1:
-            ((name, found),) = found.items()
+        while isinstance(parsed, dict) and len(parsed) == 1:
+            ((name, parsed),) = parsed.items()
             keys = (*keys, name)
     if not keys or not all(keys) or any(mark in key for mark in "\n\r#[]"):
         raise ConfigError(f"--set {override}: {key!r} is no key. Expected a field, or table.field, before the '='.")

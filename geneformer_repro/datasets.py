@@ -1,4 +1,15 @@
-"""Real cells that need no download, for the demo, the examples and the tests."""
+"""Real cells that need no download, for the demo, the examples and the tests.
+
+See Also
+--------
+datasets.pbmc700 : 700 blood cells.
+
+Examples
+--------
+>>> import geneformer_repro as gf
+>>> gf.datasets.pbmc700().shape
+(700, 754)
+"""
 
 from typing import TYPE_CHECKING
 
@@ -31,6 +42,10 @@ def pbmc700() -> "AnnData":
     DataFormatError
         The installed scanpy ships other values than the ones known here.
 
+    See Also
+    --------
+    tokenize : What to do with them first.
+
     Notes
     -----
     ``.raw`` there holds log1p of counts per 10,000, rounded to four digits. Undone, every value lies within 0.09 of an
@@ -39,6 +54,23 @@ def pbmc700() -> "AnnData":
     References
     ----------
     Zheng et al., Nature Communications 8, 14049 (2017).
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> adata = gf.datasets.pbmc700()
+    >>> adata.shape, int(adata.X.sum())
+    ((700, 754), 486033)
+    >>> adata.obs["cell_type"].value_counts().head(3)
+    cell_type
+    Dendritic         240
+    CD14+ Monocyte    129
+    CD19+ B            95
+    Name: count, dtype: int64
+    >>> adata.var.head(2)
+                    gene_name
+    ENSG00000188290      HES4
+    ENSG00000186827   TNFRSF4
     """
     import scanpy
 

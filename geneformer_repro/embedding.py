@@ -155,6 +155,25 @@ def embed(
         The cells were tokenised with another vocabulary than the model's.
     FileExistsError
         `out` exists, or unfinished work with other settings.
+
+    See Also
+    --------
+    embed_states : One vector a state.
+    map_to_reference : Label cells by their neighbours.
+    integration_scores : How well batches are mixed.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> embedding = gf.embed(base, cells.select(range(50)))
+    >>> embedding.shape, embedding.X.dtype, list(embedding.obs.columns)
+    ((50, 64), dtype('float32'), ['cell_type', 'phase', 'donor', 'n_counts'])
+    >>> genes = gf.embed(base, cells.select(range(50)), level="gene")
+    >>> genes.obs.head(2)
+                    gene_name  n_cells
+    ENSG00000000938       FGR       19
+    ENSG00000002330       BAD        6
     """
     require_one_of(Level, "level", level)
     if out is not None:
@@ -227,6 +246,21 @@ def embed_states(
     ------
     InputError
         There is no such column, or no cell in a state.
+
+    See Also
+    --------
+    embed : A vector a cell.
+    GoalState : Takes such vectors as ``embeddings``.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> vectors = gf.embed_states(base, cells.select(range(100)), "cell_type", states=["CD19+ B", "CD14+ Monocyte"])
+    >>> vectors.shape
+    (2, 64)
+    >>> list(vectors.index)
+    ['CD19+ B', 'CD14+ Monocyte']
     """
     require_one_of(Statistic, "statistic", statistic)
     members = _members(cells, obs, states)

@@ -5,11 +5,46 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The command line prints its message without a traceback."""
+    """Something the user gave cannot be used. The command line prints its message without a traceback.
+
+    See Also
+    --------
+    DataFormatError : A file does not hold what it should.
+    VocabularyMismatchError : Two things do not share a vocabulary.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> try:
+    ...     gf.GoalState(obs="cell_type", start="CD19+ B", goal="CD19+ B")
+    ... except gf.InputError as error:
+    ...     print(error)
+    Start, goal and alternatives must be different states, found 'CD19+ B', 'CD19+ B'.
+    >>> issubclass(gf.InputError, ValueError)
+    True
+    """
 
 
 class DataFormatError(InputError):
-    """A data file does not hold what it should: not counts, not genes, not cells."""
+    """A data file does not hold what it should: not counts, not genes, not cells.
+
+    See Also
+    --------
+    InputError : What it is one of.
+    tokenize : Reads data files.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> adata = gf.datasets.pbmc700()
+    >>> adata.X.data = adata.X.data / 2
+    >>> gf.tokenize(adata, gf.Vocabulary.load("vocabulary"))
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.errors.DataFormatError: AnnData: X holds fractional values (first: cell 'AAAGCCTGGCTAAC-1', gene
+    'ENSG00000116288', 0.5). Rank encoding needs raw counts. No other layer of it holds counts either; go back to the
+    file before normalisation.
+    """
 
 
 class ChangedDataError(DataFormatError):
@@ -17,19 +52,37 @@ class ChangedDataError(DataFormatError):
 
 
 class VocabularyMismatchError(InputError):
-    """Two things that must share a vocabulary do not; the message names the first differing gene."""
+    """Two things that must share a vocabulary do not; the message names the first differing gene.
+
+    See Also
+    --------
+    Vocabulary.require_same : Raises it.
+    Checkpoint.require_matching : Raises it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> tokens = {"<pad>": 0, "<mask>": 1, "ENSG00000111245": 2}
+    >>> one, other = gf.Vocabulary.from_tokens(tokens), gf.Vocabulary.from_tokens(tokens | {"ENSG00000159251": 3})
+    >>> try:
+    ...     one.require_same(other, this="the cells", that="the model")
+    ... except gf.VocabularyMismatchError as error:
+    ...     print(str(error).partition("): ")[2])
+    first differing gene ENSG00000159251 is only in the other. Tokenise the counts again with the vocabulary of the
+    checkpoint.
+    """
 
 
 class MissingExtraError(InputError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
-def did_you_mean(asked: object, choices: Iterable[object]) -> str:
+def did_you_mean(written: object, choices: Iterable[object]) -> str:
     """Finish an error message: the nearest choices, or all of them when none is near.
 
     Parameters
     ----------
-    asked
+    written
         What the user wrote, text or not.
     choices
         What would have been valid.
@@ -39,7 +92,7 @@ def did_you_mean(asked: object, choices: Iterable[object]) -> str:
     A sentence such as ``"Did you mean 'cell_type'?"`` or ``"There are: 'a', 'b'."``.
     """
     valid = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(asked), valid, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(str(written), valid, n=3, cutoff=0.6)
     if near:
         return "Did you mean " + " or ".join(map(repr, near)) + "?"
     if not valid:

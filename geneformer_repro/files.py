@@ -384,19 +384,19 @@ def misfit(value: Any, form: Any, name: str = "") -> str | None:
     if isinstance(form, list):
         if not isinstance(value, list):
             return _said(name, "a list", value)
-        return next((found for i, one in enumerate(value) if (found := misfit(one, form[0], f"{name}[{i}]"))), None)
+        return next((wrong for i, item in enumerate(value) if (wrong := misfit(item, form[0], f"{name}[{i}]"))), None)
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return _said(name, "an object", value)
         if str in form:
-            asked = dict.fromkeys(value, (form[str], False))
+            fields = dict.fromkeys(value, (form[str], False))
         else:
-            asked = {key.removesuffix("?"): (one, key.endswith("?")) for key, one in form.items()}
-        for key, (one, may_lack) in asked.items():
+            fields = {key.removesuffix("?"): (of_key, key.endswith("?")) for key, of_key in form.items()}
+        for key, (of_key, may_lack) in fields.items():
             if key not in value and not may_lack:
                 return f"{key!r} is missing{f' in {name}' if name else ''}"
-            if key in value and (found := misfit(value[key], one, f"{name}.{key}" if name else str(key))):
-                return found
+            if key in value and (wrong := misfit(value[key], of_key, f"{name}.{key}" if name else str(key))):
+                return wrong
         return None
     taken = (int, float) if form is float else (form,)
     if not isinstance(value, taken) or (isinstance(value, bool) and form is not bool):
@@ -433,13 +433,13 @@ def damage(folder: Path) -> str | None:
         listed = read_json(folder / _MANIFEST)["files"]
     except (InputError, KeyError):
         return f"no readable {_MANIFEST}"
-    for name, known in listed.items():
+    for name, recorded in listed.items():
         path = folder / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != known["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, not {known['bytes']}"
-        if sha256(path) != known["sha256"]:
+        if path.stat().st_size != recorded["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {recorded['bytes']}"
+        if sha256(path) != recorded["sha256"]:
             return f"{name} is not what was written"
     return None
 

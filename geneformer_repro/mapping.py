@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean
 from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
-from geneformer_repro.tokenizer.containers import first_not_a_count
 from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.matrices import first_not_a_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,12 +80,28 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     InputError
         The embeddings were not made alike, a vector is not finite, the column is missing or holds fewer than two
         labels, or there are not more labelled cells than `n_neighbors`.
+
+    See Also
+    --------
+    embed : Makes the vectors.
+    predict : Labels by a classifier that was fine-tuned.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import geneformer_repro as gf
+    >>> embedding = ad.read_h5ad("cells.embedding.h5ad")
+    >>> labelled = gf.map_to_reference(embedding[:200], embedding[200:], "cell_type")
+    >>> labelled.columns.tolist()
+    ['label', 'confidence', 'second_label', 'second_confidence', 'distance', 'distance_percentile']
+    >>> bool(labelled["confidence"].between(0, 1).all()), len(labelled)
+    (True, 200)
     """
     _require_made_alike(query, reference)
-    known = _known(reference, label, of="reference")
-    codes, names = pd.factorize(as_labels(reference.obs[label][known]).to_numpy(), sort=True)
+    labelled = _labelled(reference, label, of="reference")
+    codes, names = pd.factorize(as_labels(reference.obs[label][labelled]).to_numpy(), sort=True)
     _require_a_choice(names, label, n_cells=len(codes), n_neighbors=n_neighbors)
-    vectors = _vectors(reference, of="reference")[known]
+    vectors = _vectors(reference, of="reference")[labelled]
     search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(vectors)
     distances, neighbors = search.kneighbors(_vectors(query, of="query"))
     votes = _votes(codes[neighbors], distances, len(names))
@@ -175,18 +191,34 @@ def integration_scores(
     MissingExtraError
         scib-metrics is not installed.
 
+    See Also
+    --------
+    embed : Makes the vectors.
+    mapping.umap : Look at them.
+
     References
     ----------
     Luecken et al., Nature Methods 19, 41 (2022). On silhouettes of batches: Rautenstrauch & Ohler, Nature
     Biotechnology (2025).
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import geneformer_repro as gf
+    >>> embedding = ad.read_h5ad("cells.embedding.h5ad")
+    >>> two_types = embedding[embedding.obs["cell_type"].isin(["CD19+ B", "CD14+ Monocyte"])].copy()
+    >>> scores = gf.integration_scores(two_types, batch="donor", label="cell_type")
+    >>> scores.columns.tolist()
+    ['nmi', 'ari', 'silhouette_label', 'clisi', 'silhouette_batch', 'ilisi', 'graph_connectivity', 'bio_conservation',
+     'batch_mixing']
     """
     scib = _scib_metrics()
-    known = _known(adata, batch) & _known(adata, label)
-    batches, labels = (_codes(adata, name, known) for name in (batch, label))
+    labelled = _labelled(adata, batch) & _labelled(adata, label)
+    batches, labels = (_codes(adata, name, labelled) for name in (batch, label))
     _require_scorable(batches, labels, batch, label)
-    spaces = {"embedding": _vectors(adata)[known]}
+    spaces = {"embedding": _vectors(adata)[labelled]}
     if counts is not None:
-        spaces |= _without_model(_raw_counts(counts, adata.n_obs)[known], seed)
+        spaces |= _without_model(_raw_counts(counts, adata.n_obs)[labelled], seed)
     table = pd.DataFrame(
         {name: _scores(scib, vectors, batches, labels, seed) for name, vectors in spaces.items()}, dtype=float
     ).T
@@ -246,6 +278,18 @@ def umap(adata: AnnData, *, seed: int = 0) -> np.ndarray:
     ------
     InputError
         There are fewer than five cells, or a vector is not finite.
+
+    See Also
+    --------
+    mapping.scatter_figure : Draws it.
+    embed : Makes the vectors.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> from geneformer_repro.mapping import umap
+    >>> umap(ad.read_h5ad("cells.embedding.h5ad")[:200]).shape
+    (200, 2)
     """
     import scanpy
 
@@ -280,14 +324,29 @@ def heatmap_table(adata: AnnData, label: str, *, n_dims: int = 50) -> pd.DataFra
     ------
     InputError
         The column is missing or holds fewer than two labels, a vector is not finite, or `n_dims` is below 1.
+
+    See Also
+    --------
+    mapping.heatmap_figure : Draws it.
+    embed_states : The mean vectors themselves.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> from geneformer_repro.mapping import heatmap_table
+    >>> table = heatmap_table(ad.read_h5ad("cells.embedding.h5ad"), "cell_type", n_dims=20)
+    >>> table.shape
+    (10, 20)
+    >>> sorted(table.index)[:2]
+    ['CD14+ Monocyte', 'CD19+ B']
     """
     if n_dims < 1:
         raise InputError(f"n_dims must be at least 1, found {n_dims}.")
-    known = _known(adata, label)
-    _require_several(_codes(adata, label, known), label)
-    scaled = StandardScaler().fit_transform(_vectors(adata)[known].astype(np.float64))
+    labelled = _labelled(adata, label)
+    _require_several(_codes(adata, label, labelled), label)
+    scaled = StandardScaler().fit_transform(_vectors(adata)[labelled].astype(np.float64))
     cells = pd.DataFrame(scaled, columns=adata.var_names)
-    labels = as_labels(adata.obs[label][known]).to_numpy()
+    labels = as_labels(adata.obs[label][labelled]).to_numpy()
     between = cells.groupby(labels).transform("mean").var()
     means = cells[between.nlargest(n_dims).index].groupby(labels).mean()
     return means.iloc[like_beside_like(means.to_numpy()), like_beside_like(means.to_numpy().T)].rename_axis(label)
@@ -307,6 +366,19 @@ def scatter_figure(points: np.ndarray, labels: Sequence[str], *, axis_name: str 
         A label of each cell; the commonest come first in the legend.
     axis_name
         What the coordinates are.
+
+    See Also
+    --------
+    mapping.umap : Coordinates of cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geneformer_repro.mapping import scatter_figure
+    >>> figure = scatter_figure(np.eye(3)[:, :2], ["B", "T", "B"])
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['B (2)', 'T (1)']
+    >>> figure.savefig("map.png")
     """
     figure, axes = new_axes(7.2, 4.4)
     names = pd.Series(list(labels), dtype="string").fillna("(none)")
@@ -336,6 +408,18 @@ def heatmap_figure(values: pd.DataFrame, *, value_name: str = "z-score") -> "Fig
         are named one by one where there are at most 40.
     value_name
         What the values are.
+
+    See Also
+    --------
+    mapping.heatmap_table : The dimensions in which labels differ most.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from geneformer_repro.mapping import heatmap_figure
+    >>> figure = heatmap_figure(pd.DataFrame({"0": [1.0, -1.0], "1": [-0.5, 0.5]}, index=["B", "T"]))
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['B', 'T']
     """
     figure, axes = new_axes(7.6, 1.6 + 0.26 * len(values))
     reach = np.nanmax(np.abs(values.to_numpy())) or 1.0
@@ -373,18 +457,18 @@ def _vectors(adata: AnnData, *, of: str = "embedding") -> np.ndarray:
     return vectors
 
 
-def _known(adata: AnnData, name: str, *, of: str = "embedding") -> np.ndarray:
+def _labelled(adata: AnnData, name: str, *, of: str = "embedding") -> np.ndarray:
     """Say which cells have a value in an obs column; log how many have none."""
     if name not in adata.obs:
         raise InputError(f"The {of} has no obs column {name!r}. {did_you_mean(name, adata.obs.columns)}")
-    known = as_labels(adata.obs[name]).notna().to_numpy()
-    if not known.all():
-        logger.info("%s: %d of %d cells have no value; left out.", name, (~known).sum(), len(known))
-    return known
+    labelled = as_labels(adata.obs[name]).notna().to_numpy()
+    if not labelled.all():
+        logger.info("%s: %d of %d cells have no value; left out.", name, (~labelled).sum(), len(labelled))
+    return labelled
 
 
-def _codes(adata: AnnData, name: str, known: np.ndarray) -> np.ndarray:
-    return pd.factorize(as_labels(adata.obs[name][known]).to_numpy(), sort=True)[0]
+def _codes(adata: AnnData, name: str, labelled: np.ndarray) -> np.ndarray:
+    return pd.factorize(as_labels(adata.obs[name][labelled]).to_numpy(), sort=True)[0]
 
 
 def _require_a_choice(names: np.ndarray, label: str, *, n_cells: int, n_neighbors: int) -> None:
@@ -441,10 +525,10 @@ def _raw_counts(counts: csr_matrix, n_cells: int) -> csr_matrix:
 def _require_made_alike(query: AnnData, reference: AnnData) -> None:
     of_query, of_reference = (adata.uns.get("geneformer_repro", {}) for adata in (query, reference))
     for what in _MADE_BY:
-        one, other = (made.get(what) if isinstance(made, Mapping) else made for made in (of_query, of_reference))
-        if str(one) != str(other):
+        ours, theirs = (made.get(what) if isinstance(made, Mapping) else made for made in (of_query, of_reference))
+        if str(ours) != str(theirs):
             raise InputError(
-                f"Query and reference were embedded differently: {what} is {one!r} of the query and {other!r} of the "
+                f"Query and reference were embedded differently: {what} is {ours!r} of the query and {theirs!r} of the "
                 "reference. Embed both in the same way."
             )
     if query.n_vars != reference.n_vars:

@@ -180,13 +180,13 @@ def write_report(
     FileExistsError
         `path` exists.
     """
-    parts = "".join(map(_section, sections))
+    body = "".join(map(_section, sections))
     listed = " · ".join(f"{html.escape(name)}: {html.escape(str(value))}" for name, value in facts.items())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
-        f'<p class="lead">{html.escape(lead)}</p>{parts}<footer>{listed}</footer></main></body></html>\n'
+        f'<p class="lead">{html.escape(lead)}</p>{body}<footer>{listed}</footer></main></body></html>\n'
     )
     with new_file(path, overwrite=overwrite) as aside:
         aside.write_text(page, encoding="utf-8")

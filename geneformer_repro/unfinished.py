@@ -286,12 +286,12 @@ def _refuse_foreign(folder: Path) -> None:
     if (folder / _PLAN).exists():
         return
     try:
-        found = {path.name for path in folder.iterdir() if not _is_half_a_plan(path)}
+        inside = {path.name for path in folder.iterdir() if not _is_half_a_plan(path)}
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        found = {folder.name}
-    if not found <= {_LOCK} and not (folder / _PLAN).exists():  # which another call may just have written
+        inside = {folder.name}
+    if not inside <= {_LOCK} and not (folder / _PLAN).exists():  # which another call may just have written
         raise FileExistsError(f"{folder} is in the way and not unfinished work of this package; move it elsewhere.")
 
 

@@ -1,12 +1,14 @@
 """The public names, pinned: a change here is a change for users and belongs in the changelog."""
 
 import ast
+import configparser
 import dataclasses
 import inspect
 import random
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -146,6 +148,23 @@ def signature(function):
 
 def test_the_public_names_are_these():
     assert gf.__all__ == NAMES
+
+
+def test_type_checkers_see_the_public_names():
+    """A name that a stub imports is there for its readers only if it is imported ``as`` itself."""
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    imported = [alias for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(alias.name for alias in imported) == NAMES
+    assert [alias.name for alias in imported if alias.asname != alias.name] == []
+
+
+@pytest.mark.parametrize("file", ["__init__.pyi", "py.typed"])
+def test_what_type_checkers_read_is_installed(file):
+    settings = configparser.ConfigParser()
+    settings.read(PACKAGE.parent / "setup.cfg")
+    patterns = settings["options.package_data"]["geneformer_repro"].split()
+    assert (PACKAGE / file).exists()
+    assert any(fnmatch(file, pattern) for pattern in patterns)
 
 
 @pytest.mark.parametrize("name", NAMES)

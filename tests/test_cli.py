@@ -24,6 +24,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
 from geneformer_repro import cli, mapping
+from geneformer_repro.cli.models import named_settings
 from geneformer_repro.config import load_config
 from geneformer_repro.files import sha256
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
@@ -298,7 +299,7 @@ FINETUNE_OPTIONS = {
 @pytest.mark.parametrize(("options", "fields"), FINETUNE_OPTIONS.values(), ids=FINETUNE_OPTIONS)
 def test_every_option_of_finetune_reaches_its_configuration(options, fields):
     given = cli._parser().parse_args(["finetune", "base", "cells.tok", "-o", "clf", *shlex.split(options)])
-    config = load_config(gf.FinetuneConfig, overrides=[*given.set, *cli._named_settings(given)])
+    config = load_config(gf.FinetuneConfig, overrides=[*given.set, *named_settings(given)])
     assert config == gf.FinetuneConfig(**{"target": "t"} | fields)
 
 

@@ -3,9 +3,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from forking import several
+from forking import forked, several, status_of
 from padding import padded
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import BertModel
 
 import geneformer_repro as gf
@@ -258,6 +260,24 @@ class TestNetworks:
             found = torch.load(tmp_path / f"{rank}.pt")
             np.testing.assert_allclose(found["shared"], alone, **CLOSE)
             np.testing.assert_allclose(found["summed"], total, **CLOSE)
+
+
+def test_sharded_weights_are_read_and_then_learn(checkpoint, few, tmp_path):
+    def work() -> None:
+        distributed.init_process_group("gloo", init_method=(tmp_path / "meeting").as_uri(), rank=0, world_size=1)
+        mesh = init_device_mesh("cpu", (1,))
+        model = CellClassifier(checkpoint.model.config, TYPES).train()
+        expected = outputs_of(model, few, TYPES)
+        for block in model.bert.encoder.layer:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        np.testing.assert_allclose(outputs_of(model, few, TYPES), expected, **CLOSE)
+        (batch,) = batches_of(few, np.arange(3), 10_000)
+        model(**batch.inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
+        assert model.classifier.weight.grad.full_tensor().any()
+        distributed.destroy_process_group()
+
+    assert status_of(forked(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
 
 
 def test_nobody_else_switches_modes_or_budgets_tokens():

@@ -61,3 +61,7 @@ def test_its_first_picture_is_the_plan_of_the_packages():
     for package, word in (("tokenizer", "tokenizer"), ("pretraining", "pretraining"), ("finetuning", "finetuning")):
         row = next(line for line in picture.splitlines() if f" {word} " in line)
         assert row.split(word)[1].strip() in getattr(geneformer_repro, package).__doc__
+
+
+def test_the_design_begins_with_the_same_picture():
+    assert blocks("text", (ROOT / "docs" / "design.md").read_text())[0] == blocks("text")[0]

@@ -2,6 +2,6 @@
 
 ::
 
-Checkpoint            weights + vocabulary + provenance, one directory
-     ├────────► finetuning      head on Checkpoint → Checkpoint + metrics with intervals, beside baselines
+Checkpoint            network + vocabulary + head + provenance, one directory
+     ├────────► finetuning      a problem (what a row is) × a kind (what a label is) → one table of methods
 """

@@ -44,7 +44,24 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
-    """How to fine-tune on labels of cells, and what to compare with."""
+    """How to fine-tune on labels of cells, and what to compare with.
+
+    See Also
+    --------
+    finetune : Takes it.
+    GeneFinetuneConfig : For classes of genes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.FinetuneConfig(target="cell_type", group="donor", epochs=2)
+    >>> config.targets, config.group
+    (('cell_type',), 'donor')
+    >>> gf.FinetuneConfig(target="cell_type", epochs=-1)
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.config.ConfigError: FinetuneConfig.epochs must be above 0, found -1.0.
+    """
 
     target: str | tuple[str, ...]
     """The obs column to learn, or several to learn together."""
@@ -97,7 +114,25 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
-    """What fine-tuning made."""
+    """What fine-tuning made.
+
+    See Also
+    --------
+    finetune : Makes it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> config = gf.FinetuneConfig(target="phase", min_cells=3, epochs=1, batch_size=16, baselines=False)
+    >>> result = gf.finetune(base, cells.select(range(60)), config, out="runs/phase")
+    >>> result.split["part"].value_counts().to_dict()
+    {'train': 41, 'test': 12, 'validation': 6}
+    >>> result.predictions.columns.tolist()
+    ['cell', 'true', 'fine-tuned']
+    >>> result.evaluations["phase"].confusion.shape
+    (2, 2)
+    """
 
     checkpoint: Checkpoint
     """The classifier; of several folds, one trained on all labelled cells afterwards."""
@@ -166,6 +201,25 @@ def finetune(
         test cells were in the pretraining set, or the cells are not the checkpoint's.
     FileExistsError
         `out` exists, or an unfinished run with other settings.
+
+    See Also
+    --------
+    FinetuneConfig : How.
+    predict : Ask the classifier about other cells.
+    finetune_genes : Classes of genes instead.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> config = gf.FinetuneConfig(target="phase", group="donor", min_cells=3, epochs=1, batch_size=16)
+    >>> result = gf.finetune(base, cells.select(range(90)), config, out="runs/phase", counts="cells.h5ad")
+    >>> result.methods.index.tolist()
+    ['fine-tuned', 'majority class', 'logistic regression, counts', 'logistic regression, rank values',
+     'nearest neighbours, PCA of counts', 'gradient boosting, counts', 'logistic regression, frozen embedding',
+     'same network, random weights']
+    >>> result.methods[["accuracy", "accuracy_low", "accuracy_high"]].shape
+    (8, 3)
     """
     join_processes(config)
     checkpoint.require_matching(cells)

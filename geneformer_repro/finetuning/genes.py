@@ -45,7 +45,19 @@ _ID_COLUMNS = ("gene_id", "ensembl_id", "gene", "gene_name")
 
 @dataclass(frozen=True, kw_only=True)
 class GeneFinetuneConfig(TransferConfig, TrainConfig):
-    """How to fine-tune on classes of genes, and what to compare with."""
+    """How to fine-tune on classes of genes, and what to compare with.
+
+    See Also
+    --------
+    finetune_genes : Takes it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.GeneFinetuneConfig(folds=3, epochs=2)
+    >>> config.folds, config.min_cells, config.learning_rate
+    (3, 10, 5e-05)
+    """
 
     folds: int = 5
     """Parts into which the genes are dealt; each is reported once."""
@@ -74,7 +86,25 @@ class GeneFinetuneConfig(TransferConfig, TrainConfig):
 
 @dataclass(frozen=True, eq=False)
 class FinetunedGenes:
-    """What fine-tuning on genes made."""
+    """What fine-tuning on genes made.
+
+    See Also
+    --------
+    finetune_genes : Makes it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> genes = cells.vocabulary.gene_ids
+    >>> config = gf.GeneFinetuneConfig(folds=2, epochs=1, batch_size=16, baselines=False)
+    >>> classes = {"even": genes[100:140:2], "odd": genes[101:140:2]}  # that is, nothing to learn
+    >>> result = gf.finetune_genes(base, cells.select(range(40)), classes, config, out="runs/genes")
+    >>> result.split.columns.tolist()
+    ['gene', 'label', 'n_cells', 'fold']
+    >>> result.split["fold"].nunique()
+    2
+    """
 
     checkpoint: Checkpoint
     """A classifier of genes, trained on all genes with a label."""
@@ -179,6 +209,26 @@ def finetune_genes(
         There are fewer than two classes, or a class has fewer genes than there are folds.
     FileExistsError
         `out` exists, or an unfinished run with other settings.
+
+    See Also
+    --------
+    GeneFinetuneConfig : How.
+    finetune : Labels of cells instead.
+    predict : Ask the classifier about the genes of other cells.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> names = [name for name in cells.vocabulary.gene_names if name.startswith("RP")]
+    >>> others = [name for name in cells.vocabulary.gene_names if name.startswith("C")][:20]
+    >>> config = gf.GeneFinetuneConfig(folds=2, epochs=1, batch_size=16, baselines=False, min_cells=5)
+    >>> classes = {"ribosomal": names, "other": others}
+    >>> result = gf.finetune_genes(base, cells.select(range(40)), classes, config, out="runs/ribosomal")
+    >>> result.methods.index.tolist()
+    ['fine-tuned']
+    >>> result.split["label"].value_counts().to_dict()
+    {'other': 15, 'ribosomal': 4}
     """
     config = config or GeneFinetuneConfig()
     join_processes(config)

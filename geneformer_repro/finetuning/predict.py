@@ -97,6 +97,22 @@ def predict(
         The tokenised cells have another vocabulary.
     FileExistsError
         `out` exists, or unfinished work with other settings.
+
+    See Also
+    --------
+    finetune : Makes the classifier.
+    map_to_reference : Labels by neighbours among vectors, without one.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> classifier = gf.Checkpoint.from_pretrained("runs/type")
+    >>> adata = gf.datasets.pbmc700()[:50].copy()
+    >>> table = gf.predict(classifier, adata)
+    >>> table.columns[:3].tolist(), len(table)
+    (['cell_type_predicted', 'cell_type_probability', 'cell_type_p_CD14+ Monocyte'], 50)
+    >>> bool((adata.obs["cell_type_predicted"] == table["cell_type_predicted"]).all())
+    True
     """
     head = checkpoint.head
     if head is None:

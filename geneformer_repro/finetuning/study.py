@@ -57,7 +57,20 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class TransferStudyConfig(FinetuneConfig):
-    """How to learn labels of one data set, go on with those of another, and what to compare with."""
+    """How to learn labels of one data set, go on with those of another, and what to compare with.
+
+    See Also
+    --------
+    transfer_study : Takes it.
+    FinetuneConfig : Without a source.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.TransferStudyConfig(target="phase", source_target="cell_type", source_epochs=2)
+    >>> config.targets, config.source_targets
+    (('phase',), ('cell_type',))
+    """
 
     source_target: str | tuple[str, ...]
     """The obs column of the source to learn first, or several."""
@@ -81,7 +94,26 @@ class TransferStudyConfig(FinetuneConfig):
 
 @dataclass(frozen=True, eq=False)
 class TransferStudy(Finetuned):
-    """What a study found; its ``checkpoint`` is the classifier of the target that went on from the source's."""
+    """What a study found; its ``checkpoint`` is the classifier of the target that went on from the source's.
+
+    See Also
+    --------
+    transfer_study : Makes it.
+
+    Examples
+    --------
+    >>> import numpy as np, geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> few, others = cells.select(range(60)), cells.select(range(60, 120))
+    >>> config = gf.TransferStudyConfig(
+    ...     target="phase", source_target="phase", min_cells=5, epochs=1, baselines=False
+    ... )
+    >>> study = gf.transfer_study(base, few, others, config, out="runs/study")
+    >>> study.source.head.output_names == study.checkpoint.head.output_names
+    True
+    >>> study.methods.index[0]
+    'fine-tuned from source'
+    """
 
     source: Checkpoint = dataclasses.field(kw_only=True)
     """The classifier of the source."""

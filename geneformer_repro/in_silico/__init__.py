@@ -2,6 +2,6 @@
 
 ::
 
-embedding      hidden states → gene and cell vectors, attention
-     └────────► in_silico       edit ids → embed both → shifts → statistics → table; attention → network
+reading        the only evaluation forward: hidden states, vectors, outputs, derivatives
+     └────────► in_silico       edit ids → read both → shifts → statistics → table
 """

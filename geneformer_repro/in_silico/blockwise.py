@@ -45,7 +45,7 @@ class Names:
         return np.array([*self._number, none], dtype=object)
 
 
-def added(parts: Iterable[pd.DataFrame], merge: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+def added(tables: Iterable[pd.DataFrame], merge: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """Add up tables of sums by their index as they come; at least one must.
 
     What waits is merged when it has outgrown what was merged, so that a key is touched few times and at most twice the
@@ -53,32 +53,33 @@ def added(parts: Iterable[pd.DataFrame], merge: Callable[[pd.DataFrame], pd.Data
 
     Parameters
     ----------
-    parts
+    tables
         Sums of each block, a row a key.
     merge
         Makes one row of each key of a table that has several.
     """
     merged: list[pd.DataFrame] = []
-    for part in parts:
-        merged.append(part)
+    for table in tables:
+        merged.append(table)
         if sum(map(len, merged[1:])) > len(merged[0]):
             merged = [merge(pd.concat(merged))]
     return merge(pd.concat(merged)) if len(merged) > 1 else merged[0]
 
 
-def totals(parts: pd.DataFrame) -> pd.DataFrame:
+def totals(of_blocks: pd.DataFrame) -> pd.DataFrame:
     """Add the rows of each key."""
-    return parts.groupby(level=list(range(parts.index.nlevels))).sum()
+    return of_blocks.groupby(level=list(range(of_blocks.index.nlevels))).sum()
 
 
-def totals_by_key(parts: pd.DataFrame) -> pd.DataFrame:
+def totals_by_key(of_blocks: pd.DataFrame) -> pd.DataFrame:
     """Add the rows of each key, an integer; at half the memory of `totals`, and in the order of the keys."""
-    key = parts.index.to_numpy()
+    key = of_blocks.index.to_numpy()
     order = np.argsort(key, kind="stable")
     key = key[order]
     starts = np.flatnonzero(np.diff(key, prepend=key[:1] - 1))
-    summed = {name: np.add.reduceat(parts[name].to_numpy()[order], starts) for name in parts} if len(key) else {}
-    return pd.DataFrame(summed, index=pd.Index(key[starts], name=parts.index.name), columns=parts.columns)
+    columns = of_blocks if len(key) else ()
+    summed = {name: np.add.reduceat(of_blocks[name].to_numpy()[order], starts) for name in columns}
+    return pd.DataFrame(summed, index=pd.Index(key[starts], name=of_blocks.index.name), columns=of_blocks.columns)
 
 
 def moments(values: "pd.Series[Any]", keys: Sequence[Any]) -> pd.DataFrame:
@@ -88,18 +89,18 @@ def moments(values: "pd.Series[Any]", keys: Sequence[Any]) -> pd.DataFrame:
     return pd.DataFrame({"n": n_values, "mean": of_key.mean(), "squares": of_key.var(ddof=0) * n_values})
 
 
-def merged_moments(parts: pd.DataFrame) -> pd.DataFrame:
-    """Add spread within parts and between their means, as Chan, Golub and LeVeque (1983); NaN where n is 0."""
-    levels = list(range(parts.index.nlevels))
-    known = parts[parts["n"] > 0]
-    of_key = known.assign(total=known["mean"] * known["n"]).groupby(level=levels)
+def merged_moments(of_blocks: pd.DataFrame) -> pd.DataFrame:
+    """Add spread within blocks and between their means, as Chan, Golub and LeVeque (1983); NaN where n is 0."""
+    levels = list(range(of_blocks.index.nlevels))
+    with_values = of_blocks[of_blocks["n"] > 0]
+    of_key = with_values.assign(total=with_values["mean"] * with_values["n"]).groupby(level=levels)
     mean = of_key["total"].transform("sum") / of_key["n"].transform("sum")
-    squares = known["squares"] + known["n"] * (known["mean"] - mean) ** 2
-    of_key = known.assign(mean=mean, squares=squares).groupby(level=levels)
+    squares = with_values["squares"] + with_values["n"] * (with_values["mean"] - mean) ** 2
+    of_key = with_values.assign(mean=mean, squares=squares).groupby(level=levels)
     merged: pd.DataFrame = of_key.agg({"n": "sum", "mean": "first", "squares": "sum"})
-    if len(known) == len(parts):
+    if len(with_values) == len(of_blocks):
         return merged
-    return merged.reindex(parts.index.unique().sort_values()).fillna({"n": 0}).astype({"n": np.int64})
+    return merged.reindex(of_blocks.index.unique().sort_values()).fillna({"n": 0}).astype({"n": np.int64})
 
 
 def measured(
@@ -126,14 +127,14 @@ def measured(
     n_missing, n_known = 0, 0
     for block in (blocks_of_whole_cells if whole_cells else ShiftTable.blocks)(shifts, columns):
         value = block["value"].to_numpy()
-        known = ~np.isnan(value)
+        is_there = ~np.isnan(value)
         if np.isinf(value).any():
             raise InputError(
                 f"The screen holds infinite values (first: {_first(shifts, np.isinf)}), of which there is no mean. The "
                 "model gave them, or the table was changed: screen again, or leave these rows out."
             )
-        n_missing, n_known = n_missing + int((~known).sum()), n_known + int(known.sum())
-        yield block if known.all() else block[known]
+        n_missing, n_known = n_missing + int((~is_there).sum()), n_known + int(is_there.sum())
+        yield block if is_there.all() else block[is_there]
     if n_missing and not n_known:
         raise InputError(f"All {n_missing} values of the screen are missing; there is nothing to test. Screen again.")
     if n_missing and tell:
@@ -163,8 +164,8 @@ def rounding_error(block: pd.DataFrame) -> float:
     if not len(block):
         return 0.0
     value, before = block["value"].to_numpy(), block["before"].to_numpy(dtype=float)
-    known = ~np.isnan(before)
-    of_value = np.abs(np.where(known, before + value, value)) + np.abs(np.where(known, before, 1.0))
+    has_before = ~np.isnan(before)
+    of_value = np.abs(np.where(has_before, before + value, value)) + np.abs(np.where(has_before, before, 1.0))
     return float(of_value.max() * np.finfo(np.float32).eps / 2)
 
 
@@ -185,10 +186,10 @@ def blocks_of_whole_cells(shifts: ShiftTable, columns: Sequence[str]) -> Iterato
 
 
 def _are_whole(shifts: ShiftTable) -> bool:
-    known: set[str] = set()
+    seen: set[str] = set()
     for block in shifts.blocks(["cell"]):
         of_block = set(block["cell"].cat.categories)
-        if known & of_block:
+        if seen & of_block:
             return False
-        known |= of_block
+        seen |= of_block
     return True

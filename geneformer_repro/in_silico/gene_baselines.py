@@ -75,7 +75,7 @@ def gene_baselines(
     screened, positions = _places(axis, genes, cells)
     states = cells.labels(goal["obs"]).to_numpy()
     start, end = (cells.select(_rows_in(state, states, goal["obs"])) for state in (goal["start"], goal["goal"]))
-    start_rate, end_rate = (rank_values(some)[:, positions].getnnz(axis=0) / len(some) for some in (start, end))
+    start_rate, end_rate = (rank_values(cells)[:, positions].getnnz(axis=0) / len(cells) for cells in (start, end))
     change, p_value = _differential_expression(start, end, positions, shifts.metadata.get("donor"), counts)
     columns = {
         "detection_rate": start_rate,
@@ -100,18 +100,19 @@ def _goal(shifts: ShiftTable) -> dict[str, Any]:
 
 def _screened(shifts: ShiftTable, goal: dict[str, Any]) -> tuple[pd.Series, list[str]]:
     """Return each cell's place between the states, and the genes, sorted, in one pass over the rows."""
-    states, parts, genes, doses = [goal["start"], goal["goal"]], [], set(), set()
+    states, of_blocks, genes, doses = [goal["start"], goal["goal"]], [], set(), set()
     for block in shifts.blocks():
         genes |= {gene for names in block["perturbed"].unique() for gene in names.split("+")}
         doses |= set(block["dose"].dropna())
         own = block.loc[block["affected"].isna() & block["state"].isin(states), ["cell", "state", "before"]]
-        parts.append(own.drop_duplicates(["cell", "state"]))
+        of_blocks.append(own.drop_duplicates(["cell", "state"]))
     if len(doses) > 1:
         raise InputError(
             f"cells= asks for baselines, which a gene has once, but the screen has {len(doses)} doses. Select one: "
             "ShiftTable(table[table['dose'] == DOSE], metadata)."
         )
-    before = pd.concat(parts).drop_duplicates(["cell", "state"]).pivot(index="cell", columns="state", values="before")
+    of_cells = pd.concat(of_blocks).drop_duplicates(["cell", "state"])
+    before = of_cells.pivot(index="cell", columns="state", values="before")
     return before[goal["goal"]] - before.get(goal["start"], 0.0), sorted(genes)
 
 
@@ -119,11 +120,11 @@ def _places(axis: pd.Series, genes: list[str], cells: TokenizedDataset) -> tuple
     """Return the row of each screened cell and the vocabulary's position of each gene."""
     rows = pd.Index(cells.cell_names).get_indexer(axis.index)
     positions = pd.Index(cells.vocabulary.gene_ids).get_indexer(pd.Index(genes))
-    for found, names, what in ((rows, axis.index, "cells"), (positions, genes, "genes")):
-        if (found < 0).any():
+    for places, names, what in ((rows, axis.index, "cells"), (positions, genes, "genes")):
+        if (places < 0).any():
             raise InputError(
-                f"cells= lacks {(found < 0).sum():,} of the {len(found):,} {what} that were screened (first: "
-                f"{names[int(np.argmin(found))]!r}). Give the dataset that perturb was given."
+                f"cells= lacks {(places < 0).sum():,} of the {len(places):,} {what} that were screened (first: "
+                f"{names[int(np.argmin(places))]!r}). Give the dataset that perturb was given."
             )
     return rows, positions
 
@@ -158,7 +159,7 @@ def _differential_expression(
     if counted[0] is None or counted[1] is None:
         return unknown, unknown
     donors = [cells.labels(donor).fillna("") if donor else pd.Series("", cells.cell_names) for cells in (start, end)]
-    sums = [_sums(one, of_cell) for one, of_cell in zip(counted, donors, strict=True)]
+    sums = [_sums(of_state, donor_of) for of_state, donor_of in zip(counted, donors, strict=True)]
     before, after = _log_per_million(*sums)
     before, after = before.iloc[:, genes], after.iloc[:, genes]
     both = before.index.intersection(after.index)
@@ -205,5 +206,5 @@ def _correlations(ranks: csr_matrix, axis: np.ndarray) -> np.ndarray:
         return np.full(ranks.shape[1], np.nan)
     blocks = (ranks[:, start : start + _GENES_AT_ONCE].toarray() for start in range(0, ranks.shape[1], _GENES_AT_ONCE))
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = [r_regression(rankdata(block, axis=0), rankdata(axis), force_finite=False) for block in blocks]
-    return np.concatenate(found)
+        correlations = [r_regression(rankdata(block, axis=0), rankdata(axis), force_finite=False) for block in blocks]
+    return np.concatenate(correlations)

@@ -30,7 +30,7 @@ class Layout:
     """Other columns, a row a cell."""
 
     def table(
-        self, cells: np.ndarray, jobs: Sequence[Job], found: Sequence[Found], is_exact: np.ndarray | None = None
+        self, cells: np.ndarray, jobs: Sequence[Job], outcomes: Sequence[Found], is_exact: np.ndarray | None = None
     ) -> pa.Table:
         """Lay out the rows of some cells: of each variant its states, then the genes it affects.
 
@@ -38,22 +38,22 @@ class Layout:
         ----------
         cells
             Number of each job's cell.
-        jobs, found
+        jobs, outcomes
             What was done, and what came of it.
         is_exact
             Of each variant of all jobs, whether its value is; None: all are.
         """
-        rows = _Rows.of(found)
+        rows = _Rows.of(outcomes)
         variants = [job.variants for job in jobs]
-        job = np.repeat(np.arange(len(cells)), [len(one) for one in variants])[rows.variant]
+        job = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows.variant]
         cell = cells[job]
-        rank, dose = (np.concatenate([getattr(one, of) for one in variants]) for of in ("rank_N", "dose_N"))
+        rank, dose = (np.concatenate([getattr(of_cell, of) for of_cell in variants]) for of in ("rank_N", "dose_N"))
         rank, dose = rank[rows.variant], dose[rows.variant]
         exact = np.ones(len(cell), dtype=bool) if is_exact is None else is_exact[rows.variant]
         columns = [
             _taken(self.cells[cells], job),
             pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors[cells], job),
-            _taken(self._names([one for some in variants for one in some.perturbed]), rows.variant),
+            _taken(self._names([tokens for of_cell in variants for tokens in of_cell.perturbed]), rows.variant),
             self._affected(rows.affected),
             _taken(self.states, rows.state),
             pa.array(dose, mask=np.isnan(dose)),
@@ -72,9 +72,9 @@ class Layout:
 
     def _names(self, perturbed: Sequence[tuple[int, ...]]) -> list[str]:
         """Return the ids of perturbed genes, joined by +."""
-        flat = np.concatenate([np.asarray(one, dtype=np.int64) for one in perturbed])
+        flat = np.concatenate([np.asarray(tokens, dtype=np.int64) for tokens in perturbed])
         gene, ids = iter(self.vocabulary.genes_of(flat).tolist()), self.vocabulary.gene_ids
-        return ["+".join([ids[next(gene)] for _ in one]) for one in perturbed]
+        return ["+".join([ids[next(gene)] for _ in tokens]) for tokens in perturbed]
 
     def learned(self, tables: Iterable[pa.Table], checked: np.ndarray) -> dict[str, Any]:
         """Return what is known once all rows are there.
@@ -90,7 +90,8 @@ class Layout:
         of_checked = []
         for table in tables:
             for name in ("perturbed", "affected"):
-                genes.update(gene for one in table[name].unique().to_pylist() if one for gene in one.split("+"))
+                perturbed = filter(None, table[name].unique().to_pylist())
+                genes.update(gene for ids in perturbed for gene in ids.split("+"))
             if len(checked):
                 of_checked.append(table.filter(pc.is_in(table["cell"], pa.array(self.cells[checked]))))
         name_of, position = self.vocabulary.gene_names, self.vocabulary.position
@@ -115,18 +116,20 @@ class _Rows(NamedTuple):
     before: np.ndarray
 
     @classmethod
-    def of(cls, found: Sequence[Found]) -> "_Rows":
+    def of(cls, outcomes: Sequence[Found]) -> "_Rows":
         """Lay out rows, variant by variant."""
         value_VS, before_VS = (
-            np.concatenate([getattr(one, name) for one in found]) for name in ("value_NS", "before_NS")
+            np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("value_NS", "before_NS")
         )
         variant, state = np.divmod(np.arange(value_VS.size), value_VS.shape[1])
         rows = cls(variant, state, np.full(value_VS.size, -1), value_VS.ravel(), before_VS.ravel())
-        if not any(one.affected for one in found):
+        if not any(outcome.affected for outcome in outcomes):
             return rows
-        starts = np.cumsum([0, *[len(one.value_NS) for one in found]])
+        starts = np.cumsum([0, *[len(outcome.value_NS) for outcome in outcomes]])
         about = [
-            (start + i, *pair) for one, start in zip(found, starts, strict=False) for i, pair in one.affected.items()
+            (start + i, *pair)
+            for outcome, start in zip(outcomes, starts, strict=False)
+            for i, pair in outcome.affected.items()
         ]
         of_variant = np.concatenate([np.full(len(tokens), i) for i, tokens, _ in about])
         tokens = np.concatenate([tokens for _, tokens, _ in about])
@@ -144,12 +147,12 @@ def _agreement(checked: pd.DataFrame) -> dict[str, Any]:
     """Compare estimates with exact values, over the genes of each checked cell."""
     by_state: dict[str, Any] = {}
     for state, rows in checked.groupby("state", sort=False):
-        of_cells = [one[[ESTIMATE, "value"]] for _, one in rows.groupby("cell")]
-        varying = [one for one in of_cells if len(one) > 2 and (one.nunique() > 1).all()]
-        known = [float(spearmanr(one[ESTIMATE], one["value"]).statistic) for one in varying]
+        of_cells = [of_cell[[ESTIMATE, "value"]] for _, of_cell in rows.groupby("cell")]
+        varying = [of_cell for of_cell in of_cells if len(of_cell) > 2 and (of_cell.nunique() > 1).all()]
+        correlations = [float(spearmanr(of_cell[ESTIMATE], of_cell["value"]).statistic) for of_cell in varying]
         by_state[str(state)] = {
-            "median": float(np.median(known)) if known else None,
-            "lowest": min(known, default=None),
-            "highest": max(known, default=None),
+            "median": float(np.median(correlations)) if correlations else None,
+            "lowest": min(correlations, default=None),
+            "highest": max(correlations, default=None),
         }
     return {"checked_cells": sorted(checked["cell"].unique()), "spearman": by_state}

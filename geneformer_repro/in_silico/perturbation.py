@@ -170,23 +170,69 @@ class Perturbation:
         return () if self.inserts else self.named
 
     def needs_one_of(self, genes: set[str]) -> bool:
-        """Whether nothing is left to do without these of the named genes."""
+        """Whether nothing is left to do without these of the named genes.
+
+        See Also
+        --------
+        Perturbation.without : Go on without some genes.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Deletion(["SPI1", "CEBPA"]).needs_one_of({"SPI1"})
+        False
+        >>> gf.Deletion(["SPI1", "CEBPA"], combine="pairs").needs_one_of({"SPI1"})
+        True
+        """
         if self.anchor in genes:
             return True
         left = [] if self.genes == EACH else [gene for gene in self.genes if gene not in genes]
         return self.genes != EACH and len(left) < (2 if self.combine == "pairs" and self.anchor is None else 1)
 
     def renamed(self, names: Mapping[str, str]) -> "Perturbation":
-        """Call the named genes otherwise: by id instead of name."""
+        """Call the named genes otherwise: by id instead of name.
+
+        See Also
+        --------
+        Vocabulary.find : Which gene a name stands for.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Deletion(["SPI1"]).renamed({"SPI1": "ENSG00000066336"})
+        Deletion(genes=('ENSG00000066336',), combine='together', anchor=None)
+        """
         genes = self.genes if self.genes == EACH else [names[gene] for gene in self.genes]
         return replace(self, genes=genes, anchor=names[self.anchor] if self.anchor else None)
 
     def without(self, genes: set[str]) -> "Perturbation":
-        """Leave some of the listed genes out."""
+        """Leave some of the listed genes out.
+
+        See Also
+        --------
+        Perturbation.needs_one_of : Whether anything is left to do then.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Deletion(["SPI1", "CEBPA"]).without({"SPI1"})
+        Deletion(genes=('CEBPA',), combine='together', anchor=None)
+        """
         return self if self.genes == EACH else replace(self, genes=[gene for gene in self.genes if gene not in genes])
 
     def describe(self) -> dict[str, Any]:
-        """Say what it is, as JSON can hold it."""
+        """Say what it is, as JSON can hold it.
+
+        See Also
+        --------
+        ShiftTable : Has it in ``metadata["perturbation"]``.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Inhibition(["SPI1"], quartiles=2).describe()
+        {'kind': 'Inhibition', 'genes': ['SPI1'], 'combine': 'together', 'anchor': None, 'quartiles': 2}
+        """
         described = {"kind": type(self).__name__, **asdict(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in described.items()}
 
@@ -201,18 +247,61 @@ class Perturbation:
             Genes of the cell.
         dose_N1
             One of `doses`; NaN where there are none.
+
+        See Also
+        --------
+        perturb : Makes the changed cells.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> rank_NE, no_dose_N1 = np.array([[0], [7]]), np.full((2, 1), np.nan)  # the first and the eighth of ten genes
+        >>> [kind(["SPI1"]).places(rank_NE, 10, no_dose_N1).tolist() for kind in (gf.Deletion, gf.Overexpression)]
+        [[[-1], [-1]], [[0], [0]]]
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Deletion(Perturbation):
-    """Remove genes from cells that express them; the genes behind move up. Parameters as of `Perturbation`."""
+    """Remove genes from cells that express them; the genes behind move up. Parameters as of `Perturbation`.
+
+    See Also
+    --------
+    Inhibition : Move genes down instead.
+    perturb : Do it and measure what changes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> gf.Deletion()  # every gene that a cell expresses, one at a time
+    Deletion(genes='each', combine='singly', anchor=None)
+    >>> gf.Deletion(["SPI1", "CEBPA"]).combine  # of a list all at once
+    'together'
+    >>> gf.Deletion(["CEBPA", "IRF8"], anchor="SPI1").combine  # SPI1 with each of the others
+    'pairs'
+    >>> gf.Deletion(["SPI1"]) + gf.Overexpression(["PAX5"])  # one after the other, in the same cell
+    Composed(steps=(Deletion(genes=('SPI1',), combine='together', anchor=None), Overexpression(genes=('PAX5',),
+    combine='together', anchor=None)))
+    """
 
     removes: ClassVar[bool] = True
 
     def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
-        """Nowhere."""
+        """Nowhere.
+
+        See Also
+        --------
+        Perturbation.places : What the arguments are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> gf.Deletion(["SPI1"]).places(np.array([[3]]), 10, np.array([[np.nan]]))
+        array([[-1]])
+        """
         return np.full(rank_NE.shape, GONE)
 
 
@@ -221,12 +310,37 @@ class Overexpression(Perturbation):
     """Put genes at the front of a cell, after ``<cls>``; absent ones are inserted. Parameters as of `Perturbation`.
 
     With "each" it moves the genes that a cell expresses; a list also reaches cells that do not.
+
+    See Also
+    --------
+    Activation : Move genes up by quartiles.
+    perturb : Do it and measure what changes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> gf.Overexpression(["PAX5", "EBF1"])  # both at the front of every cell, PAX5 first
+    Overexpression(genes=('PAX5', 'EBF1'), combine='together', anchor=None)
+    >>> gf.Overexpression(["PAX5", "EBF1"], combine="singly").combine
+    'singly'
     """
 
     inserts: ClassVar[bool] = True
 
     def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
-        """At the front, in the order they are given."""
+        """At the front, in the order they are given.
+
+        See Also
+        --------
+        Perturbation.places : What the arguments are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> gf.Overexpression(["PAX5", "EBF1"]).places(np.array([[3, 8]]), 10, np.array([[np.nan]]))
+        array([[0, 1]])
+        """
         return np.broadcast_to(np.arange(rank_NE.shape[1]), rank_NE.shape)
 
 
@@ -254,10 +368,39 @@ class Activation(_QuartileShift):
         As of `Perturbation`.
     quartiles
         1, 2 or 3.
+
+    See Also
+    --------
+    Inhibition : Move genes down.
+    Overexpression : Move them to the front.
+    perturb : Do it and measure what changes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> gf.Activation(["PAX5"], quartiles=2)
+    Activation(genes=('PAX5',), combine='together', anchor=None, quartiles=2)
+    >>> gf.Activation(["PAX5"], quartiles=4)
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.errors.InputError: quartiles must be 1, 2 or 3, found 4.
     """
 
     def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
-        """In the middle of a quartile above, or at the front."""
+        """In the middle of a quartile above, or at the front.
+
+        See Also
+        --------
+        Perturbation.places : What the arguments are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> gf.Activation(["PAX5"]).places(np.array([[10], [70]]), 100, np.full((2, 1), np.nan))
+        array([[ 0],
+               [37]])
+        """
         quartile = quartile_of(rank_NE, n_genes) - self.quartiles
         return np.where(quartile < 1, 0, middle_of_quartile(quartile, n_genes))
 
@@ -275,10 +418,35 @@ class Inhibition(_QuartileShift):
         As of `Perturbation`.
     quartiles
         1, 2 or 3.
+
+    See Also
+    --------
+    Activation : Move genes up.
+    Deletion : Remove them.
+    perturb : Do it and measure what changes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> gf.Inhibition(["SPI1", "CEBPA"], combine="pairs")
+    Inhibition(genes=('SPI1', 'CEBPA'), combine='pairs', anchor=None, quartiles=1)
     """
 
     def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
-        """In the middle of a quartile below, or at the bottom."""
+        """In the middle of a quartile below, or at the bottom.
+
+        See Also
+        --------
+        Perturbation.places : What the arguments are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> gf.Inhibition(["SPI1"]).places(np.array([[10], [80]]), 100, np.full((2, 1), np.nan))
+        array([[37],
+               [99]])
+        """
         quartile = quartile_of(rank_NE, n_genes) + self.quartiles
         return np.where(quartile > 4, n_genes - 1, middle_of_quartile(quartile, n_genes))
 
@@ -293,6 +461,23 @@ class RankShift(Perturbation):
         As of `Perturbation`.
     to
         Place as a share of the cell's genes, 0 (front) to 1 (bottom), or several.
+
+    See Also
+    --------
+    plot_screen : Draws a dose curve.
+    perturb : Do it and measure what changes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> gf.RankShift(["SPI1"], to=0.5).doses
+    (0.5,)
+    >>> gf.RankShift(["SPI1"], to=[0, 0.25, 0.5, 0.75, 1]).doses
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+    >>> gf.RankShift(["SPI1"], to=2)
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.errors.InputError: to must be a number from 0 (front) to 1 (bottom), or several, found 2.
     """
 
     to: float | Sequence[float] = field(kw_only=True)
@@ -312,7 +497,20 @@ class RankShift(Perturbation):
         return self.to  # type: ignore[return-value]
 
     def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
-        """At the dose's place."""
+        """At the dose's place.
+
+        See Also
+        --------
+        Perturbation.places : What the arguments are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> gf.RankShift(["SPI1"], to=[0, 1]).places(np.array([[3], [3]]), 10, np.array([[0.0], [1.0]]))
+        array([[0],
+               [9]])
+        """
         return np.broadcast_to(np.rint(dose_N1 * (n_genes - 1)).astype(np.int64), rank_NE.shape)
 
 

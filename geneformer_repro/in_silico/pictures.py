@@ -87,6 +87,20 @@ def plot_screen(shifts: ShiftTable, statistics: pd.DataFrame | None = None, *, k
         The kind does not fit the screen or the table.
     MissingExtraError
         matplotlib is not installed.
+
+    See Also
+    --------
+    shift_statistics : Makes the table.
+    write_screen_report : Pictures and words.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> figure = gf.plot_screen(shifts, kind="ranked")
+    >>> figure.axes[0].get_xlabel().partition(",")[0]
+    'mean cosine shift towards CD19+ B'
+    >>> figure.savefig("genes.png")
     """
     if kind not in (None, *get_args(Kind)):
         raise InputError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, found {kind!r}.")
@@ -258,7 +272,7 @@ def _curves(shifts: ShiftTable) -> pd.DataFrame:
 
 def _means(shifts: ShiftTable, replicate: str, *, genes: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the mean value of each gene, state, dose and replicate, read block by block."""
-    goal, parts = shifts.metadata.get("goal"), []
+    goal, of_blocks = shifts.metadata.get("goal"), []
     for block in shifts.blocks():
         chosen = block["affected"].isna() & block["dose"].notna()
         if goal:
@@ -266,8 +280,8 @@ def _means(shifts: ShiftTable, replicate: str, *, genes: Sequence[str] | None = 
         if genes is not None:
             chosen &= block["perturbed"].isin(genes)
         keys = [*_CURVE, replicate]
-        parts.append(block[chosen].groupby(keys, dropna=False, observed=True)["value"].agg(["sum", "size"]))
-    sums = pd.concat(parts).groupby(level=[*_CURVE, replicate], dropna=False).sum()
+        of_blocks.append(block[chosen].groupby(keys, dropna=False, observed=True)["value"].agg(["sum", "size"]))
+    sums = pd.concat(of_blocks).groupby(level=[*_CURVE, replicate], dropna=False).sum()
     return pd.DataFrame({"value": sums["sum"] / sums["size"], "n_cells": sums["size"]}).reset_index()
 
 
@@ -323,6 +337,22 @@ def write_screen_report(
         The statistics have no effect of genes (those of "aggregate" or "gene_shifts").
     MissingExtraError
         matplotlib is not installed.
+
+    See Also
+    --------
+    shift_statistics : Makes the table.
+    plot_screen : One picture.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> gf.write_screen_report(shifts, gf.shift_statistics(shifts), "screen.html")
+    >>> gf.write_screen_report(shifts, gf.shift_statistics(shifts), "screen.html")
+    Traceback (most recent call last):
+        ...
+    FileExistsError: screen.html already exists. Choose another output, or allow it to be replaced: overwrite=True
+    (--overwrite).
     """
     refuse_existing(Path(path), overwrite=overwrite)
     effects, metadata = _effects(shifts, statistics), shifts.metadata
@@ -421,9 +451,9 @@ def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
 def _first_order(shifts: ShiftTable) -> Section:
     checked: Mapping[str, Mapping[str, float | None]] = (shifts.metadata.get("first_order") or {}).get("spearman") or {}
     measured = [
-        f"{state}: median {found['median']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})"
-        for state, found in checked.items()
-        if found["median"] is not None
+        f"{state}: median {of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
+        for state, of_cells in checked.items()
+        if of_cells["median"] is not None
     ]
     agreement = "Spearman correlation with exact values within a cell: " + "; ".join(measured) + "."
     return Section(

@@ -275,13 +275,13 @@ def _ranked_within(shifts: ShiftTable, null: ShiftTable, state: str, n_values: p
         Of each gene, in both.
     """
     at_once = (n_values.cumsum() // VALUES_AT_ONCE).to_numpy()
-    found = pd.DataFrame(0.0, index=n_values.index, columns=["exceeded", "range"])
+    ranks = pd.DataFrame(0.0, index=n_values.index, columns=["exceeded", "range"])
     for group in np.unique(at_once):
         genes = n_values.index[at_once == group]
         test, control = (_values_of(of, state, genes) for of in (shifts, null))
         for gene, values, of_null in zip(genes, test, control, strict=True):
-            found.loc[gene] = _exceeded(values, np.sort(of_null)).sum(), np.ptp(np.append(values, of_null))
-    return found
+            ranks.loc[gene] = _exceeded(values, np.sort(of_null)).sum(), np.ptp(np.append(values, of_null))
+    return ranks
 
 
 def _where_it_spreads(p_value: pd.Series, spreads: Any, what: str) -> pd.Series:
@@ -294,12 +294,12 @@ def _where_it_spreads(p_value: pd.Series, spreads: Any, what: str) -> pd.Series:
 
 def _values_of(shifts: ShiftTable, state: str, genes: "pd.Index[Any]") -> list[np.ndarray]:
     """Return the values of each of some genes."""
-    parts = []
+    of_blocks = []
     for rows in _rows_in(shifts, state):
         perturbed = rows["perturbed"].cat
         gene = np.array([*genes.get_indexer(perturbed.categories), -1], dtype=np.int32)[perturbed.codes.to_numpy()]
-        parts.append((gene[gene >= 0], rows["value"].to_numpy()[gene >= 0]))
-    gene, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        of_blocks.append((gene[gene >= 0], rows["value"].to_numpy()[gene >= 0]))
+    gene, values = (np.concatenate(column) for column in zip(*of_blocks, strict=True))
     order = np.argsort(gene, kind="stable")
     return np.split(values[order], np.cumsum(np.bincount(gene, minlength=len(genes)))[:-1])
 
@@ -468,9 +468,9 @@ def _moments(shifts: ShiftTable, genes: Names, states: Names) -> pd.DataFrame:
             keys = [genes.numbers(block["perturbed"]), genes.numbers(block["affected"]), states.numbers(block["state"])]
             yield moments(block["value"], keys).rename_axis(["perturbed", "affected", "state"])
 
-    found = added(of_blocks(), merged_moments)
+    merged = added(of_blocks(), merged_moments)
     _require_one_dose(doses)
-    return found
+    return merged
 
 
 # Two genes at once
@@ -589,8 +589,8 @@ def _interactions(shifts: ShiftTable, names: _NamesOfPairs) -> Iterator[pd.DataF
         total = cells["effect_a"] + cells["effect_b"] - unmoved
         cells = cells.assign(effect_sum=total, interaction=cells["effect_pair"] - total)
         keys = [cells[name].to_numpy() for name in [*_PAIR, "donor"]]
-        found = moments(cells["interaction"], keys).join(cells[_EFFECTS].groupby(keys).sum())
-        yield found.rename_axis([*_PAIR, "donor"])
+        sums = moments(cells["interaction"], keys).join(cells[_EFFECTS].groupby(keys).sum())
+        yield sums.rename_axis([*_PAIR, "donor"])
 
 
 def _pairs_of(rows: pd.DataFrame, names: _NamesOfPairs, *, anchored: bool) -> pd.DataFrame:
@@ -630,8 +630,8 @@ def _genes_of(label: str, names: _NamesOfPairs, *, anchored: bool) -> tuple[int,
     return names.genes_of[label]
 
 
-def _merged_pairs(parts: pd.DataFrame) -> pd.DataFrame:
-    return merged_moments(parts[["n", "mean", "squares"]]).join(totals(parts[_EFFECTS]))
+def _merged_pairs(of_blocks: pd.DataFrame) -> pd.DataFrame:
+    return merged_moments(of_blocks[["n", "mean", "squares"]]).join(totals(of_blocks[_EFFECTS]))
 
 
 def _t_test(interaction: pd.DataFrame, rounding: float) -> pd.DataFrame:
@@ -649,8 +649,8 @@ def _t_test(interaction: pd.DataFrame, rounding: float) -> pd.DataFrame:
 def false_discovery_rate(p_value: pd.Series) -> pd.Series:
     """Correct p-values over those that there are (Benjamini and Hochberg); NaN stays NaN."""
     tested = p_value.dropna()
-    found = false_discovery_control(tested) if len(tested) else tested
-    return pd.Series(found, tested.index, dtype=float).reindex(p_value.index)
+    corrected = false_discovery_control(tested) if len(tested) else tested
+    return pd.Series(corrected, tested.index, dtype=float).reindex(p_value.index)
 
 
 def best_of_classes(p_value: pd.Series, gene: "pd.Index[Any]", shifts: ShiftTable) -> pd.DataFrame:
@@ -725,8 +725,8 @@ def _counted(shifts: ShiftTable) -> _Counted:
     names, ids = states.names_and(_NULL), genes.names()
     state, gene = (of_gene.index.get_level_values(level).to_numpy() for level in range(2))
     of_gene.index = pd.MultiIndex.from_arrays([names[state], ids[gene]], names=["state", "perturbed"])
-    known = [name for name in states.names() if name in set(names[state])]
-    return _Counted(of_gene.sort_index(), known, next(map(float, doses), None), max(rounding))
+    state_names = [name for name in states.names() if name in set(names[state])]
+    return _Counted(of_gene.sort_index(), state_names, next(map(float, doses), None), max(rounding))
 
 
 def _counted_genes(shifts: ShiftTable) -> _Counted:

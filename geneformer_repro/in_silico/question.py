@@ -44,6 +44,23 @@ class GoalState:
         States towards which it is measured as well.
     embeddings
         Vector of each state, (D,); default the mean over the cells in that state.
+
+    See Also
+    --------
+    perturb : Takes it as ``goal``.
+    embed_states : Vectors of states, for ``embeddings``.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B", alternatives=["Dendritic"])
+    >>> goal.states
+    ('CD14+ Monocyte', 'CD19+ B', 'Dendritic')
+    >>> gf.GoalState(obs="cell_type", start="CD19+ B", goal="CD19+ B")
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.errors.InputError: Start, goal and alternatives must be different states, found 'CD19+ B', 'CD19+
+    B'.
     """
 
     obs: str
@@ -219,7 +236,9 @@ class Question:
         wanted[cells.vocabulary.tokens if each else cells.vocabulary.tokens_of(self.affected)] = True
         return wanted
 
-    def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def describe(
+        self, checkpoint: Checkpoint, cells: TokenizedDataset, *, layer: int, pooling: Pooling
+    ) -> dict[str, Any]:
         """Say what is measured, as JSON can hold it."""
         measure = CHANGE if self.target else SHIFT if self.goal else SIMILARITY
         each_affected = self.affected is None or isinstance(self.affected, str)
@@ -233,6 +252,10 @@ class Question:
             "refine": self.refine,
             "donor": self.donor,
             "obs": list(self.obs),
+            "layer": layer,
+            "pooling": checkpoint.head.pooling if self.target and checkpoint.head else pooling,
+            "checkpoint": checkpoint.fingerprint,
+            "cells": cells.fingerprint,
         }
 
 

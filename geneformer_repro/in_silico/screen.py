@@ -154,21 +154,38 @@ def perturb(
     FileExistsError
         `out` exists, or an unfinished screen with other settings; the difference is shown.
 
+    See Also
+    --------
+    Deletion : And the other kinds of perturbation.
+    GoalState : Towards what a movement counts.
+    shift_statistics : From values to a table of genes.
+
     References
     ----------
     Theodoris et al., Nature 618, 616 (2023), Methods, "In silico perturbation".
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> cells = cells.select(range(100))
+    >>> shifts = gf.perturb(base, cells, gf.Deletion(["CD74", "LYZ"], combine="singly"), max_cells=20)
+    >>> shifts.measure
+    'cosine similarity'
+    >>> shifts.table[["cell", "perturbed", "rank", "exact"]].head(2)
+                   cell        perturbed  rank  exact
+    0  AAATTCGATGCACA-1  ENSG00000019582   174   True
+    1  AAATTCGATGCACA-1  ENSG00000090382   230   True
+    >>> goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B")
+    >>> shifts = gf.perturb(base, cells, gf.Deletion(["CD74"]), goal=goal, donor="donor", max_cells=5)
+    >>> shifts.measure, shifts.table["state"].unique().tolist()
+    ('cosine shift', ['CD14+ Monocyte', 'CD19+ B'])
     """
     checkpoint.require_matching(cells)
-    require_one_of(Dtype, "dtype", dtype)
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, found {seed}.")
-    require_budget(max_tokens)
+    _check_options(dtype, seed, max_tokens)
     question = Question(goal, target, affected, method, refine, donor, obs)
     question.check(checkpoint, cells, layer, pooling)
-    if out is not None:
-        processes.agreed(lambda: unfinished.refuse(Path(out), overwrite=overwrite))
-    elif processes.count() > 1:
-        raise InputError("Several processes share a screen through its file; give out= (--out).")
+    _check_out(out, overwrite=overwrite)
     layer = 0 if target else -1 if layer is None else layer
     pooling = pooling or ("cls" if cells.vocabulary.has_cls else "mean")
     blocks_to_run(checkpoint, layer)
@@ -179,13 +196,9 @@ def perturb(
     max_genes = _max_genes(checkpoint, cells, perturbation)
     rows, n_variants = _cells_to_perturb(cells, plan, rows, goal, max_cells, np.random.default_rng(seed))
     layout = question.layout(checkpoint, cells, rows)
-    metadata = question.describe(checkpoint) | {
+    metadata = question.describe(checkpoint, cells, layer=layer, pooling=pooling) | {
         "perturbation": perturbation.describe(),
-        "layer": layer,
-        "pooling": checkpoint.model.head.pooling if target else pooling,  # type: ignore[union-attr]
         "dtype": dtype,
-        "checkpoint": checkpoint.fingerprint,
-        "cells": cells.fingerprint,
         "n_cells": len(rows),
         "seed": seed,
     }
@@ -195,16 +208,26 @@ def perturb(
         )
     where = torch.device(device) if device else processes.device()
     max_tokens = max_tokens or (CPU_TOKENS if where.type == "cpu" else MAX_TOKENS)
-    engine = Engine(
-        Reader.of(checkpoint, layer=layer, dtype=dtype, max_tokens=max_tokens, device=where),
-        cells.vocabulary,
-        pooling=pooling,
-        score=question.score(checkpoint, cells, layer=layer, pooling=pooling, device=where),
-        affected=question.affected_tokens(cells),
-        max_genes=max_genes,
-    )
+    reader = Reader.of(checkpoint, layer=layer, dtype=dtype, max_tokens=max_tokens, device=where)
+    score = question.score(checkpoint, cells, layer=layer, pooling=pooling, device=where)
+    affected_tokens = question.affected_tokens(cells)
+    engine = Engine(reader, cells.vocabulary, pooling, score, affected_tokens, max_genes)
     screen = _Screen(engine, cells, rows, plan, n_variants, question, layout, seed)
     return screen.in_memory(metadata) if out is None else screen.on_disk(Path(out), metadata, overwrite=overwrite)
+
+
+def _check_options(dtype: Dtype, seed: int, max_tokens: int | None) -> None:
+    require_one_of(Dtype, "dtype", dtype)
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, found {seed}.")
+    require_budget(max_tokens)
+
+
+def _check_out(out: str | Path | None, *, overwrite: bool) -> None:
+    if out is not None:
+        processes.agreed(lambda: unfinished.refuse(Path(out), overwrite=overwrite))
+    elif processes.count() > 1:
+        raise InputError("Several processes share a screen through its file; give out= (--out).")
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:

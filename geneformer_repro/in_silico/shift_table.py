@@ -59,6 +59,23 @@ class ShiftTable:
         ``measure`` says what a value is: "cosine similarity" before and after (1: did not move), "cosine shift", the
         change in similarity to a state (above 0: moved towards it), or "change of prediction" of a classifier. Also
         ``goal``, ``perturbation``, ``n_cells``, ``gene_names``, and what made the table.
+
+    See Also
+    --------
+    perturb : Makes it.
+    shift_statistics : From values to a table of genes.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> shifts.measure, shifts.metadata["n_cells"], shifts.metadata["goal"]["goal"]
+    ('cosine shift', 12, 'CD19+ B')
+    >>> shifts.table[["donor", "perturbed", "state", "rank"]].head(3)
+        donor        perturbed           state  rank
+    0  donor3  ENSG00000090266  CD14+ Monocyte     0
+    1  donor3  ENSG00000090266         CD19+ B     0
+    2  donor3  ENSG00000087086  CD14+ Monocyte     1
     """
 
     def __init__(self, source: pd.DataFrame | Path, metadata: Mapping[str, Any]) -> None:
@@ -89,7 +106,7 @@ class ShiftTable:
             return as_frame(pq.read_table(self._source))
 
     def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-        """Yield the rows part by part, in order; of a file one row group at a time is in memory.
+        """Yield the rows block by block, in order; of a file one row group at a time is in memory.
 
         Parameters
         ----------
@@ -101,13 +118,24 @@ class ShiftTable:
         ------
         DataFormatError
             The file is damaged; or, of some columns, a row lacks what every row has, or has a rank below 0.
+
+        See Also
+        --------
+        ShiftTable : Its ``table`` has all rows at once.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> shifts = gf.ShiftTable.open("shifts.parquet")
+        >>> sum(len(block) for block in shifts.blocks(["perturbed", "value"])) == len(shifts)
+        True
         """
         if isinstance(self._source, pd.DataFrame) or "table" in self.__dict__:
             yield self.table if columns is None else self._checked(_compact(self.table[list(columns)]))
             return
-        for part in self._parts(None if columns is None else list(columns)):
+        for table in self._tables(None if columns is None else list(columns)):
             with _reading(self._source):
-                frame = as_frame(part) if columns is None else _compact_frame(part)
+                frame = as_frame(table) if columns is None else _compact_frame(table)
             yield frame if columns is None else self._checked(frame)
 
     def _checked(self, block: pd.DataFrame) -> pd.DataFrame:
@@ -120,10 +148,24 @@ class ShiftTable:
         return block
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write one Parquet file; `metadata` goes into its header."""
-        write_blocks(Path(path), self._parts(), self.metadata, overwrite=overwrite)
+        """Write one Parquet file; `metadata` goes into its header.
 
-    def _parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        See Also
+        --------
+        ShiftTable.open : Open it again.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> shifts = gf.ShiftTable.open("shifts.parquet")
+        >>> towards = gf.ShiftTable(shifts.table[shifts.table["value"] > 0], shifts.metadata)
+        >>> towards.save("towards.parquet")
+        >>> len(gf.ShiftTable.open("towards.parquet")) == len(towards)
+        True
+        """
+        write_blocks(Path(path), self._tables(), self.metadata, overwrite=overwrite)
+
+    def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         if isinstance(self._source, pd.DataFrame):
             yield pa.Table.from_pandas(self._source, schema=_schema(self._source), preserve_index=False)
             return
@@ -132,8 +174,8 @@ class ShiftTable:
         with file:
             for group in range(file.num_row_groups):
                 with _reading(self._source):
-                    part = file.read_row_group(group, columns)
-                yield part
+                    table = file.read_row_group(group, columns)
+                yield table
 
     @classmethod
     def open(cls, path: str | Path) -> "ShiftTable":
@@ -144,6 +186,21 @@ class ShiftTable:
         DataFormatError
             The file is missing or not such a table: no Parquet file, of another format, with columns or metadata that
             are lacking, of another type or at odds, or with more rows than its bytes can hold.
+
+        See Also
+        --------
+        ShiftTable.save : Write one.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.ShiftTable.open("shifts.parquet").measure
+        'cosine shift'
+        >>> gf.ShiftTable.open("cells.h5ad")
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.DataFormatError: cells.h5ad: not a readable Parquet file (Parquet magic bytes not found
+        in footer. Either the file is corrupted or this is not a parquet file.). Expected the output of perturb.
         """
         try:
             with pq.ParquetFile(path) as file:
@@ -186,10 +243,10 @@ def _metadata_of(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
         raise DataFormatError(
             f"{path}: its metadata are no JSON ({_short(error)}). Expected the output of perturb; run it again."
         ) from error
-    found = metadata.pop("format", None) if isinstance(metadata, dict) else metadata
-    if not isinstance(metadata, dict) or found != FORMAT:
+    form = metadata.pop("format", None) if isinstance(metadata, dict) else metadata
+    if not isinstance(metadata, dict) or form != FORMAT:
         raise DataFormatError(
-            f"{path}: expected format {FORMAT!r}, found {_short(repr(found))}. Expected the output of perturb; run it "
+            f"{path}: expected format {FORMAT!r}, found {_short(repr(form))}. Expected the output of perturb; run it "
             "again."
         )
     return metadata
@@ -200,22 +257,22 @@ def _require_columns(schema: pa.Schema, path: str | Path) -> None:
     for name, wanted in COLUMNS.items():
         if schema.names.count(name) > 1:
             raise DataFormatError(f"{path}: has the column {name!r} twice. The file was changed; run perturb again.")
-        found = schema.field(name).type
-        may_be_nothing = name not in (*_ALWAYS, "value") and pa.types.is_null(found)
-        if not may_be_nothing and not _is_like(found.value_type if pa.types.is_dictionary(found) else found, wanted):
+        kind = schema.field(name).type
+        may_be_nothing = name not in (*_ALWAYS, "value") and pa.types.is_null(kind)
+        if not may_be_nothing and not _is_like(kind.value_type if pa.types.is_dictionary(kind) else kind, wanted):
             raise DataFormatError(
-                f"{path}: column {name!r} should hold {wanted}, found {found}. The file was changed; run perturb again."
+                f"{path}: column {name!r} should hold {wanted}, found {kind}. The file was changed; run perturb again."
             )
 
 
-def _is_like(found: pa.DataType, wanted: pa.DataType) -> bool:
+def _is_like(kind: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a column of a type can stand for one of another, as text of another layout can."""
     kinds = pa.types
     if kinds.is_string(wanted):
-        return bool(kinds.is_string(found) or kinds.is_large_string(found) or kinds.is_string_view(found))
+        return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
     if kinds.is_boolean(wanted):
-        return bool(kinds.is_boolean(found))
-    return bool(kinds.is_integer(found) or (kinds.is_floating(wanted) and kinds.is_floating(found)))
+        return bool(kinds.is_boolean(kind))
+    return bool(kinds.is_integer(kind) or (kinds.is_floating(wanted) and kinds.is_floating(kind)))
 
 
 def _is_text(value: Any) -> bool:
@@ -257,9 +314,9 @@ def _is_agreement(value: Any) -> bool:
         return False
     of_states = value.get("spearman")
     return isinstance(of_states, dict) and all(
-        isinstance(found, dict)
-        and all(found.get(name) is None or isinstance(found[name], (int, float)) for name in _OF_AGREEMENT)
-        for found in of_states.values()
+        isinstance(agreement, dict)
+        and all(agreement.get(name) is None or isinstance(agreement[name], (int, float)) for name in _OF_AGREEMENT)
+        for agreement in of_states.values()
     )
 
 
@@ -287,9 +344,9 @@ def _require_claims(metadata: Mapping[str, Any], schema: pa.Schema, path: str | 
         if name not in metadata and name in _FURTHER_CLAIMS:
             continue
         if name not in metadata or not is_right(metadata[name]):
-            found = _short(repr(metadata[name])) if name in metadata else "nothing"
+            there = _short(repr(metadata[name])) if name in metadata else "nothing"
             raise DataFormatError(
-                f"{path}: its metadata should give {name} as {expected}, found {found}. Run perturb again."
+                f"{path}: its metadata should give {name} as {expected}, found {there}. Run perturb again."
             )
     goal, target, measure = metadata["goal"], metadata["target"], metadata["measure"]
     wanted = CHANGE if target else SHIFT if goal else SIMILARITY

@@ -140,6 +140,12 @@ def shift_statistics(
         compare with, or a value is infinite. "matched" does not accept pairs or sets of genes. Rows without a value are
         left out, with a word in the log.
 
+    See Also
+    --------
+    perturb : Makes the screen.
+    plot_screen : Draws the table.
+    write_screen_report : A page of it.
+
     Notes
     -----
     Null hypothesis: over the donors that one might have sampled, the gene moves cells as other genes do that are as
@@ -152,6 +158,24 @@ def shift_statistics(
     partly of places further down. A donor with fewer than 10 other genes is left out.
 
     Not accepted as evidence: a p-value where cells stand for donors (``n_donors`` 0), since cells of a donor are alike.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> shifts = gf.ShiftTable.open("shifts.parquet")
+    >>> table = gf.shift_statistics(shifts)
+    >>> table.columns.tolist()
+    ['gene_name', 'effect', 'effect_vs_matched', 'low', 'high', 'p_value', 'fdr', 'matched_percentile', 'mean_rank',
+     'n_cells', 'n_donors', 'warning']
+    >>> table[["gene_name", "n_cells", "n_donors"]].sort_values(["n_cells", "gene_name"], ascending=False).head(3)
+                    gene_name  n_cells  n_donors
+    gene_id
+    ENSG00000026025       VIM       12         3
+    ENSG00000011600    TYROBP       12         3
+    ENSG00000122862      SRGN       12         3
+    >>> published = gf.shift_statistics(shifts, method="goal_state")
+    >>> len(published) == len(table)
+    True
     """
     if method is not None and method not in get_args(Method):
         raise InputError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, found {method!r}.")
@@ -271,7 +295,7 @@ def _wanted(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> I
 
 def _counted(shifts: ShiftTable) -> _Counted:
     numbers = _Numbers(Names(), Names(), Names(), Names())
-    parts, nameless, has_donors, last, rounding = [], set(), False, np.nan, 0.0
+    of_blocks, nameless, has_donors, last, rounding = [], set(), False, np.nan, 0.0
     columns_read = ["affected", *_KEYS, "exact", "value", "before"]
     for block in _wanted(measured(shifts, columns_read, tell=True), shifts.metadata["goal"]):
         rounding = max(rounding, rounding_error(block))
@@ -281,8 +305,8 @@ def _counted(shifts: ShiftTable) -> _Counted:
         last = np.fmax(last, block["rank"].max())
         columns = {"n_cells": 1, "n_detected": block["rank"].notna(), "rank": block["rank"], "n_exact": block["exact"]}
         keys = [*_numbered(block, numbers), lacks.to_numpy()]
-        parts.append(pd.DataFrame(columns).groupby(keys)[list(columns)].sum())
-    of_gene = added(parts, totals)
+        of_blocks.append(pd.DataFrame(columns).groupby(keys)[list(columns)].sum())
+    of_gene = added(of_blocks, totals)
     if of_gene.empty and len(numbers.genes):
         raise InputError("The table has no row of cells themselves, all are of affected genes: use 'gene_shifts'.")
     goal = shifts.metadata["goal"]
@@ -311,11 +335,11 @@ def _numbered(block: pd.DataFrame, numbers: _Numbers) -> list[np.ndarray]:
 def _groups(index: "pd.Index[Any]", numbers: _Numbers) -> tuple[np.ndarray, list[tuple[float, str | None]]]:
     """Number doses and states by their order."""
     doses, states = [*numbers.doses.names(), np.nan], [*numbers.states.names(), None]
-    found = {(doses[dose], states[state]): (dose, state) for dose, state in {key[:2] for key in index.tolist()}}
-    groups = sorted(found, key=lambda group: (group[0], group[1] or ""))
+    numbers_of = {(doses[dose], states[state]): (dose, state) for dose, state in {key[:2] for key in index.tolist()}}
+    groups = sorted(numbers_of, key=lambda group: (group[0], group[1] or ""))
     group_of = np.full((len(doses), len(states)), -1)
     for i, group in enumerate(groups):
-        group_of[found[group]] = i
+        group_of[numbers_of[group]] = i
     return group_of, groups
 
 
@@ -359,7 +383,7 @@ def _moments(shifts: ShiftTable, counted: _Counted) -> pd.DataFrame:
     sums: Iterable[pd.DataFrame] = _sums(shifts, counted)
     if counted.replicate == "donor":
         sums = _of_some_replicates(added(sums, totals_by_key))
-    return added((_of_replicates(some, counted) for some in sums), _merged)
+    return added((_of_replicates(of_some, counted) for of_some in sums), _merged)
 
 
 def _of_some_replicates(sums: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -382,16 +406,16 @@ def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
         of_donors = counted.replicate == "donor"
         replicate = counted.numbers.donors.numbers(block["donor"]) if of_donors else block["cell"].cat.codes.to_numpy()
         keys = [counted.group_of[dose, state], replicate, counted.gene_of[gene], place]
-        known = replicate >= 0
+        has_replicate = replicate >= 0
         key = np.zeros(len(block), dtype=np.int64)
-        for part, n_bits in zip(keys, _KEY_BITS, strict=True):
-            if part.max(initial=0) >= 2**n_bits:
+        for number, n_bits in zip(keys, _KEY_BITS, strict=True):
+            if number.max(initial=0) >= 2**n_bits:
                 raise InputError(
                     f"The screen holds more than {2**n_bits:,} genes, donors or states, and has no table of genes. "
                     "Select fewer: ShiftTable(shifts.table[…], shifts.metadata)."
                 )
-            key = key << n_bits | part
-        yield block["value"][known].groupby(key[known]).agg(["sum", "size"])
+            key = key << n_bits | number
+        yield block["value"][has_replicate].groupby(key[has_replicate]).agg(["sum", "size"])
 
 
 def _of_replicates(sums: pd.DataFrame, counted: _Counted) -> pd.DataFrame:
@@ -401,10 +425,10 @@ def _of_replicates(sums: pd.DataFrame, counted: _Counted) -> pd.DataFrame:
     replicates' mean values, ``n_replicates``, ``value``, ``value_mean`` and ``value_squares``; sum of the bins of
     places over cells, ``place``.
     """
-    found, parts = {}, [sums.index.to_numpy()]
+    moments_of, numbers = {}, [sums.index.to_numpy()]
     for n_bits in _KEY_BITS[:0:-1]:
-        parts[:1] = [parts[0] >> n_bits, parts[0] & 2**n_bits - 1]
-    table = pd.DataFrame(dict(zip(("group", "replicate", "gene", "place"), parts, strict=True)))
+        numbers[:1] = [numbers[0] >> n_bits, numbers[0] & 2**n_bits - 1]
+    table = pd.DataFrame(dict(zip(("group", "replicate", "gene", "place"), numbers, strict=True)))
     table = table.assign(sum=sums["sum"].to_numpy(), size=sums["size"].to_numpy())
     for group in np.unique(table["group"]).tolist():
         of_group = table[table["group"] == group]
@@ -414,15 +438,15 @@ def _of_replicates(sums: pd.DataFrame, counted: _Counted) -> pd.DataFrame:
         values = means["value"].groupby(gene).agg(["size", "sum"]).set_axis(["n_replicates", "value"], axis=1)
         values = values.join(moments(means["value"], [gene])[["mean", "squares"]].add_prefix("value_"))
         places = of_group["size"].mul(of_group["place"]).groupby(of_group["gene"]).sum()
-        found[group] = moments(means["difference"], [gene]).join(values).assign(place=places)
-    return pd.concat(found, names=["group", "gene"])
+        moments_of[group] = moments(means["difference"], [gene]).join(values).assign(place=places)
+    return pd.concat(moments_of, names=["group", "gene"])
 
 
-def _merged(parts: pd.DataFrame) -> pd.DataFrame:
+def _merged(of_blocks: pd.DataFrame) -> pd.DataFrame:
     columns = ["n_replicates", "value_mean", "value_squares"]
-    values = merged_moments(parts[columns].set_axis(["n", "mean", "squares"], axis=1))[["mean", "squares"]]
-    summed = totals(parts[["n_replicates", "value", "place"]])
-    return merged_moments(parts[["n", "mean", "squares"]]).join(summed).join(values.add_prefix("value_"))
+    values = merged_moments(of_blocks[columns].set_axis(["n", "mean", "squares"], axis=1))[["mean", "squares"]]
+    summed = totals(of_blocks[["n_replicates", "value", "place"]])
+    return merged_moments(of_blocks[["n", "mean", "squares"]]).join(summed).join(values.add_prefix("value_"))
 
 
 def _tested(of_replicates: pd.DataFrame, counted: _Counted, group: int) -> pd.DataFrame:
@@ -446,9 +470,9 @@ def _null_means(sums: pd.DataFrame, n_wanted: int) -> np.ndarray:
     """Return for each gene, place and donor what other genes have there, from the narrowest bin that has enough."""
     null = np.full(len(sums), np.nan)
     for level in range(_DOUBLINGS + 1):
-        found, n_others = _mean_of_others(sums, level)
+        mean, n_others = _mean_of_others(sums, level)
         enough = n_others >= (n_wanted if level < _DOUBLINGS else FEWEST_GENES)
-        null = np.where(np.isnan(null) & enough, found, null)
+        null = np.where(np.isnan(null) & enough, mean, null)
         if not np.isnan(null).any():
             break
     return null
@@ -511,13 +535,13 @@ def _standard_error(squares: pd.Series, n: pd.Series) -> pd.Series:
 
 def _matched_percentile(effect: pd.Series, place: pd.Series, rate: pd.Series, n_wanted: int) -> pd.Series:
     """Return the share of the other genes of the narrowest bin with enough of them whose effect is smaller."""
-    found = pd.Series(np.nan, index=effect.index)
+    percentile = pd.Series(np.nan, index=effect.index)
     for level in range(_DOUBLINGS + 1):
         of_bin = effect.groupby((place // 2**level) * _RATES + rate // 2**level)
         n_others = of_bin.transform("count") - 1
         enough = n_others >= (n_wanted if level < _DOUBLINGS else FEWEST_GENES)
-        found = found.where(found.notna() | ~enough, (of_bin.rank() - 1) / n_others)
-    return found
+        percentile = percentile.where(percentile.notna() | ~enough, (of_bin.rank() - 1) / n_others)
+    return percentile
 
 
 # The table

@@ -2,6 +2,6 @@
 
 ::
 
-Checkpoint            weights + vocabulary + provenance, one directory
+Checkpoint            network + vocabulary + head + provenance, one directory
      ├────────► pretraining     mask 15 % → loss at masked positions → Checkpoint
 """

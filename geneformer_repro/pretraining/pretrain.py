@@ -70,7 +70,23 @@ _HELD_OUT_EPOCH = 2**23
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """How to pretrain; what is not given is as in the published recipe."""
+    """How to pretrain; what is not given is as in the published recipe.
+
+    See Also
+    --------
+    pretrain : Takes it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.PretrainConfig(recipe="V2", epochs=1)
+    >>> config.size, config.batch_size, config.decay
+    ('V2-104M', 18, 'cosine')
+    >>> gf.PretrainConfig(size="tiny", mask_probability=1.5)
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.config.ConfigError: PretrainConfig.mask_probability must be between 0 and 1, found 1.5.
+    """
 
     recipe: Recipe = "V1"
     """Published recipe: "V1" (V1-10M, rate 1e-3 falling in a line after 10,000 steps, batches of 12 cells) or "V2"
@@ -146,6 +162,24 @@ def pretrain(
         `out` exists, or an unfinished run with other settings.
     Interrupted
         The process received SIGTERM, or Ctrl-C; the run is saved.
+
+    See Also
+    --------
+    PretrainConfig : How.
+    finetune : What to do with the model.
+    embed : Vectors from it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> cells = gf.TokenizedDataset.open("cells.tok").select(range(40))
+    >>> config = gf.PretrainConfig(size="tiny", epochs=1, batch_size=8, warmup_steps=1, held_out=0.2)
+    >>> base = gf.pretrain(cells, config, out="runs/blood")
+    >>> result = base.provenance["result"]
+    >>> result["n_cells"], result["n_held_out"], list(result["scores"])
+    (32, 8, ['model', 'gene frequency', 'gene frequency at the rank'])
+    >>> sorted(result["scores"]["model"])
+    ['hidden_loss', 'hidden_top1', 'hidden_top5', 'loss', 'perplexity', 'top1', 'top5']
     """
     config = config or PretrainConfig()
     join_processes(config)

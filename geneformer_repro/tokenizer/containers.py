@@ -1,42 +1,40 @@
-"""Where counts, cells and genes are in each kind of container, as matrices that can be read by ranges of cells.
-
-What is stored by gene (CSC, Matrix Market) cannot be cut by cells: it is dealt out once, in one pass, to a file for
-every 2,048 cells in a work folder, which costs 16 bytes of disk a stored value and about the time of reading it twice.
-"""
+"""Where counts, cells and genes are in each kind of container: AnnData, ``.h5ad``, ``.zarr``, ``.loom``, 10x."""
 
 import html
 import io
-import math
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from functools import cache, cached_property, partial
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import anndata as ad
 import h5py
-import numba
 import numpy as np
 import pandas as pd
 from anndata.io import read_elem
-from scipy.sparse import coo_matrix, csr_matrix, issparse, vstack
+from scipy.sparse import csr_matrix, vstack
 
 from geneformer_repro.errors import DataFormatError
-from geneformer_repro.files import new_directory, open_unpacked, read_text
+from geneformer_repro.files import open_unpacked, read_text
+from geneformer_repro.tokenizer.matrices import (
+    DENSE_VALUES,
+    ENTRIES,
+    ByCell,
+    ByGene,
+    Entries,
+    Matrix,
+    as_csr,
+    check_chunks,
+    check_pointers,
+    matrix_in_memory,
+    matrix_stored,
+    read_csr,
+)
 
-BLOCK_CELLS = 2048
-"""Cells read at a time: 2,048 cells of 2,000 expressed genes are about 100 MB on the way to tokens."""
-
-_DENSE_VALUES = 1 << 24
-"""Values of a dense matrix read at a time: 64 MB in float32."""
-_ENTRIES = 1 << 21
-"""Entries of a matrix stored by gene dealt out at a time: about 80 MB with what sorts them."""
 _TABLES = ("barcodes", "features", "genes")
 _OF_A_TABLE = "anndata.AnnData(pandas.read_{}(…, index_col=0).T).write_h5ad(…), without .T if rows are cells"
 _WRITE_AS_H5AD = {
@@ -48,256 +46,6 @@ _WRITE_AS_H5AD = {
 }
 """What people have instead."""
 _MTX = re.compile(r"(?P<prefix>.*)matrix\.mtx(\.gz)?\Z")
-
-
-# Matrices
-
-
-class Entries(NamedTuple):
-    """Part of a matrix, entry by entry."""
-
-    cells: np.ndarray
-    genes: np.ndarray
-    values: np.ndarray
-
-
-class ByCell:
-    """A matrix that can be cut by cells."""
-
-    def __init__(self, shape: tuple[int, int], read: Callable[[int, int], csr_matrix]) -> None:
-        self.shape, self._read = shape, read
-
-    def read(self, start: int, stop: int) -> csr_matrix:
-        """Return these cells as CSR, float64 values and int32 indices."""
-        found = self._read(start, stop)
-        if found.shape != (stop - start, self.shape[1]):
-            raise DataFormatError(f"expected {stop - start} × {self.shape[1]} values, found {found.shape}")
-        return _plain(found)
-
-
-class ByGene:
-    """A matrix stored by gene, or in no order: dealt out to a file for every block of cells, read from there."""
-
-    def __init__(
-        self, shape: tuple[int, int], entries: Callable[[], Iterator[Entries]], folder: Path | None = None
-    ) -> None:
-        self.shape, self.entries, self._given = shape, entries, folder
-
-    @cached_property
-    def _folder(self) -> Path:
-        if self._given is not None and self._given.exists():
-            return self._given
-        temporary = tempfile.mkdtemp(prefix="geneformer_repro-")
-        weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
-        self.deal_out(Path(temporary) / "blocks")
-        return Path(temporary) / "blocks"
-
-    def deal_out(self, folder: Path) -> None:
-        """Read all entries once and append each to the file of its block."""
-        with new_directory(folder, marker=_BLOCK_FILE.format(0)) as aside:
-            for i in range(-(-self.shape[0] // BLOCK_CELLS)):
-                (aside / _BLOCK_FILE.format(i)).touch()
-            for cells, genes, values in self.entries():
-                if not (_all_within(cells, self.shape[0]) and _all_within(genes, self.shape[1])):
-                    raise DataFormatError(f"an entry lies outside of the {self.shape[0]} × {self.shape[1]} matrix")
-                entries = np.empty(len(cells), dtype=_ENTRY)
-                entries["cell"], entries["gene"], entries["value"] = cells, genes, values
-                block = (entries["cell"] // BLOCK_CELLS).astype(np.int32)
-                order = np.argsort(block, kind="stable")
-                entries, ends = entries[order], np.cumsum(np.bincount(block))
-                for i in np.unique(block):
-                    with (aside / _BLOCK_FILE.format(i)).open("ab") as file:
-                        entries[ends[i] - np.count_nonzero(block == i) : ends[i]].tofile(file)
-
-    def read(self, start: int, stop: int) -> csr_matrix:
-        """Return these cells as CSR, float64 values and int32 indices."""
-        blocks = range(start // BLOCK_CELLS, -(-stop // BLOCK_CELLS))
-        entries = np.concatenate([np.fromfile(self._folder / _BLOCK_FILE.format(i), dtype=_ENTRY) for i in blocks])
-        entries = entries[(entries["cell"] >= start) & (entries["cell"] < stop)]
-        coordinates = (entries["cell"] - start, entries["gene"])
-        return _plain(csr_matrix(coo_matrix((entries["value"], coordinates), shape=(stop - start, self.shape[1]))))
-
-
-Matrix = ByCell | ByGene
-
-
-def some_genes(matrix: Matrix, genes: np.ndarray) -> Matrix:
-    """Return the matrix of these genes alone, given by their places, ascending."""
-    shape = (matrix.shape[0], len(genes))
-    if isinstance(matrix, ByCell):
-        return ByCell(shape, lambda start, stop: csr_matrix(matrix.read(start, stop)[:, genes]))
-    column = np.full(matrix.shape[1], -1, dtype=np.int64)
-    column[genes] = np.arange(len(genes))
-
-    def entries() -> Iterator[Entries]:
-        for found in matrix.entries():
-            if not _all_within(found.genes, len(column)):
-                raise DataFormatError(f"an entry lies outside of the {len(column)} features")
-            kept = column[found.genes] >= 0
-            yield Entries(found.cells[kept], column[found.genes[kept]], found.values[kept])
-
-    return ByGene(shape, entries)
-
-
-_BLOCK_FILE = "{:06d}.entries"
-_ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float64)])
-
-
-def _all_within(indices: np.ndarray, stop: int) -> bool:
-    return len(indices) == 0 or (indices.min() >= 0 and indices.max() < stop)
-
-
-def _plain(matrix: csr_matrix) -> csr_matrix:
-    """Return float64 values and int32 indices, for which the compiled loops are compiled, in canonical form.
-
-    That is each gene of a cell once, in ascending order, and no zeros: what a filter or a method that counts stored
-    entries takes for granted, and what Cell Ranger 3, R and additions of matrices do not give.
-    """
-    data, indices = matrix.data.astype(np.float64, copy=False), matrix.indices.astype(np.int32, copy=False)
-    if not _is_canonical(data, indices, matrix.indptr):
-        matrix = csr_matrix(csr_matrix((data, indices, matrix.indptr), shape=matrix.shape).tocsc())  # sorts by counting
-        matrix.sum_duplicates()
-        matrix.eliminate_zeros()
-        data, indices = matrix.data, matrix.indices.astype(np.int32, copy=False)
-    plain = csr_matrix(matrix.shape, dtype=np.float64)
-    plain.data, plain.indices, plain.indptr = data, indices, matrix.indptr.astype(np.int64, copy=False)
-    return plain
-
-
-@numba.njit(nogil=True, cache=True)
-def _is_canonical(data, indices, indptr):  # type: ignore[no-untyped-def]
-    for i in range(len(indptr) - 1):
-        last = -1
-        for j in range(indptr[i], indptr[i + 1]):
-            if indices[j] <= last or data[j] == 0:
-                return False
-            last = indices[j]
-    return True
-
-
-def as_csr(values: Any) -> csr_matrix:
-    """Return an array as CSR: dense or sparse, lazy (dask), also of kinds of numbers that SciPy does not know."""
-    if hasattr(values, "compute"):
-        values = values.compute()
-    if np.ma.is_masked(values):
-        raise DataFormatError("holds masked values, and of what is missing there is no rank; fill them first")
-    if not (issparse(values) or isinstance(values, np.ndarray)):
-        values = np.asarray(values)
-    return csr_matrix(values if _scipy_knows(values.dtype) else values.astype(np.float64))
-
-
-def _scipy_knows(kind: np.dtype[Any]) -> bool:
-    return bool(kind.isnative) and kind != np.float16
-
-
-@numba.njit(nogil=True, cache=True)
-def first_not_a_count(values):  # type: ignore[no-untyped-def]
-    """Index of the first value that is negative, fractional or not finite; -1 if there is none."""
-    for i in range(len(values)):
-        value = values[i]
-        if not (value >= 0 and value == np.floor(value) and value < np.inf):
-            return i
-    return -1
-
-
-def _matrix_in_memory(matrix: Any) -> Matrix:
-    """Wrap what an AnnData holds: SciPy sparse, NumPy, or a stored matrix of a backed one."""
-    if hasattr(matrix, "group"):
-        return _matrix_stored(lambda: nullcontext(matrix.group))
-    if isinstance(matrix, h5py.Dataset):
-        return _matrix_stored(lambda: nullcontext(matrix))
-    _check_array(matrix, "iufb", dimensions=2)
-    if issparse(matrix):
-        if matrix.format != "csr":
-            matrix = as_csr(matrix)
-        parts = {name: getattr(matrix, name) for name in ("data", "indices", "indptr")}
-        return ByCell(matrix.shape, partial(_read_csr, lambda: nullcontext(parts), matrix.shape))
-    return ByCell(matrix.shape, lambda start, stop: as_csr(matrix[start:stop]))
-
-
-def _matrix_stored(opened: Callable[[], AbstractContextManager[Any]]) -> Matrix:
-    """Wrap a matrix in an HDF5 file or Zarr store, written by AnnData."""
-    with opened() as stored:
-        if not hasattr(stored, "keys"):
-            _check_array(stored, "iufb", dimensions=2)
-            return ByCell(stored.shape, partial(_read_dense, opened))
-        matrix = ad.io.sparse_dataset(stored)
-        shape, by_cell = (int(matrix.shape[0]), int(matrix.shape[1])), matrix.format == "csr"
-        _check_pointers(stored, shape[0] if by_cell else shape[1])
-    return ByCell(shape, partial(_read_csr, opened, shape)) if by_cell else ByGene(shape, partial(_entries, opened))
-
-
-def _check_array(stored: Any, kinds: str, *, dimensions: int = 1) -> None:
-    """Raise unless an array holds numbers of these kinds, in so many dimensions, with all its chunks.
-
-    Zarr gives zeros for a chunk whose file is lost, and stores no chunk that is all zeros: which of the two it is can
-    be told for the parts of a sparse matrix and for names, not for a dense matrix.
-    """
-    if stored.ndim != dimensions or stored.dtype.kind not in kinds:
-        raise DataFormatError(f"expected numbers in {dimensions} dimensions, found {stored.dtype}, {stored.shape}")
-    if dimensions == 1 and stored.shape[0]:
-        _check_chunks(stored)
-
-
-def _check_pointers(stored: Any, n: int) -> None:
-    _check_array(stored["data"], "iufb")
-    _check_array(stored["indices"], "iu")
-    if stored["data"].shape[0]:
-        _check_array(stored["indptr"], "iu")
-    indptr, n_values = stored["indptr"], stored["data"].shape[0]
-    if indptr.shape[0] != n + 1 or int(indptr[0:1][0]) != 0 or int(indptr[n : n + 1][0]) != n_values:
-        raise DataFormatError(f"indptr does not fit {n} rows and {n_values} values")
-    if stored["indices"].shape[0] != n_values:
-        raise DataFormatError(f"{stored['indices'].shape[0]} indices for {n_values} values")
-
-
-def _check_chunks(values: Any) -> None:
-    """Raise if parts of an array were never written: it may claim any size, and would be zeros."""
-    there = n = 0
-    if hasattr(values, "nchunks_initialized"):
-        there, n = values.nchunks_initialized, values.nchunks
-    elif isinstance(values, h5py.Dataset) and values.chunks:
-        there, n = values.id.get_num_chunks(), math.prod(map(math.ceil, np.divide(values.shape, values.chunks)))
-    elif isinstance(values, h5py.Dataset) and not values.is_virtual and not values.external:
-        there, n = int(values.id.get_storage_size() > 0), 1
-    if there < n:
-        raise DataFormatError(f"{n - there} of {n} chunks are missing")
-
-
-def _read_dense(opened: Callable[[], AbstractContextManager[Any]], start: int, stop: int) -> csr_matrix:
-    with opened() as stored:
-        step = max(1, _DENSE_VALUES // max(1, stored.shape[1]))
-        parts = [as_csr(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
-    return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
-
-
-def _read_csr(
-    opened: Callable[[], AbstractContextManager[Any]], shape: tuple[int, int], start: int, stop: int
-) -> csr_matrix:
-    with opened() as stored:
-        indptr = np.asarray(stored["indptr"][start : stop + 1]).astype(np.int64)
-        if (np.diff(indptr) < 0).any():
-            raise DataFormatError("indptr goes back")
-        data, indices = (np.asarray(stored[name][indptr[0] : indptr[-1]]) for name in ("data", "indices"))
-    if len(data) != indptr[-1] - indptr[0] or len(data) != len(indices) or not _all_within(indices, shape[1]):
-        raise DataFormatError(f"a column index lies outside of the {shape[1]} genes, or values are missing")
-    block = csr_matrix((stop - start, shape[1]), dtype=np.float64)
-    block.data, block.indices, block.indptr = data.astype(np.float64), indices.astype(np.int32), indptr - indptr[0]
-    return block
-
-
-def _entries(opened: Callable[[], AbstractContextManager[Any]]) -> Iterator[Entries]:
-    with opened() as stored:
-        indptr = np.asarray(stored["indptr"][:]).astype(np.int64)
-        if (np.diff(indptr) < 0).any():
-            raise DataFormatError("indptr goes back")
-        for start in range(0, int(indptr[-1]), _ENTRIES):
-            stop = min(start + _ENTRIES, int(indptr[-1]))
-            genes = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr.clip(start, stop)))
-            yield Entries(np.asarray(stored["indices"][start:stop]), genes, np.asarray(stored["data"][start:stop]))
-
-
-# Containers
 
 
 class Content:
@@ -359,8 +107,8 @@ def is_zarr(path: Path) -> bool:
 
 def mtx_files(folder: Path) -> list[Path]:
     """The ``matrix.mtx`` files of 10x form directly in a folder, also with a prefix (``GSM1_matrix.mtx.gz``)."""
-    found = (path for path in folder.iterdir() if _MTX.match(path.name) and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    files = (path for path in folder.iterdir() if _MTX.match(path.name) and not path.name.startswith("."))
+    return sorted(path for path in files if path.is_file())
 
 
 def files_of(path: Path) -> list[Path]:
@@ -371,16 +119,16 @@ def files_of(path: Path) -> list[Path]:
         return [path, *(path.with_name(name) for name in names if path.with_name(name).exists())]
     if path.is_dir() and not is_zarr(path) and len(mtx_files(path)) == 1:
         return files_of(mtx_files(path)[0])
-    return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _only_mtx(folder: Path) -> Path:
-    found = mtx_files(folder)
-    if len(found) != 1:
+    files = mtx_files(folder)
+    if len(files) != 1:
         raise DataFormatError(
-            f"{folder}: a folder with {len(found)} matrix.mtx files. Expected a Zarr store, or a 10x folder with one."
+            f"{folder}: a folder with {len(files)} matrix.mtx files. Expected a Zarr store, or a 10x folder with one."
         )
-    return found[0]
+    return files[0]
 
 
 @cache
@@ -457,9 +205,9 @@ class _AnnDataContent(Content):
 
     def matrix(self, layer: str) -> Matrix:
         if layer == "raw" and self._adata.raw is not None:
-            return _matrix_in_memory(self._adata.raw.X)
+            return matrix_in_memory(self._adata.raw.X)
         is_x = layer == "X" and self._adata.X is not None
-        return _matrix_in_memory(self._adata.X if is_x else self._adata.layers[layer])
+        return matrix_in_memory(self._adata.X if is_x else self._adata.layers[layer])
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         return self._obs.index[start:stop].astype(str).to_numpy(dtype=object)
@@ -500,13 +248,13 @@ class _StoredAnnData(Content):
             names = root["var"][str(root["var"].attrs["_index"])]
             for named in (index, names["values"] if hasattr(names, "keys") else names):
                 if named.shape[0]:
-                    _check_chunks(named)
+                    check_chunks(named)
 
     def var(self, layer: str) -> pd.DataFrame:
         return self._var["raw" if self._places[layer] == "raw/X" else "X"]
 
     def matrix(self, layer: str) -> Matrix:
-        return _matrix_stored(partial(self._opened, self._places[layer]))
+        return matrix_stored(partial(self._opened, self._places[layer]))
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         if self._whole_obs is not None:
@@ -535,9 +283,9 @@ def _values(stored: Any, start: int, stop: int) -> Any:
     values = _values(stored["values"], start, stop)
     missing = np.asarray(stored["mask"][start:stop], dtype=bool) if "mask" in stored else np.zeros(len(values), bool)
     kinds = {"b": "boolean", "i": f"Int{8 * values.dtype.itemsize}", "u": f"UInt{8 * values.dtype.itemsize}"}
-    found: Any = pd.array(values, dtype=kinds.get(values.dtype.kind, object))
-    found[missing] = pd.NA
-    return found
+    column: Any = pd.array(values, dtype=kinds.get(values.dtype.kind, object))
+    column[missing] = pd.NA
+    return column
 
 
 class _LoomContent(Content):
@@ -565,10 +313,10 @@ class _LoomContent(Content):
         return ByCell(self._shape, partial(self._read, "matrix" if layer == "X" else f"layers/{layer}"))
 
     def _read(self, place: str, start: int, stop: int) -> csr_matrix:
-        step = max(64, _DENSE_VALUES // max(1, self._shape[1]) // 64 * 64)
+        step = max(64, DENSE_VALUES // max(1, self._shape[1]) // 64 * 64)
         with _h5(self._path, place) as stored:
-            parts = [as_csr(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
-        return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
+            pieces = [as_csr(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
+        return pieces[0] if len(pieces) == 1 else csr_matrix(vstack(pieces, format="csr"))
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         if self._names is None:
@@ -621,7 +369,7 @@ class _TenXContent(_TenX):
             columns = {name: _values(features[place], 0, features[place].shape[0]) for name, place in places.items()}
             if len(columns["gene_id"]) != n_genes:
                 raise DataFormatError(f"{path}: {len(columns['gene_id'])} features are named for {n_genes} rows.")
-            _check_pointers(stored, n_cells)
+            check_pointers(stored, n_cells)
         self._features = pd.DataFrame(columns).set_index("gene_id")
 
     def _opened(self, inside: str = "") -> AbstractContextManager[Any]:
@@ -633,7 +381,7 @@ class _TenXContent(_TenX):
 
     def matrix(self, layer: str) -> Matrix:
         del layer
-        return ByCell(self._shape, partial(_read_csr, self._opened, self._shape))
+        return ByCell(self._shape, partial(read_csr, self._opened, self._shape))
 
 
 class _TenXFolder(_TenX):
@@ -675,10 +423,10 @@ class _TenXFolder(_TenX):
         match = _MTX.match(self._mtx.name)
         assert match
         names = [f"{match['prefix']}{stem}.tsv{suffix}" for stem in stems for suffix in ("", ".gz")]
-        found = next((self._mtx.with_name(name) for name in names if self._mtx.with_name(name).exists()), None)
-        if found is None:
+        path = next((self._mtx.with_name(name) for name in names if self._mtx.with_name(name).exists()), None)
+        if path is None:
             raise DataFormatError(f"{self._mtx}: expected one of {', '.join(names)} beside it, found none.")
-        lines = re.split(r"\r\n|\r|\n", read_text(found))
+        lines = re.split(r"\r\n|\r|\n", read_text(path))
         while lines and not lines[-1].strip():
             lines.pop()
         rows = [[field.strip().strip('"') for field in line.split("\t")] for line in lines]
@@ -698,7 +446,7 @@ class _TenXFolder(_TenX):
                 _ShortLines(lines),
                 sep=r"\s+",
                 header=None,
-                chunksize=_ENTRIES,
+                chunksize=ENTRIES,
             )
             for chunk in chunks if expected else ():
                 seen += len(chunk)

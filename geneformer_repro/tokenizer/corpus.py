@@ -30,15 +30,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError, MissingExtraError
 from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
-from geneformer_repro.tokenizer.containers import (
-    BLOCK_CELLS,
-    as_csr,
-    files_of,
-    in_memory,
-    is_zarr,
-    mtx_files,
-    not_there,
-)
+from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, mtx_files, not_there
+from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, as_csr
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 
 if TYPE_CHECKING:
@@ -85,16 +78,16 @@ def find_sources(given: Sources) -> list[Source]:
         Cell Ranger, which holds the same cells more than once.
     """
     several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    found = [source for one in several for source in _sources_of(one)]
-    if not found:
+    sources = [source for item in several for source in _sources_of(item)]
+    if not sources:
         raise InputError("No source was given. Give an AnnData, paths, a glob, or a folder.")
     seen: set[Any] = set()
-    for source in found:
+    for source in sources:
         key = files_of(source)[0].resolve() if isinstance(source, Path) else id(source)
         if key in seen:
             raise InputError(f"{source} is given twice; its cells would count twice.")
         seen.add(key)
-    return found
+    return sources
 
 
 def _sources_of(given: "AnnData | str | Path") -> list[Source]:
@@ -107,12 +100,12 @@ def _sources_of(given: "AnnData | str | Path") -> list[Source]:
         raise InputError(f"{given}: is not on this machine. Download it, and give its path.")
     if not path.exists() and not path.is_symlink() and has_magic(str(given)):
         pattern = _with_literal_folders(path)
-        found = [Path(one) for one in sorted(glob(pattern, recursive=True))]  # noqa: PTH207, Path.glob wants a root
-        if not found:
+        matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]  # noqa: PTH207, Path.glob wants a root
+        if not matches:
             raise InputError(f"{given}: nothing matches.")
-        stores = [one for one in found if one.is_dir() and is_zarr(one)]
-        outside = [one for one in found if not any(store in one.parents for store in stores)]
-        sources = [source for one in outside for source in ([one] if _is_source(one) else _below(one))]
+        stores = [match for match in matches if match.is_dir() and is_zarr(match)]
+        outside = [match for match in matches if not any(store in match.parents for store in stores)]
+        sources = [source for match in outside for source in ([match] if _is_source(match) else _below(match))]
         if not sources:
             raise InputError(f"{given}: no {_KINDS_OF_SOURCES} among what matches.")
         return list({files_of(source)[0]: source for source in sources}.values())  # "**" matches folders and files
@@ -120,11 +113,11 @@ def _sources_of(given: "AnnData | str | Path") -> list[Source]:
         raise InputError(not_there(path))
     if not path.is_dir() or is_zarr(path):
         return [path]
-    found = _below(path)
-    if not found:
+    below = _below(path)
+    if not below:
         raise InputError(f"{path}: a folder without any {_KINDS_OF_SOURCES}.")
-    _refuse_cell_ranger(found, below=path)
-    return [path] if found == mtx_files(path) and len(found) == 1 else found
+    _refuse_cell_ranger(below, below=path)
+    return [path] if below == mtx_files(path) and len(below) == 1 else below
 
 
 def _with_literal_folders(path: Path) -> str:
@@ -139,28 +132,28 @@ def _is_source(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES or path in mtx_files(path.parent)
 
 
-def _refuse_cell_ranger(found: Sequence[Path], *, below: Path) -> None:
+def _refuse_cell_ranger(sources: Sequence[Path], *, below: Path) -> None:
     outputs: dict[Path, Path] = {}
-    for one in found:
-        for part in (one, *one.parents):
-            if part == below:
+    for source in sources:
+        for path in (source, *source.parents):
+            if path == below:
                 break
-            if _CELL_RANGER.fullmatch(part.name) and outputs.setdefault(part.parent, part) != part:
+            if _CELL_RANGER.fullmatch(path.name) and outputs.setdefault(path.parent, path) != path:
                 raise InputError(
-                    f"{part.parent}: Cell Ranger's output holds the same cells more than once "
-                    f"({outputs[part.parent].name}, {part.name}), and the raw one also empty droplets. Name the one to "
+                    f"{path.parent}: Cell Ranger's output holds the same cells more than once "
+                    f"({outputs[path.parent].name}, {path.name}), and the raw one also empty droplets. Name the one to "
                     f"read, most likely filtered_feature_bc_matrix.h5."
                 )
 
 
 def _below(folder: Path) -> list[Path]:
     """Return the sources in and below a folder; what is there again through a link counts once."""
-    found: dict[Path, Path] = {}
-    for path in sorted(_every_below(folder, frozenset()), key=lambda one: (one.is_symlink(), one)):
-        first = found.setdefault(path.resolve(), path)
+    by_target: dict[Path, Path] = {}
+    for path in sorted(_every_below(folder, frozenset()), key=lambda path: (path.is_symlink(), path)):
+        first = by_target.setdefault(path.resolve(), path)
         if first is not path:
             logger.info("%s: is %s again, through a link; read once.", path, first)
-    return sorted(found.values())
+    return sorted(by_target.values())
 
 
 def _every_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
@@ -307,7 +300,9 @@ class Corpus:
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any], *, layer: str | None, gene_ids: str | None) -> "Corpus":
         """Make the corpus that `as_plan` describes, in another process."""
-        corpus = cls([Path(one["path"]) for one in plan["sources"]], plan["labels"], layer=layer, gene_ids=gene_ids)
+        corpus = cls(
+            [Path(source["path"]) for source in plan["sources"]], plan["labels"], layer=layer, gene_ids=gene_ids
+        )
         corpus.names = plan["names"]
         return corpus
 
@@ -365,17 +360,17 @@ class Corpus:
             What was asked does not fit a source.
         """
         self.identities.clear()
-        found = [0] * len(self.sources)
+        numbers = [0] * len(self.sources)
         with progress(step, total=len(self), unit="sources", quiet=len(self) == 1) as bar:
             for i in range(len(self)):
                 self.identities.append(_seen(self.sources[i]))
                 try:
-                    found[i] = check(i, self.open(i))
+                    numbers[i] = check(i, self.open(i))
                     self.by_gene += [i] if self.open(i).stored_by_gene else []
                 except DataFormatError as error:
                     self.note(i, error)
                 bar.update()
-        return found
+        return numbers
 
     def require_unchanged(self, i: int, *, quickly: bool = False) -> None:
         """Raise if a source on disk is no longer what it was just before it was first opened.

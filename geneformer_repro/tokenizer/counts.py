@@ -67,10 +67,10 @@ def digest_of(counts: csr_matrix | None) -> str | None:
     if counts is None:
         return None
     digest = hashlib.sha256(f"{counts.shape} {counts.dtype}".encode())
-    for part in (counts.indptr, counts.indices, counts.data):
-        for start in range(0, len(part), _DIGESTED_AT_ONCE):
-            block = part[start : start + _DIGESTED_AT_ONCE]
-            digest.update((block if part is counts.data else block.astype(np.int64)).tobytes())
+    for array in (counts.indptr, counts.indices, counts.data):
+        for start in range(0, len(array), _DIGESTED_AT_ONCE):
+            piece = array[start : start + _DIGESTED_AT_ONCE]
+            digest.update((piece if array is counts.data else piece.astype(np.int64)).tobytes())
     return digest.hexdigest()
 
 
@@ -125,8 +125,10 @@ def vocabulary_counts(cells: TokenizedDataset, given: "AnnData | str | Path | No
     """
     with _opened_sources(cells, given, mapped=True) as opened:
         if len(opened) <= 1:
-            found = [counts_of(one, cells.cell_names) @ _to_vocabulary(one, cells.vocabulary) for one in opened]
-            return csr_matrix(found[0]) if found else None
+            matrices = [
+                counts_of(source, cells.cell_names) @ _to_vocabulary(source, cells.vocabulary) for source in opened
+            ]
+            return csr_matrix(matrices[0]) if matrices else None
         return _counts_of_several(opened, cells)
 
 
@@ -134,12 +136,12 @@ def _counts_of_several(opened: list[CountSource], cells: TokenizedDataset) -> cs
     labels, sources = cells.require_obs(SOURCE).to_numpy(), cells.spec["sources"]
     names = np.array([name.removeprefix(f"{label}/") for name, label in zip(cells.cell_names, labels, strict=True)])
     rows = [np.flatnonzero(labels == source["name"]) for source in sources]
-    found = [
+    matrices = [
         counts_of(source, names[where]) @ _to_vocabulary(source, cells.vocabulary)
         for source, where in zip(opened, rows, strict=True)
         if len(where)
     ]
-    return csr_matrix(vstack(found, format="csr"))[np.argsort(np.concatenate(rows))]
+    return csr_matrix(vstack(matrices, format="csr"))[np.argsort(np.concatenate(rows))]
 
 
 @contextmanager
@@ -162,7 +164,7 @@ def _opened_sources(
     elif given is not None:
         chosen = [given]
     elif all(map(is_unchanged, sources)):
-        chosen = [one["path"] for one in sources]
+        chosen = [source["path"] for source in sources]
     else:
         why = sources[0].get("path") or why
     if not chosen:
@@ -172,14 +174,14 @@ def _opened_sources(
             if isinstance(path, (str, Path)):
                 stack.enter_context(unchanged(Path(path)))
         yield [
-            open_counts(path, layer=one.get("layer"), gene_ids=one.get("gene_ids"))
-            for path, one in zip(chosen, sources, strict=False)
+            open_counts(path, layer=source.get("layer"), gene_ids=source.get("gene_ids"))
+            for path, source in zip(chosen, sources, strict=False)
         ]
 
 
 def _to_vocabulary(source: CountSource, vocabulary: Vocabulary) -> csr_matrix:
     """Return a 0/1 matrix, genes of the source × genes of the vocabulary: a product sums what is one gene."""
     position = reconcile(source, vocabulary).position
-    known = np.flatnonzero(position >= 0)
-    ones = np.ones(len(known), dtype=np.float32)
-    return csr_matrix((ones, (known, position[known])), shape=(len(position), len(vocabulary)))
+    genes = np.flatnonzero(position >= 0)
+    ones = np.ones(len(genes), dtype=np.float32)
+    return csr_matrix((ones, (genes, position[genes])), shape=(len(position), len(vocabulary)))

@@ -59,6 +59,27 @@ class TokenizedDataset:
         What the tokens mean.
     spec
         Format version, sources, how many genes and cells were known; the content of ``spec.json``.
+
+    See Also
+    --------
+    tokenize : Makes one from counts.
+    TokenizedDataset.open : Opens one, or cells that the published package tokenised.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> cells = gf.TokenizedDataset.open("cells.tok")
+    >>> len(cells), cells.obs_columns
+    (700, ['cell_type', 'phase', 'donor', 'n_counts'])
+    >>> cells[0][:5]  # token ids of the first cell: <cls>, then its most distinctive gene
+    array([  2, 333,  86, 491, 138])
+    >>> cells.lengths[:3]
+    array([218, 233, 262], dtype=int32)
+    >>> cells.obs[["cell_type", "donor"]].head(3)
+                           cell_type   donor
+    AAAGCCTGGCTAAC-1  CD14+ Monocyte  donor1
+    AAATTCGATGCACA-1       Dendritic  donor2
+    AACACGTGGTCTTT-1        CD56+ NK  donor3
     """
 
     table: datasets.Dataset
@@ -130,6 +151,24 @@ class TokenizedDataset:
         ------
         InputError
             There is none of that name; shows the nearest.
+
+        See Also
+        --------
+        TokenizedDataset.labels : The column as names of classes.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> cells = gf.TokenizedDataset.open("cells.tok")
+        >>> cells.require_obs("n_counts").head(2)
+        AAAGCCTGGCTAAC-1    2557.0
+        AAATTCGATGCACA-1    2695.0
+        Name: n_counts, dtype: float64
+        >>> cells.require_obs("celltype")
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.InputError: The dataset has no obs column 'celltype'. Did you mean 'cell_type'? Columns
+        are carried along with tokenize(obs=[…]).
         """
         if name not in self.obs_columns:
             raise InputError(
@@ -139,7 +178,23 @@ class TokenizedDataset:
         return self._column(name).set_axis(pd.Index(self.cell_names, name=None))
 
     def labels(self, name: str) -> pd.Series:
-        """Return an ``obs`` column as names of classes, by `as_labels`; as `require_obs` where there is none."""
+        """Return an ``obs`` column as names of classes, by `as_labels`; as `require_obs` where there is none.
+
+        See Also
+        --------
+        TokenizedDataset.require_obs : The column as it is.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> cells = gf.TokenizedDataset.open("cells.tok")
+        >>> cells.labels("cell_type").value_counts().head(3)
+        cell_type
+        Dendritic         240
+        CD14+ Monocyte    129
+        CD19+ B            95
+        Name: count, dtype: int64
+        """
         labels, said = _labels_of(self.require_obs(name))
         if name not in self._spoken_of:
             self._spoken_of.add(name)
@@ -153,7 +208,32 @@ class TokenizedDataset:
         return set()
 
     def summary(self) -> str:
-        """Say what the dataset is, in lines of text: cells, lengths, genes, sources, what was left out."""
+        """Say what the dataset is, in lines of text: cells, lengths, genes, sources, what was left out.
+
+        See Also
+        --------
+        TokenizedDataset : Its ``spec`` has the same and more, for programs.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> print(gf.TokenizedDataset.open("cells.tok").summary())
+        700 cells of 185 to 411 tokens, 250 on average
+             185 ███████                                  45
+             213 ████████████████████████████████████████ 268
+             241 ██████████████████████████████████       227
+             270 ████████████████                         109
+             298 █████                                    35
+             326 █                                        9
+             355 █                                        6
+             383                                          1
+        0 cells (0.0%) were cut to 4,096 tokens
+        100.0% of the counts are in known genes: 754 kept (100.0%), 0 mapped (0.0%), 0 collapsed (0.0%), 0 unknown
+        (0.0%); genes.tsv names them
+        obs columns: cell_type, phase, donor, n_counts
+        Vocabulary(754 genes, <pad>, <mask>, <cls>, <eos>, max_length=4096, ...)
+        source cells.h5ad: 700 of 700 cells, 754 of 754 genes known (100.0% of counts), X, ids from index
+        """
         lengths, spec = self.lengths, self.spec
         if not len(self):
             return "0 cells"
@@ -170,8 +250,7 @@ class TokenizedDataset:
             lines.append(
                 f"{spec['share_of_counts_known']:.1%} of the counts are in known genes: "
                 + ", ".join(
-                    f"{found['genes']:,} {name} ({found['share_of_counts']:.1%})"
-                    for name, found in spec["genes"].items()
+                    f"{row['genes']:,} {name} ({row['share_of_counts']:.1%})" for name, row in spec["genes"].items()
                 )
                 + ("" if "saved" in spec else "; genes.tsv names them")
             )
@@ -183,14 +262,28 @@ class TokenizedDataset:
         lines.append(f"obs columns: {', '.join(self.obs_columns) or 'none'}")
         lines.append(repr(self.vocabulary))
         shown = spec["sources"][:_SHOWN_SOURCES]
-        lines += [f"source {one['name']}" + (_of_source(one) if "n_cells" in one else "") for one in shown]
+        lines += [f"source {source['name']}" + (_of_source(source) if "n_cells" in source else "") for source in shown]
         if len(spec["sources"]) > len(shown):
             lines.append(f"… and {len(spec['sources']) - len(shown):,} more sources (spec.json)")
-        lines += [f"LEFT OUT: {one['name']}: {one['error']}" for one in spec["failed"]]
+        lines += [f"LEFT OUT: {source['name']}: {source['error']}" for source in spec["failed"]]
         return "\n".join(lines)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "TokenizedDataset":
-        """Return the cells with these row numbers, in this order."""
+        """Return the cells with these row numbers, in this order.
+
+        See Also
+        --------
+        TokenizedDataset.save : Keep a selection.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> cells = gf.TokenizedDataset.open("cells.tok")
+        >>> monocytes = cells.select(np.flatnonzero(cells.labels("cell_type") == "CD14+ Monocyte"))
+        >>> len(cells), len(monocytes)
+        (700, 129)
+        """
         rows = np.asarray(rows, dtype=np.int64)
         digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
         spec = {name: value for name, value in self.spec.items() if name not in _OF_ALL_CELLS}
@@ -198,18 +291,45 @@ class TokenizedDataset:
         return replace(self, table=self.table.select(rows), spec=spec)
 
     def genes(self, i: int) -> list[str]:
-        """Gene ids of cell `i`, most distinctive first, without special tokens."""
-        found = self.vocabulary.genes_of(self[i])
-        return [self.vocabulary.gene_ids[gene] for gene in found[found >= 0]]
+        """Gene ids of cell `i`, most distinctive first, without special tokens.
+
+        See Also
+        --------
+        Vocabulary.genes_of : Of any tokens.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> cells = gf.TokenizedDataset.open("cells.tok")
+        >>> cells.genes(0)[:3]
+        ['ENSG00000133246', 'ENSG00000087086', 'ENSG00000163131']
+        """
+        positions = self.vocabulary.genes_of(self[i])
+        return [self.vocabulary.gene_ids[gene] for gene in positions[positions >= 0]]
 
     def digests(self) -> np.ndarray:
-        """64-bit digest of each cell's tokens (uint64): equal for a cell tokenised twice, whatever its name."""
-        found = (
+        """64-bit digest of each cell's tokens (uint64): equal for a cell tokenised twice, whatever its name.
+
+        See Also
+        --------
+        Checkpoint : Knows by them which cells it has seen.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> cells = gf.TokenizedDataset.open("cells.tok")
+        >>> digests = cells.digests()
+        >>> digests.dtype, len(digests)
+        (dtype('uint64'), 700)
+        >>> bool(cells.select([3, 2]).digests()[0] == digests[3])
+        True
+        """
+        digests = (
             int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "little")
             for start in range(0, len(self), CELLS_AT_ONCE)
             for cell in self._bytes_of(start)
         )
-        return np.fromiter(found, dtype=np.uint64, count=len(self))
+        return np.fromiter(digests, dtype=np.uint64, count=len(self))
 
     def _bytes_of(self, start: int) -> list[memoryview]:
         lists = self._arrow[start : start + CELLS_AT_ONCE].column(0).combine_chunks()
@@ -251,6 +371,21 @@ class TokenizedDataset:
             ours with more than a quarter billion tokens only as many are looked at, evenly spread.
         VocabularyMismatchError
             The vocabulary given is not the dataset's.
+
+        See Also
+        --------
+        tokenize : Makes a dataset from counts.
+        TokenizedDataset.save : Writes one.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> cells = gf.TokenizedDataset.open("cells.tok")
+        >>> int(cells.lengths.max())
+        411
+        >>> shorter = gf.TokenizedDataset.open("cells.tok", max_length=128)
+        >>> int(shorter.lengths.max()), shorter.spec["n_cropped"]
+        (128, 700)
         """
         path = Path(path)
         if not path.exists():
@@ -310,6 +445,19 @@ class TokenizedDataset:
         ------
         FileExistsError
             `path` exists, and may not be replaced or is no dataset of this package.
+
+        See Also
+        --------
+        TokenizedDataset.open : Open it again.
+        TokenizedDataset.select : Choose cells.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> cells = gf.TokenizedDataset.open("cells.tok")
+        >>> cells.select(range(100)).save("first100.tok")
+        >>> len(gf.TokenizedDataset.open("first100.tok"))
+        100
         """
         with new_directory(path, marker="spec.json", overwrite=overwrite) as folder:
             write_folder(folder, self.table, self.vocabulary, self.spec)
@@ -341,8 +489,8 @@ def _labels_of(column: pd.Series) -> tuple[pd.Series, list[str]]:
     bare = [i for i, value in texts if value != names[i] and names[i] not in _MISSING]
     said = []
     if gone:
-        found = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
-        said.append(f"{column.name}: {_n_of(codes, gone)} of {len(column)} cells say {found}; taken as missing.")
+        examples = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
+        said.append(f"{column.name}: {_n_of(codes, gone)} of {len(column)} cells say {examples}; taken as missing.")
     if bare:
         said.append(
             f"{column.name}: {_n_of(codes, bare)} of {len(column)} cells have blanks around their value (first: "
@@ -352,8 +500,8 @@ def _labels_of(column: pd.Series) -> tuple[pd.Series, list[str]]:
     return pd.Series(names[codes], index=column.index, name=column.name, dtype=object), said
 
 
-def _n_of(codes: np.ndarray, some: list[int]) -> int:
-    return int(np.isin(codes, some).sum())
+def _n_of(codes: np.ndarray, values: list[int]) -> int:
+    return int(np.isin(codes, values).sum())
 
 
 def label_of(value: Any) -> str:

@@ -86,7 +86,7 @@ def encode(
     position = np.arange(len(vocabulary), dtype=np.int32) if position is None else position.astype(np.int32, copy=False)
     assert counts.shape[1] == len(position), (counts.shape, len(position))
     totals = counts.sum(axis=1, dtype=np.float64) if n_counts is None else n_counts
-    known = position[position >= 0]
+    places = position[position >= 0]
     wrapped = crop and vocabulary.has_cls
     room = vocabulary.max_length - 2 * wrapped if crop else len(vocabulary)
     most = np.minimum(np.diff(counts.indptr), room).astype(np.int64) + 2 * wrapped
@@ -101,7 +101,7 @@ def encode(
         vocabulary.medians,
         vocabulary.tokens.astype(values.dtype),
         np.asarray(totals, dtype=np.float64).ravel(),
-        len(known) == len(np.unique(known)),
+        len(places) == len(np.unique(places)),
         room,
         wrapped,
         np.array([vocabulary.special_tokens.get(token, 0) for token in (CLS, EOS)], dtype=values.dtype),

@@ -62,21 +62,21 @@ def ensembl_gene_in(text: str) -> str:
     """Return the only Ensembl gene id in a text such as ``ENSG00000141510.18|TP53``; "" if there is none or several."""
     if "ENS" not in text.upper():
         return ""
-    found = {bare_id(one): one for one in reversed(_ENSEMBL_INSIDE.findall(text))}
-    return next(iter(found.values())) if len(found) == 1 else ""
+    ids = {bare_id(gene): gene for gene in reversed(_ENSEMBL_INSIDE.findall(text))}
+    return next(iter(ids.values())) if len(ids) == 1 else ""
 
 
 def genome_in(text: str) -> str:
     """Return the genome that a name begins with, as of a reference of two species (``mm10_Cd4``); else ""."""
-    found = _GENOME.match(text) if "_" in text else None
-    return found["genome"] if found else ""
+    match = _GENOME.match(text) if "_" in text else None
+    return match["genome"] if match else ""
 
 
 def symbol_in(text: str) -> str:
     """Return a name without what programs put around it: genome, ``gene:``, ``rna_``, an Entrez id behind it."""
     for pattern in (_GENOME, _LABEL, _ENTREZ_TAIL):
-        found = pattern.match(text)
-        text = found["gene"] if found else text
+        match = pattern.match(text)
+        text = match["gene"] if match else text
     return text
 
 

@@ -16,9 +16,9 @@ from scipy.sparse import csr_matrix
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, write_json
-from geneformer_repro.tokenizer.containers import BLOCK_CELLS
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, Sources, parts_of
 from geneformer_repro.tokenizer.genes import names_of, reconcile, with_symbols
+from geneformer_repro.tokenizer.matrices import BLOCK_CELLS
 from geneformer_repro.tokenizer.medians import TARGET_SUM, NonzeroMedians
 from geneformer_repro.tokenizer.readers import CountSource
 
@@ -137,8 +137,8 @@ class _Fit(Job):
         merged = _Merged(self)
         self.share("sketch", merged.left(), workers=workers, ray=ray, on_done=merged.take_in)
         medians = merged.all().medians()
-        found = {gene: float(median) for gene, median in zip(self.genes, medians, strict=True) if median > 0}
-        if not found:
+        median_of = {gene: float(median) for gene, median in zip(self.genes, medians, strict=True) if median > 0}
+        if not median_of:
             raise DataFormatError(
                 "No gene is expressed in any cell of the given sources; a vocabulary cannot be learned from them."
             )
@@ -147,17 +147,17 @@ class _Fit(Job):
         if self.corpus.failed:
             write_json(self.work / FAILED, {self.corpus.labels[i]: error for i, error in self.corpus.failed.items()})
             good = [i for i in range(len(self.corpus)) if i not in self.corpus.failed]
-            self._names = dict.fromkeys(found, "") | names_of([reconcile(self.corpus.open(i), None) for i in good])
-        return found, with_symbols({gene: self._names[gene] for gene in found})
+            self._names = dict.fromkeys(median_of, "") | names_of([reconcile(self.corpus.open(i), None) for i in good])
+        return median_of, with_symbols({gene: self._names[gene] for gene in median_of})
 
     def sketch(self, part: Part) -> None:
         """Write the medians' sketches of a part."""
-        source, found = self.corpus.open(part.source), NonzeroMedians(len(self.genes), exact=self.exact)
+        source, sketch = self.corpus.open(part.source), NonzeroMedians(len(self.genes), exact=self.exact)
         columns = self.columns(part.source)
         for block in source.blocks(part.start, part.stop):
-            found.add(_normalised(block.counts, source.total_counts(block), columns, len(self.genes)))
+            sketch.add(_normalised(block.counts, source.total_counts(block), columns, len(self.genes)))
         with new_file(self.sketch_file(part), overwrite=True) as aside:
-            found.save(aside)
+            sketch.save(aside)
 
     def sketch_file(self, part: Part) -> Path:
         """Where the sketches of a part are until they are merged."""
@@ -172,15 +172,15 @@ class _Fit(Job):
 def _normalised(counts: csr_matrix, totals: np.ndarray, columns: np.ndarray, n_genes: int) -> csr_matrix:
     """Return counts per 10,000 in the columns of the corpus, no zero stored; repeated genes are summed."""
     column = columns[counts.indices]
-    kept = (column >= 0) & (counts.data > 0)
-    ends = np.concatenate([[0], np.cumsum(kept)])
-    data = counts.data[kept].astype(np.float64)
-    found = csr_matrix((data, column[kept], ends[counts.indptr]), shape=(counts.shape[0], n_genes))
-    known = columns[columns >= 0]
-    if len(np.unique(known)) < len(known):
-        found.sum_duplicates()
-    found.data = found.data / np.repeat(totals, np.diff(found.indptr)) * TARGET_SUM
-    return found
+    stays = (column >= 0) & (counts.data > 0)
+    ends = np.concatenate([[0], np.cumsum(stays)])
+    data = counts.data[stays].astype(np.float64)
+    scaled = csr_matrix((data, column[stays], ends[counts.indptr]), shape=(counts.shape[0], n_genes))
+    places = columns[columns >= 0]
+    if len(np.unique(places)) < len(places):
+        scaled.sum_duplicates()
+    scaled.data = scaled.data / np.repeat(totals, np.diff(scaled.indptr)) * TARGET_SUM
+    return scaled
 
 
 class _Merged:
@@ -226,26 +226,26 @@ class _Merged:
 
     def _merge(self, source: int, keep: Path | None) -> NonzeroMedians:
         n = before = self._done[source]
-        found = NonzeroMedians(len(self._job.genes), exact=self._job.exact)
+        medians = NonzeroMedians(len(self._job.genes), exact=self._job.exact)
         ready = []
         for part in self._of[source][n:]:
             if not self._job.sketch_file(part).exists():
                 break
             ready.append(part)
         if n:
-            found = NonzeroMedians.load(self._file(source, n))
+            medians = NonzeroMedians.load(self._file(source, n))
         for part in ready:
-            found.merge(NonzeroMedians.load(self._job.sketch_file(part)))
+            medians.merge(NonzeroMedians.load(self._job.sketch_file(part)))
         if keep and ready:
             n += len(ready)
             with new_file(self._file(source, n), overwrite=True) as aside:
-                found.save(aside)
+                medians.save(aside)
             self._done[source] = n
             for part in ready:
                 self._job.sketch_file(part).unlink()
             if before:
                 self._file(source, before).unlink()
-        return found
+        return medians
 
     def all(self) -> NonzeroMedians:
         """Return the medians of all sources that are not damaged."""

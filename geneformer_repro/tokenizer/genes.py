@@ -113,9 +113,9 @@ def read_gene_table(table: Mapping[str, str] | str | Path) -> dict[str, str]:
         pairs = pairs.iloc[:, :2].set_axis(["from", "to"], axis=1)
     pairs = pairs.fillna("").map(lambda text: bare_id(text.strip())).drop_duplicates()
     pairs = pairs[pairs["to"].map(is_ensembl_gene).astype(bool) & (pairs["from"] != "")]
-    one, other = pairs["from"], pairs["to"]
-    of_one_species = (one.map(_species) == other.map(_species)) | (one.map(ensembl_of_symbol()) == other)
-    pairs = pairs[~(one.duplicated(keep=False) | (other.duplicated(keep=False) & ~of_one_species))]
+    ids, gene_ids = pairs["from"], pairs["to"]
+    of_one_species = (ids.map(_species) == gene_ids.map(_species)) | (ids.map(ensembl_of_symbol()) == gene_ids)
+    pairs = pairs[~(ids.duplicated(keep=False) | (gene_ids.duplicated(keep=False) & ~of_one_species))]
     if pairs.empty:
         raise InputError(
             f"{'The table' if isinstance(table, Mapping) else table}: no row leads one id to one Ensembl gene id. "
@@ -201,13 +201,13 @@ def reconcile(
         A vocabulary is to be learned from a source with several genomes.
     """
     finder = _Finder(source, vocabulary, other_ids or {})
-    found = [finder.find(gene, name) for gene, name in zip(source.gene_ids, source.gene_names, strict=True)]
-    other = _of_another_genome(source, np.array([gene != "" for gene, _ in found]), learn=vocabulary is None)
-    found = [("", f"genome {source.genomes[i]}") if other[i] else one for i, one in enumerate(found)]
-    to, by = [gene for gene, _ in found], [how for _, how in found]
+    pairs = [finder.find(gene, name) for gene, name in zip(source.gene_ids, source.gene_names, strict=True)]
+    other = _of_another_genome(source, np.array([gene != "" for gene, _ in pairs]), learn=vocabulary is None)
+    pairs = [("", f"genome {source.genomes[i]}") if other[i] else pair for i, pair in enumerate(pairs)]
+    to, by = [gene for gene, _ in pairs], [how for _, how in pairs]
     places = vocabulary.position if vocabulary else {gene: i for i, gene in enumerate(sorted({*to} - {""}))}
     position = np.array([places[gene] if gene else -1 for gene in to], dtype=np.int32)
-    outcome = np.array([UNKNOWN if not gene else KEPT if how == "id" else MAPPED for gene, how in found], dtype=object)
+    outcome = np.array([UNKNOWN if not gene else KEPT if how == "id" else MAPPED for gene, how in pairs], dtype=object)
     order = np.lexsort((np.arange(len(to)), outcome != KEPT, position))
     again = order[1:][(np.diff(position[order]) == 0) & (position[order][1:] >= 0)]
     outcome[again] = COLLAPSED
@@ -301,14 +301,14 @@ def shares(table: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"genes": grouped["size"].astype(int), "share": grouped["sum"] / total})
 
 
-def in_one_line(found: pd.DataFrame) -> str:
+def in_one_line(shares: pd.DataFrame) -> str:
     """Return `shares` as text: ``"12,000 genes kept (91.2 % of the counts), 10 mapped (…), …"``."""
-    parts = [
+    phrases = [
         f"{int(row['genes']):,} {'genes ' if i == 0 else ''}{name} ({100 * row['share']:.1f} %"
         f"{' of the counts' if i == 0 else ''})"
-        for i, (name, row) in enumerate(found.iterrows())
+        for i, (name, row) in enumerate(shares.iterrows())
     ]
-    return ", ".join(parts)
+    return ", ".join(phrases)
 
 
 def require_known(
@@ -330,21 +330,21 @@ def require_known(
     DataFormatError
         No gene is known, or they hold less; says what the ids seem to be.
     """
-    asked = ~genes.is_left_out
-    share = float(counts[genes.position >= 0].sum()) / max(float(counts[asked].sum()), 1.0)
-    if genes.n_known and (share >= min_share or not counts[asked].any()):
+    is_gene = ~genes.is_left_out
+    share = float(counts[genes.position >= 0].sum()) / max(float(counts[is_gene].sum()), 1.0)
+    if genes.n_known and (share >= min_share or not counts[is_gene].any()):
         return
     example, ours = next((gene for gene in source.gene_ids if gene), ""), vocabulary.gene_ids[0]
-    found = (
-        f"{genes.n_known} of {asked.sum()} genes, with {100 * share:.1f} % of the counts, are known to the "
+    how_many = (
+        f"{genes.n_known} of {is_gene.sum()} genes, with {100 * share:.1f} % of the counts, are known to the "
         f"vocabulary; at least {100 * min_share:.0f} % is asked for"
         if genes.n_known
-        else f"none of its {asked.sum()} genes is known to the vocabulary"
+        else f"none of its {is_gene.sum()} genes is known to the vocabulary"
     )
-    if 2 * genes.n_known > asked.sum():
-        raise DataFormatError(f"{source.name}: {found}. {_largest_unknown(genes, counts)}")
+    if 2 * genes.n_known > is_gene.sum():
+        raise DataFormatError(f"{source.name}: {how_many}. {_largest_unknown(genes, counts)}")
     raise DataFormatError(
-        f"{source.name}: {found} (ids from {source.ids_from!r}: {example!r} … against {ours!r} …). "
+        f"{source.name}: {how_many} (ids from {source.ids_from!r}: {example!r} … against {ours!r} …). "
         f"{_likely_cause(source, vocabulary)}"
     )
 
@@ -400,9 +400,9 @@ def _likely_cause(source: CountSource, vocabulary: KnownGenes) -> str:
     if sum(bool(_LIKE_MOUSE.match(symbol_in(gene))) for gene in ids) > half:
         return "These look like mouse gene symbols; give a one-to-one table with orthologs= (--orthologs)."
     kinds = {"Ensembl genes": len(ensembl), "human gene symbols": symbols}
-    found = " and ".join(f"{n} are {kind}" for kind, n in kinds.items() if n) or "0 are"
+    how_many = " and ".join(f"{n} are {kind}" for kind, n in kinds.items() if n) or "0 are"
     return (
-        f"Most are neither Ensembl ids nor human gene symbols (of {len(ids)} {found}); name the var column "
+        f"Most are neither Ensembl ids nor human gene symbols (of {len(ids)} {how_many}); name the var column "
         f"that holds them with gene_ids= (--gene-ids), or give a table with orthologs= (--orthologs)."
     )
 
@@ -426,15 +426,15 @@ def _current_symbols() -> frozenset[str]:
 
 def names_of(maps: Sequence[GeneMap]) -> dict[str, str]:
     """Return gene id → name, the first that a source gives, beside the id or in its place."""
-    found: dict[str, str] = {}
+    name_of: dict[str, str] = {}
     for genes in maps:
         columns = (genes.table[name] for name in ("gene_id", "name", "gene", "by"))
         for gene, name, text, by in zip(*columns, strict=True):
             if gene and not name and by != _MADE_UNIQUE_ONE and not ensembl_gene_in(text):
                 name = symbol_in(text)
             if gene and name:
-                found.setdefault(gene, name)
-    return found
+                name_of.setdefault(gene, name)
+    return name_of
 
 
 def with_symbols(names: Mapping[str, str]) -> dict[str, str]:

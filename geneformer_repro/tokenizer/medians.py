@@ -114,22 +114,22 @@ class NonzeroMedians:
         size = sum(len(piece.starts) + len(piece.values) for piece in self._waiting)
         if self._exact or size <= 2 * _FEW * (self._n_genes + 1):
             return
-        kept, counts = [np.empty(0)], np.zeros(self._n_genes + 1, dtype=np.int64)
+        waiting, counts = [np.empty(0)], np.zeros(self._n_genes + 1, dtype=np.int64)
         for gene, values in self._waiting_by_gene():
             if len(values) < _FEW:
-                kept.append(values)
+                waiting.append(values)
                 counts[gene + 1] = len(values)
             else:
                 self._digests[gene] = _updated(self._digests[gene], values)
-        self._waiting = [_Piece(np.cumsum(counts), np.concatenate(kept))]
+        self._waiting = [_Piece(np.cumsum(counts), np.concatenate(waiting))]
 
     def _waiting_by_gene(self) -> Iterator[tuple[int, np.ndarray]]:
         """Give the values that wait in the order they came, for each gene that has some."""
         pieces = [(piece.starts.tolist(), piece.values) for piece in self._waiting]
         for gene in range(self._n_genes):
-            found = [values[s[gene] : s[gene + 1]] for s, values in pieces if s[gene] < s[gene + 1]]
-            if found:
-                yield gene, np.concatenate(found)
+            of_gene = [values[s[gene] : s[gene + 1]] for s, values in pieces if s[gene] < s[gene + 1]]
+            if of_gene:
+                yield gene, np.concatenate(of_gene)
 
     def save(self, path: Path) -> None:
         """Write all that was collected into one file for `load`, under this very name."""
@@ -173,13 +173,13 @@ class NonzeroMedians:
         with np.load(file, allow_pickle=False) as content:
             if content["format"] != _FORMAT:
                 raise DataFormatError(f"its format is {content['format']}")
-            found = cls(len(content["n_values"]), exact=bool(content["exact"]))
-            found._n_values = content["n_values"]
-            found._digests = [piece.tobytes() for piece in _cut(content["digests"], content["digest_bytes"])]
+            medians = cls(len(content["n_values"]), exact=bool(content["exact"]))
+            medians._n_values = content["n_values"]
+            medians._digests = [piece.tobytes() for piece in _cut(content["digests"], content["digest_bytes"])]
             starts = list(content["starts"])
             values = _cut(content["values"], [piece[-1] for piece in starts])
-            found._waiting = [_Piece(*piece) for piece in zip(starts, values, strict=True)]
-        return found
+            medians._waiting = [_Piece(*piece) for piece in zip(starts, values, strict=True)]
+        return medians
 
 
 def _cut(whole: np.ndarray, sizes: Sequence[int] | np.ndarray) -> list[np.ndarray]:

@@ -245,14 +245,14 @@ def _is_uncropped(name: str, kind: pa.DataType) -> bool:
 
 def _named(path: Path, name: str, codes: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
     """Return the names of codes; -1, as `datasets` writes, and null are missing."""
-    known = pc.if_else(pc.equal(codes, -1), pa.scalar(None, codes.type), codes)
-    found = pc.unique(known).drop_null().to_numpy(zero_copy_only=False)
-    if len(wrong := found[(found < 0) | (found >= len(names))]):
+    without_missing = pc.if_else(pc.equal(codes, -1), pa.scalar(None, codes.type), codes)
+    used = pc.unique(without_missing).drop_null().to_numpy(zero_copy_only=False)
+    if len(wrong := used[(used < 0) | (used >= len(names))]):
         raise DataFormatError(
             f"{path}: the column {name!r} holds the code {wrong[0]}, and has {len(names)} names of classes "
             f"({', '.join(map(repr, names[:_SHOWN]))}{', …' if len(names) > _SHOWN else ''})."
         )
-    return pc.take(pa.array(names, pa.string()), known)
+    return pc.take(pa.array(names, pa.string()), without_missing)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -267,8 +267,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_null(kind) or kind == pa.string_view():
         return column.cast(pa.string())
     if pa.types.is_temporal(kind):
-        as_text = str if pa.types.is_duration(kind) else lambda one: one.isoformat()
-        return pa.chunked_array([[None if one is None else as_text(one) for one in column.to_pylist()]], pa.string())
+        as_text = str if pa.types.is_duration(kind) else lambda time: time.isoformat()
+        return pa.chunked_array([[None if time is None else as_text(time) for time in column.to_pylist()]], pa.string())
     return None
 
 
@@ -285,12 +285,12 @@ def _with_names(path: Path, table: datasets.Dataset) -> datasets.Dataset:
     if named is None:
         return with_column(table, CELL, pa.array([str(i) for i in range(len(table))]))
     column = table.data.column(named)
-    names = column if _is_text(column.type) else pa.array([_text(one) for one in column.to_pylist()], pa.string())
+    names = column if _is_text(column.type) else pa.array([_text(name) for name in column.to_pylist()], pa.string())
     n_missing = pc.sum(pc.fill_null(pc.equal(names, ""), True)).as_py()
     if n_missing or pc.count_distinct(names).as_py() < len(names):
         names = _numbered(path, named, names, n_missing)
-    kept = table if named == CELL else table.remove_columns([named])
-    return kept if names is column and named == CELL else with_column(kept, CELL, names)
+    others = table if named == CELL else table.remove_columns([named])
+    return others if names is column and named == CELL else with_column(others, CELL, names)
 
 
 def _text(value: object) -> str | None:
@@ -299,14 +299,14 @@ def _text(value: object) -> str | None:
 
 def _numbered(path: Path, named: str, names: pa.ChunkedArray | pa.Array, n_missing: int) -> pa.Array:
     """Put the row number before names that do not tell cells apart."""
-    known = pd.Series(names.to_pylist(), dtype=object).fillna("")
-    twice = known[known.duplicated() & (known != "")]
-    found = [f"{n_missing} cells have none"] if n_missing else []
-    found += [f"several are called {name!r}" for name in twice[:1]]
-    numbered = [f"{row}/{name}" for row, name in enumerate(known)]
+    given = pd.Series(names.to_pylist(), dtype=object).fillna("")
+    twice = given[given.duplicated() & (given != "")]
+    faults = [f"{n_missing} cells have none"] if n_missing else []
+    faults += [f"several are called {name!r}" for name in twice[:1]]
+    numbered = [f"{row}/{name}" for row, name in enumerate(given)]
     logger.warning(
         "%s: the names in %r do not tell cells apart (%s). Each has its row number before it, such as %r.",
-        path, named, "; ".join(found), numbered[0],
+        path, named, "; ".join(faults), numbered[0],
     )  # fmt: skip
     return pa.array(numbered)
 
@@ -368,6 +368,6 @@ def described(path: Path) -> str:
         f"columns: {columns}",
     ]
     if ranges:
-        low, high = min(one["min"] for one in ranges), max(one["max"] for one in ranges)
+        low, high = min(of_chunk["min"] for of_chunk in ranges), max(of_chunk["max"] for of_chunk in ranges)
         lines.append(f"tokens from {low} to {high}; what they mean says a vocabulary (--vocabulary)")
     return "\n".join(lines)

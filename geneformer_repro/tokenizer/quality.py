@@ -24,7 +24,24 @@ ANOTHER_GENOME = "another genome"
 
 @dataclass(frozen=True, kw_only=True)
 class CellFilter:
-    """Thresholds that a cell must pass; None asks nothing. Applied in the order of the fields."""
+    """Thresholds that a cell must pass; None asks nothing. Applied in the order of the fields.
+
+    See Also
+    --------
+    tokenize : Takes it as ``cell_filter``.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> adata, vocabulary = gf.datasets.pbmc700(), gf.Vocabulary.load("vocabulary")
+    >>> cells = gf.tokenize(adata, vocabulary, cell_filter=gf.CellFilter(min_genes=100, counts_within_sd=3))
+    >>> len(cells), {why: n for why, n in cells.spec["left_out"].items() if n}
+    (690, {'counts_within_sd': 10})
+    >>> gf.CellFilter(max_mito=5)
+    Traceback (most recent call last):
+        ...
+    geneformer_repro.config.ConfigError: CellFilter.max_mito must be a share, at most 1, found 5.
+    """
 
     filter_pass: bool = False
     """Keep only cells whose ``obs['filter_pass']`` is 1, as the published tokenizer does where the column exists."""
@@ -71,6 +88,21 @@ class CellFilter:
         ------
         InputError
             There is no ``obs['filter_pass']``, or no mitochondrial gene.
+
+        See Also
+        --------
+        CellFilter.reasons : Which cells fail.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> from geneformer_repro.tokenizer.readers import open_counts
+        >>> gf.CellFilter(min_counts=500).check(open_counts("cells.h5ad"))
+        >>> gf.CellFilter(filter_pass=True).check(open_counts("cells.h5ad"))
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.InputError: cells.h5ad: obs has no column 'filter_pass'. There are: 'cell_type',
+        'phase', 'n_counts', 'donor'.
         """
         if self.filter_pass and not pd.api.types.is_numeric_dtype(source.obs(FILTER_PASS, 0, 1)):
             raise InputError(f"{source.name}: obs['filter_pass'] must hold 0 and 1, found text.")
@@ -88,7 +120,25 @@ class CellFilter:
         is_mito: np.ndarray,
         moments: "Moments | None",
     ) -> np.ndarray:
-        """Return why each cell of a block is left out: the first threshold it fails, or ""."""
+        """Return why each cell of a block is left out: the first threshold it fails, or "".
+
+        See Also
+        --------
+        CellFilter.check : Whether the thresholds can be applied at all.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import geneformer_repro as gf
+        >>> from geneformer_repro.tokenizer.readers import open_counts
+        >>> source = open_counts("cells.h5ad")
+        >>> block = next(source.blocks(0, 5))
+        >>> totals, is_mito = source.total_counts(block), np.zeros(len(source.gene_ids), dtype=bool)
+        >>> totals
+        array([2557., 2695., 3389., 2204., 3878.])
+        >>> gf.CellFilter(min_counts=2600, max_counts=3800).reasons(source, block, totals, is_mito, None)
+        array(['min_counts', '', '', 'min_counts', 'max_counts'], dtype=object)
+        """
         counts, n_cells = block.counts, len(totals)
         n_genes, mito = _n_expressed(counts), mito_share(counts, is_mito)
         failed: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Counts from where users have them, in blocks of cells, checked, and never written to.
 
 Everything is read by ranges of cells, the cells' names and columns too, so memory does not grow with their number.
-`containers` knows where each kind of container has them.
+`containers` knows where each kind of container has them, `matrices` how a matrix is read by cells.
 """
 
 import re
@@ -20,17 +20,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.tokenizer.containers import (
-    BLOCK_CELLS,
-    ByGene,
-    Content,
-    Matrix,
-    content_kind,
-    content_of,
-    first_not_a_count,
-    some_genes,
-    texts,
-)
+from geneformer_repro.tokenizer.containers import Content, content_kind, content_of, texts
 from geneformer_repro.tokenizer.features import (
     ensembl_gene_in,
     genomes_of,
@@ -38,6 +28,7 @@ from geneformer_repro.tokenizer.features import (
     kind_by_name,
     kinds_of,
 )
+from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, ByGene, Matrix, first_not_a_count, some_genes
 
 _LOCKED = (
     "{}: another program has it open for writing. Wait for it to finish; on a file system without locks set "
@@ -281,53 +272,76 @@ def open_counts(
         The layer or column does not exist.
     """
     name = "AnnData" if isinstance(source, ad.AnnData) else str(source)
+    layer = layer or "X"
     with _named_errors(name, content_kind(source)):
         content = content_of(source)
-        chosen = layer or "X"
-        if chosen not in content.layers:
-            hint = " X is absent." if chosen == "X" else ""
-            raise InputError(f"{name}: there is no layer {chosen!r}.{hint} {did_you_mean(chosen, content.layers)}")
-        var, matrix = content.var(chosen), content.matrix(chosen)
-        if content.n_cells != matrix.shape[0]:
-            raise DataFormatError(
-                f"{name}: {chosen} has {matrix.shape[0]} rows, but {content.n_cells} cells are named."
-            )
-    n_cells, n_features = matrix.shape
-    if n_cells == 0:
-        raise DataFormatError(f"{name}: holds no cells ({n_features} genes).")
-    if n_features == 0:
-        raise DataFormatError(f"{name}: holds no genes ({n_cells} cells).")
-    if n_features != len(var):
-        raise DataFormatError(f"{name}: {chosen} has {n_features} columns, but {len(var)} genes are named.")
-    kinds = _kinds_of(content, chosen)
-    column, ids = _gene_ids(name, var, gene_ids, is_gene=kinds == "")
-    named = next((candidate for candidate in _NAME_COLUMNS if candidate in var and candidate != column), None)
-    names = texts(var[named] if named else var.index.to_series()) if named or column != "index" else [""] * len(var)
-    names = ["" if is_ensembl_gene(text) else text for text in names]
-    kinds = np.array([kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)], dtype=object)
-    genes = np.flatnonzero(kinds == "")
+        if layer not in content.layers:
+            hint = " X is absent." if layer == "X" else ""
+            raise InputError(f"{name}: there is no layer {layer!r}.{hint} {did_you_mean(layer, content.layers)}")
+        var, matrix = content.var(layer), content.matrix(layer)
+        _require_shape(name, layer, matrix.shape, n_cells=content.n_cells, n_features=len(var))
+    features = _features_of(name, content, layer, gene_ids)
+    genes = np.flatnonzero(features.kinds == "")
     if not len(genes):
-        found = ", ".join(f"{n:,} {kind}" for kind, n in Counter(kinds.tolist()).most_common())
-        raise DataFormatError(f"{name}: holds no genes; its features are {found}.")
-    if len(genes) < n_features:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(features.kinds.tolist()).most_common())
+        raise DataFormatError(f"{name}: holds no genes; its features are {kinds}.")
+    if len(genes) < len(var):
         matrix = some_genes(matrix, genes)
     if isinstance(matrix, ByGene) and work is not None:
         matrix = ByGene(matrix.shape, matrix.entries, work)
-    no_genes = pd.DataFrame({"gene": ids, "name": names, "kind": kinds})[kinds != ""]
-    genomes = genomes_of(var, ids)
     return CountSource(
         name,
-        n_cells,
-        tuple(ids[i] for i in genes),
-        tuple(names[i] for i in genes),
-        column,
-        chosen,
+        content.n_cells,
+        tuple(features.ids[i] for i in genes),
+        tuple(features.names[i] for i in genes),
+        features.ids_from,
+        layer,
         tuple(content.obs_columns),
-        tuple(genomes[i] for i in genes),
-        no_genes,
+        tuple(features.genomes[i] for i in genes),
+        features.no_genes(),
         content,
         matrix,
     )
+
+
+def _require_shape(name: str, layer: str, shape: tuple[int, int], *, n_cells: int, n_features: int) -> None:
+    """Raise unless a matrix has a cell and a feature, and as many of both as are named."""
+    if shape[0] != n_cells:
+        raise DataFormatError(f"{name}: {layer} has {shape[0]} rows, but {n_cells} cells are named.")
+    if n_cells == 0:
+        raise DataFormatError(f"{name}: holds no cells ({shape[1]} genes).")
+    if shape[1] == 0:
+        raise DataFormatError(f"{name}: holds no genes ({n_cells} cells).")
+    if shape[1] != n_features:
+        raise DataFormatError(f"{name}: {layer} has {shape[1]} columns, but {n_features} genes are named.")
+
+
+class _Features(NamedTuple):
+    """What each column of a matrix is: a gene, or of another kind."""
+
+    ids: list[str]
+    ids_from: str
+    """Column of ``var`` that the ids are from."""
+    names: list[str]
+    kinds: np.ndarray
+    """What a feature is instead of a gene; "" for a gene."""
+    genomes: tuple[str, ...]
+
+    def no_genes(self) -> pd.DataFrame:
+        """Return a row a feature that is no gene."""
+        return pd.DataFrame({"gene": self.ids, "name": self.names, "kind": self.kinds})[self.kinds != ""]
+
+
+def _features_of(name: str, content: Content, layer: str, gene_ids: str | None) -> _Features:
+    """Say what the features of a layer are: by the tables of the container, else by their ids and names."""
+    var, kinds = content.var(layer), _kinds_of(content, layer)
+    ids_from, ids = _gene_ids(name, var, gene_ids, is_gene=kinds == "")
+    named = next((column for column in _NAME_COLUMNS if column in var and column != ids_from), None)
+    has_names = named is not None or ids_from != "index"
+    names = texts(var[named] if named else var.index.to_series()) if has_names else [""] * len(var)
+    names = ["" if is_ensembl_gene(text) else text for text in names]
+    kinds = np.array([kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)], dtype=object)
+    return _Features(ids, ids_from, names, kinds, genomes_of(var, ids))
 
 
 def _kinds_of(content: Content, layer: str) -> np.ndarray:
@@ -341,14 +355,14 @@ def _kinds_of(content: Content, layer: str) -> np.ndarray:
     return kinds
 
 
-def _gene_ids(name: str, var: pd.DataFrame, asked: str | None, *, is_gene: np.ndarray) -> tuple[str, list[str]]:
+def _gene_ids(name: str, var: pd.DataFrame, wanted: str | None, *, is_gene: np.ndarray) -> tuple[str, list[str]]:
     """Choose the column of ids: the one asked for; else the first with Ensembl ids, or with such in its texts."""
-    if asked is not None and asked != "index" and asked not in var:
-        raise InputError(f"{name}: var has no column {asked!r}. {did_you_mean(asked, var.columns)}")
-    if asked is None and "ensembl_id" in var:
-        asked = "ensembl_id"
-    if asked is not None:
-        return asked, texts(var.index.to_series() if asked == "index" else var[asked])
+    if wanted is not None and wanted != "index" and wanted not in var:
+        raise InputError(f"{name}: var has no column {wanted!r}. {did_you_mean(wanted, var.columns)}")
+    if wanted is None and "ensembl_id" in var:
+        wanted = "ensembl_id"
+    if wanted is not None:
+        return wanted, texts(var.index.to_series() if wanted == "index" else var[wanted])
     columns = {"index": texts(var.index.to_series())}
     columns |= {str(column): texts(var[column]) for column in var.columns if not _is_number(var[column])}
     for is_id in (is_ensembl_gene, ensembl_gene_in):

@@ -31,7 +31,7 @@ _FOREIGN, _GENE, _FIRST, _LAST, _EITHER = range(5)
 """What a token is: of no gene, of one, what a cell begins or ends with, or a special token that may stand anywhere."""
 
 
-class _Found(NamedTuple):
+class _Seen(NamedTuple):
     """What is wrong with some rows, as row numbers and tokens; -1 where nothing is."""
 
     n_foreign: int
@@ -114,39 +114,40 @@ def require_tokens(
     DataFormatError
         Names the first row, or counts the tokens, that are otherwise.
     """
-    found = _Found(0, -1, -1, -1, -1, 0)
+    seen = _Seen(0, -1, -1, -1, -1, 0)
     kinds = _kinds(vocabulary)
     for start, tokens in _blocks(column, starts):
         as_compiled = tokens.values if tokens.values.dtype == np.uint16 else tokens.values.astype(np.int64)
         n, first, bare, twice, token, longest = _look_through(as_compiled, tokens.offsets, kinds, vocabulary.has_cls)
-        found = _Found(
-            found.n_foreign + n,
-            tokens.values[first] if n and not found.n_foreign else found.first_foreign,
-            start + bare if bare >= 0 and found.bare < 0 else found.bare,
-            start + twice if twice >= 0 and found.twice < 0 else found.twice,
-            token if twice >= 0 and found.twice < 0 else found.token_twice,
-            max(found.longest, longest),
+        seen = _Seen(
+            seen.n_foreign + n,
+            tokens.values[first] if n and not seen.n_foreign else seen.first_foreign,
+            start + bare if bare >= 0 and seen.bare < 0 else seen.bare,
+            start + twice if twice >= 0 and seen.twice < 0 else seen.twice,
+            token if twice >= 0 and seen.twice < 0 else seen.token_twice,
+            max(seen.longest, longest),
         )
-    _refuse(path, found, vocabulary)
-    return found.longest
+    _refuse(path, seen, vocabulary)
+    return seen.longest
 
 
-def _refuse(path: Path, found: _Found, vocabulary: Vocabulary) -> None:
-    if found.n_foreign:
-        name = next((f" ({name})" for name, one in vocabulary.special_tokens.items() if one == found.first_foreign), "")
+def _refuse(path: Path, seen: _Seen, vocabulary: Vocabulary) -> None:
+    if seen.n_foreign:
+        names = {token: f" ({name})" for name, token in vocabulary.special_tokens.items()}
+        first = f"{seen.first_foreign}{names.get(seen.first_foreign, '')}"
         raise DataFormatError(
-            f"{path}: {found.n_foreign} tokens are not genes of the vocabulary (first: {found.first_foreign}{name}). "
+            f"{path}: {seen.n_foreign} tokens are not genes of the vocabulary (first: {first}). "
             "It was made with another vocabulary, or is damaged."
         )
-    if found.bare >= 0:
+    if seen.bare >= 0:
         raise DataFormatError(
-            f"{path}: row {found.bare} does not begin with {CLS} and end with {EOS}, as cells of this "
+            f"{path}: row {seen.bare} does not begin with {CLS} and end with {EOS}, as cells of this "
             "vocabulary do. If they were tokenised without special tokens, give a vocabulary without these two "
             "(Vocabulary.from_tokens); if they were cut afterwards, tokenise them anew."
         )
-    if found.twice >= 0:
+    if seen.twice >= 0:
         raise DataFormatError(
-            f"{path}: token {found.token_twice} stands twice in row {found.twice}; a gene has one rank in a cell."
+            f"{path}: token {seen.token_twice} stands twice in row {seen.twice}; a gene has one rank in a cell."
         )
 
 

@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,7 +21,6 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.sparse import csr_matrix
 
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
@@ -30,15 +29,11 @@ from geneformer_repro.files import new_file, read_json, write_json, write_table
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of, read_report, write_report
 from geneformer_repro.tokenizer.dataset import (
     CELL,
-    INPUT_IDS,
-    LENGTH,
     OWN_COLUMNS,
     SOURCE,
-    UNCROPPED,
-    UNCROPPED_LENGTH,
     TokenizedDataset,
 )
-from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
+from geneformer_repro.tokenizer.encoding import sum_by_column
 from geneformer_repro.tokenizer.folder import FORMAT, schema_of, write_state
 from geneformer_repro.tokenizer.genes import (
     LEFT_OUT,
@@ -50,8 +45,9 @@ from geneformer_repro.tokenizer.genes import (
     require_known,
     shares,
 )
+from geneformer_repro.tokenizer.part_rows import PartRows
 from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter, Moments
-from geneformer_repro.tokenizer.readers import Block, CountSource
+from geneformer_repro.tokenizer.readers import CountSource
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -137,6 +133,23 @@ def tokenize(
         A column, layer or file does not exist, or an option does not fit a source.
     FileExistsError
         `out` exists, or unfinished work on it has other settings.
+
+    See Also
+    --------
+    Vocabulary.fit : Learn genes and medians.
+    TokenizedDataset : What comes out.
+    CellFilter : Thresholds for cells.
+    datasets.pbmc700 : Cells to try it on.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> vocabulary = gf.Vocabulary.load("vocabulary")
+    >>> cells = gf.tokenize("cells.h5ad", vocabulary, out="pbmc.tok", obs=["cell_type", "donor"])
+    >>> len(cells), round(cells.spec["share_of_counts_known"], 3)
+    (700, 1.0)
+    >>> cells.genes(0)[:2]  # of the first cell the genes furthest above their median
+    ['ENSG00000133246', 'ENSG00000087086']
     """
     if isinstance(obs, str):
         raise InputError(f"obs={obs!r}: expected a list of columns; write obs=[{obs!r}].")
@@ -320,21 +333,20 @@ class _Job(Job):
     def measure(self, part: Part) -> None:
         """Write the moments of a part."""
         source = self.corpus.open(part.source)
-        is_mito, found = is_mitochondrial(source), Moments()
+        is_mito, moments = is_mitochondrial(source), Moments()
         for block in source.blocks(part.start, part.stop):
-            found += Moments.of(block, source.total_counts(block), is_mito)
-        write_report(self.report_file(part, "moments"), found.as_json())
+            moments += Moments.of(block, source.total_counts(block), is_mito)
+        write_report(self.report_file(part, "moments"), moments.as_json())
 
     def tokenize(self, part: Part) -> None:
         """Write the rows and the report of a part."""
-        rows = _Rows(self, part)
-        arrow = self.arrow_file(part)
+        arrow, rows = self.arrow_file(part), self._rows_of(part)
         with (
             new_file(arrow, overwrite=True) as aside,
             pa.OSFile(str(aside), "wb") as file,
             pa.ipc.new_stream(file, self.schema) as writer,
         ):
-            for batch in rows.batches():
+            for batch in rows:
                 writer.write_batch(batch)
         if not rows.n_cells:
             arrow.unlink()
@@ -345,6 +357,19 @@ class _Job(Job):
             with new_file(path, overwrite=True) as aside:
                 write(aside)
         write_report(self.report_file(part, "json"), rows.report(), *[arrow] * (rows.n_cells > 0), *written)
+
+    def _rows_of(self, part: Part) -> PartRows:
+        return PartRows(
+            self.corpus.open(part.source),
+            part,
+            self.genes(part.source),
+            self.vocabulary,
+            self.schema,
+            obs=self.options.obs,
+            label=self.corpus.labels[part.source],
+            cell_filter=self.cell_filter,
+            moments=self.moments(part.source),
+        )
 
 
 def _counts_of_some(source: CountSource) -> np.ndarray:
@@ -361,107 +386,6 @@ def _kind_of(column: pd.Series) -> str:
     if pd.api.types.is_bool_dtype(column):
         return "bool"
     return "int64" if pd.api.types.is_integer_dtype(column) else "float64"
-
-
-class _Rows:
-    """Reads a part once, yields Arrow batches, and counts what it saw."""
-
-    def __init__(self, job: _Job, part: Part) -> None:
-        self._job, self._part = job, part
-        self._source, self._genes = job.corpus.open(part.source), job.genes(part.source)
-        self._digest = hashlib.sha256()
-        self._left_out: list[tuple[str, str]] = []
-        self._n_cropped = self.n_cells = 0
-        self.gene_counts = np.zeros(len(self._genes.position))
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield a batch a block, of the cells that are kept."""
-        moments = self._job.moments(self._part.source)
-        asked = self._job.cell_filter.asked
-        is_mito = is_mitochondrial(self._source) if asked else np.empty(0)
-        for block in self._source.blocks(self._part.start, self._part.stop):
-            totals = self._source.total_counts(block)
-            why = np.full(len(totals), "", dtype=object)
-            if asked:
-                why = self._job.cell_filter.reasons(self._source, block, totals, is_mito, moments)
-            why[self._of_another_genome(block) & (why == "")] = ANOTHER_GENOME
-            encoded = self._encode(block.counts, totals)
-            why[(encoded.n_genes == 0) & (why == "")] = NO_KNOWN_GENE
-            kept = np.flatnonzero(why == "")
-            if len(kept) < len(why):
-                out = np.flatnonzero(why != "")
-                names = self._source.cell_names(block.start, block.start + len(why))
-                self._left_out += zip(names[out], why[out], strict=True)
-                encoded = self._encode(block.counts[kept], totals[kept])
-            self.gene_counts += sum_by_column(block.counts)
-            if len(kept):
-                yield self._batch(block, kept, encoded, totals)
-
-    def _of_another_genome(self, block: Block) -> np.ndarray:
-        """Whether most of each cell's counts are in genes of a genome that is not read."""
-        other = self._genes.is_left_out
-        if not other.any():
-            return np.zeros(block.counts.shape[0], dtype=bool)
-        return 2 * (block.counts @ other.astype(np.float64)) > np.asarray(block.counts.sum(axis=1)).ravel()
-
-    def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
-        return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
-
-    def _batch(self, block: Block, kept: np.ndarray, encoded: Encoded, totals: np.ndarray) -> pa.RecordBatch:
-        schema, stop = self._job.schema, block.start + len(totals)
-        room = self._job.vocabulary.max_length - 2 * self._job.vocabulary.has_cls
-        self.n_cells += len(kept)
-        self._n_cropped += int((encoded.n_genes > room).sum())
-        columns: dict[str, Any] = {
-            CELL: pa.array(self._source.cell_names(block.start, stop)[kept], pa.string()),
-            INPUT_IDS: _lists(encoded.tokens),
-            LENGTH: pa.array(encoded.tokens.lengths, pa.int32()),
-        }
-        if self._job.options.uncropped:
-            whole = self._encode(block.counts[kept], totals[kept], crop=False).tokens
-            columns |= {UNCROPPED: _lists(whole), UNCROPPED_LENGTH: pa.array(whole.lengths, pa.int32())}
-        if SOURCE in schema.names:
-            label = self._job.corpus.labels[self._part.source]
-            columns[SOURCE] = pa.repeat(pa.scalar(label, pa.string()), len(kept))
-        for name in self._job.kinds:
-            column = self._source.obs(name, block.start, stop).iloc[kept]
-            columns[name] = _as_arrow(self._source, column, name, schema.field(name).type)
-        batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-        self._digest.update(batch.serialize())
-        return batch
-
-    def write_left_out(self, path: Path) -> None:
-        """Write a line a cell left out."""
-        label = self._job.corpus.labels[self._part.source]
-        table = pd.DataFrame(self._left_out, columns=[CELL, "why"])
-        table.insert(0, SOURCE, label)
-        write_table(table, path, index=False, header=False)
-
-    def report(self) -> dict[str, Any]:
-        """Return what the part came to."""
-        return {
-            "n_cells": self.n_cells,
-            "n_cropped": self._n_cropped,
-            "left_out": dict(Counter(why for _, why in self._left_out)),
-            "digest": self._digest.hexdigest(),
-        }
-
-
-def _lists(tokens: Ragged) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.values))
-
-
-def _as_arrow(source: CountSource, column: pd.Series, name: str, kind: pa.DataType) -> pa.Array:
-    if pd.api.types.is_datetime64_any_dtype(column):
-        column = column.map(pd.Timestamp.isoformat, na_action="ignore")
-    if column.dtype == np.float16:  # Arrow casts none
-        column = column.astype(np.float32)
-    if pa.types.is_string(kind):
-        column = column.astype("string").astype(object)
-    try:
-        return pa.array(column, from_pandas=True).cast(kind)
-    except pa.ArrowException as error:
-        raise DataFormatError(f"{source.name}: the obs column {name!r} cannot be written as {kind}: {error}") from error
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -516,12 +440,12 @@ class _Outcome:
         return sum(report[what] for part, report in self._reports.items() if source in (None, part.source))
 
     def _left_out(self) -> dict[str, int]:
-        found: Counter[str] = Counter()
+        n_cells: Counter[str] = Counter()
         for report in self._reports.values():
-            found.update(report["left_out"])
+            n_cells.update(report["left_out"])
         order = [*self._job.options.cell_filter, ANOTHER_GENOME, NO_KNOWN_GENE]
         always = {*self._job.cell_filter.asked, NO_KNOWN_GENE}
-        return {why: found[why] for why in order if why in always or found[why]}
+        return {why: n_cells[why] for why in order if why in always or n_cells[why]}
 
     def _require_cells(self) -> None:
         if self._total("n_cells"):
@@ -536,25 +460,25 @@ class _Outcome:
     def _genes(self) -> pd.DataFrame:
         """Return a row a gene of the sources and what became of it, with its counts over all of them."""
         keys = ["gene", "name", "outcome", "by", "gene_id"]
-        found = pd.DataFrame()
+        genes = pd.DataFrame()
         for i in self._good:
             table = self._job.genes(i).table.assign(counts=self._counts[i], sources=1)
             table["copy"] = table.groupby(keys, sort=False).cumcount()
-            found = pd.concat([found, table]).groupby([*keys, "copy"], sort=False, as_index=False).sum()
-        found = found.drop(columns="copy")
-        whole = found["counts"] == found["counts"].round()
-        return found.assign(counts=found["counts"].astype(np.int64)) if whole.all() else found
+            genes = pd.concat([genes, table]).groupby([*keys, "copy"], sort=False, as_index=False).sum()
+        genes = genes.drop(columns="copy")
+        whole = genes["counts"] == genes["counts"].round()
+        return genes.assign(counts=genes["counts"].astype(np.int64)) if whole.all() else genes
 
     def _no_genes(self) -> pd.DataFrame:
         """Return a row a feature that is no gene, and whose counts were not read."""
         tables = [self._job.corpus.open(i).no_genes.rename(columns={"kind": "by"}) for i in self._good]
         keys = ["gene", "name", "by"]
-        found = pd.concat(tables).groupby(keys, sort=False).size().rename("sources").reset_index()
-        found[["outcome", "gene_id"]] = LEFT_OUT, ""
-        return found
+        features = pd.concat(tables).groupby(keys, sort=False).size().rename("sources").reset_index()
+        features[["outcome", "gene_id"]] = LEFT_OUT, ""
+        return features
 
     def _spec(self, genes: pd.DataFrame) -> dict[str, Any]:
-        job, known = self._job, shares(genes, genes["counts"].to_numpy(dtype=np.float64))
+        job, by_outcome = self._job, shares(genes, genes["counts"].to_numpy(dtype=np.float64))
         digest = hashlib.sha256(json.dumps([job.vocabulary.fingerprint, job.schema.names]).encode())
         for report in self._reports.values():
             digest.update(report["digest"].encode())
@@ -573,9 +497,9 @@ class _Outcome:
             "n_genes_known": int(genes["gene_id"].ne("").sum()),
             "genes": {
                 name: {"genes": int(row["genes"]), "share_of_counts": round(float(row["share"]), 6)}
-                for name, row in known.iterrows()
+                for name, row in by_outcome.iterrows()
             },
-            "share_of_counts_known": round(1 - float(known["share"]["unknown"]), 6),
+            "share_of_counts_known": round(1 - float(by_outcome["share"]["unknown"]), 6),
             "options": {name: value for name, value in asdict(job.options).items() if name not in ("obs", "orthologs")}
             | {"cell_filter": job.cell_filter.asked, "n_orthologs": len(job.options.orthologs)},
             "sources": [self._source(i) for i in self._good],
@@ -585,7 +509,7 @@ class _Outcome:
         }
 
     def _source(self, i: int) -> dict[str, Any]:
-        source, known = self._job.corpus.open(i), shares(self._job.genes(i).table, self._counts[i])
+        source, by_outcome = self._job.corpus.open(i), shares(self._job.genes(i).table, self._counts[i])
         return {
             "name": self._job.corpus.labels[i],
             **self._job.plan["sources"][i],
@@ -595,7 +519,7 @@ class _Outcome:
             "n_cells_kept": self._total("n_cells", i),
             "n_genes": int((~self._job.genes(i).is_left_out).sum()),
             "n_genes_known": self._job.genes(i).n_known,
-            "share_of_counts_known": round(1 - float(known["share"]["unknown"]), 6),
+            "share_of_counts_known": round(1 - float(by_outcome["share"]["unknown"]), 6),
         }
 
     def _names_are_unique(self) -> bool:
@@ -613,9 +537,9 @@ class _Outcome:
         return not (hashes[1:] == hashes[:-1]).any()
 
     def _say(self, spec: Mapping[str, Any], genes: pd.DataFrame) -> None:
-        known = shares(genes, genes["counts"].to_numpy(dtype=np.float64))
+        by_outcome = shares(genes, genes["counts"].to_numpy(dtype=np.float64))
         names = [self._job.corpus.labels[i] for i in self._good]
-        said = [in_one_line(known), *(f"{n:,} {kind} left out" for kind, n in spec["no_genes"].items())]
+        said = [in_one_line(by_outcome), *(f"{n:,} {kind} left out" for kind, n in spec["no_genes"].items())]
         other = genes["by"][genes["outcome"] == LEFT_OUT].value_counts()
         said += [f"{n:,} genes of {genome} left out" for genome, n in other.items()]
         logger.info("%s: %s", names[0] if len(names) == 1 else f"{len(names)} sources", ", ".join(said))

@@ -66,6 +66,25 @@ class Vocabulary:
     ------
     InputError
         Ids or tokens repeat, lengths differ, or a median is not a positive number.
+
+    See Also
+    --------
+    Vocabulary.fit : Learn one from counts.
+    Vocabulary.from_pretrained : Open the published ones.
+    tokenize : Turn counts into tokens with it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> vocabulary = gf.Vocabulary.load("vocabulary")
+    >>> len(vocabulary), vocabulary.max_length
+    (754, 4096)
+    >>> vocabulary.gene_ids[0], vocabulary.gene_names[0], int(vocabulary.tokens[0])
+    ('ENSG00000000938', 'FGR', 4)
+    >>> dict(vocabulary.special_tokens)
+    {'<pad>': 0, '<mask>': 1, '<cls>': 2, '<eos>': 3}
+    >>> vocabulary.medians[:3].round(1)  # counts per 10,000 where the gene is detected
+    array([3.6, 2.9, 3.2])
     """
 
     gene_ids: tuple[str, ...]
@@ -165,6 +184,23 @@ class Vocabulary:
         ------
         InputError
             The vocabulary has no medians.
+
+        See Also
+        --------
+        Vocabulary.fit : Learns medians.
+        tokenize : Needs them.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Vocabulary.load("vocabulary").require_medians()
+        >>> tokens = {"<pad>": 0, "<mask>": 1, "ENSG00000111245": 2, "ENSG00000159251": 3}
+        >>> vocabulary = gf.Vocabulary.from_tokens(tokens)
+        >>> vocabulary.require_medians()
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.InputError: Vocabulary(2 genes, <pad>, <mask>, max_length=2048, no medians, ...) has no
+        medians, so it can read tokens but not make them. Give Vocabulary.from_tokens(…, medians=…).
         """
         if self.medians is None:
             raise InputError(
@@ -178,7 +214,21 @@ class Vocabulary:
         return self._fingerprint(FORMAT)
 
     def has_fingerprint(self, written: str) -> bool:
-        """Whether this is the fingerprint that stands in a file, also in one of an earlier format."""
+        """Whether this is the fingerprint that stands in a file, also in one of an earlier format.
+
+        See Also
+        --------
+        Vocabulary.require_same : Compares two vocabularies and says where they differ.
+
+        Examples
+        --------
+        >>> import json
+        >>> from pathlib import Path
+        >>> import geneformer_repro as gf
+        >>> written = json.loads(Path("cells.tok/vocabulary.json").read_text())["fingerprint"]
+        >>> gf.Vocabulary.load("vocabulary").has_fingerprint(written)
+        True
+        """
         return written in (self.fingerprint, self._fingerprint(_FORMER))
 
     def _fingerprint(self, form: str) -> str:
@@ -203,7 +253,20 @@ class Vocabulary:
         return lookup
 
     def genes_of(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the index into `gene_ids` of each token; -1 for a special token and for a token it does not have."""
+        """Return the index into `gene_ids` of each token; -1 for a special token and for a token it does not have.
+
+        See Also
+        --------
+        Vocabulary.tokens_of : The other way.
+        TokenizedDataset.genes : Gene ids of a cell.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.load("vocabulary")
+        >>> vocabulary.genes_of([2, 4, 5, 9999])  # <cls>, two genes, no token of this vocabulary
+        array([-1,  0,  1, -1])
+        """
         tokens = np.asarray(tokens, dtype=np.int64)
         inside = (tokens >= 0) & (tokens < self.size)
         return np.where(inside, self._gene_of_token[np.where(inside, tokens, 0)], -1)
@@ -213,6 +276,20 @@ class Vocabulary:
 
         A gene is given by its id, by a name that only one gene has, by a retired or other id that leads to it, or by
         its Ensembl id with a version (``ENSG00000111245.15``); blanks around do not count.
+
+        See Also
+        --------
+        Vocabulary.tokens_of : Returns tokens, and refuses genes that are not there.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.load("vocabulary")
+        >>> places = vocabulary.find(["CD79A", "ENSG00000105369", "ENSG00000105369.9", "no gene"])
+        >>> places
+        array([156, 156, 156,  -1])
+        >>> vocabulary.gene_names[places[0]]
+        'CD79A'
         """
         return np.array([self._place(gene) for gene in genes], dtype=np.int64)
 
@@ -221,11 +298,11 @@ class Vocabulary:
 
         if not isinstance(gene, str):
             return -1
-        for known in (gene, gene.strip(), bare_id(gene.strip())):
-            if (place := self.position.get(known, self._by_name.get(known))) is not None:
+        for spelling in (gene, gene.strip(), bare_id(gene.strip())):
+            if (place := self.position.get(spelling, self._by_name.get(spelling))) is not None:
                 return place
-            if known in self.other_ids:
-                return self.position[self.other_ids[known]]
+            if spelling in self.other_ids:
+                return self.position[self.other_ids[spelling]]
         return -1
 
     def tokens_of(self, genes: Iterable[str]) -> np.ndarray:
@@ -235,17 +312,34 @@ class Vocabulary:
         ------
         InputError
             Names every gene that is unknown or whose name is ambiguous.
+
+        See Also
+        --------
+        Vocabulary.genes_of : The other way.
+        Vocabulary.find : Places in ``gene_ids`` instead, -1 for a gene that is not there.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.load("vocabulary")
+        >>> vocabulary.tokens_of(["CD79A", "ENSG00000105369"])  # a name and an id of the same gene
+        array([160, 160])
+        >>> vocabulary.tokens_of(["CD79"])
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.InputError: 1 of 1 genes are not in the vocabulary, or their name stands for several
+        genes: 'CD79'. Give Ensembl ids such as 'ENSG00000000938'.
         """
-        asked = list(genes)
-        found = self.find(asked)
-        unknown = [gene for gene, i in zip(asked, found, strict=True) if i < 0]
+        names = list(genes)
+        positions = self.find(names)
+        unknown = [gene for gene, i in zip(names, positions, strict=True) if i < 0]
         if unknown:
             raise InputError(
-                f"{len(unknown)} of {len(asked)} genes are not in the vocabulary, or their name stands for several "
+                f"{len(unknown)} of {len(names)} genes are not in the vocabulary, or their name stands for several "
                 f"genes: "
                 f"{', '.join(map(repr, unknown[:10]))}. Give Ensembl ids such as {self.gene_ids[0]!r}."
             )
-        return self.tokens[found]
+        return self.tokens[positions]
 
     @cached_property
     def _by_name(self) -> Mapping[str, int]:
@@ -269,6 +363,24 @@ class Vocabulary:
         ------
         VocabularyMismatchError
             Names both fingerprints and the first gene that differs.
+
+        See Also
+        --------
+        Checkpoint.require_matching : Whether cells fit a model.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> tokens = {"<pad>": 0, "<mask>": 1, "ENSG00000111245": 2, "ENSG00000159251": 3}
+        >>> ours = gf.Vocabulary.from_tokens(tokens)
+        >>> ours.require_same(gf.Vocabulary.from_tokens(tokens), this="my cells", that="my model")
+        >>> theirs = gf.Vocabulary.from_tokens(tokens | {"ENSG00000159251": 4})
+        >>> ours.require_same(theirs, this="my cells", that="their model")
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.VocabularyMismatchError: my cells and their model have different vocabularies
+        (476c4a7d5cb0, f29dc576325a): first differing gene ENSG00000159251 is token 3 in the one and token 4 in the
+        other. Tokenise the counts again with the vocabulary of the checkpoint.
         """
         difference = self._difference(other)
         if difference:
@@ -286,8 +398,8 @@ class Vocabulary:
         for gene, token in zip(self.gene_ids, self.tokens, strict=True):
             theirs = other.position.get(gene)
             if theirs is None or other.tokens[theirs] != token:
-                found = "absent" if theirs is None else f"token {other.tokens[theirs]}"
-                return f"first differing gene {gene} is token {token} in the one and {found} in the other"
+                there = "absent" if theirs is None else f"token {other.tokens[theirs]}"
+                return f"first differing gene {gene} is token {token} in the one and {there} in the other"
         if len(other) > len(self):
             extra = next(gene for gene in other.gene_ids if gene not in self.position)
             return f"first differing gene {extra} is only in the other"
@@ -330,12 +442,18 @@ class Vocabulary:
         InputError
             A gene has no median, a token is no whole number, or the result is not a valid vocabulary.
 
+        See Also
+        --------
+        Vocabulary.fit : Learn one from counts.
+        Vocabulary.load : Open a folder.
+
         Examples
         --------
+        >>> import geneformer_repro as gf
         >>> tokens = {"<pad>": 0, "<mask>": 1, "ENSG00000111245": 2, "ENSG00000159251": 3}
-        >>> vocabulary = Vocabulary.from_tokens(tokens, names={"ENSG00000111245": "MYL2"})
-        >>> vocabulary.tokens_of(["MYL2", "ENSG00000159251"]).tolist()
-        [2, 3]
+        >>> vocabulary = gf.Vocabulary.from_tokens(tokens, names={"ENSG00000111245": "MYL2"})
+        >>> vocabulary.tokens_of(["MYL2", "ENSG00000159251"])
+        array([2, 3])
         """
         numbers = {_said(key): _token(key, token) for key, token in tokens.items()}
         special = {key: token for key, token in numbers.items() if key.startswith("<")}
@@ -416,10 +534,24 @@ class Vocabulary:
         DataFormatError
             A source holds no raw counts, or no gene is expressed.
 
+        See Also
+        --------
+        Vocabulary.from_pretrained : The published ones, learned from 30 and 104 million cells.
+        tokenize : Use it.
+
         References
         ----------
         Theodoris et al., Nature 618, 616 (2023), Methods, "Rank value encoding": the median is taken over the
         cells in which the gene is detected, after scaling each cell to 10,000 counts.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.fit(gf.datasets.pbmc700(), series="V1", max_length=512)
+        >>> len(vocabulary), vocabulary.max_length, list(vocabulary.special_tokens)
+        (754, 512, ['<pad>', '<mask>'])
+        >>> round(float(vocabulary.medians[vocabulary.find(["CD79A"])][0]), 1)  # per 10,000 counts
+        19.6
         """
         from geneformer_repro.tokenizer.fitting import fit_medians
 
@@ -440,12 +572,40 @@ class Vocabulary:
 
     @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the vocabulary's files into the new folder `path`."""
+        """Write the vocabulary's files into the new folder `path`.
+
+        See Also
+        --------
+        Vocabulary.load : Open it again.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.load("vocabulary")
+        >>> vocabulary.save("copy")
+        >>> gf.Vocabulary.load("copy") == vocabulary
+        True
+        """
         with new_directory(path, marker="vocabulary.json", overwrite=overwrite) as folder:
             self.write_into(folder)
 
     def write_into(self, folder: Path) -> None:
-        """Write the files into a folder that exists: a dataset's or a checkpoint's own."""
+        """Write the files into a folder that exists: a dataset's or a checkpoint's own.
+
+        See Also
+        --------
+        Vocabulary.save : Makes the folder, and is safe to interrupt.
+
+        Examples
+        --------
+        >>> from pathlib import Path
+        >>> import geneformer_repro as gf
+        >>> folder = Path("mine")
+        >>> folder.mkdir()
+        >>> gf.Vocabulary.load("vocabulary").write_into(folder)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['vocabulary.json', 'vocabulary.tsv']
+        """
         columns: dict[str, Any] = {"gene_id": self.gene_ids, "token": self.tokens, "gene_name": self.gene_names}
         if self.medians is not None:
             columns["median"] = [repr(float(median)) for median in self.medians]
@@ -479,15 +639,29 @@ class Vocabulary:
         ------
         InputError
             The folder holds neither, a file is damaged, or a pickle holds anything but plain data.
+
+        See Also
+        --------
+        Vocabulary.from_pretrained : Also from the hub.
+        Vocabulary.save : Write one.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.load("vocabulary")
+        >>> len(vocabulary)
+        754
+        >>> gf.Vocabulary.load("cells.tok") == vocabulary  # a dataset brings its own, as a checkpoint does
+        True
         """
         folder = Path(path)
         if (folder / "vocabulary.json").exists():
             return cls._load_own(folder)
         if any(folder.glob("token_dictionary*.pkl")):
             return cls._load_published(folder)
-        found = "is not a folder" if not folder.is_dir() else "holds neither vocabulary.json nor token_dictionary*.pkl"
+        what = "is not a folder" if not folder.is_dir() else "holds neither vocabulary.json nor token_dictionary*.pkl"
         raise InputError(
-            f"{folder}: {found}. Expected a vocabulary saved by this package, or the published dictionaries."
+            f"{folder}: {what}. Expected a vocabulary saved by this package, or the published dictionaries."
         )
 
     @classmethod
@@ -512,11 +686,11 @@ class Vocabulary:
         except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(f"{folder}: vocabulary.tsv or vocabulary.json is missing or damaged ({error}).") from error
         written = header["fingerprint"]
-        found = vocabulary._fingerprint(form)
-        if found != written:
+        fingerprint = vocabulary._fingerprint(form)
+        if fingerprint != written:
             raise InputError(
                 f"{folder}: vocabulary.tsv or other_ids.tsv has changed since it was written (fingerprint "
-                f"{found[:12]}, header says {written[:12]})."
+                f"{fingerprint[:12]}, header says {written[:12]})."
             )
         return vocabulary
 
@@ -554,6 +728,18 @@ class Vocabulary:
         ------
         InputError
             The folder or the downloaded repository holds no such dictionaries.
+
+        See Also
+        --------
+        Vocabulary.load : Open a folder, never the hub.
+        Checkpoint.from_pretrained : The models that belong to it.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.from_pretrained("Geneformer", series="V2")  # a copy; or "ctheodoris/Geneformer"
+        >>> vocabulary.max_length, list(vocabulary.special_tokens)
+        (4096, ['<pad>', '<mask>', '<cls>', '<eos>'])
         """
         _require_series(series)
         root = Path(path_or_hub_id)
@@ -575,8 +761,8 @@ def is_published(path: str | Path) -> bool:
     """Whether a path is a vocabulary rather than counts: a folder with one, or something like a hub id."""
     folder = Path(path)
     if folder.exists():
-        inside = [folder, *(folder / name for name in _PUBLISHED_FOLDER.values())]
-        return any((one / "vocabulary.json").exists() or any(one.glob("token_dictionary*.pkl")) for one in inside)
+        folders = [folder, *(folder / name for name in _PUBLISHED_FOLDER.values())]
+        return any((each / "vocabulary.json").exists() or any(each.glob("token_dictionary*.pkl")) for each in folders)
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) is not None and folder.suffix not in _COUNT_SUFFIXES
 
 

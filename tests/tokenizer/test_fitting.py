@@ -15,7 +15,7 @@ from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack, vstack
 
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
-from geneformer_repro.tokenizer import containers, corpus, fitting, readers
+from geneformer_repro.tokenizer import corpus, fitting, matrices, readers
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def cut_in_parts_of(monkeypatch, part, *, block=None):
     """Make small files be worked off as large ones are."""
     monkeypatch.setattr(fitting, "_PART", part)
     if block:
-        for module in (readers, containers):
+        for module in (readers, matrices):
             monkeypatch.setattr(module, "BLOCK_CELLS", block)
 
 

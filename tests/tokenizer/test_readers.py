@@ -17,7 +17,7 @@ import zarr
 from scipy.sparse import csc_matrix, csr_array, csr_matrix, hstack, random_array, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.tokenizer import containers, readers
+from geneformer_repro.tokenizer import containers, matrices, readers
 from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -380,10 +380,11 @@ def copied(_written, few, tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 64 cells, and few values at a time where dense or dealt out."""
-    for module in (readers, containers):
+    for module in (readers, matrices):
         monkeypatch.setattr(module, "BLOCK_CELLS", 64)
-    monkeypatch.setattr(containers, "_ENTRIES", 1000)
-    monkeypatch.setattr(containers, "_DENSE_VALUES", 3000)
+    for module in (matrices, containers):
+        monkeypatch.setattr(module, "ENTRIES", 1000)
+        monkeypatch.setattr(module, "DENSE_VALUES", 3000)
     monkeypatch.setattr(readers, "_NAMES_AT_A_TIME", 40)
 
 
@@ -745,7 +746,7 @@ def test_lazy_arrays_are_computed_block_by_block():
         def compute(self):
             return csr_matrix(COUNTS)
 
-    np.testing.assert_array_equal(containers.as_csr(Lazy()).toarray(), COUNTS)
+    np.testing.assert_array_equal(matrices.as_csr(Lazy()).toarray(), COUNTS)
 
 
 def with_a_filter_that_is_not_there(adata, folder):
@@ -1178,10 +1179,11 @@ def peak(source, **options):
 
 @of_each(["h5ad_csr", "h5ad_csc", "h5ad_dense", "zarr_v3_csc", "loom_by_h5py"])
 def test_memory_does_not_grow_with_the_number_of_cells(tmp_path, monkeypatch, container):
-    for module in (readers, containers):
+    for module in (readers, matrices):
         monkeypatch.setattr(module, "BLOCK_CELLS", 256)
-    monkeypatch.setattr(containers, "_ENTRIES", 1 << 15)
-    monkeypatch.setattr(containers, "_DENSE_VALUES", 1 << 16)
+    for module in (matrices, containers):
+        monkeypatch.setattr(module, "ENTRIES", 1 << 15)
+        monkeypatch.setattr(module, "DENSE_VALUES", 1 << 16)
     found = []
     for n_cells in (1000, 8000):
         values = random_array((n_cells, 200), density=0.4, format="csr", dtype=np.float32, rng=np.random.default_rng(0))

@@ -31,7 +31,7 @@ import geneformer_repro as gf
 from geneformer_repro import unfinished
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
 from geneformer_repro.files import read_json, sha256
-from geneformer_repro.tokenizer import containers, corpus, readers
+from geneformer_repro.tokenizer import corpus, matrices, readers
 from geneformer_repro.tokenizer import tokenize as module
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.quality import CellFilter
@@ -90,7 +90,7 @@ def cut_in_parts_of(monkeypatch, part, *, block=None):
     """Make small files be worked off as large ones are."""
     monkeypatch.setattr(corpus.parts_of, "__defaults__", (part,))
     if block:
-        for module in (readers, containers):
+        for module in (readers, matrices):
             monkeypatch.setattr(module, "BLOCK_CELLS", block)
 
 
@@ -1290,15 +1290,15 @@ def states(folder):
 
 
 def die_while_rows_are_written(monkeypatch):
-    batches = module._Rows.batches
+    batches = module.PartRows.__iter__
 
     def dying_batches(rows):
         for batch in batches(rows):
             yield batch
-            if rows._part.number == 3:
+            if rows.part.number == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(module._Rows, "batches", dying_batches)
+    monkeypatch.setattr(module.PartRows, "__iter__", dying_batches)
 
 
 def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(pbmc, vocabulary, tmp_path, monkeypatch):

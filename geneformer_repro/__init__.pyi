@@ -1,0 +1,43 @@
+"""The public names, each with the module it comes from: what type checkers read, and `__init__` at run time.
+
+This is the only list of them. A name in it is imported when it is first touched.
+"""
+
+from geneformer_repro import datasets as datasets
+from geneformer_repro.checkpoint import Checkpoint as Checkpoint
+from geneformer_repro.embedding import embed as embed
+from geneformer_repro.embedding import embed_states as embed_states
+from geneformer_repro.errors import DataFormatError as DataFormatError
+from geneformer_repro.errors import InputError as InputError
+from geneformer_repro.errors import VocabularyMismatchError as VocabularyMismatchError
+from geneformer_repro.finetuning.finetune import FinetuneConfig as FinetuneConfig
+from geneformer_repro.finetuning.finetune import Finetuned as Finetuned
+from geneformer_repro.finetuning.finetune import finetune as finetune
+from geneformer_repro.finetuning.genes import FinetunedGenes as FinetunedGenes
+from geneformer_repro.finetuning.genes import GeneFinetuneConfig as GeneFinetuneConfig
+from geneformer_repro.finetuning.genes import finetune_genes as finetune_genes
+from geneformer_repro.finetuning.predict import predict as predict
+from geneformer_repro.finetuning.study import TransferStudy as TransferStudy
+from geneformer_repro.finetuning.study import TransferStudyConfig as TransferStudyConfig
+from geneformer_repro.finetuning.study import transfer_study as transfer_study
+from geneformer_repro.in_silico.perturbation import Activation as Activation
+from geneformer_repro.in_silico.perturbation import Deletion as Deletion
+from geneformer_repro.in_silico.perturbation import Inhibition as Inhibition
+from geneformer_repro.in_silico.perturbation import Overexpression as Overexpression
+from geneformer_repro.in_silico.perturbation import RankShift as RankShift
+from geneformer_repro.in_silico.pictures import plot_screen as plot_screen
+from geneformer_repro.in_silico.pictures import write_screen_report as write_screen_report
+from geneformer_repro.in_silico.question import GoalState as GoalState
+from geneformer_repro.in_silico.screen import perturb as perturb
+from geneformer_repro.in_silico.shift_table import ShiftTable as ShiftTable
+from geneformer_repro.in_silico.statistics import shift_statistics as shift_statistics
+from geneformer_repro.mapping import integration_scores as integration_scores
+from geneformer_repro.mapping import map_to_reference as map_to_reference
+from geneformer_repro.pretraining.pretrain import PretrainConfig as PretrainConfig
+from geneformer_repro.pretraining.pretrain import pretrain as pretrain
+from geneformer_repro.tokenizer.dataset import TokenizedDataset as TokenizedDataset
+from geneformer_repro.tokenizer.quality import CellFilter as CellFilter
+from geneformer_repro.tokenizer.tokenize import tokenize as tokenize
+from geneformer_repro.tokenizer.vocabulary import Vocabulary as Vocabulary
+
+__version__: str

@@ -1,0 +1,138 @@
+"""From counts to tokens: ``vocabulary`` and ``tokenize``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import COUNTS, add_count_options, new_command
+from geneformer_repro.errors import InputError
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this module."""
+    _add_vocabulary(commands)
+    _add_tokenize(commands)
+
+
+def _add_vocabulary(commands: Any) -> None:
+    vocabulary = new_command(
+        commands,
+        "vocabulary",
+        _vocabulary,
+        "learn genes and their medians from counts, or convert the published dictionaries",
+        "folder to write",
+    )
+    vocabulary.add_argument(
+        "inputs", nargs="+", metavar="IN", help=f"{COUNTS}; or one folder with the published pickles, or hub id"
+    )
+    vocabulary.add_argument(
+        "--series",
+        choices=["V1", "V2"],
+        default="V2",
+        help="convention of special tokens and length (default %(default)s)",
+    )
+    vocabulary.add_argument("--max-length", type=int, help="most tokens a cell may have")
+    vocabulary.add_argument("--revision", help="branch, tag or commit on the hub")
+    vocabulary.add_argument(
+        "--exact", action="store_true", help="exact medians, which keep every value in memory (default: a sketch)"
+    )
+    add_count_options(vocabulary)
+
+
+def _add_tokenize(commands: Any) -> None:
+    tokenize = new_command(
+        commands, "tokenize", _tokenize, "turn raw counts into rank-value encodings", "dataset folder to write"
+    )
+    tokenize.add_argument("inputs", nargs="+", metavar="IN", help=COUNTS)
+    tokenize.add_argument(
+        "--vocabulary", required=True, help="folder written by vocabulary, or with the published pickles"
+    )
+    tokenize.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns to carry along")
+    add_count_options(tokenize)
+    tokenize.add_argument(
+        "--orthologs", metavar="FILE", help="table of other id and gene id: one-to-one orthologs, or retired ids"
+    )
+    tokenize.add_argument(
+        "--min-known-share",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="stop if known genes hold less of a source's counts (default %(default)s)",
+    )
+    tokenize.add_argument("--uncropped", action="store_true", help="also write all ranked genes of each cell")
+    tokenize.add_argument(
+        "--filter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="thresholds for cells: filter_pass=true, min_counts, max_counts, min_genes, max_genes, max_mito (share), "
+        "counts_within_sd, mito_within_sd",
+    )
+
+
+def _vocabulary(arguments: argparse.Namespace) -> int:
+    import geneformer_repro.unfinished as unfinished
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.tokenizer.fitting import FAILED
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary, is_published
+
+    out, status = Path(arguments.out), 0
+    refuse_existing(out, overwrite=arguments.overwrite, marker="vocabulary.json")
+    published = [path for path in arguments.inputs if is_published(path)]
+    if published and len(arguments.inputs) > 1:
+        raise InputError(
+            f"Give files with raw counts, or one folder or hub id with the published dictionaries; found "
+            f"{published[0]} among {len(arguments.inputs)} inputs."
+        )
+    if published and (arguments.max_length or arguments.layer or arguments.gene_ids or arguments.exact):
+        raise InputError(
+            "--max-length, --layer, --gene-ids and --exact are for counts; the published dictionaries are as they are."
+        )
+    if published:
+        vocabulary = Vocabulary.from_pretrained(published[0], series=arguments.series, revision=arguments.revision)
+        vocabulary.save(out, overwrite=arguments.overwrite)
+    else:
+        work = unfinished.work_folder(out)
+        vocabulary = Vocabulary.fit(
+            arguments.inputs,
+            series=arguments.series,
+            layer=arguments.layer,
+            gene_ids=arguments.gene_ids,
+            max_length=arguments.max_length,
+            exact=arguments.exact,
+            workers=arguments.workers,
+            ray=arguments.ray,
+            work=work,
+            overwrite=arguments.overwrite,
+        )
+        vocabulary.save(out, overwrite=arguments.overwrite)
+        status = int((work / FAILED).exists())
+        unfinished.drop(work)
+    print(vocabulary)
+    return status
+
+
+def _tokenize(arguments: argparse.Namespace) -> int:
+    from geneformer_repro.config import load_config
+    from geneformer_repro.tokenizer.quality import CellFilter
+    from geneformer_repro.tokenizer.tokenize import tokenize
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+    cells = tokenize(
+        arguments.inputs,
+        Vocabulary.load(arguments.vocabulary),
+        out=arguments.out,
+        obs=arguments.obs,
+        layer=arguments.layer,
+        gene_ids=arguments.gene_ids,
+        orthologs=arguments.orthologs,
+        min_known_share=arguments.min_known_share,
+        cell_filter=load_config(CellFilter, overrides=arguments.filter),
+        uncropped=arguments.uncropped,
+        workers=arguments.workers,
+        ray=arguments.ray,
+        overwrite=arguments.overwrite,
+    )
+    print(cells.summary())
+    return 1 if cells.spec["failed"] else 0

@@ -1,0 +1,179 @@
+"""Vectors and what is done with them: ``embed``, ``map`` and ``mixing``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import (
+    CHECKPOINT,
+    TOKENIZED,
+    add_dtype_option,
+    add_model_options,
+    new_command,
+    open_both,
+)
+from geneformer_repro.errors import InputError
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this module."""
+    _add_embed(commands)
+    _add_map(commands)
+    _add_mixing(commands)
+
+
+def _add_embed(commands: Any) -> None:
+    embed = new_command(
+        commands,
+        "embed",
+        _embed,
+        "write vectors of cells, genes or states",
+        ".h5ad or .zarr to write; of states .tsv",
+    )
+    embed.add_argument("checkpoint", help=CHECKPOINT)
+    embed.add_argument("cells", help=TOKENIZED)
+    embed.add_argument("--level", choices=["cell", "gene"], default="cell", help="(default %(default)s)")
+    embed.add_argument("--states", metavar="COLUMN", help="instead a vector of each state in this obs column")
+    embed.add_argument(
+        "--statistic", choices=["mean", "median"], default="mean", help="of states (default %(default)s)"
+    )
+    embed.add_argument("--umap", metavar="COLUMN", help="also compute a UMAP, and draw it coloured by this obs column")
+    embed.add_argument(
+        "--heatmap", metavar="COLUMN", help="also draw the mean vectors of the labels in this obs column"
+    )
+    add_dtype_option(embed)
+    add_model_options(embed, with_target=False)
+
+
+def _add_map(commands: Any) -> None:
+    mapped = new_command(
+        commands,
+        "map",
+        _map,
+        "label cells by their nearest neighbours in a reference, with confidence",
+        ".tsv file to write",
+    )
+    mapped.add_argument("query", help=".h5ad written by embed")
+    mapped.add_argument("reference", help=".h5ad written by embed with the same model")
+    mapped.add_argument("--label", required=True, metavar="COLUMN", help="obs column of the reference")
+    mapped.add_argument("--neighbors", type=int, default=15, metavar="N", help="(default %(default)s)")
+
+
+def _add_mixing(commands: Any) -> None:
+    mixing = new_command(
+        commands,
+        "mixing",
+        _mixing,
+        "score how an embedding mixes batches and keeps labels apart, beside PCA (extra scib)",
+        ".tsv file to write",
+    )
+    mixing.add_argument("embedding", help=".h5ad written by embed")
+    mixing.add_argument("--batch", required=True, metavar="COLUMN", help="obs column of the batches")
+    mixing.add_argument("--label", required=True, metavar="COLUMN", help="obs column of the labels")
+    mixing.add_argument("--counts", help=".h5ad with the raw counts of these cells, to compare with")
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.embedding import embed
+    from geneformer_repro.files import refuse_existing
+
+    out = Path(arguments.out)
+    if arguments.states:
+        _embed_states(arguments, out)
+        return
+    drawn = {name: column for name in ("umap", "heatmap") if (column := getattr(arguments, name))}
+    if drawn and arguments.level == "gene":
+        raise InputError("--umap and --heatmap show obs columns of cells; genes have none. Embed --level cell.")
+    pictures = {name: out.with_suffix(".png" if name == "umap" else f".{name}.png") for name in drawn}
+    for path in pictures.values():
+        refuse_existing(path, overwrite=arguments.overwrite)
+    checkpoint, cells = open_both(arguments)
+    for column in drawn.values():
+        cells.require_obs(column)
+    options = {"layer": arguments.layer, "pooling": arguments.pooling, "dtype": arguments.dtype}
+    adata = embed(checkpoint, cells, level=arguments.level, out=out, overwrite=arguments.overwrite, **options)
+    n_rows, n_dimensions = adata.shape
+    if adata.isbacked:
+        adata.file.close()
+    if processes.is_first():
+        for name, column in drawn.items():
+            _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
+        print(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
+
+
+def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.embedding import embed_states
+    from geneformer_repro.files import new_file, refuse_existing, write_table
+
+    refuse_existing(out, overwrite=arguments.overwrite)
+    options = {"layer": arguments.layer, "pooling": arguments.pooling, "statistic": arguments.statistic}
+    table = embed_states(*open_both(arguments), arguments.states, **options)
+    if processes.is_first():
+        with new_file(out, overwrite=arguments.overwrite) as aside:
+            write_table(table, aside)
+        print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
+
+
+def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool) -> None:
+    """Draw an embedding that is on disk; a UMAP is added to it, as scanpy does."""
+    import anndata
+
+    from geneformer_repro.embedding_store import add_obsm, replacing
+    from geneformer_repro.files import new_file
+    from geneformer_repro.mapping import heatmap_figure, heatmap_table, scatter_figure, umap
+
+    adata = (anndata.read_h5ad if path.suffix == ".h5ad" else anndata.read_zarr)(path)
+    if name == "umap":
+        points = umap(adata)
+        with replacing(path) as aside:
+            add_obsm(aside, "X_umap", points)
+        figure = scatter_figure(points, adata.obs[column])
+    else:
+        figure = heatmap_figure(heatmap_table(adata, column))
+    with new_file(picture, overwrite=overwrite) as aside:
+        figure.savefig(aside, dpi=150)
+
+
+def _map(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.mapping import map_to_reference
+
+    refuse_existing(Path(arguments.out), overwrite=arguments.overwrite)
+    query, reference = (_read_h5ad(path) for path in (arguments.query, arguments.reference))
+    table = map_to_reference(query, reference, arguments.label, n_neighbors=arguments.neighbors)
+    _write_table(table.rename_axis("cell"), arguments)
+    print(table.groupby("label")["confidence"].agg(["size", "mean"]).round(3).to_string())
+
+
+def _mixing(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.mapping import integration_scores
+    from geneformer_repro.tokenizer.counts import counts_of
+    from geneformer_repro.tokenizer.readers import open_counts
+
+    refuse_existing(Path(arguments.out), overwrite=arguments.overwrite)
+    adata = _read_h5ad(arguments.embedding)
+    names = adata.obs_names.to_numpy()
+    counts = counts_of(open_counts(arguments.counts), names) if arguments.counts else None
+    table = integration_scores(adata, batch=arguments.batch, label=arguments.label, counts=counts)
+    _write_table(table, arguments)
+    print(table.T.round(3).to_string())
+
+
+def _read_h5ad(path: str) -> Any:
+    import anndata
+
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:  # whatever anndata makes of a file that is damaged or no such file
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: cannot be read as .h5ad ({reason}). Expected the output of embed.") from error
+
+
+def _write_table(table: Any, arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import new_file, write_table
+
+    with new_file(arguments.out, overwrite=arguments.overwrite) as aside:
+        write_table(table, aside)

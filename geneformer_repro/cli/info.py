@@ -1,0 +1,66 @@
+"""What a file or folder is: ``info``."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import given_vocabulary
+from geneformer_repro.cli.screens import size_of_screen
+from geneformer_repro.errors import InputError
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command of this module."""
+    info = commands.add_parser("info", help="say what a vocabulary, dataset, checkpoint or screen is")
+    info.add_argument("path")
+    info.add_argument("--vocabulary", help="what tokens mean, of a stock checkpoint or tokenised cells of others")
+    info.set_defaults(run=_info, quiet=False)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.tokenizer.published import described, is_dataset
+
+    path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder.")
+    if path.is_file() and not _holds_tokens(path):
+        from geneformer_repro.in_silico.shift_table import ShiftTable
+
+        metadata = ShiftTable.open(path).metadata
+        _show(size_of_screen(path), {key: value for key, value in metadata.items() if key != "gene_names"})
+    elif is_dataset(path):
+        from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+        knows = vocabulary is not None or (path / "spec.json").exists()
+        print(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
+    elif (path / "config.json").exists():
+        from geneformer_repro.checkpoint import Checkpoint, described_config
+
+        if vocabulary is None and not (path / "vocabulary.json").exists():
+            print(described_config(path))
+            return
+        checkpoint = Checkpoint.from_pretrained(path, vocabulary=vocabulary)
+        _show(repr(checkpoint), dict(checkpoint.provenance))
+    else:
+        from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+        print(Vocabulary.load(path))
+
+
+def _holds_tokens(path: Path) -> bool:
+    """Whether a file is a table of tokenised cells, not a screen."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from geneformer_repro.tokenizer.rows import INPUT_IDS
+
+    try:
+        return INPUT_IDS in pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _show(title: str, facts: dict[str, Any]) -> None:
+    print(title)
+    print(json.dumps(facts, indent=2, ensure_ascii=False))

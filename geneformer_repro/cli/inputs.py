@@ -1,0 +1,105 @@
+"""What several commands take: options, and the inputs that they name, opened."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+COUNTS = "raw counts: .h5ad, .loom, .zarr, 10x .h5 or folder with matrix.mtx; or a glob, or a folder of such files"
+TOKENIZED = "folder written by tokenize, or tokenised cells of others (.dataset folder, .parquet)"
+CHECKPOINT = "checkpoint folder, or hub id"
+
+
+def new_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], says: str, out: str
+) -> argparse.ArgumentParser:
+    """Add a command that writes `out`, with the options that all such commands have."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=says, description=says[0].upper() + says[1:] + "."
+    )
+    command.add_argument("-o", "--out", required=True, help=out)
+    command.add_argument("--overwrite", action="store_true", help="replace an output of this step that exists")
+    command.add_argument("--quiet", action="store_true", help="log warnings only")
+    command.set_defaults(run=run)
+    return command
+
+
+def add_count_options(command: argparse.ArgumentParser) -> None:
+    """Add where counts are in a file, and who shares the work."""
+    command.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
+    command.add_argument(
+        "--gene-ids",
+        metavar="COLUMN",
+        help="var column with the gene ids, or index (default ensembl_id, else where Ensembl ids are, else the index)",
+    )
+    command.add_argument("--workers", type=int, metavar="N", help="processes; with --ray, tasks at a time")
+    command.add_argument("--ray", action="store_true", help="share the work over a Ray cluster (RAY_ADDRESS)")
+
+
+def add_config_options(command: argparse.ArgumentParser) -> None:
+    """Add settings, from a file and one by one, and `add_cells_options`."""
+    command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings, such as epochs=3; they win over the file",
+    )
+    add_cells_options(command)
+
+
+def add_cells_options(command: argparse.ArgumentParser) -> None:
+    """Add how tokenised cells are opened."""
+    command.add_argument("--vocabulary", help="what tokens mean, where neither the checkpoint nor the cells say it")
+    command.add_argument(
+        "--max-length", type=int, metavar="N", help="cut longer cells to so many tokens (default: refuse them)"
+    )
+
+
+def add_dtype_option(command: argparse.ArgumentParser) -> None:
+    """Add what the network computes in."""
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="to compute in (default %(default)s)"
+    )
+
+
+def add_model_options(command: argparse.ArgumentParser, *, with_target: bool) -> None:
+    """Add how a cell is represented, and `add_cells_options`; a classifier's target decides the defaults."""
+    layer, pooling = (None, None) if with_target else (-1, "mean")
+    of_layer = "-1; with --target 0" if with_target else "%(default)s"
+    of_pooling = "cls where cells have one; with --target the classifier's" if with_target else "%(default)s"
+    command.add_argument(
+        "--layer", type=int, default=layer, help=f"0 is the last block, -1 the one before (default {of_layer})"
+    )
+    command.add_argument("--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {of_pooling})")
+    add_cells_options(command)
+
+
+def given_vocabulary(arguments: argparse.Namespace) -> "Vocabulary | None":
+    """Open the vocabulary that ``--vocabulary`` names; None without."""
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+    return Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
+
+
+def open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Open the checkpoint and the cells that a command names."""
+    from geneformer_repro.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
+    return checkpoint, open_cells(arguments, arguments.cells, checkpoint)
+
+
+def open_cells(arguments: argparse.Namespace, path: str, checkpoint: Any = None) -> Any:
+    """Open tokenised cells; those of others with the vocabulary given, or else the checkpoint's."""
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    vocabulary = given_vocabulary(arguments)
+    if vocabulary is None and checkpoint is not None and not (Path(path) / "spec.json").exists():
+        vocabulary = checkpoint.vocabulary
+    return TokenizedDataset.open(path, vocabulary, max_length=arguments.max_length)

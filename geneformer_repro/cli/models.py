@@ -1,0 +1,211 @@
+"""Training models and asking them: ``pretrain``, ``finetune`` and ``predict``."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import (
+    CHECKPOINT,
+    COUNTS,
+    TOKENIZED,
+    add_cells_options,
+    add_config_options,
+    given_vocabulary,
+    new_command,
+    open_both,
+    open_cells,
+)
+from geneformer_repro.errors import InputError
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this module."""
+    _add_pretrain(commands)
+    _add_finetune(commands)
+    _add_predict(commands)
+
+
+def _add_pretrain(commands: Any) -> None:
+    pretrain = new_command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
+    pretrain.add_argument("cells", help=TOKENIZED)
+    pretrain.add_argument("--base", help=f"go on from this {CHECKPOINT}")
+    pretrain.add_argument(
+        "--resume", action="store_true", help="go on with OUT.partial or fail (without it: go on if it is there)"
+    )
+    add_config_options(pretrain)
+
+
+def _add_finetune(commands: Any) -> None:
+    finetune = new_command(
+        commands,
+        "finetune",
+        _finetune,
+        "learn obs columns, or classes of genes, beside simple baselines",
+        "checkpoint folder to write, with report.html, tables and pictures",
+    )
+    finetune.add_argument("checkpoint", help=CHECKPOINT)
+    finetune.add_argument("cells", help=TOKENIZED)
+    finetune.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
+    finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
+    finetune.add_argument("--group", help="obs column whose groups are never split, such as the donor")
+    finetune.add_argument(
+        "--test-groups", nargs="+", metavar="GROUP", help="groups to report on; default a random part"
+    )
+    finetune.add_argument("--split", metavar="FILE", help="split.tsv of an earlier run: cell and part")
+    finetune.add_argument("--folds", metavar="K", help="k-fold cross-validation, or groups: leave one group out")
+    finetune.add_argument(
+        "--transfer",
+        metavar="HOW",
+        help="full (default), freeze, probe, probe_then_full, discriminative, gradual, lora or qlora",
+    )
+    finetune.add_argument("--curve", nargs="+", type=int, metavar="N", help="also train on so many labelled cells")
+    finetune.add_argument("--trials", type=int, metavar="N", help="search settings first, so many trials")
+    finetune.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
+    finetune.add_argument("--genes", metavar="FILE", help="table of gene and label: learn classes of genes instead")
+    finetune.add_argument("--source", metavar="CELLS", help=f"first learn the labels of these: {TOKENIZED}")
+    finetune.add_argument("--source-target", nargs="+", metavar="COLUMN", help="with --source, its obs columns")
+    finetune.add_argument("--task", help="with --genes, which of several tasks in the table")
+    finetune.add_argument("--counts", help=".h5ad with the raw counts, if not where tokenize found it")
+    add_config_options(finetune)
+
+
+def _add_predict(commands: Any) -> None:
+    predict = new_command(
+        commands,
+        "predict",
+        _predict,
+        "ask a fine-tuned classifier about new cells",
+        ".tsv file to write; or .h5ad, a copy of the counts with the predictions in obs",
+    )
+    predict.add_argument("checkpoint", help="folder written by finetune")
+    predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}")
+    predict.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
+    predict.add_argument("--gene-ids", metavar="COLUMN", help="var column with the gene ids, or index")
+    add_cells_options(predict)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.config import load_config
+    from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
+
+    config = load_config(PretrainConfig, arguments.config, arguments.set)
+    vocabulary = given_vocabulary(arguments)
+    base = Checkpoint.from_pretrained(arguments.base, vocabulary=vocabulary) if arguments.base else None
+    cells = open_cells(arguments, arguments.cells, base)
+    checkpoint = pretrain(
+        cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
+    )
+    if processes.is_first():
+        print(checkpoint)
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.config import load_config
+    from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
+    from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
+    from geneformer_repro.finetuning.study import TransferStudyConfig, transfer_study
+
+    settings = [*arguments.set, *named_settings(arguments)]
+    where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
+    if arguments.task and not arguments.genes:
+        raise InputError("--task chooses among the classes of genes of a table; name it with --genes.")
+    if bool(arguments.source) != bool(arguments.source_target) or (arguments.source and arguments.genes):
+        raise InputError("--source names cells and --source-target its obs columns; give both, and not with --genes.")
+    if arguments.genes:
+        config = load_config(GeneFinetuneConfig, arguments.config, settings)
+        classes = read_gene_classes(arguments.genes, arguments.task)
+        found = finetune_genes(*open_both(arguments), classes, config, **where)
+        evaluations = {found.evaluation.target.name: found.evaluation}
+    elif arguments.source:
+        checkpoint, cells = open_both(arguments)
+        source = open_cells(arguments, arguments.source, checkpoint)
+        study = load_config(TransferStudyConfig, arguments.config, settings)
+        evaluations = dict(transfer_study(checkpoint, source, cells, study, **where).evaluations)
+    else:
+        result = finetune(*open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
+        evaluations = dict(result.evaluations)
+    if not processes.is_first():
+        return
+    for name, evaluation in evaluations.items():
+        shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
+        print(f"{name}, on the test cells" if not arguments.genes else f"{name}, on genes held out")
+        print(evaluation.methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
+        for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
+            print(sentence)
+    print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+
+
+def named_settings(arguments: argparse.Namespace) -> list[str]:
+    """Write options as settings; a JSON value is a TOML value."""
+    target, source_target = (
+        names[0] if names and len(names) == 1 else names for names in (arguments.target, arguments.source_target)
+    )
+    folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
+    given = {
+        "target": target,
+        "source_target": source_target,
+        "regression": arguments.regression,
+        "group": arguments.group,
+        "test_groups": arguments.test_groups,
+        "split_file": arguments.split,
+        "folds": folds,
+        "transfer": arguments.transfer,
+        "curve": arguments.curve,
+        "trials": arguments.trials,
+        "baselines": False if arguments.no_baselines else None,
+    }
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    import geneformer_repro.unfinished as unfinished
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.finetuning.predict import predict
+    from geneformer_repro.tokenizer.published import is_dataset
+    from geneformer_repro.tokenizer.readers import open_counts
+
+    out = Path(arguments.out)
+    if out.suffix not in (".tsv", ".h5ad"):
+        raise InputError(f"{out}: predictions are written as .tsv, or with the counts as .h5ad.")
+    if out.resolve() == Path(arguments.data).resolve():
+        raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
+    processes.agreed(lambda: unfinished.refuse(out, overwrite=arguments.overwrite))
+    data: Any = arguments.data
+    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
+    if is_dataset(Path(data)):
+        if arguments.layer or arguments.gene_ids:
+            raise InputError("--layer and --gene-ids are for counts; these cells are tokenised. Leave them out.")
+        data = open_cells(arguments, data, checkpoint)
+    elif arguments.max_length is not None:
+        raise InputError(
+            "--max-length cuts tokenised cells; counts are tokenised as the vocabulary says. Leave it out."
+        )
+    if out.suffix == ".h5ad":
+        if Path(str(arguments.data)).suffix != ".h5ad":
+            raise InputError(f"{out}: only a copy of an .h5ad can hold predictions; write a .tsv.")
+        import anndata
+
+        open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
+        data = anndata.read_h5ad(data)
+    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids}
+    if out.suffix == ".tsv":
+        table = predict(checkpoint, data, out=out, overwrite=arguments.overwrite, **options)
+    else:
+        table = predict(checkpoint, data, **options)
+        processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
+    if not processes.is_first():
+        return
+    for column in table.columns[table.columns.str.endswith("_predicted")]:
+        print(table[column].value_counts().to_string() if table[column].dtype == object else table[column].describe())
+
+
+def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:
+    from geneformer_repro.files import new_file
+
+    with new_file(out, overwrite=overwrite) as aside:
+        adata.write_h5ad(aside)

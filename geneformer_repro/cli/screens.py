@@ -1,0 +1,289 @@
+"""Perturbation screens: ``perturb`` and ``statistics``."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import (
+    CHECKPOINT,
+    TOKENIZED,
+    add_dtype_option,
+    add_model_options,
+    given_vocabulary,
+    new_command,
+    open_both,
+)
+from geneformer_repro.errors import InputError
+
+_SHIFTS = "Parquet file written by perturb"
+_KINDS = {
+    "delete": "Deletion",
+    "overexpress": "Overexpression",
+    "activate": "Activation",
+    "inhibit": "Inhibition",
+    "shift": "RankShift",
+}
+_SHOWN = (
+    "gene_name", "gene_name_a", "gene_name_b", "affected_name", "cell", "donor", "state", "dose", "effect",
+    "effect_vs_matched", "difference", "interaction", "impact", "value", "mean", "sd", "p_value", "fdr",
+    "best_class_fdr", "n_cells", "n_donors", "warning",
+)  # fmt: skip
+"""Columns of statistics that fit into a terminal."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this module."""
+    _add_perturb(commands)
+    _add_statistics(commands)
+
+
+def _add_perturb(commands: Any) -> None:
+    perturb = new_command(
+        commands, "perturb", _perturb, "change genes of cells and measure how the model moves", "Parquet file to write"
+    )
+    perturb.add_argument("checkpoint", help=CHECKPOINT)
+    perturb.add_argument("cells", help=TOKENIZED)
+    _perturbation_options(perturb)
+    _question_options(perturb)
+    perturb.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of statistics")
+    perturb.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="other obs columns to carry along")
+    perturb.add_argument("--max-cells", type=int, metavar="N", help="perturb a random choice of so many cells")
+    perturb.add_argument("--seed", type=int, default=0, help="of that choice (default %(default)s)")
+    add_dtype_option(perturb)
+    perturb.add_argument(
+        "--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096); fewer need less memory"
+    )
+    add_model_options(perturb, with_target=True)
+
+
+def _perturbation_options(perturb: argparse.ArgumentParser) -> None:
+    perturb.add_argument(
+        "--kind",
+        choices=_KINDS,
+        default="delete",
+        help="overexpress: move to the front, and add where absent; activate, inhibit: up or down by quartiles of the "
+        "cell's ranking; shift: to a place of it (default %(default)s)",
+    )
+    perturb.add_argument("--quartiles", type=int, metavar="N", help="of activate and inhibit: 1, 2 or 3 (default 1)")
+    perturb.add_argument(
+        "--to", nargs="+", type=float, metavar="PLACE", help="of shift: 0 front … 1 bottom, or several"
+    )
+    perturb.add_argument(
+        "--genes", nargs="+", metavar="GENE", help="ids or names, or @FILE with one a line; default each gene in turn"
+    )
+    perturb.add_argument(
+        "--combine",
+        choices=["together", "singly", "pairs"],
+        help="how several genes are changed (default together, of each gene singly); pairs: also each alone",
+    )
+    perturb.add_argument("--anchor", metavar="GENE", help="gene that each of the others is paired with")
+
+
+def _question_options(perturb: argparse.ArgumentParser) -> None:
+    perturb.add_argument("--state", metavar="COLUMN", help="obs column that names the states")
+    perturb.add_argument("--start", help="state of the cells that are perturbed")
+    perturb.add_argument("--goal", help="state towards which a movement counts")
+    perturb.add_argument("--alternatives", nargs="+", default=[], metavar="STATE", help="other states to measure")
+    perturb.add_argument(
+        "--target", metavar="COLUMN", help="measure what a classifier says of this obs column that it learned"
+    )
+    perturb.add_argument(
+        "--affected",
+        nargs="*",
+        metavar="GENE",
+        help="measure other genes as well: these (or @FILE), or each if none is named",
+    )
+    perturb.add_argument(
+        "--first-order", action="store_true", help="estimate all genes from one gradient a cell; for a goal or target"
+    )
+    perturb.add_argument(
+        "--refine", type=int, default=0, metavar="K", help="compute each cell's K strongest estimates exactly"
+    )
+
+
+def _add_statistics(commands: Any) -> None:
+    statistics = new_command(
+        commands,
+        "statistics",
+        _statistics,
+        "test which genes move cells: a table, a picture and a page",
+        ".tsv file to write (and a .png and .html beside it)",
+    )
+    statistics.add_argument("shifts", help=_SHIFTS)
+    statistics.add_argument(
+        "--method",
+        choices=["matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs"],
+        help="matched (default): against genes of the same place and detection rate, donors as replicates; the others "
+        "as published",
+    )
+    statistics.add_argument("--null", metavar="FILE", help="for vs_null: the same screen of control cells")
+    statistics.add_argument(
+        "--cells", metavar="FOLDER", help="the tokenised cells: also compare with what needs no model"
+    )
+    statistics.add_argument("--vocabulary", help="with --cells of others, what their tokens mean")
+    statistics.add_argument(
+        "--counts", metavar="FILE", help="with --cells, their .h5ad, if not where tokenize found it"
+    )
+
+
+def _perturb(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.in_silico.screen import perturb
+
+    perturbation, goal = _perturbation(arguments), _goal(arguments)
+    checkpoint, cells = open_both(arguments)
+    options = ("target", "layer", "pooling", "refine", "donor", "obs", "max_cells", "seed", "dtype", "max_tokens")
+    shifts = perturb(
+        checkpoint,
+        cells,
+        perturbation,
+        goal=goal,
+        affected=None if arguments.affected is None else _listed(arguments.affected) or "each",
+        method="first_order" if arguments.first_order else "exact",
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+        **{name: getattr(arguments, name) for name in options},
+    )
+    if processes.is_first():
+        print(f"{arguments.out}: {size_of_screen(arguments.out)}\n{_agreement(shifts.metadata)}", end="")
+
+
+def _perturbation(arguments: argparse.Namespace) -> Any:
+    from dataclasses import fields
+
+    from geneformer_repro.in_silico import perturbation
+
+    kind = getattr(perturbation, _KINDS[arguments.kind])
+    given = {name: value for name in ("to", "quartiles") if (value := getattr(arguments, name)) is not None}
+    options = {field.name for field in fields(kind)}
+    if wrong := sorted(set(given) - options):
+        raise InputError(
+            f"--{wrong[0]} does not fit --kind {arguments.kind}: --quartiles is for activate and inhibit, --to for "
+            "shift."
+        )
+    if "to" in options and not given:
+        raise InputError("--kind shift moves genes to a place: give --to with numbers from 0 (front) to 1 (bottom).")
+    genes = "each" if arguments.genes is None else _listed(arguments.genes)
+    return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **given)
+
+
+def _goal(arguments: argparse.Namespace) -> Any:
+    from geneformer_repro.in_silico.question import GoalState
+
+    given = (arguments.state, arguments.start, arguments.goal)
+    if all(given):
+        return GoalState(*given, alternatives=arguments.alternatives)
+    if any(given) or arguments.alternatives:
+        raise InputError("A goal needs --state, --start and --goal together.")
+    return None
+
+
+def _listed(genes: Sequence[str]) -> list[str]:
+    """Put the lines of each @FILE in its place."""
+    listed = []
+    for gene in genes:
+        listed += _lines(Path(gene[1:])) if gene.startswith("@") else [gene]
+    return listed
+
+
+def _lines(path: Path) -> list[str]:
+    from geneformer_repro.files import read_text
+
+    try:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except InputError as error:
+        raise InputError(f"{error} Expected a text file with one gene a line.") from error
+    if not any(lines):
+        raise InputError(f"{path}: names no gene. Expected one a line.")
+    return [line for line in lines if line]
+
+
+def size_of_screen(path: str | Path) -> str:
+    """Say how large a screen is, without reading its values."""
+    from geneformer_repro.in_silico.shift_table import ShiftTable
+
+    shifts = ShiftTable.open(path)
+    donors, n_cells = _n_distinct(shifts, "donor"), shifts.metadata.get("n_cells")
+    n_cells = _n_distinct(shifts, "cell") if n_cells is None else n_cells
+    return (
+        f"{len(shifts):,} values ({shifts.measure}) of {_n_distinct(shifts, 'perturbed'):,} perturbations in "
+        f"{n_cells:,} cells" + (f" of {donors:,} donors" if donors else "")
+    )
+
+
+def _n_distinct(shifts: Any, column: str) -> int:
+    """Count the values of a column, which is read part by part."""
+    values: set[str] = set()
+    for block in shifts.blocks([column]):
+        values.update(block[column].dropna().unique())
+    return len(values)
+
+
+def _agreement(metadata: Mapping[str, Any]) -> str:
+    """Say how well first-order estimates agree with exact values, where both are known; else nothing."""
+    checked = metadata.get("first_order", {"spearman": {}})
+    ranges = [
+        f"{state} {of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
+        for state, of_cells in checked["spearman"].items()
+        if of_cells["median"] is not None
+    ]
+    if not ranges:
+        return ""
+    n_cells = len(checked["checked_cells"])
+    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {', '.join(ranges)}\n"
+
+
+def _statistics(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import new_file, refuse_existing, write_table
+    from geneformer_repro.in_silico.pictures import write_screen_report
+    from geneformer_repro.in_silico.shift_table import ShiftTable
+    from geneformer_repro.in_silico.statistics import shift_statistics
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    out, drawn = Path(arguments.out), arguments.method not in ("aggregate", "gene_shifts")
+    if out.suffix != ".tsv":
+        raise InputError(f"{out}: statistics are written as .tsv, with a .png and an .html of the same name beside it.")
+    picture, page = out.with_suffix(".png"), out.with_suffix(".html")
+    for path in (out, picture, page) if drawn else (out,):
+        refuse_existing(path, overwrite=arguments.overwrite)
+    shifts = ShiftTable.open(arguments.shifts)
+    table = shift_statistics(
+        shifts,
+        method=arguments.method,
+        null=ShiftTable.open(arguments.null) if arguments.null else None,
+        cells=TokenizedDataset.open(arguments.cells, given_vocabulary(arguments)) if arguments.cells else None,
+        counts=arguments.counts,
+    )
+    with ExitStack() as together:  # whoever is killed leaves all of the files or none; the table comes into place last
+        aside = {
+            path: together.enter_context(new_file(path, overwrite=arguments.overwrite))
+            for path in ((out, picture, page) if drawn else (out,))
+        }
+        write_table(table if table.index.name else table.set_index(table.columns[0]), aside[out])
+        if drawn:
+            _draw_screen(shifts, table, aside[picture])
+            write_screen_report(shifts, table, aside[page])
+    _show_head(table)
+    where = f", {picture} the picture, {page} what was done and what it shows" if drawn else ""
+    print(f"{out} has all {len(table):,} rows{where}")
+
+
+def _show_head(table: Any) -> None:
+    """Print the first rows, without columns that are empty, and what a reader must know of them."""
+    head = table.head(10)
+    columns = [name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == "")).all()]
+    print(head[columns].to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    of_donors = "n_donors" in table and table["n_donors"].max() > 1
+    if "p_value" in table and not of_donors and "effect_vs_matched" not in table:  # of which the statistics warn
+        print("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")
+    if "explained_by_baselines" in table.attrs:
+        print(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")
+
+
+def _draw_screen(shifts: Any, table: Any, picture: Path) -> None:
+    from geneformer_repro.in_silico.pictures import plot_screen
+
+    several_classes = "interaction" in table and "state" in table
+    plot_screen(shifts, table, kind="ranked" if several_classes else None).savefig(picture, dpi=150)

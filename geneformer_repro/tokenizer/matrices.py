@@ -1,0 +1,277 @@
+"""Counts as matrices that are read by ranges of cells, however they are stored: dense, by cell, by gene, in no order.
+
+What is stored by gene (CSC, Matrix Market) cannot be cut by cells: it is dealt out once, in one pass, to a file for
+every 2,048 cells in a work folder, which costs 16 bytes of disk a stored value and about the time of reading it twice.
+"""
+
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata as ad
+import h5py
+import numba
+import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix, issparse, vstack
+
+from geneformer_repro.errors import DataFormatError
+from geneformer_repro.files import new_directory
+
+BLOCK_CELLS = 2048
+"""Cells read at a time: 2,048 cells of 2,000 expressed genes are about 100 MB on the way to tokens."""
+DENSE_VALUES = 1 << 24
+"""Values of a dense matrix read at a time: 64 MB in float32."""
+ENTRIES = 1 << 21
+"""Entries of a matrix stored by gene dealt out at a time: about 80 MB with what sorts them."""
+
+
+class Entries(NamedTuple):
+    """Part of a matrix, entry by entry."""
+
+    cells: np.ndarray
+    genes: np.ndarray
+    values: np.ndarray
+
+
+class ByCell:
+    """A matrix that can be cut by cells."""
+
+    def __init__(self, shape: tuple[int, int], read: Callable[[int, int], csr_matrix]) -> None:
+        self.shape, self._read = shape, read
+
+    def read(self, start: int, stop: int) -> csr_matrix:
+        """Return these cells as CSR, float64 values and int32 indices."""
+        cells = self._read(start, stop)
+        if cells.shape != (stop - start, self.shape[1]):
+            raise DataFormatError(f"expected {stop - start} × {self.shape[1]} values, found {cells.shape}")
+        return _plain(cells)
+
+
+class ByGene:
+    """A matrix stored by gene, or in no order: dealt out to a file for every block of cells, read from there."""
+
+    def __init__(
+        self, shape: tuple[int, int], entries: Callable[[], Iterator[Entries]], folder: Path | None = None
+    ) -> None:
+        self.shape, self.entries, self._given = shape, entries, folder
+
+    @cached_property
+    def _folder(self) -> Path:
+        if self._given is not None and self._given.exists():
+            return self._given
+        temporary = tempfile.mkdtemp(prefix="geneformer_repro-")
+        weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        self.deal_out(Path(temporary) / "blocks")
+        return Path(temporary) / "blocks"
+
+    def deal_out(self, folder: Path) -> None:
+        """Read all entries once and append each to the file of its block."""
+        with new_directory(folder, marker=_BLOCK_FILE.format(0)) as aside:
+            for i in range(-(-self.shape[0] // BLOCK_CELLS)):
+                (aside / _BLOCK_FILE.format(i)).touch()
+            for cells, genes, values in self.entries():
+                if not (_all_within(cells, self.shape[0]) and _all_within(genes, self.shape[1])):
+                    raise DataFormatError(f"an entry lies outside of the {self.shape[0]} × {self.shape[1]} matrix")
+                entries = np.empty(len(cells), dtype=_ENTRY)
+                entries["cell"], entries["gene"], entries["value"] = cells, genes, values
+                block = (entries["cell"] // BLOCK_CELLS).astype(np.int32)
+                order = np.argsort(block, kind="stable")
+                entries, ends = entries[order], np.cumsum(np.bincount(block))
+                for i in np.unique(block):
+                    with (aside / _BLOCK_FILE.format(i)).open("ab") as file:
+                        entries[ends[i] - np.count_nonzero(block == i) : ends[i]].tofile(file)
+
+    def read(self, start: int, stop: int) -> csr_matrix:
+        """Return these cells as CSR, float64 values and int32 indices."""
+        blocks = range(start // BLOCK_CELLS, -(-stop // BLOCK_CELLS))
+        entries = np.concatenate([np.fromfile(self._folder / _BLOCK_FILE.format(i), dtype=_ENTRY) for i in blocks])
+        entries = entries[(entries["cell"] >= start) & (entries["cell"] < stop)]
+        coordinates = (entries["cell"] - start, entries["gene"])
+        return _plain(csr_matrix(coo_matrix((entries["value"], coordinates), shape=(stop - start, self.shape[1]))))
+
+
+Matrix = ByCell | ByGene
+
+
+def some_genes(matrix: Matrix, genes: np.ndarray) -> Matrix:
+    """Return the matrix of these genes alone, given by their places, ascending."""
+    shape = (matrix.shape[0], len(genes))
+    if isinstance(matrix, ByCell):
+        return ByCell(shape, lambda start, stop: csr_matrix(matrix.read(start, stop)[:, genes]))
+    column = np.full(matrix.shape[1], -1, dtype=np.int64)
+    column[genes] = np.arange(len(genes))
+
+    def entries() -> Iterator[Entries]:
+        for piece in matrix.entries():
+            if not _all_within(piece.genes, len(column)):
+                raise DataFormatError(f"an entry lies outside of the {len(column)} features")
+            stays = column[piece.genes] >= 0
+            yield Entries(piece.cells[stays], column[piece.genes[stays]], piece.values[stays])
+
+    return ByGene(shape, entries)
+
+
+_BLOCK_FILE = "{:06d}.entries"
+_ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float64)])
+
+
+def _all_within(indices: np.ndarray, stop: int) -> bool:
+    return len(indices) == 0 or (indices.min() >= 0 and indices.max() < stop)
+
+
+def _plain(matrix: csr_matrix) -> csr_matrix:
+    """Return float64 values and int32 indices, for which the compiled loops are compiled, in canonical form.
+
+    That is each gene of a cell once, in ascending order, and no zeros: what a filter or a method that counts stored
+    entries takes for granted, and what Cell Ranger 3, R and additions of matrices do not give.
+    """
+    data, indices = matrix.data.astype(np.float64, copy=False), matrix.indices.astype(np.int32, copy=False)
+    if not _is_canonical(data, indices, matrix.indptr):
+        matrix = csr_matrix(csr_matrix((data, indices, matrix.indptr), shape=matrix.shape).tocsc())  # sorts by counting
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        data, indices = matrix.data, matrix.indices.astype(np.int32, copy=False)
+    plain = csr_matrix(matrix.shape, dtype=np.float64)
+    plain.data, plain.indices, plain.indptr = data, indices, matrix.indptr.astype(np.int64, copy=False)
+    return plain
+
+
+@numba.njit(nogil=True, cache=True)
+def _is_canonical(data, indices, indptr):  # type: ignore[no-untyped-def]
+    for i in range(len(indptr) - 1):
+        last = -1
+        for j in range(indptr[i], indptr[i + 1]):
+            if indices[j] <= last or data[j] == 0:
+                return False
+            last = indices[j]
+    return True
+
+
+def as_csr(values: Any) -> csr_matrix:
+    """Return an array as CSR: dense or sparse, lazy (dask), also of kinds of numbers that SciPy does not know."""
+    if hasattr(values, "compute"):
+        values = values.compute()
+    if np.ma.is_masked(values):
+        raise DataFormatError("holds masked values, and of what is missing there is no rank; fill them first")
+    if not (issparse(values) or isinstance(values, np.ndarray)):
+        values = np.asarray(values)
+    return csr_matrix(values if _scipy_knows(values.dtype) else values.astype(np.float64))
+
+
+def _scipy_knows(kind: np.dtype[Any]) -> bool:
+    return bool(kind.isnative) and kind != np.float16
+
+
+@numba.njit(nogil=True, cache=True)
+def first_not_a_count(values):  # type: ignore[no-untyped-def]
+    """Index of the first value that is negative, fractional or not finite; -1 if there is none."""
+    for i in range(len(values)):
+        value = values[i]
+        if not (value >= 0 and value == np.floor(value) and value < np.inf):
+            return i
+    return -1
+
+
+def matrix_in_memory(matrix: Any) -> Matrix:
+    """Wrap what an AnnData holds: SciPy sparse, NumPy, or a stored matrix of a backed one."""
+    if hasattr(matrix, "group"):
+        return matrix_stored(lambda: nullcontext(matrix.group))
+    if isinstance(matrix, h5py.Dataset):
+        return matrix_stored(lambda: nullcontext(matrix))
+    _check_array(matrix, "iufb", dimensions=2)
+    if issparse(matrix):
+        if matrix.format != "csr":
+            matrix = as_csr(matrix)
+        arrays = {name: getattr(matrix, name) for name in ("data", "indices", "indptr")}
+        return ByCell(matrix.shape, partial(read_csr, lambda: nullcontext(arrays), matrix.shape))
+    return ByCell(matrix.shape, lambda start, stop: as_csr(matrix[start:stop]))
+
+
+def matrix_stored(opened: Callable[[], AbstractContextManager[Any]]) -> Matrix:
+    """Wrap a matrix in an HDF5 file or Zarr store, written by AnnData."""
+    with opened() as stored:
+        if not hasattr(stored, "keys"):
+            _check_array(stored, "iufb", dimensions=2)
+            return ByCell(stored.shape, partial(_read_dense, opened))
+        matrix = ad.io.sparse_dataset(stored)
+        shape, by_cell = (int(matrix.shape[0]), int(matrix.shape[1])), matrix.format == "csr"
+        check_pointers(stored, shape[0] if by_cell else shape[1])
+    return ByCell(shape, partial(read_csr, opened, shape)) if by_cell else ByGene(shape, partial(_entries, opened))
+
+
+def _check_array(stored: Any, kinds: str, *, dimensions: int = 1) -> None:
+    """Raise unless an array holds numbers of these kinds, in so many dimensions, with all its chunks.
+
+    Zarr gives zeros for a chunk whose file is lost, and stores no chunk that is all zeros: which of the two it is can
+    be told for the parts of a sparse matrix and for names, not for a dense matrix.
+    """
+    if stored.ndim != dimensions or stored.dtype.kind not in kinds:
+        raise DataFormatError(f"expected numbers in {dimensions} dimensions, found {stored.dtype}, {stored.shape}")
+    if dimensions == 1 and stored.shape[0]:
+        check_chunks(stored)
+
+
+def check_pointers(stored: Any, n: int) -> None:
+    """Raise unless the arrays of a stored sparse matrix of `n` rows (or columns, of a CSC one) fit each other."""
+    _check_array(stored["data"], "iufb")
+    _check_array(stored["indices"], "iu")
+    if stored["data"].shape[0]:
+        _check_array(stored["indptr"], "iu")
+    indptr, n_values = stored["indptr"], stored["data"].shape[0]
+    if indptr.shape[0] != n + 1 or int(indptr[0:1][0]) != 0 or int(indptr[n : n + 1][0]) != n_values:
+        raise DataFormatError(f"indptr does not fit {n} rows and {n_values} values")
+    if stored["indices"].shape[0] != n_values:
+        raise DataFormatError(f"{stored['indices'].shape[0]} indices for {n_values} values")
+
+
+def check_chunks(values: Any) -> None:
+    """Raise if parts of an array were never written: it may claim any size, and would be zeros."""
+    there = n = 0
+    if hasattr(values, "nchunks_initialized"):
+        there, n = values.nchunks_initialized, values.nchunks
+    elif isinstance(values, h5py.Dataset) and values.chunks:
+        there, n = values.id.get_num_chunks(), math.prod(map(math.ceil, np.divide(values.shape, values.chunks)))
+    elif isinstance(values, h5py.Dataset) and not values.is_virtual and not values.external:
+        there, n = int(values.id.get_storage_size() > 0), 1
+    if there < n:
+        raise DataFormatError(f"{n - there} of {n} chunks are missing")
+
+
+def _read_dense(opened: Callable[[], AbstractContextManager[Any]], start: int, stop: int) -> csr_matrix:
+    with opened() as stored:
+        step = max(1, DENSE_VALUES // max(1, stored.shape[1]))
+        pieces = [as_csr(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
+    return pieces[0] if len(pieces) == 1 else csr_matrix(vstack(pieces, format="csr"))
+
+
+def read_csr(
+    opened: Callable[[], AbstractContextManager[Any]], shape: tuple[int, int], start: int, stop: int
+) -> csr_matrix:
+    """Return rows of a stored CSR matrix, as the reader of a `ByCell`."""
+    with opened() as stored:
+        indptr = np.asarray(stored["indptr"][start : stop + 1]).astype(np.int64)
+        if (np.diff(indptr) < 0).any():
+            raise DataFormatError("indptr goes back")
+        data, indices = (np.asarray(stored[name][indptr[0] : indptr[-1]]) for name in ("data", "indices"))
+    if len(data) != indptr[-1] - indptr[0] or len(data) != len(indices) or not _all_within(indices, shape[1]):
+        raise DataFormatError(f"a column index lies outside of the {shape[1]} genes, or values are missing")
+    block = csr_matrix((stop - start, shape[1]), dtype=np.float64)
+    block.data, block.indices, block.indptr = data.astype(np.float64), indices.astype(np.int32), indptr - indptr[0]
+    return block
+
+
+def _entries(opened: Callable[[], AbstractContextManager[Any]]) -> Iterator[Entries]:
+    with opened() as stored:
+        indptr = np.asarray(stored["indptr"][:]).astype(np.int64)
+        if (np.diff(indptr) < 0).any():
+            raise DataFormatError("indptr goes back")
+        for start in range(0, int(indptr[-1]), ENTRIES):
+            stop = min(start + ENTRIES, int(indptr[-1]))
+            genes = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr.clip(start, stop)))
+            yield Entries(np.asarray(stored["indices"][start:stop]), genes, np.asarray(stored["data"][start:stop]))
