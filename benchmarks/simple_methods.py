@@ -20,6 +20,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.finetuning import baselines
+from geneformer_repro.finetuning.kinds import classes
 
 
 def main() -> None:
@@ -42,13 +43,13 @@ def main() -> None:
     counts.eliminate_zeros()
     print(f"{options.cells:,} cells, {options.genes:,} genes, {counts.nnz / options.cells:.0f} counts a cell, "
           f"{codes.max() + 1} classes")  # fmt: skip
-    make = baselines._on_few_genes(baselines._boosted_class)
+    make = baselines.on_few_genes(classes._boosted_class)
     ways = {
-        "nearest neighbours": baselines.CLASS_METHODS["nearest neighbours, PCA of counts"],
-        "gradient boosting": baselines.CLASS_METHODS["gradient boosting, counts"],
-        "gradient boosting, all training cells": baselines._on_counts(baselines._classes, make),
+        "nearest neighbours": classes.CLASS_METHODS["nearest neighbours, PCA of counts"],
+        "gradient boosting": classes.CLASS_METHODS["gradient boosting, counts"],
+        "gradient boosting, all training cells": classes._probabilities("expression", make),
     }
-    features = baselines.Features(counts, csr_matrix((options.cells, 1)), np.zeros((options.cells, 1)))
+    features = baselines.Features(counts, csr_matrix((options.cells, 1)), embedding=np.zeros((options.cells, 1)))
     assert features.expression is not None
     chosen = {name: one for name, one in ways.items() if name.startswith(tuple(options.methods))}
     for name, method in chosen.items():

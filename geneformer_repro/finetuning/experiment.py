@@ -64,7 +64,7 @@ class Experiment:
     """A network that all methods are compared with, beside the best simple one."""
 
     @property
-    def methods_that_are_not_simple(self) -> list[str]:
+    def network_names(self) -> list[str]:
         """The networks, the one that is asked about first, and those that are ready."""
         return [*(network.name for network in self.networks), *self.ready]
 
@@ -174,17 +174,25 @@ class Experiment:
         n_train = len(split.train)
         searched = self.problem.select(np.concatenate([split.train, split.validation]))
         rows = np.split(np.arange(len(searched.labels)), [n_train])
-        return search(searched, self.start, self.config, train_rows=rows[0], validation_rows=rows[1], work=work)
+        return search(
+            searched,
+            self.networks[0].begin(self.start),
+            self.config,
+            train_rows=rows[0],
+            validation_rows=rows[1],
+            work=work,
+        )
 
     def _final(self, outcomes: list[Outcome], config: Any, work: Path) -> Any:
         """Train on the rows of all splits, as long as they found best."""
         epochs = float(np.median([best_epoch(outcome.history) for outcome in outcomes]))
         first = self.networks[0]
         network, _ = self.problem.train(
-            self.start if first.start is None else first.start,
-            dataclasses.replace(config, epochs=epochs, **first.changes),
+            first.begin(self.start),
+            dataclasses.replace(config, **{**first.changes, "epochs": epochs}),
             train_rows=self.learned,
             validation_rows=None,
+            pretrained=first.pretrained,
             work=work,
             step=f"all {self.problem.row}s",
         )
@@ -215,7 +223,7 @@ class Experiment:
                 groups=None if groups is None else groups[tested],
                 seed=self.config.seed,
                 named=self.problem.row,
-                networks=self.methods_that_are_not_simple,
+                networks=self.network_names,
                 reference=self.reference,
             )
             for target, of_target, by_method in zip(self.problem.targets, labels, predicted, strict=True)

@@ -227,12 +227,7 @@ def finetune_genes(
     config = config or GeneFinetuneConfig()
     join_processes(config)
     checkpoint.require_matching(cells)
-    if isinstance(gene_classes, (str, Path)):
-        gene_classes = read_gene_classes(gene_classes, task)
-    named = asked_labels(gene_classes, "gene_classes: each class")
-    if len(set(named)) < len(named):
-        raise InputError(f"gene_classes give a class twice: {', '.join(map(repr, gene_classes))}.")
-    gene_classes = dict(zip(named, gene_classes.values(), strict=True))
+    gene_classes = _by_name(gene_classes, task)
     problem, fold_of = labelled_genes(
         cells,
         gene_classes,
@@ -251,9 +246,8 @@ def finetune_genes(
         "split": hashlib.sha256(split.to_csv(index=False).encode()).hexdigest(),
         "counts": digest_of(counted),
     }
-    listed = {name: list(genes) for name, genes in gene_classes.items()}
-    plan = {"step": "finetune_genes", "version": VERSION, "config": resolved(config), "gene_classes": listed, **inputs}
-    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
+    plan = {"step": "finetune_genes", "version": VERSION, "config": resolved(config), "gene_classes": gene_classes}
+    with working_on(out, plan | inputs, what="run", marker="provenance.json", overwrite=overwrite) as work:
         features = problem.features(checkpoint, config, counted) if config.baselines else None
         found = experiment.run(features, work.folder)
         (evaluation,) = found.evaluations.values()
@@ -278,6 +272,16 @@ def finetune_genes(
                 tables = {"split": split, "history": result.history, "occurrences": result.occurrences}
                 write_findings(folder, experiment, found.evaluations, tables, work=work.folder, facts=facts)
     return result
+
+
+def _by_name(gene_classes: Mapping[str, Sequence[str]] | str | Path, task: str | None) -> dict[str, list[str]]:
+    """Return the genes of each class, by its name, from a table or what was given in memory."""
+    if isinstance(gene_classes, (str, Path)):
+        gene_classes = read_gene_classes(gene_classes, task)
+    names = asked_labels(gene_classes, "gene_classes: each class")
+    if len(set(names)) < len(names):
+        raise InputError(f"gene_classes give a class twice: {', '.join(map(repr, gene_classes))}.")
+    return dict(zip(names, map(list, gene_classes.values()), strict=True))
 
 
 def _split_table(problem: GeneProblem, fold_of: np.ndarray) -> pd.DataFrame:

@@ -40,6 +40,10 @@ class NetworkMethod:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the experiment's."""
 
+    def begin(self, start: Any) -> Any:
+        """Return what the network begins with in an experiment that starts so."""
+        return start if self.start is None else self.start
+
 
 NETWORKS = (
     NetworkMethod(FINE_TUNED, "fine-tuned"),
@@ -112,8 +116,8 @@ def run_methods(
 
     def train(network: NetworkMethod) -> tuple[Any, pd.DataFrame]:
         return problem.train(
-            start if network.start is None else network.start,
-            dataclasses.replace(config, **network.changes) if network.changes else config,
+            network.begin(start),
+            dataclasses.replace(config, **network.changes),
             train_rows=train_rows,
             validation_rows=validation_rows,
             pretrained=network.pretrained,

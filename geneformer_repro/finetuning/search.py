@@ -23,7 +23,7 @@ from geneformer_repro.config import ConfigError, require
 from geneformer_repro.errors import did_you_mean
 from geneformer_repro.files import read_json, write_json
 from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, best_entry
-from geneformer_repro.finetuning.problems.problem import Problem, TransferProblem
+from geneformer_repro.finetuning.problems.problem import EncoderProblem, Problem
 from geneformer_repro.finetuning.search_engines import search_settings
 from geneformer_repro.unfinished import is_whole, keep
 
@@ -145,7 +145,7 @@ def search(
     if config.engine == "random":
         rows = _at_random(problem, start, config, space, train_rows, validation_rows, work)
     else:
-        assert isinstance(problem, TransferProblem)
+        assert isinstance(problem, EncoderProblem)
         training = problem.training(start, config, train_rows=train_rows, validation_rows=validation_rows)
         assert training.score is not None
         rows = search_settings(

@@ -13,14 +13,14 @@ from sklearn.linear_model import LogisticRegression
 import geneformer_repro as gf
 from geneformer_repro.finetuning import baselines as module
 from geneformer_repro.finetuning.baselines import (
-    CLASS_METHODS,
-    GENE_METHODS,
-    NUMBER_METHODS,
     Features,
     GeneInputs,
     coexpression,
     gene_features,
 )
+from geneformer_repro.finetuning.kinds import classes
+from geneformer_repro.finetuning.kinds.classes import CLASS_METHODS, GENE_METHODS
+from geneformer_repro.finetuning.kinds.numbers import NUMBER_METHODS
 from geneformer_repro.tokenizer.counts import log_normalise, rank_values, vocabulary_counts
 
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
@@ -32,7 +32,7 @@ NEED_COUNTS = [name for name in CLASS_METHODS if "counts" in name]
 def features(_pbmc, cells):
     """All that is known of the blood cells; the "embedding" is 20 expressed genes."""
     counts = csr_matrix(_pbmc.X)
-    return Features(counts, rank_values(cells), log_normalise(counts)[:, :20].toarray())
+    return Features(counts, rank_values(cells), embedding=log_normalise(counts)[:, :20].toarray())
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def other_values(features, rows):
     counts[rows] = rng.poisson(50, size=(len(rows), counts.shape[1]))
     ranks[rows] = rng.random((len(rows), ranks.shape[1]))
     embedding[rows] = 1e3 * rng.normal(size=(len(rows), embedding.shape[1]))
-    return Features(csr_matrix(counts), csr_matrix(ranks), embedding)
+    return Features(csr_matrix(counts), csr_matrix(ranks), embedding=embedding)
 
 
 @pytest.mark.parametrize("name", CLASS_METHODS)
@@ -157,7 +157,7 @@ def test_without_counts_the_methods_that_need_them_give_none(features, few):
 
 
 def test_regression_that_has_not_converged_still_predicts(features, few, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_ITERATIONS", 1)
+    monkeypatch.setattr(classes, "_MAX_ITERATIONS", 1)
     train, test, codes = few
     assert np.isfinite(probabilities(ON_COUNTS, features, train, codes, test)).all()
 
@@ -166,7 +166,7 @@ def test_regression_on_counts_and_ranks_is_as_good_as_on_principal_components(sh
     """Accuracy 0.868 and macro-F1 0.772 with 50 components: data/README.md, "Plain models"."""
     adata = ad.read_h5ad(shared / "data" / "kang_ifnb" / "kang_ifnb.h5ad")
     cells = gf.tokenize(adata, gf.Vocabulary.fit(adata))
-    features = Features(csr_matrix(adata.X), rank_values(cells), np.zeros((adata.n_obs, 1)))
+    features = Features(csr_matrix(adata.X), rank_values(cells), embedding=np.zeros((adata.n_obs, 1)))
     held_out = adata.obs["donor"].astype(str).isin(["1015", "101"]).to_numpy()
     train, test, codes = (
         np.flatnonzero(~held_out),
@@ -180,17 +180,17 @@ def test_regression_on_counts_and_ranks_is_as_good_as_on_principal_components(sh
 @pytest.mark.usefixtures("few_rounds")
 def test_trees_of_many_cells_are_fitted_on_a_sample_with_each_class_s_share_and_the_log_says_so(features, few, caplog):
     train, test, codes = few
-    make = module._on_few_genes(module._boosted_class)
-    capped = module._on_counts(module._classes, make, most=40)
+    make = module.on_few_genes(classes._boosted_class)
+    capped = classes._probabilities("expression", make, most=40)
     with caplog.at_level(logging.INFO, logger="geneformer_repro"):
         found = capped(features, train, codes[train], 3, test, 0)
     assert f"fitted on a random 40 of the {len(train)} training cells, classes by their shares" in caplog.text
-    chosen = module._sample(codes[train], 40, 0)
+    chosen = module.sample(codes[train], 40, 0)
     shares = np.bincount(codes[train]) / len(train)
     np.testing.assert_allclose(np.bincount(codes[train][chosen]), 40 * shares, atol=1)
     name = "gradient boosting, counts"
     np.testing.assert_array_equal(found, probabilities(name, features, train[chosen], codes, test))
-    np.testing.assert_array_equal(module._sample(codes[train], len(train), 0), np.arange(len(train)))
+    np.testing.assert_array_equal(module.sample(codes[train], len(train), 0), np.arange(len(train)))
 
 
 @pytest.mark.usefixtures("few_rounds")
@@ -299,7 +299,7 @@ def test_methods_for_genes_tell_often_detected_ones_where_they_can(cells, genes,
     rng = np.random.default_rng(0)
     features, vectors = gene_features(cells, None, genes), coexpression(cells, genes, seed=0)
     features["unknown"] = np.nan
-    inputs = GeneInputs(features, vectors, rng.normal(size=(60, 8)), vectors[:, :4])
+    inputs = GeneInputs(features, vectors, rng.normal(size=(60, 8)), embedding=vectors[:, :4])
     codes = (features["detection_rate"] > 0.3).to_numpy().astype(int)
     train, test = np.arange(0, 60, 2), np.arange(1, 60, 2)
     found = GENE_METHODS[name](inputs, train, codes[train], 3, test, 0)

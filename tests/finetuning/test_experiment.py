@@ -59,6 +59,7 @@ class Bags(Problem):
     targets: tuple
     labels: np.ndarray
     trained: list
+    starts: list
     row = "bag"
     group = "shelf"
 
@@ -81,6 +82,7 @@ class Bags(Problem):
 
         def train_here():
             self.trained.append(step)
+            self.starts.append(start if pretrained else None)
             model, history = network(), []
             optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
             bags, labels = [self.bags[row] for row in train_rows], torch.tensor(self.labels[train_rows])
@@ -113,7 +115,7 @@ def bags_of(n=N):
     bags = [torch.tensor(rng.normal(centre, 0.3, (rng.integers(2, 7), 3)), dtype=torch.float32) for centre in centres]
     labels = np.stack([(centres[:, 0] > 0).astype(float), centres.sum(axis=1)], axis=1)
     labels[::9, 0] = np.nan
-    return Bags(bags, (Classes("side", ("left", "right")), Number("height")), labels, [])
+    return Bags(bags, (Classes("side", ("left", "right")), Number("height")), labels, [], [])
 
 
 def experiment(problem, *, folds=3, networks=NETWORKS, **changes):
@@ -220,6 +222,15 @@ def test_a_network_may_begin_elsewhere_and_with_other_settings(tmp_path):
     assert {path.name for path in (tmp_path / "fold-1").iterdir()} == {"ours", "same", "elsewhere", "untrained"} | {
         f"{name}.npy{end}" for name in ("same", "elsewhere", "untrained") for end in ("", ".sha256")
     }
+
+
+def test_settings_are_searched_for_the_network_that_is_asked_about_and_the_last_begins_as_it_does(tmp_path):
+    ways = (NetworkMethod(FINE_TUNED, "ours", start=9), NetworkMethod("from the start", "start"))
+    plan = experiment(bags_of(), networks=ways, trials=1, space={"learning_rate": [0.03]}, epochs=3)
+    dataclasses.replace(plan, sizes=()).run(None, tmp_path)
+    begun = dict(zip(plan.problem.trained, plan.problem.starts, strict=True))
+    assert begun["trial 1 of 1"] == begun["all bags"] == 9
+    assert plan.problem.starts.count(5) == 3
 
 
 def test_a_split_without_a_label_is_refused_by_the_name_of_the_row():

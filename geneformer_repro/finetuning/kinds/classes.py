@@ -7,9 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.finetuning.baselines import CLASS_METHODS, GENE_METHODS, GeneInputs
+from geneformer_repro.finetuning.baselines import (
+    BOOSTED_CELLS,
+    GeneInputs,
+    Make,
+    Method,
+    asked_in_blocks,
+    boosted,
+    fitted,
+    nearest,
+    on_few_genes,
+    sample,
+)
 from geneformer_repro.finetuning.figures import rows_figure
 from geneformer_repro.finetuning.kinds.class_scores import (
     Calls,
@@ -210,6 +228,108 @@ def _by_method(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([table.assign(method=name) for name, table in tables.items()], ignore_index=True).pipe(
         lambda table: table[["method", *table.columns.drop("method")]]
     )
+
+
+# Methods that need no network
+
+_MAX_ITERATIONS = 2000
+
+
+def _probabilities(looks_at: str, make: Make, *, most: int | None = None) -> Method:
+    """Return the method that fits what `make` makes on one of the inputs, and gives probabilities.
+
+    With `most`, it is fitted on so many training rows at most, of each class its share, and asked some rows at a time.
+    """
+
+    def fit_predict(
+        inputs: Any, train: np.ndarray, codes: np.ndarray, n_classes: int, test: np.ndarray, seed: int
+    ) -> np.ndarray | None:
+        """Fit on some rows and predict others.
+
+        Parameters
+        ----------
+        inputs
+            `Features` of cells or `GeneInputs`.
+        train, test
+            Row numbers.
+        codes
+            Class of each training row, from 0; classes may be absent, and get probability 0.
+        n_classes
+            Columns of the result.
+        seed
+            Of what is random in the method.
+
+        Returns
+        -------
+        Probabilities, test rows × classes; None where what it looks at is not at hand.
+        """
+        known = getattr(inputs, looks_at)
+        if known is None:
+            return None
+        chosen = sample(codes, most, seed)
+        model = fitted(make if len(np.unique(codes)) > 1 else _majority, known[train[chosen]], codes[chosen], seed)
+        probabilities = np.zeros((len(test), n_classes))
+        probabilities[:, model.classes_] = asked_in_blocks(model.predict_proba, known, test, most)
+        return probabilities
+
+    return fit_predict
+
+
+def _majority(shape: tuple[int, int], seed: int) -> Any:  # noqa: ARG001
+    return DummyClassifier(strategy="prior")
+
+
+def _logistic_regression(shape: tuple[int, int], seed: int) -> Any:  # noqa: ARG001
+    return LogisticRegression(max_iter=_MAX_ITERATIONS)
+
+
+def _standardised_logistic_regression(shape: tuple[int, int], seed: int) -> Any:
+    return make_pipeline(_imputer(), StandardScaler(), _logistic_regression(shape, seed))
+
+
+def _imputer() -> SimpleImputer:
+    return SimpleImputer(strategy="median", keep_empty_features=True)
+
+
+def _scaled_logistic_regression(shape: tuple[int, int], seed: int) -> Any:  # noqa: ARG001
+    return make_pipeline(MaxAbsScaler(), LogisticRegression(C=10, max_iter=_MAX_ITERATIONS))
+
+
+def _nearest_class(shape: tuple[int, int], seed: int) -> Any:
+    return nearest(KNeighborsClassifier, shape, seed)
+
+
+def _boosted_class(shape: tuple[int, int], seed: int) -> Any:
+    return boosted(HistGradientBoostingClassifier, shape, seed)
+
+
+def _boosted_gene_class(shape: tuple[int, int], seed: int) -> Any:
+    """Imputed, since a feature that no training gene has makes scikit-learn 1.9's boosting fail."""
+    return make_pipeline(_imputer(), _boosted_class(shape, seed))
+
+
+CLASS_METHODS: Mapping[str, Method] = {
+    "majority class": _probabilities("nothing", _majority),
+    "logistic regression, counts": _probabilities("expression", _logistic_regression),
+    "logistic regression, rank values": _probabilities("ranks", _scaled_logistic_regression),
+    "nearest neighbours, PCA of counts": _probabilities("expression", _nearest_class),
+    "gradient boosting, counts": _probabilities("expression", on_few_genes(_boosted_class), most=BOOSTED_CELLS),
+    "logistic regression, frozen embedding": _probabilities("embedding", _standardised_logistic_regression),
+}
+"""Name → ``fit_predict(features, train, codes, n_classes, test, seed)``, in the order of the table."""
+
+GENE_METHODS: Mapping[str, Method] = {
+    "majority class": _probabilities("nothing", _majority),
+    "logistic regression, gene features": _probabilities("numbers", _standardised_logistic_regression),
+    "gradient boosting, gene features": _probabilities("numbers", _boosted_gene_class),
+    "logistic regression, co-expression": _probabilities("coexpression", _standardised_logistic_regression),
+    "logistic regression, random vectors": _probabilities("random", _standardised_logistic_regression),
+    "logistic regression, frozen embedding": _probabilities("embedding", _standardised_logistic_regression),
+}
+"""Name → ``fit_predict(gene_inputs, train, codes, n_classes, test, seed)``."""
+
+
+# Figures
 
 
 def confusion_figure(confusion: pd.DataFrame) -> "Figure":

@@ -23,7 +23,7 @@ from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.kinds.classes import read_classes
 from geneformer_repro.finetuning.kinds.numbers import read_numbers
 from geneformer_repro.finetuning.networks import NetworkConfig, Training, scores_by_target
-from geneformer_repro.finetuning.problems.problem import TransferProblem
+from geneformer_repro.finetuning.problems.problem import EncoderProblem
 from geneformer_repro.heads import CellClassifier, Head, Pooling
 from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Target
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class CellProblem(TransferProblem):
+class CellProblem(EncoderProblem):
     """Labelled cells."""
 
     cells: TokenizedDataset

@@ -24,7 +24,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import GeneInputs, coexpression, gene_features
 from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.networks import Training, scores_by_target
-from geneformer_repro.finetuning.problems.problem import TransferProblem
+from geneformer_repro.finetuning.problems.problem import EncoderProblem
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 from geneformer_repro.reading import logits_at_tokens
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class GeneProblem(TransferProblem):
+class GeneProblem(EncoderProblem):
     """Genes with their classes, and the cells that express any of them."""
 
     cells: TokenizedDataset

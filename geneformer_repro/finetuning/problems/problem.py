@@ -137,7 +137,7 @@ def _without_rare_gaps(names: np.ndarray) -> np.ndarray:
     return np.where(names == GAP, counts.index[0], names) if counts.get(GAP, _ENOUGH) < _ENOUGH else names
 
 
-class TransferProblem(Problem):
+class EncoderProblem(Problem):
     """A problem whose networks are classifiers on a checkpoint's encoder."""
 
     @abstractmethod
