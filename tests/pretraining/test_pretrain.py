@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
+from geneformer_repro import reading
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
 from geneformer_repro.encoder import IGNORED
@@ -750,7 +751,7 @@ class TestHeldOut:
     @pytest.fixture
     def held_out(self, sixty: gf.TokenizedDataset, monkeypatch) -> HeldOut:
         """Ten cells in several batches."""
-        monkeypatch.setattr(module, "MAX_TOKENS", 2 * 192)
+        monkeypatch.setattr(reading, "MAX_TOKENS", 2 * 192)
         return HeldOut(sixty, FEW, config())
 
     def test_every_masked_gene_weighs_the_same(self, held_out, masked, untrained):
@@ -775,7 +776,7 @@ class TestHeldOut:
         assert held_out.scores(untrained.model) == held_out.scores(untrained.model)
 
     def test_how_cells_are_batched_does_not_matter(self, held_out, sixty, untrained, monkeypatch):
-        monkeypatch.setattr(module, "MAX_TOKENS", 2)
+        monkeypatch.setattr(reading, "MAX_TOKENS", 2)
         single = HeldOut(sixty, FEW, config()).scores(untrained.model)
         np.testing.assert_allclose(list(single.values()), list(held_out.scores(untrained.model).values()), rtol=1e-5)
 
