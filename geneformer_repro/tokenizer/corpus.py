@@ -1,13 +1,12 @@
 """Many sources as one corpus: found, opened, cut into parts, and the parts worked off by processes or a cluster.
 
 The cut depends on the sources alone, never on who does the work, so one process, eight, and a cluster write the same
-bytes, and a finished part is finished for whoever goes on. Processes are loky's: they need no ``if __name__ ==
+bytes, and a finished part is finished for whoever goes on. Processes are joblib's (loky): they need no ``if __name__ ==
 "__main__"`` in the user's script, and a worker that dies is noticed. A worker costs three seconds to start, once, and
 ends with the process that started it.
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent import futures
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cache, lru_cache, partial
@@ -575,8 +573,6 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, name="watches parent", daemon=True).start()
 
 
-_IDLE_WORKER_SECONDS = 300
-"""Workers that have nothing to do live on so long, for the next step or call."""
 _jobs: dict[str, Any] = {}
 """The job that a worker process does parts of."""
 
@@ -600,30 +596,31 @@ def _with_part(work: Callable[[Part], str | None], part: Part) -> tuple[Part, st
 def _finished_by_processes(
     parts: Iterable[Part], work: Callable[[Part], str | None], workers: int
 ) -> Iterator[tuple[Part, str | None]]:
-    """Keep loky's executor busy ourselves: joblib's generator waits for ever if a worker dies while it hands out."""
-    from joblib.externals.loky import BrokenProcessPool, cpu_count, get_reusable_executor
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    threads = str(max(1, cpu_count() // workers))
-    environment = {f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
-    executor = get_reusable_executor(max_workers=workers, timeout=_IDLE_WORKER_SECONDS, env=environment)
-    waiting, pending = iter(parts), set[futures.Future[tuple[Part, str | None]]]()
+    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers)
     try:
-        while True:
-            with _deaf_to_interrupts():  # for submitting is what starts processes
-                for part in itertools.islice(waiting, 2 * workers - len(pending)):
-                    pending.add(executor.submit(_with_part, work, part))
-            if not pending:
-                return
-            finished, pending = futures.wait(pending, return_when=futures.FIRST_COMPLETED)
-            yield from (future.result() for future in finished)
-    except BrokenProcessPool as error:
+        with _without_word_of_idle_workers():
+            with _deaf_to_interrupts():
+                finished = parallel(delayed(_with_part)(work, part) for part in parts)
+            yield from finished
+    except TerminatedWorkerError as error:
         raise InputError(
             "A worker process was killed, most likely for want of memory. Finished parts are kept: give the same "
             "command again, with fewer workers."
         ) from error
-    finally:
-        if pending:
-            executor.shutdown(kill_workers=True)
+
+
+@contextmanager
+def _without_word_of_idle_workers() -> Iterator[None]:
+    """Let loky replace a worker that ends as idle just when there is work, which is no news to anybody.
+
+    Where warnings are errors its thread would die of saying so, and we would wait for ever.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
+        yield
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from padding import padded
 
 import geneformer_repro as gf
-from geneformer_repro.batching import collate
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -14,7 +14,7 @@ STANDARD_ERRORS = 5
 @pytest.fixture(scope="module")
 def tokens(cells: gf.TokenizedDataset) -> np.ndarray:
     """All 700 cells, padded: about 200,000 genes."""
-    return collate(list(cells), cells.vocabulary)["input_ids"].numpy()
+    return padded(list(cells), cells.vocabulary)["input_ids"].numpy()
 
 
 @pytest.fixture(scope="module")

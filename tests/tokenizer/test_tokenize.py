@@ -9,6 +9,8 @@ import shutil
 import signal
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -1780,6 +1782,22 @@ def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_di
     monkeypatch.undo()
     tokenize(folder / "in", vocabulary, out=tmp_path / "out", workers=1, **options)
     assert digests(tmp_path / "out") == digests(folder / "one")
+
+
+def test_a_worker_that_ends_as_idle_when_there_is_work_is_no_error():
+    """Loky's own thread says so; where warnings are errors, as here, it would die of that and nothing would go on."""
+    said = "A worker stopped while some jobs were given to the executor. This can be caused by a too short timeout."
+    parts = corpus._finished_by_processes([1, 2, 3], _nothing, 2)
+    with closing(parts), ThreadPoolExecutor(1) as thread:
+        next(parts)
+        thread.submit(warnings.warn, said, UserWarning).result()
+        assert len(list(parts)) == 2
+    with pytest.raises(UserWarning, match="A worker stopped"):
+        warnings.warn(said, UserWarning, stacklevel=1)
+
+
+def _nothing(part):
+    return None
 
 
 def _die_on_the_second_part(kind, work, digest, parent, step, part):
