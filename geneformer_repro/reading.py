@@ -62,11 +62,17 @@ def batches_of(cells: TokenizedDataset, rows: np.ndarray, max_tokens: int) -> It
     max_tokens
         As for `token_budget_batches`.
     """
+    return (_laid_out(cells, rows, chosen) for chosen in _cut(cells, rows, max_tokens))
+
+
+def _cut(cells: TokenizedDataset, rows: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
+    """Yield of each batch which of the rows it holds."""
     with_gene = np.flatnonzero(cells.has_gene[rows])
-    lengths = cells.lengths[rows[with_gene]]
-    for batch in token_budget_batches(lengths, max_tokens):
-        chosen = with_gene[batch]
-        yield end_to_end([cells[row] for row in rows[chosen]], cells.vocabulary, chosen)
+    return (with_gene[batch] for batch in token_budget_batches(cells.lengths[rows[with_gene]], max_tokens))
+
+
+def _laid_out(cells: TokenizedDataset, rows: np.ndarray, chosen: np.ndarray) -> Batch:
+    return end_to_end([cells[row] for row in rows[chosen]], cells.vocabulary, chosen)
 
 
 def blocks_to_run(checkpoint: Checkpoint, layer: int) -> int:
@@ -257,12 +263,14 @@ def outputs_of(
         Every process calls this with the same cells: they share the batches, and each gets all outputs.
     """
     outputs_NK = torch.zeros(len(cells), head.n_outputs)
-    batches = batches_of(cells, np.arange(len(cells)), max_tokens)
+    rows = np.arange(len(cells))
+    cuts = list(_cut(cells, rows, max_tokens))  # numbers of rows: tokens are read batch by batch
     with evaluating(network) as device:
-        for batch, is_mine in _shared(list(batches)) if shared else ((batch, True) for batch in batches):
-            logits_BK = network(**batch.to(device).inputs).logits.float().cpu()
+        for chosen, is_mine in _shared(cuts) if shared else ((chosen, True) for chosen in cuts):
+            batch = _laid_out(cells, rows, chosen).to(device)
+            logits_BK = network(**batch.inputs).logits.float().cpu()
             if is_mine:
-                outputs_NK[torch.from_numpy(batch.rows)] = logits_BK
+                outputs_NK[torch.from_numpy(chosen)] = logits_BK
     return processes.sum_over(outputs_NK) if shared else outputs_NK
 
 
