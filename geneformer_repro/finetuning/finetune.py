@@ -321,16 +321,22 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
 
 
 def _require_unseen(experiment: CellExperiment, checkpoint: Checkpoint) -> None:
-    if checkpoint.seen is None:
-        return
-    tested, cells = experiment.tested, experiment.problem.cells
-    known = np.isin(cells.select(tested).digests(), checkpoint.seen)
-    if known.any():
-        raise InputError(
-            f"{known.sum()} of {len(tested)} test cells (first: {cells.cell_names[tested[known][0]]!r}) are among the "
-            f"cells that {checkpoint.name} was pretrained on. Pretrain without them, report other cells (split_file=, "
-            "test_groups=), or accept it: allow_seen=true."
+    if checkpoint.seen is not None:
+        refuse_tested(
+            experiment,
+            checkpoint.seen,
+            f"the cells that {checkpoint.name} was pretrained on. Pretrain without them, report other cells "
+            "(split_file=, test_groups=), or accept it: allow_seen=true.",
         )
+
+
+def refuse_tested(experiment: CellExperiment, digests: np.ndarray, whose: str) -> None:
+    """Raise if a cell that is reported is among others, by its tokens; `whose` says which, and what to do."""
+    tested, cells = experiment.tested, experiment.problem.cells
+    is_among = np.isin(cells.select(tested).digests(), digests)
+    if is_among.any():
+        first = cells.cell_names[tested[is_among][0]]
+        raise InputError(f"{is_among.sum()} of {len(tested)} test cells (first: {first!r}) are among {whose}")
 
 
 def seen_by(experiment: CellExperiment, checkpoint: Checkpoint) -> np.ndarray:

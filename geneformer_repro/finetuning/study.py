@@ -17,7 +17,6 @@ import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import require, resolved
-from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import log_verdicts
 from geneformer_repro.finetuning.finetune import (
@@ -28,6 +27,7 @@ from geneformer_repro.finetuning.finetune import (
     plain,
     prepared,
     record_of,
+    refuse_tested,
     seen_by,
     write_into,
 )
@@ -215,14 +215,12 @@ def transfer_study(
 
 def _require_apart(experiment: CellExperiment, source: CellProblem) -> None:
     """Raise if a cell that is reported is also one whose label the source teaches."""
-    tested, cells = experiment.tested, experiment.problem.cells
-    taught = np.isin(cells.select(tested).digests(), source.cells.digests())
-    if taught.any():
-        raise InputError(
-            f"{taught.sum()} of {len(tested)} test cells (first: {cells.cell_names[tested[taught][0]]!r}) are among "
-            "the cells of the source, whose labels are learned. Leave them out of the source, or report other cells "
-            "(split_file=, test_groups=)."
-        )
+    refuse_tested(
+        experiment,
+        source.cells.digests(),
+        "the cells of the source, whose labels are learned. Leave them out of the source, or report other cells "
+        "(split_file=, test_groups=).",
+    )
 
 
 def _learn_source(
