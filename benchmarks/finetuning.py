@@ -32,7 +32,8 @@ def train_ours(task: CellProblem, options: argparse.Namespace) -> list[float]:
     torch.manual_seed(0)
     start = Checkpoint(MaskedGeneModel(bert_config(options.size, task.cells.vocabulary)), task.cells.vocabulary)
     trainer = {"max_steps": options.steps, "logging_steps": 1, "save_strategy": "no", **NO_SCORES}
-    config = NetworkConfig(epochs=1, learning_rate=5e-5, warmup_steps=0, batch_size=options.batch, trainer=trainer)
+    training = {"epochs": 1, "warmup_steps": 0, "batch_size": options.batch, "trainer": trainer}
+    config = NetworkConfig(training=training)
     with tempfile.TemporaryDirectory() as folder:
         rows = np.arange(len(task.cells))
         task.train(start, config, train_rows=rows, validation_rows=None, work=Path(folder), step="ours")

@@ -1,6 +1,5 @@
 """How many labels a method needs: every method trained on few cells, then on more, and asked the same test cells."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.config import with_settings
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod, run_methods
 from geneformer_repro.finetuning.problems.problem import Problem
@@ -86,8 +86,9 @@ def require_enough(sizes: Sequence[int], split: Split) -> None:
 
 
 def _with_steps(config: Any, n: int) -> Any:
-    n_steps = max(FEWEST_STEPS, math.ceil(config.epochs * n / config.batch_size))
-    return dataclasses.replace(config, trainer={**config.trainer, "max_steps": n_steps})
+    training = config.training
+    n_steps = max(FEWEST_STEPS, math.ceil(training.epochs * n / training.batch_size))
+    return with_settings(config, trainer={**training.trainer, "max_steps": n_steps})
 
 
 def _scored(

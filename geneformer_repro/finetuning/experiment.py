@@ -5,7 +5,6 @@ Of several splits the network that is kept is one more, trained on the rows of a
 found best.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.config import with_settings
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.curve import learning_curve, require_enough
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod, Outcome, run_methods
 from geneformer_repro.finetuning.networks import best_epoch
 from geneformer_repro.finetuning.problems.problem import Problem
-from geneformer_repro.finetuning.search import SearchConfig, best_settings, search
+from geneformer_repro.finetuning.search import best_settings, search
 from geneformer_repro.finetuning.splits import Split, digest_of, split_table
 from geneformer_repro.targets import labels_of
 
@@ -54,7 +54,7 @@ class Experiment:
     """What networks begin with: a checkpoint."""
     splits: list[Split]
     config: Any
-    """How networks are trained; with trials where it is a `SearchConfig`."""
+    """How networks are trained; with a section ``search``, if settings may be searched."""
     networks: tuple[NetworkMethod, ...] = NETWORKS
     sizes: tuple[int, ...] = ()
     """Of a learning curve."""
@@ -148,7 +148,7 @@ class Experiment:
         outcomes, tables, several = [], [], len(self.splits) > 1
         for number, split in enumerate(self.splits, 1):
             folder, config = work / f"fold-{number}", self.config
-            if isinstance(config, SearchConfig) and config.trials:
+            if (searched := getattr(config, "search", None)) and searched.trials:
                 config, table = self._search(split, folder / "search")
                 tables.append(table)
             outcomes.append(
@@ -189,7 +189,7 @@ class Experiment:
         first = self.networks[0]
         network, _ = self.problem.train(
             first.begin(self.start),
-            dataclasses.replace(config, **{**first.changes, "epochs": epochs}),
+            with_settings(config, **{**first.changes, "epochs": epochs}),
             train_rows=self.learned,
             validation_rows=None,
             pretrained=first.pretrained,

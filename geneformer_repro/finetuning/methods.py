@@ -1,6 +1,5 @@
 """Every way to predict the test rows from the training rows: networks, and what they must be compared with."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
+from geneformer_repro.config import with_settings
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.networks import HISTORY, drop_weights, read_history
@@ -117,7 +117,7 @@ def run_methods(
     def train(network: NetworkMethod) -> tuple[Any, pd.DataFrame]:
         return problem.train(
             network.begin(start),
-            dataclasses.replace(config, **network.changes),
+            with_settings(config, **network.changes),
             train_rows=train_rows,
             validation_rows=validation_rows,
             pretrained=network.pretrained,

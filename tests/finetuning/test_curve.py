@@ -82,7 +82,7 @@ class Recorded:
 def recorded(task, base, tmp_path, monkeypatch):
     methods = Recorded()
     monkeypatch.setattr(module, "run_methods", methods)
-    config = NetworkConfig(epochs=50, batch_size=12, learning_rate=1e-3, warmup_steps=0)
+    config = NetworkConfig(training={"epochs": 50, "batch_size": 12, "learning_rate": 1e-3, "warmup_steps": 0})
     table = learning_curve(task, base, config, split=SPLIT, sizes=(24, 6), features=None, work=tmp_path)
     return methods.calls, table, tmp_path
 
@@ -110,7 +110,7 @@ def test_no_cell_chooses_the_epoch_and_the_test_cells_stay_the_same(recorded):
 
 
 def test_all_networks_of_a_size_take_the_same_steps_and_at_least_a_hundred(recorded):
-    assert [config.trainer["max_steps"] for config, _ in recorded[0]] == [100] * 6 + [375]
+    assert [config.training.trainer["max_steps"] for config, _ in recorded[0]] == [100] * 6 + [375]
 
 
 def test_every_run_has_a_folder_of_its_own(recorded):
@@ -134,7 +134,7 @@ def test_test_cells_without_a_label_are_not_scored(few, base, tmp_path, monkeypa
     monkeypatch.setattr(module, "run_methods", Recorded())
     task = labelled_cells(few, ["partly", "size"], regression=["size"], rng=np.random.default_rng(0))
     tested = SPLIT._replace(test=np.arange(0, 60))  # rows 0, 4, … have no class
-    config = NetworkConfig(epochs=1, learning_rate=1e-3, warmup_steps=0)
+    config = NetworkConfig(training={"epochs": 1, "learning_rate": 1e-3, "warmup_steps": 0})
     table = learning_curve(task, base, config, split=tested, sizes=(6,), features=None, work=tmp_path)
     assert table.loc[table["target"] == "partly", "accuracy"].notna().all()
 

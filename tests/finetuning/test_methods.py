@@ -17,7 +17,7 @@ from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.tokenizer.counts import rank_values
 
 TRAIN, VALIDATION, TEST = np.arange(60), np.arange(60, 80), np.arange(80, 120)
-CONFIG = NetworkConfig(epochs=1, batch_size=30, learning_rate=1e-3, warmup_steps=0)
+CONFIG = NetworkConfig(training={"epochs": 1, "batch_size": 30, "learning_rate": 1e-3, "warmup_steps": 0})
 
 
 @pytest.fixture(scope="module")

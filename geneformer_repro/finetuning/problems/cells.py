@@ -86,7 +86,7 @@ class CellProblem(EncoderProblem):
             self.cells.lengths[train_rows],
             lambda i, _: (self.cells[train_rows[i]], labels[i]),
             rows=train_rows,
-            weights=kind.row_weights(of_first) if config.class_balance == "sampling" else None,
+            weights=kind.row_weights(of_first) if config.training.class_balance == "sampling" else None,
         )
         weights = [kind.class_weights(of_target) for kind, of_target in self.of_kinds(train_rows)]
         return Training(
@@ -96,8 +96,8 @@ class CellProblem(EncoderProblem):
             examples,
             self.collate,
             None if validation_rows is None else self._scorer(head, validation_rows),
-            [config.task_weights.get(target.name, 1.0) for target in head.targets],
-            weights if config.class_balance == "weights" else None,
+            [config.training.task_weights.get(target.name, 1.0) for target in head.targets],
+            weights if config.training.class_balance == "weights" else None,
         )
 
     def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:

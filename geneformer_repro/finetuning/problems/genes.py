@@ -80,7 +80,7 @@ class GeneProblem(EncoderProblem):
     ) -> Training:
         """Put together what trains a `GeneClassifier` on the occurrences of some genes."""
         weights = None
-        if config.class_balance == "weights":
+        if config.training.class_balance == "weights":
             repeated = np.repeat(self.labels[train_rows], self.n_cells[train_rows], axis=0)
             weights = [ClassLabels(self.targets[0]).class_weights(repeated)]
         label_of = self.labels_by_token(train_rows, self.codes[train_rows])

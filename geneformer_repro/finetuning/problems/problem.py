@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.finetuning import transfer
+from geneformer_repro.config import with_settings
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind
 from geneformer_repro.finetuning.networks import NO_SCORES, Training
 from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.targets import Target, labels_of
 
 _ENOUGH = 3
@@ -159,8 +160,8 @@ class EncoderProblem(Problem):
     ) -> tuple[Any, pd.DataFrame]:
         """Train a classifier, a plain one whatever the transfer."""
         if not pretrained:
-            config = transfer.all_learning(config)
+            config = dataclasses.replace(config, transfer=TransferConfig())
         if validation_rows is None:
-            config = dataclasses.replace(config, trainer={**config.trainer, **NO_SCORES})
+            config = with_settings(config, trainer={**config.training.trainer, **NO_SCORES})
         training = self.training(start, config, train_rows=train_rows, validation_rows=validation_rows)
         return training.run(pretrained=pretrained, work=work, step=step)
