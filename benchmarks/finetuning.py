@@ -24,6 +24,7 @@ import geneformer_repro as gf
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.finetuning.networks import NO_SCORES, NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.model import MaskedGeneModel, bert_config
 
 
@@ -36,7 +37,7 @@ def train_ours(task: CellProblem, options: argparse.Namespace) -> list[float]:
     config = NetworkConfig(training=training)
     with tempfile.TemporaryDirectory() as folder:
         rows = np.arange(len(task.cells))
-        task.train(start, config, train_rows=rows, validation_rows=None, work=Path(folder), step="ours")
+        task.train(start, config, Split(rows), work=Path(folder), step="ours")
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     return [line["tokens_per_second"] for line in lines if "loss" in line][1:]
 

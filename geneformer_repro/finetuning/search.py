@@ -24,6 +24,7 @@ from geneformer_repro.files import read_json, write_json
 from geneformer_repro.finetuning.networks import SELECTION, NetworkConfig, best_entry
 from geneformer_repro.finetuning.problems.problem import EncoderProblem, Problem
 from geneformer_repro.finetuning.search_engines import search_settings
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.unfinished import is_whole, keep
 
 logger = logging.getLogger(__name__)
@@ -111,15 +112,7 @@ def _draw(values: Any, rng: np.random.Generator) -> Any:
     return round(drawn) if whole else float(drawn)
 
 
-def search(
-    problem: Problem,
-    start: Any,
-    config: Any,
-    *,
-    train_rows: np.ndarray,
-    validation_rows: np.ndarray,
-    work: Path,
-) -> tuple[Any, pd.DataFrame]:
+def search(problem: Problem, start: Any, config: Any, split: Split, *, work: Path) -> tuple[Any, pd.DataFrame]:
     """Try settings; return the configuration with the best ones, and a row a trial.
 
     Parameters
@@ -130,7 +123,7 @@ def search(
         The pretrained model.
     config
         Has a section ``search``: what is searched, and in the others what is not.
-    train_rows, validation_rows
+    split
         Which rows of the problem are which.
     work
         Folder of the trials; those that are finished are not repeated.
@@ -142,10 +135,10 @@ def search(
     """
     searched = config.search
     if searched.engine == "random":
-        rows = _at_random(problem, start, config, train_rows, validation_rows, work)
+        rows = _at_random(problem, start, config, split, work)
     else:
         assert isinstance(problem, EncoderProblem)
-        training = problem.training(start, config, train_rows=train_rows, validation_rows=validation_rows)
+        training = problem.training(start, config, split)
         assert training.score is not None
         rows = search_settings(
             training.make_model,
@@ -178,9 +171,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _at_random(
-    problem: Problem, start: Any, config: Any, train_rows: np.ndarray, validation_rows: np.ndarray, work: Path
-) -> list[dict[str, Any]]:
+def _at_random(problem: Problem, start: Any, config: Any, split: Split, work: Path) -> list[dict[str, Any]]:
     rows = []
     for number in range(1, config.search.trials + 1):
         folder, done = work / f"trial-{number}", work / f"trial-{number}.json"
@@ -190,8 +181,7 @@ def _at_random(
             _, history = problem.train(
                 start,
                 with_settings(config, **settings),
-                train_rows=train_rows,
-                validation_rows=validation_rows,
+                split,
                 work=folder,
                 step=f"trial {number} of {config.search.trials}",
             )

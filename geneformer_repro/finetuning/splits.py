@@ -48,8 +48,9 @@ class Split(NamedTuple):
     """Row numbers of each part, ascending."""
 
     train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    validation: np.ndarray = np.array([], dtype=np.int64)
+    """Without any, no row chooses the epoch, and the last one is kept."""
+    test: np.ndarray = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import NetworkMethod, kept
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
-from geneformer_repro.finetuning.splits import nested_draw
+from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier, HeadPooling, require_poolable
 from geneformer_repro.targets import columns_of
@@ -246,8 +246,7 @@ def _learn_source(
     network, _ = problem.train(
         checkpoint,
         with_settings(config, epochs=config.source.epochs or config.training.epochs, task_weights={}),
-        train_rows=np.setdiff1d(rows, chosen),
-        validation_rows=chosen,
+        Split(np.setdiff1d(rows, chosen), chosen),
         work=work,
         step="source",
     )

@@ -77,23 +77,23 @@ class Bags(Problem):
     def select(self, rows):
         return dataclasses.replace(self, bags=[self.bags[row] for row in rows], labels=self.labels[rows])
 
-    def train(self, start, config, *, train_rows, validation_rows, pretrained=True, work, step):
+    def train(self, start, config, split, *, pretrained=True, work, step):
         def network():
             with torch.random.fork_rng():
                 torch.manual_seed(start if pretrained else start + 1)
-                return BagNetwork(Head(self.head_targets(train_rows)))
+                return BagNetwork(Head(self.head_targets(split.train)))
 
         def train_here():
             self.trained.append(step)
             self.starts.append(start if pretrained else None)
             model, history = network(), []
             optimizer = torch.optim.Adam(model.parameters(), config.training.learning_rate)
-            bags, labels = [self.bags[row] for row in train_rows], torch.tensor(self.labels[train_rows])
+            bags, labels = [self.bags[row] for row in split.train], torch.tensor(self.labels[split.train])
             for epoch in range(1, int(config.training.trainer.get("max_steps", config.training.epochs)) + 1):
                 optimizer.zero_grad()
                 model.loss(model(bags), labels).backward()
                 optimizer.step()
-                scores = {} if validation_rows is None else self.score(model, validation_rows)
+                scores = self.score(model, split.validation) if len(split.validation) else {}
                 history.append({"epoch": float(epoch), **{f"eval_{name}": value for name, value in scores.items()}})
             return model, pd.DataFrame(history)
 

@@ -654,9 +654,9 @@ def test_folds_are_told_apart_in_the_tables(folded):
 
 
 def test_after_the_folds_one_model_is_trained_on_all_cells(folded):
-    [(settings, given)] = folded.noted["calls"]
-    np.testing.assert_array_equal(given["train_rows"], np.arange(120))
-    assert given["validation_rows"] is None
+    [(settings, split)] = folded.noted["calls"]
+    np.testing.assert_array_equal(split.train, np.arange(120))
+    assert not len(split.validation)
     assert settings.training.epochs == 1
 
 

@@ -30,6 +30,7 @@ from geneformer_repro.finetuning.kinds.classes import GENE_METHODS
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.methods import Outcome, file_name
 from geneformer_repro.finetuning.problems.genes import gene_splits, labelled_genes
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.targets import Classes
 
@@ -251,8 +252,8 @@ def test_the_base_is_left_as_it_is(run, base):
 
 def test_probing_leaves_the_encoder_as_it_was(base, cells, classes, tmp_path):
     problem, _ = prepared(cells, classes)
-    given = {"train_rows": np.arange(len(problem.genes)), "validation_rows": None}
-    model, _ = problem.train(base, settings(strategy="probe"), **given, work=tmp_path, step="all genes")
+    every = Split(np.arange(len(problem.genes)))
+    model, _ = problem.train(base, settings(strategy="probe"), every, work=tmp_path, step="all genes")
     found = model.bert.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in base.model.bert.state_dict().items())
 

@@ -21,6 +21,7 @@ from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels
 from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, new_classifier
 from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.heads import Head
 from geneformer_repro.pretraining.pretrain import PretrainConfig
@@ -42,11 +43,9 @@ def task_of(few, *targets, **options):
     return labelled_cells(few, targets, rng=np.random.default_rng(0), **options)
 
 
-def trained(task, start, folder, *, validation_rows=None, pretrained=True, train_rows=TRAIN, **changes):
-    return task.train(
-        start, config(**changes), train_rows=train_rows, validation_rows=validation_rows, pretrained=pretrained,
-        work=folder, step="test",
-    )  # fmt: skip
+def trained(task, start, folder, *, validation_rows=(), pretrained=True, train_rows=TRAIN, **changes):
+    split = Split(train_rows, np.array(validation_rows, dtype=int))
+    return task.train(start, config(**changes), split, pretrained=pretrained, work=folder, step="test")
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +333,7 @@ def test_label_smoothing_is_that_of_torch_for_classes_and_none_for_numbers(few, 
     config = FinetuneConfig(
         target=("cell_type", "size"), regression=("size",), training={"trainer": {"label_smoothing_factor": share}}
     )
-    parts = task.training(base, config, train_rows=rows, validation_rows=rows)
+    parts = task.training(base, config, Split(rows, rows))
     model, _ = parts.make_model()
     outputs, labels = torch.linspace(-1, 1, 24).reshape(6, 4), torch.tensor(task.labels[rows], dtype=torch.float32)
     size = parts.head.targets[1]

@@ -14,6 +14,7 @@ from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 from geneformer_repro.finetuning.networks import SELECTION
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.finetuning.search import DEFAULT_SPACE, draw_settings, search
+from geneformer_repro.finetuning.splits import Split
 
 TRAIN, VALIDATION = np.arange(0, 80), np.arange(80, 100)
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "pooling": ["mean", "cls", "attention"]}
@@ -116,7 +117,7 @@ def task(few):
 
 
 def searched(task, base, work, **changes):
-    return search(task, base, config(**changes), train_rows=TRAIN, validation_rows=VALIDATION, work=work)
+    return search(task, base, config(**changes), Split(TRAIN, VALIDATION), work=work)
 
 
 @pytest.fixture(scope="module")
