@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 VERSION = 1
-"""Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
+"""Raised when the same call gives other results, also of a study, so that a run which an earlier version began is not
+gone on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,85 +244,90 @@ def finetune(
     >>> result.methods[["accuracy", "accuracy_low", "accuracy_high"]].shape
     (8, 3)
     """
-    join_processes(config.training)
-    checkpoint.require_matching(cells)
-    require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
     experiment = prepared(checkpoint, cells, config)
-    problem = experiment.problem
-    counted = raw_counts(problem.cells, counts) if config.compare.baselines else None
-    inputs = inputs_of(experiment, checkpoint, cells, counted)
-    plan = {"step": "finetune", "version": VERSION, "config": plain(config), **inputs}
-    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
-        features = problem.features(checkpoint, config, counted) if config.compare.baselines else None
-        found = experiment.run(features, work.folder)
-        record = record_of("finetune", experiment, found, inputs)
-        kept = Checkpoint(
-            found.network, cells.vocabulary, record, seen_by(experiment, checkpoint), name=f"checkpoint {out}"
-        )
-        result = Finetuned(kept, found.evaluations, experiment.split_table(), found.history, found.curve, found.trials)
-        log_verdicts(found.evaluations.values())
-        if processes.is_first():
-            with work.result() as folder:
-                write_into(folder, experiment, result, work=work.folder)
-    return result
-
-
-def inputs_of(
-    experiment: "CellExperiment", checkpoint: Checkpoint, cells: TokenizedDataset, counted: csr_matrix | None
-) -> dict[str, str | None]:
-    """Return digests of all that decides what a run finds, beside its settings."""
-    return {
-        "cells": cells.fingerprint,
-        "checkpoint": checkpoint.fingerprint,
-        "labels": experiment.problem.digest(),
-        "split": experiment.digest_of_splits(),
-        "counts": digest_of_counts(counted),
-    }
-
-
-def plain(config: FinetuneConfig) -> dict[str, Any]:
-    """Return the settings as a plan has them: without the split file, whose content the inputs name."""
-    return resolved(with_settings(config, split_file=None))
-
-
-def record_of(step: str, experiment: "CellExperiment", found: Findings, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the provenance of a classifier, with what it reached."""
-    config, ours = experiment.config, experiment.networks[0].name
-    return provenance(step, config=resolved(config), inputs=dict(inputs)) | {
-        "result": {name: _as_json(one.methods.loc[ours]) for name, one in found.evaluations.items()},
-        "intervals": experiment.intervals,
-        "settings": {name: setting(found.config, name) for name in config.search.settings},
-    }
-
-
-def write_into(
-    folder: Path, experiment: "CellExperiment", result: Finetuned, *, work: Path, facts: Mapping[str, Any] | None = None
-) -> None:
-    """Write classifier, tables, pictures and page into the new folder `folder`."""
-    folder.mkdir()
-    result.checkpoint.write_into(folder)
-    config = experiment.config
-    facts = {
-        "transfer": config.transfer.strategy,
-        "epochs": config.training.epochs,
-        "learning_rate": config.training.learning_rate,
-        "seed": config.seed,
-        "test cells": len(experiment.tested),
-        **(facts or {}),
-    }
-    tables = {name: getattr(result, name) for name in ("split", "history", "curve", "trials")}
-    write_findings(folder, experiment, result.evaluations, tables, work=work, facts=facts)
+    return experiment.carry_out(out=out, counts=counts, overwrite=overwrite)
 
 
 @dataclass(frozen=True, eq=False)
 class CellExperiment(Experiment):
-    """An experiment on cells."""
+    """An experiment on cells, and the run that carries it out."""
 
     problem: CellProblem
+    cells: TokenizedDataset = dataclasses.field(kw_only=True)
+    """All cells that were given, also those without a label."""
+    step: ClassVar[str] = "finetune"
+    """What the run is called in its plan and provenance."""
+
+    def carry_out(self, *, out: str | Path, counts: "AnnData | str | Path | None", overwrite: bool) -> Finetuned:
+        """Run every method, and write the classifier, tables, pictures and page; see `finetune`."""
+        config, problem = self.config, self.problem
+        counted = raw_counts(problem.cells, counts) if config.compare.baselines else None
+        inputs = self.inputs(counted)
+        plain = resolved(with_settings(config, split_file=None))  # whose content the inputs name
+        plan = {"step": self.step, "version": VERSION, "config": plain, **inputs}
+        with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
+            begun = self.begun(inputs, work.folder)
+            features = problem.features(self.start, config, counted) if config.compare.baselines else None
+            found = begun.run(features, work.folder)
+            record = provenance(self.step, config=resolved(config), inputs=inputs) | {
+                "result": {name: _as_json(of.methods.loc[of.ours]) for name, of in found.evaluations.items()},
+                "intervals": self.intervals,
+                "settings": {name: setting(found.config, name) for name in config.search.settings},
+            }
+            result = begun.result(
+                Checkpoint(found.network, self.cells.vocabulary, record, begun.seen, name=f"checkpoint {out}"), found
+            )
+            log_verdicts(found.evaluations.values())
+            if processes.is_first():
+                with work.result() as folder:
+                    begun.write_into(folder, result, work.folder)
+        return result
+
+    def inputs(self, counted: csr_matrix | None) -> dict[str, str | None]:
+        """Return digests of all that decides what the run finds, beside its settings."""
+        return {
+            "cells": self.cells.fingerprint,
+            "checkpoint": self.start.fingerprint,
+            "labels": self.problem.digest(),
+            "split": self.digest_of_splits(),
+            "counts": digest_of_counts(counted),
+        }
+
+    def begun(self, inputs: Mapping[str, Any], work: Path) -> Self:
+        """Do in the work folder what comes before all methods, and return the experiment as it then is."""
+        return self
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Digests of all cells that the classifier learned from, in pretraining or here."""
+        return learned_too(self.networks[0].begin(self.start), self.problem.cells.select(self.learned))
+
+    def result(self, checkpoint: Checkpoint, found: Findings) -> Finetuned:
+        """Put together what the run returns."""
+        return Finetuned(checkpoint, found.evaluations, self.split_table(), found.history, found.curve, found.trials)
+
+    def write_into(self, folder: Path, result: Finetuned, work: Path, **facts: Any) -> None:
+        """Write classifier, tables, pictures and page, which tells the facts too, into the new folder `folder`."""
+        folder.mkdir()
+        result.checkpoint.write_into(folder)
+        config = self.config
+        facts = {
+            "transfer": config.transfer.strategy,
+            "epochs": config.training.epochs,
+            "learning_rate": config.training.learning_rate,
+            "seed": config.seed,
+            "test cells": len(self.tested),
+            **facts,
+        }
+        tables = {name: getattr(result, name) for name in ("split", "history", "curve", "trials")}
+        write_findings(folder, self, result.evaluations, tables, work=work, facts=facts)
 
 
 def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneConfig) -> CellExperiment:
     """Read labels, split, and refuse what must not be, before any work."""
+    join_processes(config.training)
+    checkpoint.require_matching(cells)
+    require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
     by_file, rng = config.split.split_file is not None, np.random.default_rng(config.seed)
     problem = labelled_cells(
         cells,
@@ -344,7 +350,7 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
         if not np.array_equal(labels, problem.strata):  # of which the splits warn themselves
             warn_of_lacking_classes(splits, labels, target=name)
     networks = NETWORKS if config.compare.baselines else NETWORKS[:1]
-    experiment = CellExperiment(problem, checkpoint, splits, config, networks, config.compare.curve)
+    experiment = CellExperiment(problem, checkpoint, splits, config, networks, config.compare.curve, cells=cells)
     experiment.require_labels()
     if not config.split.allow_seen:
         _require_unseen(experiment, checkpoint)
@@ -370,9 +376,9 @@ def refuse_tested(experiment: CellExperiment, digests: np.ndarray, whose: str) -
         raise InputError(f"{is_among.sum()} of {len(tested)} test cells (first: {first!r}) are among {whose}")
 
 
-def seen_by(experiment: CellExperiment, checkpoint: Checkpoint) -> np.ndarray:
-    """Return the digests of all cells that the classifier learned from, in pretraining or here."""
-    own = experiment.problem.cells.select(experiment.learned).digests()
+def learned_too(checkpoint: Checkpoint, cells: TokenizedDataset) -> np.ndarray:
+    """Return the digests of all cells that a checkpoint has seen once it has learned from these."""
+    own = cells.digests()
     return np.unique(own) if checkpoint.seen is None else np.union1d(own, checkpoint.seen)
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import anndata as ad
 import numpy as np
@@ -35,11 +35,11 @@ from geneformer_repro.tokenizer.genes import reconcile
 from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.work import Parts, Work, working_on
+from geneformer_repro.work import Parts, working_on
 
 logger = logging.getLogger(__name__)
 
-
+_Data: TypeAlias = TokenizedDataset | ad.AnnData | str | Path
 VERSION = 2
 """Of the predictions: raised when another version of the package makes other ones, so that it does not go on with
 these."""
@@ -121,10 +121,18 @@ def predict(
         )
     require_budget(max_tokens)
     where = {"layer": layer, "gene_ids": gene_ids}
+    ask = partial(_Asked, checkpoint, head, max_tokens=max_tokens, device=device)
     if out is None:
-        table = _Asked(checkpoint, head, _tokenized(checkpoint, data, **where), max_tokens, device).table()
+        table = ask(_tokenized(checkpoint, data, **where)).table()
     else:
-        table = _on_disk(checkpoint, head, data, where, max_tokens, device, Path(out), overwrite=overwrite)
+        plan = {"step": "predict", "version": VERSION, "checkpoint": checkpoint.fingerprint, "data": _identity_of(data)}
+        plan |= {**where, "max_tokens": max_tokens, "part": part_limits()}
+        with working_on(out, plan, what="prediction", overwrite=overwrite) as work:
+            asked = ask(_tokenized_once(checkpoint, data, where, work.folder / "cells"))
+            table = asked.table(None if head.level == "gene" else Parts(work, len(asked.parts), suffix=".safetensors"))
+            if processes.is_first():
+                with work.result() as aside:
+                    write_table(table.rename_axis(head.level), aside)
     if not isinstance(data, ad.AnnData):
         return table
     if head.level == "cell":
@@ -133,9 +141,7 @@ def predict(
     return _into(data.var, table.reindex(ids).set_axis(data.var_names))
 
 
-def _tokenized(
-    checkpoint: Checkpoint, data: TokenizedDataset | ad.AnnData | str | Path, **options: Any
-) -> TokenizedDataset:
+def _tokenized(checkpoint: Checkpoint, data: _Data, **options: Any) -> TokenizedDataset:
     if isinstance(data, TokenizedDataset):
         return data
     cells = tokenize(data, checkpoint.vocabulary, **options)
@@ -147,44 +153,17 @@ def _tokenized(
     return cells
 
 
-def _on_disk(
-    checkpoint: Checkpoint,
-    head: Head,
-    data: TokenizedDataset | ad.AnnData | str | Path,
-    where: Mapping[str, str | None],
-    max_tokens: int,
-    device: str | torch.device | None,
-    out: Path,
-    *,
-    overwrite: bool,
-) -> pd.DataFrame:
-    """Write the table, and return it."""
-    plan = {"step": "predict", "version": VERSION, "checkpoint": checkpoint.fingerprint, "data": _identity_of(data)}
-    plan |= {**where, "max_tokens": max_tokens, "part": part_limits()}
-    with working_on(out, plan, what="prediction", overwrite=overwrite) as work:
-        asked = _Asked(checkpoint, head, _tokenized_once(checkpoint, data, where, work), max_tokens, device)
-        table = asked.table(None if head.level == "gene" else Parts(work, len(asked.parts), suffix=".safetensors"))
-        if processes.is_first():
-            with work.result() as aside:
-                write_table(table.rename_axis(head.level), aside)
-    return table
-
-
-def _identity_of(data: TokenizedDataset | ad.AnnData | str | Path) -> Any:
+def _identity_of(data: _Data) -> Any:
     """Return what tells data from changed ones."""
     return data.fingerprint if isinstance(data, TokenizedDataset) else [identity(one) for one in find_sources(data)]
 
 
 def _tokenized_once(
-    checkpoint: Checkpoint,
-    data: TokenizedDataset | ad.AnnData | str | Path,
-    where: Mapping[str, str | None],
-    work: Work,
+    checkpoint: Checkpoint, data: _Data, where: Mapping[str, str | None], tokens: Path
 ) -> TokenizedDataset:
-    """Tokenise on the first process, into the work folder; a call that goes on finds the cells there."""
+    """Tokenise on the first process, into the folder `tokens`; a call that goes on finds the cells there."""
     if isinstance(data, TokenizedDataset):
         return data
-    tokens = work.folder / "cells"
 
     def tokenise() -> None:
         if not tokens.exists():

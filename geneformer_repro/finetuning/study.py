@@ -7,29 +7,27 @@ bought, one over "scratch" what pretraining and source bought together.
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import Section, flat_names, require, require_types, resolved, with_settings
 from geneformer_repro.files import provenance
-from geneformer_repro.finetuning.evaluation import log_verdicts
+from geneformer_repro.finetuning.experiment import Findings
 from geneformer_repro.finetuning.finetune import (
     CellExperiment,
     FinetuneConfig,
     Finetuned,
-    inputs_of,
-    plain,
+    learned_too,
     prepared,
-    record_of,
     refuse_tested,
-    seen_by,
-    write_into,
 )
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
@@ -37,12 +35,9 @@ from geneformer_repro.finetuning.methods import NetworkMethod, kept
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.heads import CellClassifier, HeadPooling, require_poolable
+from geneformer_repro.heads import CellClassifier
 from geneformer_repro.targets import columns_of
-from geneformer_repro.tokenizer.counts import raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training.config import join_processes
-from geneformer_repro.work import working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 FROM_SOURCE, ZERO_SHOT = "fine-tuned from source", "zero-shot"
 """What the network that goes on, and the source's own classifier, are called in the tables."""
-VERSION = 1
-"""Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,87 +182,79 @@ def transfer_study(
     >>> study.source.head.targets[0].name, study.checkpoint.head.targets[0].name
     ('cell_type', 'phase')
     """
-    join_processes(config.training)
-    for cells in (source, target):
-        checkpoint.require_matching(cells)
-    require_poolable(target.vocabulary, config.pooling, choices=HeadPooling)
+    experiment = prepared(checkpoint, target, config)
+    checkpoint.require_matching(source)
     first = labelled_cells(
         source, config.source.targets, regression=config.source.regression, min_cells=config.min_cells,
         rng=np.random.default_rng(config.seed),
     )  # fmt: skip
-    experiment = prepared(checkpoint, target, config)
-    _require_apart(experiment, first)
-    problem = experiment.problem
-    counted = raw_counts(problem.cells, counts) if config.compare.baselines else None
-    inputs = inputs_of(experiment, checkpoint, target, counted)
-    inputs |= {"source": source.fingerprint, "source_labels": first.digest()}
-    plan = {"step": "transfer_study", "version": VERSION, "config": plain(config), **inputs}
-    with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
-        start = _learn_source(first, checkpoint, config, inputs, work.folder / "source")
-        experiment = _with_source(experiment, start, work.folder)
-        features = problem.features(checkpoint, config, counted) if config.compare.baselines else None
-        found = experiment.run(features, work.folder)
-        record = record_of("transfer_study", experiment, found, inputs)
-        learned = Checkpoint(
-            found.network, target.vocabulary, record, seen_by(experiment, start), name=f"checkpoint {out}"
-        )
-        result = TransferStudy(
-            learned, found.evaluations, experiment.split_table(), found.history, found.curve, found.trials, source=start
-        )
-        log_verdicts(found.evaluations.values())
-        if processes.is_first():
-            facts = {"source": ", ".join(config.source.targets), "source cells": len(first.labels)}
-            with work.result() as folder:
-                write_into(folder, experiment, result, work=work.folder, facts=facts)
-                (folder / "source").mkdir()
-                start.write_into(folder / "source")
-    return result
-
-
-def _require_apart(experiment: CellExperiment, source: CellProblem) -> None:
-    """Raise if a cell that is reported is also one whose label the source teaches."""
     refuse_tested(
         experiment,
-        source.cells.digests(),
+        first.cells.digests(),
         "the cells of the source, whose labels are learned. Leave them out of the source, or report other cells "
         "(split.split_file, split.test_groups).",
     )
+    study = _StudyExperiment(**vars(experiment), source_cells=source, source_problem=first)
+    return cast(TransferStudy, study.carry_out(out=out, counts=counts, overwrite=overwrite))
 
 
-def _learn_source(
-    problem: CellProblem, checkpoint: Checkpoint, config: TransferStudyConfig, inputs: dict[str, Any], work: Path
-) -> Checkpoint:
-    """Train on the source; a tenth of its cells, of each class its share, choose the epoch."""
-    rows, strata = np.arange(len(problem.labels)), problem.strata
-    n = max(len(rows) // 10, len(np.unique(strata)))
-    chosen = nested_draw(strata, rows, n, np.random.default_rng(config.seed))
-    network, _ = problem.train(
-        checkpoint,
-        with_settings(config, epochs=config.source.epochs or config.training.epochs, task_weights={}),
-        Split(np.setdiff1d(rows, chosen), chosen),
-        work=work,
-        step="source",
-    )
-    digests = problem.cells.digests()
-    seen = np.unique(digests) if checkpoint.seen is None else np.union1d(digests, checkpoint.seen)
-    record = provenance("transfer_study_source", config=resolved(config), inputs=inputs)
-    return Checkpoint(network, checkpoint.vocabulary, record, seen, name="checkpoint of the source")
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _StudyExperiment(CellExperiment):
+    """An experiment whose networks may begin with a classifier of a source, which is learned first."""
 
+    source_cells: TokenizedDataset
+    source_problem: CellProblem
+    """Those of the cells that have a label."""
+    step = "transfer_study"
 
-def _with_source(experiment: CellExperiment, source: Checkpoint, work: Path) -> CellExperiment:
-    """Return the experiment with all networks that may begin with the source's, and what that says by itself."""
-    probe = {"transfer": TransferConfig(strategy="probe")}
-    networks = (
-        NetworkMethod(FROM_SOURCE, "fine-tuned-from-source", start=source),
-        NetworkMethod(FINE_TUNED, "fine-tuned", step=", without source"),
-        NetworkMethod(
-            "probe from source", "probe-from-source", step=", probe from source", start=source, changes=probe
-        ),
-        NetworkMethod("probe", "probe", step=", probe", changes=probe),
-        NetworkMethod("scratch", "scratch", pretrained=False, step=", random weights"),
-    )
-    ready = {ZERO_SHOT: _zero_shot(experiment.problem, source, work)}
-    return dataclasses.replace(experiment, networks=networks, ready=ready, reference=FINE_TUNED)
+    def inputs(self, counted: csr_matrix | None) -> dict[str, str | None]:
+        """Add the source's."""
+        of_source = {"source": self.source_cells.fingerprint, "source_labels": self.source_problem.digest()}
+        return super().inputs(counted) | of_source
+
+    def begun(self, inputs: Mapping[str, Any], work: Path) -> Self:
+        """Learn the source; return the experiment with the networks that may begin so, and what that says by itself."""
+        source = self._learn_source(inputs, work / "source")
+        probe = {"transfer": TransferConfig(strategy="probe")}
+        networks = (
+            NetworkMethod(FROM_SOURCE, "fine-tuned-from-source", start=source),
+            NetworkMethod(FINE_TUNED, "fine-tuned", step=", without source"),
+            NetworkMethod(
+                "probe from source", "probe-from-source", step=", probe from source", start=source, changes=probe
+            ),
+            NetworkMethod("probe", "probe", step=", probe", changes=probe),
+            NetworkMethod("scratch", "scratch", pretrained=False, step=", random weights"),
+        )
+        ready = {ZERO_SHOT: _zero_shot(self.problem, source, work)}
+        return dataclasses.replace(self, networks=networks, ready=ready, reference=FINE_TUNED)
+
+    def _learn_source(self, inputs: Mapping[str, Any], work: Path) -> Checkpoint:
+        """Train on the source; a tenth of its cells, of each class its share, choose the epoch."""
+        problem, config, strata = self.source_problem, self.config, self.source_problem.strata
+        rows = np.arange(len(strata))
+        n = max(len(rows) // 10, len(np.unique(strata)))
+        chosen = nested_draw(strata, rows, n, np.random.default_rng(config.seed))
+        network, _ = problem.train(
+            self.start,
+            with_settings(config, epochs=config.source.epochs or config.training.epochs, task_weights={}),
+            Split(np.setdiff1d(rows, chosen), chosen),
+            work=work,
+            step="source",
+        )
+        record = provenance("transfer_study_source", config=resolved(config), inputs=inputs)
+        seen = learned_too(self.start, problem.cells)
+        return Checkpoint(network, self.start.vocabulary, record, seen, name="checkpoint of the source")
+
+    def result(self, checkpoint: Checkpoint, found: Findings) -> TransferStudy:
+        """Add the classifier of the source."""
+        return TransferStudy(**vars(super().result(checkpoint, found)), source=self.networks[0].start)
+
+    def write_into(self, folder: Path, result: Finetuned, work: Path, **facts: Any) -> None:
+        """Add the classifier of the source."""
+        facts = {"source": ", ".join(self.config.source.targets), "source cells": len(self.source_problem.labels)}
+        super().write_into(folder, result, work, **facts)
+        (folder / "source").mkdir()
+        self.networks[0].start.write_into(folder / "source")
 
 
 def _zero_shot(problem: CellProblem, source: Checkpoint, work: Path) -> list[np.ndarray | None]:

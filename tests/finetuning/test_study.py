@@ -186,7 +186,7 @@ def test_a_training_cell_that_the_source_teaches_is_fine(base, few, tmp_path):
     settings = config(split_file=str(tmp_path / "split.tsv"))
     experiment = study.prepared(base, few, settings)
     source = study.labelled_cells(few.select(np.flatnonzero(parts == "train")), ["cell_type"], rng=None)
-    study._require_apart(experiment, source)
+    study.refuse_tested(experiment, source.cells.digests(), "the cells of the source")
 
 
 # Predictions of another target
