@@ -136,12 +136,12 @@ class KnownGenes(Protocol):
         """Gene ids."""
 
     @property
-    def gene_names(self) -> tuple[str, ...]:
-        """Name of each, "" where there is none."""
-
-    @property
     def position(self) -> Mapping[str, int]:
         """Place of each id."""
+
+    @property
+    def by_name(self) -> Mapping[str, int]:
+        """Place of each name that only one gene has."""
 
     @property
     def other_ids(self) -> Mapping[str, str]:
@@ -242,12 +242,7 @@ class _Finder:
     def __init__(self, source: CountSource, vocabulary: KnownGenes | None, other_ids: Mapping[str, str]) -> None:
         self._known = None if vocabulary is None else vocabulary.position
         self._other_ids = {**(vocabulary.other_ids if vocabulary else {}), **other_ids}
-        names = Counter(vocabulary.gene_names if vocabulary else ())
-        self._own = {
-            name: gene
-            for gene, name in (zip(vocabulary.gene_ids, vocabulary.gene_names, strict=True) if vocabulary else ())
-            if name and names[name] == 1
-        }
+        self._own = {name: vocabulary.gene_ids[i] for name, i in vocabulary.by_name.items()} if vocabulary else {}
         self._symbols = frozenset(source.gene_ids) | frozenset(source.gene_names)
 
     def find(self, gene: str, name: str) -> tuple[str, str]:
