@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix, diags_array, vstack
 from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.corpus import identity, is_unchanged, require_identity
 from geneformer_repro.tokenizer.dataset import INPUT_IDS, SOURCE, TokenizedDataset
-from geneformer_repro.tokenizer.genes import reconcile
+from geneformer_repro.tokenizer.genes import reconcile, summing_matrix
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -179,8 +179,4 @@ def _opened_sources(
 
 
 def _to_vocabulary(source: CountSource, vocabulary: Vocabulary) -> csr_matrix:
-    """Return a 0/1 matrix, genes of the source × genes of the vocabulary: a product sums what is one gene."""
-    position = reconcile(source, vocabulary).position
-    genes = np.flatnonzero(position >= 0)
-    ones = np.ones(len(genes), dtype=np.float32)
-    return csr_matrix((ones, (genes, position[genes])), shape=(len(position), len(vocabulary)))
+    return summing_matrix(reconcile(source, vocabulary).position, len(vocabulary))

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix
 
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, write_json
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of
-from geneformer_repro.tokenizer.genes import names_of, reconcile, with_symbols
+from geneformer_repro.tokenizer.genes import names_of, reconcile, summing_matrix, with_symbols
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS
 from geneformer_repro.tokenizer.medians import TARGET_SUM, NonzeroMedians
 from geneformer_repro.tokenizer.readers import CountSource
@@ -75,7 +76,7 @@ class _Fit(Job):
         self.corpus, self.exact = corpus, exact
         self.genes: list[str] = []
         self._names: dict[str, str] = {}
-        self.columns = lru_cache(maxsize=4)(self._columns)
+        self.to_genes = lru_cache(maxsize=4)(self._to_genes)
 
     @classmethod
     def from_plan(cls, work: Path) -> "_Fit":
@@ -129,9 +130,10 @@ class _Fit(Job):
     def sketch(self, part: Part) -> None:
         """Write the medians' sketches of a part."""
         source, sketch = self.corpus.open(part.source), NonzeroMedians(len(self.genes), exact=self.exact)
-        columns = self.columns(part.source)
         for block in source.blocks(part.start, part.stop):
-            sketch.add(_normalised(block.counts, source.total_counts(block), columns, len(self.genes)))
+            counts = csr_matrix(block.counts @ self.to_genes(part.source))
+            counts.data = counts.data / np.repeat(source.total_counts(block), np.diff(counts.indptr)) * TARGET_SUM
+            sketch.add(counts)
         with new_file(self.sketch_file(part), overwrite=True) as aside:
             sketch.save(aside)
 
@@ -139,24 +141,10 @@ class _Fit(Job):
         """Where the sketches of a part are until they are merged."""
         return self.work / f"part-{part.number:06d}.npz"
 
-    def _columns(self, i: int) -> np.ndarray:
-        genes = reconcile(self.corpus.open(i), None)
-        places = {gene: place for place, gene in enumerate(self.genes)}
-        return np.array([places[gene] if gene else -1 for gene in genes.table["gene_id"]], dtype=np.int64)
-
-
-def _normalised(counts: csr_matrix, totals: np.ndarray, columns: np.ndarray, n_genes: int) -> csr_matrix:
-    """Return counts per 10,000 in the columns of the corpus, no zero stored; repeated genes are summed."""
-    column = columns[counts.indices]
-    stays = (column >= 0) & (counts.data > 0)
-    ends = np.concatenate([[0], np.cumsum(stays)])
-    data = counts.data[stays].astype(np.float64)
-    scaled = csr_matrix((data, column[stays], ends[counts.indptr]), shape=(counts.shape[0], n_genes))
-    places = columns[columns >= 0]
-    if len(np.unique(places)) < len(places):
-        scaled.sum_duplicates()
-    scaled.data = scaled.data / np.repeat(totals, np.diff(scaled.indptr)) * TARGET_SUM
-    return scaled
+    def _to_genes(self, i: int) -> csr_matrix:
+        """Return a matrix of a source by which its counts get the columns of the corpus."""
+        gene_ids = reconcile(self.corpus.open(i), None).table["gene_id"]
+        return summing_matrix(pd.Index(self.genes).get_indexer(pd.Index(gene_ids)), len(self.genes))
 
 
 class _Sketches:

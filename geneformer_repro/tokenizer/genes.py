@@ -22,6 +22,7 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_text
@@ -216,6 +217,20 @@ def reconcile(
         {"gene": source.gene_ids, "name": source.gene_names, "outcome": outcome, "by": by, "gene_id": to}
     )
     return GeneMap(position, table)
+
+
+def summing_matrix(position: np.ndarray, n_genes: int) -> csr_matrix:
+    """Return a 0/1 matrix, genes of a source × genes: counts times it have a column a gene, what is one gene summed.
+
+    Parameters
+    ----------
+    position
+        Place of each gene of the source among the genes, -1 for one that is not read.
+    n_genes
+        How many genes there are.
+    """
+    read = np.flatnonzero(position >= 0)
+    return csr_matrix((np.ones(len(read)), (read, position[read])), shape=(len(position), n_genes))
 
 
 def _of_another_genome(source: CountSource, is_known: np.ndarray, *, learn: bool) -> np.ndarray:

@@ -139,7 +139,7 @@ class CellFilter:
         array(['min_counts', '', '', 'min_counts', 'max_counts'], dtype=object)
         """
         counts, n_cells = block.counts, len(totals)
-        n_genes, mito = _n_expressed(counts), mito_share(counts, is_mito)
+        n_genes, mito = np.diff(counts.indptr), mito_share(counts, is_mito)
         failed: dict[str, Any] = {}
         if self.filter_pass:
             passed = source.obs(FILTER_PASS, block.start, block.start + n_cells)
@@ -170,10 +170,6 @@ def mito_share(counts: csr_matrix, is_mito: np.ndarray) -> np.ndarray:
     """Return the share of each cell's stored counts in the genes marked; 0 for a cell without counts."""
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     return (counts @ is_mito.astype(np.float64)) / np.maximum(totals, 1.0)
-
-
-def _n_expressed(counts: csr_matrix) -> np.ndarray:
-    return np.diff(counts.indptr) if (counts.data > 0).all() else np.asarray((counts > 0).sum(axis=1)).ravel()
 
 
 def moments_of(block: Block, totals: np.ndarray, is_mito: np.ndarray) -> np.ndarray:
