@@ -307,8 +307,8 @@ class _SparseDropout(torch.autograd.Function):
             False,
             attn_mask=_bias(mask_N11L, query_NHLE),
         )
-        found = pairs.gradients_without(wholes, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL, gradient_NHLE)
-        return (*found, None, None, None, None)
+        gradients_NHLE = pairs.gradients_without(wholes, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL, gradient_NHLE)
+        return (*gradients_NHLE, None, None, None, None)
 
 
 def _bias(mask_N11L: Tensor | None, query_NHLE: Tensor) -> Tensor | None:
@@ -330,7 +330,7 @@ class _Dropped:
     ) -> Tensor:
         """Return the context less what the dropped pairs added."""
         left_NLHE = _by_token(context_NHLE)
-        inputs = [_by_token(one).numpy() for one in (query_NHLE, key_NHLE, value_NHLE)]
+        inputs = [_by_token(tensor_NHLE).numpy() for tensor_NHLE in (query_NHLE, key_NHLE, value_NHLE)]
         self._in_threads(_take_from_context, (*inputs, log_sum_NHL.contiguous().numpy(), left_NLHE.numpy()))
         return left_NLHE.transpose(1, 2).to(context_NHLE.dtype)
 
@@ -344,16 +344,16 @@ class _Dropped:
         gradient_NHLE: Tensor,
     ) -> list[Tensor]:
         """Return the gradients of queries, keys and values less what the dropped pairs added."""
-        left = [_by_token(whole) for whole in wholes]
-        inputs = [_by_token(one).numpy() for one in (query_NHLE, key_NHLE, value_NHLE, gradient_NHLE)]
-        sums = [one.numpy() for one in left]
-        self._in_threads(_take_from_gradients, (*inputs, log_sum_NHL.contiguous().numpy(), *sums))
-        return [one.transpose(1, 2).to(whole.dtype) for one, whole in zip(left, wholes, strict=True)]
+        sums_NLHE = [_by_token(whole) for whole in wholes]
+        inputs = [_by_token(tensor_NHLE).numpy() for tensor_NHLE in (query_NHLE, key_NHLE, value_NHLE, gradient_NHLE)]
+        outputs = [sum_NLHE.numpy() for sum_NLHE in sums_NLHE]
+        self._in_threads(_take_from_gradients, (*inputs, log_sum_NHL.contiguous().numpy(), *outputs))
+        return [sum_NLHE.transpose(1, 2).to(whole.dtype) for sum_NLHE, whole in zip(sums_NLHE, wholes, strict=True)]
 
     def _in_threads(self, take: Any, arrays: tuple[np.ndarray, ...]) -> None:
-        n_jobs = arrays[0].shape[0] * arrays[0].shape[2]
-        n_threads = min(torch.get_num_threads(), n_jobs)
-        cuts = np.linspace(0, n_jobs, n_threads + 1).astype(int).tolist()
+        n_heads = arrays[0].shape[0] * arrays[0].shape[2]
+        n_threads = min(torch.get_num_threads(), n_heads)
+        cuts = np.linspace(0, n_heads, n_threads + 1).astype(int).tolist()
         sizes = np.array(self._n_queries), np.array(self._n_keys)
 
         def work(i: int) -> None:
@@ -388,25 +388,25 @@ def _draw_positions(seed, n, p):  # type: ignore[no-untyped-def]
     The gap from one to the next is geometric, so that only those are drawn.
     """
     expected = n * p
-    found = np.empty(int(expected + 8 * math.sqrt(expected) + 16), np.int64)
+    positions = np.empty(int(expected + 8 * math.sqrt(expected) + 16), np.int64)
     state, _ = _next_random(np.uint64(seed))
     per_log = 1 / math.log1p(-p)
-    position, n_found = -1, 0
-    while n_found < len(found):
+    position, n_drawn = -1, 0
+    while n_drawn < len(positions):
         state, u = _next_random(state)
         gap = math.log(u) * per_log
         if gap >= n - position - 1:
             break
         position += 1 + int(gap)
-        found[n_found] = position
-        n_found += 1
-    return found[:n_found]
+        positions[n_drawn] = position
+        n_drawn += 1
+    return positions[:n_drawn]
 
 
 @numba.njit(nogil=True, cache=True)
-def _pairs_of(job, seed, n_queries, n_keys, dropout):  # type: ignore[no-untyped-def]
+def _pairs_of(cell_head, seed, n_queries, n_keys, dropout):  # type: ignore[no-untyped-def]
     """Return the dropped pairs of one head of one cell, as ``query · n_keys + key``."""
-    own_seed = np.uint64(seed) + np.uint64(job) * np.uint64(0xD1342543DE82EF95)
+    own_seed = np.uint64(seed) + np.uint64(cell_head) * np.uint64(0xD1342543DE82EF95)
     return _draw_positions(own_seed, n_queries * n_keys, dropout)
 
 
@@ -422,9 +422,9 @@ def _weight(query, key, log_sum, scale):  # type: ignore[no-untyped-def]
 def _take_from_context(query, key, value, log_sum, context, n_queries, n_keys, dropout, seed, first, last):  # type: ignore[no-untyped-def]
     """Subtract weight · value of the dropped pairs, for heads from `first` up to before `last` of all cells."""
     scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    for job in range(first, last):
-        n, h = divmod(job, query.shape[2])
-        for pair in _pairs_of(job, seed, n_queries[n], n_keys[n], dropout):
+    for cell_head in range(first, last):
+        n, h = divmod(cell_head, query.shape[2])
+        for pair in _pairs_of(cell_head, seed, n_queries[n], n_keys[n], dropout):
             i, j = divmod(pair, n_keys[n])
             weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
             for e in range(value.shape[3]):
@@ -437,9 +437,9 @@ def _take_from_gradients(  # type: ignore[no-untyped-def]
 ):
     """Subtract what the same pairs add to the gradients."""
     scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    for job in range(first, last):
-        n, h = divmod(job, query.shape[2])
-        for pair in _pairs_of(job, seed, n_queries[n], n_keys[n], dropout):
+    for cell_head in range(first, last):
+        n, h = divmod(cell_head, query.shape[2])
+        for pair in _pairs_of(cell_head, seed, n_queries[n], n_keys[n], dropout):
             i, j = divmod(pair, n_keys[n])
             weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
             slope = np.float32(0)

@@ -92,11 +92,11 @@ class VectorParts:
         paths, (n_laid, n_rows) = self._parts.paths, self._laid()
         with progress("merge", total=len(paths), unit="parts", done=n_laid, quiet=len(paths) < _PARTS_AT_ONCE) as bar:
             for start in range(n_laid, len(paths), _PARTS_AT_ONCE):
-                some = paths[start : start + _PARTS_AT_ONCE]
-                n_rows = _fill(self._result, (load_file(path)["X"] for path in some), start=n_rows)
+                next_paths = paths[start : start + _PARTS_AT_ONCE]
+                n_rows = _fill(self._result, (load_file(path)["X"] for path in next_paths), start=n_rows)
                 with new_file(self._note, overwrite=True) as aside:
-                    write_json(aside, {"parts": start + len(some), "rows": n_rows})
-                bar.update(len(some))
+                    write_json(aside, {"parts": start + len(next_paths), "rows": n_rows})
+                bar.update(len(next_paths))
         self._work.deliver(self._result)
 
     def _laid(self) -> tuple[int, int]:

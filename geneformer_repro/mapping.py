@@ -525,7 +525,7 @@ def _raw_counts(counts: csr_matrix, n_cells: int) -> csr_matrix:
 def _require_made_alike(query: AnnData, reference: AnnData) -> None:
     of_query, of_reference = (adata.uns.get("geneformer_repro", {}) for adata in (query, reference))
     for what in _MADE_BY:
-        ours, theirs = (made.get(what) if isinstance(made, Mapping) else made for made in (of_query, of_reference))
+        ours, theirs = (facts.get(what) if isinstance(facts, Mapping) else facts for facts in (of_query, of_reference))
         if str(ours) != str(theirs):
             raise InputError(
                 f"Query and reference were embedded differently: {what} is {ours!r} of the query and {theirs!r} of the "

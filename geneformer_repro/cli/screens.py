@@ -156,26 +156,26 @@ def _perturbation(arguments: argparse.Namespace) -> Any:
     from geneformer_repro.in_silico import perturbation
 
     kind = getattr(perturbation, _KINDS[arguments.kind])
-    given = {name: value for name in ("to", "quartiles") if (value := getattr(arguments, name)) is not None}
+    settings = {name: value for name in ("to", "quartiles") if (value := getattr(arguments, name)) is not None}
     options = {field.name for field in fields(kind)}
-    if wrong := sorted(set(given) - options):
+    if wrong := sorted(set(settings) - options):
         raise InputError(
             f"--{wrong[0]} does not fit --kind {arguments.kind}: --quartiles is for activate and inhibit, --to for "
             "shift."
         )
-    if "to" in options and not given:
+    if "to" in options and not settings:
         raise InputError("--kind shift moves genes to a place: give --to with numbers from 0 (front) to 1 (bottom).")
     genes = "each" if arguments.genes is None else _listed(arguments.genes)
-    return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **given)
+    return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **settings)
 
 
 def _goal(arguments: argparse.Namespace) -> Any:
     from geneformer_repro.in_silico.question import GoalState
 
-    given = (arguments.state, arguments.start, arguments.goal)
-    if all(given):
-        return GoalState(*given, alternatives=arguments.alternatives)
-    if any(given) or arguments.alternatives:
+    column_and_states = (arguments.state, arguments.start, arguments.goal)
+    if all(column_and_states):
+        return GoalState(*column_and_states, alternatives=arguments.alternatives)
+    if any(column_and_states) or arguments.alternatives:
         raise InputError("A goal needs --state, --start and --goal together.")
     return None
 

@@ -145,8 +145,8 @@ def ranked_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: int
 def _with_numbers(row: "pd.Series[Any]") -> str:
     """Name a gene with its numbers of cells and donors."""
     numbers = [(row.get(f"n_{what}"), what) for what in ("cells", "donors")]
-    said = [f"{int(n):,} {what if n != 1 else what[:-1]}" for n, what in numbers if n is not None and n > 0]
-    return _short(str(row["gene_name"])) + (f" ({', '.join(said)})" if said else "")
+    shown = [f"{int(n):,} {what if n != 1 else what[:-1]}" for n, what in numbers if n is not None and n > 0]
+    return _short(str(row["gene_name"])) + (f" ({', '.join(shown)})" if shown else "")
 
 
 def _short(name: str, longest: int = LONG_NAME) -> str:

@@ -1,4 +1,4 @@
-"""From what the engine found to the rows of a `ShiftTable`."""
+"""From what came of the variants of cells to the rows of a `ShiftTable`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
-from geneformer_repro.in_silico.engine import Found, Job
+from geneformer_repro.in_silico.engine import Outcome, PerturbedCell
 from geneformer_repro.in_silico.shift_table import COLUMNS, ESTIMATE, as_frame
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -30,29 +30,33 @@ class Layout:
     """Other columns, a row a cell."""
 
     def table(
-        self, cells: np.ndarray, jobs: Sequence[Job], outcomes: Sequence[Found], is_exact: np.ndarray | None = None
+        self,
+        cells: np.ndarray,
+        perturbed: Sequence[PerturbedCell],
+        outcomes: Sequence[Outcome],
+        is_exact: np.ndarray | None = None,
     ) -> pa.Table:
         """Lay out the rows of some cells: of each variant its states, then the genes it affects.
 
         Parameters
         ----------
         cells
-            Number of each job's cell.
-        jobs, outcomes
-            What was done, and what came of it.
+            Number of each cell among those of the screen.
+        perturbed, outcomes
+            What was done to each, and what came of it.
         is_exact
-            Of each variant of all jobs, whether its value is; None: all are.
+            Of each variant of all cells, whether its value is; None: all are.
         """
         rows = _Rows.of(outcomes)
-        variants = [job.variants for job in jobs]
-        job = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows.variant]
-        cell = cells[job]
+        variants = [cell.variants for cell in perturbed]
+        place = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows.variant]
+        cell = cells[place]
         rank, dose = (np.concatenate([getattr(of_cell, of) for of_cell in variants]) for of in ("rank_N", "dose_N"))
         rank, dose = rank[rows.variant], dose[rows.variant]
         exact = np.ones(len(cell), dtype=bool) if is_exact is None else is_exact[rows.variant]
         columns = [
-            _taken(self.cells[cells], job),
-            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors[cells], job),
+            _taken(self.cells[cells], place),
+            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors[cells], place),
             _taken(self._names([tokens for of_cell in variants for tokens in of_cell.perturbed]), rows.variant),
             self._affected(rows.affected),
             _taken(self.states, rows.state),
@@ -116,7 +120,7 @@ class _Rows(NamedTuple):
     before: np.ndarray
 
     @classmethod
-    def of(cls, outcomes: Sequence[Found]) -> "_Rows":
+    def of(cls, outcomes: Sequence[Outcome]) -> "_Rows":
         """Lay out rows, variant by variant."""
         value_VS, before_VS = (
             np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("value_NS", "before_NS")

@@ -245,8 +245,8 @@ def _dose_picture(shifts: ShiftTable, statistics: pd.DataFrame | None) -> "Figur
     curves = _curves(shifts)
     order = _strongest_first(curves, neutral=float(shifts.measure == SIMILARITY))
     if statistics is not None:
-        given = statistics.index.unique().tolist()
-        order = [*(gene for gene in given if gene in set(order)), *(gene for gene in order if gene not in set(given))]
+        tested = statistics.index.unique().tolist()
+        order = [*(gene for gene in tested if gene in set(order)), *(gene for gene in order if gene not in set(tested))]
     if "low" not in curves:
         intervals = _intervals(_means(shifts, "cell", genes=order[:N_NAMED])).drop(columns="value").reset_index()
         curves = curves.merge(intervals, on=_CURVE, how="left")
@@ -489,12 +489,12 @@ def _done(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
         "method": metadata.get("method"),
         "checkpoint": metadata.get("checkpoint"),
     }
-    said = {name: str(value) for name, value in done.items() if value is not None}
+    facts = {name: str(value) for name, value in done.items() if value is not None}
     return Section(
         "What was done",
         "The screen, as it was run.",
         "Whether the question was right for this model: that takes known genes, perturbed in real cells.",
-        table=pd.DataFrame({"in this screen": pd.Series(said, dtype=object)}).rename_axis("what"),
+        table=pd.DataFrame({"in this screen": pd.Series(facts, dtype=object)}).rename_axis("what"),
     )
 
 

@@ -26,15 +26,15 @@ from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Pooling
-from geneformer_repro.in_silico.engine import Engine, Found, Job
+from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.layout import Layout
-from geneformer_repro.in_silico.perturbation import Composed, Perturbation, Plan
+from geneformer_repro.in_silico.perturbation import Composed, Edits, Perturbation
 from geneformer_repro.in_silico.question import GoalState, Method, Question
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable, as_frame, write_blocks
 from geneformer_repro.model import flops
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, blocks_to_run, require_one_of
+from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, consecutive_parts, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import Parts, Work, working_on
 
@@ -183,20 +183,17 @@ def perturb(
     """
     checkpoint.require_matching(cells)
     _check_options(dtype, seed, max_tokens)
-    question = Question(goal, target, affected, method, refine, donor, obs)
-    question.check(checkpoint, cells, layer, pooling)
+    question = Question(checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs)
+    question.check()
     _check_out(out, overwrite=overwrite)
-    layer = 0 if target else -1 if layer is None else layer
-    pooling = pooling or ("cls" if cells.vocabulary.has_cls else "mean")
-    blocks_to_run(checkpoint, layer)
-    rows = _rows_of_start(cells, goal)
+    rows = question.rows_of_start()
     perturbation = _with_known_genes(perturbation, cells, rows)
-    plan = Plan(perturbation, cells.vocabulary)
-    question.check_first_order(plan)
+    edits = Edits(perturbation, cells.vocabulary)
+    question.check_first_order(edits)
     max_genes = _max_genes(checkpoint, cells, perturbation)
-    rows, n_variants = _cells_to_perturb(cells, plan, rows, goal, max_cells, np.random.default_rng(seed))
-    layout = question.layout(checkpoint, cells, rows)
-    metadata = question.describe(checkpoint, cells, layer=layer, pooling=pooling) | {
+    rows, n_variants = _cells_to_perturb(question, edits, rows, max_cells, np.random.default_rng(seed))
+    layout = question.layout(rows)
+    metadata = question.describe() | {
         "perturbation": perturbation.describe(),
         "dtype": dtype,
         "n_cells": len(rows),
@@ -208,11 +205,10 @@ def perturb(
         )
     where = torch.device(device) if device else processes.device()
     max_tokens = max_tokens or (CPU_TOKENS if where.type == "cpu" else MAX_TOKENS)
-    reader = Reader.of(checkpoint, layer=layer, dtype=dtype, max_tokens=max_tokens, device=where)
-    score = question.score(checkpoint, cells, layer=layer, pooling=pooling, device=where)
-    affected_tokens = question.affected_tokens(cells)
-    engine = Engine(reader, cells.vocabulary, pooling, score, affected_tokens, max_genes)
-    screen = _Screen(engine, cells, rows, plan, n_variants, question, layout, seed)
+    reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
+    score, affected_tokens = question.score(where), question.affected_tokens()
+    engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
+    screen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
     return screen.in_memory(metadata) if out is None else screen.on_disk(Path(out), metadata, overwrite=overwrite)
 
 
@@ -244,20 +240,14 @@ def _max_genes(checkpoint: Checkpoint, cells: TokenizedDataset, perturbation: Pe
     return max_genes
 
 
-def _rows_of_start(cells: TokenizedDataset, goal: GoalState | None) -> np.ndarray:
-    if goal is None:
-        return np.arange(len(cells))
-    return np.flatnonzero(cells.labels(goal.obs).to_numpy() == goal.start)
-
-
 def _with_known_genes(
     perturbation: Perturbation | Composed, cells: TokenizedDataset, rows: np.ndarray
 ) -> Perturbation | Composed:
     """Call genes by id; leave out those that are unknown, or have to be expressed and are in no cell, and list them."""
     if not perturbation.named:
         return perturbation
-    found = cells.vocabulary.find(perturbation.named)
-    unknown = {gene for gene, i in zip(perturbation.named, found, strict=True) if i < 0}
+    position = cells.vocabulary.find(perturbation.named)
+    unknown = {gene for gene, i in zip(perturbation.named, position, strict=True) if i < 0}
     if unknown:
         _leave_out(unknown, perturbation, "are not in the vocabulary, or their name stands for several genes")
         perturbation = perturbation.without(unknown)
@@ -266,8 +256,8 @@ def _with_known_genes(
     for row in rows:
         if not missing:
             break
-        there = set(cells[int(row)].tolist())
-        missing = {gene: token for gene, token in missing.items() if token not in there}
+        expressed = set(cells[int(row)].tolist())
+        missing = {gene: token for gene, token in missing.items() if token not in expressed}
     if missing:
         _leave_out(set(missing), perturbation, "are expressed by none of the cells")
         perturbation = perturbation.without(set(missing))
@@ -286,26 +276,18 @@ def _leave_out(genes: set[str], perturbation: Perturbation | Composed, why: str)
 
 
 def _cells_to_perturb(
-    cells: TokenizedDataset,
-    plan: Plan,
-    rows: np.ndarray,
-    goal: GoalState | None,
-    max_cells: int | None,
-    rng: np.random.Generator,
+    question: Question, edits: Edits, rows: np.ndarray, max_cells: int | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cells, and how many variants each has."""
     if max_cells is not None and max_cells < 1:
         raise InputError(f"max_cells must be at least 1, found {max_cells}.")
+    cells = question.cells
     n_genes = np.maximum(cells.lengths[rows] - 2 * cells.vocabulary.has_cls, 0).tolist()
-    n_variants = np.array(
-        [
-            plan.n_variants(n, cells[int(row)] if plan.names_genes else None)
-            for n, row in zip(n_genes, rows, strict=True)
-        ]
-    )
+    of_cells = (cells[int(row)] if edits.names_genes else None for row in rows)
+    n_variants = np.array([edits.n_variants(n, cell) for n, cell in zip(n_genes, of_cells, strict=True)])
     rows, n_variants = rows[n_variants > 0], n_variants[n_variants > 0]
     if not len(rows):
-        where = f" in state {goal.start!r}" if goal else ""
+        where = f" in state {question.goal.start!r}" if question.goal else ""
         raise InputError(f"No cell{where} has the genes to perturb and another one to keep.")
     if max_cells is None or len(rows) <= max_cells:
         return rows, n_variants
@@ -318,22 +300,20 @@ class _Screen:
 
     def __init__(
         self,
-        engine: Engine,
-        cells: TokenizedDataset,
-        rows: np.ndarray,
-        plan: Plan,
-        n_variants: np.ndarray,
         question: Question,
+        engine: Engine,
+        edits: Edits,
         layout: Layout,
+        rows: np.ndarray,
+        n_variants: np.ndarray,
         seed: int,
     ) -> None:
-        self._engine, self._cells, self._rows, self._plan = engine, cells, rows, plan
-        self._n_variants, self._question, self._layout = n_variants, question, layout
+        self._question, self._engine, self._edits, self._layout = question, engine, edits, layout
+        self._rows, self._n_variants, self._lengths = rows, n_variants, question.cells.lengths[rows]
         n_checked = CHECKED_CELLS if question.method == "first_order" else 0
         checked = np.random.default_rng(seed).permutation(len(rows))[:n_checked]
         self._checked = np.isin(np.arange(len(rows)), checked)
-        self._lengths = cells.lengths[rows]
-        self.parts = _cut(n_variants * self._lengths)
+        self.parts = consecutive_parts(n_variants * self._lengths, CELLS_A_PART, TOKENS_A_PART)
 
     def in_memory(self, metadata: Mapping[str, Any]) -> ShiftTable:
         """Do all parts; return the table."""
@@ -368,7 +348,7 @@ class _Screen:
 
     def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[tqdm]:
         """Say what is to be done and how long it will take; show a bar."""
-        n_done, n_to_do = (sum(int(self._n_variants[self.parts[i]].sum()) for i in some) for some in (done, parts))
+        n_done, n_to_do = (sum(int(self._n_variants[self.parts[i]].sum()) for i in which) for which in (done, parts))
         if processes.is_first() and n_to_do:
             self._forecast(np.concatenate([self.parts[i] for i in parts]))
         return progress(
@@ -400,8 +380,8 @@ class _Screen:
 
     def _seconds(self, cell: int, n_variants: int) -> float:
         """Return how long some variants of a cell take; the second time, since the first one warms up."""
-        job = self._job(cell)
-        probe = [Job(job.cell, job.variants.select(np.arange(n_variants)))]
+        tokens, variants = self._perturbed(cell)
+        probe = [PerturbedCell(tokens, variants.select(np.arange(n_variants)))]
         for _ in range(2):
             began = time.perf_counter()
             (Engine.run if self._question.method == "exact" else first_order)(self._engine, probe)
@@ -409,47 +389,47 @@ class _Screen:
 
     def _learned(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         learned = self._layout.learned(tables, np.flatnonzero(self._checked))
-        for state, found in learned.get("first_order", {}).get("spearman", {}).items():
-            if found["median"] is not None and found["median"] < POOR_AGREEMENT:
+        for state, agreement in learned.get("first_order", {}).get("spearman", {}).items():
+            if agreement["median"] is not None and agreement["median"] < POOR_AGREEMENT:
                 logger.warning(
                     "First-order estimates rank genes poorly here (%s: Spearman %.2f with exact values, median of %s "
                     "cells). Read exact rows only, or use method='exact'.",
                     state,
-                    found["median"],
+                    agreement["median"],
                     self._checked.sum(),
                 )
         return learned
 
-    def _job(self, i: int) -> Job:
-        cell = self._cells[int(self._rows[i])]
-        return Job(cell, self._plan.variants(cell))
+    def _perturbed(self, i: int) -> PerturbedCell:
+        tokens = self._question.cells[int(self._rows[i])]
+        return PerturbedCell(tokens, self._edits.variants(tokens))
 
     def _table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Do a part; return its rows."""
-        jobs = [self._job(i) for i in part]
+        cells = [self._perturbed(i) for i in part]
         if self._question.method == "exact":
-            return self._layout.table(part, jobs, self._engine.run(jobs, show))
-        estimated = first_order(self._engine, jobs, show)
-        chosen = [self._to_refine(i, found) for i, found in zip(part, estimated, strict=True)]
+            return self._layout.table(part, cells, self._engine.run(cells, show))
+        estimated = first_order(self._engine, cells, show)
+        chosen = [self._to_refine(i, estimate) for i, estimate in zip(part, estimated, strict=True)]
         refined = self._engine.run(
-            [Job(job.cell, job.variants.select(rows)) for job, rows in zip(jobs, chosen, strict=True)]
+            [PerturbedCell(cell.tokens, cell.variants.select(rows)) for cell, rows in zip(cells, chosen, strict=True)]
         )
-        exact, found = [], []
+        exact, outcomes = [], []
         for estimate, better, rows in zip(estimated, refined, chosen, strict=True):
             value_NS, is_exact_N = estimate.value_NS.copy(), np.zeros(len(estimate.value_NS), dtype=bool)
             value_NS[rows], is_exact_N[rows] = better.value_NS, True
             exact.append(is_exact_N)
-            found.append(Found(value_NS, estimate.before_NS, {}))
-        table = self._layout.table(part, jobs, found, np.concatenate(exact))
-        estimates = np.concatenate([one.value_NS.ravel() for one in estimated])
+            outcomes.append(Outcome(value_NS, estimate.before_NS, {}))
+        table = self._layout.table(part, cells, outcomes, np.concatenate(exact))
+        estimates = np.concatenate([estimate.value_NS.ravel() for estimate in estimated])
         return table.append_column(ESTIMATE, pa.array(estimates))
 
-    def _to_refine(self, i: int, found: Found) -> np.ndarray:
+    def _to_refine(self, i: int, estimate: Outcome) -> np.ndarray:
         """Choose the variants that are computed exactly: all of a checked cell, else the strongest."""
         if self._checked[i]:
-            return np.arange(len(found.value_NS))
-        columns = found.value_NS.T if self._question.target else found.value_NS[:, :1].T  # of a goal: the goal's
-        refine, chosen = self._question.refine, np.zeros(len(found.value_NS), dtype=bool)
+            return np.arange(len(estimate.value_NS))
+        columns = estimate.value_NS.T if self._question.target else estimate.value_NS[:, :1].T  # of a goal: the goal's
+        refine, chosen = self._question.refine, np.zeros(len(estimate.value_NS), dtype=bool)
         for value_N in columns if refine else ():
             order = np.argsort(value_N, kind="stable")
             chosen[order[:refine]] = chosen[order[-refine:]] = True
@@ -460,17 +440,6 @@ def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:
     for table in tables:
         yield table
         bar.update()
-
-
-def _cut(tokens: np.ndarray) -> list[np.ndarray]:
-    """Cut cells into consecutive parts of bounded work: their numbers."""
-    parts, start, work = [], 0, 0
-    for i, n_tokens in enumerate(tokens.tolist()):
-        if i > start and (work + n_tokens > TOKENS_A_PART or i - start >= CELLS_A_PART):
-            parts.append(np.arange(start, i))
-            start, work = i, 0
-        work += n_tokens
-    return [*parts, np.arange(start, len(tokens))]
 
 
 def _in_words(seconds: float) -> str:

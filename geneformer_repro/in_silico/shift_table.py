@@ -232,8 +232,8 @@ def _reading(source: Any) -> Iterator[None]:
 
 
 def _short(what: object) -> str:
-    said = next(iter(str(what).splitlines()), "")
-    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]} …"
+    line = next(iter(str(what).splitlines()), "")
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …"
 
 
 def _metadata_of(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
@@ -344,16 +344,16 @@ def _require_claims(metadata: Mapping[str, Any], schema: pa.Schema, path: str | 
         if name not in metadata and name in _FURTHER_CLAIMS:
             continue
         if name not in metadata or not is_right(metadata[name]):
-            there = _short(repr(metadata[name])) if name in metadata else "nothing"
+            claimed = _short(repr(metadata[name])) if name in metadata else "nothing"
             raise DataFormatError(
-                f"{path}: its metadata should give {name} as {expected}, found {there}. Run perturb again."
+                f"{path}: its metadata should give {name} as {expected}, found {claimed}. Run perturb again."
             )
     goal, target, measure = metadata["goal"], metadata["target"], metadata["measure"]
     wanted = CHANGE if target else SHIFT if goal else SIMILARITY
     if measure != wanted:
-        said = f"{'a' if goal else 'no'} goal and {'a' if target else 'no'} target"
+        claimed = f"{'a' if goal else 'no'} goal and {'a' if target else 'no'} target"
         raise DataFormatError(
-            f"{path}: its metadata contradict themselves: {measure!r} with {said}, where values are {wanted!r}. Run "
+            f"{path}: its metadata contradict themselves: {measure!r} with {claimed}, where values are {wanted!r}. Run "
             "perturb again."
         )
     promised = [*metadata.get("obs", []), *([ESTIMATE] if metadata.get("method") == "first_order" else [])]

@@ -549,10 +549,10 @@ def _matched_percentile(effect: pd.Series, place: pd.Series, rate: pd.Series, n_
 
 def _with_warnings(columns: pd.DataFrame, *, of_cells: bool) -> pd.DataFrame:
     """Say why not to rely on a row."""
-    few_donors = _said(
+    few_donors = _if_few(
         columns["n_donors"], f" {'cells' if of_cells else 'donors'}: no test below {FEWEST_DONORS}", FEWEST_DONORS
     )
-    few_cells = _said(columns["n_cells"], " cells", FEW_CELLS)
+    few_cells = _if_few(columns["n_cells"], " cells", FEW_CELLS)
     if of_cells:
         few_cells, columns["n_donors"] = few_cells.where(few_donors == "", ""), 0
     flat = columns["is_flat"].map({True: f"no spread over {'cells' if of_cells else 'donors'}", False: ""})
@@ -560,7 +560,7 @@ def _with_warnings(columns: pd.DataFrame, *, of_cells: bool) -> pd.DataFrame:
     return columns.assign(warning=warning.str.strip("; "))
 
 
-def _said(number: pd.Series, what: str, enough: int) -> pd.Series:
+def _if_few(number: pd.Series, what: str, enough: int) -> pd.Series:
     return (number.astype(str) + what).where(number < enough, "")
 
 
