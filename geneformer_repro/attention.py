@@ -41,6 +41,8 @@ class Cells:
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(map(int, lengths))
+        self._starts: dict[torch.device, Tensor] = {}
+        self._numbers: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -58,30 +60,19 @@ class Cells:
 
     def numbers_on(self, device: torch.device) -> Tensor:
         """Return which cell each token is of, on a device."""
-        lengths = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(torch.arange(len(self), device=device), lengths, output_size=self.starts[-1])
-
-    @cached_property
-    def _starts(self) -> dict[torch.device, Tensor]:
-        return {}
+        if device not in self._numbers:
+            numbers, lengths = torch.arange(len(self), device=device), torch.tensor(self.lengths, device=device)
+            self._numbers[device] = torch.repeat_interleave(numbers, lengths, output_size=self.starts[-1])
+        return self._numbers[device]
 
     def padding(self) -> float:
         """Share of padding in what the CPU computes: 0 for cells of one length."""
-        padded = sum(
-            (group.last - group.first) * max(self.lengths[group.first : group.last]) for group in groups(self, self)
-        )
-        return 1 - sum(self.lengths) / max(padded, 1)
+        of_groups = [self.lengths[group] for group in groups(self, self)]
+        return 1 - sum(self.lengths) / max(sum(len(lengths) * max(lengths) for lengths in of_groups), 1)
 
 
-class Group(NamedTuple):
-    """Neighbouring cells that are computed together: from `first` up to before `last`."""
-
-    first: int
-    last: int
-
-
-def groups(queries: Cells, keys: Cells) -> Iterator[Group]:
-    """Cut cells into groups of like length."""
+def groups(queries: Cells, keys: Cells) -> Iterator[slice]:
+    """Cut cells into groups of neighbours of like length, which are computed together."""
     first = 0
     while first < len(keys):
         least = most = keys.lengths[first]
@@ -94,7 +85,7 @@ def groups(queries: Cells, keys: Cells) -> Iterator[Group]:
             if not alike and most > _SHORT:
                 break
             last += 1
-        yield Group(first, last)
+        yield slice(first, last)
         first = last
 
 
@@ -127,27 +118,32 @@ def attend(
 
 
 def _attend_group(
-    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: Group, dropout: float
+    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: slice, dropout: float
 ) -> Tensor:
+    inputs, mask_N11L, asked_NL = _padded_inputs(query_THE, key_THE, value_THE, queries, keys, group)
+    if dropout and query_THE.device.type == "cpu" and max(queries.lengths[group]):
+        pairs = _Dropped(queries.lengths[group], keys.lengths[group], dropout)
+        context_NHLE = _SparseDropout.apply(*inputs, mask_N11L, pairs)
+    else:
+        context_NHLE = F.scaled_dot_product_attention(*inputs, attn_mask=mask_N11L, dropout_p=dropout)
+    return _by_real_token(context_NHLE, asked_NL)
+
+
+def _padded_inputs(
+    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: slice
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
+    """Return queries, keys and values of a group's cells, (N, H, L, E), the mask of its keys, and where queries are."""
     query_NHLE, asked_NL = _padded(query_THE, queries, group)
     key_NHLE, real_NL = _padded(key_THE, keys, group)
     value_NHLE, _ = _padded(value_THE, keys, group)
     mask_N11L = None if real_NL is None else real_NL[:, None, None]
-    if dropout and query_NHLE.numel() and query_NHLE.device.type == "cpu":
-        n_queries, n_keys = (cells.lengths[group.first : group.last] for cells in (queries, keys))
-        context_NHLE = _SparseDropout.apply(query_NHLE, key_NHLE, value_NHLE, mask_N11L, n_queries, n_keys, dropout)
-    else:
-        context_NHLE = F.scaled_dot_product_attention(
-            query_NHLE, key_NHLE, value_NHLE, attn_mask=mask_N11L, dropout_p=dropout
-        )
-    context_NLHE = context_NHLE.transpose(1, 2)
-    return context_NLHE.flatten(0, 1) if asked_NL is None else context_NLHE[asked_NL]
+    return (query_NHLE, key_NHLE, value_NHLE), mask_N11L, asked_NL
 
 
-def _padded(tokens_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Tensor | None]:
+def _padded(tokens_THE: Tensor, cells: Cells, group: slice) -> tuple[Tensor, Tensor | None]:
     """Return the cells of a group as (N, H, L, E), and where there are tokens if some have fewer than others."""
-    lengths = cells.lengths[group.first : group.last]
-    tokens_THE = tokens_THE[cells.starts[group.first] : cells.starts[group.last]]
+    lengths = cells.lengths[group]
+    tokens_THE = tokens_THE[cells.starts[group.start] : cells.starts[group.stop]]
     longest = max(lengths)
     if min(lengths) == longest:
         return tokens_THE.unflatten(0, (len(lengths), longest)).transpose(1, 2), None
@@ -155,6 +151,12 @@ def _padded(tokens_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Ten
     padded_NLHE = tokens_THE.new_zeros(len(lengths), longest, *tokens_THE.shape[1:])
     padded_NLHE[real_NL] = tokens_THE
     return padded_NLHE.transpose(1, 2), real_NL
+
+
+def _by_real_token(padded_NHL: Tensor, real_NL: Tensor | None) -> Tensor:
+    """Return what a group's tokens have, (T, H, …), without padding."""
+    padded_NLH = padded_NHL.transpose(1, 2)
+    return padded_NLH.flatten(0, 1) if real_NL is None else padded_NLH[real_NL]
 
 
 # What an observer sees
@@ -223,18 +225,22 @@ def attend_shown(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: C
     return context_THE, Attention(query_THE, key_THE, value_THE, log_sum_TH, cells)
 
 
-def _on_cpu(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Tensor]:
+def _on_cpu(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: Cells, group: slice) -> tuple[Tensor, Tensor]:
     """Return the context of a group's tokens, (T, H, E), and their log-sums, (T, H)."""
-    query_NHLE, real_NL = _padded(query_THE, cells, group)
-    key_NHLE, value_NHLE = (_padded(tokens_THE, cells, group)[0] for tokens_THE in (key_THE, value_THE))
-    mask_N11L = None if real_NL is None else real_NL[:, None, None]
+    inputs, mask_N11L, real_NL = _padded_inputs(query_THE, key_THE, value_THE, cells, cells, group)
+    context_NHLE, log_sum_NHL = _flash_on_cpu(*inputs, mask_N11L)
+    return _by_real_token(context_NHLE, real_NL), _by_real_token(log_sum_NHL, real_NL)
+
+
+def _flash_on_cpu(
+    query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, mask_N11L: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return contexts, and the log-sums of the scores, (N, H, L)."""
+    bias = _bias(mask_N11L, query_NHLE)
     context_NHLE, log_sum_NHL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query_NHLE, key_NHLE, value_NHLE, attn_mask=_bias(mask_N11L, query_NHLE)
+        query_NHLE, key_NHLE, value_NHLE, attn_mask=bias
     )
-    context_NLHE, log_sum_NLH = context_NHLE.transpose(1, 2), log_sum_NHL.transpose(1, 2)
-    if real_NL is None:
-        return context_NLHE.flatten(0, 1), log_sum_NLH.flatten(0, 1)
-    return context_NLHE[real_NL], log_sum_NLH[real_NL]
+    return context_NHLE, log_sum_NHL
 
 
 # Dropout on the CPU
@@ -273,23 +279,13 @@ class _SparseDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query_NHLE: Tensor,
-        key_NHLE: Tensor,
-        value_NHLE: Tensor,
-        mask_N11L: Tensor | None,
-        n_queries: tuple[int, ...],
-        n_keys: tuple[int, ...],
-        dropout: float,
+        ctx: Any, query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, mask_N11L: Tensor | None, pairs: "_Dropped"
     ) -> Tensor:
-        context_NHLE, log_sum_NHL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_NHLE, key_NHLE, value_NHLE, attn_mask=_bias(mask_N11L, query_NHLE)
-        )
-        pairs = _Dropped(n_queries, n_keys, dropout, seed=int(torch.randint(2**62, ())))
+        context_NHLE, log_sum_NHL = _flash_on_cpu(query_NHLE, key_NHLE, value_NHLE, mask_N11L)
         context_NHLE = pairs.without(context_NHLE, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL)
         ctx.save_for_backward(query_NHLE, key_NHLE, value_NHLE, mask_N11L, context_NHLE, log_sum_NHL)
         ctx.pairs = pairs
-        return context_NHLE / (1 - dropout)
+        return context_NHLE / (1 - pairs.dropout)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -308,7 +304,7 @@ class _SparseDropout(torch.autograd.Function):
             attn_mask=_bias(mask_N11L, query_NHLE),
         )
         gradients_NHLE = pairs.gradients_without(wholes, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL, gradient_NHLE)
-        return (*gradients_NHLE, None, None, None, None)
+        return (*gradients_NHLE, None, None)
 
 
 def _bias(mask_N11L: Tensor | None, query_NHLE: Tensor) -> Tensor | None:
@@ -320,10 +316,11 @@ def _bias(mask_N11L: Tensor | None, query_NHLE: Tensor) -> Tensor | None:
 
 
 class _Dropped:
-    """The pairs of queries and keys that are dropped: drawn anew, but the same, at each pass."""
+    """The pairs of queries and keys that are dropped: one seed, from which both passes draw the same."""
 
-    def __init__(self, n_queries: tuple[int, ...], n_keys: tuple[int, ...], dropout: float, seed: int) -> None:
-        self._n_queries, self._n_keys, self.dropout, self._seed = n_queries, n_keys, dropout, seed
+    def __init__(self, n_queries: tuple[int, ...], n_keys: tuple[int, ...], dropout: float) -> None:
+        self._n_queries, self._n_keys, self.dropout = n_queries, n_keys, dropout
+        self._seed = int(torch.randint(2**62, ()))
 
     def without(
         self, context_NHLE: Tensor, query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, log_sum_NHL: Tensor

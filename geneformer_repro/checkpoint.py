@@ -325,10 +325,17 @@ def _read_config(source: str, local: Path, **where: Any) -> dict[str, Any]:
         config = read_json(local / "config.json")
         _require_sizes(local, config)
         return config
+    with _opening(source):
+        return dict(BertConfig.get_config_dict(source, **where)[0])
+
+
+@contextmanager
+def _opening(source: str) -> Iterator[None]:
+    """Say that `source` is no BERT model if transformers cannot open it, and keep its bars out of the terminal."""
     try:
         with quiet_transformers():
-            return dict(BertConfig.get_config_dict(source, **where)[0])
-    except (OSError, ValueError) as error:
+            yield
+    except Exception as error:  # whatever transformers makes of a configuration that others wrote
         hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
         raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
 
@@ -490,13 +497,9 @@ def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel
         model_type = GeneClassifier if head.level == "gene" else CellClassifier
     extra = {"head": head} if head else {}
     model: MaskedGeneModel | CellClassifier | GeneClassifier
-    try:
-        with quiet_transformers(), torch.random.fork_rng():
-            torch.manual_seed(0)  # a head that the file lacks is random, but the same each time
-            model, loading = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)
-    except Exception as error:  # whatever transformers makes of a configuration that others wrote
-        hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
-        raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
+    with _opening(source), torch.random.fork_rng():
+        torch.manual_seed(0)  # a head that the file lacks is random, but the same each time
+        model, loading = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)
     if model.config.model_type != "bert":
         raise InputError(f"{source}: a {model.config.model_type!r} model; this package reads BERT models.")
     missing = sorted(loading["missing_keys"])

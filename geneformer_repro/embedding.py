@@ -5,7 +5,7 @@ in this call or one that was cut off) changes no bit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +25,7 @@ from geneformer_repro.embedding_store import VectorParts, marker_of, open_vector
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import Pooling, require_poolable
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import (
-    MAX_TOKENS,
-    Dtype,
-    Reader,
-    part_limits,
-    parts_of,
-    require_one_of,
-)
+from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, part_limits, parts_of, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import working_on
@@ -87,12 +80,10 @@ def _memory() -> dict[str, float]:
     return {"peak_memory_gb": round(processes.peak_memory_gb(), 2)}
 
 
-@contextmanager
-def _showing(n_cells: int, *, done: int = 0) -> Iterator[tqdm]:
+def _showing(n_cells: int, *, done: int = 0) -> AbstractContextManager[tqdm]:
     """Show the main process's share of the work."""
     quiet = not processes.is_first()
-    with progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory) as bar:
-        yield bar
+    return progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory)
 
 
 @typed

@@ -9,7 +9,7 @@ for a moment, and memory for one part, however many there are.
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,9 +107,7 @@ class VectorParts:
 
 def write_vectors(out: Path, adata: ad.AnnData, *, overwrite: bool) -> None:
     """Write vectors that are in memory."""
-    marker = marker_of(out)
-    new = new_directory(out, marker=marker, overwrite=overwrite) if marker else new_file(out, overwrite=overwrite)
-    with new as aside:
+    with _written_aside(out, overwrite=overwrite) as aside:
         _make_room(aside, adata.obs, adata.uns, adata.n_vars)
         _fill(aside, [adata.X])
 
@@ -125,14 +123,20 @@ def open_vectors(path: Path) -> ad.AnnData:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a copy of vectors on disk that replaces them when the block ends without an error."""
-    marker = marker_of(path)
-    new = new_directory(path, marker=marker, overwrite=True) if marker else new_file(path, overwrite=True)
-    with new as aside:
-        if marker:
+    with _written_aside(path, overwrite=True) as aside:
+        if path.is_dir():
             shutil.copytree(path, aside, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, aside)
         yield aside
+
+
+def _written_aside(path: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
+    """Yield another name for vectors that take `path` when they are complete."""
+    marker = marker_of(path)
+    if marker is None:
+        return new_file(path, overwrite=overwrite)
+    return new_directory(path, marker=marker, overwrite=overwrite)
 
 
 def add_obsm(path: Path, name: str, values: np.ndarray) -> None:

@@ -223,21 +223,18 @@ def _n_distinct(shifts: Any, column: str) -> int:
 
 def _agreement(metadata: Mapping[str, Any]) -> str:
     """Say how well first-order estimates agree with exact values, where both are known; else nothing."""
-    checked = metadata.get("first_order", {"spearman": {}})
-    ranges = [
-        f"{state} {of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
-        for state, of_cells in checked["spearman"].items()
-        if of_cells["median"] is not None
-    ]
+    from geneformer_repro.in_silico.shift_table import agreement_by_state
+
+    ranges = ", ".join(f"{state} {of_cells}" for state, of_cells in agreement_by_state(metadata).items())
     if not ranges:
         return ""
-    n_cells = len(checked["checked_cells"])
-    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {', '.join(ranges)}\n"
+    n_cells = len(metadata["first_order"]["checked_cells"])
+    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {ranges}\n"
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import new_file, refuse_existing, write_table
-    from geneformer_repro.in_silico.pictures import write_screen_report
+    from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -263,7 +260,9 @@ def _statistics(arguments: argparse.Namespace) -> None:
         }
         write_table(table if table.index.name else table.set_index(table.columns[0]), aside[out])
         if drawn:
-            _draw_screen(shifts, table, aside[picture])
+            several_classes = "interaction" in table and "state" in table
+            figure = plot_screen(shifts, table, kind="ranked" if several_classes else None)
+            figure.savefig(aside[picture], dpi=150)
             write_screen_report(shifts, table, aside[page])
     _show_head(table)
     where = f", {picture} the picture, {page} what was done and what it shows" if drawn else ""
@@ -280,10 +279,3 @@ def _show_head(table: Any) -> None:
         print("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")
     if "explained_by_baselines" in table.attrs:
         print(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")
-
-
-def _draw_screen(shifts: Any, table: Any, picture: Path) -> None:
-    from geneformer_repro.in_silico.pictures import plot_screen
-
-    several_classes = "interaction" in table and "state" in table
-    plot_screen(shifts, table, kind="ranked" if several_classes else None).savefig(picture, dpi=150)

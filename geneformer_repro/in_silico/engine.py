@@ -305,39 +305,39 @@ class _Screening:
     def _values(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor) -> Tensor:
         """Return the values of some variants and, behind them, what they are the change of, (N, 2 S)."""
         engine, reference = self._engine, self._references[piece.cell, piece.cut_off]
-        stayed_NG = None
+        similarity_NG = None
         if reference.unit_WD is not None:
-            stayed_NG = self._stayed(piece, source, hidden_NLD, reference.unit_WD)
-        if engine.affected is not None and stayed_NG is not None:
-            self._keep_affected(piece, source, stayed_NG)
+            similarity_NG = self._similarities(piece, source, hidden_NLD, reference.unit_WD)
+        if engine.affected is not None and similarity_NG is not None:
+            self._keep_affected(piece, source, similarity_NG)
         if engine.score is not None and reference.score_S is not None:
             score_NS = engine.scores(hidden_NLD, piece.n_genes)
             return torch.cat([score_NS - reference.score_S, reference.score_S.expand_as(score_NS)], 1)
         if engine.pooling == "cls":
             value_N = F.cosine_similarity(hidden_NLD[:, 0], reference.first_D[None], dim=-1).clamp(-1, 1)
         else:
-            assert stayed_NG is not None
-            value_N = stayed_NG.nanmean(1)
+            assert similarity_NG is not None
+            value_N = similarity_NG.nanmean(1)
         return torch.stack([value_N, torch.full_like(value_N, torch.nan)], 1)
 
-    def _stayed(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor, unit_WD: Tensor) -> Tensor:
+    def _similarities(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor, unit_WD: Tensor) -> Tensor:
         """Return how similar each gene's vector is to that in the unchanged cell; NaN for a gene that was perturbed."""
         margin = self._engine.margin
         gene_NGD = hidden_NLD[:, margin : margin + piece.n_genes]
-        stayed_NG = torch.linalg.vecdot(gene_NGD, unit_WD[source]) / torch.linalg.vector_norm(gene_NGD, dim=-1)
-        stayed_NG = stayed_NG.clamp(-1, 1)  # beyond which rounding takes it
+        similarity_NG = torch.linalg.vecdot(gene_NGD, unit_WD[source]) / torch.linalg.vector_norm(gene_NGD, dim=-1)
+        similarity_NG = similarity_NG.clamp(-1, 1)  # beyond which rounding takes it
         place_NE = torch.from_numpy(self._cells[piece.cell].variants.place_NE[piece.rows]).to(source.device)
         beyond = piece.n_genes
         place_NE = place_NE.masked_fill((place_NE < 0) | (place_NE >= beyond), beyond)
-        return F.pad(stayed_NG, (0, 1)).scatter(1, place_NE, torch.nan)[:, :beyond]
+        return F.pad(similarity_NG, (0, 1)).scatter(1, place_NE, torch.nan)[:, :beyond]
 
-    def _keep_affected(self, piece: _Piece, source: Tensor, stayed_NG: Tensor) -> None:
+    def _keep_affected(self, piece: _Piece, source: Tensor, similarity_NG: Tensor) -> None:
         assert self._engine.affected is not None
         assert piece.rows is not None
         tokens_NG = self._tokens(piece)[source].cpu().numpy()
-        stayed = stayed_NG.cpu().double().numpy()
-        wanted_NG = self._engine.affected[tokens_NG] & ~np.isnan(stayed)
-        for row, tokens, values, wanted in zip(piece.rows.tolist(), tokens_NG, stayed, wanted_NG, strict=True):
+        similarities = similarity_NG.cpu().double().numpy()
+        wanted_NG = self._engine.affected[tokens_NG] & ~np.isnan(similarities)
+        for row, tokens, values, wanted in zip(piece.rows.tolist(), tokens_NG, similarities, wanted_NG, strict=True):
             self.outcomes[piece.cell].affected[row] = tokens[wanted], values[wanted]
 
     def _keep(self, pieces: Sequence[_Piece], values: Sequence[Tensor]) -> None:

@@ -80,8 +80,8 @@ class Layout:
         gene, ids = iter(self.vocabulary.genes_of(flat).tolist()), self.vocabulary.gene_ids
         return ["+".join([ids[next(gene)] for _ in tokens]) for tokens in perturbed]
 
-    def learned(self, tables: Iterable[pa.Table], checked: np.ndarray) -> dict[str, Any]:
-        """Return what is known once all rows are there.
+    def metadata_of(self, tables: Iterable[pa.Table], checked: np.ndarray) -> dict[str, Any]:
+        """Return the metadata that need all rows: names of genes, and how well estimates agree with exact values.
 
         Parameters
         ----------
@@ -99,8 +99,8 @@ class Layout:
             if len(checked):
                 of_checked.append(table.filter(pc.is_in(table["cell"], pa.array(self.cells[checked]))))
         name_of, position = self.vocabulary.gene_names, self.vocabulary.position
-        learned = {"gene_names": {gene: name_of[position[gene]] for gene in sorted(genes)}}
-        return learned | ({"first_order": _agreement(as_frame(pa.concat_tables(of_checked)))} if of_checked else {})
+        metadata = {"gene_names": {gene: name_of[position[gene]] for gene in sorted(genes)}}
+        return metadata | ({"first_order": _agreement(as_frame(pa.concat_tables(of_checked)))} if of_checked else {})
 
 
 def _taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray) -> pa.Array:

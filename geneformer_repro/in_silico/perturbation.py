@@ -704,7 +704,7 @@ class Edits:
         for step in self._steps:
             of_step = self._of_one(step, np.array([extended[i] for i in now], dtype=np.int64))
             if not len(of_step):
-                return _no_variants()
+                return of_step
             names = [*now, *range(len(extended), len(extended) + len(of_step.inserted))]
             extended += of_step.inserted.tolist()
             now = [names[i] for i in of_step.order(0, len(now))]
@@ -712,9 +712,8 @@ class Edits:
         touched = [extended.index(token) for token in tokens]
         places = {i: now.index(i) if i in now else GONE for i in touched}
         order = sorted(touched, key=lambda i: (places[i] == GONE, places[i]))
-        if set(range(len(genes))) <= set(touched):
-            return _no_variants()
-        return Variants(
+        leaves_a_gene = not set(range(len(genes))) <= set(touched)
+        variants = Variants(
             [tokens],
             np.array([NONE]),
             np.array([np.nan]),
@@ -723,11 +722,7 @@ class Edits:
             np.array(extended[len(genes) :], dtype=np.int64),
             np.array([len(now)]),
         )
-
-
-def _no_variants() -> Variants:
-    empty = np.zeros(0, dtype=np.int64)
-    return Variants([], empty, np.zeros(0), empty.reshape(0, 1), empty.reshape(0, 1), empty, empty)
+        return variants.select(np.flatnonzero([leaves_a_gene]))
 
 
 def _is_possible(steps: Sequence[Perturbation], expressed: Sequence[Sequence[bool]], n_genes: int) -> bool:

@@ -23,7 +23,7 @@ from geneformer_repro.in_silico.figures import (
     strongest,
     volcano_figure,
 )
-from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable
+from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable, agreement_by_state
 from geneformer_repro.in_silico.statistics import shift_statistics
 from geneformer_repro.report import Section, write_report
 
@@ -449,12 +449,7 @@ def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
 
 
 def _first_order(shifts: ShiftTable) -> Section:
-    checked: Mapping[str, Mapping[str, float | None]] = (shifts.metadata.get("first_order") or {}).get("spearman") or {}
-    measured = [
-        f"{state}: median {of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
-        for state, of_cells in checked.items()
-        if of_cells["median"] is not None
-    ]
+    measured = [f"{state}: median {of_cells}" for state, of_cells in agreement_by_state(shifts.metadata).items()]
     agreement = "Spearman correlation with exact values within a cell: " + "; ".join(measured) + "."
     return Section(
         "Estimated values",

@@ -99,7 +99,7 @@ def goal_state(shifts: ShiftTable) -> pd.DataFrame:
     columns = tested[goal["goal"]]
     for state in goal["alternatives"]:
         columns = columns.join(tested[state].drop(columns="n_cells").add_suffix(f"_to_{state}"))
-    return _named(_significant_first(columns, "effect"), shifts)
+    return named(_significant_first(columns, "effect"), shifts)
 
 
 def vs_all(shifts: ShiftTable) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def vs_all(shifts: ShiftTable) -> pd.DataFrame:
     _require_goal(shifts, "vs_all", wanted=False)
     counted = _counted_genes(shifts)
     columns = _against_all(shifts, counted, _the_state(counted, shifts), less_mean=True)
-    return _named(columns.sort_values(["fdr", "effect"], kind="stable"), shifts)
+    return named(columns.sort_values(["fdr", "effect"], kind="stable"), shifts)
 
 
 def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
     columns["p_value"] = _where_it_spreads(p_value, spreads, "genes")
     columns["fdr"] = false_discovery_rate(columns["p_value"])
     columns = columns.assign(n_cells=of_gene["n_cells"], n_cells_null=n_null)
-    return _named(_significant_first(columns, "difference"), shifts)
+    return named(_significant_first(columns, "difference"), shifts)
 
 
 def _require_measured_alike(screen: Mapping[str, Any], null: Mapping[str, Any]) -> None:
@@ -368,7 +368,7 @@ def mixture(shifts: ShiftTable) -> pd.DataFrame:
     columns.insert(1, "impact", _has_impact(fitted, columns["effect"]))
     n_with = added((_n_with_impact(fitted, rows) for rows in _rows_in(shifts)), totals)
     columns.insert(2, "share_of_cells", n_with["value"] / columns["n_cells"])
-    return _named(columns.sort_values(["impact", "effect"], ascending=[False, True], kind="stable"), shifts)
+    return named(columns.sort_values(["impact", "effect"], ascending=[False, True], kind="stable"), shifts)
 
 
 def _n_with_impact(fitted: GaussianMixture, rows: pd.DataFrame) -> pd.DataFrame:
@@ -447,9 +447,8 @@ def gene_shifts(shifts: ShiftTable) -> pd.DataFrame:
     ids, names = genes.names_and(None), states.names_and(None)
     columns["perturbed"], columns["affected"] = ids[columns["perturbed"]], ids[columns["affected"]]
     columns["state"] = names[columns["state"]]
-    columns = columns.sort_values(["perturbed", "affected", "state"], na_position="first", ignore_index=True)
-    columns = columns.assign(_of_gene=columns["affected"].notna())
-    columns = columns.sort_values(["_of_gene", "mean"], kind="stable", ignore_index=True)
+    order = ["_of_gene", "mean", "perturbed", "affected", "state"]
+    columns = columns.assign(_of_gene=~of_cell).sort_values(order, na_position="first", ignore_index=True)
     columns["gene_name"] = _names(columns["perturbed"], shifts)
     columns["affected_name"] = _names(columns["affected"], shifts)
     columns["sd"] = np.sqrt(columns["squares"] / columns["n"])
@@ -805,6 +804,7 @@ def _names(perturbed: pd.Series, shifts: ShiftTable) -> pd.Series:
     return perturbed.map({label: "+".join(names.get(gene) or gene for gene in label.split("+")) for label in labels})
 
 
-def _named(columns: pd.DataFrame, shifts: ShiftTable) -> pd.DataFrame:
+def named(columns: pd.DataFrame, shifts: ShiftTable) -> pd.DataFrame:
+    """Put the names of genes before what is told of them, and call the index ``gene_id``."""
     columns.insert(0, "gene_name", _names(columns.index.to_series(), shifts))
     return columns.rename_axis("gene_id")

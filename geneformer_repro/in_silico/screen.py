@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 VERSION = 2
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
 FEW_PARTS = 16
-"""So few are merged without a word."""
+"""Fewer parts are merged without a progress bar."""
 CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells and tokens of variants between two points from which a screen can go on."""
 CPU_TOKENS = 4096
@@ -319,7 +319,7 @@ class _Screen:
         """Do all parts; return the table."""
         with self._shown(range(len(self.parts))) as bar:
             tables = [self._table(part, bar.update) for part in self.parts]
-        return ShiftTable(as_frame(pa.concat_tables(tables)), {**metadata, **self._learned(tables)})
+        return ShiftTable(as_frame(pa.concat_tables(tables)), {**metadata, **self._metadata_of(tables)})
 
     def on_disk(self, out: Path, metadata: Mapping[str, Any], *, overwrite: bool) -> ShiftTable:
         """Do what is missing of the parts, with the other processes; return the table, which stays on disk."""
@@ -339,12 +339,12 @@ class _Screen:
     def _merge(self, parts: Sequence[Path], metadata: Mapping[str, Any], work: Work) -> None:
         """Make the parts the row groups of one file."""
         columns = None if self._question.method == "first_order" else ["perturbed", "affected"]
-        learned = self._learned(pq.read_table(path, columns=columns) for path in parts)
+        further = self._metadata_of(pq.read_table(path, columns=columns) for path in parts)
         with (
             progress("merge", total=len(parts), unit="parts", quiet=len(parts) < FEW_PARTS) as bar,
             work.result() as aside,
         ):
-            write_blocks(aside, _counted(map(pq.read_table, parts), bar), {**metadata, **learned})
+            write_blocks(aside, _counted(map(pq.read_table, parts), bar), {**metadata, **further})
 
     def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[tqdm]:
         """Say what is to be done and how long it will take; show a bar."""
@@ -387,9 +387,10 @@ class _Screen:
             (Engine.run if self._question.method == "exact" else first_order)(self._engine, probe)
         return time.perf_counter() - began
 
-    def _learned(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
-        learned = self._layout.learned(tables, np.flatnonzero(self._checked))
-        for state, agreement in learned.get("first_order", {}).get("spearman", {}).items():
+    def _metadata_of(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
+        """Return the metadata that need all rows, and warn of estimates that are poor."""
+        further = self._layout.metadata_of(tables, np.flatnonzero(self._checked))
+        for state, agreement in further.get("first_order", {}).get("spearman", {}).items():
             if agreement["median"] is not None and agreement["median"] < POOR_AGREEMENT:
                 logger.warning(
                     "First-order estimates rank genes poorly here (%s: Spearman %.2f with exact values, median of %s "
@@ -398,7 +399,7 @@ class _Screen:
                     agreement["median"],
                     self._checked.sum(),
                 )
-        return learned
+        return further
 
     def _perturbed(self, i: int) -> PerturbedCell:
         tokens = self._question.cells[int(self._rows[i])]
@@ -409,31 +410,28 @@ class _Screen:
         cells = [self._perturbed(i) for i in part]
         if self._question.method == "exact":
             return self._layout.table(part, cells, self._engine.run(cells, show))
-        estimated = first_order(self._engine, cells, show)
-        chosen = [self._to_refine(i, estimate) for i, estimate in zip(part, estimated, strict=True)]
-        refined = self._engine.run(
-            [PerturbedCell(cell.tokens, cell.variants.select(rows)) for cell, rows in zip(cells, chosen, strict=True)]
-        )
-        exact, outcomes = [], []
-        for estimate, better, rows in zip(estimated, refined, chosen, strict=True):
-            value_NS, is_exact_N = estimate.value_NS.copy(), np.zeros(len(estimate.value_NS), dtype=bool)
-            value_NS[rows], is_exact_N[rows] = better.value_NS, True
-            exact.append(is_exact_N)
-            outcomes.append(Outcome(value_NS, estimate.before_NS, {}))
-        table = self._layout.table(part, cells, outcomes, np.concatenate(exact))
-        estimates = np.concatenate([estimate.value_NS.ravel() for estimate in estimated])
+        outcomes = first_order(self._engine, cells, show)
+        estimates = np.concatenate([outcome.value_NS.ravel() for outcome in outcomes])
+        is_exact = [self._to_refine(i, outcome) for i, outcome in zip(part, outcomes, strict=True)]
+        to_refine = [
+            PerturbedCell(cell.tokens, cell.variants.select(np.flatnonzero(is_exact_N)))
+            for cell, is_exact_N in zip(cells, is_exact, strict=True)
+        ]
+        for outcome, is_exact_N, refined in zip(outcomes, is_exact, self._engine.run(to_refine), strict=True):
+            outcome.value_NS[is_exact_N] = refined.value_NS
+        table = self._layout.table(part, cells, outcomes, np.concatenate(is_exact))
         return table.append_column(ESTIMATE, pa.array(estimates))
 
     def _to_refine(self, i: int, estimate: Outcome) -> np.ndarray:
-        """Choose the variants that are computed exactly: all of a checked cell, else the strongest."""
+        """Return of each variant whether it is computed exactly: all of a checked cell, else the strongest."""
         if self._checked[i]:
-            return np.arange(len(estimate.value_NS))
+            return np.ones(len(estimate.value_NS), dtype=bool)
         columns = estimate.value_NS.T if self._question.target else estimate.value_NS[:, :1].T  # of a goal: the goal's
         refine, chosen = self._question.refine, np.zeros(len(estimate.value_NS), dtype=bool)
         for value_N in columns if refine else ():
             order = np.argsort(value_N, kind="stable")
             chosen[order[:refine]] = chosen[order[-refine:]] = True
-        return np.flatnonzero(chosen)
+        return chosen
 
 
 def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:

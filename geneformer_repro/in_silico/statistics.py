@@ -64,14 +64,6 @@ _COLUMNS = (
     "n_donors", "n_exact", "warning",
 )  # fmt: skip
 _OF_OTHER_STATES = ["effect", "effect_vs_matched", "p_value", "fdr"]
-_PUBLISHED: Mapping[str, Callable[[ShiftTable], pd.DataFrame]] = {
-    "goal_state": published.goal_state,
-    "vs_all": published.vs_all,
-    "mixture": published.mixture,
-    "aggregate": published.aggregate,
-    "gene_shifts": published.gene_shifts,
-    "pairs": published.pairs,
-}
 
 
 @typed
@@ -184,7 +176,8 @@ def shift_statistics(
     if null is not None:
         return published.vs_null(shifts, null)
     if method != "matched":
-        return _PUBLISHED[method](shifts)
+        of_method: Callable[[ShiftTable], pd.DataFrame] = getattr(published, method)  # the functions have its names
+        return of_method(shifts)
     table = _matched(shifts)
     return table if cells is None else _beside_baselines(table, gene_baselines(shifts, cells, counts))
 
@@ -211,9 +204,7 @@ def _matched(shifts: ShiftTable) -> pd.DataFrame:
     doses = dict.fromkeys(dose for dose, _ in counted.groups)
     of_doses = [{state: table for (of, state), table in tables.items() if of is dose} for dose in doses]
     table: pd.DataFrame = pd.concat([_of_dose(dose, of, shifts) for dose, of in zip(doses, of_doses, strict=True)])
-    names = table.index.to_series().map(shifts.metadata["gene_names"])
-    table.insert(0, "gene_name", names.where(names != "", table.index.to_series()))
-    return table.iloc[_order(table)]
+    return published.named(table, shifts).iloc[_order(table)]
 
 
 def _order(table: pd.DataFrame) -> np.ndarray:
