@@ -81,7 +81,7 @@ def _memory() -> dict[str, float]:
 
 
 def _showing(n_cells: int, *, done: int = 0) -> AbstractContextManager[tqdm]:
-    """Show the main process's share of the work."""
+    """Return a bar of cells; the first process shows it, for its share of them."""
     quiet = not processes.is_first()
     return progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory)
 

@@ -345,7 +345,10 @@ def sum_over_batches(
 
 
 def _shared(batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
-    """Yield this process's batches; one that has none left does another's for nothing: shards need all to take part."""
+    """Yield this process's batches, and whether they count.
+
+    A process that has none left computes another's once more: sharded weights need all processes in each forward pass.
+    """
     for first in range(0, len(batches), processes.count()):
         mine = first + processes.rank()
         yield batches[min(mine, len(batches) - 1)], mine < len(batches)

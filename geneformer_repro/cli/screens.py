@@ -243,7 +243,8 @@ def _statistics(arguments: argparse.Namespace) -> None:
     if out.suffix != ".tsv":
         raise InputError(f"{out}: statistics are written as .tsv, with a .png and an .html of the same name beside it.")
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
-    for path in (out, picture, page) if drawn else (out,):
+    outputs = (out, picture, page) if drawn else (out,)
+    for path in outputs:
         refuse_existing(path, overwrite=arguments.overwrite)
     shifts = ShiftTable.open(arguments.shifts)
     table = shift_statistics(
@@ -254,10 +255,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
         counts=arguments.counts,
     )
     with ExitStack() as together:  # whoever is killed leaves all of the files or none; the table comes into place last
-        aside = {
-            path: together.enter_context(new_file(path, overwrite=arguments.overwrite))
-            for path in ((out, picture, page) if drawn else (out,))
-        }
+        aside = {path: together.enter_context(new_file(path, overwrite=arguments.overwrite)) for path in outputs}
         write_table(table if table.index.name else table.set_index(table.columns[0]), aside[out])
         if drawn:
             several_classes = "interaction" in table and "state" in table

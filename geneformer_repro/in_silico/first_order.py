@@ -55,18 +55,12 @@ def _of_batch(engine: Engine, batch: Sequence[PerturbedCell]) -> Iterator[Outcom
     lengths = [len(cell.tokens) for cell in batch]
     ids_T = torch.from_numpy(np.concatenate([cell.tokens for cell in batch])).to(engine.reader.device)
     scores, position_PD = derivatives(engine, ids_T, lengths), engine.reader.position_embeddings(max(lengths))
-    changes = [
-        [
-            _changes(engine, cell.variants, by_presence_L, by_embedded_LD, position_PD)
-            for cell, by_presence_L, by_embedded_LD in zip(
-                batch, by_presence_T.split(lengths), by_embedded_TD.split(lengths), strict=True
-            )
-        ]
-        for by_presence_T, by_embedded_TD in zip(scores.by_presence_ST, scores.by_embedded_STD, strict=True)
-    ]
     before_CS = scores.score_CS.cpu().double().numpy()
-    for of_states, before_S in zip(zip(*changes, strict=True), before_CS, strict=True):
-        value_NS = np.stack(of_states, axis=1)
+    of_cells = (of_tokens.split(lengths, dim=1) for of_tokens in (scores.by_presence_ST, scores.by_embedded_STD))
+    for cell, before_S, by_presence_SL, by_embedded_SLD in zip(batch, before_CS, *of_cells, strict=True):
+        of_states = zip(by_presence_SL, by_embedded_SLD, strict=True)
+        changes = [_changes(engine, cell.variants, *of_state, position_PD) for of_state in of_states]
+        value_NS = np.stack(changes, axis=1)
         yield Outcome(value_NS, np.broadcast_to(before_S, value_NS.shape), {})
 
 

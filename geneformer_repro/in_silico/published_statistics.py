@@ -409,8 +409,9 @@ def aggregate(shifts: ShiftTable) -> pd.DataFrame:
             "aggregate lists the values of named genes; this screen perturbed each gene. Its rows are shifts.table; "
             "for a row a gene use another method, for one gene screen with genes=[…]."
         )
-    blocks = measured(shifts, [*_OF_A_CELL, "affected"], tell=True)
-    rows = pd.concat([_of_cells(block).astype(dict.fromkeys(_TEXT, object)) for block in blocks], ignore_index=True)
+    blocks = measured(shifts, _OF_A_CELL, tell=True)
+    of_cells = (block[_OF_A_CELL].astype(dict.fromkeys(_TEXT, object)) for block in blocks)
+    rows = pd.concat(of_cells, ignore_index=True)
     rows.insert(1, "gene_name", _names(rows["perturbed"], shifts))
     return rows
 
@@ -462,7 +463,7 @@ def _moments(shifts: ShiftTable, genes: Names, states: Names) -> pd.DataFrame:
     doses: set[float] = set()
 
     def of_blocks() -> Iterator[pd.DataFrame]:
-        for block in measured(shifts, ["perturbed", "affected", "state", "dose", "value"], tell=True):
+        for block in measured(shifts, ["perturbed", "affected", "state", "dose", "value"], affected=True, tell=True):
             doses.update(block["dose"].dropna().unique())
             keys = [genes.numbers(block["perturbed"]), genes.numbers(block["affected"]), states.numbers(block["state"])]
             yield moments(block["value"], keys).rename_axis(["perturbed", "affected", "state"])
@@ -557,7 +558,7 @@ def _effects_of_pairs(shifts: ShiftTable) -> pd.DataFrame:
 
 
 class _NamesOfPairs(NamedTuple):
-    """Numbers of names, and what is met on the way."""
+    """Numbers of the names in rows, and what a pass over the rows gathers."""
 
     genes: Names
     states: Names
@@ -579,8 +580,7 @@ def _interactions(shifts: ShiftTable, names: _NamesOfPairs) -> Iterator[pd.DataF
     doses: set[float] = set()
     anchored = shifts.metadata["perturbation"].get("anchor") is not None
     unmoved = 1.0 if shifts.measure == SIMILARITY else 0.0
-    for block in measured(shifts, [*_OF_A_CELL, "affected", "before"], whole_cells=True, tell=True):
-        rows = _of_cells(block)
+    for rows in measured(shifts, [*_OF_A_CELL, "before"], whole_cells=True, tell=True):
         names.rounding.append(rounding_error(rows))
         doses.update(rows["dose"].dropna().unique())
         _require_one_dose(doses)
@@ -710,9 +710,7 @@ def _counted(shifts: ShiftTable) -> _Counted:
     doses, rounding = set[float](), [0.0]
 
     def of_blocks() -> Iterator[pd.DataFrame]:
-        read = ["perturbed", "affected", "state", "dose", "value", "before"]
-        for block in measured(shifts, read, tell=True):
-            rows = _of_cells(block)
+        for rows in measured(shifts, ["perturbed", "state", "dose", "value", "before"], tell=True):
             rounding.append(rounding_error(rows))
             doses.update(rows["dose"].dropna().unique())
             keys = [states.numbers(rows["state"]), genes.numbers(rows["perturbed"])]
@@ -745,15 +743,9 @@ def _counted_genes(shifts: ShiftTable) -> _Counted:
     return counted
 
 
-def _of_cells(block: pd.DataFrame) -> pd.DataFrame:
-    """Return what happened to cells themselves, without the rows of affected genes."""
-    return block[block["affected"].isna()].drop(columns="affected")
-
-
 def _rows_in(shifts: ShiftTable, state: str | None = None) -> Iterator[pd.DataFrame]:
     """Yield ``perturbed`` and ``value`` of the rows about cells in a state, or in all."""
-    for block in measured(shifts, ["perturbed", "affected", "state", "value"]):
-        rows = _of_cells(block)
+    for rows in measured(shifts, ["perturbed", "state", "value"]):
         if state is not None:
             rows = rows[rows["state"].isna() if state == _NULL else rows["state"] == state]
         yield rows[["perturbed", "value"]]
@@ -805,6 +797,6 @@ def _names(perturbed: pd.Series, shifts: ShiftTable) -> pd.Series:
 
 
 def named(columns: pd.DataFrame, shifts: ShiftTable) -> pd.DataFrame:
-    """Put the names of genes before what is told of them, and call the index ``gene_id``."""
+    """Insert the names of genes as the first column, and call the index ``gene_id``."""
     columns.insert(0, "gene_name", _names(columns.index.to_series(), shifts))
     return columns.rename_axis("gene_id")

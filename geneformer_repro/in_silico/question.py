@@ -18,7 +18,6 @@ from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import EACH, Edits
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
-from geneformer_repro.reading import blocks_to_run
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 
 logger = logging.getLogger(__name__)
@@ -139,7 +138,6 @@ class Question:
         self._check_columns()
         if self.goal is not None:
             self._check_states(self.goal)
-        blocks_to_run(self.checkpoint, self.layer_read)
 
     def _check_columns(self) -> None:
         if isinstance(self.obs, str):

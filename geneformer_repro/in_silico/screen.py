@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 import geneformer_repro.processes as processes
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
-from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Pooling
@@ -34,7 +33,7 @@ from geneformer_repro.in_silico.question import GoalState, Method, Question
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable, as_frame, write_blocks
 from geneformer_repro.model import flops
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, consecutive_parts, require_one_of
+from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import Parts, Work, working_on
 
@@ -182,10 +181,15 @@ def perturb(
     ('cosine shift', ['CD14+ Monocyte', 'CD19+ B'])
     """
     checkpoint.require_matching(cells)
-    _check_options(dtype, seed, max_tokens)
     question = Question(checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs)
     question.check()
     _check_out(out, overwrite=overwrite)
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, found {seed}.")
+    where = torch.device(device) if device else processes.device()
+    if max_tokens is None:
+        max_tokens = CPU_TOKENS if where.type == "cpu" else MAX_TOKENS
+    reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
     rows = question.rows_of_start()
     perturbation = _with_known_genes(perturbation, cells, rows)
     edits = Edits(perturbation, cells.vocabulary)
@@ -203,20 +207,10 @@ def perturb(
         processes.agreed(
             lambda: unfinished.refuse_other(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
         )
-    where = torch.device(device) if device else processes.device()
-    max_tokens = max_tokens or (CPU_TOKENS if where.type == "cpu" else MAX_TOKENS)
-    reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
     screen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
     return screen.in_memory(metadata) if out is None else screen.on_disk(Path(out), metadata, overwrite=overwrite)
-
-
-def _check_options(dtype: Dtype, seed: int, max_tokens: int | None) -> None:
-    require_one_of(Dtype, "dtype", dtype)
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, found {seed}.")
-    require_budget(max_tokens)
 
 
 def _check_out(out: str | Path | None, *, overwrite: bool) -> None:
@@ -244,35 +238,31 @@ def _with_known_genes(
     perturbation: Perturbation | Composed, cells: TokenizedDataset, rows: np.ndarray
 ) -> Perturbation | Composed:
     """Call genes by id; leave out those that are unknown, or have to be expressed and are in no cell, and list them."""
-    if not perturbation.named:
-        return perturbation
-    position = cells.vocabulary.find(perturbation.named)
-    unknown = {gene for gene, i in zip(perturbation.named, position, strict=True) if i < 0}
-    if unknown:
-        _leave_out(unknown, perturbation, "are not in the vocabulary, or their name stands for several genes")
-        perturbation = perturbation.without(unknown)
-    wanted = dict(zip(perturbation.named, cells.vocabulary.tokens_of(perturbation.named).tolist(), strict=True))
-    missing = {gene: token for gene, token in wanted.items() if gene in perturbation.must_be_expressed}
+    vocabulary = cells.vocabulary
+    position = dict(zip(perturbation.named, vocabulary.find(perturbation.named).tolist(), strict=True))
+    unknown = {gene for gene, i in position.items() if i < 0}
+    perturbation = _without(unknown, perturbation, "are not in the vocabulary, or their name stands for several genes")
+    missing = {gene: vocabulary.tokens[position[gene]] for gene in perturbation.must_be_expressed}
     for row in rows:
         if not missing:
             break
         expressed = set(cells[int(row)].tolist())
         missing = {gene: token for gene, token in missing.items() if token not in expressed}
-    if missing:
-        _leave_out(set(missing), perturbation, "are expressed by none of the cells")
-        perturbation = perturbation.without(set(missing))
-    position = cells.vocabulary.find(perturbation.named)
-    ids = {gene: cells.vocabulary.gene_ids[i] for gene, i in zip(perturbation.named, position, strict=True)}
-    return perturbation.renamed(ids)
+    perturbation = _without(set(missing), perturbation, "are expressed by none of the cells")
+    return perturbation.renamed({gene: vocabulary.gene_ids[i] for gene, i in position.items()})
 
 
-def _leave_out(genes: set[str], perturbation: Perturbation | Composed, why: str) -> None:
+def _without(genes: set[str], perturbation: Perturbation | Composed, why: str) -> Perturbation | Composed:
+    """Leave genes out, with a warning; refuse a perturbation that needs them."""
+    if not genes:
+        return perturbation
     listed = ", ".join(map(repr, sorted(genes)[:20])) + (", …" if len(genes) > 20 else "")
     message = f"{len(genes)} of {len(perturbation.named)} genes {why}: {listed}."
     if perturbation.needs_one_of(genes):
         raise InputError(f"{message} Give ids or names of genes that are there.")
     if processes.is_first():
         logger.warning("%s They are left out.", message)
+    return perturbation.without(genes)
 
 
 def _cells_to_perturb(

@@ -39,7 +39,7 @@ _ALWAYS = ("cell", "perturbed", "exact")
 _MOST_ROWS_A_BYTE = 2**10
 """Writers put a million rows at most in a row group, of which what the footer says takes a thousand bytes."""
 _SHOWN = 200
-"""Letters of a value, or of another's message, that an error repeats."""
+"""Most letters of a value, or of another library's message, that an error repeats."""
 
 
 class ShiftTable:
@@ -352,7 +352,7 @@ def _require_plausible_size(footer: pq.FileMetaData, path: Path) -> None:
 
 
 def as_frame(table: pa.Table) -> pd.DataFrame:
-    """Give the columns the same types however the table was made."""
+    """Return a table with the same types of columns wherever it was read or made."""
     frame = table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
     text = dict.fromkeys(_text(COLUMNS), object)
     return frame.astype(text | {"rank": "Int32", "value": "float64", "before": "float64", "dose": "float64"})
@@ -363,7 +363,7 @@ def _compact_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _compact(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give columns the types that cost least and know what is missing."""
+    """Make text categories, and ranks numbers with NaN for null: the types that take least memory."""
     kinds = dict.fromkeys(_text(map(str, frame)), pd.CategoricalDtype())
     return frame.astype(kinds | ({"rank": "float64"} if "rank" in frame else {}))
 

@@ -275,20 +275,17 @@ class _Numbers(NamedTuple):
     donors: Names
 
 
-def _wanted(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> Iterator[pd.DataFrame]:
-    """Pass over what happened to other genes, and movement away from the start."""
+def _without_start(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> Iterator[pd.DataFrame]:
+    """Leave out, of a screen with a goal, the rows of its start state."""
     for block in blocks:
-        wanted = block["affected"].isna()
-        if goal:
-            wanted &= block["state"].isin([goal["goal"], *goal["alternatives"]])
-        yield block[wanted]
+        yield block[block["state"].isin([goal["goal"], *goal["alternatives"]])] if goal else block
 
 
 def _counted(shifts: ShiftTable) -> _Counted:
     numbers = _Numbers(Names(), Names(), Names(), Names())
     of_blocks, nameless, has_donors, last, rounding = [], set(), False, np.nan, 0.0
-    columns_read = ["affected", *_KEYS, "exact", "value", "before"]
-    for block in _wanted(measured(shifts, columns_read, tell=True), shifts.metadata["goal"]):
+    columns_read = [*_KEYS, "exact", "value", "before"]
+    for block in _without_start(measured(shifts, columns_read, tell=True), shifts.metadata["goal"]):
         rounding = max(rounding, rounding_error(block))
         lacks = block["donor"].isna()
         has_donors |= not lacks.all()
@@ -390,8 +387,8 @@ def _of_some_replicates(sums: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
     """Yield sum and number of each block's values by group, replicate, gene and place, which are one key."""
-    blocks = measured(shifts, ["affected", *_KEYS, "value"], whole_cells=True)
-    for block in _wanted(blocks, shifts.metadata["goal"]):
+    blocks = measured(shifts, [*_KEYS, "value"], whole_cells=True)
+    for block in _without_start(blocks, shifts.metadata["goal"]):
         dose, state, gene = _numbered(block, counted.numbers)
         place = _places(block, counted.last, shifts.metadata)
         of_donors = counted.replicate == "donor"
