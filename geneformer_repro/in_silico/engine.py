@@ -391,18 +391,12 @@ def arrange(n_genes: int, n_inserted: int, touched_NE: Tensor, place_NE: Tensor)
     -------
     Which gene stands at each place, (N, `n_genes` + `n_inserted`); what lies beyond a variant's genes means nothing.
     """
-    width, n_touched = n_genes + n_inserted, touched_NE.shape[1]
-    gene_W = torch.arange(width, device=touched_NE.device)
-    beyond = torch.full_like(touched_NE, width)
-    untouched_NW = (gene_W < n_genes).repeat(len(touched_NE), 1)
-    untouched_NW = F.pad(untouched_NW, (0, 1)).scatter(1, torch.where(touched_NE < 0, beyond, touched_NE), False)
-    count_NW = untouched_NW[:, :width].cumsum(1) - 1
-    at_NW = count_NW.clone()
-    for i in range(n_touched):  # places ascend, so i moved genes stand before the i-th
-        before_N1 = torch.where(place_NE < 0, 2 * width, place_NE)[:, i : i + 1] - i
-        at_NW += before_N1 <= count_NW
-    at_NW = torch.where(untouched_NW[:, :width], at_NW, width)
-    order_NW = torch.zeros(len(touched_NE), width + 1, dtype=torch.int64, device=touched_NE.device)
-    order_NW.scatter_(1, at_NW, gene_W.expand_as(at_NW))
-    order_NW.scatter_(1, torch.where(place_NE < 0, beyond, place_NE), touched_NE)
-    return order_NW[:, :width]
+    width = n_genes + n_inserted
+    places_NE, genes_NE = (torch.where(of_variants < 0, width, of_variants) for of_variants in (place_NE, touched_NE))
+    none_NW = torch.zeros(len(touched_NE), width + 1, dtype=torch.uint8, device=touched_NE.device)
+    is_taken_NW = none_NW.scatter(1, places_NE, 1)[:, :width]
+    is_touched_NW = none_NW.scatter(1, genes_NE, 1)[:, :width]
+    is_touched_NW[:, n_genes:] = 1
+    free_first_NW, untouched_first_NW = (marked.argsort(dim=1, stable=True) for marked in (is_taken_NW, is_touched_NW))
+    order_NW = F.pad(torch.empty_like(free_first_NW).scatter_(1, free_first_NW, untouched_first_NW), (0, 1))
+    return order_NW.scatter(1, places_NE, touched_NE)[:, :width]

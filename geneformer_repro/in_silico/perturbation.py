@@ -661,11 +661,11 @@ class Edits:
         """
         tokens = set() if cell is None else set(cell.tolist())
         expressed = [[self._token[gene] in tokens for gene in step.named] for step in self._steps]
-        if isinstance(self._perturbation, Composed):
-            return int(_is_possible(self._steps, expressed, n_genes))
-        (step,), (of_step,) = self._steps, expressed
+        step, n_doses = self._steps[0], max(1, len(self._steps[0].doses))
+        if step.combine == "together":  # as all steps of a composed one
+            return int(_is_possible(self._steps, expressed, n_genes)) * n_doses
         n_front = int(step.inserts and self.is_of_each)
-        return (_n_sets(step, of_step, n_genes) - n_front * (n_genes > 1)) * max(1, len(step.doses))
+        return (_n_sets(step, expressed[0], n_genes) - n_front * (n_genes > 1)) * n_doses
 
     def _of_one(self, step: Perturbation, genes: np.ndarray) -> Variants:
         candidates, rank = self._candidates(step, genes)
@@ -747,13 +747,11 @@ def _is_possible(steps: Sequence[Perturbation], expressed: Sequence[Sequence[boo
 
 
 def _n_sets(step: Perturbation, expressed: Sequence[bool], n_genes: int) -> int:
-    """Return how many sets of genes of a cell are perturbed: those that leave another gene of it.
+    """Return how many single genes or pairs of a cell are perturbed: those that leave another gene of it.
 
     A set that is all of one sort (expressed, absent) is counted by how many there are of the sort.
     """
     n_expressed, n_absent = sum(expressed), len(expressed) - sum(expressed) if step.inserts else 0
-    if step.combine == "together":
-        return int((step.inserts or all(expressed)) and n_genes > n_expressed)
     if step.genes == EACH:
         n_expressed = n_genes
     n_single = n_expressed * (n_genes > 1) + n_absent * (n_genes > 0)
