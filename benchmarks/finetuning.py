@@ -24,6 +24,7 @@ import geneformer_repro as gf
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.finetuning.networks import NO_SCORES, NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.model import MaskedGeneModel, bert_config
 
 
@@ -32,10 +33,11 @@ def train_ours(task: CellProblem, options: argparse.Namespace) -> list[float]:
     torch.manual_seed(0)
     start = Checkpoint(MaskedGeneModel(bert_config(options.size, task.cells.vocabulary)), task.cells.vocabulary)
     trainer = {"max_steps": options.steps, "logging_steps": 1, "save_strategy": "no", **NO_SCORES}
-    config = NetworkConfig(epochs=1, learning_rate=5e-5, warmup_steps=0, batch_size=options.batch, trainer=trainer)
+    training = {"epochs": 1, "warmup_steps": 0, "batch_size": options.batch, "trainer": trainer}
+    config = NetworkConfig(training=training)
     with tempfile.TemporaryDirectory() as folder:
         rows = np.arange(len(task.cells))
-        task.train(start, config, train_rows=rows, validation_rows=None, work=Path(folder), step="ours")
+        task.train(start, config, Split(rows), work=Path(folder), step="ours")
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     return [line["tokens_per_second"] for line in lines if "loss" in line][1:]
 

@@ -40,7 +40,9 @@ def train_ours(cells: gf.TokenizedDataset, options: argparse.Namespace, out: Pat
     trainer = {"max_steps": options.steps, "logging_steps": 1, "eval_strategy": "no", "eval_on_start": False}
     trainer |= {"save_strategy": "no", "bf16": options.bf16}
     config = PretrainConfig(
-        size=options.size, batch_size=options.batch, warmup_steps=0, held_out=1 / len(cells), trainer=trainer
+        size=options.size,
+        held_out=1 / len(cells),
+        training={"batch_size": options.batch, "warmup_steps": 0, "trainer": trainer},
     )
     gf.pretrain(cells, config, out=out)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -157,7 +159,7 @@ def several_processes(options: argparse.Namespace) -> None:
         shares.append(two["rate"] / (2 * one["rate"]))
     print(f"  two processes are {statistics.median(shares):.0%} of twice one (of {sorted(shares)})")
     cells = chosen_cells(path, N_CELLS)
-    config = PretrainConfig(warmup_steps=0)
+    config = PretrainConfig()
     batches = list(StepBatches(cells.lengths, batch_size=options.batch))
     rates = []
     for _ in range(options.runs):

@@ -90,12 +90,14 @@ def run(out: Path, *, quick: bool) -> list[Section]:
 
     recipe = gf.PretrainConfig(
         size="tiny",
-        epochs=1 if quick else 10,
-        batch_size=4,
-        learning_rate=2e-3,
-        warmup_steps=0.1,
         held_out=0.1,
-        trainer={"adam_beta2": 0.98},
+        training={
+            "epochs": 1 if quick else 10,
+            "batch_size": 4,
+            "learning_rate": 2e-3,
+            "warmup_steps": 0.1,
+            "trainer": {"adam_beta2": 0.98},
+        },
     )
     tested = hold_out(cells, out / "split.tsv")
     base = gf.pretrain(cells.select(np.flatnonzero(~tested)), recipe, out=out / "pretrained")
@@ -105,10 +107,8 @@ def run(out: Path, *, quick: bool) -> list[Section]:
 
     task = gf.FinetuneConfig(
         target="cell_type",
-        epochs=1 if quick else 8,
-        batch_size=8,
-        learning_rate=1e-3,
-        split_file=str(out / "split.tsv"),
+        split={"split_file": str(out / "split.tsv")},
+        training={"epochs": 1 if quick else 8, "batch_size": 8, "learning_rate": 1e-3},
     )
     classifier = gf.finetune(base, cells, task, out=out / "classifier")
     say("finetune", "accuracy on the test cells:")

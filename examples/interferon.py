@@ -83,16 +83,14 @@ def learn(counts: Path, out: Path, *, quick: bool) -> tuple[gf.TokenizedDataset,
     cells = cells.select(np.arange(0, len(cells), 5 if quick else 1))
     is_tested = cells.obs[DONOR].isin(TEST_DONORS).to_numpy()
     recipe = gf.PretrainConfig(
-        size="tiny", epochs=1 if quick else 10, batch_size=8, learning_rate=2e-3, warmup_steps=0.1
+        size="tiny",
+        training={"epochs": 1 if quick else 10, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 0.1},
     )
     base = gf.pretrain(cells.select(np.flatnonzero(~is_tested)), recipe, out=out / "base")
     task = gf.FinetuneConfig(
         target=STATE,
-        group=DONOR,
-        test_groups=TEST_DONORS,
-        epochs=1 if quick else 4,
-        batch_size=8,
-        learning_rate=1e-3,
+        split={"group": DONOR, "test_groups": TEST_DONORS},
+        training={"epochs": 1 if quick else 4, "batch_size": 8, "learning_rate": 1e-3},
     )
     result = gf.finetune(base, cells, task, out=out / "classifier", counts=ad.read_h5ad(counts))
     print("\nNaming the condition of cells of two other donors\n", result.methods[["accuracy", "macro_f1"]].round(3))

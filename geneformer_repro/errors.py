@@ -93,6 +93,8 @@ def did_you_mean(written: object, choices: Iterable[object]) -> str:
     """
     valid = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(written), valid, n=3, cutoff=0.6)
+    if not near:  # of dotted names the last part may be what was written
+        near = [name for name in valid if difflib.get_close_matches(str(written), [name.rpartition(".")[2]])][:3]
     if near:
         return "Did you mean " + " or ".join(map(repr, near)) + "?"
     if not valid:

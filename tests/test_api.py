@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import geneformer_repro as gf
+from geneformer_repro.config import sections_of
 
 PACKAGE = Path(gf.__file__).parent
 NAMES = [
@@ -97,25 +98,27 @@ FUNCTIONS = {
     "ShiftTable.save": "self, path, *, overwrite",
     "ShiftTable.blocks": "self, columns",
 }
-TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, seed, trainer"
-TRANSFER = "transfer, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits"
-SPLIT = "group, folds, validation, test, test_groups, validation_groups, balance, split_file"
+TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, trainer"
+TRANSFER = "transfer(strategy, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits)"
+FINETUNE = (
+    f"seed, pooling, training({TRAINING}, task_weights, class_balance), {TRANSFER}, target, regression, min_cells, "
+    "max_cells_per_class, split(group, folds, validation, test, test_groups, validation_groups, balance, split_file, "
+    "allow_seen), search(trials, space, engine), compare(baselines, curve)"
+)
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
     "mito_within_sd",
     "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids",
     "TokenizedDataset": "table, vocabulary, spec",
     "Checkpoint": "model, vocabulary, provenance, seen, name",
-    "PretrainConfig": f"{TRAINING}, recipe, size, network, mask_probability, held_out",
-    "FinetuneConfig": f"{TRAINING}, {TRANSFER}, task_weights, class_balance, pooling, {SPLIT}, trials, space, engine, "
-    "target, regression, min_cells, max_cells_per_class, baselines, curve, allow_seen",
+    "PretrainConfig": f"seed, size, network, mask_probability, held_out, training({TRAINING}, recipe)",
+    "FinetuneConfig": FINETUNE,
     "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
-    "TransferStudyConfig": f"{TRAINING}, {TRANSFER}, task_weights, class_balance, pooling, {SPLIT}, trials, space, "
-    "engine, target, regression, min_cells, max_cells_per_class, baselines, curve, allow_seen, source_target, "
-    "source_regression, source_epochs",
+    "TransferStudyConfig": f"{FINETUNE}, source(target, regression, epochs)",
     "TransferStudy": "checkpoint, evaluations, split, history, curve, trials, source",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
-    "GeneFinetuneConfig": f"{TRAINING}, {TRANSFER}, folds, validation, max_cells, min_cells, class_balance, baselines",
+    "GeneFinetuneConfig": "seed, max_cells, min_cells, split(folds, validation), "
+    f"training({TRAINING}, class_balance), {TRANSFER}, compare(baselines)",
     "Deletion": "genes, combine, anchor",
     "Overexpression": "genes, combine, anchor",
     "Inhibition": "genes, combine, anchor, quartiles",
@@ -208,9 +211,15 @@ def test_parameters_are_named_and_ordered_so(path):
     assert signature(named(path)) == FUNCTIONS[path]
 
 
+def written(data):
+    """Names of the fields of a dataclass, those of its sections in brackets."""
+    sections = {name: f"{name}({written(section.config_type)})" for name, section in sections_of(data).items()}
+    return ", ".join(sections.get(field.name, field.name) for field in dataclasses.fields(data))
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields_are_named_and_ordered_so(name):
-    assert ", ".join(field.name for field in dataclasses.fields(named(name))) == FIELDS[name]
+    assert written(named(name)) == FIELDS[name]
     assert named(name).__dataclass_params__.frozen
 
 

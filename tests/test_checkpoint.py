@@ -718,7 +718,7 @@ class TestCheckpoint:
         prints = []
         for options in (one, other):
             checkpoint = headed(Head((CELL_TYPE,)))
-            model, _ = prepare(checkpoint.model, TransferConfig(transfer="qlora", **options), seed=0)
+            model, _ = prepare(checkpoint.model, TransferConfig(strategy="qlora", **options), seed=0)
             prints.append(dataclasses.replace(checkpoint, model=model).fingerprint)
         assert prints[0] != prints[1]
 

@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 import geneformer_repro as gf
 from geneformer_repro import cli, mapping
 from geneformer_repro.cli.models import named_settings
-from geneformer_repro.config import load_config
+from geneformer_repro.config import load_config, with_settings
 from geneformer_repro.files import sha256
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
 from geneformer_repro.finetuning.predict import predict
@@ -47,9 +47,9 @@ COMMANDS = (
 )
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"
 TOWARDS = gf.GoalState("cell_type", START, GOAL, [ALTERNATIVE])
-PRETRAIN = {"size": "tiny", "epochs": 1, "batch_size": 8, "warmup_steps": 0.1}
-FINETUNE = {"epochs": 1, "batch_size": 8, "allow_seen": True}
-GENES = {"folds": 2, "min_cells": 5, "batch_size": 20}
+PRETRAIN = {"size": "tiny", "training.epochs": 1, "training.batch_size": 8, "training.warmup_steps": 0.1}
+FINETUNE = {"training.epochs": 1, "training.batch_size": 8, "split.allow_seen": True}
+GENES = {"split.folds": 2, "min_cells": 5, "training.batch_size": 20}
 STATES = ["--state", "cell_type", "--start", START, "--goal", GOAL, "--alternatives", ALTERNATIVE]
 
 
@@ -58,6 +58,10 @@ def settings(chosen):
         "--set",
         *(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in chosen.items()),
     ]
+
+
+def configured(config, chosen):
+    return with_settings(config, **{key.rpartition(".")[2]: value for key, value in chosen.items()})
 
 
 CHAIN = {
@@ -196,14 +200,14 @@ def test_tokenize_is_tokenize(chain, opened):
 
 
 def test_pretrain_is_pretrain(chain, opened, tmp_path):
-    expected = gf.pretrain(opened["cells"], gf.PretrainConfig(**PRETRAIN), out=tmp_path / "base")
+    expected = gf.pretrain(opened["cells"], configured(gf.PretrainConfig(), PRETRAIN), out=tmp_path / "base")
     assert opened["base"].fingerprint == expected.fingerprint
     assert opened["base"].provenance["result"] == expected.provenance["result"]
     assert chain.said["base"].splitlines()[-1] == repr(expected)
 
 
 def test_finetune_is_finetune(chain, opened, tmp_path):
-    config = gf.FinetuneConfig(target="cell_type", **FINETUNE)
+    config = configured(gf.FinetuneConfig(target="cell_type"), FINETUNE)
     expected = gf.finetune(opened["base"], opened["cells"], config, out=tmp_path / "clf")
     methods = pd.read_csv(chain.folder / "clf" / "methods.tsv", sep="\t", index_col=0)
     pd.testing.assert_frame_equal(methods, expected.methods)
@@ -224,7 +228,7 @@ def test_finetune_on_genes_is_finetune_genes(chain, opened, tmp_path):
         opened["base"],
         opened["cells"],
         chain.folder / "genes.tsv",
-        GeneFinetuneConfig(**GENES, baselines=False),
+        configured(GeneFinetuneConfig(), GENES | {"baselines": False}),
         out=tmp_path / "kinds",
     )
     assert opened["kinds"].fingerprint == expected.checkpoint.fingerprint
@@ -287,11 +291,11 @@ FINETUNE_OPTIONS = {
     "split": ("--target t --split a/split.tsv", {"split_file": "a/split.tsv"}),
     "folds": ("--target t --folds 5", {"folds": 5}),
     "folds by group": ("--target t --group donor --folds groups", {"group": "donor", "folds": "groups"}),
-    "transfer": ("--target t --transfer probe", {"transfer": "probe"}),
+    "transfer": ("--target t --transfer probe", {"strategy": "probe"}),
     "curve": ("--target t --curve 10 50", {"curve": (10, 50)}),
     "trials": ("--target t --trials 4", {"trials": 4}),
     "no baselines": ("--target t --no-baselines", {"baselines": False}),
-    "setting": ("--target t --set epochs=3 pooling=cls", {"epochs": 3.0, "pooling": "cls"}),
+    "setting": ("--target t --set training.epochs=3 pooling=cls", {"epochs": 3.0, "pooling": "cls"}),
 }
 """What → options of finetune, and the fields of its configuration."""
 
@@ -300,12 +304,12 @@ FINETUNE_OPTIONS = {
 def test_every_option_of_finetune_reaches_its_configuration(options, fields):
     given = cli._parser().parse_args(["finetune", "base", "cells.tok", "-o", "clf", *shlex.split(options)])
     config = load_config(gf.FinetuneConfig, overrides=[*given.set, *named_settings(given)])
-    assert config == gf.FinetuneConfig(**{"target": "t"} | fields)
+    assert config == with_settings(gf.FinetuneConfig(target="t"), **fields)
 
 
 def test_with_a_source_its_labels_are_learned_first(there, run, monkeypatch):
     def learn(checkpoint, source, target, config, **where):
-        raise gf.InputError(f"asked for {config.target} after {config.source_target} of {len(source)} cells")
+        raise gf.InputError(f"asked for {config.target} after {config.source.target} of {len(source)} cells")
 
     monkeypatch.setattr("geneformer_repro.finetuning.study.transfer_study", learn)
     command = "finetune base cells.tok --target cell_type --source cells.tok --source-target donor --folds 3 -o new"
@@ -314,7 +318,9 @@ def test_with_a_source_its_labels_are_learned_first(there, run, monkeypatch):
 
 def test_of_a_table_with_several_tasks_one_is_learned(there, run, tmp_path, monkeypatch):
     def learn(checkpoint, cells, classes, config, **where):
-        raise gf.InputError(f"asked for {classes} in {config.folds} folds without baselines: {not config.baselines}")
+        raise gf.InputError(
+            f"asked for {classes} in {config.split.folds} folds without baselines: {not config.compare.baselines}"
+        )
 
     monkeypatch.setattr("geneformer_repro.finetuning.genes.finetune_genes", learn)
     (tmp_path / "tasks.csv").write_text("task,gene,label\none,A,x\nother,B,y\n")
@@ -660,16 +666,14 @@ def test_pretraining_goes_on_from_a_checkpoint(copy, opened, run):
 
 
 def test_settings_come_from_a_file_and_the_command_line_wins(copy, run):
-    (copy / "settings.toml").write_text('size = "tiny"\nepochs = 50\nwarmup_steps = 0.1\nbatch_size = 16\n')
-    status, *_ = run(*shlex.split("pretrain cells.tok --config settings.toml --set epochs=1 --set seed=3 -o m"))
+    (copy / "settings.toml").write_text('size = "tiny"\n[training]\nepochs = 50\nwarmup_steps = 0.1\nbatch_size = 16\n')
+    status, *_ = run(
+        *shlex.split("pretrain cells.tok --config settings.toml --set training.epochs=1 --set seed=3 -o m")
+    )
     assert status == 0
-    found = json.loads((copy / "m" / "provenance.json").read_text())["config"]
-    assert {key: found[key] for key in ("size", "epochs", "batch_size", "seed")} == {
-        "size": "tiny",
-        "epochs": 1,
-        "batch_size": 16,
-        "seed": 3,
-    }
+    used = json.loads((copy / "m" / "provenance.json").read_text())["config"]
+    assert (used["size"], used["seed"]) == ("tiny", 3)
+    assert (used["training"]["epochs"], used["training"]["batch_size"]) == (1, 16)
 
 
 # info
@@ -896,24 +900,24 @@ BAD = {
     "vocabulary, length of a folder's": ("vocabulary vocab --max-length 20", "--max-length"),
     "vocabulary, layer of a folder": ("vocabulary vocab --layer counts", "--layer"),
     "pretrain, cells": ("pretrain nowhere", "nowhere: no such dataset. Expected a folder written by tokenize"),
-    "pretrain, setting": ("pretrain cells.tok --set epoch=3", "has no field 'epoch'. Did you mean 'epochs'?"),
-    "pretrain, type": ("pretrain cells.tok --set epochs=many", "epochs must be float, found 'many'"),
-    "pretrain, bound": ("pretrain cells.tok --set epochs=0", "PretrainConfig.epochs must be above 0, found 0"),
+    "pretrain, setting": ("pretrain cells.tok --set epoch=3", "has no field 'epoch'. Did you mean 'training.epochs'?"),
+    "pretrain, type": ("pretrain cells.tok --set training.epochs=many", "training.epochs must be float, found 'many'"),
+    "pretrain, bound": ("pretrain cells.tok --set training.epochs=0", "training.epochs must be above 0, found 0"),
     "pretrain, size": ("pretrain cells.tok --set size=huge", "size must be one of 'tiny', 'V1-10M'"),
     "pretrain, no value": ("pretrain cells.tok --set epochs", "--set epochs: expected key=value"),
     "pretrain, no file": ("pretrain cells.tok --config nowhere.toml", "nowhere.toml: cannot be read"),
     "pretrain, no TOML": ("pretrain cells.tok --config {bad}/broken.toml", "broken.toml: not valid TOML"),
     "pretrain, classifier": (
-        "pretrain cells.tok --base clf --set epochs=1 warmup_steps=0.1",
+        "pretrain cells.tok --base clf --set training.epochs=1 training.warmup_steps=0.1",
         "is a classifier without a masked-gene head",
     ),
     "finetune, target set twice": (
         "finetune base cells.tok --set target=other --target cell_type",
         "target is set twice, in --set or by an option of its own",
     ),
-    "pretrain, no key": ("pretrain cells.tok --set trainer.=1", "'trainer.' is no key"),
+    "pretrain, no key": ("pretrain cells.tok --set training.trainer.=1", "'training.trainer.' is no key"),
     "pretrain, no effect": (
-        "pretrain cells.tok --set trainer.push_to_hub=true",
+        "pretrain cells.tok --set training.trainer.push_to_hub=true",
         "trainer.push_to_hub has no effect here: nothing is uploaded",
     ),
     "finetune, source without columns": ("finetune base cells.tok --target cell_type --source cells.tok", "give both"),
@@ -941,18 +945,21 @@ BAD = {
         "cells.tok: no config.json there, so not a model",
     ),
     "finetune, counts": (
-        "finetune base cells.tok --target cell_type --counts {bad}/silent.h5ad --set allow_seen=true",
+        "finetune base cells.tok --target cell_type --counts {bad}/silent.h5ad --set split.allow_seen=true",
         "95 of 100 cells of the dataset are not in it",
     ),
-    "finetune, setting": ("finetune base cells.tok --target cell_type --set epoch=3", "Did you mean 'epochs'?"),
+    "finetune, setting": (
+        "finetune base cells.tok --target cell_type --set epoch=3",
+        "Did you mean 'training.epochs'?",
+    ),
     "finetune, transfer": (
         "finetune base cells.tok --target cell_type --transfer half",
-        "transfer must be one of 'full', 'freeze'",
+        "transfer.strategy must be one of 'full', 'freeze'",
     ),
     "finetune, folds": ("finetune base cells.tok --target cell_type --folds many", "folds must be"),
     "finetune, regression": (
         "finetune base cells.tok --target cell_type --regression n_counts",
-        "FinetuneConfig.regression names 'n_counts', which is no target",
+        "regression names 'n_counts', which is no target",
     ),
     "finetune, text as numbers": (
         "finetune base cells.tok --target cell_type --regression cell_type",
@@ -1098,9 +1105,9 @@ def test_info_on_what_is_no_artefact_is_refused(there, bad, run, path, message):
 
 def test_a_mistake_in_the_settings_does_not_stand_in_the_way_of_the_corrected_command(copy, run):
     command = shlex.split(
-        "finetune base cells.tok --target cell_type -o new --set epochs=1 baselines=false allow_seen=true"
+        "finetune base cells.tok --target cell_type --no-baselines -o new --set training.epochs=1 split.allow_seen=true"
     )
-    refused(run(*command, "warmup_steps=1000"), "the run has only")
+    refused(run(*command, "training.warmup_steps=1000"), "the run has only")
     assert run(*command, "warmup_steps=0.1")[0] == 0
 
 

@@ -1,15 +1,28 @@
+import copy
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from geneformer_repro.config import ConfigError, from_mapping, load_config, require, resolved
+from geneformer_repro.config import (
+    ConfigError,
+    Section,
+    from_mapping,
+    load_config,
+    names_in,
+    require,
+    resolved,
+    sections_of,
+    setting,
+    with_settings,
+)
 from geneformer_repro.finetuning.finetune import FinetuneConfig
+from geneformer_repro.finetuning.genes import GeneFinetuneConfig
 from geneformer_repro.pretraining.pretrain import PretrainConfig
 
 
@@ -253,16 +266,16 @@ def test_a_key_with_dots_is_quoted():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": "3"}, r"PretrainConfig.epochs must be float, found '3' \(str\)"),
-        ({"learning_rate": float("inf")}, "PretrainConfig.learning_rate must be a finite number, found inf"),
-        ({"batch_size": 2.5}, "PretrainConfig.batch_size must be int, found 2.5"),
-        ({"trainer": ["bf16"]}, "PretrainConfig.trainer must be dict, found"),
+        ({"epochs": "3"}, r"PretrainConfig: training.epochs must be float, found '3' \(str\)"),
+        ({"learning_rate": float("inf")}, "PretrainConfig: training.learning_rate must be a finite number, found inf"),
+        ({"batch_size": 2.5}, "PretrainConfig: training.batch_size must be int, found 2.5"),
+        ({"trainer": ["bf16"]}, "PretrainConfig: training.trainer must be dict, found"),
     ],
     ids=["text", "infinite", "fraction", "list"],
 )
 def test_a_configuration_made_in_python_is_checked_as_well(changes, message):
     with pytest.raises(ConfigError, match=message):
-        PretrainConfig(**changes)
+        PretrainConfig(training=changes)
 
 
 def test_a_bound_of_the_package_is_named_with_the_value():
@@ -273,6 +286,155 @@ def test_a_bound_of_the_package_is_named_with_the_value():
 def test_an_unknown_size_of_model_is_refused_with_the_sizes():
     with pytest.raises(ConfigError, match=r"size must be one of .*'V1-10M'.*'V2-104M'.*found 'V3'"):
         load_config(PretrainConfig, overrides=["size=V3"])
+
+
+# sections
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A section; every field has a default."""
+
+    section = "training"
+    epochs: int = 1
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, self, "epochs", "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A section that must be given."""
+
+    target: str
+    epochs: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sectioned:
+    """A configuration of two sections."""
+
+    name: str = "a"
+    training: Section[Training] = Section(Training)
+    source: Section[Source] = Section(Source)
+
+
+SOURCE = {"target": "t"}
+CONFIGURED = Sectioned(training=Training(epochs=3), source=Source(target="t"))
+
+
+def test_a_section_is_a_table_a_dotted_setting_a_mapping_or_an_instance(tmp_path):
+    file = toml(tmp_path, "[training]\nepochs = 3\n[source]\ntarget = 't'")
+    assert load_config(Sectioned, file) == CONFIGURED
+    assert load_config(Sectioned, None, ["training.epochs=3", "source.target=t"]) == CONFIGURED
+    assert Sectioned(training={"epochs": 3}, source=SOURCE) == CONFIGURED
+    assert from_mapping(Sectioned, resolved(CONFIGURED)) == CONFIGURED
+
+
+def test_a_section_that_is_not_given_is_its_default_unless_it_has_none():
+    assert Sectioned(source=SOURCE).training == Training()
+    with pytest.raises(ConfigError, match="missing 1 required keyword-only argument: 'source'"):
+        load_config(Sectioned)
+
+
+def test_settings_are_found_in_the_first_section_that_has_them():
+    changed = with_settings(CONFIGURED, name="b", epochs=7, target="s")
+    assert changed == Sectioned(name="b", training=Training(epochs=7), source=Source(target="s"))
+    assert [setting(changed, name) for name in ("name", "epochs", "target")] == ["b", 7, "s"]
+
+
+def test_a_copy_or_a_replaced_section_leaves_the_configuration_as_it_was():
+    assert copy.deepcopy(CONFIGURED) == CONFIGURED
+    assert replace(CONFIGURED, training={"epochs": 4}).training.epochs == 4
+    assert CONFIGURED.training.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epoch=3"], "Sectioned has no field 'epoch'. Did you mean 'training.epochs' or 'source.epochs'?"),
+        (["training.epoch=3"], "training has no field 'epoch'. Did you mean 'epochs'?"),
+        (["training.epochs=many"], "configuration: training.epochs must be int, found 'many'"),
+        (["training.epochs=0"], "training.epochs must be above 0, found 0"),
+        (["training=3"], "training must be a table, found 3 (int)"),
+        (["source.epochs=1"], "missing 1 required keyword-only argument: 'target'"),
+    ],
+    ids=["without section", "unknown", "type", "bound", "no table", "missing"],
+)
+def test_what_is_wrong_in_a_section_is_said_as_it_is_written(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(Sectioned, overrides=overrides)
+
+
+@pytest.mark.parametrize("config_type", [PretrainConfig, FinetuneConfig, GeneFinetuneConfig])
+def test_no_two_settings_have_one_name(config_type):
+    names = names_in(config_type)
+    for section in sections_of(config_type).values():
+        names += names_in(section.config_type)
+    assert len(names) == len(set(names))
+
+
+# for one release
+
+
+FLAT = {"epochs": 3, "trainer": {"bf16": True}, "group": "donor", "transfer": "lora", "lora_rank": 4, "trials": 2}
+IN_SECTIONS = FinetuneConfig(
+    target="t",
+    training={"epochs": 3, "trainer": {"bf16": True}},
+    split={"group": "donor"},
+    transfer={"strategy": "lora", "lora_rank": 4},
+    search={"trials": 2},
+)
+PLACES = {
+    "epochs": "training.epochs", "trainer": "training.trainer", "group": "split.group", "transfer": "transfer.strategy",
+    "lora_rank": "transfer.lora_rank", "trials": "search.trials",
+}  # fmt: skip
+
+
+def in_python(_):
+    return FinetuneConfig(target="t", **FLAT)
+
+
+def in_a_file(tmp_path):
+    text = "target='t'\nepochs=3\ngroup='donor'\ntransfer='lora'\nlora_rank=4\ntrials=2\n[trainer]\nbf16=true"
+    return load_config(FinetuneConfig, toml(tmp_path, text))
+
+
+def by_set(_):
+    given = ["epochs=3", "trainer.bf16=true", "group=donor", "transfer=lora", "lora_rank=4", "trials=2"]
+    return load_config(FinetuneConfig, None, ["target=t", *given])
+
+
+@pytest.mark.parametrize("given", [in_python, in_a_file, by_set])
+def test_names_without_a_section_work_with_a_word_in_the_log(given, tmp_path, caplog):
+    assert given(tmp_path) == IN_SECTIONS
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(told) == sorted(
+        f"{name} is {place} now; the name without its section works until the next release."
+        for name, place in PLACES.items()
+    )
+
+
+def test_they_can_be_read_and_replaced_too(caplog):
+    assert (IN_SECTIONS.epochs, replace(IN_SECTIONS, epochs=4).training.epochs) == (3, 4)
+    assert "epochs is training.epochs now" in caplog.text
+    with pytest.raises(AttributeError, match="'FinetuneConfig' object has no attribute 'epoch'"):
+        _ = IN_SECTIONS.epoch
+
+
+def test_a_name_without_a_section_wins_over_the_file_as_any_setting(tmp_path):
+    path = toml(tmp_path, "target = 't'\n[training]\nepochs = 3\nbatch_size = 4")
+    assert load_config(FinetuneConfig, path, ["epochs=5"]).training == replace(
+        IN_SECTIONS.training, epochs=5, batch_size=4, trainer={}
+    )
+
+
+def test_a_setting_given_with_and_without_its_section_is_refused():
+    with pytest.raises(ConfigError, match=r"training.epochs is given twice, also as epochs"):
+        FinetuneConfig(target="t", training={"epochs": 2}, epochs=3)
+    with pytest.raises(ConfigError, match=r"training.epochs is set twice"):
+        load_config(FinetuneConfig, None, ["target=t", "epochs=3", "training.epochs=2"])
 
 
 def test_where_several_types_are_allowed_the_error_names_them_all():

@@ -45,7 +45,7 @@ def test_fsdp_wraps_the_models_own_blocks():
 @pytest.mark.parametrize("series", ["V1", "V2"])
 def test_a_recipe_is_the_published_one_in_half_precision(series):
     assert load_config(PretrainConfig, CONFIGS / f"{series.lower()}.toml") == PretrainConfig(
-        recipe=series, trainer={"bf16": True}
+        training={"recipe": series, "trainer": {"bf16": True}}
     )
 
 

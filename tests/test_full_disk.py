@@ -44,7 +44,9 @@ def calls(checkpoint, cells, pbmc, tmp_path):
         new_classifier(checkpoint, Head((Classes("type", ("a", "b")),)), seed=0, pretrained=True).eval(),
         checkpoint.vocabulary,
     )
-    config = gf.PretrainConfig(size="tiny", epochs=1, batch_size=40, warmup_steps=0, trainer={"max_steps": 1})
+    config = gf.PretrainConfig(
+        size="tiny", training={"epochs": 1, "batch_size": 40, "warmup_steps": 0, "trainer": {"max_steps": 1}}
+    )
     return {
         "cells.tok": lambda out: gf.tokenize(pbmc, checkpoint.vocabulary, out=out),
         "x.h5ad": lambda out: gf.embed(checkpoint, some, out=out),

@@ -96,10 +96,10 @@ class TestTheGroup:
         assert made[0]["timeout"] == timedelta(days=1)
 
     def test_has_the_limit_and_backend_that_a_run_asks_for(self, made):
-        config = gf.PretrainConfig(trainer={"ddp_timeout": 60, "ddp_backend": "gloo"})
+        config = gf.PretrainConfig(training={"trainer": {"ddp_timeout": 60, "ddp_backend": "gloo"}})
         from geneformer_repro.training.config import join_processes
 
-        join_processes(config)
+        join_processes(config.training)
         assert (made[0]["timeout"], made[0]["backend"]) == (timedelta(seconds=60), "gloo")
 
 

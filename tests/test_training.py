@@ -161,6 +161,7 @@ def run(untrained: MaskedGeneModel, examples: CellExamples, tmp_path_factory) ->
         how: TrainConfig | None = None,
         *,
         work: Path | None = None,
+        seed: int = 0,
         dropout: float = 0.02,
         **options: Any,
     ) -> Run:
@@ -179,7 +180,7 @@ def run(untrained: MaskedGeneModel, examples: CellExamples, tmp_path_factory) ->
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "training_step", watched_step)
-            trained, history = train(model, config=how or config(), work=work, step="teach", **options)
+            trained, history = train(model, config=how or config(), seed=seed, work=work, step="teach", **options)
         lines = (work / "log.jsonl").read_text().splitlines()
         return Run(weights(trained), history, [json.loads(line) for line in lines], model is trained, work)
 
@@ -225,7 +226,7 @@ class TestConfig:
         ],
     )
     def test_a_value_out_of_bounds_is_named_with_its_bound(self, field, value, bound):
-        with pytest.raises(ConfigError, match=f"TrainConfig.{field} must be {bound}, found {value!r}"):
+        with pytest.raises(ConfigError, match=f"training.{field} must be {bound}, found {value!r}"):
             config(**{field: value})
 
     @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ class TestConfig:
     def test_a_warm_up_longer_than_the_run_is_refused(self, run, watch):
         message = (
             "warmup_steps is 10000 but the run has only 12 steps, so the learning rate would never reach 0.001. "
-            "Give fewer steps, or a share of all steps such as warmup_steps=0.1"
+            "Give fewer steps, or a share of all steps such as training.warmup_steps=0.1"
         )
         with pytest.raises(ConfigError, match=message):
             run(watch, config(warmup_steps=10_000))
@@ -491,7 +492,7 @@ class TestTrain:
         assert_same(run(watch).weights, whole.weights)
 
     def test_another_seed_gives_another_order(self, run, watch, whole, watched):
-        run(watch, config(seed=1, epochs=1))
+        run(watch, config(epochs=1), seed=1)
         assert watch.batches != watched.batches[:STEPS_AN_EPOCH]
 
     def test_an_example_is_asked_for_by_row_and_epoch(self, run, watch, cells):

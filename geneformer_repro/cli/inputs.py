@@ -48,7 +48,7 @@ def add_config_options(command: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="settings, such as epochs=3; they win over the file",
+        help="settings, such as training.epochs=3; they win over the file",
     )
     add_cells_options(command)
 

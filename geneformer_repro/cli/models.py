@@ -147,16 +147,16 @@ def named_settings(arguments: argparse.Namespace) -> list[str]:
     folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
     given = {
         "target": target,
-        "source_target": source_target,
         "regression": arguments.regression,
-        "group": arguments.group,
-        "test_groups": arguments.test_groups,
-        "split_file": arguments.split,
-        "folds": folds,
-        "transfer": arguments.transfer,
-        "curve": arguments.curve,
-        "trials": arguments.trials,
-        "baselines": False if arguments.no_baselines else None,
+        "source.target": source_target,
+        "split.group": arguments.group,
+        "split.test_groups": arguments.test_groups,
+        "split.split_file": arguments.split,
+        "split.folds": folds,
+        "transfer.strategy": arguments.transfer,
+        "compare.curve": arguments.curve,
+        "compare.baselines": False if arguments.no_baselines else None,
+        "search.trials": arguments.trials,
     }
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
 

@@ -1,18 +1,17 @@
 """How many labels a method needs: every method trained on few cells, then on more, and asked the same test cells."""
 
-import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.config import with_settings
 from geneformer_repro.errors import InputError
-from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod, run_methods
+from geneformer_repro.finetuning.methods import Comparison
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.splits import Split, nested_draw
 
@@ -25,16 +24,7 @@ FEWEST_STEPS = 100
 
 
 def learning_curve(
-    problem: Problem,
-    start: Any,
-    config: Any,
-    *,
-    split: Split,
-    sizes: Sequence[int],
-    features: Any,
-    networks: Sequence[NetworkMethod] = NETWORKS,
-    ready: Mapping[str, Sequence[np.ndarray | None]] = MappingProxyType({}),
-    work: Path,
+    compared: Comparison, config: Any, split: Split, *, sizes: Sequence[int], work: Path
 ) -> pd.DataFrame:
     """Train every method on more and more of the training cells.
 
@@ -43,7 +33,9 @@ def learning_curve(
 
     Parameters
     ----------
-    problem, start, config, split, features, networks, ready, work
+    compared
+        The methods.
+    config, split, work
         As for the whole comparison; the validation cells count among those to be drawn.
     sizes
         Numbers of labelled cells, none of them too large (`require_enough`); all cells are added at the end.
@@ -52,21 +44,15 @@ def learning_curve(
     -------
     ``target``, ``method``, ``n`` (labelled cells), ``draw``, and the scores on the test cells.
     """
+    problem = compared.problem
     pool = np.sort(np.concatenate([split.train, split.validation]))
     rows = []
     for n in sorted({*sizes, len(pool)}):
         for draw in range(DRAWS if n < len(pool) else 1):
             chosen = nested_draw(problem.strata, pool, n, np.random.default_rng([config.seed, draw]))
-            outcome = run_methods(
-                problem,
-                start,
+            outcome = compared.run(
                 _with_steps(config, n),
-                train_rows=chosen,
-                validation_rows=None,
-                test_rows=split.test,
-                features=features,
-                networks=networks,
-                ready=ready,
+                Split(chosen, test=split.test),
                 with_model=False,
                 work=work / f"{n}-labels-draw-{draw + 1}",
                 step=f"{n} labels, draw {draw + 1}",
@@ -86,8 +72,9 @@ def require_enough(sizes: Sequence[int], split: Split) -> None:
 
 
 def _with_steps(config: Any, n: int) -> Any:
-    n_steps = max(FEWEST_STEPS, math.ceil(config.epochs * n / config.batch_size))
-    return dataclasses.replace(config, trainer={**config.trainer, "max_steps": n_steps})
+    training = config.training
+    n_steps = max(FEWEST_STEPS, math.ceil(training.epochs * n / training.batch_size))
+    return with_settings(config, trainer={**training.trainer, "max_steps": n_steps})
 
 
 def _scored(

@@ -5,7 +5,6 @@ Of several splits the network that is kept is one more, trained on the rows of a
 found best.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.config import with_settings
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.curve import learning_curve, require_enough
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
-from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod, Outcome, run_methods
+from geneformer_repro.finetuning.methods import NETWORKS, Comparison, NetworkMethod, Outcome
 from geneformer_repro.finetuning.networks import best_epoch
 from geneformer_repro.finetuning.problems.problem import Problem
-from geneformer_repro.finetuning.search import SearchConfig, best_settings, search
+from geneformer_repro.finetuning.search import best_settings, search
 from geneformer_repro.finetuning.splits import Split, digest_of, split_table
 from geneformer_repro.targets import labels_of
 
@@ -54,7 +54,7 @@ class Experiment:
     """What networks begin with: a checkpoint."""
     splits: list[Split]
     config: Any
-    """How networks are trained; with trials where it is a `SearchConfig`."""
+    """How networks are trained; with a section ``search``, if settings may be searched."""
     networks: tuple[NetworkMethod, ...] = NETWORKS
     sizes: tuple[int, ...] = ()
     """Of a learning curve."""
@@ -128,7 +128,8 @@ class Experiment:
         work
             Folder with a folder for each split, the learning curve, and the last network.
         """
-        outcomes, tables = self._splits(features, work)
+        compared = Comparison(self.problem, self.start, features, self.networks, self.ready)
+        outcomes, tables = self._splits(compared, work)
         chosen = best_settings(tables, self.config) if tables else self.config
         network = outcomes[0].model or self._final(outcomes, chosen, work / "final")
         predicted = self._predicted(outcomes)
@@ -136,33 +137,27 @@ class Experiment:
             network,
             self._evaluations(predicted),
             _by_fold([outcome.history for outcome in outcomes]),
-            self._curve(features, chosen, work / "curve") if self.sizes else None,
+            learning_curve(compared, chosen, self.splits[0], sizes=self.sizes, work=work / "curve")
+            if self.sizes
+            else None,
             _by_fold(tables) if tables else None,
             chosen,
             outcomes,
             predicted,
         )
 
-    def _splits(self, features: Any, work: Path) -> tuple[list[Outcome], list[pd.DataFrame]]:
+    def _splits(self, compared: Comparison, work: Path) -> tuple[list[Outcome], list[pd.DataFrame]]:
         """Run every method on every split; search settings within each."""
         outcomes, tables, several = [], [], len(self.splits) > 1
         for number, split in enumerate(self.splits, 1):
             folder, config = work / f"fold-{number}", self.config
-            if isinstance(config, SearchConfig) and config.trials:
+            if (searched := getattr(config, "search", None)) and searched.trials:
                 config, table = self._search(split, folder / "search")
                 tables.append(table)
             outcomes.append(
-                run_methods(
-                    self.problem,
-                    self.start,
+                compared.run(
                     config,
-                    train_rows=split.train,
-                    validation_rows=split.validation,
-                    test_rows=split.test,
-                    features=features,
-                    fitted_rows=self.problem.fitted_rows(split),
-                    networks=self.networks,
-                    ready=self.ready,
+                    split,
                     with_model=not several,
                     work=folder,
                     step=f"fold {number} of {len(self.splits)}" if several else "fine-tune",
@@ -171,17 +166,9 @@ class Experiment:
         return outcomes, tables
 
     def _search(self, split: Split, work: Path) -> tuple[Any, pd.DataFrame]:
-        n_train = len(split.train)
         searched = self.problem.select(np.concatenate([split.train, split.validation]))
-        rows = np.split(np.arange(len(searched.labels)), [n_train])
-        return search(
-            searched,
-            self.networks[0].begin(self.start),
-            self.config,
-            train_rows=rows[0],
-            validation_rows=rows[1],
-            work=work,
-        )
+        rows = Split(*np.split(np.arange(len(searched.labels)), [len(split.train)]))
+        return search(searched, self.networks[0].begin(self.start), self.config, rows, work=work)
 
     def _final(self, outcomes: list[Outcome], config: Any, work: Path) -> Any:
         """Train on the rows of all splits, as long as they found best."""
@@ -189,9 +176,8 @@ class Experiment:
         first = self.networks[0]
         network, _ = self.problem.train(
             first.begin(self.start),
-            dataclasses.replace(config, **{**first.changes, "epochs": epochs}),
-            train_rows=self.learned,
-            validation_rows=None,
+            with_settings(config, **{**first.changes, "epochs": epochs}),
+            Split(self.learned),
             pretrained=first.pretrained,
             work=work,
             step=f"all {self.problem.row}s",
@@ -228,20 +214,6 @@ class Experiment:
             )
             for target, of_target, by_method in zip(self.problem.targets, labels, predicted, strict=True)
         }
-
-    def _curve(self, features: Any, config: Any, work: Path) -> pd.DataFrame:
-        """Train on more and more labels of the first split."""
-        return learning_curve(
-            self.problem,
-            self.start,
-            config,
-            split=self.splits[0],
-            sizes=self.sizes,
-            features=features,
-            networks=self.networks,
-            ready=self.ready,
-            work=work,
-        )
 
 
 def _by_fold(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,16 @@ from scipy.sparse import csr_matrix
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import ConfigError, require, resolved
+from geneformer_repro.config import (
+    ConfigError,
+    Section,
+    flat_names,
+    require,
+    require_types,
+    resolved,
+    setting,
+    with_settings,
+)
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
@@ -26,7 +35,7 @@ from geneformer_repro.finetuning.methods import NETWORKS
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.results import write_findings
-from geneformer_repro.finetuning.search import SearchConfig, searched_settings
+from geneformer_repro.finetuning.search import SearchConfig
 from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, warn_of_lacking_classes
 from geneformer_repro.heads import HeadPooling, require_poolable
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
@@ -43,7 +52,23 @@ VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
+class CompareConfig:
+    """What stands beside the fine-tuned network."""
+
+    section: ClassVar[str] = "compare"
+    baselines: bool = True
+    """Also fit the methods to compare with; leave it on."""
+    curve: tuple[int, ...] = ()
+    """Numbers of labelled cells for a learning curve, such as 10, 50, 100, 500."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(all(n >= 2 for n in self.curve), self, "curve", "numbers of cells, each at least 2")
+
+
+@flat_names(transfer="strategy")
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(NetworkConfig):
     """How to fine-tune on labels of cells, and what to compare with.
 
     See Also
@@ -54,13 +79,13 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
     Examples
     --------
     >>> import geneformer_repro as gf
-    >>> config = gf.FinetuneConfig(target="cell_type", group="donor", epochs=2)
-    >>> config.targets, config.group
-    (('cell_type',), 'donor')
-    >>> gf.FinetuneConfig(target="cell_type", epochs=-1)
+    >>> config = gf.FinetuneConfig(target="cell_type", split={"group": "donor"}, training={"epochs": 2})
+    >>> config.targets, config.split.group, config.training.learning_rate
+    (('cell_type',), 'donor', 5e-05)
+    >>> gf.FinetuneConfig(target="cell_type", training={"epochs": -1})
     Traceback (most recent call last):
         ...
-    geneformer_repro.config.ConfigError: FinetuneConfig.epochs must be above 0, found -1.0.
+    geneformer_repro.config.ConfigError: training.epochs must be above 0, found -1.0.
     """
 
     target: str | tuple[str, ...]
@@ -72,16 +97,12 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
     max_cells_per_class: int | None = None
     """A random choice of so many cells of each class (of the first target) is used, with `split_file` of those that it
     lists; None all."""
-    epochs: float = 10
-    learning_rate: float = 5e-5
-    warmup_steps: float = 0.1
-    baselines: bool = True
-    """Also fit the methods to compare with; leave it on."""
-    curve: tuple[int, ...] = ()
-    """Numbers of labelled cells for a learning curve, such as 10, 50, 100, 500."""
-    allow_seen: bool = False
-    """Also report test cells that the checkpoint was pretrained on (it saw their genes, not their labels); by default
-    that is refused."""
+    split: Section[SplitConfig] = Section(SplitConfig)
+    """Which cells are trained on, and which are reported."""
+    search: Section[SearchConfig] = Section(SearchConfig)
+    """Which settings to search."""
+    compare: Section[CompareConfig] = Section(CompareConfig)
+    """What to compare with."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -92,24 +113,21 @@ class FinetuneConfig(SearchConfig, SplitConfig, NetworkConfig):
         several = isinstance(self.target, tuple | list) and all(isinstance(name, str) for name in self.target)
         require(several or isinstance(self.target, str), self, "target", "an obs column, or several")
         require(not isinstance(self.regression, str), self, "regression", "a tuple of targets")
-        NetworkConfig.__post_init__(self)
-        SplitConfig.__post_init__(self)
+        super().__post_init__()
         require(len(self.targets) > 0, self, "target", "at least one obs column")
-        if SMOOTHING in self.trainer and set(self.targets) <= set(self.regression):
-            raise ConfigError(f"trainer.{SMOOTHING} has no effect on numbers, and no target has classes. Leave it out.")
+        if SMOOTHING in self.training.trainer and set(self.targets) <= set(self.regression):
+            raise ConfigError(
+                f"training.trainer.{SMOOTHING} has no effect on numbers, and no target has classes. Leave it out."
+            )
         require(self.min_cells >= 0, self, "min_cells", "at least 0")
         require((self.max_cells_per_class or 3) >= 3, self, "max_cells_per_class", "at least 3")
         has_classes = self.max_cells_per_class is None or self.targets[0] not in self.regression
         require(has_classes, self, "max_cells_per_class", "left out where the first target is a number")
-        require(all(n >= 2 for n in self.curve), self, "curve", "numbers of cells, each at least 2")
         for field in ("regression", "task_weights"):
-            for name in getattr(self, field):
+            for name in setting(self, field):
                 if name not in self.targets:
-                    raise InputError(
-                        f"{type(self).__name__}.{field} names {name!r}, which is no target. "
-                        f"{did_you_mean(name, self.targets)}"
-                    )
-        SearchConfig.__post_init__(self)
+                    raise InputError(f"{field} names {name!r}, which is no target. {did_you_mean(name, self.targets)}")
+        self.search.require_searchable(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +142,9 @@ class Finetuned:
     --------
     >>> import geneformer_repro as gf
     >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
-    >>> config = gf.FinetuneConfig(target="phase", min_cells=3, epochs=1, batch_size=16, baselines=False)
+    >>> config = gf.FinetuneConfig(
+    ...     target="phase", min_cells=3, training={"epochs": 1, "batch_size": 16}, compare={"baselines": False}
+    ... )
     >>> result = gf.finetune(base, cells.select(range(60)), config, out="runs/phase")
     >>> result.split["part"].value_counts().to_dict()
     {'train': 41, 'test': 12, 'validation': 6}
@@ -212,7 +232,9 @@ def finetune(
     --------
     >>> import geneformer_repro as gf
     >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
-    >>> config = gf.FinetuneConfig(target="phase", group="donor", min_cells=3, epochs=1, batch_size=16)
+    >>> config = gf.FinetuneConfig(
+    ...     target="phase", min_cells=3, split={"group": "donor"}, training={"epochs": 1, "batch_size": 16}
+    ... )
     >>> result = gf.finetune(base, cells.select(range(90)), config, out="runs/phase", counts="cells.h5ad")
     >>> result.methods.index.tolist()
     ['fine-tuned', 'majority class', 'logistic regression, counts', 'logistic regression, rank values',
@@ -221,16 +243,16 @@ def finetune(
     >>> result.methods[["accuracy", "accuracy_low", "accuracy_high"]].shape
     (8, 3)
     """
-    join_processes(config)
+    join_processes(config.training)
     checkpoint.require_matching(cells)
     require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
     experiment = prepared(checkpoint, cells, config)
     problem = experiment.problem
-    counted = raw_counts(problem.cells, counts) if config.baselines else None
+    counted = raw_counts(problem.cells, counts) if config.compare.baselines else None
     inputs = inputs_of(experiment, checkpoint, cells, counted)
     plan = {"step": "finetune", "version": VERSION, "config": plain(config), **inputs}
     with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
-        features = problem.features(checkpoint, config, counted) if config.baselines else None
+        features = problem.features(checkpoint, config, counted) if config.compare.baselines else None
         found = experiment.run(features, work.folder)
         record = record_of("finetune", experiment, found, inputs)
         kept = Checkpoint(
@@ -259,7 +281,7 @@ def inputs_of(
 
 def plain(config: FinetuneConfig) -> dict[str, Any]:
     """Return the settings as a plan has them: without the split file, whose content the inputs name."""
-    return resolved(config) | {"split_file": None}
+    return resolved(with_settings(config, split_file=None))
 
 
 def record_of(step: str, experiment: "CellExperiment", found: Findings, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,7 +290,7 @@ def record_of(step: str, experiment: "CellExperiment", found: Findings, inputs: 
     return provenance(step, config=resolved(config), inputs=dict(inputs)) | {
         "result": {name: _as_json(one.methods.loc[ours]) for name, one in found.evaluations.items()},
         "intervals": experiment.intervals,
-        "settings": {name: getattr(found.config, name) for name in searched_settings(config)},
+        "settings": {name: setting(found.config, name) for name in config.search.settings},
     }
 
 
@@ -278,8 +300,15 @@ def write_into(
     """Write classifier, tables, pictures and page into the new folder `folder`."""
     folder.mkdir()
     result.checkpoint.write_into(folder)
-    settings = {name: getattr(experiment.config, name) for name in ("transfer", "epochs", "learning_rate", "seed")}
-    facts = {**settings, "test cells": len(experiment.tested), **(facts or {})}
+    config = experiment.config
+    facts = {
+        "transfer": config.transfer.strategy,
+        "epochs": config.training.epochs,
+        "learning_rate": config.training.learning_rate,
+        "seed": config.seed,
+        "test cells": len(experiment.tested),
+        **(facts or {}),
+    }
     tables = {name: getattr(result, name) for name in ("split", "history", "curve", "trials")}
     write_findings(folder, experiment, result.evaluations, tables, work=work, facts=facts)
 
@@ -293,7 +322,7 @@ class CellExperiment(Experiment):
 
 def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneConfig) -> CellExperiment:
     """Read labels, split, and refuse what must not be, before any work."""
-    by_file, rng = config.split_file is not None, np.random.default_rng(config.seed)
+    by_file, rng = config.split.split_file is not None, np.random.default_rng(config.seed)
     problem = labelled_cells(
         cells,
         config.targets,
@@ -302,20 +331,22 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
         max_cells_per_class=None if by_file else config.max_cells_per_class,
         rng=rng,
     )
-    if config.group:
-        cells.require_obs(config.group)
-    problem = dataclasses.replace(problem, group=config.group)
+    if config.split.group:
+        cells.require_obs(config.split.group)
+    problem = dataclasses.replace(problem, group=config.split.group)
     are_classes = all(kind.strata_are_classes for kind, _ in problem.of_kinds())
-    splits = make_splits(problem.names, problem.strata, problem.obs, config, seed=config.seed, are_classes=are_classes)
+    splits = make_splits(
+        problem.names, problem.strata, problem.obs, config.split, seed=config.seed, are_classes=are_classes
+    )
     if by_file and config.max_cells_per_class is not None:
         problem, splits = _at_most_of_a_class(problem, splits, config.max_cells_per_class, rng)
     for name, labels in problem.class_labels.items():
         if not np.array_equal(labels, problem.strata):  # of which the splits warn themselves
             warn_of_lacking_classes(splits, labels, target=name)
-    networks = NETWORKS if config.baselines else NETWORKS[:1]
-    experiment = CellExperiment(problem, checkpoint, splits, config, networks, config.curve)
+    networks = NETWORKS if config.compare.baselines else NETWORKS[:1]
+    experiment = CellExperiment(problem, checkpoint, splits, config, networks, config.compare.curve)
     experiment.require_labels()
-    if not config.allow_seen:
+    if not config.split.allow_seen:
         _require_unseen(experiment, checkpoint)
     return experiment
 
@@ -326,7 +357,7 @@ def _require_unseen(experiment: CellExperiment, checkpoint: Checkpoint) -> None:
             experiment,
             checkpoint.seen,
             f"the cells that {checkpoint.name} was pretrained on. Pretrain without them, report other cells "
-            "(split_file=, test_groups=), or accept it: allow_seen=true.",
+            "(split.split_file, split.test_groups), or accept it: split.allow_seen=true.",
         )
 
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ import pandas as pd
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import require, resolved
+from geneformer_repro.config import Section, flat_names, require, require_types, resolved
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance, read_table
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
@@ -30,7 +30,7 @@ from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
-from geneformer_repro.training.config import TrainConfig, join_processes
+from geneformer_repro.training.config import SeededConfig, TrainConfig, join_processes
 from geneformer_repro.work import working_on
 
 if TYPE_CHECKING:
@@ -44,7 +44,51 @@ _ID_COLUMNS = ("gene_id", "ensembl_id", "gene", "gene_name")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneFinetuneConfig(TransferConfig, TrainConfig):
+class GeneSplitConfig:
+    """How genes are dealt into folds."""
+
+    section: ClassVar[str] = "split"
+    folds: int = 5
+    """Parts into which the genes are dealt; each is reported once."""
+    validation: float = 0.1
+    """Share of a fold's other genes that choose the epoch."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.folds >= 2, self, "folds", "at least 2")
+        require(0 < self.validation <= 0.5, self, "validation", "above 0 and at most 0.5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneTrainConfig(TrainConfig):
+    """How to train a classifier of genes."""
+
+    epochs: float = 1
+    learning_rate: float = 5e-5
+    warmup_steps: float = 0.1
+    class_balance: Literal["none", "weights"] = "none"
+    """ "weights" counts an occurrence's loss by one over the occurrences of its class."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        smoothing_of(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneCompareConfig:
+    """What stands beside the fine-tuned network."""
+
+    section: ClassVar[str] = "compare"
+    baselines: bool = True
+    """Also fit the methods to compare with; leave it on."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+@flat_names(transfer="strategy")
+@dataclass(frozen=True, kw_only=True)
+class GeneFinetuneConfig(SeededConfig):
     """How to fine-tune on classes of genes, and what to compare with.
 
     See Also
@@ -54,33 +98,26 @@ class GeneFinetuneConfig(TransferConfig, TrainConfig):
     Examples
     --------
     >>> import geneformer_repro as gf
-    >>> config = gf.GeneFinetuneConfig(folds=3, epochs=2)
-    >>> config.folds, config.min_cells, config.learning_rate
+    >>> config = gf.GeneFinetuneConfig(split={"folds": 3}, training={"epochs": 2})
+    >>> config.split.folds, config.min_cells, config.training.learning_rate
     (3, 10, 5e-05)
     """
 
-    folds: int = 5
-    """Parts into which the genes are dealt; each is reported once."""
-    validation: float = 0.1
-    """Share of a fold's other genes that choose the epoch."""
     max_cells: int | None = 10_000
     """A random choice of so many cells in which the genes are looked at; None all."""
     min_cells: int = 10
     """Genes that fewer of these cells have, as they were tokenised, are left out."""
-    class_balance: Literal["none", "weights"] = "none"
-    """ "weights" counts an occurrence's loss by one over the occurrences of its class."""
-    epochs: float = 1
-    learning_rate: float = 5e-5
-    warmup_steps: float = 0.1
-    baselines: bool = True
-    """Also fit the methods to compare with; leave it on."""
+    split: Section[GeneSplitConfig] = Section(GeneSplitConfig)
+    """How the genes are dealt into folds."""
+    training: Section[GeneTrainConfig] = Section(GeneTrainConfig)
+    """How the networks are trained."""
+    transfer: Section[TransferConfig] = Section(TransferConfig)
+    """How the encoder takes part in learning."""
+    compare: Section[GeneCompareConfig] = Section(GeneCompareConfig)
+    """What to compare with."""
 
     def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
-        TransferConfig.__post_init__(self)
-        smoothing_of(self)
-        require(self.folds >= 2, self, "folds", "at least 2")
-        require(0 < self.validation <= 0.5, self, "validation", "above 0 and at most 0.5")
+        super().__post_init__()
         require((self.max_cells or 1) >= 1, self, "max_cells", "at least 1")
 
 
@@ -216,7 +253,9 @@ def finetune_genes(
     >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
     >>> names = [name for name in cells.vocabulary.gene_names if name.startswith("RP")]
     >>> others = [name for name in cells.vocabulary.gene_names if name.startswith("C")][:20]
-    >>> config = gf.GeneFinetuneConfig(folds=2, epochs=1, batch_size=16, baselines=False, min_cells=5)
+    >>> config = gf.GeneFinetuneConfig(
+    ...     min_cells=5, split={"folds": 2}, training={"batch_size": 16}, compare={"baselines": False}
+    ... )
     >>> classes = {"ribosomal": names, "other": others}
     >>> result = gf.finetune_genes(base, cells.select(range(40)), classes, config, out="runs/ribosomal")
     >>> result.methods.index.tolist()
@@ -225,7 +264,7 @@ def finetune_genes(
     {'other': 15, 'ribosomal': 4}
     """
     config = config or GeneFinetuneConfig()
-    join_processes(config)
+    join_processes(config.training)
     checkpoint.require_matching(cells)
     gene_classes = _by_name(gene_classes, task)
     problem, fold_of = labelled_genes(
@@ -233,12 +272,12 @@ def finetune_genes(
         gene_classes,
         max_cells=config.max_cells,
         min_cells=config.min_cells,
-        folds=config.folds,
+        folds=config.split.folds,
         seed=config.seed,
     )
-    splits = gene_splits(problem, fold_of, validation=config.validation, seed=config.seed)
-    experiment = Experiment(problem, checkpoint, splits, config, NETWORKS if config.baselines else NETWORKS[:1])
-    counted = vocabulary_counts(problem.cells, counts) if config.baselines else None
+    splits = gene_splits(problem, fold_of, validation=config.split.validation, seed=config.seed)
+    experiment = Experiment(problem, checkpoint, splits, config, NETWORKS if config.compare.baselines else NETWORKS[:1])
+    counted = vocabulary_counts(problem.cells, counts) if config.compare.baselines else None
     split = _split_table(problem, fold_of)
     inputs = {
         "cells": cells.fingerprint,
@@ -248,7 +287,7 @@ def finetune_genes(
     }
     plan = {"step": "finetune_genes", "version": VERSION, "config": resolved(config), "gene_classes": gene_classes}
     with working_on(out, plan | inputs, what="run", marker="provenance.json", overwrite=overwrite) as work:
-        features = problem.features(checkpoint, config, counted) if config.baselines else None
+        features = problem.features(checkpoint, config, counted) if config.compare.baselines else None
         found = experiment.run(features, work.folder)
         (evaluation,) = found.evaluations.values()
         genes_of = split.groupby("label")["gene"].apply(list)
@@ -268,7 +307,7 @@ def finetune_genes(
             with work.result() as folder:
                 folder.mkdir()
                 result.checkpoint.write_into(folder)
-                facts = {"transfer": config.transfer, "folds": config.folds, "genes": len(split)}
+                facts = {"transfer": config.transfer.strategy, "folds": config.split.folds, "genes": len(split)}
                 tables = {"split": split, "history": result.history, "occurrences": result.occurrences}
                 write_findings(folder, experiment, found.evaluations, tables, work=work.folder, facts=facts)
     return result

@@ -1,12 +1,10 @@
 """Every way to predict the test rows from the training rows: networks, and what they must be compared with."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -14,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
+from geneformer_repro.config import with_settings
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.networks import HISTORY, drop_weights, read_history
 from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.progress import progress
 from geneformer_repro.targets import columns_of
 from geneformer_repro.unfinished import is_whole, keep
@@ -67,110 +67,92 @@ class Outcome:
     """By network, what `Problem.ask` returned."""
 
 
-def run_methods(
-    problem: Problem,
-    start: Any,
-    config: Any,
-    *,
-    train_rows: np.ndarray,
-    validation_rows: np.ndarray | None,
-    test_rows: np.ndarray,
-    features: Any,
-    fitted_rows: np.ndarray | None = None,
-    networks: Sequence[NetworkMethod] = NETWORKS,
-    ready: Mapping[str, Sequence[np.ndarray | None]] = MappingProxyType({}),
-    with_model: bool = True,
-    work: Path,
-    step: str = "fine-tune",
-) -> Outcome:
-    """Train every method on the same rows and let it predict the same test rows.
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Which methods are compared on a problem, and what they look at."""
 
-    Parameters
-    ----------
-    problem
-        What is learned of which rows.
-    start
-        What networks begin with.
-    config
-        How the networks are trained.
-    train_rows, validation_rows, test_rows
-        Of the problem. Only networks look at the validation rows, to choose their epoch; None keeps the last.
-    features
-        What the simple methods look at; None leaves them out.
-    fitted_rows
-        What the simple methods learn from; by default the training rows.
-    networks
-        Which there are, the one that is wanted first.
-    ready
-        Methods that learn nothing from these rows: by name, for each target, the predictions of all rows of the
-        problem, or None.
-    with_model
-        Whether the first network itself is wanted; else its predictions are kept, and its weights are not.
-    work
-        Folder for what is finished, so that a run that was cut off does not repeat it: the predictions of each simple
-        method of a target as ``methods/TARGET/METHOD.npy``, of a network as ``FOLDER.npy``.
-    step
-        Word before the progress bars.
-    """
-    predicted, said = [dict[str, np.ndarray | None]() for _ in problem.targets], {}
+    problem: Problem
+    start: Any
+    """What networks begin with."""
+    features: Any = None
+    """What the simple methods look at; None leaves them out."""
+    networks: tuple[NetworkMethod, ...] = NETWORKS
+    """Which there are, the one that is wanted first."""
+    ready: Mapping[str, Sequence[np.ndarray | None]] = field(default_factory=dict)
+    """Methods that learn nothing from these rows: by name, for each target, the predictions of all rows of the
+    problem, or None."""
 
-    def train(network: NetworkMethod) -> tuple[Any, pd.DataFrame]:
-        return problem.train(
-            network.begin(start),
-            dataclasses.replace(config, **network.changes),
-            train_rows=train_rows,
-            validation_rows=validation_rows,
-            pretrained=network.pretrained,
-            work=work / network.folder,
-            step=f"{step}{network.step}",
-        )
+    def run(
+        self, config: Any, split: Split, *, with_model: bool = True, work: Path, step: str = "fine-tune"
+    ) -> Outcome:
+        """Train every method on the same rows and let it predict the same test rows.
 
-    def add(network: NetworkMethod, numbers: np.ndarray) -> None:
-        said[network.name] = numbers
-        columns = columns_of(problem.targets, problem.predictions(numbers, test_rows))
-        for of_target, target, one in zip(predicted, problem.targets, columns, strict=True):
-            of_target[network.name] = kind_of(target).as_predicted(one)
+        Parameters
+        ----------
+        config
+            How the networks are trained.
+        split
+            Of the problem. Only networks look at the validation rows, to choose their epoch.
+        with_model
+            Whether the first network itself is wanted; else its predictions are kept, and its weights are not.
+        work
+            Folder for what is finished, so that a run that was cut off does not repeat it: the predictions of each
+            simple method of a target as ``methods/TARGET/METHOD.npy``, of a network as ``FOLDER.npy``.
+        step
+            Word before the progress bars.
+        """
+        problem, test_rows = self.problem, split.test
+        predicted, said = [dict[str, np.ndarray | None]() for _ in problem.targets], {}
 
-    def add_without_weights(network: NetworkMethod) -> None:
-        add(network, kept_of_network(work / network.folder, lambda: problem.ask(train(network)[0], test_rows)))
+        def train(network: NetworkMethod) -> tuple[Any, pd.DataFrame]:
+            return problem.train(
+                network.begin(self.start),
+                with_settings(config, **network.changes),
+                split,
+                pretrained=network.pretrained,
+                work=work / network.folder,
+                step=f"{step}{network.step}",
+            )
 
-    first, *others = networks
-    model = None
-    if with_model:
-        model, history = train(first)
-        add(first, problem.ask(model, test_rows))
-    else:
-        add_without_weights(first)
-        history = read_history(work / first.folder)
-    if features is not None:
-        fitted = train_rows if fitted_rows is None else fitted_rows
-        _add_simple_methods(predicted, problem, features, fitted, test_rows, config.seed, work / "methods")
-    for network in others:
-        add_without_weights(network)
-    for name, by_target in ready.items():
-        for of_target, one in zip(predicted, by_target, strict=True):
-            of_target[name] = None if one is None else one[test_rows]
-    return Outcome(model, history, predicted, said)
+        def add(network: NetworkMethod, numbers: np.ndarray) -> None:
+            said[network.name] = numbers
+            columns = columns_of(problem.targets, problem.predictions(numbers, test_rows))
+            for of_target, target, meaning in zip(predicted, problem.targets, columns, strict=True):
+                of_target[network.name] = kind_of(target).as_predicted(meaning)
 
+        def add_without_weights(network: NetworkMethod) -> None:
+            add(network, kept_of_network(work / network.folder, lambda: problem.ask(train(network)[0], test_rows)))
 
-def _add_simple_methods(
-    predicted: list[dict[str, np.ndarray | None]],
-    problem: Problem,
-    features: Any,
-    train_rows: np.ndarray,
-    test_rows: np.ndarray,
-    seed: int,
-    work: Path,
-) -> None:
-    for of_target, (kind, labels) in zip(predicted, problem.of_kinds(train_rows), strict=True):
-        known = ~np.isnan(labels).any(axis=1)
-        fits = kind.simple_methods(features, train_rows[known], labels[known], test_rows, seed)
-        folder = work / file_name(kind.target.name)
-        with progress("simple methods", total=len(fits), unit="methods", quiet=not processes.is_first()) as bar:
-            for name, fit in fits.items():
-                bar.set_postfix_str(name)
-                of_target[name] = kept(folder / f"{file_name(name)}.npy", fit)
-                bar.update()
+        first, *others = self.networks
+        model = None
+        if with_model:
+            model, history = train(first)
+            add(first, problem.ask(model, test_rows))
+        else:
+            add_without_weights(first)
+            history = read_history(work / first.folder)
+        if self.features is not None:
+            self._add_simple_methods(predicted, split, config.seed, work / "methods")
+        for network in others:
+            add_without_weights(network)
+        for name, by_target in self.ready.items():
+            for of_target, of_all in zip(predicted, by_target, strict=True):
+                of_target[name] = None if of_all is None else of_all[test_rows]
+        return Outcome(model, history, predicted, said)
+
+    def _add_simple_methods(
+        self, predicted: list[dict[str, np.ndarray | None]], split: Split, seed: int, work: Path
+    ) -> None:
+        train_rows = self.problem.fitted_rows(split)
+        for of_target, (kind, labels) in zip(predicted, self.problem.of_kinds(train_rows), strict=True):
+            labelled = ~np.isnan(labels).any(axis=1)
+            fits = kind.simple_methods(self.features, train_rows[labelled], labels[labelled], split.test, seed)
+            folder = work / file_name(kind.target.name)
+            with progress("simple methods", total=len(fits), unit="methods", quiet=not processes.is_first()) as bar:
+                for name, fit in fits.items():
+                    bar.set_postfix_str(name)
+                    of_target[name] = kept(folder / f"{file_name(name)}.npy", fit)
+                    bar.update()
 
 
 def kept(path: Path, make: Callable[[], np.ndarray | None], *, by_all: bool = False) -> np.ndarray | None:

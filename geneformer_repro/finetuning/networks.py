@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import ConfigError, require
+from geneformer_repro.config import ConfigError, Section, require
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.kinds import kind_of
@@ -29,7 +29,7 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling
 from geneformer_repro.model import flops
 from geneformer_repro.targets import Target, columns_of, labels_of
-from geneformer_repro.training.config import SMOOTHING, ParameterGroup, TrainConfig, trainer_fields
+from geneformer_repro.training.config import SMOOTHING, ParameterGroup, SeededConfig, TrainConfig, trainer_fields
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.unfinished import is_whole, keep
@@ -45,28 +45,6 @@ NO_SCORES: Mapping[str, Any] = {"eval_strategy": "no", "eval_on_start": False}
 """Fields of `TrainingArguments` for a run without held-out cells."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkConfig(TransferConfig, TrainConfig):
-    """How to train a classifier of cells."""
-
-    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """How much the loss of a target counts, by its name; 1 where nothing is said."""
-    class_balance: ClassBalance = "none"
-    """Against rare classes: "weights" counts a cell's loss by one over the size of its class, "sampling" draws cells
-    of every class equally often (of the first target)."""
-    pooling: HeadPooling = "mean"
-    """How a cell's vector is made: the mean over its genes, ``<cls>``, a learned weighted mean ("attention"), or as in
-    published classifiers the first token through a dense layer ("pooler")."""
-
-    def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
-        TransferConfig.__post_init__(self)
-        smoothing_of(self)
-        choices = get_args(ClassBalance)
-        require(self.class_balance in choices, self, "class_balance", f"one of {', '.join(map(repr, choices))}")
-        require(all(weight >= 0 for weight in self.task_weights.values()), self, "task_weights", "at least 0 each")
-
-
 def smoothing_of(config: TrainConfig) -> float:
     """Return the share of a label that is spread over all classes, as its field of `TrainingArguments` says.
 
@@ -77,8 +55,40 @@ def smoothing_of(config: TrainConfig) -> float:
     """
     share = float(trainer_fields(config)[SMOOTHING]) if SMOOTHING in config.trainer else 0.0
     if not 0 <= share <= 1:
-        raise ConfigError(f"trainer.{SMOOTHING} must be between 0 and 1, found {share:g}.")
+        raise ConfigError(f"training.trainer.{SMOOTHING} must be between 0 and 1, found {share:g}.")
     return share
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierTrainConfig(TrainConfig):
+    """How to train a classifier of cells."""
+
+    epochs: float = 10
+    learning_rate: float = 5e-5
+    warmup_steps: float = 0.1
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """How much the loss of a target counts, by its name; 1 where nothing is said."""
+    class_balance: ClassBalance = "none"
+    """Against rare classes: "weights" counts a cell's loss by one over the size of its class, "sampling" draws cells
+    of every class equally often (of the first target)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        smoothing_of(self)
+        require(all(weight >= 0 for weight in self.task_weights.values()), self, "task_weights", "at least 0 each")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(SeededConfig):
+    """What a classifier of cells is, and how it is trained."""
+
+    pooling: HeadPooling = "mean"
+    """How a cell's vector is made: the mean over its genes, ``<cls>``, a learned weighted mean ("attention"), or as in
+    published classifiers the first token through a dense layer ("pooler")."""
+    training: Section[ClassifierTrainConfig] = Section(ClassifierTrainConfig)
+    """How the network is trained."""
+    transfer: Section[TransferConfig] = Section(TransferConfig)
+    """How the encoder takes part in learning."""
 
 
 def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool) -> CellClassifier | GeneClassifier:
@@ -166,7 +176,7 @@ class Training:
     start: Checkpoint
     """Gives the encoder, or only its shape."""
     config: Any
-    """A `TrainConfig` and `TransferConfig` in one."""
+    """Has sections ``training`` and ``transfer``, and a ``seed``."""
     head: Head
     examples: CellExamples
     collate: Callable[[list[Any]], dict[str, Any]]
@@ -178,8 +188,8 @@ class Training:
     def make_model(self, *, pretrained: bool = True) -> tuple[CellClassifier | GeneClassifier, list[ParameterGroup]]:
         """Make a classifier, ready to be trained."""
         model = new_classifier(self.start, self.head, seed=self.config.seed, pretrained=pretrained)
-        model.weigh(self.target_weights, self.class_weights, smoothing=smoothing_of(self.config))
-        return transfer.prepare(model, self.config, seed=self.config.seed)
+        model.weigh(self.target_weights, self.class_weights, smoothing=smoothing_of(self.config.training))
+        return transfer.prepare(model, self.config.transfer, seed=self.config.seed)
 
     def run(self, *, pretrained: bool, work: Path, step: str) -> tuple[CellClassifier | GeneClassifier, pd.DataFrame]:
         """Train, once: return the classifier, a plain one whatever the transfer, and its history."""
@@ -191,7 +201,8 @@ class Training:
                 self.examples,
                 collate=self.collate,
                 evaluate=self.score or (lambda _: {}),
-                config=self.config,
+                config=self.config.training,
+                seed=self.config.seed,
                 groups=groups,
                 best_by=SELECTION if self.score else None,
                 work=work,

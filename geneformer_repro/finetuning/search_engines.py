@@ -32,6 +32,7 @@ def search_settings(
     collate: Callable[[list[Any]], dict[str, Any]],
     evaluate: Callable[[nn.Module], dict[str, float]],
     config: TrainConfig,
+    seed: int,
     best_by: str,
     space: Mapping[str, Any],
     n_trials: int,
@@ -45,7 +46,7 @@ def search_settings(
     ----------
     make_model
         Makes the same model anew for each trial, with its groups.
-    examples, collate, evaluate, config, best_by, work, step
+    examples, collate, evaluate, config, seed, best_by, work, step
         As for `train`.
     space
         For a setting a list of values, or ``low``, ``high`` and perhaps ``log``.
@@ -69,7 +70,7 @@ def search_settings(
     if others:
         raise ConfigError(
             f"space: {', '.join(map(repr, others))} cannot be searched by {engine}, only "
-            f"{', '.join(SEARCHED_BY_ENGINES)}. Use engine='random'."
+            f"{', '.join(SEARCHED_BY_ENGINES)}. Use search.engine='random'."
         )
     trainer, n_steps = trainer_of_trials(
         make_model,
@@ -77,6 +78,7 @@ def search_settings(
         collate=collate,
         evaluate=evaluate,
         config=config,
+        seed=seed,
         best_by=best_by,
         work=work,
         step=step,
@@ -117,7 +119,8 @@ def _by_optuna(
     try:
         import optuna
     except ImportError as error:
-        raise MissingExtraError("engine='optuna' needs Optuna: pip install 'geneformer-repro[optuna]'.") from error
+        needed = "search.engine='optuna' needs Optuna: pip install 'geneformer-repro[optuna]'."
+        raise MissingExtraError(needed) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def propose(trial: Any) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def _by_ray(
     try:
         from ray import tune
     except ImportError as error:
-        raise MissingExtraError("engine='ray' needs Ray Tune: pip install 'geneformer-repro[ray]'.") from error
+        raise MissingExtraError("search.engine='ray' needs Ray Tune: pip install 'geneformer-repro[ray]'.") from error
 
     def sampler(values: Any) -> Any:
         if not isinstance(values, Mapping):

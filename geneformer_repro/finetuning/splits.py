@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,14 +48,16 @@ class Split(NamedTuple):
     """Row numbers of each part, ascending."""
 
     train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    validation: np.ndarray = np.array([], dtype=np.int64)
+    """Without any, no row chooses the epoch, and the last one is kept."""
+    test: np.ndarray = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """Which cells are trained on, which choose the epoch, and which are reported."""
 
+    section: ClassVar[str] = "split"
     group: str | None = None
     """Obs column whose groups are never split, such as the donor; None splits cell by cell, which flatters
     every method when cells of a donor are alike."""
@@ -78,13 +80,16 @@ class SplitConfig:
     """Table with the columns ``cell``, ``part`` (train, validation, test) and, for several splits, ``fold``; tabs,
     commas or semicolons between them. It wins over all other ways; without a validation part, that is cut from
     train."""
+    allow_seen: bool = False
+    """Also report test cells that the checkpoint was pretrained on (it saw their genes, not their labels); by default
+    that is refused."""
 
     def __post_init__(self) -> None:
         for field in ("test_groups", "validation_groups", "balance"):
             require(not isinstance(getattr(self, field), str), self, field, "a tuple of names")
         require_types(self)
         for field in ("test_groups", "validation_groups"):
-            object.__setattr__(self, field, asked_labels(getattr(self, field), f"{type(self).__name__}.{field}: each"))
+            object.__setattr__(self, field, asked_labels(getattr(self, field), f"split.{field}: each"))
         k_fold = isinstance(self.folds, int)
         require(self.folds == "groups" or (k_fold and self.folds >= 1), self, "folds", 'at least 1, or "groups"')
         require(0 < self.validation < 1, self, "validation", "between 0 and 1")

@@ -9,14 +9,14 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import require, resolved
+from geneformer_repro.config import Section, flat_names, require, require_types, resolved, with_settings
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import log_verdicts
 from geneformer_repro.finetuning.finetune import (
@@ -35,7 +35,7 @@ from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import NetworkMethod, kept
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
-from geneformer_repro.finetuning.splits import nested_draw
+from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier, HeadPooling, require_poolable
 from geneformer_repro.targets import columns_of
@@ -56,6 +56,31 @@ VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """What is learned of the source."""
+
+    section: ClassVar[str] = "source"
+    target: str | tuple[str, ...]
+    """The obs column of the source to learn first, or several."""
+    regression: tuple[str, ...] = ()
+    """Those of them that are learned as numbers."""
+    epochs: float | None = None
+    """Passes over the source; None as many as over the target. The one that is best on a tenth of its cells is kept."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The source's targets, also of one."""
+        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(len(self.targets) > 0, self, "target", "at least one obs column")
+        require(set(self.regression) <= set(self.targets), self, "regression", "among source.target")
+        require(self.epochs is None or self.epochs > 0, self, "epochs", "above 0")
+
+
+@flat_names(transfer="strategy")
+@dataclass(frozen=True, kw_only=True)
 class TransferStudyConfig(FinetuneConfig):
     """How to learn labels of one data set, go on with those of another, and what to compare with.
 
@@ -67,29 +92,13 @@ class TransferStudyConfig(FinetuneConfig):
     Examples
     --------
     >>> import geneformer_repro as gf
-    >>> config = gf.TransferStudyConfig(target="phase", source_target="cell_type", source_epochs=2)
-    >>> config.targets, config.source_targets
+    >>> config = gf.TransferStudyConfig(target="phase", source={"target": "cell_type", "epochs": 2})
+    >>> config.targets, config.source.targets
     (('phase',), ('cell_type',))
     """
 
-    source_target: str | tuple[str, ...]
-    """The obs column of the source to learn first, or several."""
-    source_regression: tuple[str, ...] = ()
-    """Those of them that are learned as numbers."""
-    source_epochs: float | None = None
-    """Passes over the source; None as many as over the target. The one that is best on a tenth of its cells is kept."""
-
-    @property
-    def source_targets(self) -> tuple[str, ...]:
-        """The source's targets, also of one."""
-        return (self.source_target,) if isinstance(self.source_target, str) else tuple(self.source_target)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.source_targets) > 0, self, "source_target", "at least one obs column")
-        unknown = set(self.source_regression) - set(self.source_targets)
-        require(not unknown, self, "source_regression", "among source_target")
-        require(self.source_epochs is None or self.source_epochs > 0, self, "source_epochs", "above 0")
+    source: Section[SourceConfig] = Section(SourceConfig)
+    """What is learned of the source."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +139,7 @@ def transfer_study(
     checkpoint
         A pretrained model; left as it is.
     source
-        Tokenised cells whose labels (``config.source_target``) are learned first; all that have one.
+        Tokenised cells whose labels (``config.source``) are learned first; all that have one.
     target
         Tokenised cells of the comparison, split, learned and reported as in `finetune`.
     config
@@ -145,8 +154,8 @@ def transfer_study(
     "scratch" (from random weights) and "zero-shot" (the source's classifier as it is, where it has a class of the same
     name for each of the target's; their probabilities are brought to a sum of 1). All networks of the target take the
     same number of steps. Beside the difference to the best simple method stands that to "fine-tuned"
-    (``macro_f1_vs_fine_tuned``, or ``r2_vs_fine_tuned``), on the same resamples. With ``config.curve`` all of them are
-    trained on so many labels, too.
+    (``macro_f1_vs_fine_tuned``, or ``r2_vs_fine_tuned``), on the same resamples. With ``config.compare.curve``
+    all of them are trained on so many labels, too.
 
     Raises
     ------
@@ -168,7 +177,11 @@ def transfer_study(
     >>> cells = gf.TokenizedDataset.open("cells.tok", max_length=32)
     >>> source, target = cells.select(range(60)), cells.select(range(60, 120))
     >>> config = gf.TransferStudyConfig(
-    ...     target="phase", source_target="cell_type", min_cells=5, epochs=1, batch_size=16, baselines=False
+    ...     target="phase",
+    ...     min_cells=5,
+    ...     source={"target": "cell_type"},
+    ...     training={"epochs": 1, "batch_size": 16},
+    ...     compare={"baselines": False},
     ... )
     >>> study = gf.transfer_study(base, source, target, config, out="runs/study")
     >>> study.methods.index.tolist()
@@ -176,25 +189,25 @@ def transfer_study(
     >>> study.source.head.targets[0].name, study.checkpoint.head.targets[0].name
     ('cell_type', 'phase')
     """
-    join_processes(config)
+    join_processes(config.training)
     for cells in (source, target):
         checkpoint.require_matching(cells)
     require_poolable(target.vocabulary, config.pooling, choices=HeadPooling)
     first = labelled_cells(
-        source, config.source_targets, regression=config.source_regression, min_cells=config.min_cells,
+        source, config.source.targets, regression=config.source.regression, min_cells=config.min_cells,
         rng=np.random.default_rng(config.seed),
     )  # fmt: skip
     experiment = prepared(checkpoint, target, config)
     _require_apart(experiment, first)
     problem = experiment.problem
-    counted = raw_counts(problem.cells, counts) if config.baselines else None
+    counted = raw_counts(problem.cells, counts) if config.compare.baselines else None
     inputs = inputs_of(experiment, checkpoint, target, counted)
     inputs |= {"source": source.fingerprint, "source_labels": first.digest()}
     plan = {"step": "transfer_study", "version": VERSION, "config": plain(config), **inputs}
     with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
         start = _learn_source(first, checkpoint, config, inputs, work.folder / "source")
         experiment = _with_source(experiment, start, work.folder)
-        features = problem.features(checkpoint, config, counted) if config.baselines else None
+        features = problem.features(checkpoint, config, counted) if config.compare.baselines else None
         found = experiment.run(features, work.folder)
         record = record_of("transfer_study", experiment, found, inputs)
         learned = Checkpoint(
@@ -205,7 +218,7 @@ def transfer_study(
         )
         log_verdicts(found.evaluations.values())
         if processes.is_first():
-            facts = {"source": ", ".join(config.source_targets), "source cells": len(first.labels)}
+            facts = {"source": ", ".join(config.source.targets), "source cells": len(first.labels)}
             with work.result() as folder:
                 write_into(folder, experiment, result, work=work.folder, facts=facts)
                 (folder / "source").mkdir()
@@ -219,7 +232,7 @@ def _require_apart(experiment: CellExperiment, source: CellProblem) -> None:
         experiment,
         source.cells.digests(),
         "the cells of the source, whose labels are learned. Leave them out of the source, or report other cells "
-        "(split_file=, test_groups=).",
+        "(split.split_file, split.test_groups).",
     )
 
 
@@ -232,9 +245,8 @@ def _learn_source(
     chosen = nested_draw(strata, rows, n, np.random.default_rng(config.seed))
     network, _ = problem.train(
         checkpoint,
-        dataclasses.replace(config, epochs=config.source_epochs or config.epochs, task_weights={}),
-        train_rows=np.setdiff1d(rows, chosen),
-        validation_rows=chosen,
+        with_settings(config, epochs=config.source.epochs or config.training.epochs, task_weights={}),
+        Split(np.setdiff1d(rows, chosen), chosen),
         work=work,
         step="source",
     )
@@ -246,7 +258,7 @@ def _learn_source(
 
 def _with_source(experiment: CellExperiment, source: Checkpoint, work: Path) -> CellExperiment:
     """Return the experiment with all networks that may begin with the source's, and what that says by itself."""
-    probe = {field.name: field.default for field in dataclasses.fields(TransferConfig)} | {"transfer": "probe"}
+    probe = {"transfer": TransferConfig(strategy="probe")}
     networks = (
         NetworkMethod(FROM_SOURCE, "fine-tuned-from-source", start=source),
         NetworkMethod(FINE_TUNED, "fine-tuned", step=", without source"),

@@ -12,19 +12,18 @@ import dataclasses
 import importlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from geneformer_repro.config import ConfigError, require
+from geneformer_repro.config import ConfigError, require, require_types
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.training.config import ParameterGroup
 
-Transfer = Literal["full", "freeze", "probe", "probe_then_full", "discriminative", "gradual", "lora", "qlora"]
+Strategy = Literal["full", "freeze", "probe", "probe_then_full", "discriminative", "gradual", "lora", "qlora"]
 Model = TypeVar("Model", bound=PreTrainedModel)
-Config = TypeVar("Config", bound="TransferConfig")
 
 _ADAPTED = r"bert\.encoder\.layer\.\d+\..*(query|key|value|dense)"
 """Names of the linear layers of the blocks."""
@@ -42,7 +41,8 @@ _USED_BY = {
 class TransferConfig:
     """How the encoder takes part in learning; the head always learns."""
 
-    transfer: Transfer = "full"
+    section: ClassVar[str] = "transfer"
+    strategy: Strategy = "full"
     """"full": all of it learns. "freeze": all but the embeddings and the first `freeze` blocks. "probe": none of it.
     "probe_then_full": none in the first half of the steps, then all. "discriminative": the deeper, the slower
     (`rate_decay`). "gradual": the steps are cut into equal parts, one for the head, one for each block, one for the
@@ -64,24 +64,16 @@ class TransferConfig:
     what they are multiplied by (LLM.int8)."""
 
     def __post_init__(self) -> None:
-        choices = get_args(Transfer)
-        require(self.transfer in choices, self, "transfer", f"one of {', '.join(map(repr, choices))}")
+        require_types(self)
         require(self.freeze >= 0, self, "freeze", "at least 0")
         require(0 < self.rate_decay <= 1, self, "rate_decay", "above 0 and at most 1")
         require(self.lora_rank >= 1, self, "lora_rank", "at least 1")
         require(self.lora_alpha > 0, self, "lora_alpha", "above 0")
         require(0 <= self.lora_dropout < 1, self, "lora_dropout", "at least 0 and below 1")
-        require(self.quantize_bits in (4, 8), self, "quantize_bits", "4 or 8")
         for field in dataclasses.fields(TransferConfig)[1:]:
             users = _USED_BY[field.name]
-            is_used = self.transfer in users or getattr(self, field.name) == field.default
-            require(is_used, self, field.name, f"left out unless transfer is {' or '.join(map(repr, users))}")
-
-
-def all_learning(config: Config) -> Config:
-    """Return a configuration by which all of a model learns, whatever `config` says of its transfer."""
-    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TransferConfig)}
-    return dataclasses.replace(config, **defaults)
+            is_used = self.strategy in users or getattr(self, field.name) == field.default
+            require(is_used, self, field.name, f"left out unless transfer.strategy is {' or '.join(map(repr, users))}")
 
 
 def prepare(model: Model, config: TransferConfig, *, seed: int = 0) -> tuple[Model, list[ParameterGroup]]:
@@ -110,12 +102,12 @@ def prepare(model: Model, config: TransferConfig, *, seed: int = 0) -> tuple[Mod
     n_blocks = len(_encoder(model).layer)
     if config.freeze >= n_blocks:
         raise ConfigError(
-            f"freeze is {config.freeze} but the model has {n_blocks} blocks. Give fewer, or transfer='probe' to "
+            f"freeze is {config.freeze} but the model has {n_blocks} blocks. Give fewer, or strategy='probe' to "
             "train the head alone."
         )
-    if config.transfer == "qlora":
+    if config.strategy == "qlora":
         _quantize(model, config.quantize_bits)
-    if config.transfer in ("lora", "qlora"):
+    if config.strategy in ("lora", "qlora"):
         _add_adapters(model, config, seed)
     model.requires_grad_(False)
     groups = _groups(model, config)
@@ -154,7 +146,7 @@ def _groups(model: nn.Module, config: TransferConfig) -> list[ParameterGroup]:
     head = ParameterGroup("head", [weight for name, weight in named if not _is_of_encoder(name)])
     encoder = [weight for name, weight in named if _is_of_encoder(name)]
     downwards = _downwards(model)
-    match config.transfer:
+    match config.strategy:
         case "full":
             return [head, ParameterGroup("encoder", encoder)]
         case "freeze":
@@ -194,7 +186,7 @@ def _needed(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
-            f"transfer='lora' and 'qlora' need {module}: pip install 'geneformer-repro[lora]'."
+            f"transfer.strategy='lora' and 'qlora' need {module}: pip install 'geneformer-repro[lora]'."
         ) from error
 
 

@@ -23,7 +23,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.batching import pack
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import ConfigError, require, resolved
+from geneformer_repro.config import ConfigError, Section, flat_names, require, resolved
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance, write_table
@@ -33,7 +33,7 @@ from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.reading import batches_to_judge, sum_over_batches
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training.config import SMOOTHING, Decay, TrainConfig, join_processes
+from geneformer_repro.training.config import SMOOTHING, Decay, SeededConfig, TrainConfig, join_processes
 from geneformer_repro.training.log import LOG_FILE, TENSORBOARD
 from geneformer_repro.training.loop import CellExamples, train
 from geneformer_repro.work import Work, working_on
@@ -43,23 +43,10 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 """Of the weights: raised when another version of the package makes other ones, so that it does not go on with these."""
 Recipe = Literal["V1", "V2"]
-_RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "V1": {
-        "size": "V1-10M",
-        "batch_size": 12,
-        "learning_rate": 1e-3,
-        "decay": "linear",
-        "warmup_steps": 10_000,
-        "weight_decay": 0.001,
-    },
-    "V2": {
-        "size": "V2-104M",
-        "batch_size": 18,
-        "learning_rate": 2e-4,
-        "decay": "cosine",
-        "warmup_steps": 0.007,
-        "weight_decay": 0.001,
-    },
+_SIZES: Mapping[Recipe, Size] = {"V1": "V1-10M", "V2": "V2-104M"}
+_RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
+    "V1": {"batch_size": 12, "learning_rate": 1e-3, "decay": "linear", "warmup_steps": 10_000, "weight_decay": 0.001},
+    "V2": {"batch_size": 18, "learning_rate": 2e-4, "decay": "cosine", "warmup_steps": 0.007, "weight_decay": 0.001},
 }
 _OF_THE_RECIPE: Any = None
 MODEL, FREQUENCY, RANK = "model", "gene frequency", "gene frequency at the rank"
@@ -69,7 +56,34 @@ _HELD_OUT_EPOCH = 2**23
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
+class RecipeTrainConfig(TrainConfig):
+    """How to train; what is not given is as in the published recipe."""
+
+    recipe: Recipe = "V1"
+    """Published recipe: "V1" (rate 1e-3 falling in a line after 10,000 steps, batches of 12 cells) or "V2" (rate 2e-4
+    falling as a cosine after 0.7 % of the steps, batches of 18)."""
+    epochs: float = 3
+    batch_size: int = _OF_THE_RECIPE
+    learning_rate: float = _OF_THE_RECIPE
+    decay: Decay = _OF_THE_RECIPE
+    warmup_steps: float = _OF_THE_RECIPE
+    weight_decay: float = _OF_THE_RECIPE
+
+    def __post_init__(self) -> None:
+        require(self.recipe in get_args(Recipe), self, "recipe", f"one of {', '.join(map(repr, get_args(Recipe)))}")
+        for name, value in _RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+        if SMOOTHING in self.trainer:
+            raise ConfigError(
+                f"training.trainer.{SMOOTHING} has no effect on pretraining; it is for fine-tuning on classes."
+            )
+
+
+@flat_names()
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(SeededConfig):
     """How to pretrain; what is not given is as in the published recipe.
 
     See Also
@@ -79,8 +93,8 @@ class PretrainConfig(TrainConfig):
     Examples
     --------
     >>> import geneformer_repro as gf
-    >>> config = gf.PretrainConfig(recipe="V2", epochs=1)
-    >>> config.size, config.batch_size, config.decay
+    >>> config = gf.PretrainConfig(training={"recipe": "V2", "epochs": 1})
+    >>> config.size, config.training.batch_size, config.training.decay
     ('V2-104M', 18, 'cosine')
     >>> gf.PretrainConfig(size="tiny", mask_probability=1.5)
     Traceback (most recent call last):
@@ -88,32 +102,21 @@ class PretrainConfig(TrainConfig):
     geneformer_repro.config.ConfigError: PretrainConfig.mask_probability must be between 0 and 1, found 1.5.
     """
 
-    recipe: Recipe = "V1"
-    """Published recipe: "V1" (V1-10M, rate 1e-3 falling in a line after 10,000 steps, batches of 12 cells) or "V2"
-    (V2-104M, rate 2e-4 falling as a cosine after 0.7 % of the steps, batches of 18)."""
     size: Size = _OF_THE_RECIPE
-    """Shape of the network; not used when it goes on from a checkpoint."""
+    """Shape of the network; not used when it goes on from a checkpoint. By default the recipe's, V1-10M or V2-104M."""
     network: Mapping[str, Any] | None = None
     """Fields of `transformers.BertConfig` that differ from those of the size."""
-    epochs: float = 3
-    batch_size: int = _OF_THE_RECIPE
-    learning_rate: float = _OF_THE_RECIPE
-    decay: Decay = _OF_THE_RECIPE
-    warmup_steps: float = _OF_THE_RECIPE
-    weight_decay: float = _OF_THE_RECIPE
     mask_probability: float = 0.15
     """Chance of each gene to be hidden."""
     held_out: float = 0.05
     """Share of the cells kept from training and scored; 10,000 cells at most."""
+    training: Section[RecipeTrainConfig] = Section(RecipeTrainConfig)
+    """How the network is trained."""
 
     def __post_init__(self) -> None:
-        require(self.recipe in get_args(Recipe), self, "recipe", f"one of {', '.join(map(repr, get_args(Recipe)))}")
-        for name, value in _RECIPES[self.recipe].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        if self.size is None:
+            object.__setattr__(self, "size", _SIZES[self.training.recipe])
         super().__post_init__()
-        if SMOOTHING in self.trainer:
-            raise ConfigError(f"trainer.{SMOOTHING} has no effect on pretraining; it is for fine-tuning on classes.")
         require(0 < self.mask_probability < 1, self, "mask_probability", "between 0 and 1")
         require(0 < self.held_out < 1, self, "held_out", "between 0 and 1")
 
@@ -173,7 +176,9 @@ def pretrain(
     --------
     >>> import geneformer_repro as gf
     >>> cells = gf.TokenizedDataset.open("cells.tok").select(range(40))
-    >>> config = gf.PretrainConfig(size="tiny", epochs=1, batch_size=8, warmup_steps=1, held_out=0.2)
+    >>> config = gf.PretrainConfig(
+    ...     size="tiny", held_out=0.2, training={"epochs": 1, "batch_size": 8, "warmup_steps": 1}
+    ... )
     >>> base = gf.pretrain(cells, config, out="runs/blood")
     >>> result = base.provenance["result"]
     >>> result["n_cells"], result["n_held_out"], list(result["scores"])
@@ -182,7 +187,7 @@ def pretrain(
     ['hidden_loss', 'hidden_top1', 'hidden_top5', 'loss', 'perplexity', 'top1', 'top5']
     """
     config = config or PretrainConfig()
-    join_processes(config)
+    join_processes(config.training)
     if base is not None:
         base.require_matching(cells)
     train_rows, held_rows = _split(cells, config)
@@ -208,7 +213,8 @@ def pretrain(
             ),
             collate=pack,
             evaluate=held_out.scores,
-            config=config,
+            config=config.training,
+            seed=config.seed,
             flops_an_epoch=3
             * flops(model.config, lengths, read=config.mask_probability, n_outputs=cells.vocabulary.size),
             work=work.folder,

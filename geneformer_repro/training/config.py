@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -76,6 +76,7 @@ _OF_LOADER = ("split_batches", "dispatch_batches", "even_batches", "use_seedable
 class TrainConfig:
     """How to train; what pretraining and fine-tuning share. Each sets its own defaults."""
 
+    section: ClassVar[str] = "training"
     epochs: float
     """Passes over the training cells."""
     batch_size: int = 12
@@ -90,8 +91,6 @@ class TrainConfig:
     """Steps over which the learning rate rises; below 1, a share of all steps."""
     weight_decay: float = 0.001
     """AdamW's decoupled weight decay."""
-    seed: int = 0
-    """Of initial weights, split, order and masks."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Any field of `transformers.TrainingArguments` that has an effect here; wins over the fields above. Numbers may
     be given as text."""
@@ -100,12 +99,23 @@ class TrainConfig:
         require_types(self)
         _require_effect(self.trainer)
         require(self.epochs > 0, self, "epochs", "above 0")
-        require(0 <= self.seed < 2**32, self, "seed", "at least 0 and below 2**32")
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
         require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")
         require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
         require(self.decay in get_args(Decay), self, "decay", f"one of {', '.join(map(repr, get_args(Decay)))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeededConfig:
+    """What pretraining and fine-tuning share outside their sections."""
+
+    seed: int = 0
+    """Of initial weights, split, order and masks."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(0 <= self.seed < 2**32, self, "seed", "at least 0 and below 2**32")
 
 
 class ParameterGroup(NamedTuple):
@@ -129,10 +139,11 @@ def _require_effect(trainer: Mapping[str, Any]) -> None:
     """Refuse fields that this package's own loop does not look at."""
     for name in trainer:
         if name in _WITHOUT_EFFECT:
-            raise ConfigError(f"trainer.{name} has no effect here: {_WITHOUT_EFFECT[name]}. Leave it out.")
+            raise ConfigError(f"training.trainer.{name} has no effect here: {_WITHOUT_EFFECT[name]}. Leave it out.")
     of_loader = trainer.get("accelerator_config")
     if isinstance(of_loader, Mapping) and (named := [name for name in _OF_LOADER if name in of_loader]):
-        raise ConfigError(f"trainer.accelerator_config.{named[0]} has no effect here: {_OWN_BATCHES}. Leave it out.")
+        field = f"training.trainer.accelerator_config.{named[0]}"
+        raise ConfigError(f"{field} has no effect here: {_OWN_BATCHES}. Leave it out.")
 
 
 def trainer_fields(config: TrainConfig) -> dict[str, Any]:
@@ -170,12 +181,12 @@ def _of_type(name: str, value: Any, hint: Any) -> Any:
     if type(found) is int and float in kinds:
         found = float(found)
     if isinstance(found, float) and (math.isnan(found) or (math.isinf(found) and name != "max_grad_norm")):
-        raise ConfigError(f"trainer.{name} must be a finite number, found {value!r}.")
+        raise ConfigError(f"training.trainer.{name} must be a finite number, found {value!r}.")
     is_of_kind = type(found) is not bool and isinstance(found, tuple(kinds))
     if found in literals or is_of_kind or (type(found) is bool and bool in kinds):
         return found
     wanted = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in kinds)
-    raise ConfigError(f"trainer.{name} must be {wanted}, found {value!r} ({type(value).__name__}).")
+    raise ConfigError(f"training.trainer.{name} must be {wanted}, found {value!r} ({type(value).__name__}).")
 
 
 def _read(text: str, kinds: list[type]) -> Any:
@@ -205,8 +216,8 @@ def join_processes(config: TrainConfig) -> None:
     processes.join(timeout=fields.get("ddp_timeout"), backend=fields.get("ddp_backend"))
 
 
-def training_arguments(config: TrainConfig, best_by: str | None, work: Path) -> "TrainingArguments":
-    """Turn a configuration into what Trainer takes; see `train` for `best_by` and `work`.
+def training_arguments(config: TrainConfig, best_by: str | None, work: Path, *, seed: int) -> "TrainingArguments":
+    """Turn a configuration into what Trainer takes; see `train` for the others.
 
     Raises
     ------
@@ -226,7 +237,7 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path) -> 
         "lr_scheduler_type": config.decay,
         "weight_decay": config.weight_decay,
         "optim": "adamw_torch_fused",
-        "seed": config.seed,
+        "seed": seed,
         "eval_strategy": "epoch",
         "eval_on_start": True,
         "save_strategy": "epoch",
@@ -256,7 +267,9 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path) -> 
         arguments._n_gpu = 1  # Trainer would cut batches by their first axis, which here is tokens
     emulated = torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if arguments.bf16 and arguments.device.type == "cpu" and emulated:
-        logger.warning("trainer.bf16: this CPU computes bfloat16 by emulation, far slower than float32. Leave it out.")
+        logger.warning(
+            "training.trainer.bf16: this CPU computes bfloat16 by emulation, far slower than float32. Leave it out."
+        )
     return arguments
 
 
@@ -281,7 +294,7 @@ def set_steps(arguments: "TrainingArguments", config: TrainConfig, steps_an_epoc
         raise ConfigError(
             f"warmup_steps is {config.warmup_steps:g} but the run has only {n_steps} steps, so the learning "
             f"rate would never reach {config.learning_rate:g}. "
-            "Give fewer steps, or a share of all steps such as warmup_steps=0.1."
+            "Give fewer steps, or a share of all steps such as training.warmup_steps=0.1."
         )
     return n_steps
 

@@ -113,6 +113,7 @@ def train(
     collate: Callable[[list[Any]], dict[str, Any]],
     evaluate: Callable[[nn.Module], dict[str, float]],
     config: TrainConfig,
+    seed: int,
     groups: Sequence[ParameterGroup] = (),
     best_by: str | None = None,
     flops_an_epoch: float | None = None,
@@ -135,6 +136,8 @@ def train(
         calls it.
     config
         Epochs, rates and the like.
+    seed
+        Of order and dropout.
     groups
         All parameters that learn; default those of the model that require a gradient, at one rate.
     best_by
@@ -162,7 +165,7 @@ def train(
     Interrupted
         The process received SIGTERM, or Ctrl-C; what was done is saved.
     """
-    arguments = training_arguments(config, best_by, work)
+    arguments = training_arguments(config, best_by, work, seed=seed)
     if any(group.begins for group in groups):
         arguments.ddp_find_unused_parameters = True
     batches = _batches(arguments, examples, config)
@@ -174,7 +177,8 @@ def train(
     except RuntimeError as error:
         if "report_to" not in config.trainer:
             raise
-        raise MissingExtraError(f"trainer.report_to: {error} pip install 'geneformer-repro[wandb]'.") from error
+        needed = f"training.trainer.report_to: {error} pip install 'geneformer-repro[wandb]'."
+        raise MissingExtraError(needed) from error
     whole = copy.deepcopy(model) if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else None
     work.mkdir(parents=True, exist_ok=True)
     if whole is not None and groups:
@@ -212,6 +216,7 @@ def trainer_of_trials(
     collate: Callable[[list[Any]], dict[str, Any]],
     evaluate: Callable[[nn.Module], dict[str, float]],
     config: TrainConfig,
+    seed: int,
     best_by: str,
     work: Path,
     step: str,
@@ -222,7 +227,7 @@ def trainer_of_trials(
     ----------
     make_model
         Makes the same model anew for each trial, with its groups.
-    examples, collate, evaluate, config, best_by, work, step
+    examples, collate, evaluate, config, seed, best_by, work, step
         As for `train`.
 
     Returns
@@ -230,7 +235,7 @@ def trainer_of_trials(
     The trainer, whose ``state.best_metric`` is the best score of the epochs before, never that of the untrained model;
     and the number of steps of a trial.
     """
-    arguments = training_arguments(config, best_by, work)
+    arguments = training_arguments(config, best_by, work, seed=seed)
     arguments.load_best_model_at_end, arguments.save_strategy = False, IntervalStrategy.NO
     batches = _batches(arguments, examples, config)
     n_steps = set_steps(arguments, config, batches.n_steps)
@@ -267,7 +272,8 @@ def _require_one_rate(model: nn.Module, groups: Sequence[ParameterGroup]) -> Non
     if n_alike < len(list(model.parameters())):
         raise ConfigError(
             "Under DeepSpeed and FSDP all of a model learns, at one rate; here a part is frozen, or learns later or at "
-            "another rate. Start the run without them (on several GPUs: configs/ddp.yaml), or with transfer='full'."
+            "another rate. Start the run without them (on several GPUs: configs/ddp.yaml), or with "
+            "transfer.strategy='full'."
         )
 
 
@@ -384,8 +390,8 @@ class _Trainer(Trainer):
     def _too_large(self) -> str:
         budget, n_batches = self.batches.tokens_a_batch, self.args.gradient_accumulation_steps
         return (
-            f"Out of memory with batches of {budget:,} tokens. Try max_tokens={budget // 2}; with "
-            f"trainer.gradient_accumulation_steps={2 * n_batches} a step stays as large as it was."
+            f"Out of memory with batches of {budget:,} tokens. Try training.max_tokens={budget // 2}; with "
+            f"training.trainer.gradient_accumulation_steps={2 * n_batches} a step stays as large as it was."
         )
 
     def _diverged(self, what: str) -> str:

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 import geneformer_repro as gf
-from geneformer_repro.finetuning import curve as module
 from geneformer_repro.finetuning.curve import learning_curve, nested_draw, over_draws, require_enough
 from geneformer_repro.finetuning.kinds.class_scores import scores
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
@@ -67,61 +66,60 @@ def task(few):
 class Recorded:
     """Stands for the methods: writes down what it is given, predicts at random."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, problem):
+        self.problem, self.calls = problem, []
 
-    def __call__(self, task, start, config, **given):
-        self.calls.append((config, given))
+    def run(self, config, split, **given):
+        self.calls.append((config, split, given))
         rng = np.random.default_rng(len(self.calls))
-        n = len(given["test_rows"])
+        n = len(split.test)
         guesses = {FINE_TUNED: rng.dirichlet(np.ones(3), n), "unable": None}
         return Outcome(None, None, [guesses, {FINE_TUNED: rng.normal(size=n)}])
 
 
 @pytest.fixture
-def recorded(task, base, tmp_path, monkeypatch):
-    methods = Recorded()
-    monkeypatch.setattr(module, "run_methods", methods)
-    config = NetworkConfig(epochs=50, batch_size=12, learning_rate=1e-3, warmup_steps=0)
-    table = learning_curve(task, base, config, split=SPLIT, sizes=(24, 6), features=None, work=tmp_path)
+def recorded(task, tmp_path):
+    methods = Recorded(task)
+    config = NetworkConfig(training={"epochs": 50, "batch_size": 12, "learning_rate": 1e-3, "warmup_steps": 0})
+    table = learning_curve(methods, config, SPLIT, sizes=(24, 6), work=tmp_path)
     return methods.calls, table, tmp_path
 
 
 def test_all_sizes_come_in_three_draws_and_all_cells_once_at_the_end(recorded):
     calls, table, _ = recorded
-    sizes = [len(given["train_rows"]) for _, given in calls]
+    sizes = [len(split.train) for _, split, _ in calls]
     assert sizes == [6, 6, 6, 24, 24, 24, 90]
-    np.testing.assert_array_equal(calls[-1][1]["train_rows"], POOL)
+    np.testing.assert_array_equal(calls[-1][1].train, POOL)
     ours = table[(table["target"] == "size") & (table["method"] == FINE_TUNED)]
     assert ours[["n", "draw"]].to_numpy().tolist() == [[6, 1], [6, 2], [6, 3], [24, 1], [24, 2], [24, 3], [90, 1]]
 
 
 def test_cells_of_a_draw_are_among_those_of_the_same_draw_of_more(recorded):
-    rows = [set(given["train_rows"]) for _, given in recorded[0]]
+    rows = [set(split.train) for _, split, _ in recorded[0]]
     for few_rows, more_rows in zip(rows[:3], rows[3:6], strict=True):
         assert few_rows < more_rows < set(POOL)
     assert len({frozenset(one) for one in rows}) == 7
 
 
 def test_no_cell_chooses_the_epoch_and_the_test_cells_stay_the_same(recorded):
-    for _, given in recorded[0]:
-        assert given["validation_rows"] is None
-        np.testing.assert_array_equal(given["test_rows"], SPLIT.test)
+    for _, split, _ in recorded[0]:
+        assert not len(split.validation)
+        np.testing.assert_array_equal(split.test, SPLIT.test)
 
 
 def test_all_networks_of_a_size_take_the_same_steps_and_at_least_a_hundred(recorded):
-    assert [config.trainer["max_steps"] for config, _ in recorded[0]] == [100] * 6 + [375]
+    assert [config.training.trainer["max_steps"] for config, *_ in recorded[0]] == [100] * 6 + [375]
 
 
 def test_every_run_has_a_folder_of_its_own(recorded):
     calls, _, work = recorded
-    assert len({given["work"] for _, given in calls}) == 7
-    assert {given["work"].parent for _, given in calls} == {work}
+    assert len({given["work"] for *_, given in calls}) == 7
+    assert {given["work"].parent for *_, given in calls} == {work}
 
 
 def test_rows_are_scores_of_the_predictions_and_a_method_that_could_not_run_has_none(recorded, task):
     _, table, _ = recorded
-    again = Recorded()(None, None, None, test_rows=SPLIT.test).predicted
+    again = Recorded(task).run(None, SPLIT).predicted
     known = {"cell_type": scores(task.labels[SPLIT.test, 0].astype(int), again[0][FINE_TUNED])}
     known["size"] = number_scores(task.labels[SPLIT.test, 1], again[1][FINE_TUNED])
     first = table[(table["n"] == 6) & (table["draw"] == 1)].set_index("target")
@@ -130,12 +128,11 @@ def test_rows_are_scores_of_the_predictions_and_a_method_that_could_not_run_has_
     assert set(table["method"]) == {FINE_TUNED}
 
 
-def test_test_cells_without_a_label_are_not_scored(few, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "run_methods", Recorded())
+def test_test_cells_without_a_label_are_not_scored(few, tmp_path):
     task = labelled_cells(few, ["partly", "size"], regression=["size"], rng=np.random.default_rng(0))
     tested = SPLIT._replace(test=np.arange(0, 60))  # rows 0, 4, … have no class
-    config = NetworkConfig(epochs=1, learning_rate=1e-3, warmup_steps=0)
-    table = learning_curve(task, base, config, split=tested, sizes=(6,), features=None, work=tmp_path)
+    config = NetworkConfig(training={"epochs": 1, "learning_rate": 1e-3, "warmup_steps": 0})
+    table = learning_curve(Recorded(task), config, tested, sizes=(6,), work=tmp_path)
     assert table.loc[table["target"] == "partly", "accuracy"].notna().all()
 
 

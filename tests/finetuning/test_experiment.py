@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 import geneformer_repro as gf
+from geneformer_repro.config import Section, with_settings
 from geneformer_repro.finetuning import curve
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.experiment import Experiment
@@ -31,8 +32,10 @@ NUMBER_METHODS = ("mean", "ridge, frozen embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BagConfig(SearchConfig, NetworkConfig):
+class BagConfig(NetworkConfig):
     """How to train on bags."""
+
+    search: Section[SearchConfig] = Section(SearchConfig)
 
 
 class BagNetwork(nn.Module):
@@ -74,23 +77,23 @@ class Bags(Problem):
     def select(self, rows):
         return dataclasses.replace(self, bags=[self.bags[row] for row in rows], labels=self.labels[rows])
 
-    def train(self, start, config, *, train_rows, validation_rows, pretrained=True, work, step):
+    def train(self, start, config, split, *, pretrained=True, work, step):
         def network():
             with torch.random.fork_rng():
                 torch.manual_seed(start if pretrained else start + 1)
-                return BagNetwork(Head(self.head_targets(train_rows)))
+                return BagNetwork(Head(self.head_targets(split.train)))
 
         def train_here():
             self.trained.append(step)
             self.starts.append(start if pretrained else None)
             model, history = network(), []
-            optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
-            bags, labels = [self.bags[row] for row in train_rows], torch.tensor(self.labels[train_rows])
-            for epoch in range(1, int(config.trainer.get("max_steps", config.epochs)) + 1):
+            optimizer = torch.optim.Adam(model.parameters(), config.training.learning_rate)
+            bags, labels = [self.bags[row] for row in split.train], torch.tensor(self.labels[split.train])
+            for epoch in range(1, int(config.training.trainer.get("max_steps", config.training.epochs)) + 1):
                 optimizer.zero_grad()
                 model.loss(model(bags), labels).backward()
                 optimizer.step()
-                scores = {} if validation_rows is None else self.score(model, validation_rows)
+                scores = self.score(model, split.validation) if len(split.validation) else {}
                 history.append({"epoch": float(epoch), **{f"eval_{name}": value for name, value in scores.items()}})
             return model, pd.DataFrame(history)
 
@@ -119,7 +122,7 @@ def bags_of(n=N):
 
 
 def experiment(problem, *, folds=3, networks=NETWORKS, **changes):
-    config = BagConfig(**{"epochs": 20, "learning_rate": 0.05, "warmup_steps": 0} | changes)
+    config = with_settings(BagConfig(), **{"epochs": 20, "learning_rate": 0.05, "warmup_steps": 0} | changes)
     obs = pd.DataFrame({"shelf": problem.groups}, index=problem.names)
     how = SplitConfig(group="shelf", folds=folds)
     splits = make_splits(problem.names, problem.strata, obs, how, seed=0, are_classes=False)
@@ -169,7 +172,7 @@ def test_settings_are_searched_in_each_fold_and_the_last_network_has_the_best_ov
     _, found, _, trained, _ = run
     assert len(found.trials) == 6
     best = found.trials.groupby("learning_rate")["selection"].mean().idxmax()
-    assert found.config.learning_rate == best
+    assert found.config.training.learning_rate == best
     assert [step for step in trained if step.startswith("trial")] == ["trial 1 of 2", "trial 2 of 2"] * 3
     assert trained.count("all bags") == 1
 

@@ -16,7 +16,7 @@ from sklearn.dummy import DummyClassifier
 
 import geneformer_repro as gf
 from geneformer_repro.batching import end_to_end
-from geneformer_repro.config import ConfigError
+from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import curve as curves
 from geneformer_repro.finetuning import experiment, results
 from geneformer_repro.finetuning import finetune as module
@@ -51,8 +51,8 @@ MODEL = {
 
 
 def config(**changes):
-    chosen = {"target": "cell_type", "epochs": 2, "batch_size": 21, "learning_rate": 1e-3}
-    return FinetuneConfig(**chosen | changes)
+    chosen = {"epochs": 2, "batch_size": 21, "learning_rate": 1e-3}
+    return with_settings(FinetuneConfig(target="cell_type"), **chosen | changes)
 
 
 def quick(**changes):
@@ -240,7 +240,7 @@ def test_the_base_is_left_as_it_is(run, base):
 
 
 def test_the_classifier_starts_from_the_checkpoint(base, few, tmp_path):
-    result = finetune(base, few, quick(transfer="probe"), out=tmp_path / "clf")
+    result = finetune(base, few, quick(strategy="probe"), out=tmp_path / "clf")
     reopened = gf.Checkpoint.from_pretrained(tmp_path / "clf").model.bert.state_dict()
     for name, weight in base.model.bert.state_dict().items():
         assert torch.equal(result.checkpoint.model.bert.state_dict()[name], weight)
@@ -379,7 +379,7 @@ def refused(begin, what, *given, **options):
 def test_an_unfinished_run_gives_way_to_other_settings_only_with_overwrite(begin, few):
     begin(quick())
     begin(quick())
-    refused(begin, "config.learning_rate: .*0\\.01 now", quick(learning_rate=0.01))
+    refused(begin, "config.training.learning_rate: .*0\\.01 now", quick(learning_rate=0.01))
     refused(begin, "cells", quick(), cells=few.select(np.arange(0, 120, 2)))
     begin(quick(learning_rate=0.01), overwrite=True)
 
@@ -654,10 +654,10 @@ def test_folds_are_told_apart_in_the_tables(folded):
 
 
 def test_after_the_folds_one_model_is_trained_on_all_cells(folded):
-    [(settings, given)] = folded.noted["calls"]
-    np.testing.assert_array_equal(given["train_rows"], np.arange(120))
-    assert given["validation_rows"] is None
-    assert settings.epochs == 1
+    [(settings, split)] = folded.noted["calls"]
+    np.testing.assert_array_equal(split.train, np.arange(120))
+    assert not len(split.validation)
+    assert settings.training.epochs == 1
 
 
 def test_the_model_of_all_cells_has_seen_all_cells(folded, few):
@@ -845,20 +845,20 @@ def test_cells_without_a_group_are_refused_by_name(base, few, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"validation": 0.0}, r"FinetuneConfig\.validation must be between 0 and 1, found 0", id="too few"),
+        pytest.param({"validation": 0.0}, r"split\.validation must be between 0 and 1, found 0", id="too few"),
         pytest.param({"test": 0.9}, r"\.test must be between 0 and 1 - validation, found 0\.9", id="too many"),
-        pytest.param({"epochs": 0}, r"FinetuneConfig\.epochs must be above 0, found 0", id="epochs"),
+        pytest.param({"epochs": 0}, r"training\.epochs must be above 0, found 0", id="epochs"),
         pytest.param({"seed": -1}, r"\.seed must be at least 0 and below 2\*\*32, found -1", id="seed"),
-        pytest.param({"batch_size": 0}, r"FinetuneConfig\.batch_size must be at least 1", id="batch_size"),
-        pytest.param({"learning_rate": 0.0}, r"FinetuneConfig\.learning_rate must be above 0", id="learning_rate"),
-        pytest.param({"transfer": "half"}, r"FinetuneConfig\.transfer must be one of", id="transfer"),
+        pytest.param({"batch_size": 0}, r"training\.batch_size must be at least 1", id="batch_size"),
+        pytest.param({"learning_rate": 0.0}, r"training\.learning_rate must be above 0", id="learning_rate"),
+        pytest.param({"strategy": "half"}, r"transfer\.strategy must be one of", id="transfer"),
         pytest.param({"target": ()}, r"FinetuneConfig\.target must be at least one obs column", id="no target"),
         pytest.param({"min_cells": -1}, r"FinetuneConfig\.min_cells must be at least 0, found -1", id="min_cells"),
         pytest.param({"max_cells_per_class": 2}, r"\.max_cells_per_class must be at least 3", id="max_cells"),
         pytest.param({"curve": (10, 1)}, r"\.curve must be numbers of cells, each at least 2", id="curve"),
-        pytest.param({"regression": ("age",)}, r"\.regression names 'age', which is no target\.", id="regression"),
+        pytest.param({"regression": ("age",)}, r"regression names 'age', which is no target\.", id="regression"),
         pytest.param({"task_weights": {"cell_typ": 2.0}},
-                     r"\.task_weights names 'cell_typ'.*Did you mean 'cell_type'", id="task_weights"),
+                     r"task_weights names 'cell_typ'.*Did you mean 'cell_type'", id="task_weights"),
     ],
 )  # fmt: skip
 def test_settings_out_of_bounds_are_refused_by_name(changes, message):

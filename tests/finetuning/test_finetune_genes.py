@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score
 from transformers import BertForTokenClassification
 
 import geneformer_repro as gf
-from geneformer_repro.config import ConfigError
+from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.finetuning import genes as module
 from geneformer_repro.finetuning import networks, results
@@ -30,6 +30,7 @@ from geneformer_repro.finetuning.kinds.classes import GENE_METHODS
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.methods import Outcome, file_name
 from geneformer_repro.finetuning.problems.genes import gene_splits, labelled_genes
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.targets import Classes
 
@@ -46,7 +47,9 @@ FILES = {
 
 
 def settings(**changes):
-    return GeneFinetuneConfig(**{"folds": 3, "batch_size": 40, "learning_rate": 1e-3, "min_cells": 3} | changes)
+    return with_settings(
+        GeneFinetuneConfig(), **{"folds": 3, "batch_size": 40, "learning_rate": 1e-3, "min_cells": 3} | changes
+    )
 
 
 def quick(**changes):
@@ -249,8 +252,8 @@ def test_the_base_is_left_as_it_is(run, base):
 
 def test_probing_leaves_the_encoder_as_it_was(base, cells, classes, tmp_path):
     problem, _ = prepared(cells, classes)
-    given = {"train_rows": np.arange(len(problem.genes)), "validation_rows": None}
-    model, _ = problem.train(base, settings(transfer="probe"), **given, work=tmp_path, step="all genes")
+    every = Split(np.arange(len(problem.genes)))
+    model, _ = problem.train(base, settings(strategy="probe"), every, work=tmp_path, step="all genes")
     found = model.bert.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in base.model.bert.state_dict().items())
 
@@ -634,13 +637,13 @@ def test_a_run_reads_a_table_itself(base, cells, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"folds": 1}, r"GeneFinetuneConfig\.folds must be at least 2, found 1", id="folds"),
+        pytest.param({"folds": 1}, r"split\.folds must be at least 2, found 1", id="folds"),
         pytest.param({"validation": 0.0}, r"\.validation must be above 0 and at most 0\.5, found 0", id="validation 0"),
         pytest.param({"validation": 0.6}, r"\.validation must be above 0 and at most 0\.5, found", id="validation 0.6"),
         pytest.param({"max_cells": -1}, r"\.max_cells must be at least 1, found -1", id="max_cells"),
         pytest.param({"epochs": 0}, r"\.epochs must be above 0", id="those of training"),
         pytest.param({"seed": -1}, r"\.seed must be at least 0 and below 2\*\*32, found -1", id="seed"),
-        pytest.param({"transfer": "half"}, r"\.transfer must be one of 'full'", id="those of the transfer"),
+        pytest.param({"strategy": "half"}, r"transfer\.strategy must be one of 'full'", id="those of the transfer"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_name(changes, message):

@@ -11,13 +11,14 @@ from geneformer_repro import processes
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.kinds import classes, numbers
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
-from geneformer_repro.finetuning.methods import NETWORKS, kept, run_methods
+from geneformer_repro.finetuning.methods import NETWORKS, Comparison, kept
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.tokenizer.counts import rank_values
 
 TRAIN, VALIDATION, TEST = np.arange(60), np.arange(60, 80), np.arange(80, 120)
-CONFIG = NetworkConfig(epochs=1, batch_size=30, learning_rate=1e-3, warmup_steps=0)
+CONFIG = NetworkConfig(training={"epochs": 1, "batch_size": 30, "learning_rate": 1e-3, "warmup_steps": 0})
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,10 @@ class Asked:
         return np.zeros(len(test))
 
 
-def compared(task, start, work, **changes):
+def compared(task, start, work, *, with_model=True, **changes):
     features = Features(counts=None, ranks=rank_values(task.cells), embedding=np.zeros((len(task.cells), 2)))
-    given = {"train_rows": TRAIN, "validation_rows": VALIDATION, "test_rows": TEST, "features": features} | changes
-    return run_methods(task, start, CONFIG, work=work, **given)
+    methods = dataclasses.replace(Comparison(task, start, features), **changes)
+    return methods.run(CONFIG, Split(TRAIN, VALIDATION, TEST), with_model=with_model, work=work)
 
 
 @pytest.fixture(scope="module")

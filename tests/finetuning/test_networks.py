@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from geneformer_repro.batching import end_to_end
-from geneformer_repro.config import ConfigError
+from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import networks
 from geneformer_repro.finetuning.finetune import FinetuneConfig
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig
@@ -21,6 +21,7 @@ from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels
 from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, new_classifier
 from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.heads import Head
 from geneformer_repro.pretraining.pretrain import PretrainConfig
@@ -33,18 +34,18 @@ TRAIN, VALIDATION = np.arange(0, 120, 2), np.arange(1, 120, 10)
 
 def config(**changes):
     """Two steps."""
-    return NetworkConfig(**{"epochs": 1, "batch_size": 30, "learning_rate": 1e-3, "warmup_steps": 0} | changes)
+    return with_settings(
+        NetworkConfig(), **{"epochs": 1, "batch_size": 30, "learning_rate": 1e-3, "warmup_steps": 0} | changes
+    )
 
 
 def task_of(few, *targets, **options):
     return labelled_cells(few, targets, rng=np.random.default_rng(0), **options)
 
 
-def trained(task, start, folder, *, validation_rows=None, pretrained=True, train_rows=TRAIN, **changes):
-    return task.train(
-        start, config(**changes), train_rows=train_rows, validation_rows=validation_rows, pretrained=pretrained,
-        work=folder, step="test",
-    )  # fmt: skip
+def trained(task, start, folder, *, validation_rows=(), pretrained=True, train_rows=TRAIN, **changes):
+    split = Split(train_rows, np.array(validation_rows, dtype=int))
+    return task.train(start, config(**changes), split, pretrained=pretrained, work=folder, step="test")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_a_pooler_is_taken_over_where_both_have_one_and_learns_with_the_head(bas
     plain = new_classifier(first, Head(head.targets), seed=2, pretrained=True)
     torch.testing.assert_close(again.bert.state_dict(), first.model.bert.state_dict(), atol=0, rtol=0)
     torch.testing.assert_close(plain.bert.state_dict(), base.model.bert.state_dict(), atol=0, rtol=0)
-    _, (learning,) = prepare(again, TransferConfig(transfer="probe"))
+    _, (learning,) = prepare(again, TransferConfig(strategy="probe"))
     assert {id(weight) for weight in learning.parameters} == {
         id(weight) for weight in (*again.classifier.parameters(), *again.bert.pooler.parameters())
     }
@@ -93,7 +94,7 @@ def test_random_weights_come_from_the_seed_alone_and_are_not_the_checkpoints(bas
 
 
 def test_a_probe_ends_with_the_encoder_of_the_checkpoint_and_another_head(types, base, tmp_path):
-    model, _ = trained(types, base, tmp_path, transfer="probe")
+    model, _ = trained(types, base, tmp_path, strategy="probe")
     assert torch.equal(weights_of(model.bert), weights_of(base.model.bert))
     fresh = new_classifier(base, model.head, seed=0, pretrained=True)
     assert not torch.equal(model.classifier.weight, fresh.classifier.weight)
@@ -106,7 +107,7 @@ def test_next_to_no_learning_rate_leaves_the_checkpoints_weights(types, base, tm
 
 
 def test_all_of_a_random_network_learns_whatever_the_transfer(types, base, tmp_path):
-    model, _ = trained(types, base, tmp_path, transfer="probe", pretrained=False)
+    model, _ = trained(types, base, tmp_path, strategy="probe", pretrained=False)
     fresh = new_classifier(base, model.head, seed=0, pretrained=False)
     learned = [not torch.equal(*pair) for pair in zip(model.parameters(), fresh.parameters(), strict=True)]
     assert all(learned)
@@ -150,7 +151,7 @@ def test_against_rare_classes_both_ways_change_what_is_learned(few, base, tmp_pa
     rows = np.concatenate([np.flatnonzero(flags.labels[:, 0] == 0)[:65], np.flatnonzero(flags.labels[:, 0] == 1)[:5]])
     shares = {}
     for how in ("none", "weights", "sampling"):
-        model, _ = trained(flags, base, tmp_path / how, train_rows=rows, class_balance=how, transfer="probe",
+        model, _ = trained(flags, base, tmp_path / how, train_rows=rows, class_balance=how, strategy="probe",
                            learning_rate=0.05, epochs=6)  # fmt: skip
         found = outputs_of(model, flags.cells.select(rows), model.head).softmax(1)[:, 1].numpy()
         shares[how] = found.mean()
@@ -236,7 +237,7 @@ def never(*given, **options):
 def test_a_finished_network_is_kept_as_weights_history_and_log_and_not_trained_again(
     types, base, tmp_path, monkeypatch, transfer
 ):
-    given = {"validation_rows": VALIDATION, "transfer": transfer, "pooling": "attention"}
+    given = {"validation_rows": VALIDATION, "strategy": transfer, "pooling": "attention"}
     model, history = trained(types, base, tmp_path, **given)
     assert names_in(tmp_path) == {"model.safetensors", "history.json", "log.jsonl"}
     (tmp_path / "checkpoint-2").mkdir()  # as a kill before the last step of tidying up leaves it
@@ -302,11 +303,11 @@ def test_asking_does_not_end_training(scored, types):
 
 
 def test_settings_out_of_bounds_are_refused_by_name():
-    with pytest.raises(ConfigError, match=r"NetworkConfig\.transfer must be one of 'full', .*found 'half'"):
-        config(transfer="half")
-    with pytest.raises(ConfigError, match=r"NetworkConfig\.class_balance must be one of .*found 'weight'"):
+    with pytest.raises(ConfigError, match=r"transfer\.strategy must be one of 'full', .*found 'half'"):
+        config(strategy="half")
+    with pytest.raises(ConfigError, match=r"training\.class_balance must be one of .*found 'weight'"):
         config(class_balance="weight")
-    with pytest.raises(ConfigError, match=r"NetworkConfig\.task_weights must be at least 0 each, found {'flag': -1.0}"):
+    with pytest.raises(ConfigError, match=r"training\.task_weights must be at least 0 each, found {'flag': -1.0}"):
         config(task_weights={"flag": -1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().epochs = 3
@@ -330,9 +331,9 @@ def test_label_smoothing_is_that_of_torch_for_classes_and_none_for_numbers(few, 
     task = labelled_cells(few, ["cell_type", "size"], regression=["size"], rng=np.random.default_rng(0))
     rows = np.arange(0, 120, 20)
     config = FinetuneConfig(
-        target=("cell_type", "size"), regression=("size",), trainer={"label_smoothing_factor": share}
+        target=("cell_type", "size"), regression=("size",), training={"trainer": {"label_smoothing_factor": share}}
     )
-    parts = task.training(base, config, train_rows=rows, validation_rows=rows)
+    parts = task.training(base, config, Split(rows, rows))
     model, _ = parts.make_model()
     outputs, labels = torch.linspace(-1, 1, 24).reshape(6, 4), torch.tensor(task.labels[rows], dtype=torch.float32)
     size = parts.head.targets[1]
@@ -340,23 +341,23 @@ def test_label_smoothing_is_that_of_torch_for_classes_and_none_for_numbers(few, 
     expected += F.mse_loss(outputs[:, 3], (labels[:, 1] - size.mean) / size.sd, reduction="sum")
     torch.testing.assert_close(model.sum_of_losses(outputs, labels), expected)
     assert (
-        training_arguments(config, None, Path("work")).label_smoothing_factor == 0
+        training_arguments(config.training, None, Path("work"), seed=0).label_smoothing_factor == 0
     )  # of Trainer, which knows no target
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda given: FinetuneConfig(target="a", trainer=given(1.5)), "must be between 0 and 1, found 1.5"),
-        (lambda given: GeneFinetuneConfig(trainer=given(-0.1)), "must be between 0 and 1, found -0.1"),
-        (lambda given: FinetuneConfig(target="a", regression=("a",), trainer=given(0.1)), "no effect on numbers"),
-        (lambda given: PretrainConfig(trainer=given(0.1)), "no effect on pretraining"),
+        (lambda given: FinetuneConfig(target="a", training=given(1.5)), "must be between 0 and 1, found 1.5"),
+        (lambda given: GeneFinetuneConfig(training=given(-0.1)), "must be between 0 and 1, found -0.1"),
+        (lambda given: FinetuneConfig(target="a", regression=("a",), training=given(0.1)), "no effect on numbers"),
+        (lambda given: PretrainConfig(training=given(0.1)), "no effect on pretraining"),
     ],
     ids=["above 1", "below 0", "numbers", "pretraining"],
 )
 def test_label_smoothing_where_it_cannot_be_is_refused(make, message):
     with pytest.raises(ConfigError, match=rf"trainer.label_smoothing_factor .*{message}"):
-        make(lambda share: {"label_smoothing_factor": share})
+        make(lambda share: {"trainer": {"label_smoothing_factor": share}})
 
 
 @pytest.mark.parametrize("target", [5, (1, 2), None], ids=repr)

@@ -1,6 +1,5 @@
 """Searching settings: what can be searched, how it is drawn, and which cells a trial is shown."""
 
-import dataclasses
 import json
 import logging
 
@@ -8,21 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_repro.config import ConfigError
+from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import results
 from geneformer_repro.finetuning import search as module
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
 from geneformer_repro.finetuning.networks import SELECTION
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.finetuning.search import DEFAULT_SPACE, draw_settings, search
+from geneformer_repro.finetuning.splits import Split
 
 TRAIN, VALIDATION = np.arange(0, 80), np.arange(80, 100)
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "pooling": ["mean", "cls", "attention"]}
 
 
 def config(**changes):
-    chosen = {"target": "cell_type", "epochs": 1, "batch_size": 64, "baselines": False, "trials": 4, "space": SPACE}
-    return FinetuneConfig(**chosen | changes)
+    chosen = {"epochs": 1, "batch_size": 64, "baselines": False, "trials": 4, "space": SPACE}
+    return with_settings(FinetuneConfig(target="cell_type"), **chosen | changes)
 
 
 def draws(space, n=2000):
@@ -90,16 +90,16 @@ def test_what_is_searched_without_a_space_can_be_searched():
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_refused(space, message):
-    with pytest.raises(ConfigError, match=f"FinetuneConfig.space: .*{message}"):
+    with pytest.raises(ConfigError, match=f"search.space: .*{message}"):
         config(space=space)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"trials": -1}, r"FinetuneConfig\.trials must be at least 0, found -1", id="trials"),
-        pytest.param({"trials": 0}, r"FinetuneConfig\.space is given, but trials is 0", id="a space for nothing"),
-        pytest.param({"engine": "optun"}, r"FinetuneConfig\.engine must be one of 'random'.*'optun'", id="engine"),
+        pytest.param({"trials": -1}, r"search\.trials must be at least 0, found -1", id="trials"),
+        pytest.param({"trials": 0}, r"search\.space is given, but search\.trials is 0", id="a space for nothing"),
+        pytest.param({"engine": "optun"}, r"search\.engine must be one of 'random'.*'optun'", id="engine"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_name(changes, message):
@@ -117,7 +117,7 @@ def task(few):
 
 
 def searched(task, base, work, **changes):
-    return search(task, base, config(**changes), train_rows=TRAIN, validation_rows=VALIDATION, work=work)
+    return search(task, base, config(**changes), Split(TRAIN, VALIDATION), work=work)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_there_is_a_row_a_trial_with_its_settings_the_best_first(four):
 
 def test_the_best_settings_are_used_and_nothing_else_changes(four):
     best, table, _ = four
-    assert best == dataclasses.replace(config(), **table.loc[0, list(SPACE)].to_dict())
+    assert best == with_settings(config(), **table.loc[0, list(SPACE)].to_dict())
 
 
 def test_trials_are_reproducible_and_more_trials_begin_with_the_same(four, task, base, tmp_path, caplog):
@@ -208,7 +208,7 @@ def test_optuna_proposes_settings_within_the_space_and_the_best_are_used(by_optu
     assert sorted(table["trial"]) == [1, 2]
     assert table["learning_rate"].between(1e-5, 1e-2).all()
     assert table[SELECTION].is_monotonic_decreasing
-    assert best.learning_rate == table["learning_rate"][0]
+    assert best.training.learning_rate == table["learning_rate"][0]
 
 
 def test_optuna_is_reproducible_and_goes_on_with_its_trials(by_optuna, task, base, tmp_path):
@@ -220,7 +220,9 @@ def test_optuna_is_reproducible_and_goes_on_with_its_trials(by_optuna, task, bas
 
 @pytest.mark.parametrize("engine", ["optuna", "ray"])
 def test_what_another_engine_cannot_search_is_refused_with_the_one_that_can(task, base, tmp_path, engine):
-    with pytest.raises(ConfigError, match=f"'pooling' cannot be searched by {engine}, only .*Use engine='random'"):
+    with pytest.raises(
+        ConfigError, match=f"'pooling' cannot be searched by {engine}, only .*Use search.engine='random'"
+    ):
         searched(task, base, tmp_path, engine=engine)
 
 

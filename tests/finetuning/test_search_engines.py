@@ -11,6 +11,7 @@ from geneformer_repro.finetuning.finetune import FinetuneConfig
 from geneformer_repro.finetuning.networks import SELECTION
 from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.finetuning.search_engines import _best_so_far, search_settings
+from geneformer_repro.finetuning.splits import Split
 
 
 def judged(*scores, steps=(0, 5, 10)):
@@ -35,9 +36,9 @@ def test_a_best_epoch_of_zero_counts():
 def test_by_optuna_the_untrained_model_does_not_win_and_global_random_states_stay(few, base, tmp_path):
     pytest.importorskip("optuna")
     task = labelled_cells(few, ["cell_type"], rng=np.random.default_rng(0))
-    config = FinetuneConfig(target="cell_type", epochs=2, batch_size=24)
+    config = FinetuneConfig(target="cell_type", training={"epochs": 2, "batch_size": 24})
     rows = np.arange(0, 120, 5)
-    parts = task.training(base, config, train_rows=rows, validation_rows=rows)
+    parts = task.training(base, config, Split(rows, rows))
     scores = iter([0.9, 0.3, 0.2])
 
     def states():
@@ -49,7 +50,8 @@ def test_by_optuna_the_untrained_model_does_not_win_and_global_random_states_sta
         parts.examples,
         collate=parts.collate,
         evaluate=lambda _: {SELECTION: next(scores)},
-        config=config,
+        config=config.training,
+        seed=0,
         best_by=SELECTION,
         space={"learning_rate": [1e-3]},
         n_trials=1,

@@ -705,9 +705,9 @@ def test_the_split_table_names_each_cell_once_a_fold_with_its_part():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"folds": 0}, 'SplitConfig.folds must be at least 1, or "groups", found 0'),
-        ({"folds": "donor"}, "SplitConfig.folds must be int, found 'donor'"),
-        ({"folds": 2, "validation": 0.6}, "SplitConfig.folds must be more than"),
+        ({"folds": 0}, 'split.folds must be at least 1, or "groups", found 0'),
+        ({"folds": "donor"}, "split.folds must be int, found 'donor'"),
+        ({"folds": 2, "validation": 0.6}, "split.folds must be more than"),
         ({"folds": 2, "validation": 0.6, "test": 0.1}, r"folds must be more than 1 / \(1 - validation\), found 2"),
         ({"validation": 0.0}, "validation must be between 0 and 1, found 0.0"),
         ({"test": 0.9}, "test must be between 0 and 1 - validation, found 0.9"),

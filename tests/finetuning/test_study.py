@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import geneformer_repro as gf
-from geneformer_repro.config import ConfigError
+from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import curve, networks, results, study
 from geneformer_repro.finetuning.evaluation import vs
 from geneformer_repro.finetuning.kinds import classes, kind_of
@@ -28,8 +28,8 @@ SOURCE, TARGET = np.arange(0, 120, 2), np.arange(1, 120, 2)
 
 
 def config(**changes):
-    given = {"target": "cell_type", "source_target": "cell_type", "epochs": 1, "batch_size": 21, "learning_rate": 1e-3}
-    return gf.TransferStudyConfig(**given | changes)
+    given = {"epochs": 1, "batch_size": 21, "learning_rate": 1e-3}
+    return with_settings(gf.TransferStudyConfig(target="cell_type", source={"target": "cell_type"}), **given | changes)
 
 
 class Run(NamedTuple):
@@ -165,7 +165,7 @@ def test_labels_of_other_names_leave_zero_shot_empty_and_other_columns_can_be_le
 ):
     monkeypatch.setattr(results, "figures", lambda evaluation: {})
     monkeypatch.setattr(results, "write_page", lambda *given, **options: None)
-    settings = config(source_target=("flag", "size"), source_regression=("size",), baselines=False)
+    settings = config(source={"target": ("flag", "size"), "regression": ("size",)}, baselines=False)
     with caplog.at_level("INFO", logger="geneformer_repro"):
         found = gf.transfer_study(base, few.select(SOURCE), few.select(TARGET), settings, out=tmp_path / "clf")
     assert found.methods.loc[ZERO_SHOT].isna().all()
@@ -210,12 +210,16 @@ def test_a_number_is_taken_as_it_is_and_a_class_is_none():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"source_target": ()}, "source_target must be at least one obs column", id="none"),
-        pytest.param({"source_regression": ("age",)}, "source_regression must be among source_target", id="no target"),
-        pytest.param({"source_epochs": 0.0}, "source_epochs must be above 0", id="no pass"),
-        pytest.param({"test": 1.5}, r"TransferStudyConfig\.test must be between", id="those of the target"),
+        pytest.param({"target": ()}, "source.target must be at least one obs column", id="none"),
+        pytest.param({"regression": ("age",)}, "source.regression must be among source.target", id="no target"),
+        pytest.param({"epochs": 0.0}, "source.epochs must be above 0", id="no pass"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_name(changes, message):
     with pytest.raises(ConfigError, match=message):
-        config(**changes)
+        config(source={"target": "type"} | changes)
+
+
+def test_settings_of_the_target_are_refused_as_without_a_source():
+    with pytest.raises(ConfigError, match=r"split\.test must be between"):
+        config(test=1.5)

@@ -1,7 +1,6 @@
 """Ways of transfer on a tiny classifier of blood cells: three blocks, twelve steps."""
 
 import copy
-import dataclasses
 import functools
 import importlib
 import itertools
@@ -22,7 +21,7 @@ import geneformer_repro as gf
 from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
-from geneformer_repro.finetuning.transfer import TransferConfig, all_learning, finished, prepare
+from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepare
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.model import bert_config
 from geneformer_repro.targets import Classes
@@ -34,9 +33,9 @@ pytestmark = pytest.mark.slow
 N_CELLS, N_STEPS, N_BLOCKS, RATE = 16, 12, 3, 1e-3
 TOP_DOWN = ["block 3", "block 2", "block 1", "embeddings"]
 ADAPTED = [
-    pytest.param({"transfer": "lora"}, id="lora"),
-    pytest.param({"transfer": "qlora"}, id="4bit"),
-    pytest.param({"transfer": "qlora", "quantize_bits": 8}, id="8bit"),
+    pytest.param({"strategy": "lora"}, id="lora"),
+    pytest.param({"strategy": "qlora"}, id="4bit"),
+    pytest.param({"strategy": "qlora", "quantize_bits": 8}, id="8bit"),
 ]
 NO_DROPOUT = {"lora_dropout": 0.0}
 
@@ -183,6 +182,7 @@ def run(untrained, cells, vocabulary, classes, tmp_path_factory) -> Callable[...
                 config=TrainConfig(
                     epochs=3, batch_size=4, learning_rate=RATE, warmup_steps=0, weight_decay=0.1, trainer=how or {}
                 ),
+                seed=0,
                 groups=groups if in_groups else (),
                 best_by="score" if score else None,
                 work=folder,
@@ -201,30 +201,30 @@ def whole(run) -> Callable[..., Run]:
 
 @pytest.fixture(scope="module")
 def gradual(whole) -> Run:
-    return whole(transfer="gradual")
+    return whole(strategy="gradual")
 
 
 @pytest.fixture(scope="module")
 def discriminative(whole) -> Run:
-    return whole(transfer="discriminative", rate_decay=0.5)
+    return whole(strategy="discriminative", rate_decay=0.5)
 
 
 class TestConfig:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"transfer": "all"}, "transfer must be one of 'full', 'freeze', .*'qlora', found 'all'"),
-            ({"transfer": "freeze", "freeze": -1}, "freeze must be at least 0, found -1"),
-            ({"transfer": "discriminative", "rate_decay": 0.0}, "rate_decay must be above 0 and at most 1, found 0.0"),
-            ({"transfer": "discriminative", "rate_decay": 1.1}, "rate_decay must be above 0 and at most 1, found 1.1"),
-            ({"transfer": "lora", "lora_rank": 0}, "lora_rank must be at least 1, found 0"),
-            ({"transfer": "lora", "lora_alpha": 0}, "lora_alpha must be above 0, found 0"),
-            ({"transfer": "lora", "lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1, found 1.0"),
-            ({"transfer": "qlora", "quantize_bits": 2}, "quantize_bits must be 4 or 8, found 2"),
+            ({"strategy": "all"}, "strategy must be one of 'full', 'freeze', .*'qlora', found 'all'"),
+            ({"strategy": "freeze", "freeze": -1}, "freeze must be at least 0, found -1"),
+            ({"strategy": "discriminative", "rate_decay": 0.0}, "rate_decay must be above 0 and at most 1, found 0.0"),
+            ({"strategy": "discriminative", "rate_decay": 1.1}, "rate_decay must be above 0 and at most 1, found 1.1"),
+            ({"strategy": "lora", "lora_rank": 0}, "lora_rank must be at least 1, found 0"),
+            ({"strategy": "lora", "lora_alpha": 0}, "lora_alpha must be above 0, found 0"),
+            ({"strategy": "lora", "lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1, found 1.0"),
+            ({"strategy": "qlora", "quantize_bits": 2}, "quantize_bits must be one of 4, 8, found 2"),
         ],
     )
     def test_a_value_out_of_bounds_is_named_with_its_bound(self, options, message):
-        with pytest.raises(ConfigError, match=f"TransferConfig.{message}"):
+        with pytest.raises(ConfigError, match=f"transfer.{message}"):
             TransferConfig(**options)
 
     @pytest.mark.parametrize(
@@ -240,23 +240,15 @@ class TestConfig:
     )
     def test_a_setting_that_would_do_nothing_is_refused(self, transfer, option, users):
         ((name, value),) = option.items()
-        message = f"TransferConfig.{name} must be left out unless transfer is {users}, found {value}"
+        message = f"transfer.{name} must be left out unless transfer.strategy is {users}, found {value}"
         with pytest.raises(ConfigError, match=message):
-            TransferConfig(transfer=transfer, **option)
-
-    def test_any_transfer_can_be_replaced_by_all_learning(self):
-        @dataclasses.dataclass(frozen=True, kw_only=True)
-        class WithSeed(TransferConfig):
-            seed: int
-
-        config = WithSeed(transfer="qlora", lora_rank=4, quantize_bits=8, seed=3)
-        assert all_learning(config) == WithSeed(transfer="full", seed=3)
+            TransferConfig(strategy=transfer, **option)
 
     @pytest.mark.parametrize("freeze", [3, 4])
     def test_freezing_as_many_blocks_as_there_are_is_refused(self, model, freeze):
-        message = f"freeze is {freeze} but the model has 3 blocks. Give fewer, or transfer='probe'"
+        message = f"freeze is {freeze} but the model has 3 blocks. Give fewer, or strategy='probe'"
         with pytest.raises(ConfigError, match=message):
-            prepare(model, TransferConfig(transfer="freeze", freeze=freeze))
+            prepare(model, TransferConfig(strategy="freeze", freeze=freeze))
 
     @pytest.mark.parametrize(("transfer", "module"), [("lora", "peft"), ("qlora", "bitsandbytes")])
     def test_a_missing_library_is_named_with_its_extra(self, model, monkeypatch, transfer, module):
@@ -269,7 +261,7 @@ class TestConfig:
 
         monkeypatch.setattr(importlib, "import_module", missing)
         with pytest.raises(MissingExtraError, match=rf"need {module}: pip install 'geneformer-repro\[lora\]'"):
-            prepare(model, TransferConfig(transfer=transfer))
+            prepare(model, TransferConfig(strategy=transfer))
 
 
 class TestGroups:
@@ -277,18 +269,18 @@ class TestGroups:
         ("options", "expected"),
         [
             ({}, [("head", 1, 0), ("encoder", 1, 0)]),
-            ({"transfer": "freeze", "freeze": 2}, [("head", 1, 0), ("encoder", 1, 0)]),
-            ({"transfer": "probe"}, [("head", 1, 0)]),
-            ({"transfer": "probe_then_full"}, [("head", 1, 0), ("encoder", 1, 0.5)]),
+            ({"strategy": "freeze", "freeze": 2}, [("head", 1, 0), ("encoder", 1, 0)]),
+            ({"strategy": "probe"}, [("head", 1, 0)]),
+            ({"strategy": "probe_then_full"}, [("head", 1, 0), ("encoder", 1, 0.5)]),
             (
-                {"transfer": "discriminative", "rate_decay": 0.5},
+                {"strategy": "discriminative", "rate_decay": 0.5},
                 [("head", 1, 0), *zip(TOP_DOWN, [0.5, 0.25, 0.125, 0.0625], [0] * 4)],
             ),
-            ({"transfer": "gradual"}, [("head", 1, 0), *zip(TOP_DOWN, [1] * 4, [0.2, 0.4, 0.6, 0.8])]),
-            ({"transfer": "lora"}, [("head", 1, 0), ("adapters", 1, 0)]),
-            ({"transfer": "qlora"}, [("head", 1, 0), ("adapters", 1, 0)]),
+            ({"strategy": "gradual"}, [("head", 1, 0), *zip(TOP_DOWN, [1] * 4, [0.2, 0.4, 0.6, 0.8])]),
+            ({"strategy": "lora"}, [("head", 1, 0), ("adapters", 1, 0)]),
+            ({"strategy": "qlora"}, [("head", 1, 0), ("adapters", 1, 0)]),
         ],
-        ids=lambda value: value.get("transfer", "full") if isinstance(value, dict) else "",
+        ids=lambda value: value.get("strategy", "full") if isinstance(value, dict) else "",
     )
     def test_groups_have_the_documented_rates_and_beginnings(self, model, options, expected):
         _, groups = prepare(model, TransferConfig(**options))
@@ -298,27 +290,27 @@ class TestGroups:
         "transfer", ["full", "freeze", "probe", "probe_then_full", "discriminative", "gradual", "lora", "qlora"]
     )
     def test_a_parameter_that_learns_is_in_one_group_and_no_other_requires_a_gradient(self, model, transfer):
-        prepared, groups = prepare(model, TransferConfig(transfer=transfer))
+        prepared, groups = prepare(model, TransferConfig(strategy=transfer))
         grouped = [id(parameter) for group in groups for parameter in group.parameters]
         learning = [id(parameter) for parameter in prepared.parameters() if parameter.requires_grad]
         assert sorted(grouped) == sorted(learning)
         assert len(set(grouped)) == len(grouped)
 
     def test_the_head_is_all_that_is_not_the_encoder(self, model):
-        prepared, (head,) = prepare(model, TransferConfig(transfer="probe"))
+        prepared, (head,) = prepare(model, TransferConfig(strategy="probe"))
         assert names_of(head, prepared) == {"classifier.weight", "classifier.bias", "attention_pool.weight"}
 
 
 class TestFrozen:
     def test_frozen_blocks_and_embeddings_stay_to_the_last_bit_and_nothing_else_does(self, whole, untrained):
         before = weights(untrained)
-        after = weights(whole(transfer="freeze", freeze=2).plain)
+        after = weights(whole(strategy="freeze", freeze=2).plain)
         learned = {name for name in before if is_head(name) or name.startswith("bert.encoder.layer.2.")}
         assert changed(before, after) == learned
 
     def test_a_probe_leaves_the_encoder_as_it_is(self, whole, untrained):
         before = weights(untrained)
-        assert changed(before, weights(whole(transfer="probe").plain)) == {name for name in before if is_head(name)}
+        assert changed(before, weights(whole(strategy="probe").plain)) == {name for name in before if is_head(name)}
 
     @pytest.mark.parametrize("options", ADAPTED)
     def test_with_adapters_only_they_and_the_head_learn(self, whole, options):
@@ -327,7 +319,7 @@ class TestFrozen:
         assert learned == {name for name in done.steps[0].weights if is_head(name) or "lora_" in name}
 
     def test_under_adapters_lie_the_pretrained_weights(self, whole, untrained):
-        under = weights(whole(transfer="lora").trained)
+        under = weights(whole(strategy="lora").trained)
         under = {name.replace("base_layer.", ""): weight for name, weight in under.items() if "lora_" not in name}
         assert_same(
             {name: weight for name, weight in under.items() if not is_head(name)},
@@ -359,7 +351,7 @@ class TestRates:
 
     def test_one_rate_for_all_is_training_without_groups(self, run, whole):
         """Through an optimiser with groups, and through Trainer's own."""
-        assert_same(weights(run(transfer="discriminative", rate_decay=1.0).plain), weights(whole().plain))
+        assert_same(weights(run(strategy="discriminative", rate_decay=1.0).plain), weights(whole().plain))
 
 
 class TestBeginning:
@@ -368,7 +360,7 @@ class TestBeginning:
         assert first == {"head": 0, "block 3": 2, "block 2": 4, "block 1": 7, "embeddings": 9}
 
     def test_the_encoder_learns_in_the_second_half(self, whole):
-        done = whole(transfer="probe_then_full")
+        done = whole(strategy="probe_then_full")
         assert done.first_step_of("head") == 0
         assert done.first_step_of("encoder") == N_STEPS / 2
 
@@ -382,7 +374,7 @@ class TestBeginning:
         assert gradual.steps[first + 1].remembered >= names
 
     def test_the_log_tells_what_learns_from_when_on(self, whole, untrained):
-        first = json.loads((whole(transfer="probe_then_full").work / "log.jsonl").read_text().splitlines()[0])
+        first = json.loads((whole(strategy="probe_then_full").work / "log.jsonl").read_text().splitlines()[0])
         encoder = untrained.bert.num_parameters()
         assert first["learning"] == [
             {"name": "head", "parameters": untrained.num_parameters() - encoder, "rate": 1.0, "from_step": 0},
@@ -390,7 +382,7 @@ class TestBeginning:
         ]
 
     def test_every_transfer_takes_as_many_steps(self, gradual, discriminative, whole):
-        assert {len(one.steps) for one in (gradual, discriminative, whole(), whole(transfer="lora"))} == {N_STEPS}
+        assert {len(one.steps) for one in (gradual, discriminative, whole(), whole(strategy="lora"))} == {N_STEPS}
 
 
 class TestAdapters:
@@ -409,11 +401,11 @@ class TestAdapters:
         return prepared
 
     def test_new_adapters_change_no_output(self, model, untrained, batch):
-        prepared, _ = prepare(model, TransferConfig(transfer="lora"))
+        prepared, _ = prepare(model, TransferConfig(strategy="lora"))
         np.testing.assert_array_equal(logits(prepared, batch), logits(untrained, batch))
 
     def test_every_linear_layer_of_the_blocks_has_one_that_changes_the_outputs(self, model, batch):
-        prepared, _ = prepare(model, TransferConfig(transfer="lora"))
+        prepared, _ = prepare(model, TransferConfig(strategy="lora"))
         ups = {name: one for name, one in prepared.named_parameters() if "lora_B" in name}
         assert len(ups) == 6 * N_BLOCKS
         before = logits(prepared, batch)
@@ -425,7 +417,7 @@ class TestAdapters:
     def test_the_change_has_the_rank_and_scale_that_are_asked_for(self, model):
         layer = model.bert.encoder.layer[0].output.dense
         before = layer.weight.detach().clone()
-        prepared, groups = prepare(model, TransferConfig(transfer="lora", lora_rank=2, lora_alpha=6, **NO_DROPOUT))
+        prepared, groups = prepare(model, TransferConfig(strategy="lora", lora_rank=2, lora_alpha=6, **NO_DROPOUT))
         for parameter in groups[1].parameters:
             nn.init.ones_(parameter)
         change = finished(prepared).bert.encoder.layer[0].output.dense.weight - before
@@ -434,7 +426,7 @@ class TestAdapters:
     def test_the_seed_alone_chooses_the_first_weights(self, untrained):
         def first(seed: int) -> dict[str, np.ndarray]:
             torch.rand(3)
-            return weights(prepare(copy.deepcopy(untrained), TransferConfig(transfer="lora"), seed=seed)[0])
+            return weights(prepare(copy.deepcopy(untrained), TransferConfig(strategy="lora"), seed=seed)[0])
 
         assert_same(first(1), first(1))
         assert all("lora_A" in name for name in changed(first(1), first(2)))
@@ -467,7 +459,7 @@ class TestAdapters:
 
     @pytest.mark.parametrize(("bits", "off"), [(4, (0.05, 0.15)), (8, (0.001, 0.02))], ids=["4bit", "8bit"])
     def test_weights_are_rounded_to_the_bits_that_are_asked_for(self, model, untrained, bits, off):
-        prepared, _ = prepare(model, TransferConfig(transfer="qlora", quantize_bits=bits))
+        prepared, _ = prepare(model, TransferConfig(strategy="qlora", quantize_bits=bits))
         rounded, exact = weights(finished(prepared)), weights(untrained)
         moved = changed(exact, rounded)
         assert moved == {
@@ -479,13 +471,13 @@ class TestAdapters:
 
     def test_quantised_layers_take_less_memory(self, model):
         layer = model.bert.encoder.layer[0].output.dense
-        prepared, _ = prepare(model, TransferConfig(transfer="qlora"))
+        prepared, _ = prepare(model, TransferConfig(strategy="qlora"))
         quantised = prepared.bert.encoder.layer[0].output.dense.base_layer
         assert quantised.weight.nbytes == layer.weight.nbytes / 8
 
     def test_four_bit_layers_compute_in_the_type_around_them(self, model):
         """Whichever came first; else a resumed run would not do as an uninterrupted one."""
-        prepared, _ = prepare(model, TransferConfig(transfer="qlora"))
+        prepared, _ = prepare(model, TransferConfig(strategy="qlora"))
         layer = prepared.bert.encoder.layer[0].output.dense.base_layer
         numbers = torch.rand(5, layer.in_features)
         with torch.autocast("cpu", torch.bfloat16):
@@ -501,11 +493,11 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("options", "cut_off_at"),
         [
-            pytest.param({"transfer": "gradual"}, 2, id="gradual_before_a_part_begins"),
-            pytest.param({"transfer": "gradual"}, 3, id="gradual_after_a_part_began"),
-            pytest.param({"transfer": "discriminative", "rate_decay": 0.5}, 5, id="discriminative"),
-            pytest.param({"transfer": "qlora"}, 5, id="4bit"),
-            pytest.param({"transfer": "qlora", "quantize_bits": 8}, 5, id="8bit"),
+            pytest.param({"strategy": "gradual"}, 2, id="gradual_before_a_part_begins"),
+            pytest.param({"strategy": "gradual"}, 3, id="gradual_after_a_part_began"),
+            pytest.param({"strategy": "discriminative", "rate_decay": 0.5}, 5, id="discriminative"),
+            pytest.param({"strategy": "qlora"}, 5, id="4bit"),
+            pytest.param({"strategy": "qlora", "quantize_bits": 8}, 5, id="8bit"),
         ],
     )
     def test_a_resumed_run_ends_as_an_uninterrupted_one(self, run, whole, tmp_path, options, cut_off_at):

@@ -275,9 +275,9 @@ def test_with_a_goal_only_cells_of_its_start_are_predicted(few):
 
 
 ADAPTED = {
-    "adapters": {"transfer": "lora"},
-    "4 bit": {"transfer": "qlora", "quantize_bits": 4},
-    "8 bit": {"transfer": "qlora", "quantize_bits": 8},
+    "adapters": {"strategy": "lora"},
+    "4 bit": {"strategy": "qlora", "quantize_bits": 4},
+    "8 bit": {"strategy": "qlora", "quantize_bits": 8},
 }
 
 

@@ -20,7 +20,10 @@ import geneformer_repro as gf
 from geneformer_repro.config import load_config
 from geneformer_repro.pretraining.pretrain import PretrainConfig
 
-OPTIONS = ["size=tiny", "epochs=2", "learning_rate=1e-3", "warmup_steps=0", "held_out=0.1", "trainer.logging_steps=1"]
+OPTIONS = [
+    "size=tiny", "held_out=0.1", "training.epochs=2", "training.learning_rate=1e-3", "training.warmup_steps=0",
+    "training.trainer.logging_steps=1",
+]  # fmt: skip
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from transformers import BertForMaskedLM, Trainer
 import geneformer_repro as gf
 from geneformer_repro import reading
 from geneformer_repro.checkpoint import quiet_transformers
-from geneformer_repro.config import ConfigError
+from geneformer_repro.config import ConfigError, setting, with_settings
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.pretraining import pretrain as module
@@ -88,7 +88,7 @@ class Finished(NamedTuple):
 
 def config(**changes: Any) -> gf.PretrainConfig:
     recipe = {"size": "tiny", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 0.1, "held_out": 0.1}
-    return gf.PretrainConfig(**recipe | changes)
+    return with_settings(gf.PretrainConfig(), **recipe | changes)
 
 
 def start(out: Path, cells: gf.TokenizedDataset, how: gf.PretrainConfig | None = None, **options: Any) -> Finished:
@@ -637,13 +637,13 @@ class TestConfig:
         ],
     )
     def test_a_recipe_is_the_published_one(self, recipe, published):
-        found = gf.PretrainConfig(recipe=recipe)
+        found = gf.PretrainConfig(training={"recipe": recipe})
         names = ("size", "batch_size", "learning_rate", "decay", "warmup_steps", "weight_decay")
-        assert tuple(getattr(found, name) for name in names) == published
-        assert (found.epochs, found.mask_probability, found.held_out) == (3, 0.15, 0.05)
+        assert tuple(setting(found, name) for name in names) == published
+        assert (found.training.epochs, found.mask_probability, found.held_out) == (3, 0.15, 0.05)
 
     def test_the_recipe_of_the_v1_series_is_the_default(self):
-        assert gf.PretrainConfig() == gf.PretrainConfig(recipe="V1")
+        assert gf.PretrainConfig() == gf.PretrainConfig(training={"recipe": "V1"})
 
     @pytest.mark.parametrize("recipe", ["V1", "V2"])
     @pytest.mark.parametrize(
@@ -658,13 +658,15 @@ class TestConfig:
         ],
     )
     def test_what_is_given_wins_over_the_recipe(self, recipe, field, value):
-        plain, changed = gf.PretrainConfig(recipe=recipe), gf.PretrainConfig(recipe=recipe, **{field: value})
-        expected = dataclasses.asdict(plain) | {field: value}
-        assert dataclasses.asdict(changed) == expected
+        plain = gf.PretrainConfig(training={"recipe": recipe})
+        changed = with_settings(plain, **{field: value})
+        names = ("size", "batch_size", "learning_rate", "decay", "warmup_steps", "weight_decay")
+        expected = {name: setting(plain, name) for name in names} | {field: value}
+        assert {name: setting(changed, name) for name in names} == expected
 
     def test_an_unknown_recipe_is_refused(self):
-        with pytest.raises(ConfigError, match=r"PretrainConfig.recipe must be one of 'V1', 'V2', found 'V3'"):
-            gf.PretrainConfig(recipe="V3")
+        with pytest.raises(ConfigError, match=r"training.recipe must be one of 'V1', 'V2', found 'V3'"):
+            gf.PretrainConfig(training={"recipe": "V3"})
 
     def test_fields_of_the_network_win_over_the_size(self, sixty, tmp_path):
         changes = {"num_hidden_layers": 1, "hidden_size": 32, "hidden_dropout_prob": 0.0, "layer_norm_eps": 1e-6}
@@ -694,7 +696,6 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("field", "value", "bound"),
         [
-            ("epochs", 0, "above 0"),
             ("mask_probability", 0, "between 0 and 1"),
             ("mask_probability", 1.5, "between 0 and 1"),
             ("held_out", 0, "between 0 and 1"),

@@ -24,6 +24,7 @@ from geneformer_repro.finetuning.kinds.classes import read_classes
 from geneformer_repro.finetuning.kinds.numbers import read_numbers
 from geneformer_repro.finetuning.networks import NetworkConfig, Training, scores_by_target
 from geneformer_repro.finetuning.problems.problem import EncoderProblem
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import CellClassifier, Head, Pooling
 from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Target
@@ -71,22 +72,16 @@ class CellProblem(EncoderProblem):
             digest.update(kind.content(labels))
         return digest.hexdigest()
 
-    def training(
-        self,
-        start: Checkpoint,
-        config: NetworkConfig,
-        *,
-        train_rows: np.ndarray,
-        validation_rows: np.ndarray | None,
-    ) -> Training:
+    def training(self, start: Checkpoint, config: NetworkConfig, split: Split) -> Training:
         """Put together what trains a `CellClassifier`."""
+        train_rows, validation_rows = split.train, split.validation
         head, labels = Head(self.head_targets(train_rows), config.pooling), self.labels[train_rows]
         kind, of_first = next(self.of_kinds(train_rows))
         examples = CellExamples(
             self.cells.lengths[train_rows],
             lambda i, _: (self.cells[train_rows[i]], labels[i]),
             rows=train_rows,
-            weights=kind.row_weights(of_first) if config.class_balance == "sampling" else None,
+            weights=kind.row_weights(of_first) if config.training.class_balance == "sampling" else None,
         )
         weights = [kind.class_weights(of_target) for kind, of_target in self.of_kinds(train_rows)]
         return Training(
@@ -95,9 +90,9 @@ class CellProblem(EncoderProblem):
             head,
             examples,
             self.collate,
-            None if validation_rows is None else self._scorer(head, validation_rows),
-            [config.task_weights.get(target.name, 1.0) for target in head.targets],
-            weights if config.class_balance == "weights" else None,
+            self._scorer(head, validation_rows) if len(validation_rows) else None,
+            [config.training.task_weights.get(target.name, 1.0) for target in head.targets],
+            weights if config.training.class_balance == "weights" else None,
         )
 
     def collate(self, batch: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:

@@ -75,12 +75,10 @@ class GeneProblem(EncoderProblem):
         labels[self.cells.vocabulary.tokens[self.genes[rows]]] = values
         return labels
 
-    def training(
-        self, start: Checkpoint, config: Any, *, train_rows: np.ndarray, validation_rows: np.ndarray | None
-    ) -> Training:
+    def training(self, start: Checkpoint, config: Any, split: Split) -> Training:
         """Put together what trains a `GeneClassifier` on the occurrences of some genes."""
-        weights = None
-        if config.class_balance == "weights":
+        train_rows, weights = split.train, None
+        if config.training.class_balance == "weights":
             repeated = np.repeat(self.labels[train_rows], self.n_cells[train_rows], axis=0)
             weights = [ClassLabels(self.targets[0]).class_weights(repeated)]
         label_of = self.labels_by_token(train_rows, self.codes[train_rows])
@@ -88,7 +86,7 @@ class GeneProblem(EncoderProblem):
         examples = CellExamples(
             self.cells.lengths[rows], lambda i, _: (self.cells[rows[i]], label_of[self.cells[rows[i]]]), rows=rows
         )
-        score = None if validation_rows is None else partial(self._score, validation_rows)
+        score = partial(self._score, split.validation) if len(split.validation) else None
         return Training(start, config, Head(self.targets, level="gene"), examples, pack, score, class_weights=weights)
 
     def _score(self, rows: np.ndarray, model: nn.Module) -> dict[str, float]:

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.finetuning import transfer
+from geneformer_repro.config import with_settings
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind
 from geneformer_repro.finetuning.networks import NO_SCORES, Training
 from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.targets import Target, labels_of
 
 _ENOUGH = 3
@@ -56,9 +57,8 @@ class Problem(ABC):
         self,
         start: Any,
         config: Any,
+        split: Split,
         *,
-        train_rows: np.ndarray,
-        validation_rows: np.ndarray | None,
         pretrained: bool = True,
         work: Path,
         step: str,
@@ -71,8 +71,8 @@ class Problem(ABC):
             Gives the weights to begin with, or only the network's shape.
         config
             How to train.
-        train_rows, validation_rows
-            Whose labels are learned, and whose choose; None keeps the last epoch.
+        split
+            Whose labels are learned, and whose choose; without the latter the last epoch is kept.
         pretrained
             Begin with the weights of `start`; else with random ones, all of which learn.
         work
@@ -141,26 +141,15 @@ class EncoderProblem(Problem):
     """A problem whose networks are classifiers on a checkpoint's encoder."""
 
     @abstractmethod
-    def training(
-        self, start: Any, config: Any, *, train_rows: np.ndarray, validation_rows: np.ndarray | None
-    ) -> Training:
+    def training(self, start: Any, config: Any, split: Split) -> Training:
         """Put together what `train` is given."""
 
     def train(
-        self,
-        start: Any,
-        config: Any,
-        *,
-        train_rows: np.ndarray,
-        validation_rows: np.ndarray | None,
-        pretrained: bool = True,
-        work: Path,
-        step: str,
+        self, start: Any, config: Any, split: Split, *, pretrained: bool = True, work: Path, step: str
     ) -> tuple[Any, pd.DataFrame]:
         """Train a classifier, a plain one whatever the transfer."""
         if not pretrained:
-            config = transfer.all_learning(config)
-        if validation_rows is None:
-            config = dataclasses.replace(config, trainer={**config.trainer, **NO_SCORES})
-        training = self.training(start, config, train_rows=train_rows, validation_rows=validation_rows)
-        return training.run(pretrained=pretrained, work=work, step=step)
+            config = dataclasses.replace(config, transfer=TransferConfig())
+        if not len(split.validation):
+            config = with_settings(config, trainer={**config.training.trainer, **NO_SCORES})
+        return self.training(start, config, split).run(pretrained=pretrained, work=work, step=step)
