@@ -381,17 +381,11 @@ def scatter_figure(points: np.ndarray, labels: Sequence[str], *, axis_name: str 
     """
     figure, axes = new_axes(7.2, 4.4)
     names = pd.Series(list(labels), dtype="string").fillna("(none)")
+    size = max(3, min(14, 9000 / max(1, len(points))))
     for i, (name, n_cells) in enumerate(names.value_counts().items()):
-        at = points[(names == name).to_numpy()]
-        axes.scatter(
-            at[:, 0],
-            at[:, 1],
-            s=max(3, min(14, 9000 / len(points))),
-            color=CATEGORIES[i % len(CATEGORIES)],
-            alpha=0.85,
-            linewidths=0,
-            label=f"{name} ({n_cells})",
-        )
+        x, y = points[(names == name).to_numpy()].T
+        colour, label = CATEGORIES[i % len(CATEGORIES)], f"{name} ({n_cells})"
+        axes.scatter(x, y, s=size, color=colour, alpha=0.85, linewidths=0, label=label)
     axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
     return figure

@@ -117,8 +117,7 @@ class Question:
         """How a cell is represented, unless by a classifier: `pooling`, or its default."""
         return self.pooling or ("cls" if self.cells.vocabulary.has_cls else "mean")
 
-    def check(self) -> None:
-        """Refuse what contradicts itself, the model or the cells."""
+    def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise InputError(f"method must be 'exact' or 'first_order', found {self.method!r}.")
         if self.target is not None:

@@ -182,7 +182,6 @@ def perturb(
     """
     checkpoint.require_matching(cells)
     question = Question(checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs)
-    question.check()
     _check_out(out, overwrite=overwrite)
     if seed < 0:
         raise InputError(f"seed must be at least 0, found {seed}.")

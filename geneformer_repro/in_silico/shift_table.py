@@ -303,23 +303,19 @@ _CLAIMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "target": ("null, or name and classes", _has_form({"name": str, "classes?": [str]}, or_null=True)),
     "perturbation": ("kind, genes and the like", _is_perturbation),
     "gene_names": ("a name for each gene", _has_form({str: str})),
+    "n_cells?": ("a number of cells", lambda value: type(value) is int and value >= 0),
+    "obs?": ("names of columns", _has_form([str])),
+    "donor?": ("null, or the name of a column", _has_form(str, or_null=True)),
+    "method?": ("'exact' or 'first_order'", lambda value: value in ("exact", "first_order")),
+    "first_order?": ("checked_cells and spearman", _is_agreement),
 }
-"""What metadata must say, and what is accepted."""
-_FURTHER_CLAIMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "n_cells": ("a number of cells", lambda value: type(value) is int and value >= 0),
-    "obs": ("names of columns", _has_form([str])),
-    "donor": ("null, or the name of a column", _has_form(str, or_null=True)),
-    "method": ("'exact' or 'first_order'", lambda value: value in ("exact", "first_order")),
-    "first_order": ("checked_cells and spearman", _is_agreement),
-}
-"""What metadata may say besides."""
+"""What metadata must say, or may say where the name ends with "?", and what is accepted."""
 
 
 def _require_claims(metadata: Mapping[str, Any], schema: pa.Schema, path: str | Path) -> None:
-    for name, (expected, is_right) in {**_CLAIMS, **_FURTHER_CLAIMS}.items():
-        if name not in metadata and name in _FURTHER_CLAIMS:
-            continue
-        if name not in metadata or not is_right(metadata[name]):
+    for key, (expected, is_right) in _CLAIMS.items():
+        name = key.removesuffix("?")
+        if (name not in metadata and name == key) or (name in metadata and not is_right(metadata[name])):
             claimed = _short(repr(metadata[name])) if name in metadata else "nothing"
             raise DataFormatError(
                 f"{path}: its metadata should give {name} as {expected}, found {claimed}. Run perturb again."
