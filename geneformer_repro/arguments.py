@@ -1,5 +1,6 @@
 """Arguments of public functions are what the signature says, or it is said which is not, before anything is done."""
 
+import builtins
 import functools
 import inspect
 import numbers
@@ -41,7 +42,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
             if name in hints and not _fits(value, hints[name]):
                 wanted = str(signature.parameters[name].annotation)
                 raise InputError(
-                    f"{function.__qualname__}: {name} must be {_said(wanted)}, found {repr(value)[:_SHOWN]} "
+                    f"{function.__qualname__}: {name} must be {_as_written(wanted)}, found {repr(value)[:_SHOWN]} "
                     f"({type(value).__name__})."
                 )
         return function(*args, **kwargs)
@@ -49,7 +50,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def _said(annotation: str) -> str:
+def _as_written(annotation: str) -> str:
     """Return an annotation as it is written, without the modules that names come from."""
     return re.sub(r"\b(\w+\.)+(?=\w)", "", annotation.removeprefix("<class '").removesuffix("'>"))
 
@@ -64,7 +65,7 @@ class _Names(dict[str, Any]):
     """Names of a module; of one that is imported for type checks only, whatever class is called so."""
 
     def __missing__(self, name: str) -> Any:
-        if hasattr(__builtins__, name) or (isinstance(__builtins__, dict) and name in __builtins__):
+        if hasattr(builtins, name):
             raise KeyError(name)
         return _Called(name, (), {})
 

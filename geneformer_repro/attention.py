@@ -41,6 +41,8 @@ class Cells:
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(map(int, lengths))
+        self._starts: dict[torch.device, Tensor] = {}
+        self._numbers: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -58,30 +60,19 @@ class Cells:
 
     def numbers_on(self, device: torch.device) -> Tensor:
         """Return which cell each token is of, on a device."""
-        lengths = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(torch.arange(len(self), device=device), lengths, output_size=self.starts[-1])
-
-    @cached_property
-    def _starts(self) -> dict[torch.device, Tensor]:
-        return {}
+        if device not in self._numbers:
+            numbers, lengths = torch.arange(len(self), device=device), torch.tensor(self.lengths, device=device)
+            self._numbers[device] = torch.repeat_interleave(numbers, lengths, output_size=self.starts[-1])
+        return self._numbers[device]
 
     def padding(self) -> float:
         """Share of padding in what the CPU computes: 0 for cells of one length."""
-        padded = sum(
-            (group.last - group.first) * max(self.lengths[group.first : group.last]) for group in groups(self, self)
-        )
-        return 1 - sum(self.lengths) / max(padded, 1)
+        of_groups = [self.lengths[group] for group in groups(self, self)]
+        return 1 - sum(self.lengths) / max(sum(len(lengths) * max(lengths) for lengths in of_groups), 1)
 
 
-class Group(NamedTuple):
-    """Neighbouring cells that are computed together: from `first` up to before `last`."""
-
-    first: int
-    last: int
-
-
-def groups(queries: Cells, keys: Cells) -> Iterator[Group]:
-    """Cut cells into groups of like length."""
+def groups(queries: Cells, keys: Cells) -> Iterator[slice]:
+    """Cut cells into groups of neighbours of like length, which are computed together."""
     first = 0
     while first < len(keys):
         least = most = keys.lengths[first]
@@ -94,7 +85,7 @@ def groups(queries: Cells, keys: Cells) -> Iterator[Group]:
             if not alike and most > _SHORT:
                 break
             last += 1
-        yield Group(first, last)
+        yield slice(first, last)
         first = last
 
 
@@ -127,27 +118,32 @@ def attend(
 
 
 def _attend_group(
-    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: Group, dropout: float
+    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: slice, dropout: float
 ) -> Tensor:
+    inputs, mask_N11L, asked_NL = _padded_inputs(query_THE, key_THE, value_THE, queries, keys, group)
+    if dropout and query_THE.device.type == "cpu" and max(queries.lengths[group]):
+        pairs = _Dropped(queries.lengths[group], keys.lengths[group], dropout)
+        context_NHLE = _SparseDropout.apply(*inputs, mask_N11L, pairs)
+    else:
+        context_NHLE = F.scaled_dot_product_attention(*inputs, attn_mask=mask_N11L, dropout_p=dropout)
+    return _by_real_token(context_NHLE, asked_NL)
+
+
+def _padded_inputs(
+    query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: slice
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
+    """Return queries, keys and values of a group's cells, (N, H, L, E), the mask of its keys, and where queries are."""
     query_NHLE, asked_NL = _padded(query_THE, queries, group)
     key_NHLE, real_NL = _padded(key_THE, keys, group)
     value_NHLE, _ = _padded(value_THE, keys, group)
     mask_N11L = None if real_NL is None else real_NL[:, None, None]
-    if dropout and query_NHLE.numel() and query_NHLE.device.type == "cpu":
-        n_queries, n_keys = (cells.lengths[group.first : group.last] for cells in (queries, keys))
-        context_NHLE = _SparseDropout.apply(query_NHLE, key_NHLE, value_NHLE, mask_N11L, n_queries, n_keys, dropout)
-    else:
-        context_NHLE = F.scaled_dot_product_attention(
-            query_NHLE, key_NHLE, value_NHLE, attn_mask=mask_N11L, dropout_p=dropout
-        )
-    context_NLHE = context_NHLE.transpose(1, 2)
-    return context_NLHE.flatten(0, 1) if asked_NL is None else context_NLHE[asked_NL]
+    return (query_NHLE, key_NHLE, value_NHLE), mask_N11L, asked_NL
 
 
-def _padded(tokens_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Tensor | None]:
+def _padded(tokens_THE: Tensor, cells: Cells, group: slice) -> tuple[Tensor, Tensor | None]:
     """Return the cells of a group as (N, H, L, E), and where there are tokens if some have fewer than others."""
-    lengths = cells.lengths[group.first : group.last]
-    tokens_THE = tokens_THE[cells.starts[group.first] : cells.starts[group.last]]
+    lengths = cells.lengths[group]
+    tokens_THE = tokens_THE[cells.starts[group.start] : cells.starts[group.stop]]
     longest = max(lengths)
     if min(lengths) == longest:
         return tokens_THE.unflatten(0, (len(lengths), longest)).transpose(1, 2), None
@@ -155,6 +151,12 @@ def _padded(tokens_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Ten
     padded_NLHE = tokens_THE.new_zeros(len(lengths), longest, *tokens_THE.shape[1:])
     padded_NLHE[real_NL] = tokens_THE
     return padded_NLHE.transpose(1, 2), real_NL
+
+
+def _by_real_token(padded_NHL: Tensor, real_NL: Tensor | None) -> Tensor:
+    """Return what a group's tokens have, (T, H, …), without padding."""
+    padded_NLH = padded_NHL.transpose(1, 2)
+    return padded_NLH.flatten(0, 1) if real_NL is None else padded_NLH[real_NL]
 
 
 # What an observer sees
@@ -223,18 +225,22 @@ def attend_shown(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: C
     return context_THE, Attention(query_THE, key_THE, value_THE, log_sum_TH, cells)
 
 
-def _on_cpu(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: Cells, group: Group) -> tuple[Tensor, Tensor]:
+def _on_cpu(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, cells: Cells, group: slice) -> tuple[Tensor, Tensor]:
     """Return the context of a group's tokens, (T, H, E), and their log-sums, (T, H)."""
-    query_NHLE, real_NL = _padded(query_THE, cells, group)
-    key_NHLE, value_NHLE = (_padded(tokens_THE, cells, group)[0] for tokens_THE in (key_THE, value_THE))
-    mask_N11L = None if real_NL is None else real_NL[:, None, None]
+    inputs, mask_N11L, real_NL = _padded_inputs(query_THE, key_THE, value_THE, cells, cells, group)
+    context_NHLE, log_sum_NHL = _flash_on_cpu(*inputs, mask_N11L)
+    return _by_real_token(context_NHLE, real_NL), _by_real_token(log_sum_NHL, real_NL)
+
+
+def _flash_on_cpu(
+    query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, mask_N11L: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return contexts, and the log-sums of the scores, (N, H, L)."""
+    bias = _bias(mask_N11L, query_NHLE)
     context_NHLE, log_sum_NHL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query_NHLE, key_NHLE, value_NHLE, attn_mask=_bias(mask_N11L, query_NHLE)
+        query_NHLE, key_NHLE, value_NHLE, attn_mask=bias
     )
-    context_NLHE, log_sum_NLH = context_NHLE.transpose(1, 2), log_sum_NHL.transpose(1, 2)
-    if real_NL is None:
-        return context_NLHE.flatten(0, 1), log_sum_NLH.flatten(0, 1)
-    return context_NLHE[real_NL], log_sum_NLH[real_NL]
+    return context_NHLE, log_sum_NHL
 
 
 # Dropout on the CPU
@@ -273,23 +279,13 @@ class _SparseDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query_NHLE: Tensor,
-        key_NHLE: Tensor,
-        value_NHLE: Tensor,
-        mask_N11L: Tensor | None,
-        n_queries: tuple[int, ...],
-        n_keys: tuple[int, ...],
-        dropout: float,
+        ctx: Any, query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, mask_N11L: Tensor | None, pairs: "_Dropped"
     ) -> Tensor:
-        context_NHLE, log_sum_NHL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_NHLE, key_NHLE, value_NHLE, attn_mask=_bias(mask_N11L, query_NHLE)
-        )
-        pairs = _Dropped(n_queries, n_keys, dropout, seed=int(torch.randint(2**62, ())))
+        context_NHLE, log_sum_NHL = _flash_on_cpu(query_NHLE, key_NHLE, value_NHLE, mask_N11L)
         context_NHLE = pairs.without(context_NHLE, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL)
         ctx.save_for_backward(query_NHLE, key_NHLE, value_NHLE, mask_N11L, context_NHLE, log_sum_NHL)
         ctx.pairs = pairs
-        return context_NHLE / (1 - dropout)
+        return context_NHLE / (1 - pairs.dropout)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -307,8 +303,8 @@ class _SparseDropout(torch.autograd.Function):
             False,
             attn_mask=_bias(mask_N11L, query_NHLE),
         )
-        found = pairs.gradients_without(wholes, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL, gradient_NHLE)
-        return (*found, None, None, None, None)
+        gradients_NHLE = pairs.gradients_without(wholes, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL, gradient_NHLE)
+        return (*gradients_NHLE, None, None)
 
 
 def _bias(mask_N11L: Tensor | None, query_NHLE: Tensor) -> Tensor | None:
@@ -320,17 +316,18 @@ def _bias(mask_N11L: Tensor | None, query_NHLE: Tensor) -> Tensor | None:
 
 
 class _Dropped:
-    """The pairs of queries and keys that are dropped: drawn anew, but the same, at each pass."""
+    """The pairs of queries and keys that are dropped: one seed, from which both passes draw the same."""
 
-    def __init__(self, n_queries: tuple[int, ...], n_keys: tuple[int, ...], dropout: float, seed: int) -> None:
-        self._n_queries, self._n_keys, self.dropout, self._seed = n_queries, n_keys, dropout, seed
+    def __init__(self, n_queries: tuple[int, ...], n_keys: tuple[int, ...], dropout: float) -> None:
+        self._n_queries, self._n_keys, self.dropout = n_queries, n_keys, dropout
+        self._seed = int(torch.randint(2**62, ()))
 
     def without(
         self, context_NHLE: Tensor, query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, log_sum_NHL: Tensor
     ) -> Tensor:
         """Return the context less what the dropped pairs added."""
         left_NLHE = _by_token(context_NHLE)
-        inputs = [_by_token(one).numpy() for one in (query_NHLE, key_NHLE, value_NHLE)]
+        inputs = [_by_token(tensor_NHLE).numpy() for tensor_NHLE in (query_NHLE, key_NHLE, value_NHLE)]
         self._in_threads(_take_from_context, (*inputs, log_sum_NHL.contiguous().numpy(), left_NLHE.numpy()))
         return left_NLHE.transpose(1, 2).to(context_NHLE.dtype)
 
@@ -344,16 +341,16 @@ class _Dropped:
         gradient_NHLE: Tensor,
     ) -> list[Tensor]:
         """Return the gradients of queries, keys and values less what the dropped pairs added."""
-        left = [_by_token(whole) for whole in wholes]
-        inputs = [_by_token(one).numpy() for one in (query_NHLE, key_NHLE, value_NHLE, gradient_NHLE)]
-        sums = [one.numpy() for one in left]
-        self._in_threads(_take_from_gradients, (*inputs, log_sum_NHL.contiguous().numpy(), *sums))
-        return [one.transpose(1, 2).to(whole.dtype) for one, whole in zip(left, wholes, strict=True)]
+        sums_NLHE = [_by_token(whole) for whole in wholes]
+        inputs = [_by_token(tensor_NHLE).numpy() for tensor_NHLE in (query_NHLE, key_NHLE, value_NHLE, gradient_NHLE)]
+        outputs = [sum_NLHE.numpy() for sum_NLHE in sums_NLHE]
+        self._in_threads(_take_from_gradients, (*inputs, log_sum_NHL.contiguous().numpy(), *outputs))
+        return [sum_NLHE.transpose(1, 2).to(whole.dtype) for sum_NLHE, whole in zip(sums_NLHE, wholes, strict=True)]
 
     def _in_threads(self, take: Any, arrays: tuple[np.ndarray, ...]) -> None:
-        n_jobs = arrays[0].shape[0] * arrays[0].shape[2]
-        n_threads = min(torch.get_num_threads(), n_jobs)
-        cuts = np.linspace(0, n_jobs, n_threads + 1).astype(int).tolist()
+        n_heads = arrays[0].shape[0] * arrays[0].shape[2]
+        n_threads = min(torch.get_num_threads(), n_heads)
+        cuts = np.linspace(0, n_heads, n_threads + 1).astype(int).tolist()
         sizes = np.array(self._n_queries), np.array(self._n_keys)
 
         def work(i: int) -> None:
@@ -388,25 +385,25 @@ def _draw_positions(seed, n, p):  # type: ignore[no-untyped-def]
     The gap from one to the next is geometric, so that only those are drawn.
     """
     expected = n * p
-    found = np.empty(int(expected + 8 * math.sqrt(expected) + 16), np.int64)
+    positions = np.empty(int(expected + 8 * math.sqrt(expected) + 16), np.int64)
     state, _ = _next_random(np.uint64(seed))
     per_log = 1 / math.log1p(-p)
-    position, n_found = -1, 0
-    while n_found < len(found):
+    position, n_drawn = -1, 0
+    while n_drawn < len(positions):
         state, u = _next_random(state)
         gap = math.log(u) * per_log
         if gap >= n - position - 1:
             break
         position += 1 + int(gap)
-        found[n_found] = position
-        n_found += 1
-    return found[:n_found]
+        positions[n_drawn] = position
+        n_drawn += 1
+    return positions[:n_drawn]
 
 
 @numba.njit(nogil=True, cache=True)
-def _pairs_of(job, seed, n_queries, n_keys, dropout):  # type: ignore[no-untyped-def]
+def _pairs_of(cell_head, seed, n_queries, n_keys, dropout):  # type: ignore[no-untyped-def]
     """Return the dropped pairs of one head of one cell, as ``query · n_keys + key``."""
-    own_seed = np.uint64(seed) + np.uint64(job) * np.uint64(0xD1342543DE82EF95)
+    own_seed = np.uint64(seed) + np.uint64(cell_head) * np.uint64(0xD1342543DE82EF95)
     return _draw_positions(own_seed, n_queries * n_keys, dropout)
 
 
@@ -422,9 +419,9 @@ def _weight(query, key, log_sum, scale):  # type: ignore[no-untyped-def]
 def _take_from_context(query, key, value, log_sum, context, n_queries, n_keys, dropout, seed, first, last):  # type: ignore[no-untyped-def]
     """Subtract weight · value of the dropped pairs, for heads from `first` up to before `last` of all cells."""
     scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    for job in range(first, last):
-        n, h = divmod(job, query.shape[2])
-        for pair in _pairs_of(job, seed, n_queries[n], n_keys[n], dropout):
+    for cell_head in range(first, last):
+        n, h = divmod(cell_head, query.shape[2])
+        for pair in _pairs_of(cell_head, seed, n_queries[n], n_keys[n], dropout):
             i, j = divmod(pair, n_keys[n])
             weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
             for e in range(value.shape[3]):
@@ -437,9 +434,9 @@ def _take_from_gradients(  # type: ignore[no-untyped-def]
 ):
     """Subtract what the same pairs add to the gradients."""
     scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    for job in range(first, last):
-        n, h = divmod(job, query.shape[2])
-        for pair in _pairs_of(job, seed, n_queries[n], n_keys[n], dropout):
+    for cell_head in range(first, last):
+        n, h = divmod(cell_head, query.shape[2])
+        for pair in _pairs_of(cell_head, seed, n_queries[n], n_keys[n], dropout):
             i, j = divmod(pair, n_keys[n])
             weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
             slope = np.float32(0)

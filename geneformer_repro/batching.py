@@ -68,10 +68,11 @@ def pack(cells: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     -------
     ``input_ids`` and ``labels`` of all tokens, (T,), and the ``lengths`` of the cells.
     """
+    tokens, labels = zip(*cells, strict=True)
     return {
-        "input_ids": torch.from_numpy(np.concatenate([tokens for tokens, _ in cells])),
-        "labels": torch.from_numpy(np.concatenate([labels for _, labels in cells])),
-        "lengths": tuple(len(tokens) for tokens, _ in cells),
+        "input_ids": torch.from_numpy(np.concatenate(tokens)),
+        "labels": torch.from_numpy(np.concatenate(labels)),
+        "lengths": tuple(map(len, tokens)),
     }
 
 

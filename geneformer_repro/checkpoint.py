@@ -50,7 +50,7 @@ _DECIDING = (
 )  # fmt: skip
 """Fields of a configuration that change a result; 2 and 4 heads of attention have the same weights."""
 _ALTERING = ("peft", "bitsandbytes")
-_SAID_OF_MODULES = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
+_SETTINGS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -300,9 +300,9 @@ def _altered(model: nn.Module) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield the modules that a library put into the network, and what their weights do not say."""
     for name, module in model.named_modules():
         if type(module).__module__.partition(".")[0] in _ALTERING:
-            said = {one: str(value) for one in _SAID_OF_MODULES if (value := getattr(module, one, None)) is not None}
+            settings = {key: str(value) for key in _SETTINGS if (value := getattr(module, key, None)) is not None}
             kind = getattr(getattr(module, "weight", None), "quant_type", "")
-            yield name, type(module).__qualname__, {**said, "quant_type": str(kind)}
+            yield name, type(module).__qualname__, {**settings, "quant_type": str(kind)}
 
 
 def _described(head: Head) -> str:
@@ -325,10 +325,17 @@ def _read_config(source: str, local: Path, **where: Any) -> dict[str, Any]:
         config = read_json(local / "config.json")
         _require_sizes(local, config)
         return config
+    with _opening(source):
+        return dict(BertConfig.get_config_dict(source, **where)[0])
+
+
+@contextmanager
+def _opening(source: str) -> Iterator[None]:
+    """Say that `source` is no BERT model if transformers cannot open it, and keep its bars out of the terminal."""
     try:
         with quiet_transformers():
-            return dict(BertConfig.get_config_dict(source, **where)[0])
-    except (OSError, ValueError) as error:
+            yield
+    except Exception as error:  # whatever transformers makes of a configuration that others wrote
         hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
         raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
 
@@ -377,9 +384,9 @@ def _published_head(config: Mapping[str, Any], local: Path) -> Head | None:
 
 def _class_names(config: Mapping[str, Any], local: Path) -> tuple[str, ...]:
     """Return the names of a stock classifier's outputs, from the published pickle near it or its configuration."""
-    given = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    id2label = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     try:
-        by_number = {int(number): str(name) for number, name in given.items()}
+        by_number = {int(number): str(name) for number, name in id2label.items()}
     except (AttributeError, ValueError) as error:
         raise InputError(f"{local}/config.json: id2label should be an object, number to name ({error}).") from error
     if sorted(by_number) != list(range(len(by_number))):
@@ -388,20 +395,20 @@ def _class_names(config: Mapping[str, Any], local: Path) -> tuple[str, ...]:
     if not local.is_dir() or any(name != f"LABEL_{i}" for i, name in enumerate(names)):
         return names
     for folder in (local, *list(local.resolve().parents)[:2]):
-        found = {file: read_plain_pickle(file) for file in sorted(folder.glob(_CLASS_NAMES))}
+        pickled = {file: read_plain_pickle(file) for file in sorted(folder.glob(_CLASS_NAMES))}
         fitting = {
             file: tuple(label_of(content[i]) for i in range(len(names)))
-            for file, content in found.items()
+            for file, content in pickled.items()
             if set(content) == set(range(len(names)))
         }
         if len(set(fitting.values())) == 1:
             file, names = next(iter(fitting.items()))
             logger.info("%s: names of classes from %s: %s.", local, file, ", ".join(names))
             return names
-        if found:
+        if pickled:
             logger.warning(
                 "%s: %d files with names of classes (first: %s), of which not one fits its %d; they are called %s.",
-                local, len(found), next(iter(found)), len(names), ", ".join(names),
+                local, len(pickled), next(iter(pickled)), len(names), ", ".join(names),
             )  # fmt: skip
             return names
     return names
@@ -490,16 +497,12 @@ def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel
         model_type = GeneClassifier if head.level == "gene" else CellClassifier
     extra = {"head": head} if head else {}
     model: MaskedGeneModel | CellClassifier | GeneClassifier
-    try:
-        with quiet_transformers(), torch.random.fork_rng():
-            torch.manual_seed(0)  # a head that the file lacks is random, but the same each time
-            model, found = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)
-    except Exception as error:  # whatever transformers makes of a configuration that others wrote
-        hint = "" if Path(source).exists() else "there is no such folder, and as a hub id it "
-        raise InputError(f"{source}: {hint}cannot be opened as a BERT model: {error}") from error
+    with _opening(source), torch.random.fork_rng():
+        torch.manual_seed(0)  # a head that the file lacks is random, but the same each time
+        model, loading = model_type.from_pretrained(source, output_loading_info=True, **where, **extra)
     if model.config.model_type != "bert":
         raise InputError(f"{source}: a {model.config.model_type!r} model; this package reads BERT models.")
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading["missing_keys"])
     if any(key.startswith("bert.") or head for key in missing):
         raise InputError(f"{source}: {len(missing)} weights are missing from the file (first: {missing[0]}).")
     if missing:

@@ -88,13 +88,7 @@ def pbmc700() -> "AnnData":
     ids = [ensembl_of_symbol().get(symbol) for symbol in symbols]
     named = np.flatnonzero([gene is not None for gene in ids])
     matrix = csr_matrix((counts.astype(np.float32), logged.indices, logged.indptr), shape=logged.shape)[:, named]
-    obs = pd.DataFrame(
-        {
-            "cell_type": source.obs["bulk_labels"].astype(str).to_numpy(),
-            "phase": source.obs["phase"].astype(str).to_numpy(),
-            "n_counts": n_counts,
-        },
-        index=source.obs_names.astype(str),
-    )
+    columns = {"bulk_labels": str, "phase": str, "n_counts": np.float64}
+    obs = source.obs[list(columns)].astype(columns).rename(columns={"bulk_labels": "cell_type"}, index=str)
     var = pd.DataFrame({"gene_name": symbols[named]}, index=pd.Index([ids[i] for i in named]))
     return type(source)(X=matrix, obs=obs, var=var)

@@ -1,11 +1,11 @@
 """Vectors of cells, genes and states: hidden states of a layer, pooled.
 
-Cells are taken in consecutive parts, sorted by length
-within each, so that where a part is computed (by which process, in this call or one that was cut off) changes no bit.
+Cells are taken in consecutive parts, sorted by length within each, so that where a part is computed (by which process,
+in this call or one that was cut off) changes no bit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +25,7 @@ from geneformer_repro.embedding_store import VectorParts, marker_of, open_vector
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import Pooling, require_poolable
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import (
-    MAX_TOKENS,
-    Dtype,
-    Reader,
-    part_limits,
-    parts_of,
-    require_one_of,
-)
+from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, part_limits, parts_of, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import working_on
@@ -87,12 +80,10 @@ def _memory() -> dict[str, float]:
     return {"peak_memory_gb": round(processes.peak_memory_gb(), 2)}
 
 
-@contextmanager
-def _showing(n_cells: int, *, done: int = 0) -> Iterator[tqdm]:
-    """Show the main process's share of the work."""
+def _showing(n_cells: int, *, done: int = 0) -> AbstractContextManager[tqdm]:
+    """Return a bar of cells; the first process shows it, for its share of them."""
     quiet = not processes.is_first()
-    with progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory) as bar:
-        yield bar
+    return progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory)
 
 
 @typed
@@ -143,9 +134,9 @@ def embed(
     Returns
     -------
     ``X`` (float32). At cell level in the order of the cells, with their names and obs columns, NaN for a cell without a
-    gene; at gene level indexed by
-    gene id with ``gene_name`` and ``n_cells``, genes that no cell expresses left out. ``uns["geneformer_repro"]``
-    says what made it. With `out`, ``X`` stays on disk: backed (``.h5ad``), or a `zarr.Array`.
+    gene; at gene level indexed by gene id with ``gene_name`` and ``n_cells``, genes that no cell expresses left out.
+    ``uns["geneformer_repro"]`` says what made it. With `out`, ``X`` stays on disk: backed (``.h5ad``), or a
+    `zarr.Array`.
 
     Raises
     ------
@@ -281,18 +272,18 @@ def embed_states(
 
 
 def _members(cells: TokenizedDataset, obs: str, states: Sequence[str | float] | None) -> dict[str, np.ndarray]:
-    """Row numbers of the cells of each state."""
+    """Return the row numbers of the cells with a gene in each state that is wanted."""
     if isinstance(states, str):
         raise InputError(f"states must be a sequence of states; for one give [{states!r}].")
     column = cells.labels(obs).reset_index(drop=True)[cells.has_gene].dropna()
-    there = {str(state): rows.to_numpy() for state, rows in column.groupby(column).groups.items()}
-    if not there:
+    members = {str(state): rows.to_numpy() for state, rows in column.groupby(column).groups.items()}
+    if not members:
         raise InputError(f"No cell with a gene has a value of {obs!r}, so there is no state. Name another column.")
     wanted = asked_labels(() if states is None else states, "states: each")
     for state in wanted:
-        if state not in there:
-            raise InputError(f"No cell has {obs} = {state!r}. {did_you_mean(state, there)}")
-    return there if states is None else {state: there[state] for state in wanted}
+        if state not in members:
+            raise InputError(f"No cell has {obs} = {state!r}. {did_you_mean(state, members)}")
+    return members if states is None else {state: members[state] for state in wanted}
 
 
 def _embed_cells(vectors: _Vectors) -> ad.AnnData:
@@ -340,12 +331,12 @@ def _embed_genes(vectors: _Vectors) -> ad.AnnData:
 
 def _mean_of_genes(sums_VD: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary) -> ad.AnnData:
     """Divide by the number of cells; genes without one are left out."""
-    found = np.flatnonzero(n_cells_V[vocabulary.tokens].numpy())
-    tokens = vocabulary.tokens[found]
+    expressed = np.flatnonzero(n_cells_V[vocabulary.tokens].numpy())
+    tokens = vocabulary.tokens[expressed]
     means_GD = (sums_VD[tokens] / n_cells_V[tokens, None]).float().numpy()
     obs = pd.DataFrame(
-        {"gene_name": [vocabulary.gene_names[i] for i in found], "n_cells": n_cells_V[tokens].numpy()},
-        index=pd.Index([vocabulary.gene_ids[i] for i in found]),
+        {"gene_name": [vocabulary.gene_names[i] for i in expressed], "n_cells": n_cells_V[tokens].numpy()},
+        index=pd.Index([vocabulary.gene_ids[i] for i in expressed]),
     )
     return ad.AnnData(means_GD, obs=obs)
 

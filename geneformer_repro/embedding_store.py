@@ -9,7 +9,7 @@ for a moment, and memory for one part, however many there are.
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,11 +92,11 @@ class VectorParts:
         paths, (n_laid, n_rows) = self._parts.paths, self._laid()
         with progress("merge", total=len(paths), unit="parts", done=n_laid, quiet=len(paths) < _PARTS_AT_ONCE) as bar:
             for start in range(n_laid, len(paths), _PARTS_AT_ONCE):
-                some = paths[start : start + _PARTS_AT_ONCE]
-                n_rows = _fill(self._result, (load_file(path)["X"] for path in some), start=n_rows)
+                next_paths = paths[start : start + _PARTS_AT_ONCE]
+                n_rows = _fill(self._result, (load_file(path)["X"] for path in next_paths), start=n_rows)
                 with new_file(self._note, overwrite=True) as aside:
-                    write_json(aside, {"parts": start + len(some), "rows": n_rows})
-                bar.update(len(some))
+                    write_json(aside, {"parts": start + len(next_paths), "rows": n_rows})
+                bar.update(len(next_paths))
         self._work.deliver(self._result)
 
     def _laid(self) -> tuple[int, int]:
@@ -107,9 +107,7 @@ class VectorParts:
 
 def write_vectors(out: Path, adata: ad.AnnData, *, overwrite: bool) -> None:
     """Write vectors that are in memory."""
-    marker = marker_of(out)
-    new = new_directory(out, marker=marker, overwrite=overwrite) if marker else new_file(out, overwrite=overwrite)
-    with new as aside:
+    with _written_aside(out, overwrite=overwrite) as aside:
         _make_room(aside, adata.obs, adata.uns, adata.n_vars)
         _fill(aside, [adata.X])
 
@@ -125,14 +123,20 @@ def open_vectors(path: Path) -> ad.AnnData:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a copy of vectors on disk that replaces them when the block ends without an error."""
-    marker = marker_of(path)
-    new = new_directory(path, marker=marker, overwrite=True) if marker else new_file(path, overwrite=True)
-    with new as aside:
-        if marker:
+    with _written_aside(path, overwrite=True) as aside:
+        if path.is_dir():
             shutil.copytree(path, aside, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, aside)
         yield aside
+
+
+def _written_aside(path: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
+    """Yield another name for vectors that take `path` when they are complete."""
+    marker = marker_of(path)
+    if marker is None:
+        return new_file(path, overwrite=overwrite)
+    return new_directory(path, marker=marker, overwrite=overwrite)
 
 
 def add_obsm(path: Path, name: str, values: np.ndarray) -> None:

@@ -58,14 +58,9 @@ class Block(BertLayer):
         """
         attention = self.attention.self
         asking_TD, asking = (hidden_TD, cells) if read is None else (hidden_TD[read.tokens], read.cells)
-        query_THE, key_THE, value_THE = (
-            project(tokens_TD).unflatten(-1, (attention.num_attention_heads, -1))
-            for project, tokens_TD in (
-                (attention.query, asking_TD),
-                (attention.key, hidden_TD),
-                (attention.value, hidden_TD),
-            )
-        )
+        projected = attention.query(asking_TD), attention.key(hidden_TD), attention.value(hidden_TD)
+        by_head = (attention.num_attention_heads, -1)
+        query_THE, key_THE, value_THE = (rows_TD.unflatten(-1, by_head) for rows_TD in projected)
         if alike_T is not None:
             query_THE, key_THE, value_THE, asking_TD = (
                 rows.index_select(0, alike_T) for rows in (query_THE, key_THE, value_THE, asking_TD)

@@ -29,7 +29,7 @@ import pandas as pd
 from geneformer_repro.errors import DataFormatError, InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SAID_OTHERWISE = re.compile(
+_FULL_IN_WORDS = re.compile(
     rf"(os error|errno =|\[Errno) ({'|'.join(map(str, _FULL))})\b|No space left|quota exceeded|File too large"
     r"|PytorchStreamWriter failed|file write failed|unexpected pos",
     re.IGNORECASE,
@@ -147,7 +147,7 @@ def translated(path: Path) -> Iterator[None]:
 
 def _is_full(error: BaseException | None) -> bool:
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or _SAID_OTHERWISE.search(str(error)):
+        if getattr(error, "errno", None) in _FULL or _FULL_IN_WORDS.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -383,11 +383,11 @@ def misfit(value: Any, form: Any, name: str = "") -> str | None:
     """
     if isinstance(form, list):
         if not isinstance(value, list):
-            return _said(name, "a list", value)
+            return _misfit(name, "a list", value)
         return next((wrong for i, item in enumerate(value) if (wrong := misfit(item, form[0], f"{name}[{i}]"))), None)
     if isinstance(form, dict):
         if not isinstance(value, dict):
-            return _said(name, "an object", value)
+            return _misfit(name, "an object", value)
         if str in form:
             fields = dict.fromkeys(value, (form[str], False))
         else:
@@ -400,11 +400,13 @@ def misfit(value: Any, form: Any, name: str = "") -> str | None:
         return None
     taken = (int, float) if form is float else (form,)
     if not isinstance(value, taken) or (isinstance(value, bool) and form is not bool):
-        return _said(name, {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[form], value)
+        return _misfit(
+            name, {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[form], value
+        )
     return None
 
 
-def _said(name: str, expected: str, value: Any) -> str:
+def _misfit(name: str, expected: str, value: Any) -> str:
     return f"{name} should be {expected}, found {repr(value)[:60]}"
 
 

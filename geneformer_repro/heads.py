@@ -180,7 +180,9 @@ class _HeadedModel(BertPreTrainedModel):
         n = len(self.head.targets)
         self._smoothing = smoothing
         self._target_weights = tuple(targets or [1.0] * n)
-        self._class_weights = tuple(None if one is None else torch.tensor(one) for one in classes or [None] * n)
+        self._class_weights = tuple(
+            None if weights is None else torch.tensor(weights) for weights in classes or [None] * n
+        )
 
     def sum_of_losses(self, outputs_NK: Tensor, labels_NS: Tensor) -> Tensor:
         """Sum over cells (or genes) and targets; a missing label (NaN, or -100) adds nothing."""

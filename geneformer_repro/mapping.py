@@ -230,9 +230,8 @@ def _scores(
     scib: ModuleType, vectors: np.ndarray, batches: np.ndarray, labels: np.ndarray, seed: int
 ) -> dict[str, float]:
     # Leiden, not scib-metrics' k-means: that took 240 s for 2,000 cells × 2,000 genes on two cores, this 0.5 s.
-    distances, indices = (
-        NearestNeighbors(n_neighbors=_LISI_NEIGHBORS, algorithm="brute").fit(vectors).kneighbors(vectors)
-    )
+    search = NearestNeighbors(n_neighbors=_LISI_NEIGHBORS, algorithm="brute").fit(vectors)
+    distances, indices = search.kneighbors(vectors)
     near = scib.nearest_neighbors.NeighborsResults(indices=indices, distances=distances)
     nearest = near.subset_neighbors(_GRAPH_NEIGHBORS)
     return {
@@ -382,17 +381,11 @@ def scatter_figure(points: np.ndarray, labels: Sequence[str], *, axis_name: str 
     """
     figure, axes = new_axes(7.2, 4.4)
     names = pd.Series(list(labels), dtype="string").fillna("(none)")
+    size = max(3, min(14, 9000 / max(1, len(points))))
     for i, (name, n_cells) in enumerate(names.value_counts().items()):
-        at = points[(names == name).to_numpy()]
-        axes.scatter(
-            at[:, 0],
-            at[:, 1],
-            s=max(3, min(14, 9000 / len(points))),
-            color=CATEGORIES[i % len(CATEGORIES)],
-            alpha=0.85,
-            linewidths=0,
-            label=f"{name} ({n_cells})",
-        )
+        x, y = points[(names == name).to_numpy()].T
+        colour, label = CATEGORIES[i % len(CATEGORIES)], f"{name} ({n_cells})"
+        axes.scatter(x, y, s=size, color=colour, alpha=0.85, linewidths=0, label=label)
     axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
     return figure
@@ -525,7 +518,7 @@ def _raw_counts(counts: csr_matrix, n_cells: int) -> csr_matrix:
 def _require_made_alike(query: AnnData, reference: AnnData) -> None:
     of_query, of_reference = (adata.uns.get("geneformer_repro", {}) for adata in (query, reference))
     for what in _MADE_BY:
-        ours, theirs = (made.get(what) if isinstance(made, Mapping) else made for made in (of_query, of_reference))
+        ours, theirs = (facts.get(what) if isinstance(facts, Mapping) else facts for facts in (of_query, of_reference))
         if str(ours) != str(theirs):
             raise InputError(
                 f"Query and reference were embedded differently: {what} is {ours!r} of the query and {theirs!r} of the "

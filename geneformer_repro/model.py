@@ -10,7 +10,7 @@ Shapes: B cells, L positions, T real tokens of all cells, M masked ones, D hidde
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,21 +29,14 @@ _CHUNK = 512
 Size = Literal["tiny", "V1-10M", "V1-40M", "V2-104M", "V2-316M"]
 
 
-class _Shape(NamedTuple):
-    layers: int
-    hidden: int
-    heads: int
-    feed_forward: int
-    dropout: float
-
-
-_SIZES: Mapping[str, _Shape] = {
-    "tiny": _Shape(3, 64, 2, 128, 0.0),
-    "V1-10M": _Shape(6, 256, 4, 512, 0.02),
-    "V1-40M": _Shape(12, 512, 8, 1024, 0.02),
-    "V2-104M": _Shape(12, 768, 12, 3072, 0.1),
-    "V2-316M": _Shape(18, 1152, 18, 4608, 0.1),
+_SIZES: Mapping[str, tuple[int, int, int, int, float]] = {
+    "tiny": (3, 64, 2, 128, 0.0),
+    "V1-10M": (6, 256, 4, 512, 0.02),
+    "V1-40M": (12, 512, 8, 1024, 0.02),
+    "V2-104M": (12, 768, 12, 3072, 0.1),
+    "V2-316M": (18, 1152, 18, 4608, 0.1),
 }
+"""Blocks, width of a hidden state, heads of attention, width of the feed-forward layer, dropout."""
 assert set(_SIZES) == set(get_args(Size))
 
 
@@ -60,17 +53,17 @@ def bert_config(size: Size, vocabulary: Vocabulary) -> BertConfig:
     """
     if size not in _SIZES:
         raise InputError(f"There is no model size {size!r}. There are: {', '.join(map(repr, _SIZES))}.")
-    shape = _SIZES[size]
+    n_blocks, hidden_size, n_heads, feed_forward_size, dropout = _SIZES[size]
     return BertConfig(
         vocab_size=vocabulary.size,
         max_position_embeddings=vocabulary.max_length,
         pad_token_id=vocabulary.pad_token,
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.feed_forward,
-        hidden_dropout_prob=shape.dropout,
-        attention_probs_dropout_prob=shape.dropout,
+        num_hidden_layers=n_blocks,
+        hidden_size=hidden_size,
+        num_attention_heads=n_heads,
+        intermediate_size=feed_forward_size,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         hidden_act="relu",
         layer_norm_eps=1e-12,
         initializer_range=0.02,

@@ -52,15 +52,15 @@ class Bar(tqdm):
 
     def say(self, line: Callable[[], Mapping[str, Any]]) -> None:
         """Log this every half minute from now on."""
-        self._line, self._said = line, time.perf_counter()
+        self._line, self._logged_at = line, time.perf_counter()
 
     def update(self, n: float | None = 1) -> bool | None:
         """Count on."""
         shown = super().update(n)
         if self.disable and n:
             self.n += n  # tqdm does not count where it shows nothing
-        if self._line and not self.disable and time.perf_counter() - self._said > SECONDS_A_LINE:
-            self._said = time.perf_counter()
+        if self._line and not self.disable and time.perf_counter() - self._logged_at > SECONDS_A_LINE:
+            self._logged_at = time.perf_counter()
             with self.external_write_mode():
                 logger.info(json.dumps(self._line()))
         return shown

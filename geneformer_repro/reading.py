@@ -41,13 +41,26 @@ def part_limits() -> list[int]:
 
 
 def parts_of(lengths: np.ndarray) -> list[np.ndarray]:
-    """Cut cells into consecutive parts: row numbers of each."""
-    ends, parts, start = np.cumsum(lengths), [], 0
-    while start < len(lengths):
-        tokens_before = ends[start] - lengths[start]
-        fitting = int(np.searchsorted(ends, tokens_before + TOKENS_A_PART, side="right"))
-        stop = min(max(fitting, start + 1), start + CELLS_A_PART)
-        parts.append(np.arange(start, min(stop, len(lengths))))
+    """Cut cells that are read into consecutive parts: row numbers of each."""
+    return consecutive_parts(lengths, CELLS_A_PART, TOKENS_A_PART)
+
+
+def consecutive_parts(n_tokens: np.ndarray, most_cells: int, most_tokens: int) -> list[np.ndarray]:
+    """Cut cells into consecutive parts of bounded work: row numbers of each.
+
+    Parameters
+    ----------
+    n_tokens
+        Tokens to be read for each cell; a cell of more than fit is a part of its own.
+    most_cells, most_tokens
+        Of a part.
+    """
+    ends, parts, start = np.cumsum(n_tokens), [], 0
+    while start < len(n_tokens):
+        tokens_before = ends[start] - n_tokens[start]
+        fitting = int(np.searchsorted(ends, tokens_before + most_tokens, side="right"))
+        stop = min(max(fitting, start + 1), start + most_cells)
+        parts.append(np.arange(start, min(stop, len(n_tokens))))
         start = stop
     return parts
 
@@ -332,7 +345,10 @@ def sum_over_batches(
 
 
 def _shared(batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
-    """Yield this process's batches; one that has none left does another's for nothing: shards need all to take part."""
+    """Yield this process's batches, and whether they count.
+
+    A process that has none left computes another's once more: sharded weights need all processes in each forward pass.
+    """
     for first in range(0, len(batches), processes.count()):
         mine = first + processes.rank()
         yield batches[min(mine, len(batches) - 1)], mine < len(batches)

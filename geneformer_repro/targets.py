@@ -117,7 +117,9 @@ class Target(ABC):
         if wrong := misfit(fields, kinds[name].form):
             raise InputError(wrong)
         of_kind: Any = kinds[name]
-        target: Target = of_kind(**{key: tuple(one) if isinstance(one, list) else one for key, one in fields.items()})
+        target: Target = of_kind(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        )
         return target
 
 

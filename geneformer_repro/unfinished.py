@@ -286,17 +286,13 @@ def _refuse_foreign(folder: Path) -> None:
     if (folder / _PLAN).exists():
         return
     try:
-        inside = {path.name for path in folder.iterdir() if not _is_half_a_plan(path)}
+        inside = {path.name for path in folder.iterdir() if not path.name.startswith(f".{Path(_PLAN).stem}.tmp-")}
     except FileNotFoundError:
         return
     except NotADirectoryError:
         inside = {folder.name}
     if not inside <= {_LOCK} and not (folder / _PLAN).exists():  # which another call may just have written
         raise FileExistsError(f"{folder} is in the way and not unfinished work of this package; move it elsewhere.")
-
-
-def _is_half_a_plan(path: Path) -> bool:
-    return path.name.startswith(f".{Path(_PLAN).stem}.tmp-")
 
 
 def _holds_work(folder: Path) -> bool:

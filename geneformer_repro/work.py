@@ -6,7 +6,7 @@ from who does them: then one process, two, and a call that was killed and given 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,10 @@ class Work:
         self.out, self.folder, self.is_delivered = out, unfinished.work_folder(out), is_delivered
         self._held = held
 
-    @contextmanager
-    def result(self) -> Iterator[Path]:
+    def result(self) -> AbstractContextManager[Path]:
         """Yield, on the first process, a name for the result; what stands there at the end replaces the output."""
         assert self._held is not None, "the first process writes"
-        with self._held.result(self.out) as aside:
-            yield aside
+        return self._held.result(self.out)
 
     def deliver(self, aside: Path) -> None:
         """Rename, on the first process, a complete result to the output."""

@@ -106,9 +106,9 @@ def kept_by(inputs: Inputs, dropout: float, seed: int) -> list[np.ndarray]:
     torch.manual_seed(seed)
     kept = []
     for group in groups(inputs.queries, inputs.keys):
-        asked = any(inputs.queries.lengths[group.first : group.last])
+        asked = any(inputs.queries.lengths[group])
         drawn = int(torch.randint(2**62, ())) if asked else 0
-        for n, cell in enumerate(range(group.first, group.last)):
+        for n, cell in enumerate(range(group.start, group.stop)):
             shape = inputs.queries.lengths[cell], inputs.keys.lengths[cell]
             dropped = [dropped_pairs(drawn, n * HEADS + h, *shape, dropout) for h in range(HEADS)]
             kept.append(~np.stack(dropped))
@@ -143,7 +143,7 @@ class TestGroups:
     @given(lengths=lengths_of_cells)
     def test_every_cell_is_in_one_group_in_order(self, lengths):
         cells = Cells(lengths)
-        covered = [cell for group in groups(cells, cells) for cell in range(group.first, group.last)]
+        covered = [cell for group in groups(cells, cells) for cell in range(group.start, group.stop)]
         assert covered == list(range(len(lengths)))
 
     @quickly
@@ -151,13 +151,13 @@ class TestGroups:
     def test_cells_of_a_group_are_alike_or_short(self, pairs):
         n_queries, n_keys = zip(*pairs, strict=True)
         for group in groups(Cells(n_queries), Cells(n_keys)):
-            keys = n_keys[group.first : group.last]
+            keys = n_keys[group]
             if max(keys) > 48:
-                for lengths in (keys, n_queries[group.first : group.last]):
+                for lengths in (keys, n_queries[group]):
                     assert max(lengths) <= 1.1 * min(lengths)
 
     def test_cells_of_one_length_are_one_group(self):
-        assert list(groups(Cells([70] * 9), Cells([70] * 9))) == [(0, 9)]
+        assert list(groups(Cells([70] * 9), Cells([70] * 9))) == [slice(0, 9)]
 
     def test_there_is_no_padding_in_cells_of_one_length(self):
         assert Cells([70] * 9).padding() == 0
@@ -324,7 +324,8 @@ class TestDroppedPairs:
         def run(filling: float) -> list[np.ndarray]:
             filled = [one.masked_fill(~real_NL[:, None, :, None], filling).requires_grad_() for one in clean]
             torch.manual_seed(0)
-            context = attention._SparseDropout.apply(*filled, real_NL[:, None, None], n_tokens, n_tokens, 0.1)
+            pairs = attention._Dropped(n_tokens, n_tokens, 0.1)
+            context = attention._SparseDropout.apply(*filled, real_NL[:, None, None], pairs)
             gradients = torch.autograd.grad((context * weighting).sum(), filled)
             assert not any(gradient.transpose(1, 2)[~real_NL].any() for gradient in gradients)
             return [one.detach().transpose(1, 2)[real_NL].numpy() for one in (context, *gradients)]

@@ -7,6 +7,8 @@ from typing import Any
 from geneformer_repro.cli.inputs import COUNTS, add_count_options, new_command
 from geneformer_repro.errors import InputError
 
+_OF_BOTH = ("layer", "gene_ids", "workers", "ray", "overwrite")
+
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this module."""
@@ -71,6 +73,11 @@ def _add_tokenize(commands: Any) -> None:
     )
 
 
+def _options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that both commands have, and those named, as the functions call them too."""
+    return {name: getattr(arguments, name) for name in (*_OF_BOTH, *names)}
+
+
 def _vocabulary(arguments: argparse.Namespace) -> int:
     import geneformer_repro.unfinished as unfinished
     from geneformer_repro.files import refuse_existing
@@ -94,18 +101,8 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
         vocabulary.save(out, overwrite=arguments.overwrite)
     else:
         work = unfinished.work_folder(out)
-        vocabulary = Vocabulary.fit(
-            arguments.inputs,
-            series=arguments.series,
-            layer=arguments.layer,
-            gene_ids=arguments.gene_ids,
-            max_length=arguments.max_length,
-            exact=arguments.exact,
-            workers=arguments.workers,
-            ray=arguments.ray,
-            work=work,
-            overwrite=arguments.overwrite,
-        )
+        options = _options(arguments, "series", "max_length", "exact")
+        vocabulary = Vocabulary.fit(arguments.inputs, work=work, **options)
         vocabulary.save(out, overwrite=arguments.overwrite)
         status = int((work / FAILED).exists())
         unfinished.drop(work)
@@ -119,20 +116,8 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     from geneformer_repro.tokenizer.tokenize import tokenize
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-    cells = tokenize(
-        arguments.inputs,
-        Vocabulary.load(arguments.vocabulary),
-        out=arguments.out,
-        obs=arguments.obs,
-        layer=arguments.layer,
-        gene_ids=arguments.gene_ids,
-        orthologs=arguments.orthologs,
-        min_known_share=arguments.min_known_share,
-        cell_filter=load_config(CellFilter, overrides=arguments.filter),
-        uncropped=arguments.uncropped,
-        workers=arguments.workers,
-        ray=arguments.ray,
-        overwrite=arguments.overwrite,
-    )
+    vocabulary, cell_filter = Vocabulary.load(arguments.vocabulary), load_config(CellFilter, overrides=arguments.filter)
+    options = _options(arguments, "out", "obs", "orthologs", "min_known_share", "uncropped")
+    cells = tokenize(arguments.inputs, vocabulary, cell_filter=cell_filter, **options)
     print(cells.summary())
     return 1 if cells.spec["failed"] else 0

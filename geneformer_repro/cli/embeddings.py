@@ -105,14 +105,13 @@ def _embed(arguments: argparse.Namespace) -> None:
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.embedding import embed_states
-    from geneformer_repro.files import new_file, refuse_existing, write_table
+    from geneformer_repro.files import refuse_existing
 
     refuse_existing(out, overwrite=arguments.overwrite)
     options = {"layer": arguments.layer, "pooling": arguments.pooling, "statistic": arguments.statistic}
     table = embed_states(*open_both(arguments), arguments.states, **options)
     if processes.is_first():
-        with new_file(out, overwrite=arguments.overwrite) as aside:
-            write_table(table, aside)
+        _write_table(table, arguments)
         print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
 
 

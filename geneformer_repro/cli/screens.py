@@ -156,26 +156,26 @@ def _perturbation(arguments: argparse.Namespace) -> Any:
     from geneformer_repro.in_silico import perturbation
 
     kind = getattr(perturbation, _KINDS[arguments.kind])
-    given = {name: value for name in ("to", "quartiles") if (value := getattr(arguments, name)) is not None}
+    settings = {name: value for name in ("to", "quartiles") if (value := getattr(arguments, name)) is not None}
     options = {field.name for field in fields(kind)}
-    if wrong := sorted(set(given) - options):
+    if wrong := sorted(set(settings) - options):
         raise InputError(
             f"--{wrong[0]} does not fit --kind {arguments.kind}: --quartiles is for activate and inhibit, --to for "
             "shift."
         )
-    if "to" in options and not given:
+    if "to" in options and not settings:
         raise InputError("--kind shift moves genes to a place: give --to with numbers from 0 (front) to 1 (bottom).")
     genes = "each" if arguments.genes is None else _listed(arguments.genes)
-    return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **given)
+    return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **settings)
 
 
 def _goal(arguments: argparse.Namespace) -> Any:
     from geneformer_repro.in_silico.question import GoalState
 
-    given = (arguments.state, arguments.start, arguments.goal)
-    if all(given):
-        return GoalState(*given, alternatives=arguments.alternatives)
-    if any(given) or arguments.alternatives:
+    column_and_states = (arguments.state, arguments.start, arguments.goal)
+    if all(column_and_states):
+        return GoalState(*column_and_states, alternatives=arguments.alternatives)
+    if any(column_and_states) or arguments.alternatives:
         raise InputError("A goal needs --state, --start and --goal together.")
     return None
 
@@ -223,21 +223,18 @@ def _n_distinct(shifts: Any, column: str) -> int:
 
 def _agreement(metadata: Mapping[str, Any]) -> str:
     """Say how well first-order estimates agree with exact values, where both are known; else nothing."""
-    checked = metadata.get("first_order", {"spearman": {}})
-    ranges = [
-        f"{state} {of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
-        for state, of_cells in checked["spearman"].items()
-        if of_cells["median"] is not None
-    ]
+    from geneformer_repro.in_silico.shift_table import agreement_by_state
+
+    ranges = ", ".join(f"{state} {of_cells}" for state, of_cells in agreement_by_state(metadata).items())
     if not ranges:
         return ""
-    n_cells = len(checked["checked_cells"])
-    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {', '.join(ranges)}\n"
+    n_cells = len(metadata["first_order"]["checked_cells"])
+    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {ranges}\n"
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import new_file, refuse_existing, write_table
-    from geneformer_repro.in_silico.pictures import write_screen_report
+    from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -246,7 +243,8 @@ def _statistics(arguments: argparse.Namespace) -> None:
     if out.suffix != ".tsv":
         raise InputError(f"{out}: statistics are written as .tsv, with a .png and an .html of the same name beside it.")
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
-    for path in (out, picture, page) if drawn else (out,):
+    outputs = (out, picture, page) if drawn else (out,)
+    for path in outputs:
         refuse_existing(path, overwrite=arguments.overwrite)
     shifts = ShiftTable.open(arguments.shifts)
     table = shift_statistics(
@@ -257,13 +255,12 @@ def _statistics(arguments: argparse.Namespace) -> None:
         counts=arguments.counts,
     )
     with ExitStack() as together:  # whoever is killed leaves all of the files or none; the table comes into place last
-        aside = {
-            path: together.enter_context(new_file(path, overwrite=arguments.overwrite))
-            for path in ((out, picture, page) if drawn else (out,))
-        }
+        aside = {path: together.enter_context(new_file(path, overwrite=arguments.overwrite)) for path in outputs}
         write_table(table if table.index.name else table.set_index(table.columns[0]), aside[out])
         if drawn:
-            _draw_screen(shifts, table, aside[picture])
+            several_classes = "interaction" in table and "state" in table
+            figure = plot_screen(shifts, table, kind="ranked" if several_classes else None)
+            figure.savefig(aside[picture], dpi=150)
             write_screen_report(shifts, table, aside[page])
     _show_head(table)
     where = f", {picture} the picture, {page} what was done and what it shows" if drawn else ""
@@ -280,10 +277,3 @@ def _show_head(table: Any) -> None:
         print("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")
     if "explained_by_baselines" in table.attrs:
         print(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")
-
-
-def _draw_screen(shifts: Any, table: Any, picture: Path) -> None:
-    from geneformer_repro.in_silico.pictures import plot_screen
-
-    several_classes = "interaction" in table and "state" in table
-    plot_screen(shifts, table, kind="ranked" if several_classes else None).savefig(picture, dpi=150)

@@ -104,9 +104,14 @@ def merged_moments(of_blocks: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(
-    shifts: ShiftTable, columns: Sequence[str], *, whole_cells: bool = False, tell: bool = False
+    shifts: ShiftTable,
+    columns: Sequence[str],
+    *,
+    affected: bool = False,
+    whole_cells: bool = False,
+    tell: bool = False,
 ) -> Iterator[pd.DataFrame]:
-    """Yield blocks without the rows whose value is missing, as of a cell that has lost its only gene.
+    """Yield what happened to cells, block by block, without rows of no value, as of a cell that lost its only gene.
 
     Parameters
     ----------
@@ -114,6 +119,8 @@ def measured(
         Result of a screen.
     columns
         Those that are wanted, ``value`` among them.
+    affected
+        Yield the rows of affected genes as well.
     whole_cells
         Yield blocks that hold all rows of their cells.
     tell
@@ -125,7 +132,7 @@ def measured(
         A value is infinite, or none is known.
     """
     n_missing, n_known = 0, 0
-    for block in (blocks_of_whole_cells if whole_cells else ShiftTable.blocks)(shifts, columns):
+    for block in (blocks_of_whole_cells if whole_cells else ShiftTable.blocks)(shifts, [*{*columns, "affected"}]):
         value = block["value"].to_numpy()
         is_there = ~np.isnan(value)
         if np.isinf(value).any():
@@ -134,7 +141,8 @@ def measured(
                 "model gave them, or the table was changed: screen again, or leave these rows out."
             )
         n_missing, n_known = n_missing + int((~is_there).sum()), n_known + int(is_there.sum())
-        yield block if is_there.all() else block[is_there]
+        is_wanted = is_there if affected else is_there & block["affected"].isna()
+        yield block if is_wanted.all() else block[is_wanted]
     if n_missing and not n_known:
         raise InputError(f"All {n_missing} values of the screen are missing; there is nothing to test. Screen again.")
     if n_missing and tell:
@@ -145,7 +153,7 @@ def measured(
 
 
 def _first(shifts: ShiftTable, of_kind: Callable[[np.ndarray], np.ndarray]) -> str:
-    """Name the first row with a value of a kind, of which there is one."""
+    """Name the first row whose value is of a kind, such as infinite; there must be one."""
     for block in shifts.blocks(["cell", "perturbed", "value"]):
         rows = block[of_kind(block["value"].to_numpy())]
         if len(rows):

@@ -11,7 +11,7 @@ a variant touches.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,35 +25,14 @@ from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
 
-class Score(Protocol):
-    """Numbers of a cell, by state; what is reported is how much they change."""
-
-    @property
-    def first_only(self) -> bool:
-        """Whether the first token's state is all that is read."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """How many numbers."""
-        ...
-
-    @property
-    def sums_to_one(self) -> bool:
-        """Whether the numbers are shares, so that the changes of one follow from those of the others."""
-        ...
-
-    def __call__(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
-        """Return the numbers, (N, S), of cells whose tokens' hidden states and weights are given."""
-        ...
-
-
 @dataclass(frozen=True)
 class Nearness:
     """Cosine similarity of a cell's vector to that of each state."""
 
     states_SD: Tensor
     pooling: Pooling
+    sums_to_one: ClassVar[bool] = False
+    """Whether the numbers are shares, so that the changes of one follow from those of the others."""
 
     @property
     def first_only(self) -> bool:
@@ -65,13 +44,8 @@ class Nearness:
         """How many states."""
         return len(self.states_SD)
 
-    @property
-    def sums_to_one(self) -> bool:
-        """Similarities do not."""
-        return False
-
     def __call__(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
-        """Return the similarities, (N, S)."""
+        """Return the similarities, (N, S), of cells whose tokens' hidden states and weights are given."""
         return F.cosine_similarity(pool(hidden_TD, weight_T, cells, self.pooling)[:, None], self.states_SD, dim=-1)
 
 
@@ -98,23 +72,27 @@ class Prediction:
         return self.model.head.targets[self.target].sums_to_one
 
     def __call__(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
-        """Return the probabilities, (N, S), or the number, (N, 1)."""
+        """Return the probabilities, (N, S), or the number, (N, 1), likewise."""
         target = self.model.head.targets[self.target]
         output_NS = self.model.head.split(self.model.logits_of(hidden_TD, weight_T, cells))[self.target].float()
         return target.meaning(output_NS)
 
 
-class Job(NamedTuple):
+Score = Nearness | Prediction
+"""Numbers of a cell, by state; what is reported is how much they change."""
+
+
+class PerturbedCell(NamedTuple):
     """A cell and what is done to it."""
 
-    cell: np.ndarray
-    """Token ids."""
+    tokens: np.ndarray
+    """Token ids of the unchanged cell."""
     variants: Variants
 
 
 @dataclass
-class Found:
-    """What came of a job; N variants of S states."""
+class Outcome:
+    """What came of the variants of a cell; N variants of S states."""
 
     value_NS: np.ndarray
     """Change of the score; without a score, (N, 1), how similar the cell stayed to itself."""
@@ -127,7 +105,8 @@ class Found:
 class _Piece(NamedTuple):
     """Variants of a cell that have equally many genes; or the cell itself, as they are compared with it."""
 
-    job: int
+    cell: int
+    """Number of the cell."""
     cut_off: tuple[int, ...]
     """Places of genes that the variants lose at their end, and the cell they are compared with as well."""
     rows: np.ndarray | None
@@ -181,22 +160,22 @@ class Engine:
     affected: np.ndarray | None
     max_genes: int
 
-    def run(self, jobs: Sequence[Job], show: Callable[[int], object] = lambda n: None) -> list[Found]:
-        """Do jobs.
+    def run(self, cells: Sequence[PerturbedCell], show: Callable[[int], object] = lambda n: None) -> list[Outcome]:
+        """Run the model on cells and their variants.
 
         Parameters
         ----------
-        jobs
-            Cells and their variants.
+        cells
+            Cells and what is done to each.
         show
             Called with the number of variants of each batch that is done.
         """
-        work = _Work(self, jobs)
+        screening = _Screening(self, cells)
         with self.reader.reading():
-            for batch in work.batches():
-                work.do(batch)
+            for batch in screening.batches():
+                screening.do(batch)
                 show(sum(piece.n_cells for piece in batch if piece.rows is not None))
-        return work.found
+        return screening.outcomes
 
     @property
     def first_only(self) -> bool:
@@ -223,17 +202,15 @@ class Engine:
         return self.score(hidden_NLD.flatten(0, 1), weight_L.repeat(n_cells), Cells([n_read] * n_cells))
 
 
-class _Work:
-    """Jobs under way."""
+class _Screening:
+    """Cells whose variants are being run, and what has come of them so far."""
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
-        self._engine, self._jobs = engine, jobs
+    def __init__(self, engine: Engine, cells: Sequence[PerturbedCell]) -> None:
+        self._engine, self._cells = engine, cells
         width = engine.score.width if engine.score else 1
-        self.found = [
-            Found(np.full((len(job.variants), width), np.nan), np.full((len(job.variants), width), np.nan), {})
-            for job in jobs
-        ]
-        self._genes = [job.cell[engine.vocabulary.genes_of(job.cell) >= 0] for job in jobs]
+        shapes = [(len(cell.variants), width) for cell in cells]
+        self.outcomes = [Outcome(np.full(shape, np.nan), np.full(shape, np.nan), {}) for shape in shapes]
+        self._genes = [cell.tokens[engine.vocabulary.genes_of(cell.tokens) >= 0] for cell in cells]
         self._references: dict[tuple[int, tuple[int, ...]], _Reference] = {}
 
     def batches(self) -> Iterator[list[_Piece]]:
@@ -257,62 +234,62 @@ class _Work:
 
     def _pieces(self) -> Iterator[_Piece]:
         order = np.argsort([-len(genes) for genes in self._genes], kind="stable")
-        for job in order.tolist():
+        for cell in order.tolist():
             begun = set()
-            for cut_off, n_genes, rows in self._alike(job):
+            for cut_off, n_genes, rows in self._alike(cell):
                 if cut_off not in begun:
-                    yield _Piece(job, cut_off, None, len(self._genes[job]) - len(cut_off))
+                    yield _Piece(cell, cut_off, None, len(self._genes[cell]) - len(cut_off))
                 begun.add(cut_off)
-                yield _Piece(job, cut_off, rows, n_genes)
+                yield _Piece(cell, cut_off, rows, n_genes)
 
-    def _alike(self, job: int) -> Iterator[tuple[tuple[int, ...], int, np.ndarray]]:
+    def _alike(self, cell: int) -> Iterator[tuple[tuple[int, ...], int, np.ndarray]]:
         """Yield variants that have equally many genes and lose the same at the end."""
-        variants, max_genes = self._jobs[job].variants, self._engine.max_genes
+        variants, max_genes = self._cells[cell].variants, self._engine.max_genes
         fits = variants.n_genes_N <= max_genes
         for n_after in np.unique(variants.n_genes_N[fits]).tolist():
             yield (), n_after, np.flatnonzero(variants.n_genes_N == n_after)
         too_long = np.flatnonzero(~fits)
         if len(too_long):
-            cut_off_NK = pushed_out(variants.select(too_long), len(self._genes[job]), max_genes)
+            cut_off_NK = pushed_out(variants.select(too_long), len(self._genes[cell]), max_genes)
             alike, which = np.unique(cut_off_NK, axis=0, return_inverse=True)
             for i, cut_off in enumerate(alike.tolist()):
                 yield tuple(gene for gene in cut_off if gene != NONE), max_genes, too_long[which.ravel() == i]
 
     def do(self, batch: Sequence[_Piece]) -> None:
-        """Run a batch and keep what was asked for."""
+        """Run a batch and keep what is reported of it."""
         engine = self._engine
         sources = [self._source(piece) for piece in batch]
         ids = [engine.wrap(self._tokens(piece)[source]) for piece, source in zip(batch, sources, strict=True)]
-        lengths = [one.shape[1] for one in ids for _ in range(len(one))]
-        ids_T = torch.cat([one.flatten() for one in ids])
+        lengths = [ids_NL.shape[1] for ids_NL in ids for _ in range(len(ids_NL))]
+        ids_T = torch.cat([ids_NL.flatten() for ids_NL in ids])
         hidden_TD = engine.reader.hidden(ids_T, lengths, first_only=engine.first_only, alike=True)
-        n_read = [len(one) * (1 if engine.first_only else one.shape[1]) for one in ids]
+        n_read = [len(ids_NL) * (1 if engine.first_only else ids_NL.shape[1]) for ids_NL in ids]
         values = []
         for piece, source, hidden in zip(batch, sources, hidden_TD.split(n_read), strict=True):
             hidden_NLD = hidden.unflatten(0, (piece.n_cells, -1))
             if piece.rows is None:
-                self._references[piece.job, piece.cut_off] = self._reference(piece, source, hidden_NLD)
+                self._references[piece.cell, piece.cut_off] = self._reference(piece, source, hidden_NLD)
             else:
                 values.append(self._values(piece, source, hidden_NLD))
         self._keep([piece for piece in batch if piece.rows is not None], values)
-        last = batch[-1].job
-        self._references = {key: one for key, one in self._references.items() if key[0] == last}
+        last = batch[-1].cell
+        self._references = {key: reference for key, reference in self._references.items() if key[0] == last}
 
     def _tokens(self, piece: _Piece) -> Tensor:
         """Return the tokens that variants of a cell are made of: its genes, then those that are inserted."""
-        tokens = np.concatenate([self._genes[piece.job], self._jobs[piece.job].variants.inserted])
+        tokens = np.concatenate([self._genes[piece.cell], self._cells[piece.cell].variants.inserted])
         return torch.from_numpy(tokens).to(self._engine.reader.device)
 
     def _source(self, piece: _Piece) -> Tensor:
-        """Return of which of these tokens each variant is made, (N, G)."""
-        n_genes = len(self._genes[piece.job])
+        """Return the places among `_tokens` of the tokens that make each variant, (N, G)."""
+        n_genes = len(self._genes[piece.cell])
         if piece.rows is None:
-            kept = np.setdiff1d(np.arange(n_genes), piece.cut_off)
-            return torch.from_numpy(kept)[None].to(self._engine.reader.device)
-        variants = self._jobs[piece.job].variants
+            left = np.setdiff1d(np.arange(n_genes), piece.cut_off)
+            return torch.from_numpy(left)[None].to(self._engine.reader.device)
+        variants = self._cells[piece.cell].variants
         touched_NE, place_NE = (
-            torch.from_numpy(one[piece.rows]).to(self._engine.reader.device)
-            for one in (variants.touched_NE, variants.place_NE)
+            torch.from_numpy(of_all[piece.rows]).to(self._engine.reader.device)
+            for of_all in (variants.touched_NE, variants.place_NE)
         )
         return arrange(n_genes, len(variants.inserted), touched_NE, place_NE)[:, : piece.n_genes]
 
@@ -327,41 +304,41 @@ class _Work:
 
     def _values(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor) -> Tensor:
         """Return the values of some variants and, behind them, what they are the change of, (N, 2 S)."""
-        engine, reference = self._engine, self._references[piece.job, piece.cut_off]
-        stayed_NG = None
+        engine, reference = self._engine, self._references[piece.cell, piece.cut_off]
+        similarity_NG = None
         if reference.unit_WD is not None:
-            stayed_NG = self._stayed(piece, source, hidden_NLD, reference.unit_WD)
-        if engine.affected is not None and stayed_NG is not None:
-            self._keep_affected(piece, source, stayed_NG)
+            similarity_NG = self._similarities(piece, source, hidden_NLD, reference.unit_WD)
+        if engine.affected is not None and similarity_NG is not None:
+            self._keep_affected(piece, source, similarity_NG)
         if engine.score is not None and reference.score_S is not None:
             score_NS = engine.scores(hidden_NLD, piece.n_genes)
             return torch.cat([score_NS - reference.score_S, reference.score_S.expand_as(score_NS)], 1)
         if engine.pooling == "cls":
             value_N = F.cosine_similarity(hidden_NLD[:, 0], reference.first_D[None], dim=-1).clamp(-1, 1)
         else:
-            assert stayed_NG is not None
-            value_N = stayed_NG.nanmean(1)
+            assert similarity_NG is not None
+            value_N = similarity_NG.nanmean(1)
         return torch.stack([value_N, torch.full_like(value_N, torch.nan)], 1)
 
-    def _stayed(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor, unit_WD: Tensor) -> Tensor:
+    def _similarities(self, piece: _Piece, source: Tensor, hidden_NLD: Tensor, unit_WD: Tensor) -> Tensor:
         """Return how similar each gene's vector is to that in the unchanged cell; NaN for a gene that was perturbed."""
         margin = self._engine.margin
         gene_NGD = hidden_NLD[:, margin : margin + piece.n_genes]
-        stayed_NG = torch.linalg.vecdot(gene_NGD, unit_WD[source]) / torch.linalg.vector_norm(gene_NGD, dim=-1)
-        stayed_NG = stayed_NG.clamp(-1, 1)  # beyond which rounding takes it
-        place_NE = torch.from_numpy(self._jobs[piece.job].variants.place_NE[piece.rows]).to(source.device)
+        similarity_NG = torch.linalg.vecdot(gene_NGD, unit_WD[source]) / torch.linalg.vector_norm(gene_NGD, dim=-1)
+        similarity_NG = similarity_NG.clamp(-1, 1)  # beyond which rounding takes it
+        place_NE = torch.from_numpy(self._cells[piece.cell].variants.place_NE[piece.rows]).to(source.device)
         beyond = piece.n_genes
         place_NE = place_NE.masked_fill((place_NE < 0) | (place_NE >= beyond), beyond)
-        return F.pad(stayed_NG, (0, 1)).scatter(1, place_NE, torch.nan)[:, :beyond]
+        return F.pad(similarity_NG, (0, 1)).scatter(1, place_NE, torch.nan)[:, :beyond]
 
-    def _keep_affected(self, piece: _Piece, source: Tensor, stayed_NG: Tensor) -> None:
+    def _keep_affected(self, piece: _Piece, source: Tensor, similarity_NG: Tensor) -> None:
         assert self._engine.affected is not None
         assert piece.rows is not None
         tokens_NG = self._tokens(piece)[source].cpu().numpy()
-        stayed = stayed_NG.cpu().double().numpy()
-        wanted_NG = self._engine.affected[tokens_NG] & ~np.isnan(stayed)
-        for row, tokens, values, wanted in zip(piece.rows.tolist(), tokens_NG, stayed, wanted_NG, strict=True):
-            self.found[piece.job].affected[row] = tokens[wanted], values[wanted]
+        similarities = similarity_NG.cpu().double().numpy()
+        wanted_NG = self._engine.affected[tokens_NG] & ~np.isnan(similarities)
+        for row, tokens, values, wanted in zip(piece.rows.tolist(), tokens_NG, similarities, wanted_NG, strict=True):
+            self.outcomes[piece.cell].affected[row] = tokens[wanted], values[wanted]
 
     def _keep(self, pieces: Sequence[_Piece], values: Sequence[Tensor]) -> None:
         if not pieces:
@@ -369,8 +346,8 @@ class _Work:
         table = torch.cat(list(values)).cpu().double().numpy()  # the one wait for the device
         ends = np.cumsum([piece.n_cells for piece in pieces])
         for piece, part in zip(pieces, np.split(table, ends[:-1]), strict=True):
-            found = self.found[piece.job]
-            found.value_NS[piece.rows], found.before_NS[piece.rows] = np.split(part, 2, axis=1)
+            outcome = self.outcomes[piece.cell]
+            outcome.value_NS[piece.rows], outcome.before_NS[piece.rows] = np.split(part, 2, axis=1)
 
 
 def pushed_out(variants: Variants, n_genes: int, max_genes: int) -> np.ndarray:
@@ -414,18 +391,12 @@ def arrange(n_genes: int, n_inserted: int, touched_NE: Tensor, place_NE: Tensor)
     -------
     Which gene stands at each place, (N, `n_genes` + `n_inserted`); what lies beyond a variant's genes means nothing.
     """
-    width, n_touched = n_genes + n_inserted, touched_NE.shape[1]
-    gene_W = torch.arange(width, device=touched_NE.device)
-    beyond = torch.full_like(touched_NE, width)
-    untouched_NW = (gene_W < n_genes).repeat(len(touched_NE), 1)
-    untouched_NW = F.pad(untouched_NW, (0, 1)).scatter(1, torch.where(touched_NE < 0, beyond, touched_NE), False)
-    count_NW = untouched_NW[:, :width].cumsum(1) - 1
-    at_NW = count_NW.clone()
-    for i in range(n_touched):  # places ascend, so i moved genes stand before the i-th
-        before_N1 = torch.where(place_NE < 0, 2 * width, place_NE)[:, i : i + 1] - i
-        at_NW += before_N1 <= count_NW
-    at_NW = torch.where(untouched_NW[:, :width], at_NW, width)
-    order_NW = torch.zeros(len(touched_NE), width + 1, dtype=torch.int64, device=touched_NE.device)
-    order_NW.scatter_(1, at_NW, gene_W.expand_as(at_NW))
-    order_NW.scatter_(1, torch.where(place_NE < 0, beyond, place_NE), touched_NE)
-    return order_NW[:, :width]
+    width = n_genes + n_inserted
+    places_NE, genes_NE = (torch.where(of_variants < 0, width, of_variants) for of_variants in (place_NE, touched_NE))
+    none_NW = torch.zeros(len(touched_NE), width + 1, dtype=torch.uint8, device=touched_NE.device)
+    is_taken_NW = none_NW.scatter(1, places_NE, 1)[:, :width]
+    is_touched_NW = none_NW.scatter(1, genes_NE, 1)[:, :width]
+    is_touched_NW[:, n_genes:] = 1
+    free_first_NW, untouched_first_NW = (marked.argsort(dim=1, stable=True) for marked in (is_taken_NW, is_touched_NW))
+    order_NW = F.pad(torch.empty_like(free_first_NW).scatter_(1, free_first_NW, untouched_first_NW), (0, 1))
+    return order_NW.scatter(1, places_NE, touched_NE)[:, :width]

@@ -45,31 +45,20 @@ def volcano_figure(table: pd.DataFrame, *, effect_name: str, n_named: int = 12) 
     figure, axes = new_axes(7.0, 4.6)
     n_untested = int(table["p_value"].isna().sum())
     table = table.dropna(subset=["effect", "p_value"])
-    evidence = -np.log10(table["p_value"].clip(lower=1e-300))
-    significant = table["fdr"] < 0.05
+    effect, evidence = table["effect"].to_numpy(), -np.log10(table["p_value"].clip(lower=1e-300).to_numpy())
+    significant = (table["fdr"] < 0.05).to_numpy()
     for chosen, colour, label in (
         (~significant, "#c3c8d0", "FDR ≥ 0.05"),
-        (significant & (table["effect"] > 0), ORANGE, "FDR < 0.05, effect above 0"),
-        (significant & (table["effect"] <= 0), BLUE, "FDR < 0.05, effect below 0"),
+        (significant & (effect > 0), ORANGE, "FDR < 0.05, effect above 0"),
+        (significant & (effect <= 0), BLUE, "FDR < 0.05, effect below 0"),
     ):
         if chosen.any():
-            axes.scatter(
-                table["effect"][chosen],
-                evidence[chosen],
-                s=12,
-                color=colour,
-                linewidths=0,
-                label=f"{label} ({chosen.sum()})",
-            )
+            label = f"{label} ({chosen.sum()})"
+            axes.scatter(effect[chosen], evidence[chosen], s=12, color=colour, linewidths=0, label=label)
     if n_untested:
         axes.scatter([], [], s=12, facecolors="none", edgecolors=GREY, label=f"no p-value, not drawn ({n_untested})")
-    _name_points(
-        axes,
-        table["effect"].to_numpy(),
-        evidence.to_numpy(),
-        [_short(name, LONG_NAME // 2) for name in table["gene_name"]],
-        np.argsort(-evidence.to_numpy(), kind="stable")[:n_named].tolist(),
-    )
+    names = [_short(name, LONG_NAME // 2) for name in table["gene_name"]]
+    _name_points(axes, effect, evidence, names, np.argsort(-evidence, kind="stable")[:n_named].tolist())
     if table.empty:
         axes.text(0.5, 0.5, "no gene has a p-value", color=GREY, ha="center", transform=axes.transAxes)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -145,8 +134,8 @@ def ranked_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: int
 def _with_numbers(row: "pd.Series[Any]") -> str:
     """Name a gene with its numbers of cells and donors."""
     numbers = [(row.get(f"n_{what}"), what) for what in ("cells", "donors")]
-    said = [f"{int(n):,} {what if n != 1 else what[:-1]}" for n, what in numbers if n is not None and n > 0]
-    return _short(str(row["gene_name"])) + (f" ({', '.join(said)})" if said else "")
+    shown = [f"{int(n):,} {what if n != 1 else what[:-1]}" for n, what in numbers if n is not None and n > 0]
+    return _short(str(row["gene_name"])) + (f" ({', '.join(shown)})" if shown else "")
 
 
 def _short(name: str, longest: int = LONG_NAME) -> str:

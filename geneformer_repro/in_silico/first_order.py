@@ -24,48 +24,44 @@ import torch
 from torch import Tensor
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.in_silico.engine import Engine, Found, Job
+from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.perturbation import GONE, Variants
 from geneformer_repro.reading import Derivatives
 
 
-def first_order(engine: Engine, jobs: Sequence[Job], show: Callable[[int], object] = lambda n: None) -> list[Found]:
+def first_order(
+    engine: Engine, cells: Sequence[PerturbedCell], show: Callable[[int], object] = lambda n: None
+) -> list[Outcome]:
     """Estimate the change of the engine's score by each variant.
 
     Parameters
     ----------
     engine
         A model and its score.
-    jobs
+    cells
         Cells and their variants, each of one gene that the cell has.
     show
         Called with the number of variants of each batch that is done.
     """
-    estimates: dict[int, Found] = {}
-    for rows in engine.reader.batches_to_derive(np.array([len(job.cell) for job in jobs])):
-        batch = [jobs[row] for row in rows]
+    estimates: dict[int, Outcome] = {}
+    for rows in engine.reader.batches_to_derive(np.array([len(cell.tokens) for cell in cells])):
+        batch = [cells[row] for row in rows]
         estimates |= dict(zip(rows.tolist(), _of_batch(engine, batch), strict=True))
-        show(sum(len(job.variants) for job in batch))
-    return [estimates[i] for i in range(len(jobs))]
+        show(sum(len(cell.variants) for cell in batch))
+    return [estimates[i] for i in range(len(cells))]
 
 
-def _of_batch(engine: Engine, jobs: Sequence[Job]) -> Iterator[Found]:
-    lengths = [len(job.cell) for job in jobs]
-    ids_T = torch.from_numpy(np.concatenate([job.cell for job in jobs])).to(engine.reader.device)
+def _of_batch(engine: Engine, batch: Sequence[PerturbedCell]) -> Iterator[Outcome]:
+    lengths = [len(cell.tokens) for cell in batch]
+    ids_T = torch.from_numpy(np.concatenate([cell.tokens for cell in batch])).to(engine.reader.device)
     scores, position_PD = derivatives(engine, ids_T, lengths), engine.reader.position_embeddings(max(lengths))
-    changes = [
-        [
-            _changes(engine, job.variants, by_presence_L, by_embedded_LD, position_PD)
-            for job, by_presence_L, by_embedded_LD in zip(
-                jobs, by_presence_T.split(lengths), by_embedded_TD.split(lengths), strict=True
-            )
-        ]
-        for by_presence_T, by_embedded_TD in zip(scores.by_presence_ST, scores.by_embedded_STD, strict=True)
-    ]
     before_CS = scores.score_CS.cpu().double().numpy()
-    for of_states, before_S in zip(zip(*changes, strict=True), before_CS, strict=True):
-        value_NS = np.stack(of_states, axis=1)
-        yield Found(value_NS, np.broadcast_to(before_S, value_NS.shape), {})
+    of_cells = (of_tokens.split(lengths, dim=1) for of_tokens in (scores.by_presence_ST, scores.by_embedded_STD))
+    for cell, before_S, by_presence_SL, by_embedded_SLD in zip(batch, before_CS, *of_cells, strict=True):
+        of_states = zip(by_presence_SL, by_embedded_SLD, strict=True)
+        changes = [_changes(engine, cell.variants, *of_state, position_PD) for of_state in of_states]
+        value_NS = np.stack(changes, axis=1)
+        yield Outcome(value_NS, np.broadcast_to(before_S, value_NS.shape), {})
 
 
 def derivatives(engine: Engine, ids_T: Tensor, lengths: Sequence[int]) -> Derivatives:
@@ -97,7 +93,7 @@ def _changes(
     goes = np.where(gone, n_tokens - 1, goes)
     between_up = up[goes + 1] - up[np.minimum(was, goes) + 1]
     between_down = down[was] - down[np.minimum(was, goes)]
-    at, to = (torch.from_numpy(one).to(slope_LD.device) for one in (was, goes))
+    at, to = (torch.from_numpy(places).to(slope_LD.device) for places in (was, goes))
     own = torch.linalg.vecdot(slope_LD[at], position_LD[to] - position_LD[at]).cpu().double().numpy()
     own = np.where(gone, -by_presence_L.cpu().double().numpy()[was], own)
     return np.asarray(own + np.where(goes >= was, between_up, 0) + np.where(goes < was, between_down, 0))

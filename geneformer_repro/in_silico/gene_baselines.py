@@ -167,16 +167,16 @@ def _differential_expression(
         warnings.simplefilter("ignore", RuntimeWarning)  # a gene that is alike in all donors, or too few donors
         if len(both) >= 2:
             differences = (after.loc[both] - before.loc[both]).to_numpy()
-            p_value, error = ttest_1samp(differences, 0).pvalue, sem(differences)
-            return differences.mean(axis=0), np.where(error > _rounding(before, after), p_value, np.nan)
-        change = (after.mean() - before.mean()).to_numpy()
-        p_value = ttest_ind(after.to_numpy(), before.to_numpy(), equal_var=False).pvalue
-        error = np.hypot(sem(after.to_numpy()), sem(before.to_numpy()))
-        return change, np.where(error > _rounding(before, after), p_value, np.nan)
+            change, error = differences.mean(axis=0), sem(differences)
+            p_value = ttest_1samp(differences, 0).pvalue
+        else:
+            change, error = (after.mean() - before.mean()).to_numpy(), np.hypot(sem(after), sem(before))
+            p_value = ttest_ind(after, before, equal_var=False).pvalue
+    return change, np.where(error > _rounding(before, after), p_value, np.nan)
 
 
 def _rounding(before: pd.DataFrame, after: pd.DataFrame) -> float:
-    """Return how far the difference of two logarithms may be off: they are of quotients that four steps round."""
+    """Return how far rounding may take the difference of two logarithms: four operations round what each is of."""
     largest = max(np.abs(logged.to_numpy()).max(initial=0) for logged in (before, after))
     return float(np.finfo(float).eps * (4 / np.log(2) + largest))
 

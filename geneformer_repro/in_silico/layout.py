@@ -1,8 +1,8 @@
-"""From what the engine found to the rows of a `ShiftTable`."""
+"""From what came of the variants of cells to the rows of a `ShiftTable`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
-from geneformer_repro.in_silico.engine import Found, Job
+from geneformer_repro.in_silico.engine import Outcome, PerturbedCell
 from geneformer_repro.in_silico.shift_table import COLUMNS, ESTIMATE, as_frame
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -30,36 +30,40 @@ class Layout:
     """Other columns, a row a cell."""
 
     def table(
-        self, cells: np.ndarray, jobs: Sequence[Job], outcomes: Sequence[Found], is_exact: np.ndarray | None = None
+        self,
+        cells: np.ndarray,
+        perturbed: Sequence[PerturbedCell],
+        outcomes: Sequence[Outcome],
+        is_exact: np.ndarray | None = None,
     ) -> pa.Table:
         """Lay out the rows of some cells: of each variant its states, then the genes it affects.
 
         Parameters
         ----------
         cells
-            Number of each job's cell.
-        jobs, outcomes
-            What was done, and what came of it.
+            Number of each cell among those of the screen.
+        perturbed, outcomes
+            What was done to each, and what came of it.
         is_exact
-            Of each variant of all jobs, whether its value is; None: all are.
+            Of each variant of all cells, whether its value is; None: all are.
         """
-        rows = _Rows.of(outcomes)
-        variants = [job.variants for job in jobs]
-        job = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows.variant]
-        cell = cells[job]
+        rows = {name: column.to_numpy() for name, column in _rows(outcomes).items()}
+        variants = [cell.variants for cell in perturbed]
+        place = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows["variant"]]
+        cell = cells[place]
         rank, dose = (np.concatenate([getattr(of_cell, of) for of_cell in variants]) for of in ("rank_N", "dose_N"))
-        rank, dose = rank[rows.variant], dose[rows.variant]
-        exact = np.ones(len(cell), dtype=bool) if is_exact is None else is_exact[rows.variant]
+        rank, dose = rank[rows["variant"]], dose[rows["variant"]]
+        exact = np.ones(len(cell), dtype=bool) if is_exact is None else is_exact[rows["variant"]]
         columns = [
-            _taken(self.cells[cells], job),
-            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors[cells], job),
-            _taken(self._names([tokens for of_cell in variants for tokens in of_cell.perturbed]), rows.variant),
-            self._affected(rows.affected),
-            _taken(self.states, rows.state),
+            _taken(self.cells[cells], place),
+            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors[cells], place),
+            _taken(self._names([tokens for of_cell in variants for tokens in of_cell.perturbed]), rows["variant"]),
+            self._affected(rows["affected"]),
+            _taken(self.states, rows["state"]),
             pa.array(dose, mask=np.isnan(dose)),
             pa.array(rank, pa.int32(), mask=rank < 0),
-            pa.array(rows.value),
-            pa.array(rows.before, mask=np.isnan(rows.before)),
+            pa.array(rows["value"]),
+            pa.array(rows["before"], mask=np.isnan(rows["before"])),
             pa.array(exact),
         ]
         of_all = pa.Schema.from_pandas(self.obs, preserve_index=False)  # some cells may know less of a column's type
@@ -76,8 +80,8 @@ class Layout:
         gene, ids = iter(self.vocabulary.genes_of(flat).tolist()), self.vocabulary.gene_ids
         return ["+".join([ids[next(gene)] for _ in tokens]) for tokens in perturbed]
 
-    def learned(self, tables: Iterable[pa.Table], checked: np.ndarray) -> dict[str, Any]:
-        """Return what is known once all rows are there.
+    def metadata_of(self, tables: Iterable[pa.Table], checked: np.ndarray) -> dict[str, Any]:
+        """Return the metadata that need all rows: names of genes, and how well estimates agree with exact values.
 
         Parameters
         ----------
@@ -95,52 +99,41 @@ class Layout:
             if len(checked):
                 of_checked.append(table.filter(pc.is_in(table["cell"], pa.array(self.cells[checked]))))
         name_of, position = self.vocabulary.gene_names, self.vocabulary.position
-        learned = {"gene_names": {gene: name_of[position[gene]] for gene in sorted(genes)}}
-        return learned | ({"first_order": _agreement(as_frame(pa.concat_tables(of_checked)))} if of_checked else {})
+        metadata = {"gene_names": {gene: name_of[position[gene]] for gene in sorted(genes)}}
+        return metadata | ({"first_order": _agreement(as_frame(pa.concat_tables(of_checked)))} if of_checked else {})
 
 
 def _taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray) -> pa.Array:
     return pa.array(list(values), pa.string()).take(pa.array(rows))
 
 
-class _Rows(NamedTuple):
-    """Rows of some cells."""
+def _rows(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Lay out rows, variant by variant.
 
-    variant: np.ndarray
-    """Which variant of all, (R,)."""
-    state: np.ndarray
-    """Which state; 0 where there are none, and of an affected gene."""
-    affected: np.ndarray
-    """Token of the affected gene; -1 of a row about the cell."""
-    value: np.ndarray
-    before: np.ndarray
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Found]) -> "_Rows":
-        """Lay out rows, variant by variant."""
-        value_VS, before_VS = (
-            np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("value_NS", "before_NS")
-        )
-        variant, state = np.divmod(np.arange(value_VS.size), value_VS.shape[1])
-        rows = cls(variant, state, np.full(value_VS.size, -1), value_VS.ravel(), before_VS.ravel())
-        if not any(outcome.affected for outcome in outcomes):
-            return rows
-        starts = np.cumsum([0, *[len(outcome.value_NS) for outcome in outcomes]])
-        about = [
-            (start + i, *pair)
-            for outcome, start in zip(outcomes, starts, strict=False)
-            for i, pair in outcome.affected.items()
-        ]
-        of_variant = np.concatenate([np.full(len(tokens), i) for i, tokens, _ in about])
-        tokens = np.concatenate([tokens for _, tokens, _ in about])
-        values = np.concatenate([values for _, _, values in about])
-        none = np.full(len(values), np.nan)
-        both = [
-            np.concatenate(pair)
-            for pair in zip(rows, (of_variant, np.zeros_like(of_variant), tokens, values, none), strict=True)
-        ]
-        order = np.argsort(both[0], kind="stable")
-        return cls(*[column[order] for column in both])
+    Returns
+    -------
+    ``variant``: which one of all; ``state``: which one, 0 where there are none, and of an affected gene; ``affected``:
+    token of the affected gene, -1 of a row about the cell; ``value`` and ``before``.
+    """
+    value_VS, before_VS = (
+        np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("value_NS", "before_NS")
+    )
+    variant, state = np.divmod(np.arange(value_VS.size), value_VS.shape[1])
+    about_cells = {"variant": variant, "state": state, "value": value_VS.ravel(), "before": before_VS.ravel()}
+    rows = pd.DataFrame(about_cells).assign(affected=-1)
+    if not any(outcome.affected for outcome in outcomes):
+        return rows
+    starts = np.cumsum([0, *[len(outcome.value_NS) for outcome in outcomes]])
+    of_variants = [
+        (start + i, *pair)
+        for outcome, start in zip(outcomes, starts, strict=False)
+        for i, pair in outcome.affected.items()
+    ]
+    variants, tokens, values = zip(*of_variants, strict=True)
+    about_genes = {"affected": np.concatenate(tokens), "value": np.concatenate(values)}
+    variant = np.repeat(variants, [len(of_variant) for of_variant in tokens])
+    of_genes = pd.DataFrame(about_genes).assign(variant=variant, state=0)
+    return pd.concat([rows, of_genes]).sort_values("variant", kind="stable")
 
 
 def _agreement(checked: pd.DataFrame) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Variants(NamedTuple):
         return len(self.perturbed)
 
     def select(self, rows: np.ndarray) -> "Variants":
-        """Return some of them, in this order."""
+        """Return the variants of these rows, in this order."""
         return Variants(
             [self.perturbed[row] for row in rows],
             self.rank_N[rows],
@@ -485,7 +485,7 @@ class RankShift(Perturbation):
     def _check(self) -> None:
         super()._check()
         places = tuple(self.to) if isinstance(self.to, Iterable) else (self.to,)
-        if not places or not all(isinstance(one, Real) and 0 <= one <= 1 for one in places):
+        if not places or not all(isinstance(place, Real) and 0 <= place <= 1 for place in places):
             raise InputError(f"to must be a number from 0 (front) to 1 (bottom), or several, found {self.to!r}.")
         if len(set(places)) < len(places):
             raise InputError(f"to names a place twice: {list(places)}.")
@@ -592,8 +592,8 @@ def middle_of_quartile(quartile: np.ndarray, n_genes: int) -> np.ndarray:
     return (first + end - 1) // 2
 
 
-class Plan:
-    """A perturbation in terms of tokens: which versions there are of a cell.
+class Edits:
+    """What a perturbation does to the tokens of cells: which variants there are of a cell.
 
     Parameters
     ----------
@@ -659,13 +659,13 @@ class Plan:
         cell
             Its token ids; not needed where no gene is named.
         """
-        there = set() if cell is None else set(cell.tolist())
-        expressed = [[self._token[gene] in there for gene in step.named] for step in self._steps]
-        if isinstance(self._perturbation, Composed):
-            return int(_is_possible(self._steps, expressed, n_genes))
-        (step,), (of_step,) = self._steps, expressed
+        tokens = set() if cell is None else set(cell.tolist())
+        expressed = [[self._token[gene] in tokens for gene in step.named] for step in self._steps]
+        step, n_doses = self._steps[0], max(1, len(self._steps[0].doses))
+        if step.combine == "together":  # as all steps of a composed one
+            return int(_is_possible(self._steps, expressed, n_genes)) * n_doses
         n_front = int(step.inserts and self.is_of_each)
-        return (_n_sets(step, of_step, n_genes) - n_front * (n_genes > 1)) * max(1, len(step.doses))
+        return (_n_sets(step, expressed[0], n_genes) - n_front * (n_genes > 1)) * n_doses
 
     def _of_one(self, step: Perturbation, genes: np.ndarray) -> Variants:
         candidates, rank = self._candidates(step, genes)
@@ -704,7 +704,7 @@ class Plan:
         for step in self._steps:
             of_step = self._of_one(step, np.array([extended[i] for i in now], dtype=np.int64))
             if not len(of_step):
-                return _no_variants()
+                return of_step
             names = [*now, *range(len(extended), len(extended) + len(of_step.inserted))]
             extended += of_step.inserted.tolist()
             now = [names[i] for i in of_step.order(0, len(now))]
@@ -712,9 +712,8 @@ class Plan:
         touched = [extended.index(token) for token in tokens]
         places = {i: now.index(i) if i in now else GONE for i in touched}
         order = sorted(touched, key=lambda i: (places[i] == GONE, places[i]))
-        if set(range(len(genes))) <= set(touched):
-            return _no_variants()
-        return Variants(
+        leaves_a_gene = not set(range(len(genes))) <= set(touched)
+        variants = Variants(
             [tokens],
             np.array([NONE]),
             np.array([np.nan]),
@@ -723,11 +722,7 @@ class Plan:
             np.array(extended[len(genes) :], dtype=np.int64),
             np.array([len(now)]),
         )
-
-
-def _no_variants() -> Variants:
-    empty = np.zeros(0, dtype=np.int64)
-    return Variants([], empty, np.zeros(0), empty.reshape(0, 1), empty.reshape(0, 1), empty, empty)
+        return variants.select(np.flatnonzero([leaves_a_gene]))
 
 
 def _is_possible(steps: Sequence[Perturbation], expressed: Sequence[Sequence[bool]], n_genes: int) -> bool:
@@ -752,13 +747,11 @@ def _is_possible(steps: Sequence[Perturbation], expressed: Sequence[Sequence[boo
 
 
 def _n_sets(step: Perturbation, expressed: Sequence[bool], n_genes: int) -> int:
-    """Return how many sets of genes of a cell are perturbed: those that leave another gene of it.
+    """Return how many single genes or pairs of a cell are perturbed: those that leave another gene of it.
 
     A set that is all of one sort (expressed, absent) is counted by how many there are of the sort.
     """
     n_expressed, n_absent = sum(expressed), len(expressed) - sum(expressed) if step.inserts else 0
-    if step.combine == "together":
-        return int((step.inserts or all(expressed)) and n_genes > n_expressed)
     if step.genes == EACH:
         n_expressed = n_genes
     n_single = n_expressed * (n_genes > 1) + n_absent * (n_genes > 0)
@@ -777,15 +770,15 @@ def _n_sets(step: Perturbation, expressed: Sequence[bool], n_genes: int) -> int:
 
 def _sets(step: Perturbation, rank: np.ndarray) -> np.ndarray:
     """Return which candidates are perturbed together, a row a set, filled with -1."""
-    there = np.arange(len(rank)) if step.inserts else np.flatnonzero(rank >= 0)
+    fitting = np.arange(len(rank)) if step.inserts else np.flatnonzero(rank >= 0)
     if step.combine == "together":
-        return np.arange(len(rank))[None] if len(there) == len(rank) else np.zeros((0, 1), dtype=np.int64)
+        return np.arange(len(rank))[None] if len(fitting) == len(rank) else np.zeros((0, 1), dtype=np.int64)
     if step.combine == "singly":
-        return there[:, None]
-    if step.anchor is not None and (not len(there) or there[0] != 0):
+        return fitting[:, None]
+    if step.anchor is not None and (not len(fitting) or fitting[0] != 0):
         return np.zeros((0, 1), dtype=np.int64)
-    pairs = [(0, i) for i in there[1:]] if step.anchor is not None else list(combinations(there, 2))
-    return np.array([*((i, NONE) for i in there), *pairs], dtype=np.int64).reshape(-1, 2)
+    pairs = [(0, i) for i in fitting[1:]] if step.anchor is not None else list(combinations(fitting, 2))
+    return np.array([*((i, NONE) for i in fitting), *pairs], dtype=np.int64).reshape(-1, 2)
 
 
 def _settle(
@@ -795,7 +788,7 @@ def _settle(
     stays_NE = place_NE != GONE
     n_genes_N = n_genes + (stays_NE & (rank_NE == NONE)).sum(1) - (~stays_NE & (rank_NE != NONE)).sum(1)
     order = np.lexsort((rank_NE, np.where(stays_NE, place_NE, _FAR)), axis=1)
-    touched_NE, place_NE, stays_NE = (np.take_along_axis(one, order, 1) for one in (touched_NE, place_NE, stays_NE))
+    touched_NE, place_NE, stays_NE = (np.take_along_axis(of, order, 1) for of in (touched_NE, place_NE, stays_NE))
     n_staying_N1 = stays_NE.sum(1, keepdims=True)
     for i in range(1, place_NE.shape[1]):
         place_NE[:, i] = np.maximum(place_NE[:, i], place_NE[:, i - 1] + 1)

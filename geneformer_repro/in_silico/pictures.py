@@ -23,7 +23,7 @@ from geneformer_repro.in_silico.figures import (
     strongest,
     volcano_figure,
 )
-from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable
+from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable, agreement_by_state
 from geneformer_repro.in_silico.statistics import shift_statistics
 from geneformer_repro.report import Section, write_report
 
@@ -245,8 +245,8 @@ def _dose_picture(shifts: ShiftTable, statistics: pd.DataFrame | None) -> "Figur
     curves = _curves(shifts)
     order = _strongest_first(curves, neutral=float(shifts.measure == SIMILARITY))
     if statistics is not None:
-        given = statistics.index.unique().tolist()
-        order = [*(gene for gene in given if gene in set(order)), *(gene for gene in order if gene not in set(given))]
+        tested = statistics.index.unique().tolist()
+        order = [*(gene for gene in tested if gene in set(order)), *(gene for gene in order if gene not in set(tested))]
     if "low" not in curves:
         intervals = _intervals(_means(shifts, "cell", genes=order[:N_NAMED])).drop(columns="value").reset_index()
         curves = curves.merge(intervals, on=_CURVE, how="left")
@@ -449,12 +449,7 @@ def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
 
 
 def _first_order(shifts: ShiftTable) -> Section:
-    checked: Mapping[str, Mapping[str, float | None]] = (shifts.metadata.get("first_order") or {}).get("spearman") or {}
-    measured = [
-        f"{state}: median {of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
-        for state, of_cells in checked.items()
-        if of_cells["median"] is not None
-    ]
+    measured = [f"{state}: median {of_cells}" for state, of_cells in agreement_by_state(shifts.metadata).items()]
     agreement = "Spearman correlation with exact values within a cell: " + "; ".join(measured) + "."
     return Section(
         "Estimated values",
@@ -489,12 +484,12 @@ def _done(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
         "method": metadata.get("method"),
         "checkpoint": metadata.get("checkpoint"),
     }
-    said = {name: str(value) for name, value in done.items() if value is not None}
+    facts = {name: str(value) for name, value in done.items() if value is not None}
     return Section(
         "What was done",
         "The screen, as it was run.",
         "Whether the question was right for this model: that takes known genes, perturbed in real cells.",
-        table=pd.DataFrame({"in this screen": pd.Series(said, dtype=object)}).rename_axis("what"),
+        table=pd.DataFrame({"in this screen": pd.Series(facts, dtype=object)}).rename_axis("what"),
     )
 
 

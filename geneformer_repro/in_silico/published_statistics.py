@@ -99,7 +99,7 @@ def goal_state(shifts: ShiftTable) -> pd.DataFrame:
     columns = tested[goal["goal"]]
     for state in goal["alternatives"]:
         columns = columns.join(tested[state].drop(columns="n_cells").add_suffix(f"_to_{state}"))
-    return _named(_significant_first(columns, "effect"), shifts)
+    return named(_significant_first(columns, "effect"), shifts)
 
 
 def vs_all(shifts: ShiftTable) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def vs_all(shifts: ShiftTable) -> pd.DataFrame:
     _require_goal(shifts, "vs_all", wanted=False)
     counted = _counted_genes(shifts)
     columns = _against_all(shifts, counted, _the_state(counted, shifts), less_mean=True)
-    return _named(columns.sort_values(["fdr", "effect"], kind="stable"), shifts)
+    return named(columns.sort_values(["fdr", "effect"], kind="stable"), shifts)
 
 
 def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def vs_null(shifts: ShiftTable, null: ShiftTable) -> pd.DataFrame:
     columns["p_value"] = _where_it_spreads(p_value, spreads, "genes")
     columns["fdr"] = false_discovery_rate(columns["p_value"])
     columns = columns.assign(n_cells=of_gene["n_cells"], n_cells_null=n_null)
-    return _named(_significant_first(columns, "difference"), shifts)
+    return named(_significant_first(columns, "difference"), shifts)
 
 
 def _require_measured_alike(screen: Mapping[str, Any], null: Mapping[str, Any]) -> None:
@@ -368,7 +368,7 @@ def mixture(shifts: ShiftTable) -> pd.DataFrame:
     columns.insert(1, "impact", _has_impact(fitted, columns["effect"]))
     n_with = added((_n_with_impact(fitted, rows) for rows in _rows_in(shifts)), totals)
     columns.insert(2, "share_of_cells", n_with["value"] / columns["n_cells"])
-    return _named(columns.sort_values(["impact", "effect"], ascending=[False, True], kind="stable"), shifts)
+    return named(columns.sort_values(["impact", "effect"], ascending=[False, True], kind="stable"), shifts)
 
 
 def _n_with_impact(fitted: GaussianMixture, rows: pd.DataFrame) -> pd.DataFrame:
@@ -409,8 +409,9 @@ def aggregate(shifts: ShiftTable) -> pd.DataFrame:
             "aggregate lists the values of named genes; this screen perturbed each gene. Its rows are shifts.table; "
             "for a row a gene use another method, for one gene screen with genes=[…]."
         )
-    blocks = measured(shifts, [*_OF_A_CELL, "affected"], tell=True)
-    rows = pd.concat([_of_cells(block).astype(dict.fromkeys(_TEXT, object)) for block in blocks], ignore_index=True)
+    blocks = measured(shifts, _OF_A_CELL, tell=True)
+    of_cells = (block[_OF_A_CELL].astype(dict.fromkeys(_TEXT, object)) for block in blocks)
+    rows = pd.concat(of_cells, ignore_index=True)
     rows.insert(1, "gene_name", _names(rows["perturbed"], shifts))
     return rows
 
@@ -447,9 +448,8 @@ def gene_shifts(shifts: ShiftTable) -> pd.DataFrame:
     ids, names = genes.names_and(None), states.names_and(None)
     columns["perturbed"], columns["affected"] = ids[columns["perturbed"]], ids[columns["affected"]]
     columns["state"] = names[columns["state"]]
-    columns = columns.sort_values(["perturbed", "affected", "state"], na_position="first", ignore_index=True)
-    columns = columns.assign(_of_gene=columns["affected"].notna())
-    columns = columns.sort_values(["_of_gene", "mean"], kind="stable", ignore_index=True)
+    order = ["_of_gene", "mean", "perturbed", "affected", "state"]
+    columns = columns.assign(_of_gene=~of_cell).sort_values(order, na_position="first", ignore_index=True)
     columns["gene_name"] = _names(columns["perturbed"], shifts)
     columns["affected_name"] = _names(columns["affected"], shifts)
     columns["sd"] = np.sqrt(columns["squares"] / columns["n"])
@@ -463,7 +463,7 @@ def _moments(shifts: ShiftTable, genes: Names, states: Names) -> pd.DataFrame:
     doses: set[float] = set()
 
     def of_blocks() -> Iterator[pd.DataFrame]:
-        for block in measured(shifts, ["perturbed", "affected", "state", "dose", "value"], tell=True):
+        for block in measured(shifts, ["perturbed", "affected", "state", "dose", "value"], affected=True, tell=True):
             doses.update(block["dose"].dropna().unique())
             keys = [genes.numbers(block["perturbed"]), genes.numbers(block["affected"]), states.numbers(block["state"])]
             yield moments(block["value"], keys).rename_axis(["perturbed", "affected", "state"])
@@ -558,7 +558,7 @@ def _effects_of_pairs(shifts: ShiftTable) -> pd.DataFrame:
 
 
 class _NamesOfPairs(NamedTuple):
-    """Numbers of names, and what is met on the way."""
+    """Numbers of the names in rows, and what a pass over the rows gathers."""
 
     genes: Names
     states: Names
@@ -580,8 +580,7 @@ def _interactions(shifts: ShiftTable, names: _NamesOfPairs) -> Iterator[pd.DataF
     doses: set[float] = set()
     anchored = shifts.metadata["perturbation"].get("anchor") is not None
     unmoved = 1.0 if shifts.measure == SIMILARITY else 0.0
-    for block in measured(shifts, [*_OF_A_CELL, "affected", "before"], whole_cells=True, tell=True):
-        rows = _of_cells(block)
+    for rows in measured(shifts, [*_OF_A_CELL, "before"], whole_cells=True, tell=True):
         names.rounding.append(rounding_error(rows))
         doses.update(rows["dose"].dropna().unique())
         _require_one_dose(doses)
@@ -711,9 +710,7 @@ def _counted(shifts: ShiftTable) -> _Counted:
     doses, rounding = set[float](), [0.0]
 
     def of_blocks() -> Iterator[pd.DataFrame]:
-        read = ["perturbed", "affected", "state", "dose", "value", "before"]
-        for block in measured(shifts, read, tell=True):
-            rows = _of_cells(block)
+        for rows in measured(shifts, ["perturbed", "state", "dose", "value", "before"], tell=True):
             rounding.append(rounding_error(rows))
             doses.update(rows["dose"].dropna().unique())
             keys = [states.numbers(rows["state"]), genes.numbers(rows["perturbed"])]
@@ -746,15 +743,9 @@ def _counted_genes(shifts: ShiftTable) -> _Counted:
     return counted
 
 
-def _of_cells(block: pd.DataFrame) -> pd.DataFrame:
-    """Return what happened to cells themselves, without the rows of affected genes."""
-    return block[block["affected"].isna()].drop(columns="affected")
-
-
 def _rows_in(shifts: ShiftTable, state: str | None = None) -> Iterator[pd.DataFrame]:
     """Yield ``perturbed`` and ``value`` of the rows about cells in a state, or in all."""
-    for block in measured(shifts, ["perturbed", "affected", "state", "value"]):
-        rows = _of_cells(block)
+    for rows in measured(shifts, ["perturbed", "state", "value"]):
         if state is not None:
             rows = rows[rows["state"].isna() if state == _NULL else rows["state"] == state]
         yield rows[["perturbed", "value"]]
@@ -805,6 +796,7 @@ def _names(perturbed: pd.Series, shifts: ShiftTable) -> pd.Series:
     return perturbed.map({label: "+".join(names.get(gene) or gene for gene in label.split("+")) for label in labels})
 
 
-def _named(columns: pd.DataFrame, shifts: ShiftTable) -> pd.DataFrame:
+def named(columns: pd.DataFrame, shifts: ShiftTable) -> pd.DataFrame:
+    """Insert the names of genes as the first column, and call the index ``gene_id``."""
     columns.insert(0, "gene_name", _names(columns.index.to_series(), shifts))
     return columns.rename_axis("gene_id")

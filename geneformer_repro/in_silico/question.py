@@ -16,7 +16,7 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import CellClassifier, Pooling, require_poolable
 from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
 from geneformer_repro.in_silico.layout import Layout
-from geneformer_repro.in_silico.perturbation import EACH, Plan
+from geneformer_repro.in_silico.perturbation import EACH, Edits
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 
@@ -93,29 +93,37 @@ class GoalState:
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be measured, and how."""
+    """What is measured of a model and its cells, and how: arguments of `perturb`."""
 
+    checkpoint: Checkpoint
+    cells: TokenizedDataset
     goal: GoalState | None
     target: str | None
     affected: Literal["each"] | Sequence[str] | None
+    layer: int | None
+    pooling: Pooling | None
     method: Method
     refine: int
     donor: str | None
     obs: Sequence[str]
 
-    def check(
-        self, checkpoint: Checkpoint, cells: TokenizedDataset, layer: int | None, pooling: Pooling | None
-    ) -> None:
-        """Refuse what contradicts itself or the inputs."""
+    @property
+    def layer_read(self) -> int:
+        """The layer that is read: `layer`, or its default."""
+        return 0 if self.target else -1 if self.layer is None else self.layer
+
+    @property
+    def pooling_read(self) -> Pooling:
+        """How a cell is represented, unless by a classifier: `pooling`, or its default."""
+        return self.pooling or ("cls" if self.cells.vocabulary.has_cls else "mean")
+
+    def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise InputError(f"method must be 'exact' or 'first_order', found {self.method!r}.")
         if self.target is not None:
-            self._target_number(checkpoint)
-            if layer not in (None, 0) or pooling is not None:
-                raise InputError("With target= the classifier decides layer and pooling; leave them out.")
-            self._check_goal_of_target(checkpoint)
-        elif pooling is not None:
-            require_poolable(cells.vocabulary, pooling)
+            self._check_target()
+        elif self.pooling is not None:
+            require_poolable(self.cells.vocabulary, self.pooling)
         if self.affected is not None and (self.goal or self.target):
             raise InputError(
                 "affected= compares genes with themselves, goal= and target= compare cells with states. Make two "
@@ -125,16 +133,16 @@ class Question:
             raise InputError(f"refine must be at least 0, and is for method='first_order'; found {self.refine}.")
         if self.method == "first_order" and not (self.goal or self.target):
             raise InputError("method='first_order' needs goal= or target=: a cell's similarity to itself has slope 0.")
-        self.affected_tokens(cells)
-        self._check_columns(cells)
+        self.affected_tokens()
+        self._check_columns()
         if self.goal is not None:
-            _check_goal(self.goal, cells, int(checkpoint.model.config.hidden_size), only_start=self.target is not None)
+            self._check_states(self.goal)
 
-    def _check_columns(self, cells: TokenizedDataset) -> None:
+    def _check_columns(self) -> None:
         if isinstance(self.obs, str):
             raise InputError(f"obs must be a sequence of columns; for one give [{self.obs!r}].")
         for name in filter(None, [self.donor, *self.obs]):
-            cells.require_obs(name)
+            self.cells.require_obs(name)
         if len(set(self.obs)) < len(self.obs):
             raise InputError(f"obs names a column twice: {list(self.obs)}.")
         if taken := set(self.obs) & {*COLUMNS, ESTIMATE}:
@@ -142,11 +150,43 @@ class Question:
                 f"The table has its own column {sorted(taken)[0]!r}; rename that of obs, or name donors with donor=."
             )
 
-    def donors(self, cells: TokenizedDataset, rows: np.ndarray) -> np.ndarray | None:
+    def _check_states(self, goal: GoalState) -> None:
+        """Refuse a goal whose states have no cells, or whose vectors are not such as the model makes."""
+        states = self.cells.labels(goal.obs).dropna()
+        n_cells = states.value_counts()
+        only_start = self.target is not None
+        needed = goal.states[:1] if only_start or goal.embeddings is not None else goal.states
+        for state in needed:
+            if state not in n_cells:
+                raise InputError(f"No cell has {goal.obs} = {state!r}. {did_you_mean(state, sorted(n_cells.index))}")
+        if only_start:
+            return
+        if goal.embeddings is None:
+            few = {state: int(n_cells[state]) for state in goal.states if n_cells[state] < FEW_CELLS}
+            if few and processes.is_first():
+                logger.warning("States of few cells, whose mean vectors are uncertain: %s.", few)
+            return
+        if missing := set(goal.states) - set(goal.embeddings):
+            raise InputError(f"embeddings lack the states {sorted(missing)}.")
+        expected = (int(self.checkpoint.model.config.hidden_size),)
+        for state in goal.states:
+            shape = np.shape(goal.embeddings[state])
+            if shape != expected:
+                raise InputError(f"The vector of state {state!r} has shape {shape}, the model's have {expected}.")
+            if not np.isfinite(goal.embeddings[state]).all():
+                raise InputError(f"The vector of state {state!r} holds values that are not finite.")
+
+    def rows_of_start(self) -> np.ndarray:
+        """Return the row numbers of the cells in the start state; without a goal of all."""
+        if self.goal is None:
+            return np.arange(len(self.cells))
+        return np.flatnonzero(self.cells.labels(self.goal.obs).to_numpy() == self.goal.start)
+
+    def _donors(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the donor of each cell that is perturbed; refuse cells without one."""
         if self.donor is None:
             return None
-        donors = cells.labels(self.donor).iloc[rows]
+        donors = self.cells.labels(self.donor).iloc[rows]
         if unknown := int(donors.isna().sum()):
             raise InputError(
                 f"{unknown} of {len(rows)} cells to perturb have no {self.donor!r}. Leave them out with "
@@ -154,34 +194,25 @@ class Question:
             )
         return donors.to_numpy()
 
-    def layout(self, checkpoint: Checkpoint, cells: TokenizedDataset, rows: np.ndarray) -> Layout:
+    def layout(self, rows: np.ndarray) -> Layout:
         """Return how the rows of the table are made of what comes of the cells that are perturbed."""
+        cells = self.cells
         carried = cells.obs[list(self.obs)].iloc[rows].reset_index(drop=True)
-        donors = self.donors(cells, rows)
-        return Layout(cells.vocabulary, cells.cell_names[rows], donors, self.states(checkpoint), carried)
+        return Layout(cells.vocabulary, cells.cell_names[rows], self._donors(rows), self.states, carried)
 
-    def check_first_order(self, plan: Plan) -> None:
+    def check_first_order(self, edits: Edits) -> None:
         """Refuse a first-order screen of anything but single genes that cells express."""
-        if self.method == "first_order" and not plan.is_of_single_expressed_genes:
+        if self.method == "first_order" and not edits.is_of_single_expressed_genes:
             raise InputError(
                 "method='first_order' estimates one expressed gene at a time: genes='each', or a list with "
                 "combine='singly' of a kind that inserts no gene. Use method='exact'."
             )
 
-    def _target_number(self, checkpoint: Checkpoint) -> int:
-        head = checkpoint.head
-        if head is None or not isinstance(checkpoint.model, CellClassifier):
-            raise InputError(
-                f"target={self.target!r} needs a classifier of cells, and {checkpoint.name} is "
-                f"{'a pretrained model' if head is None else 'one of genes'}. Make one with finetune."
-            )
-        names = [target.name for target in head.targets]
-        if self.target not in names:
-            raise InputError(f"{checkpoint.name} has no target {self.target!r}. {did_you_mean(self.target, names)}")
-        return names.index(self.target)
-
-    def _check_goal_of_target(self, checkpoint: Checkpoint) -> None:
-        """With both, the goal's states are classes of the target."""
+    def _check_target(self) -> None:
+        """Refuse a target that the model has not learned; with a goal, states that are not classes of it."""
+        self._target_number()
+        if self.layer not in (None, 0) or self.pooling is not None:
+            raise InputError("With target= the classifier decides layer and pooling; leave them out.")
         if self.goal is None:
             return
         if self.goal.obs != self.target or self.goal.embeddings is not None:
@@ -189,98 +220,79 @@ class Question:
                 f"goal= with target={self.target!r} names classes of {self.target!r}, without embeddings; found states "
                 f"of {self.goal.obs!r}. To perturb some cells only, give cells.select(…)."
             )
-        classes = [str(state) for state in self.states(checkpoint)]
+        classes = [str(state) for state in self.states]
         for state in self.goal.states:
             if state not in classes:
-                raise InputError(f"{checkpoint.name} knows no {self.target} {state!r}. {did_you_mean(state, classes)}")
+                raise InputError(
+                    f"{self.checkpoint.name} knows no {self.target} {state!r}. {did_you_mean(state, classes)}"
+                )
 
-    def states(self, checkpoint: Checkpoint) -> tuple[str | None, ...]:
-        """Return what the values of a variant are called."""
-        if self.target is not None and checkpoint.head is not None:
-            return checkpoint.head.targets[self._target_number(checkpoint)].output_names
+    def _target_number(self) -> int:
+        head, name = self.checkpoint.head, self.checkpoint.name
+        if head is None or not isinstance(self.checkpoint.model, CellClassifier):
+            raise InputError(
+                f"target={self.target!r} needs a classifier of cells, and {name} is "
+                f"{'a pretrained model' if head is None else 'one of genes'}. Make one with finetune."
+            )
+        targets = [target.name for target in head.targets]
+        if self.target not in targets:
+            raise InputError(f"{name} has no target {self.target!r}. {did_you_mean(str(self.target), targets)}")
+        return targets.index(self.target)
+
+    @property
+    def states(self) -> tuple[str | None, ...]:
+        """What the values of a variant are called."""
+        if self.target is not None and self.checkpoint.head is not None:
+            return self.checkpoint.head.targets[self._target_number()].output_names
         if self.goal is None:
             return (None,)
         return self.goal.states if self.method == "exact" else self.goal.states[1:]  # each state costs a backward pass
 
-    def score(
-        self,
-        checkpoint: Checkpoint,
-        cells: TokenizedDataset,
-        *,
-        layer: int,
-        pooling: Pooling,
-        device: torch.device,
-    ) -> Score | None:
+    def score(self, device: torch.device) -> Score | None:
         """Return what is measured of a cell; states that are not given are embedded."""
         if self.target is not None:
-            assert isinstance(checkpoint.model, CellClassifier)
-            return Prediction(checkpoint.model, self._target_number(checkpoint))
+            assert isinstance(self.checkpoint.model, CellClassifier)
+            return Prediction(self.checkpoint.model, self._target_number())
         if self.goal is None:
             return None
-        states = [str(state) for state in self.states(checkpoint)]
+        states, pooling = [str(state) for state in self.states], self.pooling_read
         if self.goal.embeddings is not None:
             vectors = np.stack([np.asarray(self.goal.embeddings[state], np.float32) for state in states])
         else:
-            options: Mapping[str, Any] = {"layer": layer, "pooling": pooling, "device": device}
-            vectors = embed_states(checkpoint, cells, self.goal.obs, states=states, **options).to_numpy()
+            options: Mapping[str, Any] = {"layer": self.layer_read, "pooling": pooling, "device": device}
+            vectors = embed_states(self.checkpoint, self.cells, self.goal.obs, states=states, **options).to_numpy()
         return Nearness(torch.as_tensor(vectors, device=device), pooling)
 
-    def affected_tokens(self, cells: TokenizedDataset) -> np.ndarray | None:
+    def affected_tokens(self) -> np.ndarray | None:
         """Return of each token whether what happens to it is reported."""
         if self.affected is None:
             return None
-        wanted = np.zeros(cells.vocabulary.size, dtype=bool)
+        vocabulary = self.cells.vocabulary
+        wanted = np.zeros(vocabulary.size, dtype=bool)
         each = isinstance(self.affected, str)
         if each and self.affected != EACH:
             raise InputError(f"affected must be 'each' or a sequence of gene ids, found {self.affected!r}.")
-        wanted[cells.vocabulary.tokens if each else cells.vocabulary.tokens_of(self.affected)] = True
+        wanted[vocabulary.tokens if each else vocabulary.tokens_of(self.affected)] = True
         return wanted
 
-    def describe(
-        self, checkpoint: Checkpoint, cells: TokenizedDataset, *, layer: int, pooling: Pooling
-    ) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Say what is measured, as JSON can hold it."""
-        measure = CHANGE if self.target else SHIFT if self.goal else SIMILARITY
         each_affected = self.affected is None or isinstance(self.affected, str)
-        classes = [state for state in self.states(checkpoint) if self.target and state]
+        head = self.checkpoint.head
         return {
-            "measure": measure,
+            "measure": CHANGE if self.target else SHIFT if self.goal else SIMILARITY,
             "goal": _described(self.goal) if self.goal else None,
-            "target": {"name": self.target, "classes": classes} if self.target else None,
+            "target": {"name": self.target, "classes": list(self.states)} if self.target else None,
             "affected": self.affected if each_affected else list(self.affected or ()),
             "method": self.method,
             "refine": self.refine,
             "donor": self.donor,
             "obs": list(self.obs),
-            "layer": layer,
-            "pooling": checkpoint.head.pooling if self.target and checkpoint.head else pooling,
-            "checkpoint": checkpoint.fingerprint,
-            "cells": cells.fingerprint,
+            "layer": self.layer_read,
+            "pooling": head.pooling if self.target and head else self.pooling_read,
+            "checkpoint": self.checkpoint.fingerprint,
+            "cells": self.cells.fingerprint,
         }
-
-
-def _check_goal(goal: GoalState, cells: TokenizedDataset, hidden_size: int, *, only_start: bool) -> None:
-    states = cells.labels(goal.obs).dropna()
-    n_cells = states.value_counts()
-    needed = goal.states[:1] if only_start or goal.embeddings is not None else goal.states
-    for state in needed:
-        if state not in n_cells:
-            raise InputError(f"No cell has {goal.obs} = {state!r}. {did_you_mean(state, sorted(n_cells.index))}")
-    if only_start:
-        return
-    if goal.embeddings is None:
-        few = {state: int(n_cells[state]) for state in goal.states if n_cells[state] < FEW_CELLS}
-        if few and processes.is_first():
-            logger.warning("States of few cells, whose mean vectors are uncertain: %s.", few)
-        return
-    if missing := set(goal.states) - set(goal.embeddings):
-        raise InputError(f"embeddings lack the states {sorted(missing)}.")
-    for state in goal.states:
-        shape = np.shape(goal.embeddings[state])
-        if shape != (hidden_size,):
-            raise InputError(f"The vector of state {state!r} has shape {shape}, the model's have ({hidden_size},).")
-        if not np.isfinite(goal.embeddings[state]).all():
-            raise InputError(f"The vector of state {state!r} holds values that are not finite.")
 
 
 def _by_name(embeddings: Mapping[Any, np.ndarray]) -> dict[str, np.ndarray]:

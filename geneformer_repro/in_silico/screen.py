@@ -22,19 +22,18 @@ from tqdm.auto import tqdm
 import geneformer_repro.processes as processes
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
-from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Pooling
-from geneformer_repro.in_silico.engine import Engine, Found, Job
+from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.layout import Layout
-from geneformer_repro.in_silico.perturbation import Composed, Perturbation, Plan
+from geneformer_repro.in_silico.perturbation import Composed, Edits, Perturbation
 from geneformer_repro.in_silico.question import GoalState, Method, Question
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable, as_frame, write_blocks
 from geneformer_repro.model import flops
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, blocks_to_run, require_one_of
+from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import Parts, Work, working_on
 
@@ -43,7 +42,7 @@ logger = logging.getLogger(__name__)
 VERSION = 2
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
 FEW_PARTS = 16
-"""So few are merged without a word."""
+"""Fewer parts are merged without a progress bar."""
 CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells and tokens of variants between two points from which a screen can go on."""
 CPU_TOKENS = 4096
@@ -182,21 +181,22 @@ def perturb(
     ('cosine shift', ['CD14+ Monocyte', 'CD19+ B'])
     """
     checkpoint.require_matching(cells)
-    _check_options(dtype, seed, max_tokens)
-    question = Question(goal, target, affected, method, refine, donor, obs)
-    question.check(checkpoint, cells, layer, pooling)
+    question = Question(checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs)
     _check_out(out, overwrite=overwrite)
-    layer = 0 if target else -1 if layer is None else layer
-    pooling = pooling or ("cls" if cells.vocabulary.has_cls else "mean")
-    blocks_to_run(checkpoint, layer)
-    rows = _rows_of_start(cells, goal)
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, found {seed}.")
+    where = torch.device(device) if device else processes.device()
+    if max_tokens is None:
+        max_tokens = CPU_TOKENS if where.type == "cpu" else MAX_TOKENS
+    reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
+    rows = question.rows_of_start()
     perturbation = _with_known_genes(perturbation, cells, rows)
-    plan = Plan(perturbation, cells.vocabulary)
-    question.check_first_order(plan)
+    edits = Edits(perturbation, cells.vocabulary)
+    question.check_first_order(edits)
     max_genes = _max_genes(checkpoint, cells, perturbation)
-    rows, n_variants = _cells_to_perturb(cells, plan, rows, goal, max_cells, np.random.default_rng(seed))
-    layout = question.layout(checkpoint, cells, rows)
-    metadata = question.describe(checkpoint, cells, layer=layer, pooling=pooling) | {
+    rows, n_variants = _cells_to_perturb(question, edits, rows, max_cells, np.random.default_rng(seed))
+    layout = question.layout(rows)
+    metadata = question.describe() | {
         "perturbation": perturbation.describe(),
         "dtype": dtype,
         "n_cells": len(rows),
@@ -206,21 +206,10 @@ def perturb(
         processes.agreed(
             lambda: unfinished.refuse_other(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
         )
-    where = torch.device(device) if device else processes.device()
-    max_tokens = max_tokens or (CPU_TOKENS if where.type == "cpu" else MAX_TOKENS)
-    reader = Reader.of(checkpoint, layer=layer, dtype=dtype, max_tokens=max_tokens, device=where)
-    score = question.score(checkpoint, cells, layer=layer, pooling=pooling, device=where)
-    affected_tokens = question.affected_tokens(cells)
-    engine = Engine(reader, cells.vocabulary, pooling, score, affected_tokens, max_genes)
-    screen = _Screen(engine, cells, rows, plan, n_variants, question, layout, seed)
+    score, affected_tokens = question.score(where), question.affected_tokens()
+    engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
+    screen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
     return screen.in_memory(metadata) if out is None else screen.on_disk(Path(out), metadata, overwrite=overwrite)
-
-
-def _check_options(dtype: Dtype, seed: int, max_tokens: int | None) -> None:
-    require_one_of(Dtype, "dtype", dtype)
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, found {seed}.")
-    require_budget(max_tokens)
 
 
 def _check_out(out: str | Path | None, *, overwrite: bool) -> None:
@@ -244,68 +233,50 @@ def _max_genes(checkpoint: Checkpoint, cells: TokenizedDataset, perturbation: Pe
     return max_genes
 
 
-def _rows_of_start(cells: TokenizedDataset, goal: GoalState | None) -> np.ndarray:
-    if goal is None:
-        return np.arange(len(cells))
-    return np.flatnonzero(cells.labels(goal.obs).to_numpy() == goal.start)
-
-
 def _with_known_genes(
     perturbation: Perturbation | Composed, cells: TokenizedDataset, rows: np.ndarray
 ) -> Perturbation | Composed:
     """Call genes by id; leave out those that are unknown, or have to be expressed and are in no cell, and list them."""
-    if not perturbation.named:
-        return perturbation
-    found = cells.vocabulary.find(perturbation.named)
-    unknown = {gene for gene, i in zip(perturbation.named, found, strict=True) if i < 0}
-    if unknown:
-        _leave_out(unknown, perturbation, "are not in the vocabulary, or their name stands for several genes")
-        perturbation = perturbation.without(unknown)
-    wanted = dict(zip(perturbation.named, cells.vocabulary.tokens_of(perturbation.named).tolist(), strict=True))
-    missing = {gene: token for gene, token in wanted.items() if gene in perturbation.must_be_expressed}
+    vocabulary = cells.vocabulary
+    position = dict(zip(perturbation.named, vocabulary.find(perturbation.named).tolist(), strict=True))
+    unknown = {gene for gene, i in position.items() if i < 0}
+    perturbation = _without(unknown, perturbation, "are not in the vocabulary, or their name stands for several genes")
+    missing = {gene: vocabulary.tokens[position[gene]] for gene in perturbation.must_be_expressed}
     for row in rows:
         if not missing:
             break
-        there = set(cells[int(row)].tolist())
-        missing = {gene: token for gene, token in missing.items() if token not in there}
-    if missing:
-        _leave_out(set(missing), perturbation, "are expressed by none of the cells")
-        perturbation = perturbation.without(set(missing))
-    position = cells.vocabulary.find(perturbation.named)
-    ids = {gene: cells.vocabulary.gene_ids[i] for gene, i in zip(perturbation.named, position, strict=True)}
-    return perturbation.renamed(ids)
+        expressed = set(cells[int(row)].tolist())
+        missing = {gene: token for gene, token in missing.items() if token not in expressed}
+    perturbation = _without(set(missing), perturbation, "are expressed by none of the cells")
+    return perturbation.renamed({gene: vocabulary.gene_ids[i] for gene, i in position.items()})
 
 
-def _leave_out(genes: set[str], perturbation: Perturbation | Composed, why: str) -> None:
+def _without(genes: set[str], perturbation: Perturbation | Composed, why: str) -> Perturbation | Composed:
+    """Leave genes out, with a warning; refuse a perturbation that needs them."""
+    if not genes:
+        return perturbation
     listed = ", ".join(map(repr, sorted(genes)[:20])) + (", …" if len(genes) > 20 else "")
     message = f"{len(genes)} of {len(perturbation.named)} genes {why}: {listed}."
     if perturbation.needs_one_of(genes):
         raise InputError(f"{message} Give ids or names of genes that are there.")
     if processes.is_first():
         logger.warning("%s They are left out.", message)
+    return perturbation.without(genes)
 
 
 def _cells_to_perturb(
-    cells: TokenizedDataset,
-    plan: Plan,
-    rows: np.ndarray,
-    goal: GoalState | None,
-    max_cells: int | None,
-    rng: np.random.Generator,
+    question: Question, edits: Edits, rows: np.ndarray, max_cells: int | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cells, and how many variants each has."""
     if max_cells is not None and max_cells < 1:
         raise InputError(f"max_cells must be at least 1, found {max_cells}.")
+    cells = question.cells
     n_genes = np.maximum(cells.lengths[rows] - 2 * cells.vocabulary.has_cls, 0).tolist()
-    n_variants = np.array(
-        [
-            plan.n_variants(n, cells[int(row)] if plan.names_genes else None)
-            for n, row in zip(n_genes, rows, strict=True)
-        ]
-    )
+    of_cells = (cells[int(row)] if edits.names_genes else None for row in rows)
+    n_variants = np.array([edits.n_variants(n, cell) for n, cell in zip(n_genes, of_cells, strict=True)])
     rows, n_variants = rows[n_variants > 0], n_variants[n_variants > 0]
     if not len(rows):
-        where = f" in state {goal.start!r}" if goal else ""
+        where = f" in state {question.goal.start!r}" if question.goal else ""
         raise InputError(f"No cell{where} has the genes to perturb and another one to keep.")
     if max_cells is None or len(rows) <= max_cells:
         return rows, n_variants
@@ -318,28 +289,26 @@ class _Screen:
 
     def __init__(
         self,
-        engine: Engine,
-        cells: TokenizedDataset,
-        rows: np.ndarray,
-        plan: Plan,
-        n_variants: np.ndarray,
         question: Question,
+        engine: Engine,
+        edits: Edits,
         layout: Layout,
+        rows: np.ndarray,
+        n_variants: np.ndarray,
         seed: int,
     ) -> None:
-        self._engine, self._cells, self._rows, self._plan = engine, cells, rows, plan
-        self._n_variants, self._question, self._layout = n_variants, question, layout
+        self._question, self._engine, self._edits, self._layout = question, engine, edits, layout
+        self._rows, self._n_variants, self._lengths = rows, n_variants, question.cells.lengths[rows]
         n_checked = CHECKED_CELLS if question.method == "first_order" else 0
         checked = np.random.default_rng(seed).permutation(len(rows))[:n_checked]
         self._checked = np.isin(np.arange(len(rows)), checked)
-        self._lengths = cells.lengths[rows]
-        self.parts = _cut(n_variants * self._lengths)
+        self.parts = consecutive_parts(n_variants * self._lengths, CELLS_A_PART, TOKENS_A_PART)
 
     def in_memory(self, metadata: Mapping[str, Any]) -> ShiftTable:
         """Do all parts; return the table."""
         with self._shown(range(len(self.parts))) as bar:
             tables = [self._table(part, bar.update) for part in self.parts]
-        return ShiftTable(as_frame(pa.concat_tables(tables)), {**metadata, **self._learned(tables)})
+        return ShiftTable(as_frame(pa.concat_tables(tables)), {**metadata, **self._metadata_of(tables)})
 
     def on_disk(self, out: Path, metadata: Mapping[str, Any], *, overwrite: bool) -> ShiftTable:
         """Do what is missing of the parts, with the other processes; return the table, which stays on disk."""
@@ -359,16 +328,16 @@ class _Screen:
     def _merge(self, parts: Sequence[Path], metadata: Mapping[str, Any], work: Work) -> None:
         """Make the parts the row groups of one file."""
         columns = None if self._question.method == "first_order" else ["perturbed", "affected"]
-        learned = self._learned(pq.read_table(path, columns=columns) for path in parts)
+        further = self._metadata_of(pq.read_table(path, columns=columns) for path in parts)
         with (
             progress("merge", total=len(parts), unit="parts", quiet=len(parts) < FEW_PARTS) as bar,
             work.result() as aside,
         ):
-            write_blocks(aside, _counted(map(pq.read_table, parts), bar), {**metadata, **learned})
+            write_blocks(aside, _counted(map(pq.read_table, parts), bar), {**metadata, **further})
 
     def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[tqdm]:
         """Say what is to be done and how long it will take; show a bar."""
-        n_done, n_to_do = (sum(int(self._n_variants[self.parts[i]].sum()) for i in some) for some in (done, parts))
+        n_done, n_to_do = (sum(int(self._n_variants[self.parts[i]].sum()) for i in which) for which in (done, parts))
         if processes.is_first() and n_to_do:
             self._forecast(np.concatenate([self.parts[i] for i in parts]))
         return progress(
@@ -400,77 +369,64 @@ class _Screen:
 
     def _seconds(self, cell: int, n_variants: int) -> float:
         """Return how long some variants of a cell take; the second time, since the first one warms up."""
-        job = self._job(cell)
-        probe = [Job(job.cell, job.variants.select(np.arange(n_variants)))]
+        tokens, variants = self._perturbed(cell)
+        probe = [PerturbedCell(tokens, variants.select(np.arange(n_variants)))]
         for _ in range(2):
             began = time.perf_counter()
             (Engine.run if self._question.method == "exact" else first_order)(self._engine, probe)
         return time.perf_counter() - began
 
-    def _learned(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
-        learned = self._layout.learned(tables, np.flatnonzero(self._checked))
-        for state, found in learned.get("first_order", {}).get("spearman", {}).items():
-            if found["median"] is not None and found["median"] < POOR_AGREEMENT:
+    def _metadata_of(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
+        """Return the metadata that need all rows, and warn of estimates that are poor."""
+        further = self._layout.metadata_of(tables, np.flatnonzero(self._checked))
+        for state, agreement in further.get("first_order", {}).get("spearman", {}).items():
+            if agreement["median"] is not None and agreement["median"] < POOR_AGREEMENT:
                 logger.warning(
                     "First-order estimates rank genes poorly here (%s: Spearman %.2f with exact values, median of %s "
                     "cells). Read exact rows only, or use method='exact'.",
                     state,
-                    found["median"],
+                    agreement["median"],
                     self._checked.sum(),
                 )
-        return learned
+        return further
 
-    def _job(self, i: int) -> Job:
-        cell = self._cells[int(self._rows[i])]
-        return Job(cell, self._plan.variants(cell))
+    def _perturbed(self, i: int) -> PerturbedCell:
+        tokens = self._question.cells[int(self._rows[i])]
+        return PerturbedCell(tokens, self._edits.variants(tokens))
 
     def _table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Do a part; return its rows."""
-        jobs = [self._job(i) for i in part]
+        cells = [self._perturbed(i) for i in part]
         if self._question.method == "exact":
-            return self._layout.table(part, jobs, self._engine.run(jobs, show))
-        estimated = first_order(self._engine, jobs, show)
-        chosen = [self._to_refine(i, found) for i, found in zip(part, estimated, strict=True)]
-        refined = self._engine.run(
-            [Job(job.cell, job.variants.select(rows)) for job, rows in zip(jobs, chosen, strict=True)]
-        )
-        exact, found = [], []
-        for estimate, better, rows in zip(estimated, refined, chosen, strict=True):
-            value_NS, is_exact_N = estimate.value_NS.copy(), np.zeros(len(estimate.value_NS), dtype=bool)
-            value_NS[rows], is_exact_N[rows] = better.value_NS, True
-            exact.append(is_exact_N)
-            found.append(Found(value_NS, estimate.before_NS, {}))
-        table = self._layout.table(part, jobs, found, np.concatenate(exact))
-        estimates = np.concatenate([one.value_NS.ravel() for one in estimated])
+            return self._layout.table(part, cells, self._engine.run(cells, show))
+        outcomes = first_order(self._engine, cells, show)
+        estimates = np.concatenate([outcome.value_NS.ravel() for outcome in outcomes])
+        is_exact = [self._to_refine(i, outcome) for i, outcome in zip(part, outcomes, strict=True)]
+        to_refine = [
+            PerturbedCell(cell.tokens, cell.variants.select(np.flatnonzero(is_exact_N)))
+            for cell, is_exact_N in zip(cells, is_exact, strict=True)
+        ]
+        for outcome, is_exact_N, refined in zip(outcomes, is_exact, self._engine.run(to_refine), strict=True):
+            outcome.value_NS[is_exact_N] = refined.value_NS
+        table = self._layout.table(part, cells, outcomes, np.concatenate(is_exact))
         return table.append_column(ESTIMATE, pa.array(estimates))
 
-    def _to_refine(self, i: int, found: Found) -> np.ndarray:
-        """Choose the variants that are computed exactly: all of a checked cell, else the strongest."""
+    def _to_refine(self, i: int, estimate: Outcome) -> np.ndarray:
+        """Return of each variant whether it is computed exactly: all of a checked cell, else the strongest."""
         if self._checked[i]:
-            return np.arange(len(found.value_NS))
-        columns = found.value_NS.T if self._question.target else found.value_NS[:, :1].T  # of a goal: the goal's
-        refine, chosen = self._question.refine, np.zeros(len(found.value_NS), dtype=bool)
+            return np.ones(len(estimate.value_NS), dtype=bool)
+        columns = estimate.value_NS.T if self._question.target else estimate.value_NS[:, :1].T  # of a goal: the goal's
+        refine, chosen = self._question.refine, np.zeros(len(estimate.value_NS), dtype=bool)
         for value_N in columns if refine else ():
             order = np.argsort(value_N, kind="stable")
             chosen[order[:refine]] = chosen[order[-refine:]] = True
-        return np.flatnonzero(chosen)
+        return chosen
 
 
 def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:
     for table in tables:
         yield table
         bar.update()
-
-
-def _cut(tokens: np.ndarray) -> list[np.ndarray]:
-    """Cut cells into consecutive parts of bounded work: their numbers."""
-    parts, start, work = [], 0, 0
-    for i, n_tokens in enumerate(tokens.tolist()):
-        if i > start and (work + n_tokens > TOKENS_A_PART or i - start >= CELLS_A_PART):
-            parts.append(np.arange(start, i))
-            start, work = i, 0
-        work += n_tokens
-    return [*parts, np.arange(start, len(tokens))]
 
 
 def _in_words(seconds: float) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_repro.errors import DataFormatError
-from geneformer_repro.files import new_file
+from geneformer_repro.files import misfit, new_file
 
 FORMAT = "geneformer_repro/shifts/2"
 SIMILARITY, SHIFT, CHANGE = "cosine similarity", "cosine shift", "change of prediction"
@@ -39,7 +39,7 @@ _ALWAYS = ("cell", "perturbed", "exact")
 _MOST_ROWS_A_BYTE = 2**10
 """Writers put a million rows at most in a row group, of which what the footer says takes a thousand bytes."""
 _SHOWN = 200
-"""Letters of a value, or of another's message, that an error repeats."""
+"""Most letters of a value, or of another library's message, that an error repeats."""
 
 
 class ShiftTable:
@@ -232,8 +232,8 @@ def _reading(source: Any) -> Iterator[None]:
 
 
 def _short(what: object) -> str:
-    said = next(iter(str(what).splitlines()), "")
-    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]} …"
+    line = next(iter(str(what).splitlines()), "")
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …"
 
 
 def _metadata_of(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
@@ -275,85 +275,57 @@ def _is_like(kind: pa.DataType, wanted: pa.DataType) -> bool:
     return bool(kinds.is_integer(kind) or (kinds.is_floating(wanted) and kinds.is_floating(kind)))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _are_text(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _is_goal(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict)
-        and all(_is_text(value.get(name)) for name in ("obs", "start", "goal"))
-        and _are_text(value.get("alternatives"))
-    )
-
-
-def _is_target(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict) and _is_text(value.get("name")) and _are_text(value.get("classes", []))
-    )
+def _has_form(form: Any, *, or_null: bool = False) -> Callable[[Any], bool]:
+    """Return a test whether a value from JSON has a form, as `files.misfit` takes it."""
+    return lambda value: (value is None and or_null) or misfit(value, form) is None
 
 
 def _is_perturbation(value: Any) -> bool:
-    if not isinstance(value, dict) or not _is_text(value.get("kind")):
+    if misfit(value, {"kind": str, "steps?": [{}]}):
         return False
-    genes, anchor, steps = value.get("genes", []), value.get("anchor"), value.get("steps", [])
-    return (
-        (_is_text(genes) or _are_text(genes))
-        and (anchor is None or _is_text(anchor))
-        and isinstance(steps, list)
-        and all(map(_is_perturbation, steps))
-    )
+    genes, anchor = value.get("genes", []), value.get("anchor", "")
+    named_well = any(misfit(genes, form) is None for form in (str, [str])) and _has_form(str, or_null=True)(anchor)
+    return named_well and all(map(_is_perturbation, value.get("steps", [])))
 
 
 def _is_agreement(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("checked_cells"), list):
+    if misfit(value, {"checked_cells": [str], "spearman": {str: {}}}):
         return False
-    of_states = value.get("spearman")
-    return isinstance(of_states, dict) and all(
-        isinstance(agreement, dict)
-        and all(agreement.get(name) is None or isinstance(agreement[name], (int, float)) for name in _OF_AGREEMENT)
-        for agreement in of_states.values()
-    )
+    ranges = value["spearman"].values()
+    return all(_has_form(float, or_null=True)(of_cells.get(name)) for of_cells in ranges for name in _OF_AGREEMENT)
 
 
 _OF_AGREEMENT = ("median", "lowest", "highest")
+_GOAL = {"obs": str, "start": str, "goal": str, "alternatives": [str]}
 _CLAIMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "measure": (f"{SIMILARITY!r}, {SHIFT!r} or {CHANGE!r}", lambda value: value in (SIMILARITY, SHIFT, CHANGE)),
-    "goal": ("null, or obs, start, goal and alternatives", _is_goal),
-    "target": ("null, or name and classes", _is_target),
+    "goal": ("null, or obs, start, goal and alternatives", _has_form(_GOAL, or_null=True)),
+    "target": ("null, or name and classes", _has_form({"name": str, "classes?": [str]}, or_null=True)),
     "perturbation": ("kind, genes and the like", _is_perturbation),
-    "gene_names": ("a name for each gene", lambda value: isinstance(value, dict) and _are_text([*value.values()])),
+    "gene_names": ("a name for each gene", _has_form({str: str})),
+    "n_cells?": ("a number of cells", lambda value: type(value) is int and value >= 0),
+    "obs?": ("names of columns", _has_form([str])),
+    "donor?": ("null, or the name of a column", _has_form(str, or_null=True)),
+    "method?": ("'exact' or 'first_order'", lambda value: value in ("exact", "first_order")),
+    "first_order?": ("checked_cells and spearman", _is_agreement),
 }
-"""What metadata must say, and what is accepted."""
-_FURTHER_CLAIMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "n_cells": ("a number of cells", lambda value: type(value) is int and value >= 0),
-    "obs": ("names of columns", _are_text),
-    "donor": ("null, or the name of a column", lambda value: value is None or _is_text(value)),
-    "method": ("'exact' or 'first_order'", lambda value: value in ("exact", "first_order")),
-    "first_order": ("checked_cells and spearman", _is_agreement),
-}
-"""What metadata may say besides."""
+"""What metadata must say, or may say where the name ends with "?", and what is accepted."""
 
 
 def _require_claims(metadata: Mapping[str, Any], schema: pa.Schema, path: str | Path) -> None:
-    for name, (expected, is_right) in {**_CLAIMS, **_FURTHER_CLAIMS}.items():
-        if name not in metadata and name in _FURTHER_CLAIMS:
-            continue
-        if name not in metadata or not is_right(metadata[name]):
-            there = _short(repr(metadata[name])) if name in metadata else "nothing"
+    for key, (expected, is_right) in _CLAIMS.items():
+        name = key.removesuffix("?")
+        if (name not in metadata and name == key) or (name in metadata and not is_right(metadata[name])):
+            claimed = _short(repr(metadata[name])) if name in metadata else "nothing"
             raise DataFormatError(
-                f"{path}: its metadata should give {name} as {expected}, found {there}. Run perturb again."
+                f"{path}: its metadata should give {name} as {expected}, found {claimed}. Run perturb again."
             )
     goal, target, measure = metadata["goal"], metadata["target"], metadata["measure"]
     wanted = CHANGE if target else SHIFT if goal else SIMILARITY
     if measure != wanted:
-        said = f"{'a' if goal else 'no'} goal and {'a' if target else 'no'} target"
+        claimed = f"{'a' if goal else 'no'} goal and {'a' if target else 'no'} target"
         raise DataFormatError(
-            f"{path}: its metadata contradict themselves: {measure!r} with {said}, where values are {wanted!r}. Run "
+            f"{path}: its metadata contradict themselves: {measure!r} with {claimed}, where values are {wanted!r}. Run "
             "perturb again."
         )
     promised = [*metadata.get("obs", []), *([ESTIMATE] if metadata.get("method") == "first_order" else [])]
@@ -376,7 +348,7 @@ def _require_plausible_size(footer: pq.FileMetaData, path: Path) -> None:
 
 
 def as_frame(table: pa.Table) -> pd.DataFrame:
-    """Give the columns the same types however the table was made."""
+    """Return a table with the same types of columns wherever it was read or made."""
     frame = table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
     text = dict.fromkeys(_text(COLUMNS), object)
     return frame.astype(text | {"rank": "Int32", "value": "float64", "before": "float64", "dose": "float64"})
@@ -387,13 +359,23 @@ def _compact_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _compact(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give columns the types that cost least and know what is missing."""
+    """Make text categories, and ranks numbers with NaN for null: the types that take least memory."""
     kinds = dict.fromkeys(_text(map(str, frame)), pd.CategoricalDtype())
     return frame.astype(kinds | ({"rank": "float64"} if "rank" in frame else {}))
 
 
 def _text(columns: Iterable[str]) -> list[str]:
     return [name for name in columns if pa.types.is_string(COLUMNS[name])]
+
+
+def agreement_by_state(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Say of each state how estimates correlate with exact values in the cells that were checked: median and range."""
+    of_states = (metadata.get("first_order") or {}).get("spearman") or {}
+    return {
+        state: f"{of_cells['median']:.2f} ({of_cells['lowest']:.2f} to {of_cells['highest']:.2f})"
+        for state, of_cells in of_states.items()
+        if of_cells["median"] is not None
+    }
 
 
 def write_blocks(

@@ -64,14 +64,6 @@ _COLUMNS = (
     "n_donors", "n_exact", "warning",
 )  # fmt: skip
 _OF_OTHER_STATES = ["effect", "effect_vs_matched", "p_value", "fdr"]
-_PUBLISHED: Mapping[str, Callable[[ShiftTable], pd.DataFrame]] = {
-    "goal_state": published.goal_state,
-    "vs_all": published.vs_all,
-    "mixture": published.mixture,
-    "aggregate": published.aggregate,
-    "gene_shifts": published.gene_shifts,
-    "pairs": published.pairs,
-}
 
 
 @typed
@@ -184,7 +176,8 @@ def shift_statistics(
     if null is not None:
         return published.vs_null(shifts, null)
     if method != "matched":
-        return _PUBLISHED[method](shifts)
+        of_method: Callable[[ShiftTable], pd.DataFrame] = getattr(published, method)  # the functions have its names
+        return of_method(shifts)
     table = _matched(shifts)
     return table if cells is None else _beside_baselines(table, gene_baselines(shifts, cells, counts))
 
@@ -211,9 +204,7 @@ def _matched(shifts: ShiftTable) -> pd.DataFrame:
     doses = dict.fromkeys(dose for dose, _ in counted.groups)
     of_doses = [{state: table for (of, state), table in tables.items() if of is dose} for dose in doses]
     table: pd.DataFrame = pd.concat([_of_dose(dose, of, shifts) for dose, of in zip(doses, of_doses, strict=True)])
-    names = table.index.to_series().map(shifts.metadata["gene_names"])
-    table.insert(0, "gene_name", names.where(names != "", table.index.to_series()))
-    return table.iloc[_order(table)]
+    return published.named(table, shifts).iloc[_order(table)]
 
 
 def _order(table: pd.DataFrame) -> np.ndarray:
@@ -284,20 +275,17 @@ class _Numbers(NamedTuple):
     donors: Names
 
 
-def _wanted(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> Iterator[pd.DataFrame]:
-    """Pass over what happened to other genes, and movement away from the start."""
+def _without_start(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> Iterator[pd.DataFrame]:
+    """Leave out, of a screen with a goal, the rows of its start state."""
     for block in blocks:
-        wanted = block["affected"].isna()
-        if goal:
-            wanted &= block["state"].isin([goal["goal"], *goal["alternatives"]])
-        yield block[wanted]
+        yield block[block["state"].isin([goal["goal"], *goal["alternatives"]])] if goal else block
 
 
 def _counted(shifts: ShiftTable) -> _Counted:
     numbers = _Numbers(Names(), Names(), Names(), Names())
     of_blocks, nameless, has_donors, last, rounding = [], set(), False, np.nan, 0.0
-    columns_read = ["affected", *_KEYS, "exact", "value", "before"]
-    for block in _wanted(measured(shifts, columns_read, tell=True), shifts.metadata["goal"]):
+    columns_read = [*_KEYS, "exact", "value", "before"]
+    for block in _without_start(measured(shifts, columns_read, tell=True), shifts.metadata["goal"]):
         rounding = max(rounding, rounding_error(block))
         lacks = block["donor"].isna()
         has_donors |= not lacks.all()
@@ -399,8 +387,8 @@ def _of_some_replicates(sums: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
     """Yield sum and number of each block's values by group, replicate, gene and place, which are one key."""
-    blocks = measured(shifts, ["affected", *_KEYS, "value"], whole_cells=True)
-    for block in _wanted(blocks, shifts.metadata["goal"]):
+    blocks = measured(shifts, [*_KEYS, "value"], whole_cells=True)
+    for block in _without_start(blocks, shifts.metadata["goal"]):
         dose, state, gene = _numbered(block, counted.numbers)
         place = _places(block, counted.last, shifts.metadata)
         of_donors = counted.replicate == "donor"
@@ -549,10 +537,10 @@ def _matched_percentile(effect: pd.Series, place: pd.Series, rate: pd.Series, n_
 
 def _with_warnings(columns: pd.DataFrame, *, of_cells: bool) -> pd.DataFrame:
     """Say why not to rely on a row."""
-    few_donors = _said(
+    few_donors = _if_few(
         columns["n_donors"], f" {'cells' if of_cells else 'donors'}: no test below {FEWEST_DONORS}", FEWEST_DONORS
     )
-    few_cells = _said(columns["n_cells"], " cells", FEW_CELLS)
+    few_cells = _if_few(columns["n_cells"], " cells", FEW_CELLS)
     if of_cells:
         few_cells, columns["n_donors"] = few_cells.where(few_donors == "", ""), 0
     flat = columns["is_flat"].map({True: f"no spread over {'cells' if of_cells else 'donors'}", False: ""})
@@ -560,7 +548,7 @@ def _with_warnings(columns: pd.DataFrame, *, of_cells: bool) -> pd.DataFrame:
     return columns.assign(warning=warning.str.strip("; "))
 
 
-def _said(number: pd.Series, what: str, enough: int) -> pd.Series:
+def _if_few(number: pd.Series, what: str, enough: int) -> pd.Series:
     return (number.astype(str) + what).where(number < enough, "")
 
 

@@ -3,36 +3,36 @@
 import html
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import read_elem
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import open_unpacked, read_text
+from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.matrices import (
-    DENSE_VALUES,
     ENTRIES,
     ByCell,
     ByGene,
     Entries,
     Matrix,
-    as_csr,
     check_chunks,
     check_pointers,
     matrix_in_memory,
     matrix_stored,
     read_csr,
+    read_dense,
 )
 
 _TABLES = ("barcodes", "features", "genes")
@@ -49,15 +49,17 @@ _MTX = re.compile(r"(?P<prefix>.*)matrix\.mtx(\.gz)?\Z")
 
 
 class Content:
-    """What `open_counts` needs to know of a container."""
+    """What `open_counts` needs to know of a container; without more, one matrix, and cells that have names only."""
 
-    layers: Sequence[str]
-    obs_columns: Sequence[str]
+    layers: Sequence[str] = ("X",)
+    obs_columns: Sequence[str] = ()
     n_cells: int
+    _var: pd.DataFrame
 
     def var(self, layer: str) -> pd.DataFrame:
         """Return the table of the genes that a layer has."""
-        raise NotImplementedError
+        del layer
+        return self._var
 
     def matrix(self, layer: str) -> Matrix:
         """Return the matrix of a layer."""
@@ -194,8 +196,12 @@ def _hdf5_content(path: Path) -> Content:
 class _AnnDataContent(Content):
     def __init__(self, adata: ad.AnnData) -> None:
         self._adata, self._obs = adata, in_memory(adata.obs)
-        has = {"X": adata.X is not None, **dict.fromkeys(adata.layers, True), "raw": adata.raw is not None}
-        self.layers = [name for name, there in has.items() if there or name in adata.layers]
+        self._matrices: dict[str, Callable[[], Any]] = {
+            name: partial(adata.layers.__getitem__, name) for name in adata.layers
+        }
+        self._matrices |= {"X": lambda: adata.X} if adata.X is not None else {}
+        self._matrices |= {"raw": lambda: adata.raw.X} if adata.raw is not None else {}
+        self.layers = _in_order(self._matrices)
         self.n_cells = adata.n_obs
         self.obs_columns = [str(column) for column in self._obs.columns]
 
@@ -204,10 +210,7 @@ class _AnnDataContent(Content):
         return in_memory(self._adata.raw.var if is_raw else self._adata.var)
 
     def matrix(self, layer: str) -> Matrix:
-        if layer == "raw" and self._adata.raw is not None:
-            return matrix_in_memory(self._adata.raw.X)
-        is_x = layer == "X" and self._adata.X is not None
-        return matrix_in_memory(self._adata.X if is_x else self._adata.layers[layer])
+        return matrix_in_memory(self._matrices[layer]())
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         return self._obs.index[start:stop].astype(str).to_numpy(dtype=object)
@@ -216,23 +219,53 @@ class _AnnDataContent(Content):
         return self._obs[column].iloc[start:stop]
 
 
+def _in_order(layers: Iterable[str]) -> list[str]:
+    return sorted(layers, key=lambda name: (name != "X", name == "raw"))
+
+
 def in_memory(table: Any) -> pd.DataFrame:
     """Return a table of an AnnData, which is not read yet in one of ``anndata.experimental.read_lazy``."""
     return table.to_memory() if hasattr(table, "to_memory") else table
 
 
-class _StoredAnnData(Content):
+class _Stored(Content):
+    """A container on disk that has the columns of its cells, their names among them, in one group.
+
+    Parameters
+    ----------
+    opened
+        Opens what is at a place inside, the whole of it by default.
+    cells
+        Place of the group of the cells' columns.
+    """
+
+    _index: str
+    """Column with the names."""
+
+    def __init__(self, opened: Callable[..., AbstractContextManager[Any]], cells: str) -> None:
+        self._opened, self._cells = opened, cells
+
+    def obs_index(self, start: int, stop: int) -> np.ndarray:
+        return self.obs(self._index, start, stop).map(str).to_numpy(dtype=object)
+
+    def obs(self, column: str, start: int, stop: int) -> pd.Series:
+        with self._opened(f"{self._cells}/{column}") as stored:
+            return pd.Series(_values(stored, start, stop))
+
+
+class _StoredAnnData(_Stored):
     """An AnnData in an HDF5 file or a Zarr store."""
 
     def __init__(self, opened: Callable[..., AbstractContextManager[Any]]) -> None:
-        self._opened = opened
+        super().__init__(opened, "obs")
         with opened() as root:
             self._places = {name: f"layers/{name}" for name in root.get("layers", ())}
             self._places |= {"X": "X"} if "X" in root else {}
             has_raw = "raw" in root and hasattr(root["raw"], "keys") and "X" in root["raw"]
             self._places |= {"raw": "raw/X"} if has_raw else {}
-            self.layers = sorted(self._places, key=lambda name: (name != "X", name == "raw"))
-            self._var = {"X": read_elem(root["var"])} | ({"raw": read_elem(root["raw/var"])} if has_raw else {})
+            self.layers = _in_order(self._places)
+            self._var = read_elem(root["var"])
+            self._raw_var = read_elem(root["raw/var"]) if has_raw else self._var
             obs = root["obs"]
             if not hasattr(obs, "keys"):
                 raise DataFormatError(
@@ -241,32 +274,29 @@ class _StoredAnnData(Content):
             self._index = str(obs.attrs["_index"])
             self.obs_columns = [str(name) for name in obs.attrs["column-order"]]
             # AnnData < 0.8 kept categories apart.
-            self._whole_obs = read_elem(obs) if "__categories" in obs else None
-            index = obs[self._index]
-            index = index["values"] if hasattr(index, "keys") else index
-            self.n_cells = index.shape[0]
-            names = root["var"][str(root["var"].attrs["_index"])]
-            for named in (index, names["values"] if hasattr(names, "keys") else names):
-                if named.shape[0]:
-                    check_chunks(named)
+            self._whole_obs = read_elem(obs).reset_index(names=self._index) if "__categories" in obs else None
+            self.n_cells = _checked_names(obs).shape[0]
+            _checked_names(root["var"])
 
     def var(self, layer: str) -> pd.DataFrame:
-        return self._var["raw" if self._places[layer] == "raw/X" else "X"]
+        return self._raw_var if self._places[layer] == "raw/X" else self._var
 
     def matrix(self, layer: str) -> Matrix:
         return matrix_stored(partial(self._opened, self._places[layer]))
 
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        if self._whole_obs is not None:
-            return self._whole_obs.index[start:stop].astype(str).to_numpy(dtype=object)
-        with self._opened(f"obs/{self._index}") as stored:
-            return np.array([str(name) for name in _values(stored, start, stop)], dtype=object)
-
     def obs(self, column: str, start: int, stop: int) -> pd.Series:
         if self._whole_obs is not None:
             return self._whole_obs[column].iloc[start:stop]
-        with self._opened(f"obs/{column}") as stored:
-            return pd.Series(_values(stored, start, stop))
+        return super().obs(column, start, stop)
+
+
+def _checked_names(table: Any) -> Any:
+    """Return the stored names of a data frame's rows, all of which are there."""
+    names = table[str(table.attrs["_index"])]
+    names = names["values"] if hasattr(names, "keys") else names
+    if names.shape[0]:
+        check_chunks(names)
+    return names
 
 
 def _values(stored: Any, start: int, stop: int) -> Any:
@@ -288,44 +318,35 @@ def _values(stored: Any, start: int, stop: int) -> Any:
     return column
 
 
-class _LoomContent(Content):
+class _LoomContent(_Stored):
     """A loom file: dense, genes × cells, in compressed squares of 64 × 64."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with _h5(path) as file:
+        super().__init__(partial(_h5, path), "col_attrs")
+        with self._opened() as file:
             self._shape = file["matrix"].shape[::-1]
             self.layers = ["X", *file.get("layers", {})]
             rows, columns = file["row_attrs"], file["col_attrs"]
             names = [name for name in rows if _is_column(rows[name], self._shape[1])]
             self._var = pd.DataFrame({name: _unescaped(_values(rows[name], 0, self._shape[1])) for name in names})
             self.obs_columns = [name for name in columns if _is_column(columns[name], self._shape[0])]
-            self._names = next((name for name in ("CellID", "obs_names", "cell_id") if name in columns), None)
-            self.n_cells = columns[self._names].shape[0] if self._names else self._shape[0]
+            self._index = next((name for name in ("CellID", "obs_names", "cell_id") if name in columns), "")
+            self.n_cells = columns[self._index].shape[0] if self._index else self._shape[0]
         genes = next((name for name in ("Accession", "var_names", "Gene") if name in self._var), None)
         self._var.index = pd.Index(self._var[genes] if genes else range(self._shape[1])).astype(str)
-
-    def var(self, layer: str) -> pd.DataFrame:
-        del layer
-        return self._var
 
     def matrix(self, layer: str) -> Matrix:
         return ByCell(self._shape, partial(self._read, "matrix" if layer == "X" else f"layers/{layer}"))
 
     def _read(self, place: str, start: int, stop: int) -> csr_matrix:
-        step = max(64, DENSE_VALUES // max(1, self._shape[1]) // 64 * 64)
-        with _h5(self._path, place) as stored:
-            pieces = [as_csr(stored[:, i : min(i + step, stop)].T) for i in range(start, stop, step)]
-        return pieces[0] if len(pieces) == 1 else csr_matrix(vstack(pieces, format="csr"))
+        with self._opened(place) as stored:
+            return read_dense(lambda i, j: stored[:, i:j].T, self._shape[1], start, stop)
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
-        if self._names is None:
-            return np.arange(start, stop).astype(str).astype(object)
-        return self.obs(self._names, start, stop).astype(str).to_numpy(dtype=object)
+        return super().obs_index(start, stop) if self._index else np.arange(start, stop).astype(str).astype(object)
 
     def obs(self, column: str, start: int, stop: int) -> pd.Series:
-        with _h5(self._path, f"col_attrs/{column}") as stored:
-            return pd.Series(_unescaped(_values(stored, start, stop)))
+        return pd.Series(_unescaped(super().obs(column, start, stop).to_numpy()))
 
 
 def _is_column(stored: Any, n: int) -> bool:
@@ -339,57 +360,39 @@ def _unescaped(values: np.ndarray) -> np.ndarray:
     return np.array([html.unescape(value) if isinstance(value, str) else value for value in values], dtype=object)
 
 
-class _TenX(Content):
-    """What both 10x forms share: cells have names only."""
-
-    layers = ("X",)
-    obs_columns = ()
-    _features: pd.DataFrame
-
-    def var(self, layer: str) -> pd.DataFrame:
-        del layer
-        return self._features
-
-
-class _TenXContent(_TenX):
+class _TenXContent(_Stored):
     """Cell Ranger's ``.h5``: a compressed matrix whose columns are cells, which is CSR of cells × genes."""
 
+    _index = "barcodes"
+
     def __init__(self, path: Path, group: str) -> None:
-        self._path, self._group = path, group
-        with self._opened() as stored:
+        super().__init__(partial(_h5, path), group)
+        with self._opened(group) as stored:
             n_genes, n_cells = (int(n) for n in stored["shape"][:])
             self._shape = (n_cells, n_genes)
             self.n_cells = stored["barcodes"].shape[0]
             features = stored.get("features")
-            places = {"gene_id": "id", "gene_name": "name", "feature_type": "feature_type"}
+            places = {"gene_id": "id", "gene_name": "name", "feature_type": "feature_type", "genome": "genome"}
             if features is None:
-                features, places = stored, {"gene_id": "genes", "gene_name": "gene_names"}
-            places |= {name: name for name in ("genome",) if name in features}
+                features, places = stored, {"gene_id": "genes", "gene_name": "gene_names", "genome": "genome"}
             places = {name: place for name, place in places.items() if place in features}
             columns = {name: _values(features[place], 0, features[place].shape[0]) for name, place in places.items()}
             if len(columns["gene_id"]) != n_genes:
                 raise DataFormatError(f"{path}: {len(columns['gene_id'])} features are named for {n_genes} rows.")
             check_pointers(stored, n_cells)
-        self._features = pd.DataFrame(columns).set_index("gene_id")
-
-    def _opened(self, inside: str = "") -> AbstractContextManager[Any]:
-        return _h5(self._path, f"{self._group}/{inside}")
-
-    def obs_index(self, start: int, stop: int) -> np.ndarray:
-        with self._opened("barcodes") as stored:
-            return _values(stored, start, stop)
+        self._var = pd.DataFrame(columns).set_index("gene_id")
 
     def matrix(self, layer: str) -> Matrix:
         del layer
-        return ByCell(self._shape, partial(read_csr, self._opened, self._shape))
+        return ByCell(self._shape, partial(read_csr, partial(self._opened, self._cells), self._shape))
 
 
-class _TenXFolder(_TenX):
+class _TenXFolder(Content):
     """``matrix.mtx`` with ``barcodes.tsv`` and ``features.tsv`` (``genes.tsv`` before Cell Ranger 3) beside it."""
 
     def __init__(self, mtx: Path) -> None:
         self._mtx = mtx
-        with self._lines() as lines:
+        with open_unpacked(self._mtx) as lines:
             banner = _line(lines).removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").lower().split()
             kinds = [["%%matrixmarket", "matrix", "coordinate", kind, "general"] for kind in ("integer", "real")]
             if banner not in kinds:
@@ -409,15 +412,12 @@ class _TenXFolder(_TenX):
                 "are named beside it."
             )
         names = ["gene_id", "gene_name", "feature_type"][: table.shape[1]]
-        self._features = table.iloc[:, : len(names)].set_axis(names, axis=1).set_index("gene_id")
+        self._var = table.iloc[:, : len(names)].set_axis(names, axis=1).set_index("gene_id")
         self._barcodes = texts(cells[0])
         self.n_cells = n_cells
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         return np.array(self._barcodes[start:stop], dtype=object)
-
-    def _lines(self) -> Any:
-        return open_unpacked(self._mtx)
 
     def _table(self, n_rows: int, *stems: str) -> pd.DataFrame:
         match = _MTX.match(self._mtx.name)
@@ -436,18 +436,13 @@ class _TenXFolder(_TenX):
 
     def matrix(self, layer: str) -> Matrix:
         del layer
-        return ByGene((self.n_cells, len(self._features)), self._entries)
+        return ByGene((self.n_cells, len(self._var)), self._entries)
 
     def _entries(self) -> Iterator[Entries]:
         expected, seen = self._shape_on_file[2], 0
-        with self._lines() as lines:
+        with open_unpacked(self._mtx) as lines:
             lines.seek(self._begins)
-            chunks = pd.read_csv(
-                _ShortLines(lines),
-                sep=r"\s+",
-                header=None,
-                chunksize=ENTRIES,
-            )
+            chunks = pd.read_csv(_ShortLines(lines), sep=r"\s+", header=None, chunksize=ENTRIES)
             for chunk in chunks if expected else ():
                 seen += len(chunk)
                 if chunk.shape[1] != 3 or chunk.dtypes[:2].map(str).ne("int64").any():
@@ -463,8 +458,8 @@ class _TenXFolder(_TenX):
 _LONGEST_LINE = 1 << 20
 
 
-def _line(lines: IO[bytes]) -> bytes:
-    line = lines.readline(_LONGEST_LINE)
+def _line(lines: Any) -> bytes:
+    line: bytes = lines.readline(_LONGEST_LINE)
     if not line or len(line) == _LONGEST_LINE:
         raise DataFormatError("not a Matrix Market file: it ends within its header, or a line of it has no end")
     return line
@@ -473,7 +468,7 @@ def _line(lines: IO[bytes]) -> bytes:
 class _ShortLines(io.BufferedIOBase):
     """A file whose lines all end soon: one without an end would be taken into memory as a whole."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Any) -> None:
         self._file, self._since_end = file, 0
 
     def readable(self) -> bool:
@@ -483,7 +478,7 @@ class _ShortLines(io.BufferedIOBase):
         return self.read(size)
 
     def read(self, size: int | None = -1) -> bytes:
-        block = self._file.read(-1 if size is None else size)
+        block: bytes = self._file.read(-1 if size is None else size)
         self._since_end = len(block) - end - 1 if (end := block.rfind(b"\n")) >= 0 else self._since_end + len(block)
         if self._since_end > _LONGEST_LINE:
             raise DataFormatError(f"a line is longer than {_LONGEST_LINE:,} bytes")
@@ -497,8 +492,3 @@ def content_kind(path: ad.AnnData | str | Path) -> str:
     if Path(path).is_dir():
         return "a Zarr store" if is_zarr(Path(path)) else "a 10x folder"
     return "a Matrix Market file" if _MTX.match(Path(path).name) else "an HDF5 file"
-
-
-def texts(column: pd.Series) -> list[str]:
-    """Return a column as text without blanks around it, "" where a value is missing."""
-    return column.astype(object).where(column.notna(), "").astype(str).str.strip().tolist()

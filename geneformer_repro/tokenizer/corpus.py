@@ -18,10 +18,11 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from glob import escape, glob, has_magic
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -60,12 +61,12 @@ class Part(NamedTuple):
     stop: int
 
 
-def find_sources(given: Sources) -> list[Source]:
+def find_sources(inputs: Sources) -> list[Source]:
     """Return what is to be read, in a fixed order.
 
     Parameters
     ----------
-    given
+    inputs
         An AnnData; a path: a file, a glob (``"data/**/*.h5ad"``), or a folder, which stands for every ``.h5ad``,
         ``.loom``, ``.h5``, ``.zarr`` and ``matrix.mtx`` in and below it, sorted; or several of them.
 
@@ -75,7 +76,7 @@ def find_sources(given: Sources) -> list[Source]:
         A path does not exist, a glob or folder has nothing, a source is given twice, or a folder is the ``outs`` of
         Cell Ranger, which holds the same cells more than once.
     """
-    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    several = list(inputs) if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs]
     sources = [source for item in several for source in _sources_of(item)]
     if not sources:
         raise InputError("No source was given. Give an AnnData, paths, a glob, or a folder.")
@@ -88,24 +89,24 @@ def find_sources(given: Sources) -> list[Source]:
     return sources
 
 
-def _sources_of(given: "AnnData | str | Path") -> list[Source]:
-    if hasattr(given, "obs_names"):
-        return [given]
-    path = Path(given)
+def _sources_of(source: "AnnData | str | Path") -> list[Source]:
+    if hasattr(source, "obs_names"):
+        return [source]
+    path = Path(source)
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise InputError(f"{str(path)[:80]}…: no such file; the name is longer than any can be.")
-    if re.match(r"\w+://", str(given)):
-        raise InputError(f"{given}: is not on this machine. Download it, and give its path.")
-    if not path.exists() and not path.is_symlink() and has_magic(str(given)):
+    if re.match(r"\w+://", str(source)):
+        raise InputError(f"{source}: is not on this machine. Download it, and give its path.")
+    if not path.exists() and not path.is_symlink() and has_magic(str(source)):
         pattern = _with_literal_folders(path)
         matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]  # noqa: PTH207, Path.glob wants a root
         if not matches:
-            raise InputError(f"{given}: nothing matches.")
+            raise InputError(f"{source}: nothing matches.")
         stores = [match for match in matches if match.is_dir() and is_zarr(match)]
         outside = [match for match in matches if not any(store in match.parents for store in stores)]
         sources = [source for match in outside for source in ([match] if _is_source(match) else _below(match))]
         if not sources:
-            raise InputError(f"{given}: no {_KINDS_OF_SOURCES} among what matches.")
+            raise InputError(f"{source}: no {_KINDS_OF_SOURCES} among what matches.")
         return list({files_of(source)[0]: source for source in sources}.values())  # "**" matches folders and files
     if not path.exists():
         raise InputError(not_there(path))
@@ -120,8 +121,8 @@ def _sources_of(given: "AnnData | str | Path") -> list[Source]:
 
 def _with_literal_folders(path: Path) -> str:
     """Return a glob whose beginning, as far as there are such folders, is taken as it is written: ``[1]``."""
-    there = next(folder for folder in path.parents if folder.is_dir())
-    return str(Path(escape(str(there)), path.relative_to(there)))
+    folder = next(folder for folder in path.parents if folder.is_dir())
+    return str(Path(escape(str(folder)), path.relative_to(folder)))
 
 
 def _is_source(path: Path) -> bool:
@@ -176,10 +177,16 @@ def labels_of(sources: Sequence[Source]) -> list[str]:
 
 
 def identity(source: Source) -> dict[str, Any]:
-    """Return what tells a source from a changed one: path, size and time of change of its files, or a digest."""
+    """Return what tells a source from a changed one: path, size and time of change of its files, or a digest.
+
+    Or that it cannot be looked at: a link that leads nowhere, a lost disk.
+    """
     if not isinstance(source, Path):
         return {"path": None, "sha256": _digest(source)}
-    states = [path.stat() for path in files_of(source)]
+    try:
+        states = [path.stat() for path in files_of(source)]
+    except OSError as error:
+        return {"path": str(source), "error": error.strerror}
     return {
         "path": str(source.resolve()),
         "bytes": sum(state.st_size for state in states),
@@ -187,30 +194,15 @@ def identity(source: Source) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def unchanged(path: Path) -> Iterator[None]:
-    """Raise at the end of the block if a source on disk changed within it.
+def require_identity(path: Path, before: Mapping[str, Any], *, name: str) -> None:
+    """Raise if a source on disk is no longer what `identity` said before it was read.
 
     Raises
     ------
     ChangedDataError
         It was replaced or written to.
     """
-    before = _seen(path)
-    yield
-    _require_seen(path, before, name=str(path))
-
-
-def _seen(source: Source) -> dict[str, Any]:
-    """Return the identity of a source, or that it cannot be looked at: a link that leads nowhere, a lost disk."""
-    try:
-        return identity(source)
-    except OSError as error:
-        return {"path": str(source), "error": error.strerror}
-
-
-def _require_seen(path: Path, before: Mapping[str, Any], *, name: str) -> None:
-    if _seen(path) != before:
+    if identity(path) != before:
         raise ChangedDataError(
             f"{name}: changed while it was read, so nothing that was read of it is used. Wait until it is written, and "
             "give the same call again."
@@ -220,9 +212,7 @@ def _require_seen(path: Path, before: Mapping[str, Any], *, name: str) -> None:
 def is_unchanged(recorded: Mapping[str, Any]) -> bool:
     """Whether what `identity` said of a source still holds."""
     path = recorded.get("path")
-    if path is None or not Path(path).exists():
-        return False
-    return all(recorded.get(key) == value for key, value in identity(Path(path)).items())
+    return path is not None and identity(Path(path)).items() <= recorded.items()
 
 
 def _digest(adata: "AnnData") -> str:
@@ -252,6 +242,7 @@ def parts_of(sizes: Sequence[int], smallest: int = _SMALLEST_PART) -> list[Part]
     return [Part(number, *bound) for number, bound in enumerate(bounds)]
 
 
+@dataclass(eq=False)
 class Corpus:
     """The sources of a piece of work, opened when they are needed.
 
@@ -261,60 +252,87 @@ class Corpus:
         From `find_sources`.
     labels
         Name of each source, from `labels_of`.
-    layer, gene_ids
-        As for `open_counts`.
-
-    Attributes
-    ----------
     names
         Each source as the user wrote it, for messages.
-    work
-        Folder for copies of matrices stored by gene; None for temporary ones.
-    by_gene
-        Sources whose matrix is stored by gene; known after `check`.
-    identities
-        What tells each source from a changed one, as it was just before it was first opened.
-    failed
-        Sources that turned out damaged: index → message. Their parts are skipped and dropped.
+    options
+        ``layer`` and ``gene_ids``, as for `open_counts`.
+    workers, ray
+        Who shares the work, as for `tokenize`.
     """
 
-    def __init__(
-        self, sources: Sequence[Source], labels: Sequence[str], *, layer: str | None, gene_ids: str | None
-    ) -> None:
-        self.sources, self.labels, self._layer, self._gene_ids = list(sources), list(labels), layer, gene_ids
-        self.names = [str(source) if isinstance(source, Path) else "AnnData" for source in sources]
-        self.work: Path | None = None
-        self.identities: list[dict[str, Any]] = []
-        self.failed: dict[int, str] = {}
-        self.by_gene: list[int] = []
+    sources: list[Source]
+    labels: list[str]
+    names: list[str]
+    options: Mapping[str, str | None]
+    workers: int | None = None
+    ray: bool = False
+    work: Path | None = field(default=None, init=False)
+    """Folder for copies of matrices stored by gene; None for temporary ones."""
+    sizes: list[int] = field(default_factory=list, init=False)
+    """Number of cells of each source, 0 for a damaged one; known after `check`."""
+    by_gene: list[int] = field(default_factory=list, init=False)
+    """Sources whose matrix is stored by gene; known after `check`."""
+    identities: list[dict[str, Any]] = field(default_factory=list, init=False)
+    """What tells each source from a changed one, as it was just before it was first opened."""
+    failed: dict[int, str] = field(default_factory=dict, init=False)
+    """Sources that turned out damaged: index → message. Their parts are skipped and dropped."""
+
+    def __post_init__(self) -> None:
         self.open = lru_cache(maxsize=4)(self._open)
 
     @classmethod
-    def find(cls, given: Sources, *, layer: str | None, gene_ids: str | None) -> "Corpus":
-        """Find the sources; nothing is opened yet."""
-        sources = find_sources(given)
-        return cls(sources, labels_of(sources), layer=layer, gene_ids=gene_ids)
+    def find(
+        cls, inputs: Sources, *, layer: str | None, gene_ids: str | None, workers: int | None, ray: bool
+    ) -> "Corpus":
+        """Find the sources; nothing is opened yet.
+
+        Raises
+        ------
+        InputError
+            There are none (see `find_sources`), `workers` is not a positive number, or there are workers for an AnnData
+            in memory.
+        MissingExtraError
+            Ray is asked for and not installed.
+        """
+        sources = find_sources(inputs)
+        names = [str(source) if isinstance(source, Path) else "AnnData" for source in sources]
+        options = {"layer": layer, "gene_ids": gene_ids}
+        corpus = cls(sources, labels_of(sources), names, options, workers, ray)
+        if workers is not None and not (isinstance(workers, int) and workers >= 1):
+            raise InputError(f"workers must be a whole number of at least 1, found {workers!r}.")
+        if corpus.is_shared and not all(isinstance(source, Path) for source in sources):
+            raise InputError(
+                "workers= and ray= share out files; other processes cannot read an AnnData in memory. Write it to an "
+                ".h5ad, or leave them out."
+            )
+        if ray and find_spec("ray") is None:
+            raise MissingExtraError("Ray is not installed. pip install 'geneformer-repro[ray]'")
+        return corpus
 
     @classmethod
-    def from_plan(cls, plan: Mapping[str, Any], *, layer: str | None, gene_ids: str | None) -> "Corpus":
+    def from_plan(cls, plan: Mapping[str, Any]) -> "Corpus":
         """Make the corpus that `as_plan` describes, in another process."""
-        corpus = cls(
-            [Path(source["path"]) for source in plan["sources"]], plan["labels"], layer=layer, gene_ids=gene_ids
-        )
-        corpus.names = plan["names"]
+        sources = [Path(source["path"]) for source in plan["sources"]]
+        options = {name: plan["options"][name] for name in ("layer", "gene_ids")}
+        corpus = cls(sources, plan["labels"], plan["names"], options)
+        corpus.sizes = plan["sizes"]
         return corpus
 
     def as_plan(self) -> dict[str, Any]:
         """Return what tells this corpus from another, as JSON can hold it; after `check`."""
-        return {"sources": self.identities, "labels": self.labels, "names": self.names}
+        return {"sources": self.identities, "labels": self.labels, "names": self.names, "sizes": self.sizes}
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes do the work."""
+        return self.ray or (self.workers or 1) > 1
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def _open(self, i: int) -> CountSource:
         work = None if self.work is None else self.blocks_folder(i)
-        opened = open_counts(self.sources[i], layer=self._layer, gene_ids=self._gene_ids, work=work)
-        return replace(opened, name=self.names[i])
+        return replace(open_counts(self.sources[i], **self.options, work=work), name=self.names[i])
 
     def keep_in(self, work: Path) -> None:
         """Keep the copies of matrices stored by gene in this folder."""
@@ -327,28 +345,8 @@ class Corpus:
         assert self.work is not None
         return self.work / f"{i:05d}"
 
-    def require_fit(self, *, workers: int | None, ray: bool) -> None:
-        """Raise if the work cannot be shared out as asked.
-
-        Raises
-        ------
-        InputError
-            `workers` is not a positive number, or there are workers for an AnnData in memory.
-        MissingExtraError
-            Ray is asked for and not installed.
-        """
-        if workers is not None and not (isinstance(workers, int) and workers >= 1):
-            raise InputError(f"workers must be a whole number of at least 1, found {workers!r}.")
-        if (ray or (workers or 1) > 1) and not all(isinstance(source, Path) for source in self.sources):
-            raise InputError(
-                "workers= and ray= share out files; other processes cannot read an AnnData in memory. Write it to an "
-                ".h5ad, or leave them out."
-            )
-        if ray and find_spec("ray") is None:
-            raise MissingExtraError("Ray is not installed. pip install 'geneformer-repro[ray]'")
-
-    def check(self, check: Callable[[int, CountSource], int], *, step: str = "check") -> list[int]:
-        """Open every source once and return the numbers that `check` gives; 0 for a damaged one, which is noted.
+    def check(self, check: Callable[[int, CountSource], None]) -> None:
+        """Open every source once and look at it; a damaged one is noted.
 
         Raises
         ------
@@ -358,17 +356,23 @@ class Corpus:
             What was asked does not fit a source.
         """
         self.identities.clear()
-        numbers = [0] * len(self.sources)
-        with progress(step, total=len(self), unit="sources", quiet=len(self) == 1) as bar:
+        self.sizes = [0] * len(self)
+        with progress("check", total=len(self), unit="sources", quiet=len(self) == 1) as bar:
             for i in range(len(self)):
-                self.identities.append(_seen(self.sources[i]))
+                self.identities.append(identity(self.sources[i]))
                 try:
-                    numbers[i] = check(i, self.open(i))
-                    self.by_gene += [i] if self.open(i).stored_by_gene else []
+                    source = self.open(i)
+                    check(i, source)
+                    self.sizes[i] = source.n_cells
+                    self.by_gene += [i] if source.stored_by_gene else []
                 except DataFormatError as error:
                     self.note(i, error)
                 bar.update()
-        return numbers
+
+    def require_all_unchanged(self) -> None:
+        """Raise if any source is no longer what it was; see `require_unchanged`."""
+        for i in range(len(self)):
+            self.require_unchanged(i)
 
     def require_unchanged(self, i: int, *, quickly: bool = False) -> None:
         """Raise if a source on disk is no longer what it was just before it was first opened.
@@ -387,7 +391,7 @@ class Corpus:
         """
         source = self.sources[i]
         if isinstance(source, Path) and not (quickly and source.is_dir() and is_zarr(source)):
-            _require_seen(source, self.identities[i], name=self.names[i])
+            require_identity(source, self.identities[i], name=self.names[i])
 
     def note(self, i: int, error: DataFormatError) -> None:
         """Remember that a source is damaged.
@@ -418,7 +422,6 @@ class Job:
     """
 
     corpus: Corpus
-    sizes: list[int]
     work: Path
 
     @property
@@ -436,10 +439,11 @@ class Job:
         self.work = work
         self.corpus.keep_in(work / "blocks")
 
-    def deal_out_all(self, *, workers: int | None, ray: bool) -> None:
+    def deal_out_all(self) -> None:
         """Copy every matrix stored by gene into blocks of cells, if an earlier run has not."""
-        todo = [Part(i, i, 0, self.sizes[i]) for i in self.corpus.by_gene if not self._is_dealt_out(i)]
-        self.share("deal_out", todo, workers=workers, ray=ray)
+        self.share(
+            "deal_out", [Part(i, i, 0, self.corpus.sizes[i]) for i in self.corpus.by_gene if not self._is_dealt_out(i)]
+        )
 
     def _is_dealt_out(self, i: int) -> bool:
         folder = self.corpus.blocks_folder(i)
@@ -459,15 +463,7 @@ class Job:
             sync(path)
         write_manifest(folder)
 
-    def share(
-        self,
-        step: str,
-        parts: Sequence[Part],
-        *,
-        workers: int | None,
-        ray: bool,
-        on_done: Callable[[Part], None] = lambda part: None,
-    ) -> None:
+    def share(self, step: str, parts: Sequence[Part], *, on_done: Callable[[Part], None] = lambda part: None) -> None:
         """Do a step for these parts; those of sources that turn out damaged are skipped from then on.
 
         Parameters
@@ -476,10 +472,6 @@ class Job:
             Name of the method; word before the progress bar.
         parts
             Parts to do; the others of the corpus were done by an earlier run.
-        workers
-            Processes, or tasks at a time on Ray; None for none, or for as many as Ray has processors.
-        ray
-            Whether to use Ray.
         on_done
             Called in this process after each part, in the order in which they are finished.
 
@@ -492,19 +484,12 @@ class Job:
         """
         if not parts:
             return
-        elsewhere = ray or (workers or 1) > 1
-        do = partial(_do, self, step)
-        if elsewhere:
-            parent = None if ray else os.getpid()
-            do = partial(_do_elsewhere, type(self), self.work.resolve(), _digest_of_json(self.plan), parent, step)
         left = (part for part in parts if part.source not in self.corpus.failed)
-        total, todo = sum(self.sizes), sum(part.stop - part.start for part in parts)
+        total, todo = sum(self.corpus.sizes), sum(part.stop - part.start for part in parts)
         with (
-            warnings.catch_warnings(),
             progress(step.replace("_", " "), total=total, unit="cells", done=max(0, total - todo)) as bar,
-            closing(_finished(left, do, workers=workers, ray=ray)) as finished,
+            closing(self._finished(step, left)) as finished,
         ):
-            warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")  # on purpose
             for part, message in finished:
                 self.corpus.require_unchanged(part.source, quickly=message is None)
                 if message is None:
@@ -512,6 +497,19 @@ class Job:
                 elif part.source not in self.corpus.failed:
                     self.corpus.note(part.source, DataFormatError(message))
                 bar.update(part.stop - part.start)
+
+    def _finished(self, step: str, parts: Iterable[Part]) -> Generator[tuple[Part, str | None], None, None]:
+        """Do a step for these parts; yield each with the message of `_do`."""
+        if not self.corpus.is_shared:
+            for part in parts:
+                yield part, _do(self, step, part)
+            return
+        parent = None if self.corpus.ray else os.getpid()
+        do = partial(_do_elsewhere, type(self), self.work.resolve(), _digest_of_json(self.plan), parent, step)
+        if self.corpus.ray:
+            yield from _finished_on_ray(parts, do, self.corpus.workers)
+        else:
+            yield from _finished_by_processes(parts, do, self.corpus.workers or 1)
 
 
 def write_report(path: Path, content: Mapping[str, Any], *written: Path) -> None:
@@ -521,10 +519,10 @@ def write_report(path: Path, content: Mapping[str, Any], *written: Path) -> None
         write_json(aside, {**report, "sha256": _digest_of_json(report)})
 
 
-def read_report(path: Path) -> dict[str, Any] | None:
-    """Return what `write_report` wrote; None if it is not there, or it or one of the files is not as it was written."""
+def is_finished(path: Path) -> bool:
+    """Whether `write_report` has written the report of a part, and it and the files are as they were written."""
     if not path.exists():
-        return None
+        return False
     try:
         report = read_json(path)
     except InputError:
@@ -535,8 +533,7 @@ def read_report(path: Path) -> dict[str, Any] | None:
     )
     if not is_whole:
         logger.warning("%s: the part is not as it was written; it is made again.", path)
-        return None
-    return report
+    return is_whole
 
 
 def _digest_of_json(content: Mapping[str, Any]) -> str:
@@ -555,10 +552,14 @@ def _do(job: Job, step: str, part: Part) -> str | None:
 def _do_elsewhere(kind: type[Job], work: Path, digest: str, parent: int | None, step: str, part: Part) -> str | None:
     if parent is not None:
         _die_with(parent)
-    key = (work, digest)  # a worker lives on: for the same plan in another folder, or another plan in the same one
-    if _jobs.get("key") != key:
-        _jobs.update(key=key, job=kind.from_plan(work))
-    return _do(_jobs["job"], step, part)
+    return _do(_job_of(kind.from_plan, work, digest), step, part)
+
+
+@lru_cache(maxsize=1)
+def _job_of(from_plan: Callable[[Path], Job], work: Path, digest: str) -> Job:
+    """Make a job, once for its parts: a worker lives on, for another plan in the same folder too, told by `digest`."""
+    del digest
+    return from_plan(work)
 
 
 @cache
@@ -573,22 +574,6 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, name="watches parent", daemon=True).start()
 
 
-_jobs: dict[str, Any] = {}
-"""The job that a worker process does parts of."""
-
-
-def _finished(
-    parts: Iterable[Part], work: Callable[[Part], str | None], *, workers: int | None, ray: bool
-) -> Generator[tuple[Part, str | None], None, None]:
-    if ray:
-        yield from _finished_on_ray(parts, work, workers)
-    elif workers is None or workers == 1:
-        for part in parts:
-            yield part, work(part)
-    else:
-        yield from _finished_by_processes(parts, work, workers)
-
-
 def _with_part(work: Callable[[Part], str | None], part: Part) -> tuple[Part, str | None]:
     return part, work(part)
 
@@ -601,7 +586,11 @@ def _finished_by_processes(
 
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers)
     try:
-        with _without_word_of_idle_workers():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")  # on purpose
+            # Loky replaces a worker that ends as idle just when there is work. Where warnings are errors its thread
+            # would die of saying so, and we would wait for ever.
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
             with _deaf_to_interrupts():
                 finished = parallel(delayed(_with_part)(work, part) for part in parts)
             yield from finished
@@ -610,17 +599,6 @@ def _finished_by_processes(
             "A worker process was killed, most likely for want of memory. Finished parts are kept: give the same "
             "command again, with fewer workers."
         ) from error
-
-
-@contextmanager
-def _without_word_of_idle_workers() -> Iterator[None]:
-    """Let loky replace a worker that ends as idle just when there is work, which is no news to anybody.
-
-    Where warnings are errors its thread would die of saying so, and we would wait for ever.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-        yield
 
 
 @contextmanager
@@ -648,14 +626,9 @@ def _finished_on_ray(
         )
     try:
         at_a_time = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        task = ray.remote(_with_part)
-        iterator = iter(parts)
+        task, parts = ray.remote(_with_part), iter(parts)
         pending: list[Any] = []
-        while True:
-            while len(pending) < at_a_time and (part := next(iterator, None)) is not None:
-                pending.append(task.remote(work, part))
-            if not pending:
-                return
+        while pending := pending + [task.remote(work, part) for part in islice(parts, at_a_time - len(pending))]:
             ready, pending = ray.wait(pending)
             yield from ray.get(ready)
     finally:

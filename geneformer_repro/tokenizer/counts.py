@@ -7,7 +7,7 @@ file that `tokenize` recorded, if that is still there as it was, or from one tha
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ import pandas as pd
 from scipy.sparse import csr_matrix, diags_array, vstack
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.tokenizer.corpus import is_unchanged, unchanged
+from geneformer_repro.tokenizer.corpus import identity, is_unchanged, require_identity
 from geneformer_repro.tokenizer.dataset import INPUT_IDS, SOURCE, TokenizedDataset
-from geneformer_repro.tokenizer.genes import reconcile
+from geneformer_repro.tokenizer.genes import reconcile, summing_matrix
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -98,32 +98,32 @@ def counts_of(source: CountSource, cell_names: np.ndarray) -> csr_matrix:
     return csr_matrix(vstack(blocks, format="csr"))[np.argsort(place[rows])]
 
 
-def raw_counts(cells: TokenizedDataset, given: "AnnData | str | Path | None" = None) -> csr_matrix | None:
+def raw_counts(cells: TokenizedDataset, counts: "AnnData | str | Path | None" = None) -> csr_matrix | None:
     """Return the raw counts of the cells, in their order; None if they are not at hand.
 
     Parameters
     ----------
     cells
         Tokenised cells.
-    given
+    counts
         Where their counts are, if not where `tokenize` found them.
 
     Returns
     -------
     A column a gene of the source; of several sources, a column a gene of the vocabulary.
     """
-    if given is None and len(cells.spec["sources"]) > 1:
+    if counts is None and len(cells.spec["sources"]) > 1:
         return vocabulary_counts(cells)
-    with _opened_sources(cells, given) as opened:
+    with _opened_sources(cells, counts) as opened:
         return counts_of(opened[0], cells.cell_names) if opened else None
 
 
-def vocabulary_counts(cells: TokenizedDataset, given: "AnnData | str | Path | None" = None) -> csr_matrix | None:
+def vocabulary_counts(cells: TokenizedDataset, counts: "AnnData | str | Path | None" = None) -> csr_matrix | None:
     """Return the raw counts of the cells as `raw_counts`, but always a column a gene of the vocabulary.
 
     None also where the cells were tokenised with a table of orthologs, which is not kept.
     """
-    with _opened_sources(cells, given, mapped=True) as opened:
+    with _opened_sources(cells, counts, mapped=True) as opened:
         if len(opened) <= 1:
             matrices = [
                 counts_of(source, cells.cell_names) @ _to_vocabulary(source, cells.vocabulary) for source in opened
@@ -146,9 +146,9 @@ def _counts_of_several(opened: list[CountSource], cells: TokenizedDataset) -> cs
 
 @contextmanager
 def _opened_sources(
-    cells: TokenizedDataset, given: "AnnData | str | Path | None", *, mapped: bool = False
+    cells: TokenizedDataset, counts: "AnnData | str | Path | None", *, mapped: bool = False
 ) -> Iterator[list[CountSource]]:
-    """Open `given`, or what the cells were tokenised from; nothing, and say so, if that is gone or has changed.
+    """Open `counts`, or what the cells were tokenised from; nothing, and say so, if that is gone or has changed.
 
     Raises
     ------
@@ -161,27 +161,22 @@ def _opened_sources(
     why = "the cells were tokenised in memory"
     if mapped and has_orthologs:
         why = "the table of orthologs that led to the vocabulary's genes is not kept"
-    elif given is not None:
-        chosen = [given]
+    elif counts is not None:
+        chosen = [counts]
     elif all(map(is_unchanged, sources)):
         chosen = [source["path"] for source in sources]
     else:
         why = sources[0].get("path") or why
     if not chosen:
         logger.warning("No raw counts at hand (%s), so what needs them is left out; give counts=.", why)
-    with ExitStack() as stack:
-        for path in chosen:
-            if isinstance(path, (str, Path)):
-                stack.enter_context(unchanged(Path(path)))
-        yield [
-            open_counts(path, layer=source.get("layer"), gene_ids=source.get("gene_ids"))
-            for path, source in zip(chosen, sources, strict=False)
-        ]
+    identities = {path: identity(Path(path)) for path in chosen if isinstance(path, (str, Path))}
+    yield [
+        open_counts(path, layer=source.get("layer"), gene_ids=source.get("gene_ids"))
+        for path, source in zip(chosen, sources, strict=False)
+    ]
+    for path, before in identities.items():
+        require_identity(Path(path), before, name=str(path))
 
 
 def _to_vocabulary(source: CountSource, vocabulary: Vocabulary) -> csr_matrix:
-    """Return a 0/1 matrix, genes of the source × genes of the vocabulary: a product sums what is one gene."""
-    position = reconcile(source, vocabulary).position
-    genes = np.flatnonzero(position >= 0)
-    ones = np.ones(len(genes), dtype=np.float32)
-    return csr_matrix((ones, (genes, position[genes])), shape=(len(position), len(vocabulary)))
+    return summing_matrix(reconcile(source, vocabulary).position, len(vocabulary))

@@ -195,10 +195,10 @@ class TokenizedDataset:
         CD19+ B            95
         Name: count, dtype: int64
         """
-        labels, said = _labels_of(self.require_obs(name))
+        labels, messages = _labels_of(self.require_obs(name))
         if name not in self._spoken_of:
             self._spoken_of.add(name)
-            for line in said:
+            for line in messages:
                 logger.info(line)
         return labels
 
@@ -399,22 +399,21 @@ class TokenizedDataset:
                 f"{path}: not written by this package (no spec.json), so its tokens need a vocabulary: "
                 f"TokenizedDataset.open(path, vocabulary) (--vocabulary)."
             )
+        if vocabulary is not None and max_length is not None:
+            require_room(vocabulary, max_length)
         if is_ours:
             table, vocabulary, spec = read_folder(path, vocabulary)
-            cells = cls(table, vocabulary, spec)
-            if max_length is not None:
-                require_room(vocabulary, max_length)
-                cells = cells._cut(max_length)
         else:
             assert vocabulary is not None
-            if max_length is not None:
-                require_room(vocabulary, max_length)
-            table, spec = read_published(path, vocabulary, max_length=max_length)
-            cells = cls(table, vocabulary, spec)
+            table, spec = read_published(path, vocabulary, may_be_long=max_length is not None)
+        cells = cls(table, vocabulary, spec)
+        if max_length is not None:
+            cells = cells._cut(max_length)
         _name_empty(path, cells)
         return cells
 
     def _cut(self, max_length: int) -> "TokenizedDataset":
+        require_room(self.vocabulary, max_length)
         n_cut = int((self.lengths > max_length).sum())
         if not n_cut:
             return self
@@ -473,31 +472,33 @@ def as_labels(column: pd.Series) -> pd.Series:
     ("None" and "null" do not: treatments and alleles are called so). What is taken otherwise than it stands there is
     counted in the log.
     """
-    labels, said = _labels_of(column)
-    for line in said:
+    labels, messages = _labels_of(column)
+    for line in messages:
         logger.info(line)
     return labels
 
 
 def _labels_of(column: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Return the labels of `as_labels`, and what it says."""
+    """Return the labels of `as_labels`, and its messages for the log."""
     codes, values = pd.factorize(column)
     of_their_precision = values.to_numpy() if pd.api.types.is_float_dtype(values.dtype) else values
     names = np.array([*map(label_of, of_their_precision), None], dtype=object)
     texts = [(i, value) for i, value in enumerate(of_their_precision) if isinstance(value, str)]
-    gone = [i for i, _ in texts if names[i] in _MISSING]
-    bare = [i for i, value in texts if value != names[i] and names[i] not in _MISSING]
-    said = []
-    if gone:
-        examples = " or ".join(repr(str(of_their_precision[i])) for i in gone[:_SHOWN_CELLS])
-        said.append(f"{column.name}: {_n_of(codes, gone)} of {len(column)} cells say {examples}; taken as missing.")
-    if bare:
-        said.append(
-            f"{column.name}: {_n_of(codes, bare)} of {len(column)} cells have blanks around their value (first: "
-            f"{str(of_their_precision[bare[0]])!r}); taken without."
+    missing = [i for i, _ in texts if names[i] in _MISSING]
+    with_blanks = [i for i, value in texts if value != names[i] and names[i] not in _MISSING]
+    messages = []
+    if missing:
+        examples = " or ".join(repr(str(of_their_precision[i])) for i in missing[:_SHOWN_CELLS])
+        messages.append(
+            f"{column.name}: {_n_of(codes, missing)} of {len(column)} cells say {examples}; taken as missing."
         )
-    names[gone] = None
-    return pd.Series(names[codes], index=column.index, name=column.name, dtype=object), said
+    if with_blanks:
+        messages.append(
+            f"{column.name}: {_n_of(codes, with_blanks)} of {len(column)} cells have blanks around their value (first: "
+            f"{str(of_their_precision[with_blanks[0]])!r}); taken without."
+        )
+    names[missing] = None
+    return pd.Series(names[codes], index=column.index, name=column.name, dtype=object), messages
 
 
 def _n_of(codes: np.ndarray, values: list[int]) -> int:

@@ -48,6 +48,11 @@ _LABEL = re.compile(r"(?:gene|gene_id|gene_name|symbol|ensembl|rna|hgnc)(?::|[-_
 _ENTREZ_TAIL = re.compile(r"(?P<gene>[^|? ]+)(?:\|\d+| \(\d+\))\Z")
 
 
+def texts(column: pd.Series) -> list[str]:
+    """Return a column as text without blanks around it, "" where a value is missing."""
+    return column.astype(object).where(column.notna(), "").astype(str).str.strip().tolist()
+
+
 def is_ensembl_gene(text: str) -> bool:
     """Whether a text is, as a whole, an Ensembl gene id of some species, with or without a version."""
     return _ENSEMBL_GENE.match(text) is not None
@@ -90,12 +95,12 @@ def kinds_of(var: pd.DataFrame) -> np.ndarray:
     for column in var.columns:
         if re.sub(r"[^a-z]", "", str(column).lower()) not in _KIND_COLUMNS:
             continue
-        said = var[column].astype(object).where(var[column].notna(), "").astype(str).str.strip()
-        plain = said.str.lower().str.replace(r"[\s_-]+", " ", regex=True)
+        written = pd.Series(texts(var[column]), dtype=object)
+        plain = written.str.lower().str.replace(r"[\s_-]+", " ", regex=True)
         is_gene = plain.isin(_GENES).to_numpy()
         named = np.array([bool(_NO_GENES.match(kind)) for kind in plain])
         other = named | (plain.ne("").to_numpy() & ~is_gene if is_gene.any() else False)
-        why = np.where((why == "") & other, said.to_numpy(dtype=object), why)
+        why = np.where((why == "") & other, written.to_numpy(), why)
     return why
 
 
@@ -103,13 +108,10 @@ def kind_by_name(gene: str, name: str = "") -> str:
     """Return what id or name say that a row is instead of a gene: spike-in, peak …; "" if they say nothing of it."""
     if is_ensembl_gene(gene):
         return ""
-    texts = [text for text in (gene, name) if text and not _SAYS_NOTHING.match(text)]
-    return next((why for why, pattern in _NAMED.items() if any(map(pattern.match, texts))), "")
+    telling = [text for text in (gene, name) if text and not _SAYS_NOTHING.match(text)]
+    return next((why for why, pattern in _NAMED.items() if any(map(pattern.match, telling))), "")
 
 
 def genomes_of(var: pd.DataFrame, ids: Sequence[str]) -> tuple[str, ...]:
     """Return the genome of each row, by the column ``genome`` or the beginning of its id; "" where neither says it."""
-    if "genome" in var:
-        named = var["genome"].astype(object).where(var["genome"].notna(), "").astype(str).str.strip()
-        return tuple(named)
-    return tuple(map(genome_in, ids))
+    return tuple(texts(var["genome"]) if "genome" in var else map(genome_in, ids))

@@ -22,9 +22,9 @@ from geneformer_repro.tokenizer.rows import (
     UNCROPPED,
     UNCROPPED_LENGTH,
     lengths_of,
-    looked_at,
     require_lists,
     require_tokens,
+    starts_to_check,
 )
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -152,9 +152,9 @@ def _wrong_with(spec: dict[str, Any]) -> str | None:
     """Say what of a spec is missing or of another form; None if nothing is."""
     if wrong := misfit(spec, _SPEC):
         return wrong
-    for told, needs in (("genes", "share_of_counts_known"), ("n_cropped", "max_length")):
-        if told in spec and needs not in spec:
-            return f"{needs!r} is missing"
+    for key, needed in (("genes", "share_of_counts_known"), ("n_cropped", "max_length")):
+        if key in spec and needed not in spec:
+            return f"{needed!r} is missing"
     read_here = [source for source in spec["sources"] if "n_cells" in source]
     return next((wrong for source in read_here if (wrong := misfit(source, _READ, source["name"]))), None)
 
@@ -188,7 +188,7 @@ def _require_rows(path: Path, table: datasets.Dataset, vocabulary: Vocabulary) -
             f"{path}: a cell has {lengths.max()} tokens, more than the vocabulary's max_length of "
             f"{vocabulary.max_length}. Tokenise again."
         )
-    starts = looked_at(lengths)
+    starts = starts_to_check(lengths)
     try:
         for start in starts:
             table.data.slice(start, CELLS_AT_ONCE).validate(full=True)

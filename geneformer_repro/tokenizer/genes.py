@@ -22,6 +22,7 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_text
@@ -136,12 +137,12 @@ class KnownGenes(Protocol):
         """Gene ids."""
 
     @property
-    def gene_names(self) -> tuple[str, ...]:
-        """Name of each, "" where there is none."""
-
-    @property
     def position(self) -> Mapping[str, int]:
         """Place of each id."""
+
+    @property
+    def by_name(self) -> Mapping[str, int]:
+        """Place of each name that only one gene has."""
 
     @property
     def other_ids(self) -> Mapping[str, str]:
@@ -218,6 +219,20 @@ def reconcile(
     return GeneMap(position, table)
 
 
+def summing_matrix(position: np.ndarray, n_genes: int) -> csr_matrix:
+    """Return a 0/1 matrix, genes of a source × genes: counts times it have a column a gene, what is one gene summed.
+
+    Parameters
+    ----------
+    position
+        Place of each gene of the source among the genes, -1 for one that is not read.
+    n_genes
+        How many genes there are.
+    """
+    read = np.flatnonzero(position >= 0)
+    return csr_matrix((np.ones(len(read)), (read, position[read])), shape=(len(position), n_genes))
+
+
 def _of_another_genome(source: CountSource, is_known: np.ndarray, *, learn: bool) -> np.ndarray:
     """Whether each gene is of another genome than the one of which most genes are known."""
     genomes = np.array(source.genomes, dtype=object)
@@ -242,12 +257,7 @@ class _Finder:
     def __init__(self, source: CountSource, vocabulary: KnownGenes | None, other_ids: Mapping[str, str]) -> None:
         self._known = None if vocabulary is None else vocabulary.position
         self._other_ids = {**(vocabulary.other_ids if vocabulary else {}), **other_ids}
-        names = Counter(vocabulary.gene_names if vocabulary else ())
-        self._own = {
-            name: gene
-            for gene, name in (zip(vocabulary.gene_ids, vocabulary.gene_names, strict=True) if vocabulary else ())
-            if name and names[name] == 1
-        }
+        self._own = {name: vocabulary.gene_ids[i] for name, i in vocabulary.by_name.items()} if vocabulary else {}
         self._symbols = frozenset(source.gene_ids) | frozenset(source.gene_names)
 
     def find(self, gene: str, name: str) -> tuple[str, str]:

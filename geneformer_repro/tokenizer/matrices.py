@@ -59,12 +59,12 @@ class ByGene:
     def __init__(
         self, shape: tuple[int, int], entries: Callable[[], Iterator[Entries]], folder: Path | None = None
     ) -> None:
-        self.shape, self.entries, self._given = shape, entries, folder
+        self.shape, self.entries, self._existing = shape, entries, folder
 
     @cached_property
     def _folder(self) -> Path:
-        if self._given is not None and self._given.exists():
-            return self._given
+        if self._existing is not None and self._existing.exists():
+            return self._existing
         temporary = tempfile.mkdtemp(prefix="geneformer_repro-")
         weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         self.deal_out(Path(temporary) / "blocks")
@@ -80,12 +80,12 @@ class ByGene:
                     raise DataFormatError(f"an entry lies outside of the {self.shape[0]} × {self.shape[1]} matrix")
                 entries = np.empty(len(cells), dtype=_ENTRY)
                 entries["cell"], entries["gene"], entries["value"] = cells, genes, values
-                block = (entries["cell"] // BLOCK_CELLS).astype(np.int32)
+                block = entries["cell"] // BLOCK_CELLS
                 order = np.argsort(block, kind="stable")
-                entries, ends = entries[order], np.cumsum(np.bincount(block))
-                for i in np.unique(block):
+                blocks, starts = np.unique(block[order], return_index=True)
+                for i, of_block in zip(blocks, np.split(entries[order], starts)[1:], strict=True):
                     with (aside / _BLOCK_FILE.format(i)).open("ab") as file:
-                        entries[ends[i] - np.count_nonzero(block == i) : ends[i]].tofile(file)
+                        of_block.tofile(file)
 
     def read(self, start: int, stop: int) -> csr_matrix:
         """Return these cells as CSR, float64 values and int32 indices."""
@@ -99,7 +99,7 @@ class ByGene:
 Matrix = ByCell | ByGene
 
 
-def some_genes(matrix: Matrix, genes: np.ndarray) -> Matrix:
+def select_genes(matrix: Matrix, genes: np.ndarray) -> Matrix:
     """Return the matrix of these genes alone, given by their places, ascending."""
     shape = (matrix.shape[0], len(genes))
     if isinstance(matrix, ByCell):
@@ -161,11 +161,8 @@ def as_csr(values: Any) -> csr_matrix:
         raise DataFormatError("holds masked values, and of what is missing there is no rank; fill them first")
     if not (issparse(values) or isinstance(values, np.ndarray)):
         values = np.asarray(values)
-    return csr_matrix(values if _scipy_knows(values.dtype) else values.astype(np.float64))
-
-
-def _scipy_knows(kind: np.dtype[Any]) -> bool:
-    return bool(kind.isnative) and kind != np.float16
+    is_for_scipy = values.dtype.isnative and values.dtype != np.float16
+    return csr_matrix(values if is_for_scipy else values.astype(np.float64))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -232,21 +229,26 @@ def check_pointers(stored: Any, n: int) -> None:
 
 def check_chunks(values: Any) -> None:
     """Raise if parts of an array were never written: it may claim any size, and would be zeros."""
-    there = n = 0
+    n_written = n = 0
     if hasattr(values, "nchunks_initialized"):
-        there, n = values.nchunks_initialized, values.nchunks
+        n_written, n = values.nchunks_initialized, values.nchunks
     elif isinstance(values, h5py.Dataset) and values.chunks:
-        there, n = values.id.get_num_chunks(), math.prod(map(math.ceil, np.divide(values.shape, values.chunks)))
+        n_written, n = values.id.get_num_chunks(), math.prod(map(math.ceil, np.divide(values.shape, values.chunks)))
     elif isinstance(values, h5py.Dataset) and not values.is_virtual and not values.external:
-        there, n = int(values.id.get_storage_size() > 0), 1
-    if there < n:
-        raise DataFormatError(f"{n - there} of {n} chunks are missing")
+        n_written, n = int(values.id.get_storage_size() > 0), 1
+    if n_written < n:
+        raise DataFormatError(f"{n - n_written} of {n} chunks are missing")
 
 
 def _read_dense(opened: Callable[[], AbstractContextManager[Any]], start: int, stop: int) -> csr_matrix:
     with opened() as stored:
-        step = max(1, DENSE_VALUES // max(1, stored.shape[1]))
-        pieces = [as_csr(stored[i : min(i + step, stop)]) for i in range(start, stop, step)]
+        return read_dense(lambda i, j: stored[i:j], stored.shape[1], start, stop)
+
+
+def read_dense(read: Callable[[int, int], Any], n_genes: int, start: int, stop: int) -> csr_matrix:
+    """Return cells of a dense matrix, of which `read` gives those of a range, so many values at a time."""
+    step = max(64, DENSE_VALUES // max(1, n_genes) // 64 * 64)  # loom files and many others have chunks of 64
+    pieces = [as_csr(read(i, min(i + step, stop))) for i in range(start, stop, step)]
     return pieces[0] if len(pieces) == 1 else csr_matrix(vstack(pieces, format="csr"))
 
 
@@ -255,9 +257,7 @@ def read_csr(
 ) -> csr_matrix:
     """Return rows of a stored CSR matrix, as the reader of a `ByCell`."""
     with opened() as stored:
-        indptr = np.asarray(stored["indptr"][start : stop + 1]).astype(np.int64)
-        if (np.diff(indptr) < 0).any():
-            raise DataFormatError("indptr goes back")
+        indptr = _pointers(stored, start, stop + 1)
         data, indices = (np.asarray(stored[name][indptr[0] : indptr[-1]]) for name in ("data", "indices"))
     if len(data) != indptr[-1] - indptr[0] or len(data) != len(indices) or not _all_within(indices, shape[1]):
         raise DataFormatError(f"a column index lies outside of the {shape[1]} genes, or values are missing")
@@ -266,11 +266,16 @@ def read_csr(
     return block
 
 
+def _pointers(stored: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
+    indptr = np.asarray(stored["indptr"][start:stop]).astype(np.int64)
+    if (np.diff(indptr) < 0).any():
+        raise DataFormatError("indptr goes back")
+    return indptr
+
+
 def _entries(opened: Callable[[], AbstractContextManager[Any]]) -> Iterator[Entries]:
     with opened() as stored:
-        indptr = np.asarray(stored["indptr"][:]).astype(np.int64)
-        if (np.diff(indptr) < 0).any():
-            raise DataFormatError("indptr goes back")
+        indptr = _pointers(stored)
         for start in range(0, int(indptr[-1]), ENTRIES):
             stop = min(start + ENTRIES, int(indptr[-1]))
             genes = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr.clip(start, stop)))

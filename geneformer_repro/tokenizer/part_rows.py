@@ -1,9 +1,14 @@
-"""The cells of a part as rows of a dataset, block by block: left out or encoded, with their obs columns."""
+"""The cells of a part as rows of a dataset, block by block: left out or encoded, with their obs columns.
+
+`Tokenisation` knows what is the same for all parts, and any process can do a part of it; `PartRows` are those of one.
+"""
 
 import hashlib
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,80 +17,237 @@ import pandas as pd
 import pyarrow as pa
 from scipy.sparse import csr_matrix
 
-from geneformer_repro.errors import DataFormatError
-from geneformer_repro.files import write_table
-from geneformer_repro.tokenizer.corpus import Part
+import geneformer_repro.unfinished as unfinished
+from geneformer_repro.errors import DataFormatError, InputError
+from geneformer_repro.files import new_file, read_json, write_table
+from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, is_finished, parts_of, write_report
+from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
 from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
-from geneformer_repro.tokenizer.folder import SOURCE
-from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial
-from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter, Moments
+from geneformer_repro.tokenizer.folder import FORMAT, SOURCE, schema_of
+from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial, reconcile, require_known
+from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter, moments_of
 from geneformer_repro.tokenizer.readers import Block, CountSource
 from geneformer_repro.tokenizer.rows import CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
+VERSION = 3
+"""Of the rows: raised when another version of the package makes other ones, so that it does not go on with these."""
+_SAMPLES, _SAMPLE_CELLS = 8, 32
+"""Places of each source, and cells there, that are read before the work, to see whether its genes are known."""
+DATASET, REPORTS, VOCABULARY = "dataset", "reports", "vocabulary"
+_KINDS = ("bool", "int64", "float64", "string")
+"""Types of carried columns; of two sources' types the later one holds both."""
 
-@dataclass(eq=False)
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the rows, as JSON can hold it."""
+
+    obs: list[str]
+    layer: str | None
+    gene_ids: str | None
+    orthologs: dict[str, str]
+    min_known_share: float
+    cell_filter: dict[str, Any]
+    uncropped: bool
+
+
+class Tokenisation(Job):
+    """The work of one call."""
+
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary, options: Options) -> None:
+        self.corpus, self.vocabulary, self.options = corpus, vocabulary, options
+        self.cell_filter = CellFilter(**options.cell_filter)
+        self.kinds = dict.fromkeys(options.obs, _KINDS[0])
+        self.genes = lru_cache(maxsize=4)(self._genes)
+        self.moments = lru_cache(maxsize=4)(self._moments)
+
+    @classmethod
+    def from_plan(cls, work: Path) -> "Tokenisation":
+        """Make the job of another process."""
+        plan = unfinished.read_plan(work)
+        job = cls(Corpus.from_plan(plan), Vocabulary.load(work / VOCABULARY), Options(**plan["options"]))
+        job.kinds = plan["kinds"]
+        job.use(work)
+        return job
+
+    # Before the work
+
+    def prepare(self) -> None:
+        """Look at every source: its columns, its cells' names, its genes, a few counts."""
+        self.corpus.check(self._look_at)
+
+    def _look_at(self, i: int, source: CountSource) -> None:
+        kinds = dict(self.kinds)
+        for name in self.options.obs:
+            if name in (*OWN_COLUMNS, *((SOURCE,) if len(self.corpus) > 1 else ())):
+                raise InputError(
+                    f"{source.name}: the obs column {name!r} has the name of a column of the dataset; rename it first."
+                )
+            kind = _kind_of(source.obs(name, 0, 1))
+            kinds[name] = max(kinds[name], kind, key=_KINDS.index)
+        self.cell_filter.check(source)
+        source.check_cell_names()
+        counts = np.zeros(len(source.gene_ids)) if source.stored_by_gene else _sampled_counts(source)
+        self.require_known(i, counts, min_share=self.options.min_known_share / 2)
+        self.kinds = kinds
+
+    def require_known(self, i: int, counts: np.ndarray, *, min_share: float) -> None:
+        """Raise if genes that the vocabulary knows hold less than this share of the counts of a source."""
+        require_known(self.corpus.open(i), self.genes(i), counts, self.vocabulary, min_share=min_share)
+
+    def _genes(self, i: int) -> GeneMap:
+        return reconcile(self.corpus.open(i), self.vocabulary, self.options.orthologs)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What makes two calls the same work, and all that another process needs to know of it."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "vocabulary": self.vocabulary.fingerprint,
+            **self.corpus.as_plan(),
+            "options": asdict(self.options),
+            "kinds": self.kinds,
+            "failed": {str(i): message for i, message in self.corpus.failed.items()},
+        }
+
+    # The work
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """All parts, of damaged sources too."""
+        return parts_of(self.corpus.sizes)
+
+    def run(self, work: Path) -> None:
+        """Do what is not done yet."""
+        if (work / REPORTS).exists() and not (work / DATASET).exists():
+            shutil.rmtree(work / REPORTS)  # the rows were delivered, and are gone from there
+        for name in (DATASET, REPORTS, VOCABULARY):
+            (work / name).mkdir(exist_ok=True)
+        if self.corpus.is_shared:
+            self.vocabulary.write_into(work / VOCABULARY)
+        self.use(work)
+        self.deal_out_all()
+        if self.cell_filter.needs_moments:
+            self.share("measure", self._not_done("moments"))
+        self.share("tokenize", self._not_done("json"))
+
+    def _not_done(self, suffix: str) -> list[Part]:
+        return [part for part in self.parts if not is_finished(self.report_file(part, suffix))]
+
+    def report_file(self, part: Part, suffix: str) -> Path:
+        """Where a part's report is: "json" (written last), "moments", "counts.npy" or "left_out.tsv"."""
+        return self.work / REPORTS / f"{part.number:06d}.{suffix}"
+
+    def arrow_file(self, part: Part) -> Path:
+        """Where a part's rows are; there is no such file for a part without rows."""
+        return self.work / DATASET / f"data-{part.number:06d}.arrow"
+
+    @cached_property
+    def arrow_files(self) -> list[str]:
+        """Names of the files of all parts with rows, in their order."""
+        files = [self.arrow_file(part) for part in self.parts if part.source not in self.corpus.failed]
+        return [file.name for file in files if file.exists()]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of the dataset."""
+        obs = {name: pa.type_for_alias(kind) for name, kind in self.kinds.items()}
+        return schema_of(self.vocabulary, obs, uncropped=self.options.uncropped, source=len(self.corpus) > 1)
+
+    def _moments(self, i: int) -> np.ndarray | None:
+        if not self.cell_filter.needs_moments:
+            return None
+        files = [self.report_file(part, "moments") for part in self.parts if part.source == i]
+        return sum((np.array(read_json(file)["moments"]) for file in files), np.zeros((2, 3)))
+
+    def deal_out(self, part: Part) -> None:
+        """Copy a matrix stored by gene into blocks of cells, of which some are then looked at."""
+        super().deal_out(part)
+        counts = _sampled_counts(self.corpus.open(part.source))
+        self.require_known(part.source, counts, min_share=self.options.min_known_share / 2)
+
+    def measure(self, part: Part) -> None:
+        """Write the moments of a part."""
+        source = self.corpus.open(part.source)
+        is_mito, moments = is_mitochondrial(source), np.zeros((2, 3))
+        for block in source.blocks(part.start, part.stop):
+            moments += moments_of(block, source.total_counts(block), is_mito)
+        write_report(self.report_file(part, "moments"), {"moments": moments.tolist()})
+
+    def tokenize(self, part: Part) -> None:
+        """Write the rows and the report of a part."""
+        arrow, rows = self.arrow_file(part), PartRows(self, part)
+        with (
+            new_file(arrow, overwrite=True) as aside,
+            pa.OSFile(str(aside), "wb") as file,
+            pa.ipc.new_stream(file, self.schema) as writer,
+        ):
+            for batch in rows:
+                writer.write_batch(batch)
+        if not rows.n_cells:
+            arrow.unlink()
+        written = [self.report_file(part, suffix) for suffix in ("counts.npy", "left_out.tsv")]
+        for path, write in zip(
+            written, (lambda aside: np.save(aside, rows.gene_counts), rows.write_left_out), strict=True
+        ):
+            with new_file(path, overwrite=True) as aside:
+                write(aside)
+        write_report(self.report_file(part, "json"), rows.report(), *[arrow] * (rows.n_cells > 0), *written)
+
+
+def _sampled_counts(source: CountSource) -> np.ndarray:
+    """Return the counts of each gene in some cells of a source, evenly spread over it."""
+    starts = np.unique(np.linspace(0, max(0, source.n_cells - _SAMPLE_CELLS), num=_SAMPLES).astype(np.int64))
+    ends = np.minimum(starts + _SAMPLE_CELLS, source.n_cells)
+    blocks = [block for start, end in zip(starts.tolist(), ends.tolist()) for block in source.blocks(start, end)]
+    return sum((sum_by_column(block.counts) for block in blocks), np.zeros(1))
+
+
+def _kind_of(column: pd.Series) -> str:
+    if isinstance(column.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(column):
+        return "string"
+    if pd.api.types.is_bool_dtype(column):
+        return "bool"
+    return "int64" if pd.api.types.is_integer_dtype(column) else "float64"
+
+
 class PartRows:
     """The rows of a part, as Arrow batches; its cells are read once, and what was seen is counted.
 
-    Parameters
+    Attributes
     ----------
-    source
-        Where the counts are.
-    part
-        Which cells.
-    genes
-        What the genes of the source are in the vocabulary.
-    vocabulary
-        Gives the tokens.
-    schema
-        Columns of the dataset.
-    obs
-        Those of them that come from ``obs``.
-    label
-        What the source is called in the dataset.
-    cell_filter
-        Thresholds for cells.
-    moments
-        Of the source, for thresholds in standard deviations.
+    n_cells
+        Cells that were kept.
+    gene_counts
+        Counts of each gene of the source in all cells that were read, also those left out.
     """
 
-    source: CountSource
-    part: Part
-    genes: GeneMap
-    vocabulary: Vocabulary
-    schema: pa.Schema
-    obs: Sequence[str]
-    label: str
-    cell_filter: CellFilter
-    moments: Moments | None
-    n_cells: int = field(default=0, init=False)
-    """Cells that were kept."""
-    gene_counts: np.ndarray = field(init=False)
-    """Counts of each gene of the source in all cells that were read, also those left out."""
-    _n_cropped: int = field(default=0, init=False)
-    _left_out: list[tuple[str, str]] = field(default_factory=list, init=False)
-    _digest: Any = field(default_factory=hashlib.sha256, init=False)
-
-    def __post_init__(self) -> None:
-        self.gene_counts = np.zeros(len(self.genes.position))
+    def __init__(self, job: Tokenisation, part: Part) -> None:
+        self.part, self._job = part, job
+        self._source, self._genes = job.corpus.open(part.source), job.genes(part.source)
+        self.n_cells = self._n_cropped = 0
+        self.gene_counts = np.zeros(len(self._genes.position))
+        self._left_out: list[tuple[str, str]] = []
+        self._digest = hashlib.sha256()
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield a batch a block, of the cells that are kept."""
-        thresholds = self.cell_filter.asked
-        is_mito = is_mitochondrial(self.source) if thresholds else np.empty(0)
-        for block in self.source.blocks(self.part.start, self.part.stop):
-            totals = self.source.total_counts(block)
+        thresholds, moments = self._job.cell_filter.asked, self._job.moments(self.part.source)
+        is_mito = is_mitochondrial(self._source) if thresholds else np.empty(0)
+        for block in self._source.blocks(self.part.start, self.part.stop):
+            totals = self._source.total_counts(block)
             why = np.full(len(totals), "", dtype=object)
             if thresholds:
-                why = self.cell_filter.reasons(self.source, block, totals, is_mito, self.moments)
+                why = self._job.cell_filter.reasons(self._source, block, totals, is_mito, moments)
             why[self._of_another_genome(block) & (why == "")] = ANOTHER_GENOME
             encoded = self._encode(block.counts, totals)
             why[(encoded.n_genes == 0) & (why == "")] = NO_KNOWN_GENE
             rows = np.flatnonzero(why == "")
             if len(rows) < len(why):
                 others = np.flatnonzero(why != "")
-                names = self.source.cell_names(block.start, block.start + len(why))
+                names = self._source.cell_names(block.start, block.start + len(why))
                 self._left_out += zip(names[others], why[others], strict=True)
                 encoded = self._encode(block.counts[rows], totals[rows])
             self.gene_counts += sum_by_column(block.counts)
@@ -94,21 +256,21 @@ class PartRows:
 
     def _of_another_genome(self, block: Block) -> np.ndarray:
         """Whether most of each cell's counts are in genes of a genome that is not read."""
-        other = self.genes.is_left_out
+        other = self._genes.is_left_out
         if not other.any():
             return np.zeros(block.counts.shape[0], dtype=bool)
         return 2 * (block.counts @ other.astype(np.float64)) > np.asarray(block.counts.sum(axis=1)).ravel()
 
     def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
-        return encode(counts, self.vocabulary, position=self.genes.position, n_counts=totals, crop=crop)
+        return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
 
     def _batch(self, block: Block, rows: np.ndarray, encoded: Encoded, totals: np.ndarray) -> pa.RecordBatch:
-        schema, stop = self.schema, block.start + len(totals)
-        room = self.vocabulary.max_length - 2 * self.vocabulary.has_cls
+        schema, stop = self._job.schema, block.start + len(totals)
+        room = self._job.vocabulary.max_length - 2 * self._job.vocabulary.has_cls
         self.n_cells += len(rows)
         self._n_cropped += int((encoded.n_genes > room).sum())
         columns: dict[str, Any] = {
-            CELL: pa.array(self.source.cell_names(block.start, stop)[rows], pa.string()),
+            CELL: pa.array(self._source.cell_names(block.start, stop)[rows], pa.string()),
             INPUT_IDS: _lists(encoded.tokens),
             LENGTH: pa.array(encoded.tokens.lengths, pa.int32()),
         }
@@ -116,10 +278,10 @@ class PartRows:
             whole = self._encode(block.counts[rows], totals[rows], crop=False).tokens
             columns |= {UNCROPPED: _lists(whole), UNCROPPED_LENGTH: pa.array(whole.lengths, pa.int32())}
         if SOURCE in schema.names:
-            columns[SOURCE] = pa.repeat(pa.scalar(self.label, pa.string()), len(rows))
-        for name in self.obs:
-            column = self.source.obs(name, block.start, stop).iloc[rows]
-            columns[name] = _as_arrow(self.source, column, name, schema.field(name).type)
+            columns[SOURCE] = pa.repeat(pa.scalar(self._job.corpus.labels[self.part.source], pa.string()), len(rows))
+        for name in self._job.options.obs:
+            column = self._source.obs(name, block.start, stop).iloc[rows]
+            columns[name] = _as_arrow(self._source, column, name, schema.field(name).type)
         batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
         self._digest.update(batch.serialize())
         return batch
@@ -127,7 +289,7 @@ class PartRows:
     def write_left_out(self, path: Path) -> None:
         """Write a line a cell left out."""
         table = pd.DataFrame(self._left_out, columns=[CELL, "why"])
-        table.insert(0, SOURCE, self.label)
+        table.insert(0, SOURCE, self._job.corpus.labels[self.part.source])
         write_table(table, path, index=False, header=False)
 
     def report(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Pickled dictionaries of others, read without letting them run code, crash the interpreter or fill memory.
 
-A pickle is a program. It is first gone through with what it would build, not building it (2 s for the four published
-dictionaries): only constants, containers and a few calls may occur; nothing may lie deep in one another, which ends the
-interpreter where it is hashed or freed; and no container may be taken up twice, by which forty lines become a tree of
-a million million. Then it is built, by an unpickler that knows these few calls alone.
+A pickle is a program. Its steps are first followed without building anything (2 s for the four published dictionaries):
+only constants, containers and a few calls may occur; containers may not be nested deeply, since the interpreter crashes
+where such are hashed or freed; and no container may be used in two places, by which forty lines become a tree of a
+million million items. Then the dictionary is built, by an unpickler that knows these few calls alone.
 """
 
 import io
@@ -58,7 +58,7 @@ def read_plain_pickle(path: Path) -> dict[Any, Any]:
         if path.stat().st_size > _MOST_BYTES:
             raise pickle.UnpicklingError(f"it has {path.stat().st_size:,} bytes, more than {_MOST_BYTES:,}")
         program = path.read_bytes()
-        _go_through(program)
+        _check_program(program)
         content = _PlainUnpickler(io.BytesIO(program)).load()
     except Exception as error:
         raise InputError(
@@ -71,7 +71,7 @@ def read_plain_pickle(path: Path) -> dict[Any, Any]:
 
 
 @dataclass(slots=True)
-class _Thing:
+class _Item:
     """What a pickle would have on its stack."""
 
     size: int = 1
@@ -83,10 +83,10 @@ class _Thing:
     is_container: bool = False
 
 
-_CONSTANT, _MARK = _Thing(), _Thing()
+_CONSTANT, _MARK = _Item(), _Item()
 
 
-def _go_through(program: bytes) -> None:
+def _check_program(program: bytes) -> None:
     """Raise unless a pickle builds plain data alone, in proportion to its own length.
 
     Raises
@@ -94,8 +94,8 @@ def _go_through(program: bytes) -> None:
     pickle.UnpicklingError
         Says what it does instead; other exceptions where it is none.
     """
-    stack: list[_Thing] = []
-    memo: dict[int, _Thing] = {}
+    stack: list[_Item] = []
+    memo: dict[int, _Item] = {}
     called = 0
     argument: Any
     for step, argument, _ in pickletools.genops(program):
@@ -103,7 +103,7 @@ def _go_through(program: bytes) -> None:
         if name in _CONSTANTS:
             is_text = isinstance(argument, (str, bytes))
             stack.append(
-                _Thing(len(argument), text=argument if isinstance(argument, str) else None) if is_text else _CONSTANT
+                _Item(len(argument), text=argument if isinstance(argument, str) else None) if is_text else _CONSTANT
             )
         elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
             number = len(memo) if argument is None else int(argument)
@@ -111,39 +111,39 @@ def _go_through(program: bytes) -> None:
                 raise pickle.UnpicklingError(f"it remembers a thing under the number {number}")
             memo[number] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET", "GET"):
-            thing = memo[int(argument)]
-            if thing.is_container:
+            item = memo[int(argument)]
+            if item.is_container:
                 raise pickle.UnpicklingError("the same list, tuple or dictionary stands in two places of it")
-            stack.append(thing)
+            stack.append(item)
         elif name == "GLOBAL":
-            stack.append(_Thing(refers=_allowed(*argument.split(" ", 1))))
+            stack.append(_Item(refers=_allowed(*argument.split(" ", 1))))
         elif name == "STACK_GLOBAL":
             text, module = stack.pop().text, stack.pop().text
-            stack.append(_Thing(refers=_allowed(str(module), str(text))))
+            stack.append(_Item(refers=_allowed(str(module), str(text))))
         elif name == "REDUCE":
-            given, function = stack.pop(), stack.pop()
-            called += given.size
+            inputs, function = stack.pop(), stack.pop()
+            called += inputs.size
             if function.refers is None or called > 4 * len(program) + 1000:
                 raise pickle.UnpicklingError("it calls what it may not, or makes much of little")
-            if function.refers == ("builtins", "bytes") and given.size > 1:
+            if function.refers == ("builtins", "bytes") and inputs.size > 1:
                 raise pickle.UnpicklingError("it makes bytes of a number")
-            stack.append(_Thing(given.size, given.depth, is_container=function.refers[1] in _MADE_CONTAINERS))
+            stack.append(_Item(inputs.size, inputs.depth, is_container=function.refers[1] in _MADE_CONTAINERS))
         elif name == "MARK":
             stack.append(_MARK)
         elif name in _CONTAINERS:
-            stack.append(_Thing(is_container=True))
+            stack.append(_Item(is_container=True))
         elif name in _STEPS:
-            _put_together(name, stack)
+            _follow_step(name, stack)
         else:
             raise pickle.UnpicklingError(f"it does {name}, which plain data do not need")
 
 
 _TAKEN = {"APPEND": 1, "SETITEM": 2, "BUILD": 1, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-"""How many things a step takes from the stack; others all above the mark."""
+"""How many items a step takes from the stack; others all above the mark."""
 
 
-def _put_together(name: str, stack: list[_Thing]) -> None:
-    """Do a step that puts things into one another, or drops them."""
+def _follow_step(name: str, stack: list[_Item]) -> None:
+    """Follow a step that puts items of the stack into a container, or drops them."""
     if name in ("PROTO", "FRAME", "STOP"):
         return
     if name == "POP":
@@ -154,20 +154,20 @@ def _put_together(name: str, stack: list[_Thing]) -> None:
         if first < 0:
             raise pickle.UnpicklingError("it takes what is not there")
     else:
-        first = len(stack) - 1 - next(i for i, thing in enumerate(reversed(stack)) if thing is _MARK) + 1
-    items = stack[first:]
+        first = len(stack) - 1 - next(i for i, item in enumerate(reversed(stack)) if item is _MARK) + 1
+    taken = stack[first:]
     del stack[first if name in _TAKEN else first - 1 :]
     if name == "POP_MARK":
         return
     if name.startswith(("TUPLE", "LIST", "DICT", "FROZENSET")):
-        whole = _Thing(is_container=True)
+        whole = _Item(is_container=True)
         stack.append(whole)
     else:
         whole = stack[-1]
     if whole is _CONSTANT or whole is _MARK:
         raise pickle.UnpicklingError("it puts things into a number")
-    whole.size += sum(item.size for item in items)
-    whole.depth = max([whole.depth, *(item.depth + 1 for item in items)])
+    whole.size += sum(item.size for item in taken)
+    whole.depth = max([whole.depth, *(item.depth + 1 for item in taken)])
     if whole.depth > _DEEPEST:
         raise pickle.UnpicklingError(f"its lists, tuples and dictionaries lie more than {_DEEPEST} deep in one another")
 

@@ -28,7 +28,6 @@ from geneformer_repro.tokenizer.rows import (
     UNCROPPED,
     UNCROPPED_LENGTH,
     as_lists,
-    cut,
     is_list,
     lengths_of,
     require_lists,
@@ -55,9 +54,18 @@ def is_dataset(path: Path) -> bool:
 
 
 def read_published(
-    path: Path, vocabulary: Vocabulary, *, max_length: int | None = None
+    path: Path, vocabulary: Vocabulary, *, may_be_long: bool
 ) -> tuple[datasets.Dataset, dict[str, object]]:
     """Read tokenised cells that this package did not write.
+
+    Parameters
+    ----------
+    path
+        A folder of `datasets`, or a Parquet file.
+    vocabulary
+        What the tokens mean.
+    may_be_long
+        Whether cells may have more tokens than the vocabulary's ``max_length``.
 
     Returns
     -------
@@ -69,7 +77,7 @@ def read_published(
         It holds no cells, or cells that the vocabulary does not explain; says what to do.
     """
     table = open_table(path)
-    table, n_cut = _with_tokens(path, table, vocabulary, max_length)
+    table = _with_tokens(path, table, vocabulary, may_be_long=may_be_long)
     table = _with_names(path, _with_plain_columns(path, table))
     spec: dict[str, object] = {
         "format": "published",
@@ -79,9 +87,9 @@ def read_published(
         "cell_names_unique": True,
         "failed": [],
         "n_cells": len(table),
-        "max_length": max_length or vocabulary.max_length,
+        "max_length": vocabulary.max_length,
     }
-    return table, spec if max_length is None else spec | {"n_cropped": n_cut}
+    return table, spec
 
 
 def open_table(path: Path) -> datasets.Dataset:
@@ -134,31 +142,22 @@ def _read_parquet(path: Path) -> pa.Table:
 # Tokens
 
 
-def _with_tokens(
-    path: Path, table: datasets.Dataset, vocabulary: Vocabulary, max_length: int | None
-) -> tuple[datasets.Dataset, int]:
-    """Return the table with tokens and lengths as they should be, and how many cells were cut."""
+def _with_tokens(path: Path, table: datasets.Dataset, vocabulary: Vocabulary, *, may_be_long: bool) -> datasets.Dataset:
+    """Return the table with tokens and lengths as they should be."""
     stored = table.data.column(INPUT_IDS)
     require_lists(path, INPUT_IDS, stored)
-    given = lengths_of(stored)
+    stored_lengths = lengths_of(stored)
     tokens = unpadded(as_lists(stored), vocabulary.pad_token)
     lengths = lengths_of(tokens)
-    _check_mask(path, table, given, lengths)
-    if n_padded := int((lengths < given).sum()):
+    _check_mask(path, table, stored_lengths, lengths)
+    if n_padded := int((lengths < stored_lengths).sum()):
         logger.warning(
             "%s: %d of %d cells are padded with token %d; the padding is stripped.",
             path, n_padded, len(table), vocabulary.pad_token,
         )  # fmt: skip
     longest = require_tokens(path, tokens, vocabulary)
-    _check_lengths(path, table, given, lengths)
-    n_cut = 0
-    if max_length is not None:
-        n_cut = int((lengths > max_length).sum())
-        if n_cut:
-            logger.info("%s: %d of %d cells are cut to %d tokens.", path, n_cut, len(table), max_length)
-        tokens = cut(tokens, max_length, keep_last=vocabulary.has_cls)
-        lengths = np.minimum(lengths, max_length)
-    elif longest > vocabulary.max_length:
+    _check_lengths(path, table, stored_lengths, lengths)
+    if longest > vocabulary.max_length and not may_be_long:
         raise DataFormatError(
             f"{path}: a cell has {longest} tokens, more than the vocabulary's max_length of {vocabulary.max_length}. "
             f"Cut such cells: TokenizedDataset.open(…, max_length={vocabulary.max_length}) "
@@ -169,10 +168,10 @@ def _with_tokens(
     is_whole = LENGTH in table.column_names and pa.types.is_integer(table.data.column(LENGTH).type)
     if not is_whole or not np.array_equal(table.data.column(LENGTH).to_numpy(), lengths):
         table = with_column(table, LENGTH, pa.array(lengths))
-    return table.remove_columns([_MASK]) if _MASK in table.column_names else table, n_cut
+    return table.remove_columns([_MASK]) if _MASK in table.column_names else table
 
 
-def _check_mask(path: Path, table: datasets.Dataset, given: np.ndarray, lengths: np.ndarray) -> None:
+def _check_mask(path: Path, table: datasets.Dataset, stored_lengths: np.ndarray, lengths: np.ndarray) -> None:
     """Raise if an attention mask hides anything else than the padding."""
     if _MASK not in table.column_names:
         return
@@ -182,7 +181,7 @@ def _check_mask(path: Path, table: datasets.Dataset, given: np.ndarray, lengths:
     if mask.null_count or any(chunk.flatten().null_count for chunk in mask.chunks):
         raise DataFormatError(f"{path}: {_MASK!r} has missing values. Remove the column.")
     seen = np.concatenate([_sums(chunk) for chunk in mask.chunks])
-    wrong = np.flatnonzero((lengths_of(mask) != given) | (seen != lengths))
+    wrong = np.flatnonzero((lengths_of(mask) != stored_lengths) | (seen != lengths))
     if len(wrong):
         row = int(wrong[0])
         raise DataFormatError(
@@ -199,12 +198,12 @@ def _sums(lists: pa.Array) -> np.ndarray:
     return np.asarray(np.diff(ends[edges]))
 
 
-def _check_lengths(path: Path, table: datasets.Dataset, given: np.ndarray, lengths: np.ndarray) -> None:
+def _check_lengths(path: Path, table: datasets.Dataset, stored_lengths: np.ndarray, lengths: np.ndarray) -> None:
     """Raise unless a column of lengths gives those of the tokens, with or without padding."""
     if LENGTH not in table.column_names:
         return
     written = table.data.column(LENGTH).to_numpy()
-    if not (np.array_equal(written, lengths) or np.array_equal(written, given)):
+    if not (np.array_equal(written, lengths) or np.array_equal(written, stored_lengths)):
         raise DataFormatError(
             f"{path}: the column {LENGTH!r} does not give the length of {INPUT_IDS!r}. Remove it; it is counted anew."
         )
@@ -299,11 +298,11 @@ def _text(value: object) -> str | None:
 
 def _numbered(path: Path, named: str, names: pa.ChunkedArray | pa.Array, n_missing: int) -> pa.Array:
     """Put the row number before names that do not tell cells apart."""
-    given = pd.Series(names.to_pylist(), dtype=object).fillna("")
-    twice = given[given.duplicated() & (given != "")]
+    written = pd.Series(names.to_pylist(), dtype=object).fillna("")
+    twice = written[written.duplicated() & (written != "")]
     faults = [f"{n_missing} cells have none"] if n_missing else []
     faults += [f"several are called {name!r}" for name in twice[:1]]
-    numbered = [f"{row}/{name}" for row, name in enumerate(given)]
+    numbered = [f"{row}/{name}" for row, name in enumerate(written)]
     logger.warning(
         "%s: the names in %r do not tell cells apart (%s). Each has its row number before it, such as %r.",
         path, named, "; ".join(faults), numbered[0],

@@ -3,9 +3,8 @@
 Bounds in standard deviations are about the mean of a cell's own source, which needs one more pass over its counts.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -118,7 +117,7 @@ class CellFilter:
         block: Block,
         totals: np.ndarray,
         is_mito: np.ndarray,
-        moments: "Moments | None",
+        moments: np.ndarray | None,
     ) -> np.ndarray:
         """Return why each cell of a block is left out: the first threshold it fails, or "".
 
@@ -140,7 +139,7 @@ class CellFilter:
         array(['min_counts', '', '', 'min_counts', 'max_counts'], dtype=object)
         """
         counts, n_cells = block.counts, len(totals)
-        n_genes, mito = _n_expressed(counts), mito_share(counts, is_mito)
+        n_genes, mito = np.diff(counts.indptr), mito_share(counts, is_mito)
         failed: dict[str, Any] = {}
         if self.filter_pass:
             passed = source.obs(FILTER_PASS, block.start, block.start + n_cells)
@@ -158,9 +157,9 @@ class CellFilter:
             if getattr(self, name) is not None
         }
         if moments is not None and self.counts_within_sd is not None:
-            failed["counts_within_sd"] = moments.counts.beyond(totals, self.counts_within_sd)
+            failed["counts_within_sd"] = is_beyond(totals, moments[0], self.counts_within_sd)
         if moments is not None and self.mito_within_sd is not None:
-            failed["mito_within_sd"] = moments.mito.beyond(mito, self.mito_within_sd)
+            failed["mito_within_sd"] = is_beyond(mito, moments[1], self.mito_within_sd)
         why = np.full(n_cells, "", dtype=object)
         for name, out in failed.items():
             why[out & (why == "")] = name
@@ -173,56 +172,20 @@ def mito_share(counts: csr_matrix, is_mito: np.ndarray) -> np.ndarray:
     return (counts @ is_mito.astype(np.float64)) / np.maximum(totals, 1.0)
 
 
-def _n_expressed(counts: csr_matrix) -> np.ndarray:
-    return np.diff(counts.indptr) if (counts.data > 0).all() else np.asarray((counts > 0).sum(axis=1)).ravel()
+def moments_of(block: Block, totals: np.ndarray, is_mito: np.ndarray) -> np.ndarray:
+    """Return number of cells, sum and sum of squares of the total counts, and of the mitochondrial share.
+
+    Returns
+    -------
+    (2, 3), float64; those of several blocks add up.
+    """
+    values = np.stack([totals, mito_share(block.counts, is_mito)])
+    return np.stack([np.full(2, float(len(totals))), values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
 
 
-class Moment(NamedTuple):
-    """Number, sum and sum of squares of a quantity over cells."""
-
-    n: int
-    total: float
-    squares: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Moment":
-        """Return those of an array."""
-        return cls(len(values), float(values.sum()), float((values**2).sum()))
-
-    def plus(self, other: "Moment") -> "Moment":
-        """Return those of both arrays together."""
-        return Moment(self.n + other.n, self.total + other.total, self.squares + other.squares)
-
-    def beyond(self, values: np.ndarray, n_sd: float) -> np.ndarray:
-        """Whether each value lies more than `n_sd` standard deviations (population) off the mean."""
-        mean = self.total / self.n
-        sd = np.sqrt(max(self.squares / self.n - mean**2, 0.0))
-        return np.abs(values - mean) > n_sd * sd + 1e-7 * abs(mean)  # what rounding makes of cells that are all alike
-
-
-_NOTHING = Moment(0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of total counts and of mitochondrial share, over the cells of a source."""
-
-    counts: Moment = _NOTHING
-    mito: Moment = _NOTHING
-
-    @classmethod
-    def of(cls, block: Block, totals: np.ndarray, is_mito: np.ndarray) -> "Moments":
-        """Return those of a block of cells."""
-        return cls(Moment.of(totals), Moment.of(mito_share(block.counts, is_mito)))
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.counts.plus(other.counts), self.mito.plus(other.mito))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` takes."""
-        return {"counts": list(self.counts), "mito": list(self.mito)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Moments":
-        """Return what was written."""
-        return cls(Moment(*content["counts"]), Moment(*content["mito"]))
+def is_beyond(values: np.ndarray, moments: np.ndarray, n_sd: float) -> np.ndarray:
+    """Whether each value lies more than `n_sd` standard deviations (population) off the mean, by one row of moments."""
+    n, total, squares = moments
+    mean = total / n
+    sd = np.sqrt(max(squares / n - mean**2, 0.0))
+    return np.abs(values - mean) > n_sd * sd + 1e-7 * abs(mean)  # what rounding makes of cells that are all alike

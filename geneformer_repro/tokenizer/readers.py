@@ -20,15 +20,16 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.tokenizer.containers import Content, content_kind, content_of, texts
+from geneformer_repro.tokenizer.containers import Content, content_kind, content_of
 from geneformer_repro.tokenizer.features import (
     ensembl_gene_in,
     genomes_of,
     is_ensembl_gene,
     kind_by_name,
     kinds_of,
+    texts,
 )
-from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, ByGene, Matrix, first_not_a_count, some_genes
+from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, ByGene, Matrix, first_not_a_count, select_genes
 
 _LOCKED = (
     "{}: another program has it open for writing. Wait for it to finish; on a file system without locks set "
@@ -167,17 +168,17 @@ class CountSource:
         column = self.obs("n_counts", start, start + len(sums))
         if not pd.api.types.is_numeric_dtype(column):
             return sums
-        given = column.to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = ~np.isfinite(given) | (given < sums * (1 - 1e-6))
+        n_counts = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = ~np.isfinite(n_counts) | (n_counts < sums * (1 - 1e-6))
         if wrong.any():
             i = int(np.flatnonzero(wrong)[0])
             raise DataFormatError(
-                f"{self.name}: obs['n_counts'] of cell {self._cell(start + i)!r} is {given[i]:g}, less than the "
+                f"{self.name}: obs['n_counts'] of cell {self._cell(start + i)!r} is {n_counts[i]:g}, less than the "
                 f"{sums[i]:g} counts stored for it. "
                 "It must be the cell's total raw counts; correct the column, or drop it and the stored counts are "
                 "summed."
             )
-        return given
+        return n_counts
 
     def check_cell_names(self) -> None:
         """Read the names once.
@@ -280,25 +281,26 @@ def open_counts(
             raise InputError(f"{name}: there is no layer {layer!r}.{hint} {did_you_mean(layer, content.layers)}")
         var, matrix = content.var(layer), content.matrix(layer)
         _require_shape(name, layer, matrix.shape, n_cells=content.n_cells, n_features=len(var))
-    features = _features_of(name, content, layer, gene_ids)
-    genes = np.flatnonzero(features.kinds == "")
-    if not len(genes):
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(features.kinds.tolist()).most_common())
+    features, ids_from = _features_of(name, content, layer, gene_ids)
+    is_gene = features["kind"].eq("").to_numpy()
+    if not is_gene.any():
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(features["kind"]).most_common())
         raise DataFormatError(f"{name}: holds no genes; its features are {kinds}.")
-    if len(genes) < len(var):
-        matrix = some_genes(matrix, genes)
+    if not is_gene.all():
+        matrix = select_genes(matrix, np.flatnonzero(is_gene))
     if isinstance(matrix, ByGene) and work is not None:
         matrix = ByGene(matrix.shape, matrix.entries, work)
+    genes = features[is_gene]
     return CountSource(
         name,
         content.n_cells,
-        tuple(features.ids[i] for i in genes),
-        tuple(features.names[i] for i in genes),
-        features.ids_from,
+        tuple(genes["gene"]),
+        tuple(genes["name"]),
+        ids_from,
         layer,
         tuple(content.obs_columns),
-        tuple(features.genomes[i] for i in genes),
-        features.no_genes(),
+        tuple(genes["genome"]),
+        features.loc[~is_gene, ["gene", "name", "kind"]],
         content,
         matrix,
     )
@@ -316,32 +318,24 @@ def _require_shape(name: str, layer: str, shape: tuple[int, int], *, n_cells: in
         raise DataFormatError(f"{name}: {layer} has {shape[1]} columns, but {n_features} genes are named.")
 
 
-class _Features(NamedTuple):
-    """What each column of a matrix is: a gene, or of another kind."""
+def _features_of(name: str, content: Content, layer: str, gene_ids: str | None) -> tuple[pd.DataFrame, str]:
+    """Say what each column of a layer is, by the tables of the container, else by its id and name.
 
-    ids: list[str]
-    ids_from: str
-    """Column of ``var`` that the ids are from."""
-    names: list[str]
-    kinds: np.ndarray
-    """What a feature is instead of a gene; "" for a gene."""
-    genomes: tuple[str, ...]
-
-    def no_genes(self) -> pd.DataFrame:
-        """Return a row a feature that is no gene."""
-        return pd.DataFrame({"gene": self.ids, "name": self.names, "kind": self.kinds})[self.kinds != ""]
-
-
-def _features_of(name: str, content: Content, layer: str, gene_ids: str | None) -> _Features:
-    """Say what the features of a layer are: by the tables of the container, else by their ids and names."""
+    Returns
+    -------
+    A row a feature: ``gene`` (its id), ``name``, ``kind`` (what it is instead of a gene, "" for a gene), ``genome``;
+    and the column of ``var`` that the ids are from.
+    """
     var, kinds = content.var(layer), _kinds_of(content, layer)
     ids_from, ids = _gene_ids(name, var, gene_ids, is_gene=kinds == "")
     named = next((column for column in _NAME_COLUMNS if column in var and column != ids_from), None)
     has_names = named is not None or ids_from != "index"
     names = texts(var[named] if named else var.index.to_series()) if has_names else [""] * len(var)
     names = ["" if is_ensembl_gene(text) else text for text in names]
-    kinds = np.array([kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)], dtype=object)
-    return _Features(ids, ids_from, names, kinds, genomes_of(var, ids))
+    kinds_or_by_name = [kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)]
+    return pd.DataFrame(
+        {"gene": ids, "name": names, "kind": kinds_or_by_name, "genome": genomes_of(var, ids)}
+    ), ids_from
 
 
 def _kinds_of(content: Content, layer: str) -> np.ndarray:
@@ -350,8 +344,8 @@ def _kinds_of(content: Content, layer: str) -> np.ndarray:
     kinds = kinds_of(var)
     beside = content.var("X") if layer == "raw" and "X" in content.layers else var
     if beside is not var and beside.index.is_unique:
-        said = pd.Series(kinds_of(beside), index=beside.index).reindex(var.index).fillna("")
-        kinds = np.where(kinds == "", said.to_numpy(dtype=object), kinds)
+        kinds_beside = pd.Series(kinds_of(beside), index=beside.index).reindex(var.index).fillna("")
+        kinds = np.where(kinds == "", kinds_beside.to_numpy(dtype=object), kinds)
     return kinds
 
 
@@ -364,7 +358,7 @@ def _gene_ids(name: str, var: pd.DataFrame, wanted: str | None, *, is_gene: np.n
     if wanted is not None:
         return wanted, texts(var.index.to_series() if wanted == "index" else var[wanted])
     columns = {"index": texts(var.index.to_series())}
-    columns |= {str(column): texts(var[column]) for column in var.columns if not _is_number(var[column])}
+    columns |= {str(name): texts(var[name]) for name in var.columns if not pd.api.types.is_numeric_dtype(var[name])}
     for is_id in (is_ensembl_gene, ensembl_gene_in):
         for column, ids in columns.items():
             genes = [text for text, gene in zip(ids, is_gene, strict=True) if gene]
@@ -372,10 +366,6 @@ def _gene_ids(name: str, var: pd.DataFrame, wanted: str | None, *, is_gene: np.n
             if n_ids and 2 * n_ids > sum(not kind_by_name(text) for text in genes):
                 return column, ids
     return "index", columns["index"]
-
-
-def _is_number(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column))
 
 
 @contextmanager

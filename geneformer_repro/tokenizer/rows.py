@@ -9,7 +9,6 @@ from what it had checked, only as many are looked at, evenly spread.
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import numba
@@ -29,17 +28,6 @@ _MOST_TOKENS = 2**28
 """Tokens of a dataset of ours that are looked at when it is opened."""
 _FOREIGN, _GENE, _FIRST, _LAST, _EITHER = range(5)
 """What a token is: of no gene, of one, what a cell begins or ends with, or a special token that may stand anywhere."""
-
-
-class _Seen(NamedTuple):
-    """What is wrong with some rows, as row numbers and tokens; -1 where nothing is."""
-
-    n_foreign: int
-    first_foreign: int
-    bare: int
-    twice: int
-    token_twice: int
-    longest: int
 
 
 def require_lists(path: Path, name: str, column: pa.ChunkedArray) -> None:
@@ -114,41 +102,32 @@ def require_tokens(
     DataFormatError
         Names the first row, or counts the tokens, that are otherwise.
     """
-    seen = _Seen(0, -1, -1, -1, -1, 0)
-    kinds = _kinds(vocabulary)
+    kinds, n_foreign, longest = _kinds(vocabulary), 0, 0
+    foreign: list[int] = []
+    bare_rows: list[int] = []
+    repeated: list[tuple[int, int]] = []
     for start, tokens in _blocks(column, starts):
         as_compiled = tokens.values if tokens.values.dtype == np.uint16 else tokens.values.astype(np.int64)
-        n, first, bare, twice, token, longest = _look_through(as_compiled, tokens.offsets, kinds, vocabulary.has_cls)
-        seen = _Seen(
-            seen.n_foreign + n,
-            tokens.values[first] if n and not seen.n_foreign else seen.first_foreign,
-            start + bare if bare >= 0 and seen.bare < 0 else seen.bare,
-            start + twice if twice >= 0 and seen.twice < 0 else seen.twice,
-            token if twice >= 0 and seen.twice < 0 else seen.token_twice,
-            max(seen.longest, longest),
-        )
-    _refuse(path, seen, vocabulary)
-    return seen.longest
-
-
-def _refuse(path: Path, seen: _Seen, vocabulary: Vocabulary) -> None:
-    if seen.n_foreign:
+        n, first, bare, twice, token, most = _check_rows(as_compiled, tokens.offsets, kinds, vocabulary.has_cls)
+        n_foreign, longest = n_foreign + n, max(longest, most)
+        foreign += [tokens.values[first]] if n else []
+        bare_rows += [start + bare] if bare >= 0 else []
+        repeated += [(start + twice, token)] if twice >= 0 else []
+    if foreign:
         names = {token: f" ({name})" for name, token in vocabulary.special_tokens.items()}
-        first = f"{seen.first_foreign}{names.get(seen.first_foreign, '')}"
         raise DataFormatError(
-            f"{path}: {seen.n_foreign} tokens are not genes of the vocabulary (first: {first}). "
-            "It was made with another vocabulary, or is damaged."
+            f"{path}: {n_foreign} tokens are not genes of the vocabulary (first: {foreign[0]}"
+            f"{names.get(foreign[0], '')}). It was made with another vocabulary, or is damaged."
         )
-    if seen.bare >= 0:
+    if bare_rows:
         raise DataFormatError(
-            f"{path}: row {seen.bare} does not begin with {CLS} and end with {EOS}, as cells of this "
+            f"{path}: row {bare_rows[0]} does not begin with {CLS} and end with {EOS}, as cells of this "
             "vocabulary do. If they were tokenised without special tokens, give a vocabulary without these two "
             "(Vocabulary.from_tokens); if they were cut afterwards, tokenise them anew."
         )
-    if seen.twice >= 0:
-        raise DataFormatError(
-            f"{path}: token {seen.token_twice} stands twice in row {seen.twice}; a gene has one rank in a cell."
-        )
+    for row, token in repeated:
+        raise DataFormatError(f"{path}: token {token} stands twice in row {row}; a gene has one rank in a cell.")
+    return longest
 
 
 def _kinds(vocabulary: Vocabulary) -> np.ndarray:
@@ -161,7 +140,7 @@ def _kinds(vocabulary: Vocabulary) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
-def _look_through(tokens, offsets, kinds, wrapped):  # type: ignore[no-untyped-def]
+def _check_rows(tokens, offsets, kinds, wrapped):  # type: ignore[no-untyped-def]
     """Return how many tokens are foreign and where the first is, and the first rows that are bare or repeat a token."""
     size = len(kinds)
     seen = np.full(size, -1, np.int32)
@@ -188,7 +167,7 @@ def _look_through(tokens, offsets, kinds, wrapped):  # type: ignore[no-untyped-d
     return n_foreign, first, bare, twice, token_twice, longest
 
 
-def looked_at(lengths: np.ndarray) -> list[int]:
+def starts_to_check(lengths: np.ndarray) -> list[int]:
     """Return the first rows of the blocks of a dataset that are looked at: all, or so many, evenly spread."""
     starts = range(0, len(lengths), CELLS_AT_ONCE)
     n_blocks = max(2, int(_MOST_TOKENS / max(1.0, lengths.sum() / max(1, len(starts)))))
@@ -203,13 +182,10 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
 def _blocks(column: pa.ChunkedArray, starts: Sequence[int] | None = None) -> Iterator[tuple[int, Ragged]]:
     """Yield the first row and the tokens of blocks of cells."""
     for start in range(0, len(column), CELLS_AT_ONCE) if starts is None else starts:
-        yield start, _ragged(whole(column.slice(start, CELLS_AT_ONCE)))
-
-
-def _ragged(lists: pa.Array) -> Ragged:
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Ragged(lists.flatten().to_numpy(zero_copy_only=False), offsets)
+        lists = whole(column.slice(start, CELLS_AT_ONCE))
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        yield start, Ragged(lists.flatten().to_numpy(zero_copy_only=False), offsets)
 
 
 def unpadded(column: pa.ChunkedArray, pad: int) -> pa.ChunkedArray:

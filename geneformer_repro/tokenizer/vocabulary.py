@@ -20,6 +20,7 @@ import pandas as pd
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
 from geneformer_repro.files import misfit, new_directory, read_json, read_table, write_json, write_table
+from geneformer_repro.tokenizer.features import bare_id
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
 
 if TYPE_CHECKING:
@@ -294,12 +295,10 @@ class Vocabulary:
         return np.array([self._place(gene) for gene in genes], dtype=np.int64)
 
     def _place(self, gene: str) -> int:
-        from geneformer_repro.tokenizer.genes import bare_id
-
         if not isinstance(gene, str):
             return -1
         for spelling in (gene, gene.strip(), bare_id(gene.strip())):
-            if (place := self.position.get(spelling, self._by_name.get(spelling))) is not None:
+            if (place := self.position.get(spelling, self.by_name.get(spelling))) is not None:
                 return place
             if spelling in self.other_ids:
                 return self.position[self.other_ids[spelling]]
@@ -342,7 +341,8 @@ class Vocabulary:
         return self.tokens[positions]
 
     @cached_property
-    def _by_name(self) -> Mapping[str, int]:
+    def by_name(self) -> Mapping[str, int]:
+        """Index into `gene_ids` of each name that only one gene has."""
         names = pd.Series(self.gene_names)
         unique = names[(names != "") & ~names.duplicated(keep=False)]
         return dict(zip(unique, unique.index, strict=True))
@@ -455,12 +455,9 @@ class Vocabulary:
         >>> vocabulary.tokens_of(["MYL2", "ENSG00000159251"])
         array([2, 3])
         """
-        numbers = {_said(key): _token(key, token) for key, token in tokens.items()}
+        numbers = {_as_text(key): _token(key, token) for key, token in tokens.items()}
         special = {key: token for key, token in numbers.items() if key.startswith("<")}
-        genes = sorted(
-            ((key, token) for key, token in numbers.items() if not key.startswith("<")), key=lambda item: item[1]
-        )
-        ids = tuple(gene for gene, _ in genes)
+        ids = tuple(sorted((key for key in numbers if key not in special), key=numbers.__getitem__))
         if medians is not None:
             missing = [gene for gene in ids if gene not in medians]
             if missing:
@@ -469,13 +466,13 @@ class Vocabulary:
                 )
         return cls(
             gene_ids=ids,
-            tokens=np.array([token for _, token in genes], dtype=np.int64),
+            tokens=np.array([numbers[gene] for gene in ids], dtype=np.int64),
             special_tokens=special,
             max_length=_SERIES["V2" if CLS in special else "V1"][1] if max_length is None else max_length,
             medians=None if medians is None else np.array([_median(gene, medians[gene]) for gene in ids]),
-            gene_names=tuple(_said((names or {}).get(gene, "")) for gene in ids),
+            gene_names=tuple(_as_text((names or {}).get(gene, "")) for gene in ids),
             other_ids={
-                _said(other): _said(gene)
+                _as_text(other): _as_text(gene)
                 for other, gene in (other_ids or {}).items()
                 if gene in tokens and other not in tokens
             },
@@ -553,19 +550,12 @@ class Vocabulary:
         >>> round(float(vocabulary.medians[vocabulary.find(["CD79A"])][0]), 1)  # per 10,000 counts
         19.6
         """
+        from geneformer_repro.tokenizer.corpus import Corpus
         from geneformer_repro.tokenizer.fitting import fit_medians
 
         _require_series(series)
-        medians, names = fit_medians(
-            sources,
-            layer=layer,
-            gene_ids=gene_ids,
-            exact=exact,
-            workers=workers,
-            ray=ray,
-            work=None if work is None else Path(work),
-            overwrite=overwrite,
-        )
+        corpus = Corpus.find(sources, layer=layer, gene_ids=gene_ids, workers=workers, ray=ray)
+        medians, names = fit_medians(corpus, work, exact=exact, overwrite=overwrite)
         special, length = _SERIES[series]
         tokens = {token: i for i, token in enumerate((*special, *sorted(medians)))}
         return cls.from_tokens(tokens, medians, names, max_length=length if max_length is None else max_length)
@@ -702,7 +692,7 @@ class Vocabulary:
         if medians is None:
             raise InputError(f"{folder}: found token_dictionary*.pkl but no gene_median_dictionary*.pkl beside it.")
         try:
-            by_id = {_said(gene): name for name, gene in (names or {}).items()}
+            by_id = {_as_text(gene): name for name, gene in (names or {}).items()}
             return cls.from_tokens(tokens, medians, by_id, other_ids=other_ids)
         except InputError as error:
             raise InputError(f"{folder}: its dictionaries do not make a vocabulary. {error}") from error
@@ -766,7 +756,7 @@ def is_published(path: str | Path) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) is not None and folder.suffix not in _COUNT_SUFFIXES
 
 
-def _said(name: object) -> str:
+def _as_text(name: object) -> str:
     """Return an id or name as text; a number, such as an Entrez id, too, and nothing for a missing one."""
     if name is None or (isinstance(name, float) and np.isnan(name)):
         return ""

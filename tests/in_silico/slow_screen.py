@@ -9,7 +9,7 @@ import torch
 from transformers import BertModel
 
 import geneformer_repro as gf
-from geneformer_repro.in_silico.perturbation import Plan
+from geneformer_repro.in_silico.perturbation import Edits
 from geneformer_repro.model import MaskedGeneModel, bert_config
 
 KEYS = ["cell", "perturbed", "affected", "state", "dose", "rank"]
@@ -84,10 +84,10 @@ class SlowScreen:
 
     def versions(self, cells, perturbation):
         """Cell name, the cell, the changed cell, what was perturbed, dose and rank; both cut off where too long."""
-        plan = Plan(perturbation, self.vocabulary)
+        edits = Edits(perturbation, self.vocabulary)
         for name, cell in zip(cells.cell_names, cells):
             genes = cell[self.vocabulary.genes_of(cell) >= 0].tolist()
-            variants = plan.variants(cell)
+            variants = edits.variants(cell)
             tokens = [*genes, *variants.inserted.tolist()]
             for row, perturbed in enumerate(variants.perturbed):
                 after = [tokens[i] for i in variants.order(row, len(genes))]

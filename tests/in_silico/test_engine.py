@@ -17,7 +17,7 @@ from geneformer_repro import Activation, Deletion, GoalState, Inhibition, Overex
 from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepare
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico import engine
-from geneformer_repro.in_silico.perturbation import Plan
+from geneformer_repro.in_silico.perturbation import Edits
 from geneformer_repro.reading import Reader
 from geneformer_repro.targets import Classes, Number
 
@@ -345,7 +345,7 @@ def test_where_a_cell_that_is_full_is_cut_into_batches_changes_no_value(full, ti
 def test_what_is_pushed_out_of_a_cell_is_what_lies_beyond_its_end(full, name):
     few, others = full
     for i, cell in enumerate(few):
-        variants = Plan(crowding(others, few.genes(0))[name], few.vocabulary).variants(cell)
+        variants = Edits(crowding(others, few.genes(0))[name], few.vocabulary).variants(cell)
         n_genes = len(few.genes(i))
         variants = variants.select(np.flatnonzero(variants.n_genes_N > 5))
         found = [[gene for gene in row if gene >= 0] for row in engine.pushed_out(variants, n_genes, 5).tolist()]
@@ -356,9 +356,9 @@ def test_what_is_pushed_out_of_a_cell_is_what_lies_beyond_its_end(full, name):
 def test_variants_of_a_full_cell_are_computed_together_where_they_lose_the_same(full, tight, monkeypatch):
     """Here the last gene, or the last two: each once with the unchanged cell, once with three variants."""
     few, others = full
-    do, seen = engine._Work.do, []
+    do, seen = engine._Screening.do, []
     monkeypatch.setattr(
-        engine._Work, "do", lambda self, batch: (seen.extend(piece.n_cells for piece in batch), do(self, batch))
+        engine._Screening, "do", lambda self, batch: (seen.extend(piece.n_cells for piece in batch), do(self, batch))
     )
     perturb(tight, few.select([0]), Overexpression(others[:3], combine="pairs"), max_tokens=1000)
     assert sorted(seen) == [1, 1, 3, 3]

@@ -13,9 +13,9 @@ import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, Inhibition, InputError, Overexpression, RankShift, perturb
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico import screen as module
-from geneformer_repro.in_silico.engine import Engine, Job, Nearness, Prediction
+from geneformer_repro.in_silico.engine import Engine, Nearness, PerturbedCell, Prediction
 from geneformer_repro.in_silico.first_order import derivatives, first_order
-from geneformer_repro.in_silico.perturbation import Plan
+from geneformer_repro.in_silico.perturbation import Edits
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.reading import Reader
 from geneformer_repro.targets import Classes, Number
@@ -187,26 +187,26 @@ def assert_close(found, expected):
 @every_score
 def test_with_all_present_the_score_is_that_of_the_exact_screen(classifier, nearness, short, kind, pooling):
     checkpoint, score = score_of(kind, pooling, classifier, nearness)
-    engine, jobs = engine_of(checkpoint, score), jobs_of(Deletion(), short, 3)
-    for estimated, exact in zip(first_order(engine, jobs), engine.run(jobs), strict=True):
+    engine, perturbed = engine_of(checkpoint, score), perturbed_cells(Deletion(), short, 3)
+    for estimated, exact in zip(first_order(engine, perturbed), engine.run(perturbed), strict=True):
         np.testing.assert_allclose(estimated.before_NS, exact.before_NS, rtol=1e-5, atol=1e-6)
 
 
-def jobs_of(perturbation, cells, n_cells):
-    plan = Plan(perturbation, cells.vocabulary)
-    return [Job(cells[i], plan.variants(cells[i])) for i in range(n_cells)]
+def perturbed_cells(perturbation, cells, n_cells):
+    edits = Edits(perturbation, cells.vocabulary)
+    return [PerturbedCell(cells[i], edits.variants(cells[i])) for i in range(n_cells)]
 
 
 # The estimate
 
 
-def by_definition(slow, job, state, margin):
+def by_definition(slow, cell, state, margin):
     """Each token's slope times how far its position moved, less the slope by the presence of those that are gone."""
-    tokens, position = torch.from_numpy(job.cell).long(), slow.bert.embeddings.position_embeddings.weight.detach()
+    tokens, position = torch.from_numpy(cell.tokens).long(), slow.bert.embeddings.position_embeddings.weight.detach()
     n_genes = len(tokens) - 2 * margin
     by_presence, by_embedded = slow.slopes(tokens, state)
-    for row in range(len(job.variants)):
-        places = [place + margin for place in job.variants.order(row, n_genes)]
+    for row in range(len(cell.variants)):
+        places = [place + margin for place in cell.variants.order(row, n_genes)]
         order = [0, *places, len(tokens) - 1] if margin else places
         change = 0.0
         for now, before in enumerate(order):
@@ -225,11 +225,11 @@ def by_definition(slow, job, state, margin):
 )
 def test_an_estimate_is_its_definition(classifier, nearness, short, perturbation, kind, pooling):
     checkpoint, score = score_of(kind, pooling, classifier, nearness)
-    jobs, slow = jobs_of(perturbation, short, 2), Slow(checkpoint, score)
-    for job, found in zip(jobs, first_order(engine_of(checkpoint, score), jobs), strict=True):
-        assert found.value_NS.shape == (len(job.variants), score.width)
+    perturbed, slow = perturbed_cells(perturbation, short, 2), Slow(checkpoint, score)
+    for cell, found in zip(perturbed, first_order(engine_of(checkpoint, score), perturbed), strict=True):
+        assert found.value_NS.shape == (len(cell.variants), score.width)
         for state, values in enumerate(found.value_NS.T):
-            assert_close(values, list(by_definition(slow, job, state, margin=1)))
+            assert_close(values, list(by_definition(slow, cell, state, margin=1)))
 
 
 @pytest.mark.parametrize("perturbation", KINDS, ids=lambda one: type(one).__name__)
@@ -238,25 +238,28 @@ def test_it_is_in_cells_without_special_tokens_as_well(pbmc, nearness, perturbat
     config = bert_config("tiny", vocabulary)
     config.initializer_range = 0.2
     plain = gf.Checkpoint(MaskedGeneModel(config).eval(), vocabulary)
-    [job], score = jobs_of(perturbation, gf.tokenize(pbmc, vocabulary), 1), nearness("mean")
-    [found] = first_order(engine_of(plain, score), [job])
-    assert_close(found.value_NS[:, 1], list(by_definition(Slow(plain, score), job, 1, margin=0)))
+    [cell], score = perturbed_cells(perturbation, gf.tokenize(pbmc, vocabulary), 1), nearness("mean")
+    [found] = first_order(engine_of(plain, score), [cell])
+    assert_close(found.value_NS[:, 1], list(by_definition(Slow(plain, score), cell, 1, margin=0)))
 
 
 def test_neither_other_cells_nor_the_size_of_a_batch_change_an_estimate(model, nearness, short):
-    jobs = jobs_of(RankShift(to=(0, 1)), short.select(range(5)), 5)
-    jobs = [Job(job.cell, job.variants.select(np.arange(n, len(job.variants)))) for n, job in enumerate(jobs)]
+    perturbed = perturbed_cells(RankShift(to=(0, 1)), short.select(range(5)), 5)
+    perturbed = [
+        PerturbedCell(cell.tokens, cell.variants.select(np.arange(n, len(cell.variants))))
+        for n, cell in enumerate(perturbed)
+    ]
     seen = []
-    together = first_order(engine_of(model, nearness("mean")), jobs, seen.append)
-    alone = first_order(engine_of(model, nearness("mean"), max_tokens=1), jobs, seen.append)
+    together = first_order(engine_of(model, nearness("mean")), perturbed, seen.append)
+    alone = first_order(engine_of(model, nearness("mean"), max_tokens=1), perturbed, seen.append)
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one.value_NS, other.value_NS, rtol=1e-4, atol=1e-7)
-    assert len(seen) == 1 + len(jobs)
-    assert seen[0] == sum(seen[1:]) == sum(len(job.variants) for job in jobs)
+    assert len(seen) == 1 + len(perturbed)
+    assert seen[0] == sum(seen[1:]) == sum(len(cell.variants) for cell in perturbed)
 
 
 def test_the_parameters_get_no_gradient(model, nearness, short):
-    first_order(engine_of(model, nearness("mean")), jobs_of(Deletion(), short, 1))
+    first_order(engine_of(model, nearness("mean")), perturbed_cells(Deletion(), short, 1))
     assert all(parameter.grad is None for parameter in model.model.parameters())
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from geneformer_repro import InputError, Vocabulary
 from geneformer_repro.in_silico import perturbation as kinds
-from geneformer_repro.in_silico.perturbation import Activation, Deletion, Inhibition, Overexpression, Plan, RankShift
+from geneformer_repro.in_silico.perturbation import Activation, Deletion, Edits, Inhibition, Overexpression, RankShift
 
 GENES = [f"ENSG{i:011d}" for i in range(1, 101)]
 A, B, C, D, E = GENES[:5]
@@ -53,7 +53,7 @@ def named(vocabulary, tokens):
 
 def versions(vocabulary, genes, perturbation):
     """(perturbed genes, rank, dose, genes of the changed cell) of each variant."""
-    variants = Plan(perturbation, vocabulary).variants(cell_of(vocabulary, genes))
+    variants = Edits(perturbation, vocabulary).variants(cell_of(vocabulary, genes))
     names = [*genes, *named(vocabulary, variants.inserted)]
     return [
         (
@@ -183,8 +183,8 @@ def test_the_number_of_variants_is_known_without_making_them(kind, data, combine
 
 
 def require_known_number(perturbation, genes, vocabulary=SERIES["V2"]):
-    plan, cell = Plan(perturbation, vocabulary), cell_of(vocabulary, genes)
-    assert plan.n_variants(len(genes), cell) == len(plan.variants(cell))
+    edits, cell = Edits(perturbation, vocabulary), cell_of(vocabulary, genes)
+    assert edits.n_variants(len(genes), cell) == len(edits.variants(cell))
 
 
 @of_every_kind
@@ -201,10 +201,10 @@ def test_the_number_of_variants_of_real_cells_is_known_without_making_them(cells
 def test_two_million_pairs_are_counted_without_making_one(monkeypatch):
     genes = [f"ENSG{i:011d}" for i in range(2000)]
     vocabulary = Vocabulary.from_tokens({key: i for i, key in enumerate([*SPECIAL["V2"], *genes])})
-    plan = Plan(Deletion(combine="pairs"), vocabulary)
+    edits = Edits(Deletion(combine="pairs"), vocabulary)
     monkeypatch.setattr(kinds, "_sets", None)
-    monkeypatch.setattr(Plan, "variants", None)
-    assert plan.n_variants(2000) == 2000 + 2000 * 1999 // 2
+    monkeypatch.setattr(Edits, "variants", None)
+    assert edits.n_variants(2000) == 2000 + 2000 * 1999 // 2
 
 
 @of_every_kind
@@ -212,7 +212,7 @@ def test_two_million_pairs_are_counted_without_making_one(monkeypatch):
 @given(st.data(), st.sampled_from(list(COMBINED)))
 def test_touched_genes_are_listed_by_their_place_and_removed_ones_last(kind, data, combined):
     genes, perturbation = data.draw(cells_and_perturbations(kind, combined))
-    require_ascending_places(Plan(perturbation, SERIES["V1"]).variants(cell_of(SERIES["V1"], genes)))
+    require_ascending_places(Edits(perturbation, SERIES["V1"]).variants(cell_of(SERIES["V1"], genes)))
 
 
 def require_ascending_places(variants):
@@ -236,8 +236,8 @@ def test_every_variant_leaves_a_gene_untouched(kind, data, combined):
 @pytest.mark.parametrize("genes", [[], [A]], ids=["no gene", "one gene"])
 @in_both_series
 def test_a_cell_without_a_second_gene_has_no_variant(kind, genes, series):
-    plan, cell = Plan(example(kind), SERIES[series]), cell_of(SERIES[series], genes)
-    assert len(plan.variants(cell)) == plan.n_variants(len(genes)) == 0
+    edits, cell = Edits(example(kind), SERIES[series]), cell_of(SERIES[series], genes)
+    assert len(edits.variants(cell)) == edits.n_variants(len(genes)) == 0
     assert versions(SERIES[series], genes, example(kind, [A])) == []
 
 
@@ -247,8 +247,8 @@ def test_special_tokens_are_never_touched(kind):
     tokens = vocabulary.tokens_of([C, A, E, B])
     wrapped = np.concatenate([cell_of(vocabulary, [C, A, E, B]), [vocabulary.pad_token] * 3])
     for perturbation in (example(kind), example(kind, [B, A])):
-        with_special = Plan(perturbation, vocabulary).variants(wrapped)
-        for mine, theirs in zip(with_special, Plan(perturbation, vocabulary).variants(tokens), strict=True):
+        with_special = Edits(perturbation, vocabulary).variants(wrapped)
+        for mine, theirs in zip(with_special, Edits(perturbation, vocabulary).variants(tokens), strict=True):
             np.testing.assert_array_equal(mine, theirs)
         assert all((vocabulary.genes_of(np.array(tokens)) >= 0).all() for tokens in with_special.perturbed)
 
@@ -260,13 +260,13 @@ def test_the_cell_stays_as_it_is(kind, combined):
     options |= {"anchor": B} if "anchor" in options else {}
     cell = cell_of(SERIES["V2"], [C, A, E, B])
     before = cell.copy()
-    Plan(example(kind, **options), SERIES["V2"]).variants(cell)
+    Edits(example(kind, **options), SERIES["V2"]).variants(cell)
     np.testing.assert_array_equal(cell, before)
 
 
 @of_every_kind
 def test_selected_variants_are_the_same_in_another_order(kind):
-    variants = Plan(example(kind, [C, A, E], combine="pairs"), SERIES["V2"]).variants(
+    variants = Edits(example(kind, [C, A, E], combine="pairs"), SERIES["V2"]).variants(
         cell_of(SERIES["V2"], [C, A, E, B])
     )
     rows = np.array([4, 0, 5])
@@ -370,7 +370,7 @@ def test_a_composition_does_one_step_and_then_the_next(drawn, series):
     genes, (first, *others) = drawn
     composed = sum(others, start=first)
     assert versions(SERIES[series], genes, composed) == slow_composition(genes, [first, *others])
-    require_ascending_places(Plan(composed, SERIES[series]).variants(cell_of(SERIES[series], genes)))
+    require_ascending_places(Edits(composed, SERIES[series]).variants(cell_of(SERIES[series], genes)))
     require_known_number(composed, genes, SERIES[series])
 
 
@@ -414,9 +414,9 @@ def test_a_composition_may_be_added_to():
         pytest.param(Deletion([A]) + Inhibition([B]), False, False, id="composed without inserting"),
     ],
 )
-def test_a_plan_tells_whether_it_is_of_each_gene_and_whether_it_may_add_some(perturbation, each, inserts):
-    plan = Plan(perturbation, SERIES["V2"])
-    assert (plan.is_of_each, plan.inserts) == (each, inserts)
+def test_edits_tell_whether_they_are_of_each_gene_and_whether_they_may_add_some(perturbation, each, inserts):
+    edits = Edits(perturbation, SERIES["V2"])
+    assert (edits.is_of_each, edits.inserts) == (each, inserts)
 
 
 @pytest.mark.parametrize(
@@ -432,12 +432,12 @@ def test_a_plan_tells_whether_it_is_of_each_gene_and_whether_it_may_add_some(per
     ],
 )
 def test_a_plan_tells_whether_every_variant_touches_one_expressed_gene(perturbation, single):
-    assert Plan(perturbation, SERIES["V2"]).is_of_single_expressed_genes is single
+    assert Edits(perturbation, SERIES["V2"]).is_of_single_expressed_genes is single
 
 
 @of_every_kind
 def test_only_overexpression_inserts(kind):
-    variants = Plan(example(kind, [A, D], combine="singly"), SERIES["V2"]).variants(cell_of(SERIES["V2"], [C, A, E]))
+    variants = Edits(example(kind, [A, D], combine="singly"), SERIES["V2"]).variants(cell_of(SERIES["V2"], [C, A, E]))
     assert named(SERIES["V2"], variants.inserted) == ([D] if kind is Overexpression else [])
 
 
@@ -624,4 +624,4 @@ def test_what_cannot_be_done_is_refused(make, message):
 )
 def test_genes_that_cannot_be_told_are_refused_by_name(perturbation, message):
     with pytest.raises(InputError, match=message):
-        Plan(perturbation, SERIES["V2"])
+        Edits(perturbation, SERIES["V2"])

@@ -25,6 +25,7 @@ from geneformer_repro import Activation, Deletion, GoalState, InputError, Overex
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.in_silico import screen as module
 from geneformer_repro.in_silico.shift_table import COLUMNS
+from geneformer_repro.reading import consecutive_parts
 from geneformer_repro.targets import Classes, Number
 
 pytestmark = pytest.mark.slow
@@ -290,13 +291,13 @@ def test_max_cells_counts_cells_that_can_be_perturbed(model, short):
 
 
 def test_max_cells_makes_no_variant_of_the_cells_it_leaves_out(model, short, monkeypatch):
-    made, variants = [], module.Plan.variants
+    made, variants = [], module.Edits.variants
 
-    def counting(plan, cell):
+    def counting(edits, cell):
         made.append(cell.tolist())
-        return variants(plan, cell)
+        return variants(edits, cell)
 
-    monkeypatch.setattr(module.Plan, "variants", counting)
+    monkeypatch.setattr(module.Edits, "variants", counting)
     shifts = perturb(model, short, Deletion(combine="pairs"), max_cells=1, max_tokens=10_000)
     (cell,) = short.select(np.flatnonzero(short.cell_names == shifts.table["cell"].iloc[0]))
     assert made == [cell.tolist()]
@@ -687,10 +688,8 @@ def test_only_parts_that_are_missing_are_done_again(model, short, cut_off, optio
     assert redone == [[2 * part, 2 * part + 1] for part in sorted([*lost, 3, 4])]
 
 
-def test_parts_end_where_there_is_enough_to_do(monkeypatch):
-    monkeypatch.setattr(module, "TOKENS_A_PART", 10)
-    monkeypatch.setattr(module, "CELLS_A_PART", 3)
-    parts = module._cut(np.array([4, 6, 1, 99, 1, 1, 1, 1]))
+def test_parts_end_where_there_is_enough_to_do():
+    parts = consecutive_parts(np.array([4, 6, 1, 99, 1, 1, 1, 1]), 3, 10)
     assert [part.tolist() for part in parts] == [[0, 1], [2], [3], [4, 5, 6], [7]]
 
 

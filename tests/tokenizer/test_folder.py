@@ -227,7 +227,7 @@ def test_of_a_large_dataset_the_first_and_last_cells_are_looked_at(written, monk
     monkeypatch.setattr(module, "CELLS_AT_ONCE", 5)
     monkeypatch.setattr(module, "_MOST_TOKENS", 1)
     lengths = TokenizedDataset.open(written).lengths
-    assert module.looked_at(lengths) == [0, 55]
+    assert module.starts_to_check(lengths) == [0, 55]
     edited(written, lambda row: [*row[:2], *row[1:]])
     with pytest.raises(DataFormatError, match="stands twice in row 1"):
         TokenizedDataset.open(written)

@@ -384,7 +384,7 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(module, "BLOCK_CELLS", 64)
     for module in (matrices, containers):
         monkeypatch.setattr(module, "ENTRIES", 1000)
-        monkeypatch.setattr(module, "DENSE_VALUES", 3000)
+    monkeypatch.setattr(matrices, "DENSE_VALUES", 3000)
     monkeypatch.setattr(readers, "_NAMES_AT_A_TIME", 40)
 
 
@@ -1183,7 +1183,7 @@ def test_memory_does_not_grow_with_the_number_of_cells(tmp_path, monkeypatch, co
         monkeypatch.setattr(module, "BLOCK_CELLS", 256)
     for module in (matrices, containers):
         monkeypatch.setattr(module, "ENTRIES", 1 << 15)
-        monkeypatch.setattr(module, "DENSE_VALUES", 1 << 16)
+    monkeypatch.setattr(matrices, "DENSE_VALUES", 1 << 16)
     found = []
     for n_cells in (1000, 8000):
         values = random_array((n_cells, 200), density=0.4, format="csr", dtype=np.float32, rng=np.random.default_rng(0))

@@ -33,7 +33,7 @@ import geneformer_repro as gf
 from geneformer_repro import unfinished
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
 from geneformer_repro.files import read_json, sha256
-from geneformer_repro.tokenizer import corpus, matrices, readers
+from geneformer_repro.tokenizer import corpus, matrices, part_rows, readers
 from geneformer_repro.tokenizer import tokenize as module
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.quality import CellFilter
@@ -798,7 +798,7 @@ def test_a_column_named_like_one_of_the_dataset_is_refused(pbmc, vocabulary, nam
 def test_what_does_not_fit_one_of_the_sources_is_refused_before_the_work(
     pbmc, vocabulary, tmp_path, monkeypatch, options, message
 ):
-    monkeypatch.setattr(module._Job, "run", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr(module.Tokenisation, "run", lambda *_, **__: pytest.fail("the work began"))
     pbmc.obs["celltype"] = 1
     paths = [saved(pbmc[:9], tmp_path / "a.h5ad"), saved(pbmc[9:20], tmp_path / "b.h5ad"), tmp_path / "c.h5ad"]
     del pbmc.obs["celltype"]
@@ -1292,7 +1292,7 @@ def states(folder):
 
 
 def die_while_rows_are_written(monkeypatch):
-    batches = module.PartRows.__iter__
+    batches = part_rows.PartRows.__iter__
 
     def dying_batches(rows):
         for batch in batches(rows):
@@ -1300,7 +1300,7 @@ def die_while_rows_are_written(monkeypatch):
             if rows.part.number == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(module.PartRows, "__iter__", dying_batches)
+    monkeypatch.setattr(part_rows.PartRows, "__iter__", dying_batches)
 
 
 def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(pbmc, vocabulary, tmp_path, monkeypatch):
@@ -1323,7 +1323,7 @@ def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(pbmc, voca
     assert list((work / "blocks").rglob("*.entries"))
 
     redone = parts_done(monkeypatch)
-    monkeypatch.setattr(module._Job, "deal_out", lambda *_: pytest.fail("dealt out again"))
+    monkeypatch.setattr(module.Tokenisation, "deal_out", lambda *_: pytest.fail("dealt out again"))
     cells = tokenize(source, vocabulary, out=tmp_path / "out", obs=OBS)
     assert redone == [3, 4, 5, 6]
     assert finished.items() <= states(tmp_path / "out").items()
@@ -1424,7 +1424,7 @@ class Interrupted(BaseException):
 def interrupt(monkeypatch, *arguments, at=3, **options):
     """Tokenise in parts of 100 cells, and stop before part `at`."""
     cut_in_parts_of(monkeypatch, 100)
-    tokenize_part = module._Job.tokenize
+    tokenize_part = module.Tokenisation.tokenize
 
     def stop(job, part):
         if part.number == at:
@@ -1432,15 +1432,17 @@ def interrupt(monkeypatch, *arguments, at=3, **options):
         tokenize_part(job, part)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._Job, "tokenize", stop)
+        patched.setattr(module.Tokenisation, "tokenize", stop)
         with pytest.raises(Interrupted):
             tokenize(*arguments, **options)
 
 
 def parts_done(monkeypatch):
     """A list that gets the number of every part that is tokenised from now on."""
-    done, tokenize_part = [], module._Job.tokenize
-    monkeypatch.setattr(module._Job, "tokenize", lambda job, part: (done.append(part.number), tokenize_part(job, part)))
+    done, tokenize_part = [], module.Tokenisation.tokenize
+    monkeypatch.setattr(
+        module.Tokenisation, "tokenize", lambda job, part: (done.append(part.number), tokenize_part(job, part))
+    )
     return done
 
 
@@ -1522,14 +1524,14 @@ def replaced(path):
 
 def changed_at(monkeypatch, step, change):
     """Have a source changed just before the fourth part is done, or before a step of the whole work."""
-    original = getattr(module._Job, step)
+    original = getattr(module.Tokenisation, step)
 
     def changing(job, *arguments, **options):
         if step != "tokenize" or arguments[0].number == 3:
             change()
         return original(job, *arguments, **options)
 
-    monkeypatch.setattr(module._Job, step, changing)
+    monkeypatch.setattr(module.Tokenisation, step, changing)
 
 
 @pytest.mark.parametrize(
