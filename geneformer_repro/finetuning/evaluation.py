@@ -205,12 +205,8 @@ def log_verdicts(evaluations: Iterable[Evaluation]) -> None:
 def _over_folds(
     kind: Kind[Any], folds: np.ndarray, labels_NS: np.ndarray, predicted: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
-    parts = [
-        over_folds([kind.scores(labels_NS[folds == fold], one[folds == fold]) for fold in np.unique(folds)])
-        .rename_axis("score")
-        .reset_index()
-        .assign(method=name)
+    of_method = {
+        name: over_folds([kind.scores(labels_NS[folds == fold], one[folds == fold]) for fold in np.unique(folds)])
         for name, one in predicted.items()
-    ]
-    table = pd.concat(parts, ignore_index=True)
-    return table[["method", *table.columns.drop("method")]]
+    }
+    return pd.concat(of_method, names=["method"]).reset_index()

@@ -267,14 +267,7 @@ def finetune_genes(
     join_processes(config.training)
     checkpoint.require_matching(cells)
     gene_classes = _by_name(gene_classes, task)
-    problem, fold_of = labelled_genes(
-        cells,
-        gene_classes,
-        max_cells=config.max_cells,
-        min_cells=config.min_cells,
-        folds=config.split.folds,
-        seed=config.seed,
-    )
+    problem, fold_of = labelled_genes(cells, gene_classes, config)
     splits = gene_splits(problem, fold_of, validation=config.split.validation, seed=config.seed)
     experiment = Experiment(problem, checkpoint, splits, config, NETWORKS if config.compare.baselines else NETWORKS[:1])
     counted = vocabulary_counts(problem.cells, counts) if config.compare.baselines else None

@@ -91,9 +91,7 @@ def classes(cells):
 
 def prepared(cells, classes, **changes):
     """What a run would learn, without the run."""
-    config = settings(**changes)
-    sizes = {name: getattr(config, name) for name in ("max_cells", "min_cells", "folds", "seed")}
-    return labelled_genes(cells, classes, **sizes)
+    return labelled_genes(cells, classes, settings(**changes))
 
 
 def split_of(cells, classes, **changes):
@@ -622,7 +620,7 @@ def test_a_missing_table_is_refused(tmp_path):
 
 
 def test_a_run_reads_a_table_itself(base, cells, tmp_path, monkeypatch):
-    def stop(cells, gene_classes, **options):
+    def stop(cells, gene_classes, config):
         raise StoppedError(gene_classes)
 
     monkeypatch.setattr(module, "labelled_genes", stop)

@@ -225,9 +225,7 @@ class ClassLabels(Kind[Classes]):
 
 
 def _by_method(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([table.assign(method=name) for name, table in tables.items()], ignore_index=True).pipe(
-        lambda table: table[["method", *table.columns.drop("method")]]
-    )
+    return pd.concat(tables, names=["method"]).reset_index("method").reset_index(drop=True)
 
 
 # Methods that need no network
@@ -295,12 +293,7 @@ def _scaled_logistic_regression(shape: tuple[int, int], seed: int) -> Any:  # no
     return make_pipeline(MaxAbsScaler(), LogisticRegression(C=10, max_iter=_MAX_ITERATIONS))
 
 
-def _nearest_class(shape: tuple[int, int], seed: int) -> Any:
-    return nearest(KNeighborsClassifier, shape, seed)
-
-
-def _boosted_class(shape: tuple[int, int], seed: int) -> Any:
-    return boosted(HistGradientBoostingClassifier, shape, seed)
+_boosted_class = partial(boosted, HistGradientBoostingClassifier)
 
 
 def _boosted_gene_class(shape: tuple[int, int], seed: int) -> Any:
@@ -312,7 +305,7 @@ CLASS_METHODS: Mapping[str, Method] = {
     "majority class": _probabilities("nothing", _majority),
     "logistic regression, counts": _probabilities("expression", _logistic_regression),
     "logistic regression, rank values": _probabilities("ranks", _scaled_logistic_regression),
-    "nearest neighbours, PCA of counts": _probabilities("expression", _nearest_class),
+    "nearest neighbours, PCA of counts": _probabilities("expression", partial(nearest, KNeighborsClassifier)),
     "gradient boosting, counts": _probabilities("expression", on_few_genes(_boosted_class), most=BOOSTED_CELLS),
     "logistic regression, frozen embedding": _probabilities("embedding", _standardised_logistic_regression),
 }

@@ -29,6 +29,7 @@ from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 from geneformer_repro.reading import logits_at_tokens
 from geneformer_repro.targets import Classes
+from geneformer_repro.tokenizer.counts import rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.loop import CellExamples
 
@@ -123,22 +124,14 @@ class GeneProblem(EncoderProblem):
 
 
 def labelled_genes(
-    cells: TokenizedDataset,
-    gene_classes: Mapping[str, Sequence[str]],
-    *,
-    max_cells: int | None,
-    min_cells: int,
-    folds: int,
-    seed: int,
+    cells: TokenizedDataset, gene_classes: Mapping[str, Sequence[str]], config: Any
 ) -> tuple[GeneProblem, np.ndarray]:
     """Find the genes, choose cells, deal folds, and refuse what must not be, before any work.
 
     Parameters
     ----------
-    cells, gene_classes
+    cells, gene_classes, config
         As in `finetune_genes`.
-    max_cells, min_cells, folds, seed
-        As in `GeneFinetuneConfig`.
 
     Returns
     -------
@@ -150,12 +143,12 @@ def labelled_genes(
         There are fewer than two classes, or a class has too few genes.
     """
     genes, names = _found_genes(cells, gene_classes)
-    rng = np.random.default_rng(seed)
-    rows = np.arange(len(cells))
+    max_cells, min_cells, folds = config.max_cells, config.min_cells, config.split.folds
     if max_cells and len(cells) > max_cells:
-        rows = np.sort(rng.choice(len(cells), max_cells, replace=False))
-    cells = cells.select(rows)
-    n_cells, expressed = _count(cells, genes)
+        rng = np.random.default_rng(config.seed)
+        cells = cells.select(np.sort(rng.choice(len(cells), max_cells, replace=False)))
+    ranks = rank_values(cells)[:, genes]
+    n_cells, expressed = ranks.getnnz(axis=0), ranks.getnnz(axis=1) > 0
     enough = n_cells >= max(min_cells, 1)
     if not enough.all():
         logger.info(
@@ -167,7 +160,7 @@ def labelled_genes(
     codes = np.array([classes.index(name) for name in names], dtype=np.int64)
     _require_genes(np.bincount(codes, minlength=len(classes)), classes, folds=folds, min_cells=min_cells)
     fold_of = np.empty(len(genes), dtype=np.int64)
-    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(genes, codes)
+    dealt = StratifiedKFold(folds, shuffle=True, random_state=config.seed).split(genes, codes)
     for fold, (_, tested) in enumerate(dealt):
         fold_of[tested] = fold
     target = Classes("gene class", classes)
@@ -210,19 +203,6 @@ def _found_genes(cells: TokenizedDataset, gene_classes: Mapping[str, Sequence[st
 
 def _listed(genes: Sequence[str]) -> str:
     return ", ".join(genes[:10]) + (", …" if len(genes) > 10 else "")
-
-
-def _count(cells: TokenizedDataset, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the cells that express each gene; say which cells express any."""
-    wanted = np.zeros(cells.vocabulary.size, dtype=bool)
-    wanted[cells.vocabulary.tokens[genes]] = True
-    n_by_token = np.zeros(cells.vocabulary.size, dtype=np.int64)
-    expressed = np.zeros(len(cells), dtype=bool)
-    for i, cell in enumerate(cells):
-        found = cell[wanted[cell]]
-        n_by_token[found] += 1
-        expressed[i] = len(found) > 0
-    return n_by_token[cells.vocabulary.tokens[genes]], expressed
 
 
 def _require_genes(n_genes: np.ndarray, classes: tuple[str, ...], *, folds: int, min_cells: int) -> None:
