@@ -22,7 +22,6 @@ from geneformer_repro.config import (
     Section,
     flat_names,
     require,
-    require_types,
     resolved,
     setting,
     with_settings,
@@ -31,7 +30,7 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings
-from geneformer_repro.finetuning.methods import NETWORKS
+from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.results import write_findings
@@ -53,17 +52,14 @@ gone on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """What stands beside the fine-tuned network."""
+class CellCompareConfig(CompareConfig):
+    """What stands beside the fine-tuned network, and with how many labels."""
 
-    section: ClassVar[str] = "compare"
-    baselines: bool = True
-    """Also fit the methods to compare with; leave it on."""
     curve: tuple[int, ...] = ()
     """Numbers of labelled cells for a learning curve, such as 10, 50, 100, 500."""
 
     def __post_init__(self) -> None:
-        require_types(self)
+        super().__post_init__()
         require(all(n >= 2 for n in self.curve), self, "curve", "numbers of cells, each at least 2")
 
 
@@ -102,7 +98,7 @@ class FinetuneConfig(NetworkConfig):
     """Which cells are trained on, and which are reported."""
     search: Section[SearchConfig] = Section(SearchConfig)
     """Which settings to search."""
-    compare: Section[CompareConfig] = Section(CompareConfig)
+    compare: Section[CellCompareConfig] = Section(CellCompareConfig)
     """What to compare with."""
 
     @property

@@ -23,7 +23,7 @@ from geneformer_repro.files import provenance, read_table
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
-from geneformer_repro.finetuning.methods import NETWORKS
+from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
 from geneformer_repro.finetuning.networks import smoothing_of
 from geneformer_repro.finetuning.problems.genes import GeneProblem, gene_splits, labelled_genes
 from geneformer_repro.finetuning.results import write_findings
@@ -74,18 +74,6 @@ class GeneTrainConfig(TrainConfig):
         smoothing_of(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeneCompareConfig:
-    """What stands beside the fine-tuned network."""
-
-    section: ClassVar[str] = "compare"
-    baselines: bool = True
-    """Also fit the methods to compare with; leave it on."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-
-
 @flat_names(transfer="strategy")
 @dataclass(frozen=True, kw_only=True)
 class GeneFinetuneConfig(SeededConfig):
@@ -113,7 +101,7 @@ class GeneFinetuneConfig(SeededConfig):
     """How the networks are trained."""
     transfer: Section[TransferConfig] = Section(TransferConfig)
     """How the encoder takes part in learning."""
-    compare: Section[GeneCompareConfig] = Section(GeneCompareConfig)
+    compare: Section[CompareConfig] = Section(CompareConfig)
     """What to compare with."""
 
     def __post_init__(self) -> None:
