@@ -138,22 +138,8 @@ def search(problem: Problem, start: Any, config: Any, split: Split, *, work: Pat
         rows = _at_random(problem, start, config, split, work)
     else:
         assert isinstance(problem, EncoderProblem)
-        training = problem.training(start, config, split)
-        assert training.score is not None
-        rows = search_settings(
-            training.make_model,
-            training.examples,
-            collate=training.collate,
-            evaluate=training.score,
-            config=config.training,
-            seed=config.seed,
-            best_by=SELECTION,
-            space=searched.space or DEFAULT_SPACE,
-            n_trials=searched.trials,
-            engine=searched.engine,
-            work=work,
-            step="search",
-        )
+        training, space = problem.training(start, config, split), searched.space or DEFAULT_SPACE
+        rows = search_settings(training, space, n_trials=searched.trials, engine=searched.engine, work=work)
     table = pd.DataFrame([{"trial": i, **row} for i, row in enumerate(rows, start=1)])
     table = table.sort_values(SELECTION, ascending=False, kind="stable", ignore_index=True)
     return best_settings([table], config), table

@@ -1,18 +1,17 @@
 """Optuna and Ray Tune, which propose settings and try each through `transformers.Trainer.hyperparameter_search`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from geneformer_repro.checkpoint import quiet_transformers
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
-from geneformer_repro.training.config import ParameterGroup, TrainConfig
-from geneformer_repro.training.loop import CellExamples, random_states_kept, trainer_of_trials
+from geneformer_repro.finetuning.networks import SELECTION, Training
+from geneformer_repro.training.loop import random_states_kept, trainer_of_trials
 
 Objective = Callable[[dict[str, float]], float]
 SEARCHED_BY_ENGINES: Mapping[str, str] = {
@@ -26,38 +25,26 @@ SEARCHED_BY_ENGINES: Mapping[str, str] = {
 
 @random_states_kept()
 def search_settings(
-    make_model: Callable[[], tuple[PreTrainedModel, Sequence[ParameterGroup]]],
-    examples: CellExamples,
-    *,
-    collate: Callable[[list[Any]], dict[str, Any]],
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    config: TrainConfig,
-    seed: int,
-    best_by: str,
-    space: Mapping[str, Any],
-    n_trials: int,
-    engine: Literal["optuna", "ray"],
-    work: Path,
-    step: str,
+    training: Training, space: Mapping[str, Any], *, n_trials: int, engine: Literal["optuna", "ray"], work: Path
 ) -> list[dict[str, Any]]:
     """Let Optuna or Ray Tune propose settings, each tried in a run of its own by `Trainer.hyperparameter_search`.
 
     Parameters
     ----------
-    make_model
-        Makes the same model anew for each trial, with its groups.
-    examples, collate, evaluate, config, seed, best_by, work, step
-        As for `train`.
+    training
+        Makes the same model anew for each trial, and scores it on validation rows.
     space
         For a setting a list of values, or ``low``, ``high`` and perhaps ``log``.
     n_trials
         How many. Optuna keeps its trials in `work` and goes on with them.
     engine
         Who proposes.
+    work
+        Folder of the trials.
 
     Returns
     -------
-    For each trial its settings and the best score of its epochs, under the name `best_by`.
+    For each trial its settings and the best score of its epochs, under the name `SELECTION`.
 
     Raises
     ------
@@ -72,23 +59,21 @@ def search_settings(
             f"space: {', '.join(map(repr, others))} cannot be searched by {engine}, only "
             f"{', '.join(SEARCHED_BY_ENGINES)}. Use search.engine='random'."
         )
+    assert training.score is not None, "without validation rows there is nothing to choose by"
     trainer, n_steps = trainer_of_trials(
-        make_model,
-        examples,
-        collate=collate,
-        evaluate=evaluate,
-        config=config,
-        seed=seed,
-        best_by=best_by,
+        training.make_model,
+        training.examples,
+        collate=training.collate,
+        evaluate=training.score,
+        config=training.config.training,
+        seed=training.config.seed,
+        best_by=SELECTION,
         work=work,
-        step=step,
+        step="search",
     )
     in_steps = {name: _in_steps(name, values, n_steps) for name, values in space.items()}
-    objective = _best_so_far(trainer, best_by)
     with quiet_transformers():
-        if engine == "optuna":
-            return _by_optuna(trainer, in_steps, n_trials, best_by, objective, work)
-        return _by_ray(trainer, in_steps, n_trials, best_by, objective, work)
+        return (_by_optuna if engine == "optuna" else _by_ray)(trainer, in_steps, n_trials, work)
 
 
 def _in_steps(name: str, values: Any, n_steps: int) -> Any:
@@ -101,21 +86,19 @@ def _in_steps(name: str, values: Any, n_steps: int) -> Any:
     return [round(value * n_steps) if value < 1 else int(value) for value in values]
 
 
-def _best_so_far(trainer: Trainer, best_by: str) -> Objective:
+def _best_so_far(trainer: Trainer) -> Objective:
     """Judge a trial by the best of its epochs, as the run that follows keeps that one; never by the untrained model."""
 
     def objective(scores: dict[str, float]) -> float:
         if trainer.state.global_step == 0:
             return -math.inf
         before = trainer.state.best_metric
-        return max(scores[f"eval_{best_by}"], -math.inf if before is None else before)
+        return max(scores[f"eval_{SELECTION}"], -math.inf if before is None else before)
 
     return objective
 
 
-def _by_optuna(
-    trainer: Trainer, space: Mapping[str, Any], n_trials: int, best_by: str, objective: Objective, work: Path
-) -> list[dict[str, Any]]:
+def _by_optuna(trainer: Trainer, space: Mapping[str, Any], n_trials: int, work: Path) -> list[dict[str, Any]]:
     try:
         import optuna
     except ImportError as error:
@@ -132,7 +115,7 @@ def _by_optuna(
     if done < n_trials:
         trainer.hyperparameter_search(
             propose,
-            objective,
+            _best_so_far(trainer),
             n_trials=n_trials - done,
             direction="maximize",
             backend="optuna",
@@ -143,7 +126,7 @@ def _by_optuna(
             pruner=optuna.pruners.NopPruner(),
         )
     trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    return [{**trial.params, best_by: trial.value} for trial in trials]
+    return [{**trial.params, SELECTION: trial.value} for trial in trials]
 
 
 def _suggested(trial: Any, name: str, values: Any) -> Any:
@@ -154,9 +137,7 @@ def _suggested(trial: Any, name: str, values: Any) -> Any:
     return trial.suggest_float(name, values["low"], values["high"], log=bool(values.get("log")))
 
 
-def _by_ray(
-    trainer: Trainer, space: Mapping[str, Any], n_trials: int, best_by: str, objective: Objective, work: Path
-) -> list[dict[str, Any]]:
+def _by_ray(trainer: Trainer, space: Mapping[str, Any], n_trials: int, work: Path) -> list[dict[str, Any]]:
     try:
         from ray import tune
     except ImportError as error:
@@ -171,7 +152,7 @@ def _by_ray(
 
     best: Any = trainer.hyperparameter_search(
         lambda _: {SEARCHED_BY_ENGINES[name]: sampler(values) for name, values in space.items()},
-        objective,
+        _best_so_far(trainer),
         n_trials=n_trials,
         direction="maximize",
         backend="ray",
@@ -179,11 +160,10 @@ def _by_ray(
         name="ray",
         verbose=0,
     )
-    trials = best.run_summary.trials
     return [
         {
             **{name: trial.config[SEARCHED_BY_ENGINES[name]] for name in space},
-            best_by: trial.last_result["objective"],
+            SELECTION: trial.last_result["objective"],
         }
-        for trial in trials
+        for trial in best.run_summary.trials
     ]

@@ -1,5 +1,6 @@
 """Engines that propose settings: how a trial is judged, and that nobody notices it from outside."""
 
+import dataclasses
 import random
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from geneformer_repro.finetuning.splits import Split
 def judged(*scores, steps=(0, 5, 10)):
     """What an engine is told after each scoring of a trial, where Trainer knows the best score of the epochs before."""
     state, told = SimpleNamespace(best_metric=None), []
-    judge = _best_so_far(SimpleNamespace(state=state), SELECTION)
+    judge = _best_so_far(SimpleNamespace(state=state))
     for i, (state.global_step, score) in enumerate(zip(steps, scores, strict=True)):
         state.best_metric = max(scores[1:i], default=None)
         told.append(judge({f"eval_{SELECTION}": score}))
@@ -45,19 +46,8 @@ def test_by_optuna_the_untrained_model_does_not_win_and_global_random_states_sta
         return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # noqa: NPY002
 
     before = states()
-    (trial,) = search_settings(
-        parts.make_model,
-        parts.examples,
-        collate=parts.collate,
-        evaluate=lambda _: {SELECTION: next(scores)},
-        config=config.training,
-        seed=0,
-        best_by=SELECTION,
-        space={"learning_rate": [1e-3]},
-        n_trials=1,
-        engine="optuna",
-        work=tmp_path,
-        step="search",
-    )
+    training = dataclasses.replace(parts, score=lambda _: {SELECTION: next(scores)})
+    space = {"learning_rate": [1e-3]}
+    (trial,) = search_settings(training, space, n_trials=1, engine="optuna", work=tmp_path)
     assert trial == {"learning_rate": 1e-3, SELECTION: 0.3}
     assert states() == before
