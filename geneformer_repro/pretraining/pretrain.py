@@ -33,9 +33,17 @@ from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.reading import batches_to_judge, sum_over_batches
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training.config import SMOOTHING, Decay, SeededConfig, TrainConfig, join_processes
+from geneformer_repro.training.config import (
+    SMOOTHING,
+    CellExamples,
+    Decay,
+    SeededConfig,
+    TrainConfig,
+    TrainingRun,
+    join_processes,
+)
 from geneformer_repro.training.log import LOG_FILE, TENSORBOARD
-from geneformer_repro.training.loop import CellExamples, train
+from geneformer_repro.training.loop import train
 from geneformer_repro.work import Work, working_on
 
 logger = logging.getLogger(__name__)
@@ -206,9 +214,8 @@ def pretrain(
         guesses = {
             name: held_out.scores(Guess(counts, cells.vocabulary, by_rank=name == RANK)) for name in (FREQUENCY, RANK)
         }
-        trained, history = train(
-            model,
-            CellExamples(
+        run = TrainingRun(
+            examples=CellExamples(
                 lengths, lambda i, epoch: _masked_cell(cells, int(train_rows[i]), epoch, config), rows=train_rows
             ),
             collate=pack,
@@ -220,6 +227,7 @@ def pretrain(
             work=work.folder,
             step="pretrain",
         )
+        trained, history = train(model, run)
         nn.Module.to(trained, processes.device())
         scores = pd.DataFrame({MODEL: held_out.scores(trained), **guesses}).T.rename_axis("method")
         result = {

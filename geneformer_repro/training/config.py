@@ -4,13 +4,15 @@ import enum
 import logging
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import geneformer_repro.processes as processes
 from geneformer_repro.config import ConfigError, require, require_types
@@ -135,6 +137,57 @@ class ParameterGroup(NamedTuple):
         return int(self.begins * n_steps)
 
 
+class CellExamples(Dataset):
+    """Cells for the data loader: whatever `get` returns for a number and an epoch.
+
+    `rows` names them in messages; `weights` says how often each is drawn, else every cell comes once an epoch.
+    """
+
+    def __init__(
+        self,
+        lengths: Iterable[int],
+        get: Callable[[int, int], Any],
+        *,
+        rows: Iterable[int] | None = None,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.lengths, self._get, self.weights = np.asarray(list(lengths), dtype=np.int64), get, weights
+        self.rows = np.arange(len(self.lengths)) if rows is None else np.asarray(list(rows))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row_and_epoch: tuple[int, int]) -> Any:
+        return self._get(*row_and_epoch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingRun:
+    """What a network learns from, how, and where that is written."""
+
+    examples: CellExamples
+    """The training cells."""
+    collate: Callable[[list[Any]], dict[str, Any]]
+    """Examples to a batch."""
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    """Scores the network on held-out cells, before the first and after every epoch; names without prefix. Every process
+    calls it."""
+    config: TrainConfig
+    """Epochs, rates and the like."""
+    seed: int
+    """Of order and dropout."""
+    groups: Sequence[ParameterGroup] = ()
+    """All parameters that learn; default those of the network that require a gradient, at one rate."""
+    best_by: str | None = None
+    """Held-out score, larger is better, whose best epoch is kept; None keeps the last."""
+    flops_an_epoch: float | None = None
+    """Floating-point operations of an epoch, forward and backward, to tell the share of the machine's peak."""
+    work: Path
+    """Folder for checkpoints, ``log.jsonl`` and TensorBoard's files."""
+    step: str
+    """Word before the progress bar, and ``event`` of each line of the log."""
+
+
 def _require_effect(trainer: Mapping[str, Any]) -> None:
     """Refuse fields that this package's own loop does not look at."""
     for name in trainer:
@@ -216,28 +269,28 @@ def join_processes(config: TrainConfig) -> None:
     processes.join(timeout=fields.get("ddp_timeout"), backend=fields.get("ddp_backend"))
 
 
-def training_arguments(config: TrainConfig, best_by: str | None, work: Path, *, seed: int) -> "TrainingArguments":
-    """Turn a configuration into what Trainer takes; see `train` for the others.
+def training_arguments(run: TrainingRun) -> "TrainingArguments":
+    """Turn a run into what Trainer takes.
 
     Raises
     ------
     ConfigError
-        ``config.trainer`` names a field that `TrainingArguments` does not have, or a value that it refuses.
+        ``run.config.trainer`` names a field that `TrainingArguments` does not have, or a value that it refuses.
     """
     from transformers import TrainingArguments
 
+    config = run.config
     given = {name: value for name, value in trainer_fields(config).items() if name != SMOOTHING}
-
     has_gpu = torch.cuda.is_available()
     chosen: dict[str, Any] = {
-        "output_dir": str(work),
+        "output_dir": str(run.work),
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.decay,
         "weight_decay": config.weight_decay,
         "optim": "adamw_torch_fused",
-        "seed": seed,
+        "seed": run.seed,
         "eval_strategy": "epoch",
         "eval_on_start": True,
         "save_strategy": "epoch",
@@ -252,8 +305,8 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path, *, 
         "dataloader_num_workers": 4 if has_gpu else 0,
         "disable_tqdm": True,
     }
-    if best_by:
-        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": best_by, "greater_is_better": True}
+    if run.best_by:
+        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": run.best_by, "greater_is_better": True}
     try:
         arguments = TrainingArguments(**chosen | given)
     except (TypeError, ValueError) as error:
@@ -270,6 +323,8 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path, *, 
         logger.warning(
             "training.trainer.bf16: this CPU computes bfloat16 by emulation, far slower than float32. Leave it out."
         )
+    if any(group.begins for group in run.groups):
+        arguments.ddp_find_unused_parameters = True
     return arguments
 
 

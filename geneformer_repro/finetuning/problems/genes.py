@@ -30,7 +30,7 @@ from geneformer_repro.heads import Head
 from geneformer_repro.reading import logits_at_tokens
 from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training.loop import CellExamples
+from geneformer_repro.training.config import CellExamples
 
 logger = logging.getLogger(__name__)
 
