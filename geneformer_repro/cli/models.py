@@ -11,6 +11,7 @@ from geneformer_repro.cli.inputs import (
     TOKENIZED,
     add_cells_options,
     add_config_options,
+    add_place_options,
     given_vocabulary,
     new_command,
     open_both,
@@ -80,8 +81,7 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("checkpoint", help="folder written by finetune")
     predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}")
-    predict.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
-    predict.add_argument("--gene-ids", metavar="COLUMN", help="var column with the gene ids, or index")
+    add_place_options(predict)
     add_cells_options(predict)
 
 
@@ -192,11 +192,10 @@ def _predict(arguments: argparse.Namespace) -> None:
 
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
-    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids}
-    if out.suffix == ".tsv":
-        table = predict(checkpoint, data, out=out, overwrite=arguments.overwrite, **options)
-    else:
-        table = predict(checkpoint, data, **options)
+    table_out = out if out.suffix == ".tsv" else None
+    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids, "overwrite": arguments.overwrite}
+    table = predict(checkpoint, data, out=table_out, **options)
+    if table_out is None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return

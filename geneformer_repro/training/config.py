@@ -105,7 +105,6 @@ class TrainConfig:
         require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")
         require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
-        require(self.decay in get_args(Decay), self, "decay", f"one of {', '.join(map(repr, get_args(Decay)))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,11 +335,10 @@ def set_steps(arguments: "TrainingArguments", config: TrainConfig, steps_an_epoc
     ConfigError
         The warm-up is longer than the run.
     """
-    given = dict(config.trainer)
     n_steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(steps_an_epoch * arguments.num_train_epochs)
-    if "logging_steps" not in given:
+    if "logging_steps" not in config.trainer:
         arguments.logging_steps = min(100, max(1, steps_an_epoch // 8))
-    if {"warmup_steps", "warmup_ratio"} & set(given):
+    if {"warmup_steps", "warmup_ratio"} & set(config.trainer):
         return n_steps
     arguments.warmup_steps = (
         round(config.warmup_steps * n_steps) if config.warmup_steps < 1 else int(config.warmup_steps)
@@ -352,8 +350,3 @@ def set_steps(arguments: "TrainingArguments", config: TrainConfig, steps_an_epoc
             "Give fewer steps, or a share of all steps such as training.warmup_steps=0.1."
         )
     return n_steps
-
-
-def says_when_to_save(config: TrainConfig) -> bool:
-    """Whether the configuration says how often to save; else it is done by the clock."""
-    return bool({"save_strategy", "save_steps"} & set(config.trainer))

@@ -53,7 +53,7 @@ class Stopwatch:
 
 
 class Show(TrainerCallback):
-    """A bar that counts tokens; a line of JSON and points of TensorBoard for every log entry."""
+    """A bar that counts tokens; a line of JSON and points of TensorBoard for every log entry. Of the first process."""
 
     def __init__(
         self, run: TrainingRun, batches: StepBatches, stopwatch: Stopwatch, *, engine: str, dtype: torch.dtype
@@ -68,8 +68,6 @@ class Show(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say what runs, how; show the bar."""
-        if not state.is_world_process_zero:
-            return
         self._peak = peak_flops(args.device, self._dtype) * args.world_size if self._flops_a_step else None
         done = state.global_step or -1  # a run that begins anew scores step 0 again
         _keep_lines_until(self._log, done)
@@ -118,8 +116,7 @@ class Show(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Count the step's tokens."""
-        if state.is_world_process_zero:
-            self._bar.update(round(state.global_step * self._tokens_a_step) - self._bar.n)
+        self._bar.update(round(state.global_step * self._tokens_a_step) - self._bar.n)
 
     def on_log(
         self,
@@ -130,8 +127,6 @@ class Show(TrainerCallback):
         **_: Any,
     ) -> None:
         """Write an entry, with the time it took and rates."""
-        if not state.is_world_process_zero:
-            return
         seconds = self._stopwatch.seconds
         entry = {"event": self._run.step, "step": state.global_step, **(logs or {}), "seconds": round(seconds, 2)}
         entry |= self._rates(state.global_step, seconds)

@@ -41,7 +41,6 @@ from geneformer_repro.training.config import (
     CellExamples,
     ParameterGroup,
     TrainingRun,
-    says_when_to_save,
     set_steps,
     training_arguments,
 )
@@ -61,11 +60,8 @@ class Interrupted(SystemExit):
     """A run was asked to stop, by a signal; it saved what it had, and goes on when the same command is given again."""
 
     def __init__(self, message: str, number: int) -> None:
-        super().__init__(128 + number)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+        super().__init__(message)
+        self.code = 128 + number
 
 
 @contextmanager
@@ -116,7 +112,8 @@ def train(model: PreTrainedModel, run: TrainingRun) -> tuple[PreTrainedModel, pd
         _require_one_rate(model, run.groups)
     show = Show(run, trainer.batches, trainer.stopwatch, engine=_engine(trainer), dtype=_dtype(trainer))
     trainer.add_callback(_Save(trainer, show))
-    trainer.add_callback(show)
+    if processes.is_first():
+        trainer.add_callback(show)
     last = processes.agreed(lambda: _newest_whole(run.work))
     if last:
         trainer.args.eval_on_start = False  # its score is in the history that is restored
@@ -454,7 +451,9 @@ class _Save(TrainerCallback):
 
     def __init__(self, trainer: _Trainer, show: Show) -> None:
         self._trainer, self._show = trainer, show
-        self._every_seconds = math.inf if says_when_to_save(trainer.run.config) else SAVE_SECONDS
+        self._every_seconds = (
+            math.inf if {"save_strategy", "save_steps"} & set(trainer.run.config.trainer) else SAVE_SECONDS
+        )
         self._stopping = 0
         """The signal after which it leaves."""
         self._after_scoring = False
