@@ -1,10 +1,11 @@
-"""How to train: what pretraining and fine-tuning share, and what `transformers.TrainingArguments` become of it."""
+"""What a run learns from and how: what pretraining and fine-tuning share, and what `TrainingArguments` become of it."""
 
 import enum
 import logging
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -223,20 +224,20 @@ def trainer_fields(config: TrainConfig) -> dict[str, Any]:
 def _of_type(name: str, value: Any, hint: Any) -> Any:
     """Return a value as a field of `TrainingArguments` wants it, or raise."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    literals = [one for option in options if get_origin(option) is Literal for one in get_args(option)]
+    literals = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     kinds = [get_origin(option) or option for option in options if get_origin(option) is not Literal]
-    found = value
+    read = value
     if isinstance(value, str) and not any(issubclass(kind, (str, enum.Enum)) for kind in kinds):
-        found = _read(value, kinds)
-    if isinstance(found, float) and found.is_integer() and int in kinds:
-        found = int(found)
-    if type(found) is int and float in kinds:
-        found = float(found)
-    if isinstance(found, float) and (math.isnan(found) or (math.isinf(found) and name != "max_grad_norm")):
+        read = _read(value, kinds)
+    if isinstance(read, float) and read.is_integer() and int in kinds:
+        read = int(read)
+    if type(read) is int and float in kinds:
+        read = float(read)
+    if isinstance(read, float) and (math.isnan(read) or (math.isinf(read) and name != "max_grad_norm")):
         raise ConfigError(f"training.trainer.{name} must be a finite number, found {value!r}.")
-    is_of_kind = type(found) is not bool and isinstance(found, tuple(kinds))
-    if found in literals or is_of_kind or (type(found) is bool and bool in kinds):
-        return found
+    is_of_kind = type(read) is not bool and isinstance(read, tuple(kinds))
+    if read in literals or is_of_kind or (type(read) is bool and bool in kinds):
+        return read
     wanted = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in kinds)
     raise ConfigError(f"training.trainer.{name} must be {wanted}, found {value!r} ({type(value).__name__}).")
 
@@ -247,10 +248,8 @@ def _read(text: str, kinds: list[type]) -> Any:
         return text.lower() == "true"
     for kind in (int, float):
         if kind in kinds or float in kinds:
-            try:
+            with suppress(ValueError):
                 return kind(text)
-            except ValueError:
-                pass
     return text
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Show(TrainerCallback):
         self._run, self._batches, self._stopwatch, self._engine, self._dtype = run, batches, stopwatch, engine, dtype
         self._log = run.work / LOG_FILE
         self._shown: dict[str, str] = {}
-        self._open: list[Any] = []
+        self._open = ExitStack()
         n_steps = batches.n_steps
         self._tokens_a_step, self._cells_a_step = batches.n_tokens / n_steps, len(run.examples) / n_steps
         self._flops_a_step = (run.flops_an_epoch or 0) / n_steps
@@ -72,15 +72,15 @@ class Show(TrainerCallback):
         done = state.global_step or -1  # a run that begins anew scores step 0 again
         _keep_lines_until(self._log, done)
         self._announce(args, state)
-        self._board = SummaryWriter(str(self._run.work / TENSORBOARD), purge_step=done + 1)
-        self._bar = Bar(
+        board = SummaryWriter(str(self._run.work / TENSORBOARD), purge_step=done + 1)
+        bar = Bar(
             self._run.step,
             total=round(state.max_steps * self._tokens_a_step),
             unit="tokens",
             done=round(state.global_step * self._tokens_a_step),
             unit_scale=True,
         )
-        self._open = [self._bar, self._board]
+        self._board, self._bar = self._open.enter_context(board), self._open.enter_context(bar)
         self._stopwatch.start()
         self._last_step, self._last_seconds = state.global_step, 0.0
 
@@ -118,17 +118,10 @@ class Show(TrainerCallback):
         """Count the step's tokens."""
         self._bar.update(round(state.global_step * self._tokens_a_step) - self._bar.n)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         """Write an entry, with the time it took and rates."""
         seconds = self._stopwatch.seconds
-        entry = {"event": self._run.step, "step": state.global_step, **(logs or {}), "seconds": round(seconds, 2)}
+        entry = {"event": self._run.step, "step": state.global_step, **event["logs"], "seconds": round(seconds, 2)}
         entry |= self._rates(state.global_step, seconds)
         self._write(entry)
         for name, value in entry.items():
@@ -151,19 +144,18 @@ class Show(TrainerCallback):
         if step == self._last_step:
             return {}
         self._last_step, self._last_seconds = step, seconds
-        found = {
+        rates = {
             "tokens_per_second": round(steps_a_second * self._tokens_a_step, 1),
             "cells_per_second": round(steps_a_second * self._cells_a_step, 2),
             "peak_memory_gb": round(processes.peak_memory_gb(), 2),
         }
         if self._peak:
-            found["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
-        return found
+            rates["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
+        return rates
 
     def close(self) -> None:
         """End the bar, so that what is said next has a line of its own; more than once does nothing."""
-        for one in self._open:
-            one.close()
+        self._open.close()
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 import geneformer_repro.processes as processes
@@ -177,13 +177,17 @@ def _require_one_rate(model: nn.Module, groups: Sequence[ParameterGroup]) -> Non
 
 def _newest_whole(work: Path) -> Path | None:
     """Return the newest checkpoint that is whole; one process looks, so that all go on from the same."""
-    folders = sorted(work.glob("checkpoint-*"), key=lambda folder: -int(folder.name.removeprefix("checkpoint-")))
-    for folder in folders:
+    for folder in reversed(_checkpoints(work)):
         reason = damage(folder)
         if not reason:
             return folder
         logger.warning("%s is damaged (%s) and passed over.", folder, reason)
     return None
+
+
+def _checkpoints(work: Path) -> list[Path]:
+    """Return the folders of all checkpoints, the oldest first."""
+    return sorted(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
 class _Loader(DataLoader):
@@ -226,7 +230,6 @@ class _Trainer(Trainer):
             needed = f"training.trainer.report_to: {error} pip install 'geneformer-repro[wandb]'."
             raise MissingExtraError(needed) from error
         self.model_accepts_loss_kwargs = True
-        self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         run.work.mkdir(parents=True, exist_ok=True)
 
@@ -341,41 +344,36 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside, list the files with their digests, then rename."""
-        with self.stopwatch.aside(), translated(self.run.work / f"checkpoint-{self.state.global_step}"):
-            self._save_aside_and_rename(model, trial)
-
-    def _save_aside_and_rename(self, model: nn.Module, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        aside = self.run.work / "saving"
-        loss = self._loss_so_far()
-        if processes.is_first():
-            shutil.rmtree(aside, ignore_errors=True)
-        processes.wait()
-        self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)  # half of it helps nobody, least on a full disk
-            raise
-        finally:
-            self._saving = False
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self.run.work / f"checkpoint-{self.state.best_global_step}")
-        processes.wait()
-        if processes.is_first():
-            self.state.save_to_json(str(aside / name / "trainer_state.json"))
-            write_json(aside / name / "loss.json", loss)
-            write_manifest(aside / name)
-            shutil.rmtree(self.run.work / name, ignore_errors=True)
-            (aside / name).rename(self.run.work / name)
-            aside.rmdir()
-            self._drop_old_checkpoints()
-        processes.wait()
+        folder, aside = self.run.work / f"checkpoint-{self.state.global_step}", self.run.work / "saving"
+        with self.stopwatch.aside(), translated(folder):
+            loss = self._loss_so_far()
+            if processes.is_first():
+                shutil.rmtree(aside, ignore_errors=True)
+            processes.wait()
+            self._saving = True
+            try:
+                super()._save_checkpoint(model, trial)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)  # half of it helps nobody, least on a full disk
+                raise
+            finally:
+                self._saving = False
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(self.run.work / f"checkpoint-{self.state.best_global_step}")
+            processes.wait()
+            if processes.is_first():
+                self.state.save_to_json(str(aside / folder.name / "trainer_state.json"))
+                write_json(aside / folder.name / "loss.json", loss)
+                write_manifest(aside / folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+                (aside / folder.name).rename(folder)
+                aside.rmdir()
+                self._drop_old_checkpoints()
+            processes.wait()
 
     def _drop_old_checkpoints(self) -> None:
-        folders = sorted(self.run.work.glob("checkpoint-*"), key=lambda one: int(one.name.removeprefix("checkpoint-")))
         best = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint)
-        for folder in folders[: -self.args.save_total_limit if self.args.save_total_limit else 0]:
+        for folder in _checkpoints(self.run.work)[: -self.args.save_total_limit if self.args.save_total_limit else 0]:
             if folder != best:
                 shutil.rmtree(folder)
 
@@ -393,11 +391,11 @@ class _Trainer(Trainer):
         """Go on with the losses as they were when the checkpoint was saved."""
         path = self.run.work / f"checkpoint-{self.state.global_step}" / "loss.json"
         if self.state.global_step and path.exists():
-            kept = read_json(path)
-            sums = kept["sums"]
+            loss = read_json(path)
+            sums = loss["sums"]
             as_many = len(sums) == self.args.world_size
             self._owed = sums[self.args.process_index] if as_many else sum(sums) / len(sums)
-            self._globalstep_last_logged, self._total_loss_scalar = kept["since_step"], kept["logged"]
+            self._globalstep_last_logged, self._total_loss_scalar = loss["since_step"], loss["logged"]
 
     def log(self, logs: dict[str, float], *given: Any, **options: Any) -> None:
         if "train_loss" in logs:
