@@ -93,10 +93,11 @@ def given_vocabulary(arguments: argparse.Namespace) -> "Vocabulary | None":
 
 
 def open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Open the checkpoint and the cells that a command names."""
+    """Open the checkpoint, if a command names any, and the cells."""
     from geneformer_repro.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
+    path, vocabulary = arguments.checkpoint, given_vocabulary(arguments)
+    checkpoint = Checkpoint.from_pretrained(path, vocabulary=vocabulary) if path else None
     return checkpoint, open_cells(arguments, arguments.cells, checkpoint)
 
 

@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
 def _add_pretrain(commands: Any) -> None:
     pretrain = new_command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
     pretrain.add_argument("cells", help=TOKENIZED)
-    pretrain.add_argument("--base", help=f"go on from this {CHECKPOINT}")
+    pretrain.add_argument("--base", dest="checkpoint", metavar="BASE", help=f"go on from this {CHECKPOINT}")
     pretrain.add_argument(
         "--resume", action="store_true", help="go on with OUT.partial or fail (without it: go on if it is there)"
     )
@@ -87,14 +87,11 @@ def _add_predict(commands: Any) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.config import load_config
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
 
     config = load_config(PretrainConfig, arguments.config, arguments.set)
-    vocabulary = given_vocabulary(arguments)
-    base = Checkpoint.from_pretrained(arguments.base, vocabulary=vocabulary) if arguments.base else None
-    cells = open_cells(arguments, arguments.cells, base)
+    base, cells = open_both(arguments)
     checkpoint = pretrain(
         cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
     )
