@@ -418,10 +418,8 @@ def heatmap_figure(values: pd.DataFrame, *, value_name: str = "z-score") -> "Fig
     reach = np.nanmax(np.abs(values.to_numpy())) or 1.0
     image = axes.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="none")
     axes.set_yticks(range(len(values)), values.index, fontsize=8.5)
-    if values.shape[1] <= MANY_COLUMNS:
-        axes.set_xticks(range(values.shape[1]), values.columns, fontsize=8, rotation=90)
-    else:
-        axes.set_xticks([])
+    named = list(values.columns) if values.shape[1] <= MANY_COLUMNS else []
+    axes.set_xticks(range(len(named)), named, fontsize=8, rotation=90)
     axes.set(xlabel=values.columns.name, ylabel=values.index.name)
     figure.colorbar(image, ax=axes, label=value_name)
     return figure

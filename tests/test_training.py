@@ -33,13 +33,15 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training import loop
 from geneformer_repro.training.config import (
     _WITHOUT_EFFECT,
+    CellExamples,
     ParameterGroup,
     TrainConfig,
+    TrainingRun,
     join_processes,
     trainer_fields,
 )
 from geneformer_repro.training.log import peak_flops
-from geneformer_repro.training.loop import CellExamples, Interrupted, train
+from geneformer_repro.training.loop import Interrupted, train
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +173,7 @@ def run(untrained: MaskedGeneModel, examples: CellExamples, tmp_path_factory) ->
         with torch.random.fork_rng():
             model = MaskedGeneModel(shape)
         model.load_state_dict(untrained.state_dict())
-        options = {"examples": examples, "collate": watch.collate, "evaluate": watch.evaluate} | options
+        options = {"examples": examples, "collate": watch.collate, "evaluate": watch.evaluate, "seed": seed} | options
         step = Trainer.training_step
 
         def watched_step(trainer: Trainer, model: nn.Module, inputs: dict[str, Any], *given: Any) -> Tensor:
@@ -180,7 +182,7 @@ def run(untrained: MaskedGeneModel, examples: CellExamples, tmp_path_factory) ->
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "training_step", watched_step)
-            trained, history = train(model, config=how or config(), seed=seed, work=work, step="teach", **options)
+            trained, history = train(model, TrainingRun(config=how or config(), work=work, step="teach", **options))
         lines = (work / "log.jsonl").read_text().splitlines()
         return Run(weights(trained), history, [json.loads(line) for line in lines], model is trained, work)
 

@@ -27,14 +27,19 @@ def new_command(
     return command
 
 
-def add_count_options(command: argparse.ArgumentParser) -> None:
-    """Add where counts are in a file, and who shares the work."""
+def add_place_options(command: argparse.ArgumentParser) -> None:
+    """Add where counts are in a file."""
     command.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
     command.add_argument(
         "--gene-ids",
         metavar="COLUMN",
         help="var column with the gene ids, or index (default ensembl_id, else where Ensembl ids are, else the index)",
     )
+
+
+def add_count_options(command: argparse.ArgumentParser) -> None:
+    """Add where counts are in a file, and who shares the work."""
+    add_place_options(command)
     command.add_argument("--workers", type=int, metavar="N", help="processes; with --ray, tasks at a time")
     command.add_argument("--ray", action="store_true", help="share the work over a Ray cluster (RAY_ADDRESS)")
 
@@ -88,10 +93,11 @@ def given_vocabulary(arguments: argparse.Namespace) -> "Vocabulary | None":
 
 
 def open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Open the checkpoint and the cells that a command names."""
+    """Open the checkpoint, if a command names any, and the cells."""
     from geneformer_repro.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
+    path, vocabulary = arguments.checkpoint, given_vocabulary(arguments)
+    checkpoint = Checkpoint.from_pretrained(path, vocabulary=vocabulary) if path else None
     return checkpoint, open_cells(arguments, arguments.cells, checkpoint)
 
 

@@ -11,6 +11,7 @@ from geneformer_repro.cli.inputs import (
     TOKENIZED,
     add_cells_options,
     add_config_options,
+    add_place_options,
     given_vocabulary,
     new_command,
     open_both,
@@ -29,7 +30,7 @@ def add_commands(commands: Any) -> None:
 def _add_pretrain(commands: Any) -> None:
     pretrain = new_command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
     pretrain.add_argument("cells", help=TOKENIZED)
-    pretrain.add_argument("--base", help=f"go on from this {CHECKPOINT}")
+    pretrain.add_argument("--base", dest="checkpoint", metavar="BASE", help=f"go on from this {CHECKPOINT}")
     pretrain.add_argument(
         "--resume", action="store_true", help="go on with OUT.partial or fail (without it: go on if it is there)"
     )
@@ -80,21 +81,17 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("checkpoint", help="folder written by finetune")
     predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}")
-    predict.add_argument("--layer", help="layer that holds the counts, or raw (default X)")
-    predict.add_argument("--gene-ids", metavar="COLUMN", help="var column with the gene ids, or index")
+    add_place_options(predict)
     add_cells_options(predict)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.config import load_config
     from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
 
     config = load_config(PretrainConfig, arguments.config, arguments.set)
-    vocabulary = given_vocabulary(arguments)
-    base = Checkpoint.from_pretrained(arguments.base, vocabulary=vocabulary) if arguments.base else None
-    cells = open_cells(arguments, arguments.cells, base)
+    base, cells = open_both(arguments)
     checkpoint = pretrain(
         cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
     )
@@ -192,11 +189,10 @@ def _predict(arguments: argparse.Namespace) -> None:
 
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
-    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids}
-    if out.suffix == ".tsv":
-        table = predict(checkpoint, data, out=out, overwrite=arguments.overwrite, **options)
-    else:
-        table = predict(checkpoint, data, **options)
+    table_out = out if out.suffix == ".tsv" else None
+    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids, "overwrite": arguments.overwrite}
+    table = predict(checkpoint, data, out=table_out, **options)
+    if table_out is None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return

@@ -29,9 +29,17 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling
 from geneformer_repro.model import flops
 from geneformer_repro.targets import Target, columns_of, labels_of
-from geneformer_repro.training.config import SMOOTHING, ParameterGroup, SeededConfig, TrainConfig, trainer_fields
+from geneformer_repro.training.config import (
+    SMOOTHING,
+    CellExamples,
+    ParameterGroup,
+    SeededConfig,
+    TrainConfig,
+    TrainingRun,
+    trainer_fields,
+)
 from geneformer_repro.training.log import LOG_FILE
-from geneformer_repro.training.loop import CellExamples, train
+from geneformer_repro.training.loop import train
 from geneformer_repro.unfinished import is_whole, keep
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -191,24 +199,27 @@ class Training:
         model.weigh(self.target_weights, self.class_weights, smoothing=smoothing_of(self.config.training))
         return transfer.prepare(model, self.config.transfer, seed=self.config.seed)
 
+    def as_run(self, groups: Sequence[ParameterGroup] = (), *, work: Path, step: str) -> TrainingRun:
+        """Say where the training is done."""
+        return TrainingRun(
+            examples=self.examples,
+            collate=self.collate,
+            evaluate=self.score or (lambda _: {}),
+            config=self.config.training,
+            seed=self.config.seed,
+            groups=groups,
+            best_by=SELECTION if self.score else None,
+            flops_an_epoch=3 * flops(self.start.model.config, self.examples.lengths),
+            work=work,
+            step=step,
+        )
+
     def run(self, *, pretrained: bool, work: Path, step: str) -> tuple[CellClassifier | GeneClassifier, pd.DataFrame]:
         """Train, once: return the classifier, a plain one whatever the transfer, and its history."""
 
         def train_here() -> tuple[CellClassifier | GeneClassifier, pd.DataFrame]:
             prepared, groups = self.make_model(pretrained=pretrained)
-            trained, history = train(
-                prepared,
-                self.examples,
-                collate=self.collate,
-                evaluate=self.score or (lambda _: {}),
-                config=self.config.training,
-                seed=self.config.seed,
-                groups=groups,
-                best_by=SELECTION if self.score else None,
-                work=work,
-                flops_an_epoch=3 * flops(self.start.model.config, self.examples.lengths),
-                step=step,
-            )
+            trained, history = train(prepared, self.as_run(groups, work=work, step=step))
             return transfer.finished(trained).eval(), history
 
         def like() -> CellClassifier | GeneClassifier:

@@ -60,17 +60,7 @@ def search_settings(
             f"{', '.join(SEARCHED_BY_ENGINES)}. Use search.engine='random'."
         )
     assert training.score is not None, "without validation rows there is nothing to choose by"
-    trainer, n_steps = trainer_of_trials(
-        training.make_model,
-        training.examples,
-        collate=training.collate,
-        evaluate=training.score,
-        config=training.config.training,
-        seed=training.config.seed,
-        best_by=SELECTION,
-        work=work,
-        step="search",
-    )
+    trainer, n_steps = trainer_of_trials(training.make_model, training.as_run(work=work, step="search"))
     in_steps = {name: _in_steps(name, values, n_steps) for name, values in space.items()}
     with quiet_transformers():
         return (_by_optuna if engine == "optuna" else _by_ray)(trainer, in_steps, n_trials, work)

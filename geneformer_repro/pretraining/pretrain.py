@@ -33,9 +33,17 @@ from geneformer_repro.pretraining.masking import Masked, cell_rng, mask_genes
 from geneformer_repro.reading import batches_to_judge, sum_over_batches
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training.config import SMOOTHING, Decay, SeededConfig, TrainConfig, join_processes
+from geneformer_repro.training.config import (
+    SMOOTHING,
+    CellExamples,
+    Decay,
+    SeededConfig,
+    TrainConfig,
+    TrainingRun,
+    join_processes,
+)
 from geneformer_repro.training.log import LOG_FILE, TENSORBOARD
-from geneformer_repro.training.loop import CellExamples, train
+from geneformer_repro.training.loop import train
 from geneformer_repro.work import Work, working_on
 
 logger = logging.getLogger(__name__)
@@ -191,43 +199,29 @@ def pretrain(
     if base is not None:
         base.require_matching(cells)
     train_rows, held_rows = _split(cells, config)
+    settings = resolved(config)
     inputs = {
         "cells": cells.fingerprint,
         "vocabulary": cells.vocabulary.fingerprint,
         "base": base and base.fingerprint,
     }
-    plan = {"step": "pretrain", "version": VERSION, "config": resolved(config), **inputs}
-    plan["processes"] = processes.count()
+    plan = {"step": "pretrain", "version": VERSION, "config": settings, "processes": processes.count(), **inputs}
     with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite, must_exist=resume) as work:
         model = _initial_model(cells.vocabulary, config, base)
         held_out = HeldOut(cells, held_rows, config)
-        lengths = cells.lengths[train_rows]
         counts = counts_by_rank(cells, _sample(train_rows, _MOST_COUNTED, config.seed))
         guesses = {
             name: held_out.scores(Guess(counts, cells.vocabulary, by_rank=name == RANK)) for name in (FREQUENCY, RANK)
         }
-        trained, history = train(
-            model,
-            CellExamples(
-                lengths, lambda i, epoch: _masked_cell(cells, int(train_rows[i]), epoch, config), rows=train_rows
-            ),
-            collate=pack,
-            evaluate=held_out.scores,
-            config=config.training,
-            seed=config.seed,
-            flops_an_epoch=3
-            * flops(model.config, lengths, read=config.mask_probability, n_outputs=cells.vocabulary.size),
-            work=work.folder,
-            step="pretrain",
-        )
+        trained, history = train(model, _training_run(model, cells, train_rows, held_out, config, work.folder))
         nn.Module.to(trained, processes.device())
         scores = pd.DataFrame({MODEL: held_out.scores(trained), **guesses}).T.rename_axis("method")
         result = {
-            "scores": {str(name): row.round(6).to_dict() for name, row in scores.iterrows()},
+            "scores": scores.round(6).to_dict("index"),
             "n_cells": len(train_rows),
             "n_held_out": len(held_rows),
         }
-        record = provenance("pretrain", config=resolved(config), inputs=inputs) | {"result": result}
+        record = provenance("pretrain", config=settings, inputs=inputs) | {"result": result}
         trained = cast(MaskedGeneModel, trained.eval())
         seen = np.array([] if base is None or base.seen is None else base.seen, dtype=np.uint64)
         seen = np.union1d(cells.select(train_rows).digests(), seen)
@@ -237,6 +231,28 @@ def pretrain(
             logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))
             logger.info("%s", _table(scores))
     return checkpoint
+
+
+def _training_run(
+    model: MaskedGeneModel,
+    cells: TokenizedDataset,
+    rows: np.ndarray,
+    held_out: "HeldOut",
+    config: PretrainConfig,
+    work: Path,
+) -> TrainingRun:
+    lengths = cells.lengths[rows]
+    forward = flops(model.config, lengths, read=config.mask_probability, n_outputs=cells.vocabulary.size)
+    return TrainingRun(
+        examples=CellExamples(lengths, lambda i, epoch: _masked_cell(cells, int(rows[i]), epoch, config), rows=rows),
+        collate=pack,
+        evaluate=held_out.scores,
+        config=config.training,
+        seed=config.seed,
+        flops_an_epoch=3 * forward,
+        work=work,
+        step="pretrain",
+    )
 
 
 def _write(checkpoint: Checkpoint, history: pd.DataFrame, scores: pd.DataFrame, work: Work) -> None:
@@ -291,15 +307,12 @@ def _masked_cell(cells: TokenizedDataset, row: int, epoch: int, config: Pretrain
 
 
 def _initial_model(vocabulary: Vocabulary, config: PretrainConfig, base: Checkpoint | None) -> MaskedGeneModel:
+    if base is not None and not isinstance(base.model, MaskedGeneModel):
+        raise InputError(f"{base.name} is a classifier without a masked-gene head; go on from a pretrained model.")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        if base is None:
-            model = MaskedGeneModel(_network(vocabulary, config))
-        else:
-            model = MaskedGeneModel(copy.deepcopy(base.model.config))
+        model = MaskedGeneModel(_network(vocabulary, config) if base is None else copy.deepcopy(base.model.config))
     if base is not None:
-        if not isinstance(base.model, MaskedGeneModel):
-            raise InputError(f"{base.name} is a classifier without a masked-gene head; go on from a pretrained model.")
         model.load_state_dict(base.model.state_dict())
     return model
 
@@ -411,9 +424,9 @@ class HeldOut:
         hidden genes.
         """
         if isinstance(of, nn.Module):
-            sums = self._of_model(of)
+            sums = sum_over_batches(of, self._batches, self._sums_of_output)
         else:
-            sums = torch.stack([self._sums(batch, self._of_guess(of, batch)) for batch in self._batches]).sum(0)
+            sums = torch.stack([self._sums_of_guess(of, batch) for batch in self._batches]).sum(0)
         loss, top1, top5 = (sums[:3] / self.n_masked).tolist()
         hidden_loss, hidden_top1, hidden_top5 = (sums[3:] / max(1, self._n_hidden)).tolist()
         return {
@@ -434,16 +447,13 @@ class HeldOut:
         judged_3M = judged_3M.double().cpu()
         return torch.cat([judged_3M.sum(1), judged_3M[:, self._is_hidden(batch)].sum(1)])
 
-    def _of_guess(self, guess: Guess, batch: Mapping[str, Any]) -> Tensor:
+    def _sums_of_guess(self, guess: Guess, batch: Mapping[str, Any]) -> Tensor:
         masked = batch["labels"] != IGNORED
         ranks = torch.cat([torch.arange(length) for length in batch["lengths"]])
-        return guess.judge(ranks[masked], batch["labels"][masked])
+        return self._sums(batch, guess.judge(ranks[masked], batch["labels"][masked]))
 
-    def _of_model(self, model: nn.Module) -> Tensor:
-        def judge(output: Any, batch: Mapping[str, Any]) -> Tensor:
-            return self._sums(batch, _judge(output.logits, batch["labels"][batch["labels"] != IGNORED]))
-
-        return sum_over_batches(model, self._batches, judge)
+    def _sums_of_output(self, output: Any, batch: Mapping[str, Any]) -> Tensor:
+        return self._sums(batch, _judge(output.logits, batch["labels"][batch["labels"] != IGNORED]))
 
 
 def _judge(logits_MV: Tensor, target_M: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
-"""How to train: what pretraining and fine-tuning share, and what `transformers.TrainingArguments` become of it."""
+"""What a run learns from and how: what pretraining and fine-tuning share, and what `TrainingArguments` become of it."""
 
 import enum
 import logging
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import geneformer_repro.processes as processes
 from geneformer_repro.config import ConfigError, require, require_types
@@ -103,7 +106,6 @@ class TrainConfig:
         require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")
         require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
-        require(self.decay in get_args(Decay), self, "decay", f"one of {', '.join(map(repr, get_args(Decay)))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,57 @@ class ParameterGroup(NamedTuple):
     def first_step(self, n_steps: int) -> int:
         """Steps of a run of so many before which they are frozen."""
         return int(self.begins * n_steps)
+
+
+class CellExamples(Dataset):
+    """Cells for the data loader: whatever `get` returns for a number and an epoch.
+
+    `rows` names them in messages; `weights` says how often each is drawn, else every cell comes once an epoch.
+    """
+
+    def __init__(
+        self,
+        lengths: Iterable[int],
+        get: Callable[[int, int], Any],
+        *,
+        rows: Iterable[int] | None = None,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.lengths, self._get, self.weights = np.asarray(list(lengths), dtype=np.int64), get, weights
+        self.rows = np.arange(len(self.lengths)) if rows is None else np.asarray(list(rows))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row_and_epoch: tuple[int, int]) -> Any:
+        return self._get(*row_and_epoch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingRun:
+    """What a network learns from, how, and where that is written."""
+
+    examples: CellExamples
+    """The training cells."""
+    collate: Callable[[list[Any]], dict[str, Any]]
+    """Examples to a batch."""
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    """Scores the network on held-out cells, before the first and after every epoch; names without prefix. Every process
+    calls it."""
+    config: TrainConfig
+    """Epochs, rates and the like."""
+    seed: int
+    """Of order and dropout."""
+    groups: Sequence[ParameterGroup] = ()
+    """All parameters that learn; default those of the network that require a gradient, at one rate."""
+    best_by: str | None = None
+    """Held-out score, larger is better, whose best epoch is kept; None keeps the last."""
+    flops_an_epoch: float | None = None
+    """Floating-point operations of an epoch, forward and backward, to tell the share of the machine's peak."""
+    work: Path
+    """Folder for checkpoints, ``log.jsonl`` and TensorBoard's files."""
+    step: str
+    """Word before the progress bar, and ``event`` of each line of the log."""
 
 
 def _require_effect(trainer: Mapping[str, Any]) -> None:
@@ -171,20 +224,20 @@ def trainer_fields(config: TrainConfig) -> dict[str, Any]:
 def _of_type(name: str, value: Any, hint: Any) -> Any:
     """Return a value as a field of `TrainingArguments` wants it, or raise."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    literals = [one for option in options if get_origin(option) is Literal for one in get_args(option)]
+    literals = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     kinds = [get_origin(option) or option for option in options if get_origin(option) is not Literal]
-    found = value
+    read = value
     if isinstance(value, str) and not any(issubclass(kind, (str, enum.Enum)) for kind in kinds):
-        found = _read(value, kinds)
-    if isinstance(found, float) and found.is_integer() and int in kinds:
-        found = int(found)
-    if type(found) is int and float in kinds:
-        found = float(found)
-    if isinstance(found, float) and (math.isnan(found) or (math.isinf(found) and name != "max_grad_norm")):
+        read = _read(value, kinds)
+    if isinstance(read, float) and read.is_integer() and int in kinds:
+        read = int(read)
+    if type(read) is int and float in kinds:
+        read = float(read)
+    if isinstance(read, float) and (math.isnan(read) or (math.isinf(read) and name != "max_grad_norm")):
         raise ConfigError(f"training.trainer.{name} must be a finite number, found {value!r}.")
-    is_of_kind = type(found) is not bool and isinstance(found, tuple(kinds))
-    if found in literals or is_of_kind or (type(found) is bool and bool in kinds):
-        return found
+    is_of_kind = type(read) is not bool and isinstance(read, tuple(kinds))
+    if read in literals or is_of_kind or (type(read) is bool and bool in kinds):
+        return read
     wanted = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in kinds)
     raise ConfigError(f"training.trainer.{name} must be {wanted}, found {value!r} ({type(value).__name__}).")
 
@@ -195,10 +248,8 @@ def _read(text: str, kinds: list[type]) -> Any:
         return text.lower() == "true"
     for kind in (int, float):
         if kind in kinds or float in kinds:
-            try:
+            with suppress(ValueError):
                 return kind(text)
-            except ValueError:
-                pass
     return text
 
 
@@ -216,28 +267,28 @@ def join_processes(config: TrainConfig) -> None:
     processes.join(timeout=fields.get("ddp_timeout"), backend=fields.get("ddp_backend"))
 
 
-def training_arguments(config: TrainConfig, best_by: str | None, work: Path, *, seed: int) -> "TrainingArguments":
-    """Turn a configuration into what Trainer takes; see `train` for the others.
+def training_arguments(run: TrainingRun) -> "TrainingArguments":
+    """Turn a run into what Trainer takes.
 
     Raises
     ------
     ConfigError
-        ``config.trainer`` names a field that `TrainingArguments` does not have, or a value that it refuses.
+        ``run.config.trainer`` names a field that `TrainingArguments` does not have, or a value that it refuses.
     """
     from transformers import TrainingArguments
 
+    config = run.config
     given = {name: value for name, value in trainer_fields(config).items() if name != SMOOTHING}
-
     has_gpu = torch.cuda.is_available()
     chosen: dict[str, Any] = {
-        "output_dir": str(work),
+        "output_dir": str(run.work),
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.decay,
         "weight_decay": config.weight_decay,
         "optim": "adamw_torch_fused",
-        "seed": seed,
+        "seed": run.seed,
         "eval_strategy": "epoch",
         "eval_on_start": True,
         "save_strategy": "epoch",
@@ -252,8 +303,8 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path, *, 
         "dataloader_num_workers": 4 if has_gpu else 0,
         "disable_tqdm": True,
     }
-    if best_by:
-        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": best_by, "greater_is_better": True}
+    if run.best_by:
+        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": run.best_by, "greater_is_better": True}
     try:
         arguments = TrainingArguments(**chosen | given)
     except (TypeError, ValueError) as error:
@@ -270,6 +321,8 @@ def training_arguments(config: TrainConfig, best_by: str | None, work: Path, *, 
         logger.warning(
             "training.trainer.bf16: this CPU computes bfloat16 by emulation, far slower than float32. Leave it out."
         )
+    if any(group.begins for group in run.groups):
+        arguments.ddp_find_unused_parameters = True
     return arguments
 
 
@@ -281,11 +334,10 @@ def set_steps(arguments: "TrainingArguments", config: TrainConfig, steps_an_epoc
     ConfigError
         The warm-up is longer than the run.
     """
-    given = dict(config.trainer)
     n_steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(steps_an_epoch * arguments.num_train_epochs)
-    if "logging_steps" not in given:
+    if "logging_steps" not in config.trainer:
         arguments.logging_steps = min(100, max(1, steps_an_epoch // 8))
-    if {"warmup_steps", "warmup_ratio"} & set(given):
+    if {"warmup_steps", "warmup_ratio"} & set(config.trainer):
         return n_steps
     arguments.warmup_steps = (
         round(config.warmup_steps * n_steps) if config.warmup_steps < 1 else int(config.warmup_steps)
@@ -297,8 +349,3 @@ def set_steps(arguments: "TrainingArguments", config: TrainConfig, steps_an_epoc
             "Give fewer steps, or a share of all steps such as training.warmup_steps=0.1."
         )
     return n_steps
-
-
-def says_when_to_save(config: TrainConfig) -> bool:
-    """Whether the configuration says how often to save; else it is done by the clock."""
-    return bool({"save_strategy", "save_steps"} & set(config.trainer))

@@ -7,9 +7,8 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.files import new_file
 from geneformer_repro.progress import Bar
-from geneformer_repro.training.config import ParameterGroup
+from geneformer_repro.training.config import TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -53,73 +52,50 @@ class Stopwatch:
             self._began = time.perf_counter() - before
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Told:
-    """What the log says of a run as a whole."""
-
-    step: str
-    """Word before the bar, and ``event`` of each line."""
-    work: Path
-    """Where the files of the log are."""
-    batches: StepBatches
-    """What a step holds."""
-    n_cells: int
-    """Of an epoch."""
-    groups: Sequence[ParameterGroup]
-    """What learns, at which rate, from when."""
-    engine: str
-    """What spreads the work over processes."""
-    dtype: torch.dtype
-    """In which most is computed."""
-    flops_an_epoch: float | None
-    """Floating-point operations of an epoch, where they are known."""
-
-
 class Show(TrainerCallback):
-    """A bar that counts tokens; a line of JSON and points of TensorBoard for every log entry."""
+    """A bar that counts tokens; a line of JSON and points of TensorBoard for every log entry. Of the first process."""
 
-    def __init__(self, told: Told, stopwatch: Stopwatch) -> None:
-        self._told, self._stopwatch = told, stopwatch
-        self._log = told.work / LOG_FILE
+    def __init__(
+        self, run: TrainingRun, batches: StepBatches, stopwatch: Stopwatch, *, engine: str, dtype: torch.dtype
+    ) -> None:
+        self._run, self._batches, self._stopwatch, self._engine, self._dtype = run, batches, stopwatch, engine, dtype
+        self._log = run.work / LOG_FILE
         self._shown: dict[str, str] = {}
-        self._open: list[Any] = []
-        n_steps = told.batches.n_steps
-        self._tokens_a_step, self._cells_a_step = told.batches.n_tokens / n_steps, told.n_cells / n_steps
-        self._flops_a_step = (told.flops_an_epoch or 0) / n_steps
+        self._open = ExitStack()
+        n_steps = batches.n_steps
+        self._tokens_a_step, self._cells_a_step = batches.n_tokens / n_steps, len(run.examples) / n_steps
+        self._flops_a_step = (run.flops_an_epoch or 0) / n_steps
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say what runs, how; show the bar."""
-        if not state.is_world_process_zero:
-            return
-        self._peak = peak_flops(args.device, self._told.dtype) * args.world_size if self._flops_a_step else None
+        self._peak = peak_flops(args.device, self._dtype) * args.world_size if self._flops_a_step else None
         done = state.global_step or -1  # a run that begins anew scores step 0 again
         _keep_lines_until(self._log, done)
         self._announce(args, state)
-        self._board = SummaryWriter(str(self._told.work / TENSORBOARD), purge_step=done + 1)
-        self._bar = Bar(
-            self._told.step,
+        board = SummaryWriter(str(self._run.work / TENSORBOARD), purge_step=done + 1)
+        bar = Bar(
+            self._run.step,
             total=round(state.max_steps * self._tokens_a_step),
             unit="tokens",
             done=round(state.global_step * self._tokens_a_step),
             unit_scale=True,
         )
-        self._open = [self._bar, self._board]
+        self._board, self._bar = self._open.enter_context(board), self._open.enter_context(bar)
         self._stopwatch.start()
         self._last_step, self._last_seconds = state.global_step, 0.0
 
     def _announce(self, args: TrainingArguments, state: TrainerState) -> None:
         """Say what runs, how."""
-        batches = self._told.batches
         facts = {
-            "event": self._told.step,
+            "event": self._run.step,
             "step": state.global_step,
-            "engine": self._told.engine,
+            "engine": self._engine,
             "processes": args.world_size,
             "device": str(args.device),
-            "dtype": str(self._told.dtype).removeprefix("torch."),
+            "dtype": str(self._dtype).removeprefix("torch."),
             "steps": state.max_steps,
-            "tokens_a_batch": batches.tokens_a_batch,
-            "padding": round(batches.padding(), 4) if args.device.type == "cpu" else 0.0,
+            "tokens_a_batch": self._batches.tokens_a_batch,
+            "padding": round(self._batches.padding(), 4) if args.device.type == "cpu" else 0.0,
             "peak_flops": self._peak,
             "learning": [
                 {
@@ -128,7 +104,7 @@ class Show(TrainerCallback):
                     "rate": group.rate,
                     "from_step": group.first_step(state.max_steps),
                 }
-                for group in self._told.groups
+                for group in self._run.groups
             ],
         }
         logger.info(json.dumps(facts))
@@ -140,22 +116,12 @@ class Show(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Count the step's tokens."""
-        if state.is_world_process_zero:
-            self._bar.update(round(state.global_step * self._tokens_a_step) - self._bar.n)
+        self._bar.update(round(state.global_step * self._tokens_a_step) - self._bar.n)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         """Write an entry, with the time it took and rates."""
-        if not state.is_world_process_zero:
-            return
         seconds = self._stopwatch.seconds
-        entry = {"event": self._told.step, "step": state.global_step, **(logs or {}), "seconds": round(seconds, 2)}
+        entry = {"event": self._run.step, "step": state.global_step, **event["logs"], "seconds": round(seconds, 2)}
         entry |= self._rates(state.global_step, seconds)
         self._write(entry)
         for name, value in entry.items():
@@ -178,19 +144,18 @@ class Show(TrainerCallback):
         if step == self._last_step:
             return {}
         self._last_step, self._last_seconds = step, seconds
-        found = {
+        rates = {
             "tokens_per_second": round(steps_a_second * self._tokens_a_step, 1),
             "cells_per_second": round(steps_a_second * self._cells_a_step, 2),
             "peak_memory_gb": round(processes.peak_memory_gb(), 2),
         }
         if self._peak:
-            found["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
-        return found
+            rates["share_of_peak"] = round(steps_a_second * self._flops_a_step / self._peak, 3)
+        return rates
 
     def close(self) -> None:
         """End the bar, so that what is said next has a line of its own; more than once does nothing."""
-        for one in self._open:
-            one.close()
+        self._open.close()
 
 
 @functools.cache

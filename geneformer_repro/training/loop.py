@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 import geneformer_repro.processes as processes
@@ -38,13 +38,13 @@ from geneformer_repro.errors import InputError, MissingExtraError
 from geneformer_repro.files import damage, new_file, read_json, translated, write_json, write_manifest
 from geneformer_repro.reading import evaluating
 from geneformer_repro.training.config import (
+    CellExamples,
     ParameterGroup,
-    TrainConfig,
-    says_when_to_save,
+    TrainingRun,
     set_steps,
     training_arguments,
 )
-from geneformer_repro.training.log import Show, Stopwatch, Told
+from geneformer_repro.training.log import Show, Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -60,35 +60,8 @@ class Interrupted(SystemExit):
     """A run was asked to stop, by a signal; it saved what it had, and goes on when the same command is given again."""
 
     def __init__(self, message: str, number: int) -> None:
-        super().__init__(128 + number)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class CellExamples(Dataset):
-    """Cells for the data loader: whatever `get` returns for a number and an epoch.
-
-    `rows` names them in messages; `weights` says how often each is drawn, else every cell comes once an epoch.
-    """
-
-    def __init__(
-        self,
-        lengths: Iterable[int],
-        get: Callable[[int, int], Any],
-        *,
-        rows: Iterable[int] | None = None,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        self.lengths, self._get, self.weights = np.asarray(list(lengths), dtype=np.int64), get, weights
-        self.rows = np.arange(len(self.lengths)) if rows is None else np.asarray(list(rows))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, row_and_epoch: tuple[int, int]) -> Any:
-        return self._get(*row_and_epoch)
+        super().__init__(message)
+        self.code = 128 + number
 
 
 @contextmanager
@@ -106,48 +79,16 @@ def random_states_kept() -> Iterator[None]:
 
 
 @random_states_kept()
-def train(
-    model: PreTrainedModel,
-    examples: CellExamples,
-    *,
-    collate: Callable[[list[Any]], dict[str, Any]],
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    config: TrainConfig,
-    seed: int,
-    groups: Sequence[ParameterGroup] = (),
-    best_by: str | None = None,
-    flops_an_epoch: float | None = None,
-    work: Path,
-    step: str,
-) -> tuple[PreTrainedModel, pd.DataFrame]:
-    """Train a model, from the last step that `work` holds.
+def train(model: PreTrainedModel, run: TrainingRun) -> tuple[PreTrainedModel, pd.DataFrame]:
+    """Train a model, from the last step that ``run.work`` holds.
 
     Parameters
     ----------
     model
-        Its forward returns a ``loss`` for what `collate` makes: a sum divided by ``num_items_in_batch``, the number of
-        labels of the whole step. Changed.
-    examples
-        The training cells.
-    collate
-        Examples to a batch.
-    evaluate
-        Scores the model on held-out cells, before the first and after every epoch; names without prefix. Every process
-        calls it.
-    config
-        Epochs, rates and the like.
-    seed
-        Of order and dropout.
-    groups
-        All parameters that learn; default those of the model that require a gradient, at one rate.
-    best_by
-        Held-out score, larger is better, whose best epoch is kept; None keeps the last.
-    flops_an_epoch
-        Floating-point operations of an epoch, forward and backward, to tell the share of the machine's peak.
-    work
-        Folder for checkpoints, ``log.jsonl`` and TensorBoard's files.
-    step
-        Word before the progress bar.
+        Its forward returns a ``loss`` for what ``run.collate`` makes: a sum divided by ``num_items_in_batch``, the
+        number of labels of the whole step. Changed.
+    run
+        On what, how and where; its groups are the model's.
 
     Returns
     -------
@@ -157,41 +98,27 @@ def train(
     Raises
     ------
     ConfigError
-        ``config.trainer`` names a field that `TrainingArguments` does not have, or asks for DeepSpeed or FSDP where the
-        groups leave out, slow down or delay a part of the model.
+        ``run.config.trainer`` names a field that `TrainingArguments` does not have, or asks for DeepSpeed or FSDP where
+        the groups leave out, slow down or delay a part of the model.
     InputError
-        The loss is not finite (the batch is in `work`), the device has too little memory, there are fewer cells than
-        batches a step, or the disk is full (what was saved before is kept).
+        The loss is not finite (the batch is in ``run.work``), the device has too little memory, there are fewer cells
+        than batches a step, or the disk is full (what was saved before is kept).
     Interrupted
         The process received SIGTERM, or Ctrl-C; what was done is saved.
     """
-    arguments = training_arguments(config, best_by, work, seed=seed)
-    if any(group.begins for group in groups):
-        arguments.ddp_find_unused_parameters = True
-    batches = _batches(arguments, examples, config)
-    set_steps(arguments, config, batches.n_steps)
-    try:
-        trainer = _Trainer(
-            model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
-        )
-    except RuntimeError as error:
-        if "report_to" not in config.trainer:
-            raise
-        needed = f"training.trainer.report_to: {error} pip install 'geneformer-repro[wandb]'."
-        raise MissingExtraError(needed) from error
+    trainer = _Trainer(model, run)
     whole = copy.deepcopy(model) if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else None
-    work.mkdir(parents=True, exist_ok=True)
-    if whole is not None and groups:
-        _require_one_rate(model, groups)
-    trainer.prepare(evaluate, batches, groups, work, step)
-    show = Show(_told(trainer, flops_an_epoch), trainer.stopwatch)
-    trainer.add_callback(_Save(trainer, show, every_seconds=None if says_when_to_save(config) else SAVE_SECONDS))
-    trainer.add_callback(show)
-    last = _last_checkpoint(work)
+    if whole is not None and run.groups:
+        _require_one_rate(model, run.groups)
+    show = Show(run, trainer.batches, trainer.stopwatch, engine=_engine(trainer), dtype=_dtype(trainer))
+    trainer.add_callback(_Save(trainer, show))
+    if processes.is_first():
+        trainer.add_callback(show)
+    last = processes.agreed(lambda: _newest_whole(run.work))
     if last:
-        arguments.eval_on_start = False  # its score is in the history that is restored
-        logger.info("%s: goes on from %s.", step, last)
-    with quiet_transformers(), trainer.stopping_on_signals(), translated(work), closing(show):
+        trainer.args.eval_on_start = False  # its score is in the history that is restored
+        logger.info("%s: goes on from %s.", run.step, last)
+    with quiet_transformers(), trainer.stopping_on_signals(), translated(run.work), closing(show):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trained = (
         _whole(trainer, whole)
@@ -210,16 +137,7 @@ def _history(entries: list[dict[str, float]]) -> pd.DataFrame:
 
 
 def trainer_of_trials(
-    make_model: Callable[[], tuple[PreTrainedModel, Sequence[ParameterGroup]]],
-    examples: CellExamples,
-    *,
-    collate: Callable[[list[Any]], dict[str, Any]],
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    config: TrainConfig,
-    seed: int,
-    best_by: str,
-    work: Path,
-    step: str,
+    make_model: Callable[[], tuple[PreTrainedModel, Sequence[ParameterGroup]]], run: TrainingRun
 ) -> tuple[Trainer, int]:
     """Make a Trainer whose `hyperparameter_search` tries settings, each in a run like `train`'s that saves nothing.
 
@@ -227,43 +145,23 @@ def trainer_of_trials(
     ----------
     make_model
         Makes the same model anew for each trial, with its groups.
-    examples, collate, evaluate, config, seed, best_by, work, step
-        As for `train`.
+    run
+        As for `train`, but without groups.
 
     Returns
     -------
     The trainer, whose ``state.best_metric`` is the best score of the epochs before, never that of the untrained model;
     and the number of steps of a trial.
     """
-    arguments = training_arguments(config, best_by, work, seed=seed)
-    arguments.load_best_model_at_end, arguments.save_strategy = False, IntervalStrategy.NO
-    batches = _batches(arguments, examples, config)
-    n_steps = set_steps(arguments, config, batches.n_steps)
 
     def model_init() -> PreTrainedModel:
         model, trainer.groups = make_model()
         return model
 
-    trainer = _Trainer(
-        model=make_model()[0], args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate
-    )
+    trainer = _Trainer(make_model()[0], run)
+    trainer.args.load_best_model_at_end, trainer.args.save_strategy = False, IntervalStrategy.NO
     trainer.model_init = model_init
-    trainer.prepare(evaluate, batches, (), work, step)
-    work.mkdir(parents=True, exist_ok=True)
-    return trainer, n_steps
-
-
-def _batches(arguments: TrainingArguments, examples: CellExamples, config: TrainConfig) -> StepBatches:
-    return StepBatches(
-        examples.lengths,
-        batch_size=arguments.per_device_train_batch_size,
-        max_tokens=config.max_tokens,
-        process=arguments.process_index,
-        n_processes=arguments.world_size,
-        batches_a_step=arguments.gradient_accumulation_steps,
-        seed=arguments.seed,
-        weights=examples.weights,
-    )
+    return trainer, trainer.n_steps
 
 
 def _require_one_rate(model: nn.Module, groups: Sequence[ParameterGroup]) -> None:
@@ -277,19 +175,19 @@ def _require_one_rate(model: nn.Module, groups: Sequence[ParameterGroup]) -> Non
         )
 
 
-def _last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that is whole; the first process looks, the others believe it."""
-    return processes.agreed(lambda: _newest_whole(work))
-
-
 def _newest_whole(work: Path) -> Path | None:
-    folders = sorted(work.glob("checkpoint-*"), key=lambda folder: -int(folder.name.removeprefix("checkpoint-")))
-    for folder in folders:
+    """Return the newest checkpoint that is whole; one process looks, so that all go on from the same."""
+    for folder in reversed(_checkpoints(work)):
         reason = damage(folder)
         if not reason:
             return folder
         logger.warning("%s is damaged (%s) and passed over.", folder, reason)
     return None
+
+
+def _checkpoints(work: Path) -> list[Path]:
+    """Return the folders of all checkpoints, the oldest first."""
+    return sorted(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
 class _Loader(DataLoader):
@@ -303,19 +201,20 @@ class _Trainer(Trainer):
     model: PreTrainedModel
     train_dataset: CellExamples
 
-    def prepare(
-        self,
-        score: Callable[[nn.Module], dict[str, float]],
-        batches: StepBatches,
-        groups: Sequence[ParameterGroup],
-        work: Path,
-        step: str,
-    ) -> None:
-        """Take what Trainer's constructor has no place for; say nothing by itself."""
-        self.remove_callback(ProgressCallback)
-        self.remove_callback(PrinterCallback)
-        self.score, self.batches, self.groups, self.work, self.step = score, batches, groups, work, step
-        self.model_accepts_loss_kwargs = True
+    def __init__(self, model: PreTrainedModel, run: TrainingRun) -> None:
+        arguments = training_arguments(run)
+        self.batches = StepBatches(
+            run.examples.lengths,
+            batch_size=arguments.per_device_train_batch_size,
+            max_tokens=run.config.max_tokens,
+            process=arguments.process_index,
+            n_processes=arguments.world_size,
+            batches_a_step=arguments.gradient_accumulation_steps,
+            seed=arguments.seed,
+            weights=run.examples.weights,
+        )
+        self.n_steps = set_steps(arguments, run.config, self.batches.n_steps)
+        self.run, self.groups = run, run.groups
         self.stopwatch = Stopwatch()
         self.stop_asked = 0
         """The signal that asked to stop."""
@@ -323,6 +222,16 @@ class _Trainer(Trainer):
         self._micro_step = 0
         self._owed = 0.0
         """Loss of the steps since the last log entry that were done before the run was cut off."""
+        try:
+            super().__init__(model, arguments, run.collate, train_dataset=run.examples, eval_dataset=run.examples)
+        except RuntimeError as error:
+            if "report_to" not in run.config.trainer:
+                raise
+            needed = f"training.trainer.report_to: {error} pip install 'geneformer-repro[wandb]'."
+            raise MissingExtraError(needed) from error
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
+        run.work.mkdir(parents=True, exist_ok=True)
 
     # Batches and steps
 
@@ -402,7 +311,7 @@ class _Trainer(Trainer):
 
     def _keep(self, inputs: dict[str, Any]) -> str:
         """Save a batch for inspection, say where."""
-        path = self.work / f"not_finite_step{self.state.global_step}_process{self.args.process_index}.safetensors"
+        path = self.run.work / f"not_finite_step{self.state.global_step}_process{self.args.process_index}.safetensors"
         tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in inputs.items()}
         done = self.state.global_step % self.batches.n_steps * self.args.gradient_accumulation_steps
         numbers = next(itertools.islice(self.batches, done + self._micro_step, None))
@@ -416,7 +325,7 @@ class _Trainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         with self.stopwatch.aside(), evaluating(self.model):
-            scores = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
+            scores = {f"{metric_key_prefix}_{name}": value for name, value in self.run.evaluate(self.model).items()}
         wrong = [name for name, value in scores.items() if not math.isfinite(value)]
         if wrong:
             raise InputError(self._diverged(f"{wrong[0]} became {scores[wrong[0]]}"))
@@ -427,7 +336,7 @@ class _Trainer(Trainer):
     # Checkpoints
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.work / "saving") if self._saving else str(super()._get_output_dir(trial))
+        return str(self.run.work / "saving") if self._saving else str(super()._get_output_dir(trial))
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, *given: Any, **options: Any) -> None:
         self._tr_loss = tr_loss  # transformers 4 keeps it to itself
@@ -435,41 +344,36 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside, list the files with their digests, then rename."""
-        with self.stopwatch.aside(), translated(self.work / f"checkpoint-{self.state.global_step}"):
-            self._save_aside_and_rename(model, trial)
-
-    def _save_aside_and_rename(self, model: nn.Module, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        aside = self.work / "saving"
-        loss = self._loss_so_far()
-        if processes.is_first():
-            shutil.rmtree(aside, ignore_errors=True)
-        processes.wait()
-        self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)  # half of it helps nobody, least on a full disk
-            raise
-        finally:
-            self._saving = False
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self.work / f"checkpoint-{self.state.best_global_step}")
-        processes.wait()
-        if processes.is_first():
-            self.state.save_to_json(str(aside / name / "trainer_state.json"))
-            write_json(aside / name / "loss.json", loss)
-            write_manifest(aside / name)
-            shutil.rmtree(self.work / name, ignore_errors=True)
-            (aside / name).rename(self.work / name)
-            aside.rmdir()
-            self._drop_old_checkpoints()
-        processes.wait()
+        folder, aside = self.run.work / f"checkpoint-{self.state.global_step}", self.run.work / "saving"
+        with self.stopwatch.aside(), translated(folder):
+            loss = self._loss_so_far()
+            if processes.is_first():
+                shutil.rmtree(aside, ignore_errors=True)
+            processes.wait()
+            self._saving = True
+            try:
+                super()._save_checkpoint(model, trial)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)  # half of it helps nobody, least on a full disk
+                raise
+            finally:
+                self._saving = False
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(self.run.work / f"checkpoint-{self.state.best_global_step}")
+            processes.wait()
+            if processes.is_first():
+                self.state.save_to_json(str(aside / folder.name / "trainer_state.json"))
+                write_json(aside / folder.name / "loss.json", loss)
+                write_manifest(aside / folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+                (aside / folder.name).rename(folder)
+                aside.rmdir()
+                self._drop_old_checkpoints()
+            processes.wait()
 
     def _drop_old_checkpoints(self) -> None:
-        folders = sorted(self.work.glob("checkpoint-*"), key=lambda one: int(one.name.removeprefix("checkpoint-")))
         best = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint)
-        for folder in folders[: -self.args.save_total_limit if self.args.save_total_limit else 0]:
+        for folder in _checkpoints(self.run.work)[: -self.args.save_total_limit if self.args.save_total_limit else 0]:
             if folder != best:
                 shutil.rmtree(folder)
 
@@ -485,13 +389,13 @@ class _Trainer(Trainer):
 
     def restore_loss(self) -> None:
         """Go on with the losses as they were when the checkpoint was saved."""
-        path = self.work / f"checkpoint-{self.state.global_step}" / "loss.json"
+        path = self.run.work / f"checkpoint-{self.state.global_step}" / "loss.json"
         if self.state.global_step and path.exists():
-            kept = read_json(path)
-            sums = kept["sums"]
+            loss = read_json(path)
+            sums = loss["sums"]
             as_many = len(sums) == self.args.world_size
             self._owed = sums[self.args.process_index] if as_many else sum(sums) / len(sums)
-            self._globalstep_last_logged, self._total_loss_scalar = kept["since_step"], kept["logged"]
+            self._globalstep_last_logged, self._total_loss_scalar = loss["since_step"], loss["logged"]
 
     def log(self, logs: dict[str, float], *given: Any, **options: Any) -> None:
         if "train_loss" in logs:
@@ -543,8 +447,11 @@ def _whole(trainer: "_Trainer", like: PreTrainedModel) -> PreTrainedModel:
 class _Save(TrainerCallback):
     """Saves every so many seconds, and when the process is asked to stop; all processes decide the same."""
 
-    def __init__(self, trainer: _Trainer, show: Show, every_seconds: float | None) -> None:
-        self._trainer, self._show, self._every_seconds = trainer, show, every_seconds
+    def __init__(self, trainer: _Trainer, show: Show) -> None:
+        self._trainer, self._show = trainer, show
+        self._every_seconds = (
+            math.inf if {"save_strategy", "save_steps"} & set(trainer.run.config.trainer) else SAVE_SECONDS
+        )
         self._stopping = 0
         """The signal after which it leaves."""
         self._after_scoring = False
@@ -555,7 +462,7 @@ class _Save(TrainerCallback):
         self._trainer.restore_loss()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        due = self._every_seconds is not None and time.monotonic() - self._saved > self._every_seconds
+        due = time.monotonic() - self._saved > self._every_seconds
         wish = 1 + self._trainer.stop_asked if self._trainer.stop_asked else int(due)
         if args.world_size > 1:
             wishes = torch.tensor(wish, device=args.device)
@@ -577,7 +484,7 @@ class _Save(TrainerCallback):
         if self._stopping:
             by = signal.Signals(self._stopping).name
             message = (
-                f"{self._trainer.step}: stopped by {by} at step {state.global_step} of {state.max_steps}; saved. "
+                f"{self._trainer.run.step}: stopped by {by} at step {state.global_step} of {state.max_steps}; saved. "
                 "The same command goes on from there."
             )
             if state.is_world_process_zero:
@@ -586,17 +493,9 @@ class _Save(TrainerCallback):
             raise Interrupted(message, self._stopping)
 
 
-def _told(trainer: _Trainer, flops_an_epoch: float | None) -> Told:
-    return Told(
-        step=trainer.step,
-        work=trainer.work,
-        batches=trainer.batches,
-        n_cells=len(trainer.train_dataset),
-        groups=trainer.groups,
-        engine=_engine(trainer),
-        dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision, torch.float32),
-        flops_an_epoch=flops_an_epoch,
-    )
+def _dtype(trainer: _Trainer) -> torch.dtype:
+    """Return in what most is computed."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision, torch.float32)
 
 
 def _engine(trainer: _Trainer) -> str:

@@ -340,9 +340,8 @@ def test_label_smoothing_is_that_of_torch_for_classes_and_none_for_numbers(few, 
     expected = F.cross_entropy(outputs[:, :3], labels[:, 0].long(), label_smoothing=0.2, reduction="sum")
     expected += F.mse_loss(outputs[:, 3], (labels[:, 1] - size.mean) / size.sd, reduction="sum")
     torch.testing.assert_close(model.sum_of_losses(outputs, labels), expected)
-    assert (
-        training_arguments(config.training, None, Path("work"), seed=0).label_smoothing_factor == 0
-    )  # of Trainer, which knows no target
+    run = parts.as_run(work=Path("work"), step="teach")
+    assert training_arguments(run).label_smoothing_factor == 0  # of Trainer, which knows no target
 
 
 @pytest.mark.parametrize(

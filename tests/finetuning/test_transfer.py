@@ -25,8 +25,8 @@ from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepa
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.model import bert_config
 from geneformer_repro.targets import Classes
-from geneformer_repro.training.config import ParameterGroup, TrainConfig
-from geneformer_repro.training.loop import CellExamples, train
+from geneformer_repro.training.config import CellExamples, ParameterGroup, TrainConfig, TrainingRun
+from geneformer_repro.training.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -174,9 +174,8 @@ def run(untrained, cells, vocabulary, classes, tmp_path_factory) -> Callable[...
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "training_step", watched)
-            trained, history = train(
-                prepared,
-                CellExamples([12 + i for i in range(N_CELLS)], lambda i, _: i),
+            teach = TrainingRun(
+                examples=CellExamples([12 + i for i in range(N_CELLS)], lambda i, _: i),
                 collate=batch_of,
                 evaluate=lambda model: {"score": score() if score else logits(model, batch_of([0, 1]))[0, 0].item()},
                 config=TrainConfig(
@@ -188,6 +187,7 @@ def run(untrained, cells, vocabulary, classes, tmp_path_factory) -> Callable[...
                 work=folder,
                 step="teach",
             )
+            trained, history = train(prepared, teach)
         return Run(copy.deepcopy(trained), finished(trained), history, names, steps, folder)
 
     return start

@@ -30,7 +30,7 @@ from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.counts import rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
-from geneformer_repro.training.loop import CellExamples
+from geneformer_repro.training.config import CellExamples
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from geneformer_repro.reading import logits_at_tokens
 from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.counts import rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training.loop import CellExamples
+from geneformer_repro.training.config import CellExamples
 
 logger = logging.getLogger(__name__)
 
