@@ -132,12 +132,12 @@ def recording(trainings):
     """Stand in for `train`: the same, noting what it was given."""
     real = networks.train
 
-    def train(model, examples, *, evaluate, step, **options):
-        tokens, labels = zip(*(examples[i, 0] for i in range(len(examples))), strict=True)
-        validated = evaluate.args[0] if isinstance(evaluate, partial) else None
+    def train(model, run):
+        tokens, labels = zip(*(run.examples[i, 0] for i in range(len(run.examples))), strict=True)
+        validated = run.evaluate.args[0] if isinstance(run.evaluate, partial) else None
         start = {name: weight.clone() for name, weight in model.bert.state_dict().items()}
-        trained = real(model, examples, evaluate=evaluate, step=step, **options)
-        trainings.append(Training(step, tokens, labels, validated, start, model))
+        trained = real(model, run)
+        trainings.append(Training(run.step, tokens, labels, validated, start, model))
         return trained
 
     return train
@@ -171,13 +171,13 @@ class StoppedError(RuntimeError):
 
 @pytest.fixture
 def begun(monkeypatch, base, cells, classes, tmp_path):
-    """Begin a run; return model, examples and options of its first training."""
+    """Begin a run; return the model and the run of its first training."""
 
     def begin(config):
         given = []
 
-        def train(*positional, **options):
-            given.extend([*positional, options])
+        def train(*positional):
+            given.extend(positional)
             raise StoppedError
 
         monkeypatch.setattr(networks, "train", train)
@@ -257,8 +257,8 @@ def test_probing_leaves_the_encoder_as_it_was(base, cells, classes, tmp_path):
 
 
 def test_class_balance_weighs_an_occurrence_by_one_over_the_occurrences_of_its_class(begun):
-    model, examples, _ = begun(quick(class_balance="weights"))
-    labels = np.concatenate([examples[i, 0][1] for i in range(len(examples))])
+    model, run = begun(quick(class_balance="weights"))
+    labels = np.concatenate([run.examples[i, 0][1] for i in range(len(run.examples))])
     n = np.bincount(labels[labels != IGNORED])
     np.testing.assert_allclose(model._class_weights[0].numpy(), n.sum() / (3 * n), rtol=1e-6)
     assert begun(quick())[0]._class_weights == (None,)

@@ -43,10 +43,10 @@ class Run(NamedTuple):
 def run(base, few, tmp_path_factory):
     out, trainings, real = tmp_path_factory.mktemp("run") / "clf", {}, networks.train
 
-    def train(model, examples, *, config, step, **options):
+    def train(model, run):
         begun = {name: weight.clone() for name, weight in model.bert.state_dict().items()}
-        model, history = real(model, examples, config=config, step=step, **options)
-        trainings[step] = (begun, model, config, history["step"].max())
+        model, history = real(model, run)
+        trainings[run.step] = (begun, model, run.config, history["step"].max())
         return model, history
 
     with pytest.MonkeyPatch.context() as patch:
@@ -145,11 +145,11 @@ def test_what_is_finished_is_not_trained_again(base, few, tmp_path, monkeypatch)
     monkeypatch.setattr(results, "write_page", lambda *given, **options: None)
     steps, real = [], networks.train
 
-    def train(*positional, step, **options):
-        steps.append(step)
+    def train(model, run):
+        steps.append(run.step)
         if len(steps) == 4:
             raise KeyboardInterrupt
-        return real(*positional, step=step, **options)
+        return real(model, run)
 
     monkeypatch.setattr(networks, "train", train)
     with pytest.raises(KeyboardInterrupt):
