@@ -268,7 +268,7 @@ class CellExperiment(Experiment):
             record = provenance(self.step, config=resolved(config), inputs=inputs) | {
                 "result": {name: _as_json(of.methods.loc[of.ours]) for name, of in found.evaluations.items()},
                 "intervals": self.intervals,
-                "settings": {name: setting(found.config, name) for name in config.search.settings},
+                "settings": {name: setting(found.config, name) for name in config.search.searched},
             }
             result = begun.result(
                 Checkpoint(found.network, self.cells.vocabulary, record, begun.seen, name=f"checkpoint {out}"), found

@@ -61,9 +61,9 @@ class SearchConfig:
             _require_list_or_range(name, values)
 
     @property
-    def settings(self) -> tuple[str, ...]:
-        """The settings that are searched; none without trials."""
-        return tuple(self.space or DEFAULT_SPACE) if self.trials else ()
+    def searched(self) -> Mapping[str, Any]:
+        """The values or range of each setting that is searched; none without trials."""
+        return (self.space or DEFAULT_SPACE) if self.trials else {}
 
     def require_searchable(self, config: NetworkConfig) -> None:
         """Refuse what is no setting of a configuration, or no value of it, before the trial that would draw it."""
@@ -133,13 +133,13 @@ def search(problem: Problem, start: Any, config: Any, split: Split, *, work: Pat
     The configuration, and ``trial``, each setting, the best validation ``selection`` and the ``epoch`` it was reached
     at; the best trial first.
     """
-    searched = config.search
-    if searched.engine == "random":
+    how = config.search
+    if how.engine == "random":
         rows = _at_random(problem, start, config, split, work)
     else:
         assert isinstance(problem, EncoderProblem)
-        training, space = problem.training(start, config, split), searched.space or DEFAULT_SPACE
-        rows = search_settings(training, space, n_trials=searched.trials, engine=searched.engine, work=work)
+        training = problem.training(start, config, split)
+        rows = search_settings(training, how.searched, n_trials=how.trials, engine=how.engine, work=work)
     table = pd.DataFrame([{"trial": i, **row} for i, row in enumerate(rows, start=1)])
     table = table.sort_values(SELECTION, ascending=False, kind="stable", ignore_index=True)
     return best_settings([table], config), table
@@ -147,7 +147,7 @@ def search(problem: Problem, start: Any, config: Any, split: Split, *, work: Pat
 
 def best_settings(tables: Sequence[pd.DataFrame], config: Any) -> Any:
     """Return the configuration with the settings that did best on validation cells, over all folds that tried them."""
-    names = list(config.search.settings)
+    names = list(config.search.searched)
     mean = pd.concat(tables).groupby(names, sort=False)[SELECTION].mean().reset_index()
     best = mean.iloc[int(mean[SELECTION].to_numpy().argmax())]
     return with_settings(config, **{name: _plain(best[name]) for name in names})
@@ -162,8 +162,7 @@ def _at_random(problem: Problem, start: Any, config: Any, split: Split, work: Pa
     for number in range(1, config.search.trials + 1):
         folder, done = work / f"trial-{number}", work / f"trial-{number}.json"
         if not processes.agreed(partial(is_whole, done)):
-            rng = np.random.default_rng([config.seed, number])
-            settings = draw_settings(config.search.space or DEFAULT_SPACE, rng)
+            settings = draw_settings(config.search.searched, np.random.default_rng([config.seed, number]))
             _, history = problem.train(
                 start,
                 with_settings(config, **settings),
