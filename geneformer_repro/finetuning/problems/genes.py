@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import nn
 
@@ -27,7 +27,7 @@ from geneformer_repro.finetuning.networks import Training, scores_by_target
 from geneformer_repro.finetuning.problems.problem import EncoderProblem
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
-from geneformer_repro.reading import logits_at_tokens
+from geneformer_repro.reading import logits_at_tokens, parts_of
 from geneformer_repro.targets import Classes
 from geneformer_repro.tokenizer.counts import rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -147,7 +147,8 @@ def labelled_genes(
     if max_cells and len(cells) > max_cells:
         rng = np.random.default_rng(config.seed)
         cells = cells.select(np.sort(rng.choice(len(cells), max_cells, replace=False)))
-    ranks = rank_values(cells)[:, genes]
+    parts = parts_of(cells.lengths) or [np.arange(0)]  # of many cells all genes would not fit into memory at once
+    ranks = vstack([rank_values(cells.select(rows))[:, genes] for rows in parts], format="csr")
     n_cells, expressed = ranks.getnnz(axis=0), ranks.getnnz(axis=1) > 0
     enough = n_cells >= max(min_cells, 1)
     if not enough.all():
