@@ -20,6 +20,7 @@ cell untouched is not done, and neither is the overexpression of the gene that s
 "each", singly (as published: nothing changes).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
@@ -84,7 +85,7 @@ class Variants(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Perturbation:
+class Perturbation(ABC):
     """Base of the kinds of perturbation.
 
     Parameters
@@ -236,6 +237,7 @@ class Perturbation:
         described = {"kind": type(self).__name__, **asdict(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in described.items()}
 
+    @abstractmethod
     def places(self, rank_NE: np.ndarray, n_genes: int, dose_N1: np.ndarray) -> np.ndarray:
         """Return where each gene should go, (N, E).
 
@@ -260,7 +262,6 @@ class Perturbation:
         >>> [kind(["SPI1"]).places(rank_NE, 10, no_dose_N1).tolist() for kind in (gf.Deletion, gf.Overexpression)]
         [[[-1], [-1]], [[0], [0]]]
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cache, partial
@@ -48,7 +49,7 @@ _WRITE_AS_H5AD = {
 _MTX = re.compile(r"(?P<prefix>.*)matrix\.mtx(\.gz)?\Z")
 
 
-class Content:
+class Content(ABC):
     """What `open_counts` needs to know of a container; without more, one matrix, and cells that have names only."""
 
     layers: Sequence[str] = ("X",)
@@ -61,17 +62,17 @@ class Content:
         del layer
         return self._var
 
+    @abstractmethod
     def matrix(self, layer: str) -> Matrix:
         """Return the matrix of a layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def obs_index(self, start: int, stop: int) -> np.ndarray:
         """Return the names of these cells, as text."""
-        raise NotImplementedError
 
     def obs(self, column: str, start: int, stop: int) -> pd.Series:
-        """Return a column of these cells."""
-        raise NotImplementedError
+        """Return a column of these cells, one of `obs_columns`."""
+        raise KeyError(column)
 
 
 def content_of(source: ad.AnnData | str | Path) -> Content:

@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -414,7 +415,7 @@ class Corpus:
             )
 
 
-class Job:
+class Job(ABC):
     """Work on a corpus of which any process can do a part, given the folder it is kept in.
 
     Subclasses have a method for each step, which does one part and leaves its result in `work`; a `plan`; and
@@ -425,14 +426,14 @@ class Job:
     work: Path
 
     @property
+    @abstractmethod
     def plan(self) -> dict[str, Any]:
         """What makes two calls the same work, and all that another process needs to know of it."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_plan(cls, work: Path) -> "Job":
         """Make the job that a work folder holds."""
-        raise NotImplementedError
 
     def use(self, work: Path) -> None:
         """Keep everything in this folder."""
