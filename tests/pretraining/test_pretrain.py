@@ -706,6 +706,10 @@ class TestConfig:
         with pytest.raises(ConfigError, match=f"PretrainConfig.{field} must be {bound}, found {value!r}"):
             config(**{field: value})
 
+    def test_a_value_of_a_section_out_of_bounds_is_named_with_the_section(self):
+        with pytest.raises(ConfigError, match=r"training\.epochs must be above 0, found 0"):
+            config(epochs=0)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
