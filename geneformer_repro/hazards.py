@@ -11,6 +11,7 @@ The losses of intervals and of Weibull are sums over rows, so that two processes
 Shapes: N patients, ... any leading dimensions (networks), J intervals, T times, S strata, L patients of the largest.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -146,6 +147,28 @@ class RiskSets:
         share = log_share_E[..., tied.event].exp()
         tie_share = share.new_zeros(*share.shape[:-1], tied.n_ties).index_add(-1, tied.tie, share)
         return (-tied.done.to(share) * tie_share[..., tied.tie]).log1p().sum(-1)
+
+
+def baseline_hazard(
+    log_hazard_N: Tensor, event_time_N: Tensor, event_N: Tensor, times_T: np.ndarray | Sequence[float]
+) -> Tensor:
+    """Return the cumulative hazard at each time of a patient whose log hazard is 0, (T,), after Breslow.
+
+    Parameters
+    ----------
+    log_hazard_N
+        What a network that was trained on a Cox loss says of its training patients, (N,).
+    event_time_N, event_N
+        As for `RiskSets`, of one stratum, (N,).
+    times_T
+        In the unit of the event times, (T,).
+    """
+    order = torch.argsort(event_time_N, descending=True, stable=True)
+    times_N, log_hazard_N = event_time_N[order], log_hazard_N.double()[order]
+    last_at_risk_N = torch.searchsorted(-times_N, -times_N, right=True) - 1
+    step_N = event_N[order].double() * (-torch.logcumsumexp(log_hazard_N, dim=0)[last_at_risk_N]).exp()
+    reached_TN = times_N <= torch.as_tensor(times_T).to(times_N)[:, None]
+    return (reached_TN * step_N).sum(-1)
 
 
 # Hazards of intervals

@@ -9,6 +9,7 @@ from statsmodels.duration.hazard_regression import PHReg
 from geneformer_repro.errors import InputError
 from geneformer_repro.hazards import (
     RiskSets,
+    baseline_hazard,
     discrete_hazard_loss,
     discrete_risk,
     discrete_survival,
@@ -242,3 +243,21 @@ def test_the_weibull_loss_is_that_of_its_density_and_survival():
     np.testing.assert_allclose(curves[1], lived.sf([0, 50, 400]))
     median = torch.tensor(weibull_min.median(shape, scale=scale)) / unit
     torch.testing.assert_close(weibull_risk(outputs), -median.log())
+
+
+def test_the_baseline_hazard_is_breslows():
+    log_hazard, times = ETA - 50, np.array([0.5, 1.0, 2.5, 9.0])
+    steps = [
+        (time <= times).astype(float) * event / float(log_hazard[time <= TIME].exp().sum())
+        for time, event in zip(TIME, EVENT, strict=True)
+    ]
+    baseline = baseline_hazard(log_hazard, torch.tensor(TIME), torch.tensor(EVENT), times)
+    np.testing.assert_allclose(baseline, sum(steps), rtol=1e-12)
+    from_library = pytest.importorskip("sksurv.linear_model")
+    labels = np.array(list(zip(EVENT.astype(bool), TIME, strict=True)), dtype=[("event", bool), ("time", float)])
+    model = from_library.CoxPHSurvivalAnalysis().fit(ETA.numpy()[:, None], labels)
+    of_model = baseline_hazard(
+        torch.tensor(model.predict(ETA.numpy()[:, None])), torch.tensor(TIME), torch.tensor(EVENT), times
+    )
+    curve = model.cum_baseline_hazard_
+    np.testing.assert_allclose(of_model[1:], [curve(1.0), curve(2.0), curve(5.0)], rtol=1e-10)
