@@ -30,6 +30,7 @@ LAYERS = {
     "processes": 2,
     "attention": 2,
     "encoder": 2,
+    "hazards": 2,
     "targets": 2,
     "heads": 2,
     "model": 2,
