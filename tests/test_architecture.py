@@ -26,6 +26,7 @@ LAYERS = {
     "tokenizer": 1,
     "datasets": 1,
     "mapping": 1,
+    "harmonise": 1,
     "processes": 2,
     "attention": 2,
     "encoder": 2,
