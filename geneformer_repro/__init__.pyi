@@ -20,6 +20,7 @@ from geneformer_repro.finetuning.predict import predict as predict
 from geneformer_repro.finetuning.study import TransferStudy as TransferStudy
 from geneformer_repro.finetuning.study import TransferStudyConfig as TransferStudyConfig
 from geneformer_repro.finetuning.study import transfer_study as transfer_study
+from geneformer_repro.harmonise import Harmoniser as Harmoniser
 from geneformer_repro.in_silico.perturbation import Activation as Activation
 from geneformer_repro.in_silico.perturbation import Deletion as Deletion
 from geneformer_repro.in_silico.perturbation import Inhibition as Inhibition

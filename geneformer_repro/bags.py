@@ -10,7 +10,7 @@ vector, H of the vector that is pooled, K outputs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,13 +176,33 @@ class BagNetwork(nn.Module):
 
     def meaning(self, outputs_PK: Tensor) -> Tensor:
         """Return what the outputs mean, all targets side by side, in double precision."""
-        of_targets = outputs_PK.double().split([target.n_outputs for target in self.targets], dim=-1)
-        return torch.cat([target.meaning(of) for target, of in zip(self.targets, of_targets, strict=True)], dim=-1)
+        pieces = zip(self.targets, self._split(outputs_PK.double()), strict=True)
+        return torch.cat([target.meaning(outputs) for target, outputs in pieces], dim=-1)
 
     def columns(self, meaning_PK: np.ndarray) -> dict[str, np.ndarray]:
         """Return the columns of a table of predictions, by name."""
         of_targets = zip(self.targets, columns_of(self.targets, meaning_PK), strict=True)
         return {name: column for target, of in of_targets for name, column in target.columns(of).items()}
+
+    def losses(self, labels_PS: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the sum over bags and targets of losses of outputs, as a function; a missing label adds nothing."""
+        of_labels = labels_PS.split([target.n_labels for target in self.targets], dim=-1)
+        of_targets = [target.prepared_loss(labels) for target, labels in zip(self.targets, of_labels, strict=True)]
+
+        def summed(outputs_PK: Tensor) -> Tensor:
+            pieces = zip(of_targets, self._split(outputs_PK), strict=True)
+            return torch.stack([loss(outputs) for loss, outputs in pieces]).sum()
+
+        return summed
+
+    def fit_targets(self, outputs_PK: Tensor, labels_PS: Tensor) -> None:
+        """Let the targets learn from the outputs of the training bags what a loss leaves open, as Cox's baseline."""
+        of_labels = labels_PS.split([target.n_labels for target in self.targets], dim=-1)
+        pieces = zip(self.targets, self._split(outputs_PK), of_labels, strict=True)
+        self.targets = tuple(target.fitted(outputs, labels) for target, outputs, labels in pieces)
+
+    def _split(self, outputs_PK: Tensor) -> tuple[Tensor, ...]:
+        return outputs_PK.split([target.n_outputs for target in self.targets], dim=-1)
 
     def write_into(self, folder: Path) -> None:
         """Write the network's two files into a folder that exists."""

@@ -100,7 +100,7 @@ class PatientTrainConfig:
     """Patients of a step; None all."""
     learning_rate: float = 1e-2
     """Learning rate of the first step."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.5
     """AdamW's decoupled weight decay."""
 
     def __post_init__(self) -> None:

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse import csr_matrix
-from torch import Tensor
 
 import geneformer_repro.processes as processes
 from geneformer_repro.bags import BagNetwork, Bags, BagShape
@@ -121,7 +120,11 @@ class PatientProblem(Problem):
                 torch.manual_seed(config.seed)
                 return _train(network(), self, config, split, work=work, step=step)
 
-        return trained_once(work, train_here, like=network)
+        trained, history = trained_once(work, train_here, like=network)
+        with torch.inference_mode():
+            outputs_PK = trained.eval()(self.bags.select(split.train).to(trained.mean_D.device)).outputs_PK
+            trained.fit_targets(outputs_PK.cpu(), torch.tensor(self.labels[split.train], dtype=torch.float32))
+        return trained, history
 
     def _shape(self, config: Any) -> BagShape:
         return BagShape(
@@ -298,15 +301,17 @@ def _train(
     network.to(device).standardise(bags.vectors_ND)
     optimizer = torch.optim.AdamW(network.parameters(), training.learning_rate, weight_decay=training.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
-    rng, history, best = np.random.default_rng(config.seed), [], _Best()
+    rng, history, best, of_all = np.random.default_rng(config.seed), [], _Best(), network.losses(labels_PS)
     with progress(step, total=n_epochs, unit="epochs", quiet=not processes.is_first()) as bar:
         for epoch in range(1, n_epochs + 1):
             network.train()
             summed = 0.0
-            for batch, batch_labels_PS in _batches(bags, labels_PS, training.batch_size, rng):
+            for rows in _batches(n_patients, training.batch_size, rng):
+                is_all = len(rows) == n_patients
+                batch = bags if is_all else bags.select(rows)
+                loss = (of_all if is_all else network.losses(labels_PS[rows]))(network(batch).outputs_PK)
                 optimizer.zero_grad()
-                loss = _sum_of_losses(network, network(batch).outputs_PK, batch_labels_PS)
-                (loss / len(batch)).backward()
+                (loss / len(rows)).backward()
                 optimizer.step()
                 summed += loss.item()
             scheduler.step()
@@ -321,25 +326,13 @@ def _train(
     return network.eval(), pd.DataFrame(history)
 
 
-def _batches(
-    bags: Bags, labels_PS: Tensor, size: int | None, rng: np.random.Generator
-) -> Iterator[tuple[Bags, Tensor]]:
-    """Deal patients into batches of at most `size`; None is one batch of all."""
-    if size is None or size >= len(bags):
-        yield bags, labels_PS
+def _batches(n_patients: int, size: int | None, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Deal patients into batches of at most `size`; None is one batch of all, in their order."""
+    if size is None or size >= n_patients:
+        yield np.arange(n_patients)
         return
-    order = rng.permutation(len(bags))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield bags.select(rows), labels_PS[torch.from_numpy(rows).to(labels_PS.device)]
-
-
-def _sum_of_losses(network: BagNetwork, outputs_PK: Tensor, labels_PS: Tensor) -> Tensor:
-    """Sum over patients and targets; a missing label adds nothing."""
-    outputs = outputs_PK.split([target.n_outputs for target in network.targets], dim=-1)
-    labels = labels_PS.split([target.n_labels for target in network.targets], dim=-1)
-    losses = [target.loss(*of) for target, *of in zip(network.targets, outputs, labels, strict=True)]
-    return torch.stack(losses).sum()
+    order = rng.permutation(n_patients)
+    yield from (order[start : start + size] for start in range(0, n_patients, size))
 
 
 def _scores(network: BagNetwork, problem: PatientProblem, rows: np.ndarray) -> dict[str, float]:
