@@ -10,7 +10,6 @@ Shapes: N rows, K outputs of a target, S numbers of its label, J intervals, T ti
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -91,8 +90,14 @@ class Target(ABC):
         """
 
     def prepared_loss(self, labels_NS: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the loss as a function of outputs for these rows, which does once what only labels decide."""
-        return partial(self.loss, labels_NS=labels_NS)
+        """Return the loss of outputs (…, N, K) of these rows, (…), as a function; what labels decide is done once."""
+
+        def losses(outputs_NK: Tensor) -> Tensor:
+            if outputs_NK.ndim == 2:
+                return self.loss(outputs_NK, labels_NS)
+            return torch.stack([losses(of_network) for of_network in outputs_NK])
+
+        return losses
 
     def fitted(self, outputs_NK: Tensor, labels_NS: Tensor) -> "Target":
         """Return the target with what a trained network's outputs of its training rows must yet tell it."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sksurv import metrics as sk
 from sksurv.compare import compare_survival
-from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
@@ -17,7 +16,6 @@ from geneformer_repro.finetuning.kinds.survival_scores import (
     PredictedCurves,
     brier_scores,
     calibration,
-    cox_survival,
     dynamic_auc,
     evaluate_survival,
     harrell_c,
@@ -100,16 +98,6 @@ def test_the_log_rank_test_is_that_of_scikit_survival(trained_and_tested):
         expected = compare_survival(Surv.from_arrays(event, time), groups)
         np.testing.assert_allclose(log_rank(time, event, groups), expected, rtol=1e-9)
     assert np.isnan(log_rank(time, event, np.zeros(len(time)))).all()
-
-
-def test_curves_of_relative_hazards_are_those_of_scikit_survival():
-    time, event, _ = patients(80)
-    columns = np.random.default_rng(0).normal(size=(80, 2))
-    model = CoxPHSurvivalAnalysis().fit(columns, Surv.from_arrays(event, time))
-    expected = [curve(TIMES) for curve in model.predict_survival_function(columns[:5])]
-    for shift in (0, 300):  # only differences of log hazards have a meaning
-        log_hazard = model.predict(columns) + shift
-        np.testing.assert_allclose(cox_survival(time, event, log_hazard, log_hazard[:5], TIMES), expected, **EXACT)
 
 
 # Strata

@@ -135,33 +135,6 @@ def log_rank(event_time: np.ndarray, event: np.ndarray, groups: np.ndarray) -> t
     return statistic, float(chi2.sf(statistic, len(names) - 1))
 
 
-def cox_survival(
-    event_time: np.ndarray, event: np.ndarray, log_hazard: np.ndarray, asked_log_hazard: np.ndarray, times: np.ndarray
-) -> np.ndarray:
-    """Return survival curves of relative hazards, on Breslow's baseline, (asked, T).
-
-    Parameters
-    ----------
-    event_time, event, log_hazard
-        Of the training patients, (N,).
-    asked_log_hazard
-        Of the patients whose curves are wanted, (asked,).
-    times
-        At which, (T,). After the last training time the curves stay as they are.
-
-    References
-    ----------
-    Breslow, in the discussion of Cox, J. R. Stat. Soc. B 34, 216 (1972).
-    """
-    top = log_hazard.max()
-    moments, moment_N = np.unique(event_time, return_inverse=True)
-    at_risk_M = np.bincount(moment_N, np.exp(log_hazard - top))[::-1].cumsum()[::-1]
-    baseline_M = np.cumsum(np.bincount(moment_N, event.astype(float)) / at_risk_M)
-    baseline_T = np.append(0.0, baseline_M)[np.searchsorted(moments, times, side="right")]
-    with np.errstate(over="ignore"):
-        return np.exp(-baseline_T * np.exp(asked_log_hazard - top)[:, None])
-
-
 @dataclass(frozen=True, eq=False)
 class Censoring:
     """When training patients were censored, by which test patients are weighted (IPCW)."""
