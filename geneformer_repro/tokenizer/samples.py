@@ -215,9 +215,16 @@ def _joined(samples: AnnData, clinical: pd.DataFrame | str | Path, id: str | Non
     replaced = [str(column) for column in of_patients if column in samples.obs]
     if replaced:
         logger.info("obs columns that are now the clinical table's: %s.", ", ".join(replaced))
-    samples.obs = pd.concat([samples.obs.drop(columns=replaced), of_patients], axis=1)
+    samples.obs = pd.concat([samples.obs.drop(columns=replaced), of_patients.apply(_writable)], axis=1)
     samples.obs[PATIENT] = [_patient_of(ids[row]) or ids[row] for row in best.rows[used]]
     return samples
+
+
+def _writable(column: pd.Series) -> pd.Series:
+    """Return text, also among what is missing, as categories, which an ``.h5ad`` holds."""
+    if column.dtype != object:
+        return column
+    return column.astype(str).where(column.notna()).astype("category")
 
 
 def _with_index(table: pd.DataFrame) -> pd.DataFrame:

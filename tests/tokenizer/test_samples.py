@@ -74,6 +74,8 @@ def test_a_clinical_table_is_read_as_cbioportal_and_tcga_write_it(tmp_path):
     joined = read_samples(expression(), tmp_path / "clinical.txt")
     np.testing.assert_array_equal(joined.obs["OS_MONTHS"], [np.nan, 12.5])
     assert joined.obs["STAGE"].isna().tolist() == [True, False]
+    joined.write_h5ad(tmp_path / "joined.h5ad")
+    assert ad.read_h5ad(tmp_path / "joined.h5ad").obs["STAGE"].tolist()[1] == "Stage I"
 
 
 def test_tables_are_joined_as_what_they_hold(tmp_path):
