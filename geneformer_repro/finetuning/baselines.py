@@ -35,6 +35,7 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from geneformer_repro.finetuning.splits import nested_draw
 from geneformer_repro.tokenizer.counts import log_normalise, rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.measures import Values
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +68,16 @@ class Features(Inputs):
     """What the methods know of each labelled cell, a row each."""
 
     counts: csr_matrix | None
-    """Raw counts, cells × genes; None where they are not at hand."""
+    """Raw counts, or values of bulk samples, cells × genes; None where they are not at hand."""
     ranks: csr_matrix
     """Rank values, from `rank_values`."""
+    values: Values = "counts"
+    """What `counts` are."""
 
     @cached_property
     def expression(self) -> csr_matrix | None:
-        """log1p of counts per 10,000."""
-        return None if self.counts is None else log_normalise(self.counts)
+        """log1p of counts per 10,000, or of expression; or z-scores."""
+        return None if self.counts is None else log_normalise(self.counts, self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +170,8 @@ def gene_features(cells: TokenizedDataset, counts: csr_matrix | None, genes: np.
     -------
     A row a gene: ``detection_rate`` (share of cells with its token), ``mean_rank_value`` and ``sd_rank_value`` over
     these cells; ``log_median`` where the vocabulary has medians; with counts ``mean_expression`` and ``cv_expression``,
-    of log1p of counts per 10,000 (of the vocabulary's genes) over all cells. NaN where it is not defined, as the mean
-    rank of a gene that no cell expresses.
+    of what `log_normalise` makes of them (of the vocabulary's genes) over all cells. NaN where it is not defined, as
+    the mean rank of a gene that no cell expresses.
     """
     ranks = rank_values(cells)[:, genes]
     rank_mean, rank_sd = _moments(ranks, ranks.getnnz(axis=0))
@@ -181,7 +184,7 @@ def gene_features(cells: TokenizedDataset, counts: csr_matrix | None, genes: np.
         columns["log_median"] = np.log(cells.vocabulary.medians[genes])
     if counts is not None:
         assert counts.shape == (len(cells), len(cells.vocabulary))
-        mean, sd = _moments(log_normalise(counts)[:, genes], np.full(len(genes), len(cells)))
+        mean, sd = _moments(log_normalise(counts, cells.vocabulary.values)[:, genes], np.full(len(genes), len(cells)))
         columns |= {"mean_expression": mean, "cv_expression": _ratio(sd, mean)}
     return pd.DataFrame(columns, index=np.asarray(cells.vocabulary.gene_ids, dtype=object)[genes])
 

@@ -120,7 +120,8 @@ class CellProblem(EncoderProblem):
         """Gather counts, rank values, and vectors from the checkpoint as it is."""
         pooling: Pooling = "cls" if config.pooling == "cls" else "mean"
         vectors = np.asarray(embed(start, self.cells, pooling=pooling).X)
-        return Features(counts=counts, ranks=rank_values(self.cells), embedding=vectors)
+        ranks, values = rank_values(self.cells), self.cells.vocabulary.values
+        return Features(counts=counts, ranks=ranks, values=values, embedding=vectors)
 
 
 def labelled_cells(
