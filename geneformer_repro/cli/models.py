@@ -12,6 +12,7 @@ from geneformer_repro.cli.inputs import (
     TOKENIZED,
     add_cells_options,
     add_config_options,
+    add_log2_option,
     add_place_options,
     given_vocabulary,
     new_command,
@@ -91,6 +92,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("checkpoint", help="folder written by finetune")
     predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}")
     add_place_options(predict)
+    add_log2_option(predict)
     add_cells_options(predict)
 
 
@@ -190,8 +192,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     data: Any = arguments.data
     checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
     if is_dataset(Path(data)):
-        if arguments.layer or arguments.gene_ids:
-            raise InputError("--layer and --gene-ids are for counts; these cells are tokenised. Leave them out.")
+        if arguments.layer or arguments.gene_ids or arguments.log2:
+            raise InputError(
+                "--layer and --gene-ids are for counts, as is --log2; these cells are tokenised. Leave them out."
+            )
         data = open_cells(arguments, data, checkpoint)
     elif arguments.max_length is not None:
         raise InputError(
@@ -205,7 +209,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
     table_out = out if out.suffix == ".tsv" else None
-    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids, "overwrite": arguments.overwrite}
+    options = {name: getattr(arguments, name) for name in ("layer", "gene_ids", "log2", "overwrite")}
     table = predict(checkpoint, data, out=table_out, **options)
     if table_out is None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))

@@ -126,6 +126,7 @@ class CellProblem(EncoderProblem):
         return Features(
             counts=counts,
             ranks=rank_values(self.cells),
+            values=self.cells.vocabulary.values,
             embedding=vectors,
             covariates=self.obs[covariates] if covariates else None,
         )
@@ -203,7 +204,7 @@ def labelled_cells(
         logger.info("%s: %d cells have no label; left out.", ", ".join(targets), len(cells) - len(kept))
     if max_cells_per_class is not None:
         kept = at_most_of_a_class(kept, labels[kept, 0], max_cells_per_class, rng)
-    make = SampleProblem if survival else CellProblem
+    make = SampleProblem if survival or cells.vocabulary.values != "counts" else CellProblem
     problem = make(cells.select(kept), tuple(target for target, _ in read), labels[kept], cells.obs.iloc[kept])
     without_gene = ~problem.cells.has_gene
     if without_gene.any():
