@@ -40,7 +40,9 @@ from geneformer_repro.mapping import map_to_reference as map_to_reference
 from geneformer_repro.pretraining.pretrain import PretrainConfig as PretrainConfig
 from geneformer_repro.pretraining.pretrain import pretrain as pretrain
 from geneformer_repro.tokenizer.dataset import TokenizedDataset as TokenizedDataset
+from geneformer_repro.tokenizer.pseudobulk import pseudobulk as pseudobulk
 from geneformer_repro.tokenizer.quality import CellFilter as CellFilter
+from geneformer_repro.tokenizer.samples import read_samples as read_samples
 from geneformer_repro.tokenizer.tokenize import tokenize as tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary as Vocabulary
 

@@ -56,6 +56,8 @@ NAMES = [
     "plot_screen",
     "predict",
     "pretrain",
+    "pseudobulk",
+    "read_samples",
     "shift_statistics",
     "tokenize",
     "transfer_study",
@@ -64,6 +66,8 @@ NAMES = [
 FUNCTIONS = {
     "tokenize": "sources, vocabulary, *, out, obs, layer, gene_ids, orthologs, min_known_share, "
     "cell_filter, uncropped, workers, ray, overwrite",
+    "pseudobulk": "source, by, *, layer, min_cells",
+    "read_samples": "expression, clinical, *, id, genes_in, one_per_patient",
     "pretrain": "cells, config, *, out, base, overwrite, resume",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",

@@ -53,13 +53,18 @@ _BOOSTING = {"max_iter": 100, "max_leaf_nodes": 6, "max_features": 0.3, "early_s
 class Inputs:
     """What the methods know of each labelled row."""
 
-    embedding: np.ndarray
-    """Vectors from the model before fine-tuning."""
+    embedding: np.ndarray | None
+    """Vectors from the model before fine-tuning; None where there are none."""
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows."""
+        return len(self.embedding) if self.embedding is not None else 0
 
     @cached_property
     def nothing(self) -> np.ndarray:
         """One column that says nothing."""
-        return np.zeros((len(self.embedding), 1))
+        return np.zeros((self.n_rows, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +73,30 @@ class Features(Inputs):
 
     counts: csr_matrix | None
     """Raw counts, cells × genes; None where they are not at hand."""
-    ranks: csr_matrix
-    """Rank values, from `rank_values`."""
+    ranks: csr_matrix | None
+    """Rank values, from `rank_values`; None of samples that have no tokens."""
+    measured: csr_matrix | None = None
+    """Expression of samples as it is given, in place of counts."""
+    covariates: pd.DataFrame | None = None
+    """Clinical columns, such as age and stage; None where none were named."""
+
+    @classmethod
+    def of_samples(
+        cls, measured: Any, *, embedding: np.ndarray | None = None, covariates: pd.DataFrame | None = None
+    ) -> "Features":
+        """Return what is known of samples whose expression, (samples, genes), is looked at as it is."""
+        return cls(None, None, csr_matrix(measured), covariates, embedding=embedding)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows."""
+        return next(known.shape[0] for known in (self.ranks, self.measured) if known is not None)
 
     @cached_property
     def expression(self) -> csr_matrix | None:
-        """log1p of counts per 10,000."""
+        """Expression as it was measured, or log1p of counts per 10,000."""
+        if self.measured is not None:
+            return self.measured
         return None if self.counts is None else log_normalise(self.counts)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sksurv import metrics as sk
 from sksurv.compare import compare_survival
-from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
@@ -17,7 +16,6 @@ from geneformer_repro.finetuning.kinds.survival_scores import (
     PredictedCurves,
     brier_scores,
     calibration,
-    cox_survival,
     dynamic_auc,
     evaluate_survival,
     harrell_c,
@@ -102,14 +100,16 @@ def test_the_log_rank_test_is_that_of_scikit_survival(trained_and_tested):
     assert np.isnan(log_rank(time, event, np.zeros(len(time)))).all()
 
 
-def test_curves_of_relative_hazards_are_those_of_scikit_survival():
-    time, event, _ = patients(80)
-    columns = np.random.default_rng(0).normal(size=(80, 2))
-    model = CoxPHSurvivalAnalysis().fit(columns, Surv.from_arrays(event, time))
-    expected = [curve(TIMES) for curve in model.predict_survival_function(columns[:5])]
-    for shift in (0, 300):  # only differences of log hazards have a meaning
-        log_hazard = model.predict(columns) + shift
-        np.testing.assert_allclose(cox_survival(time, event, log_hazard, log_hazard[:5], TIMES), expected, **EXACT)
+def test_a_stratified_log_rank_test_compares_groups_within_strata_alone():
+    time, event, _ = patients(100)
+    groups, once = np.arange(100) % 2, np.zeros(100)
+    assert log_rank(time, event, groups, strata=once) == log_rank(time, event, groups)
+    later = np.where(groups == 1, time + 100, time)  # all of group 1 after all of group 0, but they never meet
+    assert log_rank(later, event, groups, strata=groups) == (pytest.approx(0), pytest.approx(1))
+    twice = np.tile(time, 2), np.tile(event, 2), np.tile(groups, 2)
+    strata = np.repeat([0, 1], 100)
+    statistic = log_rank(time, event, groups)[0]
+    assert log_rank(*twice, strata=strata)[0] == pytest.approx(2 * statistic)
 
 
 # Strata

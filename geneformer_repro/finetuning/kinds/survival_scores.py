@@ -98,7 +98,9 @@ def kaplan_meier(event_time: np.ndarray, event: np.ndarray, *, of_censoring: boo
     return Curve(times, np.cumprod(1 - share_M), at_risk_M, events_M)
 
 
-def log_rank(event_time: np.ndarray, event: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+def log_rank(
+    event_time: np.ndarray, event: np.ndarray, groups: np.ndarray, *, strata: np.ndarray | None = None
+) -> tuple[float, float]:
     """Test whether groups have the same hazard at every time (null hypothesis), two-sided.
 
     Parameters
@@ -106,7 +108,9 @@ def log_rank(event_time: np.ndarray, event: np.ndarray, groups: np.ndarray) -> t
     event_time, event
         As for `kaplan_meier`.
     groups
-        Group of each patient, (N,); two or more.
+        Group of each patient, (N,).
+    strata
+        Stratum of each, within which the groups are compared.
 
     Returns
     -------
@@ -117,49 +121,32 @@ def log_rank(event_time: np.ndarray, event: np.ndarray, groups: np.ndarray) -> t
     Mantel, Cancer Chemother. Rep. 50, 163 (1966).
     """
     names, group_N = np.unique(groups, return_inverse=True)
-    times, moment_N = np.unique(event_time, return_inverse=True)
-    left_GM, died_GM = (
-        np.stack([np.bincount(moment_N, (group_N == g) * which, len(times)) for g in range(len(names))])
-        for which in (np.ones(len(groups)), event.astype(float))
-    )
-    at_risk_GM = left_GM[:, ::-1].cumsum(axis=1)[:, ::-1]
-    n_M, died_M = at_risk_GM.sum(axis=0), died_GM.sum(axis=0)
-    share_GM = at_risk_GM / n_M
-    spread_M = died_M * ratio(n_M - died_M, n_M - 1.0)
-    excess_G = (died_GM - share_GM * died_M).sum(axis=1)
-    counted_GM = share_GM * np.nan_to_num(spread_M)
-    covariance_GG = np.diag(counted_GM.sum(axis=1)) - counted_GM @ share_GM.T
     if len(names) < 2:
         return np.nan, np.nan
+    excess_G, covariance_GG = np.zeros(len(names)), np.zeros((len(names), len(names)))
+    for _, rows in _strata(strata, len(groups)):
+        excess, covariance = _excess_events(event_time[rows], event[rows], group_N[rows], len(names))
+        excess_G += excess
+        covariance_GG += covariance
     statistic = float(excess_G[:-1] @ np.linalg.pinv(covariance_GG[:-1, :-1]) @ excess_G[:-1])
     return statistic, float(chi2.sf(statistic, len(names) - 1))
 
 
-def cox_survival(
-    event_time: np.ndarray, event: np.ndarray, log_hazard: np.ndarray, asked_log_hazard: np.ndarray, times: np.ndarray
-) -> np.ndarray:
-    """Return survival curves of relative hazards, on Breslow's baseline, (asked, T).
-
-    Parameters
-    ----------
-    event_time, event, log_hazard
-        Of the training patients, (N,).
-    asked_log_hazard
-        Of the patients whose curves are wanted, (asked,).
-    times
-        At which, (T,). After the last training time the curves stay as they are.
-
-    References
-    ----------
-    Breslow, in the discussion of Cox, J. R. Stat. Soc. B 34, 216 (1972).
-    """
-    top = log_hazard.max()
-    moments, moment_N = np.unique(event_time, return_inverse=True)
-    at_risk_M = np.bincount(moment_N, np.exp(log_hazard - top))[::-1].cumsum()[::-1]
-    baseline_M = np.cumsum(np.bincount(moment_N, event.astype(float)) / at_risk_M)
-    baseline_T = np.append(0.0, baseline_M)[np.searchsorted(moments, times, side="right")]
-    with np.errstate(over="ignore"):
-        return np.exp(-baseline_T * np.exp(asked_log_hazard - top)[:, None])
+def _excess_events(
+    event_time: np.ndarray, event: np.ndarray, group_N: np.ndarray, n_groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return by how much each group's events exceed its share of those at risk, and the covariance of that."""
+    times, moment_N = np.unique(event_time, return_inverse=True)
+    left_GM, died_GM = (
+        np.stack([np.bincount(moment_N, (group_N == g) * counted, len(times)) for g in range(n_groups)])
+        for counted in (np.ones(len(event)), event.astype(float))
+    )
+    at_risk_GM = left_GM[:, ::-1].cumsum(axis=1)[:, ::-1]
+    n_M, died_M = at_risk_GM.sum(axis=0), died_GM.sum(axis=0)
+    share_GM = at_risk_GM / n_M
+    varying_GM = share_GM * np.nan_to_num(died_M * ratio(n_M - died_M, n_M - 1.0))
+    covariance_GG = np.diag(varying_GM.sum(axis=1)) - varying_GM @ share_GM.T
+    return (died_GM - share_GM * died_M).sum(axis=1), covariance_GG
 
 
 @dataclass(frozen=True, eq=False)
