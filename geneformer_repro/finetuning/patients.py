@@ -106,7 +106,7 @@ class PatientTrainConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(self.epochs > 0, self, "epochs", "above 0")
-        require((self.batch_size or 1) >= 1, self, "batch_size", "at least 1")
+        require(self.batch_size is None or self.batch_size >= 1, self, "batch_size", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")
         require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
 
