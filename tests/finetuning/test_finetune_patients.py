@@ -21,7 +21,7 @@ from geneformer_repro.finetuning.patients import PatientConfig, finetune_patient
 from geneformer_repro.finetuning.problems.patients import labelled_patients, pseudobulk
 from geneformer_repro.tokenizer.counts import log_normalise
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_pictures")]
 
 N_PATIENTS, N_CELLS = 120, 20
 SIMPLE = [
@@ -171,7 +171,7 @@ def test_every_pooling_stands_beside_the_simpler_ones(planted, pooling, tmp_path
 def test_classes_and_numbers_are_learned_together_and_missing_labels_add_nothing(planted, tmp_path):
     cells = planted.copy()
     cells.obs["score"] = cells.obs["score"].where(cells.obs["patient"] != "p003")
-    chosen = config(target=("state", "score"), regression=("score",), repeats=2, epochs=30, validation=0.2)
+    chosen = config(target=("state", "score"), regression=("score",), repeats=2, epochs=5, validation=0.2)
     result = finetune_patients(None, cells, chosen, out=tmp_path / "run")
     numbers = result.evaluations["score"].methods
     assert numbers.index.tolist()[1:5] == [
@@ -183,6 +183,26 @@ def test_classes_and_numbers_are_learned_together_and_missing_labels_add_nothing
     assert pd.isna(result.patients.set_index("patient").loc["p003", "score"])
     assert {"eval_selection", "loss"} <= set(result.history)
     assert (tmp_path / "run" / "score" / "methods.tsv").exists()
+
+
+def test_survival_of_patients_is_learned_and_compared_with_cox_on_pseudobulk(planted, tmp_path):
+    cells = planted.copy()
+    rng, patient = np.random.default_rng(0), cells.obs["patient"].str[1:].astype(int).to_numpy()
+    times = rng.exponential(np.where(np.arange(N_PATIENTS) % 2, 1.0, 8.0))
+    cells.obs["time"], cells.obs["died"] = np.minimum(times, 10.0)[patient], (times < 10)[patient].astype(int)
+    cells.obsm["X_planted"][:, 2] += 2.0 * (patient % 2)  # which every method sees
+    chosen = config(target=(), survival={"died": "time"}, epochs=30)
+    result = finetune_patients(None, cells, chosen, out=tmp_path / "run")
+    methods = result.methods["c_index"]
+    assert methods.index.tolist() == [
+        "attention pooling", "Kaplan–Meier", "Cox ridge, PCA of pseudobulk", "Cox ridge, cell-type composition",
+        "Cox ridge, mean vector", "mean pooling",
+    ]  # fmt: skip
+    assert methods["Kaplan–Meier"] == 0.5
+    assert methods[["attention pooling", "mean pooling", "Cox ridge, mean vector"]].min() > 0.65
+    risk = result.patients.set_index("patient")["died_risk"]
+    sick = planted.obs.drop_duplicates("patient").set_index("patient")["state"].loc[risk.index] == "sick"
+    assert risk[sick].mean() > risk[~sick].mean()  # higher is worse
 
 
 def test_batches_of_patients_are_other_steps_of_the_same_sum(planted, tmp_path):
