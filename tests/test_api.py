@@ -111,8 +111,8 @@ TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, 
 TRANSFER = "transfer(strategy, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits)"
 FINETUNE = (
     f"seed, pooling, training({TRAINING}, task_weights, class_balance), {TRANSFER}, target, regression, min_cells, "
-    "max_cells_per_class, split(group, folds, repeats, validation, test, test_groups, validation_groups, balance, split_file, "
-    "allow_seen), search(trials, space, engine), compare(baselines, curve)"
+    "max_cells_per_class, split(group, folds, repeats, validation, test, test_groups, validation_groups, balance, "
+    "split_file, allow_seen), search(trials, space, engine), compare(baselines, curve)"
 )
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
