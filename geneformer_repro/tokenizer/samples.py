@@ -66,8 +66,8 @@ def read_samples(
     Samples × genes in the order of the expression, without samples that `clinical` does not have. ``obs["patient_id"]``
     is the patient: the matching id, or the first 12 characters of a TCGA barcode (``TCGA-05-4384-01A`` matches
     ``TCGA-05-4384``), or the sample's name. Of several sources ``obs["source"]`` is the name of the file, or the number
-    of the AnnData; ids of genes are Ensembl's where they can be led to one. Features that are no
-    genes (``N_unmapped``, spike-ins) are left out. Nothing that is given is changed.
+    of the AnnData; ids of genes are Ensembl's where they can be led to one. Features that are no genes
+    (``N_unmapped``, spike-ins) are left out. Nothing that is given is changed.
 
     Raises
     ------

@@ -100,6 +100,18 @@ def test_the_log_rank_test_is_that_of_scikit_survival(trained_and_tested):
     assert np.isnan(log_rank(time, event, np.zeros(len(time)))).all()
 
 
+def test_a_stratified_log_rank_test_compares_groups_within_strata_alone():
+    time, event, _ = patients(100)
+    groups, once = np.arange(100) % 2, np.zeros(100)
+    assert log_rank(time, event, groups, strata=once) == log_rank(time, event, groups)
+    later = np.where(groups == 1, time + 100, time)  # all of group 1 after all of group 0, but they never meet
+    assert log_rank(later, event, groups, strata=groups) == (pytest.approx(0), pytest.approx(1))
+    twice = np.tile(time, 2), np.tile(event, 2), np.tile(groups, 2)
+    strata = np.repeat([0, 1], 100)
+    statistic = log_rank(time, event, groups)[0]
+    assert log_rank(*twice, strata=strata)[0] == pytest.approx(2 * statistic)
+
+
 # Strata
 
 

@@ -98,7 +98,9 @@ def kaplan_meier(event_time: np.ndarray, event: np.ndarray, *, of_censoring: boo
     return Curve(times, np.cumprod(1 - share_M), at_risk_M, events_M)
 
 
-def log_rank(event_time: np.ndarray, event: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+def log_rank(
+    event_time: np.ndarray, event: np.ndarray, groups: np.ndarray, *, strata: np.ndarray | None = None
+) -> tuple[float, float]:
     """Test whether groups have the same hazard at every time (null hypothesis), two-sided.
 
     Parameters
@@ -106,7 +108,9 @@ def log_rank(event_time: np.ndarray, event: np.ndarray, groups: np.ndarray) -> t
     event_time, event
         As for `kaplan_meier`.
     groups
-        Group of each patient, (N,); two or more.
+        Group of each patient, (N,).
+    strata
+        Stratum of each, within which the groups are compared.
 
     Returns
     -------
@@ -117,22 +121,32 @@ def log_rank(event_time: np.ndarray, event: np.ndarray, groups: np.ndarray) -> t
     Mantel, Cancer Chemother. Rep. 50, 163 (1966).
     """
     names, group_N = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return np.nan, np.nan
+    excess_G, covariance_GG = np.zeros(len(names)), np.zeros((len(names), len(names)))
+    for _, rows in _strata(strata, len(groups)):
+        excess, covariance = _excess_events(event_time[rows], event[rows], group_N[rows], len(names))
+        excess_G += excess
+        covariance_GG += covariance
+    statistic = float(excess_G[:-1] @ np.linalg.pinv(covariance_GG[:-1, :-1]) @ excess_G[:-1])
+    return statistic, float(chi2.sf(statistic, len(names) - 1))
+
+
+def _excess_events(
+    event_time: np.ndarray, event: np.ndarray, group_N: np.ndarray, n_groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return by how much each group's events exceed its share of those at risk, and the covariance of that."""
     times, moment_N = np.unique(event_time, return_inverse=True)
     left_GM, died_GM = (
-        np.stack([np.bincount(moment_N, (group_N == g) * which, len(times)) for g in range(len(names))])
-        for which in (np.ones(len(groups)), event.astype(float))
+        np.stack([np.bincount(moment_N, (group_N == g) * counted, len(times)) for g in range(n_groups)])
+        for counted in (np.ones(len(event)), event.astype(float))
     )
     at_risk_GM = left_GM[:, ::-1].cumsum(axis=1)[:, ::-1]
     n_M, died_M = at_risk_GM.sum(axis=0), died_GM.sum(axis=0)
     share_GM = at_risk_GM / n_M
-    spread_M = died_M * ratio(n_M - died_M, n_M - 1.0)
-    excess_G = (died_GM - share_GM * died_M).sum(axis=1)
-    counted_GM = share_GM * np.nan_to_num(spread_M)
-    covariance_GG = np.diag(counted_GM.sum(axis=1)) - counted_GM @ share_GM.T
-    if len(names) < 2:
-        return np.nan, np.nan
-    statistic = float(excess_G[:-1] @ np.linalg.pinv(covariance_GG[:-1, :-1]) @ excess_G[:-1])
-    return statistic, float(chi2.sf(statistic, len(names) - 1))
+    varying_GM = share_GM * np.nan_to_num(died_M * ratio(n_M - died_M, n_M - 1.0))
+    covariance_GG = np.diag(varying_GM.sum(axis=1)) - varying_GM @ share_GM.T
+    return (died_GM - share_GM * died_M).sum(axis=1), covariance_GG
 
 
 @dataclass(frozen=True, eq=False)
