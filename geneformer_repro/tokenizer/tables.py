@@ -91,7 +91,7 @@ def read_expression_table(path: str | Path, *, genes_in: Literal["rows", "column
     """
     path = Path(path)
     table = _read_table(path)
-    remarks = [j for j in range(len(table.header)) if _is_remark(table, j)]
+    remarks = [j for j, kind in enumerate(table.body.dtypes) if _is_remark(table, j, kind)]
     columns = [j for j in range(len(table.header)) if j not in set(remarks)]
     if not remarks or not columns or table.body.empty:
         raise DataFormatError(
@@ -205,14 +205,14 @@ def _ends_in_a_number(line: str) -> bool:
     return _NUMBER.match(line.rstrip("\t").rpartition("\t")[2]) is not None
 
 
-def _is_remark(table: _Table, j: int) -> bool:
+def _is_remark(table: _Table, j: int, kind: Any) -> bool:
     """Whether a column says what a row is, or something of it, and is no column of values."""
-    name, column = table.header[j], table.body[j]
-    if j == 0 and not pd.api.types.is_float_dtype(column) and not _looks_like_a_gene(name):
+    name = table.header[j]
+    if j == 0 and not pd.api.types.is_float_dtype(kind) and not _looks_like_a_gene(name):
         return True
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        return bool(_REMARK.fullmatch(name)) and bool((column.dropna() % 1 == 0).all())
-    written = column.dropna().astype(str).iloc[:_LOOKED_AT].str.strip()
+    if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
+        return _REMARK.fullmatch(name) is not None and bool((table.body[j].dropna() % 1 == 0).all())
+    written = table.body[j].dropna().astype(str).iloc[:_LOOKED_AT].str.strip()
     return _REMARK.fullmatch(name) is not None or sum(map(bool, map(_NUMBER.match, written))) <= len(written) / 2
 
 
@@ -349,7 +349,8 @@ def _values(path: Path, table: _Table, columns: Sequence[int], *, rows: Sequence
         One is none, or infinite.
     """
     values = np.empty((len(table.body), len(columns)))
-    is_text = np.array([not pd.api.types.is_numeric_dtype(table.body.dtypes[j]) for j in columns])
+    kinds = table.body.dtypes.tolist()
+    is_text = np.array([not pd.api.types.is_numeric_dtype(kinds[j]) for j in columns])
     numbers = [j for j, text in zip(columns, is_text, strict=True) if not text]
     values[:, ~is_text] = table.body[numbers].to_numpy(dtype=np.float64, na_value=np.nan)
     is_wrong = np.isinf(values)
