@@ -89,6 +89,8 @@ def read_expression_table(path: str | Path, *, genes_in: Literal["rows", "column
         A line has more or fewer fields than the others, a value is no number (or has a decimal comma) or is infinite,
         a sample has no name or no values, or two samples have one name.
     """
+    if genes_in not in (None, "rows", "columns"):
+        raise InputError(f"genes_in={genes_in!r}: expected 'rows' or 'columns', or none to have it told by the names.")
     path = Path(path)
     table = _read_table(path)
     remarks = [j for j, kind in enumerate(table.body.dtypes) if _is_remark(table, j, kind)]

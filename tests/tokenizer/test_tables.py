@@ -166,6 +166,8 @@ def test_where_the_genes_are_is_asked_where_the_names_do_not_tell(tmp_path):
     with pytest.raises(InputError, match="cannot tell"):
         read_expression_table(both)
     assert read_expression_table(both, genes_in="rows").shape == (4, 3)
+    with pytest.raises(InputError, match=r"genes_in='row': expected 'rows' or 'columns'"):
+        read_expression_table(both, genes_in="row")
 
 
 def with_value(value, row=1, column=2):
