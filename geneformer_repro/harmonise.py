@@ -50,6 +50,7 @@ class Harmoniser:
 
     See Also
     --------
+    read_samples : Samples with what is known of their patients.
     integration_scores : How far vectors keep labels apart and batches together.
 
     Examples

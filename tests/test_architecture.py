@@ -34,6 +34,7 @@ LAYERS = {
     "targets": 2,
     "heads": 2,
     "model": 2,
+    "bags": 2,
     "expression": 2,
     "checkpoint": 2,
     "batching": 2,

@@ -37,6 +37,7 @@ COMMANDS = (
     "tokenize",
     "pretrain",
     "finetune",
+    "finetune-patients",
     "predict",
     "embed",
     "map",

@@ -117,6 +117,16 @@ class GeneInputs(Inputs):
         return self.features.to_numpy(dtype=np.float64)
 
 
+@dataclass(frozen=True, eq=False)
+class PatientInputs(Inputs):
+    """What the methods know of each labelled patient, a row each; ``embedding`` is the mean vector of the cells."""
+
+    pseudobulk: csr_matrix | None
+    """log1p of counts per 10,000 of all cells together, or what stands for it; None where no expression is at hand."""
+    composition: np.ndarray | None
+    """Share of each cell type among the cells; None where no types are given."""
+
+
 def sample(strata: np.ndarray, most: int | None, seed: int) -> np.ndarray:
     """Choose rows to fit on, ascending: all, or of more than `most` so many, of each stratum its share."""
     rows = np.arange(len(strata))
@@ -142,13 +152,11 @@ def fitted(make: Make, known: Any, target: np.ndarray, seed: int) -> Any:
 
 def nearest(neighbours: type, shape: tuple[int, int], seed: int) -> Any:
     """Neighbours among principal components; few training cells have few near ones."""
-    n_cells, n_genes = shape
-    n_components = max(1, min(_COMPONENTS, n_cells - 1, n_genes - 1))
-    return make_pipeline(
-        _most_variable(_VARIABLE_GENES, shape),
-        PCA(n_components, svd_solver="arpack", random_state=seed),
-        neighbours(min(_NEIGHBOURS, math.ceil(math.sqrt(n_cells))), weights="distance"),
-    )
+
+    def make(shape: tuple[int, int], seed: int) -> Any:  # noqa: ARG001
+        return neighbours(min(_NEIGHBOURS, math.ceil(math.sqrt(shape[0]))), weights="distance")
+
+    return on_components(make)(shape, seed)
 
 
 def boosted(model: type, shape: tuple[int, int], seed: int) -> Any:
@@ -164,6 +172,17 @@ def on_few_genes(make: Make) -> Make:
         return make_pipeline(_most_variable(_BOOSTED_GENES, shape), dense, make(shape, seed))
 
     return of_few_genes
+
+
+def on_components(make: Make) -> Make:
+    """Return what makes the same on principal components of the most variable genes, up to 50."""
+
+    def of_components(shape: tuple[int, int], seed: int) -> Any:
+        n_components = max(1, min(_COMPONENTS, shape[0] - 1, shape[1] - 1))
+        components = PCA(n_components, svd_solver="arpack", random_state=seed)
+        return make_pipeline(_most_variable(_VARIABLE_GENES, shape), components, make((shape[0], n_components), seed))
+
+    return of_components
 
 
 def _most_variable(n_genes: int, shape: tuple[int, int]) -> SelectKBest:

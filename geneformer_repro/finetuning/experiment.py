@@ -130,7 +130,7 @@ class Experiment:
 
     def split_table(self) -> pd.DataFrame:
         """Return which row is in which part."""
-        return split_table(self.splits, self.problem.names)
+        return split_table(self.splits, self.problem.names, row=self.problem.row)
 
     def digest_of_splits(self) -> str:
         """Return a digest of which row is in which part of which split."""

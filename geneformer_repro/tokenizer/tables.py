@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,7 @@ _REMARK = re.compile(
 """What a column is called, in full, that names rows or says something of them, also in numbers."""
 _CLINICAL = re.compile(r"(OS|DSS|DFI|PFI|DFS|PFS|RFS|EFS|age|sex|stage|grade|end)([._ ]\w*)?\Z", re.IGNORECASE)
 """Names of clinical columns, some of which are or were those of genes, too."""
+_MISSING = ["--", "'--", *(f"[Not {what}]" for what in ("Available", "Applicable", "Evaluated")), "[Unknown]"]
 _NUMBER = re.compile(r"[+-]?(\d[\d.,' ]*|[.,]\d+)([eE][+-]?\d+)?\Z|[+-]?inf(inity)?\Z", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?\Z")
 
@@ -89,7 +90,7 @@ def read_expression_table(path: str | Path, *, genes_in: Literal["rows", "column
         a sample has no name or no values, or two samples have one name.
     """
     path = Path(path)
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_lines(path)
+    table = _read_table(path)
     remarks = [j for j in range(len(table.header)) if _is_remark(table, j)]
     columns = [j for j in range(len(table.header)) if j not in set(remarks)]
     if not remarks or not columns or table.body.empty:
@@ -103,6 +104,36 @@ def read_expression_table(path: str | Path, *, genes_in: Literal["rows", "column
 
 
 # the file
+
+
+def read_clinical_table(path: str | Path) -> pd.DataFrame:
+    """Read a table of what is known of samples or patients, a row each, from a file that holds text or is Parquet.
+
+    Lines that begin with ``#`` above the header are passed over, as in cBioPortal's. What TCGA writes in place of a
+    value (``[Not Available]`` …, ``--``) is missing. Columns named like ids are text.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    DataFormatError
+        It is no table, a line has more or fewer fields than the others, or two columns have one name.
+    """
+    path = Path(path)
+    table = _read_table(path)
+    twice = [name for name, n in Counter(table.header).items() if n > 1]
+    if twice:
+        raise DataFormatError(
+            f"{path}: {len(twice)} columns have the name of another (first: {twice[0]!r}); rename them."
+        )
+    numbers = pd.to_numeric(table.body[0], errors="coerce")
+    is_number = numbers.notna().equals(table.body[0].notna()) and not table.body[0].astype(str).str.match(r"0\d").any()
+    first = numbers if is_number and not _REMARK.fullmatch(table.header[0]) else table.body[0]
+    return pd.concat([first, table.body.iloc[:, 1:]], axis=1).set_axis(table.header, axis=1)
+
+
+def _read_table(path: Path) -> _Table:
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_lines(path)
 
 
 def _read_parquet(path: Path) -> _Table:
@@ -143,9 +174,8 @@ def _read_lines(path: Path) -> _Table:
     names = ["", *header] if width > len(header) else header  # R's write.table names no column of row names
     as_written = {j: str for j, name in enumerate(names) if j == 0 or _REMARK.fullmatch(name)}
     below = text.partition("\n")[2]
-    body = pd.read_csv(
-        io.StringIO(below), sep=sep, header=None, dtype=as_written, low_memory=False, float_precision="round_trip"
-    )
+    exactly: dict[str, Any] = {"low_memory": False, "float_precision": "round_trip"}
+    body = pd.read_csv(io.StringIO(below), sep=sep, header=None, dtype=as_written, na_values=_MISSING, **exactly)
     if body[width - 1].isna().all() and (width > len(header) or not header[-1]):  # each line ends with a separator
         return _Table(header[: width - 1], body.drop(columns=width - 1))
     return _Table(names, body)
@@ -156,7 +186,11 @@ def _without_remarks_above(text: str) -> tuple[str, int]:
     lines_above, text = [], text.replace("\r\n", "\n").replace("\r", "\n")
     while text.startswith("#") or (text and not text.partition("\n")[0].strip()):
         line, _, rest = text.partition("\n")
-        if line.count("\t") and line.count("\t") == rest.partition("\n")[0].count("\t"):
+        below = rest.partition("\n")[0]
+        last, last_below = (text.rstrip("\t").rpartition("\t")[2] for text in (line, below))
+        if (
+            "\t" in line and not below.startswith("#") and _NUMBER.match(last_below) and not _NUMBER.match(last)
+        ):  # a header
             text = line.lstrip("# ") + "\n" + rest
             break
         lines_above.append(line)
