@@ -47,7 +47,7 @@ _FAR = 5.0
 """Standard deviations beyond which a clinical number, or an outlier in few patients, is pulled back."""
 _LINEAR_GENES, _TREE_GENES = 2000, 500
 """The most variable genes are looked at."""
-_TREE_TIMES = 50
+_TREE_TIMES = 20
 """Different times that trees are shown: their memory and time grow with them."""
 
 
@@ -321,7 +321,7 @@ def _elastic_net_path(
     """Return coefficients (P, A) and penalties, the strongest first."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
 
-    model = CoxnetSurvivalAnalysis(l1_ratio=0.5, n_alphas=30, alphas=alphas_A, alpha_min_ratio=0.05)
+    model = CoxnetSurvivalAnalysis(l1_ratio=0.5, n_alphas=20, alphas=alphas_A, alpha_min_ratio=0.1)
     with warnings.catch_warnings():  # that all coefficients are 0, or not converged to the last digit
         warnings.simplefilter("ignore")
         model.fit(columns_NP, _outcome(labels_NS))
