@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from scipy.sparse import csr_matrix
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_text
 from geneformer_repro.tokenizer.features import bare_id, ensembl_gene_in, is_ensembl_gene, symbol_in
+from geneformer_repro.tokenizer.measures import SHARED_OF
 from geneformer_repro.tokenizer.readers import CountSource
 from geneformer_repro.tokenizer.symbols import current_symbols, ensembl_of_symbol, symbol_of_ensembl
 
@@ -130,6 +131,25 @@ class KnownGenes(Protocol):
     @property
     def other_ids(self) -> Mapping[str, str]:
         """Retired id → gene id."""
+
+
+@dataclass(frozen=True)
+class GivenGenes:
+    """What is asked of a vocabulary here, as JSON can hold it: for a process that is given no vocabulary."""
+
+    gene_ids: tuple[str, ...]
+    by_name: Mapping[str, int]
+    other_ids: Mapping[str, str]
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Place of each id."""
+        return {gene: i for i, gene in enumerate(self.gene_ids)}
+
+    @classmethod
+    def of(cls, genes: KnownGenes) -> "GivenGenes":
+        """Return these genes."""
+        return cls(genes.gene_ids, dict(genes.by_name), dict(genes.other_ids))
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,11 +314,11 @@ def shares(table: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"genes": grouped["size"].astype(int), "share": grouped["sum"] / total})
 
 
-def in_one_line(shares: pd.DataFrame) -> str:
+def in_one_line(shares: pd.DataFrame, *, of: str = "counts") -> str:
     """Return `shares` as text: ``"12,000 genes kept (91.2 % of the counts), 10 mapped (…), …"``."""
     phrases = [
         f"{int(row['genes']):,} {'genes ' if i == 0 else ''}{name} ({100 * row['share']:.1f} %"
-        f"{' of the counts' if i == 0 else ''})"
+        f"{f' of the {of}' if i == 0 else ''})"
         for i, (name, row) in enumerate(shares.iterrows())
     ]
     return ", ".join(phrases)
@@ -328,8 +348,9 @@ def require_known(
     if genes.n_known and (share >= min_share or not counts[is_gene].any()):
         return
     example, ours = next((gene for gene in source.gene_ids if gene), ""), vocabulary.gene_ids[0]
+    held = SHARED_OF[source.measure.values]
     how_many = (
-        f"{genes.n_known} of {is_gene.sum()} genes, with {100 * share:.1f} % of the counts, are known to the "
+        f"{genes.n_known} of {is_gene.sum()} genes, with {100 * share:.1f} % of the {held}, are known to the "
         f"vocabulary; at least {100 * min_share:.0f} % is asked for"
         if genes.n_known
         else f"none of its {is_gene.sum()} genes is known to the vocabulary"
