@@ -57,11 +57,12 @@ def _kaplan_meier(
     labels_NS: np.ndarray,
     test: np.ndarray,
     seed: int,  # noqa: ARG001
-    times: Sequence[float] = (),
+    times: Sequence[float],
 ) -> np.ndarray:
     """Give all patients the same risk, and the curve of all training patients."""
-    curve_T = kaplan_meier(labels_NS[:, 0], labels_NS[:, 1]).at(np.asarray(times, dtype=float))
-    return np.tile(np.append(0.0, curve_T), (len(test), 1))
+    curve = kaplan_meier(labels_NS[:, 0], labels_NS[:, 1])
+    survival_T = curve.at(np.minimum(times, curve.times[-1]))  # after the last time as the other methods: it stays
+    return np.tile(np.append(0.0, survival_T), (len(test), 1))
 
 
 def _on(columns: Callable[..., tuple[np.ndarray, np.ndarray] | None], fit: Callable[..., Any]) -> Method:
@@ -77,7 +78,7 @@ def _on(columns: Callable[..., tuple[np.ndarray, np.ndarray] | None], fit: Calla
         labels_NS: np.ndarray,
         test: np.ndarray,
         seed: int,
-        times: Sequence[float] = (),
+        times: Sequence[float],
     ) -> np.ndarray | None:
         """Fit on training rows, whose labels these are, and predict the test rows."""
         made, at = columns(features, train, test, seed), np.asarray(times, dtype=float)
@@ -376,5 +377,5 @@ SURVIVAL_METHODS: Mapping[str, Method] = {
     "gradient boosting, survival": _on_genes(_boosting, _TREE_GENES),
     "Cox ridge, frozen embedding": _on(partial(_components, of="embedding"), partial(_cox_ridge, choices=_COMPONENTS)),
 }
-"""Name → ``fit_predict(features, train, labels, test, seed, times=())``: labels are event time, event and number of the
+"""Name → ``fit_predict(features, train, labels, test, seed, times)``: labels are event time, event and number of the
 cohort; what comes back has a row a test row, the risk and survival at each of the times."""
