@@ -384,3 +384,15 @@ SURVIVAL_METHODS: Mapping[str, Method] = {
 }
 """Name → ``fit_predict(features, train, labels, test, seed, times)``: labels are event time, event and number of the
 cohort; what comes back has a row a test row, the risk and survival at each of the times."""
+
+PATIENT_METHODS: Mapping[str, Method] = {
+    "Kaplan–Meier": _kaplan_meier,
+    "Cox ridge, PCA of pseudobulk": _on(
+        partial(_components, of="pseudobulk"), partial(_cox_ridge, choices=_COMPONENTS)
+    ),
+    "Cox ridge, cell-type composition": _on(
+        partial(_components, of="composition"), partial(_cox_ridge, choices=_COMPONENTS)
+    ),
+    "Cox ridge, mean vector": _on(partial(_components, of="embedding"), partial(_cox_ridge, choices=_COMPONENTS)),
+}
+"""The same of `PatientInputs`."""
