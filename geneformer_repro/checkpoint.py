@@ -1,6 +1,7 @@
 """The directory that holds a trained network: weights, the vocabulary its tokens mean, its head, what made it.
 
-It is a stock BERT directory with files beside, so `transformers` opens ours and any stock one opens here.
+It is a stock BERT directory with files beside, so `transformers` opens ours and any stock one opens here. An expression
+network, which is no BERT, has the same files beside its own two (see `expression`).
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from transformers import BertConfig
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError
+from geneformer_repro.expression import MODEL_TYPE, ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel
@@ -89,13 +91,16 @@ class Checkpoint:
     (['cell_type'], ('CD14+ Monocyte', 'CD19+ B'))
     """
 
-    model: MaskedGeneModel | CellClassifier | GeneClassifier
+    model: MaskedGeneModel | CellClassifier | GeneClassifier | ExpressionNetwork
     vocabulary: Vocabulary
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seen: np.ndarray | None = None
     name: str = "checkpoint"
 
     def __repr__(self) -> str:
+        if isinstance(self.model, ExpressionNetwork):
+            parameters = f"{self.model.num_parameters():,} parameters"
+            return f"Checkpoint({_described(self.model.head)}, {self.model!r}, {parameters}, {self.vocabulary!r})"
         config = self.model.config
         what = _described(self.head) if self.head else "masked gene model"
         return (
@@ -109,13 +114,37 @@ class Checkpoint:
         return None if isinstance(self.model, MaskedGeneModel) else self.model.head
 
     @property
+    def token_model(self) -> MaskedGeneModel | CellClassifier | GeneClassifier:
+        """The network, if it reads tokens; `InputError` of an expression network."""
+        if isinstance(self.model, ExpressionNetwork):
+            raise InputError(
+                f"{self.name} is an expression network: it reads a matrix of values, and here an encoder is wanted, "
+                "which reads tokens. Give the checkpoint of a pretrained or fine-tuned encoder."
+            )
+        return self.model
+
+    @property
+    def expression_network(self) -> ExpressionNetwork:
+        """The network, if it reads expression values; `InputError` of one that reads tokens."""
+        if not isinstance(self.model, ExpressionNetwork):
+            raise InputError(
+                f"{self.name} is an encoder, which reads tokens, and here an expression network is wanted, which reads "
+                "a matrix of values. Give the checkpoint of one."
+            )
+        return self.model
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over all that decides what the network puts out: vocabulary, weights, configuration and head.
 
         Of a model in memory also over adapters and quantisation, which state dicts tell only in part.
         """
         digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
-        config = {name: getattr(self.model.config, name) for name in _DECIDING}
+        config: Any
+        if isinstance(self.model, ExpressionNetwork):
+            config = self.model.deciding()
+        else:
+            config = {name: getattr(self.model.config, name) for name in _DECIDING}
         head = self.head.to_json() if self.head else None
         digest.update(json.dumps([config, head, list(_altered(self.model))], default=str).encode())
         for name, weight in sorted(self.model.state_dict().items()):
@@ -138,7 +167,7 @@ class Checkpoint:
         VocabularyMismatchError
             Their vocabulary is another one, or they were ranked by other values or in another order.
         InputError
-            A cell is longer than the model has positions.
+            A cell is longer than the model has positions, or the model is an expression network, which reads no tokens.
 
         See Also
         --------
@@ -157,10 +186,11 @@ class Checkpoint:
         vocabularies (15cdb1d08b91, ...): special tokens {'<pad>': 0, '<mask>': 1} and {'<pad>': 0, '<mask>': 1,
         '<cls>': 2, '<eos>': 3}. Tokenise the counts again with the vocabulary of the checkpoint.
         """
+        model = self.token_model
         if not len(cells):
             raise InputError("The dataset holds no cells.")
         cells.vocabulary.require_same(self.vocabulary, this="the dataset", that=self.name, tokens_only=tokens_only)
-        n_positions = self.model.config.max_position_embeddings
+        n_positions = model.config.max_position_embeddings
         longest = int(cells.lengths.max())
         if longest > n_positions:
             raise InputError(
@@ -209,8 +239,9 @@ class Checkpoint:
             self.model.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):
             file.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for its owner alone
-        config = read_json(folder / "config.json")
-        write_json(folder / "config.json", config | {"architectures": [_architecture(self.head)]})
+        if not isinstance(self.model, ExpressionNetwork):
+            config = read_json(folder / "config.json")
+            write_json(folder / "config.json", config | {"architectures": [_architecture(self.head)]})
         self.vocabulary.write_into(folder)
         if self.head:
             write_json(folder / "head.json", {"format": HEAD_FORMAT, **self.head.to_json()})
@@ -294,6 +325,9 @@ class Checkpoint:
         head = _read_head(local / "head.json") if (local / "head.json").exists() else _published_head(config, local)
         provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
         seen = _read_seen(local / SEEN_FILE) if (local / SEEN_FILE).exists() else None
+        if config.get("model_type") == MODEL_TYPE:
+            network = ExpressionNetwork.load(local, head, vocabulary)
+            return cls(network, vocabulary, provenance, seen, name=f"checkpoint {local}")
         model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
         if model.config.vocab_size != vocabulary.size:
             raise VocabularyMismatchError(

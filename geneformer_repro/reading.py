@@ -90,11 +90,11 @@ def _laid_out(cells: TokenizedDataset, rows: np.ndarray, chosen: np.ndarray) -> 
 
 def blocks_to_run(checkpoint: Checkpoint, layer: int) -> int:
     """Return how many blocks run to read `layer`: 0 is the last block, -1 the one before (the published convention)."""
-    n_blocks = checkpoint.model.config.num_hidden_layers + layer
+    n_all = checkpoint.token_model.config.num_hidden_layers
+    n_blocks = n_all + layer
     if layer > 0 or n_blocks < 0:
         raise InputError(
-            f"layer must lie between {-checkpoint.model.config.num_hidden_layers} (the input embedding) and 0 (the "
-            f"last block), found {layer}."
+            f"layer must lie between {-n_all} (the input embedding) and 0 (the last block), found {layer}."
         )
     return int(n_blocks)
 
@@ -149,8 +149,8 @@ class Reader:
         require_one_of(Dtype, "dtype", dtype)
         n_blocks = blocks_to_run(checkpoint, layer)
         where = torch.device(device) if device else processes.device()
-        nn.Module.to(checkpoint.model, where)
-        return cls(checkpoint.model.eval().bert, n_blocks, where, dtype, max_tokens)
+        nn.Module.to(checkpoint.token_model, where)
+        return cls(checkpoint.token_model.eval().bert, n_blocks, where, dtype, max_tokens)
 
     @property
     def hidden_size(self) -> int:

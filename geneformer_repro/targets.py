@@ -1,21 +1,23 @@
 """What a network learns: the kinds of target, each with its loss and the meaning of its outputs.
 
-All that differs between a class and a number for a network stands here, one class a kind; what differs for an
+All that differs between a class, a number and a time for a network stands here, one class a kind; what differs for an
 experiment (labels, scores, simple methods) stands in `finetuning.kinds`. Losses are sums over rows, so that two
-processes that share the rows add up to one.
+processes that share the rows add up to one; Cox's, which compares rows, is for networks that see all rows at once.
 
-Shapes: N rows, K outputs of a target, S numbers of its label.
+Shapes: N rows, K outputs of a target, S numbers of its label, J intervals, T times.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geneformer_repro import hazards
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import misfit
@@ -64,6 +66,11 @@ class Target(ABC):
         """Outputs of the network for this target."""
         return len(self.output_names)
 
+    @property
+    def n_meanings(self) -> int:
+        """Numbers that its outputs mean."""
+        return self.n_outputs
+
     @abstractmethod
     def loss(
         self, outputs_NK: Tensor, labels_NS: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0
@@ -82,9 +89,23 @@ class Target(ABC):
             Share of a label that is spread evenly over all classes, for kinds that have classes.
         """
 
+    def prepared_loss(self, labels_NS: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the loss of outputs (…, N, K) of these rows, (…), as a function; what labels decide is done once."""
+
+        def losses(outputs_NK: Tensor) -> Tensor:
+            if outputs_NK.ndim == 2:
+                return self.loss(outputs_NK, labels_NS)
+            return torch.stack([losses(of_network) for of_network in outputs_NK])
+
+        return losses
+
+    def fitted(self, outputs_NK: Tensor, labels_NS: Tensor) -> "Target":
+        """Return the target with what a trained network's outputs of its training rows must yet tell it."""
+        return self
+
     @abstractmethod
     def meaning(self, outputs_NK: Tensor) -> Tensor:
-        """Return what outputs mean, in their own unit and of their type: one number for each output."""
+        """Return what outputs mean, in their own unit and of their type: `n_meanings` numbers a row."""
 
     @abstractmethod
     def columns(self, meaning_NK: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,7 +129,7 @@ class Target(ABC):
         """
         fields = dict(content)
         name = fields.pop("kind", None)
-        kinds = {kind.kind: kind for kind in (Classes, Number)}
+        kinds = {kind.kind: kind for kind in (Classes, Number, SurvivalTime)}
         if name not in kinds:
             raise UnknownKindError(
                 f"target {fields.get('name')!r} is of kind {name!r}. {did_you_mean(str(name), sorted(kinds))} A newer "
@@ -230,11 +251,129 @@ class Number(Target):
         return {f"{self.name}_predicted": meaning_NK[:, 0]}
 
 
+SurvivalLoss = Literal["hazard", "cox", "weibull"]
+
+
+@dataclass(frozen=True)
+class SurvivalTime(Target):
+    """A time until an event, which may be censored; the label is time, event (1, or 0 if censored) and cohort's number.
+
+    Whatever the loss, outputs mean a risk, higher is worse, and the probability of being free of the event at `times`.
+    """
+
+    time: str
+    """The obs column of the times; the target's name is that of the events."""
+    times: tuple[float, ...]
+    """When survival is told, ascending, in the unit of the labels."""
+    horizon: float
+    """The one of them at which survival is told to people, such as five years."""
+    learned_by: SurvivalLoss = "hazard"
+    """"hazard": the probability of an event in each of some intervals; "weibull": an accelerated failure time; both are
+    sums over rows. "cox": partial likelihood within cohorts, which needs all rows at once."""
+    intervals: int = 10
+    """Of "hazard", how many at most, each with as many events."""
+    cohorts: tuple[str, ...] = ()
+    """Names of the cohorts, by the number that stands in labels; none where all are of one."""
+    edges: tuple[float, ...] = ()
+    """Of "hazard" 0 and the ends of the intervals, from training labels."""
+    unit: float = 1.0
+    """Of "weibull" the time that an output of 0 stands for, from training labels."""
+    baseline: tuple[float, ...] = ()
+    """Of "cox" the cumulative baseline hazard at `times`, from training rows; without it survival is not told."""
+    kind = "survival"
+    form = {  # noqa: RUF012
+        "name": str, "time": str, "times": [float], "horizon": float, "learned_by": str, "intervals": int,
+        "cohorts": [str], "edges": [float], "unit": float, "baseline": [float],
+    }  # fmt: skip
+    n_labels = 3
+    sums_to_one = False
+
+    def __post_init__(self) -> None:
+        self._require_names(self.name, self.time)
+        rising = all(early < late for early, late in zip((0.0, *self.times), self.times, strict=False))
+        if not (rising and self.horizon in self.times and self.learned_by in get_args(SurvivalLoss)):
+            raise InputError(
+                f"Target {self.name!r} tells survival at times that rise from above 0, one of them the horizon, "
+                f"learned by {', '.join(map(repr, get_args(SurvivalLoss)))}; found {self.times}, {self.horizon}, "
+                f"{self.learned_by!r}."
+            )
+
+    @property
+    def described(self) -> str:
+        """Name and kind."""
+        return f"{self.name!r} (survival)"
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What the loss is about."""
+        match self.learned_by:
+            case "hazard":
+                return tuple(f"{self.name} until {end:g}" for end in self.edges[1:])
+            case "weibull":
+                return f"{self.name} scale", f"{self.name} shape"
+        return (f"{self.name} log hazard",)
+
+    @property
+    def n_meanings(self) -> int:
+        """The risk, and survival at each of the times."""
+        return 1 + len(self.times)
+
+    def loss(
+        self, outputs_NK: Tensor, labels_NS: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the negative log-likelihood; `weights` and `smoothing` are of classes."""
+        assert weights is None
+        return self.prepared_loss(labels_NS)(outputs_NK)
+
+    def prepared_loss(self, labels_NS: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the loss of outputs (…, N, K) of these rows, summed over rows, (…); risk sets are sorted once."""
+        has_label = ~labels_NS.isnan().any(dim=1)
+        event_time, event, cohort = labels_NS[has_label].unbind(dim=1)
+        if self.learned_by == "cox":
+            if not event.any():
+                return lambda outputs_NK: outputs_NK.sum(dim=(-1, -2)) * 0
+            risk_sets = hazards.RiskSets(event_time, event, strata=cohort)
+            return lambda outputs_NK: risk_sets.loss(outputs_NK[..., has_label, 0])
+        if self.learned_by == "hazard":
+            edges = np.asarray(self.edges)
+            return lambda outputs_NK: hazards.discrete_hazard_loss(
+                outputs_NK[..., has_label, :], event_time, event, edges
+            )
+        return lambda outputs_NK: hazards.weibull_loss(outputs_NK[..., has_label, :], event_time, event, unit=self.unit)
+
+    def fitted(self, outputs_NK: Tensor, labels_NS: Tensor) -> "SurvivalTime":
+        """Return the target with the baseline hazard, where the loss has left it open."""
+        if self.learned_by != "cox" or len(labels_NS[:, 2].unique()) > 1:  # each cohort has a baseline of its own
+            return self
+        cumulative = hazards.baseline_hazard(outputs_NK[:, 0], labels_NS[:, 0], labels_NS[:, 1], self.times)
+        return replace(self, baseline=tuple(cumulative.tolist()))
+
+    def meaning(self, outputs_NK: Tensor) -> Tensor:
+        """Return the risk, and the probability to be free of the event at each of the times, (N, 1 + T)."""
+        times, edges = np.asarray(self.times), np.asarray(self.edges)
+        if self.learned_by == "hazard":
+            survival_NT = hazards.discrete_survival(outputs_NK, edges, times)
+            risk_N = hazards.discrete_risk(outputs_NK, edges)
+        elif self.learned_by == "weibull":
+            survival_NT = hazards.weibull_survival(outputs_NK, times, unit=self.unit)
+            risk_N = hazards.weibull_risk(outputs_NK)
+        else:
+            risk_N = outputs_NK[:, 0]
+            cumulative = outputs_NK.new_tensor(self.baseline or [torch.nan] * len(times))
+            survival_NT = (-cumulative * risk_N[:, None].exp()).exp()
+        return torch.cat([risk_N[:, None], survival_NT], dim=1)
+
+    def columns(self, meaning_NK: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the risk, and the probability of being free of the event at the horizon."""
+        survival = meaning_NK[:, 1 + self.times.index(self.horizon)]
+        return {f"{self.name}_risk": meaning_NK[:, 0], f"{self.name}_free_at_{self.horizon:g}": survival}
+
+
 def labels_of(targets: Sequence[Target], labels_NS: np.ndarray) -> list[np.ndarray]:
     """Cut labels (rows, all) into those of each target."""
     return np.split(labels_NS, np.cumsum([target.n_labels for target in targets])[:-1], axis=1)
 
 
-def columns_of(targets: Sequence[Target], outputs_NK: np.ndarray) -> list[np.ndarray]:
-    """Cut columns (rows, all outputs) into those of each target."""
-    return np.split(outputs_NK, np.cumsum([target.n_outputs for target in targets])[:-1], axis=1)
+def columns_of(targets: Sequence[Target], meaning_NK: np.ndarray) -> list[np.ndarray]:
+    """Cut what outputs mean (rows, all) into that of each target."""
+    return np.split(meaning_NK, np.cumsum([target.n_meanings for target in targets])[:-1], axis=1)

@@ -28,11 +28,14 @@ NAMES = [
     "FinetuneConfig",
     "Finetuned",
     "FinetunedGenes",
+    "FinetunedPatients",
     "GeneFinetuneConfig",
     "GoalState",
+    "Harmoniser",
     "Inhibition",
     "InputError",
     "Overexpression",
+    "PatientConfig",
     "PretrainConfig",
     "RankShift",
     "ShiftTable",
@@ -46,12 +49,15 @@ NAMES = [
     "embed_states",
     "finetune",
     "finetune_genes",
+    "finetune_patients",
     "integration_scores",
     "map_to_reference",
     "perturb",
     "plot_screen",
     "predict",
     "pretrain",
+    "pseudobulk",
+    "read_samples",
     "shift_statistics",
     "tokenize",
     "transfer_study",
@@ -60,9 +66,12 @@ NAMES = [
 FUNCTIONS = {
     "tokenize": "sources, vocabulary, *, values, log2, order, out, obs, layer, gene_ids, orthologs, "
     "min_known_share, cell_filter, uncropped, workers, ray, overwrite",
+    "pseudobulk": "source, by, *, layer, min_cells",
+    "read_samples": "expression, clinical, *, id, genes_in, one_per_patient",
     "pretrain": "cells, config, *, out, base, overwrite, resume",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
+    "finetune_patients": "checkpoint, cells, config, *, out, counts, overwrite",
     "transfer_study": "checkpoint, source, target, config, *, out, counts, overwrite",
     "predict": "checkpoint, data, *, layer, gene_ids, log2, max_tokens, device, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
@@ -94,6 +103,10 @@ FUNCTIONS = {
     "Checkpoint.from_pretrained": "path_or_hub_id, *, subfolder, revision, vocabulary",
     "Checkpoint.save": "self, path, *, overwrite",
     "Checkpoint.require_matching": "self, cells, *, tokens_only",
+    "Harmoniser.fit": "values, batches, *, method, reference, on_unseen",
+    "Harmoniser.apply": "self, values, batches",
+    "Harmoniser.save": "self, path, *, overwrite",
+    "Harmoniser.load": "path",
     "ShiftTable": "source, metadata",
     "ShiftTable.open": "path",
     "ShiftTable.save": "self, path, *, overwrite",
@@ -101,10 +114,12 @@ FUNCTIONS = {
 }
 TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, trainer"
 TRANSFER = "transfer(strategy, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits)"
+SPLIT = (
+    "split(group, folds, repeats, validation, test, test_groups, validation_groups, balance, split_file, allow_seen)"
+)
 FINETUNE = (
     f"seed, pooling, training({TRAINING}, task_weights, class_balance), {TRANSFER}, target, regression, min_cells, "
-    "max_cells_per_class, split(group, folds, validation, test, test_groups, validation_groups, balance, split_file, "
-    "allow_seen), search(trials, space, engine), compare(baselines, curve)"
+    f"max_cells_per_class, {SPLIT}, search(trials, space, engine), compare(baselines, curve)"
 )
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
@@ -112,12 +127,17 @@ FIELDS = {
     "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids, values, order",
     "TokenizedDataset": "table, vocabulary, spec",
     "Checkpoint": "model, vocabulary, provenance, seen, name",
+    "Harmoniser": "method, batches, on_unseen, arrays",
     "PretrainConfig": f"seed, size, network, mask_probability, held_out, training({TRAINING}, recipe)",
     "FinetuneConfig": FINETUNE,
     "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
     "TransferStudyConfig": f"{FINETUNE}, source(target, regression, epochs)",
     "TransferStudy": "checkpoint, evaluations, split, history, curve, trials, source",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
+    "FinetunedPatients": "network, evaluations, split, history, patients, attention, attention_by_type",
+    "PatientConfig": f"seed, patient, target, regression, vectors, cell_type, pooling, {SPLIT}, "
+    "network(hidden, attention, dropout), training(epochs, batch_size, learning_rate, weight_decay), "
+    "compare(baselines)",
     "GeneFinetuneConfig": "seed, max_cells, min_cells, split(folds, validation), "
     f"training({TRAINING}, class_balance), {TRANSFER}, compare(baselines)",
     "Deletion": "genes, combine, anchor",
@@ -127,8 +147,15 @@ FIELDS = {
     "RankShift": "genes, combine, anchor, to",
     "GoalState": "obs, start, goal, alternatives, embeddings",
 }
-CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig", "GeneFinetuneConfig", "TransferStudyConfig")
-RESULTS = ("Finetuned", "FinetunedGenes", "TransferStudy")
+CONFIGS = (
+    "CellFilter",
+    "PretrainConfig",
+    "FinetuneConfig",
+    "GeneFinetuneConfig",
+    "PatientConfig",
+    "TransferStudyConfig",
+)
+RESULTS = ("Finetuned", "FinetunedGenes", "FinetunedPatients", "TransferStudy")
 
 
 def named(path):
@@ -252,7 +279,8 @@ def test_a_docstring_speaks_of_every_parameter(path):
 @pytest.mark.parametrize(
     "name",
     [
-        "tokenize", "pretrain", "finetune", "finetune_genes", "transfer_study", "predict", "embed", "embed_states",
+        "tokenize", "pretrain", "finetune", "finetune_genes", "finetune_patients", "transfer_study", "predict", "embed",
+        "embed_states",
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
     ],

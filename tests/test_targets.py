@@ -1,6 +1,6 @@
 """Kinds of target: loss, missing labels, the meaning of outputs, columns of predictions, and JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from transformers import BertConfig
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import CellClassifier, Head
-from geneformer_repro.targets import Classes, Number, Target, UnknownKindError, labels_of
+from geneformer_repro.targets import Classes, Number, SurvivalTime, Target, UnknownKindError, labels_of
 
 TYPE, AGE = Classes("type", ("b", "t")), Number("age", 40.0, 10.0)
 OUTPUTS = torch.tensor([[0.0, np.log(3)], [5.0, 5.0], [1.0, -2.0]])
@@ -52,14 +52,61 @@ def test_a_table_of_predictions_has_the_class_its_probability_and_all_or_the_num
     assert AGE.columns(np.array([[41.0]]))["age_predicted"].tolist() == [41.0]
 
 
-@pytest.mark.parametrize("target", [TYPE, AGE], ids=["classes", "number"])
+HAZARDS = SurvivalTime("died", "days", (100.0, 400.0), 400.0, edges=(0.0, 150.0, 300.0, 700.0))
+COX, WEIBULL = replace(HAZARDS, learned_by="cox", edges=()), replace(HAZARDS, learned_by="weibull", unit=250.0)
+LIVES = torch.tensor([[100.0, 1, 0], [200, 1, 0], [200, 0, 1], [300, 1, 1], [650, 0, 0], [900, 1, 1]])
+
+
+@pytest.mark.parametrize("target", [HAZARDS, WEIBULL], ids=["hazard", "weibull"])
+def test_what_an_encoder_learns_of_survival_is_a_sum_over_rows_without_those_that_have_no_time(target):
+    outputs = torch.randn(6, target.n_outputs, generator=torch.Generator().manual_seed(1))
+    alone = torch.stack([target.loss(outputs[[i]], LIVES[[i]]) for i in range(6)])
+    torch.testing.assert_close(target.loss(outputs, LIVES), alone.sum())
+    fewer = LIVES.clone()
+    fewer[[1, 4]] = float("nan")
+    torch.testing.assert_close(target.loss(outputs, fewer), alone[[0, 2, 3, 5]].sum())
+
+
+def test_cox_compares_within_cohorts_and_several_networks_at_once():
+    outputs = torch.randn(3, 6, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loss = COX.prepared_loss(LIVES)
+    torch.testing.assert_close(loss(outputs), torch.stack([COX.loss(of_network, LIVES) for of_network in outputs]))
+    of_cohorts = [LIVES[:, 2] == number for number in (0, 1)]
+    torch.testing.assert_close(loss(outputs[0]), sum(COX.loss(outputs[0][rows], LIVES[rows]) for rows in of_cohorts))
+    torch.testing.assert_close(loss(outputs + 100), loss(outputs))
+    assert COX.loss(outputs[0], LIVES * torch.tensor([1.0, 0.0, 1.0])) == 0  # nobody has the event
+
+
+@pytest.mark.parametrize("target", [HAZARDS, COX, WEIBULL], ids=["hazard", "cox", "weibull"])
+def test_survival_is_told_as_a_risk_and_the_probability_at_each_time(target):
+    outputs = torch.randn(6, target.n_outputs, generator=torch.Generator().manual_seed(1)).double()
+    target = target.fitted(outputs, LIVES.double() * torch.tensor([1.0, 1.0, 0.0]))
+    meaning = target.meaning(outputs)
+    assert meaning.shape == (6, target.n_meanings) == (6, 3)
+    risk, early, late = meaning.T
+    assert ((late > 0) & (late < early) & (early < 1)).all()
+    if target.learned_by == "cox":
+        assert torch.equal(risk.argsort(), late.argsort(descending=True))
+    columns = target.columns(meaning.numpy())
+    np.testing.assert_array_equal(columns["died_risk"], risk)
+    np.testing.assert_array_equal(columns["died_free_at_400"], late)
+
+
+def test_cox_tells_no_survival_where_cohorts_have_baselines_of_their_own():
+    outputs = torch.zeros(6, 1, dtype=torch.float64)
+    assert COX.fitted(outputs, LIVES.double()).meaning(outputs)[:, 1:].isnan().all()
+
+
+@pytest.mark.parametrize("target", [TYPE, AGE, HAZARDS, replace(COX, baseline=(0.1, 0.2), cohorts=("a", "b")), WEIBULL])
 def test_json_gives_the_same_target(target):
     assert Target.from_json(target.to_json()) == target
 
 
 def test_another_kind_is_refused_by_its_name():
-    with pytest.raises(UnknownKindError, match=r"'os' is of kind 'survival'\. There are: 'classes', 'number'"):
-        Target.from_json({"kind": "survival", "name": "os"})
+    with pytest.raises(
+        UnknownKindError, match=r"'os' is of kind 'hazards'\. There are: 'classes', 'number', 'survival'"
+    ):
+        Target.from_json({"kind": "hazards", "name": "os"})
 
 
 @pytest.mark.parametrize(
@@ -72,6 +119,8 @@ def test_another_kind_is_refused_by_its_name():
         pytest.param(lambda: Number(""), "have names", id="number without name"),
         pytest.param(lambda: Number("a", 0.0, 0.0), "sd above 0", id="no spread"),
         pytest.param(lambda: Number("a", float("nan")), "sd above 0", id="no mean"),
+        pytest.param(lambda: SurvivalTime("a", "t", (2.0, 1.0), 1.0), "times that rise from above 0", id="times fall"),
+        pytest.param(lambda: SurvivalTime("a", "t", (1.0, 2.0), 3.0), "one of them the horizon", id="no horizon"),
     ],
 )
 def test_a_target_that_cannot_be_learned_is_refused(make, message):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,19 @@ def _finetune(arguments: argparse.Namespace) -> None:
     else:
         result = finetune(*open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
         evaluations = dict(result.evaluations)
-    if not processes.is_first():
-        return
+    if processes.is_first():
+        print_evaluations(evaluations, "on genes held out" if arguments.genes else "on the test cells", arguments.out)
+
+
+def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> None:
+    """Print what every method reached on each target, and what that says."""
     for name, evaluation in evaluations.items():
         shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
-        print(f"{name}, on the test cells" if not arguments.genes else f"{name}, on genes held out")
+        print(f"{name}, {where}")
         print(evaluation.methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
             print(sentence)
-    print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+    print(f"{Path(out) / 'report.html'} has the pictures and intervals")
 
 
 def named_settings(arguments: argparse.Namespace) -> list[str]:

@@ -33,7 +33,8 @@ class Evaluation:
     at the end ``SCORE_vs_best_simple``, with both: by how much the score (macro-F1, or R² of a number) is above that of
     the simple method in which it is highest, on the same resamples; 0 for this method itself."""
     predictions: pd.DataFrame
-    """A row a test cell: ``cell``, ``fold`` (of several), ``true``, and each method's prediction."""
+    """A row a test cell: ``cell``, ``fold`` (of several), ``true``, and each method's prediction. Of folds that are
+    dealt several times a row a cell and ``repeat``, which stands after the fold."""
     folds: pd.DataFrame | None = None
     """Over the folds, of several: ``method``, ``score``, ``mean``, ``sd``, ``n``; without folds of one class."""
     probabilities: pd.DataFrame | None = None
@@ -117,6 +118,7 @@ def evaluate_target(
     folds: np.ndarray,
     groups: np.ndarray | None,
     seed: int,
+    repeats: np.ndarray | None = None,
     named: str = "cell",
     networks: Sequence[str] = (FINE_TUNED, RANDOM),
     reference: str | None = None,
@@ -139,6 +141,8 @@ def evaluate_target(
         What the intervals resample as wholes; None resamples cells.
     seed
         Of the resampling, the same for every method.
+    repeats
+        The repeat in which each was tested, from 0, of folds that are dealt several times; None where they are once.
     named
         What a row is called.
     networks
@@ -148,7 +152,8 @@ def evaluate_target(
     """
     labels_NS = labels.reshape(len(labels), -1)
     known = ~np.isnan(labels_NS).any(axis=1)
-    names, labels_NS, folds = names[known], labels_NS[known], folds[known]
+    repeats = np.zeros_like(folds) if repeats is None else repeats
+    names, labels_NS, folds, repeats = names[known], labels_NS[known], folds[known], repeats[known]
     groups = None if groups is None else groups[known]
     kind, several = kind_of(target), bool(folds.max() > 0)
     ran = {name: one[known] for name, one in predicted.items() if one is not None}
@@ -157,7 +162,9 @@ def evaluate_target(
     }
     rows = [scored[name].scores if name in scored else {} for name in predicted]
     methods = pd.DataFrame(rows, index=pd.Index(list(predicted), name="method"))
-    columns = {named: names} | ({"fold": folds + 1} if several else {}) | {"true": kind.written(labels_NS)}
+    dealt = {"fold": folds + 1} if several else {}
+    dealt |= {"repeat": repeats + 1} if repeats.max() > 0 else {}
+    columns = {named: names, **dealt, "true": kind.written(labels_NS)}
     compared = {VS_BEST: _best_simple(methods[kind.leading], networks)}
     if reference is not None and not np.isnan(methods[kind.leading].to_dict()[reference]):
         compared[vs(reference)] = reference

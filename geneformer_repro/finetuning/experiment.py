@@ -21,7 +21,7 @@ from geneformer_repro.finetuning.methods import NETWORKS, Comparison, NetworkMet
 from geneformer_repro.finetuning.networks import best_epoch
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.search import best_settings, search
-from geneformer_repro.finetuning.splits import Split, digest_of, split_table
+from geneformer_repro.finetuning.splits import Split, digest_of, repeat_of, split_table
 from geneformer_repro.targets import labels_of
 
 
@@ -89,9 +89,26 @@ class Experiment:
 
     @property
     def tested(self) -> np.ndarray:
-        """Rows that are reported, in the order of the tables."""
+        """Rows that are reported, in the order of the tables; each as often as there are repeats."""
+        return np.concatenate([split.test for split in self.splits])[self._order]
+
+    @property
+    def _order(self) -> np.ndarray:
+        """Where in the tables the rows stand that are tested split by split."""
         rows = np.concatenate([split.test for split in self.splits])
-        return np.sort(rows) if self.problem.reported_in_order else rows
+        return np.argsort(rows, kind="stable") if self.problem.reported_in_order else np.arange(len(rows))
+
+    @property
+    def units(self) -> np.ndarray | None:
+        """What intervals resample as wholes, for each tested row: its group; of several repeats at least the row."""
+        if self.problem.groups is not None:
+            return self.problem.groups[self.tested]
+        return self.tested if self.repeats > 1 else None
+
+    @property
+    def repeats(self) -> int:
+        """How often the rows are dealt into folds."""
+        return int(repeat_of(self.splits)[-1]) + 1
 
     @property
     def learned(self) -> np.ndarray:
@@ -104,15 +121,16 @@ class Experiment:
         """What the intervals are, in words."""
         groups, named = self.problem.groups, self.problem.group
         n_groups = 0 if groups is None else len(np.unique(groups[self.tested]))
+        repeated = f", each tested {self.repeats} times" if self.repeats > 1 else ""
         if n_groups >= 2:
             rough = ", rough with so few" if n_groups < 8 else ""
-            return f"95 % bootstrap intervals over {n_groups} groups of {named!r}{rough}"
+            return f"95 % bootstrap intervals over {n_groups} groups of {named!r}{repeated}{rough}"
         alone = f", too narrow, since all are of one group of {named!r}" if n_groups else ""
-        return f"95 % bootstrap intervals over {len(self.tested)} {self.problem.row}s{alone}"
+        return f"95 % bootstrap intervals over {len(np.unique(self.tested))} {self.problem.row}s{repeated}{alone}"
 
     def split_table(self) -> pd.DataFrame:
         """Return which row is in which part."""
-        return split_table(self.splits, self.problem.names)
+        return split_table(self.splits, self.problem.names, row=self.problem.row)
 
     def digest_of_splits(self) -> str:
         """Return a digest of which row is in which part of which split."""
@@ -186,18 +204,15 @@ class Experiment:
 
     def _predicted(self, outcomes: list[Outcome]) -> list[dict[str, np.ndarray | None]]:
         """Join the predictions of all splits, in the order of the tables."""
-        rows = np.concatenate([split.test for split in self.splits])
-        order = np.argsort(rows, kind="stable") if self.problem.reported_in_order else np.arange(len(rows))
         return [
-            _joined([outcome.predicted[i] for outcome in outcomes], order) for i in range(len(self.problem.targets))
+            _joined([outcome.predicted[i] for outcome in outcomes], self._order)
+            for i in range(len(self.problem.targets))
         ]
 
     def _evaluations(self, predicted: list[dict[str, np.ndarray | None]]) -> dict[str, Evaluation]:
         """Score all methods on the test rows of all splits."""
-        tested, groups = self.tested, self.problem.groups
-        fold_of = np.zeros(len(self.problem.labels), dtype=np.int64)
-        for number, split in enumerate(self.splits):
-            fold_of[split.test] = number
+        tested, n_tested = self.tested, [len(split.test) for split in self.splits]
+        folds = np.repeat(np.arange(len(self.splits)), n_tested)[self._order]
         labels = labels_of(self.problem.targets, self.problem.labels[tested])
         return {
             target.name: evaluate_target(
@@ -205,8 +220,9 @@ class Experiment:
                 self.problem.names[tested],
                 of_target,
                 by_method,
-                folds=fold_of[tested],
-                groups=None if groups is None else groups[tested],
+                folds=folds,
+                repeats=repeat_of(self.splits)[folds],
+                groups=self.units,
                 seed=self.config.seed,
                 named=self.problem.row,
                 networks=self.network_names,

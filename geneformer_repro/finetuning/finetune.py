@@ -259,8 +259,7 @@ class CellExperiment(Experiment):
         config, problem = self.config, self.problem
         counted = raw_counts(problem.cells, counts) if config.compare.baselines else None
         inputs = self.inputs(counted)
-        plain = resolved(with_settings(config, split_file=None))  # whose content the inputs name
-        plan = {"step": self.step, "version": VERSION, "config": plain, **inputs}
+        plan = {"step": self.step, "version": VERSION, "config": planned(config), **inputs}
         with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
             begun = self.begun(inputs, work.folder)
             features = problem.features(self.start, config, counted) if config.compare.baselines else None
@@ -351,6 +350,17 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
     if not config.split.allow_seen:
         _require_unseen(experiment, checkpoint)
     return experiment
+
+
+def planned(config: Any) -> dict[str, Any]:
+    """Return the settings that a plan names: without the split file, whose content the inputs name.
+
+    Folds that are dealt once do not say so, as in runs that were begun before there were repeats.
+    """
+    plain = resolved(with_settings(config, split_file=None))
+    if config.split.repeats == 1:
+        del plain["split"]["repeats"]
+    return plain
 
 
 def _require_unseen(experiment: CellExperiment, checkpoint: Checkpoint) -> None:

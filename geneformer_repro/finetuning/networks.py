@@ -103,9 +103,12 @@ def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool)
     """Make a classifier of the shape of a checkpoint, with its encoder's weights or with random ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = (GeneClassifier if head.level == "gene" else CellClassifier)(like.model.config, head)
+        model = (GeneClassifier if head.level == "gene" else CellClassifier)(like.token_model.config, head)
     if pretrained:
-        own, theirs = model.bert.state_dict(), like.model.bert.state_dict()  # of which one alone may have a pooler
+        own, theirs = (
+            model.bert.state_dict(),
+            like.token_model.bert.state_dict(),
+        )  # of which one alone may have a pooler
         model.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
     return model
 
@@ -209,7 +212,7 @@ class Training:
             seed=self.config.seed,
             groups=groups,
             best_by=SELECTION if self.score else None,
-            flops_an_epoch=3 * flops(self.start.model.config, self.examples.lengths),
+            flops_an_epoch=3 * flops(self.start.token_model.config, self.examples.lengths),
             work=work,
             step=step,
         )
@@ -253,7 +256,9 @@ def scores_by_target(targets: Sequence[Target], labels_NS: np.ndarray, meaning_N
 
 
 def best_epoch(history: pd.DataFrame) -> float:
-    """Return the epoch whose model was kept, at least the first."""
+    """Return the epoch whose model was kept, at least the first; the last one where no row chose it."""
+    if f"eval_{SELECTION}" not in history:
+        return float(history["epoch"].iloc[-1])
     return max(float(best_entry(history)["epoch"]), 1.0)
 
 

@@ -26,12 +26,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2_contingency, kruskal
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from geneformer_repro.config import require, require_types
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.files import read_table
+from geneformer_repro.finetuning.balance import p_value, units
+from geneformer_repro.finetuning.split_files import read_parts
 from geneformer_repro.tokenizer.dataset import as_labels, asked_labels
 
 logger = logging.getLogger(__name__)
@@ -58,12 +58,17 @@ class SplitConfig:
     """Which cells are trained on, which choose the epoch, and which are reported."""
 
     section: ClassVar[str] = "split"
+    may_be_without_validation: ClassVar[bool] = False
+    """Whether ``validation`` may be 0: no row chooses the epoch, and the last one is kept."""
     group: str | None = None
     """Obs column whose groups are never split, such as the donor; None splits cell by cell, which flatters
     every method when cells of a donor are alike."""
     folds: int | Literal["groups"] = 1
     """1 reports one part of the cells. From 2 on, so many splits that report every cell once (k-fold);
     "groups" reports each group once (leave one group out)."""
+    repeats: int = 1
+    """Times that all cells are dealt into `folds`, each time otherwise, so that every cell is reported so often. Where
+    rows are few, scores depend on the dealing."""
     validation: float = 0.1
     """Share of the cells that choose the epoch; where the reported cells are named by group or file, the others give
     ``validation / (1 - test)`` of theirs."""
@@ -77,9 +82,9 @@ class SplitConfig:
     """Obs columns, such as age or sex, to be distributed alike in all parts: of a hundred random splits the one whose
     smallest p-value is largest is taken."""
     split_file: str | None = None
-    """Table with the columns ``cell``, ``part`` (train, validation, test) and, for several splits, ``fold``; tabs,
-    commas or semicolons between them. It wins over all other ways; without a validation part, that is cut from
-    train."""
+    """Table with the columns ``cell``, ``part`` (train, validation, test) and, for several splits, ``fold``; of folds
+    that are dealt several times also ``repeat``; tabs, commas or semicolons between them. It wins over all other ways;
+    without a validation part, that is cut from train."""
     allow_seen: bool = False
     """Also report test cells that the checkpoint was pretrained on (it saw their genes, not their labels); by default
     that is refused."""
@@ -92,9 +97,13 @@ class SplitConfig:
             object.__setattr__(self, field, asked_labels(getattr(self, field), f"split.{field}: each"))
         k_fold = isinstance(self.folds, int)
         require(self.folds == "groups" or (k_fold and self.folds >= 1), self, "folds", 'at least 1, or "groups"')
-        require(0 < self.validation < 1, self, "validation", "between 0 and 1")
+        none = self.may_be_without_validation and self.validation == 0
+        require(none or 0 < self.validation < 1, self, "validation", "between 0 and 1")
         require(0 < self.test < 1 - self.validation, self, "test", "between 0 and 1 - validation")
         require(_test_share(self) < 1 - self.validation, self, "folds", "more than 1 / (1 - validation)")
+        require(self.repeats >= 1, self, "repeats", "at least 1")
+        dealt = k_fold and self.folds != 1
+        require(dealt or self.repeats == 1, self, "repeats", "1 where the cells are not dealt into folds (folds)")
         self._require_groups_where_needed()
 
     def _require_groups_where_needed(self) -> None:
@@ -121,6 +130,7 @@ def make_splits(
     *,
     seed: int,
     are_classes: bool = True,
+    row: str = "cell",
 ) -> list[Split]:
     """Split cells in three, once or several times, each part with about the same share of every class.
 
@@ -138,14 +148,16 @@ def make_splits(
         The same seed gives the same splits; another one others, if there are others as good.
     are_classes
         Whether the strata are to be told apart; False of ranges of a number, of which a part may hold one only.
+    row
+        What a row is called, and its column in a split file.
 
     Returns
     -------
-    One split, or one a fold. Drawn splits have every class of the test cells in train. With groups, no group is on
-    both sides of test; the validation cells, too, are whole groups, unless train would lose a class or all its groups,
-    or they would all be of one class. The test part is drawn to have every class that three groups have (of fewer than
-    two such classes, that two groups have), and validation every class of which the remaining groups have two, if need
-    be in parts larger than asked; a warning says what a part lacks.
+    One split, or one a fold, repeat after repeat. Drawn splits have every class of the test cells in train. With
+    groups, no group is on both sides of test; the validation cells, too, are whole groups, unless train would lose a
+    class or all its groups, or they would all be of one class. The test part is drawn to have every class that three
+    groups have (of fewer than two such classes, that two groups have), and validation every class of which the
+    remaining groups have two, if need be in parts larger than asked; a warning says what a part lacks.
 
     Raises
     ------
@@ -156,26 +168,49 @@ def make_splits(
     group = None if config.group is None else _complete_column(obs, config.group, names)
     cells = _cells(strata, group, config, are_classes=are_classes)
     if config.split_file is not None:
-        splits = _splits_of_file(Path(config.split_file), names, cells, seed)
+        splits, repeats = _splits_of_file(Path(config.split_file), names, cells, seed, row=row)
     elif config.test_groups or config.folds == "groups":
-        splits = _splits_of_groups(cells, seed)
+        splits, repeats = _splits_of_groups(cells, seed), None
     else:
         traits = {name: _complete_column(obs, name, names) for name in config.balance}
-        splits = _drawn_splits(cells, traits, seed)
-    require_no_leak(splits, names, None if config.group is None else cells.group_names[cells.groups])
+        splits = [split for one in _seeds(seed, config.repeats) for split in _drawn_splits(cells, traits, one)]
+        repeats = repeat_of(splits)
+    groups = None if config.group is None else cells.group_names[cells.groups]
+    require_no_leak(splits, names, groups, repeats, row=row)
     _tell(splits, cells)
     return splits
 
 
-def split_table(splits: Sequence[Split], cell_names: np.ndarray) -> pd.DataFrame:
-    """Return ``cell``, ``part`` and, of several splits, ``fold`` (from 1); `SplitConfig.split_file` reads it back."""
+def _seeds(seed: int, repeats: int) -> list[int]:
+    """Return a seed for each repeat, the first the one that was given."""
+    return [seed, *np.random.default_rng(seed).integers(2**32, size=repeats - 1).tolist()]
+
+
+def repeat_of(splits: Sequence[Split]) -> np.ndarray:
+    """Return in which repeat each split is, from 0: one begins where a row comes to be tested again."""
+    numbers, tested, repeat = [], set[int](), 0
+    for split in splits:
+        if not tested.isdisjoint(split.test.tolist()):
+            tested, repeat = set(), repeat + 1
+        tested |= set(split.test.tolist())
+        numbers.append(repeat)
+    return np.array(numbers)
+
+
+def split_table(splits: Sequence[Split], names: np.ndarray, *, row: str = "cell") -> pd.DataFrame:
+    """Return ``cell`` (or what a row is called), ``part`` and, of several splits, ``fold`` (from 1).
+
+    `SplitConfig.split_file` reads it back. Of folds that are dealt several times the numbers go on, and ``repeat``
+    (from 1) says which dealing it is.
+    """
     tables = [
-        pd.DataFrame({"cell": cell_names[rows], "part": part, "fold": fold})
-        for fold, split in enumerate(splits, 1)
+        pd.DataFrame({row: names[rows], "part": part, "fold": fold, "repeat": repeat + 1})
+        for fold, (split, repeat) in enumerate(zip(splits, repeat_of(splits), strict=True), 1)
         for part, rows in split._asdict().items()
     ]
     table = pd.concat(tables, ignore_index=True)
-    return table if len(splits) > 1 else table.drop(columns="fold")
+    lacking = {"fold": len(splits) == 1, "repeat": table["repeat"].max() == 1}
+    return table.drop(columns=[name for name, lacks in lacking.items() if lacks])
 
 
 def nested_draw(strata: np.ndarray, pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -201,7 +236,14 @@ def digest_of(splits: Sequence[Split], cell_names: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def require_no_leak(splits: Sequence[Split], names: np.ndarray, groups: np.ndarray | None) -> None:
+def require_no_leak(
+    splits: Sequence[Split],
+    names: np.ndarray,
+    groups: np.ndarray | None,
+    repeats: np.ndarray | None = None,
+    *,
+    row: str = "cell",
+) -> None:
     """Raise if what is reported was seen before.
 
     Parameters
@@ -212,29 +254,37 @@ def require_no_leak(splits: Sequence[Split], names: np.ndarray, groups: np.ndarr
         Name of each cell.
     groups
         Group of each cell, if groups are to stay whole. Train and validation may share one.
+    repeats
+        In which repeat each split is; None where there is one.
+    row
+        What a row is called.
 
     Raises
     ------
     InputError
         Within a split, a cell is in two parts, or a group is among the test cells and the others; or a cell is tested
-        in two folds. Names the first.
+        in two folds of a repeat. Names the first.
     """
     for split, where in zip(splits, _headings(splits), strict=True):
-        _require_one_part_a_cell(split, names, where)
+        _require_one_part_a_row(split, names, where, row)
         if groups is not None:
             _require_one_side_a_group(split, groups, where)
-    for row in _repeated(np.concatenate([split.test for split in splits])):
-        folds = [str(fold) for fold, split in enumerate(splits, 1) if row in split.test]
-        raise InputError(
-            f"Cell {str(names[row])!r} is tested in folds {' and '.join(folds)}, and would count twice; test each cell "
-            "in one fold."
-        )
+    repeats = np.zeros(len(splits), dtype=int) if repeats is None else repeats
+    for repeat in np.unique(repeats):
+        folds_of_repeat = np.flatnonzero(repeats == repeat).tolist()
+        for number in _repeated(np.concatenate([splits[i].test for i in folds_of_repeat])):
+            folds = [str(i + 1) for i in folds_of_repeat if number in splits[i].test]
+            raise InputError(
+                f"{row.capitalize()} {str(names[number])!r} is tested in folds {' and '.join(folds)}, and would count "
+                f"twice; test each {row} in one fold, or say in a column repeat which folds are dealt anew."
+            )
 
 
-def _require_one_part_a_cell(split: Split, names: np.ndarray, where: str) -> None:
-    for row in _repeated(np.concatenate(split)):
-        parts = [part for part, rows in split._asdict().items() for _ in range(np.sum(rows == row))]
-        raise InputError(f"{where}Cell {str(names[row])!r} is in {' and '.join(parts)}; give each cell one part.")
+def _require_one_part_a_row(split: Split, names: np.ndarray, where: str, row: str) -> None:
+    for number in _repeated(np.concatenate(split)):
+        parts = [part for part, rows in split._asdict().items() for _ in range(np.sum(rows == number))]
+        name = f"{row.capitalize()} {str(names[number])!r}"
+        raise InputError(f"{where}{name} is in {' and '.join(parts)}; give each {row} one part.")
 
 
 def _require_one_side_a_group(split: Split, groups: np.ndarray, where: str) -> None:
@@ -344,62 +394,17 @@ def _rows_of(names: Sequence[Any], cells: _Cells, field: str) -> np.ndarray:
     return np.flatnonzero(np.isin(cells.group_names, names)[cells.known_groups])
 
 
-def _splits_of_file(path: Path, names: np.ndarray, cells: _Cells, seed: int) -> list[Split]:
-    table = _read_split_file(path)
-    table["row"] = _find_rows(table["cell"], names, path)
-    folds = [fold for _, fold in table.groupby("fold", sort=False)] if "fold" in table else [table]
-    unlisted = len(names) - table["cell"].nunique()
-    if unlisted:
-        logger.info("%s: %d of %d labelled cells are not listed; left out.", path, unlisted, len(names))
-    splits = [_split_of_table(fold, path) for fold in folds]
-    return [
+def _splits_of_file(
+    path: Path, names: np.ndarray, cells: _Cells, seed: int, *, row: str
+) -> tuple[list[Split], np.ndarray]:
+    """Return the splits, and in which repeat each is."""
+    folds, repeats = read_parts(path, names, Split._fields, row=row)
+    splits = [Split(**fold) for fold in folds]
+    splits = [
         split if len(split.validation) else _with_validation(cells, split.train, split.test, DRAWS, seed)
         for split in splits
     ]
-
-
-def _read_split_file(path: Path) -> pd.DataFrame:
-    try:
-        table = read_table(path, sep=None)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}: not a table ({error}).") from error
-    if not {"cell", "part"} <= set(table) or table.empty:
-        raise InputError(
-            f"{path}: expected the columns 'cell' and 'part', with tabs, commas or semicolons between them, and a line "
-            f"a cell; found {_listed(table.columns)} and {len(table)} lines."
-        )
-    for part in table["part"].unique():
-        if part not in Split._fields:
-            raise InputError(f"{path}: there is no part {part!r}. {did_you_mean(part, Split._fields)}")
-    return table
-
-
-def _find_rows(listed: pd.Series, names: np.ndarray, path: Path) -> np.ndarray:
-    index = pd.Index(names)
-    if not index.is_unique:
-        raise InputError(
-            f"{path}: cells cannot be found by name, two are called {str(index[index.duplicated()][0])!r}; make names "
-            "unique, or split by group."
-        )
-    rows = index.get_indexer(pd.Index(listed))
-    unknown = listed[rows < 0]
-    if len(unknown):
-        raise InputError(
-            f"{path}: {unknown.nunique()} of its cells are not among the {len(names)} labelled ones (first: "
-            f"{unknown.iloc[0]!r}). Give the cells that the file was made for, with the same target and min_cells."
-        )
-    return rows
-
-
-def _split_of_table(table: pd.DataFrame, path: Path) -> Split:
-    split = Split(*(np.sort(table["row"].to_numpy()[table["part"] == part]) for part in Split._fields))
-    for part in ("train", "test"):
-        if not len(getattr(split, part)):
-            where = f"fold {table['fold'].iloc[0]}" if "fold" in table else "the file"
-            raise InputError(f"{path}: {where} has no cell in part {part!r}; name at least one.")
-    return split
+    return splits, repeats
 
 
 def _drawn_splits(cells: _Cells, traits: Mapping[str, pd.Series], seed: int) -> list[Split]:
@@ -453,11 +458,25 @@ def _draw_folds(cells: _Cells, folds: int, draws: int, seed: int) -> list[np.nda
     if cells.groups is not None and draws < DRAWS:  # the seed of the stratified one decides nothing
         parts = KFold(folds, shuffle=True, random_state=seed).split(cells.group_names)
         return [np.flatnonzero(np.isin(cells.groups, part)) for _, part in parts]
-    splitter = StratifiedKFold if cells.groups is None else StratifiedGroupKFold
     with warnings.catch_warnings():  # a class rarer than the folds is as well spread as it can be
         warnings.filterwarnings("ignore", message="The least populated class")
+        if cells.groups is not None and cells.config.repeats > 1:
+            return _deal_groups(cells, folds, seed)
+        splitter = StratifiedKFold if cells.groups is None else StratifiedGroupKFold
         parts = splitter(folds, shuffle=True, random_state=seed).split(cells.rows, cells.strata, cells.groups)
         return [np.sort(test) for _, test in parts]
+
+
+def _deal_groups(cells: _Cells, folds: int, seed: int) -> list[np.ndarray]:
+    """Deal out whole groups at random, those of a (commonest) class evenly, and no class whole, if `TRIALS` allow."""
+    commonest = cells.counts(cells.rows)[1].argmax(axis=1)
+    splitter = StratifiedKFold if np.bincount(commonest).max() >= folds else KFold
+    for trial in _seeds(seed, TRIALS):
+        parts = splitter(folds, shuffle=True, random_state=trial).split(commonest, commonest)
+        tested = [np.flatnonzero(np.isin(cells.known_groups, part)) for _, part in parts]
+        if not any(len(cells.unseen(test, np.setdiff1d(cells.rows, test))) for test in tested):
+            break
+    return tested
 
 
 def _with_validation(cells: _Cells, rest: np.ndarray, test: np.ndarray, draws: int, seed: int) -> Split:
@@ -466,6 +485,8 @@ def _with_validation(cells: _Cells, rest: np.ndarray, test: np.ndarray, draws: i
     Of one class, they would choose the network that calls everything so; those of training groups tell classes apart.
     """
     share = cells.config.validation / (1 - _test_share(cells.config))
+    if share == 0:
+        return Split(rest, test=test)
     if cells.groups is not None and len(np.unique(cells.groups[rest])) > 1:
         validation = _some_groups(cells, rest, share, draws, seed)
         train = np.setdiff1d(rest, validation)
@@ -583,13 +604,16 @@ def _most_balanced(cells: _Cells, traits: Mapping[str, pd.Series], seed: int) ->
         splits for splits in trials if not any(len(cells.unseen(split.test, split.train)) for split in splits)
     ] or trials
     n_of_one_class = [
-        sum(cells.is_of_one_class(part, cells.rows) for split in splits for part in (split.validation, split.test))
+        sum(cells.is_of_one_class(part, cells.rows) for split in splits for part in split[1:] if len(part))
         for splits in usable
     ]
     usable = [splits for splits, n in zip(usable, n_of_one_class, strict=True) if n == min(n_of_one_class)]
-    units = {name: _units(column, cells) for name, column in traits.items()}
+    values_of = {name: units(column, cells.groups) for name, column in traits.items()}
     judged = [
-        {name: min(_p_value(split, values, cells) for split in splits for values in units[name]) for name in units}
+        {
+            name: min(p_value(parts, values) for parts in _units_of(splits, cells) for values in several)
+            for name, several in values_of.items()
+        }
         for splits in usable
     ]
     best = max(range(len(judged)), key=lambda i: min(judged[i].values()))
@@ -598,35 +622,12 @@ def _most_balanced(cells: _Cells, traits: Mapping[str, pd.Series], seed: int) ->
     return usable[best]
 
 
-def _units(column: pd.Series, cells: _Cells) -> list[np.ndarray]:
-    """Return what is compared: a value a cell or, where groups are moved as wholes, a value a group.
-
-    Of a group it is the mean number, the text that all its cells have, or its share of each text. Numbers come as
-    float, text as codes.
-    """
-    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    values = column.to_numpy(dtype=float) if is_number else pd.factorize(column)[0]
-    if cells.groups is None:
-        return [values]
-    if is_number:
-        return [np.bincount(cells.groups, values) / np.bincount(cells.groups)]
-    shares = pd.crosstab(cells.groups, values, normalize="index").to_numpy()
-    return [shares.argmax(axis=1)] if (shares.max(axis=1) == 1).all() else list(shares.T)
-
-
-def _p_value(split: Split, values: np.ndarray, cells: _Cells) -> float:
-    """Test whether the values of the three parts come from one distribution (null hypothesis).
-
-    Numbers: Kruskal and Wallis; text: chi-squared of the table of parts and values. Approximate where units are few,
-    which does for choosing among splits.
-    """
-    parts = [values[rows if cells.groups is None else np.unique(cells.groups[rows])] for rows in split]
-    if np.ptp(np.concatenate(parts)) == 0:
-        return 1.0
-    if values.dtype.kind == "f":
-        return float(kruskal(*parts).pvalue)
-    table = np.array([np.bincount(part, minlength=values.max() + 1) for part in parts])
-    return float(chi2_contingency(table).pvalue)
+def _units_of(splits: Sequence[Split], cells: _Cells) -> list[list[np.ndarray]]:
+    """Return for each split the units of its parts that are compared for balance: cells or, with groups, groups."""
+    return [
+        [rows if cells.groups is None else np.unique(cells.groups[rows]) for rows in split if len(rows)]
+        for split in splits
+    ]
 
 
 def _tell(splits: Sequence[Split], cells: _Cells) -> None:
@@ -657,7 +658,7 @@ def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, *, targ
         What is told apart, where several things are.
     """
     what, known = f"{target}: " if target else "", pd.Series(labels, dtype=object)
-    for part in ("validation", "test"):
+    for part in ("validation", "test") if len(splits[0].validation) else ("test",):
         held = [set(known.iloc[getattr(split, part)].dropna()) for split in splits]
         wanted = [set((known.iloc[split.train] if part == "validation" else known).dropna()) for split in splits]
         alone = [i for i, classes in enumerate(held) if len(classes) == 1 < len(wanted[i])]

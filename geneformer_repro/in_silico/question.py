@@ -168,7 +168,7 @@ class Question:
             return
         if missing := set(goal.states) - set(goal.embeddings):
             raise InputError(f"embeddings lack the states {sorted(missing)}.")
-        expected = (int(self.checkpoint.model.config.hidden_size),)
+        expected = (int(self.checkpoint.token_model.config.hidden_size),)
         for state in goal.states:
             shape = np.shape(goal.embeddings[state])
             if shape != expected:

@@ -226,7 +226,7 @@ def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _max_genes(checkpoint: Checkpoint, cells: TokenizedDataset, perturbation: Perturbation | Composed) -> int:
     """Return how many genes a cell has room for, which must be more than are perturbed at once."""
-    longest = min(cells.vocabulary.max_length, checkpoint.model.config.max_position_embeddings)
+    longest = min(cells.vocabulary.max_length, checkpoint.token_model.config.max_position_embeddings)
     max_genes = int(longest) - 2 * cells.vocabulary.has_cls
     if perturbation.n_at_once >= max_genes:
         raise InputError(f"{perturbation.n_at_once} genes are perturbed at once, and a cell has room for {max_genes}.")

@@ -334,7 +334,9 @@ def _initial_model(vocabulary: Vocabulary, config: PretrainConfig, base: Checkpo
         raise InputError(f"{base.name} is a classifier without a masked-gene head; go on from a pretrained model.")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = MaskedGeneModel(_network(vocabulary, config) if base is None else copy.deepcopy(base.model.config))
+        model = MaskedGeneModel(
+            _network(vocabulary, config) if base is None else copy.deepcopy(base.token_model.config)
+        )
     if base is not None:
         model.load_state_dict(base.model.state_dict())
     return model

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +28,7 @@ from geneformer_repro.files import read_text
 from geneformer_repro.tokenizer.features import bare_id, ensembl_gene_in, is_ensembl_gene, symbol_in
 from geneformer_repro.tokenizer.measures import SHARED_OF
 from geneformer_repro.tokenizer.readers import CountSource
+from geneformer_repro.tokenizer.symbols import current_symbols, ensembl_of_symbol, symbol_of_ensembl
 
 KEPT, MAPPED, COLLAPSED, UNKNOWN = OUTCOMES = ("kept", "mapped", "collapsed", "unknown")
 LEFT_OUT = "left out"
@@ -49,23 +49,6 @@ _SPECIES = {
     "ENSGALG": "chicken",
     "ENSPTRG": "chimpanzee",
 }
-
-
-@cache
-def ensembl_of_symbol() -> Mapping[str, str]:
-    """Return human gene symbol → Ensembl id.
-
-    Current GENCODE 44 names, and former or other HGNC names where these stand for one gene only and are no
-    other gene's current name. Names that several genes share are absent.
-    """
-    table = _human_genes()
-    return dict(zip(table["symbol"], table["ensembl_id"], strict=True))
-
-
-@cache
-def _human_genes() -> pd.DataFrame:
-    with (resources.files("geneformer_repro") / "data" / "human_genes.tsv.gz").open("rb") as file:
-        return pd.read_csv(file, sep="\t", dtype=str, compression="gzip", keep_default_na=False)
 
 
 @cache
@@ -305,7 +288,7 @@ class _Finder:
             if symbol in names and self._is_known(names[symbol]):
                 return names[symbol], by
         base = _MADE_UNIQUE.sub("", symbol)
-        is_name = symbol in self._own or symbol in _current_symbols()
+        is_name = symbol in self._own or symbol in current_symbols()
         if base != symbol and base in self._symbols and not is_name:
             # AnnData's and R's way to tell equal names apart; no annotation has a former name beside what it looks like
             return self._by_symbol(base, _MADE_UNIQUE_ONE)
@@ -441,18 +424,6 @@ def _likely_cause(source: CountSource, vocabulary: KnownGenes) -> str:
 def _is_human_symbol(text: str) -> bool:
     table = ensembl_of_symbol()
     return any(name in table for name in (text, symbol_in(text), _MADE_UNIQUE.sub("", text)))
-
-
-@cache
-def symbol_of_ensembl() -> Mapping[str, str]:
-    """Return human Ensembl id → its current symbol (GENCODE 44)."""
-    current = _human_genes().query("source == 'gencode'")
-    return dict(zip(current["ensembl_id"], current["symbol"], strict=True))
-
-
-@cache
-def _current_symbols() -> frozenset[str]:
-    return frozenset(symbol_of_ensembl().values())
 
 
 def names_of(maps: Sequence[GeneMap]) -> dict[str, str]:

@@ -303,7 +303,7 @@ def open_counts(
     ----------
     source
         An AnnData (in memory or backed), or the path of an ``.h5ad``, ``.loom`` or 10x ``.h5`` file, an AnnData
-        ``.zarr`` store, or a 10x folder (or its ``matrix.mtx``). Opened read-only.
+        ``.zarr`` store, a 10x folder (or its ``matrix.mtx``), or a table. Opened read-only.
     layer
         Name of the layer that holds the counts, or "raw" for ``.raw``; default ``X``.
     gene_ids

@@ -14,6 +14,7 @@ import geneformer_repro as gf
 from geneformer_repro.config import Section, with_settings
 from geneformer_repro.finetuning import curve
 from geneformer_repro.finetuning.baselines import Features
+from geneformer_repro.finetuning.evaluation import evaluate_target
 from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.kinds import classes, numbers
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
@@ -121,10 +122,10 @@ def bags_of(n=N):
     return Bags(bags, (Classes("side", ("left", "right")), Number("height")), labels, [], [])
 
 
-def experiment(problem, *, folds=3, networks=NETWORKS, **changes):
+def experiment(problem, *, folds=3, networks=NETWORKS, how=None, **changes):
     config = with_settings(BagConfig(), **{"epochs": 20, "learning_rate": 0.05, "warmup_steps": 0} | changes)
     obs = pd.DataFrame({"shelf": problem.groups}, index=problem.names)
-    how = SplitConfig(group="shelf", folds=folds)
+    how = how or SplitConfig(group="shelf", folds=folds)
     splits = make_splits(problem.names, problem.strata, obs, how, seed=0, are_classes=False)
     return Experiment(problem, 5, splits, config, networks, (12,))
 
@@ -242,3 +243,32 @@ def test_a_split_without_a_label_is_refused_by_the_name_of_the_row():
     problem.labels[plan.splits[0].test, 0] = np.nan
     with pytest.raises(gf.InputError, match="No test bag has a label in 'side'"):
         plan.require_labels()
+
+
+def test_rows_that_are_tested_in_several_repeats_stand_once_a_repeat_and_are_resampled_together(tmp_path, monkeypatch):
+    for kinds, name in ((classes, "CLASS_METHODS"), (numbers, "NUMBER_METHODS")):
+        monkeypatch.setattr(kinds, name, {})
+    monkeypatch.setattr(Bags, "groups", None)
+    problem = bags_of()
+    how = SplitConfig(folds=2, repeats=3)
+    plan = dataclasses.replace(experiment(problem, networks=NETWORKS[:1], how=how, epochs=5), sizes=())
+    found = plan.run(None, tmp_path)
+    table = found.evaluations["height"].predictions
+    assert table.columns.tolist() == ["bag", "fold", "repeat", "true", FINE_TUNED]
+    assert (table.groupby("repeat")["bag"].apply(sorted).map(tuple) == tuple(sorted(problem.names))).all()
+    assert table.groupby("fold")["repeat"].unique().map(list).tolist() == [[1], [1], [2], [2], [3], [3]]
+    for (_, rows), split in zip(table.groupby("fold"), plan.splits, strict=True):
+        assert rows["bag"].tolist() == problem.names[split.test].tolist()
+    assert plan.intervals == "95 % bootstrap intervals over 48 bags, each tested 3 times"
+    apart = evaluate_target(
+        problem.targets[1],
+        table["bag"].to_numpy(),
+        table["true"].to_numpy(),
+        {FINE_TUNED: table[FINE_TUNED].to_numpy()},
+        folds=np.zeros(len(table), dtype=int),
+        groups=table["bag"].to_numpy(),
+        seed=plan.config.seed,
+    )
+    ours, again = found.evaluations["height"].methods, apart.methods
+    np.testing.assert_allclose(ours["mae"], again["mae"])
+    np.testing.assert_allclose(ours["mae_high"] - ours["mae_low"], again["mae_high"] - again["mae_low"], rtol=0.1)

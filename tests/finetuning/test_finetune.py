@@ -872,3 +872,14 @@ def test_the_target_must_be_named():
 def test_a_config_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().target = "other"
+
+
+def test_a_plan_without_repeats_is_that_of_runs_before_there_were_any_and_names_no_split_file():
+    assert not {"repeats"} & set(module.planned(config())["split"])
+    assert (
+        module.planned(config(folds=2, repeats=3, split_file="s.tsv"))["split"].items()
+        >= {
+            "repeats": 3,
+            "split_file": None,
+        }.items()
+    )

@@ -21,6 +21,7 @@ from geneformer_repro.finetuning.splits import (
     SplitConfig,
     digest_of,
     make_splits,
+    repeat_of,
     require_no_leak,
     split_table,
     warn_of_lacking_classes,
@@ -71,6 +72,8 @@ WAYS = [
     pytest.param({"folds": 4}, id="folds of cells"),
     pytest.param({"folds": 4, "group": "donor"}, id="folds of groups"),
     pytest.param({"folds": "groups", "group": "donor"}, id="leave one group out"),
+    pytest.param({"folds": 3, "repeats": 2}, id="folds of cells, twice"),
+    pytest.param({"folds": 3, "repeats": 2, "group": "donor"}, id="folds of groups, twice"),
     pytest.param({"group": "donor", "test_groups": ("donor03", "donor11")}, id="named groups"),
     pytest.param({"balance": ("phase",)}, id="balanced, by cell"),
     pytest.param({"balance": ("age", "sex"), "group": "donor"}, id="balanced, by group"),
@@ -128,6 +131,60 @@ def test_over_folds_each_cell_is_tested_once_and_no_group_is_on_two_sides(config
         train, validation, test = groups_of(cells, one)
         assert all(len(rows) for rows in one)
         assert "group" not in config or not test & (train | validation)
+
+
+# Folds that are dealt several times.
+
+
+REPEATED = [
+    pytest.param({"folds": 3}, id="cells"),
+    pytest.param({"folds": 3, "group": "donor"}, id="groups"),
+    pytest.param({"folds": 3, "group": "donor", "balance": ("age",)}, id="balanced groups"),
+]
+
+
+@pytest.mark.parametrize("config", REPEATED)
+def test_each_repeat_tests_every_cell_once_and_deals_otherwise(obs, config, monkeypatch):
+    monkeypatch.setattr(module, "TRIALS", 20)
+    made = split(obs, repeats=3, **config)
+    assert repeat_of(made).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for start in (0, 3, 6):
+        tested = np.concatenate([one.test for one in made[start : start + 3]])
+        np.testing.assert_array_equal(np.sort(tested), np.arange(len(obs)))
+    first, second, third = (set(map(tuple, (one.test for one in made[i : i + 3]))) for i in (0, 3, 6))
+    assert first != second != third != first
+
+
+def test_the_first_repeat_of_cells_is_what_folds_alone_are(obs):
+    assert same(split(obs, folds=3, seed=5, repeats=2)[:3], split(obs, folds=3, seed=5))
+
+
+def test_groups_are_dealt_again_and_again_such_that_no_class_is_tested_alone():
+    cells = of_donors(case=5, control=5, rare=2)
+    for one in split(cells, group="donor", folds=2, repeats=10):
+        assert set(cells["cell_type"].iloc[one.test]) <= set(cells["cell_type"].iloc[one.train])
+
+
+def test_a_file_may_test_a_cell_again_only_in_another_repeat(obs, tmp_path):
+    made = split(obs, folds=2, repeats=2)
+    written = split_table(made, obs.index.to_numpy())
+    assert written.groupby("fold")["repeat"].unique().map(list).tolist() == [[1], [1], [2], [2]]
+    written.drop(columns="repeat").to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    with pytest.raises(InputError, match=r"tested in folds \d and \d.*column repeat"):
+        split(obs, split_file=str(tmp_path / "split.tsv"))
+    written["fold"] -= 2 * (written["repeat"] - 1)
+    written.to_csv(tmp_path / "counted_anew.tsv", sep="\t", index=False)
+    assert same(split(obs, split_file=str(tmp_path / "counted_anew.tsv")), made)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"folds": "groups", "group": "donor"}, {"test_groups": ("a",), "group": "donor"}],
+    ids=["one", "groups", "named"],
+)
+def test_what_is_not_dealt_is_not_dealt_again(config):
+    with pytest.raises(ConfigError, match=r"split.repeats must be 1 where the cells are not dealt into folds"):
+        SplitConfig(repeats=2, **config)
 
 
 # One split, by cell.

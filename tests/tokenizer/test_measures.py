@@ -170,6 +170,49 @@ def test_another_process_reads_the_same_values_and_genes(tpm, of_bulk, tmp_path)
     assert Corpus.from_plan(plan).measure == job.corpus.measure
 
 
+# tables
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("genes_in_rows.csv", lambda table, path: table.T.to_csv(path)),
+        ("genes_in_columns.tsv.gz", lambda table, path: table.to_csv(path, sep="\t")),
+        ("table.parquet", lambda table, path: table.to_parquet(path)),
+    ],
+)
+def test_a_table_is_read_as_an_anndata(zscores, of_bulk, tmp_path, name, write):
+    table = pd.DataFrame(zscores.X, zscores.obs_names, zscores.var_names).drop(columns="ENSG00000000001")
+    write(table, tmp_path / name)
+    expected = tokenize(zscores[:, table.columns].copy(), of_bulk, values="zscore")
+    assert Vocabulary.fit(tmp_path / name, values="zscore").gene_ids == tuple(table.columns)
+    for source in (tmp_path / name, str(tmp_path / f"*.{name.partition('.')[2]}")):
+        cells = tokenize(source, of_bulk, values="zscore")
+        assert [cell.tolist() for cell in cells] == [cell.tolist() for cell in expected]
+        assert cells.cell_names.tolist() == table.index.tolist()
+
+
+def test_tables_are_not_looked_for_in_folders(tpm, of_bulk, tmp_path):
+    """Where clinical tables, barcodes and results lie, too."""
+    tpm.write_h5ad(tmp_path / "x.h5ad")
+    tpm.to_df().to_csv(tmp_path / "x.csv")
+    assert len(tokenize(tmp_path, of_bulk, values="expression")) == N_SAMPLES
+
+
+def test_a_table_whose_sides_do_not_tell_is_refused_with_the_way_to_say_it(tpm, of_bulk, tmp_path):
+    tpm.to_df().set_axis([f"g{i}" for i in range(N_GENES)], axis=1).to_csv(tmp_path / "x.csv")
+    with pytest.raises(
+        InputError, match=r"where the genes are.*Give what read_samples\('x\.csv', genes_in=…\) returns"
+    ):
+        tokenize(tmp_path / "x.csv", of_bulk, values="expression")
+
+
+def test_a_table_with_gaps_is_no_expression(tpm, of_bulk, tmp_path):
+    tpm.to_df().mask(tpm.to_df() == 0).to_csv(tmp_path / "x.csv")
+    with pytest.raises(DataFormatError, match=r"nan.*only z-scores may have gaps"):
+        tokenize(tmp_path / "x.csv", of_bulk, values="expression")
+
+
 # what simple methods look at
 
 
@@ -342,10 +385,17 @@ def test_a_gene_without_any_z_score_is_in_no_vocabulary(zscores):
 
 REAL = [
     pytest.param("tcga_50_allgenes/tcga_50_allgenes", {"values": "expression", "log2": True}, 0.132, id="log2_rsem"),
-    pytest.param("tcga_rsem_4/tcga_rsem_4", {"values": "expression"}, 0.128, id="rsem"),
     pytest.param("breast_arrays/gse3143", {"values": "expression", "log2": True}, 0.263, id="log2_intensities"),
     pytest.param("breast_arrays/gse4335", {"values": "zscore", "order": "two_ended"}, 0.189, id="log_ratios"),
 ]
+
+
+def test_a_real_table_of_z_scores_is_tokenised(shared):
+    source = shared / "data" / "tcga_9_zscore" / "expression.parquet"
+    cells = tokenize(source, Vocabulary.fit(source, series="V1", values="zscore"), values="zscore", order="two_ended")
+    table = pd.read_parquet(source)
+    assert cells.cell_names.tolist() == table.index.tolist()
+    assert cells.genes(7)[:2] == [table.columns[table.iloc[7].argmax()], table.columns[table.iloc[7].argmin()]]
 
 
 @pytest.mark.parametrize(("name", "options", "genes"), REAL)

@@ -28,7 +28,7 @@ from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import CellClassifier, Head, Pooling
 from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Target
-from geneformer_repro.tokenizer.counts import rank_values
+from geneformer_repro.tokenizer.counts import log_normalise, rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.training.config import CellExamples
 
@@ -121,7 +121,9 @@ class CellProblem(EncoderProblem):
         pooling: Pooling = "cls" if config.pooling == "cls" else "mean"
         vectors = np.asarray(embed(start, self.cells, pooling=pooling).X)
         ranks, values = rank_values(self.cells), self.cells.vocabulary.values
-        return Features(counts=counts, ranks=ranks, values=values, embedding=vectors)
+        if values == "counts" or counts is None:
+            return Features(counts=counts, ranks=ranks, embedding=vectors)
+        return Features(counts=None, ranks=ranks, measured=log_normalise(counts, values), embedding=vectors)
 
 
 def labelled_cells(
