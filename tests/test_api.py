@@ -117,9 +117,11 @@ TRANSFER = "transfer(strategy, freeze, rate_decay, lora_rank, lora_alpha, lora_d
 SPLIT = (
     "split(group, folds, repeats, validation, test, test_groups, validation_groups, balance, split_file, allow_seen)"
 )
+FOLLOW_UP = "follow_up(cohort, horizon, censor_at, unusable, learned_by, intervals)"
 FINETUNE = (
-    f"seed, pooling, training({TRAINING}, task_weights, class_balance), {TRANSFER}, target, regression, min_cells, "
-    f"max_cells_per_class, {SPLIT}, search(trials, space, engine), compare(baselines, curve)"
+    f"seed, pooling, training({TRAINING}, task_weights, class_balance), {TRANSFER}, target, regression, survival, "
+    f"{FOLLOW_UP}, min_cells, max_cells_per_class, {SPLIT}, search(trials, space, engine), "
+    "compare(baselines, curve, covariates)"
 )
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
@@ -131,7 +133,7 @@ FIELDS = {
     "PretrainConfig": f"seed, size, network, mask_probability, held_out, training({TRAINING}, recipe)",
     "FinetuneConfig": FINETUNE,
     "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
-    "TransferStudyConfig": f"{FINETUNE}, source(target, regression, epochs)",
+    "TransferStudyConfig": f"{FINETUNE}, source(target, regression, survival, epochs)",
     "TransferStudy": "checkpoint, evaluations, split, history, curve, trials, source",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
     "FinetunedPatients": "network, evaluations, split, history, patients, attention, attention_by_type",

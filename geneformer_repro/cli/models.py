@@ -50,6 +50,14 @@ def _add_finetune(commands: Any) -> None:
     finetune.add_argument("checkpoint", help=CHECKPOINT)
     finetune.add_argument("cells", help=TOKENIZED)
     finetune.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
+    finetune.add_argument(
+        "--survival",
+        nargs=2,
+        action="append",
+        metavar=("TIME", "EVENT"),
+        help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
+    )
+    finetune.add_argument("--cohort", metavar="COLUMN", help="with --survival: rows are compared within these")
     finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
     finetune.add_argument("--group", help="obs column whose groups are never split, such as the donor")
     finetune.add_argument(
@@ -152,6 +160,7 @@ def named_settings(arguments: argparse.Namespace) -> list[str]:
     given = {
         "target": target,
         "regression": arguments.regression,
+        "follow_up.cohort": arguments.cohort,
         "source.target": source_target,
         "split.group": arguments.group,
         "split.test_groups": arguments.test_groups,
@@ -162,6 +171,7 @@ def named_settings(arguments: argparse.Namespace) -> list[str]:
         "compare.baselines": False if arguments.no_baselines else None,
         "search.trials": arguments.trials,
     }
+    given |= {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
 
 

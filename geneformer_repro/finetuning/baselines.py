@@ -35,6 +35,7 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from geneformer_repro.finetuning.splits import nested_draw
 from geneformer_repro.tokenizer.counts import log_normalise, rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.measures import Values
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +73,11 @@ class Features(Inputs):
     """What the methods know of each labelled cell, a row each."""
 
     counts: csr_matrix | None
-    """Raw counts, cells × genes; None where they are not at hand."""
+    """Raw counts, or values of bulk samples, cells × genes; None where they are not at hand."""
     ranks: csr_matrix | None
     """Rank values, from `rank_values`; None of samples that have no tokens."""
-    measured: csr_matrix | None = None
-    """Expression of samples as it is given, in place of counts."""
+    values: Values = "counts"
+    """What `counts` are."""
     covariates: pd.DataFrame | None = None
     """Clinical columns, such as age and stage; None where none were named."""
 
@@ -85,19 +86,17 @@ class Features(Inputs):
         cls, measured: Any, *, embedding: np.ndarray | None = None, covariates: pd.DataFrame | None = None
     ) -> "Features":
         """Return what is known of samples whose expression, (samples, genes), is looked at as it is."""
-        return cls(None, None, csr_matrix(measured), covariates, embedding=embedding)
+        return cls(csr_matrix(measured), None, "zscore", covariates, embedding=embedding)
 
     @property
     def n_rows(self) -> int:
         """How many rows."""
-        return next(known.shape[0] for known in (self.ranks, self.measured) if known is not None)
+        return next(known.shape[0] for known in (self.ranks, self.counts) if known is not None)
 
     @cached_property
     def expression(self) -> csr_matrix | None:
-        """Expression as it was measured, or log1p of counts per 10,000."""
-        if self.measured is not None:
-            return self.measured
-        return None if self.counts is None else log_normalise(self.counts)
+        """log1p of counts per 10,000, or of expression; or z-scores, and what is to be looked at as it is."""
+        return None if self.counts is None else log_normalise(self.counts, self.values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,19 +146,27 @@ class ClassLabels(Kind[Classes]):
         """Return macro-F1."""
         return scores["macro_f1"]
 
-    def leading_score(self, labels_NS: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def leading_score(
+        self, labels_NS: np.ndarray, predicted: np.ndarray, *, folds: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         """Return macro-F1 as a function of weights."""
         return Calls(self._codes(labels_NS), predicted).macro_f1
 
     def evaluate(
-        self, labels_NS: np.ndarray, predicted: np.ndarray, *, groups: np.ndarray | None, rng: np.random.Generator
+        self,
+        labels_NS: np.ndarray,
+        predicted: np.ndarray,
+        *,
+        folds: np.ndarray,
+        groups: np.ndarray | None,
+        rng: np.random.Generator,
     ) -> ClassEvaluation:
         """Score probabilities, over all and by class."""
         return evaluate_classes(self._codes(labels_NS), predicted, self.target.classes, groups=groups, rng=rng)
 
-    def written(self, labels_NS: np.ndarray) -> np.ndarray:
+    def written(self, labels_NS: np.ndarray) -> dict[str, np.ndarray]:
         """Return the names of the classes."""
-        return np.asarray(self.target.classes)[self._codes(labels_NS)]
+        return {"true": np.asarray(self.target.classes)[self._codes(labels_NS)]}
 
     def written_prediction(self, predicted: np.ndarray) -> np.ndarray:
         """Return the likeliest class; the first of equals."""

@@ -122,20 +122,28 @@ class NumberLabels(Kind[Number]):
         """Return the share of the training labels' variance that is explained."""
         return 1 - (scores["rmse"] / self.target.sd) ** 2
 
-    def leading_score(self, labels_NS: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def leading_score(
+        self, labels_NS: np.ndarray, predicted: np.ndarray, *, folds: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         """Return R² as a function of weights."""
         statistics = _number_statistics(labels_NS[:, 0], predicted)
         return lambda weights_NR: statistics(weights_NR)["r2"]
 
     def evaluate(
-        self, labels_NS: np.ndarray, predicted: np.ndarray, *, groups: np.ndarray | None, rng: np.random.Generator
+        self,
+        labels_NS: np.ndarray,
+        predicted: np.ndarray,
+        *,
+        folds: np.ndarray,
+        groups: np.ndarray | None,
+        rng: np.random.Generator,
     ) -> Scored:
         """Score numbers."""
         return Scored(evaluate_numbers(labels_NS[:, 0], predicted, groups=groups, rng=rng))
 
-    def written(self, labels_NS: np.ndarray) -> np.ndarray:
+    def written(self, labels_NS: np.ndarray) -> dict[str, np.ndarray]:
         """Return the numbers."""
-        return labels_NS[:, 0]
+        return {"true": labels_NS[:, 0]}
 
     def written_prediction(self, predicted: np.ndarray) -> np.ndarray:
         """Return the numbers."""

@@ -619,6 +619,19 @@ class _Calibration:
 # All of them, in resamples
 
 
+def c_index_in_resamples(
+    event_time: np.ndarray, event: np.ndarray, risk: np.ndarray, *, strata: np.ndarray | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what computes Harrell's C alone in resamples, from (patients, resamples) weights; as `harrell_c`."""
+    pairs = _Pairs(event_time, event, risk, strata)
+
+    def c_index(weights_NR: np.ndarray) -> np.ndarray:
+        concordant_SR, all_SR = pairs.sums(np.ones((1, len(risk))), weights_NR)
+        return ratio(concordant_SR[0], all_SR[0])
+
+    return c_index
+
+
 def survival_statistics(
     event_time: np.ndarray,
     event: np.ndarray,
