@@ -10,6 +10,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
+from geneformer_repro.tokenizer import readers
 from geneformer_repro.tokenizer.corpus import Corpus
 from geneformer_repro.tokenizer.counts import raw_counts, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -17,6 +18,7 @@ from geneformer_repro.tokenizer.fitting import _Fit
 from geneformer_repro.tokenizer.genes import reconcile
 from geneformer_repro.tokenizer.measures import Measure
 from geneformer_repro.tokenizer.quality import CellFilter
+from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -153,6 +155,16 @@ def test_what_fits_into_max_length_is_told(tpm, zscores, of_bulk, values, caplog
     assert any(message.startswith(line) for message in caplog.messages)
     assert line in cells.summary()
     assert "within_max_length" not in cells.select([0]).spec
+
+
+def test_the_size_of_blocks_changes_nothing(tpm, of_bulk, monkeypatch):
+    plain = tokenize(tpm, of_bulk, values="expression")
+    monkeypatch.setattr(readers, "_BULK_VALUES", 5 * N_GENES + 1)
+    blocks = open_counts(tpm, measure=Measure("expression")).blocks()
+    assert [block.counts.shape[0] for block in blocks] == [5, 5, 2]
+    again = tokenize(tpm, of_bulk, values="expression")
+    assert [cell.tolist() for cell in again] == [cell.tolist() for cell in plain]
+    assert Vocabulary.fit(tpm, series="V1", values="expression") == of_bulk
 
 
 def test_another_process_reads_the_same_values_and_genes(tpm, of_bulk, tmp_path):
