@@ -1198,7 +1198,7 @@ def test_memory_does_not_grow_with_the_number_of_cells(tmp_path, monkeypatch, co
 
 # files that cannot be used
 
-NOT_THERE = r"no such file\. Expected raw counts: \.h5ad, \.zarr, \.loom, or 10x \.h5 or mtx"
+NOT_THERE = r"no such file\. Expected raw counts: \.h5ad, \.zarr, \.loom, 10x \.h5 or mtx, or a table"
 
 
 @pytest.mark.parametrize("name", ["x.h5ad", "x.zarr", "matrix.mtx.gz"])
