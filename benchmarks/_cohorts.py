@@ -18,7 +18,7 @@ _GENES_OF_A_PROGRAMME = 0.1
 _DEVIATION_OF_RISK = 1.2
 """Of the log hazard: the true risk then has a C-index of about 0.77."""
 _NOISE = 2.0
-"""Deviation of each gene beside its programmes: components of some tens of patients do not show these, of hundreds do."""
+"""Deviation of each gene beside its programmes: components of tens of patients do not show these, of hundreds do."""
 
 
 def simulate_cohorts(

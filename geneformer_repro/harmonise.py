@@ -206,7 +206,8 @@ class Harmoniser:
                 "them, or with on_unseen='reference'."
             )
         if self.method == "quantile":
-            return np.stack([_of_ranks(row, self.arrays["distribution"]) for row in values])
+            rows = [_of_ranks(row, self.arrays["distribution"]) for row in values]
+            return np.array(rows, dtype=np.float64).reshape(values.shape)
         return values * self.arrays["scale"][codes] + self.arrays["shift"][codes]
 
     @typed

@@ -134,6 +134,11 @@ def test_an_unseen_batch_is_refused_or_treated_as_all_training_samples(method):
     np.testing.assert_allclose(ours, wanted.get(method, values), atol=1e-12)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_of_no_samples_there_are_none(method):
+    assert fitted(method).apply(np.empty((0, 60)), []).shape == (0, 60)
+
+
 def test_one_batch_alone_is_left_as_it_is_by_combat():
     values = samples(batches=np.repeat("a", 9))
     np.testing.assert_array_equal(fitted("combat", values, ["a"] * 9).apply(values, ["a"] * 9), values)

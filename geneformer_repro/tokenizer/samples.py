@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix, issparse, vstack
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.tokenizer.features import bare_id, ensembl_gene_in, symbol_in, texts
+from geneformer_repro.tokenizer.features import bare_id, ensembl_gene_in, kind_by_name, kinds_of, symbol_in, texts
 from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
 from geneformer_repro.tokenizer.tables import is_expression_table, read_clinical_table, read_expression_table
 
@@ -66,7 +66,8 @@ def read_samples(
     Samples × genes in the order of the expression, without samples that `clinical` does not have. ``obs["patient_id"]``
     is the patient: the matching id, or the first 12 characters of a TCGA barcode (``TCGA-05-4384-01A`` matches
     ``TCGA-05-4384``), or the sample's name. Of several sources ``obs["source"]`` is the name of the file, or the number
-    of the AnnData; ids of genes are Ensembl's where they can be led to one. Nothing that is given is changed.
+    of the AnnData; ids of genes are Ensembl's where they can be led to one. Features that are no genes
+    (``N_unmapped``, spike-ins) are left out. Nothing that is given is changed.
 
     Raises
     ------
@@ -127,7 +128,12 @@ def _read(source: AnnData | str | Path, genes_in: Literal["rows", "columns"] | N
     twice = samples.obs_names[samples.obs_names.duplicated()]
     if len(twice):
         raise InputError(f"{_name(source)}: {len(twice)} samples have the name of another (first: {twice[0]!r}).")
-    return samples
+    is_gene = (kinds_of(samples.var) == "") & [kind_by_name(name) == "" for name in samples.var_names]
+    if is_gene.all():
+        return samples
+    other = samples.var_names[~is_gene]
+    logger.info("%s: %d features that are no genes left out (%s).", _name(source), len(other), _examples(other))
+    return samples[:, is_gene].copy()
 
 
 def _name(source: AnnData | str | Path) -> str:

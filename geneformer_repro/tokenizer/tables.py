@@ -33,7 +33,7 @@ _LOOKED_AT = 2_000
 _LEAST_SHARE, _TIMES_THE_OTHER = 0.2, 2
 """A side holds the genes from this share of names that look so, if it is more than so many times the other's."""
 _ENTREZ = "entrez"
-_WITH_ENTREZ = re.compile(r"(?P<symbol>[^|\s]+)\|(?P<number>\d+)\Z")
+_WITH_ENTREZ = re.compile(r"(?P<symbol>[^|\s]+)(\|(?P<number>\d+)| \((?P<in_brackets>\d+)\))\Z")
 _LIKE_MOUSE = re.compile(r"[A-Z][a-z]+[A-Za-z0-9-]*\Z")
 _MADE_UNIQUE = re.compile(r"[-.]\d+\Z")
 _REMARK = re.compile(
@@ -89,9 +89,11 @@ def read_expression_table(path: str | Path, *, genes_in: Literal["rows", "column
         A line has more or fewer fields than the others, a value is no number (or has a decimal comma) or is infinite,
         a sample has no name or no values, or two samples have one name.
     """
+    if genes_in not in (None, "rows", "columns"):
+        raise InputError(f"genes_in={genes_in!r}: expected 'rows' or 'columns', or none to have it told by the names.")
     path = Path(path)
     table = _read_table(path)
-    remarks = [j for j in range(len(table.header)) if _is_remark(table, j)]
+    remarks = [j for j, kind in enumerate(table.body.dtypes) if _is_remark(table, j, kind)]
     columns = [j for j in range(len(table.header)) if j not in set(remarks)]
     if not remarks or not columns or table.body.empty:
         raise DataFormatError(
@@ -187,11 +189,8 @@ def _without_remarks_above(text: str) -> tuple[str, int]:
     while text.startswith("#") or (text and not text.partition("\n")[0].strip()):
         line, _, rest = text.partition("\n")
         below = rest.partition("\n")[0]
-        last, last_below = (text.rstrip("\t").rpartition("\t")[2] for text in (line, below))
-        if (
-            "\t" in line and not below.startswith("#") and _NUMBER.match(last_below) and not _NUMBER.match(last)
-        ):  # a header
-            text = line.lstrip("# ") + "\n" + rest
+        if "\t" in line and not below.startswith("#") and _ends_in_a_number(below) and not _ends_in_a_number(line):
+            text = line.lstrip("# ") + "\n" + rest  # a header that begins so
             break
         lines_above.append(line)
         text = rest
@@ -204,14 +203,18 @@ def _without_remarks_above(text: str) -> tuple[str, int]:
     return text, len(lines_above)
 
 
-def _is_remark(table: _Table, j: int) -> bool:
+def _ends_in_a_number(line: str) -> bool:
+    return _NUMBER.match(line.rstrip("\t").rpartition("\t")[2]) is not None
+
+
+def _is_remark(table: _Table, j: int, kind: Any) -> bool:
     """Whether a column says what a row is, or something of it, and is no column of values."""
-    name, column = table.header[j], table.body[j]
-    if j == 0 and not pd.api.types.is_float_dtype(column) and not _looks_like_a_gene(name):
+    name = table.header[j]
+    if j == 0 and not pd.api.types.is_float_dtype(kind) and not _looks_like_a_gene(name):
         return True
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        return bool(_REMARK.fullmatch(name)) and bool((column.dropna() % 1 == 0).all())
-    written = column.dropna().astype(str).iloc[:_LOOKED_AT].str.strip()
+    if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
+        return _REMARK.fullmatch(name) is not None and bool((table.body[j].dropna() % 1 == 0).all())
+    written = table.body[j].dropna().astype(str).iloc[:_LOOKED_AT].str.strip()
     return _REMARK.fullmatch(name) is not None or sum(map(bool, map(_NUMBER.match, written))) <= len(written) / 2
 
 
@@ -219,7 +222,10 @@ def _is_remark(table: _Table, j: int) -> bool:
 
 
 def _side_of_genes(path: Path, table: _Table, remarks: Sequence[int], columns: Sequence[int]) -> str:
-    rows = max((_names(table, j) for j in remarks), key=_share_of_genes)
+    texts_of_rows = [_names(table, j) for j in remarks]
+    rows = max(
+        (names for names in texts_of_rows if 2 * len(set(names)) > len(names)), key=_share_of_genes, default=[""]
+    )
     named = [table.header[j] for j in columns]
     in_rows, in_columns = _share_of_genes(rows), _share_of_genes(named)
     less, more = sorted([in_rows, in_columns])
@@ -286,19 +292,27 @@ def _genes_in_rows(path: Path, table: _Table, remarks: Sequence[int], columns: S
 
 def _genes_in_columns(path: Path, table: _Table, remarks: Sequence[int], columns: Sequence[int]) -> _Oriented:
     genes = [table.header[j] for j in columns]
-    if _share_of_ids(genes) > 0.5:  # then a column such as age or OS.time is no gene
-        remarks = sorted([*remarks, *(j for j in columns if not _is_feature(table.header[j]))])
-        columns = [j for j in columns if _is_feature(table.header[j])]
+    if _share_of_genes(genes) > 0.5:  # then a column such as age or OS.time is none
+        of_genes = _features(genes)
+        remarks = sorted([*remarks, *(j for j, is_gene in zip(columns, of_genes, strict=True) if not is_gene)])
+        columns = [j for j, is_gene in zip(columns, of_genes, strict=True) if is_gene]
         genes = [table.header[j] for j in columns]
-    samples = _names(table, remarks[0])
+    of_names = next((j for j in remarks if not _CLINICAL.match(table.header[j])), remarks[0])
+    samples = _names(table, of_names)
     _require_names(path, samples)
-    said = {table.header[j]: _as_said(table.body[j]) for j in remarks[1:]}
+    said = {table.header[j]: _as_said(table.body[j]) for j in remarks if j != of_names}
     values = _values(path, table, columns, rows=samples)
     return values, pd.DataFrame(said, index=pd.Index(samples, dtype=object)), _var(genes, None)
 
 
-def _is_feature(name: str) -> bool:
-    return not _CLINICAL.match(name) and (_looks_like_a_gene(name) or kind_by_name(name) != "")
+def _features(names: Sequence[str]) -> list[bool]:
+    """Say which columns beside genes are features: of Ensembl ids, what has a name like one; of symbols, capitals."""
+    by_id = _share_of_ids(names) > 0.5
+    return [
+        not _CLINICAL.match(name)
+        and bool(_looks_like_a_gene(name) or kind_by_name(name) or not (by_id or name.islower()))
+        for name in names
+    ]
 
 
 def _share_of_ids(names: Sequence[str]) -> float:
@@ -306,10 +320,11 @@ def _share_of_ids(names: Sequence[str]) -> float:
 
 
 def _gene_id(name: str) -> str:
-    """Return the id of a gene whose Entrez id stands beside it (``TP53|7157``, ``?|100130426``) or alone (``7157``)."""
+    """Return the id of a gene beside which, or in place of which, its Entrez id stands: ``TP53|7157``, ``?|7157``."""
     match = _WITH_ENTREZ.match(name)
-    symbol, number = (match["symbol"], match["number"]) if match else ("?" if name.isdigit() else name, name)
-    return f"{_ENTREZ}:{number}" if symbol == "?" else symbol
+    if match is None:
+        return f"{_ENTREZ}:{name}" if name.isdigit() else name
+    return f"{_ENTREZ}:{match['number'] or match['in_brackets']}" if match["symbol"] == "?" else match["symbol"]
 
 
 def _var(genes: Sequence[str], symbols: Sequence[str] | None) -> pd.DataFrame:
@@ -336,7 +351,8 @@ def _values(path: Path, table: _Table, columns: Sequence[int], *, rows: Sequence
         One is none, or infinite.
     """
     values = np.empty((len(table.body), len(columns)))
-    is_text = np.array([not pd.api.types.is_numeric_dtype(table.body.dtypes[j]) for j in columns])
+    kinds = table.body.dtypes.tolist()
+    is_text = np.array([not pd.api.types.is_numeric_dtype(kinds[j]) for j in columns])
     numbers = [j for j, text in zip(columns, is_text, strict=True) if not text]
     values[:, ~is_text] = table.body[numbers].to_numpy(dtype=np.float64, na_value=np.nan)
     is_wrong = np.isinf(values)

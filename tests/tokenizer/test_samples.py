@@ -139,6 +139,13 @@ def test_several_sources_share_their_genes_whatever_they_are_called(tmp_path, ca
     assert "2 sources share 2 genes of [3, 3]." in caplog.messages
 
 
+def test_features_that_are_no_genes_are_left_out(caplog):
+    caplog.set_level(logging.INFO)
+    samples = expression(genes=["N_unmapped", "TP53", "ERCC-00002"])
+    assert list(read_samples(samples).var_names) == ["TP53"]
+    assert caplog.messages == ["AnnData: 2 features that are no genes left out ('N_unmapped', 'ERCC-00002')."]
+
+
 BAD = {
     "nothing matches": (
         (expression(), clinical(["A", "B"])),

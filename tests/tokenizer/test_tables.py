@@ -91,6 +91,7 @@ NAMED = {
         ["entrez:100130426", "TP53", "ACTB", "EGFR"],
         ["", "TP53", "ACTB", "EGFR"],
     ),
+    "DepMap": ([f"{s} ({i})" for i, s in enumerate(SYMBOLS, 1)], SYMBOLS, SYMBOLS),
     "both": ([f"{i}|{s}" for i, s in zip(IDS, SYMBOLS)], [f"{i}|{s}" for i, s in zip(IDS, SYMBOLS)], [""] * 4),
     "Entrez ids that say so": (["entrez:7157", "entrez:60", "entrez:1956", "entrez:4297"],) * 2 + ([""] * 4,),
 }
@@ -125,11 +126,27 @@ def test_of_firehose_the_second_header_is_passed_over(tmp_path):
     np.testing.assert_array_equal(read_expression_table(written(tmp_path, text)).X, VALUES)
 
 
-def test_clinical_columns_beside_genes_go_to_obs(tmp_path):
-    table = frame().assign(stage=["I", "II", None], age=[50.5, 61, 70], OS=[1, 0, 1])
+def test_samples_are_named_by_the_first_column_that_is_not_clinical(tmp_path):
+    table = frame().assign(sample_id=[11, 12, 13], stage="II").set_index("stage")[["sample_id", *IDS]]
     adata = read_expression_table(written(tmp_path, table.to_csv(sep="\t")))
-    assert list(adata.var_names) == IDS
-    assert adata.obs.to_dict("list") == {"stage": ["I", "II", ""], "age": [50.5, 61, 70], "OS": [1, 0, 1]}
+    assert list(adata.obs_names) == ["11", "12", "13"]
+    assert list(adata.obs["stage"]) == ["II"] * 3
+
+
+@pytest.mark.parametrize("genes", [IDS, ["TP53", "ACTB", "NOVEL1", "KMT2A"]], ids=["Ensembl ids", "symbols"])
+def test_clinical_columns_beside_genes_go_to_obs(tmp_path, genes, caplog):
+    caplog.set_level(logging.INFO)
+    table = frame(genes).assign(
+        stage=["early", "late", None], age=[50.5, 61, 70], OS=[1, 0, 1], survival_months=[2, 3, 4]
+    )
+    adata = read_expression_table(written(tmp_path, table.to_csv(sep="\t")))
+    assert list(adata.var_names) == genes
+    assert adata.obs.drop(columns="survival_months").to_dict("list") == {
+        "stage": ["early", "late", ""],
+        "age": [50.5, 61, 70],
+        "OS": [1, 0, 1],
+    }
+    assert caplog.messages[-1].endswith("genes in columns; 4 columns that are no genes are in obs.")
 
 
 def test_samples_named_by_numbers_keep_their_zeros_and_names_of_columns_are_no_remarks(tmp_path):
@@ -149,6 +166,8 @@ def test_where_the_genes_are_is_asked_where_the_names_do_not_tell(tmp_path):
     with pytest.raises(InputError, match="cannot tell"):
         read_expression_table(both)
     assert read_expression_table(both, genes_in="rows").shape == (4, 3)
+    with pytest.raises(InputError, match=r"genes_in='row': expected 'rows' or 'columns'"):
+        read_expression_table(both, genes_in="row")
 
 
 def with_value(value, row=1, column=2):
