@@ -847,7 +847,10 @@ def bad(cells_file, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing.h5ad", "missing.h5ad: no such file. Expected raw counts: .h5ad, .zarr, .loom, or 10x .h5 or mtx."),
+        (
+            "missing.h5ad",
+            "missing.h5ad: no such file. Expected raw counts: .h5ad, .zarr, .loom, 10x .h5 or mtx, or a table.",
+        ),
         ("text.h5ad", "text.h5ad: not an .h5ad, .loom or 10x .h5 (HDF5) file"),
         ("normalised.h5ad", "X holds fractional values (first: cell "),
         ("normalised.h5ad", "No other layer of it holds counts either; go back to the file before normalisation."),

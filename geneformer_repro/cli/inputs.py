@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-COUNTS = "raw counts: .h5ad, .loom, .zarr, 10x .h5 or folder with matrix.mtx; or a glob, or a folder of such files"
+COUNTS = (
+    "raw counts: .h5ad, .loom, .zarr, 10x .h5 or folder with matrix.mtx, or a table (.tsv, .csv, .parquet); or a glob, "
+    "or a folder of such files other than tables"
+)
 TOKENIZED = "folder written by tokenize, or tokenised cells of others (.dataset folder, .parquet)"
 CHECKPOINT = "checkpoint folder, or hub id"
 

@@ -1,4 +1,4 @@
-"""Where counts, cells and genes are in each kind of container: AnnData, ``.h5ad``, ``.zarr``, ``.loom``, 10x."""
+"""Where counts, cells and genes are in each container: AnnData, ``.h5ad``, ``.zarr``, ``.loom``, 10x, tables."""
 
 import html
 import io
@@ -19,7 +19,7 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
-from geneformer_repro.errors import DataFormatError
+from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import open_unpacked, read_text
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.matrices import (
@@ -35,13 +35,14 @@ from geneformer_repro.tokenizer.matrices import (
     read_csr,
     read_dense,
 )
+from geneformer_repro.tokenizer.tables import is_expression_table, read_expression_table
 
 _TABLES = ("barcodes", "features", "genes")
-_OF_A_TABLE = "anndata.AnnData(pandas.read_{}(…, index_col=0).T).write_h5ad(…), without .T if rows are cells"
 _WRITE_AS_H5AD = {
-    **dict.fromkeys((".csv", ".tsv", ".txt", ".tab"), _OF_A_TABLE.format("csv")),
-    **dict.fromkeys((".xlsx", ".xls"), _OF_A_TABLE.format("excel")),
-    ".parquet": _OF_A_TABLE.format("parquet").replace(", index_col=0", ""),
+    **dict.fromkeys(
+        (".xlsx", ".xls"),
+        "anndata.AnnData(pandas.read_excel(…, index_col=0).T).write_h5ad(…), without .T if rows are cells",
+    ),
     ".rds": "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
     ".rda": "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
 }
@@ -94,13 +95,24 @@ def content_of(source: ad.AnnData | str | Path) -> Content:
         return _TenXFolder(_only_mtx(path))
     if _MTX.match(path.name):
         return _TenXFolder(path)
+    if is_expression_table(path):
+        return _AnnDataContent(_read_table(path))
     return _hdf5_content(path)
 
 
 def not_there(path: Path) -> str:
     """Say that a path leads to nothing."""
     what = f"a link that leads nowhere ({path.readlink()})" if path.is_symlink() else "no such file"
-    return f"{path}: {what}. Expected raw counts: .h5ad, .zarr, .loom, or 10x .h5 or mtx."
+    return f"{path}: {what}. Expected raw counts: .h5ad, .zarr, .loom, 10x .h5 or mtx, or a table."
+
+
+def _read_table(path: Path) -> ad.AnnData:
+    try:
+        return read_expression_table(path)
+    except DataFormatError:
+        raise
+    except InputError as error:
+        raise InputError(f"{error} Give what read_samples({path.name!r}, genes_in=…) returns in its place.") from error
 
 
 def is_zarr(path: Path) -> bool:
@@ -492,4 +504,6 @@ def content_kind(path: ad.AnnData | str | Path) -> str:
         return "an AnnData"
     if Path(path).is_dir():
         return "a Zarr store" if is_zarr(Path(path)) else "a 10x folder"
+    if is_expression_table(path):
+        return "a table"
     return "a Matrix Market file" if _MTX.match(Path(path).name) else "an HDF5 file"

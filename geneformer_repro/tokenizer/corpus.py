@@ -28,6 +28,7 @@ from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, 
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, as_csr
 from geneformer_repro.tokenizer.measures import COUNTS, Measure
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
+from geneformer_repro.tokenizer.tables import is_expression_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,7 +63,8 @@ def find_sources(inputs: Sources) -> list[Source]:
     ----------
     inputs
         An AnnData; a path: a file, a glob (``"data/**/*.h5ad"``), or a folder, which stands for every ``.h5ad``,
-        ``.loom``, ``.h5``, ``.zarr`` and ``matrix.mtx`` in and below it, sorted; or several of them.
+        ``.loom``, ``.h5``, ``.zarr`` and ``matrix.mtx`` in and below it, sorted; or several of them. Tables (``.tsv``,
+        ``.csv`` …) are read where they are named, or matched by a glob that ends like one: in a folder many are not.
 
     Raises
     ------
@@ -98,7 +100,10 @@ def _sources_of(source: "AnnData | str | Path") -> list[Source]:
             raise InputError(f"{source}: nothing matches.")
         stores = [match for match in matches if match.is_dir() and is_zarr(match)]
         outside = [match for match in matches if not any(store in match.parents for store in stores)]
-        sources = [source for match in outside for source in ([match] if _is_source(match) else _below(match))]
+        of_tables = is_expression_table(path)
+        sources = [
+            source for match in outside for source in ([match] if of_tables or _is_source(match) else _below(match))
+        ]
         if not sources:
             raise InputError(f"{source}: no {_KINDS_OF_SOURCES} among what matches.")
         return list({files_of(source)[0]: source for source in sources}.values())  # "**" matches folders and files

@@ -50,7 +50,14 @@ def is_dataset(path: Path) -> bool:
     """Whether a path looks like tokenised cells, ours or others', rather than counts."""
     if path.is_dir():
         return any((path / name).exists() for name in ("spec.json", "state.json", "dataset_info.json", _SPLITS))
-    return path.suffix == ".parquet"
+    return path.suffix == ".parquet" and not _is_table_of_expression(path)
+
+
+def _is_table_of_expression(path: Path) -> bool:
+    try:
+        return "input_ids" not in pq.read_schema(path).names
+    except (OSError, pa.ArrowException):  # what is wrong is said by what reads tokenised cells
+        return False
 
 
 def read_published(

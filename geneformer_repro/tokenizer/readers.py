@@ -45,6 +45,7 @@ _NO_FILTER = re.compile(
 )
 _DAMAGE = (OSError, EOFError, zlib.error)
 _LONGEST_CAUSE = 300
+_BULK_VALUES = 1 << 22
 _SAMPLES, _SAMPLE_CELLS = 8, 32
 """Places of a source, and cells there, that are looked at before the work."""
 
@@ -112,7 +113,10 @@ class CountSource:
             self._matrix.deal_out(folder)
 
     def blocks(self, start: int = 0, stop: int | None = None, *, size: int | None = None) -> Iterator[Block]:
-        """Read the cells from `start` to `stop` in order, `size` (default ``BLOCK_CELLS``) at a time.
+        """Read the cells from `start` to `stop` in order, `size` at a time.
+
+        By default ``BLOCK_CELLS``; of bulk samples, nearly all of whose genes have a value, so many as have four
+        million: 50 MB, and four times that where a logarithm is undone.
 
         One block ahead, in a thread: compiled loops and decompression run at the same time.
 
@@ -122,7 +126,7 @@ class CountSource:
             A value is not what the source is said to hold: as a count negative, fractional or not finite (names the
             first cell and gene, and the layer that does hold counts); or the file is damaged.
         """
-        stop, size = self.n_cells if stop is None else stop, size or BLOCK_CELLS
+        stop, size = self.n_cells if stop is None else stop, size or self._block_cells
         if start >= stop:
             return
         bounds = [(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
@@ -135,6 +139,12 @@ class CountSource:
                 block, ahead = ahead.result(), reader.submit(self._block, *next_bounds)
                 yield block
             yield ahead.result()
+
+    @property
+    def _block_cells(self) -> int:
+        if self.measure.values == "counts":
+            return BLOCK_CELLS
+        return min(BLOCK_CELLS, max(1, _BULK_VALUES // len(self.gene_ids)))
 
     def _block(self, start: int, stop: int) -> Block:
         return self._as_block(start, self._stored(start, stop))
@@ -303,7 +313,7 @@ def open_counts(
     ----------
     source
         An AnnData (in memory or backed), or the path of an ``.h5ad``, ``.loom`` or 10x ``.h5`` file, an AnnData
-        ``.zarr`` store, or a 10x folder (or its ``matrix.mtx``). Opened read-only.
+        ``.zarr`` store, a 10x folder (or its ``matrix.mtx``), or a table. Opened read-only.
     layer
         Name of the layer that holds the counts, or "raw" for ``.raw``; default ``X``.
     gene_ids

@@ -41,7 +41,9 @@ _OTHER_IDS = "other_ids.tsv"
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 Series = Literal["V1", "V2"]
 _SERIES: Mapping[str, tuple[tuple[str, ...], int]] = {"V1": ((PAD, MASK), 2048), "V2": ((PAD, MASK, CLS, EOS), 4096)}
-_COUNT_SUFFIXES = (".h5ad", ".h5", ".loom", ".zarr", ".mtx", ".gz")
+_COUNT_SUFFIXES = (
+    ".h5ad", ".h5", ".loom", ".zarr", ".mtx", ".gz", ".tsv", ".csv", ".txt", ".tab", ".gct", ".parquet"
+)  # fmt: skip
 _MOST_TOKENS, _LONGEST = 2**24, 2**20
 """What no model comes near: a lookup of all tokens, or an embedding of all positions, would fill memory."""
 _LONGEST_NAME = 1000

@@ -10,6 +10,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError, VocabularyMismatchError
+from geneformer_repro.tokenizer import readers
 from geneformer_repro.tokenizer.corpus import Corpus
 from geneformer_repro.tokenizer.counts import raw_counts, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -17,6 +18,7 @@ from geneformer_repro.tokenizer.fitting import _Fit
 from geneformer_repro.tokenizer.genes import reconcile
 from geneformer_repro.tokenizer.measures import Measure
 from geneformer_repro.tokenizer.quality import CellFilter
+from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -155,6 +157,16 @@ def test_what_fits_into_max_length_is_told(tpm, zscores, of_bulk, values, caplog
     assert "within_max_length" not in cells.select([0]).spec
 
 
+def test_the_size_of_blocks_changes_nothing(tpm, of_bulk, monkeypatch):
+    plain = tokenize(tpm, of_bulk, values="expression")
+    monkeypatch.setattr(readers, "_BULK_VALUES", 5 * N_GENES + 1)
+    blocks = open_counts(tpm, measure=Measure("expression")).blocks()
+    assert [block.counts.shape[0] for block in blocks] == [5, 5, 2]
+    again = tokenize(tpm, of_bulk, values="expression")
+    assert [cell.tolist() for cell in again] == [cell.tolist() for cell in plain]
+    assert Vocabulary.fit(tpm, series="V1", values="expression") == of_bulk
+
+
 def test_another_process_reads_the_same_values_and_genes(tpm, of_bulk, tmp_path):
     tpm.X = np.log2(tpm.X + 1)
     tpm.write_h5ad(tmp_path / "x.h5ad")
@@ -168,6 +180,49 @@ def test_another_process_reads_the_same_values_and_genes(tpm, of_bulk, tmp_path)
     spec = TokenizedDataset.open(tmp_path / "out").spec
     plan = {"sources": [{"path": "x"}], "labels": [], "names": [], "sizes": [], "options": spec["options"]}
     assert Corpus.from_plan(plan).measure == job.corpus.measure
+
+
+# tables
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("genes_in_rows.csv", lambda table, path: table.T.to_csv(path)),
+        ("genes_in_columns.tsv.gz", lambda table, path: table.to_csv(path, sep="\t")),
+        ("table.parquet", lambda table, path: table.to_parquet(path)),
+    ],
+)
+def test_a_table_is_read_as_an_anndata(zscores, of_bulk, tmp_path, name, write):
+    table = pd.DataFrame(zscores.X, zscores.obs_names, zscores.var_names).drop(columns="ENSG00000000001")
+    write(table, tmp_path / name)
+    expected = tokenize(zscores[:, table.columns].copy(), of_bulk, values="zscore")
+    assert Vocabulary.fit(tmp_path / name, values="zscore").gene_ids == tuple(table.columns)
+    for source in (tmp_path / name, str(tmp_path / f"*.{name.partition('.')[2]}")):
+        cells = tokenize(source, of_bulk, values="zscore")
+        assert [cell.tolist() for cell in cells] == [cell.tolist() for cell in expected]
+        assert cells.cell_names.tolist() == table.index.tolist()
+
+
+def test_tables_are_not_looked_for_in_folders(tpm, of_bulk, tmp_path):
+    """Where clinical tables, barcodes and results lie, too."""
+    tpm.write_h5ad(tmp_path / "x.h5ad")
+    tpm.to_df().to_csv(tmp_path / "x.csv")
+    assert len(tokenize(tmp_path, of_bulk, values="expression")) == N_SAMPLES
+
+
+def test_a_table_whose_sides_do_not_tell_is_refused_with_the_way_to_say_it(tpm, of_bulk, tmp_path):
+    tpm.to_df().set_axis([f"g{i}" for i in range(N_GENES)], axis=1).to_csv(tmp_path / "x.csv")
+    with pytest.raises(
+        InputError, match=r"where the genes are.*Give what read_samples\('x\.csv', genes_in=…\) returns"
+    ):
+        tokenize(tmp_path / "x.csv", of_bulk, values="expression")
+
+
+def test_a_table_with_gaps_is_no_expression(tpm, of_bulk, tmp_path):
+    tpm.to_df().mask(tpm.to_df() == 0).to_csv(tmp_path / "x.csv")
+    with pytest.raises(DataFormatError, match=r"nan.*only z-scores may have gaps"):
+        tokenize(tmp_path / "x.csv", of_bulk, values="expression")
 
 
 # what simple methods look at
@@ -342,10 +397,17 @@ def test_a_gene_without_any_z_score_is_in_no_vocabulary(zscores):
 
 REAL = [
     pytest.param("tcga_50_allgenes/tcga_50_allgenes", {"values": "expression", "log2": True}, 0.132, id="log2_rsem"),
-    pytest.param("tcga_rsem_4/tcga_rsem_4", {"values": "expression"}, 0.128, id="rsem"),
     pytest.param("breast_arrays/gse3143", {"values": "expression", "log2": True}, 0.263, id="log2_intensities"),
     pytest.param("breast_arrays/gse4335", {"values": "zscore", "order": "two_ended"}, 0.189, id="log_ratios"),
 ]
+
+
+def test_a_real_table_of_z_scores_is_tokenised(shared):
+    source = shared / "data" / "tcga_9_zscore" / "expression.parquet"
+    cells = tokenize(source, Vocabulary.fit(source, series="V1", values="zscore"), values="zscore", order="two_ended")
+    table = pd.read_parquet(source)
+    assert cells.cell_names.tolist() == table.index.tolist()
+    assert cells.genes(7)[:2] == [table.columns[table.iloc[7].argmax()], table.columns[table.iloc[7].argmin()]]
 
 
 @pytest.mark.parametrize(("name", "options", "genes"), REAL)
