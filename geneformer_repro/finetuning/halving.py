@@ -63,9 +63,9 @@ class HalvingConfig:
     """The next rung has so many times fewer networks, which are trained so many times as long."""
     rungs: int = 4
     """How many at most; a rung of one network is the last."""
-    first_epochs: int = 2
+    first_epochs: int = 1
     """Passes over the training rows in the first rung."""
-    first_steps: int = 6
+    first_steps: int = 4
     """Steps that a network makes in the first rung at least; a pass over all rows at once is a single step."""
     space: Mapping[str, Any] = field(default_factory=dict)
     """For a setting of network or training a list of values, or a range { low = 1e-5, high = 1e-2, log = true }. Empty:
