@@ -16,10 +16,14 @@ from geneformer_repro.finetuning.finetune import finetune as finetune
 from geneformer_repro.finetuning.genes import FinetunedGenes as FinetunedGenes
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig as GeneFinetuneConfig
 from geneformer_repro.finetuning.genes import finetune_genes as finetune_genes
+from geneformer_repro.finetuning.patients import FinetunedPatients as FinetunedPatients
+from geneformer_repro.finetuning.patients import PatientConfig as PatientConfig
+from geneformer_repro.finetuning.patients import finetune_patients as finetune_patients
 from geneformer_repro.finetuning.predict import predict as predict
 from geneformer_repro.finetuning.study import TransferStudy as TransferStudy
 from geneformer_repro.finetuning.study import TransferStudyConfig as TransferStudyConfig
 from geneformer_repro.finetuning.study import transfer_study as transfer_study
+from geneformer_repro.harmonise import Harmoniser as Harmoniser
 from geneformer_repro.in_silico.perturbation import Activation as Activation
 from geneformer_repro.in_silico.perturbation import Deletion as Deletion
 from geneformer_repro.in_silico.perturbation import Inhibition as Inhibition
@@ -36,7 +40,9 @@ from geneformer_repro.mapping import map_to_reference as map_to_reference
 from geneformer_repro.pretraining.pretrain import PretrainConfig as PretrainConfig
 from geneformer_repro.pretraining.pretrain import pretrain as pretrain
 from geneformer_repro.tokenizer.dataset import TokenizedDataset as TokenizedDataset
+from geneformer_repro.tokenizer.pseudobulk import pseudobulk as pseudobulk
 from geneformer_repro.tokenizer.quality import CellFilter as CellFilter
+from geneformer_repro.tokenizer.samples import read_samples as read_samples
 from geneformer_repro.tokenizer.tokenize import tokenize as tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary as Vocabulary
 

@@ -152,13 +152,20 @@ class Checkpoint:
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def require_matching(self, cells: TokenizedDataset) -> None:
+    def require_matching(self, cells: TokenizedDataset, *, tokens_only: bool = False) -> None:
         """Raise unless the cells were tokenised for this model.
+
+        Parameters
+        ----------
+        cells
+            The cells.
+        tokens_only
+            Ask for the same tokens of genes alone: not for the same values, medians and order.
 
         Raises
         ------
         VocabularyMismatchError
-            Their vocabulary is another one.
+            Their vocabulary is another one, or they were ranked by other values or in another order.
         InputError
             A cell is longer than the model has positions, or the model is an expression network, which reads no tokens.
 
@@ -182,7 +189,7 @@ class Checkpoint:
         model = self.token_model
         if not len(cells):
             raise InputError("The dataset holds no cells.")
-        cells.vocabulary.require_same(self.vocabulary, this="the dataset", that=self.name)
+        cells.vocabulary.require_same(self.vocabulary, this="the dataset", that=self.name, tokens_only=tokens_only)
         n_positions = model.config.max_position_embeddings
         longest = int(cells.lengths.max())
         if longest > n_positions:

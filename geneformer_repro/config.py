@@ -35,7 +35,7 @@ class Section(Generic[Config]):
     Parameters
     ----------
     config_type
-        A frozen dataclass. It is the default, unless it has a field without one. Its ``section`` says in messages what
+        A frozen dataclass. It is the default, unless it must be told something. Its ``section`` says in messages what
         the field is called.
     """
 
@@ -50,7 +50,7 @@ class Section(Generic[Config]):
             return typing.cast(Config, config.__dict__[self.name])
         try:
             return self.config_type()
-        except TypeError as error:  # which tells dataclasses that there is no default
+        except (TypeError, ConfigError) as error:  # which tells dataclasses that there is no default
             raise AttributeError(self.name) from error
 
     def __set__(self, config: Any, value: Any) -> None:

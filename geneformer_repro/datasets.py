@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError
-from geneformer_repro.tokenizer.genes import ensembl_of_symbol
+from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -43,7 +43,8 @@ class DataFormatError(InputError):
         ...
     geneformer_repro.errors.DataFormatError: AnnData: X holds fractional values (first: cell 'AAAGCCTGGCTAAC-1', gene
     'ENSG00000116288', 0.5). Rank encoding needs raw counts. No other layer of it holds counts either; go back to the
-    file before normalisation.
+    file before normalisation. Other values are ranked as what they are said to be: expression of bulk samples with
+    values="expression" (--values expression), if it is log2(x + 1) with log2=True (--log2) too.
     """
 
 

@@ -226,6 +226,13 @@ class InputScale:
             self, names=names, gene_names=self.gene_names[:n_genes], mean_I=self.mean_I[:n], factor_I=self.factor_I[:n]
         )
 
+    def refitted(self, inputs: ExpressionInputs) -> "InputScale":
+        """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort."""
+        mean_I, spread_I = _moments(self.raw(inputs), self.clip)
+        with np.errstate(divide="ignore"):
+            factor_I = np.where(spread_I > 0, 1 / spread_I, 0)
+        return replace(self, mean_I=mean_I.astype(np.float32), factor_I=factor_I.astype(np.float32))
+
     def begins_with(self, other: "InputScale") -> bool:
         """Whether the other one's columns are the first of these, scaled alike."""
         of_genes = self.names["expression"][: len(other.gene_names)] == other.names["expression"]

@@ -64,6 +64,28 @@ def sums(values_T: Tensor, cells: Cells) -> Tensor:
     return values_T.new_zeros(len(cells)).index_add(0, cells.numbers_on(values_T.device), values_T)
 
 
+def shares_within(score_T: Tensor, cells: Cells, weight_T: Tensor | None = None) -> Tensor:
+    """Return the softmax of scores within each cell, (T,): shares that sum to 1.
+
+    Parameters
+    ----------
+    score_T
+        Of each row.
+    cells
+        Where the cells, or whatever has the rows, lie.
+    weight_T
+        By what the exponentials are multiplied: 0 for a row that has no share. Of a cell without another all are 0.
+    """
+    cell_T, lowest = cells.numbers_on(score_T.device), torch.finfo(score_T.dtype).min
+    weight_T = torch.ones_like(score_T) if weight_T is None else weight_T
+    score_T = score_T.masked_fill(weight_T == 0, lowest)
+    highest_B = score_T.new_full((len(cells),), lowest)
+    highest_B = highest_B.scatter_reduce(0, cell_T, score_T.detach(), "amax")
+    share_T = (score_T - highest_B[cell_T]).exp() * weight_T.to(score_T.dtype)
+    total_B = sums(share_T, cells)
+    return share_T / total_B.masked_fill(total_B == 0, 1)[cell_T]
+
+
 def require_poolable(vocabulary: Vocabulary, pooling: str, *, choices: Any = Pooling) -> None:
     """Raise unless cells of this vocabulary can be pooled so: "cls" needs a ``<cls>`` token."""
     if pooling not in get_args(choices):
@@ -260,14 +282,7 @@ class CellClassifier(_HeadedModel):
             return pooled_BD
         if self.head.pooling != "attention":
             return pool(hidden_TD, weight_T, cells, self.head.pooling)
-        score_T, cell_T = self.attention_pool(hidden_TD)[:, 0].float(), cells.numbers_on(hidden_TD.device)
-        lowest = torch.finfo(score_T.dtype).min
-        score_T = score_T.masked_fill(weight_T == 0, lowest)
-        highest_B = score_T.new_full((len(cells),), lowest)
-        highest_B = highest_B.scatter_reduce(0, cell_T, score_T.detach(), "amax")
-        share_T = (score_T - highest_B[cell_T]).exp() * weight_T.to(score_T.dtype)
-        total_B = sums(share_T, cells)
-        share_T = share_T / total_B.masked_fill(total_B == 0, 1)[cell_T]  # a cell without a gene has none
+        share_T = shares_within(self.attention_pool(hidden_TD)[:, 0].float(), cells, weight_T)
         return weighted_sums(hidden_TD, share_T.to(hidden_TD.dtype), cells)
 
 

@@ -343,9 +343,11 @@ class SurvivalTime(Target):
 
     def fitted(self, outputs_NK: Tensor, labels_NS: Tensor) -> "SurvivalTime":
         """Return the target with the baseline hazard, where the loss has left it open."""
-        if self.learned_by != "cox" or len(labels_NS[:, 2].unique()) > 1:  # each cohort has a baseline of its own
+        has_label = ~labels_NS.isnan().any(dim=1)
+        event_time, event, cohort = labels_NS[has_label].unbind(dim=1)
+        if self.learned_by != "cox" or len(cohort.unique()) > 1:  # each cohort has a baseline of its own
             return self
-        cumulative = hazards.baseline_hazard(outputs_NK[:, 0], labels_NS[:, 0], labels_NS[:, 1], self.times)
+        cumulative = hazards.baseline_hazard(outputs_NK[has_label, 0], event_time, event, self.times)
         return replace(self, baseline=tuple(cumulative.tolist()))
 
     def meaning(self, outputs_NK: Tensor) -> Tensor:

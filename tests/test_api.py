@@ -28,11 +28,14 @@ NAMES = [
     "FinetuneConfig",
     "Finetuned",
     "FinetunedGenes",
+    "FinetunedPatients",
     "GeneFinetuneConfig",
     "GoalState",
+    "Harmoniser",
     "Inhibition",
     "InputError",
     "Overexpression",
+    "PatientConfig",
     "PretrainConfig",
     "RankShift",
     "ShiftTable",
@@ -46,25 +49,31 @@ NAMES = [
     "embed_states",
     "finetune",
     "finetune_genes",
+    "finetune_patients",
     "integration_scores",
     "map_to_reference",
     "perturb",
     "plot_screen",
     "predict",
     "pretrain",
+    "pseudobulk",
+    "read_samples",
     "shift_statistics",
     "tokenize",
     "transfer_study",
     "write_screen_report",
 ]
 FUNCTIONS = {
-    "tokenize": "sources, vocabulary, *, out, obs, layer, gene_ids, orthologs, min_known_share, "
-    "cell_filter, uncropped, workers, ray, overwrite",
+    "tokenize": "sources, vocabulary, *, values, log2, order, out, obs, layer, gene_ids, orthologs, "
+    "min_known_share, cell_filter, uncropped, workers, ray, overwrite",
+    "pseudobulk": "source, by, *, layer, min_cells",
+    "read_samples": "expression, clinical, *, id, genes_in, one_per_patient",
     "pretrain": "cells, config, *, out, base, overwrite, resume",
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
+    "finetune_patients": "checkpoint, cells, config, *, out, counts, overwrite",
     "transfer_study": "checkpoint, source, target, config, *, out, counts, overwrite",
-    "predict": "checkpoint, data, *, layer, gene_ids, max_tokens, device, out, overwrite",
+    "predict": "checkpoint, data, *, layer, gene_ids, log2, max_tokens, device, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
     "map_to_reference": "query, reference, label, *, n_neighbors",
@@ -76,14 +85,15 @@ FUNCTIONS = {
     "plot_screen": "shifts, statistics, *, kind",
     "write_screen_report": "shifts, statistics, path, *, overwrite",
     "datasets.pbmc700": "",
-    "Vocabulary.from_tokens": "tokens, medians, names, *, max_length, other_ids",
-    "Vocabulary.fit": "sources, *, series, layer, gene_ids, max_length, exact, workers, ray, work, overwrite",
+    "Vocabulary.from_tokens": "tokens, medians, names, *, max_length, other_ids, values",
+    "Vocabulary.fit": "sources, *, series, values, log2, base, layer, gene_ids, max_length, exact, workers, ray, "
+    "work, overwrite",
     "Vocabulary.load": "path",
     "Vocabulary.from_pretrained": "path_or_hub_id, *, series, revision",
     "Vocabulary.save": "self, path, *, overwrite",
     "Vocabulary.genes_of": "self, tokens",
     "Vocabulary.tokens_of": "self, genes",
-    "Vocabulary.require_same": "self, other, *, this, that",
+    "Vocabulary.require_same": "self, other, *, this, that, tokens_only",
     "TokenizedDataset.open": "path, vocabulary, *, max_length",
     "TokenizedDataset.save": "self, path, *, overwrite",
     "TokenizedDataset.select": "self, rows",
@@ -92,7 +102,11 @@ FUNCTIONS = {
     "TokenizedDataset.require_obs": "self, name",
     "Checkpoint.from_pretrained": "path_or_hub_id, *, subfolder, revision, vocabulary",
     "Checkpoint.save": "self, path, *, overwrite",
-    "Checkpoint.require_matching": "self, cells",
+    "Checkpoint.require_matching": "self, cells, *, tokens_only",
+    "Harmoniser.fit": "values, batches, *, method, reference, on_unseen",
+    "Harmoniser.apply": "self, values, batches",
+    "Harmoniser.save": "self, path, *, overwrite",
+    "Harmoniser.load": "path",
     "ShiftTable": "source, metadata",
     "ShiftTable.open": "path",
     "ShiftTable.save": "self, path, *, overwrite",
@@ -100,23 +114,32 @@ FUNCTIONS = {
 }
 TRAINING = "epochs, batch_size, max_tokens, learning_rate, decay, warmup_steps, weight_decay, trainer"
 TRANSFER = "transfer(strategy, freeze, rate_decay, lora_rank, lora_alpha, lora_dropout, quantize_bits)"
+SPLIT = (
+    "split(group, folds, repeats, validation, test, test_groups, validation_groups, balance, split_file, allow_seen)"
+)
+FOLLOW_UP = "follow_up(cohort, horizon, censor_at, unusable, learned_by, intervals)"
 FINETUNE = (
-    f"seed, pooling, training({TRAINING}, task_weights, class_balance), {TRANSFER}, target, regression, min_cells, "
-    "max_cells_per_class, split(group, folds, repeats, validation, test, test_groups, validation_groups, balance, split_file, "
-    "allow_seen), search(trials, space, engine), compare(baselines, curve)"
+    f"seed, pooling, training({TRAINING}, task_weights, class_balance), {TRANSFER}, target, regression, survival, "
+    f"{FOLLOW_UP}, min_cells, max_cells_per_class, {SPLIT}, search(trials, space, engine), "
+    "compare(baselines, curve, covariates)"
 )
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
     "mito_within_sd",
-    "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids",
+    "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids, values, order",
     "TokenizedDataset": "table, vocabulary, spec",
     "Checkpoint": "model, vocabulary, provenance, seen, name",
+    "Harmoniser": "method, batches, on_unseen, arrays",
     "PretrainConfig": f"seed, size, network, mask_probability, held_out, training({TRAINING}, recipe)",
     "FinetuneConfig": FINETUNE,
     "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
-    "TransferStudyConfig": f"{FINETUNE}, source(target, regression, epochs)",
+    "TransferStudyConfig": f"{FINETUNE}, source(target, regression, survival, epochs)",
     "TransferStudy": "checkpoint, evaluations, split, history, curve, trials, source",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
+    "FinetunedPatients": "network, evaluations, split, history, patients, attention, attention_by_type",
+    "PatientConfig": f"seed, patient, target, regression, survival, {FOLLOW_UP}, vectors, cell_type, pooling, {SPLIT}, "
+    "network(hidden, attention, dropout), training(epochs, batch_size, learning_rate, weight_decay), "
+    "compare(baselines)",
     "GeneFinetuneConfig": "seed, max_cells, min_cells, split(folds, validation), "
     f"training({TRAINING}, class_balance), {TRANSFER}, compare(baselines)",
     "Deletion": "genes, combine, anchor",
@@ -126,8 +149,15 @@ FIELDS = {
     "RankShift": "genes, combine, anchor, to",
     "GoalState": "obs, start, goal, alternatives, embeddings",
 }
-CONFIGS = ("CellFilter", "PretrainConfig", "FinetuneConfig", "GeneFinetuneConfig", "TransferStudyConfig")
-RESULTS = ("Finetuned", "FinetunedGenes", "TransferStudy")
+CONFIGS = (
+    "CellFilter",
+    "PretrainConfig",
+    "FinetuneConfig",
+    "GeneFinetuneConfig",
+    "PatientConfig",
+    "TransferStudyConfig",
+)
+RESULTS = ("Finetuned", "FinetunedGenes", "FinetunedPatients", "TransferStudy")
 
 
 def named(path):
@@ -251,7 +281,8 @@ def test_a_docstring_speaks_of_every_parameter(path):
 @pytest.mark.parametrize(
     "name",
     [
-        "tokenize", "pretrain", "finetune", "finetune_genes", "transfer_study", "predict", "embed", "embed_states",
+        "tokenize", "pretrain", "finetune", "finetune_genes", "finetune_patients", "transfer_study", "predict", "embed",
+        "embed_states",
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
     ],

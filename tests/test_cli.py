@@ -38,6 +38,7 @@ COMMANDS = (
     "pretrain",
     "finetune",
     "predict",
+    "finetune-patients",
     "embed",
     "map",
     "mixing",
@@ -181,6 +182,21 @@ def test_vocabulary_is_fit(chain, opened):
     expected = gf.Vocabulary.fit(chain.folder / "cells.h5ad", max_length=34)
     assert opened["vocabulary"] == expected
     assert chain.said["vocab"].strip() == repr(expected)
+
+
+def test_samples_are_tokenised_with_a_model_s_genes_and_medians_of_their_own(chain, opened, tmp_path, run):
+    adata = ad.read_h5ad(chain.folder / "cells.h5ad")
+    adata.X = np.log2(adata.X.toarray().astype(np.float64) * 40.5 + 1)
+    adata.write_h5ad(tmp_path / "bulk.h5ad")
+    of_bulk, source = ("--values", "expression", "--log2"), tmp_path / "bulk.h5ad"
+    said = run("vocabulary", source, *of_bulk, "--base", chain.folder / "base", "-o", tmp_path / "vocab")[1]
+    expected = gf.Vocabulary.fit(source, values="expression", log2=True, base=opened["base"].vocabulary)
+    assert gf.Vocabulary.load(tmp_path / "vocab") == expected
+    assert said.strip() == repr(expected)
+    order = ("--order", "two_ended", "-o", tmp_path / "bulk.tok")
+    assert run("tokenize", source, *of_bulk, "--vocabulary", tmp_path / "vocab", *order)[0] == 0
+    cells = gf.tokenize(source, expected, values="expression", log2=True, order="two_ended")
+    assert gf.TokenizedDataset.open(tmp_path / "bulk.tok").fingerprint == cells.fingerprint
 
 
 def test_vocabulary_converts_the_published_dictionaries(shared, tmp_path, run):

@@ -5,7 +5,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
 from geneformer_repro.datasets import pbmc700
-from geneformer_repro.tokenizer.genes import ensembl_of_symbol
+from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
 
 
 @pytest.fixture(scope="module")

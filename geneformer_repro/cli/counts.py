@@ -7,7 +7,8 @@ from typing import Any
 from geneformer_repro.cli.inputs import COUNTS, add_count_options, new_command
 from geneformer_repro.errors import InputError
 
-_OF_BOTH = ("layer", "gene_ids", "workers", "ray", "overwrite")
+_OF_COUNTS = ("max_length", "layer", "gene_ids", "exact", "log2", "base")
+_OF_BOTH = ("layer", "gene_ids", "values", "log2", "workers", "ray", "overwrite")
 
 
 def add_commands(commands: Any) -> None:
@@ -30,8 +31,12 @@ def _add_vocabulary(commands: Any) -> None:
     vocabulary.add_argument(
         "--series",
         choices=["V1", "V2"],
-        default="V2",
-        help="convention of special tokens and length (default %(default)s)",
+        help="convention of special tokens and length (default V2, or that of --base)",
+    )
+    vocabulary.add_argument(
+        "--base",
+        metavar="FOLDER",
+        help="keep the genes and tokens of this vocabulary or checkpoint; learn medians only",
     )
     vocabulary.add_argument("--max-length", type=int, help="most tokens a cell may have")
     vocabulary.add_argument("--revision", help="branch, tag or commit on the hub")
@@ -51,6 +56,12 @@ def _add_tokenize(commands: Any) -> None:
     )
     tokenize.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns to carry along")
     add_count_options(tokenize)
+    tokenize.add_argument(
+        "--order",
+        choices=["descending", "two_ended"],
+        default="descending",
+        help="of a sample's genes: from the top down, or top and bottom by turns (default %(default)s)",
+    )
     tokenize.add_argument(
         "--orthologs", metavar="FILE", help="table of other id and gene id: one-to-one orthologs, or retired ids"
     )
@@ -92,17 +103,20 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
             f"Give files with raw counts, or one folder or hub id with the published dictionaries; found "
             f"{published[0]} among {len(arguments.inputs)} inputs."
         )
-    if published and (arguments.max_length or arguments.layer or arguments.gene_ids or arguments.exact):
+    if published and (arguments.values != "counts" or any(getattr(arguments, option) for option in _OF_COUNTS)):
         raise InputError(
-            "--max-length, --layer, --gene-ids and --exact are for counts; the published dictionaries are as they are."
+            "--max-length, --layer, --gene-ids, --exact, --values, --log2 and --base are for counts; the published "
+            "dictionaries are as they are."
         )
     if published:
-        vocabulary = Vocabulary.from_pretrained(published[0], series=arguments.series, revision=arguments.revision)
+        series: Any = arguments.series or "V2"
+        vocabulary = Vocabulary.from_pretrained(published[0], series=series, revision=arguments.revision)
         vocabulary.save(out, overwrite=arguments.overwrite)
     else:
         work = unfinished.work_folder(out)
         options = _options(arguments, "series", "max_length", "exact")
-        vocabulary = Vocabulary.fit(arguments.inputs, work=work, **options)
+        base = Vocabulary.load(arguments.base) if arguments.base else None
+        vocabulary = Vocabulary.fit(arguments.inputs, base=base, work=work, **options)
         vocabulary.save(out, overwrite=arguments.overwrite)
         status = int((work / FAILED).exists())
         unfinished.drop(work)
@@ -117,7 +131,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
     vocabulary, cell_filter = Vocabulary.load(arguments.vocabulary), load_config(CellFilter, overrides=arguments.filter)
-    options = _options(arguments, "out", "obs", "orthologs", "min_known_share", "uncropped")
+    options = _options(arguments, "out", "obs", "order", "orthologs", "min_known_share", "uncropped")
     cells = tokenize(arguments.inputs, vocabulary, cell_filter=cell_filter, **options)
     print(cells.summary())
     return 1 if cells.spec["failed"] else 0

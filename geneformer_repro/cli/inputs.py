@@ -37,9 +37,22 @@ def add_place_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_log2_option(command: argparse.ArgumentParser) -> None:
+    """Add how expression is stored."""
+    command.add_argument("--log2", action="store_true", help="expression is stored as log2(x + 1), which is undone")
+
+
 def add_count_options(command: argparse.ArgumentParser) -> None:
-    """Add where counts are in a file, and who shares the work."""
+    """Add where counts are in a file, what they are, and who shares the work."""
     add_place_options(command)
+    command.add_argument(
+        "--values",
+        choices=["counts", "expression", "zscore"],
+        default="counts",
+        help="what the files hold: raw counts; expression of bulk samples (TPM, RSEM, FPKM, intensities), divided by "
+        "medians of bulk; or z-scores or log ratios, ranked as they are (default %(default)s)",
+    )
+    add_log2_option(command)
     command.add_argument("--workers", type=int, metavar="N", help="processes; with --ray, tasks at a time")
     command.add_argument("--ray", action="store_true", help="share the work over a Ray cluster (RAY_ADDRESS)")
 

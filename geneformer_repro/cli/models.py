@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from geneformer_repro.cli.inputs import (
     TOKENIZED,
     add_cells_options,
     add_config_options,
+    add_log2_option,
     add_place_options,
     given_vocabulary,
     new_command,
@@ -48,6 +50,14 @@ def _add_finetune(commands: Any) -> None:
     finetune.add_argument("checkpoint", help=CHECKPOINT)
     finetune.add_argument("cells", help=TOKENIZED)
     finetune.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
+    finetune.add_argument(
+        "--survival",
+        nargs=2,
+        action="append",
+        metavar=("TIME", "EVENT"),
+        help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
+    )
+    finetune.add_argument("--cohort", metavar="COLUMN", help="with --survival: rows are compared within these")
     finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
     finetune.add_argument("--group", help="obs column whose groups are never split, such as the donor")
     finetune.add_argument(
@@ -82,6 +92,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("checkpoint", help="folder written by finetune")
     predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}")
     add_place_options(predict)
+    add_log2_option(predict)
     add_cells_options(predict)
 
 
@@ -125,15 +136,19 @@ def _finetune(arguments: argparse.Namespace) -> None:
     else:
         result = finetune(*open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
         evaluations = dict(result.evaluations)
-    if not processes.is_first():
-        return
+    if processes.is_first():
+        print_evaluations(evaluations, "on genes held out" if arguments.genes else "on the test cells", arguments.out)
+
+
+def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> None:
+    """Print what every method reached on each target, and what that says."""
     for name, evaluation in evaluations.items():
         shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
-        print(f"{name}, on the test cells" if not arguments.genes else f"{name}, on genes held out")
+        print(f"{name}, {where}")
         print(evaluation.methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
             print(sentence)
-    print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+    print(f"{Path(out) / 'report.html'} has the pictures and intervals")
 
 
 def named_settings(arguments: argparse.Namespace) -> list[str]:
@@ -145,6 +160,7 @@ def named_settings(arguments: argparse.Namespace) -> list[str]:
     given = {
         "target": target,
         "regression": arguments.regression,
+        "follow_up.cohort": arguments.cohort,
         "source.target": source_target,
         "split.group": arguments.group,
         "split.test_groups": arguments.test_groups,
@@ -155,6 +171,7 @@ def named_settings(arguments: argparse.Namespace) -> list[str]:
         "compare.baselines": False if arguments.no_baselines else None,
         "search.trials": arguments.trials,
     }
+    given |= {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
 
 
@@ -175,8 +192,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     data: Any = arguments.data
     checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
     if is_dataset(Path(data)):
-        if arguments.layer or arguments.gene_ids:
-            raise InputError("--layer and --gene-ids are for counts; these cells are tokenised. Leave them out.")
+        if arguments.layer or arguments.gene_ids or arguments.log2:
+            raise InputError(
+                "--layer and --gene-ids are for counts, as is --log2; these cells are tokenised. Leave them out."
+            )
         data = open_cells(arguments, data, checkpoint)
     elif arguments.max_length is not None:
         raise InputError(
@@ -190,7 +209,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
     table_out = out if out.suffix == ".tsv" else None
-    options = {"layer": arguments.layer, "gene_ids": arguments.gene_ids, "overwrite": arguments.overwrite}
+    options = {name: getattr(arguments, name) for name in ("layer", "gene_ids", "log2", "overwrite")}
     table = predict(checkpoint, data, out=table_out, **options)
     if table_out is None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))

@@ -35,6 +35,7 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from geneformer_repro.finetuning.splits import nested_draw
 from geneformer_repro.tokenizer.counts import log_normalise, rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.measures import Values
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +54,18 @@ _BOOSTING = {"max_iter": 100, "max_leaf_nodes": 6, "max_features": 0.3, "early_s
 class Inputs:
     """What the methods know of each labelled row."""
 
-    embedding: np.ndarray
-    """Vectors from the model before fine-tuning."""
+    embedding: np.ndarray | None
+    """Vectors from the model before fine-tuning; None where there are none."""
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows."""
+        return len(self.embedding) if self.embedding is not None else 0
 
     @cached_property
     def nothing(self) -> np.ndarray:
         """One column that says nothing."""
-        return np.zeros((len(self.embedding), 1))
+        return np.zeros((self.n_rows, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +73,30 @@ class Features(Inputs):
     """What the methods know of each labelled cell, a row each."""
 
     counts: csr_matrix | None
-    """Raw counts, cells × genes; None where they are not at hand."""
-    ranks: csr_matrix
-    """Rank values, from `rank_values`."""
+    """Raw counts, or values of bulk samples, cells × genes; None where they are not at hand."""
+    ranks: csr_matrix | None
+    """Rank values, from `rank_values`; None of samples that have no tokens."""
+    values: Values = "counts"
+    """What `counts` are."""
+    covariates: pd.DataFrame | None = None
+    """Clinical columns, such as age and stage; None where none were named."""
+
+    @classmethod
+    def of_samples(
+        cls, measured: Any, *, embedding: np.ndarray | None = None, covariates: pd.DataFrame | None = None
+    ) -> "Features":
+        """Return what is known of samples whose expression, (samples, genes), is looked at as it is."""
+        return cls(csr_matrix(measured), None, "zscore", covariates, embedding=embedding)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows."""
+        return next(known.shape[0] for known in (self.ranks, self.counts) if known is not None)
 
     @cached_property
     def expression(self) -> csr_matrix | None:
-        """log1p of counts per 10,000."""
-        return None if self.counts is None else log_normalise(self.counts)
+        """log1p of counts per 10,000, or of expression; or z-scores, and what is to be looked at as it is."""
+        return None if self.counts is None else log_normalise(self.counts, self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +114,16 @@ class GeneInputs(Inputs):
     def numbers(self) -> np.ndarray:
         """The features as a matrix."""
         return self.features.to_numpy(dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class PatientInputs(Inputs):
+    """What the methods know of each labelled patient, a row each; ``embedding`` is the mean vector of the cells."""
+
+    pseudobulk: csr_matrix | None
+    """log1p of counts per 10,000 of all cells together, or what stands for it; None where no expression is at hand."""
+    composition: np.ndarray | None
+    """Share of each cell type among the cells; None where no types are given."""
 
 
 def sample(strata: np.ndarray, most: int | None, seed: int) -> np.ndarray:
@@ -119,13 +151,11 @@ def fitted(make: Make, known: Any, target: np.ndarray, seed: int) -> Any:
 
 def nearest(neighbours: type, shape: tuple[int, int], seed: int) -> Any:
     """Neighbours among principal components; few training cells have few near ones."""
-    n_cells, n_genes = shape
-    n_components = max(1, min(_COMPONENTS, n_cells - 1, n_genes - 1))
-    return make_pipeline(
-        _most_variable(_VARIABLE_GENES, shape),
-        PCA(n_components, svd_solver="arpack", random_state=seed),
-        neighbours(min(_NEIGHBOURS, math.ceil(math.sqrt(n_cells))), weights="distance"),
-    )
+
+    def make(shape: tuple[int, int], seed: int) -> Any:  # noqa: ARG001
+        return neighbours(min(_NEIGHBOURS, math.ceil(math.sqrt(shape[0]))), weights="distance")
+
+    return on_components(make)(shape, seed)
 
 
 def boosted(model: type, shape: tuple[int, int], seed: int) -> Any:
@@ -141,6 +171,17 @@ def on_few_genes(make: Make) -> Make:
         return make_pipeline(_most_variable(_BOOSTED_GENES, shape), dense, make(shape, seed))
 
     return of_few_genes
+
+
+def on_components(make: Make) -> Make:
+    """Return what makes the same on principal components of the most variable genes, up to 50."""
+
+    def of_components(shape: tuple[int, int], seed: int) -> Any:
+        n_components = max(1, min(_COMPONENTS, shape[0] - 1, shape[1] - 1))
+        components = PCA(n_components, svd_solver="arpack", random_state=seed)
+        return make_pipeline(_most_variable(_VARIABLE_GENES, shape), components, make((shape[0], n_components), seed))
+
+    return of_components
 
 
 def _most_variable(n_genes: int, shape: tuple[int, int]) -> SelectKBest:
@@ -167,8 +208,8 @@ def gene_features(cells: TokenizedDataset, counts: csr_matrix | None, genes: np.
     -------
     A row a gene: ``detection_rate`` (share of cells with its token), ``mean_rank_value`` and ``sd_rank_value`` over
     these cells; ``log_median`` where the vocabulary has medians; with counts ``mean_expression`` and ``cv_expression``,
-    of log1p of counts per 10,000 (of the vocabulary's genes) over all cells. NaN where it is not defined, as the mean
-    rank of a gene that no cell expresses.
+    of what `log_normalise` makes of them (of the vocabulary's genes) over all cells. NaN where it is not defined, as
+    the mean rank of a gene that no cell expresses.
     """
     ranks = rank_values(cells)[:, genes]
     rank_mean, rank_sd = _moments(ranks, ranks.getnnz(axis=0))
@@ -181,7 +222,7 @@ def gene_features(cells: TokenizedDataset, counts: csr_matrix | None, genes: np.
         columns["log_median"] = np.log(cells.vocabulary.medians[genes])
     if counts is not None:
         assert counts.shape == (len(cells), len(cells.vocabulary))
-        mean, sd = _moments(log_normalise(counts)[:, genes], np.full(len(genes), len(cells)))
+        mean, sd = _moments(log_normalise(counts, cells.vocabulary.values)[:, genes], np.full(len(genes), len(cells)))
         columns |= {"mean_expression": mean, "cv_expression": _ratio(sd, mean)}
     return pd.DataFrame(columns, index=np.asarray(cells.vocabulary.gene_ids, dtype=object)[genes])
 

@@ -1,7 +1,6 @@
 """How many labels a method needs: every method trained on few cells, then on more, and asked the same test cells."""
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.config import with_settings
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.methods import Comparison
 from geneformer_repro.finetuning.problems.problem import Problem
@@ -19,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 DRAWS = 3
 """Times that so many training cells are drawn: with ten labels it matters much which ten."""
-FEWEST_STEPS = 100
-"""A network sees at least so many batches, however few its cells."""
 
 
 def learning_curve(
@@ -51,7 +47,7 @@ def learning_curve(
         for draw in range(DRAWS if n < len(pool) else 1):
             chosen = nested_draw(problem.strata, pool, n, np.random.default_rng([config.seed, draw]))
             outcome = compared.run(
-                _with_steps(config, n),
+                problem.with_labels(config, n),
                 Split(chosen, test=split.test),
                 with_model=False,
                 work=work / f"{n}-labels-draw-{draw + 1}",
@@ -69,12 +65,6 @@ def require_enough(sizes: Sequence[int], split: Split) -> None:
             f"curve asks for {max(sizes)} labelled cells, but those that are not reported are {n_cells}. Leave such "
             "sizes out; all cells are always the last."
         )
-
-
-def _with_steps(config: Any, n: int) -> Any:
-    training = config.training
-    n_steps = max(FEWEST_STEPS, math.ceil(training.epochs * n / training.batch_size))
-    return with_settings(config, trainer={**training.trainer, "max_steps": n_steps})
 
 
 def _scored(

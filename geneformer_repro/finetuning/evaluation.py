@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 VS_BEST = "_vs_best_simple"
 INDEXED = ("methods", "confusion", "probabilities")
 """Tables whose index is written as well."""
-TABLES = (*INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability")
+TABLES = (*INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability", "per_cohort")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ class Evaluation:
     folds: pd.DataFrame | None = None
     """Over the folds, of several: ``method``, ``score``, ``mean``, ``sd``, ``n``; without folds of one class."""
     probabilities: pd.DataFrame | None = None
-    """The fine-tuned model's, a row a test cell, a column a class. None for a number, as what follows."""
+    """The fine-tuned model's, a row a test cell, a column a class; of survival to be free of the event, a column a
+    time. None for a number, as what follows."""
     per_class: pd.DataFrame | None = None
     """``method``, ``class``, ``n``, and precision, recall, F1, AUROC and AUPRC with intervals."""
     confusion: pd.DataFrame | None = None
@@ -47,6 +48,8 @@ class Evaluation:
     """``true``, ``predicted``, ``n``, ``share`` of the true class, with its interval."""
     reliability: pd.DataFrame | None = None
     """``method``, and for each bin of confidence its mean, the ``accuracy`` there with its interval, and ``n``."""
+    per_cohort: pd.DataFrame | None = None
+    """Of survival in several cohorts: ``method``, ``cohort``, ``n``, ``n_events``, ``n_pairs``, C-index."""
     networks: tuple[str, ...] = (FINE_TUNED, RANDOM)
     """Methods that are no simple ones; tables of one method are of the first."""
     reference: str | None = None
@@ -132,9 +135,10 @@ def evaluate_target(
     names
         Name of each test cell.
     labels
-        Class number, or number, of each; NaN where not known; (cells,), or (cells, numbers of a label).
+        Class number, number, or time, event and cohort of each; NaN where not known; (cells,), or (cells, numbers of a
+        label).
     predicted
-        By method: probabilities (cells, classes) or numbers (cells,); None where it could not run.
+        By method: what its kind predicts, a row a cell; None where it could not run.
     folds
         The fold in which each was tested, from 0.
     groups
@@ -158,17 +162,18 @@ def evaluate_target(
     kind, several = kind_of(target), bool(folds.max() > 0)
     ran = {name: one[known] for name, one in predicted.items() if one is not None}
     scored = {
-        name: kind.evaluate(labels_NS, one, groups=groups, rng=np.random.default_rng(seed)) for name, one in ran.items()
+        name: kind.evaluate(labels_NS, one, folds=folds, groups=groups, rng=np.random.default_rng(seed))
+        for name, one in ran.items()
     }
     rows = [scored[name].scores if name in scored else {} for name in predicted]
     methods = pd.DataFrame(rows, index=pd.Index(list(predicted), name="method"))
     dealt = {"fold": folds + 1} if several else {}
     dealt |= {"repeat": repeats + 1} if repeats.max() > 0 else {}
-    columns = {named: names, **dealt, "true": kind.written(labels_NS)}
+    columns = {named: names, **dealt, **kind.written(labels_NS)}
     compared = {VS_BEST: _best_simple(methods[kind.leading], networks)}
     if reference is not None and not np.isnan(methods[kind.leading].to_dict()[reference]):
         compared[vs(reference)] = reference
-    score_of = {name: kind.leading_score(labels_NS, one) for name, one in ran.items()}
+    score_of = {name: kind.leading_score(labels_NS, one, folds=folds) for name, one in ran.items()}
     for suffix, other in compared.items():
         if other is not None:
             found = differences(score_of, other, n_rows=len(names), groups=groups, rng=np.random.default_rng(seed))

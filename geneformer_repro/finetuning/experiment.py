@@ -18,7 +18,6 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.curve import learning_curve, require_enough
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import NETWORKS, Comparison, NetworkMethod, Outcome
-from geneformer_repro.finetuning.networks import best_epoch
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.search import best_settings, search
 from geneformer_repro.finetuning.splits import Split, digest_of, repeat_of, split_table
@@ -77,13 +76,14 @@ class Experiment:
             No training, or no test row has a label of a target; or the curve asks for more rows than there are.
         """
         parts = [("training", split.train) for split in self.splits]
+        parts += [("validation", split.validation) for split in self.splits]
         for part, rows in [*parts, ("test", np.concatenate([split.test for split in self.splits]))]:
-            of_targets = labels_of(self.problem.targets, self.problem.labels[rows])
-            for target, labels in zip(self.problem.targets, of_targets, strict=True):
-                if np.isnan(labels).any(axis=1).all():
+            for kind, labels in self.problem.of_kinds(rows):
+                may_lack = part == "validation" and np.isnan(labels).any(axis=1).all()
+                if not may_lack and (lacking := kind.lacks(labels)):
                     raise InputError(
-                        f"No {part} {self.problem.row} has a label in {target.name!r}. Split otherwise, or leave it "
-                        "out."
+                        f"No {part} {self.problem.row} has {lacking} in {kind.target.name!r}. Split otherwise, or "
+                        "leave it out."
                     )
         require_enough(self.sizes, self.splits[0])
 
@@ -130,7 +130,7 @@ class Experiment:
 
     def split_table(self) -> pd.DataFrame:
         """Return which row is in which part."""
-        return split_table(self.splits, self.problem.names)
+        return split_table(self.splits, self.problem.names, row=self.problem.row)
 
     def digest_of_splits(self) -> str:
         """Return a digest of which row is in which part of which split."""
@@ -190,11 +190,10 @@ class Experiment:
 
     def _final(self, outcomes: list[Outcome], config: Any, work: Path) -> Any:
         """Train on the rows of all splits, as long as they found best."""
-        epochs = float(np.median([best_epoch(outcome.history) for outcome in outcomes]))
         first = self.networks[0]
         network, _ = self.problem.train(
             first.begin(self.start),
-            with_settings(config, **{**first.changes, "epochs": epochs}),
+            self.problem.settled(with_settings(config, **first.changes), [outcome.history for outcome in outcomes]),
             Split(self.learned),
             pretrained=first.pretrained,
             work=work,

@@ -30,9 +30,10 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings
+from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, require_one_time
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
 from geneformer_repro.finetuning.networks import NetworkConfig
-from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
+from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.search import SearchConfig
 from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, warn_of_lacking_classes
@@ -57,8 +58,11 @@ class CellCompareConfig(CompareConfig):
 
     curve: tuple[int, ...] = ()
     """Numbers of labelled cells for a learning curve, such as 10, 50, 100, 500."""
+    covariates: tuple[str, ...] = ()
+    """Obs columns, such as age and stage, for the clinical model that survival is compared with."""
 
     def __post_init__(self) -> None:
+        require(not isinstance(self.covariates, str), self, "covariates", "a tuple of obs columns")
         super().__post_init__()
         require(all(n >= 2 for n in self.curve), self, "curve", "numbers of cells, each at least 2")
 
@@ -85,10 +89,15 @@ class FinetuneConfig(NetworkConfig):
     geneformer_repro.config.ConfigError: training.epochs must be above 0, found -1.0.
     """
 
-    target: str | tuple[str, ...]
+    target: str | tuple[str, ...] = ()
     """The obs column to learn, or several to learn together."""
     regression: tuple[str, ...] = ()
     """Those of the targets that are learned as numbers, not as classes."""
+    survival: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Times until an event, learned as survival: obs column of the event (1, or 0 where follow-up ended without one) →
+    that of the time. Such a column need not stand in `target`."""
+    follow_up: Section[FollowUpConfig] = Section(FollowUpConfig)
+    """How times until an event are taken, and which rows are compared."""
     min_cells: int = 0
     """Classes with fewer cells are left out."""
     max_cells_per_class: int | None = None
@@ -104,22 +113,26 @@ class FinetuneConfig(NetworkConfig):
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets, also of one."""
-        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
+        return all_targets(self.target, self.survival)
 
     def __post_init__(self) -> None:
+        require_one_time(self.survival)
         several = isinstance(self.target, tuple | list) and all(isinstance(name, str) for name in self.target)
         require(several or isinstance(self.target, str), self, "target", "an obs column, or several")
         require(not isinstance(self.regression, str), self, "regression", "a tuple of targets")
         super().__post_init__()
         require(len(self.targets) > 0, self, "target", "at least one obs column")
-        if SMOOTHING in self.training.trainer and set(self.targets) <= set(self.regression):
+        of_classes = set(self.targets) - set(self.regression) - set(self.survival)
+        if SMOOTHING in self.training.trainer and not of_classes:
             raise ConfigError(
                 f"training.trainer.{SMOOTHING} has no effect on numbers, and no target has classes. Leave it out."
             )
+        both = set(self.regression) & set(self.survival)
+        require(not both, self, "regression", "other than the events of survival")
         require(self.min_cells >= 0, self, "min_cells", "at least 0")
         require((self.max_cells_per_class or 3) >= 3, self, "max_cells_per_class", "at least 3")
-        has_classes = self.max_cells_per_class is None or self.targets[0] not in self.regression
-        require(has_classes, self, "max_cells_per_class", "left out where the first target is a number")
+        has_classes = self.max_cells_per_class is None or self.targets[0] in of_classes
+        require(has_classes, self, "max_cells_per_class", "left out where the first target has no classes")
         for field in ("regression", "task_weights"):
             for name in setting(self, field):
                 if name not in self.targets:
@@ -328,12 +341,14 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
         cells,
         config.targets,
         regression=config.regression,
+        survival=config.survival,
+        follow_up=config.follow_up,
         min_cells=config.min_cells,
         max_cells_per_class=None if by_file else config.max_cells_per_class,
         rng=rng,
     )
-    if config.split.group:
-        cells.require_obs(config.split.group)
+    for name in (*([config.split.group] if config.split.group else []), *config.compare.covariates):
+        cells.require_obs(name)
     problem = dataclasses.replace(problem, group=config.split.group)
     are_classes = all(kind.strata_are_classes for kind, _ in problem.of_kinds())
     splits = make_splits(

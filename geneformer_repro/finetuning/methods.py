@@ -51,6 +51,10 @@ class NetworkMethod:
     """What to begin with in place of the experiment's start."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the experiment's."""
+    config: Any = None
+    """How it is trained, where that is not the experiment's way at all."""
+    problem: Problem | None = None
+    """The same rows with the same targets as such a network looks at them, in place of the experiment's."""
 
     def begin(self, start: Any) -> Any:
         """Return what the network begins with in an experiment that starts so."""
@@ -117,9 +121,9 @@ class Comparison:
         predicted, said = [dict[str, np.ndarray | None]() for _ in problem.targets], {}
 
         def train(network: NetworkMethod) -> tuple[Any, pd.DataFrame]:
-            return problem.train(
+            return (network.problem or problem).train(
                 network.begin(self.start),
-                with_settings(config, **network.changes),
+                with_settings(network.config or config, **network.changes),
                 split,
                 pretrained=network.pretrained,
                 work=work / network.folder,
@@ -133,7 +137,8 @@ class Comparison:
                 of_target[network.name] = kind_of(target).as_predicted(meaning)
 
         def add_without_weights(network: NetworkMethod) -> None:
-            add(network, kept_of_network(work / network.folder, lambda: problem.ask(train(network)[0], test_rows)))
+            looking = network.problem or problem
+            add(network, kept_of_network(work / network.folder, lambda: looking.ask(train(network)[0], test_rows)))
 
         first, *others = self.networks
         model = None

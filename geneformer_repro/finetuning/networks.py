@@ -256,7 +256,9 @@ def scores_by_target(targets: Sequence[Target], labels_NS: np.ndarray, meaning_N
 
 
 def best_epoch(history: pd.DataFrame) -> float:
-    """Return the epoch whose model was kept, at least the first."""
+    """Return the epoch whose model was kept, at least the first; the last one where no row chose it."""
+    if f"eval_{SELECTION}" not in history:
+        return float(history["epoch"].iloc[-1])
     return max(float(best_entry(history)["epoch"]), 1.0)
 
 

@@ -53,6 +53,7 @@ def predict(
     *,
     layer: str | None = None,
     gene_ids: str | None = None,
+    log2: bool = False,
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
@@ -71,6 +72,9 @@ def predict(
         said in the log, also how many of the genes that the model knows are missing.
     layer, gene_ids
         Where counts and gene ids are, as for `tokenize`.
+    log2
+        Whether expression is stored as log2(x + 1), which belongs to the file. What else its values are (counts,
+        expression or z-scores) and the order of tokens are those of the checkpoint's cells.
     max_tokens
         Tokens of a batch; less needs less memory.
     device
@@ -120,7 +124,7 @@ def predict(
             f"{checkpoint.name} is a pretrained model without classes; predict needs one made by finetune."
         )
     require_budget(max_tokens)
-    where = {"layer": layer, "gene_ids": gene_ids}
+    where: dict[str, Any] = {"layer": layer, "gene_ids": gene_ids, **({"log2": True} if log2 else {})}
     ask = partial(_Asked, checkpoint, head, max_tokens=max_tokens, device=device)
     if out is None:
         table = ask(_tokenized(checkpoint, data, **where)).table()
@@ -144,7 +148,8 @@ def predict(
 def _tokenized(checkpoint: Checkpoint, data: _Data, **options: Any) -> TokenizedDataset:
     if isinstance(data, TokenizedDataset):
         return data
-    cells = tokenize(data, checkpoint.vocabulary, **options)
+    vocabulary = checkpoint.vocabulary
+    cells = tokenize(data, vocabulary, values=vocabulary.values, order=vocabulary.order, **options)
     n_known, n_genes = cells.spec["n_genes_known"], len(checkpoint.vocabulary)
     if processes.is_first():
         logger.info(
@@ -158,9 +163,7 @@ def _identity_of(data: _Data) -> Any:
     return data.fingerprint if isinstance(data, TokenizedDataset) else [identity(one) for one in find_sources(data)]
 
 
-def _tokenized_once(
-    checkpoint: Checkpoint, data: _Data, where: Mapping[str, str | None], tokens: Path
-) -> TokenizedDataset:
+def _tokenized_once(checkpoint: Checkpoint, data: _Data, where: Mapping[str, Any], tokens: Path) -> TokenizedDataset:
     """Tokenise on the first process, into the folder `tokens`; a call that goes on finds the cells there."""
     if isinstance(data, TokenizedDataset):
         return data

@@ -39,6 +39,7 @@ def write_findings(
     *,
     work: Path,
     facts: dict[str, Any],
+    sections: Sequence[Section] = (),
 ) -> None:
     """Write what an experiment found: all tables with their pictures, the log of its first network, and the page.
 
@@ -56,6 +57,8 @@ def write_findings(
         Of the experiment.
     facts
         As in `write_page`.
+    sections
+        What the page tells after all targets.
     """
     several = len(evaluations) > 1
     for name, table in tables.items():
@@ -67,7 +70,7 @@ def write_findings(
         write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
         for name, evaluation in evaluations.items()
     ]
-    write_page(folder, pages, intervals=experiment.intervals, facts=facts)
+    write_page(folder, pages, intervals=experiment.intervals, facts=facts, more=sections)
 
 
 class Page(NamedTuple):
@@ -110,7 +113,9 @@ def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
     return learning_curve_figure(points, score=f"{kind.spelled[kind.leading]} on the test cells")
 
 
-def write_page(folder: Path, pages: Sequence[Page], *, intervals: str, facts: dict[str, Any]) -> None:
+def write_page(
+    folder: Path, pages: Sequence[Page], *, intervals: str, facts: dict[str, Any], more: Sequence[Section] = ()
+) -> None:
     """Write ``report.html``: every picture with what it shows and what it does not."""
     sections = [section for page in pages for section in _sections(page, intervals)]
     write_report(
@@ -118,7 +123,7 @@ def write_page(folder: Path, pages: Sequence[Page], *, intervals: str, facts: di
         title="Fine-tuning: " + ", ".join(page.evaluation.target.name for page in pages),
         lead=f"Every method was trained and tested on the same {_tested(pages[0].evaluation)}. A model that does not "
         "beat the simple methods was not worth it here.",
-        sections=sections,
+        sections=[*sections, *more],
         facts=facts,
     )
 

@@ -58,6 +58,8 @@ class SplitConfig:
     """Which cells are trained on, which choose the epoch, and which are reported."""
 
     section: ClassVar[str] = "split"
+    may_be_without_validation: ClassVar[bool] = False
+    """Whether ``validation`` may be 0: no row chooses the epoch, and the last one is kept."""
     group: str | None = None
     """Obs column whose groups are never split, such as the donor; None splits cell by cell, which flatters
     every method when cells of a donor are alike."""
@@ -95,7 +97,8 @@ class SplitConfig:
             object.__setattr__(self, field, asked_labels(getattr(self, field), f"split.{field}: each"))
         k_fold = isinstance(self.folds, int)
         require(self.folds == "groups" or (k_fold and self.folds >= 1), self, "folds", 'at least 1, or "groups"')
-        require(0 < self.validation < 1, self, "validation", "between 0 and 1")
+        none = self.may_be_without_validation and self.validation == 0
+        require(none or 0 < self.validation < 1, self, "validation", "between 0 and 1")
         require(0 < self.test < 1 - self.validation, self, "test", "between 0 and 1 - validation")
         require(_test_share(self) < 1 - self.validation, self, "folds", "more than 1 / (1 - validation)")
         require(self.repeats >= 1, self, "repeats", "at least 1")
@@ -127,6 +130,7 @@ def make_splits(
     *,
     seed: int,
     are_classes: bool = True,
+    row: str = "cell",
 ) -> list[Split]:
     """Split cells in three, once or several times, each part with about the same share of every class.
 
@@ -144,6 +148,8 @@ def make_splits(
         The same seed gives the same splits; another one others, if there are others as good.
     are_classes
         Whether the strata are to be told apart; False of ranges of a number, of which a part may hold one only.
+    row
+        What a row is called, and its column in a split file.
 
     Returns
     -------
@@ -162,14 +168,15 @@ def make_splits(
     group = None if config.group is None else _complete_column(obs, config.group, names)
     cells = _cells(strata, group, config, are_classes=are_classes)
     if config.split_file is not None:
-        splits, repeats = _splits_of_file(Path(config.split_file), names, cells, seed)
+        splits, repeats = _splits_of_file(Path(config.split_file), names, cells, seed, row=row)
     elif config.test_groups or config.folds == "groups":
         splits, repeats = _splits_of_groups(cells, seed), None
     else:
         traits = {name: _complete_column(obs, name, names) for name in config.balance}
         splits = [split for one in _seeds(seed, config.repeats) for split in _drawn_splits(cells, traits, one)]
         repeats = repeat_of(splits)
-    require_no_leak(splits, names, None if config.group is None else cells.group_names[cells.groups], repeats)
+    groups = None if config.group is None else cells.group_names[cells.groups]
+    require_no_leak(splits, names, groups, repeats, row=row)
     _tell(splits, cells)
     return splits
 
@@ -190,13 +197,14 @@ def repeat_of(splits: Sequence[Split]) -> np.ndarray:
     return np.array(numbers)
 
 
-def split_table(splits: Sequence[Split], cell_names: np.ndarray) -> pd.DataFrame:
-    """Return ``cell``, ``part`` and, of several splits, ``fold`` (from 1); `SplitConfig.split_file` reads it back.
+def split_table(splits: Sequence[Split], names: np.ndarray, *, row: str = "cell") -> pd.DataFrame:
+    """Return ``cell`` (or what a row is called), ``part`` and, of several splits, ``fold`` (from 1).
 
-    Of folds that are dealt several times the numbers go on, and ``repeat`` (from 1) says which dealing it is.
+    `SplitConfig.split_file` reads it back. Of folds that are dealt several times the numbers go on, and ``repeat``
+    (from 1) says which dealing it is.
     """
     tables = [
-        pd.DataFrame({"cell": cell_names[rows], "part": part, "fold": fold, "repeat": repeat + 1})
+        pd.DataFrame({row: names[rows], "part": part, "fold": fold, "repeat": repeat + 1})
         for fold, (split, repeat) in enumerate(zip(splits, repeat_of(splits), strict=True), 1)
         for part, rows in split._asdict().items()
     ]
@@ -229,7 +237,12 @@ def digest_of(splits: Sequence[Split], cell_names: np.ndarray) -> str:
 
 
 def require_no_leak(
-    splits: Sequence[Split], names: np.ndarray, groups: np.ndarray | None, repeats: np.ndarray | None = None
+    splits: Sequence[Split],
+    names: np.ndarray,
+    groups: np.ndarray | None,
+    repeats: np.ndarray | None = None,
+    *,
+    row: str = "cell",
 ) -> None:
     """Raise if what is reported was seen before.
 
@@ -243,6 +256,8 @@ def require_no_leak(
         Group of each cell, if groups are to stay whole. Train and validation may share one.
     repeats
         In which repeat each split is; None where there is one.
+    row
+        What a row is called.
 
     Raises
     ------
@@ -251,24 +266,25 @@ def require_no_leak(
         in two folds of a repeat. Names the first.
     """
     for split, where in zip(splits, _headings(splits), strict=True):
-        _require_one_part_a_cell(split, names, where)
+        _require_one_part_a_row(split, names, where, row)
         if groups is not None:
             _require_one_side_a_group(split, groups, where)
     repeats = np.zeros(len(splits), dtype=int) if repeats is None else repeats
     for repeat in np.unique(repeats):
         folds_of_repeat = np.flatnonzero(repeats == repeat).tolist()
-        for row in _repeated(np.concatenate([splits[i].test for i in folds_of_repeat])):
-            folds = [str(i + 1) for i in folds_of_repeat if row in splits[i].test]
+        for number in _repeated(np.concatenate([splits[i].test for i in folds_of_repeat])):
+            folds = [str(i + 1) for i in folds_of_repeat if number in splits[i].test]
             raise InputError(
-                f"Cell {str(names[row])!r} is tested in folds {' and '.join(folds)}, and would count twice; test each "
-                "cell in one fold, or say in a column repeat which folds are dealt anew."
+                f"{row.capitalize()} {str(names[number])!r} is tested in folds {' and '.join(folds)}, and would count "
+                f"twice; test each {row} in one fold, or say in a column repeat which folds are dealt anew."
             )
 
 
-def _require_one_part_a_cell(split: Split, names: np.ndarray, where: str) -> None:
-    for row in _repeated(np.concatenate(split)):
-        parts = [part for part, rows in split._asdict().items() for _ in range(np.sum(rows == row))]
-        raise InputError(f"{where}Cell {str(names[row])!r} is in {' and '.join(parts)}; give each cell one part.")
+def _require_one_part_a_row(split: Split, names: np.ndarray, where: str, row: str) -> None:
+    for number in _repeated(np.concatenate(split)):
+        parts = [part for part, rows in split._asdict().items() for _ in range(np.sum(rows == number))]
+        name = f"{row.capitalize()} {str(names[number])!r}"
+        raise InputError(f"{where}{name} is in {' and '.join(parts)}; give each {row} one part.")
 
 
 def _require_one_side_a_group(split: Split, groups: np.ndarray, where: str) -> None:
@@ -378,9 +394,11 @@ def _rows_of(names: Sequence[Any], cells: _Cells, field: str) -> np.ndarray:
     return np.flatnonzero(np.isin(cells.group_names, names)[cells.known_groups])
 
 
-def _splits_of_file(path: Path, names: np.ndarray, cells: _Cells, seed: int) -> tuple[list[Split], np.ndarray]:
+def _splits_of_file(
+    path: Path, names: np.ndarray, cells: _Cells, seed: int, *, row: str
+) -> tuple[list[Split], np.ndarray]:
     """Return the splits, and in which repeat each is."""
-    folds, repeats = read_parts(path, names, Split._fields)
+    folds, repeats = read_parts(path, names, Split._fields, row=row)
     splits = [Split(**fold) for fold in folds]
     splits = [
         split if len(split.validation) else _with_validation(cells, split.train, split.test, DRAWS, seed)
@@ -467,6 +485,8 @@ def _with_validation(cells: _Cells, rest: np.ndarray, test: np.ndarray, draws: i
     Of one class, they would choose the network that calls everything so; those of training groups tell classes apart.
     """
     share = cells.config.validation / (1 - _test_share(cells.config))
+    if share == 0:
+        return Split(rest, test=test)
     if cells.groups is not None and len(np.unique(cells.groups[rest])) > 1:
         validation = _some_groups(cells, rest, share, draws, seed)
         train = np.setdiff1d(rest, validation)
@@ -584,7 +604,7 @@ def _most_balanced(cells: _Cells, traits: Mapping[str, pd.Series], seed: int) ->
         splits for splits in trials if not any(len(cells.unseen(split.test, split.train)) for split in splits)
     ] or trials
     n_of_one_class = [
-        sum(cells.is_of_one_class(part, cells.rows) for split in splits for part in (split.validation, split.test))
+        sum(cells.is_of_one_class(part, cells.rows) for split in splits for part in split[1:] if len(part))
         for splits in usable
     ]
     usable = [splits for splits, n in zip(usable, n_of_one_class, strict=True) if n == min(n_of_one_class)]
@@ -604,7 +624,10 @@ def _most_balanced(cells: _Cells, traits: Mapping[str, pd.Series], seed: int) ->
 
 def _units_of(splits: Sequence[Split], cells: _Cells) -> list[list[np.ndarray]]:
     """Return for each split the units of its parts that are compared for balance: cells or, with groups, groups."""
-    return [[rows if cells.groups is None else np.unique(cells.groups[rows]) for rows in split] for split in splits]
+    return [
+        [rows if cells.groups is None else np.unique(cells.groups[rows]) for rows in split if len(rows)]
+        for split in splits
+    ]
 
 
 def _tell(splits: Sequence[Split], cells: _Cells) -> None:
@@ -635,7 +658,7 @@ def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, *, targ
         What is told apart, where several things are.
     """
     what, known = f"{target}: " if target else "", pd.Series(labels, dtype=object)
-    for part in ("validation", "test"):
+    for part in ("validation", "test") if len(splits[0].validation) else ("test",):
         held = [set(known.iloc[getattr(split, part)].dropna()) for split in splits]
         wanted = [set((known.iloc[split.train] if part == "validation" else known).dropna()) for split in splits]
         alone = [i for i, classes in enumerate(held) if len(classes) == 1 < len(wanted[i])]

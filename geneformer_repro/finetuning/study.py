@@ -31,8 +31,9 @@ from geneformer_repro.finetuning.finetune import (
 )
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.kinds.survival import require_one_time
 from geneformer_repro.finetuning.methods import NetworkMethod, kept
-from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
+from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, labelled_cells
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier
@@ -53,19 +54,22 @@ class SourceConfig:
     """What is learned of the source."""
 
     section: ClassVar[str] = "source"
-    target: str | tuple[str, ...]
+    target: str | tuple[str, ...] = ()
     """The obs column of the source to learn first, or several."""
     regression: tuple[str, ...] = ()
     """Those of them that are learned as numbers."""
+    survival: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Times until an event, event → time as for the target; `follow_up` is that of the target."""
     epochs: float | None = None
     """Passes over the source; None as many as over the target. The one that is best on a tenth of its cells is kept."""
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The source's targets, also of one."""
-        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
+        return all_targets(self.target, self.survival)
 
     def __post_init__(self) -> None:
+        require_one_time(self.survival)
         require_types(self)
         require(len(self.targets) > 0, self, "target", "at least one obs column")
         require(set(self.regression) <= set(self.targets), self, "regression", "among source.target")
@@ -185,8 +189,8 @@ def transfer_study(
     experiment = prepared(checkpoint, target, config)
     checkpoint.require_matching(source)
     first = labelled_cells(
-        source, config.source.targets, regression=config.source.regression, min_cells=config.min_cells,
-        rng=np.random.default_rng(config.seed),
+        source, config.source.targets, regression=config.source.regression, survival=config.source.survival,
+        follow_up=config.follow_up, min_cells=config.min_cells, rng=np.random.default_rng(config.seed),
     )  # fmt: skip
     refuse_tested(
         experiment,

@@ -156,7 +156,7 @@ def _differential_expression(
     """Return log2 fold change and p-value of each gene, NaN where they are not to be had."""
     counted = [vocabulary_counts(cells, counts) for cells in (start, end)]
     unknown = np.full(len(genes), np.nan)
-    if counted[0] is None or counted[1] is None:
+    if counted[0] is None or counted[1] is None or start.vocabulary.values == "zscore":
         return unknown, unknown
     donors = [cells.labels(donor).fillna("") if donor else pd.Series("", cells.cell_names) for cells in (start, end)]
     sums = [_sums(of_state, donor_of) for of_state, donor_of in zip(counted, donors, strict=True)]

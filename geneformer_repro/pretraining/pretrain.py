@@ -151,7 +151,9 @@ def pretrain(
         Folder for the checkpoint, ``log.jsonl``, ``history.tsv``, ``scores.tsv``, ``loss.png`` and ``tensorboard``. A
         run that was cut off leaves ``OUT.partial``; the same call goes on from its last saved step.
     base
-        Start from these weights (continual pretraining); left as it is.
+        Start from these weights (continual pretraining); left as it is. Cells that are ranked by other values, or in
+        another order, than those it has learned from (bulk expression after counts of cells) must have the same tokens
+        of genes; the new checkpoint has their medians, and ``provenance["adapted"]`` says from what to what.
     overwrite
         Replace a checkpoint that `out` holds; drop an unfinished run with other settings (the same run goes on).
     resume
@@ -168,7 +170,7 @@ def pretrain(
     InputError
         There are too few cells to hold any out, none of theirs is masked, or there is nothing to resume.
     VocabularyMismatchError
-        `base` has another vocabulary than the cells.
+        `base` has another vocabulary than the cells, but for values and order, and medians of other values.
     FileExistsError
         `out` exists, or an unfinished run with other settings.
     Interrupted
@@ -196,8 +198,7 @@ def pretrain(
     """
     config = config or PretrainConfig()
     join_processes(config.training)
-    if base is not None:
-        base.require_matching(cells)
+    adapted = {} if base is None else _adapted(base, cells)
     train_rows, held_rows = _split(cells, config)
     settings = resolved(config)
     inputs = {
@@ -221,7 +222,7 @@ def pretrain(
             "n_cells": len(train_rows),
             "n_held_out": len(held_rows),
         }
-        record = provenance("pretrain", config=settings, inputs=inputs) | {"result": result}
+        record = provenance("pretrain", config=settings, inputs=inputs) | {"result": result, **adapted}
         trained = cast(MaskedGeneModel, trained.eval())
         seen = np.array([] if base is None or base.seen is None else base.seen, dtype=np.uint64)
         seen = np.union1d(cells.select(train_rows).digests(), seen)
@@ -231,6 +232,28 @@ def pretrain(
             logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))
             logger.info("%s", _table(scores))
     return checkpoint
+
+
+def _adapted(base: Checkpoint, cells: TokenizedDataset) -> dict[str, Any]:
+    """Say, for provenance, from which values to which a model goes on; nothing where they are the same.
+
+    Raises
+    ------
+    VocabularyMismatchError
+        The cells have other tokens; or medians of their own though they are ranked by the same.
+    """
+    before, after = base.vocabulary, cells.vocabulary
+    adapts = before.ranked != after.ranked
+    base.require_matching(cells, tokens_only=adapts)
+    if not adapts:
+        return {}
+    if processes.is_first():
+        logger.info(
+            "pretrain: goes on from ranks of %s to ranks of %s, with the same tokens; the new checkpoint has the "
+            "medians of these cells.", before.ranked, after.ranked,
+        )  # fmt: skip
+    of_each = ({"values": v.values, "order": v.order, "vocabulary": v.fingerprint} for v in (before, after))
+    return {"adapted": dict(zip(("from", "to"), of_each, strict=True))}
 
 
 def _training_run(

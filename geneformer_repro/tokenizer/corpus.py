@@ -26,6 +26,7 @@ from geneformer_repro.progress import progress
 from geneformer_repro.sharing import by_processes, die_with, on_ray
 from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, mtx_files, not_there
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, as_csr
+from geneformer_repro.tokenizer.measures import COUNTS, Measure
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 
 if TYPE_CHECKING:
@@ -251,6 +252,8 @@ class Corpus:
         ``layer`` and ``gene_ids``, as for `open_counts`.
     workers, ray
         Who shares the work, as for `tokenize`.
+    measure
+        What the sources hold.
     """
 
     sources: list[Source]
@@ -259,6 +262,7 @@ class Corpus:
     options: Mapping[str, str | None]
     workers: int | None = None
     ray: bool = False
+    measure: Measure = COUNTS
     work: Path | None = field(default=None, init=False)
     """Folder for copies of matrices stored by gene; None for temporary ones."""
     sizes: list[int] = field(default_factory=list, init=False)
@@ -275,7 +279,14 @@ class Corpus:
 
     @classmethod
     def find(
-        cls, inputs: Sources, *, layer: str | None, gene_ids: str | None, workers: int | None, ray: bool
+        cls,
+        inputs: Sources,
+        *,
+        layer: str | None,
+        gene_ids: str | None,
+        measure: Measure = COUNTS,
+        workers: int | None,
+        ray: bool,
     ) -> "Corpus":
         """Find the sources; nothing is opened yet.
 
@@ -290,7 +301,7 @@ class Corpus:
         sources = find_sources(inputs)
         names = [str(source) if isinstance(source, Path) else "AnnData" for source in sources]
         options = {"layer": layer, "gene_ids": gene_ids}
-        corpus = cls(sources, labels_of(sources), names, options, workers, ray)
+        corpus = cls(sources, labels_of(sources), names, options, workers, ray, measure)
         if workers is not None and not (isinstance(workers, int) and workers >= 1):
             raise InputError(f"workers must be a whole number of at least 1, found {workers!r}.")
         if corpus.is_shared and not all(isinstance(source, Path) for source in sources):
@@ -307,7 +318,8 @@ class Corpus:
         """Make the corpus that `as_plan` describes, in another process."""
         sources = [Path(source["path"]) for source in plan["sources"]]
         options = {name: plan["options"][name] for name in ("layer", "gene_ids")}
-        corpus = cls(sources, plan["labels"], plan["names"], options)
+        measure = Measure(plan["options"].get("values", "counts"), plan["options"].get("log2", False))
+        corpus = cls(sources, plan["labels"], plan["names"], options, measure=measure)
         corpus.sizes = plan["sizes"]
         return corpus
 
@@ -325,7 +337,8 @@ class Corpus:
 
     def _open(self, i: int) -> CountSource:
         work = None if self.work is None else self.blocks_folder(i)
-        return replace(open_counts(self.sources[i], **self.options, work=work), name=self.names[i])
+        source = open_counts(self.sources[i], **self.options, measure=self.measure, work=work)
+        return replace(source, name=self.names[i])
 
     def keep_in(self, work: Path) -> None:
         """Keep the copies of matrices stored by gene in this folder."""

@@ -1,7 +1,8 @@
 """Given cells as matrices: what their tokens say, and the raw counts, read again from where the cells came from.
 
 A tokenised cell has lost its counts, and methods without a model need them. So they are joined by cell name from the
-file that `tokenize` recorded, if that is still there as it was, or from one that is given.
+file that `tokenize` recorded, if that is still there as it was, or from one that is given. Bulk samples have expression
+or z-scores in their place.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.corpus import identity, is_unchanged, require_identity
 from geneformer_repro.tokenizer.dataset import INPUT_IDS, SOURCE, TokenizedDataset
 from geneformer_repro.tokenizer.genes import reconcile, summing_matrix
+from geneformer_repro.tokenizer.measures import Measure, Values
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -56,8 +58,10 @@ def _rank_values(tokens: Any, vocabulary: Vocabulary) -> csr_matrix:
     return csr_matrix((left.astype(np.float32), genes[genes >= 0], offsets), shape=(len(lists), len(vocabulary)))
 
 
-def log_normalise(counts: csr_matrix) -> csr_matrix:
-    """Return log1p of counts per 10,000; an empty cell stays empty."""
+def log_normalise(counts: csr_matrix, values: Values = "counts") -> csr_matrix:
+    """Return log1p of counts per 10,000, where an empty cell stays empty; of expression; or z-scores as they are."""
+    if values != "counts":
+        return counts if values == "zscore" else counts.log1p()
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     return csr_matrix(diags_array(1e4 / np.maximum(totals, 1.0)) @ counts).log1p()
 
@@ -75,7 +79,7 @@ def digest_of(counts: csr_matrix | None) -> str | None:
 
 
 def counts_of(source: CountSource, cell_names: np.ndarray) -> csr_matrix:
-    """Return the raw counts of these cells, in this order.
+    """Return the raw counts of these cells, in this order; a missing z-score is 0, the mean.
 
     Raises
     ------
@@ -95,11 +99,15 @@ def counts_of(source: CountSource, cell_names: np.ndarray) -> csr_matrix:
         block.counts[rows[(rows >= block.start) & (rows < block.start + block.counts.shape[0])] - block.start]
         for block in source.blocks()
     ]
-    return csr_matrix(vstack(blocks, format="csr"))[np.argsort(place[rows])]
+    counts = csr_matrix(vstack(blocks, format="csr"))[np.argsort(place[rows])]
+    counts.data[np.isnan(counts.data)] = 0
+    return counts
 
 
 def raw_counts(cells: TokenizedDataset, counts: "AnnData | str | Path | None" = None) -> csr_matrix | None:
     """Return the raw counts of the cells, in their order; None if they are not at hand.
+
+    Of bulk samples their linear expression, or z-scores, as they were tokenised.
 
     Parameters
     ----------
@@ -170,8 +178,9 @@ def _opened_sources(
     if not chosen:
         logger.warning("No raw counts at hand (%s), so what needs them is left out; give counts=.", why)
     identities = {path: identity(Path(path)) for path in chosen if isinstance(path, (str, Path))}
+    measure = Measure(cells.vocabulary.values, cells.spec.get("options", {}).get("log2", False))
     yield [
-        open_counts(path, layer=source.get("layer"), gene_ids=source.get("gene_ids"))
+        open_counts(path, layer=source.get("layer"), gene_ids=source.get("gene_ids"), measure=measure)
         for path, source in zip(chosen, sources, strict=False)
     ]
     for path, before in identities.items():
@@ -179,4 +188,8 @@ def _opened_sources(
 
 
 def _to_vocabulary(source: CountSource, vocabulary: Vocabulary) -> csr_matrix:
-    return summing_matrix(reconcile(source, vocabulary).position, len(vocabulary))
+    """Return a matrix by which values get the columns of the vocabulary; of one gene summed, z-scores averaged."""
+    summing = summing_matrix(reconcile(source, vocabulary).position, len(vocabulary))
+    if vocabulary.values == "zscore":
+        summing.data /= summing.getnnz(axis=0)[summing.indices]
+    return summing

@@ -6,7 +6,7 @@ The Arrow files are mapped, not read, so opening a dataset takes no memory that 
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.files import new_directory
 from geneformer_repro.tokenizer.folder import SOURCE, read_folder, write_folder
+from geneformer_repro.tokenizer.measures import SHARED_OF, Values
 from geneformer_repro.tokenizer.published import read_published
 from geneformer_repro.tokenizer.rows import (
     CELL,
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 _BARS, _SHOWN_SOURCES = 8, 10
 _SHOWN_CELLS = 5
-_OF_ALL_CELLS = ("n_cropped", "left_out")
+_OF_ALL_CELLS = ("n_cropped", "within_max_length", "n_below_zero", "left_out")
 _MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "N/A", "n/a", "#N/A"})
 """Text that stands for a missing value, as pandas, R and Excel write them."""
 OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH)
@@ -242,13 +243,12 @@ class TokenizedDataset:
             *_histogram(lengths),
         ]
         if "n_cropped" in spec:
-            lines.append(
-                f"{spec['n_cropped']:,} cells ({spec['n_cropped'] / spec['n_cells']:.1%}) were cut to "
-                f"{spec['max_length']:,} tokens"
-            )
+            lines.append(said_of_cut(spec, self.vocabulary.values))
+        if spec.get("n_below_zero"):
+            lines.append(f"{spec['n_below_zero']:,} log2 values below 0 count as 0")
         if "genes" in spec:
             lines.append(
-                f"{spec['share_of_counts_known']:.1%} of the counts are in known genes: "
+                f"{spec['share_of_counts_known']:.1%} of the {SHARED_OF[self.vocabulary.values]} are in known genes: "
                 + ", ".join(
                     f"{row['genes']:,} {name} ({row['share_of_counts']:.1%})" for name, row in spec["genes"].items()
                 )
@@ -262,7 +262,10 @@ class TokenizedDataset:
         lines.append(f"obs columns: {', '.join(self.obs_columns) or 'none'}")
         lines.append(repr(self.vocabulary))
         shown = spec["sources"][:_SHOWN_SOURCES]
-        lines += [f"source {source['name']}" + (_of_source(source) if "n_cells" in source else "") for source in shown]
+        held = SHARED_OF[self.vocabulary.values]
+        lines += [
+            f"source {source['name']}" + (_of_source(source, held) if "n_cells" in source else "") for source in shown
+        ]
         if len(spec["sources"]) > len(shown):
             lines.append(f"… and {len(spec['sources']) - len(shown):,} more sources (spec.json)")
         lines += [f"LEFT OUT: {source['name']}: {source['error']}" for source in spec["failed"]]
@@ -423,8 +426,9 @@ class TokenizedDataset:
         table = with_column(table, LENGTH, pa.array(lengths_of(tokens), lengths))
         digest = hashlib.sha256(f"{self.fingerprint} {max_length}".encode()).hexdigest()
         logger.info("%d of %d cells are cut to %d tokens.", n_cut, len(self), max_length)
+        spec = {name: value for name, value in self.spec.items() if name != "within_max_length"}
         return replace(
-            self, table=table, spec=self.spec | {"fingerprint": digest, "max_length": max_length, "n_cropped": n_cut}
+            self, table=table, spec=spec | {"fingerprint": digest, "max_length": max_length, "n_cropped": n_cut}
         )
 
     @typed
@@ -535,10 +539,27 @@ def asked_labels(values: Any, what: str) -> tuple[str, ...]:
     return tuple(map(label_of, values))
 
 
-def _of_source(source: dict[str, Any]) -> str:
+def said_of_cut(spec: Mapping[str, Any], values: Values) -> str:
+    """Say in a line how many cells were cut to ``max_length``, and what that left of their genes and values.
+
+    A spec of before, and that of cells cut when they were opened, does not say what was left.
+    """
+    line = (
+        f"{spec['n_cropped']:,} cells ({spec['n_cropped'] / spec['n_cells']:.1%}) were cut to {spec['max_length']:,} "
+        "tokens"
+    )
+    if not spec["n_cropped"] or "within_max_length" not in spec:
+        return line
+    within, genes = spec["within_max_length"], "known" if values == "zscore" else "detected"
+    signal = "sum of |z|" if values == "zscore" else "sum of value / median"
+    held = f"{within['genes']:.1%} of a cell's {genes} genes and {within['signal']:.1%} of its {signal}"
+    return f"{line}: {held}, on average"
+
+
+def _of_source(source: dict[str, Any], held: str) -> str:
     return (
         f": {source['n_cells_kept']:,} of {source['n_cells']:,} cells, {source['n_genes_known']:,} of "
-        f"{source['n_genes']:,} genes known ({source['share_of_counts_known']:.1%} of counts), {source['layer']}, ids "
+        f"{source['n_genes']:,} genes known ({source['share_of_counts_known']:.1%} of {held}), {source['layer']}, ids "
         f"from {source['gene_ids']}"
     )
 

@@ -4,6 +4,10 @@ A compiled loop over cells (numba). A cell's values are sorted by radix on the l
 cell, in two passes, and the few neighbours that these bits leave undecided are put in order by insertion. Equal values
 keep vocabulary order: NumPy's default sort leaves theirs to the machine. 20 ns a value on one core, of which a cell has
 about a thousand.
+
+Expression is ranked as counts are, by values rounded to 24 bits: in a small cohort many values are exactly their gene's
+median, and these ties must not hang on the rounding that the scale of a sample brings. Z-scores have both signs and
+gaps, and their zeros are values: a cell's are laid out by gene first, all of them.
 """
 
 from typing import NamedTuple
@@ -37,6 +41,8 @@ class Encoded(NamedTuple):
 
     tokens: Ragged
     n_genes: np.ndarray
+    signal: np.ndarray
+    """Share of each cell's values, relative to the medians (of z-scores: without their signs), in genes not cut off."""
 
 
 def encode(
@@ -50,17 +56,20 @@ def encode(
     """Order each cell's expressed genes by expression relative to the corpus.
 
     A gene's value is its count, scaled so that the cell sums to 10,000, divided by the gene's non-zero median
-    over the corpus; computed in that order, as published. Equal values keep vocabulary order.
+    over the corpus; computed in that order, as published. Equal values keep vocabulary order. Z-scores are values as
+    they are.
 
     Parameters
     ----------
     counts
-        Raw counts, cells × genes. Not log-transformed.
+        What the vocabulary's ``values`` say, cells × genes: raw counts, linear expression, or z-scores (NaN: missing).
+        Not log-transformed.
     vocabulary
-        Needs medians.
+        Needs medians, but for z-scores. Its ``order`` is that of the tokens.
     position
         Place of each column in ``vocabulary.gene_ids``, -1 for a gene it does not have; columns with the same place
-        are one gene, their counts are summed. Default: the columns follow ``vocabulary.gene_ids``.
+        are one gene: their counts or expression are summed, of their z-scores it is the mean. Default: the columns
+        follow ``vocabulary.gene_ids``.
     n_counts
         Total counts of each cell, also of genes outside the vocabulary; default the sum of `counts`. It cancels
         in the ranking, but for values that differ only by rounding.
@@ -71,7 +80,8 @@ def encode(
     Returns
     -------
     Token ids, most distinctive gene first, with ``<cls>`` and ``<eos>`` around them where the vocabulary has these (a
-    cell without a known gene has only those); and the number of known genes of each cell.
+    cell without a known gene has only those); the number of known genes of each cell; and what was not cut off of
+    their values.
 
     Raises
     ------
@@ -82,34 +92,41 @@ def encode(
     ----------
     Theodoris et al., Nature 618, 616 (2023), Methods, "Rank value encoding".
     """
-    vocabulary.require_medians()
+    of_zscores = vocabulary.values == "zscore"
+    if not of_zscores:
+        vocabulary.require_medians()
     position = np.arange(len(vocabulary), dtype=np.int32) if position is None else position.astype(np.int32, copy=False)
     assert counts.shape[1] == len(position), (counts.shape, len(position))
     totals = counts.sum(axis=1, dtype=np.float64) if n_counts is None else n_counts
     places = position[position >= 0]
     wrapped = crop and vocabulary.has_cls
     room = vocabulary.max_length - 2 * wrapped if crop else len(vocabulary)
-    most = np.minimum(np.diff(counts.indptr), room).astype(np.int64) + 2 * wrapped
+    n_stored = np.full(counts.shape[0], len(places)) if of_zscores else np.diff(counts.indptr)
+    most = np.minimum(n_stored, room).astype(np.int64) + 2 * wrapped
     values = np.empty(most.sum(), dtype=np.min_scalar_type(vocabulary.size - 1))
     offsets = np.zeros(counts.shape[0] + 1, dtype=np.int64)
-    n_genes = np.empty(counts.shape[0], dtype=np.int64)
+    n_genes, signal = np.empty(counts.shape[0], dtype=np.int64), np.empty(counts.shape[0])
     _encode_cells(
         counts.data,
         counts.indices,
         counts.indptr,
         position,
-        vocabulary.medians,
+        np.ones(len(vocabulary)) if vocabulary.medians is None else vocabulary.medians,
         vocabulary.tokens.astype(values.dtype),
         np.asarray(totals, dtype=np.float64).ravel(),
         len(places) == len(np.unique(places)),
+        vocabulary.values == "expression",
+        of_zscores,
+        vocabulary.order == "two_ended",
         room,
         wrapped,
         np.array([vocabulary.special_tokens.get(token, 0) for token in (CLS, EOS)], dtype=values.dtype),
         values,
         offsets,
         n_genes,
+        signal,
     )
-    return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes)
+    return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes, signal)
 
 
 def sum_by_column(counts: csr_matrix) -> np.ndarray:
@@ -135,40 +152,38 @@ def _encode_cells(  # type: ignore[no-untyped-def]
     tokens,
     totals,
     distinct,
+    rounded,
+    of_zscores,
+    two_ended,
     room,
     wrapped,
     special,
     values,
     offsets,
     n_genes,
+    signal,
 ):
     """Write the tokens of cell after cell into `values`, where each begins into `offsets`."""
-    n_cells = len(indptr) - 1
-    most = 1
+    n_cells, most = len(indptr) - 1, len(medians) if of_zscores else 1
     for i in range(n_cells):
         most = max(most, indptr[i + 1] - indptr[i])
     gene, gene_aside = np.empty(most, np.int32), np.empty(most, np.int32)
     key, key_aside = np.empty(most, np.uint64), np.empty(most, np.uint64)
     amount = np.empty(most, np.float64)
     starts = np.empty((2, 1 << _MOST_DIGIT_BITS), np.int64)
+    laid_out = np.empty(len(position) if of_zscores else 0, np.float64)
     end = 0
     for i in range(n_cells):
-        n, in_order, once, last = 0, True, distinct, np.int32(-1)
-        for j in range(indptr[i], indptr[i + 1]):
-            once &= indices[j] > last
-            last = indices[j]
-            place = position[last]
-            if place >= 0 and data[j] > 0:
-                in_order &= n == 0 or place > gene[n - 1]
-                gene[n], amount[n] = place, data[j]
-                n += 1
-        if not (in_order or once):
-            n = _sum_by_gene(gene, amount, n, key, key_aside, gene_aside, starts)
-            in_order = True
-        for j in range(n):
-            amount[j] = amount[j] / totals[i] * TARGET_SUM / medians[gene[j]]
-        # The bits of positive floats are in the order of the floats; inverted, the largest comes first.
-        key[:n] = ~amount[:n].view(np.uint64)
+        begin, stop, in_order = indptr[i], indptr[i + 1], True
+        if of_zscores:
+            n = _mean_by_gene(data[begin:stop], indices[begin:stop], position, laid_out, gene, amount, len(medians))
+        else:
+            n, in_order, once = _expressed(data[begin:stop], indices[begin:stop], position, distinct, gene, amount)
+            if not (in_order or once):
+                n = _sum_by_gene(gene, amount, n, key, key_aside, gene_aside, starts)
+                in_order = True
+            _make_relative(amount, gene, n, totals[i], medians, rounded)
+        _keys_of(amount, n, key)
         _sort_pairs(key, gene, n, key_aside, gene_aside, starts)
         if not in_order:
             _sort_ties(key, gene, n)
@@ -176,12 +191,93 @@ def _encode_cells(  # type: ignore[no-untyped-def]
             values[end] = special[0]
             end += 1
         for j in range(min(n, room)):
-            values[end] = tokens[gene[j]]
+            values[end] = tokens[gene[_place_of(j, n, two_ended)]]
             end += 1
         if wrapped:
             values[end] = special[1]
             end += 1
-        offsets[i + 1], n_genes[i] = end, n
+        offsets[i + 1], n_genes[i], signal[i] = end, n, _share_kept(key, n, room, two_ended, key_aside)
+
+
+@numba.njit(nogil=True, cache=True)
+def _expressed(data, indices, position, distinct, gene, amount):  # type: ignore[no-untyped-def]
+    """Write places and amounts of a cell's known genes that are above 0; also whether in order, and each but once."""
+    n, in_order, once, last = 0, True, distinct, np.int32(-1)
+    for j in range(len(data)):
+        once &= indices[j] > last
+        last = indices[j]
+        place = position[last]
+        if place >= 0 and data[j] > 0:
+            in_order &= n == 0 or place > gene[n - 1]
+            gene[n], amount[n] = place, data[j]
+            n += 1
+    return n, in_order, once
+
+
+@numba.njit(nogil=True, cache=True)
+def _make_relative(amount, gene, n, total, medians, rounded):  # type: ignore[no-untyped-def]
+    """Scale a cell's amounts to a sum of 10,000, and divide each by its gene's median; in that order, as published."""
+    for j in range(n):
+        amount[j] = amount[j] / total * TARGET_SUM / medians[gene[j]]
+        if rounded:
+            amount[j] = np.float32(amount[j])
+
+
+@numba.njit(nogil=True, cache=True)
+def _mean_by_gene(data, indices, position, laid_out, gene, amount, n_places):  # type: ignore[no-untyped-def]
+    """Write places and mean values of a cell's genes, in vocabulary order; what is not stored is 0, NaN no value."""
+    laid_out[:] = 0
+    for j in range(len(data)):
+        laid_out[indices[j]] = data[j]
+    total, n_of = np.zeros(n_places, np.float64), np.zeros(n_places, np.int64)
+    for column in range(len(position)):
+        place = position[column]
+        if place >= 0 and not np.isnan(laid_out[column]):
+            total[place] += laid_out[column]
+            n_of[place] += 1
+    n = 0
+    for place in range(n_places):
+        if n_of[place]:
+            gene[n], amount[n] = place, total[place] / n_of[place] + 0.0  # which makes 0 of -0
+            n += 1
+    return n
+
+
+_SIGN = np.uint64(1 << 63)
+
+
+@numba.njit(nogil=True, cache=True)
+def _keys_of(amount, n, key):  # type: ignore[no-untyped-def]
+    """Write keys that are in the opposite order of the amounts.
+
+    The bits of positive floats are in the order of the floats, those of negative ones against it; inverted, the largest
+    comes first.
+    """
+    bits = amount.view(np.uint64)
+    for j in range(n):
+        key[j] = bits[j] if bits[j] & _SIGN else ~(bits[j] | _SIGN)
+
+
+@numba.njit(nogil=True, cache=True)
+def _place_of(j, n, two_ended):  # type: ignore[no-untyped-def]
+    """Return which of n ranked genes is token j."""
+    if not two_ended:
+        return j
+    return j // 2 if j % 2 == 0 else n - 1 - j // 2
+
+
+@numba.njit(nogil=True, cache=True)
+def _share_kept(key, n, room, two_ended, bits):  # type: ignore[no-untyped-def]
+    """Return the share of n ranked amounts, given by their keys, that the first `room` tokens hold."""
+    if n <= room:
+        return 1.0
+    for j in range(n):
+        bits[j] = key[j] if key[j] & _SIGN else ~key[j] ^ _SIGN
+    amounts, kept = np.abs(bits[:n].view(np.float64)), 0.0
+    for j in range(room):
+        kept += amounts[_place_of(j, n, two_ended)]
+    total = amounts.sum()
+    return kept / total if total > 0 else 1.0
 
 
 @numba.njit(nogil=True, cache=True)

@@ -6,8 +6,9 @@ made them and whenever, so the medians are the same bits with one process or man
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import new_file, write_json
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, parts_of
-from geneformer_repro.tokenizer.genes import names_of, reconcile, summing_matrix, with_symbols
+from geneformer_repro.tokenizer.genes import GivenGenes, KnownGenes, names_of, reconcile, summing_matrix, with_symbols
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS
+from geneformer_repro.tokenizer.measures import n_values
 from geneformer_repro.tokenizer.medians import TARGET_SUM, NonzeroMedians
 from geneformer_repro.tokenizer.readers import CountSource
 
@@ -36,15 +38,23 @@ _PART = 16 * BLOCK_CELLS
 
 
 def fit_medians(
-    corpus: Corpus, work: str | Path | None = None, *, exact: bool, overwrite: bool = False
+    corpus: Corpus,
+    work: str | Path | None = None,
+    *,
+    base: KnownGenes | None = None,
+    exact: bool,
+    overwrite: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the non-zero median, in counts per 10,000, and the name of each gene that some cell expresses.
+
+    Expression, too, is scaled to a sum of 10,000 a sample. Of z-scores the genes are those with a value, and what
+    stands for their medians is 1.
 
     Parameters
     ----------
     corpus
         Where the counts are, and who reads them.
-    work, exact, overwrite
+    work, base, exact, overwrite
         As for `Vocabulary.fit`.
 
     Raises
@@ -56,7 +66,7 @@ def fit_medians(
     FileExistsError
         `work` holds other work, or is not a work folder.
     """
-    job = _Fit(corpus, exact=exact)
+    job = _Fit(corpus, base, exact=exact)
     job.prepare()
     with ExitStack() as stack:
         if work is None:
@@ -69,11 +79,23 @@ def fit_medians(
             raise
 
 
+def medians_of(genes: Sequence[str], medians: Mapping[str, float]) -> np.ndarray:
+    """Return the medians of these genes; of those that no source expresses, the median of the others' medians."""
+    silent = [gene for gene in genes if gene not in medians]
+    if silent:
+        logger.warning(
+            "%d of the %d genes of base are expressed in no source (first: %s); their median is that of the others' "
+            "medians.", len(silent), len(genes), silent[0],
+        )  # fmt: skip
+    of_silent = float(np.median(list(medians.values())))
+    return np.array([medians.get(gene, of_silent) for gene in genes])
+
+
 class _Fit(Job):
     """The work of one call."""
 
-    def __init__(self, corpus: Corpus, *, exact: bool) -> None:
-        self.corpus, self.exact = corpus, exact
+    def __init__(self, corpus: Corpus, base: KnownGenes | None, *, exact: bool) -> None:
+        self.corpus, self.base, self.exact = corpus, base, exact
         self.genes: list[str] = []
         self._names: dict[str, str] = {}
         self.to_genes = lru_cache(maxsize=4)(self._to_genes)
@@ -82,7 +104,8 @@ class _Fit(Job):
     def from_plan(cls, work: Path) -> "_Fit":
         """Make the job of another process."""
         plan = unfinished.read_plan(work)
-        job = cls(Corpus.from_plan(plan), exact=plan["options"]["exact"])
+        base = GivenGenes(**plan["base"]) if "base" in plan else None
+        job = cls(Corpus.from_plan(plan), base, exact=plan["options"]["exact"])
         job.genes = plan["genes"]
         job.use(work)
         return job
@@ -93,15 +116,19 @@ class _Fit(Job):
         self.genes = sorted(self._names)
 
     def _look_at(self, i: int, source: CountSource) -> None:
-        genes = reconcile(source, None)
+        if source.measure.values != "counts" and not source.stored_by_gene:
+            source.sample()
+        genes = reconcile(source, self.base)
         self._names |= {gene: "" for gene in genes.table["gene_id"] if gene and gene not in self._names}
         self._names |= {gene: name for gene, name in names_of([genes]).items() if not self._names[gene]}
 
     @cached_property
     def plan(self) -> dict[str, Any]:
         """What makes two calls the same work, and all that another process needs to know of it."""
-        options = {**self.corpus.options, "exact": self.exact}
-        return {"format": FORMAT, **self.corpus.as_plan(), "options": options, "genes": self.genes}
+        measure, base = self.corpus.measure, self.base
+        options = {**self.corpus.options, **({} if measure.values == "counts" else asdict(measure))}
+        plan = {"format": FORMAT, **self.corpus.as_plan(), "options": {**options, "exact": self.exact}}
+        return plan | {"genes": self.genes} | ({} if base is None else {"base": asdict(GivenGenes.of(base))})
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -124,15 +151,26 @@ class _Fit(Job):
         if self.corpus.failed:
             write_json(self.work / FAILED, {self.corpus.labels[i]: error for i, error in self.corpus.failed.items()})
             good = [i for i in range(len(self.corpus)) if i not in self.corpus.failed]
-            self._names = dict.fromkeys(median_of, "") | names_of([reconcile(self.corpus.open(i), None) for i in good])
+            genes = [reconcile(self.corpus.open(i), self.base) for i in good]
+            self._names = dict.fromkeys(median_of, "") | names_of(genes)
         return median_of, with_symbols({gene: self._names[gene] for gene in median_of})
+
+    def deal_out(self, part: Part) -> None:
+        """Copy a matrix stored by gene into blocks of cells, of which some are then looked at."""
+        super().deal_out(part)
+        source = self.corpus.open(part.source)
+        if source.measure.values != "counts":
+            source.sample()
 
     def sketch(self, part: Part) -> None:
         """Write the medians' sketches of a part."""
         source, sketch = self.corpus.open(part.source), NonzeroMedians(len(self.genes), exact=self.exact)
         for block in source.blocks(part.start, part.stop):
-            counts = csr_matrix(block.counts @ self.to_genes(part.source))
-            counts.data = counts.data / np.repeat(source.total_counts(block), np.diff(counts.indptr)) * TARGET_SUM
+            if source.measure.values == "zscore":
+                counts = csr_matrix((n_values(block.counts)[None] @ self.to_genes(part.source) > 0).astype(np.float64))
+            else:
+                counts = csr_matrix(block.counts @ self.to_genes(part.source))
+                counts.data = counts.data / np.repeat(source.total_counts(block), np.diff(counts.indptr)) * TARGET_SUM
             sketch.add(counts)
         with new_file(self.sketch_file(part), overwrite=True) as aside:
             sketch.save(aside)
@@ -143,7 +181,7 @@ class _Fit(Job):
 
     def _to_genes(self, i: int) -> csr_matrix:
         """Return a matrix of a source by which its counts get the columns of the corpus."""
-        gene_ids = reconcile(self.corpus.open(i), None).table["gene_id"]
+        gene_ids = reconcile(self.corpus.open(i), self.base).table["gene_id"]
         return summing_matrix(pd.Index(self.genes).get_indexer(pd.Index(gene_ids)), len(self.genes))
 
 

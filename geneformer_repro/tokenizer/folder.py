@@ -45,6 +45,8 @@ _SPEC: dict[str, Any] = {
     "obs?": [str],
     "max_length?": int,
     "n_cropped?": int,
+    "within_max_length?": {"genes": float, "signal": float},
+    "n_below_zero?": int,
     "left_out?": {str: int},
     "no_genes?": {str: int},
     "genes?": {str: {"genes": int, "share_of_counts": float}},

@@ -15,8 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +26,9 @@ from scipy.sparse import csr_matrix
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_text
 from geneformer_repro.tokenizer.features import bare_id, ensembl_gene_in, is_ensembl_gene, symbol_in
+from geneformer_repro.tokenizer.measures import SHARED_OF
 from geneformer_repro.tokenizer.readers import CountSource
+from geneformer_repro.tokenizer.symbols import current_symbols, ensembl_of_symbol, symbol_of_ensembl
 
 KEPT, MAPPED, COLLAPSED, UNKNOWN = OUTCOMES = ("kept", "mapped", "collapsed", "unknown")
 LEFT_OUT = "left out"
@@ -48,23 +49,6 @@ _SPECIES = {
     "ENSGALG": "chicken",
     "ENSPTRG": "chimpanzee",
 }
-
-
-@cache
-def ensembl_of_symbol() -> Mapping[str, str]:
-    """Return human gene symbol → Ensembl id.
-
-    Current GENCODE 44 names, and former or other HGNC names where these stand for one gene only and are no
-    other gene's current name. Names that several genes share are absent.
-    """
-    table = _human_genes()
-    return dict(zip(table["symbol"], table["ensembl_id"], strict=True))
-
-
-@cache
-def _human_genes() -> pd.DataFrame:
-    with (resources.files("geneformer_repro") / "data" / "human_genes.tsv.gz").open("rb") as file:
-        return pd.read_csv(file, sep="\t", dtype=str, compression="gzip", keep_default_na=False)
 
 
 @cache
@@ -147,6 +131,25 @@ class KnownGenes(Protocol):
     @property
     def other_ids(self) -> Mapping[str, str]:
         """Retired id → gene id."""
+
+
+@dataclass(frozen=True)
+class GivenGenes:
+    """What is asked of a vocabulary here, as JSON can hold it: for a process that is given no vocabulary."""
+
+    gene_ids: tuple[str, ...]
+    by_name: Mapping[str, int]
+    other_ids: Mapping[str, str]
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Place of each id."""
+        return {gene: i for i, gene in enumerate(self.gene_ids)}
+
+    @classmethod
+    def of(cls, genes: KnownGenes) -> "GivenGenes":
+        """Return these genes."""
+        return cls(genes.gene_ids, dict(genes.by_name), dict(genes.other_ids))
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +288,7 @@ class _Finder:
             if symbol in names and self._is_known(names[symbol]):
                 return names[symbol], by
         base = _MADE_UNIQUE.sub("", symbol)
-        is_name = symbol in self._own or symbol in _current_symbols()
+        is_name = symbol in self._own or symbol in current_symbols()
         if base != symbol and base in self._symbols and not is_name:
             # AnnData's and R's way to tell equal names apart; no annotation has a former name beside what it looks like
             return self._by_symbol(base, _MADE_UNIQUE_ONE)
@@ -311,11 +314,11 @@ def shares(table: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"genes": grouped["size"].astype(int), "share": grouped["sum"] / total})
 
 
-def in_one_line(shares: pd.DataFrame) -> str:
+def in_one_line(shares: pd.DataFrame, *, of: str = "counts") -> str:
     """Return `shares` as text: ``"12,000 genes kept (91.2 % of the counts), 10 mapped (…), …"``."""
     phrases = [
         f"{int(row['genes']):,} {'genes ' if i == 0 else ''}{name} ({100 * row['share']:.1f} %"
-        f"{' of the counts' if i == 0 else ''})"
+        f"{f' of the {of}' if i == 0 else ''})"
         for i, (name, row) in enumerate(shares.iterrows())
     ]
     return ", ".join(phrases)
@@ -345,8 +348,9 @@ def require_known(
     if genes.n_known and (share >= min_share or not counts[is_gene].any()):
         return
     example, ours = next((gene for gene in source.gene_ids if gene), ""), vocabulary.gene_ids[0]
+    held = SHARED_OF[source.measure.values]
     how_many = (
-        f"{genes.n_known} of {is_gene.sum()} genes, with {100 * share:.1f} % of the counts, are known to the "
+        f"{genes.n_known} of {is_gene.sum()} genes, with {100 * share:.1f} % of the {held}, are known to the "
         f"vocabulary; at least {100 * min_share:.0f} % is asked for"
         if genes.n_known
         else f"none of its {is_gene.sum()} genes is known to the vocabulary"
@@ -420,18 +424,6 @@ def _likely_cause(source: CountSource, vocabulary: KnownGenes) -> str:
 def _is_human_symbol(text: str) -> bool:
     table = ensembl_of_symbol()
     return any(name in table for name in (text, symbol_in(text), _MADE_UNIQUE.sub("", text)))
-
-
-@cache
-def symbol_of_ensembl() -> Mapping[str, str]:
-    """Return human Ensembl id → its current symbol (GENCODE 44)."""
-    current = _human_genes().query("source == 'gencode'")
-    return dict(zip(current["ensembl_id"], current["symbol"], strict=True))
-
-
-@cache
-def _current_symbols() -> frozenset[str]:
-    return frozenset(symbol_of_ensembl().values())
 
 
 def names_of(maps: Sequence[GeneMap]) -> dict[str, str]:

@@ -50,7 +50,7 @@ class ByCell:
         cells = self._read(start, stop)
         if cells.shape != (stop - start, self.shape[1]):
             raise DataFormatError(f"expected {stop - start} × {self.shape[1]} values, found {cells.shape}")
-        return _plain(cells)
+        return canonical(cells)
 
 
 class ByGene:
@@ -93,7 +93,7 @@ class ByGene:
         entries = np.concatenate([np.fromfile(self._folder / _BLOCK_FILE.format(i), dtype=_ENTRY) for i in blocks])
         entries = entries[(entries["cell"] >= start) & (entries["cell"] < stop)]
         coordinates = (entries["cell"] - start, entries["gene"])
-        return _plain(csr_matrix(coo_matrix((entries["value"], coordinates), shape=(stop - start, self.shape[1]))))
+        return canonical(csr_matrix(coo_matrix((entries["value"], coordinates), shape=(stop - start, self.shape[1]))))
 
 
 Matrix = ByCell | ByGene
@@ -125,7 +125,7 @@ def _all_within(indices: np.ndarray, stop: int) -> bool:
     return len(indices) == 0 or (indices.min() >= 0 and indices.max() < stop)
 
 
-def _plain(matrix: csr_matrix) -> csr_matrix:
+def canonical(matrix: csr_matrix) -> csr_matrix:
     """Return float64 values and int32 indices, for which the compiled loops are compiled, in canonical form.
 
     That is each gene of a cell once, in ascending order, and no zeros: what a filter or a method that counts stored

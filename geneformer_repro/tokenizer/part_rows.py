@@ -25,15 +25,14 @@ from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
 from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
 from geneformer_repro.tokenizer.folder import FORMAT, SOURCE, schema_of
 from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial, reconcile, require_known
+from geneformer_repro.tokenizer.measures import Order, Values, n_values
 from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter, moments_of
 from geneformer_repro.tokenizer.readers import Block, CountSource
 from geneformer_repro.tokenizer.rows import CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-VERSION = 3
+VERSION = 4
 """Of the rows: raised when another version of the package makes other ones, so that it does not go on with these."""
-_SAMPLES, _SAMPLE_CELLS = 8, 32
-"""Places of each source, and cells there, that are read before the work, to see whether its genes are known."""
 DATASET, REPORTS, VOCABULARY = "dataset", "reports", "vocabulary"
 _KINDS = ("bool", "int64", "float64", "string")
 """Types of carried columns; of two sources' types the later one holds both."""
@@ -44,6 +43,9 @@ class Options:
     """What decides the rows, as JSON can hold it."""
 
     obs: list[str]
+    values: Values
+    log2: bool
+    order: Order
     layer: str | None
     gene_ids: str | None
     orthologs: dict[str, str]
@@ -93,7 +95,7 @@ class Tokenisation(Job):
         self.kinds = kinds
 
     def require_known(self, i: int, counts: np.ndarray, *, min_share: float) -> None:
-        """Raise if genes that the vocabulary knows hold less than this share of the counts of a source."""
+        """Raise if genes that the vocabulary knows hold less than this share of the counts (or values) of a source."""
         require_known(self.corpus.open(i), self.genes(i), counts, self.vocabulary, min_share=min_share)
 
     def _genes(self, i: int) -> GeneMap:
@@ -198,11 +200,13 @@ class Tokenisation(Job):
 
 
 def _sampled_counts(source: CountSource) -> np.ndarray:
-    """Return the counts of each gene in some cells of a source, evenly spread over it."""
-    starts = np.unique(np.linspace(0, max(0, source.n_cells - _SAMPLE_CELLS), num=_SAMPLES).astype(np.int64))
-    ends = np.minimum(starts + _SAMPLE_CELLS, source.n_cells)
-    blocks = [block for start, end in zip(starts.tolist(), ends.tolist()) for block in source.blocks(start, end)]
-    return sum((sum_by_column(block.counts) for block in blocks), np.zeros(1))
+    """Return the counts (or values) of each gene in some cells of a source, evenly spread over it."""
+    return sum((_of_each_gene(source, block) for block in source.sample()), np.zeros(1))
+
+
+def _of_each_gene(source: CountSource, block: Block) -> np.ndarray:
+    """Return the sum of each gene's counts or expression; of z-scores the number of values."""
+    return n_values(block.counts) if source.measure.values == "zscore" else sum_by_column(block.counts)
 
 
 def _kind_of(column: pd.Series) -> str:
@@ -221,13 +225,15 @@ class PartRows:
     n_cells
         Cells that were kept.
     gene_counts
-        Counts of each gene of the source in all cells that were read, also those left out.
+        Counts of each gene of the source in all cells that were read, also those left out; or expression; of z-scores
+        the number of values.
     """
 
     def __init__(self, job: Tokenisation, part: Part) -> None:
         self.part, self._job = part, job
         self._source, self._genes = job.corpus.open(part.source), job.genes(part.source)
-        self.n_cells = self._n_cropped = 0
+        self.n_cells = self._n_cropped = self._n_below_zero = 0
+        self._genes_within = self._signal_within = 0.0
         self.gene_counts = np.zeros(len(self._genes.position))
         self._left_out: list[tuple[str, str]] = []
         self._digest = hashlib.sha256()
@@ -250,14 +256,15 @@ class PartRows:
                 names = self._source.cell_names(block.start, block.start + len(why))
                 self._left_out += zip(names[others], why[others], strict=True)
                 encoded = self._encode(block.counts[rows], totals[rows])
-            self.gene_counts += sum_by_column(block.counts)
+            self.gene_counts += _of_each_gene(self._source, block)
+            self._n_below_zero += block.n_below_zero
             if len(rows):
                 yield self._batch(block, rows, encoded, totals)
 
     def _of_another_genome(self, block: Block) -> np.ndarray:
         """Whether most of each cell's counts are in genes of a genome that is not read."""
         other = self._genes.is_left_out
-        if not other.any():
+        if not other.any() or self._source.measure.values == "zscore":
             return np.zeros(block.counts.shape[0], dtype=bool)
         return 2 * (block.counts @ other.astype(np.float64)) > np.asarray(block.counts.sum(axis=1)).ravel()
 
@@ -269,6 +276,8 @@ class PartRows:
         room = self._job.vocabulary.max_length - 2 * self._job.vocabulary.has_cls
         self.n_cells += len(rows)
         self._n_cropped += int((encoded.n_genes > room).sum())
+        self._genes_within += float(np.minimum(1, room / encoded.n_genes).sum())
+        self._signal_within += float(encoded.signal.sum())
         columns: dict[str, Any] = {
             CELL: pa.array(self._source.cell_names(block.start, stop)[rows], pa.string()),
             INPUT_IDS: _lists(encoded.tokens),
@@ -297,6 +306,9 @@ class PartRows:
         return {
             "n_cells": self.n_cells,
             "n_cropped": self._n_cropped,
+            "genes_within": self._genes_within,
+            "signal_within": self._signal_within,
+            "n_below_zero": self._n_below_zero,
             "left_out": dict(Counter(why for _, why in self._left_out)),
             "digest": self._digest.hexdigest(),
         }

@@ -3,6 +3,7 @@
 Bounds in standard deviations are about the mean of a cell's own source, which needs one more pass over its counts.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,12 +14,22 @@ from scipy.sparse import csr_matrix
 from geneformer_repro.config import require
 from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.genes import is_mitochondrial
+from geneformer_repro.tokenizer.measures import Values
 from geneformer_repro.tokenizer.readers import Block, CountSource
 
 FILTER_PASS = "filter_pass"
 NO_KNOWN_GENE = "no known gene"
 ANOTHER_GENOME = "another genome"
 """Why a cell is left out most of whose counts are in a genome that is not read."""
+
+
+_TOTALS = ("min_counts", "max_counts", "counts_within_sd")
+_OF_COUNTS: Mapping[Values, Sequence[str]] = {
+    "counts": (),
+    "expression": _TOTALS,
+    "zscore": (*_TOTALS, "min_genes", "max_genes", "max_mito", "mito_within_sd"),
+}
+"""Thresholds that say nothing of such values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +97,7 @@ class CellFilter:
         Raises
         ------
         InputError
-            There is no ``obs['filter_pass']``, or no mitochondrial gene.
+            There is no ``obs['filter_pass']``, or no mitochondrial gene; or a threshold is for other values.
 
         See Also
         --------
@@ -103,6 +114,12 @@ class CellFilter:
         geneformer_repro.errors.InputError: cells.h5ad: obs has no column 'filter_pass'. There are: 'cell_type',
         'phase', 'n_counts', 'donor'.
         """
+        unfit = [name for name in self.asked if name in _OF_COUNTS[source.measure.values]]
+        if unfit:
+            raise InputError(
+                f"{source.name}: {', '.join(unfit)} says nothing of {source.measure}, which the source was said to "
+                "hold. Leave it out."
+            )
         if self.filter_pass and not pd.api.types.is_numeric_dtype(source.obs(FILTER_PASS, 0, 1)):
             raise InputError(f"{source.name}: obs['filter_pass'] must hold 0 and 1, found text.")
         if (self.max_mito is not None or self.mito_within_sd is not None) and not is_mitochondrial(source).any():

@@ -1,4 +1,4 @@
-"""Counts from where users have them, in blocks of cells, checked, and never written to.
+"""Counts, expression or z-scores from where users have them, in blocks of cells, checked, and never written to.
 
 Everything is read by ranges of cells, the cells' names and columns too, so memory does not grow with their number.
 `containers` knows where each kind of container has them, `matrices` how a matrix is read by cells.
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.tokenizer.containers import Content, content_kind, content_of
@@ -30,6 +30,7 @@ from geneformer_repro.tokenizer.features import (
     texts,
 )
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, ByGene, Matrix, first_not_a_count, select_genes
+from geneformer_repro.tokenizer.measures import AS_EXPRESSION, AS_LOG2, AS_ZSCORE, COUNTS, Measure
 
 _LOCKED = (
     "{}: another program has it open for writing. Wait for it to finish; on a file system without locks set "
@@ -44,6 +45,8 @@ _NO_FILTER = re.compile(
 )
 _DAMAGE = (OSError, EOFError, zlib.error)
 _LONGEST_CAUSE = 300
+_SAMPLES, _SAMPLE_CELLS = 8, 32
+"""Places of a source, and cells there, that are looked at before the work."""
 
 
 class Block(NamedTuple):
@@ -51,6 +54,9 @@ class Block(NamedTuple):
 
     start: int
     counts: csr_matrix
+    """Or linear expression; or z-scores, NaN where one is missing, and where nothing is stored 0."""
+    n_below_zero: int = 0
+    """Values of log2 expression that were negative, and are 0 here."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class CountSource:
         Genome of each gene, "" where the file does not say it.
     no_genes
         A row a feature that is no gene, and so not of the matrix: ``gene`` (its id), ``name``, ``kind``.
+    measure
+        What the numbers are.
     """
 
     name: str
@@ -88,6 +96,7 @@ class CountSource:
     obs_columns: tuple[str, ...]
     genomes: tuple[str, ...]
     no_genes: pd.DataFrame = field(repr=False)
+    measure: Measure
     _content: Content = field(repr=False)
     _matrix: Matrix = field(repr=False)
 
@@ -110,8 +119,8 @@ class CountSource:
         Raises
         ------
         DataFormatError
-            A value is negative, fractional or not finite (names the first cell and gene, and the layer that does hold
-            counts), or the file is damaged.
+            A value is not what the source is said to hold: as a count negative, fractional or not finite (names the
+            first cell and gene, and the layer that does hold counts); or the file is damaged.
         """
         stop, size = self.n_cells if stop is None else stop, size or BLOCK_CELLS
         if start >= stop:
@@ -128,10 +137,34 @@ class CountSource:
             yield ahead.result()
 
     def _block(self, start: int, stop: int) -> Block:
+        return self._as_block(start, self._stored(start, stop))
+
+    def _stored(self, start: int, stop: int) -> csr_matrix:
         with _named_errors(self.name, f"cells {start} to {stop}"):
-            counts = self._matrix.read(start, stop)
-        self._check_counts(counts, start)
-        return Block(start, counts)
+            return self._matrix.read(start, stop)
+
+    def _as_block(self, start: int, stored: csr_matrix) -> Block:
+        if self.measure.values == "counts":
+            self._check_counts(stored, start)
+        else:
+            self._check_values(stored, start)
+        return Block(start, *self.measure.linear(stored))
+
+    def sample(self) -> list[Block]:
+        """Read some cells, evenly spread over the source, and look whether their values are what they are said to be.
+
+        Raises
+        ------
+        DataFormatError
+            As for `blocks`; or no value is impossible, but all together are: logarithms where linear expression is
+            said or the reverse, ratios where expression is, no negative value among z-scores. Names the option.
+        """
+        starts = np.unique(np.linspace(0, max(0, self.n_cells - _SAMPLE_CELLS), num=_SAMPLES).astype(np.int64)).tolist()
+        stored = [self._stored(start, min(start + _SAMPLE_CELLS, self.n_cells)) for start in starts]
+        blocks = [self._as_block(*pair) for pair in zip(starts, stored, strict=True)]
+        if self.measure.values != "counts" and (why := self.measure.why_unlikely(csr_matrix(vstack(stored)))):
+            raise DataFormatError(f"{self.name}: {self.layer} was said to hold {self.measure}, but {why}")
+        return blocks
 
     def cell_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Names of the cells from `start` to `stop`, as text."""
@@ -155,7 +188,7 @@ class CountSource:
         """Return each cell's total counts.
 
         ``obs['n_counts']`` where there is one, for it remembers genes left out of the file; else the stored sum, as
-        also where the file holds features that are no genes, which `n_counts` may include.
+        also where the file holds features that are no genes, which `n_counts` may include, or no counts.
 
         Raises
         ------
@@ -163,7 +196,7 @@ class CountSource:
             ``obs['n_counts']`` is less than the counts stored for a cell.
         """
         start, sums = block.start, np.asarray(block.counts.sum(axis=1, dtype=np.float64)).ravel()
-        if "n_counts" not in self.obs_columns or len(self.no_genes):
+        if "n_counts" not in self.obs_columns or len(self.no_genes) or self.measure.values != "counts":
             return sums
         column = self.obs("n_counts", start, start + len(sums))
         if not pd.api.types.is_numeric_dtype(column):
@@ -214,7 +247,6 @@ class CountSource:
         first = first_not_a_count(counts.data)
         if first < 0:
             return
-        row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
         value = counts.data[first]
         kind = "not finite" if not np.isfinite(value) else "negative" if value < 0 else "fractional"
         holding = [name for name in self._content.layers if name != self.layer and self._holds_counts(name)]
@@ -224,11 +256,26 @@ class CountSource:
             if holding
             else "No other layer of it holds counts either; go back to the file before normalisation."
         )
+        bulk = f"expression of bulk samples with {AS_EXPRESSION}, if it is log2(x + 1) with {AS_LOG2} too"
+        bulk = f"log ratios and z-scores with {AS_ZSCORE}" if value < 0 else bulk
         raise DataFormatError(
-            f"{self.name}: {self.layer} holds {kind} values (first: cell {self._cell(start + row)!r}, gene "
-            f"{self.gene_ids[counts.indices[first]]!r}, {value:g}). "
-            f"Rank encoding needs raw counts. {advice}"
+            f"{self.name}: {self.layer} holds {kind} values ({self._first(counts, first, start)}). "
+            f"Rank encoding needs raw counts. {advice} Other values are ranked as what they are said to be: {bulk}."
         )
+
+    def _check_values(self, stored: csr_matrix, start: int) -> None:
+        first = self.measure.first_wrong(stored.data)
+        if first >= 0:
+            raise DataFormatError(
+                f"{self.name}: {self.layer} was said to hold {self.measure}, but there is a value that is none "
+                f"({self._first(stored, first, start)}). {self.measure.advice(stored.data[first])}"
+            )
+
+    def _first(self, stored: csr_matrix, entry: int, start: int) -> str:
+        """Name the cell and gene of an entry, and its value."""
+        row = int(np.searchsorted(stored.indptr, entry, side="right")) - 1
+        gene = self.gene_ids[stored.indices[entry]]
+        return f"first: cell {self._cell(start + row)!r}, gene {gene!r}, {stored.data[entry]:g}"
 
     def _holds_counts(self, layer: str) -> bool:
         try:
@@ -247,9 +294,10 @@ def open_counts(
     *,
     layer: str | None = None,
     gene_ids: str | None = None,
+    measure: Measure = COUNTS,
     work: Path | None = None,
 ) -> CountSource:
-    """Open raw counts; nothing of the matrix is read yet.
+    """Open raw counts, or other values; nothing of the matrix is read yet.
 
     Parameters
     ----------
@@ -261,6 +309,8 @@ def open_counts(
     gene_ids
         Column of ``var`` with the gene ids, or "index"; default ``ensembl_id`` where there is one, else the index
         or the first column that holds Ensembl ids for more than half of the genes, else the index.
+    measure
+        What the values are; default raw counts.
     work
         Folder for a copy in blocks of cells of a matrix stored by gene, if one was made before; default a temporary
         folder, made when the matrix is first read.
@@ -301,6 +351,7 @@ def open_counts(
         tuple(content.obs_columns),
         tuple(genes["genome"]),
         features.loc[~is_gene, ["gene", "name", "kind"]],
+        measure,
         content,
         matrix,
     )

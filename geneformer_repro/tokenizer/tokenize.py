@@ -1,4 +1,6 @@
-"""A corpus of counts to a dataset on disk, part by part, so that any number of processes write the same bytes.
+"""A corpus of counts, or of expression of bulk samples, to a dataset on disk, part by part.
+
+So any number of processes write the same bytes.
 
 A part (8,192 cells or more of one source) becomes an Arrow file and a small report in ``OUT.partial``; the report is
 written last, with digests of what belongs to it. So a part whose report is true is done, and a run that was killed goes
@@ -11,7 +13,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +27,10 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_json, write_json, write_table
 from geneformer_repro.tokenizer.corpus import Corpus
-from geneformer_repro.tokenizer.dataset import CELL, SOURCE, TokenizedDataset
+from geneformer_repro.tokenizer.dataset import CELL, SOURCE, TokenizedDataset, said_of_cut
 from geneformer_repro.tokenizer.folder import FORMAT, write_state
 from geneformer_repro.tokenizer.genes import LEFT_OUT, in_one_line, read_gene_table, shares
+from geneformer_repro.tokenizer.measures import SHARED_OF, Measure, Order, Values
 from geneformer_repro.tokenizer.part_rows import DATASET, Options, Tokenisation
 from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -43,6 +46,9 @@ def tokenize(
     sources: "AnnData | str | Path | Sequence[AnnData | str | Path]",
     vocabulary: Vocabulary,
     *,
+    values: Values = "counts",
+    log2: bool = False,
+    order: Order = "descending",
     out: str | Path | None = None,
     obs: Sequence[str] = (),
     layer: str | None = None,
@@ -64,7 +70,20 @@ def tokenize(
         or a glob or a folder with such files. Never changed. Where there are several, the column ``source`` tells
         which one a cell is from, and a damaged one is left out, named in the log and in ``spec["failed"]``.
     vocabulary
-        Genes and their medians.
+        Genes and their medians, which must be of what the sources hold.
+    values
+        What the sources hold. "counts": raw counts. "expression": bulk samples as TPM, RSEM, FPKM or intensities, at
+        least 0; a gene's value is divided by its median over bulk samples (``Vocabulary.fit(…, values="expression")``),
+        and a sample's sum cancels. "zscore": values of either sign (z-scores, log ratios), ranked as they are; medians
+        are not used, a missing value (NaN) leaves the gene out of that sample, and rows of one gene count by their
+        mean, where counts and expression are summed.
+    log2
+        Whether expression is stored as log2(x + 1), which is undone. Values down to -10 that are below 0, as batch
+        adjustment leaves some, count as 0; how many is said.
+    order
+        "descending": the genes furthest above their median first. "two_ended": the top and the bottom of the ranking
+        by turns (first, last, second, last but one …), so that ``max_length`` holds both ends; of expression the bottom
+        are the detected genes furthest below their median. Not for counts. The dataset's vocabulary says it.
     out
         Folder to write the dataset to; None keeps it in memory. What an interrupted call has finished is kept in
         ``OUT.partial``, and the same call goes on with it.
@@ -100,11 +119,12 @@ def tokenize(
     Raises
     ------
     DataFormatError
-        The sources hold no raw counts, too few genes that the vocabulary knows, or no cell that expresses one.
+        The sources do not hold what `values` and `log2` say, too few genes that the vocabulary knows, or no cell that
+        expresses one.
     ChangedDataError
         A source was replaced or written to while it was read; nothing is kept of the work.
     InputError
-        A column, layer or file does not exist, or an option does not fit a source.
+        A column, layer or file does not exist, an option does not fit a source, or the medians are of other values.
     FileExistsError
         `out` exists, or unfinished work on it has other settings.
 
@@ -125,11 +145,8 @@ def tokenize(
     >>> cells.genes(0)[:2]  # of the first cell the genes furthest above their median
     ['ENSG00000133246', 'ENSG00000087086']
     """
-    if isinstance(obs, str):
-        raise InputError(f"obs={obs!r}: expected a list of columns; write obs=[{obs!r}].")
-    vocabulary.require_medians()
-    if not 0 <= min_known_share <= 1:
-        raise InputError(f"min_known_share is a share between 0 and 1, found {min_known_share}.")
+    _check(obs, min_known_share)
+    vocabulary, measure = _ranking(vocabulary, values, order), Measure(values, log2)
     out = None if out is None else Path(out)
     if out is None and (ray or workers not in (None, 1)):
         raise InputError("Several workers write files; give out=, or leave workers= and ray= out.")
@@ -137,6 +154,9 @@ def tokenize(
         unfinished.refuse(out, overwrite=overwrite, marker="spec.json")
     options = Options(
         obs=list(dict.fromkeys(obs)),
+        values=values,
+        log2=log2,
+        order=order,
         layer=layer,
         gene_ids=gene_ids,
         orthologs={} if orthologs is None else read_gene_table(orthologs),
@@ -144,14 +164,11 @@ def tokenize(
         cell_filter=asdict(cell_filter or CellFilter()),
         uncropped=uncropped,
     )
-    corpus = Corpus.find(sources, layer=layer, gene_ids=gene_ids, workers=workers, ray=ray)
+    corpus = Corpus.find(sources, layer=layer, gene_ids=gene_ids, measure=measure, workers=workers, ray=ray)
     job = Tokenisation(corpus, vocabulary, options)
     job.prepare()
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="geneformer_repro-") as folder:
-            spec = _run(job, Path(folder))
-            tables = [_read_arrow(Path(folder) / DATASET / name) for name in job.arrow_files]
-        return TokenizedDataset(datasets.Dataset(pa.concat_tables(tables)), vocabulary, spec)
+        return _in_memory(job)
     with unfinished.unfinished(out, job.plan, what="tokenisation", marker="spec.json", overwrite=overwrite) as work:
         if not work.has_delivered(out):
             try:
@@ -161,6 +178,51 @@ def tokenize(
                 raise
             work.deliver(work.folder / DATASET, out)
     return TokenizedDataset.open(out)
+
+
+def _check(obs: Sequence[str], min_known_share: float) -> None:
+    if isinstance(obs, str):
+        raise InputError(f"obs={obs!r}: expected a list of columns; write obs=[{obs!r}].")
+    if not 0 <= min_known_share <= 1:
+        raise InputError(f"min_known_share is a share between 0 and 1, found {min_known_share}.")
+
+
+def _ranking(vocabulary: Vocabulary, values: Values, order: Order) -> Vocabulary:
+    """Return the vocabulary that says what these cells are ranked by.
+
+    Raises
+    ------
+    InputError
+        Its medians are of other values, or there are none; or the order is another than that of its cells.
+    """
+    if values == "zscore":
+        vocabulary = replace(vocabulary, medians=None, values=values)
+    elif vocabulary.values != values:
+        raise InputError(
+            f"The sources were said to hold {values}, and {vocabulary!r} is of {vocabulary.values}, which does not "
+            f"rank them. Give values={vocabulary.values!r} (--values {vocabulary.values}) if they do hold that, or a "
+            f"vocabulary learned with Vocabulary.fit(…, values={values!r}), where base= keeps a model's tokens."
+        )
+    else:
+        vocabulary.require_medians()
+    if order == "two_ended" and values == "counts":
+        raise InputError(
+            'order="two_ended" is for expression and z-scores: most genes at the bottom of a cell\'s counts are one '
+            "molecule each. Leave it out."
+        )
+    if vocabulary.order != order == "descending":
+        raise InputError(
+            f"{vocabulary!r} belongs to cells in the order {vocabulary.order!r}; give order={vocabulary.order!r} "
+            f"(--order {vocabulary.order}), or the vocabulary that these were tokenised with."
+        )
+    return replace(vocabulary, order=order)
+
+
+def _in_memory(job: Tokenisation) -> TokenizedDataset:
+    with tempfile.TemporaryDirectory(prefix="geneformer_repro-") as folder:
+        spec = _run(job, Path(folder))
+        tables = [_read_arrow(Path(folder) / DATASET / name) for name in job.arrow_files]
+    return TokenizedDataset(datasets.Dataset(pa.concat_tables(tables)), job.vocabulary, spec)
 
 
 def _run(job: Tokenisation, work: Path) -> dict[str, Any]:
@@ -216,7 +278,7 @@ class _Outcome:
         write_state(self._folder, self._job.schema, self._job.arrow_files, spec["fingerprint"])
         return spec
 
-    def _total(self, what: str, source: int | None = None) -> int:
+    def _total(self, what: str, source: int | None = None) -> Any:
         return sum(report[what] for part, report in self._reports.items() if source in (None, part.source))
 
     def _left_out(self) -> dict[str, int]:
@@ -268,6 +330,11 @@ class _Outcome:
             "obs": job.options.obs,
             "n_cells": self._total("n_cells"),
             "n_cropped": self._total("n_cropped"),
+            "within_max_length": {
+                "genes": round(self._total("genes_within") / self._total("n_cells"), 6),
+                "signal": round(self._total("signal_within") / self._total("n_cells"), 6),
+            },
+            **({"n_below_zero": self._total("n_below_zero")} if job.options.log2 else {}),
             "left_out": self._left_out(),
             "cell_names_unique": self._names_are_unique(),
             "n_genes": int(genes["outcome"].ne(LEFT_OUT).sum()),
@@ -316,10 +383,15 @@ class _Outcome:
     def _say(self, spec: Mapping[str, Any], genes: pd.DataFrame) -> None:
         by_outcome = shares(genes, genes["counts"].to_numpy(dtype=np.float64))
         names = [self._job.corpus.labels[i] for i in self._good]
-        phrases = [in_one_line(by_outcome), *(f"{n:,} {kind} left out" for kind, n in spec["no_genes"].items())]
+        phrases = [in_one_line(by_outcome, of=SHARED_OF[self._job.options.values])]
+        phrases += [f"{n:,} {kind} left out" for kind, n in spec["no_genes"].items()]
         other = genes["by"][genes["outcome"] == LEFT_OUT].value_counts()
         phrases += [f"{n:,} genes of {genome} left out" for genome, n in other.items()]
         logger.info("%s: %s", names[0] if len(names) == 1 else f"{len(names)} sources", ", ".join(phrases))
+        if spec["n_cropped"]:
+            logger.info("%s", said_of_cut(spec, self._job.options.values))
+        if spec.get("n_below_zero"):
+            logger.info("%d log2 values below 0 count as 0.", spec["n_below_zero"])
         for why, n in spec["left_out"].items():
             if n:
                 logger.warning("%d of %d cells left out: %s (left_out.tsv).", n, sum(self._job.corpus.sizes), why)

@@ -9,10 +9,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
 from geneformer_repro.files import misfit, new_directory, read_json, read_table, write_json, write_table
 from geneformer_repro.tokenizer.features import bare_id
+from geneformer_repro.tokenizer.measures import Measure, Order, Values
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 FORMAT = "geneformer_repro/vocabulary/2"
 _FORMER = "geneformer_repro/vocabulary/1"
 """Its fingerprint left out names and other ids, though they lead symbols and retired ids to genes."""
-_HEADER = {"fingerprint": str, "max_length": int, "special_tokens": {str: int}, "has_medians": bool}
+_OF_BULK = "geneformer_repro/vocabulary/3"
+"""Of what is no vocabulary of counts in descending order, so that the others keep bytes and fingerprints."""
+_HEADER = {
+    "fingerprint": str, "max_length": int, "special_tokens": {str: int}, "has_medians": bool, "values?": str,
+    "order?": str,
+}  # fmt: skip
+_RANKED = ("values", "order")
 _OTHER_IDS = "other_ids.tsv"
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 Series = Literal["V1", "V2"]
@@ -62,11 +69,16 @@ class Vocabulary:
         A name for each gene ("" where there is none).
     other_ids
         Retired and other ids that stand for one of the genes: other id → gene id.
+    values
+        What the medians are of, and what cells that it travels with were ranked by: "counts", "expression" (bulk; a
+        sample's values scaled to a sum of 10,000) or "zscore" (no medians).
+    order
+        Of the tokens of those cells: "descending", or "two_ended".
 
     Raises
     ------
     InputError
-        Ids or tokens repeat, lengths differ, or a median is not a positive number.
+        Ids or tokens repeat, lengths differ, a median is not a positive number, or z-scores have medians.
 
     See Also
     --------
@@ -95,6 +107,8 @@ class Vocabulary:
     medians: np.ndarray | None = None
     gene_names: tuple[str, ...] = field(default=())
     other_ids: Mapping[str, str] = field(default_factory=dict)
+    values: Values = "counts"
+    order: Order = "descending"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", np.asarray(self.tokens, dtype=np.int64))
@@ -113,6 +127,7 @@ class Vocabulary:
         for name, column in columns.items():
             if column is not None and len(column) != len(self.gene_ids):
                 raise InputError(f"A vocabulary of {len(self.gene_ids)} genes was given {len(column)} {name}.")
+        self._check_values()
         if not self.gene_ids:
             raise InputError("A vocabulary needs at least one gene, found none.")
         seen: set[str] = set()
@@ -142,6 +157,13 @@ class Vocabulary:
                 f"Medians must be positive and finite; gene {self.gene_ids[first]!r} has {self.medians[first]}."
             )
 
+    def _check_values(self) -> None:
+        for name, value, choices in (("values", self.values, get_args(Values)), ("order", self.order, get_args(Order))):
+            if value not in choices:
+                raise InputError(f"{name} is one of {', '.join(map(repr, choices))}, found {value!r}.")
+        if self.values == "zscore" and self.medians is not None:
+            raise InputError("z-scores are ranked without medians; leave them out of a vocabulary of z-scores.")
+
     def __len__(self) -> int:
         return len(self.gene_ids)
 
@@ -153,10 +175,20 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         medians = "" if self.medians is not None else ", no medians"
+        ranked = "" if self._form == FORMAT else f", {self.ranked}"
         return (
             f"Vocabulary({len(self):,} genes, {', '.join(self.special_tokens)}, "
-            f"max_length={self.max_length}{medians}, {self.fingerprint[:12]})"
+            f"max_length={self.max_length}{medians}{ranked}, {self.fingerprint[:12]})"
         )
+
+    @property
+    def ranked(self) -> str:
+        """What tokens are ranks of, and in which order if not the usual one; for messages."""
+        return self.values + ("" if self.order == "descending" else ", two-ended")
+
+    @property
+    def _form(self) -> str:
+        return FORMAT if (self.values, self.order) == ("counts", "descending") else _OF_BULK
 
     @property
     def size(self) -> int:
@@ -211,8 +243,11 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides a cell's tokens: genes, medians, special tokens, length, names, other ids."""
-        return self._fingerprint(FORMAT)
+        """SHA-256 over all that decides a cell's tokens: genes, medians, special tokens, length, names, other ids.
+
+        And over `values` and `order`, where they are not counts in descending order.
+        """
+        return self._fingerprint(self._form)
 
     def has_fingerprint(self, written: str) -> bool:
         """Whether this is the fingerprint that stands in a file, also in one of an earlier format.
@@ -240,6 +275,8 @@ class Vocabulary:
         digest.update(repr((sorted(self.special_tokens.items()), self.max_length)).encode())
         if form != _FORMER:
             digest.update(json.dumps([self.gene_names, sorted(self.other_ids.items())]).encode())
+        if form == _OF_BULK:
+            digest.update(json.dumps([self.values, self.order]).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -347,8 +384,8 @@ class Vocabulary:
         unique = names[(names != "") & ~names.duplicated(keep=False)]
         return dict(zip(unique, unique.index, strict=True))
 
-    def require_same(self, other: "Vocabulary", *, this: str, that: str) -> None:
-        """Raise unless both vocabularies give the same tokens to the same genes.
+    def require_same(self, other: "Vocabulary", *, this: str, that: str, tokens_only: bool = False) -> None:
+        """Raise unless both vocabularies give the same tokens to the same genes, for cells ranked by the same.
 
         Medians are compared where both sides know them: a stock checkpoint comes without.
 
@@ -358,6 +395,8 @@ class Vocabulary:
             The other vocabulary.
         this, that
             What the two belong to, for the message ("dataset heart.tok", "checkpoint runs/base").
+        tokens_only
+            Compare the tokens of genes alone: not what cells were ranked by, medians and order.
 
         Raises
         ------
@@ -382,15 +421,23 @@ class Vocabulary:
         (476c4a7d5cb0, f29dc576325a): first differing gene ENSG00000159251 is token 3 in the one and token 4 in the
         other. Tokenise the counts again with the vocabulary of the checkpoint.
         """
-        difference = self._difference(other)
+        difference = self._difference_of_tokens(other)
+        advice = "Tokenise the counts again with the vocabulary of the checkpoint."
+        if difference is None and not tokens_only:
+            difference = self._difference_of_medians(other)
+            if self.ranked != other.ranked:
+                difference = f"same tokens, but ranks of {self.ranked} in the one and of {other.ranked} in the other"
+                advice = (
+                    "Cells and model must agree in values= and order= (--values, --order): tokenise again, or first go "
+                    "on with pretraining on such cells, pretrain(…, base=…) (pretrain --base)."
+                )
         if difference:
             raise VocabularyMismatchError(
                 f"{this} and {that} have different vocabularies ({self.fingerprint[:12]}, "
-                f"{other.fingerprint[:12]}): {difference}. "
-                "Tokenise the counts again with the vocabulary of the checkpoint."
+                f"{other.fingerprint[:12]}): {difference}. {advice}"
             )
 
-    def _difference(self, other: "Vocabulary") -> str | None:
+    def _difference_of_tokens(self, other: "Vocabulary") -> str | None:
         if self.fingerprint == other.fingerprint:
             return None
         if dict(self.special_tokens) != dict(other.special_tokens):
@@ -403,6 +450,9 @@ class Vocabulary:
         if len(other) > len(self):
             extra = next(gene for gene in other.gene_ids if gene not in self.position)
             return f"first differing gene {extra} is only in the other"
+        return None
+
+    def _difference_of_medians(self, other: "Vocabulary") -> str | None:
         if self.medians is not None and other.medians is not None and not np.array_equal(self.medians, other.medians):
             i = int(np.flatnonzero(self.medians != other.medians)[0])
             return (
@@ -421,6 +471,7 @@ class Vocabulary:
         *,
         max_length: int | None = None,
         other_ids: Mapping[str, str] | None = None,
+        values: Values = "counts",
     ) -> "Vocabulary":
         """Make a vocabulary from a token dictionary such as the published one.
 
@@ -436,6 +487,8 @@ class Vocabulary:
             Most tokens a cell may have; default 4,096 where there is a ``<cls>``, else 2,048.
         other_ids
             Retired or other id → gene id; those that lead to no gene of `tokens` are left out.
+        values
+            What the medians are of: "counts" or "expression" (per sum of 10,000); "zscore" has none.
 
         Raises
         ------
@@ -476,6 +529,7 @@ class Vocabulary:
                 for other, gene in (other_ids or {}).items()
                 if gene in tokens and other not in tokens
             },
+            values=values,
         )
 
     @classmethod
@@ -484,7 +538,10 @@ class Vocabulary:
         cls,
         sources: "AnnData | str | Path | Sequence[AnnData | str | Path]",
         *,
-        series: Series = "V2",
+        series: Series | None = None,
+        values: Values = "counts",
+        log2: bool = False,
+        base: "Vocabulary | None" = None,
         layer: str | None = None,
         gene_ids: str | None = None,
         max_length: int | None = None,
@@ -501,7 +558,13 @@ class Vocabulary:
         sources
             As for `tokenize`: AnnData objects, files, globs or folders with raw counts. Read once.
         series
-            Convention: "V1" has no ``<cls>``/``<eos>`` and 2,048 tokens a cell, "V2" has them and 4,096.
+            Convention: "V1" has no ``<cls>``/``<eos>`` and 2,048 tokens a cell, "V2" (default) has them and 4,096.
+        values, log2
+            What the sources hold, as for `tokenize`. Of z-scores there are no medians: the genes that have a value.
+        base
+            Keep the genes, tokens and special tokens of this vocabulary, a model's, and learn medians alone: so bulk
+            samples get tokens that the model knows. Genes that no sample expresses get the median of the other
+            medians, and their number is said in the log. Not with `series`.
         layer
             Layer that holds the counts, or "raw"; default ``X``.
         gene_ids
@@ -529,7 +592,9 @@ class Vocabulary:
         Raises
         ------
         DataFormatError
-            A source holds no raw counts, or no gene is expressed.
+            A source does not hold what `values` says, or no gene is expressed.
+        InputError
+            `base` comes with `series`, or with z-scores, which need no medians.
 
         See Also
         --------
@@ -551,14 +616,29 @@ class Vocabulary:
         19.6
         """
         from geneformer_repro.tokenizer.corpus import Corpus
-        from geneformer_repro.tokenizer.fitting import fit_medians
+        from geneformer_repro.tokenizer.fitting import fit_medians, medians_of
 
-        _require_series(series)
-        corpus = Corpus.find(sources, layer=layer, gene_ids=gene_ids, workers=workers, ray=ray)
-        medians, names = fit_medians(corpus, work, exact=exact, overwrite=overwrite)
-        special, length = _SERIES[series]
+        if base is not None and (series is not None or values == "zscore"):
+            why = "series= is that of base" if series is not None else "z-scores need no medians: give it to tokenize"
+            raise InputError(f"base= keeps the tokens of a vocabulary, and {why}; leave one of both out.")
+        _require_series(series or "V2")
+        corpus = Corpus.find(
+            sources, layer=layer, gene_ids=gene_ids, measure=Measure(values, log2), workers=workers, ray=ray
+        )
+        medians, names = fit_medians(corpus, work, base=base, exact=exact, overwrite=overwrite)
+        if base is not None:
+            length = base.max_length if max_length is None else max_length
+            known = medians_of(base.gene_ids, medians)
+            return replace(base, medians=known, max_length=length, values=values, order="descending")
+        special, length = _SERIES[series or "V2"]
         tokens = {token: i for i, token in enumerate((*special, *sorted(medians)))}
-        return cls.from_tokens(tokens, medians, names, max_length=length if max_length is None else max_length)
+        return cls.from_tokens(
+            tokens,
+            None if values == "zscore" else medians,
+            names,
+            max_length=length if max_length is None else max_length,
+            values=values,
+        )
 
     @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -604,13 +684,15 @@ class Vocabulary:
             table = pd.DataFrame({"other_id": list(self.other_ids), "gene_id": list(self.other_ids.values())})
             write_table(table, folder / _OTHER_IDS, index=False)
         header = {
-            "format": FORMAT,
+            "format": self._form,
             "fingerprint": self.fingerprint,
             "n_genes": len(self),
             "max_length": self.max_length,
             "special_tokens": dict(self.special_tokens),
             "has_medians": self.medians is not None,
         }
+        if self._form == _OF_BULK:
+            header |= {name: getattr(self, name) for name in _RANKED}
         write_json(folder / "vocabulary.json", header)
 
     @classmethod
@@ -658,7 +740,7 @@ class Vocabulary:
     def _load_own(cls, folder: Path) -> "Vocabulary":
         header = read_json(folder / "vocabulary.json")
         form = header.get("format")
-        if form not in (FORMAT, _FORMER):
+        if form not in (FORMAT, _FORMER, _OF_BULK):
             raise InputError(f"{folder}/vocabulary.json: expected format {FORMAT!r}, found {form!r}.")
         if wrong := misfit(header, _HEADER):
             raise InputError(f"{folder}/vocabulary.json: is damaged ({wrong}); copy the folder anew.")
@@ -672,6 +754,7 @@ class Vocabulary:
                 medians=np.array([float(median) for median in table["median"]]) if header["has_medians"] else None,
                 gene_names=tuple(table["gene_name"]),
                 other_ids=_read_other_ids(folder / _OTHER_IDS),
+                **{name: header[name] for name in _RANKED if form == _OF_BULK},
             )
         except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(f"{folder}: vocabulary.tsv or vocabulary.json is missing or damaged ({error}).") from error

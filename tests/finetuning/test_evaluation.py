@@ -90,7 +90,11 @@ def test_the_last_columns_say_how_far_a_method_is_above_the_best_simple_one_on_t
     known = ~np.isnan(labels)
     of_kind, right = kind_of(target), labels[known, None]
     expected = differences(
-        {name: of_kind.leading_score(right, one[known]) for name, one in given.items() if one is not None},
+        {
+            name: of_kind.leading_score(right, one[known], folds=np.zeros(len(right)))
+            for name, one in given.items()
+            if one is not None
+        },
         best,
         n_rows=known.sum(),
         groups=None,

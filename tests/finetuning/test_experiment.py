@@ -20,6 +20,7 @@ from geneformer_repro.finetuning.kinds import classes, numbers
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod
 from geneformer_repro.finetuning.networks import NetworkConfig, scores_by_target, trained_once
+from geneformer_repro.finetuning.problems import problem as problems
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.finetuning.search import SearchConfig
@@ -136,7 +137,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classes, "CLASS_METHODS", {name: classes.CLASS_METHODS[name] for name in CLASS_METHODS})
         patch.setattr(numbers, "NUMBER_METHODS", {name: numbers.NUMBER_METHODS[name] for name in NUMBER_METHODS})
-        patch.setattr(curve, "FEWEST_STEPS", 20)
+        patch.setattr(problems, "FEWEST_STEPS", 20)
         patch.setattr(curve, "DRAWS", 2)
         plan = experiment(bags_of(), trials=2, space={"learning_rate": [0.05, 0.03]})
         plan.require_labels()

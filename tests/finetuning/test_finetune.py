@@ -27,6 +27,7 @@ from geneformer_repro.finetuning.kinds.class_scores import CLASS_SCORES
 from geneformer_repro.finetuning.kinds.classes import CLASS_METHODS
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.kinds.numbers import NUMBER_METHODS, number_scores
+from geneformer_repro.finetuning.problems import problem as problems
 from geneformer_repro.finetuning.problems.cells import CellProblem
 from geneformer_repro.finetuning.splits import split_table
 from geneformer_repro.in_silico.gene_baselines import gene_baselines
@@ -797,7 +798,7 @@ def test_counts_of_other_cells_are_refused(base, few, few_counts, tmp_path):
 
 
 def test_a_learning_curve_is_written_with_its_picture(base, few, tmp_path, monkeypatch, two_methods):
-    monkeypatch.setattr(curves, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(problems, "FEWEST_STEPS", 1)
     monkeypatch.setattr(curves, "DRAWS", 1)
     result = finetune(base, few, quick(baselines=True, curve=(6,)), out=tmp_path / "clf")
     sizes = result.curve.groupby("method", sort=False)[["n", "draw"]].apply(lambda table: table.to_numpy().tolist())

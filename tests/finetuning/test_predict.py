@@ -1,5 +1,6 @@
 """Asking a classifier about new data: the same numbers whatever the data come as, and where they are put."""
 
+import dataclasses
 import logging
 
 import anndata as ad
@@ -88,6 +89,21 @@ def test_a_published_classifier_predicts_what_stock_transformers_says(base, few,
         said = torch.cat([stock(torch.as_tensor(cell)[None]).logits.softmax(1) for cell in few]).numpy()
     np.testing.assert_allclose(found[[f"label_p_{name}" for name in TYPES]], said, atol=1e-5)
     assert found["label_predicted"].tolist() == [TYPES[i] for i in said.argmax(1)]
+
+
+@pytest.mark.parametrize("order", ["descending", "two_ended"])
+def test_bulk_samples_are_read_as_those_that_the_classifier_knows(of_cells, few_counts, order):
+    few_counts.X = few_counts.X * 40.5
+    of_bulk = gf.Vocabulary.fit(few_counts, values="expression", base=of_cells.vocabulary)
+    samples = gf.tokenize(few_counts, of_bulk, values="expression", order=order)
+    of_samples = dataclasses.replace(of_cells, vocabulary=samples.vocabulary)
+    expected = predict(of_samples, samples)
+    pd.testing.assert_frame_equal(predict(of_samples, few_counts), expected, check_names=False)
+    few_counts.X = few_counts.X.astype(np.float64)
+    few_counts.X.data = np.log2(few_counts.X.data + 1)
+    pd.testing.assert_frame_equal(predict(of_samples, few_counts, log2=True), expected, check_names=False)
+    with pytest.raises(gf.DataFormatError, match="give log2=True"):
+        predict(of_samples, few_counts)
 
 
 def test_probabilities_sum_to_one(of_cells, few):

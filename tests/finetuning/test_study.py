@@ -14,6 +14,7 @@ from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import curve, networks, results, study
 from geneformer_repro.finetuning.evaluation import vs
 from geneformer_repro.finetuning.kinds import classes, kind_of
+from geneformer_repro.finetuning.problems import problem as problems
 from geneformer_repro.finetuning.study import FROM_SOURCE, ZERO_SHOT
 from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Classes, Number
@@ -51,7 +52,7 @@ def run(base, few, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "train", train)
-        patch.setattr(curve, "FEWEST_STEPS", 2)
+        patch.setattr(problems, "FEWEST_STEPS", 2)
         patch.setattr(curve, "DRAWS", 1)
         patch.setattr(classes, "CLASS_METHODS", {name: classes.CLASS_METHODS[name] for name in ROWS[1:3]})
         result = gf.transfer_study(base, few.select(SOURCE), few.select(TARGET), config(curve=(9,)), out=out)

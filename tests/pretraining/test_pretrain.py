@@ -497,6 +497,33 @@ class TestGoingOn:
             gf.pretrain(cells, config(), out=tmp_path / "more", base=untrained)
         assert list(tmp_path.iterdir()) == []
 
+    def test_it_goes_on_from_counts_of_cells_to_expression_of_bulk(self, pbmc, untrained, tmp_path, caplog):
+        bulk = pbmc[:12].copy()
+        bulk.X = bulk.X * 40.5
+        of_bulk = Vocabulary.fit(bulk, values="expression", base=untrained.vocabulary)
+        samples = gf.tokenize(bulk, of_bulk, values="expression", order="two_ended")
+        with pytest.raises(
+            gf.VocabularyMismatchError, match=r"ranks of expression, two-ended in the one and of counts"
+        ):
+            untrained.require_matching(samples)
+        caplog.set_level(logging.INFO)
+        adapted = start(tmp_path / "adapted", samples, config(epochs=1), base=untrained)
+        checkpoint = gf.Checkpoint.from_pretrained(tmp_path / "adapted")
+        checkpoint.require_matching(samples)
+        np.testing.assert_array_equal(checkpoint.vocabulary.medians, of_bulk.medians)
+        assert adapted.checkpoint.model.num_parameters() == untrained.model.num_parameters()
+        said = checkpoint.provenance["adapted"]
+        assert [(said[at]["values"], said[at]["order"]) for at in ("from", "to")] == [
+            ("counts", "descending"), ("expression", "two_ended")
+        ]  # fmt: skip
+        assert said["from"]["vocabulary"] == untrained.vocabulary.fingerprint
+        assert "goes on from ranks of counts to ranks of expression, two-ended" in caplog.text
+
+    def test_other_medians_of_the_same_values_are_refused(self, pbmc, untrained, tmp_path):
+        other = dataclasses.replace(untrained.vocabulary, medians=2 * untrained.vocabulary.medians)
+        with pytest.raises(gf.VocabularyMismatchError, match="same tokens, but other medians"):
+            gf.pretrain(gf.tokenize(pbmc[:9], other), config(), out=tmp_path / "more", base=untrained)
+
     def test_cells_longer_than_the_base_are_refused(self, cells, untrained, tmp_path):
         with pytest.raises(gf.InputError, match=r"checkpoint untrained has 64 positions.*max_length=64"):
             gf.pretrain(cells, config(), out=tmp_path / "more", base=untrained)

@@ -9,7 +9,7 @@ from geneformer_repro.tokenizer.features import (
     kinds_of,
     symbol_in,
 )
-from geneformer_repro.tokenizer.genes import ensembl_of_symbol
+from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
 
 TP53 = "ENSG00000141510"
 

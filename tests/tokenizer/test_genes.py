@@ -9,7 +9,6 @@ import pytest
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.tokenizer.genes import (
     bare_id,
-    ensembl_of_symbol,
     in_one_line,
     is_mitochondrial,
     names_of,
@@ -17,9 +16,9 @@ from geneformer_repro.tokenizer.genes import (
     reconcile,
     require_known,
     shares,
-    symbol_of_ensembl,
 )
 from geneformer_repro.tokenizer.readers import is_ensembl_gene, open_counts
+from geneformer_repro.tokenizer.symbols import ensembl_of_symbol, symbol_of_ensembl
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 TBX5, ACTB, KMT2A, ENSA, HES4, MT_ND1 = (

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -232,11 +233,36 @@ def test_a_refused_dictionary_among_the_published_ones_is_named(hub_copy):
             ),
             id="names_that_spreadsheets_run",
         ),
+        pytest.param(lambda: replace(small(), values="expression"), id="of_expression"),
+        pytest.param(lambda: replace(without_medians(small()), values="zscore", order="two_ended"), id="of_z_scores"),
     ],
 )
 def test_what_is_saved_is_what_is_loaded(tmp_path, make):
     make().save(tmp_path / "v")
     assert_identical(Vocabulary.load(tmp_path / "v"), make())
+
+
+OF_COUNTS = "540a90438d9e45546ef38a9374e4fe9230bba39f285a48e25b2bf685ce512904"
+
+
+def test_only_vocabularies_of_bulk_are_of_another_format(tmp_path):
+    """`OF_COUNTS` is what the package wrote before it knew of values."""
+    assert small(V2).fingerprint == OF_COUNTS
+    headers = {}
+    for name, vocabulary in {"counts": small(V2), "bulk": replace(small(V2), values="expression")}.items():
+        vocabulary.save(tmp_path / name)
+        headers[name] = json.loads((tmp_path / name / "vocabulary.json").read_text())
+    assert headers["counts"].keys() == headers["bulk"].keys() - {"values", "order"}
+    assert headers["counts"]["format"] == "geneformer_repro/vocabulary/2"
+    assert headers["bulk"]["format"] == "geneformer_repro/vocabulary/3"
+    (tmp_path / "bulk" / "vocabulary.json").write_text(json.dumps(headers["bulk"] | {"values": "ratios"}))
+    with pytest.raises(InputError, match="values is one of 'counts', 'expression', 'zscore', found 'ratios'"):
+        Vocabulary.load(tmp_path / "bulk")
+
+
+def test_z_scores_have_no_medians():
+    with pytest.raises(InputError, match="z-scores are ranked without medians"):
+        replace(small(), values="zscore")
 
 
 def test_a_learned_vocabulary_is_loaded_as_it_was_saved(tmp_path, vocabulary):
@@ -494,6 +520,7 @@ def test_the_representation_says_what_it_is():
         == f"Vocabulary(3 genes, <pad>, <mask>, <cls>, <eos>, max_length=4096, {small(V2).fingerprint[:12]})"
     )
     assert "no medians" in repr(without_medians(small()))
+    assert "max_length=2048, expression, two-ended, " in repr(replace(small(), values="expression", order="two_ended"))
 
 
 def test_equal_content_makes_equal_vocabularies():
@@ -513,6 +540,8 @@ def test_equal_content_makes_equal_vocabularies():
         pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS | {"c": 0.6}), id="median"),
         pytest.param(lambda: Vocabulary.from_tokens(V1 | {"a": 2, "b": 3, "c": 4}, MEDIANS), id="names"),
         pytest.param(lambda: small(other_ids={"old": "a"}), id="other_ids"),
+        pytest.param(lambda: replace(small(), values="expression"), id="values"),
+        pytest.param(lambda: replace(small(), order="two_ended"), id="order"),
     ],
 )
 def test_the_fingerprint_tells_apart_what_changes_tokens(other):

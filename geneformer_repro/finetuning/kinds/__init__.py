@@ -5,7 +5,8 @@ from typing import Any
 from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.kinds.kind import Kind
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels
-from geneformer_repro.targets import Classes, Number, Target
+from geneformer_repro.finetuning.kinds.survival import SurvivalLabels
+from geneformer_repro.targets import Classes, Number, SurvivalTime, Target
 
 
 def kind_of(target: Target) -> Kind[Any]:
@@ -15,4 +16,6 @@ def kind_of(target: Target) -> Kind[Any]:
             return ClassLabels(target)
         case Number():
             return NumberLabels(target)
+        case SurvivalTime():
+            return SurvivalLabels(target)
     raise AssertionError(target)

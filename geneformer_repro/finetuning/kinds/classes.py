@@ -21,10 +21,12 @@ from geneformer_repro.finetuning.baselines import (
     GeneInputs,
     Make,
     Method,
+    PatientInputs,
     asked_in_blocks,
     boosted,
     fitted,
     nearest,
+    on_components,
     on_few_genes,
     sample,
 )
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def read_classes(name: str, column: pd.Series, min_cells: int) -> tuple[Classes, np.ndarray]:
+def read_classes(name: str, column: pd.Series, min_cells: int = 0, *, row: str = "cell") -> tuple[Classes, np.ndarray]:
     """Read an obs column: its classes, and the number of each row's, NaN where there is none.
 
     Parameters
@@ -56,6 +58,8 @@ def read_classes(name: str, column: pd.Series, min_cells: int) -> tuple[Classes,
         Of the column.
     min_cells
         Labels of classes with fewer cells count as missing.
+    row
+        What a row is called.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def read_classes(name: str, column: pd.Series, min_cells: int) -> tuple[Classes,
     if len(classes) < 2:
         raise InputError(
             f"obs column {name!r} has {len(classes)} class{'' if len(classes) == 1 else 'es'} "
-            f"({', '.join(map(repr, classes)) or 'all missing'}) among {int(n_cells.sum())} labelled cells; at least "
+            f"({', '.join(map(repr, classes)) or 'all missing'}) among {int(n_cells.sum())} labelled {row}s; at least "
             f"two are needed."
         )
     codes = pd.Index(classes).get_indexer(names).astype(float)
@@ -117,8 +121,9 @@ class ClassLabels(Kind[Classes]):
     def simple_methods(
         self, features: Any, train_rows: np.ndarray, labels_NS: np.ndarray, test_rows: np.ndarray, seed: int
     ) -> dict[str, Callable[[], np.ndarray | None]]:
-        """Return methods that give probabilities; those of genes for `GeneInputs`."""
-        methods = GENE_METHODS if isinstance(features, GeneInputs) else CLASS_METHODS
+        """Return methods that give probabilities; of genes and patients others, by what is known of them."""
+        others: Mapping[type, Mapping[str, Method]] = {GeneInputs: GENE_METHODS, PatientInputs: PATIENT_METHODS}
+        methods = others.get(type(features), CLASS_METHODS)
         given = (features, train_rows, self._codes(labels_NS), len(self.target.classes), test_rows, seed)
         return {name: partial(method, *given) for name, method in methods.items()}
 
@@ -141,19 +146,27 @@ class ClassLabels(Kind[Classes]):
         """Return macro-F1."""
         return scores["macro_f1"]
 
-    def leading_score(self, labels_NS: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def leading_score(
+        self, labels_NS: np.ndarray, predicted: np.ndarray, *, folds: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         """Return macro-F1 as a function of weights."""
         return Calls(self._codes(labels_NS), predicted).macro_f1
 
     def evaluate(
-        self, labels_NS: np.ndarray, predicted: np.ndarray, *, groups: np.ndarray | None, rng: np.random.Generator
+        self,
+        labels_NS: np.ndarray,
+        predicted: np.ndarray,
+        *,
+        folds: np.ndarray,
+        groups: np.ndarray | None,
+        rng: np.random.Generator,
     ) -> ClassEvaluation:
         """Score probabilities, over all and by class."""
         return evaluate_classes(self._codes(labels_NS), predicted, self.target.classes, groups=groups, rng=rng)
 
-    def written(self, labels_NS: np.ndarray) -> np.ndarray:
+    def written(self, labels_NS: np.ndarray) -> dict[str, np.ndarray]:
         """Return the names of the classes."""
-        return np.asarray(self.target.classes)[self._codes(labels_NS)]
+        return {"true": np.asarray(self.target.classes)[self._codes(labels_NS)]}
 
     def written_prediction(self, predicted: np.ndarray) -> np.ndarray:
         """Return the likeliest class; the first of equals."""
@@ -320,6 +333,14 @@ GENE_METHODS: Mapping[str, Method] = {
     "logistic regression, frozen embedding": _probabilities("embedding", _standardised_logistic_regression),
 }
 """Name → ``fit_predict(gene_inputs, train, codes, n_classes, test, seed)``."""
+
+PATIENT_METHODS: Mapping[str, Method] = {
+    "majority class": _probabilities("nothing", _majority),
+    "logistic regression, PCA of pseudobulk": _probabilities("pseudobulk", on_components(_logistic_regression)),
+    "logistic regression, cell-type composition": _probabilities("composition", _standardised_logistic_regression),
+    "logistic regression, mean vector": _probabilities("embedding", _standardised_logistic_regression),
+}
+"""Name → ``fit_predict(patient_inputs, train, codes, n_classes, test, seed)``."""
 
 
 # Figures

@@ -56,6 +56,10 @@ class Kind(ABC, Generic[TargetT]):
     def strata(self, labels_NS: np.ndarray) -> np.ndarray:
         """Return, as text, what every part of a split should hold alike; `GAP` for a row without a label."""
 
+    def lacks(self, labels_NS: np.ndarray) -> str | None:
+        """Return what rows of a split with these labels lack to be learned from, or scored; None if nothing."""
+        return "a label" if np.isnan(labels_NS).any(axis=1).all() else None
+
     def class_names(self, labels_NS: np.ndarray) -> np.ndarray | None:
         """Return the class of each row, None where there is none; None of a kind without classes."""
         return None
@@ -117,18 +121,29 @@ class Kind(ABC, Generic[TargetT]):
         """Return from `validation_scores` the number by which an epoch, or a trial, is chosen; 1 is perfect."""
 
     @abstractmethod
-    def leading_score(self, labels_NS: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the function that gives the score `leading` in resamples, from (rows, resamples) weights."""
+    def leading_score(
+        self, labels_NS: np.ndarray, predicted: np.ndarray, *, folds: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function that gives the score `leading` in resamples, from (rows, resamples) weights.
+
+        `folds` has the number of the fold in which each row was tested, for scores that compare rows.
+        """
 
     @abstractmethod
     def evaluate(
-        self, labels_NS: np.ndarray, predicted: np.ndarray, *, groups: np.ndarray | None, rng: np.random.Generator
+        self,
+        labels_NS: np.ndarray,
+        predicted: np.ndarray,
+        *,
+        folds: np.ndarray,
+        groups: np.ndarray | None,
+        rng: np.random.Generator,
     ) -> Any:
-        """Return a `Scored`, or more: the scores of one method with intervals."""
+        """Return a `Scored`, or more: the scores of one method with intervals; `folds` as for `leading_score`."""
 
     @abstractmethod
-    def written(self, labels_NS: np.ndarray) -> np.ndarray:
-        """Return labels as they stand in a table."""
+    def written(self, labels_NS: np.ndarray) -> dict[str, np.ndarray]:
+        """Return labels as columns of a table."""
 
     @abstractmethod
     def written_prediction(self, predicted: np.ndarray) -> np.ndarray:

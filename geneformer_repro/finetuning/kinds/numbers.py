@@ -20,10 +20,12 @@ from geneformer_repro.finetuning.baselines import (
     BOOSTED_CELLS,
     Make,
     Method,
+    PatientInputs,
     asked_in_blocks,
     boosted,
     fitted,
     nearest,
+    on_components,
     on_few_genes,
     sample,
 )
@@ -94,9 +96,10 @@ class NumberLabels(Kind[Number]):
     def simple_methods(
         self, features: Any, train_rows: np.ndarray, labels_NS: np.ndarray, test_rows: np.ndarray, seed: int
     ) -> dict[str, Callable[[], np.ndarray | None]]:
-        """Return methods that give numbers."""
+        """Return methods that give numbers; those of patients for `PatientInputs`."""
+        methods = PATIENT_METHODS if isinstance(features, PatientInputs) else NUMBER_METHODS
         given = (features, train_rows, labels_NS[:, 0], test_rows, seed)
-        return {name: partial(method, *given) for name, method in NUMBER_METHODS.items()}
+        return {name: partial(method, *given) for name, method in methods.items()}
 
     def as_predicted(self, meaning_NK: np.ndarray) -> np.ndarray:
         """Return the number of each row, (rows,)."""
@@ -119,20 +122,28 @@ class NumberLabels(Kind[Number]):
         """Return the share of the training labels' variance that is explained."""
         return 1 - (scores["rmse"] / self.target.sd) ** 2
 
-    def leading_score(self, labels_NS: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def leading_score(
+        self, labels_NS: np.ndarray, predicted: np.ndarray, *, folds: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         """Return R² as a function of weights."""
         statistics = _number_statistics(labels_NS[:, 0], predicted)
         return lambda weights_NR: statistics(weights_NR)["r2"]
 
     def evaluate(
-        self, labels_NS: np.ndarray, predicted: np.ndarray, *, groups: np.ndarray | None, rng: np.random.Generator
+        self,
+        labels_NS: np.ndarray,
+        predicted: np.ndarray,
+        *,
+        folds: np.ndarray,
+        groups: np.ndarray | None,
+        rng: np.random.Generator,
     ) -> Scored:
         """Score numbers."""
         return Scored(evaluate_numbers(labels_NS[:, 0], predicted, groups=groups, rng=rng))
 
-    def written(self, labels_NS: np.ndarray) -> np.ndarray:
+    def written(self, labels_NS: np.ndarray) -> dict[str, np.ndarray]:
         """Return the numbers."""
-        return labels_NS[:, 0]
+        return {"true": labels_NS[:, 0]}
 
     def written_prediction(self, predicted: np.ndarray) -> np.ndarray:
         """Return the numbers."""
@@ -265,6 +276,10 @@ def _ridge(shape: tuple[int, int], seed: int) -> Any:
     return RidgeCV(_ALPHAS, cv=folds, scoring="neg_mean_squared_error")
 
 
+def _standardised_ridge(shape: tuple[int, int], seed: int) -> Any:  # noqa: ARG001
+    return make_pipeline(StandardScaler(), RidgeCV(_ALPHAS))
+
+
 _boosted_number = partial(boosted, HistGradientBoostingRegressor)
 
 NUMBER_METHODS: Mapping[str, Method] = {
@@ -273,11 +288,17 @@ NUMBER_METHODS: Mapping[str, Method] = {
     "ridge, rank values": _predicted_numbers("ranks", lambda *given: make_pipeline(MaxAbsScaler(), _ridge(*given))),
     "nearest neighbours, PCA of counts": _predicted_numbers("expression", partial(nearest, KNeighborsRegressor)),
     "gradient boosting, counts": _predicted_numbers("expression", on_few_genes(_boosted_number), most=BOOSTED_CELLS),
-    "ridge, frozen embedding": _predicted_numbers(
-        "embedding", lambda *_: make_pipeline(StandardScaler(), RidgeCV(_ALPHAS))
-    ),
+    "ridge, frozen embedding": _predicted_numbers("embedding", _standardised_ridge),
 }
 """Name → ``fit_predict(features, train, values, test, seed)``."""
+
+PATIENT_METHODS: Mapping[str, Method] = {
+    "mean": _predicted_numbers("nothing", lambda *_: DummyRegressor()),
+    "ridge, PCA of pseudobulk": _predicted_numbers("pseudobulk", on_components(_ridge)),
+    "ridge, cell-type composition": _predicted_numbers("composition", _standardised_ridge),
+    "ridge, mean vector": _predicted_numbers("embedding", _standardised_ridge),
+}
+"""Name → ``fit_predict(patient_inputs, train, values, test, seed)``."""
 
 
 def predicted_numbers_figure(true: np.ndarray, predicted: np.ndarray) -> "Figure":

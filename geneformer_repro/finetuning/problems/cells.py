@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.kinds.classes import read_classes
 from geneformer_repro.finetuning.kinds.numbers import read_numbers
+from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, read_survival
 from geneformer_repro.finetuning.networks import NetworkConfig, Training, scores_by_target
 from geneformer_repro.finetuning.problems.problem import EncoderProblem
 from geneformer_repro.finetuning.splits import Split
@@ -116,11 +118,30 @@ class CellProblem(EncoderProblem):
         outputs = outputs_of(network, self.cells.select(rows), network.head, shared=True)
         return network.head.meaning(outputs).numpy()
 
-    def features(self, start: Checkpoint, config: NetworkConfig, counts: csr_matrix | None) -> Features:
-        """Gather counts, rank values, and vectors from the checkpoint as it is."""
+    def features(self, start: Checkpoint, config: Any, counts: csr_matrix | None) -> Features:
+        """Gather counts, rank values, vectors from the checkpoint as it is, and clinical columns."""
+        covariates = list(config.compare.covariates)
         pooling: Pooling = "cls" if config.pooling == "cls" else "mean"
         vectors = np.asarray(embed(start, self.cells, pooling=pooling).X)
-        return Features(counts=counts, ranks=rank_values(self.cells), embedding=vectors)
+        return Features(
+            counts=counts,
+            ranks=rank_values(self.cells),
+            values=self.cells.vocabulary.values,
+            embedding=vectors,
+            covariates=self.obs[covariates] if covariates else None,
+        )
+
+
+class SampleProblem(CellProblem):
+    """Labelled bulk samples, each of a patient."""
+
+    row = "sample"
+
+
+def all_targets(target: str | Sequence[str], survival: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the obs columns to learn, also of one, with those of events at the end."""
+    named = (target,) if isinstance(target, str) else tuple(target)
+    return (*named, *(event for event in survival if event not in named))
 
 
 def labelled_cells(
@@ -128,6 +149,8 @@ def labelled_cells(
     targets: Sequence[str],
     *,
     regression: Sequence[str] = (),
+    survival: Mapping[str, str] = MappingProxyType({}),
+    follow_up: FollowUpConfig | None = None,
     min_cells: int = 0,
     max_cells_per_class: int | None = None,
     rng: np.random.Generator,
@@ -142,6 +165,10 @@ def labelled_cells(
         Obs columns to learn.
     regression
         Those that are learned as numbers.
+    survival
+        Those that are events, each with the obs column of its times; rows are then samples.
+    follow_up
+        How times are taken; None as by default.
     min_cells
         Labels of classes with fewer cells count as missing.
     max_cells_per_class
@@ -156,18 +183,29 @@ def labelled_cells(
     """
     if len(set(targets)) < len(targets):
         raise InputError(f"The targets must be different obs columns, found {', '.join(map(repr, targets))}.")
-    columns = {name: cells.require_obs(name) for name in targets}
-    read = [
-        read_numbers(name, column) if name in regression else read_classes(name, column, min_cells)
-        for name, column in columns.items()
+    wanted = [
+        *targets,
+        *survival.values(),
+        *([follow_up.cohort] if survival and follow_up and follow_up.cohort else []),
     ]
-    labels = np.stack([values for _, values in read], axis=1)
+    columns = pd.DataFrame({name: cells.require_obs(name) for name in wanted})
+
+    def read_labels(name: str) -> tuple[Target, np.ndarray]:
+        if name in survival:
+            return read_survival(name, columns, survival[name], follow_up or FollowUpConfig())
+        if name in regression:
+            return read_numbers(name, columns[name])
+        return read_classes(name, columns[name], min_cells)
+
+    read = [read_labels(name) for name in targets]
+    labels = np.column_stack([values for _, values in read])
     kept = np.flatnonzero(~np.isnan(labels).all(axis=1))
     if len(kept) < len(cells):
         logger.info("%s: %d cells have no label; left out.", ", ".join(targets), len(cells) - len(kept))
     if max_cells_per_class is not None:
         kept = at_most_of_a_class(kept, labels[kept, 0], max_cells_per_class, rng)
-    problem = CellProblem(cells.select(kept), tuple(target for target, _ in read), labels[kept], cells.obs.iloc[kept])
+    make = SampleProblem if survival or cells.vocabulary.values != "counts" else CellProblem
+    problem = make(cells.select(kept), tuple(target for target, _ in read), labels[kept], cells.obs.iloc[kept])
     without_gene = ~problem.cells.has_gene
     if without_gene.any():
         logger.info("%d labelled cells have no gene; left out.", without_gene.sum())

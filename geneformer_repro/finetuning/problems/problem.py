@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +15,14 @@ import pandas as pd
 from geneformer_repro.config import with_settings
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind
-from geneformer_repro.finetuning.networks import NO_SCORES, Training
+from geneformer_repro.finetuning.networks import NO_SCORES, Training, best_epoch
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.targets import Target, labels_of
 
 _ENOUGH = 3
+FEWEST_STEPS = 100
+"""A network of a learning curve sees at least so many batches, however few its rows."""
 
 
 class Problem(ABC):
@@ -97,6 +100,16 @@ class Problem(ABC):
     @abstractmethod
     def features(self, start: Any, config: Any, counts: Any) -> Any:
         """Return what the simple methods look at, a row each: `baselines.Features`, or `GeneInputs`."""
+
+    def settled(self, config: Any, histories: Sequence[pd.DataFrame]) -> Any:
+        """Return how to train without validation rows, from the histories of trainings that had some."""
+        return with_settings(config, epochs=float(np.median([best_epoch(history) for history in histories])))
+
+    def with_labels(self, config: Any, n: int) -> Any:
+        """Return how to train on `n` rows alone, without validation rows."""
+        training = config.training
+        n_steps = max(FEWEST_STEPS, math.ceil(training.epochs * n / training.batch_size))
+        return with_settings(config, trainer={**training.trainer, "max_steps": n_steps})
 
     def fitted_rows(self, split: Split) -> np.ndarray:
         """Return the rows from which simple methods learn."""

@@ -1,0 +1,80 @@
+"""Learning labels of patients: ``finetune-patients``."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import CHECKPOINT, TOKENIZED, add_config_options, new_command, open_both
+from geneformer_repro.cli.models import print_evaluations
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command of this module."""
+    command = new_command(
+        commands,
+        "finetune-patients",
+        _finetune_patients,
+        "learn labels of patients, each a bag of cells, beside pseudobulk and composition",
+        "folder to write: network, report.html, tables and pictures",
+    )
+    command.add_argument("cells", help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}")
+    command.add_argument("--checkpoint", metavar="BASE", help=f"whose encoder makes the vectors: {CHECKPOINT}")
+    command.add_argument("--vectors", metavar="KEY", help="key of obsm with the vectors, such as X_uni")
+    command.add_argument("--patient", metavar="COLUMN", help="obs column that says whose each cell is")
+    command.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
+    command.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
+    command.add_argument(
+        "--survival",
+        nargs=2,
+        action="append",
+        metavar=("TIME", "EVENT"),
+        help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
+    )
+    command.add_argument("--cell-type", metavar="COLUMN", help="obs column with the type of each cell")
+    command.add_argument(
+        "--pooling", metavar="HOW", help="attention (default), cell_type (attention within each type), or mean"
+    )
+    command.add_argument("--group", help="obs column whose patients are never split, such as the hospital")
+    command.add_argument("--folds", metavar="K", help="folds of patients (default 5), or groups: leave one group out")
+    command.add_argument("--repeats", type=int, metavar="N", help="times that the folds are dealt (default 1)")
+    command.add_argument("--split", metavar="FILE", help="split.tsv of an earlier run: patient and part")
+    command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
+    command.add_argument("--counts", help=".h5ad with the raw counts, if not X or where tokenize found them")
+    add_config_options(command)
+
+
+def _finetune_patients(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.config import load_config
+    from geneformer_repro.finetuning.patients import PatientConfig, finetune_patients
+    from geneformer_repro.tokenizer.published import is_dataset
+
+    config = load_config(PatientConfig, arguments.config, [*arguments.set, *patient_settings(arguments)])
+    is_tokenised = arguments.checkpoint or is_dataset(Path(arguments.cells))
+    checkpoint, cells = open_both(arguments) if is_tokenised else (None, arguments.cells)
+    result = finetune_patients(
+        checkpoint, cells, config, out=arguments.out, counts=arguments.counts, overwrite=arguments.overwrite
+    )
+    if processes.is_first():
+        print_evaluations(result.evaluations, "on the test patients", arguments.out)
+
+
+def patient_settings(arguments: argparse.Namespace) -> list[str]:
+    """Write options as settings; a JSON value is a TOML value."""
+    folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
+    given: dict[str, Any] = {
+        "patient": arguments.patient,
+        "target": arguments.target[0] if arguments.target and len(arguments.target) == 1 else arguments.target,
+        "regression": arguments.regression,
+        "vectors": arguments.vectors,
+        "cell_type": arguments.cell_type,
+        "pooling": arguments.pooling,
+        "split.group": arguments.group,
+        "split.folds": folds,
+        "split.repeats": arguments.repeats,
+        "split.split_file": arguments.split,
+        "compare.baselines": False if arguments.no_baselines else None,
+    }
+    given |= {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
