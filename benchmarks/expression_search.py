@@ -74,8 +74,8 @@ def compare(training: Examples, validation: Examples, *, width: int, batch_size:
         ratios.append(alone / together)
         milliseconds.append(1000 * together / len(trainees) / epochs)
     print(
-        f"  width {width}, batches of {batch_size or 'all'}: {statistics.median(milliseconds):.0f} ms a network and pass "
-        f"side by side, {statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f}) one after the other"
+        f"  {width} wide, batches of {batch_size or 'all'}: {statistics.median(milliseconds):.0f} ms a network's pass, "
+        f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f}) one after the other"
     )
 
 
@@ -95,9 +95,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = HalvingConfig(n_trials=arguments.trials)
         seconds = cpu_seconds(lambda: halve(training, validation, HEAD, config, work=Path(folder)))
-    print(
-        f"{arguments.trials} trials in rungs of {config.sizes}: {seconds:.0f} s, of 750 {seconds * 750 / arguments.trials:.0f}"
-    )
+    of_all = seconds * 750 / arguments.trials
+    print(f"{arguments.trials} trials in rungs of {config.sizes}: {seconds:.0f} s, of 750 about {of_all:.0f} s")
 
 
 if __name__ == "__main__":

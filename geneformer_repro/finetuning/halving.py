@@ -287,15 +287,15 @@ class _Trials:
             trainees, self.training, self.validation, score=self.score, seed=self.seed
         ):
             rows = {}
-            for number, one in zip(numbers, trained, strict=True):
-                best = one.history[one.history["epoch"] == one.epoch]
+            for number, of_trial in zip(numbers, trained, strict=True):
+                best = of_trial.history[of_trial.history["epoch"] == of_trial.epoch]
                 rows[str(trials[number])] = {
                     "rung": rung + 1,
                     "epochs": self.config.epochs(rung),
-                    "epoch": one.epoch,
+                    "epoch": of_trial.epoch,
                     "step": int(best["step"].sum()),
-                    "score": one.score if math.isfinite(one.score) else None,
-                    "seconds": one.seconds,
+                    "score": of_trial.score if math.isfinite(of_trial.score) else None,
+                    "seconds": of_trial.seconds,
                 }
             keep(_file(folder, [trials[number] for number in numbers]), partial(write_json, content=rows))
 
