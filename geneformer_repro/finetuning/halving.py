@@ -63,9 +63,9 @@ class HalvingConfig:
     """The next rung has so many times fewer networks, which are trained so many times as long."""
     rungs: int = 4
     """How many at most; a rung of one network is the last."""
-    first_epochs: int = 2
+    first_epochs: int = 1
     """Passes over the training rows in the first rung."""
-    first_steps: int = 6
+    first_steps: int = 4
     """Steps that a network makes in the first rung at least; a pass over all rows at once is a single step."""
     space: Mapping[str, Any] = field(default_factory=dict)
     """For a setting of network or training a list of values, or a range { low = 1e-5, high = 1e-2, log = true }. Empty:
@@ -287,15 +287,15 @@ class _Trials:
             trainees, self.training, self.validation, score=self.score, seed=self.seed
         ):
             rows = {}
-            for number, one in zip(numbers, trained, strict=True):
-                best = one.history[one.history["epoch"] == one.epoch]
+            for number, of_trial in zip(numbers, trained, strict=True):
+                best = of_trial.history[of_trial.history["epoch"] == of_trial.epoch]
                 rows[str(trials[number])] = {
                     "rung": rung + 1,
                     "epochs": self.config.epochs(rung),
-                    "epoch": one.epoch,
+                    "epoch": of_trial.epoch,
                     "step": int(best["step"].sum()),
-                    "score": one.score if math.isfinite(one.score) else None,
-                    "seconds": one.seconds,
+                    "score": of_trial.score if math.isfinite(of_trial.score) else None,
+                    "seconds": of_trial.seconds,
                 }
             keep(_file(folder, [trials[number] for number in numbers]), partial(write_json, content=rows))
 

@@ -19,7 +19,7 @@ from geneformer_repro.heads import Head
 from geneformer_repro.targets import SurvivalTime
 
 HEAD = Head((SurvivalTime("PFI", "PFI.time", (1.0,), 1.0, "cox"),))
-CONFIG = HalvingConfig(n_trials=13, rungs=3, first_steps=4, space={
+CONFIG = HalvingConfig(n_trials=13, rungs=3, first_epochs=2, first_steps=4, space={
     "layers": [1, 2], "width": {"low": 16, "high": 40}, "activation": ["relu", "tanh"], "batch_size": [16, 0],
     "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "n_genes": [5, 9], "dropout": {"low": 0.0, "high": 0.7},
 })  # fmt: skip
