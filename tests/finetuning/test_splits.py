@@ -188,6 +188,16 @@ def test_what_is_not_dealt_is_not_dealt_again(config):
         SplitConfig(repeats=2, **config)
 
 
+def test_a_split_of_samples_is_read_back_by_their_name(obs, tmp_path):
+    given = (obs.index.to_numpy(), obs["cell_type"].to_numpy().astype(str), obs)
+    made = make_splits(*given, SplitConfig(), seed=0, row="sample")
+    split_table(made, obs.index.to_numpy(), row="sample").to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    by_file = SplitConfig(split_file=str(tmp_path / "split.tsv"))
+    assert same(make_splits(*given, by_file, seed=9, row="sample"), made)
+    with pytest.raises(InputError, match="expected the columns 'cell' and 'part'"):
+        make_splits(*given, by_file, seed=9)
+
+
 # Splits in which no row chooses the epoch.
 
 
