@@ -144,7 +144,7 @@ def entropy_figure(patients: pd.DataFrame, *, label: str) -> "Figure":
         legend_beside(axes)
     axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     axes.set(xlabel="cells of the patient", ylabel="entropy of attention (1: all alike)", ylim=(-0.02, 1.05))
-    axes.set_xscale("log")
+    axes.set_xlim(left=0)
     return figure
 
 

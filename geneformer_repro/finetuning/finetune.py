@@ -352,7 +352,13 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
     problem = dataclasses.replace(problem, group=config.split.group)
     are_classes = all(kind.strata_are_classes for kind, _ in problem.of_kinds())
     splits = make_splits(
-        problem.names, problem.strata, problem.obs, config.split, seed=config.seed, are_classes=are_classes
+        problem.names,
+        problem.strata,
+        problem.obs,
+        config.split,
+        seed=config.seed,
+        are_classes=are_classes,
+        row=problem.row,
     )
     if by_file and config.max_cells_per_class is not None:
         problem, splits = _at_most_of_a_class(problem, splits, config.max_cells_per_class, rng)

@@ -127,7 +127,7 @@ class PatientConfig(SeededConfig):
     >>> import geneformer_repro as gf
     >>> config = gf.PatientConfig(patient="donor", target="response", split={"folds": 5, "repeats": 4})
     >>> config.pooling, config.split.repeats, config.training.epochs
-    ('attention', 4, 200)
+    ('attention', 4, 200.0)
     >>> gf.PatientConfig(patient="donor", target="response", pooling="cell_type")
     Traceback (most recent call last):
         ...

@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 from geneformer_repro import InputError
 from geneformer_repro.config import ConfigError, from_mapping
 from geneformer_repro.finetuning import splits as module
+from geneformer_repro.finetuning.patients import PatientSplitConfig
 from geneformer_repro.finetuning.splits import (
     Split,
     SplitConfig,
@@ -185,6 +186,43 @@ def test_a_file_may_test_a_cell_again_only_in_another_repeat(obs, tmp_path):
 def test_what_is_not_dealt_is_not_dealt_again(config):
     with pytest.raises(ConfigError, match=r"split.repeats must be 1 where the cells are not dealt into folds"):
         SplitConfig(repeats=2, **config)
+
+
+def test_a_split_of_samples_is_read_back_by_their_name(obs, tmp_path):
+    given = (obs.index.to_numpy(), obs["cell_type"].to_numpy().astype(str), obs)
+    made = make_splits(*given, SplitConfig(), seed=0, row="sample")
+    split_table(made, obs.index.to_numpy(), row="sample").to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    by_file = SplitConfig(split_file=str(tmp_path / "split.tsv"))
+    assert same(make_splits(*given, by_file, seed=9, row="sample"), made)
+    with pytest.raises(InputError, match="expected the columns 'cell' and 'part'"):
+        make_splits(*given, by_file, seed=9)
+
+
+# Splits in which no row chooses the epoch.
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param({"folds": 3}, id="folds"),
+        pytest.param({"folds": 1, "group": "donor"}, id="groups"),
+        pytest.param({"folds": 1, "balance": ("phase",)}, id="balanced"),
+        pytest.param({"folds": "groups", "group": "donor"}, id="leave one group out"),
+    ],
+)
+def test_without_validation_all_other_rows_train(obs, config, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(module, "TRIALS", 5)
+
+    def made(**more):
+        how = PatientSplitConfig(**config | more)
+        return make_splits(obs.index.to_numpy(), obs["cell_type"].to_numpy().astype(str), obs, how, seed=0)
+
+    for one in made():
+        assert not len(one.validation)
+        np.testing.assert_array_equal(np.sort(np.concatenate(one)), np.arange(len(obs)))
+    assert "validation" not in caplog.text
+    split_table(made(), obs.index.to_numpy()).to_csv(tmp_path / "split.tsv", sep="\t", index=False)
+    assert same(made(split_file=str(tmp_path / "split.tsv")), made())
 
 
 # One split, by cell.
