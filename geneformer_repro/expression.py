@@ -337,12 +337,15 @@ def _moments(values_NC: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray
     values_NC = values_NC.astype(np.float64)
     values_NC[:, np.isnan(values_NC).all(axis=0)] = 0
     mean, sd = np.nanmean(values_NC, axis=0), np.nanstd(values_NC, axis=0)
+    left = np.arange(values_NC.shape[1])
     for _ in range(_MOST_ROUNDS):
-        far = np.flatnonzero((np.abs(values_NC - mean) > clip * sd * (1 + 1e-9)).any(axis=0))
-        if not len(far):
+        reach = clip * sd[left]
+        left = left[(np.abs(values_NC[:, left] - mean[left]) > reach * (1 + 1e-6)).any(axis=0)]
+        if not len(left):
             break
-        pulled_in = np.clip(values_NC[:, far], mean[far] - clip * sd[far], mean[far] + clip * sd[far])
-        mean[far], sd[far] = np.nanmean(pulled_in, axis=0), np.nanstd(pulled_in, axis=0)
+        low, high = mean[left] - clip * sd[left], mean[left] + clip * sd[left]
+        values_NC[:, left] = np.clip(values_NC[:, left], low, high)
+        mean[left], sd[left] = np.nanmean(values_NC[:, left], axis=0), np.nanstd(values_NC[:, left], axis=0)
     return mean, np.where(sd > 1e-12 * (1 + np.abs(mean)), sd, 0)
 
 

@@ -139,7 +139,7 @@ FIELDS = {
     "TransferStudy": "checkpoint, evaluations, split, history, curve, trials, source",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
     "FinetunedPatients": "network, evaluations, split, history, patients, attention, attention_by_type",
-    "PatientConfig": f"seed, patient, target, regression, vectors, cell_type, pooling, {SPLIT}, "
+    "PatientConfig": f"seed, patient, target, regression, survival, {FOLLOW_UP}, vectors, cell_type, pooling, {SPLIT}, "
     "network(hidden, attention, dropout), training(epochs, batch_size, learning_rate, weight_decay), "
     "compare(baselines)",
     "GeneFinetuneConfig": "seed, max_cells, min_cells, split(folds, validation), "

@@ -21,6 +21,7 @@ LAYERS = {
     "files": 0,
     "unfinished": 0,
     "progress": 0,
+    "sharing": 0,
     "config": 0,
     "report": 0,
     "tokenizer": 1,

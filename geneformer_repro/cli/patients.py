@@ -24,6 +24,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--patient", metavar="COLUMN", help="obs column that says whose each cell is")
     command.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
     command.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
+    command.add_argument(
+        "--survival",
+        nargs=2,
+        action="append",
+        metavar=("TIME", "EVENT"),
+        help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
+    )
     command.add_argument("--cell-type", metavar="COLUMN", help="obs column with the type of each cell")
     command.add_argument(
         "--pooling", metavar="HOW", help="attention (default), cell_type (attention within each type), or mean"
@@ -56,7 +63,7 @@ def _finetune_patients(arguments: argparse.Namespace) -> None:
 def patient_settings(arguments: argparse.Namespace) -> list[str]:
     """Write options as settings; a JSON value is a TOML value."""
     folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
-    given = {
+    given: dict[str, Any] = {
         "patient": arguments.patient,
         "target": arguments.target[0] if arguments.target and len(arguments.target) == 1 else arguments.target,
         "regression": arguments.regression,
@@ -69,4 +76,5 @@ def patient_settings(arguments: argparse.Namespace) -> list[str]:
         "split.split_file": arguments.split,
         "compare.baselines": False if arguments.no_baselines else None,
     }
+    given |= {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]

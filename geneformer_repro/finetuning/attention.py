@@ -69,9 +69,11 @@ def patients_table(problem: PatientProblem, said: pd.DataFrame) -> pd.DataFrame:
     of_targets = zip(problem.of_kinds(rows), columns_of(problem.targets, meaning), strict=True)
     for (kind, labels), of_target in of_targets:
         known = ~np.isnan(labels).any(axis=1)
-        true = np.full(len(rows), None, dtype=object)
-        true[known] = kind.written(labels[known])
-        columns |= {kind.target.name: true, **kind.target.columns(of_target)}
+        for column, values in kind.written(labels[known]).items():
+            true = np.full(len(rows), None, dtype=object)
+            true[known] = values
+            columns[kind.target.name if column == "true" else f"{kind.target.name}_{column}"] = true
+        columns |= kind.target.columns(of_target)
     attention, cells = said["attention"].to_numpy(), said.index.to_numpy()
     columns["attention_entropy"] = entropy_of(attention, lengths)
     ends = np.cumsum(lengths)[:-1]
@@ -128,10 +130,10 @@ def entropy_figure(patients: pd.DataFrame, *, label: str) -> "Figure":
     patients
         From `patients_table`.
     label
-        Column by which points are coloured where it holds text.
+        Column by which points are coloured, where it is there and holds text.
     """
     figure, axes = new_axes(7.2, 3.6)
-    values = patients[label]
+    values = patients.get(label, pd.Series(dtype=object))
     names = sorted(set(values.dropna())) if all(isinstance(value, str) for value in values.dropna()) else []
     for name, colour in zip(names, CATEGORIES, strict=False):
         points = patients[values == name]

@@ -201,7 +201,7 @@ class _Pairs:
         return self._within[name]
 
     def _risk(self, values: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        predicted = SURVIVAL_METHODS[_METHOD](Features.of_samples(values), train, labels, test, self._seed)
+        predicted = SURVIVAL_METHODS[_METHOD](Features.of_samples(values), train, labels, test, self._seed, ())
         assert predicted is not None  # expression is at hand
         return predicted[:, 0]
 

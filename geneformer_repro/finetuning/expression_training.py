@@ -20,22 +20,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from geneformer_repro.config import require, require_types
 from geneformer_repro.errors import InputError
 from geneformer_repro.expression import NON_LINEARITIES, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.heads import Head
 
 Optimiser = Literal["adam", "adamw", "sgd"]
 ExpressionStrategy = Literal["full", "probe", "discriminative"]
 Score = Callable[[np.ndarray], float]
 Losses = Callable[[Tensor], Tensor]
-_WIDEST_IN_A_STACK, _MOST_IN_A_STACK = 128, 32
+_NARROW, _WIDEST_IN_A_STACK, _MOST_IN_A_STACK = 64, 256, 32
 _MOMENTUM, _NORM_MOMENTUM, _NORM_EPS = 0.9, 0.1, 1e-5
 _OF_THE_HEAD = ("classifier.", "skip.")
 """How the names of weights begin that make the outputs: the last layer, and the straight path."""
@@ -172,6 +175,22 @@ def train_expression(
     InputError
         A network reads other columns than the examples hold, or scales them otherwise.
     """
+    trained: dict[int, Trained] = {}
+    for numbers, of_stack in trained_stacks(trainees, training, validation, score=score, steps=steps, seed=seed):
+        trained |= zip(numbers, of_stack, strict=True)
+    return [trained[number] for number in range(len(trainees))]
+
+
+def trained_stacks(
+    trainees: Sequence[Trainee],
+    training: Examples,
+    validation: Examples,
+    *,
+    score: Score | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Iterator[tuple[list[int], list[Trained]]]:
+    """Train as `train_expression` does; yield the numbers and networks of each stack as it is finished."""
     for trainee in trainees:
         for examples in (training, validation):
             if not examples.scale.begins_with(trainee.network.scale):
@@ -179,23 +198,24 @@ def train_expression(
                     f"{trainee.network!r} reads other columns than the examples hold, or scales them otherwise. Scale "
                     "them by the network's own scale."
                 )
-    trained: dict[int, Trained] = {}
+    head = trainees[0].network.head
+    rows, held_out = _Rows(training, head, seed), _Rows(validation, head, seed)
     for numbers in stacks_of(trainees):
         stack = _Stack([trainees[number] for number in numbers])
-        trained |= zip(numbers, _train_stack(stack, training, validation, score, steps, seed), strict=True)
-    return [trained[number] for number in range(len(trainees))]
+        yield numbers, _train_stack(stack, rows, held_out, score, steps)
 
 
 def stacks_of(trainees: Sequence[Trainee]) -> list[list[int]]:
     """Say which trainees are trained side by side, by number; it depends on their settings alone.
 
-    Networks of a stack read the same columns in the same batches for as long, and their widths differ at most twofold;
-    the deepest stand first.
+    Networks of a stack read the same columns in the same batches for as long, and their widths differ at most twofold,
+    if they are above 64; the deepest stand first.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
     for number, trainee in enumerate(trainees):
         network, config = trainee.network.config, trainee.config
-        width = math.ceil(math.log2(network.width)) if network.width <= _WIDEST_IN_A_STACK else f"alone {number}"
+        is_wide = network.width > _WIDEST_IN_A_STACK
+        width = f"alone {number}" if is_wide else math.ceil(math.log2(max(network.width, _NARROW)))
         length = config.batch_size, config.epochs, config.min_steps
         key = width, len(trainee.network.scale), network.skip, network.batch_norm, length, config.strategy == "probe"
         alike.setdefault(key, []).append(number)
@@ -207,23 +227,23 @@ def stacks_of(trainees: Sequence[Trainee]) -> list[list[int]]:
 
 
 def _train_stack(
-    stack: "_Stack", training: Examples, validation: Examples, score: Score | None, steps: int | None, seed: int
+    stack: "_Stack", rows: "_Rows", held_out: "_Rows", score: Score | None, steps: int | None
 ) -> list[Trained]:
     began = time.process_time()
     config = stack.configs[0]
-    rows, held_out = _Rows(stack, training), _Rows(stack, validation)
+    frozen_KNW = stack.hidden(rows.scaled_NI) if stack.is_probe else None
     n_batches = rows.n_batches(config.batch_size)
     last_step = steps or max(config.epochs * n_batches, config.min_steps)
     records = [_Record(patience=0 if steps else each.patience) for each in stack.configs]
     step = 0
     for epoch in itertools.count(1):
-        batches = rows.batches(config.batch_size, np.random.default_rng([seed, config.batch_size, epoch]))
-        batches = itertools.islice(batches, last_step - step)
-        losses, sizes = zip(*[(stack.learn(*batch), len(batch[0])) for batch in batches], strict=True)
+        batches = rows.batches(config.batch_size, epoch)[: last_step - step]
+        losses = [stack.learn(rows.scaled(batch), _of_rows(frozen_KNW, batch), batch.losses) for batch in batches]
+        sizes = [batch.size for batch in batches]
         step += len(losses)
         loss_K = np.average(np.stack(losses), axis=0, weights=sizes)
         held_out_KNO = stack.outputs(held_out.scaled_NI)
-        validation_K = (held_out.losses(held_out_KNO) / len(validation)).numpy()
+        validation_K = (held_out.whole.losses(held_out_KNO) / held_out.whole.size).numpy()
         for number in stack.active:
             with_score = -validation_K[number] if score is None else score(held_out_KNO[number].numpy())
             row = (epoch, step, float(loss_K[number]), float(validation_K[number]), float(with_score))
@@ -271,47 +291,64 @@ class _Record:
         return Trained(best.eval(), history, self.score, self.epoch, seconds)
 
 
-class _Rows:
-    """Rows of a stack's examples, with their losses made ready."""
+class _Batch(NamedTuple):
+    """Rows of a step, with their losses made ready for as many networks as there are."""
 
-    def __init__(self, stack: "_Stack", examples: Examples) -> None:
-        self._stack, self._balance_N = stack, examples.balance_N
-        self.scaled_NI = torch.from_numpy(examples.scaled_NI)[:, : stack.n_columns]
-        self._labels_NS = torch.from_numpy(examples.labels_NS)
-        self.losses = self._losses(self._labels_NS)
-        self._hidden_KNW = stack.hidden(self.scaled_NI) if stack.is_probe else None
+    rows: Tensor | None
+    """None for all of them."""
+    size: int
+    losses: Losses
+
+
+class _Rows:
+    """Examples in batches, which are made once for all stacks that see them."""
+
+    def __init__(self, examples: Examples, head: Head, seed: int) -> None:
+        self._head, self._seed, self._balance_N = head, seed, examples.balance_N
+        scaled_NI = np.require(examples.scaled_NI, requirements="W")  # which arrays shared by processes are not
+        self.scaled_NI = torch.from_numpy(scaled_NI)
+        self._labels_NS = torch.tensor(examples.labels_NS)
+        self._batch_BI = torch.empty(0)
+        self.whole = _Batch(None, len(examples), self._losses(self._labels_NS))
+        self.batches = lru_cache(maxsize=256)(self._batches)
 
     def n_batches(self, batch_size: int) -> int:
         """Return how many steps a pass over the rows takes."""
-        return max(1, math.ceil(len(self.scaled_NI) / batch_size)) if batch_size else 1
+        return max(1, math.ceil(self.whole.size / batch_size)) if batch_size else 1
 
-    def batches(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor | None, Losses]]:
-        """Yield inputs, frozen hidden values of a probe, and losses, of every batch of a pass."""
+    def scaled(self, batch: _Batch) -> Tensor:
+        """Return the inputs of a batch, in memory that the next one takes: new memory costs more than to fill it."""
+        if batch.rows is None:
+            return self.scaled_NI
+        if len(self._batch_BI) < batch.size:
+            self._batch_BI = self.scaled_NI.new_empty(batch.size, self.scaled_NI.shape[1])
+        return torch.index_select(self.scaled_NI, 0, batch.rows, out=self._batch_BI[: batch.size])
+
+    def _batches(self, batch_size: int, epoch: int) -> list[_Batch]:
+        """Return the batches of a pass; they differ by at most one row."""
         n_batches = self.n_batches(batch_size)
         if n_batches == 1:
-            yield self.scaled_NI, self._hidden_KNW, self.losses
-            return
-        order = rng.permutation(len(self.scaled_NI))
+            return [self.whole]
+        order = np.random.default_rng([self._seed, batch_size, epoch]).permutation(self.whole.size)
         if self._balance_N is not None:
             order = order[np.argsort(self._balance_N[order], kind="stable")]
-        for number in range(n_batches):
-            rows = torch.from_numpy(order[number::n_batches].copy())
-            hidden_KBW = None if self._hidden_KNW is None else self._hidden_KNW[:, rows]
-            yield self.scaled_NI[rows], hidden_KBW, self._losses(self._labels_NS[rows])
+        dealt = [torch.from_numpy(order[number::n_batches].copy()) for number in range(n_batches)]
+        return [_Batch(rows, len(rows), self._losses(self._labels_NS[rows])) for rows in dealt]
 
     def _losses(self, labels_NS: Tensor) -> Losses:
         """Return what makes of outputs (K, N, O) the sum of each network's losses, (K,)."""
-        head = self._stack.head
-        prepared = [
-            target.prepared_loss(labels)
-            for target, labels in zip(head.targets, head.split_labels(labels_NS), strict=True)
-        ]
+        of_targets = zip(self._head.targets, self._head.split_labels(labels_NS), strict=True)
+        prepared = [target.prepared_loss(labels) for target, labels in of_targets]
 
         def losses(outputs_KNO: Tensor) -> Tensor:
-            of_targets = zip(prepared, head.split(outputs_KNO), strict=True)
-            return torch.stack([loss(outputs) for loss, outputs in of_targets]).sum(dim=0)
+            split = zip(prepared, self._head.split(outputs_KNO), strict=True)
+            return torch.stack([loss(outputs) for loss, outputs in split]).sum(dim=0)
 
         return losses
+
+
+def _of_rows(frozen_KNW: Tensor | None, batch: _Batch) -> Tensor | None:
+    return frozen_KNW if frozen_KNW is None or batch.rows is None else frozen_KNW.index_select(1, batch.rows)
 
 
 class _Stack:
@@ -327,7 +364,7 @@ class _Stack:
         self.networks = [trainee.network for trainee in trainees]
         self.configs = [trainee.config for trainee in trainees]
         self.head = self.networks[0].head
-        self.scale, self.n_columns = self.networks[0].scale, len(self.networks[0].scale)
+        self.scale = self.networks[0].scale
         self.is_probe = self.configs[0].strategy == "probe"
         self.active = list(range(len(trainees)))
         self._generators = [torch.Generator().manual_seed(trainee.seed) for trainee in trainees]
@@ -350,7 +387,7 @@ class _Stack:
         """Return a copy of the weights of a network, as they are now."""
         own = self.networks[number].state_dict()
         return {
-            name: weight[tuple(slice(size) for size in own[name].shape)].clone()
+            name: _as_in_stack(name, weight[tuple(slice(size) for size in own[name].shape)]).clone()
             for name, weight in self._of(number, list(self._weights)).items()
         }
 
@@ -390,7 +427,7 @@ class _Stack:
                 if layer == 0:
                     before_KBW = _shared_product(scaled_BI[:, self.scale.through], weight_KWI)
                 else:
-                    before_KBW = torch.bmm(hidden_KBW, weight_KWI.transpose(1, 2))
+                    before_KBW = torch.bmm(hidden_KBW, weight_KWI)
                 if f"norms.{layer}.weight" in self._weights:
                     before_KBW = self._normed(before_KBW, layer, training=training)
                 else:
@@ -442,7 +479,7 @@ class _Stack:
 def _shared_product(inputs_BI: Tensor, weight_KWI: Tensor) -> Tensor:
     """Return inputs times each network's weights, (K, B, W), by one product."""
     n_networks, width, n_columns = weight_KWI.shape
-    product_BKW = (inputs_BI @ weight_KWI.reshape(-1, n_columns).T).view(-1, n_networks, width)
+    product_BKW = functional.linear(inputs_BI, weight_KWI.view(-1, n_columns)).view(-1, n_networks, width)
     return product_BKW.transpose(0, 1)
 
 
@@ -457,8 +494,17 @@ def _stacked(name: str, weights: Sequence[Tensor], width: int) -> Tensor:
         shape = torch.Size((width,) * len(shape))
     stack = weights[0].new_zeros(len(weights), *shape)
     for padded, weight in zip(stack, weights, strict=True):
-        padded[tuple(slice(size) for size in weight.shape)] = weight.detach()
+        padded[tuple(slice(size) for size in weight.shape)] = _as_in_stack(name, weight.detach())
     return stack
+
+
+def _as_in_stack(name: str, weight: Tensor) -> Tensor:
+    """Turn the weight between two hidden layers, to the stack's layout or back: so products need no copy of gradients.
+
+    Of a large network that copy was a seventh of a step.
+    """
+    is_between = name.startswith("layers.") and name.endswith("weight") and name != "layers.0.weight"
+    return weight.T if is_between else weight
 
 
 class _Optimiser:
@@ -466,6 +512,7 @@ class _Optimiser:
 
     def __init__(self, weights: dict[str, Tensor], config: ExpressionTrainConfig) -> None:
         self._weights, self._l1 = weights, config.l1
+        self._signs = {name: torch.empty_like(weight) for name, weight in weights.items() if _is_penalised(name)}
         groups: dict[tuple[float, bool], list[Tensor]] = {}
         for name, weight in weights.items():
             groups.setdefault((_rate(name, weights, config), _is_penalised(name)), []).append(weight)
@@ -487,7 +534,7 @@ class _Optimiser:
         for (name, weight), gradient in zip(self._weights.items(), gradients, strict=True):
             weight.grad = gradient
             if self._l1 and _is_penalised(name):
-                weight.grad.add_(weight.sign(), alpha=self._l1)
+                weight.grad.add_(torch.sign(weight, out=self._signs[name]), alpha=self._l1)
         self._optimiser.step()
 
 

@@ -34,8 +34,10 @@ from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.finetune import planned
+from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, require_one_time
 from geneformer_repro.finetuning.methods import CompareConfig, NetworkMethod
 from geneformer_repro.finetuning.patient_cells import patient_cells
+from geneformer_repro.finetuning.problems.cells import all_targets
 from geneformer_repro.finetuning.problems.patients import PatientProblem, labelled_patients, pseudobulk
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.splits import SplitConfig, make_splits
@@ -106,7 +108,7 @@ class PatientTrainConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(self.epochs > 0, self, "epochs", "above 0")
-        require((self.batch_size or 1) >= 1, self, "batch_size", "at least 1")
+        require(self.batch_size is None or self.batch_size >= 1, self, "batch_size", "at least 1")
         require(self.learning_rate > 0, self, "learning_rate", "above 0")
         require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
 
@@ -135,10 +137,14 @@ class PatientConfig(SeededConfig):
 
     patient: str
     """Obs column that says whose each cell is."""
-    target: str | tuple[str, ...]
+    target: str | tuple[str, ...] = ()
     """The obs column to learn, or several to learn together; each says one thing of a patient."""
     regression: tuple[str, ...] = ()
     """Those of the targets that are learned as numbers, not as classes."""
+    survival: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Times until an event, learned as survival: obs column of the event → that of the time, as in `FinetuneConfig`."""
+    follow_up: Section[FollowUpConfig] = Section(FollowUpConfig)
+    """How times until an event are taken, and which patients are compared."""
     vectors: str | None = None
     """Key of ``obsm`` with the cells' vectors, where they are no tokens; None for those of a checkpoint's encoder."""
     cell_type: str | None = None
@@ -158,14 +164,17 @@ class PatientConfig(SeededConfig):
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets, also of one."""
-        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
+        return all_targets(self.target, self.survival)
 
     def __post_init__(self) -> None:
+        require_one_time(self.survival)
         several = isinstance(self.target, tuple | list) and all(isinstance(name, str) for name in self.target)
         require(several or isinstance(self.target, str), self, "target", "an obs column, or several")
         require(not isinstance(self.regression, str), self, "regression", "a tuple of targets")
         super().__post_init__()
         require(len(set(self.targets)) == len(self.targets) > 0, self, "target", "different obs columns, at least one")
+        both = set(self.regression) & set(self.survival)
+        require(not both, self, "regression", "other than the events of survival")
         for name in self.regression:
             if name not in self.targets:
                 raise InputError(f"regression names {name!r}, which is no target. {did_you_mean(name, self.targets)}")

@@ -58,7 +58,7 @@ class SearchConfig:
         if self.space and not self.trials:
             raise ConfigError("search.space is given, but search.trials is 0; say how many to try.")
         for name, values in self.space.items():
-            _require_list_or_range(name, values)
+            require_list_or_range(name, values)
 
     @property
     def searched(self) -> Mapping[str, Any]:
@@ -79,7 +79,8 @@ class SearchConfig:
                     raise ConfigError(f"search.space: {name} cannot be {value!r}: {error}") from error
 
 
-def _require_list_or_range(name: str, values: Any) -> None:
+def require_list_or_range(name: str, values: Any) -> None:
+    """Raise unless a setting of a space is a list of values, or a range."""
     if isinstance(values, Mapping):
         low, high = values.get("low"), values.get("high")
         if (

@@ -1,9 +1,7 @@
 """Many sources as one corpus: found, opened, cut into parts, and the parts worked off by processes or a cluster.
 
 The cut depends on the sources alone, never on who does the work, so one process, eight, and a cluster write the same
-bytes, and a finished part is finished for whoever goes on. Processes are joblib's (loky): they need no ``if __name__ ==
-"__main__"`` in the user's script, and a worker that dies is noticed. A worker costs three seconds to start, once, and
-ends with the process that started it.
+bytes, and a finished part is finished for whoever goes on.
 """
 
 import hashlib
@@ -12,24 +10,20 @@ import logging
 import os
 import re
 import shutil
-import signal
-import threading
-import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from glob import escape, glob, has_magic
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError, MissingExtraError
 from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
+from geneformer_repro.sharing import by_processes, die_with, on_ray
 from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, mtx_files, not_there
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, as_csr
 from geneformer_repro.tokenizer.measures import COUNTS, Measure
@@ -45,8 +39,6 @@ _KINDS_OF_SOURCES = ".h5ad, .loom, .h5, .zarr or matrix.mtx"
 _CELL_RANGER = re.compile(r".*(raw|filtered)_(feature_bc_matrix|gene_bc_matrices)(_mex|_h5)?(\.h5)?")
 _LONGEST_NAME = 255
 _SMALLEST_PART = 4 * BLOCK_CELLS
-_LOOKS_AT_PARENT = 0.5
-"""Seconds between two looks of a worker at whether its parent still lives."""
 _MOST_PARTS = 1000
 """Parts of a corpus of one file; one of many files has at most so many more."""
 
@@ -521,9 +513,9 @@ class Job(ABC):
         parent = None if self.corpus.ray else os.getpid()
         do = partial(_do_elsewhere, type(self), self.work.resolve(), _digest_of_json(self.plan), parent, step)
         if self.corpus.ray:
-            yield from _finished_on_ray(parts, do, self.corpus.workers)
+            yield from on_ray(parts, do, self.corpus.workers)
         else:
-            yield from _finished_by_processes(parts, do, self.corpus.workers or 1)
+            yield from by_processes(parts, do, self.corpus.workers or 1)
 
 
 def write_report(path: Path, content: Mapping[str, Any], *written: Path) -> None:
@@ -565,7 +557,7 @@ def _do(job: Job, step: str, part: Part) -> str | None:
 
 def _do_elsewhere(kind: type[Job], work: Path, digest: str, parent: int | None, step: str, part: Part) -> str | None:
     if parent is not None:
-        _die_with(parent)
+        die_with(parent)
     return _do(_job_of(kind.from_plan, work, digest), step, part)
 
 
@@ -574,77 +566,3 @@ def _job_of(from_plan: Callable[[Path], Job], work: Path, digest: str) -> Job:
     """Make a job, once for its parts: a worker lives on, for another plan in the same folder too, told by `digest`."""
     del digest
     return from_plan(work)
-
-
-@cache
-def _die_with(parent: int) -> None:
-    """Have this process end soon after its parent, which may be killed without a word to its workers."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOKS_AT_PARENT)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="watches parent", daemon=True).start()
-
-
-def _with_part(work: Callable[[Part], str | None], part: Part) -> tuple[Part, str | None]:
-    return part, work(part)
-
-
-def _finished_by_processes(
-    parts: Iterable[Part], work: Callable[[Part], str | None], workers: int
-) -> Iterator[tuple[Part, str | None]]:
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")  # on purpose
-            # Loky replaces a worker that ends as idle just when there is work. Where warnings are errors its thread
-            # would die of saying so, and we would wait for ever.
-            warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-            with _deaf_to_interrupts():
-                finished = parallel(delayed(_with_part)(work, part) for part in parts)
-            yield from finished
-    except TerminatedWorkerError as error:
-        raise InputError(
-            "A worker process was killed, most likely for want of memory. Finished parts are kept: give the same "
-            "command again, with fewer workers."
-        ) from error
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Start processes that a Ctrl-C, which a terminal sends to all, does not reach; whoever started them ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored is so in children; loky undoes a mask
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _finished_on_ray(
-    parts: Iterable[Part], work: Callable[[Part], str | None], workers: int | None
-) -> Iterator[tuple[Part, str | None]]:
-    import ray
-
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(
-            num_cpus=None if "RAY_ADDRESS" in os.environ else workers, include_dashboard=False, log_to_driver=False
-        )
-    try:
-        at_a_time = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        task, parts = ray.remote(_with_part), iter(parts)
-        pending: list[Any] = []
-        while pending := pending + [task.remote(work, part) for part in islice(parts, at_a_time - len(pending))]:
-            ready, pending = ray.wait(pending)
-            yield from ray.get(ready)
-    finally:
-        if ours:
-            ray.shutdown()

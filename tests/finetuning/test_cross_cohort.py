@@ -41,7 +41,7 @@ def test_the_risk_is_that_of_the_method_on_harmonised_values(compared):
     values = np.concatenate([(x - x.mean(axis=0)) / x.std(axis=0) for x in np.split(cohorts.X.astype(float), 2)])
     obs = cohorts.obs[["event_time", "event"]].assign(cohort=0.0).to_numpy()
     first, last = np.arange(150), np.arange(150, 300)
-    risk = SURVIVAL_METHODS["Cox ridge, PCA"](Features.of_samples(values), first, obs[first], last, 0)[:, 0]
+    risk = SURVIVAL_METHODS["Cox ridge, PCA"](Features.of_samples(values), first, obs[first], last, 0, ())[:, 0]
     time, event = obs[last, :2].T
     of_all_pairs = (risk[:, None] > risk)[(event[:, None] == 1) & (time[:, None] < time)].mean()
     assert abs(table["cross"].item() - of_all_pairs) < 0.05  # a third of the pairs: those within a fold

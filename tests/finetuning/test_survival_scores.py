@@ -14,6 +14,7 @@ from geneformer_repro.finetuning.kinds.survival_scores import (
     CALIBRATION_GROUPS,
     Censoring,
     PredictedCurves,
+    antolini_c,
     brier_scores,
     calibration,
     dynamic_auc,
@@ -183,6 +184,26 @@ def test_a_curve_ends_with_the_follow_up_unless_all_have_died():
     assert kaplan_meier(np.array([1.0, 2]), np.array([1, 1])).at(np.array([0.5, 1, 1.5])).tolist() == [1, 0.5, 0.5]
 
 
+def test_curves_that_cross_are_compared_at_the_time_of_the_event():
+    time, event = np.array([1.0, 3, 5]), np.array([1, 1, 0])
+    early, late, free = [0.5, 0.5, 0.5], [0.9, 0.1, 0.1], [0.95, 0.6, 0.1]
+    curves = PredictedCurves(np.array([1.0, 3, 4]), np.array([early, late, free]))
+    assert antolini_c(time, event, curves) == 1
+    swapped = PredictedCurves(curves.times, curves.probability[[1, 0, 2]])
+    assert antolini_c(time, event, swapped) == pytest.approx(2 / 3)  # of three pairs the first two patients' is wrong
+    earlier = PredictedCurves(curves.times[:1], curves.probability[:, :1])  # says nothing at time 3
+    assert antolini_c(time, event, earlier) == 1
+    assert np.isnan(antolini_c(time + 9, event, curves))
+
+
+@pytest.mark.parametrize("strata", [None, np.arange(300) % 4], ids=["all", "strata"])
+def test_of_curves_that_never_cross_antolinis_c_is_harrells(strata):
+    time, event, risk = patients(300, n_times=25)
+    risk[::2] = risk[0]
+    expected = harrell_c(time, event, risk, strata=strata).c
+    assert antolini_c(time, event, predicted_curves(risk), strata=strata) == pytest.approx(expected, abs=1e-12)
+
+
 # Calibration
 
 
@@ -234,6 +255,7 @@ def test_scores_in_resamples_are_those_of_repeated_rows(strata):
             "uno_c": uno_c(*given, **of_censoring).c,
             "uno_c_horizon": uno_c(*given, tau=15, **of_censoring).c,
             "auc_horizon": dynamic_auc(*given, np.array([15]), **of_censoring)[0],
+            "antolini_c": antolini_c(*given[:2], repeated, **within),
             "ibs": integrated(brier, TIMES),
             "brier_horizon": brier[2],
             "calibration_error": slow_calibration_error(time, event, curves.at(15), rows),
@@ -258,7 +280,16 @@ def test_an_evaluation_says_how_many_pairs_it_compares_and_gives_every_score_an_
     scores = evaluate_survival(time, event, risk, horizon=15, curves=predicted_curves(risk), **given)
     assert (scores["n"], scores["n_events"]) == (150, event.sum())
     assert scores["n_pairs"] == harrell_c(time, event, risk).n_pairs
-    names = ["c_index", "uno_c", "uno_c_horizon", "auc_horizon", "ibs", "brier_horizon", "calibration_error"]
+    names = [
+        "c_index",
+        "uno_c",
+        "uno_c_horizon",
+        "auc_horizon",
+        "antolini_c",
+        "ibs",
+        "brier_horizon",
+        "calibration_error",
+    ]
     assert [name for name in scores if f"{name}_low" in scores] == names
     for name in names:
         assert scores[f"{name}_low"] < scores[f"{name}_high"]

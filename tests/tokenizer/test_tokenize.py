@@ -33,6 +33,7 @@ import geneformer_repro as gf
 from geneformer_repro import unfinished
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
 from geneformer_repro.files import read_json, sha256
+from geneformer_repro.sharing import by_processes
 from geneformer_repro.tokenizer import corpus, matrices, part_rows, readers
 from geneformer_repro.tokenizer import tokenize as module
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -1789,7 +1790,7 @@ def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_di
 def test_a_worker_that_ends_as_idle_when_there_is_work_is_no_error():
     """Loky's own thread says so; where warnings are errors, as here, it would die of that and nothing would go on."""
     said = "A worker stopped while some jobs were given to the executor. This can be caused by a too short timeout."
-    parts = corpus._finished_by_processes([1, 2, 3], _nothing, 2)
+    parts = by_processes([1, 2, 3], _nothing, 2)
     with closing(parts), ThreadPoolExecutor(1) as thread:
         next(parts)
         thread.submit(warnings.warn, said, UserWarning).result()

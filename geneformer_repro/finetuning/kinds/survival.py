@@ -18,9 +18,10 @@ import pandas as pd
 from geneformer_repro import hazards
 from geneformer_repro.config import ConfigError, require, require_types
 from geneformer_repro.errors import InputError
+from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
 from geneformer_repro.finetuning.kinds.survival_figures import calibration_figure, risk_groups_figure
-from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
+from geneformer_repro.finetuning.kinds.survival_methods import PATIENT_METHODS, SURVIVAL_METHODS
 from geneformer_repro.finetuning.kinds.survival_scores import (
     Censoring,
     PredictedCurves,
@@ -282,9 +283,10 @@ class SurvivalLabels(Kind[SurvivalTime]):
     def simple_methods(
         self, features: Any, train_rows: np.ndarray, labels_NS: np.ndarray, test_rows: np.ndarray, seed: int
     ) -> dict[str, Callable[[], np.ndarray | None]]:
-        """Return methods that give a risk and, some of them, survival at the target's times."""
+        """Return methods that give a risk and, some of them, survival at the target's times; of patients others."""
+        methods = PATIENT_METHODS if isinstance(features, PatientInputs) else SURVIVAL_METHODS
         given = (features, train_rows, labels_NS, test_rows, seed, self.target.times)
-        return {name: partial(method, *given) for name, method in SURVIVAL_METHODS.items()}
+        return {name: partial(method, *given) for name, method in methods.items()}
 
     def from_another(self, other: Target, meaning_NK: np.ndarray) -> np.ndarray | None:
         """Return the other's risk, and its survival where that is told at the same times; None of another kind."""

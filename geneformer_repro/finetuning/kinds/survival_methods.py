@@ -47,7 +47,7 @@ _FAR = 5.0
 """Standard deviations beyond which a clinical number, or an outlier in few patients, is pulled back."""
 _LINEAR_GENES, _TREE_GENES = 2000, 500
 """The most variable genes are looked at."""
-_TREE_TIMES = 50
+_TREE_TIMES = 20
 """Different times that trees are shown: their memory and time grow with them."""
 
 
@@ -57,11 +57,12 @@ def _kaplan_meier(
     labels_NS: np.ndarray,
     test: np.ndarray,
     seed: int,  # noqa: ARG001
-    times: Sequence[float] = (),
+    times: Sequence[float],
 ) -> np.ndarray:
     """Give all patients the same risk, and the curve of all training patients."""
-    curve_T = kaplan_meier(labels_NS[:, 0], labels_NS[:, 1]).at(np.asarray(times, dtype=float))
-    return np.tile(np.append(0.0, curve_T), (len(test), 1))
+    curve = kaplan_meier(labels_NS[:, 0], labels_NS[:, 1])
+    survival_T = curve.at(np.minimum(times, curve.times[-1]))  # after the last time as the other methods: it stays
+    return np.tile(np.append(0.0, survival_T), (len(test), 1))
 
 
 def _on(columns: Callable[..., tuple[np.ndarray, np.ndarray] | None], fit: Callable[..., Any]) -> Method:
@@ -77,7 +78,7 @@ def _on(columns: Callable[..., tuple[np.ndarray, np.ndarray] | None], fit: Calla
         labels_NS: np.ndarray,
         test: np.ndarray,
         seed: int,
-        times: Sequence[float] = (),
+        times: Sequence[float],
     ) -> np.ndarray | None:
         """Fit on training rows, whose labels these are, and predict the test rows."""
         made, at = columns(features, train, test, seed), np.asarray(times, dtype=float)
@@ -321,7 +322,7 @@ def _elastic_net_path(
     """Return coefficients (P, A) and penalties, the strongest first."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
 
-    model = CoxnetSurvivalAnalysis(l1_ratio=0.5, n_alphas=30, alphas=alphas_A, alpha_min_ratio=0.05)
+    model = CoxnetSurvivalAnalysis(l1_ratio=0.5, n_alphas=20, alphas=alphas_A, alpha_min_ratio=0.1)
     with warnings.catch_warnings():  # that all coefficients are 0, or not converged to the last digit
         warnings.simplefilter("ignore")
         model.fit(columns_NP, _outcome(labels_NS))
@@ -376,5 +377,17 @@ SURVIVAL_METHODS: Mapping[str, Method] = {
     "gradient boosting, survival": _on_genes(_boosting, _TREE_GENES),
     "Cox ridge, frozen embedding": _on(partial(_components, of="embedding"), partial(_cox_ridge, choices=_COMPONENTS)),
 }
-"""Name → ``fit_predict(features, train, labels, test, seed, times=())``: labels are event time, event and number of the
+"""Name → ``fit_predict(features, train, labels, test, seed, times)``: labels are event time, event and number of the
 cohort; what comes back has a row a test row, the risk and survival at each of the times."""
+
+PATIENT_METHODS: Mapping[str, Method] = {
+    "Kaplan–Meier": _kaplan_meier,
+    "Cox ridge, PCA of pseudobulk": _on(
+        partial(_components, of="pseudobulk"), partial(_cox_ridge, choices=_COMPONENTS)
+    ),
+    "Cox ridge, cell-type composition": _on(
+        partial(_components, of="composition"), partial(_cox_ridge, choices=_COMPONENTS)
+    ),
+    "Cox ridge, mean vector": _on(partial(_components, of="embedding"), partial(_cox_ridge, choices=_COMPONENTS)),
+}
+"""The same of `PatientInputs`."""

@@ -30,6 +30,7 @@ _TIED = 1e-8
 """Risks that differ by no more are tied, as in scikit-survival."""
 _SIDE_BY_SIDE = 32
 """Resamples in a branch of the tree: that of 1,000 patients then fits into the cache of a core."""
+_EVENTS_AT_ONCE = 256
 CALIBRATION_GROUPS = 3
 
 
@@ -468,6 +469,57 @@ class PredictedCurves:
         return before + share * (self.probability[:, place - 1] - before)
 
 
+class _CurvePairs:
+    """Patients with an event, each against who outlived it, by their predicted survival at the time of the event."""
+
+    def __init__(
+        self, event_time: np.ndarray, event: np.ndarray, curves: PredictedCurves, strata: np.ndarray | None
+    ) -> None:
+        self._given = event_time, event.astype(bool), curves
+        self._strata = np.zeros(len(event), dtype=int)
+        for number, (_, rows) in enumerate(_strata(strata, len(event))):
+            self._strata[rows] = number
+        (events,) = np.nonzero(self._given[1] & (event_time <= curves.times[-1]))
+        self._blocks = [events[at : at + _EVENTS_AT_ONCE] for at in range(0, len(events), _EVENTS_AT_ONCE)]
+
+    def c(self, resamples_NR: np.ndarray) -> np.ndarray:
+        """Return the share of concordant pairs in each resample."""
+        event_time, died_N, curves = self._given
+        concordant_R, all_R = np.zeros((2, resamples_NR.shape[1]))
+        for events_E in self._blocks:
+            survival_EN = np.stack([curves.at(time) for time in event_time[events_E]])
+            ahead_EN = survival_EN - np.take_along_axis(survival_EN, events_E[:, None], axis=1)
+            time_E1 = event_time[events_E][:, None]
+            outlived_EN = (event_time > time_E1) | ((event_time == time_E1) & ~died_N)
+            outlived_EN &= self._strata == self._strata[events_E][:, None]
+            order_EN = outlived_EN * (0.5 * (ahead_EN > _TIED) + 0.5 * (ahead_EN >= -_TIED))
+            concordant_R += (resamples_NR[events_E] * (order_EN @ resamples_NR)).sum(axis=0)
+            all_R += (resamples_NR[events_E] * (outlived_EN.astype(float) @ resamples_NR)).sum(axis=0)
+        return ratio(concordant_R, all_R)
+
+
+def antolini_c(
+    event_time: np.ndarray, event: np.ndarray, curves: PredictedCurves, *, strata: np.ndarray | None = None
+) -> float:
+    """Return Antolini's C: how often who has the event was less likely to be without it then than who outlived it.
+
+    It is Harrell's C where curves never cross, and serves where they do. Between times at which survival is told it is
+    taken from a line; later events than the last of these are no pairs.
+
+    Parameters
+    ----------
+    event_time, event, strata
+        As for `harrell_c`.
+    curves
+        Predicted for each patient.
+
+    References
+    ----------
+    Antolini et al., Stat. Med. 24, 3927 (2005).
+    """
+    return _CurvePairs(event_time, event, curves, strata).c(once(len(event))).item()
+
+
 def _brier_terms(
     event_time: np.ndarray,
     event: np.ndarray,
@@ -682,6 +734,7 @@ def _curve_statistics(
     strata: np.ndarray | None,
 ) -> Callable[[np.ndarray], Statistics]:
     terms_NT = _brier_terms(event_time, event, curves, censoring, strata)
+    pairs = _CurvePairs(event_time, event, curves, strata)
     if horizon is not None:
         probability_N = curves.at(horizon)
         once_at_horizon = PredictedCurves(np.array([horizon]), probability_N[:, None])
@@ -690,7 +743,8 @@ def _curve_statistics(
 
     def statistics(weights_NR: np.ndarray) -> Statistics:
         n_R = weights_NR.sum(axis=0)
-        found = {"ibs": integrated(terms_NT.T @ weights_NR / n_R, curves.times)}
+        ibs_R = integrated(terms_NT.T @ weights_NR / n_R, curves.times)
+        found = {"antolini_c": pairs.c(weights_NR), "ibs": ibs_R}
         if horizon is not None:
             found["brier_horizon"] = horizon_terms_N @ weights_NR / n_R
             found["calibration_error"] = calibrated.error(weights_NR)
@@ -729,11 +783,11 @@ def evaluate_survival(
     Returns
     -------
     ``n``, ``n_events`` and ``n_pairs`` (those of ``c_index``); ``c_index`` (Harrell's) and ``uno_c`` (0.5: order by
-    chance, 1: perfect), with a horizon ``uno_c_horizon``, truncated there, and ``auc_horizon``; with curves ``ibs``
-    (integrated Brier score, 0: perfect), and with both ``brier_horizon`` and ``calibration_error``, the mean distance
-    of predicted and observed probability over thirds of the patients by predicted probability. Chance adds to this
-    last one, more so in resamples, so its interval lies high. Censoring of the training patients, and the thirds, are
-    those of all patients in each resample. NaN where a score is not defined.
+    chance, 1: perfect), with a horizon ``uno_c_horizon``, truncated there, and ``auc_horizon``; with curves
+    ``antolini_c`` and ``ibs`` (integrated Brier score, 0: perfect), and with both ``brier_horizon`` and
+    ``calibration_error``, the mean distance of predicted and observed probability over thirds of the patients by
+    predicted probability. Chance adds to this last one, more so in resamples, so its interval lies high. Censoring of
+    the training patients, and the thirds, are those of all patients in each resample. NaN where a score is not defined.
 
     Raises
     ------

@@ -28,6 +28,7 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds.classes import read_classes
 from geneformer_repro.finetuning.kinds.numbers import read_numbers
+from geneformer_repro.finetuning.kinds.survival import read_survival
 from geneformer_repro.finetuning.networks import SELECTION, scores_by_target, trained_once
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.splits import Split
@@ -196,7 +197,8 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
     usable
         Which cells have a vector.
     config
-        Has the columns: ``patient``, ``targets``, ``regression``, ``cell_type``, and those of its ``split``.
+        Has the columns: ``patient``, ``targets``, ``regression``, ``survival``, ``cell_type``, and those of its
+        ``follow_up`` and ``split``.
 
     Raises
     ------
@@ -208,12 +210,7 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
     if nameless:
         logger.info("%s: %d cells have no patient; left out.", config.patient, nameless)
     of_patients = _OfPatients(obs, patient_of)
-    read = [
-        read_numbers(name, of_patients[name])
-        if name in config.regression
-        else read_classes(name, of_patients[name], row="patient")
-        for name in config.targets
-    ]
+    read = [_labels(name, of_patients, config) for name in config.targets]
     labels = np.column_stack([values for _, values in read])
     is_labelled = ~np.isnan(labels).all(axis=1)
     if not is_labelled.all():
@@ -242,6 +239,17 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
         types,
         config.split.group,
     )
+
+
+def _labels(name: str, of_patients: _OfPatients, config: Any) -> tuple[Target, np.ndarray]:
+    """Read a target: a class, a number, or a time until an event."""
+    if name in config.survival:
+        time, cohort = config.survival[name], config.follow_up.cohort
+        columns = {column: of_patients[column] for column in (name, time, *([cohort] if cohort else []))}
+        return read_survival(name, pd.DataFrame(columns), time, config.follow_up)
+    if name in config.regression:
+        return read_numbers(name, of_patients[name])
+    return read_classes(name, of_patients[name], row="patient")
 
 
 def _column(obs: pd.DataFrame, name: str) -> pd.Series:
