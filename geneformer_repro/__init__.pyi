@@ -10,6 +10,8 @@ from geneformer_repro.embedding import embed_states as embed_states
 from geneformer_repro.errors import DataFormatError as DataFormatError
 from geneformer_repro.errors import InputError as InputError
 from geneformer_repro.errors import VocabularyMismatchError as VocabularyMismatchError
+from geneformer_repro.finetuning.cohort_data import CohortStudyConfig as CohortStudyConfig
+from geneformer_repro.finetuning.cohort_tables import CohortStudy as CohortStudy
 from geneformer_repro.finetuning.cross_cohort import cross_cohort as cross_cohort
 from geneformer_repro.finetuning.finetune import FinetuneConfig as FinetuneConfig
 from geneformer_repro.finetuning.finetune import Finetuned as Finetuned

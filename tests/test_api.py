@@ -23,6 +23,8 @@ NAMES = [
     "Activation",
     "CellFilter",
     "Checkpoint",
+    "CohortStudy",
+    "CohortStudyConfig",
     "DataFormatError",
     "Deletion",
     "FinetuneConfig",
@@ -74,7 +76,7 @@ FUNCTIONS = {
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
     "finetune_patients": "checkpoint, cells, config, *, out, counts, overwrite",
-    "transfer_study": "checkpoint, source, target, config, *, out, counts, overwrite",
+    "transfer_study": "start, source, target, config, *, cohort, out, counts, workers, overwrite",
     "predict": "checkpoint, data, *, layer, gene_ids, log2, max_tokens, device, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
@@ -125,6 +127,7 @@ FINETUNE = (
     f"{FOLLOW_UP}, min_cells, max_cells_per_class, {SPLIT}, search(trials, space, engine), "
     "compare(baselines, curve, covariates)"
 )
+NETWORK = "network(layers, width, activation, dropout, batch_norm, n_genes, clip, skip)"
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
     "mito_within_sd",
@@ -137,6 +140,11 @@ FIELDS = {
     "Finetuned": "checkpoint, evaluations, split, history, curve, trials",
     "TransferStudyConfig": f"{FINETUNE}, source(target, regression, survival, epochs)",
     "TransferStudy": "checkpoint, evaluations, split, history, curve, trials, source",
+    "CohortStudyConfig": f"seed, {NETWORK}, "
+    "training(optimiser, learning_rate, l1, l2, batch_size, epochs, min_steps, patience, strategy, layer_decay, rates, "
+    f"steps), survival, values, log2, {FOLLOW_UP}, cohorts, {SPLIT}, "
+    "halving(n_trials, reduction, rungs, first_epochs, first_steps, space), compare(baselines, curve, covariates)",
+    "CohortStudy": "cohorts, comparisons, evaluations, trials, cost, left_out, curve",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
     "FinetunedPatients": "network, evaluations, split, history, patients, attention, attention_by_type",
     "PatientConfig": f"seed, patient, target, regression, survival, {FOLLOW_UP}, vectors, cell_type, pooling, {SPLIT}, "
@@ -158,6 +166,7 @@ CONFIGS = (
     "GeneFinetuneConfig",
     "PatientConfig",
     "TransferStudyConfig",
+    "CohortStudyConfig",
 )
 RESULTS = ("Finetuned", "FinetunedGenes", "FinetunedPatients", "TransferStudy")
 

@@ -10,16 +10,21 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast, overload
 
 import numpy as np
+from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import Section, flat_names, require, require_types, resolved, with_settings
+from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
+from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
+from geneformer_repro.finetuning.cohort_tables import CohortStudy
+from geneformer_repro.finetuning.cohorts import study_cohorts
 from geneformer_repro.finetuning.experiment import Findings
 from geneformer_repro.finetuning.finetune import (
     CellExperiment,
@@ -39,9 +44,7 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier
 from geneformer_repro.targets import columns_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from geneformer_repro.tokenizer.samples import read_samples
 
 logger = logging.getLogger(__name__)
 
@@ -118,52 +121,89 @@ class TransferStudy(Finetuned):
     """The classifier of the source."""
 
 
-@typed
+@overload
 def transfer_study(
-    checkpoint: Checkpoint,
+    start: Checkpoint,
     source: TokenizedDataset,
     target: TokenizedDataset,
     config: TransferStudyConfig,
     *,
     out: str | Path,
-    counts: "AnnData | str | Path | None" = None,
+    counts: AnnData | str | Path | None = None,
     overwrite: bool = False,
-) -> TransferStudy:
-    """Train a classifier on the labels of one data set, go on with those of another, and ask what that was worth.
+) -> TransferStudy: ...
+@overload
+def transfer_study(
+    start: AnnData | str | Path,
+    *,
+    config: CohortStudyConfig,
+    cohort: str | None = None,
+    out: str | Path,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> CohortStudy: ...
+@typed
+def transfer_study(
+    start: Checkpoint | AnnData | str | Path,
+    source: TokenizedDataset | None = None,
+    target: TokenizedDataset | None = None,
+    config: TransferStudyConfig | CohortStudyConfig | None = None,
+    *,
+    cohort: str | None = None,
+    out: str | Path,
+    counts: AnnData | str | Path | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> TransferStudy | CohortStudy:
+    """Learn one data set, go on with another, and ask what that was worth: of cells, or of every cohort in its turn.
+
+    Of cells, a classifier learns the labels of a source, then those of a target. Of bulk samples of several cohorts,
+    each cohort is the target once: settings are searched on the others, a network learns their survival, and goes on
+    with the target's training samples.
 
     Parameters
     ----------
-    checkpoint
-        A pretrained model; left as it is.
+    start
+        Of cells a pretrained model, left as it is. Of cohorts the samples, as `read_samples` returns them: an AnnData
+        or an ``.h5ad`` with expression in ``X``.
     source
         Tokenised cells whose labels (``config.source``) are learned first; all that have one.
     target
         Tokenised cells of the comparison, split, learned and reported as in `finetune`.
     config
-        What to learn and how, on both.
+        What to learn and how; a `CohortStudyConfig` of cohorts.
+    cohort
+        Obs column of the cohorts, if the configuration does not name it (``follow_up.cohort``).
     out, counts, overwrite
-        As in `finetune`; `out` also has the classifier of the source, in ``source``. Counts are those of the target.
+        As in `finetune`; `out` also has the classifier of the source, in ``source``, or a folder for each cohort, with
+        the network of the others in ``others``. Counts are those of the target cells.
+    workers
+        Processes that share the search on other cohorts; the result does not depend on it.
 
     Returns
     -------
-    Tables with a row for "fine-tuned from source" (all of it learns, from the source's classifier), the simple methods,
-    "fine-tuned" (from `checkpoint`), "probe from source" and "probe" (the head alone learns, on the encoder of either),
-    "scratch" (from random weights) and "zero-shot" (the source's classifier as it is, where it has a class of the same
-    name for each of the target's; their probabilities are brought to a sum of 1). All networks of the target take the
-    same number of steps. Beside the difference to the best simple method stands that to "fine-tuned"
-    (``macro_f1_vs_fine_tuned``, or ``r2_vs_fine_tuned``), on the same resamples. With ``config.compare.curve``
-    all of them are trained on so many labels, too.
+    Of cohorts a `CohortStudy`. Of cells tables with a row for "fine-tuned from source" (all of it learns, from the
+    source's classifier), the simple methods, "fine-tuned" (from `start`), "probe from source" and "probe" (the head
+    alone learns, on the encoder of either), "scratch" (from random weights) and "zero-shot" (the source's classifier as
+    it is, where it has a class of the same name for each of the target's; their probabilities are brought to a sum of
+    1). All networks of the target take the same number of steps. Beside the difference to the best simple method stands
+    that to "fine-tuned" (``macro_f1_vs_fine_tuned``, or ``r2_vs_fine_tuned``), on the same resamples. With
+    ``config.compare.curve`` all of them are trained on so many labels, too.
 
     Raises
     ------
     InputError
-        A cell that is reported is among the source's (by its tokens); or as in `finetune`.
+        A cell that is reported is among the source's (by its tokens); or as in `finetune`. Of cohorts: an obs column
+        is missing, times are not above 0 or events not 0 and 1, a sample stands twice, or no cohort has ten events.
+    DataFormatError
+        The samples do not hold what ``config.values`` says.
     FileExistsError
         `out` exists, or an unfinished run with other settings.
 
     See Also
     --------
     finetune : The same without a source.
+    read_samples : Joins expression and clinical columns of bulk samples.
 
     Examples
     --------
@@ -185,7 +225,47 @@ def transfer_study(
     ['fine-tuned from source', 'fine-tuned', 'probe from source', 'probe', 'scratch', 'zero-shot']
     >>> study.source.head.targets[0].name, study.checkpoint.head.targets[0].name
     ('cell_type', 'phase')
+
+    Of samples of two cohorts, with the smallest of searches:
+
+    >>> samples = gf.datasets.pbmc700()[:120].copy()
+    >>> samples.obs["days"] = [10.0 + 7 * i % 100 for i in range(120)]
+    >>> samples.obs["died"] = [i % 2 for i in range(120)]
+    >>> config = gf.CohortStudyConfig(
+    ...     survival={"died": "days"},
+    ...     values="counts",
+    ...     cohorts=("G1",),
+    ...     halving={"n_trials": 2, "rungs": 1},
+    ...     split={"folds": 2, "repeats": 1},
+    ...     training={"steps": 2, "rates": (0.001,)},
+    ...     compare={"baselines": False},
+    ... )
+    >>> study = gf.transfer_study(samples, config=config, cohort="phase", out="runs/cohorts")
+    >>> study.cohorts[["cohort", "n"]].values.tolist()
+    [['G1', 51]]
     """
+    if isinstance(start, Checkpoint):
+        if source is None or target is None or not isinstance(config, TransferStudyConfig):
+            raise InputError("A study of cells needs source=, target= and config=TransferStudyConfig(…).")
+        return _study_of_cells(start, source, target, config, out=out, counts=counts, overwrite=overwrite)
+    if not isinstance(config, CohortStudyConfig):
+        raise InputError("A study of samples needs config=CohortStudyConfig(…) and cohort=, the obs column of cohorts.")
+    if cohort is not None:
+        config = with_settings(config, cohort=cohort)
+    samples = start if isinstance(start, AnnData) else read_samples(start)
+    return study_cohorts(samples, config, out=out, workers=workers, overwrite=overwrite)
+
+
+def _study_of_cells(
+    checkpoint: Checkpoint,
+    source: TokenizedDataset,
+    target: TokenizedDataset,
+    config: TransferStudyConfig,
+    *,
+    out: str | Path,
+    counts: AnnData | str | Path | None,
+    overwrite: bool,
+) -> TransferStudy:
     experiment = prepared(checkpoint, target, config)
     checkpoint.require_matching(source)
     first = labelled_cells(

@@ -866,7 +866,7 @@ def test_settings_out_of_bounds_are_refused_by_name(changes, message):
 
 
 def test_the_target_must_be_named():
-    with pytest.raises(TypeError, match="target"):
+    with pytest.raises(gf.InputError, match="target must be at least one obs column"):
         FinetuneConfig()
 
 

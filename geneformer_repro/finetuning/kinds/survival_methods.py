@@ -12,7 +12,7 @@ reach 17,000 in TCGA, and a linear model follows them.
 Cox's models of several cohorts are stratified. Those of scikit-survival cannot be; there, cohorts are only told apart
 by their genes.
 
-Shapes: N patients, P columns, A penalties, T times.
+Shapes: N patients, M test patients, P columns, A penalties, K models, T times.
 """
 
 import logging
@@ -47,8 +47,8 @@ _FAR = 5.0
 """Standard deviations beyond which a clinical number, or an outlier in few patients, is pulled back."""
 _LINEAR_GENES, _TREE_GENES = 2000, 500
 """The most variable genes are looked at."""
-_TREE_TIMES = 20
-"""Different times that trees are shown: their memory and time grow with them."""
+_TREE_TIMES, _TREE_PATIENTS = 50, 1000
+"""Different times, and drawn patients, that each tree of a forest is shown: its memory and time grow with them."""
 
 
 def _kaplan_meier(
@@ -339,7 +339,12 @@ def _forest(
     binned_NS = labels_NS.copy()
     binned_NS[:, 0] = ends[np.searchsorted(ends, labels_NS[:, 0])]
     model = RandomSurvivalForest(
-        100, min_samples_leaf=_leaf(labels_NS), max_features="sqrt", random_state=seed, n_jobs=1
+        100,
+        min_samples_leaf=_leaf(labels_NS),
+        max_features="sqrt",
+        max_samples=min(_TREE_PATIENTS, len(labels_NS)),
+        random_state=seed,
+        n_jobs=1,
     ).fit(of_train, _outcome(binned_NS))
     hazard_MT = model.predict_cumulative_hazard_function(of_test, return_array=True)
     place = np.searchsorted(model.unique_times_, times, side="right") - 1

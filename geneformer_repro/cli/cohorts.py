@@ -1,0 +1,83 @@
+"""What other cohorts teach: ``transfer-study``."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import add_log2_option, new_command
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command of this module."""
+    command = new_command(
+        commands,
+        "transfer-study",
+        _transfer_study,
+        "learn survival of every cohort of bulk samples, after that of the others, beside Cox's model and more",
+        "folder to write: report.html, tables, pictures, and a folder for each cohort with its networks",
+    )
+    command.add_argument("expression", nargs="+", help="table (.tsv, .csv, .gct, .parquet) or .h5ad of expression")
+    command.add_argument("--clinical", metavar="TABLE", help="a row a patient or sample; joined by id")
+    command.add_argument("--id", metavar="COLUMN", help="of --clinical, if not the one that matches most samples")
+    command.add_argument("--genes-in", choices=["rows", "columns"], help="of tables, if names do not tell")
+    command.add_argument("--one-per-patient", action="store_true", help="take the first of several samples")
+    command.add_argument(
+        "--values", choices=["counts", "expression", "zscore"], help="what the expression is; zscore takes it as it is"
+    )
+    add_log2_option(command)
+    command.add_argument("--survival", nargs=2, metavar=("TIME", "EVENT"), help="columns of time and event (1 or 0)")
+    command.add_argument("--cohort", metavar="COLUMN", help="column of the cohorts, such as the type of tumour")
+    command.add_argument("--cohorts", nargs="+", metavar="NAME", help="those that are a target (default: all)")
+    command.add_argument("--horizon", type=float, metavar="TIME", help="when survival is scored, such as five years")
+    command.add_argument("--covariates", nargs="+", metavar="COLUMN", help="clinical columns, such as age and stage")
+    command.add_argument("--trials", type=int, metavar="N", help="settings that are tried on the others (default 750)")
+    command.add_argument("--curve", nargs="+", type=int, metavar="N", help="also train on so many patients")
+    command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
+    command.add_argument("--workers", type=int, metavar="N", help="processes that share the search")
+    command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
+    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings")
+
+
+def _transfer_study(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.config import load_config
+    from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
+    from geneformer_repro.finetuning.cohort_tables import methods_table, sentence
+    from geneformer_repro.finetuning.study import transfer_study
+    from geneformer_repro.tokenizer.samples import read_samples
+
+    config = load_config(CohortStudyConfig, arguments.config, [*arguments.set, *study_settings(arguments)])
+    samples = read_samples(
+        arguments.expression,
+        arguments.clinical,
+        id=arguments.id,
+        genes_in=arguments.genes_in,
+        one_per_patient=arguments.one_per_patient,
+    )
+    study = transfer_study(
+        samples, config=config, out=arguments.out, workers=arguments.workers, overwrite=arguments.overwrite
+    )
+    for table in (study.cohorts, methods_table(study.evaluations)):
+        print(table.round(3).to_string(index=False, na_rep="–"), end="\n\n")
+    for row in study.comparisons.dropna().itertuples():
+        print(f"{sentence(row)}.")
+    print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+
+
+def study_settings(arguments: argparse.Namespace) -> list[str]:
+    """Write options as settings; a JSON value is a TOML value."""
+    given: dict[str, Any] = {
+        "values": arguments.values,
+        "log2": arguments.log2 or None,
+        "cohorts": arguments.cohorts,
+        "follow_up.cohort": arguments.cohort,
+        "follow_up.horizon": arguments.horizon,
+        "halving.n_trials": arguments.trials,
+        "compare.covariates": arguments.covariates,
+        "compare.curve": arguments.curve,
+        "compare.baselines": False if arguments.no_baselines else None,
+    }
+    if arguments.survival:
+        time, event = arguments.survival
+        given[f"survival.{json.dumps(event)}"] = time
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]

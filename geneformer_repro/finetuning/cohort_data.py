@@ -1,0 +1,190 @@
+"""Samples of several cohorts with their survival, and how a study of them is made."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from geneformer_repro.config import Section, require, require_types
+from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.expression import ExpressionInputs
+from geneformer_repro.finetuning.finetune import CellCompareConfig
+from geneformer_repro.finetuning.halving import HalvingConfig
+from geneformer_repro.finetuning.kinds.survival import (
+    FEWEST_EVENTS,
+    FollowUpConfig,
+    read_survival,
+    require_one_time,
+    survival_target,
+)
+from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig
+from geneformer_repro.finetuning.splits import SplitConfig
+from geneformer_repro.targets import SurvivalTime
+from geneformer_repro.tokenizer.counts import log_normalise
+from geneformer_repro.tokenizer.measures import AS_EXPRESSION, Measure, Values
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySplitConfig(SplitConfig):
+    """Which samples of the target are trained on, which choose rate and epoch, and which are reported."""
+
+    folds: int | Literal["groups"] = 5
+    repeats: int = 2
+    validation: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortStudyConfig(SampleNetworkConfig):
+    """How networks learn survival of every cohort, after that of the others, and what to compare with.
+
+    See Also
+    --------
+    transfer_study : Takes it.
+    TransferStudyConfig : For cells, from one source to one target.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.CohortStudyConfig(survival={"PFI": "PFI.time"}, values="zscore", halving={"n_trials": 27})
+    >>> config.event, config.halving.n_trials, config.split.folds
+    ('PFI', 27, 5)
+    """
+
+    survival: Mapping[str, str]
+    """The obs column of the event (1, or 0 where follow-up ended without one) → that of its time; one."""
+    values: Values
+    """What the matrix holds: raw "counts", which become log1p of counts per 10,000; "expression" (TPM, RSEM, FPKM,
+    intensities), which becomes log1p; "zscore", or log ratios, as they are."""
+    log2: bool = False
+    """Whether expression is stored as log2(x + 1)."""
+    follow_up: Section[FollowUpConfig] = Section(FollowUpConfig)
+    """How times are taken; its ``cohort`` names the column of the cohorts."""
+    cohorts: tuple[str, ...] = ()
+    """The cohorts that are the target in their turn; none named are all with events enough."""
+    split: Section[StudySplitConfig] = Section(StudySplitConfig)
+    """How the samples of a target are dealt."""
+    halving: Section[HalvingConfig] = Section(HalvingConfig)
+    """Which settings are searched on the other cohorts."""
+    compare: Section[CellCompareConfig] = Section(CellCompareConfig)
+    """What to compare with; ``curve`` in numbers of patients."""
+
+    @property
+    def event(self) -> str:
+        """The obs column of the event."""
+        return next(iter(self.survival))
+
+    def __post_init__(self) -> None:
+        require_one_time(self.survival)
+        super().__post_init__()
+        require_types(self)
+        require(len(self.survival) == 1, self, "survival", "one event with its time")
+
+
+@dataclass(frozen=True, eq=False)
+class CohortData:
+    """Samples of several cohorts with their labels."""
+
+    inputs: ExpressionInputs
+    target: SurvivalTime
+    labels: np.ndarray
+    obs: pd.DataFrame
+    config: CohortStudyConfig
+
+    @classmethod
+    def read(cls, adata: "AnnData", config: CohortStudyConfig) -> "CohortData":
+        """Read values and labels; leave out, and count in the log, samples without a label."""
+        event, covariates = config.event, list(config.compare.covariates)
+        wanted = [event, config.survival[event], str(config.follow_up.cohort), *covariates]
+        wanted += [config.split.group] if config.split.group else []
+        for name in wanted:
+            if name not in adata.obs:
+                raise InputError(f"The samples have no obs column {name!r}. {did_you_mean(name, adata.obs.columns)}")
+        obs = adata.obs[list(dict.fromkeys(wanted))]
+        if not obs.index.is_unique:
+            first = obs.index[obs.index.duplicated()][0]
+            raise InputError(f"Sample {first!r} stands twice. Keep one sample of a patient, or name them apart.")
+        target, labels = read_survival(event, obs, config.survival[event], config.follow_up, learned_by="cox")
+        labelled = np.flatnonzero(~np.isnan(labels).any(axis=1))
+        if len(labelled) < len(obs):
+            logger.info("%s: %d samples have no label; left out.", event, len(obs) - len(labelled))
+        values = as_measured(adata, Measure(config.values, config.log2))[labelled]
+        names = adata.var["gene_name"].astype(str) if "gene_name" in adata.var else [""] * adata.n_vars
+        blocks = {"expression": values}
+        inputs = ExpressionInputs(blocks, {"expression": tuple(adata.var_names.astype(str))}, tuple(names))
+        return cls(inputs, target, labels[labelled], obs.iloc[labelled], config)
+
+    @property
+    def cohorts(self) -> np.ndarray:
+        """Cohort of each sample."""
+        return self.obs[self.config.follow_up.cohort].to_numpy(dtype=str)
+
+    def problem(self, rows: np.ndarray) -> ExpressionProblem:
+        """Return the problem of some of the samples; when survival is told follows from their events alone."""
+        labels, cohorts = self.labels[rows].copy(), self.target.cohorts
+        if len(np.unique(labels[:, 2])) == 1:
+            labels[:, 2], cohorts = 0, ()
+        target = survival_target(
+            self.target.name, self.target.time, labels, self.config.follow_up, cohorts=cohorts, learned_by="cox"
+        )
+        inputs, obs = self.inputs.select(rows), self.obs.iloc[rows]
+        return ExpressionProblem(inputs, (target,), labels, obs, self.config.split.group)
+
+    def targets(self) -> tuple[list[str], pd.DataFrame]:
+        """Return the cohorts that are a target in their turn, the smallest last, and those that are not, and why."""
+        table = pd.DataFrame({"cohort": self.cohorts, "event": self.labels[:, 1].astype(int)})
+        sizes = table.groupby("cohort").agg(n=("event", "size"), n_events=("event", "sum"))
+        sizes = sizes.sort_values("n", ascending=False, kind="stable").reset_index()
+        if len(sizes) < 2:
+            raise InputError(
+                f"There is one cohort in {self.config.follow_up.cohort!r}: {sizes['cohort'][0]!r}. What others teach "
+                "needs at least two."
+            )
+        for name in self.config.cohorts:
+            if name not in set(sizes["cohort"]):
+                raise InputError(f"cohorts names {name!r}. {did_you_mean(name, sizes['cohort'])}")
+        named = sizes["cohort"].isin(self.config.cohorts or sizes["cohort"])
+        sizes["why"] = np.where(~named, "not asked for", f"fewer than {FEWEST_EVENTS} events")
+        is_target = named & (sizes["n_events"] >= FEWEST_EVENTS)
+        left_out = sizes[~is_target].reset_index(drop=True)
+        for row in left_out[left_out["why"] != "not asked for"].itertuples():
+            logger.warning(
+                "%s: %d events among %d samples; no target, but learned from.", row.cohort, row.n_events, row.n
+            )
+        if not is_target.any():
+            raise InputError(f"No cohort has {FEWEST_EVENTS} events of {self.config.event!r}; no score would say much.")
+        return sizes.loc[is_target, "cohort"].tolist(), left_out
+
+
+def as_measured(adata: "AnnData", measure: Measure) -> np.ndarray:
+    """Return the matrix on the scale that networks and simple methods look at, (samples, genes) float32.
+
+    Raises
+    ------
+    DataFormatError
+        The matrix does not hold what `measure` says.
+    """
+    stored = csr_matrix(adata.X, dtype=np.float32)
+    first = measure.first_wrong(stored.data)
+    fractions = np.flatnonzero(stored.data != np.floor(stored.data))
+    is_fraction = measure.values == "counts" and len(fractions) > 0
+    if first < 0 and is_fraction:
+        first = int(fractions[0])
+    if first >= 0:
+        sample = adata.obs_names[np.searchsorted(stored.indptr, first, side="right") - 1]
+        gene, value = adata.var_names[stored.indices[first]], stored.data[first]
+        advice = f"Of TPM, RSEM or FPKM give {AS_EXPRESSION}." if is_fraction else measure.advice(value)
+        raise DataFormatError(
+            f"The samples should hold {measure}: sample {sample!r}, gene {gene!r} is {value:g}. {advice}"
+        )
+    if unlikely := measure.why_unlikely(stored):
+        raise DataFormatError(f"The samples should hold {measure}, but {unlikely}")
+    return log_normalise(measure.linear(stored)[0], measure.values).toarray()

@@ -1,0 +1,171 @@
+"""Writing what a study of cohorts found: tables, pictures, and one page that holds them all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.files import write_json, write_table
+from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
+from geneformer_repro.finetuning.cohort_tables import SCRATCH, CohortStudy, methods_table, needed, sentence
+from geneformer_repro.finetuning.curve import over_draws
+from geneformer_repro.finetuning.figures import learning_curve_figure
+from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
+from geneformer_repro.finetuning.kinds.survival_figures import forest_figure, risk_groups_figure
+from geneformer_repro.finetuning.methods import file_name
+from geneformer_repro.finetuning.results import write_evaluation
+from geneformer_repro.report import BLUE, GREY, LIGHT, Section, new_axes, write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DIFFERENCE = "C-index of fine-tuned less scratch"
+
+
+def write_study(folder: Path, study: CohortStudy, config: CohortStudyConfig, record: Mapping[str, Any]) -> None:
+    """Write tables, pictures, a folder for each cohort, and the page, into the new folder `folder`."""
+    folder.mkdir()
+    write_json(folder / "provenance.json", dict(record))
+    tables = {name: getattr(study, name) for name in ("cohorts", "comparisons", "trials", "cost", "left_out", "curve")}
+    tables["methods"] = methods_table(study.evaluations)
+    if study.curve is not None:
+        tables["needed"] = needed(study.curve, study.target)
+    for name, table in tables.items():
+        if table is not None:
+            write_table(table, folder / f"{name}.tsv", index=False)
+    for cohort, evaluation in study.evaluations.items():
+        curve = None if study.curve is None else study.curve[study.curve["cohort"] == cohort]
+        write_evaluation(evaluation, folder / file_name(cohort), curve=curve)
+    pictures = figures(study)
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    _write_page(folder, study, tables, pictures, config)
+
+
+def figures(study: CohortStudy) -> "dict[str, Figure]":
+    """Draw the pictures of a study, by name."""
+    drawn = {
+        "differences": forest_figure(study.cohorts.set_index("cohort"), "difference", _DIFFERENCE),
+        "sizes": sizes_figure(study.cohorts),
+        "risk_groups": _risk_groups(study),
+    }
+    if study.curve is not None:
+        mean = over_draws(study.curve, study.target, "c_index")
+        drawn["curve"] = learning_curve_figure(mean, score="C-index, mean over cohorts and draws")
+    return drawn
+
+
+def _risk_groups(study: CohortStudy) -> "Figure":
+    """Draw thirds by risk of all cohorts, formed within cohort and fold."""
+    tables = [one.predictions.assign(of_cohort=cohort) for cohort, one in study.evaluations.items()]
+    joined = pd.concat(tables, ignore_index=True)
+    if "repeat" in joined:
+        joined = joined[joined["repeat"] == 1]
+    strata = joined.groupby([name for name in ("of_cohort", "fold") if name in joined]).ngroup().to_numpy()
+    given = joined["event_time"].to_numpy(), joined["event"].to_numpy(dtype=bool), joined[FINE_TUNED].to_numpy()
+    return risk_groups_figure(*given, strata=strata)
+
+
+def sizes_figure(cohorts: pd.DataFrame) -> "Figure":
+    """Draw the gain of transfer against the number of patients, on a logarithmic axis.
+
+    Parameters
+    ----------
+    cohorts
+        From `cohort_table`.
+    """
+    figure, axes = new_axes(6.4, 4.0)
+    error = np.abs(cohorts[["difference_low", "difference_high"]].to_numpy().T - cohorts["difference"].to_numpy())
+    axes.errorbar(cohorts["n"], cohorts["difference"], yerr=error, fmt="o", color=BLUE, elinewidth=1, markersize=4)
+    for row in cohorts.itertuples():
+        axes.annotate(str(row.cohort), (row.n, row.difference), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xscale("log")
+    ticks = [
+        n for n in (20, 50, 100, 200, 500, 1000, 2000, 5000) if cohorts["n"].min() / 2 < n < cohorts["n"].max() * 2
+    ]
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="patients of the cohort", ylabel=_DIFFERENCE)
+    axes.grid(color=LIGHT)
+    return figure
+
+
+def _write_page(
+    folder: Path,
+    study: CohortStudy,
+    tables: Mapping[str, pd.DataFrame],
+    pictures: "Mapping[str, Figure]",
+    config: CohortStudyConfig,
+) -> None:
+    n, folds, repeats = len(study.cohorts), config.split.folds, config.split.repeats
+    said = [f"{sentence(row)}." for row in study.comparisons.dropna().itertuples()]
+    sections = [
+        Section(
+            "Was transfer worth it in each cohort",
+            f"The C-index on held-out patients, of {folds} folds dealt {repeats} times: of a network that learned the "
+            "other cohorts before, less that of the same network from random weights. Bars are 95 % intervals over "
+            "patients, paired.",
+            "A difference where the bar includes 0; or whether either is any good: see the table of methods.",
+            figure=pictures["differences"],
+            table=study.cohorts.set_index("cohort"),
+        ),
+        Section(
+            "Over all cohorts",
+            "Which of two methods is better, in how many cohorts, and by how much on average, with an interval over "
+            "cohorts.",
+            "Independent trials: networks of two cohorts have learned mostly the same other ones.",
+            table=study.comparisons.set_index("method"),
+            note=" ".join(said),
+        ),
+        Section(
+            "All methods in all cohorts",
+            "The C-index of every method on the same held-out patients.",
+            "Intervals: they stand in each cohort's own table.",
+            table=tables["methods"].set_index("method"),
+        ),
+        Section(
+            "Do small cohorts gain more",
+            "The gain of transfer against the number of patients.",
+            "What else differs between cohorts of different size, such as the share of events.",
+            figure=pictures["sizes"],
+        ),
+        Section(
+            "Do those at high risk fare worse",
+            "Held-out patients in thirds by the fine-tuned network's risk, within cohort and fold, and how many are "
+            "without the event over time.",
+            "What the network adds to age and stage.",
+            figure=pictures["risk_groups"],
+        ),
+    ]
+    if "curve" in pictures:
+        sections.append(
+            Section(
+                "How many patients each method needs",
+                "Each method trained on so many patients of the target; the band is the range over cohorts and draws.",
+                "What other settings would reach: all networks take the same steps.",
+                figure=pictures["curve"],
+                table=tables["needed"].set_index("cohort"),
+            )
+        )
+    sections.append(
+        Section(
+            "What it took",
+            "Steps to the best score on validation samples, and processor seconds for all learning rates that were "
+            "tried, the median over the splits.",
+            "The search, and the training on the other cohorts, which come before.",
+            table=study.cost.set_index("cohort"),
+        )
+    )
+    write_report(
+        folder / "report.html",
+        title=f"What other cohorts teach of {config.event}",
+        lead=f"Each of {n} cohorts was the target once; settings were searched, and a network trained, on the others "
+        f"alone. A network that does not beat Cox's model on principal components, or on clinical columns, was not "
+        "worth it.",
+        sections=sections,
+        facts={"event": config.event, "trials": config.halving.n_trials, "steps": config.training.steps,
+               "reference": SCRATCH, "seed": config.seed},
+    )  # fmt: skip

@@ -1,0 +1,217 @@
+"""Rows that are samples with a value for each gene: expression networks, and what simple methods make of the matrix.
+
+A network that has learned other cohorts goes on with its weights, but takes each gene's mean and spread from the
+training samples at hand: another cohort, or platform, lies elsewhere. That is standardisation within the cohort; it
+looks at no label, so zero-shot has it too.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+import geneformer_repro.processes as processes
+from geneformer_repro.config import Section, require, with_settings
+from geneformer_repro.errors import InputError
+from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.finetuning.baselines import Features
+from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
+from geneformer_repro.finetuning.networks import SELECTION, best_entry, trained_once
+from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.heads import Head
+from geneformer_repro.targets import Target
+from geneformer_repro.training.config import SeededConfig
+from geneformer_repro.training.log import LOG_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTrainConfig(ExpressionTrainConfig):
+    """How networks of samples are trained, so that ways of transfer compare."""
+
+    epochs: int = 100
+    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    """Learning rates that are tried, each way of transfer with its own best on the validation samples."""
+    steps: int = 100
+    """Of every network, whatever its way of transfer; a step is a pass over all samples unless `batch_size` is set. 0
+    leaves a network as it begins."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.rates) > 0 and all(rate > 0 for rate in self.rates), self, "rates", "numbers above 0")
+        require(self.steps >= 0, self, "steps", "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleNetworkConfig(SeededConfig):
+    """What an expression network of samples is, and how it is trained."""
+
+    network: Section[ExpressionConfig] = Section(ExpressionConfig)
+    """What the network is."""
+    training: Section[SampleTrainConfig] = Section(SampleTrainConfig)
+    """How it is trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExpressionProblem(Problem):
+    """Samples with a value for each gene."""
+
+    inputs: ExpressionInputs
+    targets: tuple[Target, ...]
+    labels: np.ndarray
+    obs: pd.DataFrame
+    """The obs columns of the samples, indexed by their names."""
+    group: str | None = None
+    row: ClassVar[str] = "sample"
+
+    @property
+    def names(self) -> np.ndarray:
+        """Name of each sample."""
+        return self.obs.index.to_numpy(dtype=str)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Group of each sample."""
+        return None if self.group is None else self.obs[self.group].to_numpy(dtype=str)
+
+    def select(self, rows: np.ndarray) -> ExpressionProblem:
+        """Return the problem of some of the samples."""
+        chosen = {"inputs": self.inputs.select(rows), "labels": self.labels[rows], "obs": self.obs.iloc[rows]}
+        return dataclasses.replace(self, **chosen)
+
+    def digest(self) -> str:
+        """Return a digest of the samples' names, values and labels."""
+        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
+        digest.update("\n".join([*self.names, ""]).encode())
+        for block, values in self.inputs.values.items():
+            digest.update("\n".join([block, *self.inputs.names[block], ""]).encode())
+            digest.update(np.ascontiguousarray(values, dtype=np.float32).tobytes())
+        for kind, labels in self.of_kinds():
+            digest.update(kind.content(labels))
+        return digest.hexdigest()
+
+    def train(
+        self,
+        start: ExpressionNetwork | None,
+        config: SampleNetworkConfig,
+        split: Split,
+        *,
+        pretrained: bool = True,
+        work: Path,
+        step: str,
+    ) -> tuple[ExpressionNetwork, pd.DataFrame]:
+        """Train at each of the rates for as many steps; keep what is best on the validation samples.
+
+        `start` is the network to go on from; None, or `pretrained` False, begins with random weights. Without
+        validation samples there is one rate, and the last step is kept.
+        """
+        begun = self.begun(start if pretrained else None, config, split.train).eval()
+
+        def train_here() -> tuple[ExpressionNetwork, pd.DataFrame]:
+            if not config.training.steps:
+                network, history = copy.deepcopy(begun), pd.DataFrame({"epoch": [0.0]})
+            else:
+                network, history = self._best_of_rates(begun, config, split, step)
+            processes.agreed(lambda: _write_log(history, work / LOG_FILE))
+            return network, history
+
+        processes.agreed(lambda: work.mkdir(parents=True, exist_ok=True))
+        network, history = trained_once(work, train_here, like=lambda: copy.deepcopy(begun))
+        outputs = torch.from_numpy(network.outputs(self.inputs.select(split.train))).double()
+        network.head = _fitted(network.head, outputs, torch.from_numpy(self.labels[split.train]))
+        return network, history
+
+    def begun(
+        self, start: ExpressionNetwork | None, config: SampleNetworkConfig, rows: np.ndarray
+    ) -> ExpressionNetwork:
+        """Return the network that training begins with; what is usual of each column is that of these samples."""
+        inputs, head = self.inputs.select(rows), Head(self.head_targets(rows))
+        if start is not None:
+            assert start.head.n_outputs == head.n_outputs
+            network = copy.deepcopy(start)
+            network.head, network.scale = head, start.scale.refitted(inputs)
+            return network
+        scale = InputScale.fit(inputs, n_genes=config.network.n_genes, clip=config.network.clip)
+        return ExpressionNetwork(config.network, head, scale, seed=config.seed)
+
+    def _best_of_rates(
+        self, begun: ExpressionNetwork, config: SampleNetworkConfig, split: Split, step: str
+    ) -> tuple[ExpressionNetwork, pd.DataFrame]:
+        chooses, epochs = len(split.validation) > 0, itertools.count()
+        assert chooses or len(config.training.rates) == 1
+        training, validation = (
+            Examples.of(begun.scale, self.inputs.select(rows), self.labels[rows], self._balance(rows))
+            for rows in (split.train, split.validation if chooses else split.train)
+        )
+        settings = [dataclasses.replace(config.training, learning_rate=rate) for rate in config.training.rates]
+        trained = train_expression(
+            [Trainee(begun, setting, config.seed) for setting in settings],
+            training,
+            validation,
+            score=None if chooses else lambda _: float(next(epochs)),  # the last one is the best
+            steps=config.training.steps,
+            seed=config.seed,
+        )
+        scores = [-math.inf if one.network is None else one.score for one in trained]
+        best = trained[int(np.argmax(scores))]
+        if best.network is None:
+            raise InputError(
+                f"{step}: no learning rate of training.rates={config.training.rates} led to finite numbers. Try "
+                "lower ones."
+            )
+        rate = config.training.rates[int(np.argmax(scores))]
+        history = best.history.rename(columns={"score": f"eval_{SELECTION}", "validation_loss": "eval_loss"})
+        seconds = round(sum(one.seconds for one in trained), 3)
+        told = history.assign(epoch=history["epoch"].astype(float), learning_rate=rate, seconds=seconds)
+        return best.network, told
+
+    def settled(self, config: SampleNetworkConfig, histories: Sequence[pd.DataFrame]) -> SampleNetworkConfig:
+        """Return the rate that was best most often, and as many steps as were best on average."""
+        best = pd.DataFrame([best_entry(history) for history in histories])
+        steps, rate = round(float(best["step"].median())), float(best["learning_rate"].mode()[0])
+        return with_settings(config, steps=max(1, steps), rates=(rate,))
+
+    def with_labels(self, config: SampleNetworkConfig, n: int) -> SampleNetworkConfig:
+        """Return the configuration as it is: its steps are those of any number of samples."""
+        return config
+
+    def _balance(self, rows: np.ndarray) -> np.ndarray:
+        """Return what every batch should hold alike: the strata."""
+        return np.unique(self.strata[rows], return_inverse=True)[1]
+
+    def ask(self, network: ExpressionNetwork, rows: np.ndarray) -> np.ndarray:
+        """Return what the network's outputs mean for some samples."""
+        outputs = network.outputs(self.inputs.select(rows))
+        return network.head.meaning(torch.from_numpy(outputs)).numpy()
+
+    def features(self, start: Any, config: Any, counts: Any) -> Features:
+        """Return the matrix as it is, the vectors where there are such, and the clinical columns."""
+        covariates = list(config.compare.covariates)
+        return Features.of_samples(
+            self.inputs.values["expression"],
+            embedding=self.inputs.values.get("embedding"),
+            covariates=self.obs[covariates] if covariates else None,
+        )
+
+
+def _fitted(head: Head, outputs_NK: torch.Tensor, labels_NS: torch.Tensor) -> Head:
+    """Return the head with what outputs for training samples must yet tell its targets."""
+    parts = zip(head.targets, head.split(outputs_NK), head.split_labels(labels_NS), strict=True)
+    return dataclasses.replace(head, targets=tuple(target.fitted(outputs, labels) for target, outputs, labels in parts))
+
+
+def _write_log(history: pd.DataFrame, path: Path) -> None:
+    lines = [json.dumps({"event": "epoch", **row}) for row in history.to_dict("records")]
+    path.write_text("\n".join([*lines, ""]))
