@@ -12,6 +12,7 @@ from geneformer_repro.errors import InputError as InputError
 from geneformer_repro.errors import VocabularyMismatchError as VocabularyMismatchError
 from geneformer_repro.finetuning.cohort_data import CohortStudyConfig as CohortStudyConfig
 from geneformer_repro.finetuning.cohort_tables import CohortStudy as CohortStudy
+from geneformer_repro.finetuning.cross_cohort import cross_cohort as cross_cohort
 from geneformer_repro.finetuning.finetune import FinetuneConfig as FinetuneConfig
 from geneformer_repro.finetuning.finetune import Finetuned as Finetuned
 from geneformer_repro.finetuning.finetune import finetune as finetune

@@ -77,7 +77,7 @@ class Harmoniser:
     def fit(
         cls,
         values: np.ndarray,
-        batches: Sequence[Any],
+        batches: Sequence[Any] | np.ndarray,
         *,
         method: Literal["standardise", "quantile", "combat", "reference"] = "standardise",
         reference: str | None = None,
@@ -159,7 +159,7 @@ class Harmoniser:
         return next(iter(self.arrays.values())).shape[-1]
 
     @typed
-    def apply(self, values: np.ndarray, batches: Sequence[Any]) -> np.ndarray:
+    def apply(self, values: np.ndarray, batches: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Bring samples to the scale of the training samples, each by itself.
 
         Parameters
@@ -288,7 +288,7 @@ class Harmoniser:
             raise DataFormatError(f"{path}: a harmoniser whose parts do not fit each other; fit it anew.")
 
 
-def _labels(values: np.ndarray, batches: Sequence[Any]) -> np.ndarray:
+def _labels(values: np.ndarray, batches: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Return the name of each sample's batch.
 
     Raises
@@ -309,7 +309,7 @@ def _labels(values: np.ndarray, batches: Sequence[Any]) -> np.ndarray:
     return labels.to_numpy()
 
 
-def _fitted_batches(values: np.ndarray, batches: Sequence[Any]) -> tuple[list[str], np.ndarray]:
+def _fitted_batches(values: np.ndarray, batches: Sequence[Any] | np.ndarray) -> tuple[list[str], np.ndarray]:
     codes, names = pd.factorize(_labels(values, batches), sort=True)
     if not values.size:
         raise InputError(f"No training samples, or no genes: found {values.shape[0]} × {values.shape[1]} values.")

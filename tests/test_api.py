@@ -46,6 +46,7 @@ NAMES = [
     "TransferStudyConfig",
     "Vocabulary",
     "VocabularyMismatchError",
+    "cross_cohort",
     "datasets",
     "embed",
     "embed_states",
@@ -68,6 +69,7 @@ NAMES = [
 FUNCTIONS = {
     "tokenize": "sources, vocabulary, *, values, log2, order, out, obs, layer, gene_ids, orthologs, "
     "min_known_share, cell_filter, uncropped, workers, ray, overwrite",
+    "cross_cohort": "samples, survival, *, cohort, train, test, harmonise, folds, seed",
     "pseudobulk": "source, by, *, layer, min_cells",
     "read_samples": "expression, clinical, *, id, genes_in, one_per_patient",
     "pretrain": "cells, config, *, out, base, overwrite, resume",
