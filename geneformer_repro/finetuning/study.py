@@ -242,7 +242,7 @@ def transfer_study(
     ... )
     >>> study = gf.transfer_study(samples, config=config, cohort="phase", out="runs/cohorts")
     >>> study.cohorts[["cohort", "n"]].values.tolist()
-    [['G1', 51]]
+    [['G1', 80]]
     """
     if isinstance(start, Checkpoint):
         if source is None or target is None or not isinstance(config, TransferStudyConfig):

@@ -117,7 +117,7 @@ class ExpressionProblem(Problem):
         `start` is the network to go on from; None, or `pretrained` False, begins with random weights. Without
         validation samples there is one rate, and the last step is kept.
         """
-        begun = self.begun(start if pretrained else None, config, split.train).eval()
+        begun = self.begun(start if pretrained else None, config, split.train)
 
         def train_here() -> tuple[ExpressionNetwork, pd.DataFrame]:
             if not config.training.steps:
