@@ -98,7 +98,7 @@ def test_a_sample_times_a_constant_has_the_same_tokens_and_medians(tpm, of_bulk)
 
 @pytest.mark.parametrize("order", ["descending", "two_ended"])
 def test_log2_values_are_undone_and_those_below_0_are_silent(tpm, of_bulk, order, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     logged = tpm.copy()
     logged.X = np.log2(tpm.X.astype(np.float64) + 1)
     logged.X[:2][tpm.X[:2] == 0] = -0.25
@@ -137,7 +137,7 @@ def test_max_length_holds_both_ends(zscores, of_bulk):
 
 @pytest.mark.parametrize("values", ["expression", "zscore"])
 def test_what_fits_into_max_length_is_told(tpm, zscores, of_bulk, values, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     adata = tpm if values == "expression" else zscores
     short = Vocabulary.fit(adata, series="V1", values=values, max_length=8)
     relative = np.abs(adata.X.astype(np.float64))

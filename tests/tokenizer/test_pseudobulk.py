@@ -30,7 +30,7 @@ def test_sums_are_scanpy_s(donors, by):
 
 
 def test_groups_of_few_cells_are_left_out_and_columns_that_are_constant_are_carried_along(donors, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     samples = pseudobulk(donors, ["donor", "cell_type"], min_cells=30)
     sizes = donors.obs.groupby(["donor", "cell_type"], observed=True).size()
     assert samples.obs["n_cells"].tolist() == sizes[sizes >= 30].tolist()

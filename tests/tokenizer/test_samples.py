@@ -38,7 +38,7 @@ JOINS = {
 
 @pytest.mark.parametrize(("names", "ids", "how"), JOINS.values(), ids=JOINS)
 def test_the_column_and_the_way_that_match_are_told(names, ids, how, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     samples, table = expression(names), clinical([*ids[::-1], ids[0] if isinstance(ids[0], int) else "X"][: len(ids)])
     joined = read_samples(samples, table)
     assert caplog.messages == [f"The clinical table: 4 of 4 samples are in its column 'bcr_patient_barcode'{how}."]
@@ -50,7 +50,7 @@ def test_the_column_and_the_way_that_match_are_told(names, ids, how, caplog):
 
 
 def test_samples_without_a_row_are_left_out_and_said(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     joined = read_samples(expression(), clinical([PATIENTS[2], "TCGA-ZZ-0000", PATIENTS[0]]))
     assert list(joined.obs["age"]) == [52, 50]
     assert caplog.messages[-1].startswith("The clinical table: 2 of 4 samples are in")
@@ -92,7 +92,7 @@ def test_tables_are_joined_as_what_they_hold(tmp_path):
 
 
 def test_the_clinical_table_s_columns_stand_in_place_of_those_that_are_there(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     samples = expression()
     samples.obs["OS"] = 0
     assert list(read_samples(samples, clinical()).obs["OS"]) == [1] * 4
@@ -129,7 +129,7 @@ def test_a_copy_of_a_sample_under_another_name_is_refused(form):
 
 
 def test_several_sources_share_their_genes_whatever_they_are_called(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     one, two = expression(BARCODES[:2]), expression(["N one", "N two"], ["EGFR", "OTHER", "TP53"], seed=1)
     two.to_df().to_csv(tmp_path / "two.csv")
     joined = read_samples([one, tmp_path / "two.csv"])
@@ -140,7 +140,7 @@ def test_several_sources_share_their_genes_whatever_they_are_called(tmp_path, ca
 
 
 def test_features_that_are_no_genes_are_left_out(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     samples = expression(genes=["N_unmapped", "TP53", "ERCC-00002"])
     assert list(read_samples(samples).var_names) == ["TP53"]
     assert caplog.messages == ["AnnData: 2 features that are no genes left out ('N_unmapped', 'ERCC-00002')."]

@@ -63,7 +63,7 @@ def test_parquet_is_read_with_and_without_pandas_index(tmp_path, turned):
 
 
 def test_the_log_says_what_was_read(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     table = frame(["TP53", "TP53", "EGFR", "KMT2A"]).T
     table.iloc[3] = np.nan
     table.iloc[2, 0] = np.nan
@@ -135,7 +135,7 @@ def test_samples_are_named_by_the_first_column_that_is_not_clinical(tmp_path):
 
 @pytest.mark.parametrize("genes", [IDS, ["TP53", "ACTB", "NOVEL1", "KMT2A"]], ids=["Ensembl ids", "symbols"])
 def test_clinical_columns_beside_genes_go_to_obs(tmp_path, genes, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     table = frame(genes).assign(
         stage=["early", "late", None], age=[50.5, 61, 70], OS=[1, 0, 1], survival_months=[2, 3, 4]
     )
