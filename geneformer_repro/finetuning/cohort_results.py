@@ -1,6 +1,6 @@
 """Writing what a study of cohorts found: tables, pictures, and one page that holds them all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,14 +100,38 @@ def _write_page(
     pictures: "Mapping[str, Figure]",
     config: CohortStudyConfig,
 ) -> None:
-    n, folds, repeats = len(study.cohorts), config.split.folds, config.split.repeats
+    facts = {
+        "event": config.event,
+        "trials": config.halving.n_trials,
+        "steps": config.training.steps,
+        "reference": SCRATCH,
+        "seed": config.seed,
+    }
+    write_report(
+        folder / "report.html",
+        title=f"What other cohorts teach of {config.event}",
+        lead=f"Each of {len(study.cohorts)} cohorts was the target once; settings were searched, and a network "
+        "trained, on the others alone. A network that does not beat Cox's model on components, or on clinical "
+        "columns, was not worth it.",
+        sections=[*_of_transfer(study, tables, pictures, config), *_beside(study, tables, pictures)],
+        facts=facts,
+    )
+
+
+def _of_transfer(
+    study: CohortStudy,
+    tables: Mapping[str, pd.DataFrame],
+    pictures: "Mapping[str, Figure]",
+    config: CohortStudyConfig,
+) -> list[Section]:
+    """Say what transfer was worth, and beside what."""
     said = [f"{sentence(row)}." for row in study.comparisons.dropna().itertuples()]
-    sections = [
+    return [
         Section(
             "Was transfer worth it in each cohort",
-            f"The C-index on held-out patients, of {folds} folds dealt {repeats} times: of a network that learned the "
-            "other cohorts before, less that of the same network from random weights. Bars are 95 % intervals over "
-            "patients, paired.",
+            f"The C-index on held-out patients, of {config.split.folds} folds dealt {config.split.repeats} times: of a "
+            "network that learned the other cohorts before, less that of the same network from random weights. Bars "
+            "are 95 % intervals over patients, paired.",
             "A difference where the bar includes 0; or whether either is any good: see the table of methods.",
             figure=pictures["differences"],
             table=study.cohorts.set_index("cohort"),
@@ -126,46 +150,38 @@ def _write_page(
             "Intervals: they stand in each cohort's own table.",
             table=tables["methods"].set_index("method"),
         ),
-        Section(
-            "Do small cohorts gain more",
-            "The gain of transfer against the number of patients.",
-            "What else differs between cohorts of different size, such as the share of events.",
-            figure=pictures["sizes"],
-        ),
-        Section(
-            "Do those at high risk fare worse",
-            "Held-out patients in thirds by the fine-tuned network's risk, within cohort and fold, and how many are "
-            "without the event over time.",
-            "What the network adds to age and stage.",
-            figure=pictures["risk_groups"],
-        ),
     ]
-    if "curve" in pictures:
-        sections.append(
-            Section(
-                "How many patients each method needs",
-                "Each method trained on so many patients of the target; the band is the range over cohorts and draws.",
-                "What other settings would reach: all networks take the same steps.",
-                figure=pictures["curve"],
-                table=tables["needed"].set_index("cohort"),
-            )
-        )
-    sections.append(
-        Section(
-            "What it took",
-            "Steps to the best score on validation samples, and processor seconds for all learning rates that were "
-            "tried, the median over the splits.",
-            "The search, and the training on the other cohorts, which come before.",
-            table=study.cost.set_index("cohort"),
-        )
+
+
+def _beside(
+    study: CohortStudy, tables: Mapping[str, pd.DataFrame], pictures: "Mapping[str, Figure]"
+) -> Iterator[Section]:
+    """Say what goes with it: size, risk, patients needed, cost."""
+    yield Section(
+        "Do small cohorts gain more",
+        "The gain of transfer against the number of patients.",
+        "What else differs between cohorts of different size, such as the share of events.",
+        figure=pictures["sizes"],
     )
-    write_report(
-        folder / "report.html",
-        title=f"What other cohorts teach of {config.event}",
-        lead=f"Each of {n} cohorts was the target once; settings were searched, and a network trained, on the others "
-        f"alone. A network that does not beat Cox's model on principal components, or on clinical columns, was not "
-        "worth it.",
-        sections=sections,
-        facts={"event": config.event, "trials": config.halving.n_trials, "steps": config.training.steps,
-               "reference": SCRATCH, "seed": config.seed},
-    )  # fmt: skip
+    yield Section(
+        "Do those at high risk fare worse",
+        "Held-out patients in thirds by the fine-tuned network's risk, within cohort and fold, and how many are "
+        "without the event over time.",
+        "What the network adds to age and stage.",
+        figure=pictures["risk_groups"],
+    )
+    if "curve" in pictures:
+        yield Section(
+            "How many patients each method needs",
+            "Each method trained on so many patients of the target; the band is the range over cohorts and draws.",
+            "What other settings would reach: all networks take the same steps.",
+            figure=pictures["curve"],
+            table=tables["needed"].set_index("cohort"),
+        )
+    yield Section(
+        "What it took",
+        "Steps to the best score on validation samples, and processor seconds for all learning rates that were tried, "
+        "the median over the splits.",
+        "The search, and the training on the other cohorts, which come before.",
+        table=study.cost.set_index("cohort"),
+    )

@@ -28,12 +28,14 @@ from geneformer_repro.config import (
 )
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
+from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, require_one_time
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, at_most_of_a_class, labelled_cells
+from geneformer_repro.finetuning.problems.samples import beside_encoder
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.search import SearchConfig
 from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, warn_of_lacking_classes
@@ -276,7 +278,7 @@ class CellExperiment(Experiment):
         with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
             begun = self.begun(inputs, work.folder)
             features = problem.features(self.start, config, counted) if config.compare.baselines else None
-            found = begun.run(features, work.folder)
+            found = begun.beside(features).run(features, work.folder)
             record = provenance(self.step, config=resolved(config), inputs=inputs) | {
                 "result": {name: _as_json(of.methods.loc[of.ours]) for name, of in found.evaluations.items()},
                 "intervals": self.intervals,
@@ -304,6 +306,14 @@ class CellExperiment(Experiment):
     def begun(self, inputs: Mapping[str, Any], work: Path) -> Self:
         """Do in the work folder what comes before all methods, and return the experiment as it then is."""
         return self
+
+    def beside(self, features: Features | None) -> Self:
+        """Return the experiment with networks that look at the expression of samples whose survival is learned."""
+        if features is None or not self.config.survival:
+            return self
+        problem = self.problem
+        others = beside_encoder(features, problem.targets, problem.labels, problem.obs, seed=self.config.seed)
+        return dataclasses.replace(self, networks=(*self.networks, *others))
 
     @property
     def seen(self) -> np.ndarray:

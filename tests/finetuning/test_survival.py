@@ -225,13 +225,15 @@ def test_an_encoder_learns_survival_beside_what_a_statistician_would_do(
         follow_up={"cohort": "tumour", "intervals": 4},
         split={"validation": 0.2, "test": 0.4},
         training={"epochs": 8, "batch_size": 16, "learning_rate": 3e-3},
-        compare={"baselines": True},
+        compare={"covariates": ("tumour",)},
     )
     base = untrained(followed.vocabulary, 0.2)
     result = gf.finetune(base, followed, config, out=tmp_path / "run", counts=few_file)
     evaluation = result.evaluations["died"]
     assert evaluation.methods.loc["fine-tuned", "c_index"] > 0.6
     assert evaluation.methods.loc["Kaplan–Meier", "c_index"] == 0.5
+    assert evaluation.methods.loc["expression network", "c_index"] > 0.6
+    assert evaluation.methods.loc["encoder and expression side by side", "c_index"] > 0.6
     predictions = evaluation.predictions
     assert list(predictions.columns[:5]) == ["sample", "event_time", "event", "cohort", "fine-tuned"]
     assert evaluation.per_cohort["cohort"].unique().tolist() == ["acc", "ucs"]
@@ -244,7 +246,7 @@ def test_an_encoder_learns_survival_beside_what_a_statistician_would_do(
 
 
 def test_a_part_without_an_event_is_refused_before_the_work(followed, untrained, tmp_path):
-    split = pd.DataFrame({"cell": followed.cell_names, "part": "train"})
+    split = pd.DataFrame({"sample": followed.cell_names, "part": "train"})
     censored = np.flatnonzero(followed.require_obs("died") == 0)
     split.loc[censored[:5], "part"] = "test"
     split.to_csv(tmp_path / "split.tsv", sep="\t", index=False)

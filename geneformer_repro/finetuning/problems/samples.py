@@ -14,13 +14,14 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import issparse
 
 import geneformer_repro.processes as processes
 from geneformer_repro.config import Section, require, with_settings
@@ -28,13 +29,18 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
+from geneformer_repro.finetuning.methods import NetworkMethod
 from geneformer_repro.finetuning.networks import SELECTION, best_entry, trained_once
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
-from geneformer_repro.targets import Target
+from geneformer_repro.targets import SurvivalTime, Target
 from geneformer_repro.training.config import SeededConfig
 from geneformer_repro.training.log import LOG_FILE
+
+EXPRESSION, SIDE_BY_SIDE = "expression network", "encoder and expression side by side"
+"""What networks that look at the matrix of an encoder's samples are called in tables."""
+_MOST_GENES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +210,48 @@ class ExpressionProblem(Problem):
             embedding=self.inputs.values.get("embedding"),
             covariates=self.obs[covariates] if covariates else None,
         )
+
+
+def beside_encoder(
+    features: Features, targets: Sequence[Target], labels: np.ndarray, obs: pd.DataFrame, *, seed: int
+) -> tuple[NetworkMethod, ...]:
+    """Return networks that look at the expression of an encoder's samples: alone, and side by side with its vectors.
+
+    They learn survival by Cox's partial likelihood, which an encoder, that sees some samples at a time, cannot.
+
+    Parameters
+    ----------
+    features
+        What simple methods look at; without expression there are no such networks.
+    targets, labels, obs
+        Of the samples.
+    seed
+        Of the networks.
+    """
+    if features.expression is None:
+        return ()
+    targets = [replace(one, learned_by="cox") if isinstance(one, SurvivalTime) else one for one in targets]
+    blocks = {"expression": _dense(features.expression), "embedding": np.asarray(features.embedding, dtype=np.float32)}
+    if features.covariates is not None:
+        blocks["covariates"] = pd.get_dummies(features.covariates, dtype=float).to_numpy(dtype=np.float32)
+    names = {block: tuple(f"{block} {i}" for i in range(values.shape[1])) for block, values in blocks.items()}
+    methods = []
+    for name, left_out in ((EXPRESSION, ("embedding", "covariates")), (SIDE_BY_SIDE, ())):
+        read = [block for block in blocks if block not in left_out]
+        inputs = ExpressionInputs({block: blocks[block] for block in read}, {block: names[block] for block in read})
+        skip = tuple(block for block in ("covariates", "expression") if block in read) if not left_out else ()
+        config = SampleNetworkConfig(seed=seed, network={"n_genes": _MOST_GENES, "skip": skip})
+        problem = ExpressionProblem(inputs, tuple(targets), labels, obs)
+        methods.append(
+            NetworkMethod(
+                name, name.replace(" ", "-"), pretrained=False, step=f", {name}", config=config, problem=problem
+            )
+        )
+    return tuple(methods)
+
+
+def _dense(values: Any) -> np.ndarray:
+    return np.asarray(values.toarray() if issparse(values) else values, dtype=np.float32)
 
 
 def _fitted(head: Head, outputs_NK: torch.Tensor, labels_NS: torch.Tensor) -> Head:
