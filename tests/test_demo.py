@@ -42,7 +42,7 @@ class Page(HTMLParser):
 
 def test_every_step_says_its_result_in_a_line(demo):
     said = (demo / "stdout.txt").read_text()
-    steps = ("counts", "vocabulary", "tokenize", "pretrain", "finetune", "embed", "perturb")
+    steps = ("counts", "vocabulary", "tokenize", "pretrain", "finetune", "embed", "perturb", "survival")
     assert [line.split()[0] for line in said.splitlines() if line.startswith(steps)] == list(steps)
 
 
@@ -74,11 +74,11 @@ def test_its_report_loads_nothing(demo):
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
 
 
-def test_its_report_has_the_six_parts_each_with_what_it_does_not_show(demo):
+def test_its_report_has_the_seven_parts_each_with_what_it_does_not_show(demo):
     page = (demo / "report.html").read_text()
-    assert page.count("<section>") == page.count("Shows:</b>") == page.count("Does not show:</b>") == 6
-    assert len(Page(page).pictures) == 5
-    assert page.count("<table") == 2
+    assert page.count("<section>") == page.count("Shows:</b>") == page.count("Does not show:</b>") == 7
+    assert len(Page(page).pictures) == 6
+    assert page.count("<table") == 3
 
 
 def test_its_report_renders_in_a_browser_without_a_network(demo, tmp_path):

@@ -28,6 +28,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.sparse import issparse
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from geneformer_repro.finetuning.baselines import Features, Method
 from geneformer_repro.finetuning.kinds.survival_scores import kaplan_meier
@@ -259,7 +260,8 @@ def _ridge(columns_NP: np.ndarray, labels_NS: np.ndarray, n_columns_K: np.ndarra
         (slope_KP,) = torch.autograd.grad(loss, steps_KP)
         return loss.item(), slope_KP.numpy().ravel()
 
-    found = minimize(loss_and_slope, np.zeros(there_KP.size), jac=True, method="L-BFGS-B", options=_PRECISE)
+    with threadpool_limits(1, "blas"):  # whose threads take longer to meet than the search's small products
+        found = minimize(loss_and_slope, np.zeros(there_KP.size), jac=True, method="L-BFGS-B", options=_PRECISE)
     return found.x.reshape(there_KP.shape) * unit_KP.numpy()
 
 
