@@ -25,6 +25,7 @@ from geneformer_repro.finetuning.problems.samples import ExpressionProblem, Samp
 from geneformer_repro.finetuning.splits import SplitConfig
 from geneformer_repro.targets import SurvivalTime
 from geneformer_repro.tokenizer.counts import log_normalise
+from geneformer_repro.tokenizer.dataset import as_labels
 from geneformer_repro.tokenizer.measures import AS_EXPRESSION, Measure, Values
 
 if TYPE_CHECKING:
@@ -120,12 +121,27 @@ class CohortData:
         names = adata.var["gene_name"].astype(str) if "gene_name" in adata.var else [""] * adata.n_vars
         blocks = {"expression": values}
         inputs = ExpressionInputs(blocks, {"expression": tuple(adata.var_names.astype(str))}, tuple(names))
-        return cls(inputs, target, labels[labelled], obs.iloc[labelled], config)
+        given = cls(inputs, target, labels[labelled], obs.iloc[labelled], config)
+        given.require_one_cohort_a_group()
+        return given
+
+    def require_one_cohort_a_group(self) -> None:
+        """Raise if samples of a group, such as a patient, are in two cohorts: one would be learned, one reported."""
+        if self.config.split.group is None:
+            return
+        cohort_of = pd.Series(self.cohorts, as_labels(self.obs[self.config.split.group]).to_numpy())
+        several = cohort_of.groupby(level=0).unique().loc[lambda names: names.map(len) > 1]
+        if len(several):
+            raise InputError(
+                f"{self.config.split.group} {str(several.index[0])!r} has samples in cohorts "
+                f"{' and '.join(map(repr, several.iloc[0].tolist()))}; one would be learned from before the other is "
+                "reported. Keep those of one cohort."
+            )
 
     @property
     def cohorts(self) -> np.ndarray:
         """Cohort of each sample."""
-        return self.obs[self.config.follow_up.cohort].to_numpy(dtype=str)
+        return np.array(self.target.cohorts)[self.labels[:, 2].astype(int)]
 
     def problem(self, rows: np.ndarray) -> ExpressionProblem:
         """Return the problem of some of the samples; when survival is told follows from their events alone."""

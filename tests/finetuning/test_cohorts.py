@@ -130,6 +130,14 @@ def test_what_does_not_fit_is_refused_before_the_work(change, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_patient_in_two_cohorts_is_refused_by_name(tmp_path):
+    given = samples()
+    given.obs["patient"] = np.arange(given.n_obs) % 100
+    words = "patient '0' has samples in cohorts 'acc' and 'chol'"
+    with pytest.raises(gf.InputError, match=words):
+        gf.transfer_study(given, config=config(split={"group": "patient"}), cohort="tumour", out=tmp_path / "run")
+
+
 def test_over_cohorts_wins_and_differences_are_counted():
     scores = {"a": (0.7, 0.6), "b": (0.65, 0.6), "c": (0.6, 0.62), "d": (0.8, 0.7)}
 
