@@ -40,7 +40,7 @@ from geneformer_repro.finetuning.cohort_tables import (
 )
 from geneformer_repro.finetuning.curve import learning_curve
 from geneformer_repro.finetuning.evaluation import Evaluation
-from geneformer_repro.finetuning.experiment import Experiment
+from geneformer_repro.finetuning.experiment import Experiment, splits_of
 from geneformer_repro.finetuning.expression_training import Examples, Trainee, train_expression
 from geneformer_repro.finetuning.halving import halve
 from geneformer_repro.finetuning.kinds import kind_of
@@ -48,7 +48,7 @@ from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import Comparison, NetworkMethod, file_name
 from geneformer_repro.finetuning.networks import best_entry, read_history, trained_once
 from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleTrainConfig
-from geneformer_repro.finetuning.splits import Split, make_splits, nested_draw
+from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import Target
 from geneformer_repro.work import working_on
@@ -154,7 +154,7 @@ class _CohortExperiment(Experiment):
         """Split the samples of a target."""
         config, is_target = given.config, given.cohorts == cohort
         problem = given.problem(np.flatnonzero(is_target))
-        splits = make_splits(problem.names, problem.strata, problem.obs, config.split, seed=config.seed)
+        splits = splits_of(problem, problem.obs, config)
         source = given.problem(np.flatnonzero(~is_target))
         return cls(problem, None, splits, config, source=source, cohort=cohort, workers=workers,
                    reference=SCRATCH)  # fmt: skip

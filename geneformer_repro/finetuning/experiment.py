@@ -20,7 +20,7 @@ from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import NETWORKS, Comparison, NetworkMethod, Outcome
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.search import best_settings, search
-from geneformer_repro.finetuning.splits import Split, digest_of, repeat_of, split_table
+from geneformer_repro.finetuning.splits import Split, digest_of, make_splits, repeat_of, split_table
 from geneformer_repro.targets import labels_of
 
 
@@ -42,6 +42,13 @@ class Findings:
     """Of each split."""
     predicted: list[dict[str, np.ndarray | None]]
     """For each target, by method, the predictions of the `Experiment.tested` rows."""
+
+
+def splits_of(problem: Problem, obs: pd.DataFrame, config: Any) -> list[Split]:
+    """Split the rows of a problem, whose columns these are, as its configuration says; see `make_splits`."""
+    are_classes = all(kind.strata_are_classes for kind, _ in problem.of_kinds())
+    how = {"seed": config.seed, "are_classes": are_classes, "row": problem.row}
+    return make_splits(problem.names, problem.strata, obs, config.split, **how)
 
 
 @dataclass(frozen=True, eq=False)

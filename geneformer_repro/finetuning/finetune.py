@@ -30,7 +30,7 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
-from geneformer_repro.finetuning.experiment import Experiment, Findings
+from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_of
 from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, require_one_time
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
 from geneformer_repro.finetuning.networks import NetworkConfig
@@ -38,7 +38,7 @@ from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets,
 from geneformer_repro.finetuning.problems.samples import beside_encoder
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.search import SearchConfig
-from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits, warn_of_lacking_classes
+from geneformer_repro.finetuning.splits import Split, SplitConfig, warn_of_lacking_classes
 from geneformer_repro.heads import HeadPooling, require_poolable
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import raw_counts
@@ -360,16 +360,7 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
     for name in (*([config.split.group] if config.split.group else []), *config.compare.covariates):
         cells.require_obs(name)
     problem = dataclasses.replace(problem, group=config.split.group)
-    are_classes = all(kind.strata_are_classes for kind, _ in problem.of_kinds())
-    splits = make_splits(
-        problem.names,
-        problem.strata,
-        problem.obs,
-        config.split,
-        seed=config.seed,
-        are_classes=are_classes,
-        row=problem.row,
-    )
+    splits = splits_of(problem, problem.obs, config)
     if by_file and config.max_cells_per_class is not None:
         problem, splits = _at_most_of_a_class(problem, splits, config.max_cells_per_class, rng)
     for name, labels in problem.class_labels.items():

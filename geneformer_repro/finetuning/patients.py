@@ -32,7 +32,7 @@ from geneformer_repro.finetuning.attention import (
 )
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
-from geneformer_repro.finetuning.experiment import Experiment, Findings
+from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_of
 from geneformer_repro.finetuning.finetune import planned
 from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, require_one_time
 from geneformer_repro.finetuning.methods import CompareConfig, NetworkMethod
@@ -40,7 +40,7 @@ from geneformer_repro.finetuning.patient_cells import patient_cells
 from geneformer_repro.finetuning.problems.cells import all_targets
 from geneformer_repro.finetuning.problems.patients import PatientProblem, labelled_patients, pseudobulk
 from geneformer_repro.finetuning.results import write_findings
-from geneformer_repro.finetuning.splits import SplitConfig, make_splits
+from geneformer_repro.finetuning.splits import SplitConfig
 from geneformer_repro.tokenizer.counts import digest_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import SeededConfig
@@ -330,16 +330,7 @@ class PatientExperiment(Experiment):
 def _prepared(problem: PatientProblem, config: PatientConfig) -> PatientExperiment:
     """Split, and refuse what must not be, before any work."""
     _require_patients(problem, config)
-    are_classes = all(kind.strata_are_classes for kind, _ in problem.of_kinds())
-    splits = make_splits(
-        problem.names,
-        problem.strata,
-        problem.obs,
-        config.split,
-        seed=config.seed,
-        are_classes=are_classes,
-        row=problem.row,
-    )
+    splits = splits_of(problem, problem.obs, config)
     simpler = list(POOLINGS)[list(POOLINGS).index(config.pooling) :]
     networks = [NetworkMethod(POOLINGS[name], name, changes={"pooling": name}) for name in simpler]
     experiment = PatientExperiment(

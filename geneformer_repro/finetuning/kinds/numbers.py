@@ -51,20 +51,30 @@ def read_numbers(name: str, column: pd.Series) -> tuple[Number, np.ndarray]:
     InputError
         It holds other than numbers, or fewer than two different ones.
     """
+    numbers = numbers_in(name, column, "by regression, but: {}. Leave it out of regression to learn classes.")
+    if len(np.unique(numbers[~np.isnan(numbers)])) < 2:
+        raise InputError(f"obs column {name!r} has fewer than two different numbers; there is nothing to learn.")
+    return Number(name), numbers
+
+
+def numbers_in(name: str, column: pd.Series, otherwise: str) -> np.ndarray:
+    """Return the numbers of an obs column, of truth values or of text, NaN where there is none.
+
+    Raises
+    ------
+    InputError
+        It holds something else, or infinite numbers; `otherwise` says to what end numbers are wanted, with {} for why.
+    """
     if not pd.api.types.is_numeric_dtype(column.dtype):
         column = as_labels(column)  # by whose rule text stands for a missing number too
     try:
         numbers = pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan)
     except (ValueError, TypeError) as error:
-        raise InputError(
-            f"obs column {name!r} should hold numbers to be learned by regression, but: {error}. Leave it out of "
-            f"regression to learn classes."
-        ) from error
+        wanted = otherwise.format(error)
+        raise InputError(f"obs column {name!r} should hold numbers to be learned {wanted}") from error
     if np.isinf(numbers).any():
         raise InputError(f"obs column {name!r} holds infinite numbers (first: {column.index[np.isinf(numbers)][0]!r}).")
-    if len(np.unique(numbers[~np.isnan(numbers)])) < 2:
-        raise InputError(f"obs column {name!r} has fewer than two different numbers; there is nothing to learn.")
-    return Number(name), numbers
+    return numbers
 
 
 class NumberLabels(Kind[Number]):

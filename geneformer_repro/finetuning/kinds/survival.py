@@ -20,6 +20,7 @@ from geneformer_repro.config import ConfigError, require, require_types
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
+from geneformer_repro.finetuning.kinds.numbers import numbers_in
 from geneformer_repro.finetuning.kinds.survival_figures import calibration_figure, risk_groups_figure
 from geneformer_repro.finetuning.kinds.survival_methods import PATIENT_METHODS, SURVIVAL_METHODS
 from geneformer_repro.finetuning.kinds.survival_scores import (
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _TIMES = np.linspace(0.05, 0.95, num=19)
 """Quantiles of the event times at which survival is told."""
+_WANTED = "as survival (events as 1 and 0, times above 0), but: {}."
 FEWEST_EVENTS = 10
 """With fewer no score says much."""
 _MIXED_UNITS = 10
@@ -120,7 +122,7 @@ def read_survival(
     InputError
         Events are not 0 and 1, times not above 0, one of the two is missing in a row, or there is no event.
     """
-    events, times = _numbers(name, obs[name]), _numbers(time, obs[time])
+    events, times = (numbers_in(column, obs[column], _WANTED) for column in (name, time))
     wrong = ~np.isin(events[~np.isnan(events)], (0, 1))
     if wrong.any():
         raise InputError(
@@ -183,21 +185,6 @@ def survival_target(
 def _as_written(time: float) -> float:
     """Return a time in the digits that columns are named by, so that no two are called the same."""
     return float(f"{time:g}")
-
-
-def _numbers(name: str, column: pd.Series) -> np.ndarray:
-    if not pd.api.types.is_numeric_dtype(column.dtype):  # truth values are numeric
-        column = as_labels(column)
-    try:
-        numbers = pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"obs column {name!r} should hold numbers to be learned as survival (events as 1 and 0, times above 0), "
-            f"but: {error}."
-        ) from error
-    if np.isinf(numbers).any():
-        raise InputError(f"obs column {name!r} holds infinite numbers (first: {column.index[np.isinf(numbers)][0]!r}).")
-    return numbers
 
 
 def _leave_out(
