@@ -152,8 +152,8 @@ def survival(out: Path, *, quick: bool) -> list[Section]:
     columns, outcome = load_breast_cancer()
     genes = columns.filter(like="_at")
     obs = columns[["er", "age", "size"]].assign(days=outcome["t.tdm"], metastasis=outcome["e.tdm"].astype(int))
+    obs.index = pd.Index([f"patient {i}" for i in range(1, len(obs) + 1)])
     patients = ad.AnnData(genes.to_numpy(np.float32), obs=obs, var=pd.DataFrame(index=genes.columns))
-    patients.obs_names = [f"patient {i}" for i in range(1, patients.n_obs + 1)]
     config = gf.CohortStudyConfig(
         survival={"metastasis": "days"},
         values="expression",

@@ -135,7 +135,7 @@ def test_another_score_chooses(examples, tmp_path):
 
 
 def test_each_rung_is_a_line_that_a_machine_reads(examples, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
         halve(*examples, HEAD, replace(CONFIG, n_trials=3), work=tmp_path)
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.getMessage().startswith("{")]
     rungs = [line for line in lines if line["event"] == "rung"]

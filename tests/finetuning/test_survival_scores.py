@@ -166,7 +166,7 @@ def test_events_after_the_last_training_follow_up_are_left_out_and_said(caplog):
     time, event, risk = patients(100)
     censoring = Censoring.of(*patients(200, 1, n_times=20)[:2])
     last = max(censoring.curves[None].times)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
     late = event & (time >= last)  # nobody is left at the last time itself
     assert uno_c(time, event, risk, censoring=censoring).c == pytest.approx(
         uno_c(time, event, risk, censoring=censoring, tau=last + 1).c

@@ -506,7 +506,7 @@ class TestGoingOn:
             gf.VocabularyMismatchError, match=r"ranks of expression, two-ended in the one and of counts"
         ):
             untrained.require_matching(samples)
-        caplog.set_level(logging.INFO)
+        caplog.set_level(logging.INFO, logger="geneformer_repro")
         adapted = start(tmp_path / "adapted", samples, config(epochs=1), base=untrained)
         checkpoint = gf.Checkpoint.from_pretrained(tmp_path / "adapted")
         checkpoint.require_matching(samples)
