@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_repro.cli.inputs import add_log2_option, new_command
+from geneformer_repro.errors import InputError
 
 
 def add_commands(commands: Any) -> None:
@@ -46,7 +47,14 @@ def _transfer_study(arguments: argparse.Namespace) -> None:
     from geneformer_repro.finetuning.study import transfer_study
     from geneformer_repro.tokenizer.samples import read_samples
 
-    config = load_config(CohortStudyConfig, arguments.config, [*arguments.set, *study_settings(arguments)])
+    settings = [*arguments.set, *study_settings(arguments)]
+    for name in ("values", "survival") if arguments.config is None else ():
+        if not any(setting.startswith(name) for setting in settings):
+            raise InputError(
+                f"--{name} is missing: say what the expression holds (--values counts, expression or zscore), and "
+                "which columns hold time and event (--survival TIME EVENT)."
+            )
+    config = load_config(CohortStudyConfig, arguments.config, settings)
     samples = read_samples(
         arguments.expression,
         arguments.clinical,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import geneformer_repro as gf
+from geneformer_repro.cli import main
 from geneformer_repro.finetuning.cohort_data import CohortData
 from geneformer_repro.finetuning.cohort_tables import compare_over_cohorts, needed, sentence
 from geneformer_repro.finetuning.splits import Split
@@ -128,6 +129,27 @@ def test_what_does_not_fit_is_refused_before_the_work(change, words, tmp_path):
     with pytest.raises(gf.InputError, match=words):
         gf.transfer_study(samples(), config=config(**change), cohort="tumour", out=tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_joins_a_table_and_clinical_columns_and_prints_what_came_of_it(tmp_path, capsys):
+    given = samples()
+    pd.DataFrame(given.X, given.obs_names, [f"ENSG{i:011}" for i in range(N_GENES)]).to_csv(tmp_path / "z.csv")
+    given.obs.to_csv(tmp_path / "clinical.tsv", sep="\t", index_label="patient")
+    command = [
+        "transfer-study", str(tmp_path / "z.csv"), "--clinical", str(tmp_path / "clinical.tsv"), "--cohort", "tumour",
+        "--cohorts", "acc", "--survival", "days", "died", "--no-baselines", "--trials", "1",
+        "-o", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(command) == 2
+    assert "--values is missing" in capsys.readouterr().err
+    quick = ["split.folds=2", "split.repeats=1", "training.steps=3", "training.epochs=3", "network.layers=1"]
+    space = "halving.space={ width = [8], learning_rate = [1e-3] }"
+    assert main([*command, "--values", "zscore", "--set", *quick, space]) == 0
+    said = capsys.readouterr().out
+    assert "fine-tuned" in said
+    assert "zero-shot" in said
+    assert said.splitlines()[0].split()[:3] == ["cohort", "n", "n_events"]
+    assert (tmp_path / "run" / "acc" / "others" / "model.safetensors").is_file()
 
 
 def test_a_patient_in_two_cohorts_is_refused_by_name(tmp_path):
