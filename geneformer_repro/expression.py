@@ -197,12 +197,10 @@ class InputScale:
         read = {block: order if block == "expression" else slice(None) for block in inputs.values}
         blocks = [block for block in BLOCKS if block in inputs.values]
         mean_I, spread_I = (np.concatenate([moments[block][i][read[block]] for block in blocks]) for i in (0, 1))
-        with np.errstate(divide="ignore"):
-            factor_I = np.where(spread_I > 0, 1 / spread_I, 0)
         genes = tuple(inputs.names["expression"][i] for i in order)
         names = {block: genes if block == "expression" else inputs.names[block] for block in blocks}
         gene_names = tuple(inputs.gene_names[i] for i in order)
-        return cls(names, gene_names, mean_I.astype(np.float32), factor_I.astype(np.float32), clip)
+        return cls(names, gene_names, mean_I.astype(np.float32), _factors(spread_I), clip)
 
     def __len__(self) -> int:
         return len(self.mean_I)
@@ -229,9 +227,7 @@ class InputScale:
     def refitted(self, inputs: ExpressionInputs) -> "InputScale":
         """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort."""
         mean_I, spread_I = _moments(self.raw(inputs), self.clip)
-        with np.errstate(divide="ignore"):
-            factor_I = np.where(spread_I > 0, 1 / spread_I, 0)
-        return replace(self, mean_I=mean_I.astype(np.float32), factor_I=factor_I.astype(np.float32))
+        return replace(self, mean_I=mean_I.astype(np.float32), factor_I=_factors(spread_I))
 
     def begins_with(self, other: "InputScale") -> bool:
         """Whether the other one's columns are the first of these, scaled alike."""
@@ -327,6 +323,12 @@ def _at(inputs: ExpressionInputs, block: str, places: np.ndarray) -> np.ndarray:
     if np.array_equal(places, np.arange(values.shape[1])):
         return values
     return np.where(places >= 0, values[:, places], np.nan)
+
+
+def _factors(spread_I: np.ndarray) -> np.ndarray:
+    """Return what standardises columns of this spread, float32; 0 for one that never varies."""
+    with np.errstate(divide="ignore"):
+        return np.where(spread_I > 0, 1 / spread_I, 0).astype(np.float32)
 
 
 def _moments(values_NC: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray]:

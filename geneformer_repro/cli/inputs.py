@@ -1,6 +1,7 @@
 """What several commands take: options, and the inputs that they name, opened."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,22 @@ def add_count_options(command: argparse.ArgumentParser) -> None:
     add_log2_option(command)
     command.add_argument("--workers", type=int, metavar="N", help="processes; with --ray, tasks at a time")
     command.add_argument("--ray", action="store_true", help="share the work over a Ray cluster (RAY_ADDRESS)")
+
+
+def add_survival_option(command: argparse.ArgumentParser) -> None:
+    """Add times until an event."""
+    command.add_argument(
+        "--survival",
+        nargs=2,
+        action="append",
+        metavar=("TIME", "EVENT"),
+        help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
+    )
+
+
+def survival_settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """Write what `add_survival_option` was given as settings."""
+    return {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
 
 
 def add_config_options(command: argparse.ArgumentParser) -> None:

@@ -14,10 +14,12 @@ from geneformer_repro.cli.inputs import (
     add_config_options,
     add_log2_option,
     add_place_options,
+    add_survival_option,
     given_vocabulary,
     new_command,
     open_both,
     open_cells,
+    survival_settings,
 )
 from geneformer_repro.errors import InputError
 
@@ -50,13 +52,7 @@ def _add_finetune(commands: Any) -> None:
     finetune.add_argument("checkpoint", help=CHECKPOINT)
     finetune.add_argument("cells", help=TOKENIZED)
     finetune.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
-    finetune.add_argument(
-        "--survival",
-        nargs=2,
-        action="append",
-        metavar=("TIME", "EVENT"),
-        help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
-    )
+    add_survival_option(finetune)
     finetune.add_argument("--cohort", metavar="COLUMN", help="with --survival: rows are compared within these")
     finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
     finetune.add_argument("--group", help="obs column whose groups are never split, such as the donor")
@@ -171,7 +167,7 @@ def named_settings(arguments: argparse.Namespace) -> list[str]:
         "compare.baselines": False if arguments.no_baselines else None,
         "search.trials": arguments.trials,
     }
-    given |= {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
+    given |= survival_settings(arguments)
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
 
 

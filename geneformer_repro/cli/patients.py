@@ -5,7 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.inputs import CHECKPOINT, TOKENIZED, add_config_options, new_command, open_both
+from geneformer_repro.cli.inputs import (
+    CHECKPOINT,
+    TOKENIZED,
+    add_config_options,
+    add_survival_option,
+    new_command,
+    open_both,
+    survival_settings,
+)
 from geneformer_repro.cli.models import print_evaluations
 
 
@@ -24,13 +32,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--patient", metavar="COLUMN", help="obs column that says whose each cell is")
     command.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
     command.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
-    command.add_argument(
-        "--survival",
-        nargs=2,
-        action="append",
-        metavar=("TIME", "EVENT"),
-        help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
-    )
+    add_survival_option(command)
     command.add_argument("--cell-type", metavar="COLUMN", help="obs column with the type of each cell")
     command.add_argument(
         "--pooling", metavar="HOW", help="attention (default), cell_type (attention within each type), or mean"
@@ -76,5 +78,5 @@ def patient_settings(arguments: argparse.Namespace) -> list[str]:
         "split.split_file": arguments.split,
         "compare.baselines": False if arguments.no_baselines else None,
     }
-    given |= {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
+    given |= survival_settings(arguments)
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]

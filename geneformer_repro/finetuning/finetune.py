@@ -26,12 +26,13 @@ from geneformer_repro.config import (
     setting,
     with_settings,
 )
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_of
-from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, require_one_time
+from geneformer_repro.finetuning.kinds import require_columns, require_kinds, require_targets
+from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, at_most_of_a_class, labelled_cells
@@ -118,10 +119,7 @@ class FinetuneConfig(NetworkConfig):
         return all_targets(self.target, self.survival)
 
     def __post_init__(self) -> None:
-        require_one_time(self.survival)
-        several = isinstance(self.target, tuple | list) and all(isinstance(name, str) for name in self.target)
-        require(several or isinstance(self.target, str), self, "target", "an obs column, or several")
-        require(not isinstance(self.regression, str), self, "regression", "a tuple of targets")
+        require_columns(self)
         super().__post_init__()
         require(len(self.targets) > 0, self, "target", "at least one obs column")
         of_classes = set(self.targets) - set(self.regression) - set(self.survival)
@@ -129,16 +127,12 @@ class FinetuneConfig(NetworkConfig):
             raise ConfigError(
                 f"training.trainer.{SMOOTHING} has no effect on numbers, and no target has classes. Leave it out."
             )
-        both = set(self.regression) & set(self.survival)
-        require(not both, self, "regression", "other than the events of survival")
+        require_kinds(self)
         require(self.min_cells >= 0, self, "min_cells", "at least 0")
         require((self.max_cells_per_class or 3) >= 3, self, "max_cells_per_class", "at least 3")
         has_classes = self.max_cells_per_class is None or self.targets[0] in of_classes
         require(has_classes, self, "max_cells_per_class", "left out where the first target has no classes")
-        for field in ("regression", "task_weights"):
-            for name in setting(self, field):
-                if name not in self.targets:
-                    raise InputError(f"{field} names {name!r}, which is no target. {did_you_mean(name, self.targets)}")
+        require_targets("task_weights", self.training.task_weights, self.targets)
         self.search.require_searchable(self)
 
 

@@ -105,10 +105,7 @@ def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool)
         torch.manual_seed(seed)
         model = (GeneClassifier if head.level == "gene" else CellClassifier)(like.token_model.config, head)
     if pretrained:
-        own, theirs = (
-            model.bert.state_dict(),
-            like.token_model.bert.state_dict(),
-        )  # of which one alone may have a pooler
+        own, theirs = model.bert.state_dict(), like.token_model.bert.state_dict()  # one alone may have a pooler
         model.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
     return model
 

@@ -21,7 +21,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.bags import BagNetwork, BagPooling
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import Section, require, require_types, resolved
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance, write_json
 from geneformer_repro.finetuning.attention import (
     attention_sections,
@@ -34,7 +34,8 @@ from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_of
 from geneformer_repro.finetuning.finetune import planned
-from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, require_one_time
+from geneformer_repro.finetuning.kinds import require_columns, require_kinds
+from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
 from geneformer_repro.finetuning.methods import CompareConfig, NetworkMethod
 from geneformer_repro.finetuning.patient_cells import patient_cells
 from geneformer_repro.finetuning.problems.cells import all_targets
@@ -167,17 +168,10 @@ class PatientConfig(SeededConfig):
         return all_targets(self.target, self.survival)
 
     def __post_init__(self) -> None:
-        require_one_time(self.survival)
-        several = isinstance(self.target, tuple | list) and all(isinstance(name, str) for name in self.target)
-        require(several or isinstance(self.target, str), self, "target", "an obs column, or several")
-        require(not isinstance(self.regression, str), self, "regression", "a tuple of targets")
+        require_columns(self)
         super().__post_init__()
         require(len(set(self.targets)) == len(self.targets) > 0, self, "target", "different obs columns, at least one")
-        both = set(self.regression) & set(self.survival)
-        require(not both, self, "regression", "other than the events of survival")
-        for name in self.regression:
-            if name not in self.targets:
-                raise InputError(f"regression names {name!r}, which is no target. {did_you_mean(name, self.targets)}")
+        require_kinds(self)
         by_type = self.pooling == "cell_type"
         require(self.cell_type is not None or not by_type, self, "cell_type", 'an obs column with pooling="cell_type"')
 

@@ -21,9 +21,8 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import Features
-from geneformer_repro.finetuning.kinds.classes import read_classes
-from geneformer_repro.finetuning.kinds.numbers import read_numbers
-from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, read_survival
+from geneformer_repro.finetuning.kinds import read_labels
+from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
 from geneformer_repro.finetuning.networks import NetworkConfig, Training, scores_by_target
 from geneformer_repro.finetuning.problems.problem import EncoderProblem
 from geneformer_repro.finetuning.splits import Split
@@ -188,16 +187,9 @@ def labelled_cells(
         *survival.values(),
         *([follow_up.cohort] if survival and follow_up and follow_up.cohort else []),
     ]
-    columns = pd.DataFrame({name: cells.require_obs(name) for name in wanted})
-
-    def read_labels(name: str) -> tuple[Target, np.ndarray]:
-        if name in survival:
-            return read_survival(name, columns, survival[name], follow_up or FollowUpConfig())
-        if name in regression:
-            return read_numbers(name, columns[name])
-        return read_classes(name, columns[name], min_cells)
-
-    read = [read_labels(name) for name in targets]
+    columns = {name: cells.require_obs(name) for name in wanted}
+    kinds: dict[str, Any] = {"regression": regression, "survival": survival, "follow_up": follow_up or FollowUpConfig()}
+    read = [read_labels(name, columns.__getitem__, **kinds, min_cells=min_cells) for name in targets]
     labels = np.column_stack([values for _, values in read])
     kept = np.flatnonzero(~np.isnan(labels).all(axis=1))
     if len(kept) < len(cells):

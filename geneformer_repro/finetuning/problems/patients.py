@@ -26,9 +26,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.bags import BagNetwork, Bags, BagShape
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.finetuning.baselines import PatientInputs
-from geneformer_repro.finetuning.kinds.classes import read_classes
-from geneformer_repro.finetuning.kinds.numbers import read_numbers
-from geneformer_repro.finetuning.kinds.survival import read_survival
+from geneformer_repro.finetuning.kinds import read_labels
 from geneformer_repro.finetuning.networks import SELECTION, scores_by_target, trained_once
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.splits import Split
@@ -210,7 +208,8 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
     if nameless:
         logger.info("%s: %d cells have no patient; left out.", config.patient, nameless)
     of_patients = _OfPatients(obs, patient_of)
-    read = [_labels(name, of_patients, config) for name in config.targets]
+    kinds = {"regression": config.regression, "survival": config.survival, "follow_up": config.follow_up}
+    read = [read_labels(name, of_patients.__getitem__, **kinds, row="patient") for name in config.targets]
     labels = np.column_stack([values for _, values in read])
     is_labelled = ~np.isnan(labels).all(axis=1)
     if not is_labelled.all():
@@ -239,17 +238,6 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
         types,
         config.split.group,
     )
-
-
-def _labels(name: str, of_patients: _OfPatients, config: Any) -> tuple[Target, np.ndarray]:
-    """Read a target: a class, a number, or a time until an event."""
-    if name in config.survival:
-        time, cohort = config.survival[name], config.follow_up.cohort
-        columns = {column: of_patients[column] for column in (name, time, *([cohort] if cohort else []))}
-        return read_survival(name, pd.DataFrame(columns), time, config.follow_up)
-    if name in config.regression:
-        return read_numbers(name, of_patients[name])
-    return read_classes(name, of_patients[name], row="patient")
 
 
 def _column(obs: pd.DataFrame, name: str) -> pd.Series:

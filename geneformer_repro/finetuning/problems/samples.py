@@ -35,6 +35,7 @@ from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import SurvivalTime, Target
+from geneformer_repro.tokenizer.dataset import as_labels
 from geneformer_repro.training.config import SeededConfig
 from geneformer_repro.training.log import LOG_FILE
 
@@ -90,7 +91,7 @@ class ExpressionProblem(Problem):
     @property
     def groups(self) -> np.ndarray | None:
         """Group of each sample."""
-        return None if self.group is None else self.obs[self.group].to_numpy(dtype=str)
+        return None if self.group is None else as_labels(self.obs[self.group]).to_numpy()
 
     def select(self, rows: np.ndarray) -> ExpressionProblem:
         """Return the problem of some of the samples."""
