@@ -126,6 +126,29 @@ class PatientInputs(Inputs):
     """Share of each cell type among the cells; None where no types are given."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairInputs:
+    """What the methods know of pairs of a sample and a drug: each sample and each drug once, and who meets whom."""
+
+    samples: np.ndarray | None
+    """Expression, (samples, genes), on a scale on which differences mean the same everywhere; None where there is
+    none."""
+    drugs: np.ndarray | None
+    """Fingerprints, or other numbers, (drugs, features); None where there are none."""
+    pairs: np.ndarray
+    """Number of the sample and of the drug of each row, (rows, 2)."""
+    tissues: np.ndarray
+    """Number of each sample's tissue, (samples,), 0 where none is known."""
+    embedding: np.ndarray | None = None
+    """Vectors of the samples from the model before fine-tuning, (samples, length); None where there are none."""
+
+    def __post_init__(self) -> None:
+        ends = [("samples", self.samples, 0), ("embedding", self.embedding, 0), ("drugs", self.drugs, 1)]
+        ends.append(("tissues", self.tissues, 0))
+        for name, table, column in ends:
+            assert table is None or len(table) > self.pairs[:, column].max(initial=-1), name
+
+
 def sample(strata: np.ndarray, most: int | None, seed: int) -> np.ndarray:
     """Choose rows to fit on, ascending: all, or of more than `most` so many, of each stratum its share."""
     rows = np.arange(len(strata))
