@@ -2,8 +2,8 @@
 
 Two methods that are asked the same groups are right or wrong of many of them together, so their scores are compared
 group by group, or fold by fold. Models of two folds share most of their training rows, so that differences of folds
-vary less than those of independent experiments would: a t-test over ten folds is significant in one of three
-comparisons of equals; Nadeau and Bengio's correction takes that into account. The unpaired test is what Prasse et al.
+vary less than those of independent experiments would, and a plain t-test finds too much; Nadeau and Bengio's correction
+takes that into account. The unpaired test is what Prasse et al.
 computed (their text says paired): all 138 of their marks come out so, of 10 + 10 folds as if of 20 experiments.
 
 All are two-sided, and every result says in which direction: who marks gains alone never sees a loss.
