@@ -130,7 +130,9 @@ class _Columns:
 Look = Callable[[PairInputs, np.ndarray, int], _Columns | None]
 
 
-def _both(inputs: PairInputs, train: np.ndarray, seed: int, *, of: str = "samples", crossed: bool = False) -> _Columns | None:
+def _both(
+    inputs: PairInputs, train: np.ndarray, seed: int, *, of: str = "samples", crossed: bool = False
+) -> _Columns | None:
     """Look at samples and drugs."""
     samples, drugs = _expression(inputs, train, seed, of=of), _chemistry(inputs, train, seed)
     return None if samples is None or drugs is None else _Columns(samples, drugs, inputs.pairs, crossed)
@@ -185,7 +187,11 @@ def _what_is_new(effects: Sequence[Effect], pairs: np.ndarray, seed: int) -> np.
 
 
 def _ridge(
-    columns: Callable[[np.ndarray], np.ndarray], train: np.ndarray, left_N: np.ndarray, fold_N: np.ndarray, seed: int  # noqa: ARG001
+    columns: Callable[[np.ndarray], np.ndarray],
+    train: np.ndarray,
+    left_N: np.ndarray,
+    fold_N: np.ndarray,
+    seed: int,  # noqa: ARG001
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Fit all rows under the penalty that inner folds choose, from sums of products of columns of each fold."""
     with threadpool_limits(1, "blas"):
@@ -203,7 +209,7 @@ def _ridge(
 def _products(
     columns: Callable[[np.ndarray], np.ndarray], train: np.ndarray, left_N: np.ndarray, fold_N: np.ndarray
 ) -> np.ndarray:
-    """Return products of a column of ones, the columns, and what is to be predicted, of each fold, (K, F + 2, F + 2)."""
+    """Return products of a column of ones, the columns, and what is to be predicted, by fold, (K, F + 2, F + 2)."""
     n_columns = columns(train[:0]).shape[1]
     products_KFF = np.zeros((_FOLDS, n_columns + 2, n_columns + 2))
     for fold in range(_FOLDS):
