@@ -64,9 +64,9 @@ class ResponseLabels(Kind[Response]):
 
     leading = f"pearson_global{NORMALISED}"
     spelled = {  # noqa: RUF012
-        leading: "correlation beyond mean effects",
-        "pearson_within_drug": "correlation within drugs",
-        "pearson_within_sample": "correlation within samples",
+        leading: "residual correlation",
+        "pearson_within_drug": "r within drugs",
+        "pearson_within_sample": "r within samples",
     }
     strata_are_classes = False
 

@@ -31,9 +31,9 @@ def aggregations_figure(methods: pd.DataFrame, ours: str, naive: str) -> "Figure
     naive
         That of the mean effects; where it was not run, ours stands alone.
     """
-    scores, rows = {"ours": ours}, []
+    scores, rows = {"ours": "as predicted"}, []
     if naive in methods.index and ours != naive:
-        scores |= {"beyond": f"{ours}, mean effects taken off", "naive": naive}
+        scores |= {"beyond": f"less {naive}", "naive": f"{naive} alone"}
     for aggregation in _SPELLED:
         name = f"pearson_{aggregation}"
         of_series = {"ours": (ours, name), "beyond": (ours, f"{name}{NORMALISED}"), "naive": (naive, name)}
@@ -47,7 +47,7 @@ def aggregations_figure(methods: pd.DataFrame, ours: str, naive: str) -> "Figure
         )
     figure, axes = rows_figure(pd.DataFrame(rows).astype(float), list(_SPELLED.values()), scores)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(xlabel="correlation of predicted and true responses (bar: 95 % interval)")
+    axes.set(xlabel=f"{ours}: correlation with true responses (bar: 95 % interval)")
     return figure
 
 
