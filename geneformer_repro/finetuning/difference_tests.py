@@ -60,7 +60,9 @@ def paired_test(scores: np.ndarray, others: np.ndarray, *, test_to_train: float 
     differences = np.asarray(scores, dtype=np.float64) - np.asarray(others, dtype=np.float64)
     differences = differences[~np.isnan(differences)]
     n = len(differences)
-    return _tested(differences.mean() if n else np.nan, _variance(differences) * (1 / max(n, 1) + test_to_train), n - 1, n)
+    return _tested(
+        differences.mean() if n else np.nan, _variance(differences) * (1 / max(n, 1) + test_to_train), n - 1, n
+    )
 
 
 def unpaired_test(scores: np.ndarray, others: np.ndarray) -> DifferenceTest:

@@ -78,9 +78,10 @@ class Identities(NamedTuple):
         """
         if by == "tissue" and self.tissues is None:
             raise InputError('split.by="tissue" needs the tissue of every sample; name the column that has it.')
-        columns = {"pair": [self.samples, self.drugs], "drug": [self.drugs], "tissue": [self.tissues]}
-        first, *second = (np.asarray(column).astype(str) for column in columns.get(by, [self.samples]))
-        return np.char.add(np.char.add(first, " × "), second[0]) if second else first
+        if by == "pair":
+            return np.char.add(np.char.add(self.samples.astype(str), " × "), self.drugs.astype(str))
+        column = {"drug": self.drugs, "tissue": self.tissues}.get(by, self.samples)
+        return np.asarray(column).astype(str)
 
 
 def make_pair_splits(

@@ -192,7 +192,7 @@ def _mean(scores_GR: np.ndarray, weights_GR: np.ndarray) -> np.ndarray:
 def named(score: str, aggregation: Aggregation) -> str:
     """Return what a score of groups is called as that of an aggregation: ``pearson_within_drug_normalised``."""
     plain = score.removesuffix(NORMALISED)
-    return f"{plain}_{aggregation}{score[len(plain):]}"
+    return f"{plain}_{aggregation}{score[len(plain) :]}"
 
 
 def scores_of_groups(
