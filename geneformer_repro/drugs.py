@@ -20,6 +20,7 @@ import pandas as pd
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError, did_you_mean
+from geneformer_repro.files import misfit
 from geneformer_repro.identities import normalised_name, numbers_by_name
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
@@ -158,7 +159,7 @@ class Drugs:
 
         See Also
         --------
-        Drugs.one_hot : Which of the training drugs each drug is.
+        Drugs.of_names : Drugs to choose from.
 
         Examples
         --------
@@ -247,32 +248,7 @@ class Drugs:
         table = _rdkit_descriptors(molecules) if kind == "rdkit" else _mordred_descriptors(molecules)
         return table.set_axis(self.names, axis=0).replace([np.inf, -np.inf], np.nan)
 
-    def one_hot(self, training: "Drugs") -> np.ndarray:
-        """Return which of the training drugs each drug is, by identity.
-
-        Returns
-        -------
-        Drugs × distinct keys of `training`, float32; zeros for a drug that is not among them.
-
-        See Also
-        --------
-        Drugs.fingerprints : What tells something of a drug that is new.
-
-        Examples
-        --------
-        >>> import geneformer_repro as gf
-        >>> training = gf.Drugs.of_names(["Erlotinib", "PLX-4720"])
-        >>> gf.Drugs.of_names(["PLX4720", "Lapatinib"]).one_hot(training).tolist()
-        [[0.0, 1.0], [0.0, 0.0]]
-        """
-        places = {key: i for i, key in enumerate(dict.fromkeys(training.keys))}
-        vectors = np.zeros((len(self), len(places)), dtype=np.float32)
-        for row, key in enumerate(self.keys):
-            if key in places:
-                vectors[row, places[key]] = 1
-        return vectors
-
-    def vectors(self, table: pd.DataFrame | str | Path, *, name: str | None = None) -> np.ndarray:
+    def vectors(self, table: pd.DataFrame | str | Path, *, name: str | None = None) -> pd.DataFrame:
         """Return vectors of the drugs that somebody computed before.
 
         Parameters
@@ -284,7 +260,7 @@ class Drugs:
 
         Returns
         -------
-        Drugs × numbers, float32, as they are.
+        A row a drug, by its name here, a column a number, float32, as they are.
 
         Raises
         ------
@@ -302,8 +278,10 @@ class Drugs:
         >>> import geneformer_repro as gf
         >>> import pandas as pd
         >>> table = pd.DataFrame({"drug": ["PLX4720", "Erlotinib"], "v1": [0.5, 1.0], "v2": [2.0, 0.0]})
-        >>> gf.Drugs.of_names(["Erlotinib", "PLX-4720"]).vectors(table).tolist()
-        [[1.0, 0.0], [0.5, 2.0]]
+        >>> gf.Drugs.of_names(["Erlotinib", "PLX-4720"]).vectors(table)
+                    v1   v2
+        Erlotinib  1.0  0.0
+        PLX-4720   0.5  2.0
         """
         called, rows = read_rows(table, "The table of vectors")
         column = name if name is not None else column_called(list(rows.columns), NAME_COLUMNS) or str(rows.columns[0])
@@ -325,7 +303,8 @@ class Drugs:
                 f"{called}: {len(without)} of {len(self)} drugs have no row ({examples(without, 8)}); its names are "
                 f"{examples(names)}. Add them, or leave these drugs out."
             )
-        return numbers[[places[drug] for drug in self.names]]
+        in_order = numbers[[places[drug] for drug in self.names]]
+        return pd.DataFrame(in_order, index=list(self.names), columns=beside.columns)
 
     def structures(self, needed_by: str) -> list[str]:
         """Return the SMILES of all drugs.
@@ -587,15 +566,13 @@ class SmilesVocabulary:
         smiles
             Of drugs.
         length
-            Columns; by default those of the longest. A longer SMILES loses its end, which the log says.
+            Columns; by default those of the longest. A longer SMILES loses its end.
 
         Returns
         -------
         Drugs × characters, int64, padded with 0 on the right.
         """
         width = max(map(len, smiles), default=0) if length is None else length
-        if longer := sum(len(text) > width for text in smiles):
-            logger.warning("%d of %d SMILES are longer than %d characters and are cut.", longer, len(smiles), width)
         ids = {character: i for i, character in enumerate(self.characters, 2)}
         encoded = np.full((len(smiles), width), PADDING, dtype=np.int64)
         for row, text in zip(encoded, smiles, strict=True):
@@ -608,5 +585,13 @@ class SmilesVocabulary:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SmilesVocabulary":
-        """Return what `to_json` wrote."""
+        """Return what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            It is damaged.
+        """
+        if wrong := misfit(content, {"characters": [str]}, "characters of SMILES"):
+            raise InputError(wrong)
         return cls(tuple(content["characters"]))

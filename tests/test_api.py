@@ -115,7 +115,6 @@ FUNCTIONS = {
     "Drugs.select": "self, numbers",
     "Drugs.fingerprints": "self, radius, n_bits",
     "Drugs.descriptors": "self, kind",
-    "Drugs.one_hot": "self, training",
     "Drugs.vectors": "self, table, *, name",
     "Drugs.structures": "self, needed_by",
     "Harmoniser.fit": "values, batches, *, method, reference, on_unseen",
