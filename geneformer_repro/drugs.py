@@ -357,6 +357,22 @@ def same_drugs(a: Drugs, b: Drugs) -> pd.DataFrame:
     ------
     MissingExtraError
         There are structures, and RDKit is not installed (extra ``drug``).
+
+    See Also
+    --------
+    Drugs.of_table : Reads drugs.
+    identities.same_samples : The same of samples.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import geneformer_repro as gf
+    >>> from geneformer_repro.drugs import same_drugs
+    >>> ours = gf.Drugs.of_table(pd.DataFrame({"drug": ["Aspirin"], "smiles": ["CC(=O)Oc1ccccc1C(O)=O"]}))
+    >>> table = pd.DataFrame({"drug": ["ASA", "ethanol"], "smiles": ["CC(=O)OC1=CC=CC=C1C(=O)O", "CCO"]})
+    >>> same_drugs(ours, gf.Drugs.of_table(table))
+             a    b         by
+    0  Aspirin  ASA  structure
     """
     ways = {
         "structure": [drugs.keys for drugs in (a, b)],

@@ -41,6 +41,12 @@ def test_a_drug_is_its_largest_part_without_charges_of_a_salt(smiles, parent, ca
     assert capfd.readouterr().err == ""
 
 
+def test_what_is_a_parent_is_its_own(shared):
+    smiles = pd.read_csv(shared / "data" / "gdsc_ccle" / "smiles.tsv", sep="\t")["smiles"]
+    parents = [canonical_parent(text) for text in smiles[::4]]
+    assert [canonical_parent(parent) for parent in parents] == parents
+
+
 def test_stereochemistry_tells_drugs_apart():
     assert canonical_parent(DOXORUBICIN) != canonical_parent(EPIRUBICIN)
 

@@ -129,7 +129,13 @@ REFUSED = {
         LONG.rename(columns={"cell_line": "x"}),
         {"measure": "AUC", "value": "auc"},
         InputError,
-        "expected columns of samples and of drugs beside 'auc', found none of samples",
+        "expected a column of samples beside the values in 'auc', found 'x', 'drug', 'auc'. Name it with sample=",
+    ),
+    "a measure is no drug": (
+        LONG.rename(columns={"drug": "substance"}),
+        {"measure": "AUC"},
+        InputError,
+        "expected a column of drugs beside the values in 'auc', found 'cell_line', 'substance', 'auc'. Name it with dr",
     ),
     "either way round": (
         WIDE,
