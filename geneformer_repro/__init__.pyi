@@ -24,6 +24,13 @@ from geneformer_repro.finetuning.patients import FinetunedPatients as FinetunedP
 from geneformer_repro.finetuning.patients import PatientConfig as PatientConfig
 from geneformer_repro.finetuning.patients import finetune_patients as finetune_patients
 from geneformer_repro.finetuning.predict import predict as predict
+from geneformer_repro.finetuning.response_data import ResponseConfig as ResponseConfig
+from geneformer_repro.finetuning.response_data import ResponseData as ResponseData
+from geneformer_repro.finetuning.response_prediction import predict_response as predict_response
+from geneformer_repro.finetuning.response_study import ResponseStudyConfig as ResponseStudyConfig
+from geneformer_repro.finetuning.response_tables import ResponseStudy as ResponseStudy
+from geneformer_repro.finetuning.responses import FinetunedResponse as FinetunedResponse
+from geneformer_repro.finetuning.responses import finetune_response as finetune_response
 from geneformer_repro.finetuning.study import TransferStudy as TransferStudy
 from geneformer_repro.finetuning.study import TransferStudyConfig as TransferStudyConfig
 from geneformer_repro.finetuning.study import transfer_study as transfer_study
