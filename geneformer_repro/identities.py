@@ -220,20 +220,18 @@ def _pairs(names_a: Sequence[str], names_b: Sequence[str], aliases: Aliases | No
     rows = {name: aliases.row(name) if aliases else None for name in [*names_a, *names_b]}
     same_text, same_row, same_letters = (_groups(names_b, key) for key in (str.strip, rows.get, normalised_name))
     n_of_letters = Counter(map(normalised_name, names_a))
-    certain: list[tuple[str, str, str]] = []
+    pairs: dict[tuple[str, str], str] = {}
     for a in names_a:
-        by_text, by_row = same_text[a.strip()], same_row[rows[a]] if rows[a] is not None else []
-        certain += [(a, b, "name") for b in by_text]
-        certain += [(a, b, "alias") for b in by_row if b not in by_text]
-    matched = {a for a, _, _ in certain}, {b for _, b, _ in certain}
-    pairs = {(a, b): by for a, b, by in certain}
+        pairs |= {(a, b): "alias" for b in (same_row[rows[a]] if rows[a] is not None else [])}
+        pairs |= {(a, b): "name" for b in same_text[a.strip()]}
+    sure_a, sure_b = {a for a, _ in pairs}, {b for _, b in pairs}
     for a in names_a:
         alike = same_letters[normalised_name(a)]
-        alone = n_of_letters[normalised_name(a)] == len(alike) == 1
+        is_alone = n_of_letters[normalised_name(a)] == len(alike) == 1
         for b in alike:
-            told_apart = (a in matched[0] and b in matched[1]) or (rows[a] is not None and rows[b] is not None)
+            told_apart = (a in sure_a and b in sure_b) or (rows[a] is not None and rows[b] is not None)
             if not told_apart:
-                pairs.setdefault((a, b), "normalised name" if alone else "ambiguous")
+                pairs[a, b] = "normalised name" if is_alone else "ambiguous"
     order = {a: i for i, a in enumerate(names_a)}
     return sorted(((a, b, by) for (a, b), by in pairs.items()), key=lambda pair: order[pair[0]])
 
@@ -294,7 +292,7 @@ def near_duplicates(
     margin
         Or the least by which two samples, standardised, are nearer to each other than either is to any third. A study
         of fewer than 20 samples takes the means and deviations of the other; where neither has as many, nothing is
-        found so.
+        found so. Nor is what is there three times, or twice in one study: its copies are as near to each other.
 
     Returns
     -------

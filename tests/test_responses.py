@@ -76,7 +76,7 @@ def test_rows_of_one_name_are_replicates(caplog):
     caplog.set_level(logging.INFO, logger="geneformer_repro")
     table = WIDE.assign(line="A549").rename(columns={"line": "sample"})
     assert rows(read_responses(table, measure="AUC")) == [("A549", "Erlotinib", 0.5, 2), ("A549", "PLX4720", 0.8, 1)]
-    assert caplog.messages[0] == "The table of responses: 1 rows have the name of another (first: 'A549'); they are averaged."
+    assert caplog.messages[0].endswith(": 1 rows have the name of another (first: 'A549'); they are averaged.")
 
 
 CONCENTRATIONS = {"IC50_uM": 1.0, "IC50_nM": 1000.0}
