@@ -179,11 +179,11 @@ def test_what_is_not_at_hand_leaves_a_method_out(small_trees, little):
     np.testing.assert_array_equal(crossed, ask(CROSSED, inputs, values, split))
 
 
-def test_where_structures_are_unknown_a_drug_is_who_it_is(little):
-    inputs, values, _ = little
+def test_where_structures_are_unknown_a_drug_is_who_it_is(interacting):
+    inputs, values, _ = interacting
     split = split_of(inputs, "sample")
     named = PairInputs(samples=inputs.samples, drugs=None, pairs=inputs.pairs, tissues=inputs.tissues)
-    one_hot = PairInputs(samples=inputs.samples, drugs=np.eye(12), pairs=inputs.pairs, tissues=inputs.tissues)
+    one_hot = PairInputs(samples=inputs.samples, drugs=np.eye(24), pairs=inputs.pairs, tissues=inputs.tissues)
     np.testing.assert_array_equal(ask(CROSSED, named, values, split), ask(CROSSED, one_hot, values, split))
     errors = [np.std(values[split.test] - ask(name, named, values, split)) for name in (CROSSED, MEAN_EFFECTS)]
     assert errors[0] < 0.9 * errors[1]
