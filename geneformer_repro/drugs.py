@@ -6,8 +6,10 @@ doxorubicin is epirubicin. A complex of a metal stays whole: the largest part of
 made one, which RDKit does slowly and not always the same from version to version.
 """
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import pandas as pd
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError, did_you_mean
-from geneformer_repro.identities import normalised_name
+from geneformer_repro.identities import normalised_name, numbers_by_name
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
 
@@ -50,6 +52,19 @@ class Drugs:
         name. Drugs with one key are the same drug under several names.
     invalid
         Names that were left out, because their SMILES cannot be read.
+
+    See Also
+    --------
+    read_responses : How samples responded to drugs.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> import pandas as pd
+    >>> smiles = ["CC(=O)Oc1ccccc1C(O)=O", "[Na+].CC(=O)Oc1ccccc1C([O-])=O", None]
+    >>> table = pd.DataFrame({"drug": ["Aspirin", "sodium acetylsalicylate", "Drug-7"], "smiles": smiles})
+    >>> gf.Drugs.of_table(table).keys
+    ('CC(=O)Oc1ccccc1C(=O)O', 'CC(=O)Oc1ccccc1C(=O)O', 'DRUG7')
     """
 
     names: tuple[str, ...]
@@ -79,22 +94,37 @@ class Drugs:
         Raises
         ------
         InputError
-            There is no such file or column, or no drug; a name has two structures.
+            There is no such file or column, or no drug; a drug has no name, or two structures.
         DataFormatError
-            The file is no table, or a drug has no name.
+            The file is no table.
         MissingExtraError
             There are SMILES, and RDKit is not installed (extra ``drug``).
+
+        See Also
+        --------
+        Drugs.of_names : Drugs without structures.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> import pandas as pd
+        >>> erlotinib = "COCCOc1cc2ncnc(Nc3cccc(C#C)c3)c2cc1OCCOC"
+        >>> table = pd.DataFrame({"compound": ["Erlotinib HCl", "X"], "SMILES": [f"{erlotinib}.Cl", "C1CC"]})
+        >>> drugs = gf.Drugs.of_table(table)
+        >>> drugs.smiles
+        ('C#Cc1cccc(Nc2ncnc3cc(OCCOC)c(OCCOC)cc23)c1',)
+        >>> drugs.invalid
+        ('X',)
         """
         called, rows = read_rows(table, "The table of drugs")
         column = _column(called, rows, name, NAME_COLUMNS, "names of drugs", "name")
         of_smiles = smiles if smiles is not None else column_called(list(rows.columns), _SMILES_COLUMNS)
-        written = [text.strip() for text in texts(rows[column])]
-        if "" in written:
-            raise DataFormatError(f"{called}: row {written.index('') + 1} has no name of a drug in {column!r}.")
+        written = texts(rows[column])
+        _require_names(called, list(dict.fromkeys(written)))
         if of_smiles is None:
             return cls.of_names(list(dict.fromkeys(written)))
         structures = texts(rows[_column(called, rows, of_smiles, (), "SMILES", "smiles")])
-        return _with_structures(called, written, [text.strip() for text in structures])
+        return _with_structures(called, written, structures)
 
     @classmethod
     @typed
@@ -105,16 +135,37 @@ class Drugs:
         ------
         InputError
             A name is empty or stands twice.
+
+        See Also
+        --------
+        Drugs.of_table : Drugs with structures.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Drugs.of_names(["Erlotinib", "PLX-4720"]).keys
+        ('ERLOTINIB', 'PLX4720')
         """
         names = [str(name) for name in names]
-        _require_names(names)
+        _require_names("The names of drugs", names)
         return _said(cls(tuple(names), (None,) * len(names), tuple(map(normalised_name, names))))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, numbers: Sequence[int] | np.ndarray) -> "Drugs":
-        """Return the drugs of these numbers, in this order."""
+        """Return the drugs of these numbers, in this order.
+
+        See Also
+        --------
+        Drugs.one_hot : Which of the training drugs each drug is.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Drugs.of_names(["Erlotinib", "PLX-4720"]).select([1]).names
+        ('PLX-4720',)
+        """
         chosen = [int(number) for number in numbers]
         smiles = tuple(self.smiles[i] for i in chosen)
         return Drugs(tuple(self.names[i] for i in chosen), smiles, tuple(self.keys[i] for i in chosen))
@@ -139,6 +190,19 @@ class Drugs:
             Drugs have no structure; names them.
         MissingExtraError
             RDKit is not installed (extra ``drug``).
+
+        See Also
+        --------
+        Drugs.descriptors : Numbers that mean something to a chemist.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> import pandas as pd
+        >>> drugs = gf.Drugs.of_table(pd.DataFrame({"drug": ["ethanol", "propanol"], "smiles": ["CCO", "CCCO"]}))
+        >>> bits = drugs.fingerprints(radius=1, n_bits=1024)
+        >>> bits.shape, int(bits[0].sum()), int((bits[0] * bits[1]).sum())
+        ((2, 1024), 6, 5)
         """
         molecules = self._molecules("Morgan fingerprints")
         from rdkit.Chem import rdFingerprintGenerator
@@ -164,6 +228,18 @@ class Drugs:
         ------
         InputError, MissingExtraError
             As `fingerprints`.
+
+        See Also
+        --------
+        Drugs.fingerprints : Which groups of atoms there are.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> import pandas as pd
+        >>> drugs = gf.Drugs.of_table(pd.DataFrame({"drug": ["ethanol", "propanol"], "smiles": ["CCO", "CCCO"]}))
+        >>> drugs.descriptors()["MolWt"].round(2).tolist()
+        [46.07, 60.1]
         """
         if kind not in ("rdkit", "mordred"):
             raise InputError(f"Descriptors kind={kind!r}. {did_you_mean(kind, ('rdkit', 'mordred'))}")
@@ -177,6 +253,17 @@ class Drugs:
         Returns
         -------
         Drugs × distinct keys of `training`, float32; zeros for a drug that is not among them.
+
+        See Also
+        --------
+        Drugs.fingerprints : What tells something of a drug that is new.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> training = gf.Drugs.of_names(["Erlotinib", "PLX-4720"])
+        >>> gf.Drugs.of_names(["PLX4720", "Lapatinib"]).one_hot(training).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
         """
         places = {key: i for i, key in enumerate(dict.fromkeys(training.keys))}
         vectors = np.zeros((len(self), len(places)), dtype=np.float32)
@@ -185,6 +272,61 @@ class Drugs:
                 vectors[row, places[key]] = 1
         return vectors
 
+    def vectors(self, table: pd.DataFrame | str | Path, *, name: str | None = None) -> np.ndarray:
+        """Return vectors of the drugs that somebody computed before.
+
+        Parameters
+        ----------
+        table
+            A row a drug: a column of names, numbers in the others.
+        name
+            The column of names; by default the one that is called so ("drug", "compound" …), else the first.
+
+        Returns
+        -------
+        Drugs × numbers, float32, as they are.
+
+        Raises
+        ------
+        InputError
+            Drugs have no row (the message names them), or one has two.
+        DataFormatError
+            The file is no table, there is no column of numbers, or a value is no number.
+
+        See Also
+        --------
+        Drugs.fingerprints : Vectors out of structures.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"drug": ["PLX4720", "Erlotinib"], "v1": [0.5, 1.0], "v2": [2.0, 0.0]})
+        >>> gf.Drugs.of_names(["Erlotinib", "PLX-4720"]).vectors(table).tolist()
+        [[1.0, 0.0], [0.5, 2.0]]
+        """
+        called, rows = read_rows(table, "The table of vectors")
+        column = name if name is not None else column_called(list(rows.columns), NAME_COLUMNS) or str(rows.columns[0])
+        names = texts(rows[_column(called, rows, column, (), "names of drugs", "name")])
+        _require_names(called, names)
+        beside = rows.drop(columns=column)
+        numbers = beside.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float32)
+        if not numbers.shape[1]:
+            raise DataFormatError(f"{called}: expected numbers beside the names of drugs, found no other column.")
+        wrong = np.argwhere(~np.isfinite(numbers))
+        if len(wrong):
+            raise DataFormatError(
+                f"{called}: drug {names[wrong[0][0]]!r} has no number in column {beside.columns[wrong[0][1]]!r}."
+            )
+        places = numbers_by_name({name: row for row, name in enumerate(names)}, self.names)
+        without = [drug for drug in self.names if drug not in places]
+        if without:
+            raise InputError(
+                f"{called}: {len(without)} of {len(self)} drugs have no row ({examples(without, 8)}); its names are "
+                f"{examples(names)}. Add them, or leave these drugs out."
+            )
+        return numbers[[places[drug] for drug in self.names]]
+
     def structures(self, needed_by: str) -> list[str]:
         """Return the SMILES of all drugs.
 
@@ -192,6 +334,20 @@ class Drugs:
         ------
         InputError
             Drugs have none; names what needs them and the drugs.
+
+        See Also
+        --------
+        Drugs.of_table : Reads them.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> try:
+        ...     gf.Drugs.of_names(["Erlotinib"]).structures("Morgan fingerprints")
+        ... except gf.InputError as error:
+        ...     print(error)
+        Morgan fingerprints need the structure of each drug, and 1 of 1 have no SMILES ('Erlotinib'). Add them to the
+        table of drugs, leave these drugs out, or choose one-hot or vectors of your own.
         """
         without = [name for name, smiles in zip(self.names, self.smiles, strict=True) if smiles is None]
         if without:
@@ -208,6 +364,47 @@ class Drugs:
             return [chemistry.MolFromSmiles(smiles) for smiles in structures]
 
 
+def same_drugs(a: Drugs, b: Drugs) -> pd.DataFrame:
+    """Say which drugs of two studies are the same.
+
+    Returns
+    -------
+    A row a pair, in the order of `a`: ``a``, ``b`` (names) and ``by``: "structure"; "name" (the normalised name, where
+    a structure is not known or is drawn otherwise); or "skeleton" (the same atoms and bonds with other or unknown
+    stereochemistry: a racemate and its enantiomer, but also doxorubicin and epirubicin). For a split to be strict none
+    of them may stand on both sides.
+
+    Raises
+    ------
+    MissingExtraError
+        There are structures, and RDKit is not installed (extra ``drug``).
+    """
+    ways = {
+        "structure": [drugs.keys for drugs in (a, b)],
+        "name": [tuple(map(normalised_name, drugs.names)) for drugs in (a, b)],
+        "skeleton": [tuple(map(_skeleton, drugs.smiles)) for drugs in (a, b)],
+    }
+    pairs: dict[tuple[int, int], str] = {}
+    for by, (of_a, of_b) in ways.items():
+        numbers: dict[str, list[int]] = {}
+        for j, key in enumerate(of_b):
+            numbers.setdefault(key, []).append(j)
+        for i, key in enumerate(of_a):
+            for j in numbers.get(key, ()) if key else ():
+                is_name = by == "structure" and a.smiles[i] is None and b.smiles[j] is None
+                pairs.setdefault((i, j), "name" if is_name else by)
+    rows = [(a.names[i], b.names[j], by) for (i, j), by in sorted(pairs.items())]
+    return pd.DataFrame(rows, columns=["a", "b", "by"])
+
+
+def _skeleton(smiles: str | None) -> str:
+    """Return canonical SMILES without stereochemistry; "" of none."""
+    if smiles is None:
+        return ""
+    with _quiet_rdkit() as chemistry:
+        return str(chemistry.MolToSmiles(chemistry.MolFromSmiles(smiles), isomericSmiles=False))
+
+
 def _column(called: str, rows: pd.DataFrame, chosen: str | None, choices: Sequence[str], what: str, option: str) -> str:
     column = chosen if chosen is not None else column_called(list(rows.columns), choices)
     if column is None:
@@ -220,15 +417,15 @@ def _column(called: str, rows: pd.DataFrame, chosen: str | None, choices: Sequen
     return column
 
 
-def _require_names(names: Sequence[str]) -> None:
+def _require_names(called: str, names: Sequence[str]) -> None:
     if not names:
-        raise InputError("No drug was given.")
+        raise InputError(f"{called}: there is no drug.")
     empty = [i for i, name in enumerate(names, 1) if not name.strip()]
     if empty:
-        raise InputError(f"Drug {empty[0]} of {len(names)} has no name.")
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        raise InputError(f"{called}: drug {empty[0]} of {len(names)} has no name.")
+    twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        raise InputError(f"{len(twice)} drugs stand twice (first: {twice[0]!r}).")
+        raise InputError(f"{called}: {len(twice)} drugs stand there twice (first: {twice[0]!r}).")
 
 
 def _with_structures(called: str, names: Sequence[str], written: Sequence[str]) -> Drugs:
@@ -316,16 +513,22 @@ def canonical_parent(smiles: str) -> str | None:
         RDKit is not installed (extra ``drug``).
     """
     with _quiet_rdkit() as chemistry:
-        from rdkit.Chem.MolStandardize import rdMolStandardize
-
         molecule = chemistry.MolFromSmiles(smiles)
         if molecule is None or not molecule.GetNumAtoms():
             return None
         elements = {atom.GetAtomicNum() for atom in molecule.GetAtoms()}
         if 6 in elements and not elements & _METALS:
-            molecule = rdMolStandardize.LargestFragmentChooser(preferOrganic=True).choose(molecule)
-            molecule = rdMolStandardize.Uncharger().uncharge(molecule)
+            largest, uncharged = _standardisers()
+            molecule = uncharged(largest(molecule))
         return str(chemistry.MolToSmiles(molecule))
+
+
+@functools.cache
+def _standardisers() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what takes the largest organic part, and what takes charges away; each is slow to make."""
+    from rdkit.Chem.MolStandardize import rdMolStandardize
+
+    return rdMolStandardize.LargestFragmentChooser(preferOrganic=True).choose, rdMolStandardize.Uncharger().uncharge
 
 
 def _rdkit_descriptors(molecules: Sequence[Any]) -> pd.DataFrame:
@@ -384,13 +587,15 @@ class SmilesVocabulary:
         smiles
             Of drugs.
         length
-            Columns; by default those of the longest. A longer SMILES loses its end.
+            Columns; by default those of the longest. A longer SMILES loses its end, which the log says.
 
         Returns
         -------
         Drugs × characters, int64, padded with 0 on the right.
         """
         width = max(map(len, smiles), default=0) if length is None else length
+        if longer := sum(len(text) > width for text in smiles):
+            logger.warning("%d of %d SMILES are longer than %d characters and are cut.", longer, len(smiles), width)
         ids = {character: i for i, character in enumerate(self.characters, 2)}
         encoded = np.full((len(smiles), width), PADDING, dtype=np.int64)
         for row, text in zip(encoded, smiles, strict=True):

@@ -10,10 +10,10 @@ import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,9 @@ _BETWEEN = re.compile(r"\s*[;|]\s*|,\s+")
 """What stands between several names in one field: as in Cellosaurus ("; "), in DepMap (", ")."""
 _BLOCK = 512
 """Samples whose correlations are computed at once."""
+_LEAST_SAMPLES, _LEAST_GENES, _LEAST_DEVIATION = 20, 100, 1e-6
+"""A study with so many samples has means and deviations of its own; so many genes make a profile; and a gene with less
+spread varies by rounding alone."""
 
 
 def normalised_name(name: str) -> str:
@@ -58,10 +61,13 @@ class Aliases:
     Parameters
     ----------
     rows
-        Row of each name as it is written, and of each normalised name, if it stands in one row alone.
+        Row of each name as it is written, if it stands in one row alone.
+    rows_of_letters
+        The same of normalised names.
     """
 
     rows: dict[str, int] = field(repr=False)
+    rows_of_letters: dict[str, int] = field(repr=False)
 
     @classmethod
     def of_table(cls, table: pd.DataFrame | str | Path, *, columns: Sequence[str] | None = None) -> "Aliases":
@@ -98,19 +104,20 @@ class Aliases:
             for row, text in enumerate(_as_texts(rows[column])):
                 for alias in filter(None, _BETWEEN.split(text)):
                     places[alias].add(row)
-                    places[normalised_name(alias)].add(row)
+        of_letters: dict[str, set[int]] = defaultdict(set)
+        for alias, numbers in places.items():
+            of_letters[normalised_name(alias)] |= numbers
         shared = sorted(alias for alias, numbers in places.items() if len(numbers) > 1)
         logger.info(
-            "%s: %s samples by %s; %d names stand in several rows and are not used%s.",
-            *(name, f"{len(rows):,}", ", ".join(map(repr, naming)), len(shared)),
-            f" ({examples(shared)})" if shared else "",
+            "%s: %s samples by %s%s.",
+            *(name, f"{len(rows):,}", ", ".join(map(repr, naming))),
+            f"; names that stand in several rows are nobody's: {examples(shared)}" if shared else "",
         )
-        return cls({alias: min(numbers) for alias, numbers in places.items() if len(numbers) == 1})
+        return cls(*({key: min(n) for key, n in rows_of.items() if len(n) == 1} for rows_of in (places, of_letters)))
 
     def row(self, name: str) -> int | None:
         """Return the row of a name, as it is written, else once it is normalised; None where there is none."""
-        name = name.strip()
-        return self.rows.get(name, self.rows.get(normalised_name(name)))
+        return self.rows.get(name.strip(), self.rows_of_letters.get(normalised_name(name)))
 
 
 def _is_naming(column: str) -> bool:
@@ -179,6 +186,18 @@ def _pairs(names_a: Sequence[str], names_b: Sequence[str], aliases: Aliases | No
     return sorted(((a, b, by) for (a, b), by in pairs.items()), key=lambda pair: order[pair[0]])
 
 
+def numbers_by_name(numbers: Mapping[str, int], wanted: Iterable[str]) -> dict[str, int]:
+    """Return the numbers of wanted names: by the name as it is, else by the normalised name, where that has one number.
+
+    Names without a number are not among them.
+    """
+    of_letters: dict[str, set[int]] = defaultdict(set)
+    for name, number in numbers.items():
+        of_letters[normalised_name(name)].add(number)
+    candidates = {name: {numbers[name]} if name in numbers else of_letters[normalised_name(name)] for name in wanted}
+    return {name: min(choices) for name, choices in candidates.items() if len(choices) == 1}
+
+
 def _groups(names: Sequence[str], key: Callable[[str], Any]) -> dict[Any, list[str]]:
     groups: dict[Any, list[str]] = defaultdict(list)
     for name in names:
@@ -190,52 +209,126 @@ def _groups(names: Sequence[str], key: Callable[[str], Any]) -> dict[Any, list[s
 
 
 def near_duplicates(
-    a: np.ndarray, b: np.ndarray, names_a: Sequence[str], names_b: Sequence[str], *, threshold: float = 0.99
+    a: pd.DataFrame, b: pd.DataFrame | None = None, *, threshold: float = 0.99, margin: float = 0.2
 ) -> pd.DataFrame:
-    """List pairs of samples of two studies whose expression is all but the same.
+    """List pairs of samples that are one by their expression, whatever they are called.
+
+    A copy has the same profile to the last digits. The same material processed another way has not: counts and
+    published z-scores of 450 tumours of TCGA correlate at 0.01 to 0.44 with themselves. Once each gene is standardised
+    within its study they do at 0.79 to 0.92, but lines of one lineage reach 0.82, too (GDSC), only that they have
+    several neighbours as near. So what is there twice is told by a neighbour that is nearer than all others, seen from
+    both sides: 447 of the 450, and no wrong pair. Of GDSC's 975 lines five pairs are listed, the first of them a copy
+    (LB771-HNC and FLO-1, 0.996 as they are); the other four are to be looked at.
 
     Parameters
     ----------
     a, b
-        Expression (samples × genes) over the same genes in the same order, on one scale, log2 or standardised; finite.
-    names_a, names_b
-        Names of the rows.
+        Expression, samples × genes, on a scale on which sums make sense (log2, z-scores). Genes count that both have,
+        without gaps. Without `b`, pairs within `a` are looked for.
     threshold
-        Least Pearson correlation over the genes.
+        Least Pearson correlation over the genes as they are.
+    margin
+        Or the least by which two samples, standardised, are nearer to each other than either is to any third. A study
+        of fewer than 20 samples takes the means and deviations of the other; where neither has as many, nothing is
+        found so.
 
     Returns
     -------
-    A row a pair, the highest correlation first: ``a``, ``b``, ``r``. Of one study with itself give it twice: pairs of a
-    row with itself, and each pair a second time, are not for the caller to remove: they are not among them when `a` is
-    `b`.
+    A row a pair, the widest margin first: ``a``, ``b``, ``r``, and, once standardised, ``r_standardised`` and
+    ``margin``.
 
     Raises
     ------
     InputError
-        The genes are not as many, names are not as many as rows, or values are not finite.
+        There are fewer than 100 genes that both have.
     """
-    for values, names in ((a, names_a), (b, names_b)):
-        if values.ndim != 2 or values.shape[1] != a.shape[1] or len(values) != len(names):
-            raise InputError(
-                f"near_duplicates: expected samples × {a.shape[1]:,} genes and as many names, found an array of shape "
-                f"{values.shape} and {len(names):,} names."
-            )
-        if not np.isfinite(values).all():
-            raise InputError("near_duplicates: values must be finite; leave out genes that a sample lacks.")
-    one, other = _standardised(a), _standardised(b)
-    pairs = [
-        (start + i, j, r_BM[i, j])
-        for start in range(0, len(one), _BLOCK)
-        for r_BM in [one[start : start + _BLOCK] @ other.T]
-        for i, j in zip(*np.nonzero(r_BM >= threshold), strict=True)
-        if a is not b or j > start + i
-    ]
-    pairs.sort(key=lambda pair: -pair[2])
-    return pd.DataFrame([(names_a[i], names_b[j], float(r)) for i, j, r in pairs], columns=["a", "b", "r"])
+    other, within = (a, True) if b is None else (b, False)
+    values = _shared_values(a, other)
+    scaled = _standardised(*values)
+    plain_a, plain_b, scaled_a, scaled_b = map(_unit, (*values, *scaled))
+    of_a, of_b = _neighbours(scaled_a, scaled_b, within), _neighbours(scaled_b, scaled_a, within)
+    pairs = {(i, int(j)) for i, j in enumerate(of_a.nearest) if of_b.nearest[j] == i and of_a.r[i] > -1}
+    rows = []
+    for i, j in sorted(pairs | set(_above(plain_a, plain_b, threshold, within))):
+        r_standardised = float(scaled_a[i] @ scaled_b[j])
+        gap = r_standardised - max(of_a.beside(i, j), of_b.beside(j, i))
+        r = float(plain_a[i] @ plain_b[j])
+        if (r >= threshold or gap >= margin) and not (within and j < i):
+            rows.append((a.index[i], other.index[j], r, r_standardised, gap))
+    table = pd.DataFrame(rows, columns=["a", "b", "r", "r_standardised", "margin"])
+    return table.sort_values("margin", ascending=False, ignore_index=True)
 
 
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """Return rows of mean 0 and length 1, zeros where a row has no spread."""
-    centred = values.astype(np.float32) - values.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+def _shared_values(a: pd.DataFrame, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return both studies over the genes that they share and that are finite in all samples."""
+    there = set(b.columns)
+    genes = [gene for gene in a.columns if gene in there]
+    values_a, values_b = (frame[genes].to_numpy(np.float32) for frame in (a, b))
+    is_finite = np.isfinite(values_a).all(axis=0) & np.isfinite(values_b).all(axis=0)
+    if is_finite.sum() < _LEAST_GENES:
+        raise InputError(
+            f"Profiles are compared over genes that both studies have without gaps: expected {_LEAST_GENES} or more, "
+            f"found {is_finite.sum()}. They are called {examples(a.columns)} and {examples(b.columns)}."
+        )
+    return values_a[:, is_finite], values_b[:, is_finite]
+
+
+def _standardised(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each gene less its mean, by its deviation, within each study; NaN where both have too few samples."""
+    whole = [values for values in (a, b) if len(values) >= _LEAST_SAMPLES]
+    moments = {id(values): (values.mean(axis=0), values.std(axis=0)) for values in whole}
+    if not moments:
+        return np.full_like(a, np.nan), np.full_like(b, np.nan)
+    any_moments = next(iter(moments.values()))
+    scaled = []
+    for values in (a, b):
+        means, deviations = moments.get(id(values), any_moments)
+        varies = deviations > _LEAST_DEVIATION
+        scaled.append(np.divide(values - means, deviations, out=np.zeros_like(values), where=varies))
+    return scaled[0], scaled[1]
+
+
+class _Neighbours(NamedTuple):
+    """Of each sample the nearest of others, its correlation, and that of the next."""
+
+    nearest: np.ndarray
+    r: np.ndarray
+    r_next: np.ndarray
+
+    def beside(self, i: int, j: int) -> float:
+        """Return the highest correlation of sample i with any other than j."""
+        return float(self.r_next[i] if self.nearest[i] == j else self.r[i])
+
+
+def _neighbours(a: np.ndarray, b: np.ndarray, within: bool) -> _Neighbours:
+    nearest, r, r_next = np.zeros(len(a), dtype=np.int64), np.full(len(a), -1.0), np.full(len(a), -1.0)
+    for start, r_BM in _blocks(a, b, within):
+        rows = np.arange(len(r_BM))
+        best = r_BM.argmax(axis=1)
+        nearest[start + rows], r[start + rows] = best, r_BM[rows, best]
+        r_BM[rows, best] = -1
+        r_next[start + rows] = r_BM.max(axis=1)
+    return _Neighbours(nearest, r, r_next)
+
+
+def _above(a: np.ndarray, b: np.ndarray, threshold: float, within: bool) -> Iterator[tuple[int, int]]:
+    for start, r_BM in _blocks(a, b, within):
+        for i, j in zip(*np.nonzero(r_BM >= threshold), strict=True):
+            yield start + int(i), int(j)
+
+
+def _blocks(a: np.ndarray, b: np.ndarray, within: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """Return correlations of a block of rows with all of the other study, -1 of a row with itself."""
+    for start in range(0, len(a), _BLOCK):
+        r_BM = a[start : start + _BLOCK] @ b.T
+        if within:
+            rows = np.arange(len(r_BM))
+            r_BM[rows, start + rows] = -1
+        yield start, r_BM
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Return rows of mean 0 and length 1, whose products are correlations; zeros where a row has no spread."""
+    centred = values - values.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     return np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)

@@ -2,7 +2,8 @@
 
 A random walker starts at a drug's targets, goes along an edge, and with probability `restart` goes back to a target;
 how often it is at each gene is the gene's weight. The walk is iterated on the sparse network until it stands still, for
-all drugs at once: a network of 15,000 genes has 2 GB as a dense inverse, and 20 MB so.
+all drugs at once: STRING's 8,806 genes (as BEELINE has them) are 2 MB so, and 600 MB as a dense inverse. Hubs (TP53,
+SRC, JUN) are near every target; what such a list tells beyond them, a random list of its length says.
 """
 
 import logging

@@ -3,7 +3,7 @@
 What the numbers are is never guessed: a table of IC50s reads like one of AUCs, and a network that learns both learns
 neither. So the measure is named, concentrations become the natural logarithm of µM, as GDSC has them, and numbers that
 cannot be the measure are refused. A concentration that is only known to be above the highest dose (">10") is refused as
-text; where it stands as that dose (CCLE: 6,140 of 11,670 are 8 µM) the log says so.
+text; where it stands as that dose (CCLE: 6,451 of 11,670 are 8 µM) the log says so.
 """
 
 import logging
@@ -19,7 +19,7 @@ import pandas as pd
 from geneformer_repro.arguments import typed
 from geneformer_repro.drugs import NAME_COLUMNS, Drugs
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.identities import Aliases, normalised_name, same_samples
+from geneformer_repro.identities import Aliases, normalised_name, numbers_by_name, same_samples
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
 
@@ -181,15 +181,7 @@ def _numbers_of_samples(names: pd.Series, samples: Sequence[str], aliases: Alias
 def _numbers_of_drugs(names: pd.Series, drugs: Drugs) -> dict[str, int]:
     first_of_key: dict[str, int] = {}
     number = [first_of_key.setdefault(key, i) for i, key in enumerate(drugs.keys)]
-    by_name = dict(zip(drugs.names, number, strict=True))
-    by_letters: dict[str, set[int]] = {}
-    for name, i in by_name.items():
-        by_letters.setdefault(normalised_name(name), set()).add(i)
-    numbers = {name: by_name.get(name) for name in names.unique()}
-    for name in (name for name, i in numbers.items() if i is None):
-        alike = by_letters.get(normalised_name(name), set())
-        numbers[name] = min(alike) if len(alike) == 1 else None
-    return {name: i for name, i in numbers.items() if i is not None}
+    return numbers_by_name(dict(zip(drugs.names, number, strict=True)), names.unique())
 
 
 # reading
@@ -233,9 +225,29 @@ def read_responses(
     DataFormatError
         A value is text (censored: ">10"), infinite, or cannot be of that measure; a sample or drug has no name; there
         is no value.
+
+    See Also
+    --------
+    Drugs : The drugs, with their structures.
+    read_samples : The samples' expression.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> import pandas as pd
+    >>> ic50 = pd.DataFrame({"cell_line": ["A549", "HCC827"], "Erlotinib": [8.0, 0.02], "PLX4720": [8.0, None]})
+    >>> responses = gf.read_responses(ic50, measure="IC50_uM")
+    >>> responses.measure
+    'LN_IC50'
+    >>> responses.pairs.round(2)
+       sample       drug  value  n_replicates
+    0    A549  Erlotinib   2.08             1
+    1    A549    PLX4720   2.08             1
+    2  HCC827  Erlotinib  -3.91             1
     """
     if measure not in (*MEASURES, *_LOGARITHMS):
-        raise InputError(f"measure={measure!r}. {did_you_mean(measure, (*MEASURES, *_LOGARITHMS))}")
+        choices = (*MEASURES, *_LOGARITHMS)
+        raise InputError(f"measure={measure!r}. {did_you_mean(column_called(choices, [measure]) or measure, choices)}")
     called, rows = read_rows(table, "The table of responses")
     _require_measure(called, rows, measure)
     long = _long(called, rows, measure, sample, drug, value, drugs)
@@ -305,11 +317,17 @@ def _long(
         )
     else:
         long = _from_wide(called, rows, of_sample, of_drug, drugs)
-    long = long.assign(**{side: [name.strip() for name in texts(long[side])] for side in ("sample", "drug")})
+    long = long.assign(**{side: _names(long[side]) for side in ("sample", "drug")})
     for side in ("sample", "drug"):
         if (long[side] == "").any():
             raise DataFormatError(f"{called}: row {int((long[side] == '').argmax()) + 1} has no name of a {side}.")
     return long.reset_index(drop=True)
+
+
+def _names(column: pd.Series) -> np.ndarray:
+    """Return a column as text, each distinct name looked at once."""
+    numbers, distinct = pd.factorize(column, use_na_sentinel=False)
+    return np.array(texts(pd.Series(distinct)), dtype=object)[numbers]
 
 
 def _value_column(called: str, rows: pd.DataFrame, measure: str) -> str:
