@@ -341,7 +341,7 @@ class _Pieces(NamedTuple):
     high_I: np.ndarray
 
     def to_be_cut(self, miss_I: np.ndarray, bound_P: np.ndarray) -> np.ndarray:
-        """Say which pieces miss more than their share of what their pair may miss, if all of it misses more than that."""
+        """Say which pieces miss more than their share of what their pair may, if all of its pieces together do."""
         n_P = np.bincount(self.pair_I, minlength=len(bound_P))
         misses_P = np.bincount(self.pair_I, miss_I, minlength=len(bound_P)) > bound_P
         bound_I = bound_P[self.pair_I] / (2 * n_P[self.pair_I])

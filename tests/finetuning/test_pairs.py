@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from forking import forked, status_of
+from forking import forked, several, status_of
 
 import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
@@ -196,6 +196,18 @@ def test_a_run_that_was_killed_goes_on_to_the_same_network(problem, tmp_path):
     assert_same(network, whole)
     pd.testing.assert_frame_equal(told, history)
     shutil.rmtree(tmp_path / "cut")
+
+
+def test_two_processes_learn_what_one_learns(problem, tmp_path):
+    settings = config(training={"epochs": 1, "batch_size": 64})
+    split = Split(np.arange(256))
+    alone, _ = problem.train(None, settings, split, work=tmp_path / "alone", step="pairs")
+    shared = config(training={"epochs": 1, "batch_size": 32})
+    several(lambda _: problem.train(None, shared, split, work=tmp_path / "shared", step="pairs"), tmp_path)
+    together, _ = problem.train(None, shared, split, work=tmp_path / "shared", step="pairs")  # as it was kept
+    assert state(alone)["output.weight"].any()
+    for name, weight in state(alone).items():
+        torch.testing.assert_close(state(together)[name], weight, atol=2e-6, rtol=1e-4, msg=name)
 
 
 def test_of_a_probe_what_reads_stays_as_it_is(problem, tmp_path):
