@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 VS_BEST = "_vs_best_simple"
 INDEXED = ("methods", "confusion", "probabilities")
 """Tables whose index is written as well."""
-TABLES = (*INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability", "per_cohort")
+TABLES = (*INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability", "per_cohort",
+          "block_use")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,9 @@ class Evaluation:
     """``method``, and for each bin of confidence its mean, the ``accuracy`` there with its interval, and ``n``."""
     per_cohort: pd.DataFrame | None = None
     """Of survival in several cohorts: ``method``, ``cohort``, ``n``, ``n_events``, ``n_pairs``, C-index."""
+    block_use: pd.DataFrame | None = None
+    """Of networks that look at several blocks of inputs (`block_use.uses_of_blocks`): ``method``, ``block``, ``score``,
+    and its ``fall`` (``low``, ``high``) once the block is dealt out anew among test rows."""
     networks: tuple[str, ...] = (FINE_TUNED, RANDOM)
     """Methods that are no simple ones; tables of one method are of the first."""
     reference: str | None = None
@@ -125,6 +129,7 @@ def evaluate_target(
     named: str = "cell",
     networks: Sequence[str] = (FINE_TUNED, RANDOM),
     reference: str | None = None,
+    block_use: pd.DataFrame | None = None,
 ) -> Evaluation:
     """Score every method on the test cells that have a label.
 
@@ -153,6 +158,8 @@ def evaluate_target(
         Methods that are no simple ones, the one that is asked about first.
     reference
         A method that all are compared with, beside the best simple one.
+    block_use
+        As in `Evaluation`.
     """
     labels_NS = labels.reshape(len(labels), -1)
     known = ~np.isnan(labels_NS).any(axis=1)
@@ -185,6 +192,7 @@ def evaluate_target(
         pd.DataFrame(columns | {name: kind.written_prediction(one) for name, one in ran.items()}),
         _over_folds(kind, folds, labels_NS, ran) if several else None,
         **kind.tables(scored, pd.Index(names, name=named), ran[networks[0]], networks[0]),
+        block_use=block_use,
         networks=tuple(networks),
         reference=reference,
     )
