@@ -475,7 +475,7 @@ def test_the_command_does_the_same_and_prints_the_table(planted, tmp_path, monke
     written = json.loads((tmp_path / "run" / "provenance.json").read_text())["config"]
     assert (written["split"]["repeats"], written["split"]["group"], written["pooling"]) == (2, "site", "cell_type")
     new = planted[planted.obs["patient"].isin(["p001", "p002"])].copy()
-    new.obs["kind"] = new.obs["type"].replace("B", "NK")
+    new.obs["kind"] = new.obs["type"].astype(str).replace("B", "NK")
     del new.obs["state"]
     new.write_h5ad("new.h5ad")
     assert main(["predict-patients", "run", "new.h5ad", "--cell-type", "kind", "-o", "asked"]) == 0
