@@ -60,7 +60,7 @@ def _add_predict(commands: Any) -> None:
         "ask a network of patients about new ones, and which of their cells it looks at",
         "folder to write: patients.tsv and attention.tsv",
     )
-    command.add_argument("run", help="folder written by finetune-patients")
+    command.add_argument("folder", help="folder written by finetune-patients")
     command.add_argument("cells", help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}")
     command.add_argument("--checkpoint", metavar="BASE", help=f"whose encoder made the vectors: {CHECKPOINT}")
     for name, what in (
@@ -92,7 +92,7 @@ def _predict_patients(arguments: argparse.Namespace) -> None:
 
     checkpoint, cells = _opened(arguments)
     given = {name: getattr(arguments, name) for name in ("patient", "vectors", "cell_type", "out", "overwrite")}
-    found = predict_patients(arguments.run, cells, checkpoint=checkpoint, **given)
+    found = predict_patients(arguments.folder, cells, checkpoint=checkpoint, **given)
     if processes.is_first():
         shown = [name for name in found.patients.columns.astype(str) if not name.startswith("top_")]
         print(found.patients[shown].round(3).to_string(index=False, max_rows=20))

@@ -20,6 +20,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.finetuning.cohort_data import as_inputs
+from geneformer_repro.targets import columns_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.tokenizer.measures import Measure
 from geneformer_repro.tokenizer.samples import read_expression
@@ -63,9 +64,9 @@ def predict_samples(
             )
         scale = network.scale if name is None else network.scale.refitted(of_cohort)
         scaled_NI[rows] = scale(of_cohort)
-    outputs_NK = torch.from_numpy(network.outputs(scaled_NI))
-    of_targets = zip(network.head.targets, network.head.split(outputs_NK), strict=True)
-    columns = [target.columns(target.meaning(outputs).numpy()) for target, outputs in of_targets]
+    meaning_NK = network.head.meaning(torch.from_numpy(network.outputs(scaled_NI))).numpy()
+    of_targets = zip(network.head.targets, columns_of(network.head.targets, meaning_NK), strict=True)
+    columns = [target.columns(of_target) for target, of_target in of_targets]
     return pd.concat([pd.DataFrame(each, index=samples.obs_names) for each in columns], axis=1)
 
 

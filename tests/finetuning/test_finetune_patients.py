@@ -460,7 +460,7 @@ def test_cells_checkpoint_and_key_must_fit_together(planted, few, base, tmp_path
 # On the command line
 
 
-def test_the_command_does_the_same_and_prints_the_table(planted, tmp_path, monkeypatch, capsys):
+def test_the_command_does_the_same_and_prints_the_table(planted, tmp_path, monkeypatch, capsys, caplog):
     planted.write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.chdir(tmp_path)
     options = (
@@ -479,9 +479,8 @@ def test_the_command_does_the_same_and_prints_the_table(planted, tmp_path, monke
     del new.obs["state"]
     new.write_h5ad("new.h5ad")
     assert main(["predict-patients", "run", "new.h5ad", "--cell-type", "kind", "-o", "asked"]) == 0
-    said = capsys.readouterr()
-    assert said.out.splitlines()[0].split()[:3] == ["patient", "n_cells", "state_predicted"]
-    assert "10 cells are of types that the network does not know" in said.err
+    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["patient", "n_cells", "state_predicted"]
+    assert "kind: 10 cells are of types that the network does not know" in caplog.text
     asked = pd.read_csv("asked/patients.tsv", sep="\t", index_col="patient")
     assert asked.index.tolist() == ["p001", "p002"]
     expected = gf.predict_patients("run", new, cell_type="kind").patients
