@@ -20,6 +20,8 @@ from geneformer_repro.finetuning.finetune import finetune as finetune
 from geneformer_repro.finetuning.genes import FinetunedGenes as FinetunedGenes
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig as GeneFinetuneConfig
 from geneformer_repro.finetuning.genes import finetune_genes as finetune_genes
+from geneformer_repro.finetuning.patient_predictions import PatientPredictions as PatientPredictions
+from geneformer_repro.finetuning.patient_predictions import predict_patients as predict_patients
 from geneformer_repro.finetuning.patients import FinetunedPatients as FinetunedPatients
 from geneformer_repro.finetuning.patients import PatientConfig as PatientConfig
 from geneformer_repro.finetuning.patients import finetune_patients as finetune_patients

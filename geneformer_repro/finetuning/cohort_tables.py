@@ -17,6 +17,7 @@ from geneformer_repro.finetuning.evaluation import Evaluation, vs
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 
 SCRATCH, ZERO_SHOT, HEAD_ONLY, DISCRIMINATIVE = "scratch", "zero-shot", "head only", "discriminative"
+WITH_CLINICAL = "fine-tuned, with clinical columns"
 COMPONENTS, CLINICAL = "Cox ridge, PCA", "Cox, clinical"
 _COMPARED = (
     (FINE_TUNED, SCRATCH),
@@ -26,8 +27,10 @@ _COMPARED = (
     (FINE_TUNED, COMPONENTS),
     (SCRATCH, COMPONENTS),
     (FINE_TUNED, CLINICAL),
+    (WITH_CLINICAL, CLINICAL),
+    (WITH_CLINICAL, FINE_TUNED),
 )
-"""What is compared over all cohorts."""
+"""What is compared over all cohorts; the last two say whether expression adds to clinical columns, and these to it."""
 _OVER_COHORTS = (
     "method", "other", "cohorts", "wins", "difference", "difference_low", "difference_high", "p_sign", "p_wilcoxon",
     "size_correlation", "p_size",
@@ -70,6 +73,12 @@ class CohortStudy:
     def target(self) -> str:
         """The obs column of the event."""
         return next(iter(self.evaluations.values())).target.name
+
+    @property
+    def block_use(self) -> pd.DataFrame | None:
+        """A row a cohort and block of inputs: what the network with clinical columns makes of it; None without such."""
+        uses = {cohort: one.block_use for cohort, one in self.evaluations.items() if one.block_use is not None}
+        return pd.concat(uses, names=["cohort"]).reset_index("cohort").reset_index(drop=True) if uses else None
 
 
 def cohort_table(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:

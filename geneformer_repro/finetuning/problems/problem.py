@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,6 +96,13 @@ class Problem(ABC):
     def predictions(self, said: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return what outputs mean for each row, all targets side by side, from what `ask` returned."""
         return said
+
+    def dealt(self, said: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return what outputs mean once a block of a network's inputs is dealt out anew among rows that are compared.
+
+        By block, (draws, rows, meanings), from what `ask` returned; none of networks whose inputs are one block.
+        """
+        return {}
 
     @abstractmethod
     def features(self, start: Any, config: Any, counts: Any) -> Any:
