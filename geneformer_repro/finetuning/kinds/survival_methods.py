@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize
-from scipy.sparse import issparse
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
@@ -34,6 +33,7 @@ from geneformer_repro.finetuning.baselines import Features, Method
 from geneformer_repro.finetuning.kinds.survival_scores import kaplan_meier
 from geneformer_repro.hazards import RiskSets, baseline_hazard
 from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.matrices import dense
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +126,14 @@ def _components(
 
 def _standardised(values: Any, train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return columns that vary most over the training rows, of mean 0 and sd 1 there; what is missing is usual."""
-    of_train = _dense(values[train])
+    of_train = dense(values[train], np.float64)
     of_train[:, np.isnan(of_train).all(axis=0)] = 0
     low, high = _usual(of_train)
     of_train = of_train.clip(low, high)
     spread = np.nanstd(of_train, axis=0)
     (varying,) = np.nonzero(spread > 1e-12)
     chosen = np.sort(varying[np.argsort(-spread[varying], kind="stable")[:most]])
-    of_test = _dense(values[test][:, chosen]).clip(low[chosen], high[chosen])
+    of_test = dense(values[test][:, chosen], np.float64).clip(low[chosen], high[chosen])
     mean, sd = np.nanmean(of_train[:, chosen], axis=0), spread[chosen]
     standardised = (np.nan_to_num((each - mean) / sd) for each in (of_train[:, chosen], of_test))
     return tuple(each.clip(-_FAR, _FAR) for each in standardised)
@@ -145,10 +145,6 @@ def _usual(values_NP: np.ndarray) -> np.ndarray:
     gaps_P = np.isnan(ends_2P).any(axis=0)
     ends_2P[:, gaps_P] = np.nanquantile(values_NP[:, gaps_P], _USUAL, axis=0)  # five times as slow
     return ends_2P
-
-
-def _dense(values: Any) -> np.ndarray:
-    return np.array(values.toarray() if issparse(values) else values, dtype=np.float64)
 
 
 def _clinical(
