@@ -5,6 +5,7 @@ This is the only list of them. A name in it is imported when it is first touched
 
 from geneformer_repro import datasets as datasets
 from geneformer_repro.checkpoint import Checkpoint as Checkpoint
+from geneformer_repro.drugs import Drugs as Drugs
 from geneformer_repro.embedding import embed as embed
 from geneformer_repro.embedding import embed_states as embed_states
 from geneformer_repro.errors import DataFormatError as DataFormatError
@@ -42,6 +43,7 @@ from geneformer_repro.mapping import integration_scores as integration_scores
 from geneformer_repro.mapping import map_to_reference as map_to_reference
 from geneformer_repro.pretraining.pretrain import PretrainConfig as PretrainConfig
 from geneformer_repro.pretraining.pretrain import pretrain as pretrain
+from geneformer_repro.responses import read_responses as read_responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset as TokenizedDataset
 from geneformer_repro.tokenizer.pseudobulk import pseudobulk as pseudobulk
 from geneformer_repro.tokenizer.quality import CellFilter as CellFilter

@@ -107,6 +107,9 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
     weights
         How often each cell is drawn, relative to the others: an epoch then draws as many cells as there are, with
         replacement. None: every cell once.
+    alike, alike_a_step
+        A number for each row, such as that of a pair's drug, and of how many numbers the rows of a step should be,
+        about: those of one come together, drawn anew each epoch, in place of rows of like length. None: as they come.
 
     Raises
     ------
@@ -125,7 +128,10 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         batches_a_step: int = 1,
         seed: int = 0,
         weights: np.ndarray | None = None,
+        alike: np.ndarray | None = None,
+        alike_a_step: int = 1,
     ) -> None:
+        self._alike, self._alike_a_step = alike, alike_a_step
         self._lengths, self._seed, self._epoch = np.asarray(lengths, dtype=np.int64), seed, 0
         self._chance = None if weights is None else np.asarray(weights) / np.sum(weights)
         self._process, self._n_processes, self._batches_a_step = process, n_processes, batches_a_step
@@ -174,12 +180,22 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         rng = np.random.default_rng([self._seed, self._epoch])
         n_cells = len(self._lengths)
         shuffled = rng.permutation(n_cells) if self._chance is None else rng.choice(n_cells, n_cells, p=self._chance)
-        together = max(1, min(_STEPS_SORTED_TOGETHER, self.n_steps // 4)) / self.n_steps
+        together = self._steps_together() / self.n_steps
         window = (np.arange(len(shuffled)) / (len(shuffled) * together)).astype(np.int64)
-        length = self._lengths[shuffled]
-        back_and_forth = np.where(window % 2, -length, length)  # so that neighbours are alike where windows meet
-        steps = self._cut(shuffled[np.lexsort((back_and_forth, window))], self.n_steps, at_least=self._n_parts)
+        if self._alike is None:
+            length = self._lengths[shuffled]
+            place = np.where(window % 2, -length, length)  # so that neighbours are alike where windows meet
+        else:
+            place = rng.random((window[-1] + 1, self._alike.max() + 1))[window, self._alike[shuffled]]
+        steps = self._cut(shuffled[np.lexsort((place, window))], self.n_steps, at_least=self._n_parts)
         return (steps[i] for i in rng.permutation(self.n_steps))
+
+    def _steps_together(self) -> int:
+        """Return of how many steps the rows are sorted together."""
+        if self._alike is None:
+            return max(1, min(_STEPS_SORTED_TOGETHER, self.n_steps // 4))
+        n_alike = len(np.unique(self._alike))
+        return max(1, min(self.n_steps, round(n_alike / self._alike_a_step)))
 
     def _cut(self, rows: np.ndarray, n_parts: int, at_least: int = 1) -> list[np.ndarray]:
         """Cut rows into parts of about the same number of tokens and `at_least` so many cells."""

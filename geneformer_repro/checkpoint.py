@@ -1,7 +1,8 @@
 """The directory that holds a trained network: weights, the vocabulary its tokens mean, its head, what made it.
 
 It is a stock BERT directory with files beside, so `transformers` opens ours and any stock one opens here. An expression
-network, which is no BERT, has the same files beside its own two (see `expression`).
+network or one over pairs, which are no BERT, have the same files beside their own two (see `expression`,
+`pair_networks`).
 """
 
 import hashlib
@@ -22,12 +23,14 @@ import transformers
 from torch import nn
 from transformers import BertConfig
 
+from geneformer_repro import expression, pair_networks
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError
-from geneformer_repro.expression import MODEL_TYPE, ExpressionNetwork
+from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel
+from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.targets import Classes, Number, Target, UnknownKindError
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, label_of
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
@@ -91,14 +94,14 @@ class Checkpoint:
     (['cell_type'], ('CD14+ Monocyte', 'CD19+ B'))
     """
 
-    model: MaskedGeneModel | CellClassifier | GeneClassifier | ExpressionNetwork
+    model: MaskedGeneModel | CellClassifier | GeneClassifier | ExpressionNetwork | PairNetwork
     vocabulary: Vocabulary
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seen: np.ndarray | None = None
     name: str = "checkpoint"
 
     def __repr__(self) -> str:
-        if isinstance(self.model, ExpressionNetwork):
+        if isinstance(self.model, ExpressionNetwork | PairNetwork):
             parameters = f"{self.model.num_parameters():,} parameters"
             return f"Checkpoint({_described(self.model.head)}, {self.model!r}, {parameters}, {self.vocabulary!r})"
         config = self.model.config
@@ -115,11 +118,26 @@ class Checkpoint:
 
     @property
     def token_model(self) -> MaskedGeneModel | CellClassifier | GeneClassifier:
-        """The network, if it reads tokens; `InputError` of an expression network."""
+        """The network, if it reads tokens alone; `InputError` of an expression network, and of one over pairs."""
         if isinstance(self.model, ExpressionNetwork):
             raise InputError(
                 f"{self.name} is an expression network: it reads a matrix of values, and here an encoder is wanted, "
                 "which reads tokens. Give the checkpoint of a pretrained or fine-tuned encoder."
+            )
+        if isinstance(self.model, PairNetwork):
+            raise InputError(
+                f"{self.name} is a network over pairs of samples and drugs, and here an encoder is wanted. Give the "
+                "checkpoint of a pretrained or fine-tuned encoder."
+            )
+        return self.model
+
+    @property
+    def pair_network(self) -> PairNetwork:
+        """The network, if it is one over pairs of samples and drugs; `InputError` of another."""
+        if not isinstance(self.model, PairNetwork):
+            raise InputError(
+                f"{self.name} is no network over pairs of samples and drugs, and here one is wanted. Give the "
+                "checkpoint of a network that learned drug response."
             )
         return self.model
 
@@ -141,7 +159,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
         config: Any
-        if isinstance(self.model, ExpressionNetwork):
+        if isinstance(self.model, ExpressionNetwork | PairNetwork):
             config = self.model.deciding()
         else:
             config = {name: getattr(self.model.config, name) for name in _DECIDING}
@@ -239,7 +257,7 @@ class Checkpoint:
             self.model.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):
             file.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for its owner alone
-        if not isinstance(self.model, ExpressionNetwork):
+        if not isinstance(self.model, ExpressionNetwork | PairNetwork):
             config = read_json(folder / "config.json")
             write_json(folder / "config.json", config | {"architectures": [_architecture(self.head)]})
         self.vocabulary.write_into(folder)
@@ -325,9 +343,13 @@ class Checkpoint:
         head = _read_head(local / "head.json") if (local / "head.json").exists() else _published_head(config, local)
         provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
         seen = _read_seen(local / SEEN_FILE) if (local / SEEN_FILE).exists() else None
-        if config.get("model_type") == MODEL_TYPE:
-            network = ExpressionNetwork.load(local, head, vocabulary)
-            return cls(network, vocabulary, provenance, seen, name=f"checkpoint {local}")
+        match config.get("model_type"):
+            case expression.MODEL_TYPE:
+                network = ExpressionNetwork.load(local, head, vocabulary)
+                return cls(network, vocabulary, provenance, seen, name=f"checkpoint {local}")
+            case pair_networks.MODEL_TYPE:
+                of_pairs = PairNetwork.load(local, head)
+                return cls(of_pairs, vocabulary, provenance, seen, name=f"checkpoint {local}")
         model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
         if model.config.vocab_size != vocabulary.size:
             raise VocabularyMismatchError(

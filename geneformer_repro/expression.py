@@ -186,8 +186,8 @@ class InputScale:
         InputError
             No gene varies among the samples.
         """
-        moments = {block: _moments(values, clip) for block, values in inputs.values.items()}
-        spread_G = moments["expression"][1]
+        of_block = {block: moments(values, clip) for block, values in inputs.values.items()}
+        spread_G = of_block["expression"][1]
         if not (spread_G > 0).any():
             raise InputError(
                 f"None of {len(spread_G):,} genes varies among the {len(inputs):,} training samples. Give more "
@@ -196,11 +196,11 @@ class InputScale:
         order = np.argsort(-spread_G, kind="stable")[:n_genes]
         read = {block: order if block == "expression" else slice(None) for block in inputs.values}
         blocks = [block for block in BLOCKS if block in inputs.values]
-        mean_I, spread_I = (np.concatenate([moments[block][i][read[block]] for block in blocks]) for i in (0, 1))
+        mean_I, spread_I = (np.concatenate([of_block[block][i][read[block]] for block in blocks]) for i in (0, 1))
         genes = tuple(inputs.names["expression"][i] for i in order)
         names = {block: genes if block == "expression" else inputs.names[block] for block in blocks}
         gene_names = tuple(inputs.gene_names[i] for i in order)
-        return cls(names, gene_names, mean_I.astype(np.float32), _factors(spread_I), clip)
+        return cls(names, gene_names, mean_I.astype(np.float32), factors(spread_I), clip)
 
     def __len__(self) -> int:
         return len(self.mean_I)
@@ -226,8 +226,8 @@ class InputScale:
 
     def refitted(self, inputs: ExpressionInputs) -> "InputScale":
         """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort."""
-        mean_I, spread_I = _moments(self.raw(inputs), self.clip)
-        return replace(self, mean_I=mean_I.astype(np.float32), factor_I=_factors(spread_I))
+        mean_I, spread_I = moments(self.raw(inputs), self.clip)
+        return replace(self, mean_I=mean_I.astype(np.float32), factor_I=factors(spread_I))
 
     def begins_with(self, other: "InputScale") -> bool:
         """Whether the other one's columns are the first of these, scaled alike."""
@@ -325,13 +325,13 @@ def _at(inputs: ExpressionInputs, block: str, places: np.ndarray) -> np.ndarray:
     return np.where(places >= 0, values[:, places], np.nan)
 
 
-def _factors(spread_I: np.ndarray) -> np.ndarray:
+def factors(spread_I: np.ndarray) -> np.ndarray:
     """Return what standardises columns of this spread, float32; 0 for one that never varies."""
     with np.errstate(divide="ignore"):
         return np.where(spread_I > 0, 1 / spread_I, 0).astype(np.float32)
 
 
-def _moments(values_NC: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray]:
+def moments(values_NC: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of columns, of values pulled in to `clip` deviations until none moves.
 
     Both are 0 of a column without a value: nothing is known of it, and it never counts.
@@ -351,8 +351,8 @@ def _moments(values_NC: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray
     return mean, np.where(sd > 1e-12 * (1 + np.abs(mean)), sd, 0)
 
 
-class _Norm(nn.Module):
-    """Batch normalisation, without torch's count of batches."""
+class Norm(nn.Module):
+    """Batch normalisation, without torch's count of batches; a single row has no spread, and is taken as if asked."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -364,8 +364,8 @@ class _Norm(nn.Module):
 
     def forward(self, before_NW: Tensor) -> Tensor:
         """Return the batch with mean 0 and spread 1 where it is trained on, or as the batches of training had it."""
-        running = self.running_mean, self.running_var
-        return F.batch_norm(before_NW, *running, self.weight, self.bias, self.training)
+        running, training = (self.running_mean, self.running_var), self.training and len(before_NW) > 1
+        return F.batch_norm(before_NW, *running, self.weight, self.bias, training)
 
 
 def _layer(n_before: int, n_after: int, *, bias: bool = True) -> nn.Linear:
@@ -404,7 +404,7 @@ class ExpressionNetwork(nn.Module):
         widths = [n_through, *[config.width] * config.layers]
         has_bias = not config.batch_norm  # which takes it away
         self.layers = nn.ModuleList(_layer(before, after, bias=has_bias) for before, after in pairwise(widths))
-        self.norms = nn.ModuleList(_Norm(config.width) for _ in self.layers if config.batch_norm)
+        self.norms = nn.ModuleList(Norm(config.width) for _ in self.layers if config.batch_norm)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = _layer(config.width, head.n_outputs)
         n_of = {block: len(scale.names[block]) for block in config.skip}

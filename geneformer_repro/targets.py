@@ -129,7 +129,7 @@ class Target(ABC):
         """
         fields = dict(content)
         name = fields.pop("kind", None)
-        kinds = {kind.kind: kind for kind in (Classes, Number, SurvivalTime)}
+        kinds = {kind.kind: kind for kind in (Classes, Number, Response, SurvivalTime)}
         if name not in kinds:
             raise UnknownKindError(
                 f"target {fields.get('name')!r} is of kind {name!r}. {did_you_mean(str(name), sorted(kinds))} A newer "
@@ -204,16 +204,11 @@ class Classes(Target):
         } | {f"{self.name}_p_{name}": meaning_NK[:, i] for i, name in enumerate(self.classes)}
 
 
-@dataclass(frozen=True)
-class Number(Target):
-    """A number; the network's output is (number - mean) / sd."""
+class _ScaledNumber(Target):
+    """A number; the network's output is (number - mean) / sd, and the number is the label's first."""
 
-    mean: float = 0.0
-    """Of the number in the training cells."""
-    sd: float = 1.0
-    """Of the number in the training cells."""
-    kind = "number"
-    form = {"name": str, "mean": float, "sd": float}  # noqa: RUF012
+    mean: float
+    sd: float
     sums_to_one = False
 
     def __post_init__(self) -> None:
@@ -222,11 +217,6 @@ class Number(Target):
             raise InputError(
                 f"Target {self.name!r} has mean {self.mean} and sd {self.sd}; expected numbers, sd above 0."
             )
-
-    @property
-    def described(self) -> str:
-        """Name and kind."""
-        return f"{self.name!r} (a number)"
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -249,6 +239,57 @@ class Number(Target):
     def columns(self, meaning_NK: np.ndarray) -> dict[str, np.ndarray]:
         """Return the number."""
         return {f"{self.name}_predicted": meaning_NK[:, 0]}
+
+
+@dataclass(frozen=True)
+class Number(_ScaledNumber):
+    """A number; the network's output is (number - mean) / sd."""
+
+    mean: float = 0.0
+    """Of the number in the training cells."""
+    sd: float = 1.0
+    """Of the number in the training cells."""
+    kind = "number"
+    form = {"name": str, "mean": float, "sd": float}  # noqa: RUF012
+
+    @property
+    def described(self) -> str:
+        """Name and kind."""
+        return f"{self.name!r} (a number)"
+
+
+@dataclass(frozen=True)
+class Response(_ScaledNumber):
+    """How a sample responds to a drug; the label is the value and the numbers of sample, drug and tissue.
+
+    The network's output is (value - mean) / sd. The numbers are those of a problem: by them scores tell whose rows
+    belong together. A sample's tissue is 0 where none is known.
+    """
+
+    measure: str
+    """What the values are, such as "LN_IC50" or "AUC"; values of two measures are never mixed."""
+    mean: float = 0.0
+    """Of what is learned, over the training rows."""
+    sd: float = 1.0
+    """Of what is learned, over the training rows."""
+    samples: tuple[str, ...] = ()
+    """Names of the samples, by number; none where tables may name them by it."""
+    drugs: tuple[str, ...] = ()
+    """Names of the drugs, by number; none where tables may name them by it."""
+    kind = "response"
+    form = {  # noqa: RUF012
+        "name": str, "measure": str, "mean": float, "sd": float, "samples": [str], "drugs": [str],
+    }  # fmt: skip
+    n_labels = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_names(self.measure)
+
+    @property
+    def described(self) -> str:
+        """Name and measure."""
+        return f"{self.name!r} ({self.measure}, a response)"
 
 
 SurvivalLoss = Literal["hazard", "cox", "weibull"]

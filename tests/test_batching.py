@@ -333,3 +333,21 @@ class TestTokenBudget:
     def test_real_cells_need_little_padding(self, cells):
         padded = sum(len(rows) * cells.lengths[rows].max() for rows in token_budget_batches(cells.lengths, 16_384))
         assert padded < 1.05 * cells.lengths.sum()
+
+
+def test_rows_that_are_alike_come_together_each_once_an_epoch_and_otherwise_in_each():
+    alike = np.random.default_rng(0).integers(0, 40, 2000)
+    batches = StepBatches(np.ones(2000), batch_size=100, alike=alike, alike_a_step=5)
+    epochs = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        epochs.append([[row for row, _ in batch] for batch in batches])
+        assert sorted(row for batch in epochs[-1] for row in batch) == list(range(2000))
+        assert max(len(set(alike[batch])) for batch in epochs[-1]) <= 7
+        assert {len(batch) for batch in epochs[-1]} == {100}
+    assert epochs[0] != epochs[1]
+    shares = [list(StepBatches(np.ones(2000), batch_size=50, alike=alike, alike_a_step=5, process=i, n_processes=2))
+              for i in range(2)]  # fmt: skip
+    together = [sorted(a + b) for a, b in zip(*shares, strict=True)]
+    alone = StepBatches(np.ones(2000), batch_size=100, alike=alike, alike_a_step=5)
+    assert together == [sorted(batch) for batch in alone]

@@ -35,6 +35,7 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from geneformer_repro.finetuning.splits import nested_draw
 from geneformer_repro.tokenizer.counts import log_normalise, rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.matrices import dense
 from geneformer_repro.tokenizer.measures import Values
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ Method: TypeAlias = Callable[..., np.ndarray | None]
 Make: TypeAlias = Callable[[tuple[int, int], int], Any]
 
 _VARIABLE_GENES, _COMPONENTS, _NEIGHBOURS = 2000, 50, 15
+_USUAL, FAR = (0.01, 0.99), 5.0
+"""Quantiles of a column between which its values are taken as they are, and standard deviations beyond which an outlier
+in few rows is pulled back."""
 _BOOSTED_GENES, BOOSTED_CELLS, _ASKED_AT_ONCE = 500, 50_000, 10_000
 """Trees need a dense matrix in double precision: 200 MB for so many genes and cells. More training cells are drawn from
 (and the log says so); test cells are asked in blocks."""
@@ -126,6 +130,29 @@ class PatientInputs(Inputs):
     """Share of each cell type among the cells; None where no types are given."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairInputs:
+    """What the methods know of pairs of a sample and a drug: each sample and each drug once, and who meets whom."""
+
+    samples: np.ndarray | None
+    """Expression, (samples, genes), on a scale on which differences mean the same everywhere; None where there is
+    none."""
+    drugs: np.ndarray | None
+    """Fingerprints, or other numbers, (drugs, features); None where there are none."""
+    pairs: np.ndarray
+    """Number of the sample and of the drug of each row, (rows, 2)."""
+    tissues: np.ndarray
+    """Number of each sample's tissue, (samples,), 0 where none is known."""
+    embedding: np.ndarray | None = None
+    """Vectors of the samples from the model before fine-tuning, (samples, length); None where there are none."""
+
+    def __post_init__(self) -> None:
+        ends = [("samples", self.samples, 0), ("embedding", self.embedding, 0), ("drugs", self.drugs, 1)]
+        ends.append(("tissues", self.tissues, 0))
+        for name, table, column in ends:
+            assert table is None or len(table) > self.pairs[:, column].max(initial=-1), name
+
+
 def sample(strata: np.ndarray, most: int | None, seed: int) -> np.ndarray:
     """Choose rows to fit on, ascending: all, or of more than `most` so many, of each stratum its share."""
     rows = np.arange(len(strata))
@@ -190,6 +217,47 @@ def _most_variable(n_genes: int, shape: tuple[int, int]) -> SelectKBest:
 
 def _variances(values: csr_matrix, _: np.ndarray) -> np.ndarray:
     return mean_variance_axis(values, axis=0)[1]
+
+
+def components(
+    values: Any, train: np.ndarray, test: np.ndarray, seed: int, *, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return up to `most` principal components of training rows, and the same of test rows, by falling variance.
+
+    They are those of the most variable columns, as `standardised` returns them, and fitted on training rows alone.
+    """
+    of_train, of_test = standardised(values, train, test, _VARIABLE_GENES)
+    n = min(most, min(of_train.shape) - 1)
+    if n < 1:
+        return of_train, of_test
+    pca = PCA(n, svd_solver="arpack", random_state=seed).fit(of_train)
+    return pca.transform(of_train), pca.transform(of_test)
+
+
+def standardised(values: Any, train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return columns that vary most over the training rows, of mean 0 and sd 1 there; what is missing is usual.
+
+    Values are pulled into the range of 98 % of the training rows, and to five standard deviations.
+    """
+    of_train = dense(values[train], np.float64)
+    of_train[:, np.isnan(of_train).all(axis=0)] = 0
+    low, high = _usual(of_train)
+    of_train = of_train.clip(low, high)
+    spread = np.nanstd(of_train, axis=0)
+    (varying,) = np.nonzero(spread > 1e-12)
+    chosen = np.sort(varying[np.argsort(-spread[varying], kind="stable")[:most]])
+    of_test = dense(values[test][:, chosen], np.float64).clip(low[chosen], high[chosen])
+    mean, sd = np.nanmean(of_train[:, chosen], axis=0), spread[chosen]
+    scaled = (np.nan_to_num((each - mean) / sd) for each in (of_train[:, chosen], of_test))
+    return tuple(each.clip(-FAR, FAR) for each in scaled)
+
+
+def _usual(values_NP: np.ndarray) -> np.ndarray:
+    """Return the ends of what is usual of each column, (2, P)."""
+    ends_2P = np.quantile(values_NP, _USUAL, axis=0)
+    gaps_P = np.isnan(ends_2P).any(axis=0)
+    ends_2P[:, gaps_P] = np.nanquantile(values_NP[:, gaps_P], _USUAL, axis=0)  # five times as slow
+    return ends_2P
 
 
 def gene_features(cells: TokenizedDataset, counts: csr_matrix | None, genes: np.ndarray) -> pd.DataFrame:

@@ -73,10 +73,11 @@ def _scored(
     rows: list[dict[str, object]] = []
     for (kind, labels), by_method in zip(problem.of_kinds(test_rows), predicted, strict=True):
         known = ~np.isnan(labels).any(axis=1)
-        for method, one in by_method.items():
-            if one is not None:
-                found = kind.scores(labels[known], one[known])
-                rows.append({"target": kind.target.name, "method": method, "n": n, "draw": draw + 1, **found})
+        ran = {method: one[known] for method, one in by_method.items() if one is not None}
+        scoring = kind.beside(ran)
+        for method, one in ran.items():
+            found = scoring.scores(labels[known], one)
+            rows.append({"target": kind.target.name, "method": method, "n": n, "draw": draw + 1, **found})
     return rows
 
 

@@ -19,7 +19,17 @@ logger = logging.getLogger(__name__)
 VS_BEST = "_vs_best_simple"
 INDEXED = ("methods", "confusion", "probabilities")
 """Tables whose index is written as well."""
-TABLES = (*INDEXED, "predictions", "folds", "per_class", "confusion_intervals", "reliability", "per_cohort")
+TABLES = (
+    *INDEXED,
+    "predictions",
+    "folds",
+    "per_class",
+    "confusion_intervals",
+    "reliability",
+    "per_cohort",
+    "per_group",
+    "difference_tests",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +60,11 @@ class Evaluation:
     """``method``, and for each bin of confidence its mean, the ``accuracy`` there with its interval, and ``n``."""
     per_cohort: pd.DataFrame | None = None
     """Of survival in several cohorts: ``method``, ``cohort``, ``n``, ``n_events``, ``n_pairs``, C-index."""
+    per_group: pd.DataFrame | None = None
+    """Of responses: ``method``, ``aggregation``, ``fold``, ``group`` (the sample, or drug), ``n``, and its scores."""
+    difference_tests: pd.DataFrame | None = None
+    """Of responses: ``method``, ``other``, ``score``, ``test``, and of what is tested the ``difference``, ``t``, ``p``,
+    ``n`` and ``direction``."""
     networks: tuple[str, ...] = (FINE_TUNED, RANDOM)
     """Methods that are no simple ones; tables of one method are of the first."""
     reference: str | None = None
@@ -159,8 +174,8 @@ def evaluate_target(
     repeats = np.zeros_like(folds) if repeats is None else repeats
     names, labels_NS, folds, repeats = names[known], labels_NS[known], folds[known], repeats[known]
     groups = None if groups is None else groups[known]
-    kind, several = kind_of(target), bool(folds.max() > 0)
     ran = {name: one[known] for name, one in predicted.items() if one is not None}
+    kind, several = kind_of(target).beside(ran), bool(folds.max() > 0)
     scored = {
         name: kind.evaluate(labels_NS, one, folds=folds, groups=groups, rng=np.random.default_rng(seed))
         for name, one in ran.items()
@@ -217,8 +232,11 @@ def log_verdicts(evaluations: Iterable[Evaluation]) -> None:
 def _over_folds(
     kind: Kind[Any], folds: np.ndarray, labels_NS: np.ndarray, predicted: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
-    of_method = {
-        name: over_folds([kind.scores(labels_NS[folds == fold], one[folds == fold]) for fold in np.unique(folds)])
-        for name, one in predicted.items()
-    }
+    of_folds: dict[str, list[dict[str, float]]] = {name: [] for name in predicted}
+    for members in (folds == fold for fold in np.unique(folds)):
+        of_fold = {name: one[members] for name, one in predicted.items()}
+        scoring = kind.beside(of_fold)
+        for name, one in of_fold.items():
+            of_folds[name].append(scoring.scores(labels_NS[members], one))
+    of_method = {name: over_folds(scores) for name, scores in of_folds.items()}
     return pd.concat(of_method, names=["method"]).reset_index()

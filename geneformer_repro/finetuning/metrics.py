@@ -103,6 +103,20 @@ def mean_of_defined(values: np.ndarray) -> np.ndarray:
     return ratio(np.nansum(values, axis=0), np.isfinite(values).sum(axis=0))
 
 
+def correlation(
+    x_R: np.ndarray, y_R: np.ndarray, x_square_R: np.ndarray, y_square_R: np.ndarray, product_R: np.ndarray
+) -> np.ndarray:
+    """Return the correlation of two series whose means, mean squares and mean product these are; NaN if one is flat."""
+    scale_R = np.sqrt(variance(x_R, x_square_R) * variance(y_R, y_square_R))
+    return ratio(product_R - x_R * y_R, scale_R).clip(-1, 1)
+
+
+def variance(mean_R: np.ndarray, mean_square_R: np.ndarray) -> np.ndarray:
+    """Variance; 0 where the difference is no more than rounding, as it is of equal numbers."""
+    variance_R = mean_square_R - mean_R**2
+    return np.where(variance_R > 1e-12 * mean_square_R, variance_R, 0)
+
+
 def require_finite(predicted: np.ndarray) -> None:
     """Raise `InputError` unless all predictions are finite."""
     wrong = np.flatnonzero(~np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1))

@@ -106,10 +106,15 @@ class SplitConfig:
         require(dealt or self.repeats == 1, self, "repeats", "1 where the cells are not dealt into folds (folds)")
         self._require_groups_where_needed()
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether there are groups that are never split."""
+        return self.group is not None
+
     def _require_groups_where_needed(self) -> None:
         named = bool(self.test_groups)
-        require(self.group is not None or self.folds != "groups", self, "group", 'a column with folds="groups"')
-        require(self.group is not None or not named, self, "group", "a column with test_groups")
+        require(self.has_groups or self.folds != "groups", self, "group", 'a column with folds="groups"')
+        require(self.has_groups or not named, self, "group", "a column with test_groups")
         require(self.folds == 1 or not named, self, "folds", "1 with test_groups")
         require(named or not self.validation_groups, self, "validation_groups", "empty without test_groups")
         both = set(self.test_groups) & set(self.validation_groups)

@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from geneformer_repro.config import ConfigError, require, require_types
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.training.config import ParameterGroup
 
 Strategy = Literal["full", "freeze", "probe", "probe_then_full", "discriminative", "gradual", "lora", "qlora"]
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=nn.Module)
 
 _ADAPTED = r"bert\.encoder\.layer\.\d+\..*(query|key|value|dense)"
 """Names of the linear layers of the blocks."""

@@ -21,7 +21,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.tokenizer.features import bare_id, ensembl_gene_in, kind_by_name, kinds_of, symbol_in, texts
 from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
-from geneformer_repro.tokenizer.tables import is_expression_table, read_clinical_table, read_expression_table
+from geneformer_repro.tokenizer.tables import examples, is_expression_table, read_expression_table, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ _BARCODE = re.compile(
     r"(?P<patient>TCGA[-._][A-Z0-9]{2}[-._][A-Z0-9]{4})([-._](?P<tissue>\d\d)\w?([-._].*)?)?\Z", re.IGNORECASE
 )
 """TCGA's: project, site, patient; then a sample, whose number is 01 to 09 of tumours and 10 to 19 of normal tissue."""
-_EXAMPLES = 3
 
 
 @typed
@@ -132,7 +131,7 @@ def _read(source: AnnData | str | Path, genes_in: Literal["rows", "columns"] | N
     if is_gene.all():
         return samples
     other = samples.var_names[~is_gene]
-    logger.info("%s: %d features that are no genes left out (%s).", _name(source), len(other), _examples(other))
+    logger.info("%s: %d features that are no genes left out (%s).", _name(source), len(other), examples(other))
     return samples[:, is_gene].copy()
 
 
@@ -153,8 +152,8 @@ def _together(samples: list[AnnData], sources: Sequence[AnnData | str | Path]) -
     for places, name in zip(by_gene[1:], names[1:], strict=True):
         if not len(shared.intersection(places.index)):
             raise InputError(
-                f"{names[0]} and {name} share no genes: {_examples(samples[0].var_names)} against "
-                f"{_examples(samples[names.index(name)].var_names)}. Give both the same kind of ids."
+                f"{names[0]} and {name} share no genes: {examples(samples[0].var_names)} against "
+                f"{examples(samples[names.index(name)].var_names)}. Give both the same kind of ids."
             )
         shared = shared[shared.isin(places.index)]
     parts = [part[:, places[shared].to_numpy()] for part, places in zip(samples, by_gene, strict=True)]
@@ -190,8 +189,7 @@ class _Match(NamedTuple):
 
 
 def _joined(samples: AnnData, clinical: pd.DataFrame | str | Path, id: str | None) -> AnnData:
-    name = "The clinical table" if isinstance(clinical, pd.DataFrame) else str(clinical)
-    table = _with_index(clinical) if isinstance(clinical, pd.DataFrame) else read_clinical_table(clinical)
+    name, table = read_rows(clinical, "The clinical table")
     if id is not None and id not in table:
         raise InputError(f"{name}: there is no column {id!r}. {did_you_mean(id, table.columns)}")
     columns = [id] if id else [str(c) for c in table if not pd.api.types.is_float_dtype(table[c])]
@@ -201,8 +199,8 @@ def _joined(samples: AnnData, clinical: pd.DataFrame | str | Path, id: str | Non
     if best is None or best.n < max(1, _LEAST_OVERLAP * fewer):
         column = best.column if best else table.columns[0]
         raise InputError(
-            f"{name}: {best.n if best else 0} of {samples.n_obs:,} samples ({_examples(samples.obs_names)}) are in its "
-            f"column {column!r} ({_examples(texts(table[column]))}). Both must have the same ids; name their column "
+            f"{name}: {best.n if best else 0} of {samples.n_obs:,} samples ({examples(samples.obs_names)}) are in its "
+            f"column {column!r} ({examples(texts(table[column]))}). Both must have the same ids; name their column "
             "with id=."
         )
     ids = texts(table[best.column])
@@ -215,7 +213,7 @@ def _joined(samples: AnnData, clinical: pd.DataFrame | str | Path, id: str | Non
         f"{samples.n_obs:,}",
         best.column,
         ", by the first 12 characters of their TCGA barcodes" if best.by_patient else "",
-        "" if used.all() else f"; left out, among others: {_examples(samples.obs_names[~used])}",
+        "" if used.all() else f"; left out, among others: {examples(samples.obs_names[~used])}",
     )
     samples, of_patients = samples[used].copy(), table.iloc[best.rows[used]].set_axis(samples.obs_names[used], axis=0)
     replaced = [str(column) for column in of_patients if column in samples.obs]
@@ -231,12 +229,6 @@ def _writable(column: pd.Series) -> pd.Series:
     if column.dtype != object:
         return column
     return column.astype(str).where(column.notna()).astype("category")
-
-
-def _with_index(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a data frame whose rows' names, if they are any, are a column."""
-    table = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
-    return table.set_axis([str(column) for column in table.columns], axis=1)
 
 
 def _matches(names: pd.Index, table: pd.DataFrame, column: str) -> list[_Match]:
@@ -293,7 +285,7 @@ def _one_per_patient(samples: AnnData, *, may_drop: bool) -> AnnData:
         others = samples.obs_names[patients == patients[i]]
         n = len(set(patients[~first]))
         raise InputError(
-            f"{n} patients have several samples (first: {patients[i]!r}: {_examples(others)}), and a split would "
+            f"{n} patients have several samples (first: {patients[i]!r}: {examples(others)}), and a split would "
             "have some on both sides. Choose one of each, or give one_per_patient=True."
         )
     logger.info("%d further samples of patients left out (first: %r).", (~first).sum(), samples.obs_names[i])
@@ -316,7 +308,3 @@ def _require_distinct(samples: AnnData) -> None:
                 f"Samples {other!r} and {name!r} have the same expression in all {samples.n_vars:,} genes: one is a "
                 "copy of the other. Leave one out, or find out whose it is."
             )
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(repr(str(name)) for name in names[:_EXAMPLES]) + (" …" if len(names) > _EXAMPLES else "")

@@ -11,7 +11,7 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -134,6 +134,50 @@ def read_clinical_table(path: str | Path) -> pd.DataFrame:
     return pd.concat([first, table.body.iloc[:, 1:]], axis=1).set_axis(table.header, axis=1)
 
 
+def read_rows(table: pd.DataFrame | str | Path, called: str) -> tuple[str, pd.DataFrame]:
+    """Return what a table is called in messages, and its rows, in which names of rows are a column like any other.
+
+    Parameters
+    ----------
+    table
+        A data frame, which is `called` so, or a file as `read_clinical_table` reads it, which is called by its path.
+
+    Raises
+    ------
+    InputError, DataFormatError
+        As `read_clinical_table`; of a data frame, two columns have one name.
+    """
+    if not isinstance(table, pd.DataFrame):
+        return str(table), read_clinical_table(table)
+    rows = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
+    rows = rows.set_axis([str(column) for column in rows.columns], axis=1)
+    twice = rows.columns[rows.columns.duplicated()]
+    if len(twice):
+        raise DataFormatError(f"{called}: {len(twice)} columns have the name of another (first: {twice[0]!r}).")
+    return called, rows
+
+
+def column_called(columns: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Return the first column that is called as one of some choices, the earlier the better; None if none is.
+
+    Capitals and what is no letter or digit do not matter: "Cell line" is "cell_line".
+    """
+    by_letters: dict[str, str] = {}
+    for column in columns:
+        by_letters.setdefault(_letters(column), column)
+    return next((by_letters[letters] for letters in map(_letters, choices) if letters in by_letters), None)
+
+
+def examples(names: Iterable[Any], n: int = 3) -> str:
+    """Return the first names of some, quoted, for a message."""
+    written = list(map(str, names))
+    return ", ".join(map(repr, written[:n])) + (" …" if len(written) > n else "")
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
 def _read_table(path: Path) -> _Table:
     return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_lines(path)
 
@@ -231,8 +275,8 @@ def _side_of_genes(path: Path, table: _Table, remarks: Sequence[int], columns: S
     less, more = sorted([in_rows, in_columns])
     if more < _LEAST_SHARE or more <= _TIMES_THE_OTHER * less:
         raise InputError(
-            f"{path}: cannot tell where the genes are. Of {len(rows):,} rows ({_examples(rows)}) "
-            f"{100 * in_rows:.0f} % are named like genes, of {len(named):,} columns ({_examples(named)}) "
+            f"{path}: cannot tell where the genes are. Of {len(rows):,} rows ({examples(rows, 2)}) "
+            f"{100 * in_rows:.0f} % are named like genes, of {len(named):,} columns ({examples(named, 2)}) "
             f"{100 * in_columns:.0f} %. Say it: genes_in='rows' or genes_in='columns'."
         )
     return "rows" if in_rows > in_columns else "columns"
@@ -262,10 +306,6 @@ def _looks_like_a_gene(name: str) -> bool:
     symbol = symbol_in(name)
     spelt = symbol.upper() if _LIKE_MOUSE.match(symbol) else symbol
     return any(text in ensembl_of_symbol() for text in (spelt, _MADE_UNIQUE.sub("", spelt)))
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:2])) + (" …" if len(names) > 2 else "")
 
 
 # what stands where

@@ -140,7 +140,8 @@ class ParameterGroup(NamedTuple):
 class CellExamples(Dataset):
     """Cells for the data loader: whatever `get` returns for a number and an epoch.
 
-    `rows` names them in messages; `weights` says how often each is drawn, else every cell comes once an epoch.
+    `rows` names them in messages; `weights` says how often each is drawn, else every cell comes once an epoch; `alike`
+    and `alike_a_step` which of them come together, as of `StepBatches`.
     """
 
     def __init__(
@@ -150,7 +151,10 @@ class CellExamples(Dataset):
         *,
         rows: Iterable[int] | None = None,
         weights: np.ndarray | None = None,
+        alike: np.ndarray | None = None,
+        alike_a_step: int = 1,
     ) -> None:
+        self.alike, self.alike_a_step = alike, alike_a_step
         self.lengths, self._get, self.weights = np.asarray(list(lengths), dtype=np.int64), get, weights
         self.rows = np.arange(len(self.lengths)) if rows is None else np.asarray(list(rows))
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,7 @@ from geneformer_repro.training.log import Show, Stopwatch
 
 logger = logging.getLogger(__name__)
 
+Network = TypeVar("Network", bound=nn.Module)
 SAVE_SECONDS = 600
 """A run that is not told how often to save does so every ten minutes, and at the end of each epoch."""
 _FIRST_COLUMNS = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss")
@@ -79,7 +80,7 @@ def random_states_kept() -> Iterator[None]:
 
 
 @random_states_kept()
-def train(model: PreTrainedModel, run: TrainingRun) -> tuple[PreTrainedModel, pd.DataFrame]:
+def train(model: Network, run: TrainingRun) -> tuple[Network, pd.DataFrame]:
     """Train a model, from the last step that ``run.work`` holds.
 
     Parameters
@@ -198,10 +199,10 @@ class _Loader(DataLoader):
 
 
 class _Trainer(Trainer):
-    model: PreTrainedModel
+    model: Any
     train_dataset: CellExamples
 
-    def __init__(self, model: PreTrainedModel, run: TrainingRun) -> None:
+    def __init__(self, model: nn.Module, run: TrainingRun) -> None:
         arguments = training_arguments(run)
         self.batches = StepBatches(
             run.examples.lengths,
@@ -212,6 +213,8 @@ class _Trainer(Trainer):
             batches_a_step=arguments.gradient_accumulation_steps,
             seed=arguments.seed,
             weights=run.examples.weights,
+            alike=run.examples.alike,
+            alike_a_step=run.examples.alike_a_step,
         )
         self.n_steps = set_steps(arguments, run.config, self.batches.n_steps)
         self.run, self.groups = run, run.groups
@@ -428,7 +431,7 @@ class _Trainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
 
-def _whole(trainer: "_Trainer", like: PreTrainedModel) -> PreTrainedModel:
+def _whole(trainer: "_Trainer", like: Network) -> Network:
     """Gather a model that is cut into shards, in float32, on every process."""
     if trainer.is_deepspeed_enabled:
         from deepspeed.utils import safe_get_full_fp32_param

@@ -11,8 +11,9 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.finetuning.kinds.classes import ClassLabels, read_classes
 from geneformer_repro.finetuning.kinds.kind import Kind
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels, read_numbers
+from geneformer_repro.finetuning.kinds.response import ResponseLabels
 from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, SurvivalLabels, read_survival, require_one_time
-from geneformer_repro.targets import Classes, Number, SurvivalTime, Target
+from geneformer_repro.targets import Classes, Number, Response, SurvivalTime, Target
 
 
 def kind_of(target: Target) -> Kind[Any]:
@@ -22,6 +23,8 @@ def kind_of(target: Target) -> Kind[Any]:
             return ClassLabels(target)
         case Number():
             return NumberLabels(target)
+        case Response():
+            return ResponseLabels(target)
         case SurvivalTime():
             return SurvivalLabels(target)
     raise AssertionError(target)

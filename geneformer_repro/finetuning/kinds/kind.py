@@ -100,6 +100,16 @@ class Kind(ABC, Generic[TargetT]):
 
     # After training
 
+    def beside(self, predicted: Mapping[str, np.ndarray]) -> "Kind[TargetT]":
+        """Return the kind that scores these rows, where a score of one method needs what another predicts.
+
+        Parameters
+        ----------
+        predicted
+            By method, predictions of the rows that are to be scored.
+        """
+        return self
+
     def as_predicted(self, meaning_NK: np.ndarray) -> np.ndarray:
         """Return a prediction from what a network's outputs mean."""
         return meaning_NK

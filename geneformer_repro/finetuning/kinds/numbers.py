@@ -30,7 +30,16 @@ from geneformer_repro.finetuning.baselines import (
     sample,
 )
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
-from geneformer_repro.finetuning.metrics import Statistics, bootstrap, once, ratio, require_finite, with_intervals
+from geneformer_repro.finetuning.metrics import (
+    Statistics,
+    bootstrap,
+    correlation,
+    once,
+    ratio,
+    require_finite,
+    variance,
+    with_intervals,
+)
 from geneformer_repro.report import BLUE, GREY, Section, new_axes
 from geneformer_repro.targets import Number, Target
 from geneformer_repro.tokenizer.dataset import as_labels
@@ -77,6 +86,27 @@ def numbers_in(name: str, column: pd.Series, otherwise: str) -> np.ndarray:
     return numbers
 
 
+def mean_and_sd(name: str, numbers_N: np.ndarray) -> tuple[float, float]:
+    """Return what scales a target: mean and standard deviation of the numbers that there are, 1 where they are equal.
+
+    Raises
+    ------
+    InputError
+        There are none; `name` says of which target.
+    """
+    given = numbers_N[~np.isnan(numbers_N)]
+    if not len(given):
+        raise InputError(f"No training cell has a number in {name!r}. Give more cells, or another split.")
+    return float(given.mean()), float(given.std()) or 1.0
+
+
+def fifths(numbers_N: np.ndarray) -> np.ndarray:
+    """Return, as text, in which fifth of the numbers each is; `GAP` where there is none."""
+    place = pd.Series(numbers_N).rank(method="first", pct=True)
+    ranges = place.map(lambda share: f"range {np.ceil(share * _STRATA):.0f} of {_STRATA}", "ignore")
+    return ranges.fillna(GAP).to_numpy()
+
+
 class NumberLabels(Kind[Number]):
     """Numbers: scored by R² and more."""
 
@@ -86,18 +116,11 @@ class NumberLabels(Kind[Number]):
 
     def scaled(self, labels_NS: np.ndarray) -> Number:
         """Return the target with mean and sd of these labels."""
-        given = labels_NS[~np.isnan(labels_NS)]
-        if not len(given):
-            raise InputError(
-                f"No training cell has a number in {self.target.name!r}. Give more cells, or another split."
-            )
-        return Number(self.target.name, float(given.mean()), float(given.std()) or 1.0)
+        return Number(self.target.name, *mean_and_sd(self.target.name, labels_NS[:, 0]))
 
     def strata(self, labels_NS: np.ndarray) -> np.ndarray:
         """Return in which fifth of the numbers each is."""
-        place = pd.Series(labels_NS[:, 0]).rank(method="first", pct=True)
-        ranges = place.map(lambda share: f"range {np.ceil(share * _STRATA):.0f} of {_STRATA}", "ignore")
-        return ranges.fillna(GAP).to_numpy()
+        return fifths(labels_NS[:, 0])
 
     def content(self, labels_NS: np.ndarray) -> bytes:
         """Return the numbers."""
@@ -229,9 +252,9 @@ def _number_statistics(true_N: np.ndarray, predicted_N: np.ndarray) -> Callable[
         mae_R, mse_R = means_SR[-2:]
         true_mean_R, _, true_square_R = means_SR[:3]
         return {
-            "r2": 1 - ratio(mse_R, _variance(true_mean_R, true_square_R)),
-            "pearson": _correlation(*means_SR[:5]),
-            "spearman": _correlation(*means_SR[5:10]),
+            "r2": 1 - ratio(mse_R, variance(true_mean_R, true_square_R)),
+            "pearson": correlation(*means_SR[:5]),
+            "spearman": correlation(*means_SR[5:10]),
             "mae": mae_R,
             "rmse": np.sqrt(mse_R),
         }
@@ -243,19 +266,6 @@ def _moments(x_N: np.ndarray, y_N: np.ndarray) -> list[np.ndarray]:
     """What to average for a correlation. Numbers are taken from their medians, so that no digits cancel."""
     x_N, y_N = x_N - np.median(x_N), y_N - np.median(y_N)
     return [x_N, y_N, x_N**2, y_N**2, x_N * y_N]
-
-
-def _correlation(
-    x_R: np.ndarray, y_R: np.ndarray, x_square_R: np.ndarray, y_square_R: np.ndarray, product_R: np.ndarray
-) -> np.ndarray:
-    scale_R = np.sqrt(_variance(x_R, x_square_R) * _variance(y_R, y_square_R))
-    return ratio(product_R - x_R * y_R, scale_R).clip(-1, 1)
-
-
-def _variance(mean_R: np.ndarray, mean_square_R: np.ndarray) -> np.ndarray:
-    """Variance; 0 where the difference is no more than rounding, as it is of equal numbers."""
-    variance_R = mean_square_R - mean_R**2
-    return np.where(variance_R > 1e-12 * mean_square_R, variance_R, 0)
 
 
 # Methods that need no network

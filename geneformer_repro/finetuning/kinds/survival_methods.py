@@ -26,14 +26,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize
-from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from geneformer_repro.finetuning.baselines import Features, Method
+from geneformer_repro.finetuning.baselines import FAR, Features, Method, components, standardised
 from geneformer_repro.finetuning.kinds.survival_scores import kaplan_meier
 from geneformer_repro.hazards import RiskSets, baseline_hazard
 from geneformer_repro.tokenizer.dataset import as_labels
-from geneformer_repro.tokenizer.matrices import dense
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +40,6 @@ _PENALTIES = np.logspace(1, -3, num=7)
 _COMPONENTS = (5, 20, 50)
 _PRECISE = {"ftol": 1e-10, "gtol": 1e-6}
 _FOLDS = 5
-_USUAL = (0.01, 0.99)
-"""Quantiles of a gene between which its values are taken as they are."""
-_FAR = 5.0
-"""Standard deviations beyond which a clinical number, or an outlier in few patients, is pulled back."""
 _LINEAR_GENES, _TREE_GENES = 2000, 500
 """The most variable genes are looked at."""
 _TREE_TIMES, _TREE_PATIENTS = 50, 1000
@@ -106,7 +100,7 @@ def _genes(
     """Return the most variable genes, standardised, for methods of scikit-survival."""
     if features.expression is None or not _has_scikit_survival():
         return None
-    return _standardised(features.expression, train, test, most)
+    return standardised(features.expression, train, test, most)
 
 
 def _components(
@@ -114,37 +108,7 @@ def _components(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the principal components of a matrix of the features, by falling variance."""
     values = getattr(features, of)
-    if values is None:
-        return None
-    of_train, of_test = _standardised(values, train, test, _LINEAR_GENES)
-    n = min(_COMPONENTS[-1], min(of_train.shape) - 1)
-    if n < 1:
-        return of_train, of_test
-    pca = PCA(n, svd_solver="arpack", random_state=seed).fit(of_train)
-    return pca.transform(of_train), pca.transform(of_test)
-
-
-def _standardised(values: Any, train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return columns that vary most over the training rows, of mean 0 and sd 1 there; what is missing is usual."""
-    of_train = dense(values[train], np.float64)
-    of_train[:, np.isnan(of_train).all(axis=0)] = 0
-    low, high = _usual(of_train)
-    of_train = of_train.clip(low, high)
-    spread = np.nanstd(of_train, axis=0)
-    (varying,) = np.nonzero(spread > 1e-12)
-    chosen = np.sort(varying[np.argsort(-spread[varying], kind="stable")[:most]])
-    of_test = dense(values[test][:, chosen], np.float64).clip(low[chosen], high[chosen])
-    mean, sd = np.nanmean(of_train[:, chosen], axis=0), spread[chosen]
-    standardised = (np.nan_to_num((each - mean) / sd) for each in (of_train[:, chosen], of_test))
-    return tuple(each.clip(-_FAR, _FAR) for each in standardised)
-
-
-def _usual(values_NP: np.ndarray) -> np.ndarray:
-    """Return the ends of what is usual of each column, (2, P)."""
-    ends_2P = np.quantile(values_NP, _USUAL, axis=0)
-    gaps_P = np.isnan(ends_2P).any(axis=0)
-    ends_2P[:, gaps_P] = np.nanquantile(values_NP[:, gaps_P], _USUAL, axis=0)  # five times as slow
-    return ends_2P
+    return None if values is None else components(values, train, test, seed, most=_COMPONENTS[-1])
 
 
 def _clinical(
@@ -171,7 +135,7 @@ def _numbers(column: pd.Series, train: np.ndarray) -> np.ndarray:
     if not np.isfinite(of_train).any() or np.nanstd(of_train) == 0:
         return np.empty((len(values), 0))
     values = np.where(np.isnan(values), np.nanmedian(of_train), values)
-    return ((values - values[train].mean()) / values[train].std()).clip(-_FAR, _FAR)
+    return ((values - values[train].mean()) / values[train].std()).clip(-FAR, FAR)
 
 
 def _levels(column: pd.Series, train: np.ndarray) -> np.ndarray:

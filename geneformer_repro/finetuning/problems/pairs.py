@@ -1,0 +1,466 @@
+"""Rows that are pairs of a sample and a drug: networks that read each sample and drug of a batch once.
+
+What is fitted (scales of genes and of what is read of drugs, characters of SMILES, mean effects, the scale of labels)
+is fitted on the samples, drugs and values of training rows. A network that learned another screen goes on with its own
+scales, characters and weights; mean effects are those of the rows at hand, and its output layer begins anew where the
+measure is another one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.config import ConfigError, Section, require, with_settings
+from geneformer_repro.drug_inputs import DrugScale
+from geneformer_repro.drugs import Drugs
+from geneformer_repro.errors import InputError
+from geneformer_repro.expression import ExpressionInputs, InputScale
+from geneformer_repro.finetuning import transfer
+from geneformer_repro.finetuning.baselines import PairInputs
+from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, scores_by_target, trained_once
+from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig
+from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.finetuning.transfer import TransferConfig
+from geneformer_repro.heads import Head, Pooling
+from geneformer_repro.identities import Aliases
+from geneformer_repro.mean_effects import MeanEffects
+from geneformer_repro.pair_layers import PairNetworkConfig
+from geneformer_repro.pair_networks import PairNetwork, with_arcsinh
+from geneformer_repro.pair_reading import PairSides
+from geneformer_repro.responses import Responses
+from geneformer_repro.targets import Response
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.training.config import CellExamples, ParameterGroup, SeededConfig, TrainConfig, TrainingRun
+from geneformer_repro.training.loop import train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTrainConfig(TrainConfig):
+    """How to train a network over pairs."""
+
+    epochs: float = 20
+    batch_size: int = 512
+    """Pairs of a batch, one on each device a step."""
+    learning_rate: float = 1e-3
+    warmup_steps: float = 0.05
+    drugs_a_step: int | None = 32
+    """Of about how many drugs the pairs of a step are, drawn anew each epoch: the fewer, the less is read of drugs, and
+    the more alike are the pairs of a step. None draws pairs one by one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.drugs_a_step is None or self.drugs_a_step >= 1, self, "drugs_a_step", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(SeededConfig):
+    """What a network over pairs is, and how it is trained."""
+
+    network: Section[PairNetworkConfig] = Section(PairNetworkConfig)
+    """What the network is; of one that goes on from another, that one's holds."""
+    training: Section[PairTrainConfig] = Section(PairTrainConfig)
+    """How it is trained."""
+    transfer: Section[TransferConfig] = Section(TransferConfig)
+    """How its encoder takes part in learning; of a network without, "probe" trains the layers after the junction."""
+    pooling: Pooling = "mean"
+    """How an encoder's vector of a sample is made."""
+    replace_head: bool | None = None
+    """Whether the output layer of a network that goes on begins anew; None where the measure is another one."""
+    refit_scale: bool = False
+    """Whether a network that goes on takes each gene's mean and spread from the training samples at hand, as for
+    another platform, in place of those that it learned with."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairProblem(Problem):
+    """Responses of samples to drugs; made by `PairProblem.of`."""
+
+    sample_names: np.ndarray
+    """Of each sample."""
+    inputs: ExpressionInputs | None
+    """Expression of the samples; None where only tokens are read."""
+    cells: TokenizedDataset | None
+    """Tokens of the samples, in the same order; None where only expression is read."""
+    tissues: np.ndarray | None
+    """Tissue of each sample; None where none are known."""
+    drugs: Drugs
+    vectors: pd.DataFrame | None
+    """Of "vectors": a row a drug, by name or key."""
+    pairs: np.ndarray
+    """Numbers of sample and drug of each row, (rows, 2)."""
+    targets: tuple[Response]
+    labels: np.ndarray
+    split_by: PairSplitConfig = dataclasses.field(default_factory=PairSplitConfig)
+    """What is new in the test, and so which mean effects are known there."""
+    row = "pair"
+
+    @classmethod
+    def of(
+        cls,
+        samples: pd.DataFrame | ExpressionInputs | TokenizedDataset,
+        responses: Responses,
+        drugs: Drugs,
+        *,
+        expression: pd.DataFrame | None = None,
+        sample_names: Sequence[str] | None = None,
+        tissues: pd.Series | None = None,
+        aliases: Aliases | None = None,
+        vectors: pd.DataFrame | None = None,
+        split_by: PairSplitConfig | None = None,
+        name: str = "response",
+    ) -> PairProblem:
+        """Join samples, drugs and responses, by who they are.
+
+        Parameters
+        ----------
+        samples
+            Expression, a row a sample, or vectors of samples; or tokens.
+        responses, drugs
+            From `read_responses`, and `Drugs.of_table` or `Drugs.of_names`.
+        expression
+            Beside tokens: expression of the same samples, by name, for ``network.expression_path`` and simple methods.
+        sample_names
+            Of `ExpressionInputs`, which have none.
+        tissues
+            Tissue of samples, by name.
+        aliases
+            What else samples are called.
+        vectors
+            Of drugs, for ``network.drug_input="vectors"``.
+        split_by
+            How pairs will be split.
+        name
+            What is learned, in tables.
+
+        Raises
+        ------
+        InputError
+            No pair has both a sample and a drug.
+        """
+        cells = samples if isinstance(samples, TokenizedDataset) else None
+        if isinstance(samples, pd.DataFrame):
+            expression = samples
+        if cells is not None:
+            names = np.asarray(cells.cell_names, dtype=str)
+            expression = None if expression is None else _rows_of(expression, names)
+        else:
+            names = np.asarray(sample_names if expression is None else expression.index, dtype=str)
+        inputs = (
+            samples if isinstance(samples, ExpressionInputs) else None if expression is None else _inputs(expression)
+        )
+        joined = responses.join([*names], drugs, aliases)
+        of_samples = None if tissues is None else tissues.reindex(names).astype(object).fillna("").to_numpy(dtype=str)
+        numbers = np.zeros(len(names)) if of_samples is None else _numbers(of_samples)
+        labels = np.column_stack([joined.values, joined.pairs, numbers[joined.pairs[:, 0]]]).astype(np.float64)
+        target = Response(name, responses.measure, samples=tuple(names), drugs=drugs.names)
+        return cls(
+            names, inputs, cells, of_samples, drugs, vectors, joined.pairs, (target,), labels,
+            split_by or PairSplitConfig(),
+        )  # fmt: skip
+
+    @property
+    def names(self) -> np.ndarray:
+        """Name of each pair: ``SAMPLE/DRUG``."""
+        drugs = np.array(self.drugs.names, dtype=str)
+        return np.char.add(np.char.add(self.sample_names[self.pairs[:, 0]], "/"), drugs[self.pairs[:, 1]])
+
+    @property
+    def identities(self) -> Identities:
+        """Who the sample and the drug of each row are."""
+        tissues = None if self.tissues is None else self.tissues[self.pairs[:, 0]]
+        return Identities(self.sample_names[self.pairs[:, 0]], np.array(self.drugs.keys)[self.pairs[:, 1]], tissues)
+
+    @property
+    def group(self) -> str:  # type: ignore[override]
+        """What is new in the test."""
+        return self.split_by.by
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Sample, drug or tissue of each pair, whatever is new in the test."""
+        return self.identities.groups(self.split_by.by)
+
+    @property
+    def measure(self) -> str:
+        """What the values are."""
+        return self.targets[0].measure
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """What the tokens mean; None where none are read."""
+        return None if self.cells is None else self.cells.vocabulary
+
+    def select(self, rows: np.ndarray) -> PairProblem:
+        """Return the problem of some of the pairs, of the same samples and drugs."""
+        return dataclasses.replace(self, pairs=self.pairs[rows], labels=self.labels[rows])
+
+    def digest(self) -> str:
+        """Return a digest of who the samples and drugs are, of what is read of them, and of their responses."""
+        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
+        columns: list[Any] = [self.sample_names, self.drugs.keys, () if self.tissues is None else self.tissues]
+        for column in columns:
+            digest.update("\n".join([*column, ""]).encode())
+        digest.update(b"" if self.cells is None else self.cells.fingerprint.encode())
+        if self.inputs is not None:
+            digest.update("\n".join([*self.inputs.names["expression"], ""]).encode())
+            digest.update(np.ascontiguousarray(self.inputs.values["expression"], dtype=np.float32).tobytes())
+        if self.vectors is not None:
+            digest.update("\n".join(map(str, [*self.vectors.index, *self.vectors.columns])).encode())
+            digest.update(np.ascontiguousarray(self.vectors, dtype=np.float32).tobytes())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()
+
+    # Networks
+
+    def train(
+        self,
+        start: Checkpoint | PairNetwork | None,
+        config: PairConfig,
+        split: Split,
+        *,
+        pretrained: bool = True,
+        work: Path,
+        step: str,
+    ) -> tuple[PairNetwork, pd.DataFrame]:
+        """Train in batches of pairs; keep the epoch that is best on the validation pairs, or the last.
+
+        `start` is a network over pairs to go on from, an encoder's checkpoint to begin with, or None. Without
+        `pretrained` weights are random, scales and the rest fitted anew, and all of it learns.
+        """
+        if not pretrained:
+            config = dataclasses.replace(config, transfer=TransferConfig())
+        if not len(split.validation):
+            config = with_settings(config, trainer={**config.training.trainer, **NO_SCORES})
+        begun = self.begun(start, config, split.train, pretrained=pretrained)
+
+        def train_here() -> tuple[PairNetwork, pd.DataFrame]:
+            network, groups = _prepared(copy.deepcopy(begun), config)
+            run = self._run(network, config, split, groups, work=work, step=step)
+            trained, history = train(network, run)
+            return transfer.finished(trained).eval(), history
+
+        return trained_once(work, train_here, like=lambda: copy.deepcopy(begun))
+
+    def begun(
+        self, start: Checkpoint | PairNetwork | None, config: PairConfig, rows: np.ndarray, *, pretrained: bool = True
+    ) -> PairNetwork:
+        """Return the network that training on these rows begins with."""
+        source: Any = start.model if isinstance(start, Checkpoint) else start
+        goes_on = isinstance(source, PairNetwork)
+        network = self._gone_on(source, config, rows) if goes_on and pretrained else self._new(source, config, rows)
+        if pretrained and not goes_on and network.shape.reads_tokens:
+            own, theirs = network.bert.state_dict(), source.bert.state_dict()
+            network.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
+        network.effects = self._effects(rows) if network.shape.residual else None
+        samples, drugs = self.identities.samples[rows], self.identities.drugs[rows]
+        for what, names in (("samples", samples), ("drugs", drugs)):
+            network.learned[what] = sorted({*network.learned[what], *names.tolist()})
+        return network
+
+    def _new(self, source: Any, config: PairConfig, rows: np.ndarray) -> PairNetwork:
+        """Return a network with random weights, its scales fitted on the samples and drugs of these rows."""
+        shape = source.shape if isinstance(source, PairNetwork) else config.network.filled()
+        if shape.reads_tokens and source is None:
+            raise InputError('network.model="encoder" needs the checkpoint of an encoder to begin with.')
+        samples, drugs = (np.unique(column) for column in self.pairs[rows].T)
+        scale = None
+        if shape.reads_expression:
+            inputs = self._expression().select(samples)
+            inputs = with_arcsinh(inputs) if shape.arcsinh else inputs
+            scale = InputScale.fit(inputs, n_genes=shape.n_genes, clip=shape.clip)
+        of_drugs = DrugScale.fit(
+            self.drugs.select(drugs), shape.drug_input, vectors=self.vectors, at_least=shape.fewest_positions
+        )
+        encoder = source.bert.config if shape.reads_tokens else None
+        head = self._head(config, rows, residual=shape.residual)
+        return PairNetwork(shape, head, scale, of_drugs, encoder=encoder, seed=config.seed)
+
+    def _gone_on(self, source: PairNetwork, config: PairConfig, rows: np.ndarray) -> PairNetwork:
+        """Return a copy of a network that learned other pairs, with the head of these rows, and the scale if wished."""
+        network = copy.deepcopy(source)
+        head = self._head(config, rows, residual=network.shape.residual)
+        before: Any = source.head.targets[0]
+        replaces = before.measure != self.measure if config.replace_head is None else config.replace_head
+        if replaces:
+            network.replace_output(head, seed=config.seed)
+        network.head = head
+        if config.refit_scale and network.scale is not None:
+            inputs = self._expression().select(np.unique(self.pairs[rows, 0]))
+            network.scale = network.scale.refitted(with_arcsinh(inputs) if network.shape.arcsinh else inputs)
+        network.begun = {"measure": before.measure, "replaced_head": replaces, "refitted_scale": config.refit_scale}
+        logger.info(
+            "Goes on from a network of %s; its output layer %s.",
+            before.measure, "begins anew" if replaces else "stays",
+        )  # fmt: skip
+        return network
+
+    def _expression(self) -> ExpressionInputs:
+        if self.inputs is None:
+            raise InputError(
+                "The network reads expression of genes, and of these samples there are tokens alone. Give expression=, "
+                'or network.model="encoder" without network.expression_path.'
+            )
+        return self.inputs
+
+    def _head(self, config: PairConfig, rows: np.ndarray, *, residual: bool) -> Head:
+        """Return the head, its labels scaled by these rows: by what is left over mean effects, or as they are."""
+        values = self.labels[rows, 0]
+        left = values - self._naive(self._effects(rows), rows) if residual else values
+        spread = next((float(of.std()) for of in (left, values) if of.std() > 1e-9), 1.0)
+        target = dataclasses.replace(self.targets[0], mean=float(values.mean()), sd=spread, samples=(), drugs=())
+        return Head((target,), config.pooling)
+
+    # Mean effects
+
+    def _effects(self, rows: np.ndarray) -> MeanEffects:
+        """Return the mean effects of these rows that are known in the test part."""
+        who = self.identities
+        samples, drugs = who.samples[rows], who.drugs[rows]
+        return MeanEffects.fit(self.labels[rows, 0], samples, drugs, effects=self.split_by.known_effects)
+
+    def _naive(self, effects: MeanEffects, rows: np.ndarray) -> np.ndarray:
+        who = self.identities
+        return effects.predict(who.samples[rows], who.drugs[rows])
+
+    def naive(self, network: PairNetwork, rows: np.ndarray) -> np.ndarray | None:
+        """Return what the mean effects that a network has learned say of pairs; None of one without."""
+        return None if network.effects is None else self._naive(network.effects, rows)
+
+    # Training and asking
+
+    def sides(self, network: PairNetwork) -> PairSides:
+        """Return all samples and drugs as a network reads them."""
+        return PairSides.of(network, self.inputs, self.cells, self.drugs, self.vectors)
+
+    def _run(
+        self,
+        network: PairNetwork,
+        config: PairConfig,
+        split: Split,
+        groups: Sequence[ParameterGroup],
+        *,
+        work: Path,
+        step: str,
+    ) -> TrainingRun:
+        """Say what is learned from, and how."""
+        sides, rows = self.sides(network), split.train
+        if network.shape.reads_tokens and config.transfer.strategy == "probe":
+            sides = sides.with_pooled(network)
+        drugs_a_step = config.training.drugs_a_step
+        examples = CellExamples(
+            np.ones(len(rows)),
+            lambda i, _: rows[i],
+            rows=rows,
+            alike=None if drugs_a_step is None else self.pairs[rows, 1],
+            alike_a_step=drugs_a_step or 1,
+        )
+        return TrainingRun(
+            examples=examples,
+            collate=self._collate(network, sides),
+            evaluate=self._scorer(sides, split.validation),
+            config=config.training,
+            seed=config.seed,
+            groups=groups,
+            best_by=SELECTION if len(split.validation) else None,
+            work=work,
+            step=step,
+        )
+
+    def _collate(self, network: PairNetwork, sides: PairSides) -> Callable[[list[int]], dict[str, Any]]:
+        naive = self.naive(network, np.arange(len(self.pairs)))
+
+        def collate(batch: list[int]) -> dict[str, Any]:
+            rows = np.array(batch)
+            made = sides.batch(self.pairs[rows])
+            if naive is not None:
+                made["naive"] = torch.from_numpy(naive[rows]).float()
+            return made | {"labels": torch.from_numpy(self.labels[rows]).float()}
+
+        return collate
+
+    def _scorer(self, sides: PairSides, rows: np.ndarray) -> Callable[[nn.Module], dict[str, float]]:
+        """Return what scores a network on validation pairs; nothing where there are none."""
+        labels = self.labels[rows]
+
+        def score(network: Any) -> dict[str, float]:
+            if not len(rows):
+                return {}
+            outputs = sides.outputs(network, self.pairs[rows], self.naive(network, rows))
+            loss = network.sum_of_losses(outputs, torch.from_numpy(labels).float()).item() / len(rows)
+            return {"loss": loss, **scores_by_target(network.head.targets, labels, network.head.meaning(outputs))}
+
+        return score
+
+    def ask(self, network: PairNetwork, rows: np.ndarray) -> np.ndarray:
+        """Return the forecast of each pair in the unit of the network's measure, (rows, 1)."""
+        outputs = self.sides(network).outputs(network, self.pairs[rows], self.naive(network, rows))
+        return network.head.meaning(outputs).numpy()
+
+    def features(self, start: Any, config: Any, counts: Any) -> PairInputs:
+        """Return expression of the samples and fingerprints of the drugs, each once."""
+        has_structures = all(smiles is not None for smiles in self.drugs.smiles)
+        tissues = np.zeros(len(self.sample_names)) if self.tissues is None else _numbers(self.tissues)
+        return PairInputs(
+            samples=None if self.inputs is None else self.inputs.values["expression"],
+            drugs=self.drugs.fingerprints() if has_structures else None,
+            pairs=self.pairs,
+            tissues=tissues.astype(np.int64),
+        )
+
+
+def _inputs(expression: pd.DataFrame) -> ExpressionInputs:
+    """Return a table, samples × genes, as a network takes it."""
+    values = expression.to_numpy(dtype=np.float32)
+    return ExpressionInputs({"expression": values}, {"expression": tuple(map(str, expression.columns))})
+
+
+def _rows_of(expression: pd.DataFrame, names: np.ndarray) -> pd.DataFrame:
+    expression = expression.set_axis(expression.index.astype(str), axis=0)
+    if lacking := [name for name in names if name not in expression.index]:
+        raise InputError(
+            f"{len(lacking)} of {len(names)} samples with tokens have no expression (first: {lacking[0]!r}). Give both "
+            "of the same samples."
+        )
+    return expression.loc[names]
+
+
+def _numbers(tissues: np.ndarray) -> np.ndarray:
+    """Number tissues from 1 by their names; 0 where none is known."""
+    names = np.unique(tissues[tissues != ""])
+    return np.where(tissues == "", 0, np.searchsorted(names, tissues) + 1)
+
+
+def _prepared(network: PairNetwork, config: PairConfig) -> tuple[PairNetwork, list[ParameterGroup]]:
+    """Return a network ready to be trained, and its parameters that learn."""
+    strategy = config.transfer.strategy
+    if network.shape.reads_tokens:
+        return transfer.prepare(network, config.transfer, seed=config.seed)
+    if strategy not in ("full", "probe"):
+        raise ConfigError(
+            f"transfer.strategy={strategy!r} is of encoders, and network.model={network.shape.model!r} has none; "
+            'found no blocks. Give "full", or "probe" to train the layers after the junction alone.'
+        )
+    if strategy == "full":
+        return network, [ParameterGroup("network", list(network.parameters()))]
+    learning = [*network.joint.parameters(), *network.output.parameters()]
+    network.requires_grad_(False)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    return network, [ParameterGroup("after the junction", learning)]

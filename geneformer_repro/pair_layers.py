@@ -1,0 +1,298 @@
+"""What networks over pairs are made of: their configuration with the published sizes, and their layers.
+
+The named networks are written from the text of Prasse et al., Cancers 2022, 14, 3950, and what it builds on; a size
+that the text leaves open is the default of the authors' code. "conv_nn": a dense layer over genes, characters through
+convolutions with pooling. "paccmann": convolutions of several widths side by side, and contextual attention of genes to
+characters with a gate on the genes. "tdnn": two towers; the four layers that the text has after their junction are the
+three of `joint_layers` and the output. "encoder": our encoder's vector in place of genes, or beside them.
+
+Shapes: S samples, D drugs, P pairs of a batch; T positions of a SMILES, E length of a character's vector, H heads of
+attention, A size of each, W width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from geneformer_repro.config import require, require_types
+from geneformer_repro.drug_inputs import DrugInput, DrugScale
+from geneformer_repro.expression import Norm
+
+PairModel = Literal["conv_nn", "paccmann", "tdnn", "encoder"]
+Fusion = Literal["concatenation", "bilinear", "film", "attention"]
+_OF_ALL: Mapping[str, Any] = {
+    "sample_layers": (), "drug_layers": (512, 128), "embedding_size": 32, "filters": (64, 64, 64),
+    "kernels": (3, 5, 7), "pool": 4, "fusion": "concatenation", "fusion_size": 64, "attention_heads": 4,
+    "joint_layers": (128, 64), "joint_norm": False, "dropout": 0.1, "expression_path": False, "drug_input": "smiles",
+}  # fmt: skip
+_PUBLISHED: Mapping[PairModel, Mapping[str, Any]] = {
+    "conv_nn": {"sample_layers": (32,), "joint_norm": True},
+    "paccmann": {
+        "embedding_size": 16, "kernels": (3, 5, 11), "fusion": "attention", "joint_layers": (512, 128, 64, 16),
+        "joint_norm": True, "dropout": 0.3,
+    },
+    "tdnn": {
+        "drug_input": "descriptors", "sample_layers": (1000, 500, 250), "drug_layers": (1000, 500, 250),
+        "joint_layers": (250, 125, 60), "dropout": 0.0,
+    },
+    "encoder": {"sample_layers": (256,), "drug_input": "fingerprint"},
+}  # fmt: skip
+"""What differs from `_OF_ALL` where a field is left open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairNetworkConfig:
+    """What a network over pairs is; a field that is None is as published of the network that `model` names."""
+
+    section: ClassVar[str] = "network"
+    model: PairModel = "encoder"
+    """"conv_nn", "paccmann" or "tdnn" (Prasse et al., 2022), or "encoder"."""
+    drug_input: DrugInput | None = None
+    """What is read of drugs: "smiles" (its characters), "fingerprint", "descriptors", "one_hot" (which of the training
+    drugs), "vectors" (from a file), "none"."""
+    n_genes: int | None = None
+    """At most so many genes, those that vary most among the training samples; None for all."""
+    clip: float = 10.0
+    """How many standard deviations from the mean a value may lie."""
+    arcsinh: bool = False
+    """Take the inverse hyperbolic sine of expression first, as published; for values that are no logarithms."""
+    sample_layers: tuple[int, ...] | None = None
+    """Widths of the layers over genes; of "paccmann" none, since its attention reads genes."""
+    drug_layers: tuple[int, ...] | None = None
+    """Widths of the layers over fingerprints, descriptors and the like."""
+    embedding_size: int | None = None
+    """Length of a character's vector."""
+    filters: tuple[int, ...] | None = None
+    """Of each convolution over characters."""
+    kernels: tuple[int, ...] | None = None
+    """Characters that each of them sees."""
+    pool: int | None = None
+    """Places of which the highest is kept, after each convolution in turn."""
+    fusion: Fusion | None = None
+    """How both sides meet: "concatenation"; "bilinear" (products of projections beside both); "film" (the drug scales
+    and shifts the sample); "attention" (the sample chooses characters of the SMILES)."""
+    fusion_size: int | None = None
+    """Of "bilinear" the number of products, of "attention" the size of each head."""
+    attention_heads: int | None = None
+    """Of "attention": heads for each width of convolution."""
+    joint_layers: tuple[int, ...] | None = None
+    """Widths of the layers after the junction; the output comes after them."""
+    joint_norm: bool | None = None
+    """Whether these are normalised over the batch."""
+    dropout: float | None = None
+    """Share of units that is dropped in training, at least 0 and below 1."""
+    expression_path: bool | None = None
+    """Of "encoder": read the expression of genes beside the tokens, through `sample_layers`."""
+    residual: bool = True
+    """Learn what is left over mean effects; False as published."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.n_genes is None or self.n_genes >= 1, self, "n_genes", "at least 1")
+        require(self.clip >= 1, self, "clip", "at least 1")
+        for name in ("sample_layers", "drug_layers", "filters", "kernels", "joint_layers"):
+            require(all(width >= 1 for width in getattr(self, name) or ()), self, name, "numbers of at least 1")
+        for name in ("embedding_size", "pool", "fusion_size", "attention_heads"):
+            require((getattr(self, name) or 1) >= 1, self, name, "at least 1")
+        require(0 <= (self.dropout or 0) < 1, self, "dropout", "at least 0 and below 1")
+        shape = self.filled()
+        require(len(shape.filters) == len(shape.kernels) > 0, self, "filters", "as many as kernels, and at least one")
+        require(not shape.expression_path or shape.model == "encoder", self, "expression_path", "of model 'encoder'")
+        by_characters = shape.drug_input == "smiles" or shape.fusion != "attention"
+        require(by_characters, self, "fusion", "other than 'attention' unless drug_input is 'smiles'")
+        alone = shape.drug_input == "none" and shape.fusion != "concatenation"
+        require(not alone, self, "fusion", "'concatenation' where drug_input is 'none'")
+
+    def filled(self) -> "PairShape":
+        """Return all of it, with what is open as published."""
+        as_published = {**_OF_ALL, **_PUBLISHED[self.model]}
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        of_all: dict[str, Any] = {name: as_published.get(name) if v is None else v for name, v in given.items()}
+        return PairShape(**of_all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairShape:
+    """A `PairNetworkConfig` in which nothing is open; what a network's file holds."""
+
+    model: PairModel
+    drug_input: DrugInput
+    n_genes: int | None
+    clip: float
+    arcsinh: bool
+    sample_layers: tuple[int, ...]
+    drug_layers: tuple[int, ...]
+    embedding_size: int
+    filters: tuple[int, ...]
+    kernels: tuple[int, ...]
+    pool: int
+    fusion: Fusion
+    fusion_size: int
+    attention_heads: int
+    joint_layers: tuple[int, ...]
+    joint_norm: bool
+    dropout: float
+    expression_path: bool
+    residual: bool
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether samples are tokens."""
+        return self.model == "encoder"
+
+    @property
+    def reads_expression(self) -> bool:
+        """Whether samples are values of genes."""
+        return self.model != "encoder" or self.expression_path
+
+    @property
+    def fewest_positions(self) -> int:
+        """Positions of a SMILES that convolutions in turn leave one of."""
+        return 1 if self.fusion == "attention" else self.pool ** len(self.filters)
+
+
+def tower(n_inputs: int, widths: Sequence[int], *, linear: bool = False) -> nn.Sequential:
+    """Make dense layers with ReLU; a linear tower ends without."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise([n_inputs, *widths]):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[: -1 if linear and layers else None])
+
+
+class Convolutions(nn.Module):
+    """Characters through convolutions with pooling, one after the other, to one vector."""
+
+    def __init__(self, shape: PairShape, scale: DrugScale) -> None:
+        super().__init__()
+        assert scale.characters is not None
+        self.embedding = nn.Embedding(len(scale.characters), shape.embedding_size, padding_idx=0)
+        widths = [shape.embedding_size, *shape.filters]
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(before, after, kernel, padding="same")
+            for (before, after), kernel in zip(pairwise(widths), shape.kernels, strict=True)
+        )
+        self.pool = nn.MaxPool1d(shape.pool)
+        n_left = scale.n_positions
+        for _ in shape.filters:
+            n_left //= shape.pool
+        self.width = n_left * shape.filters[-1]
+
+    def forward(self, embedded_DTE: Tensor) -> Tensor:
+        """Return a vector a drug, (D, W), of its characters' vectors."""
+        hidden_DET = embedded_DTE.transpose(1, 2)
+        for convolution in self.convolutions:
+            hidden_DET = self.pool(convolution(hidden_DET))
+        return hidden_DET.flatten(1)
+
+
+class SideBySide(nn.Module):
+    """Characters through convolutions of several widths side by side: a vector a character and width.
+
+    Where a SMILES has ended vectors are zero and count in no mean of a batch, so padding changes nothing.
+    """
+
+    def __init__(self, shape: PairShape, scale: DrugScale) -> None:
+        super().__init__()
+        assert scale.characters is not None
+        self.embedding = nn.Embedding(len(scale.characters), shape.embedding_size, padding_idx=0)
+        of_kernels = list(zip(shape.filters, shape.kernels, strict=True))
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(shape.embedding_size, width, kernel, padding="same") for width, kernel in of_kernels
+        )
+        self.norms = nn.ModuleList(Norm(width) for width, _ in of_kernels)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.widths = (shape.embedding_size, *shape.filters)
+
+    def forward(self, embedded_DTE: Tensor, is_there_DT: Tensor) -> tuple[Tensor, ...]:
+        """Return the vectors of characters as they are and after each convolution, (D, T, W) each."""
+        channels = [embedded_DTE]
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            hidden_DTW = self.dropout(convolution(embedded_DTE.transpose(1, 2)).relu()).transpose(1, 2)
+            normed_DTW = torch.zeros_like(hidden_DTW)
+            normed_DTW[is_there_DT] = norm(hidden_DTW[is_there_DT])
+            channels.append(normed_DTW)
+        return tuple(channels)
+
+
+class ContextualAttention(nn.Module):
+    """A sample chooses characters: shares of a softmax over v · tanh(W_s sample + W_c character + b), for each head.
+
+    W_s sample and W_c character are made once a sample and once a drug; what is made of pairs is the tanh, in blocks,
+    and in training made again in the backward pass instead of being kept.
+
+    References
+    ----------
+    Manica et al., Mol. Pharm. 2019, 16, 4797 (PaccMann), "contextual attention".
+    """
+
+    def __init__(self, n_context: int, width: int, shape: PairShape, *, has_gate: bool) -> None:
+        super().__init__()
+        self._heads = shape.attention_heads, shape.fusion_size
+        n = shape.attention_heads * shape.fusion_size
+        self.gate = nn.Linear(n_context, n_context) if has_gate else None
+        self.context, self.character = nn.Linear(n_context, n), nn.Linear(width, n, bias=False)
+        self.score_HA = nn.Parameter(torch.randn(self._heads) / math.sqrt(shape.fusion_size))
+
+    def of_samples(self, context_SW: Tensor) -> Tensor:
+        """Return what samples ask, (S, H, A); of genes through a gate, shares that sum to 1 over all of them."""
+        if self.gate is not None:
+            context_SW = context_SW * self.gate(context_SW).softmax(-1)
+        return self.context(context_SW).unflatten(-1, self._heads)
+
+    def of_drugs(self, channel_DTW: Tensor) -> Tensor:
+        """Return what characters answer, (D, T, H, A)."""
+        return self.character(channel_DTW).unflatten(-1, self._heads)
+
+    def forward(
+        self,
+        asked_SHA: Tensor,
+        keys_DTHA: Tensor,
+        channel_DTW: Tensor,
+        is_there_DT: Tensor,
+        sample_P: Tensor,
+        drug_P: Tensor,
+    ) -> Tensor:
+        """Return for each pair and head the weighted sum of its drug's characters, (P, H · W)."""
+        hidden_PTHA = (asked_SHA[sample_P][:, None] + keys_DTHA[drug_P]).tanh()
+        score_PTH = (hidden_PTHA * self.score_HA).sum(-1).masked_fill(~is_there_DT[drug_P][..., None], -torch.inf)
+        return torch.einsum("pth,ptw->phw", score_PTH.softmax(1), channel_DTW[drug_P]).flatten(1)
+
+
+class Junction(nn.Module):
+    """Both vectors to one, (P, W): side by side, with products beside them, or the sample scaled by the drug."""
+
+    def __init__(self, shape: PairShape, n_sample: int, n_drug: int) -> None:
+        super().__init__()
+        self.fusion, self.width = shape.fusion, n_sample + n_drug
+        if shape.fusion == "bilinear":
+            self.of_sample = nn.Linear(n_sample, shape.fusion_size)
+            self.of_drug = nn.Linear(n_drug, shape.fusion_size)
+            self.width += shape.fusion_size
+        if shape.fusion == "film":
+            self.scale_and_shift = nn.Linear(n_drug, 2 * n_sample)
+
+    def forward(self, sample_PW: Tensor, drug_PW: Tensor) -> Tensor:
+        """Return what the layers after the junction read."""
+        together = [sample_PW, drug_PW]
+        if self.fusion == "bilinear":
+            together.append(self.of_sample(sample_PW) * self.of_drug(drug_PW))
+        if self.fusion == "film":
+            scale_PW, shift_PW = self.scale_and_shift(drug_PW).chunk(2, dim=-1)
+            together[0] = sample_PW * (1 + scale_PW) + shift_PW
+        return torch.cat(together, dim=-1)
+
+
+def joint_layers_of(shape: PairShape, n_inputs: int) -> nn.Sequential:
+    """Make the layers after the junction, in the order of the published ones."""
+    after_attention = shape.fusion == "attention"
+    layers: list[nn.Module] = [Norm(n_inputs)] if after_attention and shape.joint_norm else []
+    for before, after in pairwise([n_inputs, *shape.joint_layers]):
+        norm = [Norm(after)] if shape.joint_norm else []
+        dense, dropout = nn.Linear(before, after), nn.Dropout(shape.dropout)
+        layers += [dense, *norm, nn.ReLU(), dropout] if after_attention else [dropout, dense, nn.ReLU(), *norm]
+    return nn.Sequential(*layers, *([] if after_attention else [nn.Dropout(shape.dropout)]))
