@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.config import Section, require, require_types
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs
 from geneformer_repro.finetuning.finetune import CellCompareConfig
 from geneformer_repro.finetuning.halving import HalvingConfig
@@ -26,7 +26,7 @@ from geneformer_repro.finetuning.splits import SplitConfig
 from geneformer_repro.targets import SurvivalTime
 from geneformer_repro.tokenizer.counts import log_normalise
 from geneformer_repro.tokenizer.dataset import as_labels
-from geneformer_repro.tokenizer.measures import AS_EXPRESSION, Measure, Values
+from geneformer_repro.tokenizer.measures import Measure, Values
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -202,19 +202,7 @@ def as_measured(adata: "AnnData", measure: Measure) -> np.ndarray:
     DataFormatError
         The matrix does not hold what `measure` says.
     """
-    stored = csr_matrix(adata.X, dtype=np.float32)
-    first = measure.first_wrong(stored.data)
-    fractions = np.flatnonzero(stored.data != np.floor(stored.data))
-    is_fraction = measure.values == "counts" and len(fractions) > 0
-    if first < 0 and is_fraction:
-        first = int(fractions[0])
-    if first >= 0:
-        sample = adata.obs_names[np.searchsorted(stored.indptr, first, side="right") - 1]
-        gene, value = adata.var_names[stored.indices[first]], stored.data[first]
-        advice = f"Of TPM, RSEM or FPKM give {AS_EXPRESSION}." if is_fraction else measure.advice(value)
-        raise DataFormatError(
-            f"The samples should hold {measure}: sample {sample!r}, gene {gene!r} is {value:g}. {advice}"
-        )
-    if unlikely := measure.why_unlikely(stored):
-        raise DataFormatError(f"The samples should hold {measure}, but {unlikely}")
+    stored, told = csr_matrix(adata.X, dtype=np.float32), "X of the samples"
+    measure.require(stored, told, adata.obs_names.__getitem__, adata.var_names)
+    measure.require_likely(stored, told)
     return log_normalise(measure.linear(stored)[0], measure.values).toarray()

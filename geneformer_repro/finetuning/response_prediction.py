@@ -134,7 +134,7 @@ def predict_response(
     table = table.merge(_samples_told(network, names, sides, aliases), on="sample", how="left")
     table = table.merge(_drugs_told(network, drugs), on="drug", how="left")
     table["note"] = _notes(table)
-    table = table.iloc[np.lexsort([table["rank"], pairs[:, 0]])].reset_index(drop=True)
+    table = table.iloc[np.lexsort((table["rank"].to_numpy(np.float64), pairs[:, 0]))].reset_index(drop=True)
     if out is not None:
         with new_file(out, overwrite=overwrite) as aside:
             write_table(table, aside)

@@ -254,7 +254,7 @@ def transfer_study(
     ...     cohorts=("G1",),
     ...     halving={"n_trials": 2, "rungs": 1},
     ...     split={"folds": 2, "repeats": 1},
-    ...     training={"steps": 2, "rates": (0.001,)},
+    ...     training={"epochs": 2, "steps": 2, "rates": (0.001,)},
     ...     compare={"baselines": False},
     ... )
     >>> study = gf.transfer_study(samples, config=config, cohort="phase", out="runs/cohorts")

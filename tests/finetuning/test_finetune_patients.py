@@ -21,7 +21,7 @@ from geneformer_repro.finetuning.patients import PatientConfig, finetune_patient
 from geneformer_repro.finetuning.problems.patients import labelled_patients, pseudobulk
 from geneformer_repro.tokenizer.counts import log_normalise
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")]
 
 N_PATIENTS, N_CELLS = 120, 20
 SIMPLE = [

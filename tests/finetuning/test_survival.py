@@ -238,6 +238,7 @@ def followed(few_file):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_pictures", "few_resamples")
 def test_an_encoder_learns_survival_beside_what_a_statistician_would_do(
     followed, untrained, tmp_path, few_file, monkeypatch
 ):

@@ -29,6 +29,7 @@ from geneformer_repro.finetuning.kinds.survival_scores import (
     are_followed,
     c_index_in_resamples,
     calibration,
+    counted,
     evaluate_survival,
     harrell_c,
     survival_statistics,
@@ -344,11 +345,10 @@ class SurvivalLabels(Kind[SurvivalTime]):
             if not members.any():
                 continue
             given, within = self._given(labels_NS[members], predicted[members]), folds[members]
-            counted = harrell_c(*given, strata=within)
             of_members = None if groups is None else groups[members]
             c_index = c_index_in_resamples(*given, strata=within)
-            interval = bootstrap(partial(_named, c_index), counted.n, of_members, rng)
-            counts = {"n": counted.n, "n_events": counted.n_events, "n_pairs": counted.n_pairs}
+            interval = bootstrap(partial(_named, c_index), int(members.sum()), of_members, rng)
+            counts = counted(*given[:2], strata=within)
             rows.append({"cohort": name, **counts, **with_intervals(interval, [self.leading])})
         return pd.DataFrame(rows)
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,13 +26,13 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds import read_labels
 from geneformer_repro.finetuning.networks import SELECTION, scores_by_target, trained_once
-from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.progress import progress
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.counts import log_normalise
 from geneformer_repro.tokenizer.dataset import as_labels
-from geneformer_repro.training.log import LOG_FILE
+from geneformer_repro.training.log import write_log
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +88,13 @@ class PatientProblem(Problem):
         vectors_ND = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
         return dataclasses.replace(self, bags=dataclasses.replace(self.bags, vectors_ND=vectors_ND))
 
-    def digest(self) -> str:
-        """Return a digest of which cells of which types the patients have, their labels and their groups."""
-        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
-        columns = [self.names, self.cell_names, np.array(self.cell_types, dtype=object)]
-        for column in [*columns, *([] if self.groups is None else [self.groups])]:
-            digest.update("\n".join([*column, ""]).encode())
+    def content(self) -> Iterator[bytes]:
+        """Yield which cells of which types the patients have, and their groups."""
+        yield from map(as_lines, (self.names, self.cell_names, np.array(self.cell_types, dtype=object)))
+        if self.groups is not None:
+            yield as_lines(self.groups)
         for numbers in (self.bags.lengths, self.bags.types_N):
-            digest.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
-        for kind, labels in self.of_kinds():
-            digest.update(kind.content(labels))
-        return digest.hexdigest()
+            yield np.ascontiguousarray(numbers, dtype=np.int64).tobytes()
 
     def train(
         self, start: Any, config: Any, split: Split, *, pretrained: bool = True, work: Path, step: str
@@ -374,7 +368,7 @@ def _train(
             history.append(entry)
             bar.update()
     best.restore(network)
-    processes.agreed(lambda: (work / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in history)))
+    processes.agreed(lambda: write_log(work, history))
     return network.eval(), pd.DataFrame(history)
 
 

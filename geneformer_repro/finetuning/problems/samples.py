@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +19,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import issparse
 
 import geneformer_repro.processes as processes
 from geneformer_repro.config import Section, require, with_settings
@@ -38,13 +35,14 @@ from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
 from geneformer_repro.finetuning.methods import NetworkMethod
 from geneformer_repro.finetuning.networks import SELECTION, best_entry, trained_once
-from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import SurvivalTime, Target
 from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.matrices import dense
 from geneformer_repro.training.config import SeededConfig
-from geneformer_repro.training.log import LOG_FILE
+from geneformer_repro.training.log import write_log
 
 EXPRESSION, SIDE_BY_SIDE = "expression network", "encoder and expression side by side"
 """What networks that look at the matrix of an encoder's samples are called in tables."""
@@ -110,16 +108,12 @@ class ExpressionProblem(Problem):
         chosen = {"inputs": self.inputs.select(rows), "labels": self.labels[rows], "obs": self.obs.iloc[rows]}
         return dataclasses.replace(self, **chosen)
 
-    def digest(self) -> str:
-        """Return a digest of the samples' names, values and labels."""
-        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
-        digest.update("\n".join([*self.names, ""]).encode())
+    def content(self) -> Iterator[bytes]:
+        """Yield the samples' names and values."""
+        yield as_lines(self.names)
         for block, values in self.inputs.values.items():
-            digest.update("\n".join([block, *self.inputs.names[block], ""]).encode())
-            digest.update(np.ascontiguousarray(values, dtype=np.float32).tobytes())
-        for kind, labels in self.of_kinds():
-            digest.update(kind.content(labels))
-        return digest.hexdigest()
+            yield as_lines([block, *self.inputs.names[block]])
+            yield np.ascontiguousarray(values, dtype=np.float32).tobytes()
 
     def train(
         self,
@@ -143,7 +137,8 @@ class ExpressionProblem(Problem):
                 network, history = copy.deepcopy(begun), pd.DataFrame({"epoch": [0.0]})
             else:
                 network, history = self._best_of_rates(begun, config, split, step)
-            processes.agreed(lambda: _write_log(history, work / LOG_FILE))
+            entries = [{"event": "epoch", **row} for row in history.to_dict("records")]
+            processes.agreed(lambda: write_log(work, entries))
             return network, history
 
         processes.agreed(lambda: work.mkdir(parents=True, exist_ok=True))
@@ -280,7 +275,7 @@ def beside_encoder(
     if features.expression is None:
         return ()
     targets = [replace(one, learned_by="cox") if isinstance(one, SurvivalTime) else one for one in targets]
-    blocks = {"expression": _dense(features.expression), "embedding": np.asarray(features.embedding, dtype=np.float32)}
+    blocks = {"expression": dense(features.expression), "embedding": np.asarray(features.embedding, dtype=np.float32)}
     names = {block: tuple(f"{block} {i}" for i in range(values.shape[1])) for block, values in blocks.items()}
     if features.covariates is not None:
         blocks["covariates"], names["covariates"] = clinical_block(features.covariates)
@@ -317,16 +312,7 @@ def clinical_block(columns: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
     return made, tuple(values)
 
 
-def _dense(values: Any) -> np.ndarray:
-    return np.asarray(values.toarray() if issparse(values) else values, dtype=np.float32)
-
-
 def _fitted(head: Head, outputs_NK: torch.Tensor, labels_NS: torch.Tensor) -> Head:
     """Return the head with what outputs for training samples must yet tell its targets."""
     parts = zip(head.targets, head.split(outputs_NK), head.split_labels(labels_NS), strict=True)
     return dataclasses.replace(head, targets=tuple(target.fitted(outputs, labels) for target, outputs, labels in parts))
-
-
-def _write_log(history: pd.DataFrame, path: Path) -> None:
-    lines = [json.dumps({"event": "epoch", **row}) for row in history.to_dict("records")]
-    path.write_text("\n".join([*lines, ""]))
