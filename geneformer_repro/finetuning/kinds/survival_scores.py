@@ -483,8 +483,12 @@ def are_followed(
 
     Parameters
     ----------
-    event_time, censoring, strata
-        As for `uno_c`.
+    event_time
+        Of each patient, (N,).
+    censoring
+        How likely follow-up is to last, for its weights.
+    strata
+        Cohort of each patient, for censoring that is known by cohort.
     times
         Which may be after the last follow-up, (T,).
     """
