@@ -161,13 +161,20 @@ def _compared(scores: pd.DataFrame, sizes: pd.Series, method: str, other: str) -
 
 
 def sentence(row: Any) -> str:
-    """Say what a row of `compare_over_cohorts` says."""
+    """Say what a row of `compare_over_cohorts` says; also where wins and mean point to different methods."""
     judged = "no clear difference"
     if row.difference_low > 0 or row.difference_high < 0:
         judged = "better" if row.difference > 0 else "worse"
+    wins_most = 2 * row.wins >= row.cohorts
+    mean = f"by {row.difference:+.3f} C-index on average"
+    if row.difference < 0 or not wins_most:
+        side = "below" if row.difference < 0 else "above"
+        mean = (
+            f"{'but' if wins_most or side == 'above' else 'and'} {abs(row.difference):.3f} C-index {side} it on average"
+        )
     return (
-        f"{row.method} is above {row.other} in {row.wins} of {row.cohorts} cohorts, by {row.difference:+.3f} C-index "
-        f"on average ({row.difference_low:+.3f} to {row.difference_high:+.3f}): {judged}"
+        f"{row.method} is above {row.other} in {row.wins} of {row.cohorts} cohorts, {mean} "
+        f"({row.difference_low:+.3f} to {row.difference_high:+.3f}): {judged}"
     ).replace("-0.", "−0.")
 
 

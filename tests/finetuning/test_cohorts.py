@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -235,6 +236,20 @@ def test_what_does_not_fit_is_refused_before_the_work(change, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_samples_and_their_patients_become_one_file(tmp_path, capsys):
+    given = samples()
+    pd.DataFrame(given.X, given.obs_names, [f"ENSG{i:011}" for i in range(N_GENES)]).to_csv(tmp_path / "z.csv")
+    given.obs.to_csv(tmp_path / "clinical.tsv", sep="\t", index_label="patient")
+    command = ["samples", str(tmp_path / "z.csv"), "--clinical", str(tmp_path / "clinical.tsv"), "-o"]
+    assert main([*command, str(tmp_path / "joined.h5ad")]) == 0
+    assert "162 samples × 30 genes; obs columns: patient, days, died" in capsys.readouterr().out
+    joined = ad.read_h5ad(tmp_path / "joined.h5ad")
+    assert joined.obs["days"].tolist() == given.obs["days"].tolist()
+    np.testing.assert_allclose(joined.X, given.X)
+    assert main([*command, str(tmp_path / "joined.tsv")]) == 2
+    assert "samples are written as .h5ad" in capsys.readouterr().err
+
+
 def test_the_command_joins_a_table_and_clinical_columns_and_prints_what_came_of_it(tmp_path, capsys):
     given = samples()
     pd.DataFrame(given.X, given.obs_names, [f"ENSG{i:011}" for i in range(N_GENES)]).to_csv(tmp_path / "z.csv")
@@ -288,6 +303,21 @@ def test_over_cohorts_wins_and_differences_are_counted():
     assert row.p_sign == pytest.approx(0.625)
     assert row.size_correlation < -0.5  # small cohorts gain more
     assert sentence(row).startswith("fine-tuned is above scratch in 3 of 4 cohorts, by +0.058 C-index on average")
+
+
+@pytest.mark.parametrize(
+    ("wins", "mean", "said"),
+    [
+        pytest.param(6, 0.02, "6 of 9 cohorts, by +0.020 C-index on average (+0.010", id="both above"),
+        pytest.param(5, -0.003, "5 of 9 cohorts, but 0.003 C-index below it on average (−0.013", id="wins alone"),
+        pytest.param(4, 0.01, "4 of 9 cohorts, but 0.010 C-index above it on average (+0.000", id="mean alone"),
+        pytest.param(1, -0.02, "1 of 9 cohorts, and 0.020 C-index below it on average (−0.030", id="both below"),
+    ],
+)
+def test_wins_and_mean_are_both_said_where_they_disagree(wins, mean, said):
+    interval = {"difference": mean, "difference_low": mean - 0.01, "difference_high": mean + 0.01}
+    row = SimpleNamespace(method="fine-tuned", other="scratch", wins=wins, cohorts=9, **interval)
+    assert sentence(row).startswith(f"fine-tuned is above scratch in {said}")
 
 
 def test_how_many_patients_are_needed_is_read_from_the_curves():
