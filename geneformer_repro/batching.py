@@ -190,12 +190,12 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         steps = self._cut(shuffled[np.lexsort((place, window))], self.n_steps, at_least=self._n_parts)
         return (steps[i] for i in rng.permutation(self.n_steps))
 
-    def _steps_together(self) -> int:
-        """Return of how many steps the rows are sorted together."""
+    def _steps_together(self) -> float:
+        """Return of how many steps the rows are sorted together; of rows that are alike every window has as many."""
         if self._alike is None:
             return max(1, min(_STEPS_SORTED_TOGETHER, self.n_steps // 4))
         n_alike = len(np.unique(self._alike))
-        return max(1, min(self.n_steps, round(n_alike / self._alike_a_step)))
+        return self.n_steps / max(1, round(self.n_steps * self._alike_a_step / n_alike))
 
     def _cut(self, rows: np.ndarray, n_parts: int, at_least: int = 1) -> list[np.ndarray]:
         """Cut rows into parts of about the same number of tokens and `at_least` so many cells."""

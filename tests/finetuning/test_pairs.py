@@ -79,7 +79,7 @@ def test_pairs_are_joined_and_named(problem):
     few = problem.select(np.array([5, 3]))
     assert few.names.tolist() == problem.names[[5, 3]].tolist()
     assert few.digest() != problem.digest() == made_problem().digest()
-    assert set(problem.groups) == set(problem.sample_names)
+    assert set(problem.groups) == set(problem.sample_keys)
 
 
 @pytest.mark.parametrize("by", ["pair", "sample", "drug", "both"])
@@ -106,7 +106,7 @@ def test_nothing_that_is_fitted_knows_the_rows_of_the_test(problem):
         one, two = (of.begun(None, config(network=settings), train) for of in (problem, other))
         assert_same(one, two)
         assert one.deciding() == two.deciding()
-    assert one.learned["samples"] == sorted(f"line-{i}" for i in range(30))
+    assert one.learned["samples"] == sorted(f"LINE{i}" for i in range(30))
 
 
 def test_as_published_there_is_no_residual(problem):
@@ -152,7 +152,7 @@ def test_what_goes_on_keeps_its_scale_unless_it_is_refitted_and_knows_whom_both_
     there = problem.inputs.values["expression"][20:]
     order = [int(name.removeprefix("GENE")) for name in first.scale.names["expression"]]
     np.testing.assert_allclose(refitted.scale.mean_I, there.mean(0)[order], rtol=1e-4, atol=1e-6)
-    assert set(goes_on.learned["samples"]) == {f"line-{i}" for i in [*range(10), *range(20, 40)]}
+    assert set(goes_on.learned["samples"]) == {f"LINE{i}" for i in [*range(10), *range(20, 40)]}
     scratch = problem.begun(first, config(seed=5), rows, pretrained=False)
     assert scratch.shape == first.shape
     assert not torch.equal(scratch.joint[1].weight, first.joint[1].weight)
