@@ -20,7 +20,7 @@ import pandas as pd
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError, did_you_mean
-from geneformer_repro.files import misfit
+from geneformer_repro.files import misfit, read_text
 from geneformer_repro.identities import normalised_name, numbers_by_name
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
@@ -83,7 +83,8 @@ class Drugs:
         Parameters
         ----------
         table
-            With a column of names and, if structures are known, one of SMILES.
+            With a column of names and, if structures are known, one of SMILES. A text file with a name a line is a list
+            of names.
         name, smiles
             Those columns; by default the ones that are called so ("drug", "compound" …; "smiles", "isomeric_smiles" …).
 
@@ -117,6 +118,8 @@ class Drugs:
         >>> drugs.invalid
         ('X',)
         """
+        if not isinstance(table, pd.DataFrame) and (names := _listed(Path(table))):
+            return cls.of_names(names)
         called, rows = read_rows(table, "The table of drugs")
         column = _column(called, rows, name, NAME_COLUMNS, "names of drugs", "name")
         of_smiles = smiles if smiles is not None else column_called(list(rows.columns), _SMILES_COLUMNS)
@@ -421,6 +424,17 @@ def _require_names(called: str, names: Sequence[str]) -> None:
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise InputError(f"{called}: {len(twice)} drugs stand there twice (first: {twice[0]!r}).")
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the names of a text file with one in each line, with or without a header; none of a table."""
+    if path.suffix.lower() == ".parquet":
+        return []
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines or any(separator in lines[0] for separator in "\t,;"):
+        return []
+    has_header = column_called(lines[:1], NAME_COLUMNS) is not None
+    return list(dict.fromkeys(lines[has_header:]))
 
 
 def _with_structures(called: str, names: Sequence[str], written: Sequence[str]) -> Drugs:

@@ -255,6 +255,18 @@ def _groups(names: Sequence[str], key: Callable[[str], Any]) -> dict[Any, list[s
     return groups
 
 
+def sample_keys(names: Sequence[str], aliases: Aliases | None = None) -> list[str]:
+    """Return who each sample of a study is: the normalised name of the first that the table of aliases has with it.
+
+    Names that only normalisation makes equal have one key, too: whether they are one sample is unclear, and a split
+    must not tear them apart.
+    """
+    first: dict[Any, str] = {}
+    rows = [aliases.row(name) if aliases else None for name in names]
+    of_names = [normalised_name(name) for name in names]
+    return [first.setdefault(of if row is None else row, of) for of, row in zip(of_names, rows, strict=True)]
+
+
 # profiles of two studies
 
 

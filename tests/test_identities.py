@@ -97,7 +97,8 @@ def test_columns_of_names_are_those_called_so_or_named(tmp_path):
 
 CALLED = (
     "CCLE_Name DepMap_ID Sanger_Model_ID COSMICID stripped_cell_line_name model_name RRID synonyms sample "
-    "Cellosaurus-accession BROAD_ID|tissue sex sample_collection_site age disease cell_line_source primary_site doubling"
+    "Cellosaurus-accession BROAD_ID"
+    "|tissue sex sample_collection_site age disease cell_line_source primary_site doubling"
 )
 
 
