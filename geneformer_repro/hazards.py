@@ -2,38 +2,29 @@
 
 A Cox loss compares the patients at risk with each other, so it is of a whole cohort and not a sum over its rows:
 `RiskSets` sorts the patients once, and then takes the log hazards of as many networks as are trained side by side.
-Sums over those at risk are cumulative log-sum-exps, not logs of cumulative sums: torchsurv 0.2.0 gives NaN for a log
-hazard of 100, where the loss only knows differences. That costs half of the 3 ms that 10,000 patients take with the
-gradient, which is still less than torchsurv's 6, since nothing is sorted twice (benchmarks/RESULTS.md).
+Loss and gradient come from one compiled walk down the sorted patients and back, on the CPU wherever the network is:
+only differences to the largest log hazard at risk are needed, so nothing overflows (torchsurv 0.2.0 gives NaN for a log
+hazard of 100). A chain of torch's operations (cumulative log-sum-exps, gathering) takes three times as long, and on a
+busy machine waits 40 ms for each operation that two threads share (benchmarks/RESULTS.md).
 
 The losses of intervals and of Weibull are sums over rows, so that two processes that share the rows add up to one.
 
-Shapes: N patients, ... any leading dimensions (networks), J intervals, T times, S strata, L patients of the largest.
+Shapes: N patients, K networks, ... any leading dimensions (networks), J intervals, T times, M moments.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from geneformer_repro.errors import InputError
 
 Ties: TypeAlias = Literal["efron", "breslow"]
-
-
-class _Tied(NamedTuple):
-    """Events that share their time, and stratum, with others."""
-
-    event: Tensor
-    """Which of all events."""
-    tie: Tensor
-    """Number of the tie."""
-    n_ties: int
-    done: Tensor
-    """Share of the tie that has died before, as Efron has it: 0, 1/m, … (m - 1)/m of m."""
 
 
 class RiskSets:
@@ -63,8 +54,7 @@ class RiskSets:
 
     Notes
     -----
-    Patients who are censored at the time of an event are at risk of it. Tensors of a device are sorted on the CPU, and
-    the loss is computed on that device.
+    Patients who are censored at the time of an event are at risk of it.
 
     References
     ----------
@@ -80,7 +70,6 @@ class RiskSets:
         strata: np.ndarray | Tensor | None = None,
         ties: Ties = "efron",
     ) -> None:
-        self._device = event_time.device if isinstance(event_time, Tensor) else torch.device("cpu")
         time_N, event_N = _on_cpu(event_time), _on_cpu(event)
         _require_survival(time_N, event_N)
         event_N = event_N.astype(bool)
@@ -89,37 +78,14 @@ class RiskSets:
                 f"None of the {len(event_N)} patients has an event, so their order of risk cannot be learned. Give "
                 "patients with events (event = 1)."
             )
-        strata_N = np.zeros(len(event_N)) if strata is None else _on_cpu(strata)
+        stratum_N = np.zeros(len(event_N)) if strata is None else np.unique(_on_cpu(strata), return_inverse=True)[1]
+        order_N = np.lexsort((event_N, -time_N, stratum_N))
+        time_N, stratum_N = time_N[order_N], stratum_N[order_N]
+        new_stratum_N = np.diff(stratum_N, prepend=-1) != 0
+        (starts_M,) = np.nonzero(new_stratum_N | (np.diff(time_N, prepend=0) != 0))
         self.n_events = int(event_N.sum())
-        self._sort(time_N, event_N, np.unique(strata_N, return_inverse=True)[1], ties)
-
-    def _sort(self, time_N: np.ndarray, event_N: np.ndarray, stratum_N: np.ndarray, ties: Ties) -> None:
-        """Lay each stratum out in a row, from its longest time to its shortest."""
-        order_N = np.lexsort((-time_N, stratum_N))
-        time_N, event_N, stratum_N = time_N[order_N], event_N[order_N], stratum_N[order_N]
-        size_S = np.bincount(stratum_N)
-        place_N = np.arange(len(order_N)) - (np.cumsum(size_S) - size_S)[stratum_N]
-        patients_SL = np.full((len(size_S), size_S.max()), -1)
-        patients_SL[stratum_N, place_N] = order_N
-        self._patients_SL, self._nobody_SL = self._indices(patients_SL.clip(0)), self._indices(patients_SL < 0)
-        starts_N = np.append(True, (np.diff(time_N) != 0) | (np.diff(stratum_N) != 0))
-        moment_N = np.cumsum(starts_N) - 1
-        last_N = np.append(np.flatnonzero(starts_N)[1:], len(order_N))[moment_N] - 1
-        at_risk_N = stratum_N * patients_SL.shape[1] + place_N[last_N]
-        self._patient_E, self._at_risk_E = self._indices(order_N[event_N]), self._indices(at_risk_N[event_N])
-        self._tied = self._tied_events(moment_N[event_N]) if ties == "efron" else None
-
-    def _tied_events(self, moment_E: np.ndarray) -> _Tied | None:
-        events_M = np.bincount(moment_E)
-        (event,) = np.nonzero(events_M[moment_E] > 1)
-        if not len(event):
-            return None
-        _, first, tie, size = np.unique(moment_E[event], return_index=True, return_inverse=True, return_counts=True)
-        done = (np.arange(len(event)) - first[tie]) / size[tie]
-        return _Tied(self._indices(event), self._indices(tie), len(size), self._indices(done))
-
-    def _indices(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        self._sorted = order_N, event_N[order_N], np.append(starts_M, len(order_N)), new_stratum_N[starts_M]
+        self._efron = ties == "efron"
 
     def loss(self, log_hazard_N: Tensor) -> Tensor:
         """Return the negative log partial likelihood, summed over events and strata.
@@ -128,25 +94,101 @@ class RiskSets:
         ----------
         log_hazard_N
             Log of each patient's hazard relative to any other's, (..., N); a constant added to a stratum changes
-            nothing. Each leading dimension is a network of its own.
+            nothing. Each leading dimension is a network of its own. Of any device.
 
         Returns
         -------
         A loss for each network, (...), in nats, at least in single precision. A stratum without an event adds 0.
         """
-        eta_N = _at_least_single(log_hazard_N)
-        eta_SL = eta_N[..., self._patients_SL].masked_fill(self._nobody_SL, -torch.inf)
-        log_at_risk_E = eta_SL.logcumsumexp(-1).flatten(-2)[..., self._at_risk_E]
-        eta_E = eta_N[..., self._patient_E]
-        loss = (log_at_risk_E - eta_E).sum(-1)
-        return loss if self._tied is None else loss + self._of_ties(eta_E - log_at_risk_E, self._tied)
+        return _PartialLikelihood.apply(_at_least_single(log_hazard_N), (*self._sorted, self._efron))
+
+
+class _PartialLikelihood(torch.autograd.Function):
+    """The loss, and its gradient, which the same walk finds."""
 
     @staticmethod
-    def _of_ties(log_share_E: Tensor, tied: _Tied) -> Tensor:
-        """Return what Efron's loss has more than Breslow's: a part of the tie has left the risk set."""
-        share = log_share_E[..., tied.event].exp()
-        tie_share = share.new_zeros(*share.shape[:-1], tied.n_ties).index_add(-1, tied.tie, share)
-        return (-tied.done.to(share) * tie_share[..., tied.tie]).log1p().sum(-1)
+    def forward(ctx: Any, log_hazard_N: Tensor, risk_sets: tuple[Any, ...]) -> Tensor:
+        """Return the loss of each network; keep the gradient."""
+        eta_KN = log_hazard_N.detach().reshape(-1, log_hazard_N.shape[-1]).double().cpu().contiguous().numpy()
+        loss_K, slope_KN = np.zeros(len(eta_KN)), np.zeros(eta_KN.shape if ctx.needs_input_grad[0] else (0, 0))
+        _partial_likelihoods(*risk_sets, eta_KN, loss_K, slope_KN)  # type: ignore[call-arg]
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.from_numpy(slope_KN).to(log_hazard_N).view(log_hazard_N.shape))
+        return torch.from_numpy(loss_K).to(log_hazard_N).view(log_hazard_N.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of each network's loss."""
+        return slope[..., None] * ctx.saved_tensors[0], None
+
+
+@numba.njit(nogil=True, cache=True)
+def _partial_likelihoods(order_N, event_N, bounds_M, new_stratum_M, efron, eta_KN, loss_K, slope_KN):  # type: ignore[no-untyped-def]
+    """Add up losses; and slopes, where there is room for them.
+
+    Patients lie stratum by stratum, from the longest time to the shortest, of a moment the censored first; moment m
+    begins at ``bounds_M[m]``. Sums of hazards are relative to the largest at risk, so each exponential is at most 1.
+    """
+    n_moments = len(bounds_M) - 1
+    largest_M, at_risk_M = np.empty(n_moments), np.empty(n_moments)
+    for k in range(len(eta_KN)):
+        largest, at_risk = -np.inf, 0.0
+        for m in range(n_moments):
+            if new_stratum_M[m]:
+                largest, at_risk = -np.inf, 0.0
+            first_event = bounds_M[m + 1]
+            for i in range(bounds_M[m], bounds_M[m + 1]):
+                eta = eta_KN[k, order_N[i]]
+                if eta > largest:
+                    at_risk, largest = at_risk * np.exp(largest - eta) + 1.0, eta
+                else:
+                    at_risk += np.exp(eta - largest)
+                if event_N[i] and first_event > i:
+                    first_event = i
+            largest_M[m], at_risk_M[m] = largest, at_risk
+            n_dead = bounds_M[m + 1] - first_event
+            tied = efron and n_dead > 1
+            dead = _hazard(eta_KN[k], order_N[first_event : bounds_M[m + 1]], largest) if tied else 0.0
+            for place in range(n_dead):
+                loss_K[k] += np.log(at_risk - dead * place / n_dead) + largest - eta_KN[k, order_N[first_event + place]]
+        if len(slope_KN):
+            _add_slopes(order_N, event_N, bounds_M, new_stratum_M, efron, eta_KN[k], largest_M, at_risk_M, slope_KN[k])
+
+
+@numba.njit(nogil=True, cache=True)
+def _hazard(eta_N, rows, largest):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for row in rows:
+        total += np.exp(eta_N[row] - largest)
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_slopes(order_N, event_N, bounds_M, new_stratum_M, efron, eta_N, largest_M, at_risk_M, slope_N):  # type: ignore[no-untyped-def]
+    """Go back from the shortest time: who is at risk has a share in each event that comes while he is."""
+    share, largest = 0.0, 0.0  # of the events so far, one over the hazard at risk; times exp(largest)
+    for m in range(len(bounds_M) - 2, -1, -1):
+        share = share * np.exp(largest_M[m] - largest) if share > 0 else 0.0
+        largest = largest_M[m]
+        rows = order_N[bounds_M[m] : bounds_M[m + 1]]
+        n_dead = 0
+        for i in range(bounds_M[m], bounds_M[m + 1]):
+            n_dead += event_N[i]
+        tied = efron and n_dead > 1
+        dead = _hazard(eta_N, rows[len(rows) - n_dead :], largest) if tied else 0.0
+        of_dead = 0.0
+        for place in range(n_dead):
+            of_event = 1.0 / (at_risk_M[m] - dead * place / n_dead)
+            share += of_event
+            of_dead += of_event * place / n_dead if tied else 0.0
+        for i in range(len(rows)):
+            hazard = np.exp(eta_N[rows[i]] - largest)
+            slope_N[rows[i]] = hazard * share
+            if i >= len(rows) - n_dead:
+                slope_N[rows[i]] -= 1.0 + hazard * of_dead
+        if new_stratum_M[m]:
+            share = 0.0
 
 
 def baseline_hazard(

@@ -9,9 +9,10 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
+from drawing import blank
 
 import geneformer_repro as gf
-from geneformer_repro.finetuning import baselines
+from geneformer_repro.finetuning import baselines, metrics
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -99,6 +100,21 @@ def few_trees() -> Iterator[None]:
     """Gradient boosting of five trees a class, where it is not asked how good it is: a hundred take ten seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(baselines._BOOSTING, "max_iter", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Intervals of a hundred resamples, where not their ends are the point."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "N_RESAMPLES", 100)
+        yield
+
+
+@pytest.fixture(scope="module")
+def blank_pictures() -> Iterator[None]:
+    """Pictures without content, where it is not looked at: each takes half a second, and a page draws it again."""
+    with blank():
         yield
 
 

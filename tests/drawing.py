@@ -2,7 +2,9 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -12,6 +14,20 @@ from geneformer_repro.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Save pictures without drawing them: files without content."""
+    from matplotlib.figure import Figure
+
+    def savefig(_, target, **_options):
+        if isinstance(target, Path | str):
+            Path(target).write_bytes(b"")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 def texts(figure):

@@ -39,6 +39,7 @@ COMMANDS = (
     "finetune",
     "predict",
     "finetune-patients",
+    "samples",
     "transfer-study",
     "embed",
     "map",

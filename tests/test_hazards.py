@@ -124,6 +124,18 @@ def test_hazards_a_hundred_apart_in_few_bits_have_a_finite_loss_and_gradient_in_
     assert gradient(risk_sets.loss, eta.to(dtype)).isfinite().all()
 
 
+def test_hazards_two_thousand_apart_have_the_loss_and_gradient_of_log_sum_exps():
+    order = np.random.default_rng(0).permutation(30)
+    time, eta = order + 1.0, torch.linspace(-1000, 1000, 30, dtype=torch.float64)[order[::-1].copy()]
+
+    def plain(eta):
+        return sum(eta[time >= time[i]].logsumexp(0) - eta[i] for i in range(30))
+
+    loss = RiskSets(time, np.ones(30)).loss
+    torch.testing.assert_close(loss(eta), plain(eta), rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient(loss, eta), gradient(plain, eta), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("time", "event", "said"),
     [

@@ -1,9 +1,6 @@
 import copy
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forking import forked, status_of
 from padding import padded
 from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp, softmax
@@ -497,28 +495,18 @@ class TestTrainingMachinery:
         checkpoint.save(tmp_path / "saved")
         tensors = {name: end_to_end[name].contiguous() for name in ("input_ids", "labels")}
         save_file(tensors | {"lengths": torch.tensor(LENGTHS)}, tmp_path / "batch.safetensors")
-        command = "import sys, test_model; test_model.train_sharded(sys.argv[1])"
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", command, str(tmp_path)],
-            cwd=Path(__file__).parent,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        log = tmp_path / "log"
+        assert status_of(forked(lambda: train_sharded(tmp_path), log)) == 0, log.read_text()[-3000:]
         found = {name: tensor.numpy() for name, tensor in load_file(tmp_path / "sharded.safetensors").items()}
         assert_same(found, loss_and_gradients(checkpoint.model.train(), end_to_end))
 
 
-def train_sharded(folder: str) -> None:
+def train_sharded(here: Path) -> None:
     """In a process of its own: one backward pass, each block and the root sharded; gradients into a file."""
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    here = Path(folder)
     distributed.init_process_group("gloo", init_method=(here / "meeting").as_uri(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import SelectKBest
@@ -35,6 +35,7 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from geneformer_repro.finetuning.splits import nested_draw
 from geneformer_repro.tokenizer.counts import log_normalise, rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.matrices import dense
 from geneformer_repro.tokenizer.measures import Values
 
 logger = logging.getLogger(__name__)
@@ -238,14 +239,14 @@ def standardised(values: Any, train: np.ndarray, test: np.ndarray, most: int) ->
 
     Values are pulled into the range of 98 % of the training rows, and to five standard deviations.
     """
-    of_train = _dense(values[train])
+    of_train = dense(values[train], np.float64)
     of_train[:, np.isnan(of_train).all(axis=0)] = 0
     low, high = _usual(of_train)
     of_train = of_train.clip(low, high)
     spread = np.nanstd(of_train, axis=0)
     (varying,) = np.nonzero(spread > 1e-12)
     chosen = np.sort(varying[np.argsort(-spread[varying], kind="stable")[:most]])
-    of_test = _dense(values[test][:, chosen]).clip(low[chosen], high[chosen])
+    of_test = dense(values[test][:, chosen], np.float64).clip(low[chosen], high[chosen])
     mean, sd = np.nanmean(of_train[:, chosen], axis=0), spread[chosen]
     scaled = (np.nan_to_num((each - mean) / sd) for each in (of_train[:, chosen], of_test))
     return tuple(each.clip(-FAR, FAR) for each in scaled)
@@ -257,10 +258,6 @@ def _usual(values_NP: np.ndarray) -> np.ndarray:
     gaps_P = np.isnan(ends_2P).any(axis=0)
     ends_2P[:, gaps_P] = np.nanquantile(values_NP[:, gaps_P], _USUAL, axis=0)  # five times as slow
     return ends_2P
-
-
-def _dense(values: Any) -> np.ndarray:
-    return np.array(values.toarray() if issparse(values) else values, dtype=np.float64)
 
 
 def gene_features(cells: TokenizedDataset, counts: csr_matrix | None, genes: np.ndarray) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.config import Section, require, require_types
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs
 from geneformer_repro.finetuning.finetune import CellCompareConfig
 from geneformer_repro.finetuning.halving import HalvingConfig
@@ -26,7 +26,7 @@ from geneformer_repro.finetuning.splits import SplitConfig
 from geneformer_repro.targets import SurvivalTime
 from geneformer_repro.tokenizer.counts import log_normalise
 from geneformer_repro.tokenizer.dataset import as_labels
-from geneformer_repro.tokenizer.measures import AS_EXPRESSION, Measure, Values
+from geneformer_repro.tokenizer.measures import Measure, Values
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,6 +88,8 @@ class CohortStudyConfig(SampleNetworkConfig):
         super().__post_init__()
         require_types(self)
         require(len(self.survival) == 1, self, "survival", "one event with its time")
+        is_apart = "covariates" not in self.network.skip
+        require(is_apart, self.network, "skip", 'without "covariates"; a network of their own has compare.covariates')
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +119,7 @@ class CohortData:
         labelled = np.flatnonzero(~np.isnan(labels).any(axis=1))
         if len(labelled) < len(obs):
             logger.info("%s: %d samples have no label; left out.", event, len(obs) - len(labelled))
-        values = as_measured(adata, Measure(config.values, config.log2))[labelled]
-        names = adata.var["gene_name"].astype(str) if "gene_name" in adata.var else [""] * adata.n_vars
-        blocks = {"expression": values}
-        inputs = ExpressionInputs(blocks, {"expression": tuple(adata.var_names.astype(str))}, tuple(names))
+        inputs = as_inputs(adata, Measure(config.values, config.log2)).select(labelled)
         given = cls(inputs, target, labels[labelled], obs.iloc[labelled], config)
         given.require_one_cohort_a_group()
         return given
@@ -180,6 +179,21 @@ class CohortData:
         return sizes.loc[is_target, "cohort"].tolist(), left_out
 
 
+def as_inputs(adata: "AnnData", measure: Measure) -> ExpressionInputs:
+    """Return the samples as networks on expression are given them.
+
+    Raises
+    ------
+    DataFormatError
+        As `as_measured`.
+    InputError
+        Two genes have one id.
+    """
+    names = adata.var["gene_name"].astype(str) if "gene_name" in adata.var else [""] * adata.n_vars
+    values, ids = {"expression": as_measured(adata, measure)}, {"expression": tuple(adata.var_names.astype(str))}
+    return ExpressionInputs(values, ids, tuple(names), measure.values)
+
+
 def as_measured(adata: "AnnData", measure: Measure) -> np.ndarray:
     """Return the matrix on the scale that networks and simple methods look at, (samples, genes) float32.
 
@@ -188,19 +202,7 @@ def as_measured(adata: "AnnData", measure: Measure) -> np.ndarray:
     DataFormatError
         The matrix does not hold what `measure` says.
     """
-    stored = csr_matrix(adata.X, dtype=np.float32)
-    first = measure.first_wrong(stored.data)
-    fractions = np.flatnonzero(stored.data != np.floor(stored.data))
-    is_fraction = measure.values == "counts" and len(fractions) > 0
-    if first < 0 and is_fraction:
-        first = int(fractions[0])
-    if first >= 0:
-        sample = adata.obs_names[np.searchsorted(stored.indptr, first, side="right") - 1]
-        gene, value = adata.var_names[stored.indices[first]], stored.data[first]
-        advice = f"Of TPM, RSEM or FPKM give {AS_EXPRESSION}." if is_fraction else measure.advice(value)
-        raise DataFormatError(
-            f"The samples should hold {measure}: sample {sample!r}, gene {gene!r} is {value:g}. {advice}"
-        )
-    if unlikely := measure.why_unlikely(stored):
-        raise DataFormatError(f"The samples should hold {measure}, but {unlikely}")
+    stored, told = csr_matrix(adata.X, dtype=np.float32), "X of the samples"
+    measure.require(stored, told, adata.obs_names.__getitem__, adata.var_names)
+    measure.require_likely(stored, told)
     return log_normalise(measure.linear(stored)[0], measure.values).toarray()

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.sparse import issparse
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -29,6 +28,7 @@ from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
 from geneformer_repro.finetuning.kinds.survival_scores import c_index_in_resamples
 from geneformer_repro.finetuning.metrics import Statistics, bootstrap, with_intervals
 from geneformer_repro.harmonise import Harmoniser
+from geneformer_repro.tokenizer.matrices import dense
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def cross_cohort(
     for column in (cohort, *survival, *survival.values()):
         if column not in samples.obs:
             raise InputError(f"The samples have no obs column {column!r}. {did_you_mean(column, samples.obs.columns)}")
-    values = np.asarray(samples.X.toarray() if issparse(samples.X) else samples.X, dtype=np.float64)
+    values = dense(samples.X, np.float64)
     if not np.isfinite(values).all():
         raise InputError(
             f"{(~np.isfinite(values)).sum():,} values of the expression are missing; fill or leave them out."

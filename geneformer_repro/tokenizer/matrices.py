@@ -175,6 +175,11 @@ def first_not_a_count(values):  # type: ignore[no-untyped-def]
     return -1
 
 
+def dense(values: Any, dtype: type[np.floating[Any]] = np.float32) -> np.ndarray:
+    """Return a matrix, sparse or not, as an array."""
+    return np.asarray(values.toarray() if issparse(values) else values, dtype=dtype)
+
+
 def matrix_in_memory(matrix: Any) -> Matrix:
     """Wrap what an AnnData holds: SciPy sparse, NumPy, or a stored matrix of a backed one."""
     if hasattr(matrix, "group"):

@@ -6,15 +6,15 @@ nobody can know from a file is told by the user, and checked by what cannot be: 
 below 50 where it is linear, and none comes above where it is log2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from geneformer_repro.errors import InputError
-from geneformer_repro.tokenizer.matrices import canonical
+from geneformer_repro.errors import DataFormatError, InputError
+from geneformer_repro.tokenizer.matrices import canonical, first_not_a_count
 
 Values = Literal["counts", "expression", "zscore"]
 """What is ranked; of counts and expression each gene's value is divided by its median."""
@@ -67,8 +67,41 @@ class Measure:
         names = {"counts": "raw counts", "expression": "linear expression", "zscore": "z-scores"}
         return "log2(x + 1) of expression" if self.log2 else names[self.values]
 
-    def first_wrong(self, stored: np.ndarray) -> int:
+    def require(self, stored: csr_matrix, told: str, cell: Callable[[int], str], gene_ids: Sequence[str]) -> None:
+        """Raise if a value of a matrix cannot be one.
+
+        Parameters
+        ----------
+        stored
+            As stored, cells × genes.
+        told
+            What was said to hold the values, such as a layer of a file.
+        cell
+            Gives the name of a row.
+        gene_ids
+            Of the columns.
+
+        Raises
+        ------
+        DataFormatError
+            Names the first such value with its cell and gene, and says what to do.
+        """
+        first = self._first_wrong(stored.data)
+        if first >= 0:
+            raise DataFormatError(
+                f"{told} was said to hold {self}, but there is a value that is none "
+                f"({first_of(stored, first, cell, gene_ids)}). {self._advice(stored.data[first])}"
+            )
+
+    def require_likely(self, stored: csr_matrix, told: str) -> None:
+        """Raise `DataFormatError` if some whole samples are no such values, though each could be one."""
+        if why := self._why_unlikely(stored):
+            raise DataFormatError(f"{told} was said to hold {self}, but {why}")
+
+    def _first_wrong(self, stored: np.ndarray) -> int:
         """Return the index of the first value that cannot be one; -1 if there is none, as for counts."""
+        if self.values == "counts":
+            return first_not_a_count(stored)
         if self.values == "zscore":
             wrong = np.isinf(stored)
         elif self.log2:
@@ -78,8 +111,8 @@ class Measure:
         first = int(wrong.argmax()) if len(wrong) else 0
         return first if len(wrong) and wrong[first] else -1
 
-    def advice(self, value: float) -> str:
-        """Say what to do about a value that `first_wrong` found."""
+    def _advice(self, value: float) -> str:
+        """Say what to do about a value that cannot be one."""
         if self.values == "zscore":
             return "A gene that does not vary has no z-score: write NaN there, and it is left out of that sample."
         if not np.isfinite(value):
@@ -88,9 +121,11 @@ class Measure:
             told = f"No log2(x + 1) is below {LEAST_LOG2:g}." if self.log2 else "Expression is at least 0."
             hint = "" if self.log2 else f"; of log2 values, some of which adjustment left below 0, give {AS_LOG2}"
             return f"{told} Log ratios and z-scores are ranked with {AS_ZSCORE}{hint}."
+        if self.values == "counts":
+            return f"Of TPM, RSEM or FPKM give {AS_EXPRESSION}."
         return f"2 to that power is no expression: the values are linear. Leave {AS_LOG2} out."
 
-    def why_unlikely(self, stored: csr_matrix) -> str | None:
+    def _why_unlikely(self, stored: csr_matrix) -> str | None:
         """Say why some whole samples are not what they are said to be, and what to do; None if they may be."""
         values = stored.data[np.isfinite(stored.data)]
         if not len(values):
@@ -129,6 +164,12 @@ class Measure:
 
 
 COUNTS = Measure()
+
+
+def first_of(stored: csr_matrix, entry: int, cell: Callable[[int], str], gene_ids: Sequence[str]) -> str:
+    """Name the cell and gene of a stored value, and the value, for a message; arguments as for `Measure.require`."""
+    row = int(np.searchsorted(stored.indptr, entry, side="right")) - 1
+    return f"first: cell {cell(row)!r}, gene {gene_ids[stored.indices[entry]]!r}, {stored.data[entry]:g}"
 
 
 def n_values(zscores: csr_matrix) -> np.ndarray:

@@ -30,7 +30,7 @@ from geneformer_repro.tokenizer.features import (
     texts,
 )
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, ByGene, Matrix, first_not_a_count, select_genes
-from geneformer_repro.tokenizer.measures import AS_EXPRESSION, AS_LOG2, AS_ZSCORE, COUNTS, Measure
+from geneformer_repro.tokenizer.measures import AS_EXPRESSION, AS_LOG2, AS_ZSCORE, COUNTS, Measure, first_of
 
 _LOCKED = (
     "{}: another program has it open for writing. Wait for it to finish; on a file system without locks set "
@@ -157,7 +157,7 @@ class CountSource:
         if self.measure.values == "counts":
             self._check_counts(stored, start)
         else:
-            self._check_values(stored, start)
+            self.measure.require(stored, self._told, lambda row: self._cell(start + row), self.gene_ids)
         return Block(start, *self.measure.linear(stored))
 
     def sample(self) -> list[Block]:
@@ -172,8 +172,8 @@ class CountSource:
         starts = np.unique(np.linspace(0, max(0, self.n_cells - _SAMPLE_CELLS), num=_SAMPLES).astype(np.int64)).tolist()
         stored = [self._stored(start, min(start + _SAMPLE_CELLS, self.n_cells)) for start in starts]
         blocks = [self._as_block(*pair) for pair in zip(starts, stored, strict=True)]
-        if self.measure.values != "counts" and (why := self.measure.why_unlikely(csr_matrix(vstack(stored)))):
-            raise DataFormatError(f"{self.name}: {self.layer} was said to hold {self.measure}, but {why}")
+        if self.measure.values != "counts":
+            self.measure.require_likely(csr_matrix(vstack(stored)), self._told)
         return blocks
 
     def cell_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -250,6 +250,10 @@ class CountSource:
                 f"results could not be joined back. Call adata.obs_names_make_unique() first."
             )
 
+    @property
+    def _told(self) -> str:
+        return f"{self.name}: {self.layer}"
+
     def _cell(self, i: int) -> str:
         return str(self.cell_names(i, i + 1)[0])
 
@@ -268,24 +272,11 @@ class CountSource:
         )
         bulk = f"expression of bulk samples with {AS_EXPRESSION}, if it is log2(x + 1) with {AS_LOG2} too"
         bulk = f"log ratios and z-scores with {AS_ZSCORE}" if value < 0 else bulk
+        at = first_of(counts, first, lambda row: self._cell(start + row), self.gene_ids)
         raise DataFormatError(
-            f"{self.name}: {self.layer} holds {kind} values ({self._first(counts, first, start)}). "
+            f"{self._told} holds {kind} values ({at}). "
             f"Rank encoding needs raw counts. {advice} Other values are ranked as what they are said to be: {bulk}."
         )
-
-    def _check_values(self, stored: csr_matrix, start: int) -> None:
-        first = self.measure.first_wrong(stored.data)
-        if first >= 0:
-            raise DataFormatError(
-                f"{self.name}: {self.layer} was said to hold {self.measure}, but there is a value that is none "
-                f"({self._first(stored, first, start)}). {self.measure.advice(stored.data[first])}"
-            )
-
-    def _first(self, stored: csr_matrix, entry: int, start: int) -> str:
-        """Name the cell and gene of an entry, and its value."""
-        row = int(np.searchsorted(stored.indptr, entry, side="right")) - 1
-        gene = self.gene_ids[stored.indices[entry]]
-        return f"first: cell {self._cell(start + row)!r}, gene {gene!r}, {stored.data[entry]:g}"
 
     def _holds_counts(self, layer: str) -> bool:
         try:

@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ from geneformer_repro.training.config import TrainingRun
 logger = logging.getLogger(__name__)
 
 LOG_FILE, TENSORBOARD = "log.jsonl", "tensorboard"
+
+
+def write_log(work: Path, entries: Iterable[Mapping[Any, object]]) -> None:
+    """Write the log of a run that was short, all at once: a line of JSON for every entry."""
+    (work / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in entries), encoding="utf-8")
 
 
 class Stopwatch:

@@ -11,6 +11,8 @@ from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.cross_cohort import cross_cohort
 from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 SURVIVAL = {"event": "event_time"}
 
 

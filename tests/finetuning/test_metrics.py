@@ -22,7 +22,7 @@ from geneformer_repro.finetuning.kinds.numbers import NUMBER_SCORES, NumberLabel
 from geneformer_repro.finetuning.metrics import differences, over_folds, resample_weights
 from geneformer_repro.targets import Number
 
-N_FEW = 15
+N_FEW = 6
 """Resamples where a slow loop draws the same ones."""
 TRUE = np.array([0, 0, 0, 0, 1, 1, 2, 2])
 PREDICTED = np.array([0, 0, 1, 3, 1, 1, 0, 1])
@@ -116,7 +116,7 @@ def few_resamples(n_cells, groups, monkeypatch):
 # Scores of classes
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("n_cells", [3, 12, 200])
 def test_class_scores_are_those_of_scikit_learn_with_its_handling_of_ties(guesses, n_cells, seed):
     rows = rng(seed).choice(200, n_cells, replace=False)

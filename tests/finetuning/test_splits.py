@@ -49,6 +49,14 @@ def kang(shared):
     return ad.read_h5ad(shared / "data" / "kang_ifnb" / "kang_ifnb.h5ad", backed="r").obs.copy()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws():
+    """Take the best of twenty draws where their number is not the point; a hundred take five times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TRIALS", 20)
+        yield
+
+
 def table(classes, groups=None, **columns):
     """Made-up cells."""
     obs = pd.DataFrame({"cell_type": list(classes)} | columns, index=[f"c{i}" for i in range(len(classes))])
@@ -84,35 +92,37 @@ WAYS = [
 # What holds of every way to split.
 
 
-@pytest.mark.parametrize("config", WAYS)
-def test_every_cell_is_in_exactly_one_part_of_each_split(obs, config):
-    for one in split(obs, **config):
+@pytest.fixture(scope="module", params=WAYS)
+def way(request, obs):
+    """How cells are split, and what that made."""
+    return request.param, split(obs, **request.param)
+
+
+def test_every_cell_is_in_exactly_one_part_of_each_split(obs, way):
+    for one in way[1]:
         np.testing.assert_array_equal(np.sort(np.concatenate(one)), np.arange(len(obs)))
         assert all(len(rows) for rows in one)
 
 
-@pytest.mark.parametrize("config", WAYS)
-def test_rows_are_in_input_order_within_a_part(obs, config):
-    assert all((np.diff(rows) > 0).all() for one in split(obs, **config) for rows in one)
+def test_rows_are_in_input_order_within_a_part(way):
+    assert all((np.diff(rows) > 0).all() for one in way[1] for rows in one)
 
 
-@pytest.mark.parametrize("config", [way for way in WAYS if way.id != "named groups"])
-def test_the_same_seed_gives_the_same_split_and_another_seed_another(obs, config, monkeypatch):
-    monkeypatch.setattr(module, "TRIALS", 20)
-    first, again, other = (split(obs, seed=seed, **config) for seed in (3, 3, 4))
-    assert same(first, again)
-    assert not same(first, other)
+@pytest.mark.parametrize("way", [way for way in WAYS if way.id != "named groups"], indirect=True)
+def test_the_same_seed_gives_the_same_split_and_another_seed_another(obs, way):
+    config, made = way
+    assert same(split(obs, **config), made)
+    assert not same(split(obs, seed=4, **config), made)
 
 
-@pytest.mark.parametrize("config", [way for way in WAYS if "group" in way.values[0]])
-def test_a_group_is_never_in_two_parts(obs, config):
-    for one in split(obs, **config):
+@pytest.mark.parametrize("way", [way for way in WAYS if "group" in way.values[0]], indirect=True)
+def test_a_group_is_never_in_two_parts(obs, way):
+    for one in way[1]:
         assert sum(map(len, groups_of(obs, one))) == 20
 
 
-@pytest.mark.parametrize("config", WAYS)
-def test_a_saved_split_gives_the_same_split_again(obs, config, tmp_path):
-    made = split(obs, **config)
+def test_a_saved_split_gives_the_same_split_again(obs, way, tmp_path):
+    _, made = way
     split_table(made, obs.index.to_numpy()).to_csv(tmp_path / "split.tsv", sep="\t", index=False)
     assert same(split(obs, seed=9, split_file=str(tmp_path / "split.tsv")), made)
 
@@ -145,8 +155,7 @@ REPEATED = [
 
 
 @pytest.mark.parametrize("config", REPEATED)
-def test_each_repeat_tests_every_cell_once_and_deals_otherwise(obs, config, monkeypatch):
-    monkeypatch.setattr(module, "TRIALS", 20)
+def test_each_repeat_tests_every_cell_once_and_deals_otherwise(obs, config):
     made = split(obs, repeats=3, **config)
     assert repeat_of(made).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for start in (0, 3, 6):
@@ -366,8 +375,7 @@ def n_classes(cells, rows):
         pytest.param({"case": 4, "control": 4}, {"balance": ("age",), "folds": 4}, id="balanced folds"),
     ],
 )
-def test_validation_and_test_have_all_classes_of_donors_where_there_are_enough(n_donors, config, caplog, monkeypatch):
-    monkeypatch.setattr(module, "TRIALS", 20)
+def test_validation_and_test_have_all_classes_of_donors_where_there_are_enough(n_donors, config, caplog):
     cells = of_donors(**n_donors).assign(age=lambda obs: obs["donor"].str[1:].astype(int) % 5)
     for seed in range(2):
         for one in split(cells, group="donor", seed=seed, **config):
@@ -645,8 +653,7 @@ def test_a_column_with_one_value_is_balanced_by_every_split(obs, caplog):
     assert "tissue p = 1." in caplog.text
 
 
-def test_balanced_folds_of_groups_still_have_every_class_in_train(kang, monkeypatch):
-    monkeypatch.setattr(module, "TRIALS", 20)
+def test_balanced_folds_of_groups_still_have_every_class_in_train(kang):
     for one in split(kang, group="donor", folds=3, balance=("condition",)):
         types = groups_of(kang, one, "cell_type")
         assert types[2] <= types[0]

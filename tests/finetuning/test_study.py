@@ -19,7 +19,7 @@ from geneformer_repro.finetuning.study import FROM_SOURCE, ZERO_SHOT
 from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Classes, Number
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_pictures", "few_resamples")]
 
 ROWS = [
     FROM_SOURCE, "majority class", "logistic regression, frozen embedding", "fine-tuned", "probe from source", "probe",

@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 from sksurv import metrics as sk
 from sksurv.compare import compare_survival
@@ -14,19 +15,15 @@ from geneformer_repro.finetuning.kinds.survival_scores import (
     CALIBRATION_GROUPS,
     Censoring,
     PredictedCurves,
-    antolini_c,
-    brier_scores,
     calibration,
-    dynamic_auc,
     evaluate_survival,
     harrell_c,
-    integrated,
     kaplan_meier,
     log_rank,
     risk_groups,
     survival_statistics,
-    uno_c,
 )
+from geneformer_repro.finetuning.metrics import once
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 TIMES = np.array([3, 9, 15, 25.0])
@@ -41,6 +38,12 @@ def patients(n, seed=0, *, n_times=40, alive=0.5):
 
 def predicted_curves(risk):
     return PredictedCurves(TIMES, np.exp(-np.exp(risk)[:, None] * TIMES / 20))
+
+
+def scores_of(time, event, risk, censoring, **options):
+    """Each score that tables hold, of the patients as they are."""
+    statistics = survival_statistics(time, event, risk, censoring=censoring, **options)
+    return {name: value.item() for name, value in statistics(once(len(time))).items()}
 
 
 @pytest.fixture(params=[0.2, 0.9], ids=["little censored", "heavily censored"])
@@ -67,9 +70,10 @@ def test_concordance_is_that_of_scikit_survival(trained_and_tested):
     censoring = Censoring.of(train_time, train_event)
     c, *pairs = sk.concordance_index_censored(event, time, risk)
     assert harrell_c(time, event, risk) == (pytest.approx(c, abs=1e-12), 120, event.sum(), sum(pairs[:3]))
-    for tau in (None, 15):
+    scores = scores_of(time, event, risk, censoring, horizon=15)
+    for name, tau in (("uno_c", None), ("uno_c_horizon", 15)):
         expected = sk.concordance_index_ipcw(train, test, risk, tau=tau)[0]
-        assert uno_c(time, event, risk, censoring=censoring, tau=tau).c == pytest.approx(expected, abs=1e-10)
+        assert scores[name] == pytest.approx(expected, abs=1e-10)
 
 
 def test_risks_that_differ_by_a_hair_are_tied_as_in_scikit_survival():
@@ -83,13 +87,15 @@ def test_auc_and_brier_scores_are_those_of_scikit_survival(trained_and_tested):
     (train_time, train_event), (time, event, risk) = trained_and_tested
     train, test = Surv.from_arrays(train_event, train_time), Surv.from_arrays(event, time)
     censoring, curves = Censoring.of(train_time, train_event), predicted_curves(risk)
-    auc = dynamic_auc(time, event, risk, TIMES, censoring=censoring)
+    scores = pd.DataFrame([scores_of(time, event, risk, censoring, horizon=t, curves=curves) for t in TIMES])
     with np.errstate(invalid="ignore"):  # no event so early
-        np.testing.assert_allclose(auc, sk.cumulative_dynamic_auc(train, test, risk, TIMES)[0], **EXACT)
-    brier = brier_scores(time, event, curves, censoring=censoring)
-    np.testing.assert_allclose(brier, sk.brier_score(train, test, curves.probability, TIMES)[1], **EXACT)
-    ibs = sk.integrated_brier_score(train, test, curves.probability, TIMES)
-    np.testing.assert_allclose(integrated(brier, TIMES), ibs, **EXACT)
+        auc = sk.cumulative_dynamic_auc(train, test, risk, TIMES)[0]
+    np.testing.assert_allclose(scores["auc_horizon"], auc, **EXACT)
+    brier = sk.brier_score(train, test, curves.probability, TIMES)[1]
+    np.testing.assert_allclose(scores["brier_horizon"], brier, **EXACT)
+    np.testing.assert_allclose(
+        scores["ibs"], sk.integrated_brier_score(train, test, curves.probability, TIMES), **EXACT
+    )
 
 
 def test_the_log_rank_test_is_that_of_scikit_survival(trained_and_tested):
@@ -131,20 +137,20 @@ def test_only_patients_of_a_stratum_are_compared_and_pairs_of_all_strata_add_up(
     time, event, risk = patients(90)
     strata = np.random.default_rng(0).choice(["lung", "skin", "blood"], size=90)
     risk = risk + np.where(strata == "lung", 100, 0)  # which would be a high C over all, if lung were the worst
-    once = harrell_c(time, event, risk, strata=strata)
-    assert once.c == pytest.approx(slow_concordance(time, event, risk, strata, np.ones(90)))
+    together = harrell_c(time, event, risk, strata=strata)
+    assert together.c == pytest.approx(slow_concordance(time, event, risk, strata, np.ones(90)))
     alone = [harrell_c(time[of], event[of], risk[of]) for of in (strata == name for name in np.unique(strata))]
-    assert once.n_pairs == sum(each.n_pairs for each in alone)
+    assert together.n_pairs == sum(each.n_pairs for each in alone)
     censoring = Censoring.of(time, event, strata)
     weights = censoring.weights(time, strata) ** 2
     expected = slow_concordance(time, event, risk, strata, weights)
-    assert uno_c(time, event, risk, censoring=censoring, strata=strata).c == pytest.approx(expected)
+    assert scores_of(time, event, risk, censoring, strata=strata)["uno_c"] == pytest.approx(expected)
 
 
 def test_censoring_of_a_stratum_that_is_scored_must_be_known():
     censoring = Censoring.of(np.array([1.0, 2]), np.array([1, 0]), np.array(["lung", "lung"]))
     with pytest.raises(InputError, match=r"Censoring of 'skin' was not estimated, only of \['lung'\]"):
-        uno_c(*patients(3), censoring=censoring, strata=np.array(["lung", "skin", "skin"]))
+        scores_of(*patients(3), censoring, strata=np.array(["lung", "skin", "skin"]))
 
 
 # Directions and ends
@@ -168,20 +174,24 @@ def test_events_after_the_last_training_follow_up_are_left_out_and_said(caplog):
     last = max(censoring.curves[None].times)
     caplog.set_level(logging.INFO, logger="geneformer_repro")
     late = event & (time >= last)  # nobody is left at the last time itself
-    assert uno_c(time, event, risk, censoring=censoring).c == pytest.approx(
-        uno_c(time, event, risk, censoring=censoring, tau=last + 1).c
-    )
-    assert f"{late.sum()} of {event.sum()} events come when no training patient was followed" in caplog.text
-    at = np.array([10.0, 30])  # followed, and not
-    assert np.isnan(dynamic_auc(time, event, risk, at, censoring=censoring)).tolist() == [False, True]
+    at = np.array([10.0, last + 1])  # followed, and not
     curves = PredictedCurves(at, np.full((100, 2), 0.5))
-    assert np.isnan(brier_scores(time, event, curves, censoring=censoring)).tolist() == [False, True]
+    early, beyond = (scores_of(time, event, risk, censoring, horizon=t, curves=curves) for t in at)
+    assert beyond["uno_c"] == pytest.approx(beyond["uno_c_horizon"])
+    assert f"{late.sum()} of {event.sum()} events come when no training patient was followed" in caplog.text
+    for name in ("auc_horizon", "brier_horizon"):
+        assert (np.isnan(early[name]), np.isnan(beyond[name])) == (False, True)
 
 
 def test_a_curve_ends_with_the_follow_up_unless_all_have_died():
     assert np.isnan(kaplan_meier(np.array([1.0, 2]), np.array([1, 0])).at(3))
     assert kaplan_meier(np.array([1.0, 2]), np.array([1, 1])).at(3) == 0
     assert kaplan_meier(np.array([1.0, 2]), np.array([1, 1])).at(np.array([0.5, 1, 1.5])).tolist() == [1, 0.5, 0.5]
+
+
+def antolini_c(time, event, curves, strata=None):
+    censoring = Censoring.of(time, event)
+    return scores_of(time, event, np.zeros(len(time)), censoring, curves=curves, strata=strata)["antolini_c"]
 
 
 def test_curves_that_cross_are_compared_at_the_time_of_the_event():
@@ -201,7 +211,7 @@ def test_of_curves_that_never_cross_antolinis_c_is_harrells(strata):
     time, event, risk = patients(300, n_times=25)
     risk[::2] = risk[0]
     expected = harrell_c(time, event, risk, strata=strata).c
-    assert antolini_c(time, event, predicted_curves(risk), strata=strata) == pytest.approx(expected, abs=1e-12)
+    assert antolini_c(time, event, predicted_curves(risk), strata) == pytest.approx(expected, abs=1e-12)
 
 
 # Calibration
@@ -246,20 +256,10 @@ def test_scores_in_resamples_are_those_of_repeated_rows(strata):
     for r in range(0, 40, 13):
         rows = np.repeat(np.arange(60), draws[:, r])
         given = (time[rows], event[rows], risk[rows])
-        within = {"strata": None if strata is None else strata[rows]}
-        of_censoring = {"censoring": censoring, **within}
+        within = None if strata is None else strata[rows]
         repeated = PredictedCurves(TIMES, curves.probability[rows])
-        brier = brier_scores(*given[:2], repeated, **of_censoring)
-        expected = {
-            "c_index": harrell_c(*given, **within).c,
-            "uno_c": uno_c(*given, **of_censoring).c,
-            "uno_c_horizon": uno_c(*given, tau=15, **of_censoring).c,
-            "auc_horizon": dynamic_auc(*given, np.array([15]), **of_censoring)[0],
-            "antolini_c": antolini_c(*given[:2], repeated, **within),
-            "ibs": integrated(brier, TIMES),
-            "brier_horizon": brier[2],
-            "calibration_error": slow_calibration_error(time, event, curves.at(15), rows),
-        }
+        expected = scores_of(*given, censoring, horizon=15, strata=within, curves=repeated)
+        expected["calibration_error"] = slow_calibration_error(time, event, curves.at(15), rows)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name][r], value, err_msg=name, **EXACT)
 

@@ -53,6 +53,7 @@ def run(out: Path, options: Sequence[str]) -> None:
         warnings.simplefilter("ignore")  # of its own and torch's making
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         _on_cpus()
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled first, for a minute, and not needed
         deepspeed.init_distributed("gloo")
     gf.pretrain(sixty_cells(), load_config(PretrainConfig, None, [*OPTIONS, *options]), out=out)
 

@@ -246,49 +246,32 @@ def harrell_c(
     ----------
     Harrell et al., Stat. Med. 15, 361 (1996).
     """
-    return _concordance(event_time, event, risk, np.ones(len(risk)), strata)
+    c_index = c_index_in_resamples(event_time, event, risk, strata=strata)
+    return Concordance(c_index(once(len(risk))).item(), **counted(event_time, event, strata=strata))
 
 
-def uno_c(
-    event_time: np.ndarray,
-    event: np.ndarray,
-    risk: np.ndarray,
-    *,
-    censoring: Censoring,
-    tau: float | None = None,
-    strata: np.ndarray | None = None,
-) -> Concordance:
-    """Return Uno's C, which does not depend on who was censored: pairs weigh by censoring, the first before `tau`.
+def counted(event_time: np.ndarray, event: np.ndarray, *, strata: np.ndarray | None = None) -> dict[str, int]:
+    """Return ``n``, ``n_events`` and ``n_pairs``: how many patients, events, and pairs that Harrell's C compares.
 
     Parameters
     ----------
-    event_time, event, risk, strata
+    event_time, event, strata
         As for `harrell_c`.
-    censoring
-        Of the training patients, by the same strata or none.
-    tau
-        Pairs count whose first event is earlier. Events after the last follow-up of the training patients never do.
-
-    References
-    ----------
-    Uno et al., Stat. Med. 30, 1105 (2011).
     """
-    return _concordance(event_time, event, risk, _uno_weights(event_time, event, censoring, tau, strata), strata)
-
-
-def _concordance(
-    event_time: np.ndarray, event: np.ndarray, risk: np.ndarray, weight_N: np.ndarray, strata: np.ndarray | None
-) -> Concordance:
-    pairs = _Pairs(event_time, event, risk, strata)
-    concordant_SR, all_SR = pairs.sums(np.stack([weight_N, weight_N > 0]), once(len(risk)))
-    return Concordance(
-        ratio(concordant_SR[0], all_SR[0]).item(), len(risk), int(np.sum(event)), round(all_SR[1].item())
-    )
+    n_pairs, died_N = 0, event.astype(bool)
+    for _, rows in _strata(strata, len(event)):
+        time, died = event_time[rows], died_N[rows]
+        longer = len(rows) - np.searchsorted(np.sort(time), time[died], side="right")
+        censored = np.sort(time[~died])
+        then = np.searchsorted(censored, time[died], side="right") - np.searchsorted(censored, time[died])
+        n_pairs += int((longer + then).sum())
+    return {"n": len(event), "n_events": int(died_N.sum()), "n_pairs": n_pairs}
 
 
 def _uno_weights(
     event_time: np.ndarray, event: np.ndarray, censoring: Censoring, tau: float | None, strata: np.ndarray | None
 ) -> np.ndarray:
+    """Return by what pairs weigh in Uno's C, by the one with the event, which is before `tau`; (N,)."""
     weight_N = censoring.weights(event_time, _as_estimated(censoring, strata)) ** 2
     before_N = event.astype(bool) & (event_time < (np.inf if tau is None else tau))
     if n_unknown := np.sum(before_N & (weight_N == 0)):
@@ -388,7 +371,7 @@ def _prefix(tree, place, sum_R):  # type: ignore[no-untyped-def]
 
 
 class _HorizonPairs(NamedTuple):
-    """Who has had the event by a time, against who is still without."""
+    """Who has had the event by a time, weighted by censoring, against who is still without."""
 
     rows: np.ndarray
     pairs: _Pairs
@@ -418,34 +401,6 @@ class _HorizonPairs(NamedTuple):
         return ratio(concordant_SR[0], all_SR[0])
 
 
-def dynamic_auc(
-    event_time: np.ndarray,
-    event: np.ndarray,
-    risk: np.ndarray,
-    times: np.ndarray,
-    *,
-    censoring: Censoring,
-    strata: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return at each time the AUC of who has had the event by then, weighted by censoring, against who has not, (T,).
-
-    Parameters
-    ----------
-    event_time, event, risk, strata
-        As for `harrell_c`.
-    times
-        Cumulative cases and dynamic controls at each of them, (T,). NaN where there are no such.
-    censoring
-        As for `uno_c`.
-
-    References
-    ----------
-    Uno et al., J. Am. Stat. Assoc. 102, 527 (2007); Hung and Chiang, Can. J. Stat. 38, 8 (2010).
-    """
-    given = (event_time, event, risk, censoring, strata)
-    return np.array([_HorizonPairs.at(t, *given).auc(once(len(risk))).item() for t in times])
-
-
 # Curves against what happened
 
 
@@ -470,7 +425,10 @@ class PredictedCurves:
 
 
 class _CurvePairs:
-    """Patients with an event, each against who outlived it, by their predicted survival at the time of the event."""
+    """Patients with an event, each against who outlived it, by their predicted survival at the time of the event.
+
+    Events after the last time at which survival is told are no pairs.
+    """
 
     def __init__(
         self, event_time: np.ndarray, event: np.ndarray, curves: PredictedCurves, strata: np.ndarray | None
@@ -498,28 +456,6 @@ class _CurvePairs:
         return ratio(concordant_R, all_R)
 
 
-def antolini_c(
-    event_time: np.ndarray, event: np.ndarray, curves: PredictedCurves, *, strata: np.ndarray | None = None
-) -> float:
-    """Return Antolini's C: how often who has the event was less likely to be without it then than who outlived it.
-
-    It is Harrell's C where curves never cross, and serves where they do. Between times at which survival is told it is
-    taken from a line; later events than the last of these are no pairs.
-
-    Parameters
-    ----------
-    event_time, event, strata
-        As for `harrell_c`.
-    curves
-        Predicted for each patient.
-
-    References
-    ----------
-    Antolini et al., Stat. Med. 24, 3927 (2005).
-    """
-    return _CurvePairs(event_time, event, curves, strata).c(once(len(event))).item()
-
-
 def _brier_terms(
     event_time: np.ndarray,
     event: np.ndarray,
@@ -527,43 +463,38 @@ def _brier_terms(
     censoring: Censoring,
     strata: np.ndarray | None,
 ) -> np.ndarray:
-    """Return what is averaged, (N, T): NaN at times at which patients, or those of training, are not followed."""
+    """Return what Brier scores average, (N, T): NaN at times at which patients, or those of training, have gone."""
     within = _as_estimated(censoring, strata)
     at_event_N = censoring.weights(event_time, within) * event
     terms_NT = np.full(curves.probability.shape, np.nan)
-    for t, time in enumerate(curves.times):
-        alive_N, at_time_N = event_time > time, censoring.weights(np.full(len(event_time), time), within)
-        if alive_N.any() and (at_time_N > 0).all():
-            probability_N = curves.probability[:, t]
-            alive_term_N = (1 - probability_N) ** 2 * at_time_N
-            terms_NT[:, t] = np.where(alive_N, alive_term_N, probability_N**2 * at_event_N)
+    for t in np.flatnonzero(are_followed(event_time, curves.times, censoring=censoring, strata=strata)):
+        time, probability_N = curves.times[t], curves.probability[:, t]
+        alive_term_N = (1 - probability_N) ** 2 * censoring.weights(np.full(len(event_time), time), within)
+        terms_NT[:, t] = np.where(event_time > time, alive_term_N, probability_N**2 * at_event_N)
     return terms_NT
 
 
-def brier_scores(
-    event_time: np.ndarray,
-    event: np.ndarray,
-    curves: PredictedCurves,
-    *,
-    censoring: Censoring,
-    strata: np.ndarray | None = None,
+def are_followed(
+    event_time: np.ndarray, times: np.ndarray, *, censoring: Censoring, strata: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the mean squared error of each predicted probability, weighted by censoring, (T,); 0 is perfect.
+    """Return at which times patients, and those of training in every stratum, are still followed, (T,) bool.
+
+    At others there is no Brier score, and the integrated one goes without.
 
     Parameters
     ----------
-    event_time, event
-        As for `kaplan_meier`.
-    curves
-        Survival probabilities. Risks are not accepted.
-    censoring, strata
-        As for `uno_c`. NaN at times after the last follow-up, of training patients or of these.
-
-    References
-    ----------
-    Graf et al., Stat. Med. 18, 2529 (1999).
+    event_time
+        Of each patient, (N,).
+    censoring
+        How likely follow-up is to last, for its weights.
+    strata
+        Cohort of each patient, for censoring that is known by cohort.
+    times
+        Which may be after the last follow-up, (T,).
     """
-    return _brier_terms(event_time, event, curves, censoring, strata).mean(axis=0)
+    within = _as_estimated(censoring, strata)
+    weights = (censoring.weights(np.full(len(event_time), time), within) for time in times)
+    return np.array([(event_time > time).any() and (of > 0).all() for time, of in zip(times, weights, strict=True)])
 
 
 def integrated(scores_T: np.ndarray, times_T: np.ndarray) -> np.ndarray:
@@ -700,12 +631,8 @@ def survival_statistics(
     ----------
     event_time, event, risk, strata
         As for `harrell_c`.
-    censoring
-        As for `uno_c`; it stays in every resample.
-    horizon
-        As for `evaluate_survival`.
-    curves
-        As for `evaluate_survival`.
+    censoring, horizon, curves
+        As for `evaluate_survival`; the censoring stays in every resample.
     """
     given = (event_time, event, risk, censoring, strata)
     pairs = _Pairs(event_time, event, risk, strata)
@@ -772,7 +699,8 @@ def evaluate_survival(
     event_time, event, risk, strata
         As for `harrell_c`.
     censoring
-        As for `uno_c`.
+        Of the training patients, by the same strata or none. Events after their last follow-up have no weight in Uno's
+        C, which is said.
     horizon
         Time, in the unit of the others, for the scores that end with it; these are left out without it.
     curves
@@ -782,23 +710,28 @@ def evaluate_survival(
 
     Returns
     -------
-    ``n``, ``n_events`` and ``n_pairs`` (those of ``c_index``); ``c_index`` (Harrell's) and ``uno_c`` (0.5: order by
-    chance, 1: perfect), with a horizon ``uno_c_horizon``, truncated there, and ``auc_horizon``; with curves
-    ``antolini_c`` and ``ibs`` (integrated Brier score, 0: perfect), and with both ``brier_horizon`` and
-    ``calibration_error``, the mean distance of predicted and observed probability over thirds of the patients by
-    predicted probability. Chance adds to this last one, more so in resamples, so its interval lies high. Censoring of
-    the training patients, and the thirds, are those of all patients in each resample. NaN where a score is not defined.
+    ``n``, ``n_events`` and ``n_pairs`` (those of ``c_index``); ``c_index`` (Harrell's) and ``uno_c``, which does not
+    depend on who was censored (0.5: order by chance, 1: perfect). With a horizon ``uno_c_horizon``, of pairs whose
+    first event is earlier, and ``auc_horizon``, of who has had the event by then against who has not. With curves
+    ``antolini_c`` (Harrell's at the time of each event, also of curves that cross) and ``ibs`` (integrated Brier score,
+    0: perfect). With both ``brier_horizon`` and ``calibration_error``, the mean distance of predicted and observed
+    probability over thirds of the patients by predicted probability; chance adds to this last one, more so in
+    resamples, so its interval lies high. Censoring of the training patients, and the thirds, are those of all patients
+    in each resample. NaN where a score is not defined.
 
     Raises
     ------
     InputError
-        A risk is not finite.
+        A risk is not finite, or censoring of a stratum was not estimated.
+
+    References
+    ----------
+    Uno et al., Stat. Med. 30, 1105 (2011); AUC: Uno et al., J. Am. Stat. Assoc. 102, 527 (2007), Hung and Chiang, Can.
+    J. Stat. 38, 8 (2010); Antolini et al., Stat. Med. 24, 3927 (2005); Brier: Graf et al., Stat. Med. 18, 2529 (1999).
     """
     require_finite(risk)
-    counted = harrell_c(event_time, event, risk, strata=strata)
     statistics = survival_statistics(
         event_time, event, risk, censoring=censoring, horizon=horizon, strata=strata, curves=curves
     )
-    found = bootstrap(statistics, len(risk), groups, rng)
-    counts = {"n": counted.n, "n_events": counted.n_events, "n_pairs": counted.n_pairs}
-    return counts | with_intervals(found, list(found))
+    scores = bootstrap(statistics, len(risk), groups, rng)
+    return counted(event_time, event, strata=strata) | with_intervals(scores, list(scores))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,15 +62,6 @@ class CellProblem(EncoderProblem):
         """Return the problem of some of the cells."""
         chosen = {"cells": self.cells.select(rows), "labels": self.labels[rows], "obs": self.obs.iloc[rows]}
         return dataclasses.replace(self, **chosen)
-
-    def digest(self) -> str:
-        """Return a digest of the cells' names, their labels by name or number, and their groups."""
-        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
-        for column in [self.names, *([] if self.groups is None else [self.groups])]:
-            digest.update("\n".join([*column, ""]).encode())
-        for kind, labels in self.of_kinds():
-            digest.update(kind.content(labels))
-        return digest.hexdigest()
 
     def training(self, start: Checkpoint, config: NetworkConfig, split: Split) -> Training:
         """Put together what trains a `CellClassifier`."""

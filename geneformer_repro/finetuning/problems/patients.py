@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,13 +26,13 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds import read_labels
 from geneformer_repro.finetuning.networks import SELECTION, scores_by_target, trained_once
-from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.progress import progress
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.counts import log_normalise
 from geneformer_repro.tokenizer.dataset import as_labels
-from geneformer_repro.training.log import LOG_FILE
+from geneformer_repro.training.log import write_log
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +88,13 @@ class PatientProblem(Problem):
         vectors_ND = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
         return dataclasses.replace(self, bags=dataclasses.replace(self.bags, vectors_ND=vectors_ND))
 
-    def digest(self) -> str:
-        """Return a digest of which cells of which types the patients have, their labels and their groups."""
-        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
-        columns = [self.names, self.cell_names, np.array(self.cell_types, dtype=object)]
-        for column in [*columns, *([] if self.groups is None else [self.groups])]:
-            digest.update("\n".join([*column, ""]).encode())
+    def content(self) -> Iterator[bytes]:
+        """Yield which cells of which types the patients have, and their groups."""
+        yield from map(as_lines, (self.names, self.cell_names, np.array(self.cell_types, dtype=object)))
+        if self.groups is not None:
+            yield as_lines(self.groups)
         for numbers in (self.bags.lengths, self.bags.types_N):
-            digest.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
-        for kind, labels in self.of_kinds():
-            digest.update(kind.content(labels))
-        return digest.hexdigest()
+            yield np.ascontiguousarray(numbers, dtype=np.int64).tobytes()
 
     def train(
         self, start: Any, config: Any, split: Split, *, pretrained: bool = True, work: Path, step: str
@@ -203,10 +197,7 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
     InputError
         A column is missing, says several things of one patient, has one class only, or no cell of a patient is usable.
     """
-    patient_of = as_labels(_column(obs, config.patient))
-    nameless = int(patient_of.isna().sum())
-    if nameless:
-        logger.info("%s: %d cells have no patient; left out.", config.patient, nameless)
+    patient_of = _patient_of(obs, config.patient)
     of_patients = _OfPatients(obs, patient_of)
     kinds = {"regression": config.regression, "survival": config.survival, "follow_up": config.follow_up}
     read = [read_labels(name, of_patients.__getitem__, **kinds, row="patient") for name in config.targets]
@@ -216,28 +207,91 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
         logger.info("%s: %d patients have no label; left out.", ", ".join(config.targets), (~is_labelled).sum())
     patients = of_patients.names[is_labelled]
     number_of = pd.Index(patients).get_indexer(patient_of)
-    lengths = np.bincount(number_of[(number_of >= 0) & usable], minlength=len(patients))
-    if not lengths.all():
-        empty = patients[lengths == 0][0]
-        raise InputError(
-            f"None of the {of_patients.n_cells(empty)} cells of patient {empty!r} has a gene, so there is nothing to "
-            "learn its label from. Leave the patient out, or give more of its cells."
-        )
     types, type_of = _types(obs, config.cell_type, (number_of >= 0) & usable)
-    order = np.lexsort((type_of, number_of))
-    order = order[((number_of >= 0) & usable)[order]]
+    bags, order = _bagged(patients, number_of, usable, type_of)
     asked = dict.fromkeys([*([config.split.group] if config.split.group else []), *config.split.balance])
     return PatientProblem(
         patients,
         tuple(target for target, _ in read),
         labels[is_labelled],
         pd.DataFrame({name: of_patients[name] for name in asked}, index=of_patients.names).loc[patients],
-        Bags(torch.zeros(len(order), 0), lengths, type_of[order]),
+        bags,
         order,
         cell_names[order],
         types,
         config.split.group,
     )
+
+
+def new_patients(
+    obs: pd.DataFrame,
+    cell_names: np.ndarray,
+    usable: np.ndarray,
+    network: BagNetwork,
+    *,
+    patient: str,
+    cell_type: str | None,
+) -> PatientProblem:
+    """Return patients without labels, for a network to be asked about.
+
+    Parameters
+    ----------
+    obs, cell_names, usable
+        As for `labelled_patients`.
+    network
+        Whose targets, and cell types where it tells them apart, these are.
+    patient, cell_type
+        Columns of `obs`; the second may be None where the network tells no types apart.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or no cell of a patient is usable.
+    """
+    patient_of, targets = _patient_of(obs, patient), network.targets
+    patients = np.array(sorted(set(patient_of.dropna())), dtype=object)
+    number_of = pd.Index(patients).get_indexer(patient_of)
+    if types := network.shape.cell_types:
+        if cell_type is None:
+            raise InputError("The network pools cells within their types; name the obs column: cell_type=.")
+        labels = as_labels(_column(obs, cell_type))
+        type_of = pd.Index(types).get_indexer(pd.Index(labels))
+        if n_new := int((labels.notna() & (type_of < 0)).sum()):
+            logger.info("%s: %d cells are of types that the network does not know.", cell_type, n_new)
+    else:
+        types, type_of = _types(obs, cell_type, (number_of >= 0) & usable)
+    bags, order = _bagged(patients, number_of, usable, type_of)
+    labels_PS = np.full((len(patients), sum(target.n_labels for target in targets)), np.nan)
+    rows = pd.DataFrame(index=patients)
+    return PatientProblem(patients, targets, labels_PS, rows, bags, order, cell_names[order], types)
+
+
+def _patient_of(obs: pd.DataFrame, column: str) -> pd.Series:
+    """Return the patient of each cell, and count those that have none."""
+    patient_of = as_labels(_column(obs, column))
+    if nameless := int(patient_of.isna().sum()):
+        logger.info("%s: %d cells have no patient; left out.", column, nameless)
+    return patient_of
+
+
+def _bagged(
+    patients: np.ndarray, number_of: np.ndarray, usable: np.ndarray, type_of: np.ndarray
+) -> tuple[Bags, np.ndarray]:
+    """Return the bags of patients, without vectors, and which cells they hold, patient after patient.
+
+    `number_of` is the number of each cell's patient, -1 for none of these.
+    """
+    used = (number_of >= 0) & usable
+    lengths = np.bincount(number_of[used], minlength=len(patients))
+    if not lengths.all():
+        empty = int(np.flatnonzero(lengths == 0)[0])
+        raise InputError(
+            f"None of the {(number_of == empty).sum()} cells of patient {patients[empty]!r} has a gene, so there is "
+            "nothing to learn its label from. Leave the patient out, or give more of its cells."
+        )
+    order = np.lexsort((type_of, number_of))
+    order = order[used[order]]
+    return Bags(torch.zeros(len(order), 0), lengths, type_of[order]), order
 
 
 def _column(obs: pd.DataFrame, name: str) -> pd.Series:
@@ -253,10 +307,6 @@ class _OfPatients:
         self._obs, self._patient_of = obs, patient_of.to_numpy()
         self.names = np.array(sorted(set(patient_of.dropna())), dtype=object)
         self._rows = np.flatnonzero(~patient_of.isna())
-
-    def n_cells(self, patient: str) -> int:
-        """Count the cells of a patient."""
-        return int((self._patient_of == patient).sum())
 
     def __getitem__(self, name: str) -> pd.Series:
         """Return a column, a value a patient; raise if a patient has several."""
@@ -318,7 +368,7 @@ def _train(
             history.append(entry)
             bar.update()
     best.restore(network)
-    processes.agreed(lambda: (work / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in history)))
+    processes.agreed(lambda: write_log(work, history))
     return network.eval(), pd.DataFrame(history)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +98,13 @@ class Problem(ABC):
         """Return what outputs mean for each row, all targets side by side, from what `ask` returned."""
         return said
 
+    def dealt(self, said: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return what outputs mean once a block of a network's inputs is dealt out anew among rows that are compared.
+
+        By block, (draws, rows, meanings), from what `ask` returned; none of networks whose inputs are one block.
+        """
+        return {}
+
     @abstractmethod
     def features(self, start: Any, config: Any, counts: Any) -> Any:
         """Return what the simple methods look at, a row each: `baselines.Features`, or `GeneInputs`."""
@@ -115,7 +123,20 @@ class Problem(ABC):
         """Return the rows from which simple methods learn."""
         return split.train
 
+    def content(self) -> Iterator[bytes]:
+        """Yield all that rows are beside their labels, for `digest`."""
+        yield from map(as_lines, [self.names, *([] if self.groups is None else [self.groups])])
+
     # Of all problems
+
+    def digest(self) -> str:
+        """Return a digest of what rows are, and of their labels by name or number."""
+        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
+        for part in self.content():
+            digest.update(part)
+        for kind, labels in self.of_kinds():
+            digest.update(kind.content(labels))
+        return digest.hexdigest()
 
     def of_kinds(self, rows: np.ndarray | slice = slice(None)) -> Iterator[tuple[Kind[Any], np.ndarray]]:
         """Yield, for each target, its kind and the labels of some rows."""
@@ -142,6 +163,11 @@ class Problem(ABC):
     def head_targets(self, rows: np.ndarray) -> tuple[Target, ...]:
         """Return the targets as the labels of these rows define them."""
         return tuple(kind.scaled(labels) for kind, labels in self.of_kinds(rows))
+
+
+def as_lines(names: Iterable[str]) -> bytes:
+    """Return names as text, one a line, for `Problem.content`."""
+    return "\n".join([*names, ""]).encode()
 
 
 def _without_rare_gaps(names: np.ndarray) -> np.ndarray:

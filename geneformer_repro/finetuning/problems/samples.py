@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,27 +19,39 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import issparse
 
 import geneformer_repro.processes as processes
 from geneformer_repro.config import Section, require, with_settings
 from geneformer_repro.errors import InputError
-from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.expression import (
+    BLOCKS,
+    ExpressionConfig,
+    ExpressionInputs,
+    ExpressionNetwork,
+    InputScale,
+    dealt_outputs,
+)
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
 from geneformer_repro.finetuning.methods import NetworkMethod
 from geneformer_repro.finetuning.networks import SELECTION, best_entry, trained_once
-from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import SurvivalTime, Target
 from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.matrices import dense
 from geneformer_repro.training.config import SeededConfig
-from geneformer_repro.training.log import LOG_FILE
+from geneformer_repro.training.log import write_log
 
 EXPRESSION, SIDE_BY_SIDE = "expression network", "encoder and expression side by side"
 """What networks that look at the matrix of an encoder's samples are called in tables."""
+BESIDE_VERSION = 1
+"""Raised when these say other things of the same samples, so that a run which an earlier version began is not gone on
+with."""
 _MOST_GENES = 2000
+DRAWS = 20
+"""Times that each block of a network's inputs is dealt out anew, to tell what it is worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +108,12 @@ class ExpressionProblem(Problem):
         chosen = {"inputs": self.inputs.select(rows), "labels": self.labels[rows], "obs": self.obs.iloc[rows]}
         return dataclasses.replace(self, **chosen)
 
-    def digest(self) -> str:
-        """Return a digest of the samples' names, values and labels."""
-        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
-        digest.update("\n".join([*self.names, ""]).encode())
+    def content(self) -> Iterator[bytes]:
+        """Yield the samples' names and values."""
+        yield as_lines(self.names)
         for block, values in self.inputs.values.items():
-            digest.update("\n".join([block, *self.inputs.names[block], ""]).encode())
-            digest.update(np.ascontiguousarray(values, dtype=np.float32).tobytes())
-        for kind, labels in self.of_kinds():
-            digest.update(kind.content(labels))
-        return digest.hexdigest()
+            yield as_lines([block, *self.inputs.names[block]])
+            yield np.ascontiguousarray(values, dtype=np.float32).tobytes()
 
     def train(
         self,
@@ -131,7 +137,8 @@ class ExpressionProblem(Problem):
                 network, history = copy.deepcopy(begun), pd.DataFrame({"epoch": [0.0]})
             else:
                 network, history = self._best_of_rates(begun, config, split, step)
-            processes.agreed(lambda: _write_log(history, work / LOG_FILE))
+            entries = [{"event": "epoch", **row} for row in history.to_dict("records")]
+            processes.agreed(lambda: write_log(work, entries))
             return network, history
 
         processes.agreed(lambda: work.mkdir(parents=True, exist_ok=True))
@@ -199,9 +206,45 @@ class ExpressionProblem(Problem):
         return np.unique(self.strata[rows], return_inverse=True)[1]
 
     def ask(self, network: ExpressionNetwork, rows: np.ndarray) -> np.ndarray:
-        """Return what the network's outputs mean for some samples."""
-        outputs = network.outputs(self.inputs.select(rows))
-        return network.head.meaning(torch.from_numpy(outputs)).numpy()
+        """Return what the network's outputs mean for some samples, then what they mean with blocks dealt out anew."""
+        inputs = self.inputs.select(rows)
+        outputs = [network.outputs(inputs)]
+        if len(self._blocks) > 1:
+            dealt = dealt_outputs(network, inputs, within_N=self._compared_within(rows), draws=DRAWS)
+            outputs += [of_draw for block in self._blocks for of_draw in dealt[block]]
+        return np.column_stack([network.head.meaning(torch.from_numpy(each)).numpy() for each in outputs])
+
+    def predictions(self, said: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return what outputs mean for each sample, with its inputs as they are."""
+        return said[:, : self._n_meanings]
+
+    def dealt(self, said: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return what outputs mean once a block is dealt out anew among samples of a cohort."""
+        if len(self._blocks) == 1:
+            return {}
+        dealt = said[:, self._n_meanings :].reshape(len(said), len(self._blocks), DRAWS, self._n_meanings)
+        return dict(zip(self._blocks, dealt.transpose(1, 2, 0, 3), strict=True))
+
+    @property
+    def _blocks(self) -> list[str]:
+        return [block for block in BLOCKS if block in self.inputs.values]
+
+    @property
+    def _n_meanings(self) -> int:
+        return sum(target.n_meanings for target in self.targets)
+
+    def _compared_within(self, rows: np.ndarray) -> np.ndarray:
+        numbers = np.stack([kind.compared_within(labels) for kind, labels in self.of_kinds(rows)])
+        return np.unique(numbers, axis=1, return_inverse=True)[1].ravel()
+
+    def with_covariates(self, names: Sequence[str]) -> ExpressionProblem:
+        """Return the same samples with a block of clinical columns, those of `obs` with these names."""
+        values, columns = clinical_block(self.obs[list(names)])
+        given = self.inputs
+        inputs = dataclasses.replace(
+            given, values={**given.values, "covariates": values}, names={**given.names, "covariates": columns}
+        )
+        return dataclasses.replace(self, inputs=inputs)
 
     def features(self, start: Any, config: Any, counts: Any) -> Features:
         """Return the matrix as it is, the vectors where there are such, and the clinical columns."""
@@ -232,10 +275,10 @@ def beside_encoder(
     if features.expression is None:
         return ()
     targets = [replace(one, learned_by="cox") if isinstance(one, SurvivalTime) else one for one in targets]
-    blocks = {"expression": _dense(features.expression), "embedding": np.asarray(features.embedding, dtype=np.float32)}
-    if features.covariates is not None:
-        blocks["covariates"] = pd.get_dummies(features.covariates, dtype=float).to_numpy(dtype=np.float32)
+    blocks = {"expression": dense(features.expression), "embedding": np.asarray(features.embedding, dtype=np.float32)}
     names = {block: tuple(f"{block} {i}" for i in range(values.shape[1])) for block, values in blocks.items()}
+    if features.covariates is not None:
+        blocks["covariates"], names["covariates"] = clinical_block(features.covariates)
     methods = []
     for name, left_out in ((EXPRESSION, ("embedding", "covariates")), (SIDE_BY_SIDE, ())):
         read = [block for block in blocks if block not in left_out]
@@ -251,16 +294,25 @@ def beside_encoder(
     return tuple(methods)
 
 
-def _dense(values: Any) -> np.ndarray:
-    return np.asarray(values.toarray() if issparse(values) else values, dtype=np.float32)
+def clinical_block(columns: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return clinical columns as numbers for the straight path, (samples, columns) float32, and their names.
+
+    Of a column of numbers itself, NaN where one is missing; of labels a column ``NAME=LABEL`` each, 1 where a sample
+    has it, so that one whose label is missing has zeros. No row depends on another: what is usual, and which columns
+    vary at all, a network learns of its training samples, so a label that these lack counts nothing.
+    """
+    values: dict[str, np.ndarray] = {}
+    for name, column in columns.items():
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            values[str(name)] = column.to_numpy(dtype=np.float32, na_value=np.nan)
+            continue
+        labels = as_labels(column)
+        values |= {f"{name}={label}": (labels == label).to_numpy(np.float32) for label in sorted(set(labels.dropna()))}
+    made = np.column_stack([np.empty((len(columns), 0), dtype=np.float32), *values.values()])
+    return made, tuple(values)
 
 
 def _fitted(head: Head, outputs_NK: torch.Tensor, labels_NS: torch.Tensor) -> Head:
     """Return the head with what outputs for training samples must yet tell its targets."""
     parts = zip(head.targets, head.split(outputs_NK), head.split_labels(labels_NS), strict=True)
     return dataclasses.replace(head, targets=tuple(target.fitted(outputs, labels) for target, outputs, labels in parts))
-
-
-def _write_log(history: pd.DataFrame, path: Path) -> None:
-    lines = [json.dumps({"event": "epoch", **row}) for row in history.to_dict("records")]
-    path.write_text("\n".join([*lines, ""]))
