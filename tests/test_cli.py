@@ -39,6 +39,7 @@ COMMANDS = (
     "finetune",
     "predict",
     "finetune-patients",
+    "predict-patients",
     "transfer-study",
     "embed",
     "map",
