@@ -20,6 +20,7 @@ import pandas as pd
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, MissingExtraError, did_you_mean
+from geneformer_repro.files import misfit, read_text
 from geneformer_repro.identities import normalised_name, numbers_by_name
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
@@ -82,7 +83,8 @@ class Drugs:
         Parameters
         ----------
         table
-            With a column of names and, if structures are known, one of SMILES.
+            With a column of names and, if structures are known, one of SMILES. A text file with a name a line is a list
+            of names.
         name, smiles
             Those columns; by default the ones that are called so ("drug", "compound" …; "smiles", "isomeric_smiles" …).
 
@@ -116,6 +118,8 @@ class Drugs:
         >>> drugs.invalid
         ('X',)
         """
+        if not isinstance(table, pd.DataFrame) and (names := _listed(Path(table))):
+            return cls.of_names(names)
         called, rows = read_rows(table, "The table of drugs")
         column = _column(called, rows, name, NAME_COLUMNS, "names of drugs", "name")
         of_smiles = smiles if smiles is not None else column_called(list(rows.columns), _SMILES_COLUMNS)
@@ -158,7 +162,7 @@ class Drugs:
 
         See Also
         --------
-        Drugs.one_hot : Which of the training drugs each drug is.
+        Drugs.of_names : Drugs to choose from.
 
         Examples
         --------
@@ -247,32 +251,7 @@ class Drugs:
         table = _rdkit_descriptors(molecules) if kind == "rdkit" else _mordred_descriptors(molecules)
         return table.set_axis(self.names, axis=0).replace([np.inf, -np.inf], np.nan)
 
-    def one_hot(self, training: "Drugs") -> np.ndarray:
-        """Return which of the training drugs each drug is, by identity.
-
-        Returns
-        -------
-        Drugs × distinct keys of `training`, float32; zeros for a drug that is not among them.
-
-        See Also
-        --------
-        Drugs.fingerprints : What tells something of a drug that is new.
-
-        Examples
-        --------
-        >>> import geneformer_repro as gf
-        >>> training = gf.Drugs.of_names(["Erlotinib", "PLX-4720"])
-        >>> gf.Drugs.of_names(["PLX4720", "Lapatinib"]).one_hot(training).tolist()
-        [[0.0, 1.0], [0.0, 0.0]]
-        """
-        places = {key: i for i, key in enumerate(dict.fromkeys(training.keys))}
-        vectors = np.zeros((len(self), len(places)), dtype=np.float32)
-        for row, key in enumerate(self.keys):
-            if key in places:
-                vectors[row, places[key]] = 1
-        return vectors
-
-    def vectors(self, table: pd.DataFrame | str | Path, *, name: str | None = None) -> np.ndarray:
+    def vectors(self, table: pd.DataFrame | str | Path, *, name: str | None = None) -> pd.DataFrame:
         """Return vectors of the drugs that somebody computed before.
 
         Parameters
@@ -284,7 +263,7 @@ class Drugs:
 
         Returns
         -------
-        Drugs × numbers, float32, as they are.
+        A row a drug, by its name here, a column a number, float32, as they are.
 
         Raises
         ------
@@ -302,8 +281,10 @@ class Drugs:
         >>> import geneformer_repro as gf
         >>> import pandas as pd
         >>> table = pd.DataFrame({"drug": ["PLX4720", "Erlotinib"], "v1": [0.5, 1.0], "v2": [2.0, 0.0]})
-        >>> gf.Drugs.of_names(["Erlotinib", "PLX-4720"]).vectors(table).tolist()
-        [[1.0, 0.0], [0.5, 2.0]]
+        >>> gf.Drugs.of_names(["Erlotinib", "PLX-4720"]).vectors(table)
+                    v1   v2
+        Erlotinib  1.0  0.0
+        PLX-4720   0.5  2.0
         """
         called, rows = read_rows(table, "The table of vectors")
         column = name if name is not None else column_called(list(rows.columns), NAME_COLUMNS) or str(rows.columns[0])
@@ -325,7 +306,8 @@ class Drugs:
                 f"{called}: {len(without)} of {len(self)} drugs have no row ({examples(without, 8)}); its names are "
                 f"{examples(names)}. Add them, or leave these drugs out."
             )
-        return numbers[[places[drug] for drug in self.names]]
+        in_order = numbers[[places[drug] for drug in self.names]]
+        return pd.DataFrame(in_order, index=list(self.names), columns=beside.columns)
 
     def structures(self, needed_by: str) -> list[str]:
         """Return the SMILES of all drugs.
@@ -378,6 +360,22 @@ def same_drugs(a: Drugs, b: Drugs) -> pd.DataFrame:
     ------
     MissingExtraError
         There are structures, and RDKit is not installed (extra ``drug``).
+
+    See Also
+    --------
+    Drugs.of_table : Reads drugs.
+    identities.same_samples : The same of samples.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import geneformer_repro as gf
+    >>> from geneformer_repro.drugs import same_drugs
+    >>> ours = gf.Drugs.of_table(pd.DataFrame({"drug": ["Aspirin"], "smiles": ["CC(=O)Oc1ccccc1C(O)=O"]}))
+    >>> table = pd.DataFrame({"drug": ["ASA", "ethanol"], "smiles": ["CC(=O)OC1=CC=CC=C1C(=O)O", "CCO"]})
+    >>> same_drugs(ours, gf.Drugs.of_table(table))
+             a    b         by
+    0  Aspirin  ASA  structure
     """
     ways = {
         "structure": [drugs.keys for drugs in (a, b)],
@@ -426,6 +424,17 @@ def _require_names(called: str, names: Sequence[str]) -> None:
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise InputError(f"{called}: {len(twice)} drugs stand there twice (first: {twice[0]!r}).")
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the names of a text file with one in each line, with or without a header; none of a table."""
+    if path.suffix.lower() == ".parquet":
+        return []
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines or any(separator in lines[0] for separator in "\t,;"):
+        return []
+    has_header = column_called(lines[:1], NAME_COLUMNS) is not None
+    return list(dict.fromkeys(lines[has_header:]))
 
 
 def _with_structures(called: str, names: Sequence[str], written: Sequence[str]) -> Drugs:
@@ -587,15 +596,13 @@ class SmilesVocabulary:
         smiles
             Of drugs.
         length
-            Columns; by default those of the longest. A longer SMILES loses its end, which the log says.
+            Columns; by default those of the longest. A longer SMILES loses its end.
 
         Returns
         -------
         Drugs × characters, int64, padded with 0 on the right.
         """
         width = max(map(len, smiles), default=0) if length is None else length
-        if longer := sum(len(text) > width for text in smiles):
-            logger.warning("%d of %d SMILES are longer than %d characters and are cut.", longer, len(smiles), width)
         ids = {character: i for i, character in enumerate(self.characters, 2)}
         encoded = np.full((len(smiles), width), PADDING, dtype=np.int64)
         for row, text in zip(encoded, smiles, strict=True):
@@ -608,5 +615,13 @@ class SmilesVocabulary:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SmilesVocabulary":
-        """Return what `to_json` wrote."""
+        """Return what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            It is damaged.
+        """
+        if wrong := misfit(content, {"characters": [str]}, "characters of SMILES"):
+            raise InputError(wrong)
         return cls(tuple(content["characters"]))

@@ -7,7 +7,7 @@ a value may lie out. So a new sample is scaled as those were, by itself, and a g
 
 Columns come in blocks. "expression" (genes) and "embedding" (an encoder's frozen vectors) go side by side through the
 layers; "covariates" (clinical numbers), and expression too where that is wished, go straight to the outputs (`skip`).
-`permutation_use` tells what each block is worth to the outputs.
+`permutation_use` tells what each block is worth to the outputs, from what they are once it is dealt out anew.
 
 Spread is measured after values beyond `clip` spreads are pulled in, until nothing moves: z-scores of nearly silent
 genes reach 17,000, and with their plain standard deviation the gene of every other patient would be zero.
@@ -37,12 +37,13 @@ from geneformer_repro.config import from_mapping, require, require_types, resolv
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import read_json, write_json
 from geneformer_repro.heads import Head
+from geneformer_repro.tokenizer.measures import Values
 from geneformer_repro.tokenizer.vocabulary import MASK, PAD, Vocabulary
 
 logger = logging.getLogger(__name__)
 
 MODEL_TYPE, FORMAT = "expression_network", "geneformer_repro/expression_network/1"
-WEIGHTS = "model.safetensors"
+WEIGHTS, _BY_COHORT = "model.safetensors", "cohort"
 Block = Literal["covariates", "embedding", "expression"]
 BLOCKS: tuple[str, ...] = get_args(Block)
 """In the order of their columns: genes last, so that a network of fewer genes reads the first columns of a larger."""
@@ -98,6 +99,8 @@ class ExpressionInputs:
         Of each block the names of its columns: genes by id, or by name or an older id once a network is asked.
     gene_names
         A name for each gene, "" where there is none; may be left out.
+    measure
+        What the genes' numbers were before they were brought to a scale; None if that is not known.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class ExpressionInputs:
     values: Mapping[str, np.ndarray]
     names: Mapping[str, tuple[str, ...]]
     gene_names: tuple[str, ...] = field(default=())
+    measure: Values | None = None
 
     def __post_init__(self) -> None:
         blocks = set(self.values)
@@ -160,6 +164,11 @@ class InputScale:
         Mean, and one over the standard deviation (0 where a column never varies), of all columns; float32.
     clip
         As in `ExpressionConfig`.
+    measure
+        As in `ExpressionInputs`; what new samples must be too.
+    within_cohorts
+        Whether the network takes each cohort standardised by itself (`refitted`); mean and spread here are then those
+        of no cohort.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -167,6 +176,8 @@ class InputScale:
     mean_I: np.ndarray
     factor_I: np.ndarray
     clip: float
+    measure: Values | None = None
+    within_cohorts: bool = False
 
     @classmethod
     def fit(cls, inputs: ExpressionInputs, *, n_genes: int | None = None, clip: float = 10.0) -> "InputScale":
@@ -200,7 +211,7 @@ class InputScale:
         genes = tuple(inputs.names["expression"][i] for i in order)
         names = {block: genes if block == "expression" else inputs.names[block] for block in blocks}
         gene_names = tuple(inputs.gene_names[i] for i in order)
-        return cls(names, gene_names, mean_I.astype(np.float32), factors(spread_I), clip)
+        return cls(names, gene_names, mean_I.astype(np.float32), factors(spread_I), clip, inputs.measure)
 
     def __len__(self) -> int:
         return len(self.mean_I)
@@ -227,7 +238,15 @@ class InputScale:
     def refitted(self, inputs: ExpressionInputs) -> "InputScale":
         """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort."""
         mean_I, spread_I = moments(self.raw(inputs), self.clip)
-        return replace(self, mean_I=mean_I.astype(np.float32), factor_I=factors(spread_I))
+        mean_I, factor_I = mean_I.astype(np.float32), factors(spread_I)
+        return replace(self, mean_I=mean_I, factor_I=factor_I, within_cohorts=False)
+
+    def with_covariates(self, names: Sequence[str]) -> "InputScale":
+        """Return the scale with clinical columns before the others; until it is refitted they count nothing."""
+        assert "covariates" not in self.names
+        nothing = np.zeros(len(names), dtype=np.float32)
+        mean_I, factor_I = (np.concatenate([nothing, values]) for values in (self.mean_I, self.factor_I))
+        return replace(self, names={"covariates": tuple(names), **self.names}, mean_I=mean_I, factor_I=factor_I)
 
     def begins_with(self, other: "InputScale") -> bool:
         """Whether the other one's columns are the first of these, scaled alike."""
@@ -435,6 +454,13 @@ class ExpressionNetwork(nn.Module):
             outputs_NK = outputs_NK + path(scaled_NI[:, self.scale.columns(block)])
         return outputs_NK
 
+    def with_covariates(self, names: Sequence[str]) -> "ExpressionNetwork":
+        """Return a network with the same weights and a straight path for clinical columns, which begins at zero."""
+        config = replace(self.config, skip=("covariates", *self.config.skip))
+        network = ExpressionNetwork(config, self.head, self.scale.with_covariates(names))
+        network.load_state_dict(network.state_dict() | self.state_dict())
+        return network.train(self.training)
+
     @torch.no_grad()
     def outputs(self, inputs: ExpressionInputs | np.ndarray) -> np.ndarray:
         """Return the outputs for samples, or for what `scale` makes of them, (N, K) float32."""
@@ -456,9 +482,12 @@ class ExpressionNetwork(nn.Module):
     # Its files; vocabulary, head and provenance are the checkpoint's
 
     def described(self) -> dict[str, Any]:
-        """Return what ``config.json`` holds: settings, and the columns that are no genes."""
-        others = {block: list(self.scale.names[block]) for block in BLOCKS[:-1] if block in self.scale.names}
-        return {"model_type": MODEL_TYPE, "format": FORMAT, "blocks": others, "network": resolved(self.config)}
+        """Return what ``config.json`` holds: settings, the columns that are no genes, what values are."""
+        scale = self.scale
+        others = {block: list(scale.names[block]) for block in BLOCKS[:-1] if block in scale.names}
+        told: dict[str, str] = {"measure": scale.measure} if scale.measure else {}
+        told |= {"standardised": _BY_COHORT} if scale.within_cohorts else {}
+        return {"model_type": MODEL_TYPE, "format": FORMAT, "blocks": others, **told, "network": resolved(self.config)}
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, scale included."""
@@ -487,7 +516,10 @@ class ExpressionNetwork(nn.Module):
             config = from_mapping(ExpressionConfig, content["network"])
             names = {block: tuple(columns) for block, columns in content["blocks"].items()}
             names["expression"] = vocabulary.gene_ids
-            scale = InputScale(names, vocabulary.gene_names, mean_I, factor_I, config.clip)
+            measure, is_by_cohort = content.get("measure"), content.get("standardised") == _BY_COHORT
+            if measure not in (None, *get_args(Values)):
+                raise InputError(f"measure is {measure!r}")
+            scale = InputScale(names, vocabulary.gene_names, mean_I, factor_I, config.clip, measure, is_by_cohort)
             network = cls(config, head, scale).eval()
             network.load_state_dict(weights)
         except Exception as error:  # whatever a file that was cut off or changed by hand leads to
@@ -507,6 +539,47 @@ class ExpressionNetwork(nn.Module):
         return f"ExpressionNetwork({config.layers} layers of {config.width}, {len(self.scale):,} columns)"
 
 
+def dealt_outputs(
+    network: ExpressionNetwork,
+    inputs: ExpressionInputs,
+    *,
+    within_N: np.ndarray | None = None,
+    draws: int = 20,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Return what a network puts out once the rows of a block are dealt out anew among the samples.
+
+    Parameters
+    ----------
+    network, inputs
+        What is asked, about samples that it was not trained on.
+    within_N
+        A number of each sample; rows are dealt out among samples of one number, such as of a cohort. None for all.
+    draws
+        How many times each block is dealt out.
+    seed
+        Of the draws; each block's depend on nothing else.
+
+    Returns
+    -------
+    By block the outputs, (draws, N, K) float32.
+    """
+    scaled_NI = network.scale(inputs)
+    within_N = np.zeros(len(inputs)) if within_N is None else within_N
+    groups = [np.flatnonzero(within_N == number) for number in np.unique(within_N)]
+    dealt = {}
+    for block in network.scale.names:
+        rng, columns = np.random.default_rng([seed, BLOCKS.index(block)]), network.scale.columns(block)
+        of_draws = []
+        for _ in range(draws):
+            dealt_NI = scaled_NI.copy()
+            for rows in groups:
+                dealt_NI[rows, columns] = scaled_NI[rng.permutation(rows), columns]
+            of_draws.append(network.outputs(dealt_NI))
+        dealt[block] = np.stack(of_draws)
+    return dealt
+
+
 def permutation_use(
     network: ExpressionNetwork,
     inputs: ExpressionInputs,
@@ -519,31 +592,23 @@ def permutation_use(
 
     Parameters
     ----------
-    network
-        What is asked.
-    inputs
-        Samples that it was not trained on.
+    network, inputs, draws, seed
+        As for `dealt_outputs`.
     score
         Makes of outputs (N, K), in the order of the samples, a number; higher is better.
-    draws
-        How many times each block is dealt out.
-    seed
-        Of the draws; each block's depend on nothing else.
 
     Returns
     -------
     A row a block: ``block``, ``score`` as it is, ``fall`` (mean over the draws of how much lower it is), ``low`` and
     ``high`` (lowest and highest fall). A block that is not used falls by exactly 0; one that misleads by less.
     """
-    scaled_NI = network.scale(inputs)
-    as_it_is = score(network.outputs(scaled_NI))
-    rows = []
-    for block in network.scale.names:
-        rng, columns = np.random.default_rng([seed, BLOCKS.index(block)]), network.scale.columns(block)
-        falls = []
-        for _ in range(draws):
-            dealt_NI = scaled_NI.copy()
-            dealt_NI[:, columns] = scaled_NI[rng.permutation(len(inputs)), columns]
-            falls.append(as_it_is - score(network.outputs(dealt_NI)))
-        rows.append((block, as_it_is, float(np.mean(falls)), min(falls), max(falls)))
+    dealt = dealt_outputs(network, inputs, draws=draws, seed=seed)
+    scores = {block: np.array([score(outputs_NK) for outputs_NK in of_draws]) for block, of_draws in dealt.items()}
+    return falls(score(network.outputs(inputs)), scores)
+
+
+def falls(score: float, dealt: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Return the table of `permutation_use` from a score as it is, and by block the scores of its draws."""
+    fall = {block: score - of_draws for block, of_draws in dealt.items()}
+    rows = [(block, score, float(of.mean()), float(of.min()), float(of.max())) for block, of in fall.items()]
     return pd.DataFrame(rows, columns=["block", "score", "fall", "low", "high"])

@@ -64,6 +64,19 @@ class Aliases:
         Row of each name as it is written, if it stands in one row alone.
     rows_of_letters
         The same of normalised names.
+
+    See Also
+    --------
+    identities.same_samples : Samples of two studies.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from geneformer_repro.identities import Aliases
+    >>> table = pd.DataFrame({"name": ["HL-60", "KM-H2"], "COSMIC_ID": [905938, None]})
+    >>> aliases = Aliases.of_table(table)
+    >>> aliases.row("905938"), aliases.row("kmh2"), aliases.row("K562")
+    (0, 1, None)
     """
 
     rows: dict[str, int] = field(repr=False)
@@ -87,6 +100,19 @@ class Aliases:
             A column is missing, or fewer than two hold names.
         DataFormatError
             The file is no table.
+
+        See Also
+        --------
+        Aliases.row : Looks a name up.
+        read_responses : Responses, whose samples are joined by them.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from geneformer_repro.identities import Aliases
+        >>> table = pd.DataFrame({"name": ["HL-60"], "synonyms": ["HL60; HL 60"], "sex": ["female"]})
+        >>> Aliases.of_table(table).row("HL 60")
+        0
         """
         name, rows = read_rows(table, "The table of aliases")
         missing = [column for column in columns or () if column not in rows]
@@ -116,7 +142,20 @@ class Aliases:
         return cls(*({key: min(n) for key, n in rows_of.items() if len(n) == 1} for rows_of in (places, of_letters)))
 
     def row(self, name: str) -> int | None:
-        """Return the row of a name, as it is written, else once it is normalised; None where there is none."""
+        """Return the row of a name, as it is written, else once it is normalised; None where there is none.
+
+        See Also
+        --------
+        Aliases.of_table : Reads the names.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from geneformer_repro.identities import Aliases
+        >>> aliases = Aliases.of_table(pd.DataFrame({"name": ["T-T", "TT"], "id": ["CVCL_3174", "CVCL_1774"]}))
+        >>> aliases.row("TT"), aliases.row("cvcl-3174"), aliases.row("tt")
+        (1, 0, None)
+        """
         return self.rows.get(name.strip(), self.rows_of_letters.get(normalised_name(name)))
 
 
@@ -149,6 +188,19 @@ def same_samples(a: Iterable[str], b: Iterable[str], aliases: Aliases | None = N
     A row a pair, in the order of `a`: ``a``, ``b`` and ``by``: "name" (the same text), "alias" (one row of the table of
     aliases), "normalised name", or "ambiguous" (the same normalised name, which several samples of one study have). An
     ambiguous pair is not to be joined, and not to be torn apart by a split either. The log names them.
+
+    See Also
+    --------
+    identities.Aliases : What else samples are called.
+    identities.near_duplicates : Samples that are one under names that nothing leads to each other.
+
+    Examples
+    --------
+    >>> from geneformer_repro.identities import same_samples
+    >>> same_samples(["42-MG-BA", "HL-60"], ["HL-60", "42MGBA", "K-562"])
+              a       b               by
+    0  42-MG-BA  42MGBA  normalised name
+    1     HL-60   HL-60             name
     """
     names_a, names_b = ([*dict.fromkeys(map(str, names))] for names in (a, b))
     pairs = _pairs(names_a, names_b, aliases)
@@ -168,20 +220,18 @@ def _pairs(names_a: Sequence[str], names_b: Sequence[str], aliases: Aliases | No
     rows = {name: aliases.row(name) if aliases else None for name in [*names_a, *names_b]}
     same_text, same_row, same_letters = (_groups(names_b, key) for key in (str.strip, rows.get, normalised_name))
     n_of_letters = Counter(map(normalised_name, names_a))
-    certain: list[tuple[str, str, str]] = []
+    pairs: dict[tuple[str, str], str] = {}
     for a in names_a:
-        by_text, by_row = same_text[a.strip()], same_row[rows[a]] if rows[a] is not None else []
-        certain += [(a, b, "name") for b in by_text]
-        certain += [(a, b, "alias") for b in by_row if b not in by_text]
-    matched = {a for a, _, _ in certain}, {b for _, b, _ in certain}
-    pairs = {(a, b): by for a, b, by in certain}
+        pairs |= {(a, b): "alias" for b in (same_row[rows[a]] if rows[a] is not None else [])}
+        pairs |= {(a, b): "name" for b in same_text[a.strip()]}
+    sure_a, sure_b = {a for a, _ in pairs}, {b for _, b in pairs}
     for a in names_a:
         alike = same_letters[normalised_name(a)]
-        alone = n_of_letters[normalised_name(a)] == len(alike) == 1
+        is_alone = n_of_letters[normalised_name(a)] == len(alike) == 1
         for b in alike:
-            told_apart = (a in matched[0] and b in matched[1]) or (rows[a] is not None and rows[b] is not None)
+            told_apart = (a in sure_a and b in sure_b) or (rows[a] is not None and rows[b] is not None)
             if not told_apart:
-                pairs.setdefault((a, b), "normalised name" if alone else "ambiguous")
+                pairs[a, b] = "normalised name" if is_alone else "ambiguous"
     order = {a: i for i, a in enumerate(names_a)}
     return sorted(((a, b, by) for (a, b), by in pairs.items()), key=lambda pair: order[pair[0]])
 
@@ -203,6 +253,18 @@ def _groups(names: Sequence[str], key: Callable[[str], Any]) -> dict[Any, list[s
     for name in names:
         groups[key(name)].append(name)
     return groups
+
+
+def sample_keys(names: Sequence[str], aliases: Aliases | None = None) -> list[str]:
+    """Return who each sample of a study is: the normalised name of the first that the table of aliases has with it.
+
+    Names that only normalisation makes equal have one key, too: whether they are one sample is unclear, and a split
+    must not tear them apart.
+    """
+    first: dict[Any, str] = {}
+    rows = [aliases.row(name) if aliases else None for name in names]
+    of_names = [normalised_name(name) for name in names]
+    return [first.setdefault(of if row is None else row, of) for of, row in zip(of_names, rows, strict=True)]
 
 
 # profiles of two studies
@@ -230,7 +292,7 @@ def near_duplicates(
     margin
         Or the least by which two samples, standardised, are nearer to each other than either is to any third. A study
         of fewer than 20 samples takes the means and deviations of the other; where neither has as many, nothing is
-        found so.
+        found so. Nor is what is there three times, or twice in one study: its copies are as near to each other.
 
     Returns
     -------
@@ -241,6 +303,22 @@ def near_duplicates(
     ------
     InputError
         There are fewer than 100 genes that both have.
+
+    See Also
+    --------
+    identities.same_samples : By their names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from geneformer_repro.identities import near_duplicates
+    >>> rng = np.random.default_rng(0)
+    >>> profiles = pd.DataFrame(rng.normal(size=(30, 500)), index=[f"line{i}" for i in range(30)])
+    >>> again = profiles[10:] * rng.gamma(2, size=500) + rng.normal(size=500)  # on another platform
+    >>> listed = near_duplicates(profiles, again.rename("{}-again".format))
+    >>> len(listed), bool((listed["a"] + "-again" == listed["b"]).all())
+    (20, True)
     """
     other, within = (a, True) if b is None else (b, False)
     values = _shared_values(a, other)

@@ -102,6 +102,8 @@ class PairNetwork(nn.Module):
         """Of the training rows, by the names of samples and the keys of drugs; None without `residual`."""
         self.learned: dict[str, list[str]] = {"samples": [], "drugs": []}
         """Names of the samples and keys of the drugs that it, or what it went on from, was trained on."""
+        self.values: str | None = None
+        """What the matrix of samples held ("counts", "expression", "zscore"); None where it was taken as it is."""
         self.begun: dict[str, Any] = {}
         """What it went on from, and whether its output layer was replaced."""
         with torch.random.fork_rng():
@@ -312,6 +314,7 @@ class PairNetwork(nn.Module):
             "drugs": self.drugs.to_json(),
             "encoder": encoder,
             "effects": None if self.effects is None else self.effects.to_json(),
+            "values": self.values,
             "learned": self.learned,
             "begun": self.begun,
         }
@@ -382,6 +385,7 @@ class PairNetwork(nn.Module):
         if shape.residual and network.effects is None:
             raise InputError("it learns a residual, and there are no mean effects")
         network.learned, network.begun = content["learned"], content["begun"]
+        network.values = content["values"]
         return network
 
     def __repr__(self) -> str:

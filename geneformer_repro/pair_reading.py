@@ -29,6 +29,8 @@ _SAMPLES_AT_ONCE, _DRUGS_AT_ONCE, _PAIRS_AT_ONCE = 1024, 256, 8192
 _DERIVED_AT_ONCE = 256
 """Pairs × genes that derivatives need, 6 MB of 6,000 genes."""
 _FIRST_PIECES, _SHORTEST_PIECE = 8, 2.0**-12
+_RESOLUTION = 5e-7
+"""Of a forecast in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,9 +323,8 @@ def _integrated(
         while len(pieces.pair_I):
             middle_I, by_gene_IG = way.derived(pieces)
             miss_I = np.abs(by_gene_IG.sum(1) - (after_I - before_I))
-            n_P = np.bincount(pieces.pair_I, minlength=len(pairs_P2))
-            bound_I = tolerance * scale_P[pieces.pair_I] / (2 * n_P[pieces.pair_I])
-            cut_I = (miss_I > bound_I) & (pieces.high_I - pieces.low_I > _SHORTEST_PIECE)
+            miss_I[miss_I < _RESOLUTION * np.abs(middle_I)] = 0  # no more than rounding
+            cut_I = pieces.to_be_cut(miss_I, tolerance * scale_P / 2)
             np.add.at(by_gene_PG, pieces.pair_I[~cut_I], by_gene_IG[~cut_I])
             before_I = np.concatenate([before_I[cut_I], middle_I[cut_I]])
             after_I = np.concatenate([middle_I[cut_I], after_I[cut_I]])
@@ -338,6 +339,13 @@ class _Pieces(NamedTuple):
     pair_I: np.ndarray
     low_I: np.ndarray
     high_I: np.ndarray
+
+    def to_be_cut(self, miss_I: np.ndarray, bound_P: np.ndarray) -> np.ndarray:
+        """Say which pieces miss more than their share of what their pair may, if all of its pieces together do."""
+        n_P = np.bincount(self.pair_I, minlength=len(bound_P))
+        misses_P = np.bincount(self.pair_I, miss_I, minlength=len(bound_P)) > bound_P
+        bound_I = bound_P[self.pair_I] / (2 * n_P[self.pair_I])
+        return misses_P[self.pair_I] & (miss_I > bound_I) & (self.high_I - self.low_I > _SHORTEST_PIECE)
 
     def halved(self, rows: np.ndarray) -> "_Pieces":
         """Return some of them, each cut in two: all first halves, then all second ones."""

@@ -33,6 +33,18 @@ class GeneGraph:
         Their names, sorted.
     steps
         Genes × genes: the probability to go from the column's gene to the row's; columns sum to 1.
+
+    See Also
+    --------
+    propagation.genes_near_targets : The gene list of drugs.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from geneformer_repro.propagation import GeneGraph
+    >>> edges = pd.DataFrame({"a": ["EGFR", "GRB2"], "b": ["GRB2", "SOS1"]})
+    >>> GeneGraph.of_edges(edges).genes
+    ('EGFR', 'GRB2', 'SOS1')
     """
 
     genes: tuple[str, ...]
@@ -56,6 +68,18 @@ class GeneGraph:
             There is no such column, or no edge.
         DataFormatError
             A weight is not above 0 or not finite, or an edge has no gene at one end.
+
+        See Also
+        --------
+        GeneGraph.walk : How near genes are to others.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from geneformer_repro.propagation import GeneGraph
+        >>> edges = pd.DataFrame({"a": ["EGFR", "GRB2"], "b": ["GRB2", "SOS1"], "score": [0.9, 0.3]})
+        >>> GeneGraph.of_edges(edges, weight="score").steps.toarray().round(2).tolist()
+        [[0.0, 0.75, 0.0], [1.0, 0.0, 1.0], [0.0, 0.25, 0.0]]
         """
         if weight is not None and weight not in edges:
             raise InputError(f"The network has no column {weight!r}.")
@@ -97,6 +121,22 @@ class GeneGraph:
         ------
         InputError
             `restart` is out of its range, or no target of any drug is in the network.
+
+        See Also
+        --------
+        GeneGraph.of_edges : Makes the network.
+        propagation.genes_near_targets : The nearest of all drugs.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from geneformer_repro.propagation import GeneGraph
+        >>> graph = GeneGraph.of_edges(pd.DataFrame({"a": ["EGFR", "GRB2"], "b": ["GRB2", "SOS1"]}))
+        >>> graph.walk({"erlotinib": ["EGFR"]}).round(3)
+              erlotinib
+        EGFR      0.583
+        GRB2      0.333
+        SOS1      0.083
         """
         if not 0 < restart <= 1:
             raise InputError(f"restart={restart}: expected a probability above 0, at most 1.")
@@ -155,9 +195,21 @@ def genes_near_targets(
     InputError
         As `GeneGraph.walk`, or `top` is not above 0.
 
+    See Also
+    --------
+    GeneGraph.walk : How near each gene is.
+
     References
     ----------
     Oskooei et al., arXiv:1811.06802, and Manica et al., Mol. Pharmaceutics 16, 4797 (2019), PaccMann: 20 genes a drug.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from geneformer_repro.propagation import GeneGraph, genes_near_targets
+    >>> edges = pd.DataFrame({"a": ["EGFR", "GRB2", "BRAF"], "b": ["GRB2", "SOS1", "MAP2K1"]})
+    >>> genes_near_targets(GeneGraph.of_edges(edges), {"erlotinib": ["EGFR"], "dabrafenib": ["BRAF"]}, top=2)
+    ['BRAF', 'EGFR', 'GRB2', 'MAP2K1']
     """
     if top < 1:
         raise InputError(f"top={top}: expected at least 1 gene a drug.")

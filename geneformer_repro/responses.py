@@ -54,6 +54,8 @@ _SAMPLE_COLUMNS = (
 )  # fmt: skip
 _DRUG_COLUMNS = tuple(name for name in NAME_COLUMNS if name != "name")
 _VALUE_COLUMNS = ("value", "response")
+_OF_MEASUREMENTS = (*_VALUE_COLUMNS, *MEASURES, *_LOGARITHMS, "IC50", "EC50", "viability", "sensitivity")
+"""What a column of values is called, and no drug or sample of a wide table."""
 _MEASURE_COLUMNS = ("measure", "metric", "response_type", "sensitivity_measure", "endpoint", "unit", "units")
 _CENSORED = re.compile(r"\s*[<>≤≥~]")
 _LEAST_PAIRS, _LEAST_DRUGS = 50, 5
@@ -309,11 +311,11 @@ def _long(
         of_value = value or _value_column(called, rows, measure)
         _require_same(called, "has a column", of_value, measure)
         long = rows[[of_sample, of_drug, of_value]].set_axis(["sample", "drug", "value"], axis=1)
-    elif value is not None:
+    elif beside := value or column_called(columns, _OF_MEASUREMENTS):
         side, option = ("samples", "sample") if of_sample is None else ("drugs", "drug")
         raise InputError(
-            f"{called}: expected columns of samples and of drugs beside {value!r}, found none of {side} among "
-            f"{examples(columns, 8)}. Name it with {option}=."
+            f"{called}: expected a column of {side} beside the values in {beside!r}, found {examples(columns, 8)}. "
+            f"Name it with {option}=."
         )
     else:
         long = _from_wide(called, rows, of_sample, of_drug, drugs)

@@ -39,6 +39,7 @@ NAMES = [
     "InputError",
     "Overexpression",
     "PatientConfig",
+    "PatientPredictions",
     "PretrainConfig",
     "RankShift",
     "ShiftTable",
@@ -59,6 +60,7 @@ NAMES = [
     "perturb",
     "plot_screen",
     "predict",
+    "predict_patients",
     "pretrain",
     "pseudobulk",
     "read_responses",
@@ -80,7 +82,8 @@ FUNCTIONS = {
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
     "finetune_patients": "checkpoint, cells, config, *, out, counts, overwrite",
     "transfer_study": "start, source, target, config, *, cohort, out, counts, workers, overwrite",
-    "predict": "checkpoint, data, *, layer, gene_ids, log2, max_tokens, device, out, overwrite",
+    "predict": "checkpoint, data, *, layer, gene_ids, log2, cohort, max_tokens, device, out, overwrite",
+    "predict_patients": "run, cells, *, checkpoint, patient, vectors, cell_type, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
     "map_to_reference": "query, reference, label, *, n_neighbors",
@@ -115,7 +118,6 @@ FUNCTIONS = {
     "Drugs.select": "self, numbers",
     "Drugs.fingerprints": "self, radius, n_bits",
     "Drugs.descriptors": "self, kind",
-    "Drugs.one_hot": "self, training",
     "Drugs.vectors": "self, table, *, name",
     "Drugs.structures": "self, needed_by",
     "Harmoniser.fit": "values, batches, *, method, reference, on_unseen",
@@ -159,6 +161,7 @@ FIELDS = {
     "CohortStudy": "cohorts, comparisons, evaluations, trials, cost, left_out, curve",
     "FinetunedGenes": "checkpoint, evaluation, occurrences, split, history",
     "FinetunedPatients": "network, evaluations, split, history, patients, attention, attention_by_type",
+    "PatientPredictions": "patients, attention",
     "PatientConfig": f"seed, patient, target, regression, survival, {FOLLOW_UP}, vectors, cell_type, pooling, {SPLIT}, "
     "network(hidden, attention, dropout), training(epochs, batch_size, learning_rate, weight_decay), "
     "compare(baselines)",
@@ -180,7 +183,7 @@ CONFIGS = (
     "TransferStudyConfig",
     "CohortStudyConfig",
 )
-RESULTS = ("Finetuned", "FinetunedGenes", "FinetunedPatients", "TransferStudy", "CohortStudy")
+RESULTS = ("Finetuned", "FinetunedGenes", "FinetunedPatients", "PatientPredictions", "TransferStudy", "CohortStudy")
 
 
 def named(path):
@@ -305,7 +308,7 @@ def test_a_docstring_speaks_of_every_parameter(path):
     "name",
     [
         "tokenize", "pretrain", "finetune", "finetune_genes", "finetune_patients", "transfer_study", "predict", "embed",
-        "embed_states",
+        "embed_states", "predict_patients",
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
     ],

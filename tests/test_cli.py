@@ -40,6 +40,7 @@ COMMANDS = (
     "finetune",
     "predict",
     "finetune-patients",
+    "samples",
     "transfer-study",
     "embed",
     "map",

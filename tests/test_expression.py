@@ -14,6 +14,7 @@ from geneformer_repro.expression import (
     ExpressionInputs,
     ExpressionNetwork,
     InputScale,
+    dealt_outputs,
     permutation_use,
 )
 from geneformer_repro.heads import Head
@@ -160,6 +161,32 @@ def test_permutation_tells_which_block_is_used(inputs):
     assert use.loc[["embedding", "expression"], "fall"].tolist() == [0, 0]
     assert 0.5 < use.loc["covariates", "low"] <= use.loc["covariates", "fall"] <= use.loc["covariates", "high"] < 1.5
     assert use.equals(permutation_use(network, inputs, score, draws=5).set_index("block"))
+
+
+def test_rows_are_dealt_out_among_samples_that_are_compared_alone(inputs):
+    network = ExpressionNetwork(ExpressionConfig(width=4, skip=("covariates",)), HEAD, InputScale.fit(inputs)).eval()
+    with torch.no_grad():
+        network.skip["covariates"].weight[:] = 1
+        network.classifier.weight.zero_()
+    within_N = np.arange(len(inputs)) % 3
+    given, dealt = network.outputs(inputs), dealt_outputs(network, inputs, within_N=within_N, draws=2)
+    assert dealt["covariates"].shape == (2, *given.shape)
+    assert not np.array_equal(dealt["covariates"][0], given)
+    for number in range(3):
+        rows = within_N == number
+        np.testing.assert_array_equal(np.sort(dealt["covariates"][0][rows, 0]), np.sort(given[rows, 0]))
+
+
+def test_a_straight_path_for_clinical_columns_begins_at_nothing(inputs):
+    without = {block: values for block, values in inputs.values.items() if block != "covariates"}
+    alone = replace(inputs, values=without, names={block: inputs.names[block] for block in without})
+    network = ExpressionNetwork(ExpressionConfig(width=4), HEAD, InputScale.fit(alone)).eval()
+    wider = network.with_covariates(inputs.names["covariates"])
+    assert wider.config.skip == ("covariates",)
+    np.testing.assert_array_equal(wider.outputs(inputs), network.outputs(alone))
+    wider.scale = wider.scale.refitted(inputs)
+    assert wider.scale.factor_I[0] > 0
+    np.testing.assert_allclose(wider.outputs(inputs), network.outputs(alone), atol=1e-6)
 
 
 # Its files

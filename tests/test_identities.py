@@ -95,6 +95,18 @@ def test_columns_of_names_are_those_called_so_or_named(tmp_path):
         Aliases.of_table(table, columns=["unser Name", "derer"])
 
 
+CALLED = (
+    "CCLE_Name DepMap_ID Sanger_Model_ID COSMICID stripped_cell_line_name model_name RRID synonyms sample "
+    "Cellosaurus-accession BROAD_ID"
+    "|tissue sex sample_collection_site age disease cell_line_source primary_site doubling"
+)
+
+
+def test_headers_of_registers_tell_names_from_what_else_is_known():
+    naming, other = (part.split() for part in CALLED.split("|"))
+    assert [column for column in [*naming, *other] if identities._is_naming(column)] == naming
+
+
 def test_of_names_a_letter_for_letter_one_wins_and_two_numbers_are_none():
     numbers = {"PLX-4720": 3, "PLX4720": 3, "T-T": 1, "TT": 2}
     assert numbers_by_name(numbers, ["plx 4720", "TT", "t.t.", "A"]) == {"plx 4720": 3, "TT": 2}

@@ -50,17 +50,16 @@ def test_json_keeps_effects_by_name_and_those_of_no_rows_say_nothing():
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("effects", "words"),
     [
-        pytest.param({"overall": 1.0}, "'effects' is missing", id="field"),
-        pytest.param({"overall": 1.0, "effects": {"gene": {"keys": [], "differences": []}}}, "no effect 'gene'", id="effect"),
-        pytest.param({"overall": 1.0, "effects": {"drug": {"keys": [["x"]], "differences": []}}}, "do not fit", id="number"),
-        pytest.param(
-            {"overall": 1.0, "effects": {"tissue_drug": {"keys": [["x"]], "differences": [1.0]}}}, "do not fit", id="key"
-        ),
+        pytest.param(None, "'effects' is missing", id="field"),
+        pytest.param({"gene": {"keys": [], "differences": []}}, "no effect 'gene'", id="effect"),
+        pytest.param({"drug": {"keys": [["x"]], "differences": []}}, "do not fit", id="number"),
+        pytest.param({"tissue_drug": {"keys": [["x"]], "differences": [1.0]}}, "do not fit", id="key"),
     ],
-)  # fmt: skip
-def test_damaged_effects_are_refused(content, words):
+)
+def test_damaged_effects_are_refused(effects, words):
+    content = {"overall": 1.0, **({} if effects is None else {"effects": effects})}
     with pytest.raises(InputError, match=words):
         MeanEffects.from_json(content)
 

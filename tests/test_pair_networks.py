@@ -44,6 +44,9 @@ NETWORKS = {
     "film one-hot": {"model": "tdnn", "drug_input": "one_hot", "fusion": "film", "sample_layers": (8,)},
     "no drug, as published": {"model": "conv_nn", "drug_input": "none", "residual": False},
     "encoder": {"model": "encoder", "drug_layers": (8,)},
+    "encoder with expression": {
+        "model": "encoder", "drug_layers": (8,), "expression_path": True, "sample_layers": (8,),
+    },
     "encoder, expression, attention": {
         "model": "encoder", "drug_input": "smiles", "fusion": "attention", "expression_path": True,
     },

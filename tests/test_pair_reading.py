@@ -78,7 +78,7 @@ def test_gradients_are_what_small_changes_make(name):
     np.testing.assert_allclose(found.by_drug[at], change.detach() / (2 * step), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["conv_nn", "paccmann", "tdnn", "encoder, expression, attention"])
+@pytest.mark.parametrize("name", ["conv_nn", "paccmann", "tdnn", "encoder with expression"])
 def test_contributions_add_up_to_the_difference_from_a_sample_of_mean_expression(name, cells):
     network = made_network(NETWORKS[name], cells.vocabulary)
     found = integrated_gradients(network, sides_of(network, cells), PAIRS_P2)

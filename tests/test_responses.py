@@ -72,6 +72,13 @@ def test_a_wide_file_says_what_it_leaves_out_and_what_is_missing(tmp_path, caplo
     ]
 
 
+def test_rows_of_one_name_are_replicates(caplog):
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
+    table = WIDE.assign(line="A549").rename(columns={"line": "sample"})
+    assert rows(read_responses(table, measure="AUC")) == [("A549", "Erlotinib", 0.5, 2), ("A549", "PLX4720", 0.8, 1)]
+    assert caplog.messages[0].endswith(": 1 rows have the name of another (first: 'A549'); they are averaged.")
+
+
 CONCENTRATIONS = {"IC50_uM": 1.0, "IC50_nM": 1000.0}
 
 
@@ -129,7 +136,13 @@ REFUSED = {
         LONG.rename(columns={"cell_line": "x"}),
         {"measure": "AUC", "value": "auc"},
         InputError,
-        "expected columns of samples and of drugs beside 'auc', found none of samples",
+        "expected a column of samples beside the values in 'auc', found 'x', 'drug', 'auc'. Name it with sample=",
+    ),
+    "a measure is no drug": (
+        LONG.rename(columns={"drug": "substance"}),
+        {"measure": "AUC"},
+        InputError,
+        "expected a column of drugs beside the values in 'auc', found 'cell_line', 'substance', 'auc'. Name it with dr",
     ),
     "either way round": (
         WIDE,

@@ -9,9 +9,10 @@ from transformers import BertConfig
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import CellClassifier, Head
-from geneformer_repro.targets import Classes, Number, SurvivalTime, Target, UnknownKindError, labels_of
+from geneformer_repro.targets import Classes, Number, Response, SurvivalTime, Target, UnknownKindError, labels_of
 
 TYPE, AGE = Classes("type", ("b", "t")), Number("age", 40.0, 10.0)
+RESPONSE = Response("response", "LN_IC50", 40.0, 10.0, samples=("A549",), drugs=("erlotinib", "olaparib"))
 OUTPUTS = torch.tensor([[0.0, np.log(3)], [5.0, 5.0], [1.0, -2.0]])
 
 
@@ -21,6 +22,13 @@ OUTPUTS = torch.tensor([[0.0, np.log(3)], [5.0, 5.0], [1.0, -2.0]])
         pytest.param(TYPE, OUTPUTS, [[0.0], [1.0], [1.0]], [float("nan")], id="classes"),
         pytest.param(TYPE, OUTPUTS, [[0.0], [1.0], [1.0]], [-100.0], id="classes, as of tokens"),
         pytest.param(AGE, OUTPUTS[:, :1], [[30.0], [40.0], [55.0]], [float("nan")], id="number"),
+        pytest.param(
+            RESPONSE,
+            OUTPUTS[:, :1],
+            [[30.0, 0, 1, 0], [40.0, 0, 0, 0], [55.0, 0, 1, 2]],
+            [float("nan"), 0, 0, 0],
+            id="response",
+        ),
     ],
 )
 def test_the_loss_is_a_sum_over_rows_to_which_a_missing_label_adds_nothing(target, outputs, labels, missing):
@@ -50,6 +58,20 @@ def test_a_table_of_predictions_has_the_class_its_probability_and_all_or_the_num
         "type_p_t": [0.75, 0.5],
     }
     assert AGE.columns(np.array([[41.0]]))["age_predicted"].tolist() == [41.0]
+
+
+def test_a_response_is_learned_as_a_number_whoever_it_is_of_and_says_its_measure():
+    labels = torch.tensor([[30.0], [40.0], [55.0]])
+    whose = torch.cat([labels, torch.tensor([[0.0, 1, 0], [0, 0, 0], [0, 1, 2]])], dim=1)
+    torch.testing.assert_close(RESPONSE.loss(OUTPUTS[:, :1], whose), AGE.loss(OUTPUTS[:, :1], labels))
+    torch.testing.assert_close(RESPONSE.meaning(OUTPUTS[:, :1]), AGE.meaning(OUTPUTS[:, :1]))
+    assert (RESPONSE.n_labels, RESPONSE.n_outputs, RESPONSE.n_meanings) == (4, 1, 1)
+    assert RESPONSE.described == "'response' (LN_IC50, a response)"
+    assert Target.from_json(RESPONSE.to_json()) == RESPONSE
+    with pytest.raises(InputError, match="have names, found ''"):
+        Response("response", "")
+    with pytest.raises(InputError, match="'measure' is missing"):
+        Target.from_json({name: value for name, value in RESPONSE.to_json().items() if name != "measure"})
 
 
 HAZARDS = SurvivalTime("died", "days", (100.0, 400.0), 400.0, edges=(0.0, 150.0, 300.0, 700.0))
@@ -104,7 +126,7 @@ def test_json_gives_the_same_target(target):
 
 def test_another_kind_is_refused_by_its_name():
     with pytest.raises(
-        UnknownKindError, match=r"'os' is of kind 'hazards'\. There are: 'classes', 'number', 'survival'"
+        UnknownKindError, match=r"'os' is of kind 'hazards'\. There are: 'classes', 'number', 'response', 'survival'"
     ):
         Target.from_json({"kind": "hazards", "name": "os"})
 

@@ -1,16 +1,24 @@
-"""What other cohorts teach: ``transfer-study``."""
+"""Bulk samples with their patients, ``samples``, and what other cohorts teach of them, ``transfer-study``."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.inputs import add_log2_option, new_command
+from geneformer_repro.cli.inputs import add_log2_option, add_samples_options, given_samples, new_command
 from geneformer_repro.errors import InputError
 
 
 def add_commands(commands: Any) -> None:
-    """Add the command of this module."""
+    """Add the commands of this module."""
+    samples = new_command(
+        commands,
+        "samples",
+        _samples,
+        "join tables of expression with clinical columns into one file, which all other commands read",
+        ".h5ad to write",
+    )
+    add_samples_options(samples)
     command = new_command(
         commands,
         "transfer-study",
@@ -18,11 +26,7 @@ def add_commands(commands: Any) -> None:
         "learn survival of every cohort of bulk samples, after that of the others, beside Cox's model and more",
         "folder to write: report.html, tables, pictures, and a folder for each cohort with its networks",
     )
-    command.add_argument("expression", nargs="+", help="table (.tsv, .csv, .gct, .parquet) or .h5ad of expression")
-    command.add_argument("--clinical", metavar="TABLE", help="a row a patient or sample; joined by id")
-    command.add_argument("--id", metavar="COLUMN", help="of --clinical, if not the one that matches most samples")
-    command.add_argument("--genes-in", choices=["rows", "columns"], help="of tables, if names do not tell")
-    command.add_argument("--one-per-patient", action="store_true", help="take the first of several samples")
+    add_samples_options(command)
     command.add_argument(
         "--values", choices=["counts", "expression", "zscore"], help="what the expression is; zscore takes it as it is"
     )
@@ -40,12 +44,24 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings")
 
 
+def _samples(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import new_file, refuse_existing
+
+    out = Path(arguments.out)
+    if out.suffix != ".h5ad":
+        raise InputError(f"{out}: samples are written as .h5ad; choose such a name.")
+    refuse_existing(out, overwrite=arguments.overwrite)
+    joined = given_samples(arguments)
+    with new_file(out, overwrite=arguments.overwrite) as aside:
+        joined.write_h5ad(aside)
+    print(f"{joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
+
+
 def _transfer_study(arguments: argparse.Namespace) -> None:
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
     from geneformer_repro.finetuning.cohort_tables import methods_table, sentence
     from geneformer_repro.finetuning.study import transfer_study
-    from geneformer_repro.tokenizer.samples import read_samples
 
     settings = [*arguments.set, *study_settings(arguments)]
     for name in ("values", "survival") if arguments.config is None else ():
@@ -55,16 +71,8 @@ def _transfer_study(arguments: argparse.Namespace) -> None:
                 "which columns hold time and event (--survival TIME EVENT)."
             )
     config = load_config(CohortStudyConfig, arguments.config, settings)
-    samples = read_samples(
-        arguments.expression,
-        arguments.clinical,
-        id=arguments.id,
-        genes_in=arguments.genes_in,
-        one_per_patient=arguments.one_per_patient,
-    )
-    study = transfer_study(
-        samples, config=config, out=arguments.out, workers=arguments.workers, overwrite=arguments.overwrite
-    )
+    where = {"out": arguments.out, "workers": arguments.workers, "overwrite": arguments.overwrite}
+    study = transfer_study(given_samples(arguments), config=config, **where)
     for table in (study.cohorts, methods_table(study.evaluations)):
         print(table.round(3).to_string(index=False, na_rep="–"), end="\n\n")
     for row in study.comparisons.dropna().itertuples():

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 COUNTS = (
@@ -75,6 +77,23 @@ def add_survival_option(command: argparse.ArgumentParser) -> None:
 def survival_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """Write what `add_survival_option` was given as settings."""
     return {f"survival.{json.dumps(event)}": time for time, event in arguments.survival or []}
+
+
+def add_samples_options(command: argparse.ArgumentParser) -> None:
+    """Add bulk samples, and how they are joined with what is known of their patients."""
+    command.add_argument("expression", nargs="+", help="table (.tsv, .csv, .gct, .parquet) or .h5ad of expression")
+    command.add_argument("--clinical", metavar="TABLE", help="a row a patient or sample; joined by id")
+    command.add_argument("--id", metavar="COLUMN", help="of --clinical, if not the one that matches most samples")
+    command.add_argument("--genes-in", choices=["rows", "columns"], help="of tables, if names do not tell")
+    command.add_argument("--one-per-patient", action="store_true", help="take the first of several samples")
+
+
+def given_samples(arguments: argparse.Namespace) -> "AnnData":
+    """Read what `add_samples_options` names."""
+    from geneformer_repro.tokenizer.samples import read_samples
+
+    how = {name: getattr(arguments, name) for name in ("id", "genes_in", "one_per_patient")}
+    return read_samples(arguments.expression, arguments.clinical, **how)
 
 
 def add_config_options(command: argparse.ArgumentParser) -> None:

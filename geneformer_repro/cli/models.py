@@ -82,13 +82,16 @@ def _add_predict(commands: Any) -> None:
         commands,
         "predict",
         _predict,
-        "ask a fine-tuned classifier about new cells",
+        "ask a fine-tuned network about new cells or samples",
         ".tsv file to write; or .h5ad, a copy of the counts with the predictions in obs",
     )
-    predict.add_argument("checkpoint", help="folder written by finetune")
-    predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}")
+    predict.add_argument("checkpoint", help="folder written by finetune, or of a cohort by transfer-study")
+    predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}; for an expression network a matrix as it learned")
     add_place_options(predict)
     add_log2_option(predict)
+    predict.add_argument(
+        "--cohort", metavar="COLUMN", help="of an expression network: cohorts that are each standardised by themselves"
+    )
     add_cells_options(predict)
 
 
@@ -205,13 +208,13 @@ def _predict(arguments: argparse.Namespace) -> None:
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
     table_out = out if out.suffix == ".tsv" else None
-    options = {name: getattr(arguments, name) for name in ("layer", "gene_ids", "log2", "overwrite")}
+    options = {name: getattr(arguments, name) for name in ("layer", "gene_ids", "log2", "cohort", "overwrite")}
     table = predict(checkpoint, data, out=table_out, **options)
     if table_out is None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return
-    for column in table.columns[table.columns.str.endswith("_predicted")]:
+    for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
         print(table[column].value_counts().to_string() if table[column].dtype == object else table[column].describe())
 
 

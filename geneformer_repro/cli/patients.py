@@ -1,4 +1,4 @@
-"""Learning labels of patients: ``finetune-patients``."""
+"""Labels of patients, learned and asked for: ``finetune-patients`` and ``predict-patients``."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from typing import Any
 from geneformer_repro.cli.inputs import (
     CHECKPOINT,
     TOKENIZED,
+    add_cells_options,
     add_config_options,
     add_survival_option,
     new_command,
@@ -18,7 +19,12 @@ from geneformer_repro.cli.models import print_evaluations
 
 
 def add_commands(commands: Any) -> None:
-    """Add the command of this module."""
+    """Add the commands of this module."""
+    _add_finetune(commands)
+    _add_predict(commands)
+
+
+def _add_finetune(commands: Any) -> None:
     command = new_command(
         commands,
         "finetune-patients",
@@ -46,20 +52,59 @@ def add_commands(commands: Any) -> None:
     add_config_options(command)
 
 
+def _add_predict(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "predict-patients",
+        _predict_patients,
+        "ask a network of patients about new ones, and which of their cells it looks at",
+        "folder to write: patients.tsv and attention.tsv",
+    )
+    command.add_argument("folder", help="folder written by finetune-patients")
+    command.add_argument("cells", help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}")
+    command.add_argument("--checkpoint", metavar="BASE", help=f"whose encoder made the vectors: {CHECKPOINT}")
+    for name, what in (
+        ("--patient", "obs column that says whose each cell is"),
+        ("--vectors", "key of obsm with the vectors"),
+        ("--cell-type", "obs column with the type of each cell"),
+    ):
+        command.add_argument(name, metavar="NAME", help=f"{what} (default: that of the run)")
+    add_cells_options(command)
+
+
 def _finetune_patients(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.patients import PatientConfig, finetune_patients
-    from geneformer_repro.tokenizer.published import is_dataset
 
     config = load_config(PatientConfig, arguments.config, [*arguments.set, *patient_settings(arguments)])
-    is_tokenised = arguments.checkpoint or is_dataset(Path(arguments.cells))
-    checkpoint, cells = open_both(arguments) if is_tokenised else (None, arguments.cells)
+    checkpoint, cells = _opened(arguments)
     result = finetune_patients(
         checkpoint, cells, config, out=arguments.out, counts=arguments.counts, overwrite=arguments.overwrite
     )
     if processes.is_first():
         print_evaluations(result.evaluations, "on the test patients", arguments.out)
+
+
+def _predict_patients(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.finetuning.patient_predictions import predict_patients
+
+    checkpoint, cells = _opened(arguments)
+    given = {name: getattr(arguments, name) for name in ("patient", "vectors", "cell_type", "out", "overwrite")}
+    found = predict_patients(arguments.folder, cells, checkpoint=checkpoint, **given)
+    if processes.is_first():
+        shown = [name for name in found.patients.columns.astype(str) if not name.startswith("top_")]
+        print(found.patients[shown].round(3).to_string(index=False, max_rows=20))
+        print(f"{Path(arguments.out) / 'attention.tsv'} has the attention of each cell")
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Open tokenised cells and their checkpoint; leave a file with vectors as it is."""
+    from geneformer_repro.tokenizer.published import is_dataset
+
+    is_tokenised = arguments.checkpoint or is_dataset(Path(arguments.cells))
+    return open_both(arguments) if is_tokenised else (None, arguments.cells)
 
 
 def patient_settings(arguments: argparse.Namespace) -> list[str]:

@@ -30,7 +30,11 @@ def mean_said(experiment: Experiment, found: Findings) -> pd.DataFrame:
     Columns ``patient`` and ``attention``, then those of the meaning of the outputs, by number.
     """
     name = experiment.networks[0].name
-    said = np.concatenate([outcome.said[name] for outcome in found.outcomes])
+    return said_of_cells(np.concatenate([outcome.said[name] for outcome in found.outcomes]))
+
+
+def said_of_cells(said: np.ndarray) -> pd.DataFrame:
+    """Return as a table what `PatientProblem.ask` says of cells, a mean where it says it several times."""
     columns = ["patient", "cell", "attention", *range(said.shape[1] - SAID)]
     table = pd.DataFrame(said, columns=columns).groupby("cell").mean()
     return table.astype({"patient": int}).set_axis(table.index.astype(int))
@@ -44,7 +48,7 @@ def cells_table(problem: PatientProblem, said: pd.DataFrame) -> pd.DataFrame:
     problem
         Whose the cells are.
     said
-        From `mean_said`.
+        From `mean_said` or `said_of_cells`.
     """
     patient, cell = said["patient"].to_numpy(), said.index.to_numpy()
     columns = {"cell": problem.cell_names[cell], "patient": problem.patients[patient]}
@@ -57,10 +61,11 @@ def cells_table(problem: PatientProblem, said: pd.DataFrame) -> pd.DataFrame:
 
 
 def patients_table(problem: PatientProblem, said: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a tested patient.
+    """Return a row a patient.
 
-    ``patient``, ``n_cells``, labels, predictions, ``attention_entropy`` and ``top_cells``, by falling attention. The
-    entropy is 1 where all cells count alike, 0 where one has all attention; predictions are means over repeats.
+    ``patient``, ``n_cells``, labels where any are known, predictions, ``attention_entropy`` and ``top_cells``, by
+    falling attention. The entropy is 1 where all cells count alike, 0 where one has all attention; predictions are
+    means over repeats.
     """
     rows, firsts = np.unique(said["patient"], return_index=True)
     lengths = problem.bags.lengths[rows]
@@ -69,7 +74,7 @@ def patients_table(problem: PatientProblem, said: pd.DataFrame) -> pd.DataFrame:
     of_targets = zip(problem.of_kinds(rows), columns_of(problem.targets, meaning), strict=True)
     for (kind, labels), of_target in of_targets:
         known = ~np.isnan(labels).any(axis=1)
-        for column, values in kind.written(labels[known]).items():
+        for column, values in kind.written(labels[known]).items() if known.any() else ():
             true = np.full(len(rows), None, dtype=object)
             true[known] = values
             columns[kind.target.name if column == "true" else f"{kind.target.name}_{column}"] = true

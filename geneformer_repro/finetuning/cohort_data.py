@@ -88,6 +88,8 @@ class CohortStudyConfig(SampleNetworkConfig):
         super().__post_init__()
         require_types(self)
         require(len(self.survival) == 1, self, "survival", "one event with its time")
+        is_apart = "covariates" not in self.network.skip
+        require(is_apart, self.network, "skip", 'without "covariates"; a network of their own has compare.covariates')
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +119,7 @@ class CohortData:
         labelled = np.flatnonzero(~np.isnan(labels).any(axis=1))
         if len(labelled) < len(obs):
             logger.info("%s: %d samples have no label; left out.", event, len(obs) - len(labelled))
-        values = as_measured(adata, Measure(config.values, config.log2))[labelled]
-        names = adata.var["gene_name"].astype(str) if "gene_name" in adata.var else [""] * adata.n_vars
-        blocks = {"expression": values}
-        inputs = ExpressionInputs(blocks, {"expression": tuple(adata.var_names.astype(str))}, tuple(names))
+        inputs = as_inputs(adata, Measure(config.values, config.log2)).select(labelled)
         given = cls(inputs, target, labels[labelled], obs.iloc[labelled], config)
         given.require_one_cohort_a_group()
         return given
@@ -178,6 +177,21 @@ class CohortData:
         if not is_target.any():
             raise InputError(f"No cohort has {FEWEST_EVENTS} events of {self.config.event!r}; no score would say much.")
         return sizes.loc[is_target, "cohort"].tolist(), left_out
+
+
+def as_inputs(adata: "AnnData", measure: Measure) -> ExpressionInputs:
+    """Return the samples as networks on expression are given them.
+
+    Raises
+    ------
+    DataFormatError
+        As `as_measured`.
+    InputError
+        Two genes have one id.
+    """
+    names = adata.var["gene_name"].astype(str) if "gene_name" in adata.var else [""] * adata.n_vars
+    values, ids = {"expression": as_measured(adata, measure)}, {"expression": tuple(adata.var_names.astype(str))}
+    return ExpressionInputs(values, ids, tuple(names), measure.values)
 
 
 def as_measured(adata: "AnnData", measure: Measure) -> np.ndarray:

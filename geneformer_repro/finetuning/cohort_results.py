@@ -1,5 +1,6 @@
 """Writing what a study of cohorts found: tables, pictures, and one page that holds them all."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,16 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.files import write_json, write_table
+from geneformer_repro.finetuning.block_use import use_figure, use_section
 from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
-from geneformer_repro.finetuning.cohort_tables import SCRATCH, CohortStudy, methods_table, needed, sentence
+from geneformer_repro.finetuning.cohort_tables import (
+    SCRATCH,
+    WITH_CLINICAL,
+    CohortStudy,
+    methods_table,
+    needed,
+    sentence,
+)
 from geneformer_repro.finetuning.curve import over_draws
 from geneformer_repro.finetuning.figures import learning_curve_figure
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
@@ -21,6 +30,8 @@ from geneformer_repro.report import BLUE, GREY, LIGHT, Section, new_axes, write_
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TABLES = ("cohorts", "comparisons", "trials", "cost", "left_out", "curve", "block_use")
+"""Those of a study that are written as they are, where there are such."""
 _DIFFERENCE = "C-index of fine-tuned less scratch"
 
 
@@ -28,7 +39,7 @@ def write_study(folder: Path, study: CohortStudy, config: CohortStudyConfig, rec
     """Write tables, pictures, a folder for each cohort, and the page, into the new folder `folder`."""
     folder.mkdir()
     write_json(folder / "provenance.json", dict(record))
-    tables = {name: getattr(study, name) for name in ("cohorts", "comparisons", "trials", "cost", "left_out", "curve")}
+    tables = {name: getattr(study, name) for name in TABLES}
     tables["methods"] = methods_table(study.evaluations)
     if study.curve is not None:
         tables["needed"] = needed(study.curve, study.target)
@@ -51,6 +62,8 @@ def figures(study: CohortStudy) -> "dict[str, Figure]":
         "sizes": sizes_figure(study.cohorts),
         "risk_groups": _risk_groups(study),
     }
+    if study.block_use is not None:
+        drawn["block_use"] = use_figure(study.block_use, score="C-index")
     if study.curve is not None:
         mean = over_draws(study.curve, study.target, "c_index")
         drawn["curve"] = learning_curve_figure(mean, score="C-index, mean over cohorts and draws")
@@ -170,6 +183,8 @@ def _beside(
         "What the network adds to age and stage.",
         figure=pictures["risk_groups"],
     )
+    if study.block_use is not None:
+        yield _of_clinical_columns(study, pictures["block_use"])
     if "curve" in pictures:
         yield Section(
             "How many patients each method needs",
@@ -185,3 +200,13 @@ def _beside(
         "The search, and the training on the other cohorts, which come before.",
         table=study.cost.set_index("cohort"),
     )
+
+
+def _of_clinical_columns(study: CohortStudy, figure: "Figure") -> Section:
+    """Say whether expression adds to clinical columns, and which of the two the network that has both uses."""
+    assert study.block_use is not None
+    section = use_section(
+        study.block_use, figure, score="C-index", tested="patients", title="Does expression add to clinical columns"
+    )
+    said = [f"{sentence(row)}." for row in study.comparisons.dropna().itertuples() if row.method == WITH_CLINICAL]
+    return dataclasses.replace(section, note=" ".join(said))

@@ -17,6 +17,7 @@ from geneformer_repro.finetuning.evaluation import Evaluation, vs
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 
 SCRATCH, ZERO_SHOT, HEAD_ONLY, DISCRIMINATIVE = "scratch", "zero-shot", "head only", "discriminative"
+WITH_CLINICAL = "fine-tuned, with clinical columns"
 COMPONENTS, CLINICAL = "Cox ridge, PCA", "Cox, clinical"
 _COMPARED = (
     (FINE_TUNED, SCRATCH),
@@ -26,8 +27,10 @@ _COMPARED = (
     (FINE_TUNED, COMPONENTS),
     (SCRATCH, COMPONENTS),
     (FINE_TUNED, CLINICAL),
+    (WITH_CLINICAL, CLINICAL),
+    (WITH_CLINICAL, FINE_TUNED),
 )
-"""What is compared over all cohorts."""
+"""What is compared over all cohorts; the last two say whether expression adds to clinical columns, and these to it."""
 _OVER_COHORTS = (
     "method", "other", "cohorts", "wins", "difference", "difference_low", "difference_high", "p_sign", "p_wilcoxon",
     "size_correlation", "p_size",
@@ -70,6 +73,12 @@ class CohortStudy:
     def target(self) -> str:
         """The obs column of the event."""
         return next(iter(self.evaluations.values())).target.name
+
+    @property
+    def block_use(self) -> pd.DataFrame | None:
+        """A row a cohort and block of inputs: what the network with clinical columns makes of it; None without such."""
+        uses = {cohort: one.block_use for cohort, one in self.evaluations.items() if one.block_use is not None}
+        return pd.concat(uses, names=["cohort"]).reset_index("cohort").reset_index(drop=True) if uses else None
 
 
 def cohort_table(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
@@ -152,13 +161,20 @@ def _compared(scores: pd.DataFrame, sizes: pd.Series, method: str, other: str) -
 
 
 def sentence(row: Any) -> str:
-    """Say what a row of `compare_over_cohorts` says."""
+    """Say what a row of `compare_over_cohorts` says; also where wins and mean point to different methods."""
     judged = "no clear difference"
     if row.difference_low > 0 or row.difference_high < 0:
         judged = "better" if row.difference > 0 else "worse"
+    wins_most = 2 * row.wins >= row.cohorts
+    mean = f"by {row.difference:+.3f} C-index on average"
+    if row.difference < 0 or not wins_most:
+        side = "below" if row.difference < 0 else "above"
+        mean = (
+            f"{'but' if wins_most or side == 'above' else 'and'} {abs(row.difference):.3f} C-index {side} it on average"
+        )
     return (
-        f"{row.method} is above {row.other} in {row.wins} of {row.cohorts} cohorts, by {row.difference:+.3f} C-index "
-        f"on average ({row.difference_low:+.3f} to {row.difference_high:+.3f}): {judged}"
+        f"{row.method} is above {row.other} in {row.wins} of {row.cohorts} cohorts, {mean} "
+        f"({row.difference_low:+.3f} to {row.difference_high:+.3f}): {judged}"
     ).replace("-0.", "−0.")
 
 

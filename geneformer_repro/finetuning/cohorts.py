@@ -4,14 +4,15 @@ Of the target nothing but its training samples is ever seen before its scores: s
 trained, on the other cohorts alone, which are all that these steps are given. Then networks learn the target's training
 samples, at equal numbers of steps, each way of transfer with its own best learning rate: from the weights of the
 others ("fine-tuned", "discriminative", "head only"), from random ones ("scratch"), or not at all ("zero-shot"). Beside
-them stands what a statistician would do. Folds are dealt several times, and samples are compared within a fold.
+them stands what a statistician would do, and, where there are clinical columns, a network that has these too: does
+expression add to age and stage? Folds are dealt several times, and samples are compared within a fold.
 
 Values are standardised within each cohort by its training samples, since cohorts, and platforms, lie elsewhere.
 """
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from geneformer_repro.finetuning.cohort_tables import (
     DISCRIMINATIVE,
     HEAD_ONLY,
     SCRATCH,
+    WITH_CLINICAL,
     ZERO_SHOT,
     CohortStudy,
     cohort_table,
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when the same call gives other results."""
 _VALIDATED = 0.2
 """Share of each other cohort that chooses settings and epoch of what is learned of it."""
@@ -163,12 +165,25 @@ class _CohortExperiment(Experiment):
         """Learn the others, then the target; what an earlier call finished is not repeated."""
         searched = _Source.of(self.source, self.config, work / "others", self.workers)
         config = dataclasses.replace(self.config, network=searched.config, training=searched.training)
-        begun = dataclasses.replace(self, start=searched.network, config=config, networks=NETWORKS)
+        networks = (*NETWORKS, *self._with_clinical(searched.network))
+        begun = dataclasses.replace(self, start=searched.network, config=config, networks=networks)
         features = self.problem.features(None, config, None) if config.compare.baselines else None
         found = begun.run(features, work)
         (evaluation,) = found.evaluations.values()
         curve = begun.curve(features, work / "curve") if config.compare.curve else None
         return _Found(evaluation, searched.trials, begun.cost(work), curve, searched.network, found.network)
+
+    def _with_clinical(self, network: ExpressionNetwork) -> Iterator[NetworkMethod]:
+        """Yield the network of the others with a straight path for clinical columns, which only the target teaches."""
+        problem = self.problem.with_covariates(self.config.compare.covariates)
+        if columns := problem.inputs.names["covariates"]:
+            yield NetworkMethod(
+                WITH_CLINICAL,
+                "with-clinical",
+                step=", with clinical columns",
+                start=network.with_covariates(columns),
+                problem=problem,
+            )
 
     def write_networks(self, folder: Path, found: _Found, record: Mapping[str, Any]) -> None:
         """Write the network of this cohort into its folder, and that of the others into one inside."""
@@ -251,6 +266,7 @@ class _Source:
             return trained.network, trained.history
 
         network, _ = trained_once(work / "network", train_here, like=lambda: begun)
+        network.scale = dataclasses.replace(network.scale, within_cohorts=True)
         assert isinstance(halved.training, SampleTrainConfig)
         return cls(network, halved.network, halved.training, halved.trials)
 

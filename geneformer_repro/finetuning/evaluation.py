@@ -29,6 +29,7 @@ TABLES = (
     "per_cohort",
     "per_group",
     "difference_tests",
+    "block_use",
 )
 
 
@@ -65,6 +66,9 @@ class Evaluation:
     difference_tests: pd.DataFrame | None = None
     """Of responses: ``method``, ``other``, ``score``, ``test``, and of what is tested the ``difference``, ``t``, ``p``,
     ``n`` and ``direction``."""
+    block_use: pd.DataFrame | None = None
+    """Of networks that look at several blocks of inputs (`block_use.uses_of_blocks`): ``method``, ``block``, ``score``,
+    and its ``fall`` (``low``, ``high``) once the block is dealt out anew among test rows."""
     networks: tuple[str, ...] = (FINE_TUNED, RANDOM)
     """Methods that are no simple ones; tables of one method are of the first."""
     reference: str | None = None
@@ -140,6 +144,7 @@ def evaluate_target(
     named: str = "cell",
     networks: Sequence[str] = (FINE_TUNED, RANDOM),
     reference: str | None = None,
+    block_use: pd.DataFrame | None = None,
 ) -> Evaluation:
     """Score every method on the test cells that have a label.
 
@@ -168,6 +173,8 @@ def evaluate_target(
         Methods that are no simple ones, the one that is asked about first.
     reference
         A method that all are compared with, beside the best simple one.
+    block_use
+        As in `Evaluation`.
     """
     labels_NS = labels.reshape(len(labels), -1)
     known = ~np.isnan(labels_NS).any(axis=1)
@@ -200,6 +207,7 @@ def evaluate_target(
         pd.DataFrame(columns | {name: kind.written_prediction(one) for name, one in ran.items()}),
         _over_folds(kind, folds, labels_NS, ran) if several else None,
         **kind.tables(scored, pd.Index(names, name=named), ran[networks[0]], networks[0]),
+        block_use=block_use,
         networks=tuple(networks),
         reference=reference,
     )

@@ -15,6 +15,7 @@ import pandas as pd
 
 from geneformer_repro.config import with_settings
 from geneformer_repro.errors import InputError
+from geneformer_repro.finetuning.block_use import uses_of_blocks
 from geneformer_repro.finetuning.curve import learning_curve, require_enough
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import NETWORKS, Comparison, NetworkMethod, Outcome
@@ -160,7 +161,7 @@ class Experiment:
         predicted = self._predicted(outcomes)
         return Findings(
             network,
-            self._evaluations(predicted),
+            self._evaluations(predicted, outcomes),
             _by_fold([outcome.history for outcome in outcomes]),
             learning_curve(compared, chosen, self.splits[0], sizes=self.sizes, work=work / "curve")
             if self.sizes
@@ -215,11 +216,14 @@ class Experiment:
             for i in range(len(self.problem.targets))
         ]
 
-    def _evaluations(self, predicted: list[dict[str, np.ndarray | None]]) -> dict[str, Evaluation]:
+    def _evaluations(
+        self, predicted: list[dict[str, np.ndarray | None]], outcomes: list[Outcome]
+    ) -> dict[str, Evaluation]:
         """Score all methods on the test rows of all splits."""
         tested, n_tested = self.tested, [len(split.test) for split in self.splits]
         folds = np.repeat(np.arange(len(self.splits)), n_tested)[self._order]
         labels = labels_of(self.problem.targets, self.problem.labels[tested])
+        uses = uses_of_blocks(self.problem, self.networks, self.splits, outcomes)
         return {
             target.name: evaluate_target(
                 target,
@@ -233,8 +237,9 @@ class Experiment:
                 named=self.problem.row,
                 networks=self.network_names,
                 reference=self.reference,
+                block_use=use,
             )
-            for target, of_target, by_method in zip(self.problem.targets, labels, predicted, strict=True)
+            for target, of_target, by_method, use in zip(self.problem.targets, labels, predicted, uses, strict=True)
         }
 
 

@@ -36,7 +36,7 @@ from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
 from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, at_most_of_a_class, labelled_cells
-from geneformer_repro.finetuning.problems.samples import beside_encoder
+from geneformer_repro.finetuning.problems.samples import BESIDE_VERSION, beside_encoder
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.search import SearchConfig
 from geneformer_repro.finetuning.splits import Split, SplitConfig, warn_of_lacking_classes
@@ -268,7 +268,8 @@ class CellExperiment(Experiment):
         config, problem = self.config, self.problem
         counted = raw_counts(problem.cells, counts) if config.compare.baselines else None
         inputs = self.inputs(counted)
-        plan = {"step": self.step, "version": VERSION, "config": planned(config), **inputs}
+        version = [VERSION, BESIDE_VERSION] if config.survival else VERSION
+        plan = {"step": self.step, "version": version, "config": planned(config), **inputs}
         with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
             begun = self.begun(inputs, work.folder)
             features = problem.features(self.start, config, counted) if config.compare.baselines else None

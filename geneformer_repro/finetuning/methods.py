@@ -132,7 +132,8 @@ class Comparison:
 
         def add(network: NetworkMethod, numbers: np.ndarray) -> None:
             said[network.name] = numbers
-            columns = columns_of(problem.targets, problem.predictions(numbers, test_rows))
+            meant = (network.problem or problem).predictions(numbers, test_rows)
+            columns = columns_of(problem.targets, meant)
             for of_target, target, meaning in zip(predicted, problem.targets, columns, strict=True):
                 of_target[network.name] = kind_of(target).as_predicted(meaning)
 

@@ -42,7 +42,7 @@ class PatientCells(ABC):
         """Return digests of all that decides the vectors."""
 
     @abstractmethod
-    def vectors(self, problem: PatientProblem, work: Path) -> np.ndarray:
+    def vectors(self, problem: PatientProblem, work: Path | None) -> np.ndarray:
         """Return the vectors of the problem's cells; what an earlier call kept in `work` is not made again."""
 
     @abstractmethod
@@ -68,11 +68,14 @@ class TokenisedCells(PatientCells):
         """Return those of cells and checkpoint."""
         return {"cells": self._cells.fingerprint, "checkpoint": self._checkpoint.fingerprint}
 
-    def vectors(self, problem: PatientProblem, work: Path) -> np.ndarray:
+    def vectors(self, problem: PatientProblem, work: Path | None) -> np.ndarray:
         """Embed the cells."""
         cells = self._cells.select(problem.cell_rows)
-        made = kept(work / "vectors.npy", lambda: np.asarray(embed(self._checkpoint, cells).X), by_all=True)
-        return cast(np.ndarray, made)
+
+        def embedded() -> np.ndarray:
+            return np.asarray(embed(self._checkpoint, cells).X)
+
+        return embedded() if work is None else cast(np.ndarray, kept(work / "vectors.npy", embedded, by_all=True))
 
     def expression(
         self, problem: PatientProblem, counts: "AnnData | str | Path | None"
@@ -128,7 +131,7 @@ class CellsWithVectors(PatientCells):
         """Return that of the vectors' content."""
         return {"vectors": hashlib.sha256(self._of(problem).tobytes()).hexdigest()}
 
-    def vectors(self, problem: PatientProblem, work: Path) -> np.ndarray:
+    def vectors(self, problem: PatientProblem, work: Path | None) -> np.ndarray:
         """Take the cells' rows."""
         return self._of(problem)
 

@@ -1,4 +1,4 @@
-"""Asking a fine-tuned classifier about new data.
+"""Asking a fine-tuned network about new data.
 
 Cells are taken in consecutive parts, so that a large dataset is read from one end to the other, several processes share
 it, and a call that was cut off goes on; within a part they are sorted by length.
@@ -24,7 +24,9 @@ from geneformer_repro.batching import require_budget
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import write_table
+from geneformer_repro.expression import ExpressionNetwork
+from geneformer_repro.files import new_file, refuse_existing, write_table
+from geneformer_repro.finetuning.sample_predictions import predict_samples
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
@@ -54,27 +56,36 @@ def predict(
     layer: str | None = None,
     gene_ids: str | None = None,
     log2: bool = False,
+    cohort: str | None = None,
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Predict classes, with probabilities, or numbers of new cells; or classes of the genes in them.
+    """Predict classes, with probabilities, numbers or survival of new cells or samples; or classes of genes in cells.
 
     Under ``torchrun`` or ``accelerate launch`` every process must call it; they share the cells, and each returns all.
 
     Parameters
     ----------
     checkpoint
-        A classifier made by `finetune` or `finetune_genes`, or one that the published package made.
+        A classifier made by `finetune` or `finetune_genes`, or one that the published package made; or an expression
+        network, such as `transfer_study` writes for each cohort.
     data
         Raw counts (AnnData, or a file or folder that `tokenize` reads), or tokenised cells. What became of the genes is
-        said in the log, also how many of the genes that the model knows are missing.
+        said in the log, also how many of the genes that the model knows are missing. For an expression network the
+        matrix itself (AnnData, ``.h5ad`` or a table of samples × genes or genes × samples), with what the network was
+        trained on: counts, expression or z-scores. Genes are known by id or symbol; one that is missing counts as
+        usual.
     layer, gene_ids
         Where counts and gene ids are, as for `tokenize`.
     log2
         Whether expression is stored as log2(x + 1), which belongs to the file. What else its values are (counts,
         expression or z-scores) and the order of tokens are those of the checkpoint's cells.
+    cohort
+        For an expression network: obs column of cohorts that are each standardised by themselves, as those of a study
+        are, with at least ten samples. Left out, a sample is scaled as those that the network was trained on; one of
+        several cohorts, as in ``others`` of a study, has no such scale and takes the data for one cohort.
     max_tokens
         Tokens of a batch; less needs less memory.
     device
@@ -88,7 +99,8 @@ def predict(
     Returns
     -------
     A row a cell, by name, in the order of the data: for each target ``TARGET_predicted`` and, of classes,
-    ``TARGET_probability`` (of that class) and ``TARGET_p_CLASS`` of each class. A cell without a known gene has no
+    ``TARGET_probability`` (of that class) and ``TARGET_p_CLASS`` of each class; of survival ``TARGET_risk`` (higher is
+    worse) and ``TARGET_free_at_TIME``, the probability to be free of the event then. A cell without a known gene has no
     prediction. Of a gene classifier a row a gene, with the mean over its occurrences, and ``n_cells``. Where `data` is
     an AnnData it has a row for all of its cells (or genes), and the columns are also put into ``obs`` (``var`` for
     genes), "/" in their names as "|": AnnData writes no column with "/".
@@ -124,6 +136,14 @@ def predict(
             f"{checkpoint.name} is a pretrained model without classes; predict needs one made by finetune."
         )
     require_budget(max_tokens)
+    if isinstance(checkpoint.model, ExpressionNetwork):
+        how = {"layer": layer, "gene_ids": gene_ids, "log2": log2, "cohort": cohort}
+        return _of_samples(checkpoint, data, how, out=out, overwrite=overwrite)
+    if cohort is not None:
+        raise InputError(
+            f"cohort={cohort!r} names whom an expression network standardises together; {checkpoint.name} is an "
+            "encoder, which ranks each sample by itself. Leave it out."
+        )
     where: dict[str, Any] = {"layer": layer, "gene_ids": gene_ids, **({"log2": True} if log2 else {})}
     ask = partial(_Asked, checkpoint, head, max_tokens=max_tokens, device=device)
     if out is None:
@@ -143,6 +163,23 @@ def predict(
         return _into(data.obs, table.reindex(data.obs_names))
     ids = _gene_of_var(data, checkpoint.vocabulary, layer, gene_ids)
     return _into(data.var, table.reindex(ids).set_axis(data.var_names))
+
+
+def _of_samples(
+    checkpoint: Checkpoint, data: _Data, how: Mapping[str, Any], *, out: str | Path | None, overwrite: bool
+) -> pd.DataFrame:
+    """Ask an expression network, which takes seconds, so that nothing is gone on with."""
+    if out is not None:
+        processes.agreed(lambda: refuse_existing(Path(out), overwrite=overwrite))
+    table = predict_samples(checkpoint, data, **how)
+    if out is not None:
+        processes.agreed(lambda: _write(table, Path(out), overwrite=overwrite))
+    return _into(data.obs, table.reindex(data.obs_names)) if isinstance(data, ad.AnnData) else table
+
+
+def _write(table: pd.DataFrame, out: Path, *, overwrite: bool) -> None:
+    with new_file(out, overwrite=overwrite) as aside:
+        write_table(table.rename_axis("sample"), aside)
 
 
 def _tokenized(checkpoint: Checkpoint, data: _Data, **options: Any) -> TokenizedDataset:

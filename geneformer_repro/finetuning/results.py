@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from geneformer_repro.files import write_table
+from geneformer_repro.finetuning.block_use import use_figure, use_section
 from geneformer_repro.finetuning.curve import over_draws
 from geneformer_repro.finetuning.evaluation import INDEXED, Evaluation
 from geneformer_repro.finetuning.experiment import Experiment
@@ -95,10 +96,11 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, curve: pd.DataFram
 
 def figures(evaluation: Evaluation) -> "dict[str, Figure]":
     """Draw the pictures of a target, by name."""
-    kind, tested = evaluation.kind, _tested(evaluation)
+    kind, tested, use = evaluation.kind, _tested(evaluation), evaluation.block_use
     return {
         "methods": methods_figure(evaluation.methods, kind.spelled, tested=tested),
         **kind.figures(evaluation.tables, tested, evaluation.ours),
+        **({} if use is None else {"block_use": use_figure(use, score=kind.spelled[kind.leading])}),
     }
 
 
@@ -147,6 +149,10 @@ def _sections(page: Page, intervals: str) -> list[Section]:
         )
     ]
     sections += evaluation.kind.sections(tested, pictures)
+    if evaluation.block_use is not None:
+        title = f"{name}: which of its inputs does a network use"
+        how = {"score": says[evaluation.leading], "tested": tested, "title": title}
+        sections.append(use_section(evaluation.block_use, pictures["block_use"], **how))
     if "curve" in pictures:
         sections.append(
             Section(

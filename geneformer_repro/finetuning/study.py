@@ -39,6 +39,9 @@ from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.kinds.survival import require_one_time
 from geneformer_repro.finetuning.methods import NetworkMethod, kept
 from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, labelled_cells
+from geneformer_repro.finetuning.response_data import ResponseData
+from geneformer_repro.finetuning.response_study import ResponseStudyConfig, study_responses
+from geneformer_repro.finetuning.response_tables import ResponseStudy
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier
@@ -142,24 +145,36 @@ def transfer_study(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> CohortStudy: ...
+@overload
+def transfer_study(
+    start: None,
+    source: ResponseData,
+    target: ResponseData,
+    config: ResponseStudyConfig,
+    *,
+    out: str | Path,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> ResponseStudy: ...
 @typed
 def transfer_study(
-    start: Checkpoint | AnnData | str | Path,
-    source: TokenizedDataset | None = None,
-    target: TokenizedDataset | None = None,
-    config: TransferStudyConfig | CohortStudyConfig | None = None,
+    start: Checkpoint | AnnData | str | Path | None,
+    source: TokenizedDataset | ResponseData | None = None,
+    target: TokenizedDataset | ResponseData | None = None,
+    config: TransferStudyConfig | CohortStudyConfig | ResponseStudyConfig | None = None,
     *,
     cohort: str | None = None,
     out: str | Path,
     counts: AnnData | str | Path | None = None,
     workers: int | None = None,
     overwrite: bool = False,
-) -> TransferStudy | CohortStudy:
-    """Learn one data set, go on with another, and ask what that was worth: of cells, or of every cohort in its turn.
+) -> TransferStudy | CohortStudy | ResponseStudy:
+    """Learn one data set, go on with another, and ask what that was worth: of cells, cohorts, or drug response.
 
     Of cells, a classifier learns the labels of a source, then those of a target. Of bulk samples of several cohorts,
     each cohort is the target once: settings are searched on the others, a network learns their survival, and goes on
-    with the target's training samples.
+    with the target's training samples. Of drug response, networks learn a large screen, and go on with few pairs of
+    the target and with more.
 
     Parameters
     ----------
@@ -178,17 +193,19 @@ def transfer_study(
         As in `finetune`; `out` also has the classifier of the source, in ``source``, or a folder for each cohort, with
         the network of the others in ``others``. Counts are those of the target cells.
     workers
-        Processes that share the search on other cohorts; the result does not depend on it.
+        Processes that share the search on other cohorts, or the trainings on drug response; the result does not depend
+        on it.
 
     Returns
     -------
-    Of cohorts a `CohortStudy`. Of cells tables with a row for "fine-tuned from source" (all of it learns, from the
-    source's classifier), the simple methods, "fine-tuned" (from `start`), "probe from source" and "probe" (the head
-    alone learns, on the encoder of either), "scratch" (from random weights) and "zero-shot" (the source's classifier as
-    it is, where it has a class of the same name for each of the target's; their probabilities are brought to a sum of
-    1). All networks of the target take the same number of steps. Beside the difference to the best simple method stands
-    that to "fine-tuned" (``macro_f1_vs_fine_tuned``, or ``r2_vs_fine_tuned``), on the same resamples. With
-    ``config.compare.curve`` all of them are trained on so many labels, too.
+    Of cohorts a `CohortStudy`, of drug response a `ResponseStudy`. Of cells tables with a row for "fine-tuned from
+    source" (all of it learns, from the source's classifier), the simple methods, "fine-tuned" (from `start`), "probe
+    from source" and "probe" (the head alone learns, on the encoder of either), "scratch" (from random weights) and
+    "zero-shot" (the source's classifier as it is, where it has a class of the same name for each of the target's; their
+    probabilities are brought to a sum of 1). All networks of the target take the same number of steps. Beside the
+    difference to the best simple method stands that to "fine-tuned" (``macro_f1_vs_fine_tuned``, or
+    ``r2_vs_fine_tuned``), on the same resamples. With ``config.compare.curve`` all of them are trained on so many
+    labels, too.
 
     Raises
     ------
@@ -244,6 +261,14 @@ def transfer_study(
     >>> study.cohorts[["cohort", "n"]].values.tolist()
     [['G1', 80]]
     """
+    if isinstance(source, ResponseData) or isinstance(target, ResponseData):
+        if not (isinstance(source, ResponseData) and isinstance(target, ResponseData)):
+            raise InputError("A study of drug response goes from one ResponseData to another; one of the two is none.")
+        if start is not None or not isinstance(config, ResponseStudyConfig):
+            raise InputError("A study of drug response needs start=None and config=ResponseStudyConfig(…).")
+        return study_responses(source, target, config, out=out, workers=workers, overwrite=overwrite)
+    if start is None:
+        raise InputError("start is missing: a checkpoint for cells, or the samples of several cohorts.")
     if isinstance(start, Checkpoint):
         if source is None or target is None or not isinstance(config, TransferStudyConfig):
             raise InputError("A study of cells needs source=, target= and config=TransferStudyConfig(…).")

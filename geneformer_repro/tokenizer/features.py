@@ -35,6 +35,8 @@ _BY_NAME = {
     "guide": r".+[-_](sg|g)rna[-_]?\d*|non[-_ ]?targeting([-_ ].*)?",
 }
 _NAMED = {why: re.compile(rf"({pattern})\Z", re.IGNORECASE) for why, pattern in _BY_NAME.items()}
+_UNNAMED = re.compile(r"\?([-._]\d+)?(\|\d+)?\Z")
+"""What stands where a symbol would, in Firehose's tables."""
 _SAYS_NOTHING = re.compile(
     r"(?!cmo|hashtag|sirv|phix|nontarg|ambiguous|neg|blank|unass|depr|system)[a-z0-9]+([.-]\d{1,4})?\Z", re.IGNORECASE
 )
@@ -108,6 +110,8 @@ def kind_by_name(gene: str, name: str = "") -> str:
     """Return what id or name say that a row is instead of a gene: spike-in, peak …; "" if they say nothing of it."""
     if is_ensembl_gene(gene):
         return ""
+    if _UNNAMED.match(gene):
+        return "unnamed"
     telling = [text for text in (gene, name) if text and not _SAYS_NOTHING.match(text)]
     return next((why for why, pattern in _NAMED.items() if any(map(pattern.match, telling))), "")
 

@@ -96,7 +96,7 @@ def read_samples(
     [[0, 136], [1, 371]]
     """
     sources = [expression] if isinstance(expression, AnnData | str | Path) else list(expression)
-    samples = _together([_read(source, genes_in) for source in sources], sources)
+    samples = _together([read_expression(source, genes_in) for source in sources], sources)
     if clinical is not None:
         samples = _joined(samples, clinical, id)
     elif PATIENT not in samples.obs:
@@ -109,7 +109,16 @@ def read_samples(
 # expression
 
 
-def _read(source: AnnData | str | Path, genes_in: Literal["rows", "columns"] | None) -> AnnData:
+def read_expression(source: AnnData | str | Path, genes_in: Literal["rows", "columns"] | None = None) -> AnnData:
+    """Read samples from an AnnData, an ``.h5ad`` or a table, without features that are no genes.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or two samples have one name.
+    DataFormatError
+        It cannot be read.
+    """
     if isinstance(source, AnnData):
         samples = source.to_memory() if source.isbacked else source.copy()
     elif is_expression_table(source):

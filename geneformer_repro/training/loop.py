@@ -322,6 +322,10 @@ class _Trainer(Trainer):
             save_file(tensors | {"rows": torch.from_numpy(self.train_dataset.rows[[i for i, _ in numbers]])}, aside)
         return f"The batch, with the row numbers of its cells, is in {path}."
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return what Trainer counts of networks of transformers; of others it would ask what they do not know."""
+        return int(super().floating_point_ops(inputs)) if isinstance(self.model, PreTrainedModel) else 0
+
     # Scores
 
     def evaluate(

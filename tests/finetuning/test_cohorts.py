@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -11,9 +12,13 @@ import torch
 
 import geneformer_repro as gf
 from geneformer_repro.cli import main
+from geneformer_repro.config import ConfigError
+from geneformer_repro.expression import ExpressionConfig, ExpressionNetwork, InputScale
 from geneformer_repro.finetuning.cohort_data import CohortData
 from geneformer_repro.finetuning.cohort_tables import compare_over_cohorts, needed, sentence
+from geneformer_repro.finetuning.problems.samples import clinical_block
 from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.heads import Head
 
 N_GENES, COHORTS = 30, {"acc": 60, "chol": 50, "ucs": 40, "tiny": 12}
 
@@ -67,7 +72,7 @@ def test_every_cohort_with_events_is_a_target_and_the_others_are_listed(run):
     assert study.left_out.to_dict("records") == [
         {"cohort": "tiny", "n": 12, "n_events": 0, "why": "fewer than 10 events"}
     ]
-    ways = ["fine-tuned", "head only", "discriminative", "scratch", "zero-shot"]
+    ways = ["fine-tuned", "head only", "discriminative", "scratch", "zero-shot", "fine-tuned, with clinical columns"]
     assert study.evaluations["acc"].methods.index.tolist() == ways
     names = {path.name for path in out.iterdir()}
     assert {"report.html", "cohorts.tsv", "comparisons.tsv", "trials.tsv", "methods.tsv", "cost.tsv", "acc"} <= names
@@ -81,6 +86,52 @@ def test_what_cohorts_share_is_transferred(run):
     assert study.cost.groupby("method")["steps"].max().max() <= 15
 
 
+def test_what_the_network_with_clinical_columns_uses_of_them_and_of_expression_is_told(run):
+    study, out = run
+    use = study.block_use
+    assert use["cohort"].tolist() == ["acc", "acc", "chol", "chol", "ucs", "ucs"]
+    assert use["block"].tolist() == ["covariates", "expression"] * 3
+    for row in use.itertuples():
+        assert row.score == study.evaluations[row.cohort].methods.loc["fine-tuned, with clinical columns", "c_index"]
+    assert (use["low"] <= use["fall"]).all()
+    assert (use["fall"] <= use["high"]).all()
+    of_expression = use.loc[use["block"] == "expression", "fall"]
+    assert (of_expression > 0.05).all()
+    pairs = set(zip(study.comparisons["method"], study.comparisons["other"], strict=True))
+    assert ("fine-tuned, with clinical columns", "fine-tuned") in pairs
+    assert {"block_use.tsv", "block_use.png"} <= {path.name for path in out.iterdir()}
+    assert "Does expression add to clinical columns" in (out / "report.html").read_text()
+
+
+def test_clinical_columns_are_numbers_and_a_label_that_training_samples_lack_counts_nothing(tmp_path):
+    given = samples()
+    given.obs["stage"] = np.where(np.arange(given.n_obs) % 2, "I", "II")
+    columns = config(follow_up={"cohort": "tumour"}, compare={"covariates": ("age", "stage"), "baselines": False})
+    split = Split(np.arange(0, 40), np.arange(40, 50), np.arange(50, 60))
+    said = {}
+    for name in ("as it is", "changed"):
+        data = CohortData.read(given, columns)
+        problem = data.problem(np.flatnonzero(data.cohorts == "acc")).with_covariates(("age", "stage"))
+        alone = data.problem(np.flatnonzero(data.cohorts == "acc")).inputs
+        start = ExpressionNetwork(ExpressionConfig(), Head(problem.targets), InputScale.fit(alone))
+        start = start.with_covariates(problem.inputs.names["covariates"])
+        network, _ = problem.train(start, config(), split, work=tmp_path / name, step="train")
+        path = dict(zip(problem.inputs.names["covariates"], network.skip["covariates"].weight[0].tolist(), strict=True))
+        assert all(path[column] != 0 for column in ("age", "stage=I", "stage=II"))
+        assert path.get("stage=IV", 0) == 0
+        said[name] = problem.predictions(problem.ask(network, split.train), split.train)
+        given.obs.loc[given.obs_names[split.test], ["age", "stage"]] = [99.0, "IV"]
+    assert "stage=IV" in path
+    np.testing.assert_allclose(said["changed"], said["as it is"], rtol=1e-5)
+
+
+def test_a_missing_clinical_number_is_usual_and_a_missing_label_none():
+    columns = pd.DataFrame({"age": [50.0, np.nan], "sex": pd.Categorical(["f", None]), "old": pd.array([True, None])})
+    values, names = clinical_block(columns)
+    assert names == ("age", "sex=f", "old")
+    np.testing.assert_array_equal(values, np.array([[50, 1, 1], [np.nan, 0, np.nan]], dtype=np.float32))
+
+
 def test_networks_of_a_study_are_checkpoints(run):
     _, out = run
     tuned, others = gf.Checkpoint.from_pretrained(out / "ucs"), gf.Checkpoint.from_pretrained(out / "ucs" / "others")
@@ -88,6 +139,58 @@ def test_networks_of_a_study_are_checkpoints(run):
     assert others.head.targets[0].cohorts == ("acc", "chol", "tiny", "ucs")
     assert len(others.seen) == sum(COHORTS.values()) - COHORTS["ucs"]
     assert len(tuned.seen) == sum(COHORTS.values())
+
+
+def test_a_network_says_of_its_samples_what_it_said_in_the_study_whatever_they_come_as(run, tmp_path):
+    _, out = run
+    given, network = samples(), gf.Checkpoint.from_pretrained(out / "ucs")
+    data = CohortData.read(given, config(follow_up={"cohort": "tumour"}))
+    rows = np.flatnonzero(data.cohorts == "ucs")
+    expected = data.problem(rows).ask(network.model, np.arange(len(rows)))
+    of_ucs = given[given.obs["tumour"] == "ucs"].copy()
+    table = gf.predict(network, of_ucs)
+    columns = network.head.targets[0].columns(expected)
+    pd.testing.assert_frame_equal(table, pd.DataFrame(columns, of_ucs.obs_names), check_exact=True)
+    np.testing.assert_array_equal(of_ucs.obs["died_risk"], table["died_risk"])
+    turned = pd.DataFrame(of_ucs.X.T[::-1], of_ucs.var_names[::-1], of_ucs.obs_names)
+    turned.to_csv(tmp_path / "z.tsv", sep="\t")
+    assert main(["predict", str(out / "ucs"), str(tmp_path / "z.tsv"), "-o", str(tmp_path / "risk.tsv")]) == 0
+    written = pd.read_csv(tmp_path / "risk.tsv", sep="\t", index_col="sample")
+    np.testing.assert_allclose(written, table, rtol=1e-5)
+
+
+def test_a_network_of_several_cohorts_standardises_each_by_itself(run, caplog):
+    _, out = run
+    others = gf.Checkpoint.from_pretrained(out / "ucs" / "others")
+    assert others.model.scale.within_cohorts
+    given = samples()
+    given = given[given.obs["tumour"] != "tiny"].copy()
+    by_cohort = gf.predict(others, given.copy(), cohort="tumour")
+    elsewhere = given.copy()
+    elsewhere.X[elsewhere.obs["tumour"] == "acc"] *= 3
+    elsewhere.X[elsewhere.obs["tumour"] == "acc"] += 5
+    np.testing.assert_allclose(gf.predict(others, elsewhere, cohort="tumour"), by_cohort, rtol=1e-3)
+    of_acc = gf.predict(others, given[given.obs["tumour"] == "acc"].copy())
+    np.testing.assert_array_equal(of_acc, by_cohort.loc[of_acc.index])
+    assert "these 60 samples are taken for one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "words"),
+    [
+        pytest.param(lambda of: of[:9].copy(), {"cohort": "tumour"}, gf.InputError,
+                     "Cohort 'acc' has 9 samples, and is to be standardised by itself", id="few"),
+        pytest.param(lambda of: of, {"cohort": "tumor"}, gf.InputError, "no obs column 'tumor'", id="no column"),
+        pytest.param(lambda of: of, {"layer": "tpm"}, gf.InputError, "no layer 'tpm'", id="no layer"),
+        pytest.param(lambda of: of, {"gene_ids": "id"}, gf.InputError, "no var column 'id'", id="no ids"),
+        pytest.param(lambda of: ad.AnnData(np.abs(of.X), of.obs, of.var), {}, gf.DataFormatError,
+                     "should hold z-scores, but none of its values is negative", id="other values"),
+        pytest.param(lambda of: ad.AnnData(of.X, of.obs), {}, gf.InputError, "None of the 30 genes", id="other genes"),
+    ],
+)  # fmt: skip
+def test_samples_that_a_network_cannot_read_are_refused(run, data, options, error, words):
+    with pytest.raises(error, match=words):
+        gf.predict(gf.Checkpoint.from_pretrained(run[1] / "acc"), data(samples()), **options)
 
 
 def test_what_the_others_alone_know_leaves_every_score_at_chance(tmp_path):
@@ -133,6 +236,20 @@ def test_what_does_not_fit_is_refused_before_the_work(change, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_samples_and_their_patients_become_one_file(tmp_path, capsys):
+    given = samples()
+    pd.DataFrame(given.X, given.obs_names, [f"ENSG{i:011}" for i in range(N_GENES)]).to_csv(tmp_path / "z.csv")
+    given.obs.to_csv(tmp_path / "clinical.tsv", sep="\t", index_label="patient")
+    command = ["samples", str(tmp_path / "z.csv"), "--clinical", str(tmp_path / "clinical.tsv"), "-o"]
+    assert main([*command, str(tmp_path / "joined.h5ad")]) == 0
+    assert "162 samples × 30 genes; obs columns: patient, days, died" in capsys.readouterr().out
+    joined = ad.read_h5ad(tmp_path / "joined.h5ad")
+    assert joined.obs["days"].tolist() == given.obs["days"].tolist()
+    np.testing.assert_allclose(joined.X, given.X)
+    assert main([*command, str(tmp_path / "joined.tsv")]) == 2
+    assert "samples are written as .h5ad" in capsys.readouterr().err
+
+
 def test_the_command_joins_a_table_and_clinical_columns_and_prints_what_came_of_it(tmp_path, capsys):
     given = samples()
     pd.DataFrame(given.X, given.obs_names, [f"ENSG{i:011}" for i in range(N_GENES)]).to_csv(tmp_path / "z.csv")
@@ -152,6 +269,11 @@ def test_the_command_joins_a_table_and_clinical_columns_and_prints_what_came_of_
     assert "zero-shot" in said
     assert said.splitlines()[0].split()[:3] == ["cohort", "n", "n_events"]
     assert (tmp_path / "run" / "acc" / "others" / "model.safetensors").is_file()
+
+
+def test_clinical_columns_in_the_networks_that_are_searched_are_refused():
+    with pytest.raises(ConfigError, match='skip must be without "covariates"; a network of their own has'):
+        config(network={"skip": ("covariates",)})
 
 
 def test_a_patient_in_two_cohorts_is_refused_by_name(tmp_path):
@@ -181,6 +303,21 @@ def test_over_cohorts_wins_and_differences_are_counted():
     assert row.p_sign == pytest.approx(0.625)
     assert row.size_correlation < -0.5  # small cohorts gain more
     assert sentence(row).startswith("fine-tuned is above scratch in 3 of 4 cohorts, by +0.058 C-index on average")
+
+
+@pytest.mark.parametrize(
+    ("wins", "mean", "said"),
+    [
+        pytest.param(6, 0.02, "6 of 9 cohorts, by +0.020 C-index on average (+0.010", id="both above"),
+        pytest.param(5, -0.003, "5 of 9 cohorts, but 0.003 C-index below it on average (−0.013", id="wins alone"),
+        pytest.param(4, 0.01, "4 of 9 cohorts, but 0.010 C-index above it on average (+0.000", id="mean alone"),
+        pytest.param(1, -0.02, "1 of 9 cohorts, and 0.020 C-index below it on average (−0.030", id="both below"),
+    ],
+)
+def test_wins_and_mean_are_both_said_where_they_disagree(wins, mean, said):
+    interval = {"difference": mean, "difference_low": mean - 0.01, "difference_high": mean + 0.01}
+    row = SimpleNamespace(method="fine-tuned", other="scratch", wins=wins, cohorts=9, **interval)
+    assert sentence(row).startswith(f"fine-tuned is above scratch in {said}")
 
 
 def test_how_many_patients_are_needed_is_read_from_the_curves():

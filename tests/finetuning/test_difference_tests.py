@@ -1,5 +1,7 @@
 """Tests of differences between methods: scipy's, by hand, and the published marks of significance."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,29 +74,24 @@ def test_published_means_come_out_of_folds():
     assert published_mean(FIRST) == pytest.approx((0.675, FIRST.std(ddof=0) / 2))
 
 
+def directions_within_rounding(row):
+    """What the unpaired test says of the folds that such rounded means and standard errors may come from."""
+    for away, wider in itertools.product((-5e-4, 5e-4), repeat=2):
+        pretrained = as_published(row.pearson_mean_pretrained + away, row.pearson_se_pretrained + wider, row.folds)
+        scratch = as_published(row.pearson_mean_scratch - away, row.pearson_se_scratch + wider, row.folds)
+        yield unpaired_test(pretrained, scratch).direction
+
+
 def test_the_published_marks_are_those_of_the_unpaired_test_where_three_digits_can_tell(table_2):
-    """The table's "*" says p < 0.05 and pre-trained is higher; of 138 pairs those with p within rounding are left."""
-    sure = agree = 0
-    lower = []
-    for row in table_2.itertuples():
-        folds = [
-            as_published(mean, se, row.folds)
-            for mean, se in (
-                (row.pearson_mean_pretrained, row.pearson_se_pretrained),
-                (row.pearson_mean_scratch, row.pearson_se_scratch),
-            )
-        ]
-        result = unpaired_test(*folds)
-        if not 0.045 < result.p < 0.055:
-            sure += 1
-            agree += (result.direction == "higher") == row.significant_pretrained
-        if result.direction == "lower":
-            lower.append((row.dataset, row.task, row.n_train, row.model))
-    assert len(table_2) == 138
-    assert (sure, agree) == (SURE, SURE)
-    # "pre-trained never significantly worse", says the text: who marks gains alone does not see these
-    assert len(lower) == LOWER
+    """The table's "*" says that p < 0.05 and pre-trained is higher; who marks gains alone never sees a loss."""
+    said = [(row, set(directions_within_rounding(row))) for row in table_2.itertuples()]
+    assert len(said) == 138
+    sure = [(row, min(directions)) for row, directions in said if len(directions) == 1]
+    assert len(sure) == SURE
+    assert all((direction == "higher") == row.significant_pretrained for row, direction in sure)
+    lower = {(row.dataset, row.task, row.n_train, row.model) for row, direction in sure if direction == "lower"}
+    assert len(lower) == LOWER  # "pre-trained never significantly worse", says the text
     assert ("BeatAML", "drug_development", "all", "PaccMann") in lower
 
 
-SURE, LOWER = 134, 7
+SURE, LOWER = 134, 6

@@ -295,7 +295,7 @@ def test_x_that_is_no_count_is_said_and_counts_may_be_given(planted, caplog):
 # Tokenised cells
 
 
-def test_vectors_of_a_checkpoint_are_those_of_embed_made_once(few, few_file, base, tmp_path, monkeypatch):
+def test_vectors_of_a_checkpoint_are_those_of_embed_made_once(few, few_file, base, gentle_base, tmp_path, monkeypatch):
     calls = []
     embed = patient_cells.embed
     monkeypatch.setattr(patient_cells, "embed", lambda *given: calls.append(len(given[1])) or embed(*given))
@@ -312,11 +312,36 @@ def test_vectors_of_a_checkpoint_are_those_of_embed_made_once(few, few_file, bas
     vectors = torch.from_numpy(np.asarray(embed(base, few).X))
     tested = np.isin(few.obs["sample"], names[6:])
     torch.testing.assert_close(result.network.mean_D, vectors[~tested].mean(0), atol=1e-5, rtol=1e-5)
+    asked = gf.predict_patients(tmp_path / "run", few, checkpoint=base)  # by the same network, of all patients
+    assert len(asked.patients) == 12
+    of_tested = asked.patients.set_index("patient").loc[result.patients["patient"]].reset_index()
+    pd.testing.assert_frame_equal(of_tested, result.patients.drop(columns="donor"))
+    cells = asked.attention.set_index("cell").loc[result.attention["cell"]].reset_index()
+    pd.testing.assert_frame_equal(cells, result.attention)
+    with pytest.raises(gf.InputError, match=r"learned vectors of the checkpoint .* whose vectors mean other things"):
+        gf.predict_patients(tmp_path / "run", few, checkpoint=gentle_base)
     seen = dataclasses.replace(base, seen=few.select([int(np.flatnonzero(tested)[3])]).digests())
     with pytest.raises(gf.InputError, match=r"1 of 10 cells of test patient 'sample\d+' are among the cells that"):
         finetune_patients(seen, few, chosen, out=tmp_path / "new")
     allowed = with_settings(chosen, allow_seen=True, baselines=False, epochs=1)
     assert len(finetune_patients(seen, few, allowed, out=tmp_path / "allowed").patients) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        pytest.param({"patient": "donor"}, "no obs column 'donor'", id="patient"),
+        pytest.param({"vectors": "X_umap"}, "obsm has no 'X_umap'; it has 'X_planted'", id="key"),
+        pytest.param({"vectors": "X_two"}, "learned vectors of 6 numbers, and these cells have such of 2", id="length"),
+    ],
+)
+def test_new_patients_that_a_network_cannot_read_are_refused(learned, planted, given, words):
+    cells = planted[:40].copy()
+    cells.obsm["X_two"] = cells.obsm["X_planted"][:, :2]
+    if "X_umap" in given.values():
+        del cells.obsm["X_two"]
+    with pytest.raises(gf.InputError, match=words):
+        gf.predict_patients(learned[1], cells, **given)
 
 
 # What is refused before the work
@@ -435,7 +460,7 @@ def test_cells_checkpoint_and_key_must_fit_together(planted, few, base, tmp_path
 # On the command line
 
 
-def test_the_command_does_the_same_and_prints_the_table(planted, tmp_path, monkeypatch, capsys):
+def test_the_command_does_the_same_and_prints_the_table(planted, tmp_path, monkeypatch, capsys, caplog):
     planted.write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.chdir(tmp_path)
     options = (
@@ -449,5 +474,20 @@ def test_the_command_does_the_same_and_prints_the_table(planted, tmp_path, monke
     assert "run/report.html has the pictures and intervals" in said
     written = json.loads((tmp_path / "run" / "provenance.json").read_text())["config"]
     assert (written["split"]["repeats"], written["split"]["group"], written["pooling"]) == (2, "site", "cell_type")
+    new = planted[planted.obs["patient"].isin(["p001", "p002"])].copy()
+    new.obs["kind"] = new.obs["type"].astype(str).replace("B", "NK")
+    del new.obs["state"]
+    new.write_h5ad("new.h5ad")
+    assert main(["predict-patients", "run", "new.h5ad", "--cell-type", "kind", "-o", "asked"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["patient", "n_cells", "state_predicted"]
+    assert "kind: 10 cells are of types that the network does not know" in caplog.text
+    asked = pd.read_csv("asked/patients.tsv", sep="\t", index_col="patient")
+    assert asked.index.tolist() == ["p001", "p002"]
+    expected = gf.predict_patients("run", new, cell_type="kind").patients
+    assert asked["state_predicted"].tolist() == expected["state_predicted"].tolist()
+    assert pd.read_csv("asked/attention.tsv", sep="\t").groupby("patient")["attention"].sum().round(5).tolist() == [
+        1,
+        1,
+    ]
     assert main(["finetune-patients", "cells.h5ad", "--target", "state", "--quiet", "-o", "new"]) == 2
     assert "patient" in capsys.readouterr().err

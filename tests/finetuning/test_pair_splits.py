@@ -1,5 +1,7 @@
 """Splits of pairs: who is new in the test is nowhere else, under whatever name, and in whatever order rows come."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,7 +146,7 @@ def test_drawn_rows_are_nested_and_keep_the_parts(screen):
     sizes = [0, 10, 50, 100, len(split.train) + len(split.validation)]
     drawn = [draw_rows(split, n, seed=3) for n in sizes]
     assert [len(one.train) + len(one.validation) for one in drawn] == sizes
-    for small, large in zip(drawn, drawn[1:], strict=False):
+    for small, large in itertools.pairwise(drawn):
         assert set(small.train) <= set(large.train)
         assert set(small.validation) <= set(large.validation)
     assert len(drawn[2].validation) == 50 * len(split.validation) // sizes[-1]

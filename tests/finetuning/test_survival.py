@@ -7,6 +7,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from forking import several
+from safetensors.torch import load_file
 
 import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
@@ -15,7 +18,11 @@ from geneformer_repro.finetuning.finetune import FinetuneConfig
 from geneformer_repro.finetuning.kinds import classes, kind_of
 from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, SurvivalLabels, read_survival
 from geneformer_repro.finetuning.kinds.survival_scores import harrell_c
+from geneformer_repro.finetuning.networks import NetworkConfig, read_history
+from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.targets import Classes
+from geneformer_repro.training.config import join_processes
 
 NAN = float("nan")
 
@@ -175,6 +182,22 @@ def test_every_cohort_is_scored_by_itself_too():
     assert tables["probabilities"].shape == (60, len(target.times))
 
 
+def test_times_after_follow_up_that_brier_scores_leave_out_are_said_once():
+    target, labels, predicted = lives()
+    kind, rows = kind_of(target), np.flatnonzero(labels[:, 2] == 1)
+    late = [time for time in target.times if time >= 300]
+    shorter = labels.copy()
+    shorter[rows, 1] *= shorter[rows, 0] <= 300
+    shorter[rows, 0] = np.minimum(shorter[rows, 0], 300)
+    said = kind.caution(pd.DataFrame({"sample": np.arange(60), **kind.written(shorter)}))
+    assert said.startswith(f"Brier scores leave out {len(late)} of {len(target.times)} times ({late[0]:g}, ")
+    scores = kind.scores(shorter, predicted)
+    within = [i for i, time in enumerate(target.times) if time < 300]
+    told = dataclasses.replace(target, times=tuple(target.times[i] for i in within), horizon=target.times[within[-1]])
+    assert kind_of(told).scores(shorter, predicted[:, [0, *(1 + i for i in within)]])["ibs"] == scores["ibs"]
+    assert kind_of(told).caution(pd.DataFrame({"sample": np.arange(60), **kind.written(shorter)})) is None
+
+
 def test_what_tells_no_survival_has_a_risk_alone_and_what_is_of_another_kind_nothing():
     target, labels, predicted = lives()
     kind = kind_of(target)
@@ -235,6 +258,14 @@ def test_an_encoder_learns_survival_beside_what_a_statistician_would_do(
     assert evaluation.methods.loc["Kaplan–Meier", "c_index"] == 0.5
     assert evaluation.methods.loc["expression network", "c_index"] > 0.6
     assert evaluation.methods.loc["encoder and expression side by side", "c_index"] > 0.6
+    use = evaluation.block_use.set_index("block")
+    assert use["method"].unique().tolist() == ["encoder and expression side by side"]
+    assert use.index.tolist() == ["covariates", "embedding", "expression"]
+    assert (use["score"] == evaluation.methods.loc["encoder and expression side by side", "c_index"]).all()
+    assert use.loc["covariates", "fall"] == 0  # the cohort, within which patients are compared
+    assert use.loc["expression", "fall"] > 0
+    assert (tmp_path / "run" / "died" / "block_use.tsv").is_file()
+    assert result.evaluations["cell_type"].block_use is not None
     predictions = evaluation.predictions
     assert list(predictions.columns[:5]) == ["sample", "event_time", "event", "cohort", "fine-tuned"]
     assert evaluation.per_cohort["cohort"].unique().tolist() == ["acc", "ucs"]
@@ -244,6 +275,30 @@ def test_an_encoder_learns_survival_beside_what_a_statistician_would_do(
     horizon = opened.head.targets[1].horizon
     assert table["died_risk"].notna().all()
     assert table[f"died_free_at_{horizon:g}"].between(0, 1).all()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_hazards_as_one_does(followed, untrained, tmp_path):
+    survival = {"survival": {"died": "days"}, "follow_up": FollowUpConfig(cohort="tumour", intervals=4)}
+    problem = labelled_cells(followed, ["died"], rng=np.random.default_rng(0), **survival)
+    base, split = untrained(followed.vocabulary, 0.2), Split(np.arange(70), np.arange(70, 100))
+
+    def train(name, batch_size):
+        trainer = {"logging_steps": 1, "optim": "sgd"}  # Adam makes steps of the last bits of gradients that are 0
+        training = {"epochs": 1, "learning_rate": 0.1, "warmup_steps": 0, "trainer": trainer}
+        config = NetworkConfig(training=training | {"batch_size": batch_size})
+        join_processes(config.training)
+        problem.train(base, config, split, work=tmp_path / name, step="train")
+
+    train("one", 16)
+    several(lambda rank: train("two", 8), tmp_path)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=2e-5, rtol=0)
+    one, two = (read_history(tmp_path / name) for name in ("one", "two"))
+    assert one["loss"].notna().sum() == 5
+    for column in ("loss", "eval_c_index", "eval_loss"):
+        np.testing.assert_allclose(two[column], one[column], atol=1e-5, rtol=0)
 
 
 def test_a_part_without_an_event_is_refused_before_the_work(followed, untrained, tmp_path):

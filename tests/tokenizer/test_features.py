@@ -44,6 +44,7 @@ def test_other_columns_say_nothing():
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
+        (["?", "?-1", "?.2", "?|100130426"], "unnamed"),
         (["ERCC-00002", "ERCC_00171", "gSpikein_ERCC-00003", "SIRV101"], "spike-in"),
         (["__no_feature", "__alignment_not_unique", "N_multimapping", "no_feature"], "summary row"),
         (["chr1:10109-10357", "chrX-5000-6000", "chr2_1_900", "GL000194.1:101-200", "1:100-200"], "peak"),

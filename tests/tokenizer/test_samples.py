@@ -146,6 +146,15 @@ def test_features_that_are_no_genes_are_left_out(caplog):
     assert caplog.messages == ["AnnData: 2 features that are no genes left out ('N_unmapped', 'ERCC-00002')."]
 
 
+def test_what_has_a_question_mark_for_a_name_becomes_no_gene(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="geneformer_repro")
+    genes = ["?|100130426", "?", "?", "TP53|7157", "EGFR|1956"]
+    table = pd.DataFrame(np.arange(10.0).reshape(5, 2), genes, ["s1", "s2"])
+    table.to_csv(tmp_path / "firehose.tsv", sep="\t")
+    assert list(read_samples(tmp_path / "firehose.tsv").var_names) == ["entrez:100130426", "TP53", "EGFR"]
+    assert "2 features that are no genes left out ('?', '?-1')" in caplog.text
+
+
 BAD = {
     "nothing matches": (
         (expression(), clinical(["A", "B"])),

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.tokenizer.tables import is_expression_table, read_expression_table
+from geneformer_repro.tokenizer.tables import column_called, is_expression_table, read_expression_table, read_rows
 
 SAMPLES = ["TCGA-05-4384-01A", "TCGA-18-3406-01A", "S3"]
 IDS = ["ENSG00000141510", "ENSG00000075624", "ENSG00000146648.19", "ENSG00000118058"]
@@ -239,3 +239,24 @@ def test_a_real_cohort_is_read_as_it_is_in_its_h5ad(shared, tmp_path):
     np.testing.assert_array_equal(adata.X.astype(np.float32), rsem.X)
     assert list(adata.var["gene_name"]) == list(rsem.var["gene_name"])
     assert list(adata.obs_names) == list(rsem.obs_names)
+
+
+# tables of rows
+
+
+def test_rows_of_a_data_frame_and_of_its_file_are_the_same(tmp_path):
+    table = pd.DataFrame({"drug": ["a", "b"], "auc": [0.5, 0.25]}, index=pd.Index(["s1", "s2"], name="sample"))
+    table.to_csv(tmp_path / "t.csv")
+    called, rows = read_rows(table, "The table")
+    assert called == "The table"
+    path, of_file = read_rows(tmp_path / "t.csv", "The table")
+    assert path == str(tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(rows, of_file)
+    with pytest.raises(DataFormatError, match=r"The table: 1 columns have the name of another \(first: 'x'\)"):
+        read_rows(pd.DataFrame([[1, 2]], columns=["x", "x"]), "The table")
+
+
+def test_a_column_is_known_by_its_letters_and_the_first_choice_wins():
+    columns = ["COSMIC ID", "Cell-Line", "cell_line", "drug"]
+    assert column_called(columns, ["sample", "cell_line", "cosmic_id"]) == "Cell-Line"
+    assert column_called(columns, ["line"]) is None

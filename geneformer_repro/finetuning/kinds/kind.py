@@ -56,6 +56,10 @@ class Kind(ABC, Generic[TargetT]):
     def strata(self, labels_NS: np.ndarray) -> np.ndarray:
         """Return, as text, what every part of a split should hold alike; `GAP` for a row without a label."""
 
+    def compared_within(self, labels_NS: np.ndarray) -> np.ndarray:
+        """Return a number of each row; rows of different numbers, such as of cohorts, are not compared."""
+        return np.zeros(len(labels_NS))
+
     def lacks(self, labels_NS: np.ndarray) -> str | None:
         """Return what rows of a split with these labels lack to be learned from, or scored; None if nothing."""
         return "a label" if np.isnan(labels_NS).any(axis=1).all() else None

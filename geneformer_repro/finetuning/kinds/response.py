@@ -151,7 +151,7 @@ class ResponseLabels(Kind[Response]):
             aggregation: scores_of_groups(pairs, predicted, naive=self._naive, aggregation=aggregation)
             for aggregation in AGGREGATIONS
         }
-        lacking = {} if self.leading in scores else {self.leading: np.nan}
+        lacking = {} if self.leading in scores else {f"{self.leading}{end}": np.nan for end in ("", "_low", "_high")}
         return ResponseScored({**scores, **lacking, **counts(by_group)}, by_group)
 
     def written(self, labels_NS: np.ndarray) -> dict[str, np.ndarray]:

@@ -94,19 +94,21 @@ def _expression(inputs: PairInputs, train: np.ndarray, seed: int, *, of: str = "
     return _largest_is_one(of_all, of_train)
 
 
-def _chemistry(inputs: PairInputs, train: np.ndarray, seed: int) -> np.ndarray | None:
-    """Return the components of all drugs, (D, F), from those of training rows; bits are not scaled by their rarity."""
-    if inputs.drugs is None:
-        return None
+def _chemistry(inputs: PairInputs, train: np.ndarray, seed: int) -> np.ndarray:
+    """Return the components of all drugs, (D, F), from those of training rows; bits are not scaled by their rarity.
+
+    Where nothing is known of drugs but who they are, that: a column for each.
+    """
+    values = np.eye(1 + inputs.pairs[:, 1].max()) if inputs.drugs is None else inputs.drugs
     of_train = np.unique(inputs.pairs[train, 1])
-    if not np.isin(inputs.drugs, (0, 1)).all():
-        _, of_all = components(inputs.drugs, of_train, np.arange(len(inputs.drugs)), seed, most=_COMPONENTS)
+    if not np.isin(values, (0, 1)).all():
+        _, of_all = components(values, of_train, np.arange(len(values)), seed, most=_COMPONENTS)
         return _largest_is_one(of_all, of_train)
-    n = min(_COMPONENTS, len(of_train) - 1, inputs.drugs.shape[1] - 1)
+    n = min(_COMPONENTS, len(of_train) - 1, values.shape[1] - 1)
     if n < 1:
-        return np.zeros((len(inputs.drugs), 0))
-    pca = PCA(n, svd_solver="arpack", random_state=seed).fit(inputs.drugs[of_train].astype(np.float64))
-    return _largest_is_one(pca.transform(inputs.drugs.astype(np.float64)), of_train)
+        return np.zeros((len(values), 0))
+    pca = PCA(n, svd_solver="arpack", random_state=seed).fit(values[of_train].astype(np.float64))
+    return _largest_is_one(pca.transform(values.astype(np.float64)), of_train)
 
 
 def _largest_is_one(columns: np.ndarray, of_train: np.ndarray) -> np.ndarray:
@@ -138,8 +140,8 @@ def _both(
     inputs: PairInputs, train: np.ndarray, seed: int, *, of: str = "samples", crossed: bool = False
 ) -> _Columns | None:
     """Look at samples and drugs."""
-    samples, drugs = _expression(inputs, train, seed, of=of), _chemistry(inputs, train, seed)
-    return None if samples is None or drugs is None else _Columns(samples, drugs, inputs.pairs, crossed)
+    samples = _expression(inputs, train, seed, of=of)
+    return None if samples is None else _Columns(samples, _chemistry(inputs, train, seed), inputs.pairs, crossed)
 
 
 def _ablated(
@@ -336,4 +338,4 @@ RESPONSE_METHODS: Mapping[str, Method] = {
     "gradient boosting, permuted expression": _on(partial(_ablated, what="expression", permuted=True), _BOOSTED),
 }
 """Name → ``fit_predict(pair_inputs, train, values, test, seed)``; "drug" stands for the numbers of the drug that are at
-hand, such as its fingerprint."""
+hand, such as its fingerprint, or who it is."""

@@ -26,6 +26,7 @@ from geneformer_repro.finetuning.kinds.survival_methods import PATIENT_METHODS, 
 from geneformer_repro.finetuning.kinds.survival_scores import (
     Censoring,
     PredictedCurves,
+    are_followed,
     c_index_in_resamples,
     calibration,
     counted,
@@ -250,6 +251,10 @@ class SurvivalLabels(Kind[SurvivalTime]):
             return dataclasses.replace(self.target, edges=tuple(map(float, edges)))
         return dataclasses.replace(self.target, unit=float(np.median(event_time)))
 
+    def compared_within(self, labels_NS: np.ndarray) -> np.ndarray:
+        """Return the number of each row's cohort; -1 of a row without a label."""
+        return np.nan_to_num(labels_NS[:, 2], nan=-1.0)
+
     def lacks(self, labels_NS: np.ndarray) -> str | None:
         """Return "an event" where there are times alone."""
         return super().lacks(labels_NS) or (None if (labels_NS[:, 1] == 1).any() else "an event")
@@ -385,13 +390,26 @@ class SurvivalLabels(Kind[SurvivalTime]):
         return tables
 
     def caution(self, predictions: pd.DataFrame) -> str | None:
-        """Say where there are fewer than ten events, of which no score says much."""
-        n_events = int(predictions["event"].sum())
-        if n_events >= FEWEST_EVENTS:
+        """Say where there are fewer than ten events, of which no score says much, or follow-up ends too early."""
+        n_events, rows = int(predictions["event"].sum()), f"test {predictions.columns[0]}s"
+        if n_events < FEWEST_EVENTS:
+            return f"Only {n_events} of {len(predictions)} {rows} have the event; no score says much"
+        left_out = self._times_without_follow_up(predictions)
+        if not left_out:
             return None
-        return (
-            f"Only {n_events} of {len(predictions)} test {predictions.columns[0]}s have the event; no score says much"
-        )
+        told = f"{len(left_out)} of {len(self.target.times)} times ({', '.join(f'{time:g}' for time in left_out)})"
+        return f"Brier scores leave out {told}: there some cohort's or fold's {rows} are no longer followed"
+
+    def _times_without_follow_up(self, predictions: pd.DataFrame) -> list[float]:
+        """Return the target's times at which there is no Brier score."""
+        codes = {name: predictions[name].factorize()[0] for name in ("cohort", "fold") if name in predictions}
+        zeros = np.zeros(len(predictions))
+        labels = predictions["event_time"], predictions["event"], codes.get("cohort", zeros)
+        labels_NS = np.column_stack(labels).astype(float)
+        options = self._options(labels_NS, zeros[:, None], codes.get("fold", zeros))
+        how = {name: options[name] for name in ("censoring", "strata")}
+        followed = are_followed(labels_NS[:, 0], np.asarray(self.target.times), **how)
+        return [time for time, is_followed in zip(self.target.times, followed, strict=True) if not is_followed]
 
     def figures(self, tables: Mapping[str, pd.DataFrame], tested: str, ours: str) -> "dict[str, Figure]":
         """Draw how thirds by risk fare, and whether survival at the horizon is what it is said to be."""

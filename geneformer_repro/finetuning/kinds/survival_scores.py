@@ -467,13 +467,34 @@ def _brier_terms(
     within = _as_estimated(censoring, strata)
     at_event_N = censoring.weights(event_time, within) * event
     terms_NT = np.full(curves.probability.shape, np.nan)
-    for t, time in enumerate(curves.times):
-        alive_N, at_time_N = event_time > time, censoring.weights(np.full(len(event_time), time), within)
-        if alive_N.any() and (at_time_N > 0).all():
-            probability_N = curves.probability[:, t]
-            alive_term_N = (1 - probability_N) ** 2 * at_time_N
-            terms_NT[:, t] = np.where(alive_N, alive_term_N, probability_N**2 * at_event_N)
+    for t in np.flatnonzero(are_followed(event_time, curves.times, censoring=censoring, strata=strata)):
+        time, probability_N = curves.times[t], curves.probability[:, t]
+        alive_term_N = (1 - probability_N) ** 2 * censoring.weights(np.full(len(event_time), time), within)
+        terms_NT[:, t] = np.where(event_time > time, alive_term_N, probability_N**2 * at_event_N)
     return terms_NT
+
+
+def are_followed(
+    event_time: np.ndarray, times: np.ndarray, *, censoring: Censoring, strata: np.ndarray | None = None
+) -> np.ndarray:
+    """Return at which times patients, and those of training in every stratum, are still followed, (T,) bool.
+
+    At others there is no Brier score, and the integrated one goes without.
+
+    Parameters
+    ----------
+    event_time
+        Of each patient, (N,).
+    censoring
+        How likely follow-up is to last, for its weights.
+    strata
+        Cohort of each patient, for censoring that is known by cohort.
+    times
+        Which may be after the last follow-up, (T,).
+    """
+    within = _as_estimated(censoring, strata)
+    weights = (censoring.weights(np.full(len(event_time), time), within) for time in times)
+    return np.array([(event_time > time).any() and (of > 0).all() for time, of in zip(times, weights, strict=True)])
 
 
 def integrated(scores_T: np.ndarray, times_T: np.ndarray) -> np.ndarray:

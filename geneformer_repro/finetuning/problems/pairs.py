@@ -12,10 +12,10 @@ import copy
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,13 +30,13 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.baselines import PairInputs
-from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, scores_by_target, trained_once
+from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, best_entry, scores_by_target, trained_once
 from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import Head, Pooling
-from geneformer_repro.identities import Aliases
+from geneformer_repro.identities import Aliases, sample_keys
 from geneformer_repro.mean_effects import MeanEffects
 from geneformer_repro.pair_layers import PairNetworkConfig
 from geneformer_repro.pair_networks import PairNetwork, with_arcsinh
@@ -60,12 +60,16 @@ class PairTrainConfig(TrainConfig):
     """Pairs of a batch, one on each device a step."""
     learning_rate: float = 1e-3
     warmup_steps: float = 0.05
+    rates: tuple[float, ...] = ()
+    """Learning rates that are tried, of which the best on the validation pairs is kept; none for `learning_rate`
+    alone, which is also taken where no pairs choose."""
     drugs_a_step: int | None = 32
     """Of about how many drugs the pairs of a step are, drawn anew each epoch: the fewer, the less is read of drugs, and
     the more alike are the pairs of a step. None draws pairs one by one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(all(rate > 0 for rate in self.rates), self, "rates", "numbers above 0")
         require(self.drugs_a_step is None or self.drugs_a_step >= 1, self, "drugs_a_step", "at least 1")
 
 
@@ -94,6 +98,8 @@ class PairProblem(Problem):
 
     sample_names: np.ndarray
     """Of each sample."""
+    sample_keys: np.ndarray
+    """Who each sample is, whatever its name: equal for two names of one."""
     inputs: ExpressionInputs | None
     """Expression of the samples; None where only tokens are read."""
     cells: TokenizedDataset | None
@@ -109,6 +115,8 @@ class PairProblem(Problem):
     labels: np.ndarray
     split_by: PairSplitConfig = dataclasses.field(default_factory=PairSplitConfig)
     """What is new in the test, and so which mean effects are known there."""
+    values: str | None = None
+    """What the matrix of samples held; None where it is taken as it is."""
     row = "pair"
 
     @classmethod
@@ -124,6 +132,7 @@ class PairProblem(Problem):
         aliases: Aliases | None = None,
         vectors: pd.DataFrame | None = None,
         split_by: PairSplitConfig | None = None,
+        values: str | None = None,
         name: str = "response",
     ) -> PairProblem:
         """Join samples, drugs and responses, by who they are.
@@ -146,6 +155,8 @@ class PairProblem(Problem):
             Of drugs, for ``network.drug_input="vectors"``.
         split_by
             How pairs will be split.
+        values
+            What the matrix held: "counts", "expression" or "zscore"; None of one that is taken as it is.
         name
             What is learned, in tables.
 
@@ -170,9 +181,10 @@ class PairProblem(Problem):
         numbers = np.zeros(len(names)) if of_samples is None else _numbers(of_samples)
         labels = np.column_stack([joined.values, joined.pairs, numbers[joined.pairs[:, 0]]]).astype(np.float64)
         target = Response(name, responses.measure, samples=tuple(names), drugs=drugs.names)
+        keys = np.array(sample_keys([*names], aliases), dtype=str)
         return cls(
-            names, inputs, cells, of_samples, drugs, vectors, joined.pairs, (target,), labels,
-            split_by or PairSplitConfig(),
+            names, keys, inputs, cells, of_samples, drugs, vectors, joined.pairs, (target,), labels,
+            split_by or PairSplitConfig(), values,
         )  # fmt: skip
 
     @property
@@ -185,7 +197,7 @@ class PairProblem(Problem):
     def identities(self) -> Identities:
         """Who the sample and the drug of each row are."""
         tissues = None if self.tissues is None else self.tissues[self.pairs[:, 0]]
-        return Identities(self.sample_names[self.pairs[:, 0]], np.array(self.drugs.keys)[self.pairs[:, 1]], tissues)
+        return Identities(self.sample_keys[self.pairs[:, 0]], np.array(self.drugs.keys)[self.pairs[:, 1]], tissues)
 
     @property
     def group(self) -> str:  # type: ignore[override]
@@ -246,9 +258,28 @@ class PairProblem(Problem):
         """
         if not pretrained:
             config = dataclasses.replace(config, transfer=TransferConfig())
+        begun = self.begun(start, config, split.train, pretrained=pretrained)
+        rates = config.training.rates if len(split.validation) else ()
+        tried = [
+            self._trained(
+                begun, with_settings(config, learning_rate=rate), split, work=work / f"rate-{rate:g}", step=step
+            )
+            for rate in rates
+        ]
+        if not tried:
+            return self._trained(begun, config, split, work=work, step=step)
+        best = int(np.argmax([best_entry(history)[f"eval_{SELECTION}"] for _, history in tried]))
+        network, history = tried[best]
+        return trained_once(
+            work, lambda: (network, history.assign(rate=rates[best])), like=lambda: copy.deepcopy(begun)
+        )
+
+    def _trained(
+        self, begun: PairNetwork, config: PairConfig, split: Split, *, work: Path, step: str
+    ) -> tuple[PairNetwork, pd.DataFrame]:
+        """Train at one rate."""
         if not len(split.validation):
             config = with_settings(config, trainer={**config.training.trainer, **NO_SCORES})
-        begun = self.begun(start, config, split.train, pretrained=pretrained)
 
         def train_here() -> tuple[PairNetwork, pd.DataFrame]:
             network, groups = _prepared(copy.deepcopy(begun), config)
@@ -269,6 +300,7 @@ class PairProblem(Problem):
             own, theirs = network.bert.state_dict(), source.bert.state_dict()
             network.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
         network.effects = self._effects(rows) if network.shape.residual else None
+        network.values = self.values
         samples, drugs = self.identities.samples[rows], self.identities.drugs[rows]
         for what, names in (("samples", samples), ("drugs", drugs)):
             network.learned[what] = sorted({*network.learned[what], *names.tolist()})
@@ -301,9 +333,8 @@ class PairProblem(Problem):
         if replaces:
             network.replace_output(head, seed=config.seed)
         network.head = head
-        if config.refit_scale and network.scale is not None:
-            inputs = self._expression().select(np.unique(self.pairs[rows, 0]))
-            network.scale = network.scale.refitted(with_arcsinh(inputs) if network.shape.arcsinh else inputs)
+        if config.refit_scale:
+            network = self.rescaled(network, rows)
         network.begun = {"measure": before.measure, "replaced_head": replaces, "refitted_scale": config.refit_scale}
         logger.info(
             "Goes on from a network of %s; its output layer %s.",
@@ -326,6 +357,94 @@ class PairProblem(Problem):
         spread = next((float(of.std()) for of in (left, values) if of.std() > 1e-9), 1.0)
         target = dataclasses.replace(self.targets[0], mean=float(values.mean()), sd=spread, samples=(), drugs=())
         return Head((target,), config.pooling)
+
+    def require_readable(self, start: Checkpoint | None, config: PairConfig) -> None:
+        """Raise, before any work, unless a network finds what it reads.
+
+        Raises
+        ------
+        InputError
+            It reads tokens without an encoder's checkpoint, expression of which there is none, structures that drugs
+            lack, or vectors that are not given.
+        """
+        source = None if start is None else start.model
+        shape = source.shape if isinstance(source, PairNetwork) else config.network.filled()
+        if shape.reads_tokens and (start is None or self.cells is None):
+            raise InputError(
+                'network.model="encoder" reads tokens: give the checkpoint of an encoder, and tokenised samples; or '
+                'another network: "conv_nn", "paccmann", "tdnn".'
+            )
+        if shape.reads_tokens and start is not None and self.cells is not None:
+            start.require_matching(self.cells)
+        if shape.reads_expression:
+            self._expression()
+        if shape.drug_input in ("smiles", "fingerprint", "descriptors"):
+            self.drugs.select(np.unique(self.pairs[:, 1])).structures(f"network.drug_input={shape.drug_input!r}:")
+        elif shape.drug_input == "vectors" and self.vectors is None:
+            raise InputError('network.drug_input="vectors" needs vectors=, a row a drug.')
+
+    def expression_table(self) -> pd.DataFrame:
+        """Return expression, samples × genes, by their names.
+
+        Raises
+        ------
+        InputError
+            There are tokens alone.
+        """
+        inputs = self._expression()
+        return pd.DataFrame(
+            inputs.values["expression"], index=self.sample_names, columns=list(inputs.names["expression"])
+        )
+
+    def permuted(self, what: Literal["expression", "drugs"], *, seed: int) -> PairProblem:
+        """Return the problem with what is read of samples, or of drugs, dealt out anew among them."""
+        rng = np.random.default_rng([seed, 0 if what == "expression" else 1])
+        if what == "expression":
+            order = rng.permutation(len(self.sample_names))
+            inputs = None if self.inputs is None else self.inputs.select(order)
+            cells = None if self.cells is None else self.cells.select(order)
+            return dataclasses.replace(self, inputs=inputs, cells=cells)
+        order = rng.permutation(len(self.drugs))
+        drugs = dataclasses.replace(self.drugs, smiles=tuple(self.drugs.smiles[i] for i in order))
+        vectors = self.vectors
+        if vectors is not None:
+            vectors = vectors.set_axis(rng.permutation(vectors.index.to_numpy()), axis=0)
+        return dataclasses.replace(self, drugs=drugs, vectors=vectors)
+
+    def rescaled(self, network: PairNetwork, rows: np.ndarray) -> PairNetwork:
+        """Return a copy of a network that takes each gene's mean and spread from the samples of these pairs."""
+        network = copy.deepcopy(network)
+        if network.scale is not None:
+            inputs = self._expression().select(np.unique(self.pairs[rows, 0]))
+            network.scale = network.scale.refitted(with_arcsinh(inputs) if network.shape.arcsinh else inputs)
+        return network
+
+    def unlearned(self, config: PairConfig, rows: np.ndarray) -> PairNetwork:
+        """Return a network with random weights, its scales fitted on the samples and drugs of these pairs."""
+        network = self._new(None, config, rows)
+        network.effects = None
+        return network
+
+    def checkpoint(self, network: PairNetwork, record: Mapping[str, Any], *, like: Checkpoint | None) -> Checkpoint:
+        """Return a network with what it needs to be asked of other pairs.
+
+        Parameters
+        ----------
+        network
+            What learned.
+        record
+            How it was made.
+        like
+            What it began with; its tokens, if it reads such, are the network's.
+        """
+        if self.cells is not None and network.shape.reads_tokens:
+            vocabulary = self.cells.vocabulary
+        elif network.scale is not None:
+            vocabulary = network.scale.vocabulary
+        else:
+            raise AssertionError(network)
+        seen = None if like is None or not network.shape.reads_tokens else like.seen
+        return Checkpoint(network, vocabulary, record, seen, name="checkpoint of responses")
 
     # Mean effects
 

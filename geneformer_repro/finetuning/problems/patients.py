@@ -197,10 +197,7 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
     InputError
         A column is missing, says several things of one patient, has one class only, or no cell of a patient is usable.
     """
-    patient_of = as_labels(_column(obs, config.patient))
-    nameless = int(patient_of.isna().sum())
-    if nameless:
-        logger.info("%s: %d cells have no patient; left out.", config.patient, nameless)
+    patient_of = _patient_of(obs, config.patient)
     of_patients = _OfPatients(obs, patient_of)
     kinds = {"regression": config.regression, "survival": config.survival, "follow_up": config.follow_up}
     read = [read_labels(name, of_patients.__getitem__, **kinds, row="patient") for name in config.targets]
@@ -210,28 +207,91 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
         logger.info("%s: %d patients have no label; left out.", ", ".join(config.targets), (~is_labelled).sum())
     patients = of_patients.names[is_labelled]
     number_of = pd.Index(patients).get_indexer(patient_of)
-    lengths = np.bincount(number_of[(number_of >= 0) & usable], minlength=len(patients))
-    if not lengths.all():
-        empty = patients[lengths == 0][0]
-        raise InputError(
-            f"None of the {of_patients.n_cells(empty)} cells of patient {empty!r} has a gene, so there is nothing to "
-            "learn its label from. Leave the patient out, or give more of its cells."
-        )
     types, type_of = _types(obs, config.cell_type, (number_of >= 0) & usable)
-    order = np.lexsort((type_of, number_of))
-    order = order[((number_of >= 0) & usable)[order]]
+    bags, order = _bagged(patients, number_of, usable, type_of)
     asked = dict.fromkeys([*([config.split.group] if config.split.group else []), *config.split.balance])
     return PatientProblem(
         patients,
         tuple(target for target, _ in read),
         labels[is_labelled],
         pd.DataFrame({name: of_patients[name] for name in asked}, index=of_patients.names).loc[patients],
-        Bags(torch.zeros(len(order), 0), lengths, type_of[order]),
+        bags,
         order,
         cell_names[order],
         types,
         config.split.group,
     )
+
+
+def new_patients(
+    obs: pd.DataFrame,
+    cell_names: np.ndarray,
+    usable: np.ndarray,
+    network: BagNetwork,
+    *,
+    patient: str,
+    cell_type: str | None,
+) -> PatientProblem:
+    """Return patients without labels, for a network to be asked about.
+
+    Parameters
+    ----------
+    obs, cell_names, usable
+        As for `labelled_patients`.
+    network
+        Whose targets, and cell types where it tells them apart, these are.
+    patient, cell_type
+        Columns of `obs`; the second may be None where the network tells no types apart.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or no cell of a patient is usable.
+    """
+    patient_of, targets = _patient_of(obs, patient), network.targets
+    patients = np.array(sorted(set(patient_of.dropna())), dtype=object)
+    number_of = pd.Index(patients).get_indexer(patient_of)
+    if types := network.shape.cell_types:
+        if cell_type is None:
+            raise InputError("The network pools cells within their types; name the obs column: cell_type=.")
+        labels = as_labels(_column(obs, cell_type))
+        type_of = pd.Index(types).get_indexer(pd.Index(labels))
+        if n_new := int((labels.notna() & (type_of < 0)).sum()):
+            logger.info("%s: %d cells are of types that the network does not know.", cell_type, n_new)
+    else:
+        types, type_of = _types(obs, cell_type, (number_of >= 0) & usable)
+    bags, order = _bagged(patients, number_of, usable, type_of)
+    labels_PS = np.full((len(patients), sum(target.n_labels for target in targets)), np.nan)
+    rows = pd.DataFrame(index=patients)
+    return PatientProblem(patients, targets, labels_PS, rows, bags, order, cell_names[order], types)
+
+
+def _patient_of(obs: pd.DataFrame, column: str) -> pd.Series:
+    """Return the patient of each cell, and count those that have none."""
+    patient_of = as_labels(_column(obs, column))
+    if nameless := int(patient_of.isna().sum()):
+        logger.info("%s: %d cells have no patient; left out.", column, nameless)
+    return patient_of
+
+
+def _bagged(
+    patients: np.ndarray, number_of: np.ndarray, usable: np.ndarray, type_of: np.ndarray
+) -> tuple[Bags, np.ndarray]:
+    """Return the bags of patients, without vectors, and which cells they hold, patient after patient.
+
+    `number_of` is the number of each cell's patient, -1 for none of these.
+    """
+    used = (number_of >= 0) & usable
+    lengths = np.bincount(number_of[used], minlength=len(patients))
+    if not lengths.all():
+        empty = int(np.flatnonzero(lengths == 0)[0])
+        raise InputError(
+            f"None of the {(number_of == empty).sum()} cells of patient {patients[empty]!r} has a gene, so there is "
+            "nothing to learn its label from. Leave the patient out, or give more of its cells."
+        )
+    order = np.lexsort((type_of, number_of))
+    order = order[used[order]]
+    return Bags(torch.zeros(len(order), 0), lengths, type_of[order]), order
 
 
 def _column(obs: pd.DataFrame, name: str) -> pd.Series:
@@ -247,10 +307,6 @@ class _OfPatients:
         self._obs, self._patient_of = obs, patient_of.to_numpy()
         self.names = np.array(sorted(set(patient_of.dropna())), dtype=object)
         self._rows = np.flatnonzero(~patient_of.isna())
-
-    def n_cells(self, patient: str) -> int:
-        """Count the cells of a patient."""
-        return int((self._patient_of == patient).sum())
 
     def __getitem__(self, name: str) -> pd.Series:
         """Return a column, a value a patient; raise if a patient has several."""

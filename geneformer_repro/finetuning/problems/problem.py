@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +97,13 @@ class Problem(ABC):
     def predictions(self, said: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return what outputs mean for each row, all targets side by side, from what `ask` returned."""
         return said
+
+    def dealt(self, said: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return what outputs mean once a block of a network's inputs is dealt out anew among rows that are compared.
+
+        By block, (draws, rows, meanings), from what `ask` returned; none of networks whose inputs are one block.
+        """
+        return {}
 
     @abstractmethod
     def features(self, start: Any, config: Any, counts: Any) -> Any:

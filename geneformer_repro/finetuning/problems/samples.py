@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,14 @@ import torch
 import geneformer_repro.processes as processes
 from geneformer_repro.config import Section, require, with_settings
 from geneformer_repro.errors import InputError
-from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.expression import (
+    BLOCKS,
+    ExpressionConfig,
+    ExpressionInputs,
+    ExpressionNetwork,
+    InputScale,
+    dealt_outputs,
+)
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
 from geneformer_repro.finetuning.methods import NetworkMethod
@@ -39,7 +46,12 @@ from geneformer_repro.training.log import write_log
 
 EXPRESSION, SIDE_BY_SIDE = "expression network", "encoder and expression side by side"
 """What networks that look at the matrix of an encoder's samples are called in tables."""
+BESIDE_VERSION = 1
+"""Raised when these say other things of the same samples, so that a run which an earlier version began is not gone on
+with."""
 _MOST_GENES = 2000
+DRAWS = 20
+"""Times that each block of a network's inputs is dealt out anew, to tell what it is worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +206,45 @@ class ExpressionProblem(Problem):
         return np.unique(self.strata[rows], return_inverse=True)[1]
 
     def ask(self, network: ExpressionNetwork, rows: np.ndarray) -> np.ndarray:
-        """Return what the network's outputs mean for some samples."""
-        outputs = network.outputs(self.inputs.select(rows))
-        return network.head.meaning(torch.from_numpy(outputs)).numpy()
+        """Return what the network's outputs mean for some samples, then what they mean with blocks dealt out anew."""
+        inputs = self.inputs.select(rows)
+        outputs = [network.outputs(inputs)]
+        if len(self._blocks) > 1:
+            dealt = dealt_outputs(network, inputs, within_N=self._compared_within(rows), draws=DRAWS)
+            outputs += [of_draw for block in self._blocks for of_draw in dealt[block]]
+        return np.column_stack([network.head.meaning(torch.from_numpy(each)).numpy() for each in outputs])
+
+    def predictions(self, said: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return what outputs mean for each sample, with its inputs as they are."""
+        return said[:, : self._n_meanings]
+
+    def dealt(self, said: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return what outputs mean once a block is dealt out anew among samples of a cohort."""
+        if len(self._blocks) == 1:
+            return {}
+        dealt = said[:, self._n_meanings :].reshape(len(said), len(self._blocks), DRAWS, self._n_meanings)
+        return dict(zip(self._blocks, dealt.transpose(1, 2, 0, 3), strict=True))
+
+    @property
+    def _blocks(self) -> list[str]:
+        return [block for block in BLOCKS if block in self.inputs.values]
+
+    @property
+    def _n_meanings(self) -> int:
+        return sum(target.n_meanings for target in self.targets)
+
+    def _compared_within(self, rows: np.ndarray) -> np.ndarray:
+        numbers = np.stack([kind.compared_within(labels) for kind, labels in self.of_kinds(rows)])
+        return np.unique(numbers, axis=1, return_inverse=True)[1].ravel()
+
+    def with_covariates(self, names: Sequence[str]) -> ExpressionProblem:
+        """Return the same samples with a block of clinical columns, those of `obs` with these names."""
+        values, columns = clinical_block(self.obs[list(names)])
+        given = self.inputs
+        inputs = dataclasses.replace(
+            given, values={**given.values, "covariates": values}, names={**given.names, "covariates": columns}
+        )
+        return dataclasses.replace(self, inputs=inputs)
 
     def features(self, start: Any, config: Any, counts: Any) -> Features:
         """Return the matrix as it is, the vectors where there are such, and the clinical columns."""
@@ -228,9 +276,9 @@ def beside_encoder(
         return ()
     targets = [replace(one, learned_by="cox") if isinstance(one, SurvivalTime) else one for one in targets]
     blocks = {"expression": dense(features.expression), "embedding": np.asarray(features.embedding, dtype=np.float32)}
-    if features.covariates is not None:
-        blocks["covariates"] = pd.get_dummies(features.covariates, dtype=float).to_numpy(dtype=np.float32)
     names = {block: tuple(f"{block} {i}" for i in range(values.shape[1])) for block, values in blocks.items()}
+    if features.covariates is not None:
+        blocks["covariates"], names["covariates"] = clinical_block(features.covariates)
     methods = []
     for name, left_out in ((EXPRESSION, ("embedding", "covariates")), (SIDE_BY_SIDE, ())):
         read = [block for block in blocks if block not in left_out]
@@ -244,6 +292,24 @@ def beside_encoder(
             )
         )
     return tuple(methods)
+
+
+def clinical_block(columns: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return clinical columns as numbers for the straight path, (samples, columns) float32, and their names.
+
+    Of a column of numbers itself, NaN where one is missing; of labels a column ``NAME=LABEL`` each, 1 where a sample
+    has it, so that one whose label is missing has zeros. No row depends on another: what is usual, and which columns
+    vary at all, a network learns of its training samples, so a label that these lack counts nothing.
+    """
+    values: dict[str, np.ndarray] = {}
+    for name, column in columns.items():
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            values[str(name)] = column.to_numpy(dtype=np.float32, na_value=np.nan)
+            continue
+        labels = as_labels(column)
+        values |= {f"{name}={label}": (labels == label).to_numpy(np.float32) for label in sorted(set(labels.dropna()))}
+    made = np.column_stack([np.empty((len(columns), 0), dtype=np.float32), *values.values()])
+    return made, tuple(values)
 
 
 def _fitted(head: Head, outputs_NK: torch.Tensor, labels_NS: torch.Tensor) -> Head:

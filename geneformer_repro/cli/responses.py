@@ -1,0 +1,128 @@
+"""Drug response: ``response`` learns it, ``predict-response`` asks what was learned."""
+
+import argparse
+import json
+from typing import Any
+
+from geneformer_repro.cli.inputs import CHECKPOINT, TOKENIZED, add_config_options, add_log2_option, new_command
+
+_SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this module."""
+    command = new_command(
+        commands,
+        "response",
+        _response,
+        "learn how samples respond to drugs, beside the means of drugs and samples",
+        "folder to write: network, report.html, tables and pictures",
+    )
+    _add_inputs(command)
+    command.add_argument("--responses", required=True, metavar="TABLE", help="long (sample, drug, value) or wide")
+    command.add_argument(
+        "--measure", metavar="NAME", help="what the responses are: LN_IC50, IC50_uM, AUC, pEC50, growth, …"
+    )
+    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs")
+    command.add_argument("--start", metavar="BASE", help=f"network or encoder to begin with: {CHECKPOINT}")
+    command.add_argument("--network", metavar="NAME", help="conv_nn, paccmann, tdnn, or encoder (needs --start)")
+    command.add_argument(
+        "--drug-input", metavar="WHAT", help="smiles, fingerprint, descriptors, one_hot, vectors or none"
+    )
+    command.add_argument(
+        "--new", metavar="WHAT", help="what is new in the test: sample (default), drug, both, pair, tissue"
+    )
+    command.add_argument("--tissue", metavar="COLUMN", help="obs column with the tissue of each sample")
+    command.add_argument("--folds", metavar="K", help="folds (default 1: one part is reported), or groups")
+    command.add_argument("--repeats", type=int, metavar="N", help="times that the folds are dealt (default 1)")
+    command.add_argument("--split", metavar="FILE", help="split.tsv of an earlier run: pair and part")
+    command.add_argument(
+        "--ablations", action="store_true", help="also train on permuted expression, and permuted drugs"
+    )
+    command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
+    add_config_options(command)
+    command = new_command(
+        commands,
+        "predict-response",
+        _predict_response,
+        "predict the response of every sample to every drug, with how far from training each is",
+        "table to write",
+    )
+    command.add_argument("checkpoint", help="folder that response wrote")
+    _add_inputs(command)
+    command.add_argument("--drugs", required=True, metavar="TABLE", help="names and SMILES of the drugs")
+
+
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("samples", help=_SAMPLES)
+    command.add_argument("--expression", metavar="MATRIX", help="beside tokens: expression of the same samples")
+    command.add_argument("--values", choices=["counts", "expression", "zscore"], help="what a matrix holds")
+    add_log2_option(command)
+    command.add_argument("--aliases", metavar="TABLE", help="a row a sample, columns of what it is called elsewhere")
+    command.add_argument("--vectors", metavar="TABLE", help="a row a drug, numbers of your own")
+
+
+def _response(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.cli.models import print_evaluations
+    from geneformer_repro.config import load_config
+    from geneformer_repro.finetuning.response_data import ResponseConfig
+    from geneformer_repro.finetuning.responses import finetune_response
+
+    config = load_config(ResponseConfig, arguments.config, [*arguments.set, *response_settings(arguments)])
+    result = finetune_response(
+        Checkpoint.from_pretrained(arguments.start) if arguments.start else None,
+        arguments.samples,
+        arguments.responses,
+        arguments.drugs,
+        config,
+        expression=arguments.expression,
+        aliases=arguments.aliases,
+        vectors=arguments.vectors,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+    )
+    if processes.is_first():
+        print_evaluations({result.evaluation.target.name: result.evaluation}, "on the test pairs", arguments.out)
+
+
+def response_settings(arguments: argparse.Namespace) -> list[str]:
+    """Write options as settings; a JSON value is a TOML value."""
+    folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
+    given: dict[str, Any] = {
+        "measure": arguments.measure,
+        "values": arguments.values,
+        "log2": arguments.log2 or None,
+        "tissue": arguments.tissue,
+        "network.model": arguments.network,
+        "network.drug_input": arguments.drug_input,
+        "split.by": arguments.new,
+        "split.folds": folds,
+        "split.repeats": arguments.repeats,
+        "split.split_file": arguments.split,
+        "compare.ablations": arguments.ablations or None,
+        "compare.baselines": False if arguments.no_baselines else None,
+    }
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+
+
+def _predict_response(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.finetuning.response_prediction import predict_response
+
+    table = predict_response(
+        Checkpoint.from_pretrained(arguments.checkpoint),
+        arguments.samples,
+        arguments.drugs,
+        values=arguments.values,
+        log2=arguments.log2,
+        expression=arguments.expression,
+        aliases=arguments.aliases,
+        vectors=arguments.vectors,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+    )
+    noted = int((table["note"] != "").sum())
+    print(f"{arguments.out}: {len(table):,} pairs, {noted:,} of them with a note; the most sensitive drugs:")
+    print(table[table["rank"] <= 3].head(15).round(3).to_string(index=False, na_rep="–"))

@@ -1,0 +1,231 @@
+"""Samples, drugs, and how the ones responded to the others: what is given, read and joined to rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from geneformer_repro.arguments import typed
+from geneformer_repro.config import Section, require
+from geneformer_repro.drugs import Drugs
+from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.expression import ExpressionInputs
+from geneformer_repro.finetuning.cohort_data import as_measured
+from geneformer_repro.finetuning.methods import CompareConfig
+from geneformer_repro.finetuning.pair_splits import PairSplitConfig
+from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
+from geneformer_repro.identities import Aliases
+from geneformer_repro.responses import MEASURES, Responses, read_responses
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
+from geneformer_repro.tokenizer.measures import Measure, Values
+from geneformer_repro.tokenizer.published import is_dataset
+from geneformer_repro.tokenizer.samples import read_samples
+from geneformer_repro.tokenizer.tables import read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseCompareConfig(CompareConfig):
+    """What stands beside a network of drug response."""
+
+    ablations: bool = False
+    """Also train the network with expression dealt out anew among samples, and with structures dealt out anew among
+    drugs: what it reaches without what it reads. Takes as long again, twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseConfig(PairConfig):
+    """How to learn responses of samples to drugs, and what to compare with.
+
+    See Also
+    --------
+    finetune_response : Takes it.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.ResponseConfig(values="expression", network={"model": "conv_nn"}, split={"by": "drug", "folds": 5})
+    >>> config.split.by, config.network.model, config.network.residual
+    ('drug', 'conv_nn', True)
+    """
+
+    measure: str | None = None
+    """What a table of responses holds; as for `read_responses`, which has said it already of what it returns."""
+    values: Values | None = None
+    """What a matrix of samples holds: raw "counts", which become log1p of counts per 10,000; "expression" (TPM, RSEM,
+    FPKM, intensities), which becomes log1p; "zscore", or log ratios, as they are. Tokens have said it."""
+    log2: bool = False
+    """Whether expression is stored as log2(x + 1)."""
+    tissue: str | None = None
+    """The obs column with the tissue of each sample, for its means and for ``split.by="tissue"``."""
+    split: Section[PairSplitConfig] = Section(PairSplitConfig)
+    """Which pairs are trained on, and which are reported."""
+    compare: Section[ResponseCompareConfig] = Section(ResponseCompareConfig)
+    """What to compare with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        by_tissue = self.split.by == "tissue"
+        require(self.tissue is not None or not by_tissue, self, "tissue", 'an obs column with split.by="tissue"')
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseData:
+    """Samples, drugs, and how the ones responded to the others.
+
+    See Also
+    --------
+    finetune_response : Takes the same, one by one.
+    transfer_study : Takes two, to go from one to the other.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import geneformer_repro as gf
+    >>> samples = pd.DataFrame([[0.1, 2.0], [1.2, 0.3]], index=["A-1", "B-2"], columns=["TP53", "EGFR"])
+    >>> table = pd.DataFrame({"sample": ["A1", "B2"], "drug": ["X", "X"], "auc": [0.4, 0.9]})
+    >>> data = gf.ResponseData.read(samples, table, measure="AUC")
+    >>> len(data.responses), data.responses.measure, data.drugs.names
+    (2, 'AUC', ('X',))
+    """
+
+    samples: AnnData | pd.DataFrame | TokenizedDataset
+    """A matrix, or tokens."""
+    responses: Responses
+    """How samples responded to drugs."""
+    drugs: Drugs
+    """The drugs."""
+    expression: AnnData | pd.DataFrame | None = None
+    """Beside tokens, a matrix of the same samples."""
+    aliases: Aliases | None = None
+    """What else samples are called."""
+    vectors: pd.DataFrame | None = None
+    """Of each drug, by name, numbers of your own."""
+
+    @classmethod
+    @typed
+    def read(
+        cls,
+        samples: TokenizedDataset | AnnData | pd.DataFrame | str | Path,
+        responses: Responses | pd.DataFrame | str | Path,
+        drugs: Drugs | pd.DataFrame | str | Path | None = None,
+        *,
+        measure: str | None = None,
+        expression: AnnData | pd.DataFrame | str | Path | None = None,
+        aliases: Aliases | pd.DataFrame | str | Path | None = None,
+        vectors: pd.DataFrame | str | Path | None = None,
+    ) -> "ResponseData":
+        """Read what is a file; see `finetune_response`.
+
+        Raises
+        ------
+        InputError
+            A table of responses comes without `measure`, or as `read_samples`, `read_responses` and `Drugs.of_table`.
+        """
+        if not isinstance(responses, Responses):
+            if measure is None:
+                raise InputError(
+                    f"measure= is missing: say what the responses are, one of {', '.join(MEASURES)}, IC50_uM, IC50_nM."
+                )
+            known = drugs if isinstance(drugs, Drugs) else None
+            responses = read_responses(responses, measure=measure, drugs=known)
+        if drugs is None:
+            drugs = Drugs.of_names(list(dict.fromkeys(responses.pairs["drug"])))
+        return cls(
+            opened_samples(samples),
+            responses,
+            drugs if isinstance(drugs, Drugs) else Drugs.of_table(drugs),
+            None if expression is None else _matrix(expression),
+            aliases if aliases is None or isinstance(aliases, Aliases) else Aliases.of_table(aliases),
+            None if vectors is None else _vectors(vectors),
+        )
+
+    def problem(self, config: ResponseConfig) -> PairProblem:
+        """Join all to rows.
+
+        Raises
+        ------
+        InputError
+            `config.values` or the column of tissues is missing, or no response has a sample and a drug.
+        DataFormatError
+            A matrix does not hold what `config.values` says.
+        """
+        how: dict[str, Any] = {
+            "tissues": None if config.tissue is None else self._tissues(config.tissue),
+            "aliases": self.aliases,
+            "vectors": self.vectors,
+            "split_by": config.split,
+        }
+        if isinstance(self.samples, TokenizedDataset):
+            beside = (
+                None
+                if self.expression is None
+                else _as_table(*matrix_inputs(self.expression, config.values, config.log2))
+            )
+            return PairProblem.of(self.samples, self.responses, self.drugs, expression=beside, **how)
+        names, inputs = matrix_inputs(self.samples, config.values, config.log2)
+        how["values"] = None if isinstance(self.samples, pd.DataFrame) else config.values
+        return PairProblem.of(inputs, self.responses, self.drugs, sample_names=[*names], **how)
+
+    def _tissues(self, column: str) -> pd.Series:
+        obs = self.samples.obs if not isinstance(self.samples, pd.DataFrame) else pd.DataFrame()
+        if column not in obs:
+            raise InputError(f"The samples have no obs column {column!r}. {did_you_mean(column, obs.columns)}")
+        return as_labels(obs[column])
+
+
+def opened_samples(
+    samples: TokenizedDataset | AnnData | pd.DataFrame | str | Path,
+) -> TokenizedDataset | AnnData | pd.DataFrame:
+    """Open a file of samples, or a folder of tokens."""
+    if isinstance(samples, str | Path) and is_dataset(Path(samples)):
+        return TokenizedDataset.open(samples)
+    return samples if isinstance(samples, TokenizedDataset) else _matrix(samples)
+
+
+def _matrix(samples: AnnData | pd.DataFrame | str | Path) -> AnnData | pd.DataFrame:
+    return read_samples(samples) if isinstance(samples, str | Path) else samples
+
+
+def _vectors(table: pd.DataFrame | str | Path) -> pd.DataFrame:
+    if isinstance(table, pd.DataFrame):
+        return table
+    called, rows = read_rows(table, "The table of vectors")
+    numbers = rows.set_index(rows.columns[0])
+    wrong = [column for column in numbers if not pd.api.types.is_numeric_dtype(numbers[column])]
+    if wrong:
+        raise InputError(f"{called}: after the names of drugs, columns hold numbers; {wrong[0]!r} does not.")
+    return numbers
+
+
+def matrix_inputs(
+    expression: AnnData | pd.DataFrame, values: Values | None, log2: bool
+) -> tuple[np.ndarray, ExpressionInputs]:
+    """Return names of samples, and their expression as networks and simple methods look at it.
+
+    Raises
+    ------
+    InputError
+        An AnnData comes without `values`.
+    DataFormatError
+        It does not hold them.
+    """
+    if isinstance(expression, pd.DataFrame):
+        table, names, called, gene_names = expression.to_numpy(np.float32), expression.columns, expression.index, ()
+    else:
+        if values is None:
+            raise InputError('values is missing: say what the matrix holds, "counts", "expression" or "zscore".')
+        table, names, called = (
+            as_measured(expression, Measure(values, log2)),
+            expression.var_names,
+            expression.obs_names,
+        )
+        gene_names = tuple(expression.var["gene_name"].astype(str)) if "gene_name" in expression.var else ()
+    inputs = ExpressionInputs({"expression": table}, {"expression": tuple(names.astype(str))}, gene_names)
+    return called.to_numpy(dtype=str), inputs
+
+
+def _as_table(names: np.ndarray, inputs: ExpressionInputs) -> pd.DataFrame:
+    return pd.DataFrame(inputs.values["expression"], index=names, columns=list(inputs.names["expression"]))

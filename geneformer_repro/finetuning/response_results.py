@@ -1,0 +1,123 @@
+"""Writing what a study of two screens found: tables, learning curves, networks, and one page that holds them all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from geneformer_repro.files import write_json, write_table
+from geneformer_repro.finetuning.figures import learning_curve_figure
+from geneformer_repro.finetuning.response_tables import OF_SOURCE, ResponseStudy
+from geneformer_repro.finetuning.results import write_evaluation
+from geneformer_repro.report import Section, write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_QUESTIONS = {
+    "sample": ("new samples", "pearson_within_sample", "which drug for a sample that nobody has treated"),
+    "drug": ("new drugs", "pearson_within_drug", "whom a drug helps that nobody has tried"),
+    "both": ("new samples and drugs", "pearson_within_drug", "whom a new drug helps among new samples"),
+    "tissue": ("new tissues", "pearson_within_sample", "which drug for a tissue that nobody has treated"),
+    "pair": ("new pairs", "pearson_within_sample", "what a pair does whose sample and drug are known"),
+}
+"""Of what is new in the test: what it is called, the score that is drawn, and what is asked."""
+_DRAWN = ("mean effects", "drug mean", "sample mean", OF_SOURCE)
+"""Methods that are drawn beside the networks."""
+
+
+def write_response_study(folder: Path, study: ResponseStudy, config: Any, record: Mapping[str, Any]) -> None:
+    """Write tables, pictures, a folder for each question and number of pairs, networks and the page."""
+    folder.mkdir()
+    write_json(folder / "provenance.json", dict(record))
+    write_table(study.table, folder / "methods.tsv", index=False)
+    write_table(study.differences, folder / "differences.tsv", index=False)
+    for (use, n), evaluation in study.evaluations.items():
+        (folder / use).mkdir(exist_ok=True)
+        write_evaluation(evaluation, folder / use / f"{n}-pairs")
+    for (use, model), checkpoint in study.networks.items():
+        checkpoint.save(folder / use / "source" / model)
+    pictures = {use: curve_figure(study.table, use) for use in dict.fromkeys(study.table["use"])}
+    for use, figure in pictures.items():
+        figure.savefig(folder / f"curve-{use}.png", dpi=150)
+    _write_page(folder, study, pictures, config)
+
+
+def curve_figure(table: pd.DataFrame, use: str) -> "Figure":
+    """Draw the score of networks and means against the number of pairs that were learned.
+
+    Parameters
+    ----------
+    table
+        ``ResponseStudy.table``.
+    use
+        What is new in the test.
+    """
+    _, score, _ = _QUESTIONS[use]
+    of_use = table[(table["use"] == use) & (table["network"].notna() | table["method"].isin(_DRAWN))]
+    error = of_use.get(f"{score}_se", 0.0)
+    points = pd.DataFrame(
+        {
+            "method": of_use["method"],
+            "n": of_use["n"].clip(lower=1),
+            "score": of_use[score],
+            "low": of_use[score] - error,
+            "high": of_use[score] + error,
+        }
+    ).dropna(subset=["score"])
+    figure = learning_curve_figure(points, score=f"{score.replace('_', ' ')} (band: standard error)")
+    axes = figure.axes[0]
+    ticks = sorted(of_use["n"].unique())
+    axes.set_xticks([max(1, n) for n in ticks], [f"{n:,}" for n in ticks])
+    axes.set(xlabel="pairs of the target that were learned")
+    return figure
+
+
+def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figure]", config: Any) -> None:
+    sections = []
+    for use, figure in pictures.items():
+        called, score, question = _QUESTIONS[use]
+        of_use = study.table[study.table["use"] == use]
+        wide = of_use.pivot_table(index="method", columns="n", values=score, sort=False)
+        sections.append(
+            Section(
+                f"{called[0].upper()}{called[1:]}: {question}",
+                f"{score.replace('_', ' ')}, the mean over folds, of every method after so many pairs of the target. "
+                "Networks take the same number of steps, each at its own best learning rate.",
+                "What is predicted beyond the mean effects: see the tables of each number of pairs.",
+                figure=figure,
+                table=wide,
+                note=" ".join(_said(study.differences, use)),
+            )
+        )
+    facts = {
+        "networks": ", ".join(config.networks),
+        "steps": config.steps,
+        "pairs of the source": config.source.most_pairs or "all",
+        "seed": config.seed,
+    }
+    write_report(
+        folder / "report.html",
+        title="From one screen of drug response to another",
+        lead="Networks that learned a large screen before, beside the same from random weights and the means of drugs "
+        "and samples. A network that does not beat the means was not worth it.",
+        sections=sections,
+        facts=facts,
+    )
+
+
+def _said(differences: pd.DataFrame, use: str) -> list[str]:
+    """Say where having learned the source was clearly better, and where clearly worse."""
+    if differences.empty:
+        return []
+    of_use = differences[differences["use"] == use]
+    said = []
+    for direction, what in (("higher", "Better"), ("lower", "Worse")):
+        rows = of_use[of_use["direction"] == direction]
+        where = ", ".join(
+            f"{row['network']} after {row['n']:,} pairs (by {abs(row['difference']):.2f})"
+            for row in rows.to_dict("records")
+        )
+        said.append(f"{what} than from random weights (p < 0.05 over groups): {where or 'nowhere'}.")
+    return said

@@ -1,0 +1,359 @@
+"""From a large screen to a small one: what it helps to have learned many responses of other samples.
+
+Networks learn a screen of cell lines, then go on with some pairs of the target, as those do that begin with random
+weights: for as many steps, each at its own best learning rate, with more and more pairs. Two questions are asked: new
+samples (which drug for this patient) and new drugs (whom does it help). Of who is in the target nothing was learned
+before, by identity: of new samples none of the target's samples is in the source, of new drugs none of its drugs.
+
+The genes of the target are brought to the scale of the network by all samples of the training part, whose responses
+need not be known for that; of scratch networks too, so that with ten pairs no gene's spread is that of three samples.
+"""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+import geneformer_repro.processes as processes
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.config import Section, require, require_types, resolved, with_settings
+from geneformer_repro.errors import InputError
+from geneformer_repro.files import provenance
+from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
+from geneformer_repro.finetuning.methods import Comparison, NetworkMethod
+from geneformer_repro.finetuning.pair_splits import NewInTest, PairSplitConfig, draw_rows, make_pair_splits
+from geneformer_repro.finetuning.problems.pairs import PairProblem
+from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
+from geneformer_repro.finetuning.response_results import write_response_study
+from geneformer_repro.finetuning.response_tables import (
+    OF_SOURCE,
+    PRETRAINED,
+    SCRATCH,
+    ResponseStudy,
+    differences_of,
+    table_of,
+)
+from geneformer_repro.finetuning.responses import MODELS
+from geneformer_repro.finetuning.splits import Split, digest_of
+from geneformer_repro.identities import Aliases, near_duplicates, same_samples
+from geneformer_repro.mean_effects import MeanEffects
+from geneformer_repro.pair_layers import PairModel
+from geneformer_repro.pair_networks import PairNetwork
+from geneformer_repro.progress import progress
+from geneformer_repro.responses import sensitive_is_low
+from geneformer_repro.sharing import by_processes
+from geneformer_repro.tokenizer.measures import Values
+from geneformer_repro.tokenizer.tables import examples
+from geneformer_repro.work import working_on
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised when the same call gives other results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPairSplitConfig(PairSplitConfig):
+    """Which pairs of the target are trained on, which choose rate and epoch, and which are reported."""
+
+    folds: int | Literal["groups"] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenConfig:
+    """What is learned of the source, and what its matrix holds."""
+
+    section: ClassVar[str] = "source"
+    values: Values | None = None
+    """As of the target; None the same."""
+    log2: bool = False
+    """As of the target."""
+    most_pairs: int | None = 50_000
+    """Of more pairs so many are drawn; None learns all."""
+    epochs: float = 10
+    """Passes over these pairs."""
+    validation: float = 0.1
+    """Share of what is new in the test (samples, or drugs) that chooses the epoch."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.most_pairs is None or self.most_pairs >= 1, self, "most_pairs", "at least 1")
+        require(self.epochs > 0, self, "epochs", "above 0")
+        require(0 < self.validation < 1, self, "validation", "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseStudyConfig(ResponseConfig):
+    """How networks go from one screen of drug response to another, and what they are compared with.
+
+    See Also
+    --------
+    transfer_study : Takes it, with two of `ResponseData`.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> config = gf.ResponseStudyConfig(values="zscore", networks=("conv_nn", "tdnn"), sizes=(0, 10, 100))
+    >>> config.uses, config.source.most_pairs, config.network.residual
+    (('sample', 'drug'), 50000, True)
+    """
+
+    source: Section[ScreenConfig] = Section(ScreenConfig)
+    """What is learned of the source."""
+    networks: tuple[PairModel, ...] = ("conv_nn", "paccmann", "tdnn")
+    """Networks that are compared; the other settings of ``network`` are those of each."""
+    uses: tuple[NewInTest, ...] = ("sample", "drug")
+    """What is new in the test, one use after the other, in place of ``split.by``."""
+    sizes: tuple[int, ...] = (0, 10, 50, 100, 500, 1000, 5000)
+    """Pairs of the target that are learned; all are the last. 0 asks networks of the source as they are."""
+    steps: int = 300
+    """Of every network on the target."""
+    split: Section[PairSplitConfig] = Section(StudyPairSplitConfig)
+    """How pairs of the target are split."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(set(self.networks)) == len(self.networks) > 0, self, "networks", "different names, at least one")
+        require(len(set(self.uses)) == len(self.uses) > 0, self, "uses", "different ones, at least one")
+        require("encoder" not in self.networks, self, "networks", 'without "encoder", which has its own weights')
+        require(all(size >= 0 for size in self.sizes), self, "sizes", "numbers of at least 0")
+        require(self.steps >= 1, self, "steps", "at least 1")
+
+
+def study_responses(
+    source: ResponseData,
+    target: ResponseData,
+    config: ResponseStudyConfig,
+    *,
+    out: str | Path,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> ResponseStudy:
+    """Carry out the study; see `transfer_study`."""
+    if processes.count() > 1:
+        raise InputError("A study of screens is one process that shares its trainings by workers=; start it by itself.")
+    uses = list(_uses(source, target, config))
+    plan = {
+        "step": "response_study",
+        "version": VERSION,
+        "config": resolved(with_settings(config, split_file=None)),
+        "source": [use.source.digest() for use in uses],
+        "target": uses[0].target.digest(),
+        "splits": [digest_of(use.splits, use.target.names) for use in uses],
+    }
+    with working_on(out, plan, what="study", marker="provenance.json", overwrite=overwrite) as work:
+        _do(
+            [(use, model) for use in uses for model in config.networks],
+            partial(_pretrain, work.folder),
+            workers,
+            "source",
+        )
+        tasks = [(use, fold, n) for use in uses for fold in range(len(use.splits)) for n in use.sizes]
+        _do(tasks, partial(_compare, work.folder), workers, "target")
+        record = provenance(
+            "response_study", config=resolved(config), inputs={k: plan[k] for k in ("source", "target")}
+        )
+        study = _joined(uses, work.folder, record)
+        with work.result() as folder:
+            write_response_study(folder, study, config, record)
+    return study
+
+
+def _do(tasks: Sequence[tuple[Any, ...]], work: Any, workers: int | None, step: str) -> None:
+    with progress(step, total=len(tasks), unit="trainings") as bar:
+        results = (
+            by_processes(tasks, work, workers)
+            if workers is not None and workers > 1
+            else ((task, work(task)) for task in tasks)
+        )
+        for _ in results:
+            bar.update()
+
+
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """One question: the target with its splits, and of the source what may be learned."""
+
+    name: NewInTest
+    source: PairProblem
+    source_split: Split
+    target: PairProblem
+    splits: list[Split]
+    config: ResponseStudyConfig
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many pairs are learned, all of them at the end; the same in all folds."""
+        smallest = min(len(split.train) + len(split.validation) for split in self.splits)
+        return [*sorted(n for n in self.config.sizes if n < smallest), smallest]
+
+    def of(self, model: PairModel) -> ResponseStudyConfig:
+        """Return the settings of a network on the target."""
+        config = with_settings(self.config, model=model)
+        return with_settings(config, trainer={**config.training.trainer, "max_steps": config.steps})
+
+    def folder(self, work: Path) -> Path:
+        """Return where the work on this question is."""
+        return work / self.name
+
+
+def _uses(source: ResponseData, target: ResponseData, config: ResponseStudyConfig) -> Iterator[_Use]:
+    """Yield each question with what may be learned; refuse what must not be, before any work."""
+    of_source = with_settings(config, tissue=None)
+    of_source = dataclasses.replace(of_source, values=config.source.values or config.values, log2=config.source.log2)
+    first, second = source.problem(of_source), target.problem(config)
+    for model in config.networks:
+        settings = with_settings(config, model=model)
+        first.require_readable(None, settings)
+        second.require_readable(None, settings)
+    alike = _alike(first, second, target.aliases)
+    for use in config.uses:
+        split_by = dataclasses.replace(config.split, by=use)
+        problem = dataclasses.replace(second, split_by=split_by)
+        splits = make_pair_splits(problem.names, problem.strata, problem.identities, split_by, seed=config.seed)
+        learned = _learned(first, second, alike, use, config)
+        within = PairSplitConfig(by=use, validation=config.source.validation, test=config.source.validation / 2)
+        of_use = dataclasses.replace(first.select(learned), split_by=within)
+        dealt = make_pair_splits(of_use.names, of_use.strata, of_use.identities, within, seed=config.seed)[0]
+        parts = Split(np.sort(np.concatenate([dealt.train, dealt.test])), dealt.validation)
+        yield _Use(use, of_use, parts, problem, splits, config)
+
+
+def _alike(source: PairProblem, target: PairProblem, aliases: Aliases | None) -> np.ndarray:
+    """Return the numbers of the source's samples that are in the target too: by name, alias, or expression."""
+    same = set(same_samples(source.sample_names, target.sample_names, aliases)["a"])
+    twins = near_duplicates(source.expression_table(), target.expression_table())
+    if unnamed := sorted(set(twins["a"]) - same):
+        logger.warning(
+            "%d samples of the source have the expression of one of the target under another name (%s); taken for the "
+            "same.",
+            len(unnamed), examples(unnamed),
+        )  # fmt: skip
+    return np.flatnonzero(np.isin(source.sample_names, [*same, *unnamed]))
+
+
+def _learned(
+    source: PairProblem, target: PairProblem, alike: np.ndarray, use: NewInTest, config: ResponseStudyConfig
+) -> np.ndarray:
+    """Return the pairs of the source that are learned: without the target's samples, or drugs; drawn if too many."""
+    drugs = np.array(source.drugs.keys)[source.pairs[:, 1]]
+    is_sample, is_drug = np.isin(source.pairs[:, 0], alike), np.isin(drugs, target.drugs.keys)
+    is_in_target = {"sample": is_sample, "tissue": is_sample, "drug": is_drug, "pair": is_sample & is_drug}
+    rows = np.flatnonzero(~is_in_target.get(use, is_sample | is_drug))
+    if not len(rows):
+        raise InputError(f"uses={use!r}: all pairs of the source have a {use} of the target; nothing is left to learn.")
+    most = config.source.most_pairs
+    if most is not None and len(rows) > most:
+        rows = np.sort(np.random.default_rng(config.seed).choice(rows, most, replace=False))
+    logger.info(
+        "New %ss: %s of %s pairs of the source are learned; %d of its samples and %d of its drugs are in the target.",
+        use, f"{len(rows):,}", f"{len(source.pairs):,}", len(alike), len(np.unique(drugs[is_drug])),
+    )  # fmt: skip
+    return rows
+
+
+# One training, wherever it is done
+
+
+def _pretrain(work: Path, task: tuple[_Use, PairModel]) -> None:
+    use, model = task
+    _of_source(use, model, work)
+
+
+def _of_source(use: _Use, model: PairModel, work: Path) -> PairNetwork:
+    """Return the network that learned the source."""
+    config = with_settings(use.config, model=model, epochs=use.config.source.epochs, rates=())
+    network, _ = use.source.train(
+        None, config, use.source_split, work=use.folder(work) / "source" / model, step=f"source, {MODELS[model]}"
+    )
+    return network
+
+
+def _compare(work: Path, task: tuple[_Use, int, int]) -> Any:
+    """Train and ask all methods on some pairs of a fold; what is finished is kept."""
+    use, fold, n = task
+    split = use.splits[fold]
+    pool = np.concatenate([split.train, split.validation])
+    problem, networks, ready = use.target, [], {OF_SOURCE: [_source_means(use)]}
+    for model in use.config.networks:
+        begun = problem.rescaled(_of_source(use, model, work), pool)
+        if not n:
+            ready[f"{MODELS[model]}, {PRETRAINED}"] = [_zero_shot(use, begun, split)]
+            continue
+        config = use.of(model)
+        fresh = problem.unlearned(config, pool)
+        for start, way in ((begun, PRETRAINED), (fresh, SCRATCH)):
+            name = f"{MODELS[model]}, {way}"
+            networks.append(NetworkMethod(name, f"{model}-{way}", start=start, config=config, step=f", {name}"))
+    folder = use.folder(work) / f"fold-{fold + 1}" / str(n)
+    if not n:
+        return {name: said[0][split.test] for name, said in ready.items()}
+    features = problem.features(None, use.config, None) if use.config.compare.baselines else None
+    compared = Comparison(problem, None, features, tuple(networks), ready)
+    drawn = draw_rows(split, n, seed=use.config.seed)
+    outcome = compared.run(
+        use.config, drawn, with_model=False, work=folder, step=f"{use.name}, fold {fold + 1}, {n} pairs"
+    )
+    return outcome.predicted[0]
+
+
+def _source_means(use: _Use) -> np.ndarray:
+    """Return what the source's means say of the target's pairs; turned round where low is sensitive in one alone."""
+    source, target = use.source, use.target
+    who, asked = source.identities, target.identities
+    effects = MeanEffects.fit(source.labels[:, 0], who.samples, who.drugs, effects=("drug",))
+    return _turned(use) * effects.predict(asked.samples, asked.drugs)
+
+
+def _turned(use: _Use) -> int:
+    return 1 if sensitive_is_low(use.source.measure) == sensitive_is_low(use.target.measure) else -1
+
+
+def _zero_shot(use: _Use, network: PairNetwork, split: Split) -> np.ndarray:
+    said = np.full(len(use.target.pairs), np.nan)
+    said[split.test] = _turned(use) * use.target.ask(network, split.test)[:, 0]
+    return said
+
+
+# What it came to
+
+
+def _joined(uses: Sequence[_Use], work: Path, record: Mapping[str, Any]) -> ResponseStudy:
+    evaluations: dict[tuple[str, int], Evaluation] = {
+        (use.name, n): _evaluated(use, n, work) for use in uses for n in use.sizes
+    }
+    networks: dict[tuple[str, str], Checkpoint] = {}
+    for use in uses:
+        for model in use.config.networks:
+            network = copy.deepcopy(_of_source(use, model, work))
+            networks[use.name, model] = use.source.checkpoint(network, record, like=None)
+    return ResponseStudy(table_of(evaluations), differences_of(evaluations), evaluations, networks)
+
+
+def _evaluated(use: _Use, n: int, work: Path) -> Evaluation:
+    """Score all methods that learned so many pairs on the test pairs of all folds."""
+    of_folds = [_compare(work, (use, fold, n)) for fold in range(len(use.splits))]
+    tested = np.concatenate([split.test for split in use.splits])
+    folds = np.repeat(np.arange(len(use.splits)), [len(split.test) for split in use.splits])
+    predicted = {
+        name: None if any(of[name] is None for of in of_folds) else np.concatenate([of[name] for of in of_folds])
+        for name in of_folds[0]
+    }
+    names = [f"{MODELS[model]}, {way}" for model in use.config.networks for way in (PRETRAINED, SCRATCH)]
+    return evaluate_target(
+        use.target.targets[0],
+        use.target.names[tested],
+        use.target.labels[tested],
+        predicted,
+        folds=folds,
+        groups=use.target.groups[tested],
+        seed=use.config.seed,
+        named="pair",
+        networks=[name for name in names if name in predicted],
+    )

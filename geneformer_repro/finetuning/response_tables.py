@@ -1,0 +1,104 @@
+"""What a study of two screens came to, in tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.finetuning.difference_tests import paired_test
+from geneformer_repro.finetuning.evaluation import Evaluation
+from geneformer_repro.finetuning.responses import MODELS
+
+PRETRAINED, SCRATCH = "pretrained", "scratch"
+"""What follows the names of networks."""
+OF_SOURCE = "drug mean of the source"
+"""The method that knows of the target nothing but who its drugs are."""
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseStudy:
+    """What a study of two screens found.
+
+    See Also
+    --------
+    transfer_study : Makes it.
+
+    Examples
+    --------
+    >>> import dataclasses
+    >>> import geneformer_repro as gf
+    >>> [field.name for field in dataclasses.fields(gf.ResponseStudy)]
+    ['table', 'differences', 'evaluations', 'networks']
+    """
+
+    table: pd.DataFrame
+    """``use``, ``n`` (pairs learned, "all" as their number), ``method``, ``network`` and ``pretrained`` (of networks),
+    and each score as its mean over folds with ``…_se`` (standard deviation over folds by the root of their number)."""
+    differences: pd.DataFrame
+    """Pretrained less scratch: ``use``, ``n``, ``network``, ``score``, ``difference``, ``p`` (paired over samples, or
+    drugs), ``p_folds`` (over folds, corrected after Nadeau and Bengio), ``direction``."""
+    evaluations: Mapping[tuple[str, int], Evaluation]
+    """By use and number of pairs."""
+    networks: Mapping[tuple[str, str], Checkpoint]
+    """Those that learned the source, by use and network."""
+
+
+def table_of(evaluations: Mapping[tuple[str, int], Evaluation]) -> pd.DataFrame:
+    """Return the mean over folds of each score, and its standard error, a row a method, use and number of pairs."""
+    rows = []
+    for (use, n), evaluation in evaluations.items():
+        scores = evaluation.methods if evaluation.folds is None else None
+        for method in evaluation.methods.index:
+            row: dict[str, Any] = {"use": use, "n": n, "method": method, **_network_of(method)}
+            if scores is not None:
+                row |= {name: scores.loc[method, name] for name in evaluation.kind.spelled if name in scores}
+            else:
+                assert evaluation.folds is not None
+                of_method = evaluation.folds[evaluation.folds["method"] == method].set_index("score")
+                for name in evaluation.kind.spelled:
+                    if name in of_method.index:
+                        row[name] = of_method.loc[name, "mean"]
+                        row[f"{name}_se"] = of_method.loc[name, "sd"] / np.sqrt(of_method.loc[name, "n"])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _network_of(method: str) -> dict[str, Any]:
+    name, _, way = method.rpartition(", ")
+    is_network = way in (PRETRAINED, SCRATCH) and name in MODELS.values()
+    return {"network": name, "pretrained": way == PRETRAINED} if is_network else {"network": None, "pretrained": None}
+
+
+def differences_of(evaluations: Mapping[tuple[str, int], Evaluation]) -> pd.DataFrame:
+    """Test each network that learned the source against the same without, where both have learned the same pairs."""
+    rows = []
+    for (use, n), evaluation in evaluations.items():
+        assert evaluation.per_group is not None
+        aggregation = "within_drug" if use == "drug" else "within_sample"
+        groups = evaluation.per_group[evaluation.per_group["aggregation"] == aggregation]
+        n_folds = groups["fold"].nunique()
+        for network in MODELS.values():
+            both = [groups[groups["method"] == f"{network}, {way}"] for way in (PRETRAINED, SCRATCH)]
+            if any(one.empty for one in both):
+                continue
+            by_group, by_fold = (
+                [one.groupby(by)["pearson"].mean().to_numpy() for one in both] for by in ("group", "fold")
+            )
+            test = paired_test(*by_group)
+            of_folds = paired_test(*by_fold, test_to_train=1 / max(1, n_folds - 1))
+            rows.append(
+                {
+                    "use": use,
+                    "n": n,
+                    "network": network,
+                    "score": f"pearson_{aggregation}",
+                    "difference": test.difference,
+                    "p": test.p,
+                    "p_folds": of_folds.p,
+                    "direction": test.direction,
+                }
+            )
+    return pd.DataFrame(rows)
