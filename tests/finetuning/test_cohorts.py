@@ -271,6 +271,7 @@ def test_the_command_joins_a_table_and_clinical_columns_and_prints_what_came_of_
     assert "zero-shot" in said
     assert said.splitlines()[0].split()[:3] == ["cohort", "n", "n_events"]
     assert (tmp_path / "run" / "acc" / "others" / "model.safetensors").is_file()
+    assert "of 2 folds dealt once" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_clinical_columns_in_the_networks_that_are_searched_are_refused():
