@@ -22,11 +22,11 @@ from geneformer_repro.files import misfit
 
 logger = logging.getLogger(__name__)
 
-DrugInput = Literal["smiles", "fingerprint", "descriptors", "one_hot", "vectors", "none"]
+DrugInput = Literal["smiles", "fingerprint", "descriptors", "mordred", "one_hot", "vectors", "none"]
 _CLIP = 10.0
 """Spreads from the mean at which a descriptor ends; some, such as Ipc, range over sixty powers of ten."""
 _NEEDED_BY = {"smiles": "characters of SMILES", "fingerprint": "fingerprints"}
-_STANDARDISED = ("descriptors", "vectors")
+_STANDARDISED = ("descriptors", "mordred", "vectors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ class DrugScale:
     n_positions: int = 0
     """Of "smiles": characters that are read; the longest training SMILES, or more."""
     names: tuple[str, ...] = ()
-    """Columns of "descriptors" and "vectors"; of "one_hot" the keys of the training drugs."""
+    """Columns of "descriptors", "mordred" and "vectors"; of "one_hot" the keys of the training drugs."""
     n_bits: int = 0
     """Of "fingerprint"."""
     mean_F: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """Of the columns of "descriptors" and "vectors", float32."""
+    """Of the columns of "descriptors", "mordred" and "vectors", float32."""
     factor_F: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """One over their spread, 0 of one that never varies; float32."""
 
@@ -170,8 +170,8 @@ class DrugScale:
 
 def _described(drugs: Drugs, kind: str, vectors: pd.DataFrame | None) -> pd.DataFrame:
     """Return the columns of descriptors or vectors, a row a drug."""
-    if kind == "descriptors":
-        return drugs.descriptors()
+    if kind in ("descriptors", "mordred"):
+        return drugs.descriptors("rdkit" if kind == "descriptors" else "mordred")
     if vectors is None:
         raise InputError('network.drug_input="vectors" needs a table of vectors, a row a drug.')
     rows = [name if name in vectors.index else key for name, key in zip(drugs.names, drugs.keys, strict=True)]

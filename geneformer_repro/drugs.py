@@ -263,7 +263,7 @@ class Drugs:
 
         Returns
         -------
-        A row a drug, by its name here, a column a number, float32, as they are.
+        A row a drug, by its name here, a column a number, float32, as they are; NaN where one is missing.
 
         Raises
         ------
@@ -294,7 +294,7 @@ class Drugs:
         numbers = beside.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float32)
         if not numbers.shape[1]:
             raise DataFormatError(f"{called}: expected numbers beside the names of drugs, found no other column.")
-        wrong = np.argwhere(~np.isfinite(numbers))
+        wrong = np.argwhere(np.isinf(numbers) | (np.isnan(numbers) & beside.notna().to_numpy()))
         if len(wrong):
             raise DataFormatError(
                 f"{called}: drug {names[wrong[0][0]]!r} has no number in column {beside.columns[wrong[0][1]]!r}."

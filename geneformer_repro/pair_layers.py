@@ -53,8 +53,8 @@ class PairNetworkConfig:
     model: PairModel = "encoder"
     """"conv_nn", "paccmann" or "tdnn" (Prasse et al., 2022), or "encoder"."""
     drug_input: DrugInput | None = None
-    """What is read of drugs: "smiles" (its characters), "fingerprint", "descriptors", "one_hot" (which of the training
-    drugs), "vectors" (from a file), "none"."""
+    """What is read of drugs: "smiles" (its characters), "fingerprint", "descriptors" (RDKit's), "mordred" (Mordred's),
+    "one_hot" (which of the training drugs), "vectors" (from a file), "none"."""
     n_genes: int | None = None
     """At most so many genes, those that vary most among the training samples; None for all."""
     clip: float = 10.0

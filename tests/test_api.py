@@ -32,6 +32,7 @@ NAMES = [
     "Finetuned",
     "FinetunedGenes",
     "FinetunedPatients",
+    "FinetunedResponse",
     "GeneFinetuneConfig",
     "GoalState",
     "Harmoniser",
@@ -42,6 +43,10 @@ NAMES = [
     "PatientPredictions",
     "PretrainConfig",
     "RankShift",
+    "ResponseConfig",
+    "ResponseData",
+    "ResponseStudy",
+    "ResponseStudyConfig",
     "ShiftTable",
     "TokenizedDataset",
     "TransferStudy",
@@ -55,12 +60,14 @@ NAMES = [
     "finetune",
     "finetune_genes",
     "finetune_patients",
+    "finetune_response",
     "integration_scores",
     "map_to_reference",
     "perturb",
     "plot_screen",
     "predict",
     "predict_patients",
+    "predict_response",
     "pretrain",
     "pseudobulk",
     "read_responses",
@@ -81,6 +88,10 @@ FUNCTIONS = {
     "finetune": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_genes": "checkpoint, cells, gene_classes, config, *, out, task, counts, overwrite",
     "finetune_patients": "checkpoint, cells, config, *, out, counts, overwrite",
+    "finetune_response": "checkpoint, samples, responses, drugs, config, *, out, expression, aliases, "
+    "vectors, overwrite",
+    "predict_response": "checkpoint, samples, drugs, *, values, log2, expression, aliases, vectors, out, overwrite",
+    "ResponseData.read": "samples, responses, drugs, *, measure, expression, aliases, vectors",
     "transfer_study": "start, source, target, config, *, cohort, out, counts, workers, overwrite",
     "predict": "checkpoint, data, *, layer, gene_ids, log2, cohort, max_tokens, device, out, overwrite",
     "predict_patients": "run, cells, *, checkpoint, patient, vectors, cell_type, out, overwrite",
@@ -141,6 +152,12 @@ FINETUNE = (
     "compare(baselines, curve, covariates)"
 )
 NETWORK = "network(layers, width, activation, dropout, batch_norm, n_genes, clip, skip)"
+RESPONSE = (
+    "seed, network(model, drug_input, n_genes, clip, arcsinh, sample_layers, drug_layers, embedding_size, filters, "
+    "kernels, pool, fusion, fusion_size, attention_heads, joint_layers, joint_norm, dropout, expression_path, "
+    f"residual), training({TRAINING}, rates, drugs_a_step), {TRANSFER}, pooling, replace_head, refit_scale, measure, "
+    f"values, log2, tissue, {SPLIT[:-1]}, by), compare(baselines, ablations)"
+)
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "
     "mito_within_sd",
@@ -165,6 +182,12 @@ FIELDS = {
     "PatientConfig": f"seed, patient, target, regression, survival, {FOLLOW_UP}, vectors, cell_type, pooling, {SPLIT}, "
     "network(hidden, attention, dropout), training(epochs, batch_size, learning_rate, weight_decay), "
     "compare(baselines)",
+    "ResponseConfig": RESPONSE,
+    "ResponseStudyConfig": f"{RESPONSE}, source(values, log2, most_pairs, epochs, validation), networks, uses, sizes, "
+    "steps",
+    "ResponseData": "samples, responses, drugs, expression, aliases, vectors",
+    "ResponseStudy": "table, differences, evaluations, networks",
+    "FinetunedResponse": "checkpoint, evaluation, split, history",
     "GeneFinetuneConfig": "seed, max_cells, min_cells, split(folds, validation), "
     f"training({TRAINING}, class_balance), {TRANSFER}, compare(baselines)",
     "Deletion": "genes, combine, anchor",
@@ -182,8 +205,20 @@ CONFIGS = (
     "PatientConfig",
     "TransferStudyConfig",
     "CohortStudyConfig",
+    "ResponseConfig",
+    "ResponseStudyConfig",
 )
-RESULTS = ("Finetuned", "FinetunedGenes", "FinetunedPatients", "PatientPredictions", "TransferStudy", "CohortStudy")
+RESULTS = (
+    "Finetuned",
+    "FinetunedGenes",
+    "FinetunedPatients",
+    "FinetunedResponse",
+    "PatientPredictions",
+    "TransferStudy",
+    "CohortStudy",
+    "ResponseStudy",
+    "ResponseData",
+)
 
 
 def named(path):
@@ -308,7 +343,7 @@ def test_a_docstring_speaks_of_every_parameter(path):
     "name",
     [
         "tokenize", "pretrain", "finetune", "finetune_genes", "finetune_patients", "transfer_study", "predict", "embed",
-        "embed_states", "predict_patients",
+        "embed_states", "predict_patients", "finetune_response", "predict_response",
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
     ],

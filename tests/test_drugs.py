@@ -183,11 +183,11 @@ def test_drugs_without_smiles_are_named_where_structures_are_needed():
 
 
 def test_vectors_come_by_name_and_missing_drugs_are_named(drugs, tmp_path):
-    pd.DataFrame({"id": ["Ethanol", "x", "chloroform", "ERLOTINIB"], "v": [1, 2, 3, 4], "w": 0.5}).to_csv(
-        tmp_path / "vectors.csv", index=False
-    )
+    pd.DataFrame(
+        {"id": ["Ethanol", "x", "chloroform", "ERLOTINIB"], "v": [1, 2, 3, 4], "w": [0.5, 1, None, 0.5]}
+    ).to_csv(tmp_path / "vectors.csv", index=False)
     vectors = drugs.vectors(tmp_path / "vectors.csv")
-    expected = pd.DataFrame({"v": [4, 1, 3], "w": 0.5}, index=list(drugs.names), dtype=np.float32)
+    expected = pd.DataFrame({"v": [4, 1, 3], "w": [0.5, 0.5, np.nan]}, index=list(drugs.names), dtype=np.float32)
     pd.testing.assert_frame_equal(vectors, expected)
     with pytest.raises(InputError, match=r"2 of 3 drugs have no row \('erlotinib', 'chloroform'\); its names are"):
         drugs.vectors(pd.DataFrame({"drug": ["ethanol"], "v": [1.0]}))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import run
 
-pytestmark = pytest.mark.usefixtures("few_trees")
+pytestmark = pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

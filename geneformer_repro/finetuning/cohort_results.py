@@ -139,10 +139,11 @@ def _of_transfer(
 ) -> list[Section]:
     """Say what transfer was worth, and beside what."""
     said = [f"{sentence(row)}." for row in study.comparisons.dropna().itertuples()]
+    dealt = "once" if config.split.repeats == 1 else f"{config.split.repeats} times"
     return [
         Section(
             "Was transfer worth it in each cohort",
-            f"The C-index on held-out patients, of {config.split.folds} folds dealt {config.split.repeats} times: of a "
+            f"The C-index on held-out patients, of {config.split.folds} folds dealt {dealt}: of a "
             "network that learned the other cohorts before, less that of the same network from random weights. Bars "
             "are 95 % intervals over patients, paired.",
             "A difference where the bar includes 0; or whether either is any good: see the table of methods.",

@@ -20,6 +20,8 @@ from geneformer_repro.finetuning.problems.samples import clinical_block
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 
+pytestmark = pytest.mark.usefixtures("blank_pictures", "few_resamples")
+
 N_GENES, COHORTS = 30, {"acc": 60, "chol": 50, "ucs": 40, "tiny": 12}
 
 
@@ -52,8 +54,8 @@ def config(**changes):
         "values": "zscore",
         "halving": {"n_trials": 3, "rungs": 2, "space": {"width": [8, 16], "l2": [1e-3], "dropout": [0.0, 0.3]}},
         "network": {"layers": 1},
-        "split": {"folds": 2, "repeats": 2},
-        "training": {"steps": 15, "rates": (1e-3, 1e-2), "epochs": 30},
+        "split": {"folds": 2, "repeats": 1},
+        "training": {"steps": 10, "rates": (1e-3, 1e-2), "epochs": 30},
         "compare": {"covariates": ("age",), "baselines": False},
     }
     return gf.CohortStudyConfig(**usual | changes)
@@ -81,9 +83,9 @@ def test_every_cohort_with_events_is_a_target_and_the_others_are_listed(run):
 
 def test_what_cohorts_share_is_transferred(run):
     study, _ = run
-    assert (study.cohorts["c_zero_shot"] > 0.65).all()
+    assert (study.cohorts["c_zero_shot"] > 0.6).all()
     assert study.cohorts["difference"].mean() > 0
-    assert study.cost.groupby("method")["steps"].max().max() <= 15
+    assert study.cost.groupby("method")["steps"].max().max() <= 10
 
 
 def test_what_the_network_with_clinical_columns_uses_of_them_and_of_expression_is_told(run):
@@ -184,7 +186,7 @@ def test_a_network_of_several_cohorts_standardises_each_by_itself(run, caplog):
         pytest.param(lambda of: of, {"layer": "tpm"}, gf.InputError, "no layer 'tpm'", id="no layer"),
         pytest.param(lambda of: of, {"gene_ids": "id"}, gf.InputError, "no var column 'id'", id="no ids"),
         pytest.param(lambda of: ad.AnnData(np.abs(of.X), of.obs, of.var), {}, gf.DataFormatError,
-                     "should hold z-scores, but none of its values is negative", id="other values"),
+                     "said to hold z-scores, but none of its values is negative", id="other values"),
         pytest.param(lambda of: ad.AnnData(of.X, of.obs), {}, gf.InputError, "None of the 30 genes", id="other genes"),
     ],
 )  # fmt: skip
@@ -269,6 +271,7 @@ def test_the_command_joins_a_table_and_clinical_columns_and_prints_what_came_of_
     assert "zero-shot" in said
     assert said.splitlines()[0].split()[:3] == ["cohort", "n", "n_events"]
     assert (tmp_path / "run" / "acc" / "others" / "model.safetensors").is_file()
+    assert "of 2 folds dealt once" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_clinical_columns_in_the_networks_that_are_searched_are_refused():

@@ -28,6 +28,8 @@ from geneformer_repro.finetuning.splits import SplitConfig, make_splits
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import Classes, Number
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 N = 48
 CLASS_METHODS = ("majority class", "logistic regression, counts", "logistic regression, frozen embedding")
 NUMBER_METHODS = ("mean", "ridge, frozen embedding")

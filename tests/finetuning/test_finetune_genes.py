@@ -34,7 +34,7 @@ from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.targets import Classes
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")]
 
 SIZES = {"dull": 6, "odd": 9, "plain": 6}
 CLASSES = tuple(SIZES)

@@ -13,8 +13,8 @@ Rules as in DrEval: a prediction that is constant in a group scores 0 there; a g
 truth is constant, has no score, and is counted. Spearman's ranks are those of the group, also in resamples.
 
 In a resample a group counts by the mean of its rows' weights: a sample that was drawn twice counts twice, a drug whose
-samples are drawn by chance as often as its samples on average. One pass over the rows makes all sums of all
-resamples: 1,000 resamples of 20,000 pairs take about two seconds, where a loop over groups would take an hour.
+samples are drawn by chance as often as its samples on average. All sums of a group in all resamples are one product of
+matrices: 1,000 resamples of 47,000 pairs take 3.4 s of one core (8.1 s in a compiled loop over rows).
 
 Shapes: N rows, G groups, M terms that are summed, R resamples.
 
@@ -26,9 +26,9 @@ Bernett et al. (DrEval), Nat. Commun. 17, 4238 (2026); Codicè et al., J. Chemin
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
-import numba
 import numpy as np
 import pandas as pd
 
@@ -77,7 +77,7 @@ class _Groups:
     order: np.ndarray
     starts: np.ndarray
     """Where each group begins among the ordered rows, and the end."""
-    terms_NM: np.ndarray
+    terms_MN: np.ndarray
     """In this order: 1, squared error, and `_MOMENTS` for each of `scores`."""
     scores: tuple[str, ...]
 
@@ -99,13 +99,14 @@ class _Groups:
             ranks = [_ranks(values, np.repeat(np.arange(len(n_G)), n_G), scale) for values in centred]
             terms += [*_moments(*centred), *_moments(*ranks)]
             scores += [f"pearson{suffix}", f"spearman{suffix}"]
-        return cls(keys, order, starts, np.stack(terms, axis=1), tuple(scores))
+        return cls(keys, order, starts, np.stack(terms), tuple(scores))
 
     def by_group(self, weights_NR: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return how much each group counts and its scores, (G, R) each; NaN where one is not defined."""
-        shape = len(self.starts) - 1, self.terms_NM.shape[1], weights_NR.shape[1]
-        sums_GMR = np.zeros(shape)
-        _add_terms(self.order, self.starts, self.terms_NM, np.ascontiguousarray(weights_NR), sums_GMR)
+        ordered_NR = weights_NR[self.order]
+        sums_GMR = np.empty((len(self.starts) - 1, len(self.terms_MN), weights_NR.shape[1]))
+        for group, (start, end) in enumerate(pairwise(self.starts.tolist())):
+            np.matmul(self.terms_MN[:, start:end], ordered_NR[start:end], out=sums_GMR[group])
         means_MGR = ratio(sums_GMR, sums_GMR[:, :1]).swapaxes(0, 1)
         scores = {"rmse": np.sqrt(means_MGR[1])}
         for i, name in enumerate(self.scores):
@@ -138,17 +139,6 @@ def _agreement(
     """Return the correlation; 0 where the prediction is constant, NaN where the truth is."""
     says_nothing = (variance(predicted_R, square_R) == 0) & (variance(true_R, true_square_R) > 0)
     return np.where(says_nothing, 0, correlation(true_R, predicted_R, true_square_R, square_R, product_R))
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_terms(order, starts, terms_NM, weights_NR, sums_GMR):  # type: ignore[no-untyped-def]
-    """Add each row's terms, times its weights, to the sums of its group."""
-    for g in range(len(starts) - 1):
-        for i in range(starts[g], starts[g + 1]):
-            for m in range(terms_NM.shape[1]):
-                term = terms_NM[i, m]
-                for r in range(weights_NR.shape[1]):
-                    sums_GMR[g, m, r] += term * weights_NR[order[i], r]
 
 
 def response_statistics(
