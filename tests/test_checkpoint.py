@@ -447,7 +447,7 @@ class TestOpening:
     def test_a_head_of_a_kind_that_this_version_does_not_have_is_refused_by_its_name(self, classifier, tmp_path):
         classifier.save(tmp_path / "clf")
         rewrite_head(tmp_path / "clf", targets=[{"kind": "hazards", "name": "os", "cuts": [1.0, 2.0]}])
-        message = r"head.json: target 'os' is of kind 'hazards'\. There are: 'classes', 'number', 'response', 'survival'\. A newer"
+        message = r"target 'os' is of kind 'hazards'\. There are: 'classes', 'number', 'response', 'survival'\. A newer"
         with pytest.raises(gf.InputError, match=message):
             gf.Checkpoint.from_pretrained(tmp_path / "clf")
 
