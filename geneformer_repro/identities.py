@@ -34,7 +34,7 @@ _BETWEEN = re.compile(r"\s*[;|]\s*|,\s+")
 """What stands between several names in one field: as in Cellosaurus ("; "), in DepMap (", ")."""
 _BLOCK = 512
 """Samples whose correlations are computed at once."""
-_LEAST_SAMPLES, _LEAST_GENES, _LEAST_DEVIATION = 20, 100, 1e-6
+_LEAST_SAMPLES, LEAST_GENES, _LEAST_DEVIATION = 20, 100, 1e-6
 """A study with so many samples has means and deviations of its own; so many genes make a profile; and a gene with less
 spread varies by rounding alone."""
 
@@ -343,9 +343,9 @@ def _shared_values(a: pd.DataFrame, b: pd.DataFrame) -> tuple[np.ndarray, np.nda
     genes = [gene for gene in a.columns if gene in there]
     values_a, values_b = (frame[genes].to_numpy(np.float32) for frame in (a, b))
     is_finite = np.isfinite(values_a).all(axis=0) & np.isfinite(values_b).all(axis=0)
-    if is_finite.sum() < _LEAST_GENES:
+    if is_finite.sum() < LEAST_GENES:
         raise InputError(
-            f"Profiles are compared over genes that both studies have without gaps: expected {_LEAST_GENES} or more, "
+            f"Profiles are compared over genes that both studies have without gaps: expected {LEAST_GENES} or more, "
             f"found {is_finite.sum()}. They are called {examples(a.columns)} and {examples(b.columns)}."
         )
     return values_a[:, is_finite], values_b[:, is_finite]

@@ -85,11 +85,6 @@ def unpaired_test(scores: np.ndarray, others: np.ndarray) -> DifferenceTest:
     return _tested(first.mean() - second.mean(), squared_error, freedom, len(first))
 
 
-def published_mean(per_fold: np.ndarray) -> tuple[float, float]:
-    """Return mean and "standard error" over folds as the table of Prasse et al. has them: sd (of n, not n - 1) / √n."""
-    return float(np.mean(per_fold)), float(np.std(per_fold) / np.sqrt(len(per_fold)))
-
-
 def _variance(values: np.ndarray) -> float:
     return float(values.var(ddof=1)) if len(values) > 1 else np.nan
 

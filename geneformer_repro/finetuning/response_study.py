@@ -23,6 +23,7 @@ import numpy as np
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import Section, require, require_types, resolved, with_settings
+from geneformer_repro.drugs import same_drugs
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
@@ -41,7 +42,7 @@ from geneformer_repro.finetuning.response_tables import (
 )
 from geneformer_repro.finetuning.responses import MODELS
 from geneformer_repro.finetuning.splits import Split, digest_of
-from geneformer_repro.identities import Aliases, near_duplicates, same_samples
+from geneformer_repro.identities import LEAST_GENES, Aliases, near_duplicates, same_samples
 from geneformer_repro.mean_effects import MeanEffects
 from geneformer_repro.pair_layers import PairModel
 from geneformer_repro.pair_networks import PairNetwork
@@ -228,8 +229,14 @@ def _uses(source: ResponseData, target: ResponseData, config: ResponseStudyConfi
 def _alike(source: PairProblem, target: PairProblem, aliases: Aliases | None) -> np.ndarray:
     """Return the numbers of the source's samples that are in the target too: by name, alias, or expression."""
     same = set(same_samples(source.sample_names, target.sample_names, aliases)["a"])
-    twins = near_duplicates(source.expression_table(), target.expression_table())
-    if unnamed := sorted(set(twins["a"]) - same):
+    tables = source.expression_table(), target.expression_table()
+    n_genes = len(tables[0].columns.intersection(tables[1].columns))
+    if n_genes < LEAST_GENES:
+        logger.warning(
+            "Source and target share %d genes by id; who is in both under two names was not looked for.", n_genes
+        )
+        return np.flatnonzero(np.isin(source.sample_names, [*same]))
+    if unnamed := sorted(set(near_duplicates(*tables)["a"]) - same):
         logger.warning(
             "%d samples of the source have the expression of one of the target under another name (%s); taken for the "
             "same.",
@@ -242,8 +249,9 @@ def _learned(
     source: PairProblem, target: PairProblem, alike: np.ndarray, use: NewInTest, config: ResponseStudyConfig
 ) -> np.ndarray:
     """Return the pairs of the source that are learned: without the target's samples, or drugs; drawn if too many."""
-    drugs = np.array(source.drugs.keys)[source.pairs[:, 1]]
-    is_sample, is_drug = np.isin(source.pairs[:, 0], alike), np.isin(drugs, target.drugs.keys)
+    drugs = np.array(source.drugs.names)[source.pairs[:, 1]]
+    same = same_drugs(source.drugs, target.drugs.select(np.unique(target.pairs[:, 1])))
+    is_sample, is_drug = np.isin(source.pairs[:, 0], alike), np.isin(drugs, same["a"].to_numpy(dtype=str))
     is_in_target = {"sample": is_sample, "tissue": is_sample, "drug": is_drug, "pair": is_sample & is_drug}
     rows = np.flatnonzero(~is_in_target.get(use, is_sample | is_drug))
     if not len(rows):
