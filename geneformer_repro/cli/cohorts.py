@@ -75,7 +75,7 @@ def _transfer_study(arguments: argparse.Namespace) -> None:
     study = transfer_study(given_samples(arguments), config=config, **where)
     for table in (study.cohorts, methods_table(study.evaluations)):
         print(table.round(3).to_string(index=False, na_rep="–"), end="\n\n")
-    for row in study.comparisons.dropna().itertuples():
+    for row in study.comparisons.dropna(subset="difference_low").itertuples():
         print(f"{sentence(row)}.")
     print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
 

@@ -138,7 +138,7 @@ def _of_transfer(
     config: CohortStudyConfig,
 ) -> list[Section]:
     """Say what transfer was worth, and beside what."""
-    said = [f"{sentence(row)}." for row in study.comparisons.dropna().itertuples()]
+    said = [f"{sentence(row)}." for row in study.comparisons.dropna(subset="difference_low").itertuples()]
     dealt = "once" if config.split.repeats == 1 else f"{config.split.repeats} times"
     return [
         Section(
@@ -209,5 +209,9 @@ def _of_clinical_columns(study: CohortStudy, figure: "Figure") -> Section:
     section = use_section(
         study.block_use, figure, score="C-index", tested="patients", title="Does expression add to clinical columns"
     )
-    said = [f"{sentence(row)}." for row in study.comparisons.dropna().itertuples() if row.method == WITH_CLINICAL]
+    said = [
+        f"{sentence(row)}."
+        for row in study.comparisons.dropna(subset="difference_low").itertuples()
+        if row.method == WITH_CLINICAL
+    ]
     return dataclasses.replace(section, note=" ".join(said))

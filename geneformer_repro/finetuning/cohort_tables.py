@@ -133,7 +133,7 @@ def compare_over_cohorts(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     ``difference`` of the C-index with ``difference_low`` and ``difference_high`` (95 %, Student's t over cohorts),
     two-sided ``p_sign`` (wins alone; ties are left out) and ``p_wilcoxon`` (signed ranks), and ``size_correlation``
     with ``p_size``: Spearman's of the difference with the number of patients, negative where small cohorts gain more.
-    NaN with fewer than three cohorts.
+    NaN with fewer than three cohorts; the last two also where all cohorts are of one size.
     """
     scores = pd.DataFrame({cohort: one.methods[one.leading] for cohort, one in evaluations.items()}).T
     sizes = pd.Series({cohort: len(one.predictions) for cohort, one in evaluations.items()})
@@ -148,15 +148,17 @@ def _compared(scores: pd.DataFrame, sizes: pd.Series, method: str, other: str) -
     if n < 3:
         return row
     low, high = t.interval(0.95, n - 1, loc=difference.mean(), scale=difference.std() / np.sqrt(n))
-    correlated = spearmanr(difference, sizes[difference.index])
+    in_order = sizes[difference.index]
+    varies = min(in_order.nunique(), difference.nunique()) > 1
+    correlation, p_size = spearmanr(difference, in_order) if varies else (np.nan, np.nan)
     return {
         **row,
         "difference_low": low,
         "difference_high": high,
         "p_sign": binomtest(wins, wins + losses).pvalue if wins + losses else np.nan,
         "p_wilcoxon": wilcoxon(difference).pvalue if losses + wins else np.nan,
-        "size_correlation": correlated.statistic,
-        "p_size": correlated.pvalue,
+        "size_correlation": correlation,
+        "p_size": p_size,
     }
 
 

@@ -306,6 +306,11 @@ def test_over_cohorts_wins_and_differences_are_counted():
     assert row.p_sign == pytest.approx(0.625)
     assert row.size_correlation < -0.5  # small cohorts gain more
     assert sentence(row).startswith("fine-tuned is above scratch in 3 of 4 cohorts, by +0.058 C-index on average")
+    for scored in evaluations.values():
+        scored.predictions = [0] * 10
+    (row,) = compare_over_cohorts(evaluations).itertuples()
+    assert np.isnan(row.size_correlation)  # all cohorts are of one size
+    assert row.difference_low < row.difference
 
 
 @pytest.mark.parametrize(
