@@ -197,7 +197,9 @@ class PairProblem(Problem):
     def identities(self) -> Identities:
         """Who the sample and the drug of each row are."""
         tissues = None if self.tissues is None else self.tissues[self.pairs[:, 0]]
-        return Identities(self.sample_keys[self.pairs[:, 0]], np.array(self.drugs.keys)[self.pairs[:, 1]], tissues)
+        return Identities(
+            self.sample_keys[self.pairs[:, 0]], np.array(self.drugs.keys, dtype=object)[self.pairs[:, 1]], tissues
+        )
 
     @property
     def group(self) -> str:  # type: ignore[override]
