@@ -42,6 +42,7 @@ from geneformer_repro.pair_layers import (
     joint_layers_of,
     tower,
 )
+from geneformer_repro.targets import Response
 
 MODEL_TYPE, FORMAT = "pair_network", "geneformer_repro/pair_network/1"
 _FORM = {
@@ -109,6 +110,13 @@ class PairNetwork(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._make_layers(encoder)
+
+    @property
+    def target(self) -> Response:
+        """What it predicts."""
+        (target,) = self.head.targets
+        assert isinstance(target, Response)
+        return target
 
     def _make_layers(self, encoder: BertConfig | None) -> None:
         shape, n_sample = self.shape, 0
@@ -220,8 +228,7 @@ class PairNetwork(nn.Module):
         if not self.shape.residual:
             return outputs_PK
         assert naive is not None, "a residual is over something"
-        target: Any = self.head.targets[0]
-        return outputs_PK + ((naive - target.mean) / target.sd).to(outputs_PK)[:, None]
+        return outputs_PK + ((naive - self.target.mean) / self.target.sd).to(outputs_PK)[:, None]
 
     def _attended(self, samples: Side, drugs: Side, sample_P: Tensor, drug_P: Tensor) -> Tensor:
         """Return what samples find in the characters of their drugs, (P, W): pairs of short SMILES side by side."""

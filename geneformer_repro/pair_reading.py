@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from geneformer_repro.batching import end_to_end, token_budget_batches
+from geneformer_repro.batching import end_to_end
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError
 from geneformer_repro.expression import ExpressionInputs
 from geneformer_repro.pair_networks import PairNetwork, Side
-from geneformer_repro.reading import MAX_TOKENS, evaluating
+from geneformer_repro.reading import MAX_TOKENS, batches_of, evaluating
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 _SAMPLES_AT_ONCE, _DRUGS_AT_ONCE, _PAIRS_AT_ONCE = 1024, 256, 8192
@@ -162,9 +162,8 @@ class PairSides:
             return self.pooled_SW[torch.from_numpy(samples)].to(device)
         assert self.cells is not None
         pooled = torch.zeros(len(samples), network.bert.config.hidden_size, device=device)
-        for rows in token_budget_batches(self.cells.lengths[samples], MAX_TOKENS):
-            batch = end_to_end([self.cells[i] for i in samples[rows]], self.cells.vocabulary).to(device)
-            pooled[torch.from_numpy(rows).to(device)] = network.pooled(**batch.inputs)
+        for batch in batches_of(self.cells, samples, MAX_TOKENS):
+            pooled[torch.from_numpy(batch.rows).to(device)] = network.pooled(**batch.to(device).inputs)
         return pooled
 
 
@@ -289,11 +288,10 @@ def _forecast(
     network: PairNetwork, values: Tensor, pooled: Tensor | None, drugs: Tensor, embedded: Tensor | None = None
 ) -> Tensor:
     """Return the forecast of each row, (P,), in the unit of the measure, without mean effects."""
-    target: Any = network.head.targets[0]
     pairs = torch.arange(len(values), device=values.device)[:, None].expand(-1, 2)
-    overall = torch.full((len(values),), target.mean, device=values.device)
+    overall = torch.full((len(values),), network.target.mean, device=values.device)
     outputs_PK = network.outputs(network.of_samples(values, pooled), network.of_drugs(drugs, embedded), pairs, overall)
-    return target.meaning(outputs_PK)[:, 0]
+    return network.target.meaning(outputs_PK)[:, 0]
 
 
 def _derived(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -310,7 +308,6 @@ def _derived(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> tu
 def _integrated(
     network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, ...]:
-    target: Any = network.head.targets[0]
     with evaluating(network):
         way = _Way(network, **_unpacked(network, sides, pairs_P2))
         ends = np.linspace(0, 1, _FIRST_PIECES + 1)
@@ -318,7 +315,7 @@ def _integrated(
         pieces = _Pieces(pair_I, np.tile(ends[:-1], len(pairs_P2)), np.tile(ends[1:], len(pairs_P2)))
         before_I, after_I = way.forecasts(pieces.pair_I, pieces.low_I), way.forecasts(pieces.pair_I, pieces.high_I)
         baseline_P, forecast_P = before_I[::_FIRST_PIECES], after_I[_FIRST_PIECES - 1 :: _FIRST_PIECES]
-        scale_P = np.maximum(np.abs(forecast_P - baseline_P), 1e-2 * target.sd)
+        scale_P = np.maximum(np.abs(forecast_P - baseline_P), 1e-2 * network.target.sd)
         by_gene_PG = np.zeros(way.values.shape)
         while len(pieces.pair_I):
             middle_I, by_gene_IG = way.derived(pieces)

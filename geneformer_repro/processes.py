@@ -234,6 +234,17 @@ def _store() -> Any:
     return torch.distributed.distributed_c10d._get_default_store()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, as workers do that share the processors: another number changes last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def peak_memory_gb() -> float:
     """Return the most memory so far: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():

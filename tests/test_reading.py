@@ -288,6 +288,7 @@ def test_nobody_else_switches_modes_or_budgets_tokens():
     bags = {"bags.py", "finetuning/problems/patients.py"}
     made = {"reading.py", "checkpoint.py", "finetuning/networks.py", "pretraining/pretrain.py"}
     made |= {"expression.py", "finetuning/expression_training.py", *bags}
+    made |= {"pair_networks.py", "finetuning/problems/pairs.py"}
     words = {
         "inference_mode": {"reading.py", *bags},
         "token_budget_batches(": {"reading.py", "batching.py"},

@@ -15,7 +15,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import geneformer_repro.processes as processes
 from geneformer_repro.config import ConfigError, names_in, require, require_types
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionConfig, ExpressionNetwork
@@ -266,7 +266,7 @@ class _Trials:
         yield from (_read(_file(folder, stack)) for stack, done in zip(stacks, finished, strict=True) if done)
         left = [stack for stack, done in zip(stacks, finished, strict=True) if not done]
         if not ray and (workers or 1) == 1:
-            with _one_thread():
+            with processes.one_thread():
                 for stack in left:
                     self.train_share(rung, [stack])
                     yield _read(_file(folder, stack))
@@ -307,17 +307,6 @@ def _file(folder: Path, stack: Sequence[int]) -> Path:
 
 def _read(path: Path) -> dict[int, dict[str, Any]]:
     return {int(trial): row for trial, row in read_json(path).items()}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread, as workers do: another number changes last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train_elsewhere(trials: _Trials, parent: int | None, rung: int, stacks: Sequence[Sequence[int]]) -> None:

@@ -123,6 +123,20 @@ class ResponseData:
         ------
         InputError
             A table of responses comes without `measure`, or as `read_samples`, `read_responses` and `Drugs.of_table`.
+
+        See Also
+        --------
+        read_responses : Of a table of responses.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> import geneformer_repro as gf
+        >>> samples = pd.DataFrame([[0.1, 2.0], [1.2, 0.3]], index=["A-1", "B-2"], columns=["TP53", "EGFR"])
+        >>> wide = pd.DataFrame({"sample": ["A1", "B2"], "X": [0.4, 12.0], "Y": [3.0, 0.2]})
+        >>> data = gf.ResponseData.read(samples, wide, measure="IC50_uM")
+        >>> data.responses.measure, data.drugs.names
+        ('LN_IC50', ('X', 'Y'))
         """
         if not isinstance(responses, Responses):
             if measure is None:
@@ -151,6 +165,20 @@ class ResponseData:
             `config.values` or the column of tissues is missing, or no response has a sample and a drug.
         DataFormatError
             A matrix does not hold what `config.values` says.
+
+        See Also
+        --------
+        finetune_response : Learns them.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> import geneformer_repro as gf
+        >>> samples = pd.DataFrame([[0.1, 2.0], [1.2, 0.3]], index=["A-1", "B-2"], columns=["TP53", "EGFR"])
+        >>> wide = pd.DataFrame({"sample": ["A1", "B2"], "X": [0.4, 12.0], "Y": [3.0, 0.2]})
+        >>> problem = gf.ResponseData.read(samples, wide, measure="IC50_uM").problem(gf.ResponseConfig())
+        >>> problem.names.tolist()
+        ['A-1/X', 'A-1/Y', 'B-2/X', 'B-2/Y']
         """
         how: dict[str, Any] = {
             "tissues": None if config.tissue is None else self._tissues(config.tissue),

@@ -1,7 +1,6 @@
 """What a network says of pairs that nobody has measured, and how far these are from what it learned."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,11 +125,10 @@ def predict_response(
     aliases = aliases if aliases is None or isinstance(aliases, Aliases) else Aliases.of_table(aliases)
     keys = np.array(sample_keys([*names], aliases), dtype=str)
     naive = None if network.effects is None else network.effects.predict(keys[pairs[:, 0]], _of(drugs.keys, pairs))
-    target: Any = network.head.targets[0]
     outputs = sides.outputs(network, pairs, naive)
     predicted = network.head.meaning(outputs).numpy()[:, 0]
     columns = {"sample": names[pairs[:, 0]], "drug": _of(drugs.names, pairs), "predicted": predicted}
-    table = _ranked(pd.DataFrame(columns), low_is_sensitive=sensitive_is_low(target.measure))
+    table = _ranked(pd.DataFrame(columns), low_is_sensitive=sensitive_is_low(network.target.measure))
     table = table.merge(_samples_told(network, names, sides, aliases), on="sample", how="left")
     table = table.merge(_drugs_told(network, drugs), on="drug", how="left")
     table["note"] = _notes(table)

@@ -12,6 +12,7 @@ need not be known for that; of scratch networks too, so that with ten pairs no g
 import copy
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,7 @@ from geneformer_repro.pair_layers import PairModel
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.progress import progress
 from geneformer_repro.responses import sensitive_is_low
-from geneformer_repro.sharing import by_processes
+from geneformer_repro.sharing import by_processes, die_with
 from geneformer_repro.tokenizer.measures import Values
 from geneformer_repro.tokenizer.tables import examples
 from geneformer_repro.work import working_on
@@ -167,14 +168,19 @@ def study_responses(
 
 
 def _do(tasks: Sequence[tuple[Any, ...]], work: Any, workers: int | None, step: str) -> None:
-    with progress(step, total=len(tasks), unit="trainings") as bar:
-        results = (
-            by_processes(tasks, work, workers)
-            if workers is not None and workers > 1
-            else ((task, work(task)) for task in tasks)
-        )
-        for _ in results:
+    """Do each task, here or in so many processes; its parts are kept in the work folder."""
+    do = partial(_in_one_thread, work, os.getpid())
+    with progress(step, total=len(tasks), unit="tasks") as bar:
+        several = workers is not None and workers > 1
+        for _ in by_processes(tasks, do, workers or 1) if several else map(do, tasks):
             bar.update()
+
+
+def _in_one_thread(work: Any, parent: int, task: tuple[Any, ...]) -> None:
+    if os.getpid() != parent:
+        die_with(parent)
+    with processes.one_thread():
+        work(task)
 
 
 @dataclass(frozen=True, eq=False)

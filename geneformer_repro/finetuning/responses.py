@@ -175,6 +175,12 @@ def finetune_response(
         "start": None if checkpoint is None else checkpoint.fingerprint,
     }
     plan = {"step": "finetune_response", "version": VERSION, "config": planned(config), **inputs}
+    if checkpoint is not None and isinstance(checkpoint.model, PairNetwork) and processes.is_first():
+        replaces = problem.replaces_head(checkpoint.model, config)
+        logger.info(
+            "Goes on from a network of %s; its output layer %s.",
+            checkpoint.model.target.measure, "begins anew" if replaces else "stays",
+        )  # fmt: skip
     with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
         features = problem.features(checkpoint, config, None) if config.compare.baselines else None
         findings = experiment.run(features, work.folder)

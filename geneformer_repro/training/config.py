@@ -190,6 +190,8 @@ class TrainingRun:
     """Folder for checkpoints, ``log.jsonl`` and TensorBoard's files."""
     step: str
     """Word before the progress bar, and ``event`` of each line of the log."""
+    row: str = "cell"
+    """What an example is; the bar counts tokens of cells, and others one by one."""
 
 
 def _require_effect(trainer: Mapping[str, Any]) -> None:

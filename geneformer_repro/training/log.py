@@ -81,7 +81,7 @@ class Show(TrainerCallback):
         bar = Bar(
             self._run.step,
             total=round(state.max_steps * self._tokens_a_step),
-            unit="tokens",
+            unit="tokens" if self._run.row == "cell" else f"{self._run.row}s",
             done=round(state.global_step * self._tokens_a_step),
             unit_scale=True,
         )
@@ -136,7 +136,7 @@ class Show(TrainerCallback):
         for name, shown, form in (
             ("loss", "loss", ".3f"),
             ("eval_loss", "held-out", ".3f"),
-            ("cells_per_second", "cells/s", ".3g"),
+            *([("cells_per_second", "cells/s", ".3g")] if self._run.row == "cell" else []),
             ("share_of_peak", "of peak", ".0%"),
         ):
             if name in entry:

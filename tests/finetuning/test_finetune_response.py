@@ -43,7 +43,7 @@ def drugs():
 CONFIG = ResponseConfig(
     measure="LN_IC50",
     network={"model": "tdnn", "drug_input": "fingerprint", "sample_layers": (32,), "drug_layers": (32,)},
-    training={"epochs": 25, "batch_size": 64, "learning_rate": 5e-3},
+    training={"epochs": 8, "batch_size": 16, "learning_rate": 3e-3},
     split={"by": "sample", "test": 0.3, "validation": 0.2},
 )
 
@@ -152,9 +152,9 @@ def test_what_is_learned_of_one_screen_helps_in_another_where_few_are_known(drug
         sizes=(0, 12),
         steps=30,
         network=CONFIG.network,
-        source={"epochs": 25},
+        source={"epochs": 8},
         split={"folds": 2, "validation": 0.2},
-        training={"batch_size": 64, "learning_rate": 5e-3},
+        training={"batch_size": 16, "learning_rate": 3e-3},
         compare={"baselines": False},
     )
     study = gf.transfer_study(None, of_source, target, config, out=tmp_path / "study")

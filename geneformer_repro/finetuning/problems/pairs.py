@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +46,6 @@ from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training.config import CellExamples, ParameterGroup, SeededConfig, TrainConfig, TrainingRun
 from geneformer_repro.training.loop import train
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,22 +323,25 @@ class PairProblem(Problem):
         head = self._head(config, rows, residual=shape.residual)
         return PairNetwork(shape, head, scale, of_drugs, encoder=encoder, seed=config.seed)
 
+    def replaces_head(self, source: PairNetwork, config: PairConfig) -> bool:
+        """Whether the output layer of a network that goes on begins anew."""
+        return source.target.measure != self.measure if config.replace_head is None else config.replace_head
+
     def _gone_on(self, source: PairNetwork, config: PairConfig, rows: np.ndarray) -> PairNetwork:
         """Return a copy of a network that learned other pairs, with the head of these rows, and the scale if wished."""
         network = copy.deepcopy(source)
         head = self._head(config, rows, residual=network.shape.residual)
-        before: Any = source.head.targets[0]
-        replaces = before.measure != self.measure if config.replace_head is None else config.replace_head
+        replaces = self.replaces_head(source, config)
         if replaces:
             network.replace_output(head, seed=config.seed)
         network.head = head
         if config.refit_scale:
             network = self.rescaled(network, rows)
-        network.begun = {"measure": before.measure, "replaced_head": replaces, "refitted_scale": config.refit_scale}
-        logger.info(
-            "Goes on from a network of %s; its output layer %s.",
-            before.measure, "begins anew" if replaces else "stays",
-        )  # fmt: skip
+        network.begun = {
+            "measure": source.target.measure,
+            "replaced_head": replaces,
+            "refitted_scale": config.refit_scale,
+        }
         return network
 
     def _expression(self) -> ExpressionInputs:
@@ -502,6 +502,7 @@ class PairProblem(Problem):
             best_by=SELECTION if len(split.validation) else None,
             work=work,
             step=step,
+            row=self.row,
         )
 
     def _collate(self, network: PairNetwork, sides: PairSides) -> Callable[[list[int]], dict[str, Any]]:
