@@ -91,4 +91,6 @@ def _fit_scores(axes: "Axes", scores: pd.DataFrame) -> None:
 
 
 def _legend_above(axes: "Axes") -> None:
-    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+    axes.legend(  # ends with the axes, and grows to the left, where names of rows are
+        frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2
+    )
