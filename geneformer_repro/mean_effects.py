@@ -28,6 +28,8 @@ from geneformer_repro.files import misfit
 Effect = Literal["sample", "drug", "tissue", "tissue_drug"]
 """Of what there is a mean; "tissue_drug": of each drug in each tissue."""
 SAMPLE_AND_DRUG: tuple[Effect, ...] = ("sample", "drug")
+PRIOR_ROWS = 4
+"""Rows for which an effect counts that was known before."""
 _FORM = {"overall": float, "effects": {str: {"keys": [[str]], "differences": [float]}}}
 
 
@@ -49,6 +51,7 @@ class MeanEffects:
         tissues_N: np.ndarray | None = None,
         *,
         effects: Sequence[Effect] = SAMPLE_AND_DRUG,
+        prior: "MeanEffects | None" = None,
     ) -> "MeanEffects":
         """Take the means of training rows.
 
@@ -60,11 +63,20 @@ class MeanEffects:
             Whose it is: names, or numbers; tissues are needed for effects of theirs alone.
         effects
             Which means are taken; of none the overall mean remains.
+        prior
+            What other rows of the same measure told before. It counts as `PRIOR_ROWS` rows of each that it knows, so
+            of ten rows a drug's mean is not that of one, and a drug that none of them has is as it was before.
         """
         values = pd.Series(values_N, dtype=np.float64)
         overall = float(values.mean()) if len(values) else 0.0
         keys = {effect: _keys(effect, samples_N, drugs_N, tissues_N) for effect in effects}
+        if prior is not None:
+            overall = (float(values.sum()) + PRIOR_ROWS * prior.overall) / (len(values) + PRIOR_ROWS)
         differences = {effect: values.groupby(of).mean() - overall for effect, of in keys.items()}
+        for effect, before in () if prior is None else prior.differences.items():
+            if effect in differences:
+                n = values.groupby(keys[effect]).size()
+                differences[effect] = _joined(differences[effect], n, before)
         return cls(overall, differences)
 
     def predict(self, samples_N: np.ndarray, drugs_N: np.ndarray, tissues_N: np.ndarray | None = None) -> np.ndarray:
@@ -118,6 +130,15 @@ class MeanEffects:
             for effect, part in content["effects"].items()
         }
         return cls(float(content["overall"]), differences)
+
+
+def _joined(differences: pd.Series, n: pd.Series, before: pd.Series) -> pd.Series:
+    """Return differences of rows and those that were known before, by how many rows both count for."""
+    differences, n, before = (one.set_axis(_as_multi(one.index)) for one in (differences, n, before))
+    both = differences.index.union(before.index)
+    of_rows, known = differences.reindex(both), before.reindex(both)
+    n_rows, n_known = n.reindex(both).fillna(0), known.notna() * PRIOR_ROWS
+    return (of_rows.fillna(0) * n_rows + known.fillna(0) * n_known) / (n_rows + n_known)
 
 
 def shared_effects(

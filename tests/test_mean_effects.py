@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.mean_effects import MeanEffects, shared_effects
+from geneformer_repro.mean_effects import PRIOR_ROWS, MeanEffects, shared_effects
 
 VALUES = np.array([1.0, 2, 3, 6])
 SAMPLES, DRUGS = np.array(["a", "a", "b", "b"]), np.array(["x", "y", "x", "y"])
@@ -74,3 +74,15 @@ def test_effects_that_training_rows_tell_of_the_tested_ones():
     assert shared_effects(SAMPLES, DRUGS, np.array(["c"]), np.array(["x"])) == ("drug",)
     assert shared_effects(SAMPLES, DRUGS, np.array(["a"]), np.array(["z"])) == ("sample",)
     assert shared_effects(SAMPLES, DRUGS, np.array(["c"]), np.array(["z"])) == ()
+
+
+def test_what_was_known_before_counts_as_some_rows():
+    before = MeanEffects.fit(np.array([1.0, 3.0]), np.array(["a", "b"]), np.array(["x", "y"]), effects=["drug"])
+    one = np.array([8.0])
+    kept = MeanEffects.from_json(before.to_json())
+    joined = MeanEffects.fit(one, np.array(["c"]), np.array(["x"]), effects=["drug"], prior=kept)
+    assert joined.overall == (8 + PRIOR_ROWS * 2) / (1 + PRIOR_ROWS)
+    of_x = ((8 - joined.overall) - PRIOR_ROWS) / (1 + PRIOR_ROWS)  # which was 1 below the mean before
+    assert joined.predict(one, np.array(["x"])).item() == pytest.approx(joined.overall + of_x)
+    assert joined.predict(one, np.array(["y"])).item() == joined.overall + 1  # as before: no row has it
+    assert joined.predict(one, np.array(["z"])).item() == joined.overall

@@ -298,7 +298,9 @@ class PairProblem(Problem):
         if pretrained and not goes_on and network.shape.reads_tokens:
             own, theirs = network.bert.state_dict(), source.bert.state_dict()
             network.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
-        network.effects = self._effects(rows) if network.shape.residual else None
+        if network.shape.residual:
+            stays = goes_on and pretrained and not self.replaces_head(source, config)
+            network.effects = self._effects(rows, source.effects if stays else None)
         network.values = self.values
         samples, drugs = self.identities.samples[rows], self.identities.drugs[rows]
         for what, names in (("samples", samples), ("drugs", drugs)):
@@ -334,6 +336,9 @@ class PairProblem(Problem):
         replaces = self.replaces_head(source, config)
         if replaces:
             network.replace_output(head, seed=config.seed)
+        else:  # what the output layer says is in the scale that it learned
+            target = dataclasses.replace(head.targets[0], mean=source.target.mean, sd=source.target.sd)
+            head = dataclasses.replace(head, targets=(target,))
         network.head = head
         if config.refit_scale:
             network = self.rescaled(network, rows)
@@ -450,11 +455,12 @@ class PairProblem(Problem):
 
     # Mean effects
 
-    def _effects(self, rows: np.ndarray) -> MeanEffects:
+    def _effects(self, rows: np.ndarray, prior: MeanEffects | None = None) -> MeanEffects:
         """Return the mean effects of these rows that are known in the test part."""
         who = self.identities
         samples, drugs = who.samples[rows], who.drugs[rows]
-        return MeanEffects.fit(self.labels[rows, 0], samples, drugs, effects=self.split_by.known_effects)
+        effects = self.split_by.known_effects
+        return MeanEffects.fit(self.labels[rows, 0], samples, drugs, effects=effects, prior=prior)
 
     def _naive(self, effects: MeanEffects, rows: np.ndarray) -> np.ndarray:
         who = self.identities
