@@ -299,8 +299,8 @@ class PairProblem(Problem):
             own, theirs = network.bert.state_dict(), source.bert.state_dict()
             network.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
         if network.shape.residual:
-            stays = goes_on and pretrained and not self.replaces_head(source, config)
-            network.effects = self._effects(rows, source.effects if stays else None)
+            same = goes_on and pretrained and source.target.measure == self.measure
+            network.effects = self._effects(rows, source.effects if same else None)
         network.values = self.values
         samples, drugs = self.identities.samples[rows], self.identities.drugs[rows]
         for what, names in (("samples", samples), ("drugs", drugs)):
@@ -336,9 +336,8 @@ class PairProblem(Problem):
         replaces = self.replaces_head(source, config)
         if replaces:
             network.replace_output(head, seed=config.seed)
-        else:  # what the output layer says is in the scale that it learned
-            target = dataclasses.replace(head.targets[0], mean=source.target.mean, sd=source.target.sd)
-            head = dataclasses.replace(head, targets=(target,))
+        elif source.target.measure == self.measure:  # what the output layer says is in the scale that it learned
+            head = dataclasses.replace(head, targets=(dataclasses.replace(source.target, name=self.targets[0].name),))
         network.head = head
         if config.refit_scale:
             network = self.rescaled(network, rows)
