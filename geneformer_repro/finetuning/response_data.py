@@ -13,7 +13,7 @@ from geneformer_repro.config import Section, require
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs
-from geneformer_repro.finetuning.cohort_data import as_measured
+from geneformer_repro.finetuning.cohort_data import as_inputs
 from geneformer_repro.finetuning.methods import CompareConfig
 from geneformer_repro.finetuning.pair_splits import PairSplitConfig
 from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
@@ -240,18 +240,14 @@ def matrix_inputs(
     DataFormatError
         It does not hold them.
     """
+    called = expression.index if isinstance(expression, pd.DataFrame) else expression.obs_names
     if isinstance(expression, pd.DataFrame):
-        table, names, called, gene_names = expression.to_numpy(np.float32), expression.columns, expression.index, ()
+        names = {"expression": tuple(expression.columns.astype(str))}
+        inputs = ExpressionInputs({"expression": expression.to_numpy(np.float32)}, names)
+    elif values is None:
+        raise InputError('values is missing: say what the matrix holds, "counts", "expression" or "zscore".')
     else:
-        if values is None:
-            raise InputError('values is missing: say what the matrix holds, "counts", "expression" or "zscore".')
-        table, names, called = (
-            as_measured(expression, Measure(values, log2)),
-            expression.var_names,
-            expression.obs_names,
-        )
-        gene_names = tuple(expression.var["gene_name"].astype(str)) if "gene_name" in expression.var else ()
-    inputs = ExpressionInputs({"expression": table}, {"expression": tuple(names.astype(str))}, gene_names)
+        inputs = as_inputs(expression, Measure(values, log2))
     return called.to_numpy(dtype=str), inputs
 
 

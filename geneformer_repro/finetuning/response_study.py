@@ -9,12 +9,10 @@ The genes of the target are brought to the scale of the network by all samples o
 need not be known for that; of scratch networks too, so that with ten pairs no gene's spread is that of three samples.
 """
 
-import copy
-import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -150,37 +148,37 @@ def study_responses(
         "splits": [digest_of(use.splits, use.target.names) for use in uses],
     }
     with working_on(out, plan, what="study", marker="provenance.json", overwrite=overwrite) as work:
-        _do(
-            [(use, model) for use in uses for model in config.networks],
-            partial(_pretrain, work.folder),
-            workers,
-            "source",
-        )
-        tasks = [(use, fold, n) for use in uses for fold in range(len(use.splits)) for n in use.sizes]
-        _do(tasks, partial(_compare, work.folder), workers, "target")
+        of_source = [(use, model) for use in uses for model in config.networks]
+        learned = dict(_done(of_source, partial(_of_source, work.folder), workers, "source"))
+        uses = [replace(use, learned={model: learned[use.name, model] for model in config.networks}) for use in uses]
+        of_target = [(use, fold, n) for use in uses for fold in range(len(use.splits)) for n in use.sizes]
+        predicted = dict(_done(of_target, partial(_compare, work.folder), workers, "target"))
         record = provenance(
             "response_study", config=resolved(config), inputs={k: plan[k] for k in ("source", "target")}
         )
-        study = _joined(uses, work.folder, record)
+        study = _joined(uses, predicted, record)
         with work.result() as folder:
             write_response_study(folder, study, config, record)
     return study
 
 
-def _do(tasks: Sequence[tuple[Any, ...]], work: Any, workers: int | None, step: str) -> None:
-    """Do each task, here or in so many processes; its parts are kept in the work folder."""
-    do = partial(_in_one_thread, work, os.getpid())
+def _done(tasks: Sequence[tuple[Any, ...]], work: Any, workers: int | None, step: str) -> list[Any]:
+    """Do each task, here or in so many processes; its parts are kept in the work folder. Return what they came to."""
+    do, results = partial(_in_one_thread, work, os.getpid()), []
     with progress(step, total=len(tasks), unit="tasks") as bar:
         several = workers is not None and workers > 1
-        for _ in by_processes(tasks, do, workers or 1) if several else map(do, tasks):
+        ended = (result for _, result in by_processes(tasks, do, workers or 1)) if several else map(do, tasks)
+        for result in ended:
+            results.append(result)
             bar.update()
+    return results
 
 
-def _in_one_thread(work: Any, parent: int, task: tuple[Any, ...]) -> None:
+def _in_one_thread(work: Any, parent: int, task: tuple[Any, ...]) -> Any:
     if os.getpid() != parent:
         die_with(parent)
     with processes.one_thread():
-        work(task)
+        return work(task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +191,8 @@ class _Use:
     target: PairProblem
     splits: list[Split]
     config: ResponseStudyConfig
+    learned: Mapping[PairModel, PairNetwork] = field(default_factory=dict)
+    """Networks that learned the source, once they have."""
 
     @property
     def sizes(self) -> list[int]:
@@ -213,7 +213,7 @@ class _Use:
 def _uses(source: ResponseData, target: ResponseData, config: ResponseStudyConfig) -> Iterator[_Use]:
     """Yield each question with what may be learned; refuse what must not be, before any work."""
     of_source = with_settings(config, tissue=None)
-    of_source = dataclasses.replace(of_source, values=config.source.values or config.values, log2=config.source.log2)
+    of_source = replace(of_source, values=config.source.values or config.values, log2=config.source.log2)
     first, second = source.problem(of_source), target.problem(config)
     for model in config.networks:
         settings = with_settings(config, model=model)
@@ -221,12 +221,12 @@ def _uses(source: ResponseData, target: ResponseData, config: ResponseStudyConfi
         second.require_readable(None, settings)
     alike = _alike(first, second, target.aliases)
     for use in config.uses:
-        split_by = dataclasses.replace(config.split, by=use)
-        problem = dataclasses.replace(second, split_by=split_by)
+        split_by = replace(config.split, by=use)
+        problem = replace(second, split_by=split_by)
         splits = make_pair_splits(problem.names, problem.strata, problem.identities, split_by, seed=config.seed)
         learned = _learned(first, second, alike, use, config)
         within = PairSplitConfig(by=use, validation=config.source.validation, test=config.source.validation / 2)
-        of_use = dataclasses.replace(first.select(learned), split_by=within)
+        of_use = replace(first.select(learned), split_by=within)
         dealt = make_pair_splits(of_use.names, of_use.strata, of_use.identities, within, seed=config.seed)[0]
         parts = Split(np.sort(np.concatenate([dealt.train, dealt.test])), dealt.validation)
         yield _Use(use, of_use, parts, problem, splits, config)
@@ -275,46 +275,42 @@ def _learned(
 # One training, wherever it is done
 
 
-def _pretrain(work: Path, task: tuple[_Use, PairModel]) -> None:
+def _of_source(work: Path, task: tuple[_Use, PairModel]) -> tuple[tuple[str, PairModel], PairNetwork]:
+    """Train a network on the source; return it after which it is."""
     use, model = task
-    _of_source(use, model, work)
-
-
-def _of_source(use: _Use, model: PairModel, work: Path) -> PairNetwork:
-    """Return the network that learned the source."""
     config = with_settings(use.config, model=model, epochs=use.config.source.epochs, rates=())
     network, _ = use.source.train(
         None, config, use.source_split, work=use.folder(work) / "source" / model, step=f"source, {MODELS[model]}"
     )
-    return network
+    return (use.name, model), network
 
 
-def _compare(work: Path, task: tuple[_Use, int, int]) -> Any:
-    """Train and ask all methods on some pairs of a fold; what is finished is kept."""
+def _compare(work: Path, task: tuple[_Use, int, int]) -> tuple[tuple[str, int, int], Mapping[str, np.ndarray | None]]:
+    """Train and ask all methods on some pairs of a fold; return which it is, and predictions of the test pairs."""
     use, fold, n = task
-    split = use.splits[fold]
+    problem, split = use.target, use.splits[fold]
     pool = np.concatenate([split.train, split.validation])
-    problem, networks, ready = use.target, [], {OF_SOURCE: [_source_means(use)]}
-    for model in use.config.networks:
-        begun = problem.rescaled(_of_source(use, model, work), pool)
-        if not n:
-            ready[f"{MODELS[model]}, {PRETRAINED}"] = [_zero_shot(use, begun, split)]
-            continue
+    begun = {model: problem.rescaled(network, pool) for model, network in use.learned.items()}
+    means = _source_means(use)
+    if not n:
+        as_they_are = {f"{MODELS[model]}, {PRETRAINED}": _zero_shot(use, begun[model], split) for model in begun}
+        return (use.name, fold, n), {OF_SOURCE: means[split.test], **as_they_are}
+    networks = []
+    for model, pretrained in begun.items():
         config = use.of(model)
-        fresh = problem.unlearned(config, pool)
-        for start, way in ((begun, PRETRAINED), (fresh, SCRATCH)):
+        for start, way in ((pretrained, PRETRAINED), (problem.unlearned(config, pool), SCRATCH)):
             name = f"{MODELS[model]}, {way}"
             networks.append(NetworkMethod(name, f"{model}-{way}", start=start, config=config, step=f", {name}"))
-    folder = use.folder(work) / f"fold-{fold + 1}" / str(n)
-    if not n:
-        return {name: said[0][split.test] for name, said in ready.items()}
     features = problem.features(None, use.config, None) if use.config.compare.baselines else None
-    compared = Comparison(problem, None, features, tuple(networks), ready)
-    drawn = draw_rows(split, n, seed=use.config.seed)
+    compared = Comparison(problem, None, features, tuple(networks), {OF_SOURCE: [means]})
     outcome = compared.run(
-        use.config, drawn, with_model=False, work=folder, step=f"{use.name}, fold {fold + 1}, {n} pairs"
+        use.config,
+        draw_rows(split, n, seed=use.config.seed),
+        with_model=False,
+        work=use.folder(work) / f"fold-{fold + 1}" / str(n),
+        step=f"{use.name}, fold {fold + 1}, {n} pairs",
     )
-    return outcome.predicted[0]
+    return (use.name, fold, n), outcome.predicted[0]
 
 
 def _source_means(use: _Use) -> np.ndarray:
@@ -330,35 +326,38 @@ def _turned(use: _Use) -> int:
 
 
 def _zero_shot(use: _Use, network: PairNetwork, split: Split) -> np.ndarray:
-    said = np.full(len(use.target.pairs), np.nan)
-    said[split.test] = _turned(use) * use.target.ask(network, split.test)[:, 0]
-    return said
+    return _turned(use) * use.target.ask(network, split.test)[:, 0]
 
 
 # What it came to
 
 
-def _joined(uses: Sequence[_Use], work: Path, record: Mapping[str, Any]) -> ResponseStudy:
+def _joined(
+    uses: Sequence[_Use],
+    predicted: Mapping[tuple[str, int, int], Mapping[str, np.ndarray | None]],
+    record: Mapping[str, Any],
+) -> ResponseStudy:
     evaluations: dict[tuple[str, int], Evaluation] = {
-        (use.name, n): _evaluated(use, n, work) for use in uses for n in use.sizes
+        (use.name, n): _evaluated(use, [predicted[use.name, fold, n] for fold in range(len(use.splits))])
+        for use in uses
+        for n in use.sizes
     }
-    networks: dict[tuple[str, str], Checkpoint] = {}
-    for use in uses:
-        for model in use.config.networks:
-            network = copy.deepcopy(_of_source(use, model, work))
-            networks[use.name, model] = use.source.checkpoint(network, record, like=None)
+    networks: dict[tuple[str, str], Checkpoint] = {
+        (use.name, model): use.source.checkpoint(network, record, like=None)
+        for use in uses
+        for model, network in use.learned.items()
+    }
     return ResponseStudy(table_of(evaluations), differences_of(evaluations), evaluations, networks)
 
 
-def _evaluated(use: _Use, n: int, work: Path) -> Evaluation:
-    """Score all methods that learned so many pairs on the test pairs of all folds."""
-    of_folds = [_compare(work, (use, fold, n)) for fold in range(len(use.splits))]
+def _evaluated(use: _Use, of_folds: Sequence[Mapping[str, np.ndarray | None]]) -> Evaluation:
+    """Score all methods on the test pairs of all folds, by what they predicted in each."""
     tested = np.concatenate([split.test for split in use.splits])
     folds = np.repeat(np.arange(len(use.splits)), [len(split.test) for split in use.splits])
-    predicted = {
-        name: None if any(of[name] is None for of in of_folds) else np.concatenate([of[name] for of in of_folds])
-        for name in of_folds[0]
-    }
+    predicted: dict[str, np.ndarray | None] = {}
+    for name in of_folds[0]:
+        there = [said for of_fold in of_folds if (said := of_fold[name]) is not None]
+        predicted[name] = np.concatenate(there) if len(there) == len(of_folds) else None
     names = [f"{MODELS[model]}, {way}" for model in use.config.networks for way in (PRETRAINED, SCRATCH)]
     return evaluate_target(
         use.target.targets[0],

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,7 @@ from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.baselines import PairInputs
 from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, best_entry, scores_by_target, trained_once
 from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig
-from geneformer_repro.finetuning.problems.problem import Problem
+from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import Head, Pooling
@@ -222,21 +221,16 @@ class PairProblem(Problem):
         """Return the problem of some of the pairs, of the same samples and drugs."""
         return dataclasses.replace(self, pairs=self.pairs[rows], labels=self.labels[rows])
 
-    def digest(self) -> str:
-        """Return a digest of who the samples and drugs are, of what is read of them, and of their responses."""
-        digest = hashlib.sha256(repr([target.to_json() for target in self.targets]).encode())
-        columns: list[Any] = [self.sample_names, self.drugs.keys, () if self.tissues is None else self.tissues]
-        for column in columns:
-            digest.update("\n".join([*column, ""]).encode())
-        digest.update(b"" if self.cells is None else self.cells.fingerprint.encode())
+    def content(self) -> Iterator[bytes]:
+        """Yield who the samples and drugs are, and what is read of them."""
+        yield from map(as_lines, (self.sample_names, self.drugs.keys, [] if self.tissues is None else self.tissues))
+        yield b"" if self.cells is None else self.cells.fingerprint.encode()
         if self.inputs is not None:
-            digest.update("\n".join([*self.inputs.names["expression"], ""]).encode())
-            digest.update(np.ascontiguousarray(self.inputs.values["expression"], dtype=np.float32).tobytes())
+            yield as_lines(self.inputs.names["expression"])
+            yield np.ascontiguousarray(self.inputs.values["expression"], dtype=np.float32).tobytes()
         if self.vectors is not None:
-            digest.update("\n".join(map(str, [*self.vectors.index, *self.vectors.columns])).encode())
-            digest.update(np.ascontiguousarray(self.vectors, dtype=np.float32).tobytes())
-        digest.update(np.ascontiguousarray(self.labels).tobytes())
-        return digest.hexdigest()
+            yield as_lines(map(str, [*self.vectors.index, *self.vectors.columns]))
+            yield np.ascontiguousarray(self.vectors, dtype=np.float32).tobytes()
 
     # Networks
 
