@@ -103,8 +103,6 @@ class PairNetwork(nn.Module):
         """Of the training rows, by the names of samples and the keys of drugs; None without `residual`."""
         self.learned: dict[str, list[str]] = {"samples": [], "drugs": []}
         """Names of the samples and keys of the drugs that it, or what it went on from, was trained on."""
-        self.values: str | None = None
-        """What the matrix of samples held ("counts", "expression", "zscore"); None where it was taken as it is."""
         self.begun: dict[str, Any] = {}
         """What it went on from, and whether its output layer was replaced."""
         with torch.random.fork_rng():
@@ -321,7 +319,7 @@ class PairNetwork(nn.Module):
             "drugs": self.drugs.to_json(),
             "encoder": encoder,
             "effects": None if self.effects is None else self.effects.to_json(),
-            "values": self.values,
+            "values": None if scale is None else scale.measure,
             "learned": self.learned,
             "begun": self.begun,
         }
@@ -381,7 +379,7 @@ class PairNetwork(nn.Module):
             mean_I, factor_I = (weights.pop(f"scale.{name}").numpy() for name in ("mean", "factor"))
             if not len(genes) == len(gene_names) == len(mean_I) == len(factor_I):
                 raise InputError(f"{len(genes)} genes, {len(gene_names)} names and {len(mean_I)} means")
-            scale = InputScale({"expression": genes}, gene_names, mean_I, factor_I, shape.clip)
+            scale = InputScale({"expression": genes}, gene_names, mean_I, factor_I, shape.clip, content["values"])
         mean_F, factor_F = (weights.pop(f"drug_scale.{name}").numpy() for name in ("mean", "factor"))
         encoder = BertConfig.from_dict(content["encoder"]) if shape.reads_tokens else None
         network = cls(
@@ -392,7 +390,6 @@ class PairNetwork(nn.Module):
         if shape.residual and network.effects is None:
             raise InputError("it learns a residual, and there are no mean effects")
         network.learned, network.begun = content["learned"], content["begun"]
-        network.values = content["values"]
         return network
 
     def __repr__(self) -> str:

@@ -194,7 +194,6 @@ class ResponseData:
             )
             return PairProblem.of(self.samples, self.responses, self.drugs, expression=beside, **how)
         names, inputs = matrix_inputs(self.samples, config.values, config.log2)
-        how["values"] = None if isinstance(self.samples, pd.DataFrame) else config.values
         return PairProblem.of(inputs, self.responses, self.drugs, sample_names=[*names], **how)
 
     def _tissues(self, column: str) -> pd.Series:

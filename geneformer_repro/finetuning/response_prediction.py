@@ -114,7 +114,8 @@ def predict_response(
     names = None if cells is None else np.asarray(cells.cell_names, dtype=str)
     inputs = None
     if matrix is not None:
-        of_matrix, inputs = matrix_inputs(matrix, values or network.values, log2)  # type: ignore[arg-type]
+        learned = None if network.scale is None else network.scale.measure
+        of_matrix, inputs = matrix_inputs(matrix, values or learned, log2)
         if names is None:
             names = of_matrix
         else:

@@ -111,8 +111,6 @@ class PairProblem(Problem):
     labels: np.ndarray
     split_by: PairSplitConfig = dataclasses.field(default_factory=PairSplitConfig)
     """What is new in the test, and so which mean effects are known there."""
-    values: str | None = None
-    """What the matrix of samples held; None where it is taken as it is."""
     row = "pair"
 
     @classmethod
@@ -128,7 +126,6 @@ class PairProblem(Problem):
         aliases: Aliases | None = None,
         vectors: pd.DataFrame | None = None,
         split_by: PairSplitConfig | None = None,
-        values: str | None = None,
         name: str = "response",
     ) -> PairProblem:
         """Join samples, drugs and responses, by who they are.
@@ -151,8 +148,6 @@ class PairProblem(Problem):
             Of drugs, for ``network.drug_input="vectors"``.
         split_by
             How pairs will be split.
-        values
-            What the matrix held: "counts", "expression" or "zscore"; None of one that is taken as it is.
         name
             What is learned, in tables.
 
@@ -180,7 +175,7 @@ class PairProblem(Problem):
         keys = np.array(sample_keys([*names], aliases), dtype=str)
         return cls(
             names, keys, inputs, cells, of_samples, drugs, vectors, joined.pairs, (target,), labels,
-            split_by or PairSplitConfig(), values,
+            split_by or PairSplitConfig(),
         )  # fmt: skip
 
     @property
@@ -295,7 +290,6 @@ class PairProblem(Problem):
         if network.shape.residual:
             same = goes_on and pretrained and source.target.measure == self.measure
             network.effects = self._effects(rows, source.effects if same else None)
-        network.values = self.values
         samples, drugs = self.identities.samples[rows], self.identities.drugs[rows]
         for what, names in (("samples", samples), ("drugs", drugs)):
             network.learned[what] = sorted({*network.learned[what], *names.tolist()})
