@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,15 @@ _N_THREADS = torch.get_num_threads()
 def _as_many_threads() -> None:
     """Compute with as many threads as at the start, whoever changed that: another number changes last bits."""
     torch.set_num_threads(_N_THREADS)
+
+
+_LOG_LEVEL = logging.getLogger("geneformer_repro").level
+
+
+@pytest.fixture(autouse=True)
+def _as_it_logs_by_itself() -> None:
+    """Log what is logged at the start, whatever command of the command line set another level."""
+    logging.getLogger("geneformer_repro").setLevel(_LOG_LEVEL)
 
 
 @pytest.fixture(scope="session")

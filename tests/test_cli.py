@@ -91,15 +91,6 @@ EXTRA = {"cells.h5ad", "genes.tsv", "table.png", "table.html"}
 
 
 @pytest.fixture(autouse=True)
-def same_log_level():
-    """A command sets the level of our logger; put it back."""
-    logger = logging.getLogger("geneformer_repro")
-    before = logger.level
-    yield
-    logger.setLevel(before)
-
-
-@pytest.fixture(autouse=True)
 def _blank_pictures(request):
     """Draw no pictures, but in the chain of statistics and where a test asks for what is `drawn`."""
     with nullcontext() if "drawn" in request.fixturenames else blank():
