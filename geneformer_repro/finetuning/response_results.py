@@ -74,21 +74,35 @@ def curve_figure(table: pd.DataFrame, use: str) -> "Figure":
     return figure
 
 
+def scores_by_size(table: pd.DataFrame, use: str) -> tuple[str, pd.DataFrame]:
+    """Return the score that a question is about, and what each method reached by number of pairs, (methods, numbers).
+
+    Parameters
+    ----------
+    table
+        ``ResponseStudy.table``.
+    use
+        What is new in the test.
+    """
+    _, score, _ = _QUESTIONS[use]
+    of_use = table[table["use"] == use]
+    return score.replace("_", " "), of_use.pivot_table(index="method", columns="n", values=score, sort=False)
+
+
 def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figure]", config: Any) -> None:
     sections = []
     for use, figure in pictures.items():
-        called, score, question = _QUESTIONS[use]
-        of_use = study.table[study.table["use"] == use]
-        wide = of_use.pivot_table(index="method", columns="n", values=score, sort=False)
+        called, _, question = _QUESTIONS[use]
+        score, wide = scores_by_size(study.table, use)
         sections.append(
             Section(
                 f"{called[0].upper()}{called[1:]}: {question}",
-                f"{score.replace('_', ' ')}, the mean over folds, of every method after so many pairs of the target. "
+                f"{score}, the mean over folds, of every method after so many pairs of the target. "
                 "Networks take the same number of steps, each at its own best learning rate.",
                 "What is predicted beyond the mean effects: see the tables of each number of pairs.",
                 figure=figure,
                 table=wide,
-                note=" ".join(_said(study.differences, use)),
+                note=" ".join(sentences(study.differences, use)),
             )
         )
     facts = {
@@ -107,7 +121,7 @@ def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figu
     )
 
 
-def _said(differences: pd.DataFrame, use: str) -> list[str]:
+def sentences(differences: pd.DataFrame, use: str) -> list[str]:
     """Say where having learned the source was clearly better, and where clearly worse."""
     if differences.empty:
         return []
