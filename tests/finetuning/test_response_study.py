@@ -7,12 +7,14 @@ import pickle
 import signal
 from contextlib import redirect_stdout
 
+import anndata as ad
 import numpy as np
 import pytest
 from forking import forked, status_of
 from test_finetune_response import CONFIG, screen
 
 import geneformer_repro as gf
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.cli import main
 from geneformer_repro.finetuning import response_study as module
 from geneformer_repro.finetuning.problems.pairs import PairProblem
@@ -190,3 +192,57 @@ def test_a_study_that_is_under_way_is_not_begun_a_second_time(screens, tmp_path,
     with pytest.raises(gf.InputError, match="the second ended with 1"):
         gf.transfer_study(None, *screens, STUDY, out=out)
     assert "another call is working on this study" in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """The same samples as tokens."""
+    screens, adatas = (screen(30), screen(16, prefix="M-", seed=1)), []
+    for expression, _ in screens:
+        adatas.append(ad.AnnData(np.exp2(expression).astype(np.float32)))
+    vocabulary = gf.Vocabulary.fit(adatas[0], values="expression", max_length=34)
+    return vocabulary, *(
+        ResponseData.read(gf.tokenize(adata, vocabulary, values="expression"), table, measure="LN_IC50")
+        for adata, (_, table) in zip(adatas, screens, strict=True)
+    )
+
+
+def of_encoder(**changes):
+    network = {"model": "encoder", "drug_input": "one_hot", "drug_layers": (8,), "joint_layers": (8,)}
+    chosen = {"networks": ("encoder",), "network": network, "sizes": (), "transfer": {"strategy": "probe"}}
+    return dataclasses.replace(STUDY, **chosen | changes)
+
+
+def test_an_encoder_learns_the_source_and_goes_on_and_scratch_begins_with_a_random_one(
+    tokens, untrained, tmp_path, monkeypatch, caplog
+):
+    vocabulary, source, target = tokens
+    base = untrained(vocabulary, 0.2)
+    begun, train = {}, PairProblem.train
+
+    def watched(problem, start, config, split, **options):
+        bert = (start.model if isinstance(start, gf.Checkpoint) else start).bert
+        words = bert.embeddings.word_embeddings.weight.detach().clone()
+        begun[options["step"].rpartition(", ")[2]] = words, config.transfer.strategy
+        return train(problem, start, config, split, **options)
+
+    monkeypatch.setattr(PairProblem, "train", watched)
+    study = gf.transfer_study(base, source, target, of_encoder(), out=tmp_path / "study")
+    assert study.table["method"].tolist()[:2] == ["encoder and drug, pretrained", "encoder and drug, scratch"]
+    words = base.model.bert.embeddings.word_embeddings.weight.detach()
+    for step, strategy in (("encoder and drug", "probe"), ("pretrained", "probe"), ("scratch", "full")):
+        assert begun[step][1] == strategy
+        assert bool((begun[step][0] == words).all()) == (step != "scratch")
+    assert Checkpoint.from_pretrained(tmp_path / "study" / "sample" / "source" / "encoder").vocabulary == vocabulary
+    assert "There are tokens alone" in caplog.text
+
+
+def test_an_encoder_is_given_if_and_only_if_a_network_has_one(tokens, untrained, tmp_path):
+    vocabulary, *screens = tokens
+    base = untrained(vocabulary, 0.2)
+    with pytest.raises(gf.InputError, match=r'"encoder" begins with the checkpoint of an encoder; give it'):
+        gf.transfer_study(None, *screens, of_encoder(), out=tmp_path / "study")
+    with pytest.raises(gf.InputError, match=r"is what networks=\('encoder',\) begins with, and networks are tdnn"):
+        gf.transfer_study(base, *screens, STUDY, out=tmp_path / "study")
+    with pytest.raises(gf.InputError, match="and of these samples there are tokens alone"):
+        gf.transfer_study(None, *screens, STUDY, out=tmp_path / "study")
