@@ -268,6 +268,8 @@ class PairNetwork(nn.Module):
         if input_ids is not None:
             assert lengths is not None and weights is not None  # noqa: PT018
             pooled = self.pooled(input_ids, lengths, weights)
+        if self.shape.fusion == "attention":  # reads characters alone, not where they have ended
+            drugs = drugs[:, : int((drugs > 0).sum(1).max())]
         logits_PK = self.outputs(self.of_samples(values, pooled), self.of_drugs(drugs), pairs, naive)
         if labels is None:
             return SequenceClassifierOutput(logits=logits_PK)
