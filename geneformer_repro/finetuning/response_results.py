@@ -8,7 +8,7 @@ import pandas as pd
 
 from geneformer_repro.files import write_json, write_table
 from geneformer_repro.finetuning.figures import learning_curve_figure
-from geneformer_repro.finetuning.response_tables import OF_SOURCE, ResponseStudy
+from geneformer_repro.finetuning.response_tables import OF_SOURCE, SCRATCH, ResponseStudy
 from geneformer_repro.finetuning.results import write_evaluation
 from geneformer_repro.report import Section, write_report
 
@@ -122,16 +122,22 @@ def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figu
 
 
 def sentences(differences: pd.DataFrame, use: str) -> list[str]:
-    """Say where having learned the source was clearly better, and where clearly worse."""
+    """Say where having learned the source was clearly better or worse, and where anything beats the mean known."""
     if differences.empty:
         return []
     of_use = differences[differences["use"] == use]
+    of_source = of_use["other"].str.endswith(f", {SCRATCH}")
     said = []
-    for direction, what in (("higher", "Better"), ("lower", "Worse")):
-        rows = of_use[of_use["direction"] == direction]
-        where = ", ".join(
-            f"{row['network']} after {row['n']:,} pairs (by {abs(row['difference']):.2f})"
-            for row in rows.to_dict("records")
-        )
-        said.append(f"{what} than from random weights (p < 0.05 over groups): {where or 'nowhere'}.")
+    for rows, than in (
+        (of_use[of_source], "the same from random weights"),
+        (of_use[~of_source], "the mean that is known"),
+    ):
+        for direction, what in (("higher", "Better"), ("lower", "Worse")):
+            clear = rows[rows["direction"] == direction]
+            where = "; ".join(f"after {n:,} pairs {_listed(of_n)}" for n, of_n in clear.groupby("n"))
+            said.append(f"{what} than {than} (p < 0.05 over {use}s): {where or 'nowhere'}.")
     return said
+
+
+def _listed(clear: pd.DataFrame) -> str:
+    return ", ".join(f"{row['method']} (by {abs(row['difference']):.2f})" for row in clear.to_dict("records"))
