@@ -28,22 +28,22 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from geneformer_repro.config import from_mapping, require, require_types, resolved
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import read_json, write_json
-from geneformer_repro.heads import Head
+from geneformer_repro.files import write_json
+from geneformer_repro.heads import WEIGHTS, Head, open_network
 from geneformer_repro.tokenizer.measures import Values
 from geneformer_repro.tokenizer.vocabulary import MASK, PAD, Vocabulary
 
 logger = logging.getLogger(__name__)
 
 MODEL_TYPE, FORMAT = "expression_network", "geneformer_repro/expression_network/1"
-WEIGHTS, _BY_COHORT = "model.safetensors", "cohort"
+_BY_COHORT = "cohort"
 Block = Literal["covariates", "embedding", "expression"]
 BLOCKS: tuple[str, ...] = get_args(Block)
 """In the order of their columns: genes last, so that a network of fewer genes reads the first columns of a larger."""
@@ -505,13 +505,8 @@ class ExpressionNetwork(nn.Module):
         InputError
             It is of another format, damaged, or has no head.
         """
-        content = read_json(folder / "config.json")
-        if content.get("format") != FORMAT:
-            raise InputError(f"{folder}/config.json: expected format {FORMAT!r}, found {content.get('format')!r}.")
-        if head is None:
-            raise InputError(f"{folder}: has no head.json, so its outputs mean nothing; copy the checkpoint anew.")
-        try:
-            weights = load_file(folder / WEIGHTS)
+
+        def make(content: dict[str, Any], head: Head, weights: dict[str, Tensor]) -> ExpressionNetwork:
             mean_I, factor_I = (weights.pop(f"scale.{name}").numpy() for name in ("mean", "factor"))
             config = from_mapping(ExpressionConfig, content["network"])
             names = {block: tuple(columns) for block, columns in content["blocks"].items()}
@@ -522,12 +517,9 @@ class ExpressionNetwork(nn.Module):
             scale = InputScale(names, vocabulary.gene_names, mean_I, factor_I, config.clip, measure, is_by_cohort)
             network = cls(config, head, scale).eval()
             network.load_state_dict(weights)
-        except Exception as error:  # whatever a file that was cut off or changed by hand leads to
-            raise InputError(f"{folder}: is damaged ({error}); copy the checkpoint anew.") from error
-        broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
-        if broken or not np.isfinite([mean_I, factor_I]).all():
-            raise InputError(f"{folder}: holds weights that are not finite (first: {[*broken, 'scale'][0]}).")
-        return network
+            return network
+
+        return open_network(folder, head, FORMAT, make)
 
     def deciding(self) -> str:
         """Return all but the weights that decides the outputs, for a fingerprint."""

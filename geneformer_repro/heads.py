@@ -5,11 +5,13 @@ target, but for kinds of target that need more).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertPreTrainedModel
@@ -18,11 +20,15 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from geneformer_repro.attention import Cells
 from geneformer_repro.encoder import first_tokens, masked, run_encoder, unpad
 from geneformer_repro.errors import InputError
+from geneformer_repro.files import read_json
 from geneformer_repro.targets import Classes, Target
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 Pooling = Literal["mean", "cls"]
 HeadPooling = Literal["mean", "cls", "attention", "pooler"]
+Network = TypeVar("Network", bound=nn.Module)
+WEIGHTS = "model.safetensors"
+"""The file of a network's weights, and of what else are arrays of numbers."""
 
 
 def pool(hidden_TD: Tensor, weight_T: Tensor, cells: Cells, pooling: Pooling) -> Tensor:
@@ -160,6 +166,42 @@ class Head:
     def split_labels(self, labels: Tensor) -> tuple[Tensor, ...]:
         """Cut labels (…, all) into those of each target."""
         return labels.split([target.n_labels for target in self.targets], dim=-1)
+
+
+def open_network(
+    folder: Path, head: Head | None, form: str, make: Callable[[dict[str, Any], Head, dict[str, Tensor]], Network]
+) -> Network:
+    """Open a network that is no stock BERT: ``config.json``, `WEIGHTS`, and a head that says what its outputs mean.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+    head
+        From ``head.json``; None where there is none.
+    form
+        What ``config.json`` calls its format.
+    make
+        Makes the network of what ``config.json`` holds, the head and the tensors of the file.
+
+    Raises
+    ------
+    InputError
+        It is of another format, damaged, not finite, or has no head.
+    """
+    content = read_json(folder / "config.json")
+    if content.get("format") != form:
+        raise InputError(f"{folder}/config.json: expected format {form!r}, found {content.get('format')!r}.")
+    if head is None:
+        raise InputError(f"{folder}: has no head.json, so its outputs mean nothing; copy the checkpoint anew.")
+    try:
+        weights = load_file(folder / WEIGHTS)
+        network = make(content, head, dict(weights))
+    except Exception as error:  # whatever a file that was cut off or changed by hand leads to
+        raise InputError(f"{folder}: is damaged ({error}); copy the checkpoint anew.") from error
+    if broken := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+        raise InputError(f"{folder}: holds weights that are not finite (first: {broken[0]}).")
+    return network
 
 
 class _HeadedModel(BertPreTrainedModel):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -27,9 +27,9 @@ from geneformer_repro.attention import Cells
 from geneformer_repro.drug_inputs import DrugScale
 from geneformer_repro.encoder import first_tokens, run_encoder, unpad
 from geneformer_repro.errors import InputError
-from geneformer_repro.expression import WEIGHTS, ExpressionInputs, InputScale
-from geneformer_repro.files import misfit, read_json, write_json
-from geneformer_repro.heads import Head, pool
+from geneformer_repro.expression import ExpressionInputs, InputScale
+from geneformer_repro.files import misfit, write_json
+from geneformer_repro.heads import WEIGHTS, Head, open_network, pool
 from geneformer_repro.mean_effects import MeanEffects
 from geneformer_repro.pair_layers import (
     ContextualAttention,
@@ -338,20 +338,7 @@ class PairNetwork(nn.Module):
         InputError
             It is of another format, damaged, or has no head.
         """
-        content = read_json(folder / "config.json")
-        if content.get("format") != FORMAT:
-            raise InputError(f"{folder}/config.json: expected format {FORMAT!r}, found {content.get('format')!r}.")
-        if head is None:
-            raise InputError(f"{folder}: has no head.json, so its outputs mean nothing; copy the checkpoint anew.")
-        try:
-            weights = load_file(folder / WEIGHTS)
-            network = cls._of_files(content, head, weights)
-        except Exception as error:  # whatever a file that was cut off or changed by hand leads to
-            raise InputError(f"{folder}: is damaged ({error}); copy the checkpoint anew.") from error
-        numbers = {**dict(network._scales()), **{name: weight.numpy() for name, weight in weights.items()}}
-        if broken := [name for name, values in numbers.items() if not np.isfinite(values).all()]:
-            raise InputError(f"{folder}: holds weights that are not finite (first: {broken[0]}).")
-        return network
+        return open_network(folder, head, FORMAT, cls._of_files)
 
     @classmethod
     def _of_files(cls, content: dict[str, Any], head: Head, weights: dict[str, Tensor]) -> "PairNetwork":

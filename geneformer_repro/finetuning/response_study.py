@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
-from transformers import BertConfig
+from transformers import BertConfig, BertModel
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
@@ -146,8 +146,9 @@ def study_responses(
     if processes.count() > 1:
         raise InputError("A study of screens is one process that shares its trainings by workers=; start it by itself.")
     _require_start(start, config)
-    screens, uses = zip(*_screens_and_uses(start, source, target, config), strict=True)
-    plan = {
+    both = list(_screens_and_uses(start, source, target, config))
+    screens, uses = [screen for screen, _ in both], [use for _, use in both]
+    plan: dict[str, Any] = {
         "step": "response_study",
         "version": VERSION,
         "config": resolved(with_settings(config, split_file=None)),
@@ -156,7 +157,7 @@ def study_responses(
         "splits": [digest_of(use.splits, use.target.names) for use in uses],
         **({} if start is None else {"start": start.fingerprint}),
     }
-    inputs = {name: plan[name] for name in ("source", "target", "start") if name in plan}
+    inputs: dict[str, Any] = {name: plan[name] for name in ("source", "target", "start") if name in plan}
     record = provenance("response_study", config=resolved(config), inputs=inputs)
     with working_on(out, plan, what="study", marker="provenance.json", overwrite=overwrite) as work:
         of_source = [(screen, model) for screen in screens for model in config.networks]
@@ -179,8 +180,8 @@ def _require_start(start: Checkpoint | None, config: ResponseStudyConfig) -> Non
             f"{start.name} is what networks=('encoder',) begins with, and networks are {', '.join(config.networks)}. "
             "Name it, or leave the checkpoint out."
         )
-    if start is not None and not hasattr(start.model, "bert"):
-        raise InputError(f"{start.name}: expected an encoder, found {start.model!r}.")
+    if start is not None and (isinstance(start.model, PairNetwork) or not hasattr(start.model, "bert")):
+        raise InputError(f"{start.name}: expected an encoder that has learned no responses, found {start.model!r}.")
 
 
 def _done(tasks: Sequence[tuple[Any, ...]], work: Any, workers: int | None, step: str) -> list[Any]:
@@ -282,7 +283,7 @@ def _screens_and_uses(
         dealt = make_pair_splits(of_use.names, of_use.strata, of_use.identities, within, seed=config.seed)[0]
         parts = Split(np.sort(np.concatenate([dealt.train, dealt.test])), dealt.validation)
         turned = 1 if sensitive_is_low(of_use.measure) == sensitive_is_low(problem.measure) else -1
-        encoder = None if start is None else start.model.bert.config
+        encoder = None if start is None else cast(BertModel, start.model.bert).config
         means = turned * _source_means(of_use, problem)
         yield _Screen(use, of_use, parts, config), _Use(use, problem, splits, config, means, turned, encoder, {})
 
