@@ -62,6 +62,9 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Raised when the same call gives other results."""
+_SCORINGS = 15
+"""Times that a network is scored on the way, and the best is taken, whatever the number of pairs: an epoch of few is a
+single step, and to score and save that often took three times as long as the learning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +242,9 @@ class _Use:
     def of(self, model: PairModel) -> ResponseStudyConfig:
         """Return the settings of a network on the target."""
         config = with_settings(self.config, model=model)
-        return with_settings(config, trainer={**config.training.trainer, "max_steps": config.steps})
+        every = max(1, config.steps // _SCORINGS)
+        scored = {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
+        return with_settings(config, trainer={**scored, **config.training.trainer, "max_steps": config.steps})
 
     def begun(self, model: PairModel, way: str, rows: np.ndarray) -> PairNetwork:
         """Return the network that training on the target begins with, its genes on the scale of these rows' samples."""
