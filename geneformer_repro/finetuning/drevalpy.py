@@ -148,9 +148,9 @@ class _PairModel:
     ) -> None:
         """Train; pairs of `output_earlystopping` choose the epoch."""
         given = [part for part in (output, output_earlystopping) if part is not None and len(part)]
-        ids = [np.concatenate([getattr(part, of) for part in given]) for of in ("cell_line_ids", "drug_ids")]
+        lines, drugs = (np.concatenate([getattr(part, ids) for part in given]) for ids in ("cell_line_ids", "drug_ids"))
         values = np.concatenate([np.asarray(part.response, dtype=np.float64) for part in given])
-        problem = _problem(self.config, *ids, values, cell_line_input, drug_input)
+        problem = _problem(self.config, lines, drugs, values, cell_line_input, drug_input)
         rows = np.arange(len(values))
         split = Split(rows[: len(output)], rows[len(output) :])
         _require_new(problem, split)

@@ -82,7 +82,7 @@ def differences_of(evaluations: Mapping[tuple[str, int], Evaluation]) -> pd.Data
         assert evaluation.per_group is not None
         aggregation = "within_drug" if use in ("drug", "both") else "within_sample"
         groups = evaluation.per_group[evaluation.per_group["aggregation"] == aggregation]
-        of_methods = dict(iter(groups.groupby("method", sort=False)))
+        of_methods = {str(method): of_method for method, of_method in groups.groupby("method", sort=False)}
         means = known_mean(use, n)
         pairs = [(f"{network}, {PRETRAINED}", f"{network}, {SCRATCH}") for network in MODELS.values()]
         pairs += [(method, means) for method in of_methods if not method.endswith("mean") and method != OF_SOURCE]
