@@ -13,7 +13,7 @@ from geneformer_repro.cli import main
 from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
 from geneformer_repro.finetuning.responses import finetune_response
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")]
 
 DRUGS = {"aspirin": "CC(=O)Oc1ccccc1C(=O)O", "caffeine": "Cn1cnc2c1c(=O)n(C)c(=O)n2C", "ethanol": "CCO",
          "phenol": "Oc1ccccc1", "toluene": "Cc1ccccc1", "urea": "NC(N)=O"}  # fmt: skip
