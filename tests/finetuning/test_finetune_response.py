@@ -134,12 +134,12 @@ def test_who_was_learned_under_another_name_is_not_reported_as_new(by, learned_b
     aliases = Aliases.of_table(pd.DataFrame({"name": ["42-MG-BA"], "alias": ["GB-42"]}))
     data = ResponseData.read(expression, table, drugs, measure="LN_IC50", aliases=aliases)
     problem = data.problem(dataclasses.replace(CONFIG, split={"by": by}))
-    before = [learned_before if by == "sample" else "L-0"]
+    before = [learned_before if by == "sample" else "L-0", "of no other screen"]
     salt = pd.DataFrame({"drug": ["sodium salicylate acetate"], "smiles": ["[Na+].CC(=O)Oc1ccccc1C([O-])=O"]})
-    source_drugs = drugs if by == "sample" else gf.Drugs.of_table(salt)
-    values = pd.DataFrame([[before[0], source_drugs.names[0], 1.0]], columns=["sample", "drug", "value"])
-    source = ResponseData.read(expression[:1].set_axis(before), values, source_drugs, measure="LN_IC50").problem(CONFIG)
-    start = source.checkpoint(source.begun(None, CONFIG, np.arange(1)), {}, like=None)
+    of_source = drugs if by == "sample" else gf.Drugs.of_table(salt)
+    values = pd.DataFrame({"sample": before, "drug": of_source.names[0], "value": [1.0, 2.0]})
+    source = ResponseData.read(expression[:2].set_axis(before), values, of_source, measure="LN_IC50").problem(CONFIG)
+    start = source.checkpoint(source.begun(None, CONFIG, np.arange(2)), {}, like=None)
     is_new = problem.sample_names == "42-MG-BA", np.array(problem.drugs.names) == "aspirin"
     again = np.flatnonzero(is_new[by == "drug"][problem.pairs[:, int(by == "drug")]])
     refuse_learned(start, problem, np.setdiff1d(np.arange(len(problem.pairs)), again), aliases)
