@@ -462,6 +462,18 @@ class ExpressionNetwork(nn.Module):
         return network.train(self.training)
 
     @torch.no_grad()
+    def begin_path(self, output: int, share: float, weights_P: np.ndarray) -> None:
+        """Let an output be `share` times what it was, and clinical columns count this much in it, (P,) of their block.
+
+        Those that went straight to it before must still be at zero.
+        """
+        for path in (self.classifier, *self.skip.values()):
+            path.weight[output] *= share  # type: ignore[index, operator]
+        self.classifier.bias[output] *= share
+        of_clinical = self.skip["covariates"].weight
+        of_clinical[output] = torch.from_numpy(weights_P).to(of_clinical)  # type: ignore[arg-type, operator]
+
+    @torch.no_grad()
     def outputs(self, inputs: ExpressionInputs | np.ndarray) -> np.ndarray:
         """Return the outputs for samples, or for what `scale` makes of them, (N, K) float32."""
         scaled_NI = inputs if isinstance(inputs, np.ndarray) else self.scale(inputs)

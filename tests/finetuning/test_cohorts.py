@@ -9,16 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import geneformer_repro as gf
 from geneformer_repro.cli import main
 from geneformer_repro.config import ConfigError
-from geneformer_repro.expression import ExpressionConfig, ExpressionNetwork, InputScale
+from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.finetuning.cohort_data import CohortData
 from geneformer_repro.finetuning.cohort_tables import compare_over_cohorts, needed, sentence
-from geneformer_repro.finetuning.problems.samples import clinical_block
+from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
+from geneformer_repro.finetuning.kinds.survival_scores import harrell_c
+from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig, clinical_block
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
+from geneformer_repro.targets import Number, SurvivalTime
 
 pytestmark = pytest.mark.usefixtures("blank_pictures", "few_resamples")
 
@@ -125,6 +129,65 @@ def test_clinical_columns_are_numbers_and_a_label_that_training_samples_lack_cou
         given.obs.loc[given.obs_names[split.test], ["age", "stage"]] = [99.0, "IV"]
     assert "stage=IV" in path
     np.testing.assert_allclose(said["changed"], said["as it is"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def told_by_age():
+    """Problem, split and network of patients whom age and stage tell, expression nothing; with a second target."""
+    rng = np.random.default_rng(0)
+    n, names = 200, ("age", "stage")
+    obs = pd.DataFrame({"age": rng.normal(60, 9, n), "stage": rng.choice(["I", "II", "III"], n)})
+    risk = (obs["age"] - 60) / 9 + obs["stage"].map({"I": -1.0, "II": 0.0, "III": 1.0})
+    time, censored = rng.exponential(np.exp(-risk)), rng.exponential(3.0, n)
+    labels = np.column_stack([np.minimum(time, censored), time < censored, np.arange(n) % 2, rng.normal(size=n)])
+    genes = {"expression": rng.normal(size=(n, N_GENES)).astype(np.float32)}
+    inputs = ExpressionInputs(genes, {"expression": tuple(f"G{i}" for i in range(N_GENES))})
+    targets = (SurvivalTime("died", "days", (1.0,), 1.0, "cox", cohorts=("a", "b")), Number("grade"))
+    problem = ExpressionProblem(inputs, targets, labels, obs).with_covariates(names)
+    given = SampleNetworkConfig(network={"width": 8, "skip": ("covariates",)}, training={"steps": 40})
+    return problem, Split(np.arange(0, 90), np.arange(90, 120), np.arange(120, 200)), given
+
+
+def c_index(labels, risk):
+    return harrell_c(labels[:, 0], labels[:, 1].astype(bool), risk, strata=labels[:, 2]).c
+
+
+def test_a_network_with_clinical_columns_begins_as_cox_and_ends_no_worse(told_by_age, tmp_path):
+    problem, split, given = told_by_age
+    features = problem.features(None, SimpleNamespace(compare=SimpleNamespace(covariates=problem.obs.columns)), None)
+    cox = SURVIVAL_METHODS["Cox, clinical"](
+        features, split.train, problem.labels[split.train, :3], split.test, 0, (1.0,)
+    )[:, 0]
+    begun, tested = problem.begun(None, given, split.train), problem.inputs.select(split.test)
+    assert spearmanr(begun.outputs(tested)[:, 0], cox).statistic > 0.98
+    trained, _ = problem.train(None, given, split, work=tmp_path / "network", step="train")
+    labels = problem.labels[split.test]
+    assert c_index(labels, trained.outputs(tested)[:, 0]) > c_index(labels, cox) - 0.02
+    assert (begun.skip["covariates"].weight[1] == 0).all()  # of the number's output
+    plain = ExpressionNetwork(given.network, begun.head, begun.scale, seed=given.seed)
+    np.testing.assert_array_equal(begun.outputs(tested)[:, 1], plain.outputs(tested)[:, 1])
+
+
+def test_what_clinical_columns_begin_at_is_learned_of_training_samples_alone(told_by_age):
+    problem, split, given = told_by_age
+    other = copy.deepcopy(problem)
+    others = np.concatenate(split[1:])
+    for block in other.inputs.values.values():
+        block[others] += 3
+    other.labels[others, :2] = [7.0, 1.0]
+    begun = [one.begun(None, given, split.train).state_dict() for one in (problem, other)]
+    for name, weight in begun[0].items():
+        assert torch.equal(weight, begun[1][name]), name
+
+
+def test_what_others_taught_counts_as_much_as_it_tells_beside_clinical_columns(told_by_age):
+    problem, split, given = told_by_age
+    tested, said = problem.inputs.select(split.test), []
+    for factor in (1, 50):
+        start = ExpressionNetwork(given.network, Head(problem.targets), InputScale.fit(problem.inputs))
+        start.classifier.weight.data *= factor
+        said.append(problem.begun(start, given, split.train).outputs(tested)[:, 0])
+    np.testing.assert_allclose(said[1], said[0], atol=1e-4)
 
 
 def test_a_missing_clinical_number_is_usual_and_a_missing_label_none():

@@ -22,7 +22,11 @@ from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
 from geneformer_repro.finetuning.kinds.numbers import numbers_in
 from geneformer_repro.finetuning.kinds.survival_figures import calibration_figure, risk_groups_figure
-from geneformer_repro.finetuning.kinds.survival_methods import PATIENT_METHODS, SURVIVAL_METHODS
+from geneformer_repro.finetuning.kinds.survival_methods import (
+    PATIENT_METHODS,
+    SURVIVAL_METHODS,
+    cox_ridge_coefficients,
+)
 from geneformer_repro.finetuning.kinds.survival_scores import (
     Censoring,
     PredictedCurves,
@@ -272,6 +276,10 @@ class SurvivalLabels(Kind[SurvivalTime]):
     def content(self, labels_NS: np.ndarray) -> bytes:
         """Return times, events and numbers of cohorts."""
         return np.ascontiguousarray(labels_NS).tobytes()
+
+    def straight_path(self, columns_NP: np.ndarray, labels_NS: np.ndarray, seed: int) -> np.ndarray | None:
+        """Return the coefficients of Cox's model, stratified by cohort, where the output is a log hazard; else None."""
+        return cox_ridge_coefficients(columns_NP, labels_NS, seed) if self.target.learned_by == "cox" else None
 
     def simple_methods(
         self, features: Any, train_rows: np.ndarray, labels_NS: np.ndarray, test_rows: np.ndarray, seed: int

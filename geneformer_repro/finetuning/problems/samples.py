@@ -46,7 +46,7 @@ from geneformer_repro.training.log import write_log
 
 EXPRESSION, SIDE_BY_SIDE = "expression network", "encoder and expression side by side"
 """What networks that look at the matrix of an encoder's samples are called in tables."""
-BESIDE_VERSION = 1
+BESIDE_VERSION = 2
 """Raised when these say other things of the same samples, so that a run which an earlier version began is not gone on
 with."""
 _MOST_GENES = 2000
@@ -150,15 +150,41 @@ class ExpressionProblem(Problem):
     def begun(
         self, start: ExpressionNetwork | None, config: SampleNetworkConfig, rows: np.ndarray
     ) -> ExpressionNetwork:
-        """Return the network that training begins with; what is usual of each column is that of these samples."""
+        """Return the network that training begins with; what is usual of each column is that of these samples.
+
+        So is what clinical columns count (`_begin_clinical`), where the network has a path for them.
+        """
         inputs, head = self.inputs.select(rows), Head(self.head_targets(rows))
         if start is not None:
             assert start.head.n_outputs == head.n_outputs
             network = copy.deepcopy(start)
             network.head, network.scale = head, start.scale.refitted(inputs)
-            return network
-        scale = InputScale.fit(inputs, n_genes=config.network.n_genes, clip=config.network.clip)
-        return ExpressionNetwork(config.network, head, scale, seed=config.seed)
+        else:
+            scale = InputScale.fit(inputs, n_genes=config.network.n_genes, clip=config.network.clip)
+            network = ExpressionNetwork(config.network, head, scale, seed=config.seed)
+        if "covariates" in network.scale.names:
+            self._begin_clinical(network, rows, config.seed)
+        return network
+
+    def _begin_clinical(self, network: ExpressionNetwork, rows: np.ndarray, seed: int) -> None:
+        """Let the network begin at a simple model of clinical columns and of what it says without them.
+
+        Of survival that is Cox's under a ridge penalty. From zero the columns' path learns next to nothing in as few
+        steps as a network needs; and what the network says, of others' patients or of random weights, may be of any
+        size, so the model tells it how much to count.
+        """
+        scaled_NI = network.scale(self.inputs.select(rows))
+        columns_NP, said_NK = scaled_NI[:, network.scale.columns("covariates")], network.outputs(scaled_NI)
+        ends = np.cumsum([target.n_outputs for target in network.head.targets])
+        for end, (kind, labels) in zip(ends, self.of_kinds(rows), strict=True):
+            labelled = ~np.isnan(labels).any(axis=1)
+            said_N, output = said_NK[labelled, end - 1].astype(np.float64), end - 1
+            spread = said_N.std() or 1.0
+            weights = kind.straight_path(
+                np.column_stack([said_N / spread, columns_NP[labelled]]), labels[labelled], seed
+            )
+            if weights is not None:
+                network.begin_path(output, weights[0] / spread, weights[1:])
 
     def _best_of_rates(
         self, begun: ExpressionNetwork, config: SampleNetworkConfig, split: Split, step: str
