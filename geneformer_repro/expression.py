@@ -21,6 +21,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -259,7 +260,7 @@ class InputScale:
             and np.array_equal(self.factor_I[: len(other)], other.factor_I)
         )
 
-    @property
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         """The genes, without medians."""
         genes = self.names["expression"]
@@ -314,15 +315,15 @@ class InputScale:
         gene_of = vocabulary.find(given)
         by_name = vocabulary.find(inputs.gene_names)
         gene_of = np.where((gene_of < 0) & ~np.isin(by_name, gene_of), by_name, gene_of)
-        places = np.full(len(genes), -1)
-        for column in np.flatnonzero(gene_of >= 0):
-            gene = gene_of[column]
-            if places[gene] >= 0:
-                raise InputError(
-                    f"Columns {given[places[gene]]!r} and {given[column]!r} are both gene {genes[gene]!r}. Keep "
-                    "one, or their sum."
-                )
-            places[gene] = column
+        places, columns = np.full(len(genes), -1), np.flatnonzero(gene_of >= 0)
+        places[gene_of[columns][::-1]] = columns[::-1]  # the first of two
+        twice = columns[places[gene_of[columns]] != columns]
+        if len(twice):
+            gene = gene_of[twice[0]]
+            raise InputError(
+                f"Columns {given[places[gene]]!r} and {given[twice[0]]!r} are both gene {genes[gene]!r}. Keep one, or "
+                "their sum."
+            )
         n_there = int((places >= 0).sum())
         if not n_there:
             raise InputError(
