@@ -221,7 +221,9 @@ class _CohortExperiment(Experiment):
                 if "step" in history:
                     told = best_entry(history)[["step", "seconds", "learning_rate"]]
                     rows.append({"method": network.name, **told.rename({"step": "steps"})})
-        return pd.DataFrame(rows).groupby("method", sort=False).median().reset_index()
+        by_method = pd.DataFrame(rows).groupby("method", sort=False)
+        rate = by_method["learning_rate"].agg(lambda rates: rates.mode()[0])
+        return by_method[["steps", "seconds"]].median().join(rate).reset_index()
 
 
 NETWORKS = (

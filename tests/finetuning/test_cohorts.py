@@ -90,6 +90,7 @@ def test_what_cohorts_share_is_transferred(run):
     assert (study.cohorts["c_zero_shot"] > 0.6).all()
     assert study.cohorts["difference"].mean() > 0
     assert study.cost.groupby("method")["steps"].max().max() <= 10
+    assert set(study.cost["learning_rate"]) <= {1e-3, 1e-2}
 
 
 def test_what_the_network_with_clinical_columns_uses_of_them_and_of_expression_is_told(run):
