@@ -517,9 +517,9 @@ def _some_cells(cells: _Cells, rows: np.ndarray, share: float, seed: int) -> np.
     if not 0 < n_several <= several.sum() - n_cells:
         rarest = min(np.unique(strata), key=lambda stratum: n_of_class[stratum])
         raise InputError(
-            f"{len(rows)} {cells.row}s of {len(np.unique(strata))} classes are too few to take {n_cells} and leave some of "
-            f"every class; class {str(cells.class_names[rarest])!r} has {n_of_class[rarest]}. Give smaller validation "
-            f"and test shares, or leave rare classes out{cells.by}."
+            f"{len(rows)} {cells.row}s of {len(np.unique(strata))} classes are too few to take {n_cells} and leave "
+            f"some of every class; class {str(cells.class_names[rarest])!r} has {n_of_class[rarest]}. Give smaller "
+            f"validation and test shares, or leave rare classes out{cells.by}."
         )
     _, taken = train_test_split(rows[several], test_size=n_cells, stratify=strata[several], random_state=seed)
     return np.sort(taken)
@@ -689,10 +689,10 @@ def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, row: st
 
 def _of_one_class(part: str, folds: str, name: str, row: str) -> str:
     if part == "validation":
+        whose = f"s of {folds} are of one class" if folds else f"s are of one class ({name!r})"
         return (
-            f"All validation {row}s{f' of {folds}' if folds else ''} are of one class{'' if folds else f' ({name!r})'}, "
-            "so the epoch that they choose may be one that calls everything so. Name validation_groups of several "
-            "classes, or leave them out."
+            f"All validation {row}{whose}, so the epoch that they choose may be one that calls everything so. Name "
+            "validation_groups of several classes, or leave them out."
         )
     if not folds:
         return (
@@ -700,6 +700,6 @@ def _of_one_class(part: str, folds: str, name: str, row: str) -> str:
             "none is given. Test groups of several classes, or give more groups of the others."
         )
     return (
-        f"All test {row}s of {folds} are of one class, so these folds have no scores of their own; those over all folds "
-        f"compare {row}s that different networks were asked. Give fewer folds, so that each has several classes."
+        f"All test {row}s of {folds} are of one class, so these folds have no scores of their own; those over all "
+        f"folds compare {row}s that different networks were asked. Give fewer folds, so that each has several classes."
     )

@@ -407,8 +407,8 @@ class SurvivalLabels(Kind[SurvivalTime]):
         said = []
         if n_late:
             said.append(
-                f"Uno's C leaves out {n_late} of {n_events} events, as with an earlier end: when they come, some cohort's "
-                f"or fold's {rows} are no longer followed"
+                f"Uno's C leaves out {n_late} of {n_events} events, as with an earlier end: when they come, some "
+                f"cohort's or fold's {rows} are no longer followed"
             )
         if times:
             told = f"{len(times)} of {len(self.target.times)} times ({', '.join(f'{time:g}' for time in times)})"
