@@ -236,10 +236,15 @@ class InputScale:
             self, names=names, gene_names=self.gene_names[:n_genes], mean_I=self.mean_I[:n], factor_I=self.factor_I[:n]
         )
 
-    def refitted(self, inputs: ExpressionInputs) -> "InputScale":
-        """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort."""
+    def refitted(self, inputs: ExpressionInputs, *, but: Sequence[Block] = ()) -> "InputScale":
+        """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort.
+
+        Those of blocks in `but` stay.
+        """
         mean_I, spread_I = moments(self.raw(inputs), self.clip)
         mean_I, factor_I = mean_I.astype(np.float32), factors(spread_I)
+        for columns in map(self.columns, but):
+            mean_I[columns], factor_I[columns] = self.mean_I[columns], self.factor_I[columns]
         return replace(self, mean_I=mean_I, factor_I=factor_I, within_cohorts=False)
 
     def with_covariates(self, names: Sequence[str]) -> "InputScale":

@@ -19,7 +19,12 @@ from geneformer_repro.finetuning.cohort_data import CohortData
 from geneformer_repro.finetuning.cohort_tables import compare_over_cohorts, needed, sentence
 from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
 from geneformer_repro.finetuning.kinds.survival_scores import harrell_c
-from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig, clinical_block
+from geneformer_repro.finetuning.problems.samples import (
+    ExpressionProblem,
+    SampleNetworkConfig,
+    clinical_block,
+    clinical_columns,
+)
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import Number, SurvivalTime
@@ -223,6 +228,44 @@ def test_a_network_says_of_its_samples_what_it_said_in_the_study_whatever_they_c
     assert main(["predict", str(out / "ucs"), str(tmp_path / "z.tsv"), "-o", str(tmp_path / "risk.tsv")]) == 0
     written = pd.read_csv(tmp_path / "risk.tsv", sep="\t", index_col="sample")
     np.testing.assert_allclose(written, table, rtol=1e-5)
+
+
+def test_a_network_with_clinical_columns_is_asked_with_a_table_of_them(run, tmp_path):
+    _, out = run
+    network = gf.Checkpoint.from_pretrained(out / "ucs" / "with-clinical")
+    data = CohortData.read(samples(), config(follow_up={"cohort": "tumour"}))
+    rows = np.flatnonzero(data.cohorts == "ucs")
+    problem = data.problem(rows).with_covariates(("age",))
+    expected = problem.predictions(problem.ask(network.model, np.arange(len(rows))), np.arange(len(rows)))
+    columns = network.head.targets[0].columns(expected)
+    of_ucs = samples()[samples().obs["tumour"] == "ucs"].copy()
+    pd.testing.assert_frame_equal(
+        gf.predict(network, of_ucs), pd.DataFrame(columns, of_ucs.obs_names), check_exact=True
+    )
+    table, clinical, risk = (str(tmp_path / name) for name in ("z.tsv", "clinical.tsv", "risk.tsv"))
+    pd.DataFrame(of_ucs.X.T, of_ucs.var_names, of_ucs.obs_names).to_csv(table, sep="\t")
+    of_ucs.obs[["age", "tumour"]].to_csv(clinical, sep="\t", index_label="patient")
+    asked = ["predict", str(out / "ucs" / "with-clinical"), table, "--genes-in", "rows", "-o", risk]
+    assert main([*asked, "--clinical", clinical]) == 0
+    np.testing.assert_allclose(
+        pd.read_csv(risk, sep="\t", index_col="sample")["died_risk"], columns["died_risk"], rtol=1e-5
+    )
+    older = (of_ucs.obs[["age"]] + 10).rename_axis("patient").reset_index()
+    assert not np.allclose(gf.predict(network, table, clinical=older)["died_risk"], columns["died_risk"])
+    with pytest.raises(gf.InputError, match=r"clinical column 'age', which the samples do not have.*clinical="):
+        gf.predict(network, table)
+
+
+def test_clinical_columns_of_other_samples_are_those_that_were_learned(caplog):
+    learned = pd.DataFrame({"age": [50.0, 60.0], "stage": ["I", "II=b"], "a=b": ["x", "y"]})
+    values, names = clinical_block(learned)
+    np.testing.assert_array_equal(clinical_columns(learned[["a=b", "stage", "age"]], names), values)
+    assert not caplog.records
+    others = learned.assign(stage=["IV", None])
+    np.testing.assert_array_equal(clinical_columns(others, names)[:, 1:3], np.zeros((2, 2)))
+    assert "stage: the network has not learned 'IV', of 1 samples; they count as missing" in caplog.text
+    with pytest.raises(gf.InputError, match="reads numbers in 'age', found 'old'"):
+        clinical_columns(learned.assign(age="old"), names)
 
 
 def test_a_network_of_several_cohorts_standardises_each_by_itself(run, caplog):
