@@ -14,6 +14,7 @@ from geneformer_repro.errors import VocabularyMismatchError as VocabularyMismatc
 from geneformer_repro.finetuning.cohort_data import CohortStudyConfig as CohortStudyConfig
 from geneformer_repro.finetuning.cohort_tables import CohortStudy as CohortStudy
 from geneformer_repro.finetuning.cross_cohort import cross_cohort as cross_cohort
+from geneformer_repro.finetuning.drevalpy import drevalpy_model as drevalpy_model
 from geneformer_repro.finetuning.finetune import FinetuneConfig as FinetuneConfig
 from geneformer_repro.finetuning.finetune import Finetuned as Finetuned
 from geneformer_repro.finetuning.finetune import finetune as finetune

@@ -247,9 +247,11 @@ class Drugs:
         """
         if kind not in ("rdkit", "mordred"):
             raise InputError(f"Descriptors kind={kind!r}. {did_you_mean(kind, ('rdkit', 'mordred'))}")
-        molecules = self._molecules(f"{kind} descriptors")
-        table = _rdkit_descriptors(molecules) if kind == "rdkit" else _mordred_descriptors(molecules)
-        return table.set_axis(self.names, axis=0).replace([np.inf, -np.inf], np.nan)
+        structures = self.structures(f"{kind} descriptors")
+        with _quiet_rdkit(), np.errstate(all="ignore"):
+            names, of_molecule = _rdkit_descriptors() if kind == "rdkit" else _mordred_descriptors()
+            rows = [of_molecule(smiles) for smiles in structures]
+        return pd.DataFrame(rows, self.names, names, dtype=float).replace([np.inf, -np.inf], np.nan)
 
     def vectors(self, table: pd.DataFrame | str | Path, *, name: str | None = None) -> pd.DataFrame:
         """Return vectors of the drugs that somebody computed before.
@@ -540,23 +542,47 @@ def _standardisers() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     return rdMolStandardize.LargestFragmentChooser(preferOrganic=True).choose, rdMolStandardize.Uncharger().uncharge
 
 
-def _rdkit_descriptors(molecules: Sequence[Any]) -> pd.DataFrame:
+_REMEMBERED = 4096
+"""Molecules whose descriptors are kept: of one they take 20 ms, and every training asks again."""
+
+
+def _rdkit_descriptors() -> tuple[list[str], Callable[[str], tuple[float, ...]]]:
+    """Return their names, and what makes them of a SMILES."""
     from rdkit.Chem import Descriptors
 
-    with _quiet_rdkit():
-        rows = [[function(molecule) for _, function in Descriptors.descList] for molecule in molecules]
-    return pd.DataFrame(rows, columns=[name for name, _ in Descriptors.descList], dtype=float)
+    return [name for name, _ in Descriptors.descList], _of_rdkit
 
 
-def _mordred_descriptors(molecules: Sequence[Any]) -> pd.DataFrame:
+@functools.lru_cache(_REMEMBERED)
+def _of_rdkit(smiles: str) -> tuple[float, ...]:
+    from rdkit.Chem import Descriptors, MolFromSmiles
+
+    molecule = MolFromSmiles(smiles)
+    return tuple(function(molecule) for _, function in Descriptors.descList)
+
+
+def _mordred_descriptors() -> tuple[list[str], Callable[[str], tuple[float, ...]]]:
+    """Return their names, and what makes them of a SMILES."""
     try:
-        from mordred import Calculator, descriptors
+        import mordred.descriptors  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("Mordred's descriptors need it: pip install 'geneformer-repro[drug]'.") from error
-    calculator = Calculator(descriptors, ignore_3D=True)
-    with _quiet_rdkit(), np.errstate(all="ignore"):
-        rows = [[_as_number(value) for value in calculator(molecule)] for molecule in molecules]
-    return pd.DataFrame(rows, columns=[str(descriptor) for descriptor in calculator.descriptors], dtype=float)
+    calculator = _mordred_calculator()
+    return [str(descriptor) for descriptor in calculator.descriptors], _of_mordred
+
+
+@functools.cache
+def _mordred_calculator() -> Any:
+    from mordred import Calculator, descriptors
+
+    return Calculator(descriptors, ignore_3D=True)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _of_mordred(smiles: str) -> tuple[float, ...]:
+    from rdkit.Chem import MolFromSmiles
+
+    return tuple(_as_number(value) for value in _mordred_calculator()(MolFromSmiles(smiles)))
 
 
 def _as_number(value: Any) -> float:

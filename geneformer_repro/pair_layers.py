@@ -18,10 +18,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from geneformer_repro.config import require, require_types
 from geneformer_repro.drug_inputs import DrugInput, DrugScale
 from geneformer_repro.expression import Norm
+
+_NUMBERS_AT_ONCE, _NUMBERS_AT_ONCE_ON_A_GPU = 2**17, 2**24
+"""Of pairs × positions × attention that are in memory at once: half a megabyte, which a core's cache holds; 64 MB."""
 
 PairModel = Literal["conv_nn", "paccmann", "tdnn", "encoder"]
 Fusion = Literal["concatenation", "bilinear", "film", "attention"]
@@ -222,8 +226,7 @@ class SideBySide(nn.Module):
 class ContextualAttention(nn.Module):
     """A sample chooses characters: shares of a softmax over v · tanh(W_s sample + W_c character + b), for each head.
 
-    W_s sample and W_c character are made once a sample and once a drug; what is made of pairs is the tanh, in blocks,
-    and in training made again in the backward pass instead of being kept.
+    W_s sample and W_c character are made once a sample and once a drug; what is made of pairs is the tanh.
 
     References
     ----------
@@ -232,35 +235,99 @@ class ContextualAttention(nn.Module):
 
     def __init__(self, n_context: int, width: int, shape: PairShape, *, has_gate: bool) -> None:
         super().__init__()
-        self._heads = shape.attention_heads, shape.fusion_size
         n = shape.attention_heads * shape.fusion_size
         self.gate = nn.Linear(n_context, n_context) if has_gate else None
         self.context, self.character = nn.Linear(n_context, n), nn.Linear(width, n, bias=False)
-        self.score_HA = nn.Parameter(torch.randn(self._heads) / math.sqrt(shape.fusion_size))
+        self.score_HA = nn.Parameter(
+            torch.randn(shape.attention_heads, shape.fusion_size) / math.sqrt(shape.fusion_size)
+        )
 
     def of_samples(self, context_SW: Tensor) -> Tensor:
         """Return what samples ask, (S, H, A); of genes through a gate, shares that sum to 1 over all of them."""
         if self.gate is not None:
             context_SW = context_SW * self.gate(context_SW).softmax(-1)
-        return self.context(context_SW).unflatten(-1, self._heads)
+        return self.context(context_SW).unflatten(-1, self.score_HA.shape)
 
     def of_drugs(self, channel_DTW: Tensor) -> Tensor:
         """Return what characters answer, (D, T, H, A)."""
-        return self.character(channel_DTW).unflatten(-1, self._heads)
+        return self.character(channel_DTW).unflatten(-1, self.score_HA.shape)
 
     def forward(
         self,
         asked_SHA: Tensor,
         keys_DTHA: Tensor,
         channel_DTW: Tensor,
-        is_there_DT: Tensor,
+        length_D: Tensor,
         sample_P: Tensor,
         drug_P: Tensor,
     ) -> Tensor:
-        """Return for each pair and head the weighted sum of its drug's characters, (P, H · W)."""
-        hidden_PTHA = (asked_SHA[sample_P][:, None] + keys_DTHA[drug_P]).tanh()
-        score_PTH = (hidden_PTHA * self.score_HA).sum(-1).masked_fill(~is_there_DT[drug_P][..., None], -torch.inf)
-        return torch.einsum("pth,ptw->phw", score_PTH.softmax(1), channel_DTW[drug_P]).flatten(1)
+        """Return for each pair and head the weighted sum of its drug's characters, (P, H · W).
+
+        A drug has `length_D` characters, the first of its T positions.
+        """
+        sides = (asked_SHA.transpose(0, 1), keys_DTHA.transpose(1, 2), channel_DTW, self.score_HA)
+        exact = torch.promote_types(asked_SHA.dtype, torch.float32)
+        with torch.autocast(asked_SHA.device.type, enabled=False):
+            return _Chosen.apply(*(side.to(exact) for side in sides), length_D, sample_P, drug_P).flatten(1)
+
+
+class _Chosen(torch.autograd.Function):
+    """What pairs choose of characters, (P, H, W), drug by drug.
+
+    Of 256 pairs and 55 characters tanh has 15 million numbers. They are never all there: some pairs of a drug are
+    computed at once, as many as fit into a core's cache, and made again going back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> Tensor:
+        _, _, channel_DTW, score_HA, length_D, sample_P, drug_P = given
+        chosen_PHW = channel_DTW.new_empty(len(sample_P), len(score_HA), channel_DTW.shape[2])
+        ctx.blocks, shares = _of_one_drug_each(length_D, drug_P, score_HA.numel()), []
+        for drug, n_characters, rows_B in ctx.blocks:
+            hidden_HBTA = _hidden(given, drug, n_characters, sample_P[rows_B])
+            shares.append((hidden_HBTA @ score_HA[:, None, :, None])[..., 0].softmax(-1))
+            chosen_PHW[rows_B] = (shares[-1] @ channel_DTW[drug, :n_characters]).transpose(0, 1)
+        ctx.save_for_backward(*given, *shares)
+        return chosen_PHW
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_PHW: Tensor) -> tuple[Tensor | None, ...]:
+        given, shares = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        channel_DTW, score_HA, sample_P = given[2], given[3], given[5]
+        of_asked_HSA, of_keys_DHTA, of_channel_DTW, of_score_HA = slopes = [
+            torch.zeros_like(side) for side in given[:4]
+        ]
+        for (drug, n_characters, rows_B), shares_HBT in zip(ctx.blocks, shares, strict=True):
+            slope_HBW = slope_PHW[rows_B].transpose(0, 1)
+            of_channel_DTW[drug, :n_characters] += shares_HBT.flatten(0, 1).T @ slope_HBW.flatten(0, 1)
+            of_shares_HBT = slope_HBW @ channel_DTW[drug, :n_characters].T
+            of_sum_HBT = shares_HBT * (of_shares_HBT - (shares_HBT * of_shares_HBT).sum(-1, keepdim=True))
+            hidden_HBTA = _hidden(given, drug, n_characters, sample_P[rows_B])
+            of_score_HA += (of_sum_HBT.flatten(1)[:, None] @ hidden_HBTA.flatten(1, 2))[:, 0]
+            of_hidden_HBTA = of_sum_HBT[..., None] * score_HA[:, None, None]
+            of_sum_HBTA = torch.ops.aten.tanh_backward(of_hidden_HBTA, hidden_HBTA)
+            of_asked_HSA.index_add_(1, sample_P[rows_B], of_sum_HBTA.sum(2))
+            of_keys_DHTA[drug, :, :n_characters] += of_sum_HBTA.sum(1)
+        return (*slopes, None, None, None)
+
+
+def _of_one_drug_each(length_D: Tensor, drug_P: Tensor, n: int) -> list[tuple[int, int, Tensor]]:
+    """Return blocks of pairs that are computed at once: their drug, its number of characters, and which they are."""
+    at_once = _NUMBERS_AT_ONCE if drug_P.device.type == "cpu" else _NUMBERS_AT_ONCE_ON_A_GPU
+    order_P, n_pairs_D = drug_P.argsort(stable=True), drug_P.bincount(minlength=len(length_D))
+    blocks = []
+    for drug, (rows_Q, length) in enumerate(zip(order_P.split(n_pairs_D.tolist()), length_D.tolist(), strict=True)):
+        n_characters = max(1, length)
+        pieces = rows_Q.split(max(1, at_once // (n_characters * n))) if len(rows_Q) else ()
+        blocks += [(drug, n_characters, rows_B) for rows_B in pieces]
+    return blocks
+
+
+def _hidden(given: Sequence[Tensor], drug: int, n_characters: int, sample_B: Tensor) -> Tensor:
+    """Return the tanh of what some samples ask and the characters of a drug answer, (H, B, T, A)."""
+    asked_HSA, keys_DHTA = given[:2]
+    return (asked_HSA[:, sample_B, None] + keys_DHTA[drug, :, None, :n_characters]).tanh_()
 
 
 class Junction(nn.Module):

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -49,8 +48,6 @@ _FORM = {
     "network": {"model": str}, "drugs": {}, "learned": {"samples": [str], "drugs": [str]}, "begun": {},
 }  # fmt: skip
 """What ``config.json`` holds, for `files.misfit`."""
-_NUMBERS_AT_ONCE = 2**22
-"""Of pairs × positions × attention that are in memory at once: 16 MB."""
 
 
 class Side(NamedTuple):
@@ -62,8 +59,8 @@ class Side(NamedTuple):
     """Of "attention": projections for each width of convolution, of samples (S, H, A), of drugs (D, T, H, A)."""
     channels: tuple[Tensor, ...] = ()
     """Of "attention": vectors of characters (D, T, W) for each width of convolution."""
-    is_there_DT: Tensor | None = None
-    """Of "attention": whether a position holds a character."""
+    length_D: Tensor | None = None
+    """Of "attention": how many characters each SMILES has."""
 
 
 class PairNetwork(nn.Module):
@@ -201,7 +198,7 @@ class PairNetwork(nn.Module):
         is_there_DT = drugs > 0
         channels = self.characters(embedded, is_there_DT)
         keys = tuple(of.of_drugs(channel) for of, channel in zip(self.attentions, channels, strict=True))
-        return Side(embedded.flatten(1), keys, channels, is_there_DT)
+        return Side(embedded.flatten(1), keys, channels, is_there_DT.sum(1))
 
     # Pairs
 
@@ -229,27 +226,14 @@ class PairNetwork(nn.Module):
         return outputs_PK + ((naive - self.target.mean) / self.target.sd).to(outputs_PK)[:, None]
 
     def _attended(self, samples: Side, drugs: Side, sample_P: Tensor, drug_P: Tensor) -> Tensor:
-        """Return what samples find in the characters of their drugs, (P, W): pairs of short SMILES side by side."""
-        assert drugs.is_there_DT is not None
-        length_P = drugs.is_there_DT.sum(1)[drug_P]
-        order_P = length_P.argsort(stable=True)
-        longest = int(length_P.max()) if len(length_P) else 1
-        n_at_once = max(1, _NUMBERS_AT_ONCE // (longest * self.shape.attention_heads * self.shape.fusion_size))
-        pieces = []
-        for block_B in order_P.split(n_at_once):
-            at_most = max(1, int(length_P[block_B[-1]]))
-            pieces.append(self._attended_block(samples, drugs, at_most, sample_P[block_B], drug_P[block_B]))
-        return torch.cat(pieces)[order_P.argsort()]
-
-    def _attended_block(self, samples: Side, drugs: Side, at_most: int, sample_B: Tensor, drug_B: Tensor) -> Tensor:
-        assert drugs.is_there_DT is not None
+        """Return what samples find in the characters of their drugs, (P, W)."""
+        assert drugs.length_D is not None
         of_channels = zip(self.attentions, samples.keys, drugs.keys, drugs.channels, strict=True)
-        found = []
-        for attention, asked, keys, channel in of_channels:
-            given = (asked, keys[:, :at_most], channel[:, :at_most], drugs.is_there_DT[:, :at_most], sample_B, drug_B)
-            again = torch.is_grad_enabled()  # nothing is kept of pairs × positions, it is made again going back
-            found.append(checkpoint(attention, *given, use_reentrant=False) if again else attention(*given))
-        return torch.cat(found, dim=-1)
+        chosen = [
+            attention(asked, keys, channel, drugs.length_D, sample_P, drug_P)
+            for attention, asked, keys, channel in of_channels
+        ]
+        return torch.cat(chosen, dim=-1)
 
     def forward(
         self,
@@ -284,6 +268,8 @@ class PairNetwork(nn.Module):
         if input_ids is not None:
             assert lengths is not None and weights is not None  # noqa: PT018
             pooled = self.pooled(input_ids, lengths, weights)
+        if self.shape.fusion == "attention":  # reads characters alone, not where they have ended
+            drugs = drugs[:, : int((drugs > 0).sum(1).max())]
         logits_PK = self.outputs(self.of_samples(values, pooled), self.of_drugs(drugs), pairs, naive)
         if labels is None:
             return SequenceClassifierOutput(logits=logits_PK)

@@ -177,7 +177,7 @@ def _joined(sides: Sequence[Side]) -> Side:
     def many(of: Callable[[Side], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         return tuple(torch.cat(parts) for parts in zip(*map(of, sides), strict=True))
 
-    there = [side.is_there_DT for side in sides if side.is_there_DT is not None]
+    there = [side.length_D for side in sides if side.length_D is not None]
     vectors = torch.cat([side.vectors for side in sides])
     return Side(vectors, many(lambda s: s.keys), many(lambda s: s.channels), torch.cat(there) if there else None)
 

@@ -338,7 +338,7 @@ def _value_column(called: str, rows: pd.DataFrame, measure: str) -> str:
         numeric = [name for name in rows if pd.api.types.is_numeric_dtype(rows[name])]
         raise InputError(
             f"{called}: no column is called {measure!r}, 'value' or 'response'; columns of numbers are "
-            f"{examples(numeric, 8) or 'none'}. Name it with value=."
+            f"{examples(numeric, 8) or 'none'}. Give the measure that it is, or name it with value= of read_responses."
         )
     return column
 

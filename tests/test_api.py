@@ -55,6 +55,7 @@ NAMES = [
     "VocabularyMismatchError",
     "cross_cohort",
     "datasets",
+    "drevalpy_model",
     "embed",
     "embed_states",
     "finetune",
@@ -90,6 +91,7 @@ FUNCTIONS = {
     "finetune_patients": "checkpoint, cells, config, *, out, counts, overwrite",
     "finetune_response": "checkpoint, samples, responses, drugs, config, *, out, expression, aliases, "
     "vectors, overwrite",
+    "drevalpy_model": "config, *, name, hyperparameters",
     "predict_response": "checkpoint, samples, drugs, *, values, log2, expression, aliases, vectors, out, overwrite",
     "ResponseData.read": "samples, responses, drugs, *, measure, expression, aliases, vectors",
     "transfer_study": "start, source, target, config, *, cohort, out, counts, workers, overwrite",

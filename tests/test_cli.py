@@ -45,6 +45,7 @@ COMMANDS = (
     "transfer-study",
     "response",
     "predict-response",
+    "response-study",
     "embed",
     "map",
     "mixing",

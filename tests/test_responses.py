@@ -129,7 +129,7 @@ REFUSED = {
         with_values(1, 2, 3, 4, column="x"),
         {"measure": "AUC"},
         InputError,
-        "no column is called 'AUC', 'value' or 'response'; columns of numbers are 'x'. Name it with value=",
+        "no column is called 'AUC', 'value' or 'response'; columns of numbers are 'x'. Give the measure that it is",
     ),
     "no such column": (LONG, {"measure": "AUC", "value": "acu"}, InputError, "no column 'acu'. Did you mean 'auc'"),
     "a value without samples": (

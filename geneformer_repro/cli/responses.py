@@ -1,7 +1,8 @@
-"""Drug response: ``response`` learns it, ``predict-response`` asks what was learned."""
+"""Drug response: ``response`` learns it, ``predict-response`` asks it, ``response-study`` goes on to another screen."""
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from geneformer_repro.cli.inputs import CHECKPOINT, TOKENIZED, add_config_options, add_log2_option, new_command
@@ -51,6 +52,49 @@ def add_commands(commands: Any) -> None:
     command.add_argument("checkpoint", help="folder that response wrote")
     _add_inputs(command)
     command.add_argument("--drugs", required=True, metavar="TABLE", help="names and SMILES of the drugs")
+    _add_study(commands)
+
+
+def _add_study(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "response-study",
+        _response_study,
+        "learn a screen of drug response, then another, after few pairs and many, beside networks without the first",
+        "folder to write: report.html, tables, pictures, and the networks of the source",
+    )
+    _add_inputs(command)
+    command.add_argument("--responses", required=True, metavar="TABLE", help="long (sample, drug, value) or wide")
+    command.add_argument("--measure", metavar="NAME", help="what they are: LN_IC50, IC50_uM, AUC, pEC50, growth, …")
+    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs")
+    command.add_argument("--source", required=True, metavar="SAMPLES", help=f"first learn the responses of: {_SAMPLES}")
+    command.add_argument("--source-expression", metavar="MATRIX", help="beside its tokens: their expression")
+    command.add_argument("--source-responses", required=True, metavar="TABLE", help="theirs, long or wide")
+    command.add_argument("--source-measure", metavar="NAME", help="what these are (default: as --measure)")
+    command.add_argument("--source-drugs", metavar="TABLE", help="names and SMILES of its drugs (default: as --drugs)")
+    command.add_argument(
+        "--source-values", choices=["counts", "expression", "zscore"], help="of its matrix (default: as --values)"
+    )
+    command.add_argument("--source-log2", action="store_true", help="its expression is stored as log2(x + 1)")
+    command.add_argument("--start", metavar="BASE", help=f"encoder of --networks encoder: {CHECKPOINT}")
+    command.add_argument(
+        "--networks",
+        nargs="+",
+        metavar="NAME",
+        help="those compared: conv_nn paccmann tdnn (default), encoder",
+    )
+    command.add_argument(
+        "--new", nargs="+", metavar="WHAT", help="what is new in the test: sample, drug (default: both in turn), tissue"
+    )
+    command.add_argument(
+        "--sizes", nargs="+", type=int, metavar="N", help="pairs of the target that are learned; all are the last"
+    )
+    command.add_argument("--tissue", metavar="COLUMN", help="obs column with the tissue of each sample of the target")
+    command.add_argument("--folds", metavar="K", help="folds (default 5), or groups")
+    command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
+    command.add_argument("--workers", type=int, metavar="N", help="processes that share the trainings")
+    command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
+    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings")
 
 
 def _add_inputs(command: argparse.ArgumentParser) -> None:
@@ -102,6 +146,65 @@ def response_settings(arguments: argparse.Namespace) -> list[str]:
         "split.repeats": arguments.repeats,
         "split.split_file": arguments.split,
         "compare.ablations": arguments.ablations or None,
+        "compare.baselines": False if arguments.no_baselines else None,
+    }
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+
+
+def _response_study(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.config import load_config
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.finetuning.response_data import ResponseData
+    from geneformer_repro.finetuning.response_results import scores_by_size, sentences
+    from geneformer_repro.finetuning.response_study import ResponseStudyConfig
+    from geneformer_repro.finetuning.study import transfer_study
+
+    config = load_config(ResponseStudyConfig, arguments.config, [*arguments.set, *response_study_settings(arguments)])
+    refuse_existing(Path(arguments.out), overwrite=arguments.overwrite, marker="provenance.json")
+    target = ResponseData.read(
+        arguments.samples,
+        arguments.responses,
+        arguments.drugs,
+        measure=config.measure,
+        expression=arguments.expression,
+        aliases=arguments.aliases,
+        vectors=arguments.vectors,
+    )
+    source = ResponseData.read(
+        arguments.source,
+        arguments.source_responses,
+        arguments.source_drugs or arguments.drugs,
+        measure=arguments.source_measure or config.measure,
+        expression=arguments.source_expression,
+        aliases=target.aliases,
+        vectors=target.vectors,
+    )
+    where = {"out": arguments.out, "workers": arguments.workers, "overwrite": arguments.overwrite}
+    start = Checkpoint.from_pretrained(arguments.start) if arguments.start else None
+    study = transfer_study(start, source, target, config, **where)
+    for use in config.uses:
+        score, table = scores_by_size(study.table, use)
+        print(f"new in the test: {use}; {score} after so many pairs of the target")
+        print(table.round(3).rename_axis(index=None, columns=None).to_string(na_rep="–"))
+        print(*sentences(study.differences, use), sep="\n", end="\n\n")
+    print(f"{Path(arguments.out) / 'report.html'} has the pictures, {Path(arguments.out) / 'methods.tsv'} all scores")
+
+
+def response_study_settings(arguments: argparse.Namespace) -> list[str]:
+    """Write options as settings; a JSON value is a TOML value."""
+    folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
+    given: dict[str, Any] = {
+        "measure": arguments.measure,
+        "values": arguments.values,
+        "log2": arguments.log2 or None,
+        "source.values": arguments.source_values,
+        "source.log2": arguments.source_log2 or None,
+        "networks": arguments.networks,
+        "uses": arguments.new,
+        "sizes": arguments.sizes,
+        "tissue": arguments.tissue,
+        "split.folds": folds,
         "compare.baselines": False if arguments.no_baselines else None,
     }
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]

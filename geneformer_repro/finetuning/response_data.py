@@ -207,7 +207,7 @@ def opened_samples(
     samples: TokenizedDataset | AnnData | pd.DataFrame | str | Path,
 ) -> TokenizedDataset | AnnData | pd.DataFrame:
     """Open a file of samples, or a folder of tokens."""
-    if isinstance(samples, str | Path) and is_dataset(Path(samples)):
+    if isinstance(samples, str | Path) and Path(samples).exists() and is_dataset(Path(samples)):
         return TokenizedDataset.open(samples)
     return samples if isinstance(samples, TokenizedDataset) else _matrix(samples)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from geneformer_repro.files import write_json, write_table
 from geneformer_repro.finetuning.figures import learning_curve_figure
-from geneformer_repro.finetuning.response_tables import OF_SOURCE, ResponseStudy
+from geneformer_repro.finetuning.response_tables import OF_SOURCE, SCRATCH, ResponseStudy
 from geneformer_repro.finetuning.results import write_evaluation
 from geneformer_repro.report import Section, write_report
 
@@ -74,21 +74,35 @@ def curve_figure(table: pd.DataFrame, use: str) -> "Figure":
     return figure
 
 
+def scores_by_size(table: pd.DataFrame, use: str) -> tuple[str, pd.DataFrame]:
+    """Return the score that a question is about, and what each method reached by number of pairs, (methods, numbers).
+
+    Parameters
+    ----------
+    table
+        ``ResponseStudy.table``.
+    use
+        What is new in the test.
+    """
+    _, score, _ = _QUESTIONS[use]
+    of_use = table[table["use"] == use]
+    return score.replace("_", " "), of_use.pivot_table(index="method", columns="n", values=score, sort=False)
+
+
 def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figure]", config: Any) -> None:
     sections = []
     for use, figure in pictures.items():
-        called, score, question = _QUESTIONS[use]
-        of_use = study.table[study.table["use"] == use]
-        wide = of_use.pivot_table(index="method", columns="n", values=score, sort=False)
+        called, _, question = _QUESTIONS[use]
+        score, wide = scores_by_size(study.table, use)
         sections.append(
             Section(
                 f"{called[0].upper()}{called[1:]}: {question}",
-                f"{score.replace('_', ' ')}, the mean over folds, of every method after so many pairs of the target. "
+                f"{score}, the mean over folds, of every method after so many pairs of the target. "
                 "Networks take the same number of steps, each at its own best learning rate.",
                 "What is predicted beyond the mean effects: see the tables of each number of pairs.",
                 figure=figure,
                 table=wide,
-                note=" ".join(_said(study.differences, use)),
+                note=" ".join(sentences(study.differences, use)),
             )
         )
     facts = {
@@ -107,17 +121,23 @@ def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figu
     )
 
 
-def _said(differences: pd.DataFrame, use: str) -> list[str]:
-    """Say where having learned the source was clearly better, and where clearly worse."""
+def sentences(differences: pd.DataFrame, use: str) -> list[str]:
+    """Say where having learned the source was clearly better or worse, and where anything beats the mean known."""
     if differences.empty:
         return []
     of_use = differences[differences["use"] == use]
+    of_source = of_use["other"].str.endswith(f", {SCRATCH}")
     said = []
-    for direction, what in (("higher", "Better"), ("lower", "Worse")):
-        rows = of_use[of_use["direction"] == direction]
-        where = ", ".join(
-            f"{row['network']} after {row['n']:,} pairs (by {abs(row['difference']):.2f})"
-            for row in rows.to_dict("records")
-        )
-        said.append(f"{what} than from random weights (p < 0.05 over groups): {where or 'nowhere'}.")
+    for rows, than in (
+        (of_use[of_source], "the same from random weights"),
+        (of_use[~of_source], "the mean that is known"),
+    ):
+        for direction, what in (("higher", "Better"), ("lower", "Worse")):
+            clear = rows[rows["direction"] == direction]
+            where = "; ".join(f"after {n:,} pairs {_listed(of_n)}" for n, of_n in clear.groupby("n"))
+            said.append(f"{what} than {than} (p < 0.05 over {use}s): {where or 'nowhere'}.")
     return said
+
+
+def _listed(clear: pd.DataFrame) -> str:
+    return ", ".join(f"{row['method']} (by {abs(row['difference']):.2f})" for row in clear.to_dict("records"))

@@ -7,17 +7,21 @@ before, by identity: of new samples none of the target's samples is in the sourc
 
 The genes of the target are brought to the scale of the network by all samples of the training part, whose responses
 need not be known for that; of scratch networks too, so that with ten pairs no gene's spread is that of three samples.
+
+A network that learned the source is handed on by its folder, and what a training needs of the source by a number for
+each pair of the target: workers are sent neither screens of the source nor weights, and hold one network at a time.
 """
 
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from transformers import BertConfig
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
@@ -27,6 +31,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import Comparison, NetworkMethod
+from geneformer_repro.finetuning.networks import drop_weights
 from geneformer_repro.finetuning.pair_splits import NewInTest, PairSplitConfig, draw_rows, make_pair_splits
 from geneformer_repro.finetuning.problems.pairs import PairProblem
 from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
@@ -41,6 +46,7 @@ from geneformer_repro.finetuning.response_tables import (
 )
 from geneformer_repro.finetuning.responses import MODELS
 from geneformer_repro.finetuning.splits import Split, digest_of
+from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.identities import LEAST_GENES, Aliases, near_duplicates, same_samples
 from geneformer_repro.mean_effects import MeanEffects
 from geneformer_repro.pair_layers import PairModel
@@ -56,6 +62,9 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Raised when the same call gives other results."""
+_SCORINGS = 15
+"""Times that a network is scored on the way, and the best is taken, whatever the number of pairs: an epoch of few is a
+single step, and to score and save that often took three times as long as the learning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +116,8 @@ class ResponseStudyConfig(ResponseConfig):
     source: Section[ScreenConfig] = Section(ScreenConfig)
     """What is learned of the source."""
     networks: tuple[PairModel, ...] = ("conv_nn", "paccmann", "tdnn")
-    """Networks that are compared; the other settings of ``network`` are those of each."""
+    """Networks that are compared; the other settings of ``network`` are those of each. "encoder" begins the source with
+    an encoder's checkpoint and reads tokens of both screens; from scratch its encoder has random weights, too."""
     uses: tuple[NewInTest, ...] = ("sample", "drug")
     """What is new in the test, one use after the other, in place of ``split.by``."""
     sizes: tuple[int, ...] = (0, 10, 50, 100, 500, 1000, 5000)
@@ -121,12 +131,12 @@ class ResponseStudyConfig(ResponseConfig):
         super().__post_init__()
         require(len(set(self.networks)) == len(self.networks) > 0, self, "networks", "different names, at least one")
         require(len(set(self.uses)) == len(self.uses) > 0, self, "uses", "different ones, at least one")
-        require("encoder" not in self.networks, self, "networks", 'without "encoder", which has its own weights')
         require(all(size >= 0 for size in self.sizes), self, "sizes", "numbers of at least 0")
         require(self.steps >= 1, self, "steps", "at least 1")
 
 
 def study_responses(
+    start: Checkpoint | None,
     source: ResponseData,
     target: ResponseData,
     config: ResponseStudyConfig,
@@ -138,28 +148,42 @@ def study_responses(
     """Carry out the study; see `transfer_study`."""
     if processes.count() > 1:
         raise InputError("A study of screens is one process that shares its trainings by workers=; start it by itself.")
-    uses = list(_uses(source, target, config))
+    _require_start(start, config)
+    screens, uses = zip(*_screens_and_uses(start, source, target, config), strict=True)
     plan = {
         "step": "response_study",
         "version": VERSION,
         "config": resolved(with_settings(config, split_file=None)),
-        "source": [use.source.digest() for use in uses],
+        "source": [screen.problem.digest() for screen in screens],
         "target": uses[0].target.digest(),
         "splits": [digest_of(use.splits, use.target.names) for use in uses],
+        **({} if start is None else {"start": start.fingerprint}),
     }
+    inputs = {name: plan[name] for name in ("source", "target", "start") if name in plan}
+    record = provenance("response_study", config=resolved(config), inputs=inputs)
     with working_on(out, plan, what="study", marker="provenance.json", overwrite=overwrite) as work:
-        of_source = [(use, model) for use in uses for model in config.networks]
-        learned = dict(_done(of_source, partial(_of_source, work.folder), workers, "source"))
+        of_source = [(screen, model) for screen in screens for model in config.networks]
+        learned = dict(_done(of_source, partial(_of_source, work.folder, start, record), workers, "source"))
         uses = [replace(use, learned={model: learned[use.name, model] for model in config.networks}) for use in uses]
         of_target = [(use, fold, n) for use in uses for fold in range(len(use.splits)) for n in use.sizes]
         predicted = dict(_done(of_target, partial(_compare, work.folder), workers, "target"))
-        record = provenance(
-            "response_study", config=resolved(config), inputs={k: plan[k] for k in ("source", "target")}
-        )
-        study = _joined(uses, predicted, record)
+        study = _joined(uses, predicted)
         with work.result() as folder:
             write_response_study(folder, study, config, record)
     return study
+
+
+def _require_start(start: Checkpoint | None, config: ResponseStudyConfig) -> None:
+    """Raise unless there is an encoder if, and only if, a network has one."""
+    if "encoder" in config.networks and start is None:
+        raise InputError('networks: "encoder" begins with the checkpoint of an encoder; give it first (--start).')
+    if start is not None and "encoder" not in config.networks:
+        raise InputError(
+            f"{start.name} is what networks=('encoder',) begins with, and networks are {', '.join(config.networks)}. "
+            "Name it, or leave the checkpoint out."
+        )
+    if start is not None and not hasattr(start.model, "bert"):
+        raise InputError(f"{start.name}: expected an encoder, found {start.model!r}.")
 
 
 def _done(tasks: Sequence[tuple[Any, ...]], work: Any, workers: int | None, step: str) -> list[Any]:
@@ -182,17 +206,31 @@ def _in_one_thread(work: Any, parent: int, task: tuple[Any, ...]) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
+class _Screen:
+    """What may be learned of the source for one question, and the pairs that choose the epoch."""
+
+    use: NewInTest
+    problem: PairProblem
+    split: Split
+    config: ResponseStudyConfig
+
+
+@dataclass(frozen=True, eq=False)
 class _Use:
-    """One question: the target with its splits, and of the source what may be learned."""
+    """One question: the target with its splits, and what the source says of it."""
 
     name: NewInTest
-    source: PairProblem
-    source_split: Split
     target: PairProblem
     splits: list[Split]
     config: ResponseStudyConfig
-    learned: Mapping[PairModel, PairNetwork] = field(default_factory=dict)
-    """Networks that learned the source, once they have."""
+    source_means: np.ndarray
+    """What the source's means of drugs say of the target's pairs."""
+    turned: int
+    """-1 where low is sensitive in one of the measures alone."""
+    encoder: BertConfig | None
+    """The shape of the encoder, of "encoder"."""
+    learned: Mapping[PairModel, Path]
+    """Folders of the networks that learned the source, once they have."""
 
     @property
     def sizes(self) -> list[int]:
@@ -203,22 +241,41 @@ class _Use:
     def of(self, model: PairModel) -> ResponseStudyConfig:
         """Return the settings of a network on the target."""
         config = with_settings(self.config, model=model)
-        return with_settings(config, trainer={**config.training.trainer, "max_steps": config.steps})
+        every = max(1, config.steps // _SCORINGS)
+        scored = {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
+        return with_settings(config, trainer={**scored, **config.training.trainer, "max_steps": config.steps})
 
-    def folder(self, work: Path) -> Path:
-        """Return where the work on this question is."""
-        return work / self.name
+    def begun(self, model: PairModel, way: str, rows: np.ndarray) -> PairNetwork:
+        """Return the network that training on the target begins with, its genes on the scale of these rows' samples."""
+        if way == PRETRAINED:
+            return self.target.rescaled(Checkpoint.from_pretrained(self.learned[model]).pair_network, rows)
+        return self.target.unlearned(self.of(model), rows, encoder=self.encoder)
 
 
-def _uses(source: ResponseData, target: ResponseData, config: ResponseStudyConfig) -> Iterator[_Use]:
+@dataclass(frozen=True)
+class _StudyNetwork(NetworkMethod):
+    """A network of the study, made when its turn has come: one may hold half a gigabyte."""
+
+    of_use: _Use | None = None
+    model: PairModel = "conv_nn"
+    way: str = PRETRAINED
+    rows: np.ndarray | None = None
+
+    def begin(self, start: Any) -> PairNetwork:
+        """Return what the network begins with."""
+        assert self.of_use is not None
+        assert self.rows is not None
+        return self.of_use.begun(self.model, self.way, self.rows)
+
+
+def _screens_and_uses(
+    start: Checkpoint | None, source: ResponseData, target: ResponseData, config: ResponseStudyConfig
+) -> Iterator[tuple[_Screen, _Use]]:
     """Yield each question with what may be learned; refuse what must not be, before any work."""
     of_source = with_settings(config, tissue=None)
     of_source = replace(of_source, values=config.source.values or config.values, log2=config.source.log2)
     first, second = source.problem(of_source), target.problem(config)
-    for model in config.networks:
-        settings = with_settings(config, model=model)
-        first.require_readable(None, settings)
-        second.require_readable(None, settings)
+    _require_readable(first, second, start, config)
     alike = _alike(first, second, target.aliases)
     for use in config.uses:
         split_by = replace(config.split, by=use)
@@ -229,12 +286,30 @@ def _uses(source: ResponseData, target: ResponseData, config: ResponseStudyConfi
         of_use = replace(first.select(learned), split_by=within)
         dealt = make_pair_splits(of_use.names, of_use.strata, of_use.identities, within, seed=config.seed)[0]
         parts = Split(np.sort(np.concatenate([dealt.train, dealt.test])), dealt.validation)
-        yield _Use(use, of_use, parts, problem, splits, config)
+        turned = 1 if sensitive_is_low(of_use.measure) == sensitive_is_low(problem.measure) else -1
+        encoder = None if start is None else start.model.bert.config
+        means = turned * _source_means(of_use, problem)
+        yield _Screen(use, of_use, parts, config), _Use(use, problem, splits, config, means, turned, encoder, {})
+
+
+def _require_readable(
+    source: PairProblem, target: PairProblem, start: Checkpoint | None, config: ResponseStudyConfig
+) -> None:
+    """Raise unless each network finds what it reads in both screens, and genes of the one in the other."""
+    for model in config.networks:
+        settings = with_settings(config, model=model)
+        for problem in (source, target):
+            problem.require_readable(start if model == "encoder" else None, settings)
+        if settings.network.filled().reads_expression:
+            source.require_genes_in(target)
 
 
 def _alike(source: PairProblem, target: PairProblem, aliases: Aliases | None) -> np.ndarray:
     """Return the numbers of the source's samples that are in the target too: by name, alias, or expression."""
     same = set(same_samples(source.sample_names, target.sample_names, aliases)["a"])
+    if source.inputs is None or target.inputs is None:
+        logger.warning("There are tokens alone; who is in source and target under two names was not looked for.")
+        return np.flatnonzero(np.isin(source.sample_names, [*same]))
     tables = source.expression_table(), target.expression_table()
     n_genes = len(tables[0].columns.intersection(tables[1].columns))
     if n_genes < LEAST_GENES:
@@ -275,14 +350,20 @@ def _learned(
 # One training, wherever it is done
 
 
-def _of_source(work: Path, task: tuple[_Use, PairModel]) -> tuple[tuple[str, PairModel], PairNetwork]:
-    """Train a network on the source; return it after which it is."""
-    use, model = task
-    config = with_settings(use.config, model=model, epochs=use.config.source.epochs, rates=())
-    network, _ = use.source.train(
-        None, config, use.source_split, work=use.folder(work) / "source" / model, step=f"source, {MODELS[model]}"
-    )
-    return (use.name, model), network
+def _of_source(
+    work: Path, start: Checkpoint | None, record: Mapping[str, Any], task: tuple[_Screen, PairModel]
+) -> tuple[tuple[str, PairModel], Path]:
+    """Train a network on the source; return which it is, and its folder."""
+    screen, model = task
+    folder = work / screen.use / "source" / f"{model}-network"
+    if not folder.exists():
+        config = with_settings(screen.config, model=model, epochs=screen.config.source.epochs, rates=())
+        begun = start if model == "encoder" else None
+        step, beside = f"source, {MODELS[model]}", folder.with_name(model)
+        network, _ = screen.problem.train(begun, config, screen.split, work=beside, step=step)
+        screen.problem.checkpoint(network, record, like=begun).save(folder)
+        drop_weights(beside)
+    return (screen.use, model), folder
 
 
 def _compare(work: Path, task: tuple[_Use, int, int]) -> tuple[tuple[str, int, int], Mapping[str, np.ndarray | None]]:
@@ -290,43 +371,41 @@ def _compare(work: Path, task: tuple[_Use, int, int]) -> tuple[tuple[str, int, i
     use, fold, n = task
     problem, split = use.target, use.splits[fold]
     pool = np.concatenate([split.train, split.validation])
-    begun = {model: problem.rescaled(network, pool) for model, network in use.learned.items()}
-    means = _source_means(use)
     if not n:
-        as_they_are = {f"{MODELS[model]}, {PRETRAINED}": _zero_shot(use, begun[model], split) for model in begun}
-        return (use.name, fold, n), {OF_SOURCE: means[split.test], **as_they_are}
-    networks = []
-    for model, pretrained in begun.items():
-        config = use.of(model)
-        for start, way in ((pretrained, PRETRAINED), (problem.unlearned(config, pool), SCRATCH)):
-            name = f"{MODELS[model]}, {way}"
-            networks.append(NetworkMethod(name, f"{model}-{way}", start=start, config=config, step=f", {name}"))
+        as_they_are = {f"{MODELS[model]}, {PRETRAINED}": _zero_shot(use, model, pool, split) for model in use.learned}
+        return (use.name, fold, n), {OF_SOURCE: use.source_means[split.test], **as_they_are}
     features = problem.features(None, use.config, None) if use.config.compare.baselines else None
-    compared = Comparison(problem, None, features, tuple(networks), {OF_SOURCE: [means]})
+    networks = tuple(_of_target(use, model, way, pool) for model in use.learned for way in (PRETRAINED, SCRATCH))
+    compared = Comparison(problem, None, features, networks, {OF_SOURCE: [use.source_means]})
     outcome = compared.run(
         use.config,
         draw_rows(split, n, seed=use.config.seed),
         with_model=False,
-        work=use.folder(work) / f"fold-{fold + 1}" / str(n),
+        work=work / use.name / f"fold-{fold + 1}" / str(n),
         step=f"{use.name}, fold {fold + 1}, {n} pairs",
     )
     return (use.name, fold, n), outcome.predicted[0]
 
 
-def _source_means(use: _Use) -> np.ndarray:
-    """Return what the source's means say of the target's pairs; turned round where low is sensitive in one alone."""
-    source, target = use.source, use.target
-    who, asked = source.identities, target.identities
-    effects = MeanEffects.fit(source.labels[:, 0], who.samples, who.drugs, effects=("drug",))
-    return _turned(use) * effects.predict(asked.samples, asked.drugs)
+def _of_target(use: _Use, model: PairModel, way: str, rows: np.ndarray) -> _StudyNetwork:
+    """Return a network on the target; all of it learns where it begins with random weights."""
+    config, name = use.of(model), f"{MODELS[model]}, {way}"
+    if way == SCRATCH:
+        config = replace(config, transfer=TransferConfig())
+    return _StudyNetwork(
+        name, f"{model}-{way}", config=config, step=f", {name}", of_use=use, model=model, way=way, rows=rows
+    )
 
 
-def _turned(use: _Use) -> int:
-    return 1 if sensitive_is_low(use.source.measure) == sensitive_is_low(use.target.measure) else -1
+def _source_means(source: PairProblem, target: PairProblem) -> np.ndarray:
+    """Return what the source's means of drugs are of the target's pairs."""
+    learned, asked = source.identities, target.identities
+    effects = MeanEffects.fit(source.labels[:, 0], learned.samples, learned.drugs, effects=("drug",))
+    return effects.predict(asked.samples, asked.drugs)
 
 
-def _zero_shot(use: _Use, network: PairNetwork, split: Split) -> np.ndarray:
-    return _turned(use) * use.target.ask(network, split.test)[:, 0]
+def _zero_shot(use: _Use, model: PairModel, pool: np.ndarray, split: Split) -> np.ndarray:
+    return use.turned * use.target.ask(use.begun(model, PRETRAINED, pool), split.test)[:, 0]
 
 
 # What it came to
@@ -335,7 +414,6 @@ def _zero_shot(use: _Use, network: PairNetwork, split: Split) -> np.ndarray:
 def _joined(
     uses: Sequence[_Use],
     predicted: Mapping[tuple[str, int, int], Mapping[str, np.ndarray | None]],
-    record: Mapping[str, Any],
 ) -> ResponseStudy:
     evaluations: dict[tuple[str, int], Evaluation] = {
         (use.name, n): _evaluated(use, [predicted[use.name, fold, n] for fold in range(len(use.splits))])
@@ -343,9 +421,7 @@ def _joined(
         for n in use.sizes
     }
     networks: dict[tuple[str, str], Checkpoint] = {
-        (use.name, model): use.source.checkpoint(network, record, like=None)
-        for use in uses
-        for model, network in use.learned.items()
+        (use.name, model): Checkpoint.from_pretrained(folder) for use in uses for model, folder in use.learned.items()
     }
     return ResponseStudy(table_of(evaluations), differences_of(evaluations), evaluations, networks)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.finetuning.difference_tests import paired_test
+from geneformer_repro.finetuning.difference_tests import DifferenceTest, paired_test
 from geneformer_repro.finetuning.evaluation import Evaluation
+from geneformer_repro.finetuning.kinds.response_methods import MEAN_EFFECTS
 from geneformer_repro.finetuning.responses import MODELS
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
@@ -38,8 +39,10 @@ class ResponseStudy:
     """``use``, ``n`` (pairs learned, "all" as their number), ``method``, ``network`` and ``pretrained`` (of networks),
     and each score as its mean over folds with ``…_se`` (standard deviation over folds by the root of their number)."""
     differences: pd.DataFrame
-    """Pretrained less scratch: ``use``, ``n``, ``network``, ``score``, ``difference``, ``p`` (paired over samples, or
-    drugs), ``p_folds`` (over folds, corrected after Nadeau and Bengio), ``direction``."""
+    """Pretrained networks less the same from random weights, and every method less the mean that is known (of the drug
+    for new samples, of the sample for new drugs, of the source's drug before any pair): ``use``, ``n``, ``method``,
+    ``other``, ``score``, ``difference``, ``p`` (paired over samples, or drugs), ``p_folds`` (over folds, corrected
+    after Nadeau and Bengio), ``direction``."""
     evaluations: Mapping[tuple[str, int], Evaluation]
     """By use and number of pairs."""
     networks: Mapping[tuple[str, str], Checkpoint]
@@ -73,32 +76,43 @@ def _network_of(method: str) -> dict[str, Any]:
 
 
 def differences_of(evaluations: Mapping[tuple[str, int], Evaluation]) -> pd.DataFrame:
-    """Test each network that learned the source against the same without, where both have learned the same pairs."""
+    """Test networks that learned the source against those that did not, and every method against the mean known."""
     rows = []
     for (use, n), evaluation in evaluations.items():
         assert evaluation.per_group is not None
-        aggregation = "within_drug" if use == "drug" else "within_sample"
+        aggregation = "within_drug" if use in ("drug", "both") else "within_sample"
         groups = evaluation.per_group[evaluation.per_group["aggregation"] == aggregation]
-        n_folds = groups["fold"].nunique()
-        for network in MODELS.values():
-            both = [groups[groups["method"] == f"{network}, {way}"] for way in (PRETRAINED, SCRATCH)]
-            if any(one.empty for one in both):
-                continue
-            by_group, by_fold = (
-                [one.groupby(by)["pearson"].mean().to_numpy() for one in both] for by in ("group", "fold")
-            )
-            test = paired_test(*by_group)
-            of_folds = paired_test(*by_fold, test_to_train=1 / max(1, n_folds - 1))
-            rows.append(
-                {
-                    "use": use,
-                    "n": n,
-                    "network": network,
-                    "score": f"pearson_{aggregation}",
-                    "difference": test.difference,
-                    "p": test.p,
-                    "p_folds": of_folds.p,
-                    "direction": test.direction,
-                }
-            )
+        of_methods = dict(iter(groups.groupby("method", sort=False)))
+        means = known_mean(use, n)
+        pairs = [(f"{network}, {PRETRAINED}", f"{network}, {SCRATCH}") for network in MODELS.values()]
+        pairs += [(method, means) for method in of_methods if not method.endswith("mean") and method != OF_SOURCE]
+        for method, other in pairs:
+            if method in of_methods and other in of_methods:
+                test, p_folds = _tested(of_methods[method], of_methods[other])
+                rows.append(
+                    {
+                        "use": use,
+                        "n": n,
+                        "method": method,
+                        "other": other,
+                        "score": f"pearson_{aggregation}",
+                        "difference": test.difference,
+                        "p": test.p,
+                        "p_folds": p_folds,
+                        "direction": test.direction,
+                    }
+                )
     return pd.DataFrame(rows)
+
+
+def known_mean(use: str, n: int) -> str:
+    """Return the method that a network must beat to have been worth it: the mean of what is not new."""
+    return OF_SOURCE if not n else {"sample": "drug mean", "drug": "sample mean"}.get(use, MEAN_EFFECTS)
+
+
+def _tested(method: pd.DataFrame, other: pd.DataFrame) -> tuple[DifferenceTest, float]:
+    """Return the paired test over groups, and p of the corrected one over folds."""
+    n_folds = method["fold"].nunique()
+    by_group, by_fold = ([one.groupby(by)["pearson"].mean() for one in (method, other)] for by in ("group", "fold"))
+    of_folds = paired_test(*(one.to_numpy() for one in by_fold), test_to_train=1 / max(1, n_folds - 1))
+    return paired_test(*(one.to_numpy() for one in by_group)), of_folds.p

@@ -147,7 +147,7 @@ def transfer_study(
 ) -> CohortStudy: ...
 @overload
 def transfer_study(
-    start: None,
+    start: Checkpoint | None,
     source: ResponseData,
     target: ResponseData,
     config: ResponseStudyConfig,
@@ -180,13 +180,16 @@ def transfer_study(
     ----------
     start
         Of cells a pretrained model, left as it is. Of cohorts the samples, as `read_samples` returns them: an AnnData
-        or an ``.h5ad`` with expression in ``X``.
+        or an ``.h5ad`` with expression in ``X``. Of drug response None, or the encoder with which
+        ``networks=("encoder",)`` begins to learn the source.
     source
-        Tokenised cells whose labels (``config.source``) are learned first; all that have one.
+        Tokenised cells whose labels (``config.source``) are learned first; all that have one. Of drug response the
+        screen that is learned first.
     target
-        Tokenised cells of the comparison, split, learned and reported as in `finetune`.
+        Tokenised cells of the comparison, split, learned and reported as in `finetune`. Of drug response the other
+        screen, of which more and more pairs are learned.
     config
-        What to learn and how; a `CohortStudyConfig` of cohorts.
+        What to learn and how; a `CohortStudyConfig` of cohorts, a `ResponseStudyConfig` of drug response.
     cohort
         Obs column of the cohorts, if the configuration does not name it (``follow_up.cohort``).
     out, counts, overwrite
@@ -211,7 +214,9 @@ def transfer_study(
     ------
     InputError
         A cell that is reported is among the source's (by its tokens); or as in `finetune`. Of cohorts: an obs column
-        is missing, times are not above 0 or events not 0 and 1, a sample stands twice, or no cohort has ten events.
+        is missing, times are not above 0 or events not 0 and 1, a sample stands twice, or no cohort has ten events. Of
+        drug response: a network does not find what it reads in both screens, they have no gene in common, or all that
+        was to be learned of the source is in the target.
     DataFormatError
         The samples do not hold what ``config.values`` says.
     FileExistsError
@@ -264,9 +269,12 @@ def transfer_study(
     if isinstance(source, ResponseData) or isinstance(target, ResponseData):
         if not (isinstance(source, ResponseData) and isinstance(target, ResponseData)):
             raise InputError("A study of drug response goes from one ResponseData to another; one of the two is none.")
-        if start is not None or not isinstance(config, ResponseStudyConfig):
-            raise InputError("A study of drug response needs start=None and config=ResponseStudyConfig(…).")
-        return study_responses(source, target, config, out=out, workers=workers, overwrite=overwrite)
+        if not isinstance(start, Checkpoint | None) or not isinstance(config, ResponseStudyConfig):
+            raise InputError(
+                "A study of drug response needs config=ResponseStudyConfig(…), and as start None, or an encoder for "
+                'networks=("encoder",).'
+            )
+        return study_responses(start, source, target, config, out=out, workers=workers, overwrite=overwrite)
     if start is None:
         raise InputError("start is missing: a checkpoint for cells, or the samples of several cohorts.")
     if isinstance(start, Checkpoint):

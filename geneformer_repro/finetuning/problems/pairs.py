@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from transformers import BertConfig
 
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import ConfigError, Section, require, with_settings
@@ -36,7 +37,7 @@ from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import Head, Pooling
 from geneformer_repro.identities import Aliases, sample_keys
 from geneformer_repro.mean_effects import MeanEffects
-from geneformer_repro.pair_layers import PairNetworkConfig
+from geneformer_repro.pair_layers import PairNetworkConfig, PairShape
 from geneformer_repro.pair_networks import PairNetwork, with_arcsinh
 from geneformer_repro.pair_reading import PairSides
 from geneformer_repro.responses import Responses
@@ -283,7 +284,12 @@ class PairProblem(Problem):
         """Return the network that training on these rows begins with."""
         source: Any = start.model if isinstance(start, Checkpoint) else start
         goes_on = isinstance(source, PairNetwork)
-        network = self._gone_on(source, config, rows) if goes_on and pretrained else self._new(source, config, rows)
+        if goes_on and pretrained:
+            network = self._gone_on(source, config, rows)
+        else:
+            shape = source.shape if goes_on else config.network.filled()
+            encoder = source.bert.config if source is not None and shape.reads_tokens else None
+            network = self._new(shape, encoder, config, rows)
         if pretrained and not goes_on and network.shape.reads_tokens:
             own, theirs = network.bert.state_dict(), source.bert.state_dict()
             network.bert.load_state_dict({name: theirs.get(name, weight) for name, weight in own.items()})
@@ -295,10 +301,9 @@ class PairProblem(Problem):
             network.learned[what] = sorted({*network.learned[what], *names.tolist()})
         return network
 
-    def _new(self, source: Any, config: PairConfig, rows: np.ndarray) -> PairNetwork:
+    def _new(self, shape: PairShape, encoder: BertConfig | None, config: PairConfig, rows: np.ndarray) -> PairNetwork:
         """Return a network with random weights, its scales fitted on the samples and drugs of these rows."""
-        shape = source.shape if isinstance(source, PairNetwork) else config.network.filled()
-        if shape.reads_tokens and source is None:
+        if shape.reads_tokens and encoder is None:
             raise InputError('network.model="encoder" needs the checkpoint of an encoder to begin with.')
         samples, drugs = (np.unique(column) for column in self.pairs[rows].T)
         scale = None
@@ -309,7 +314,6 @@ class PairProblem(Problem):
         of_drugs = DrugScale.fit(
             self.drugs.select(drugs), shape.drug_input, vectors=self.vectors, at_least=shape.fewest_positions
         )
-        encoder = source.bert.config if shape.reads_tokens else None
         head = self._head(config, rows, residual=shape.residual)
         return PairNetwork(shape, head, scale, of_drugs, encoder=encoder, seed=config.seed)
 
@@ -377,6 +381,16 @@ class PairProblem(Problem):
         elif shape.drug_input == "vectors" and self.vectors is None:
             raise InputError('network.drug_input="vectors" needs vectors=, a row a drug.')
 
+    def require_genes_in(self, other: PairProblem) -> None:
+        """Raise unless another problem has genes of this one, by id or name; warn of those that it lacks.
+
+        Raises
+        ------
+        InputError
+            It has none.
+        """
+        InputScale.fit(self._expression()).raw(other._expression().select(np.arange(1)))
+
     def expression_table(self) -> pd.DataFrame:
         """Return expression, samples × genes, by their names.
 
@@ -413,9 +427,12 @@ class PairProblem(Problem):
             network.scale = network.scale.refitted(with_arcsinh(inputs) if network.shape.arcsinh else inputs)
         return network
 
-    def unlearned(self, config: PairConfig, rows: np.ndarray) -> PairNetwork:
-        """Return a network with random weights, its scales fitted on the samples and drugs of these pairs."""
-        network = self._new(None, config, rows)
+    def unlearned(self, config: PairConfig, rows: np.ndarray, *, encoder: BertConfig | None = None) -> PairNetwork:
+        """Return a network with random weights, its scales fitted on the samples and drugs of these pairs.
+
+        `encoder` is the shape of the encoder, of a network that reads tokens.
+        """
+        network = self._new(config.network.filled(), encoder, config, rows)
         network.effects = None
         return network
 
