@@ -250,8 +250,10 @@ def test_a_network_with_clinical_columns_is_asked_with_a_table_of_them(run, tmp_
     np.testing.assert_allclose(
         pd.read_csv(risk, sep="\t", index_col="sample")["died_risk"], columns["died_risk"], rtol=1e-5
     )
-    older = (of_ucs.obs[["age"]] + 10).rename_axis("patient").reset_index()
-    assert not np.allclose(gf.predict(network, table, clinical=older)["died_risk"], columns["died_risk"])
+    older = of_ucs.obs[["age", "tumour"]].assign(age=of_ucs.obs["age"] + 10).rename_axis("patient").reset_index()
+    for cohort in (None, "tumour"):  # which standardises genes, not what is known of patients
+        told = gf.predict(network, table, clinical=older, cohort=cohort)["died_risk"]
+        assert np.abs(told - columns["died_risk"]).max() > 0.01
     with pytest.raises(gf.InputError, match=r"clinical column 'age', which the samples do not have.*clinical="):
         gf.predict(network, table)
 
