@@ -49,7 +49,7 @@ from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import Comparison, NetworkMethod, file_name
 from geneformer_repro.finetuning.networks import best_entry, read_history, trained_once
-from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleTrainConfig
+from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig, SampleTrainConfig
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import Target
@@ -193,6 +193,7 @@ class _CohortExperiment(Experiment):
         network = self.networks[-1]
         if network.problem is None:
             return None
+        trained: ExpressionNetwork
         trained, _ = network.problem.train(
             network.start,
             self._settled(network, work),
@@ -202,9 +203,9 @@ class _CohortExperiment(Experiment):
         )
         return trained
 
-    def _settled(self, network: NetworkMethod, work: Path) -> CohortStudyConfig:
+    def _settled(self, network: NetworkMethod, work: Path) -> SampleNetworkConfig:
         """Return how a network is trained once the splits have found its best rate and steps."""
-        settings = with_settings(self.config, **network.changes)
+        settings: SampleNetworkConfig = with_settings(self.config, **network.changes)
         histories = [
             read_history(work / f"fold-{number}" / network.folder) for number in range(1, len(self.splits) + 1)
         ]
