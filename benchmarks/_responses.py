@@ -1,8 +1,8 @@
 """Responses whose parts are known: a mean, what a sample and a drug add, and what neither tells alone.
 
 With `interaction` 0 the mean effects are all there is, and no method can be better; with more, which drug for which
-sample follows from programmes that expression shows and that a drug's fingerprint names. `chemistry` is the part of
-that, and of the drug's own effect, which the fingerprint tells of.
+sample follows from programmes that expression shows and that a drug's structure names. `chemistry` is the part of
+that, and of the drug's own effect, which fingerprint and SMILES tell of.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,10 @@ import pandas as pd
 _PROGRAMMES, _GENES_OF_A_PROGRAMME = 4, 0.15
 """What of a sample decides its response, and the share of the genes that each moves."""
 _BITS_OF_A_GROUP = 6
+_FRAGMENTS = (
+    "c1ccccc1", "C1CCNCC1", "c1ccsc1", "C(=O)N", "S(=O)(=O)N", "c1ncncc1", "C1CCOCC1", "C(F)(F)C", "c1cnoc1", "C=CC#CC",
+)  # fmt: skip
+"""Which two a molecule has is its group's; the chain before them is its own."""
 
 
 class SimulatedResponses(NamedTuple):
@@ -22,6 +26,8 @@ class SimulatedResponses(NamedTuple):
     """Samples × genes, on a log scale."""
     fingerprints: pd.DataFrame
     """Drugs × bits."""
+    smiles: pd.Series
+    """Of each drug; no two are one molecule, those of a group differ in the length of a chain."""
     responses: pd.DataFrame
     """``sample``, ``drug``, ``value``, ``expected`` (without noise) and ``interaction`` (its part of that)."""
 
@@ -80,7 +86,10 @@ def simulate_responses(
     genes = [f"GENE{i:04d}" for i in range(n_genes)]
     expression = active_SP @ loads_PG + rng.normal(size=(n_samples, n_genes))
     return SimulatedResponses(
-        pd.DataFrame(expression, samples, genes), pd.DataFrame(_bits(group_D, rng), drugs), responses
+        pd.DataFrame(expression, samples, genes),
+        pd.DataFrame(_bits(group_D, rng), drugs),
+        pd.Series(_molecules(group_D), drugs),
+        responses,
     )
 
 
@@ -97,3 +106,13 @@ def _bits(group_D: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     has = rng.random((len(group_D), of_group.shape[1])) < np.where(of_group, 0.9, 0.05)
     others = rng.random((len(group_D), 2 * _BITS_OF_A_GROUP)) < 0.2
     return np.concatenate([has, others], axis=1).astype(np.float32)
+
+
+def _molecules(group_D: np.ndarray) -> list[str]:
+    """Return SMILES: a chain as long as there are drugs of the group so far, and the group's fragments."""
+    carbons_D = pd.Series(group_D).groupby(group_D).cumcount() + 1
+    n = len(_FRAGMENTS)
+    return [
+        "C" * carbons + _FRAGMENTS[group % n] + _FRAGMENTS[group // n % n]
+        for carbons, group in zip(carbons_D, group_D.tolist(), strict=True)
+    ]

@@ -30,6 +30,8 @@ from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.pair_reading import PairSides
 from geneformer_repro.responses import Responses
 
+ONCE, PAIRS = "each sample and drug once", "pair by pair"
+
 
 def problem_of(folder: Path, n_pairs: int) -> PairProblem:
     """LN_IC50 of GDSC, so many pairs at random, with expression and SMILES."""
@@ -104,13 +106,15 @@ def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_
         dealt = Steps(problem, network, rows, config)
         took, losses = trained(network, itertools.islice(dealt.epoch(), steps), once=once)
         seconds[once].append(took)
+        name = ONCE if once else PAIRS
+        print(f"  {name}: {took:.1f} s of {len(losses):,} steps; peak memory {peak_memory_gb():.2f} GB", flush=True)
         if once:
             of_once = losses
-            print(f"  peak memory {peak_memory_gb():.2f} GB (pairs x genes would be "
-                  f"{len(rows) * problem.inputs.values['expression'].shape[1] * 4 / 1e9:.1f} GB)")  # fmt: skip
     largest = max(abs(a - b) for a, b in zip(of_once, losses, strict=True))
     print(f"\n{model}, {len(of_once):,} steps of {batch_size} pairs of about {config.training.drugs_a_step} drugs")
-    for once, name in ((True, "each sample and drug once"), (False, "pair by pair")):
+    of_all = len(rows) * problem.inputs.values["expression"].shape[1] * 4 / 1e9
+    print(f"  pairs x genes would be {of_all:.1f} GB")
+    for once, name in ((True, ONCE), (False, PAIRS)):
         print(f"  {name:<28} {statistics.median(seconds[once]):8.1f} s  {[round(s, 1) for s in seconds[once]]}")
     ratios = sorted(b / a for a, b in zip(seconds[True], seconds[False], strict=True))
     print(f"  ratio {ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f}; losses differ by {largest:.1e}")

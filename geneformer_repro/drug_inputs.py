@@ -179,4 +179,4 @@ def _described(drugs: Drugs, kind: str, vectors: pd.DataFrame | None) -> pd.Data
         raise InputError(
             f"{len(lacking)} drugs have no vector (first: {lacking[0]!r}). Add their rows, or leave them out."
         )
-    return vectors.loc[rows]
+    return vectors.loc[rows].rename(columns=str)

@@ -331,14 +331,15 @@ class Drugs:
         ... except gf.InputError as error:
         ...     print(error)
         Morgan fingerprints need the structure of each drug, and 1 of 1 have no SMILES ('Erlotinib'). Add them to the
-        table of drugs, leave these drugs out, or choose one-hot or vectors of your own.
+        table of drugs, leave these drugs out, or read them otherwise: who each is, one-hot ("one_hot"), or vectors of
+        your own ("vectors").
         """
         without = [name for name, smiles in zip(self.names, self.smiles, strict=True) if smiles is None]
         if without:
             raise InputError(
                 f"{needed_by} need the structure of each drug, and {len(without)} of {len(self)} have no SMILES "
-                f"({examples(without, 8)}). Add them to the table of drugs, leave these drugs out, or choose one-hot "
-                "or vectors of your own."
+                f"({examples(without, 8)}). Add them to the table of drugs, leave these drugs out, or read them "
+                'otherwise: who each is, one-hot ("one_hot"), or vectors of your own ("vectors").'
             )
         return [smiles for smiles in self.smiles if smiles is not None]
 

@@ -21,6 +21,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -235,10 +236,15 @@ class InputScale:
             self, names=names, gene_names=self.gene_names[:n_genes], mean_I=self.mean_I[:n], factor_I=self.factor_I[:n]
         )
 
-    def refitted(self, inputs: ExpressionInputs) -> "InputScale":
-        """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort."""
+    def refitted(self, inputs: ExpressionInputs, *, but: Sequence[Block] = ()) -> "InputScale":
+        """Return the scale of the same columns, with mean and spread of other samples, such as of another cohort.
+
+        Those of blocks in `but` stay.
+        """
         mean_I, spread_I = moments(self.raw(inputs), self.clip)
         mean_I, factor_I = mean_I.astype(np.float32), factors(spread_I)
+        for columns in map(self.columns, but):
+            mean_I[columns], factor_I[columns] = self.mean_I[columns], self.factor_I[columns]
         return replace(self, mean_I=mean_I, factor_I=factor_I, within_cohorts=False)
 
     def with_covariates(self, names: Sequence[str]) -> "InputScale":
@@ -259,7 +265,7 @@ class InputScale:
             and np.array_equal(self.factor_I[: len(other)], other.factor_I)
         )
 
-    @property
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         """The genes, without medians."""
         genes = self.names["expression"]
@@ -314,15 +320,15 @@ class InputScale:
         gene_of = vocabulary.find(given)
         by_name = vocabulary.find(inputs.gene_names)
         gene_of = np.where((gene_of < 0) & ~np.isin(by_name, gene_of), by_name, gene_of)
-        places = np.full(len(genes), -1)
-        for column in np.flatnonzero(gene_of >= 0):
-            gene = gene_of[column]
-            if places[gene] >= 0:
-                raise InputError(
-                    f"Columns {given[places[gene]]!r} and {given[column]!r} are both gene {genes[gene]!r}. Keep "
-                    "one, or their sum."
-                )
-            places[gene] = column
+        places, columns = np.full(len(genes), -1), np.flatnonzero(gene_of >= 0)
+        places[gene_of[columns][::-1]] = columns[::-1]  # the first of two
+        twice = columns[places[gene_of[columns]] != columns]
+        if len(twice):
+            gene = gene_of[twice[0]]
+            raise InputError(
+                f"Columns {given[places[gene]]!r} and {given[twice[0]]!r} are both gene {genes[gene]!r}. Keep one, or "
+                "their sum."
+            )
         n_there = int((places >= 0).sum())
         if not n_there:
             raise InputError(
@@ -460,6 +466,18 @@ class ExpressionNetwork(nn.Module):
         network = ExpressionNetwork(config, self.head, self.scale.with_covariates(names))
         network.load_state_dict(network.state_dict() | self.state_dict())
         return network.train(self.training)
+
+    @torch.no_grad()
+    def begin_path(self, output: int, share: float, weights_P: np.ndarray) -> None:
+        """Let an output be `share` times what it was, and clinical columns count this much in it, (P,) of their block.
+
+        Those that went straight to it before must still be at zero.
+        """
+        for path in (self.classifier, *self.skip.values()):
+            path.weight[output] *= share  # type: ignore[index, operator]
+        self.classifier.bias[output] *= share
+        of_clinical = self.skip["covariates"].weight
+        of_clinical[output] = torch.from_numpy(weights_P).to(of_clinical)  # type: ignore[arg-type, operator]
 
     @torch.no_grad()
     def outputs(self, inputs: ExpressionInputs | np.ndarray) -> np.ndarray:

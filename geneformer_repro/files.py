@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -300,6 +300,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 _RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r]")
+_FIRST_OF_RUN = frozenset("'=+-@\t\r")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
@@ -313,22 +314,25 @@ def write_table(table: pd.DataFrame, path: Path, *, index: bool = True, header: 
     inert, texts = table.copy(deep=False), []
     for i, kind in enumerate(table.dtypes):
         if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind)):
-            texts.append([*map(_inert, table.iloc[:, i])])
+            texts.append(_inert(table.iloc[:, i]))
             inert.isetitem(i, pd.array(texts[-1], dtype=object))
-    inert.columns = pd.Index([*map(_inert, table.columns)], dtype=object)
+    inert.columns = pd.Index(_inert(table.columns), dtype=object)
     if index:
         names = table.index
         if not pd.api.types.is_numeric_dtype(names.dtype):
-            texts.append([*map(_inert, names)])
+            texts.append(_inert(names))
             names = pd.Index(texts[-1], dtype=object)
-        inert.index = names.rename(_inert(table.index.name))
-    returns = any(isinstance(text, str) and "\r" in text for column in texts for text in column)
+        inert.index = names.rename(_inert([table.index.name])[0])
+    returns = any("\r" in "".join(map(str, column)) for column in texts)
     quoting: Literal[0, 1] = 1 if returns else 0  # csv.QUOTE_ALL, else a row would end there
     inert.to_csv(path, sep="\t", index=index, header=header, quoting=quoting)
 
 
-def _inert(text: Any) -> Any:
-    return f"'{text}" if isinstance(text, str) and _is_run(text) else text
+def _inert(values: Iterable[Any]) -> list[Any]:
+    """Put an apostrophe before texts that are run; most are told by their first character."""
+    return [
+        f"'{text}" if isinstance(text, str) and text[:1] in _FIRST_OF_RUN and _is_run(text) else text for text in values
+    ]
 
 
 def _is_run(text: str) -> bool:

@@ -95,7 +95,8 @@ FUNCTIONS = {
     "predict_response": "checkpoint, samples, drugs, *, values, log2, expression, aliases, vectors, out, overwrite",
     "ResponseData.read": "samples, responses, drugs, *, measure, expression, aliases, vectors",
     "transfer_study": "start, source, target, config, *, cohort, out, counts, workers, overwrite",
-    "predict": "checkpoint, data, *, layer, gene_ids, log2, cohort, max_tokens, device, out, overwrite",
+    "predict": "checkpoint, data, *, layer, gene_ids, log2, cohort, clinical, genes_in, max_tokens, device, out, "
+    "overwrite",
     "predict_patients": "run, cells, *, checkpoint, patient, vectors, cell_type, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",

@@ -22,7 +22,7 @@ from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.targets import Classes
 
-pytestmark = pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")
+pytestmark = pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples", "flat_maps")
 
 DOCUMENTS = [*Path(__file__).parents[1].glob("docs/*.md"), Path(__file__).parents[1] / "README.md"]
 HUB_FOLDER = "Geneformer/geneformer"

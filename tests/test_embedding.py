@@ -305,8 +305,11 @@ class TestStreamed:
         cut_off(checkpoint, few, out)
         with pytest.raises(FileExistsError, match=f"unfinished embedding with other settings .{difference}"):
             embed(checkpoint, few, out=out, **options)
-        streamed = embed(checkpoint, few, out=out, overwrite=True, **options)
-        np.testing.assert_array_equal(streamed.X[:], embed(checkpoint, few, **options).X)
+
+    def test_other_settings_begin_anew_where_that_is_allowed(self, checkpoint, few, suffix, tmp_path, cut_off):
+        cut_off(checkpoint, few, tmp_path / f"x{suffix}")
+        streamed = embed(checkpoint, few, layer=0, out=tmp_path / f"x{suffix}", overwrite=True)
+        np.testing.assert_array_equal(streamed.X[:], embed(checkpoint, few, layer=0).X)
 
     def test_other_cells_do_not_go_on(self, checkpoint, few, suffix, tmp_path, cut_off):
         cut_off(checkpoint, few, tmp_path / f"x{suffix}")

@@ -8,7 +8,7 @@ from running import run_script
 
 import geneformer_repro as gf
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "few_resamples", "blank_pictures")]
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "interferon.py"
 

@@ -219,6 +219,12 @@ def test_a_vectors_missing_value_is_the_mean():
     np.testing.assert_allclose(of_vectors(DRUGS.select([0, 1, 4]), vectors), [[-1, 0], [1, 0], [3, 0]], atol=1e-6)
 
 
+def test_columns_of_vectors_may_be_numbered():
+    numbered = pd.DataFrame([[1.0, 2.0], [3.0, 5.0]], index=["aspirin", "caffeine"])
+    scale = DrugScale.fit(DRUGS.select([0, 1]), "vectors", vectors=numbered)
+    np.testing.assert_allclose(scale(DRUGS.select([0, 1]), numbered), [[-1, -1], [1, 1]], atol=1e-6)
+
+
 def test_one_hot_is_by_identity_and_nothing_of_a_new_drug():
     scale = DrugScale.fit(DRUGS.select([4, 0]), "one_hot")
     again = Drugs.of_table(pd.DataFrame({"drug": ["alcohol", "caffeine"], "smiles": ["OCC", SMILES["caffeine"]]}))

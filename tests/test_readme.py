@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import run
 
-pytestmark = pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")
+pytestmark = pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples", "flat_maps")
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,7 +27,7 @@ def test_the_example_of_cells_of_others_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_its_first_python_block_runs_from_counts_to_a_table(tmp_path, monkeypatch, pbmc):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("geneformer_repro.datasets.pbmc700", lambda: pbmc[::2].copy())  # for time
+    monkeypatch.setattr("geneformer_repro.datasets.pbmc700", lambda: pbmc[::3].copy())  # for time
     said = run(lambda: exec(blocks("python")[0], {"__name__": "__main__"}))
     assert "logistic regression, counts" in said.stdout
     assert "p_value" in said.stdout

@@ -23,6 +23,9 @@ from geneformer_repro.cli.inputs import (
 )
 from geneformer_repro.errors import InputError
 
+_OF_DATA = ("layer", "gene_ids", "log2", "cohort", "clinical", "genes_in")
+"""Options of `predict` that are the function's."""
+
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this module."""
@@ -92,6 +95,8 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--cohort", metavar="COLUMN", help="of an expression network: cohorts that are each standardised by themselves"
     )
+    predict.add_argument("--clinical", metavar="TABLE", help="of an expression network: what is known of the samples")
+    predict.add_argument("--genes-in", choices=["rows", "columns"], help="of an expression network's table")
     add_cells_options(predict)
 
 
@@ -208,7 +213,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
         data = anndata.read_h5ad(data)
     table_out = out if out.suffix == ".tsv" else None
-    options = {name: getattr(arguments, name) for name in ("layer", "gene_ids", "log2", "cohort", "overwrite")}
+    options = {name: getattr(arguments, name) for name in (*_OF_DATA, "overwrite")}
     table = predict(checkpoint, data, out=table_out, **options)
     if table_out is None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))

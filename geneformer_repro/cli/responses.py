@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--measure", metavar="NAME", help="what the responses are: LN_IC50, IC50_uM, AUC, pEC50, growth, …"
     )
-    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs")
+    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs, or names alone")
     command.add_argument("--start", metavar="BASE", help=f"network or encoder to begin with: {CHECKPOINT}")
     command.add_argument("--network", metavar="NAME", help="conv_nn, paccmann, tdnn, or encoder (needs --start)")
     command.add_argument(
@@ -51,7 +51,9 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("checkpoint", help="folder that response wrote")
     _add_inputs(command)
-    command.add_argument("--drugs", required=True, metavar="TABLE", help="names and SMILES of the drugs")
+    command.add_argument(
+        "--drugs", required=True, metavar="TABLE", help="names and SMILES of the drugs, or names alone"
+    )
     _add_study(commands)
 
 
@@ -66,7 +68,7 @@ def _add_study(commands: Any) -> None:
     _add_inputs(command)
     command.add_argument("--responses", required=True, metavar="TABLE", help="long (sample, drug, value) or wide")
     command.add_argument("--measure", metavar="NAME", help="what they are: LN_IC50, IC50_uM, AUC, pEC50, growth, …")
-    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs")
+    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs, or names alone")
     command.add_argument("--source", required=True, metavar="SAMPLES", help=f"first learn the responses of: {_SAMPLES}")
     command.add_argument("--source-expression", metavar="MATRIX", help="beside its tokens: their expression")
     command.add_argument("--source-responses", required=True, metavar="TABLE", help="theirs, long or wide")

@@ -63,7 +63,8 @@ class CohortStudy:
     """The trials of the searches: ``cohort`` that was left out, settings, scores on validation samples of others."""
     cost: pd.DataFrame
     """Over the splits of a cohort the median of what each network took: ``cohort``, ``method``, ``steps`` to the best
-    score on validation samples, ``seconds`` of the processor for all its rates, ``learning_rate`` that was best."""
+    score on validation samples, ``seconds`` of the processor for all its rates; and the ``learning_rate`` that was best
+    in most splits, of equals the lowest."""
     left_out: pd.DataFrame
     """Cohorts that were no target: ``cohort``, ``n``, ``n_events``, ``why``. They are learned from all the same."""
     curve: pd.DataFrame | None = None

@@ -49,7 +49,7 @@ from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import Comparison, NetworkMethod, file_name
 from geneformer_repro.finetuning.networks import best_entry, read_history, trained_once
-from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleTrainConfig
+from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig, SampleTrainConfig
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import Target
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raised when the same call gives other results."""
 _VALIDATED = 0.2
 """Share of each other cohort that chooses settings and epoch of what is learned of it."""
@@ -139,6 +139,8 @@ class _Found:
     """Trained on the other cohorts."""
     network: ExpressionNetwork
     """Fine-tuned on all samples of this one."""
+    with_clinical: ExpressionNetwork | None
+    """The same with clinical columns, where there are such."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +173,8 @@ class _CohortExperiment(Experiment):
         found = begun.run(features, work)
         (evaluation,) = found.evaluations.values()
         curve = begun.curve(features, work / "curve") if config.compare.curve else None
-        return _Found(evaluation, searched.trials, begun.cost(work), curve, searched.network, found.network)
+        of_others, cost = searched.network, begun.cost(work)
+        return _Found(evaluation, searched.trials, cost, curve, of_others, found.network, begun.with_clinical(work))
 
     def _with_clinical(self, network: ExpressionNetwork) -> Iterator[NetworkMethod]:
         """Yield the network of the others with a straight path for clinical columns, which only the target teaches."""
@@ -185,26 +188,48 @@ class _CohortExperiment(Experiment):
                 problem=problem,
             )
 
+    def with_clinical(self, work: Path) -> ExpressionNetwork | None:
+        """Train the network with clinical columns on the rows of all splits, as long as they found best."""
+        network = self.networks[-1]
+        if network.problem is None:
+            return None
+        trained: ExpressionNetwork
+        trained, _ = network.problem.train(
+            network.start,
+            self._settled(network, work),
+            Split(self.learned),
+            work=work / f"final-{network.folder}",
+            step=f"all {self.problem.row}s{network.step}",
+        )
+        return trained
+
+    def _settled(self, network: NetworkMethod, work: Path) -> SampleNetworkConfig:
+        """Return how a network is trained once the splits have found its best rate and steps."""
+        settings: SampleNetworkConfig = with_settings(self.config, **network.changes)
+        histories = [
+            read_history(work / f"fold-{number}" / network.folder) for number in range(1, len(self.splits) + 1)
+        ]
+        return self.problem.settled(settings, histories) if settings.training.steps else settings
+
     def write_networks(self, folder: Path, found: _Found, record: Mapping[str, Any]) -> None:
-        """Write the network of this cohort into its folder, and that of the others into one inside."""
+        """Write the network of this cohort into its folder; inside, those of the others and with clinical columns."""
         of_others = found.others.digests(self.source.inputs)
-        own = found.network.digests(self.problem.inputs)
+        all_seen = np.union1d(of_others, found.network.digests(self.problem.inputs))
         for network, where, seen in (
-            (found.network, folder, np.union1d(of_others, own)),
+            (found.network, folder, all_seen),
             (found.others, folder / "others", np.unique(of_others)),
+            (found.with_clinical, folder / "with-clinical", all_seen),
         ):
+            if network is None:
+                continue
             where.mkdir(exist_ok=True)
             Checkpoint(network, network.scale.vocabulary, record, seen).write_into(where)
 
     def curve(self, features: Any, work: Path) -> pd.DataFrame:
         """Train on more and more patients, each network at the rate that was best on all."""
-        folders = [work.parent / f"fold-{number}" for number in range(1, len(self.splits) + 1)]
         networks = []
         for network in self.networks:
-            histories = [read_history(folder / network.folder) for folder in folders]
-            settings = with_settings(self.config, **network.changes)
-            if settings.training.steps:
-                settings = self.problem.settled(settings, histories)
+            settings = self._settled(network, work.parent)
             changes = {"rates": settings.training.rates, "steps": settings.training.steps}
             networks.append(dataclasses.replace(network, changes={**network.changes, **changes}))
         pool = len(self.splits[0].train) + len(self.splits[0].validation)
@@ -221,7 +246,9 @@ class _CohortExperiment(Experiment):
                 if "step" in history:
                     told = best_entry(history)[["step", "seconds", "learning_rate"]]
                     rows.append({"method": network.name, **told.rename({"step": "steps"})})
-        return pd.DataFrame(rows).groupby("method", sort=False).median().reset_index()
+        by_method = pd.DataFrame(rows).groupby("method", sort=False)
+        rate = by_method["learning_rate"].agg(lambda rates: rates.mode()[0])
+        return by_method[["steps", "seconds"]].median().join(rate).reset_index()
 
 
 NETWORKS = (

@@ -360,7 +360,7 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
         problem, splits = _at_most_of_a_class(problem, splits, config.max_cells_per_class, rng)
     for name, labels in problem.class_labels.items():
         if not np.array_equal(labels, problem.strata):  # of which the splits warn themselves
-            warn_of_lacking_classes(splits, labels, target=name)
+            warn_of_lacking_classes(splits, labels, problem.row, target=name)
     networks = NETWORKS if config.compare.baselines else NETWORKS[:1]
     experiment = CellExperiment(problem, checkpoint, splits, config, networks, config.compare.curve, cells=cells)
     experiment.require_labels()

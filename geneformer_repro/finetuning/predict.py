@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import anndata as ad
 import numpy as np
@@ -57,6 +57,8 @@ def predict(
     gene_ids: str | None = None,
     log2: bool = False,
     cohort: str | None = None,
+    clinical: pd.DataFrame | str | Path | None = None,
+    genes_in: Literal["rows", "columns"] | None = None,
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
@@ -86,6 +88,11 @@ def predict(
         For an expression network: obs column of cohorts that are each standardised by themselves, as those of a study
         are, with at least ten samples. Left out, a sample is scaled as those that the network was trained on; one of
         several cohorts, as in ``others`` of a study, has no such scale and takes the data for one cohort.
+    clinical
+        For an expression network: what is known of the samples, joined by id as in `read_samples`, whose columns stand
+        for those of ``obs`` of that name. One that learned clinical columns (``with-clinical`` of a study) needs them.
+    genes_in
+        For an expression network: where the genes of a table are, if their names do not tell.
     max_tokens
         Tokens of a batch; less needs less memory.
     device
@@ -136,13 +143,14 @@ def predict(
             f"{checkpoint.name} is a pretrained model without classes; predict needs one made by finetune."
         )
     require_budget(max_tokens)
+    of_samples = {"cohort": cohort, "clinical": clinical, "genes_in": genes_in}
     if isinstance(checkpoint.model, ExpressionNetwork):
-        how = {"layer": layer, "gene_ids": gene_ids, "log2": log2, "cohort": cohort}
+        how = {"layer": layer, "gene_ids": gene_ids, "log2": log2, **of_samples}
         return _of_samples(checkpoint, data, how, out=out, overwrite=overwrite)
-    if cohort is not None:
+    if told := [name for name, value in of_samples.items() if value is not None]:
         raise InputError(
-            f"cohort={cohort!r} names whom an expression network standardises together; {checkpoint.name} is an "
-            "encoder, which ranks each sample by itself. Leave it out."
+            f"{', '.join(f'{name}=' for name in told)} tells an expression network more of its samples; "
+            f"{checkpoint.name} is an encoder, which ranks the genes of each sample by itself. Leave it out."
         )
     where: dict[str, Any] = {"layer": layer, "gene_ids": gene_ids, **({"log2": True} if log2 else {})}
     ask = partial(_Asked, checkpoint, head, max_tokens=max_tokens, device=device)

@@ -6,9 +6,10 @@ cohorts, each standardised by itself, knows no scale for a new one; there a coho
 which it needs some.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import anndata as ad
 import numpy as np
@@ -20,10 +21,11 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.finetuning.cohort_data import as_inputs
+from geneformer_repro.finetuning.problems.samples import clinical_columns
 from geneformer_repro.targets import columns_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.tokenizer.measures import Measure
-from geneformer_repro.tokenizer.samples import read_expression
+from geneformer_repro.tokenizer.samples import read_expression, read_samples
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +35,35 @@ _FEWEST = 10
 
 
 def predict_samples(
-    checkpoint: Checkpoint, data: _Data, *, layer: str | None, gene_ids: str | None, log2: bool, cohort: str | None
+    checkpoint: Checkpoint,
+    data: _Data,
+    *,
+    layer: str | None,
+    gene_ids: str | None,
+    log2: bool,
+    cohort: str | None,
+    clinical: pd.DataFrame | str | Path | None,
+    genes_in: Literal["rows", "columns"] | None,
 ) -> pd.DataFrame:
     """Return what an expression network says of samples; see `predict`.
 
     Raises
     ------
     InputError
-        The data are tokens, what the network's values are is not known, no gene is there, or a cohort has too few
-        samples.
+        The data are tokens, what the network's values are is not known, no gene or a clinical column is not there, or a
+        cohort has too few samples.
     DataFormatError
         The data cannot be read, or their values are not what the network's are.
     """
     network = checkpoint.expression_network
-    samples = _read(checkpoint, data, layer, gene_ids)
+    samples = _read(checkpoint, data, layer, gene_ids, clinical, genes_in)
     values = network.scale.measure
     if values is None:
         raise InputError(
             f"{checkpoint.name} does not say whether it reads counts, expression or z-scores: an earlier version of "
             "the package wrote it. Train it anew."
         )
-    inputs = _of_its_genes(network.scale, as_inputs(samples, Measure(values, log2)))
+    inputs = _of_its_columns(network.scale, as_inputs(samples, Measure(values, log2)), samples.obs)
     scaled_NI = np.empty((len(inputs), len(network.scale)), dtype=np.float32)
     for name, rows in _cohorts(checkpoint, samples, cohort).items():
         of_cohort = inputs.select(rows)
@@ -62,7 +72,7 @@ def predict_samples(
                 f"{name} has {len(rows)} samples, and is to be standardised by itself, for which it needs {_FEWEST}. "
                 "Give more of its samples, or leave it out."
             )
-        scale = network.scale if name is None else network.scale.refitted(of_cohort)
+        scale = network.scale if name is None else network.scale.refitted(of_cohort, but=("covariates",))
         scaled_NI[rows] = scale(of_cohort)
     meaning_NK = network.head.meaning(torch.from_numpy(network.outputs(scaled_NI))).numpy()
     of_targets = zip(network.head.targets, columns_of(network.head.targets, meaning_NK), strict=True)
@@ -70,13 +80,20 @@ def predict_samples(
     return pd.concat([pd.DataFrame(each, index=samples.obs_names) for each in columns], axis=1)
 
 
-def _read(checkpoint: Checkpoint, data: _Data, layer: str | None, gene_ids: str | None) -> ad.AnnData:
+def _read(
+    checkpoint: Checkpoint,
+    data: _Data,
+    layer: str | None,
+    gene_ids: str | None,
+    clinical: pd.DataFrame | str | Path | None,
+    genes_in: Literal["rows", "columns"] | None,
+) -> ad.AnnData:
     if isinstance(data, TokenizedDataset):
         raise InputError(
             f"These samples are tokenised, and {checkpoint.name} is an expression network, which reads their values. "
             "Give an AnnData, an .h5ad or a table of expression."
         )
-    samples = read_expression(data)
+    samples = read_expression(data, genes_in) if clinical is None else read_samples(data, clinical, genes_in=genes_in)
     if layer is not None:
         if layer not in samples.layers:
             raise InputError(f"The samples have no layer {layer!r}. {did_you_mean(layer, samples.layers)}")
@@ -88,14 +105,17 @@ def _read(checkpoint: Checkpoint, data: _Data, layer: str | None, gene_ids: str 
     return samples
 
 
-def _of_its_genes(scale: InputScale, inputs: ExpressionInputs) -> ExpressionInputs:
-    """Return the genes that a network reads, so that what is missing is said once."""
-    genes = scale.names["expression"]
-    raw_NG = scale.raw(inputs)
+def _of_its_columns(scale: InputScale, inputs: ExpressionInputs, obs: pd.DataFrame) -> ExpressionInputs:
+    """Return the columns that a network reads, clinical ones too, so that what is missing is said once."""
+    if clinical := scale.names.get("covariates"):
+        values, names = {"covariates": clinical_columns(obs, clinical)}, {"covariates": clinical}
+        inputs = dataclasses.replace(inputs, values={**values, **inputs.values}, names={**names, **inputs.names})
+    raw_NI, n_genes = scale.raw(inputs), len(scale.gene_names)
     if processes.is_first():
-        n_there = int((~np.isnan(raw_NG).all(axis=0)).sum())
-        logger.info("%s of the %s genes that the network reads are in the data.", f"{n_there:,}", f"{len(genes):,}")
-    return ExpressionInputs({"expression": raw_NG}, {"expression": genes}, scale.gene_names, inputs.measure)
+        n_there = int((~np.isnan(raw_NI[:, scale.columns("expression")]).all(axis=0)).sum())
+        logger.info("%s of the %s genes that the network reads are in the data.", f"{n_there:,}", f"{n_genes:,}")
+    values = {block: raw_NI[:, scale.columns(block)] for block in scale.names}
+    return ExpressionInputs(values, scale.names, scale.gene_names, inputs.measure)
 
 
 def _cohorts(checkpoint: Checkpoint, samples: ad.AnnData, cohort: str | None) -> dict[str | None, np.ndarray]:

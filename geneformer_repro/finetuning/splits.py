@@ -170,14 +170,14 @@ def make_splits(
         A column, group or cell is unknown or missing; there are too few cells, groups or classes for such a split; a
         class of drawn test cells is missing from train; or the file puts a cell or a group on two sides.
     """
-    group = None if config.group is None else _complete_column(obs, config.group, names)
-    cells = _cells(strata, group, config, are_classes=are_classes)
+    group = None if config.group is None else _complete_column(obs, config.group, names, row)
+    cells = _cells(strata, group, config, are_classes=are_classes, row=row)
     if config.split_file is not None:
-        splits, repeats = _splits_of_file(Path(config.split_file), names, cells, seed, row=row)
+        splits, repeats = _splits_of_file(Path(config.split_file), names, cells, seed)
     elif config.test_groups or config.folds == "groups":
         splits, repeats = _splits_of_groups(cells, seed), None
     else:
-        traits = {name: _complete_column(obs, name, names) for name in config.balance}
+        traits = {name: _complete_column(obs, name, names, row) for name in config.balance}
         splits = [split for one in _seeds(seed, config.repeats) for split in _drawn_splits(cells, traits, one)]
         repeats = repeat_of(splits)
     groups = None if config.group is None else cells.group_names[cells.groups]
@@ -324,6 +324,13 @@ class _Cells:
     group_names: np.ndarray
     config: SplitConfig
     are_classes: bool
+    row: str
+    """What a row is called: a cell, sample, patient."""
+
+    @property
+    def by(self) -> str:
+        """How rare classes are left out."""
+        return " with min_cells" if self.row == "cell" else ""
 
     def is_of_one_class(self, rows: np.ndarray, among: np.ndarray) -> bool:
         """Whether some rows hold one class where those they are among hold several."""
@@ -352,23 +359,23 @@ class _Cells:
         )
 
 
-def _cells(strata: np.ndarray, group: pd.Series | None, config: SplitConfig, *, are_classes: bool) -> _Cells:
+def _cells(strata: np.ndarray, group: pd.Series | None, config: SplitConfig, *, are_classes: bool, row: str) -> _Cells:
     class_names, classes = np.unique(strata.astype(str), return_inverse=True)
     if group is None:
-        return _Cells(classes, class_names, None, np.array([], dtype=str), config, are_classes)
+        return _Cells(classes, class_names, None, np.array([], dtype=str), config, are_classes, row)
     group_names, groups = np.unique(as_labels(group).to_numpy(dtype=str), return_inverse=True)
-    return _Cells(classes, class_names, groups, group_names, config, are_classes)
+    return _Cells(classes, class_names, groups, group_names, config, are_classes, row)
 
 
-def _complete_column(obs: pd.DataFrame, name: str, cell_names: np.ndarray) -> pd.Series:
-    """Return a column that is there and has a value for every cell."""
+def _complete_column(obs: pd.DataFrame, name: str, names: np.ndarray, row: str) -> pd.Series:
+    """Return a column that is there and has a value for every row."""
     if name not in obs:
-        raise InputError(f"The cells have no obs column {name!r}. {did_you_mean(name, map(str, obs.columns))}")
+        raise InputError(f"The {row}s have no obs column {name!r}. {did_you_mean(name, map(str, obs.columns))}")
     missing = np.flatnonzero(obs[name].isna())
     if len(missing):
         raise InputError(
-            f"obs column {name!r} says nothing for {len(missing)} of {len(obs)} labelled cells "
-            f"(first: {str(cell_names[missing[0]])!r}); leave these cells out, or name another column."
+            f"obs column {name!r} says nothing for {len(missing)} of {len(obs)} labelled {row}s "
+            f"(first: {str(names[missing[0]])!r}); leave these {row}s out, or name another column."
         )
     return obs[name]
 
@@ -393,17 +400,15 @@ def _rows_of(names: Sequence[Any], cells: _Cells, field: str) -> np.ndarray:
     for name in names:
         if name not in cells.group_names:
             raise InputError(
-                f"{field}: no labelled cell has {name!r} in obs column {cells.config.group!r}. "
+                f"{field}: no labelled {cells.row} has {name!r} in obs column {cells.config.group!r}. "
                 f"{did_you_mean(name, cells.group_names)}"
             )
     return np.flatnonzero(np.isin(cells.group_names, names)[cells.known_groups])
 
 
-def _splits_of_file(
-    path: Path, names: np.ndarray, cells: _Cells, seed: int, *, row: str
-) -> tuple[list[Split], np.ndarray]:
+def _splits_of_file(path: Path, names: np.ndarray, cells: _Cells, seed: int) -> tuple[list[Split], np.ndarray]:
     """Return the splits, and in which repeat each is."""
-    folds, repeats = read_parts(path, names, Split._fields, row=row)
+    folds, repeats = read_parts(path, names, Split._fields, row=cells.row)
     splits = [Split(**fold) for fold in folds]
     splits = [
         split if len(split.validation) else _with_validation(cells, split.train, split.test, DRAWS, seed)
@@ -418,10 +423,10 @@ def _drawn_splits(cells: _Cells, traits: Mapping[str, pd.Series], seed: int) -> 
     for split, where in zip(splits, _headings(splits), strict=True):
         unseen = cells.unseen(split.test, split.train)
         if len(unseen):
-            where_it_is = "of too few cells" if cells.groups is None else "in too few groups"
+            where_it_is = f"of too few {cells.row}s" if cells.groups is None else "in too few groups"
             raise InputError(
-                f"{where}No training cell is of class {_listed(unseen)}, which the test cells have; it is "
-                f"{where_it_is}. Leave it out with min_cells, or split by another column or share."
+                f"{where}No training {cells.row} is of class {_listed(unseen)}, which the test {cells.row}s have; it "
+                f"is {where_it_is}. Leave it out{cells.by}, or split by another column or share."
             )
     return splits
 
@@ -431,12 +436,13 @@ def _require_enough(cells: _Cells) -> None:
     rare = [f"{name!r} ({n})" for name, n in zip(cells.class_names.tolist(), counts, strict=True) if n < 3]
     if rare:
         raise InputError(
-            "A class needs at least 3 cells, one for each part of the split; "
-            f"too few: {', '.join(rare)}. Leave such classes out with min_cells=3."
+            f"A class needs at least 3 {cells.row}s, one for each part of the split; "
+            f"too few: {', '.join(rare)}. Leave such classes out{cells.by and f'{cells.by}=3'}."
         )
     folds = int(cells.config.folds)
     if counts.max() < folds:
-        raise InputError(f"folds={folds} needs a class of so many cells, found at most {counts.max()}; give fewer.")
+        most = counts.max()
+        raise InputError(f"folds={folds} needs a class of so many {cells.row}s, found at most {most}; give fewer.")
     if cells.groups is not None:
         _require_groups(cells, 3 if folds == 1 else folds, f"Splitting by group{f' in {folds} folds' * (folds > 1)}")
 
@@ -511,9 +517,9 @@ def _some_cells(cells: _Cells, rows: np.ndarray, share: float, seed: int) -> np.
     if not 0 < n_several <= several.sum() - n_cells:
         rarest = min(np.unique(strata), key=lambda stratum: n_of_class[stratum])
         raise InputError(
-            f"{len(rows)} cells of {len(np.unique(strata))} classes are too few to take {n_cells} and leave some of "
-            f"every class; class {str(cells.class_names[rarest])!r} has {n_of_class[rarest]}. Give smaller validation "
-            "and test shares, or leave rare classes out with min_cells."
+            f"{len(rows)} {cells.row}s of {len(np.unique(strata))} classes are too few to take {n_cells} and leave "
+            f"some of every class; class {str(cells.class_names[rarest])!r} has {n_of_class[rarest]}. Give smaller "
+            f"validation and test shares, or leave rare classes out{cells.by}."
         )
     _, taken = train_test_split(rows[several], test_size=n_cells, stratify=strata[several], random_state=seed)
     return np.sort(taken)
@@ -642,15 +648,17 @@ def _tell(splits: Sequence[Split], cells: _Cells) -> None:
             unseen = _listed(cells.unseen(rows, split.train))
             if unseen:
                 logger.warning(
-                    "%sNo training cell is of class %s; %s cells of it count as errors.", where, unseen, part
-                )
+                    "%sNo training %s is of class %s; %s %ss of it count as errors.",
+                    where, cells.row, unseen, part, cells.row,
+                )  # fmt: skip
         if cells.groups is not None and np.isin(cells.groups[split.validation], cells.groups[split.train]).any():
-            logger.info("%sThe epoch is chosen on cells of training groups; reported cells are of other groups.", where)
+            told = "%sThe epoch is chosen on %ss of training groups; reported %ss are of other groups."
+            logger.info(told, where, cells.row, cells.row)
     if cells.are_classes:
-        warn_of_lacking_classes(splits, cells.class_names[cells.strata])
+        warn_of_lacking_classes(splits, cells.class_names[cells.strata], cells.row)
 
 
-def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, *, target: str = "") -> None:
+def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, row: str, *, target: str = "") -> None:
     """Log which parts hold one class only, and which classes the one split's parts lack.
 
     Parameters
@@ -658,7 +666,9 @@ def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, *, targ
     splits
         One, or one a fold, of which a class may be lacking, but not all others.
     labels
-        Class of each cell; None where there is none.
+        Class of each row; None where there is none.
+    row
+        What a row is called.
     target
         What is told apart, where several things are.
     """
@@ -669,27 +679,27 @@ def warn_of_lacking_classes(splits: Sequence[Split], labels: np.ndarray, *, targ
         alone = [i for i, classes in enumerate(held) if len(classes) == 1 < len(wanted[i])]
         if alone:
             folds = f"fold{'s' * (len(alone) > 1)} {', '.join(str(i + 1) for i in alone)}" if len(splits) > 1 else ""
-            logger.warning("%s%s", what, _of_one_class(part, folds, min(held[alone[0]])))
+            logger.warning("%s%s", what, _of_one_class(part, folds, min(held[alone[0]]), row))
         elif len(splits) == 1 and wanted[0] - held[0]:
             logger.warning(
-                "%sNo %s cell is of class %s; it is in too few groups, or all of its groups were put elsewhere.",
-                what, part, _listed(sorted(wanted[0] - held[0])),
+                "%sNo %s %s is of class %s; it is in too few groups, or all of its groups were put elsewhere.",
+                what, part, row, _listed(sorted(wanted[0] - held[0])),
             )  # fmt: skip
 
 
-def _of_one_class(part: str, folds: str, name: str) -> str:
+def _of_one_class(part: str, folds: str, name: str, row: str) -> str:
     if part == "validation":
+        whose = f"s of {folds} are of one class" if folds else f"s are of one class ({name!r})"
         return (
-            f"All validation cells{f' of {folds}' if folds else ''} are of one class{'' if folds else f' ({name!r})'}, "
-            "so the epoch that they choose may be one that calls everything so. Name validation_groups of several "
-            "classes, or leave them out."
+            f"All validation {row}{whose}, so the epoch that they choose may be one that calls everything so. Name "
+            "validation_groups of several classes, or leave them out."
         )
     if not folds:
         return (
-            f"All test cells are of one class ({name!r}), so no score can tell how well classes are told apart, and "
+            f"All test {row}s are of one class ({name!r}), so no score can tell how well classes are told apart, and "
             "none is given. Test groups of several classes, or give more groups of the others."
         )
     return (
-        f"All test cells of {folds} are of one class, so these folds have no scores of their own; those over all folds "
-        "compare cells that different networks were asked. Give fewer folds, so that each has several classes."
+        f"All test {row}s of {folds} are of one class, so these folds have no scores of their own; those over all "
+        f"folds compare {row}s that different networks were asked. Give fewer folds, so that each has several classes."
     )

@@ -9,16 +9,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import geneformer_repro as gf
 from geneformer_repro.cli import main
 from geneformer_repro.config import ConfigError
-from geneformer_repro.expression import ExpressionConfig, ExpressionNetwork, InputScale
+from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.finetuning.cohort_data import CohortData
 from geneformer_repro.finetuning.cohort_tables import compare_over_cohorts, needed, sentence
-from geneformer_repro.finetuning.problems.samples import clinical_block
+from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
+from geneformer_repro.finetuning.kinds.survival_scores import harrell_c
+from geneformer_repro.finetuning.problems.samples import (
+    ExpressionProblem,
+    SampleNetworkConfig,
+    clinical_block,
+    clinical_columns,
+)
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
+from geneformer_repro.targets import Number, SurvivalTime
 
 pytestmark = pytest.mark.usefixtures("blank_pictures", "few_resamples")
 
@@ -86,6 +95,7 @@ def test_what_cohorts_share_is_transferred(run):
     assert (study.cohorts["c_zero_shot"] > 0.6).all()
     assert study.cohorts["difference"].mean() > 0
     assert study.cost.groupby("method")["steps"].max().max() <= 10
+    assert set(study.cost["learning_rate"]) <= {1e-3, 1e-2}
 
 
 def test_what_the_network_with_clinical_columns_uses_of_them_and_of_expression_is_told(run):
@@ -127,6 +137,65 @@ def test_clinical_columns_are_numbers_and_a_label_that_training_samples_lack_cou
     np.testing.assert_allclose(said["changed"], said["as it is"], rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def told_by_age():
+    """Problem, split and network of patients whom age and stage tell, expression nothing; with a second target."""
+    rng = np.random.default_rng(0)
+    n, names = 200, ("age", "stage")
+    obs = pd.DataFrame({"age": rng.normal(60, 9, n), "stage": rng.choice(["I", "II", "III"], n)})
+    risk = (obs["age"] - 60) / 9 + obs["stage"].map({"I": -1.0, "II": 0.0, "III": 1.0})
+    time, censored = rng.exponential(np.exp(-risk)), rng.exponential(3.0, n)
+    labels = np.column_stack([np.minimum(time, censored), time < censored, np.arange(n) % 2, rng.normal(size=n)])
+    genes = {"expression": rng.normal(size=(n, N_GENES)).astype(np.float32)}
+    inputs = ExpressionInputs(genes, {"expression": tuple(f"G{i}" for i in range(N_GENES))})
+    targets = (SurvivalTime("died", "days", (1.0,), 1.0, "cox", cohorts=("a", "b")), Number("grade"))
+    problem = ExpressionProblem(inputs, targets, labels, obs).with_covariates(names)
+    given = SampleNetworkConfig(network={"width": 8, "skip": ("covariates",)}, training={"steps": 40})
+    return problem, Split(np.arange(0, 90), np.arange(90, 120), np.arange(120, 200)), given
+
+
+def c_index(labels, risk):
+    return harrell_c(labels[:, 0], labels[:, 1].astype(bool), risk, strata=labels[:, 2]).c
+
+
+def test_a_network_with_clinical_columns_begins_as_cox_and_ends_no_worse(told_by_age, tmp_path):
+    problem, split, given = told_by_age
+    features = problem.features(None, SimpleNamespace(compare=SimpleNamespace(covariates=problem.obs.columns)), None)
+    cox = SURVIVAL_METHODS["Cox, clinical"](
+        features, split.train, problem.labels[split.train, :3], split.test, 0, (1.0,)
+    )[:, 0]
+    begun, tested = problem.begun(None, given, split.train), problem.inputs.select(split.test)
+    assert spearmanr(begun.outputs(tested)[:, 0], cox).statistic > 0.98
+    trained, _ = problem.train(None, given, split, work=tmp_path / "network", step="train")
+    labels = problem.labels[split.test]
+    assert c_index(labels, trained.outputs(tested)[:, 0]) > c_index(labels, cox) - 0.02
+    assert (begun.skip["covariates"].weight[1] == 0).all()  # of the number's output
+    plain = ExpressionNetwork(given.network, begun.head, begun.scale, seed=given.seed)
+    np.testing.assert_array_equal(begun.outputs(tested)[:, 1], plain.outputs(tested)[:, 1])
+
+
+def test_what_clinical_columns_begin_at_is_learned_of_training_samples_alone(told_by_age):
+    problem, split, given = told_by_age
+    other = copy.deepcopy(problem)
+    others = np.concatenate(split[1:])
+    for block in other.inputs.values.values():
+        block[others] += 3
+    other.labels[others, :2] = [7.0, 1.0]
+    begun = [one.begun(None, given, split.train).state_dict() for one in (problem, other)]
+    for name, weight in begun[0].items():
+        assert torch.equal(weight, begun[1][name]), name
+
+
+def test_what_others_taught_counts_as_much_as_it_tells_beside_clinical_columns(told_by_age):
+    problem, split, given = told_by_age
+    tested, said = problem.inputs.select(split.test), []
+    for factor in (1, 50):
+        start = ExpressionNetwork(given.network, Head(problem.targets), InputScale.fit(problem.inputs))
+        start.classifier.weight.data *= factor
+        said.append(problem.begun(start, given, split.train).outputs(tested)[:, 0])
+    np.testing.assert_allclose(said[1], said[0], atol=1e-4)
+
+
 def test_a_missing_clinical_number_is_usual_and_a_missing_label_none():
     columns = pd.DataFrame({"age": [50.0, np.nan], "sex": pd.Categorical(["f", None]), "old": pd.array([True, None])})
     values, names = clinical_block(columns)
@@ -159,6 +228,46 @@ def test_a_network_says_of_its_samples_what_it_said_in_the_study_whatever_they_c
     assert main(["predict", str(out / "ucs"), str(tmp_path / "z.tsv"), "-o", str(tmp_path / "risk.tsv")]) == 0
     written = pd.read_csv(tmp_path / "risk.tsv", sep="\t", index_col="sample")
     np.testing.assert_allclose(written, table, rtol=1e-5)
+
+
+def test_a_network_with_clinical_columns_is_asked_with_a_table_of_them(run, tmp_path):
+    _, out = run
+    network = gf.Checkpoint.from_pretrained(out / "ucs" / "with-clinical")
+    data = CohortData.read(samples(), config(follow_up={"cohort": "tumour"}))
+    rows = np.flatnonzero(data.cohorts == "ucs")
+    problem = data.problem(rows).with_covariates(("age",))
+    expected = problem.predictions(problem.ask(network.model, np.arange(len(rows))), np.arange(len(rows)))
+    columns = network.head.targets[0].columns(expected)
+    of_ucs = samples()[samples().obs["tumour"] == "ucs"].copy()
+    pd.testing.assert_frame_equal(
+        gf.predict(network, of_ucs), pd.DataFrame(columns, of_ucs.obs_names), check_exact=True
+    )
+    table, clinical, risk = (str(tmp_path / name) for name in ("z.tsv", "clinical.tsv", "risk.tsv"))
+    pd.DataFrame(of_ucs.X.T, of_ucs.var_names, of_ucs.obs_names).to_csv(table, sep="\t")
+    of_ucs.obs[["age", "tumour"]].to_csv(clinical, sep="\t", index_label="patient")
+    asked = ["predict", str(out / "ucs" / "with-clinical"), table, "--genes-in", "rows", "-o", risk]
+    assert main([*asked, "--clinical", clinical]) == 0
+    np.testing.assert_allclose(
+        pd.read_csv(risk, sep="\t", index_col="sample")["died_risk"], columns["died_risk"], rtol=1e-5
+    )
+    older = of_ucs.obs[["age", "tumour"]].assign(age=of_ucs.obs["age"] + 10).rename_axis("patient").reset_index()
+    for cohort in (None, "tumour"):  # which standardises genes, not what is known of patients
+        told = gf.predict(network, table, clinical=older, cohort=cohort)["died_risk"]
+        assert np.abs(told - columns["died_risk"]).max() > 0.01
+    with pytest.raises(gf.InputError, match=r"clinical column 'age', which the samples do not have.*clinical="):
+        gf.predict(network, table)
+
+
+def test_clinical_columns_of_other_samples_are_those_that_were_learned(caplog):
+    learned = pd.DataFrame({"age": [50.0, 60.0], "stage": ["I", "II=b"], "a=b": ["x", "y"]})
+    values, names = clinical_block(learned)
+    np.testing.assert_array_equal(clinical_columns(learned[["a=b", "stage", "age"]], names), values)
+    assert not caplog.records
+    others = learned.assign(stage=["IV", None])
+    np.testing.assert_array_equal(clinical_columns(others, names)[:, 1:3], np.zeros((2, 2)))
+    assert "stage: the network has not learned 'IV', of 1 samples; they count as missing" in caplog.text
+    with pytest.raises(gf.InputError, match="reads numbers in 'age', found 'old'"):
+        clinical_columns(learned.assign(age="old"), names)
 
 
 def test_a_network_of_several_cohorts_standardises_each_by_itself(run, caplog):

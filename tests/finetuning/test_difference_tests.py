@@ -95,3 +95,30 @@ def test_the_published_marks_are_those_of_the_unpaired_test_where_three_digits_c
 
 
 SURE, LOWER = 134, 6
+
+
+@pytest.fixture(scope="module")
+def simple(shared):
+    """Means and random forests on the published folds."""
+    return pd.read_csv(shared / "data" / "paper_drug_sensitivity_naive_rf.csv")
+
+
+@pytest.mark.parametrize(("task", "n_rows"), [("precision_oncology", 14), ("drug_development", 6)])
+def test_a_mean_is_as_good_as_the_best_pretrained_network_in_so_many_of_23_rows(shared, simple, task, n_rows):
+    """The drug's mean for new samples, the sample's for new drugs; networks from no training rows have no such row."""
+    networks, key = pd.read_csv(shared / "data" / "paper_drug_sensitivity_table2.csv"), ["dataset", "n_train"]
+    pretrained = networks[(networks["task"] == task) & networks["pretrained"]]
+    means = simple[(simple["task"] == task) & simple["model"].str.startswith("naive")].set_index(key)["pearson_mean"]
+    best = pretrained.groupby(key)["pearson_mean"].max()[means.index]
+    assert ((means >= best).sum(), len(means)) == (n_rows, 23)
+
+
+def test_the_forest_that_was_left_out_is_as_good_as_every_network_that_learned_all_rows_of_new_samples(table_2, simple):
+    networks, simple_of_all = (
+        table[(table["task"] == "precision_oncology") & (table["n_train"] == "all")].set_index("dataset")
+        for table in (table_2, simple)
+    )
+    best = networks[["pearson_mean_pretrained", "pearson_mean_scratch"]].groupby("dataset").max().max(axis=1)
+    forest = simple_of_all[simple_of_all["model"] == "random_forest"]["pearson_mean"]
+    assert (forest[best.index] >= best).all()
+    assert len(best) == 4

@@ -12,7 +12,7 @@ from torch import nn
 
 import geneformer_repro as gf
 from geneformer_repro.config import Section, with_settings
-from geneformer_repro.finetuning import curve
+from geneformer_repro.finetuning import curve, metrics
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.evaluation import evaluate_target
 from geneformer_repro.finetuning.experiment import Experiment
@@ -141,6 +141,7 @@ def run(tmp_path_factory):
         patch.setattr(numbers, "NUMBER_METHODS", {name: numbers.NUMBER_METHODS[name] for name in NUMBER_METHODS})
         patch.setattr(problems, "FEWEST_STEPS", 20)
         patch.setattr(curve, "DRAWS", 2)
+        patch.setattr(metrics, "N_RESAMPLES", 100)
         plan = experiment(bags_of(), trials=2, space={"learning_rate": [0.05, 0.03]})
         plan.require_labels()
         features = plan.problem.features(plan.start, plan.config, None)

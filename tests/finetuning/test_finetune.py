@@ -34,7 +34,7 @@ from geneformer_repro.in_silico.gene_baselines import gene_baselines
 from geneformer_repro.targets import Number
 from geneformer_repro.tokenizer.counts import digest_of, raw_counts
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "few_resamples")]
 
 OBS = ["cell_type", "donor", "size"]
 METHODS = [FINE_TUNED, *CLASS_METHODS, RANDOM]

@@ -1,6 +1,7 @@
 """Responses of samples to drugs, learned, asked and taken to another screen; what is refused before the work."""
 
 import dataclasses
+import json
 import logging
 
 import numpy as np
@@ -11,9 +12,10 @@ import geneformer_repro as gf
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.cli import main
 from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
-from geneformer_repro.finetuning.responses import finetune_response
+from geneformer_repro.finetuning.responses import finetune_response, refuse_learned
+from geneformer_repro.identities import Aliases
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")]
 
 DRUGS = {"aspirin": "CC(=O)Oc1ccccc1C(=O)O", "caffeine": "Cn1cnc2c1c(=O)n(C)c(=O)n2C", "ethanol": "CCO",
          "phenol": "Oc1ccccc1", "toluene": "Cc1ccccc1", "urea": "NC(N)=O"}  # fmt: skip
@@ -65,6 +67,20 @@ def test_a_network_finds_which_drug_helps_which_sample_and_means_do_not(learned)
     assert (result.methods.loc["drug mean", "pearson_within_sample"]) > 0.5
 
 
+def test_table_text_record_and_network_are_of_one_run_and_say_the_measure(learned):
+    """Prasse et al.'s text has errors of another run than their table, and a network of AUC is said to be of IC50."""
+    _, out, result = learned
+    score = "pearson_global_normalised"
+    predictions = pd.read_csv(out / "predictions.tsv", sep="\t")
+    left = predictions[["true", "tDNN"]].sub(predictions["mean effects"], axis=0)
+    methods = pd.read_csv(out / "methods.tsv", sep="\t", index_col=0)
+    assert methods.loc["tDNN", score] == pytest.approx(left.corr().iloc[0, 1], abs=1e-6)
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["result"][score] == pytest.approx(methods.loc["tDNN", score], abs=1e-6)
+    assert f"{abs(methods.loc['tDNN', f'{score}_vs_best_simple']):.2f}" in result.evaluation.verdict
+    assert Checkpoint.from_pretrained(out).pair_network.target.measure == record["config"]["measure"] == "LN_IC50"
+
+
 def test_reported_samples_are_in_no_other_part(learned):
     _, _, result = learned
     parts = result.split.assign(sample=result.split["pair"].str.split("/").str[0]).groupby("sample")["part"].nunique()
@@ -101,6 +117,34 @@ def test_a_sample_that_the_start_has_learned_is_not_reported_as_new(learned, dru
         finetune_response(
             result.checkpoint, renamed, table, drugs, dataclasses.replace(CONFIG, seed=1), out=tmp_path / "again"
         )
+
+
+@pytest.mark.parametrize(
+    ("by", "learned_before"),
+    [
+        pytest.param("sample", "42MGBA", id="the same letters and digits"),
+        pytest.param("sample", "GB-42", id="an alias"),
+        pytest.param("drug", "sodium salicylate acetate", id="a salt of the drug"),
+    ],
+)
+def test_who_was_learned_under_another_name_is_not_reported_as_new(by, learned_before, drugs):
+    """Prasse et al. removed "42MGBA" from the source where it was "42-MG-BA": 284 of 355 lines stayed."""
+    expression, table = screen(12)
+    expression, table = expression.rename(index={"L-3": "42-MG-BA"}), table.replace({"L-3": "42-MG-BA"})
+    aliases = Aliases.of_table(pd.DataFrame({"name": ["42-MG-BA"], "alias": ["GB-42"]}))
+    data = ResponseData.read(expression, table, drugs, measure="LN_IC50", aliases=aliases)
+    problem = data.problem(dataclasses.replace(CONFIG, split={"by": by}))
+    before = [learned_before if by == "sample" else "L-0", "of no other screen"]
+    salt = pd.DataFrame({"drug": ["sodium salicylate acetate"], "smiles": ["[Na+].CC(=O)Oc1ccccc1C([O-])=O"]})
+    of_source = drugs if by == "sample" else gf.Drugs.of_table(salt)
+    values = pd.DataFrame({"sample": before, "drug": of_source.names[0], "value": [1.0, 2.0]})
+    source = ResponseData.read(expression[:2].set_axis(before), values, of_source, measure="LN_IC50").problem(CONFIG)
+    start = source.checkpoint(source.begun(None, CONFIG, np.arange(2)), {}, like=None)
+    is_new = problem.sample_names == "42-MG-BA", np.array(problem.drugs.names) == "aspirin"
+    again = np.flatnonzero(is_new[by == "drug"][problem.pairs[:, int(by == "drug")]])
+    refuse_learned(start, problem, np.setdiff1d(np.arange(len(problem.pairs)), again), aliases)
+    with pytest.raises(gf.InputError, match=f"1 {by}s that are reported as new"):
+        refuse_learned(start, problem, again, aliases)
 
 
 def test_names_of_one_sample_are_on_one_side(drugs, tmp_path):

@@ -109,6 +109,25 @@ def test_nothing_that_is_fitted_knows_the_rows_of_the_test(problem):
     assert one.learned["samples"] == sorted(f"LINE{i}" for i in range(30))
 
 
+@pytest.mark.parametrize("drug_input", ["smiles", "descriptors"])
+def test_other_drugs_and_samples_in_the_test_change_neither_what_is_fitted_nor_what_is_trained_on(drug_input):
+    problem, rows = made_problem(by="drug"), np.arange(320)
+    train = rows[(problem.pairs[:, 0] < 30) & (problem.pairs[:, 1] < 6)]
+    smiles = [*list(SMILES.values())[:6], "BrC(Cl)(I)P" + 40 * "S", "[Se]=C=[Se]"]
+    others = Drugs.of_table(pd.DataFrame({"drug": list(SMILES), "smiles": smiles}))
+    other = dataclasses.replace(made_problem(by="drug"), drugs=others)
+    other.inputs.values["expression"][30:] *= 7
+    other.labels[np.setdiff1d(rows, train), 0] += 100
+    settings = config(network={"drug_input": drug_input, "fusion": "concatenation", "pool": 1})
+    networks = [of.begun(None, settings, train) for of in (problem, other)]
+    assert_same(*networks)
+    assert networks[0].deciding() == networks[1].deciding()
+    batches = [of.sides(one).batch(of.pairs[train]) for of, one in zip((problem, other), networks, strict=True)]
+    for name, values in batches[0].items():
+        torch.testing.assert_close(batches[1][name], values, rtol=0, atol=0, msg=name)
+    np.testing.assert_array_equal(problem.naive(networks[0], train), other.naive(networks[1], train))
+
+
 def test_as_published_there_is_no_residual(problem):
     network = problem.begun(None, config(network={"residual": False}), np.arange(320))
     assert network.effects is None
@@ -170,6 +189,9 @@ def test_a_network_learns_the_interaction_and_keeps_its_best_epoch(problem, tmp_
     left, said = (values - problem.naive(network, test) for values in of_test)
     assert np.corrcoef(left, said)[0, 1] > 0.8
     assert history["eval_selection"].notna().sum() == 13
+    sd = network.head.targets[0].sd  # what chooses is the validation pairs' error, not the training loss
+    explained = 1 - np.mean((of_test[0] - of_test[1]) ** 2) / sd**2
+    assert explained == pytest.approx(history["eval_selection"].max(), rel=1e-4)
     again, same = problem.train(None, settings, Split(train, test), work=tmp_path / "x", step="pairs")
     assert_same(again, network)
     pd.testing.assert_frame_equal(history, same)

@@ -46,6 +46,24 @@ def test_three_aggregations_by_hand():
     assert found["rmse_global"] == pytest.approx(np.sqrt(32 / 6))
 
 
+def test_what_is_left_of_mean_effects_by_hand_at_three_aggregations():
+    # left of a: -1/2, -1, -3/2, predicted 1, 0, -1; of b: 1/2, 1, 3/2, predicted 2, 1, -1
+    pairs = one_fold([1, 2, 3, 2, 4, 6], [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
+    naive = np.array([1.5, 3, 4.5, 1.5, 3, 4.5])
+    got = scores(pairs, naive + np.array([1, 0, -1, 2, 1, -1]), naive)
+    expected = {
+        "pearson_within_sample_normalised": (1 - 1.5 / np.sqrt(1 / 2 * 42 / 9)) / 2,
+        "spearman_within_sample_normalised": (1 - 1) / 2,
+        "pearson_within_drug_normalised": (1 + 1 + 0) / 3,  # of z both are predicted the same
+        "spearman_within_drug_normalised": (1 + 1 + 0) / 3,
+        "pearson_global_normalised": 1.5 / np.sqrt(7 * 22 / 3),
+        "rmse_within_sample": (np.sqrt(3.5 / 3) + np.sqrt(8.5 / 3)) / 2,
+        "rmse_within_drug": (np.sqrt(2.25) + np.sqrt(0.5) + np.sqrt(3.25)) / 3,
+        "rmse_global": np.sqrt(12 / 6),
+    }
+    assert {name: got[name] for name in expected} == pytest.approx(expected)
+
+
 def test_errors_within_groups_are_means_over_all_of_them():
     """The published code's mean squared error a drug averages the last group alone."""
     pairs = one_fold([0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1])

@@ -272,6 +272,19 @@ def test_a_class_with_fewer_than_three_cells_is_refused_by_name():
         split(table(["common"] * 20 + ["pair"] * 2 + ["single"]))
 
 
+def test_rows_that_are_no_cells_are_called_what_they_are():
+    def refused(config, strata, obs):
+        with pytest.raises(InputError) as caught:
+            make_splits(np.arange(len(strata)).astype(str), strata, obs, SplitConfig(**config), seed=0, row="patient")
+        return str(caught.value)
+
+    strata, some = np.array(["a"] * 20 + ["b"] * 2), pd.DataFrame({"site": [None, *["x", "y", "z"] * 7]})
+    for config, obs in (({}, some), ({"group": "site"}, some), ({"group": "place"}, some), ({"folds": 30}, some)):
+        said = refused(config, strata if config == {} else np.repeat(["a"], 22), obs)
+        assert "patient" in said
+        assert "cell" not in said
+
+
 @pytest.mark.parametrize("config", [{}, {"folds": 3}, {"test": 0.6, "validation": 0.2}], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_three_cells_of_a_class_are_enough(obs, config, seed):
@@ -421,7 +434,7 @@ def test_what_a_part_lacks_is_said_before_the_work(n_donors, config, said, caplo
 
 def test_of_several_targets_it_is_said_which_one_a_part_lacks(caplog):
     labels = np.array(["a", "b", "a", None, "b", "b"], dtype=object)
-    warn_of_lacking_classes([Split(np.arange(2), np.arange(2), np.arange(2, 4))], labels, target="status")
+    warn_of_lacking_classes([Split(np.arange(2), np.arange(2), np.arange(2, 4))], labels, "cell", target="status")
     (record,) = caplog.records
     assert record.getMessage().startswith("status: All test cells are of one class ('a'), so no score")
 

@@ -237,6 +237,18 @@ def followed(few_file):
     return gf.tokenize(adata, vocabulary, obs=["days", "died", "tumour", "cell_type"])
 
 
+def test_events_that_have_no_weight_in_unos_c_are_said_once(caplog):
+    target, labels, predicted = lives()
+    last = np.flatnonzero(labels[:, 2] == 0)[:3]
+    labels[last, :2] = [[9999, 1], [9999, 1], [9999, 0]]  # in the order of time nobody is left at the last one
+    kind, n_events = kind_of(target), int(labels[:, 1].sum())
+    caplog.set_level("INFO", logger="geneformer_repro")
+    kind.evaluate(labels, predicted, folds=np.zeros(60), groups=None, rng=np.random.default_rng(0))
+    assert not caplog.records
+    said = kind.caution(pd.DataFrame({"sample": np.arange(60), **kind.written(labels)}))
+    assert said.startswith(f"Uno's C leaves out 2 of {n_events} events, as with an earlier end: when they come, some ")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("blank_pictures", "few_resamples")
 def test_an_encoder_learns_survival_beside_what_a_statistician_would_do(

@@ -114,6 +114,17 @@ def test_several_cohorts_are_strata_whose_baseline_hazards_are_not_one(patients)
     assert np.abs(together[:, 0] - predicted("Cox ridge, PCA", features, labels)[:, 0]).max() > 0.01
 
 
+def test_coefficients_of_all_columns_are_stratified_and_in_the_unit_of_the_columns():
+    rng = np.random.default_rng(0)
+    columns, time, event = rng.normal(size=(80, 3)), rng.exponential(size=80), rng.random(80) < 0.6
+    labels = np.stack([time, event, np.arange(80) % 2], axis=1)
+    other_unit = labels * np.where(labels[:, [2]] == 1, [1000, 1, 1], 1)
+    found = survival_methods.cox_ridge_coefficients(columns, labels, 0)
+    np.testing.assert_allclose(survival_methods.cox_ridge_coefficients(columns, other_unit, 0), found)
+    np.testing.assert_allclose(survival_methods.cox_ridge_coefficients(10 * columns, labels, 0), found / 10)
+    assert (survival_methods.cox_ridge_coefficients(np.ones((80, 2)), labels, 0) == 0).all()
+
+
 def test_coefficients_are_those_of_scikit_survival_under_the_same_penalty():
     rng = np.random.default_rng(0)
     columns, time, event = rng.normal(size=(80, 6)), rng.integers(1, 15, 80).astype(float), rng.random(80) < 0.6

@@ -1,13 +1,10 @@
 """What the tests of several processes launch: pretraining of a tiny model on sixty cells.
 
-    torchrun --nproc_per_node 2 launched.py OUT 'key=value' …
-
 accelerate 1.15 takes CPU processes under DeepSpeed or FSDP for one process alone; `_on_cpus` tells it better.
 """
 
 import functools
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +53,3 @@ def run(out: Path, options: Sequence[str]) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled first, for a minute, and not needed
         deepspeed.init_distributed("gloo")
     gf.pretrain(sixty_cells(), load_config(PretrainConfig, None, [*OPTIONS, *options]), out=out)
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2:])

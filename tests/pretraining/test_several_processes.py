@@ -1,18 +1,17 @@
 """Pretraining on two processes beside one: the same steps, whatever spreads the work over processes.
 
-Gradients are summed in another order, so that the last bits differ, and no more than those may. The processes are forks
-of this interpreter; torchrun itself is started once, to be asked to stop.
+Gradients are summed in another order, so that the last bits differ, and no more than those may. All processes are forks
+of this interpreter, those of torchrun too, which is run once, to be asked to stop: three new ones import for 30 s.
 """
 
 import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from forking import forked, several, status_of
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from transformers import BertForMaskedLM, Trainer
 
 import geneformer_repro as gf
@@ -39,10 +41,8 @@ ENGINES = {
     "DeepSpeed ZeRO-3": (f"trainer.deepspeed={CONFIGS / 'zero3.json'}",),
 }
 ACCUMULATING = ("batch_size=2", "trainer.gradient_accumulation_steps=2")
-LONG = (*ACCUMULATING, "trainer.num_train_epochs=4")
-"""So that it is not over before it is asked to stop."""
 PACKAGE = "geneformer_repro"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TORCHRUN = ["--standalone", "--nproc_per_node", "2"]
 """Two processes, and a port that it finds itself."""
 pytestmark = pytest.mark.slow
 
@@ -69,38 +69,66 @@ class Run:
         """One of the processes is asked to stop, and both are started again."""
         out = self.folder / name.replace(" ", "_")
         if not out.exists():
-            said = several(lambda rank: self._stopped_at_step_4(rank, out, options), self.folder, expected=143)
+            said = several(lambda rank: self._asking(os.getpid, rank, out, options), self.folder, expected=143)
             (self.folder / f"{out.name}.txt").write_text("".join(said))
             self.in_two(name, options)
         return out
 
-    def _stopped_at_step_4(self, rank: int, out: Path, options: Sequence[str]) -> None:
-        step = Trainer.training_step
+    def _asking(self, whom: Callable[[], int], rank: int, out: Path, options: Sequence[str]) -> None:
+        """Run, and ask somebody to stop, once, before the fourth step."""
+        step, asked = Trainer.training_step, []
 
         def step_or_ask(trainer: Trainer, *given: Any) -> Any:
-            if rank == 1 and trainer.state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if rank == 1 and trainer.state.global_step == 3 and not asked:
+                asked.append(whom())
+                os.kill(asked[0], signal.SIGTERM)
+                time.sleep(0.5)  # a launcher passes it on; the other process waits for this one's gradients
             return step(trainer, *given)
 
         Trainer.training_step = step_or_ask
         self.script.run(out, options)
 
     def launched_and_stopped(self, name: str, options: Sequence[str]) -> Path:
-        """Ask torchrun to stop after a few steps, and start its processes again."""
+        """Ask torchrun to stop, and start its processes again."""
         out = self.folder / name.replace(" ", "_")
         if not out.exists():
-            log = out.with_name(out.name + ".partial") / "log.jsonl"
-            with (self.folder / f"{out.name}.txt").open("w") as said:
-                torchrun = subprocess.Popen(
-                    [*TORCHRUN, str(HERE / "launched.py"), out, *options],
-                    env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, stdout=said, stderr=said,
-                )  # fmt: skip
-                while len(losses(log)) < 3 and torchrun.poll() is None:
-                    time.sleep(0.01)
-                torchrun.send_signal(signal.SIGTERM)
-                assert torchrun.wait(timeout=120) != 0
+            assert status_of(forked(lambda: self._torchrun(out, options), self.folder / "torchrun.log")) != 0
+            said = "".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+            (self.folder / f"{out.name}.txt").write_text(said)
             self.in_two(name, options)
         return out
+
+    def _torchrun(self, out: Path, options: Sequence[str]) -> None:
+        """Run torchrun, which starts forks where it would start interpreters."""
+
+        def start(handler: SubprocessHandler, command: Sequence[str], env: dict[str, str]) -> Fork:
+            def launched() -> None:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's own until here
+                os.environ.update(env)
+                AcceleratorState._reset_state(reset_partial_state=True)
+                PartialState._reset_state()
+                self._asking(os.getppid, handler.local_rank_id, out, options)
+
+            return Fork(forked(launched, self.folder / f"process{handler.local_rank_id}.log"))
+
+        SubprocessHandler._popen = start
+        torchrun.main([*TORCHRUN, str(HERE / "launched.py")])
+
+
+class Fork:
+    """What torchrun asks of a process that it has started."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.status = pid, None
+
+    def poll(self) -> int | None:
+        if self.status is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if done else None
+        return self.status
+
+    def wait(self, timeout: float) -> None:
+        self.status = status_of(self.pid, seconds=timeout) if self.status is None else self.status
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +221,17 @@ class TestStoppedAndGoneOnWith:
 
     @pytest.fixture
     def whole(self, run: Run, engine: str) -> Path:
-        return run.in_two("long", LONG) if engine == "DDP" else run.in_two(engine, ("batch_size=4", *ENGINES[engine]))
+        return (
+            run.in_two("accumulating", ACCUMULATING)
+            if engine == "DDP"
+            else run.in_two(engine, ("batch_size=4", *ENGINES[engine]))
+        )
 
     @pytest.fixture
     def stopped(self, run: Run, engine: str) -> Path:
         """The launcher, or one of the processes, was asked to stop, and the same command given again."""
         if engine == "DDP":
-            return run.launched_and_stopped("stopped DDP", LONG)
+            return run.launched_and_stopped("stopped DDP", ACCUMULATING)
         return run.stopped_in_two(f"stopped {engine}", ("batch_size=4", *ENGINES[engine]))
 
     def test_it_was_stopped_and_saved(self, stopped):

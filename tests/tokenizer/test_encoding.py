@@ -71,7 +71,7 @@ def as_stored(cells, n_genes, dtype=np.float32):
     return matrix
 
 
-quickly = settings(deadline=None, max_examples=60, database=None)
+quickly = settings(deadline=None, max_examples=30, database=None)
 counts_and_medians = st.tuples(st.integers(1, 6), st.integers(1, 8)).flatmap(
     lambda shape: st.tuples(
         arrays(np.float32, shape, elements=st.integers(0, 4).map(float)),

@@ -306,6 +306,7 @@ def sources(pbmc, tmp_path):
 exactly = pytest.mark.parametrize("exact", [False, True], ids=["sketch", "exact"])
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_two_workers_give_the_bits_of_one_process(sources, monkeypatch):
     """Of the sketch, which depends on the order of merging."""
     cut_in_parts_of(monkeypatch, 100)
@@ -485,6 +486,7 @@ def test_a_damaged_source_is_named_and_the_vocabulary_is_that_without_it(
         pytest.param(bad_by_gene, "X holds fractional values", None, id="bad_by_gene"),
     ],
 )
+@pytest.mark.usefixtures("forked_workers")
 def test_the_only_source_damaged_is_an_error_and_leaves_nothing(pbmc, tmp_path, monkeypatch, damage, message, workers):
     cut_in_parts_of(monkeypatch, 100)
     damage(pbmc, tmp_path / "x.h5ad")

@@ -20,6 +20,7 @@ import datasets
 import h5py
 import numpy as np
 import pandas as pd
+import parts
 import psutil
 import pyarrow as pa
 import pytest
@@ -1375,7 +1376,7 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabu
     def run():
         reusable_executor._executor = None  # the workers of this process are not those of its copy
         resource_tracker._resource_tracker = resource_tracker.ResourceTracker()
-        monkeypatch.setattr(corpus, "_do_elsewhere", _hang_after_the_first_part)
+        monkeypatch.setattr(corpus, "_do_elsewhere", parts.hang_after_the_first)
         tokenize(h5ad, vocabulary, out=tmp_path / "out", obs=OBS, workers=2)
 
     parent = psutil.Process(forked(run, tmp_path / "log"))
@@ -1401,11 +1402,6 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(h5ad, vocabu
 def is_deaf_to_interrupts(process):
     status = Path(f"/proc/{process.pid}/status").read_text()
     return bool(int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE)[1], 16) >> (signal.SIGINT - 1) & 1)
-
-
-def _hang_after_the_first_part(kind, work, digest, parent, step, part):
-    _do_elsewhere(kind, work, digest, parent, step, part)
-    time.sleep(60)
 
 
 def test_unfinished_work_without_its_rows_is_done_again(h5ad, vocabulary, tmp_path, monkeypatch):
@@ -1776,9 +1772,10 @@ def test_two_workers_name_a_damaged_source_with_the_bytes_of_one_process(pbmc, v
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_disk, vocabulary, tmp_path, monkeypatch):
     folder, options = corpus_on_disk
-    monkeypatch.setattr(corpus, "_do_elsewhere", _die_on_the_second_part)
+    monkeypatch.setattr(corpus, "_do_elsewhere", parts.die_on_the_second)
     with pytest.raises(InputError, match=r"A worker process was killed.*Finished parts are kept: give the same"):
         tokenize(folder / "in", vocabulary, out=tmp_path / "out", workers=2, **options)
     assert (tmp_path / "out.partial").exists()
@@ -1787,26 +1784,14 @@ def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_di
     assert digests(tmp_path / "out") == digests(folder / "one")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_ends_as_idle_when_there_is_work_is_no_error():
     """Loky's own thread says so; where warnings are errors, as here, it would die of that and nothing would go on."""
     said = "A worker stopped while some jobs were given to the executor. This can be caused by a too short timeout."
-    parts = by_processes([1, 2, 3], _nothing, 2)
-    with closing(parts), ThreadPoolExecutor(1) as thread:
-        next(parts)
+    done = by_processes([1, 2, 3], abs, 2)
+    with closing(done), ThreadPoolExecutor(1) as thread:
+        next(done)
         thread.submit(warnings.warn, said, UserWarning).result()
-        assert len(list(parts)) == 2
+        assert len(list(done)) == 2
     with pytest.raises(UserWarning, match="A worker stopped"):
         warnings.warn(said, UserWarning, stacklevel=1)
-
-
-def _nothing(part):
-    return None
-
-
-def _die_on_the_second_part(kind, work, digest, parent, step, part):
-    if step == "tokenize" and part.number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return _do_elsewhere(kind, work, digest, parent, step, part)
-
-
-_do_elsewhere = corpus._do_elsewhere

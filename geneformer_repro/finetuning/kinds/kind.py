@@ -80,6 +80,22 @@ class Kind(ABC, Generic[TargetT]):
         """Return how often to draw each row so that its class comes as often as the others; None without classes."""
         return None
 
+    def straight_path(self, columns_NP: np.ndarray, labels_NS: np.ndarray, seed: int) -> np.ndarray | None:
+        """Return with which weights columns add up to an output of the target that suits these training rows, (P,).
+
+        A network that takes the columns straight to its output begins at these; None of a kind that begins at zero.
+
+        Parameters
+        ----------
+        columns_NP
+            Of training rows, of about equal spread.
+        labels_NS
+            Theirs, none missing.
+        seed
+            Of inner folds, which choose a penalty.
+        """
+        return None
+
     @abstractmethod
     def simple_methods(
         self, features: Any, train_rows: np.ndarray, labels_NS: np.ndarray, test_rows: np.ndarray, seed: int

@@ -22,7 +22,11 @@ from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
 from geneformer_repro.finetuning.kinds.numbers import numbers_in
 from geneformer_repro.finetuning.kinds.survival_figures import calibration_figure, risk_groups_figure
-from geneformer_repro.finetuning.kinds.survival_methods import PATIENT_METHODS, SURVIVAL_METHODS
+from geneformer_repro.finetuning.kinds.survival_methods import (
+    PATIENT_METHODS,
+    SURVIVAL_METHODS,
+    cox_ridge_coefficients,
+)
 from geneformer_repro.finetuning.kinds.survival_scores import (
     Censoring,
     PredictedCurves,
@@ -32,6 +36,7 @@ from geneformer_repro.finetuning.kinds.survival_scores import (
     counted,
     evaluate_survival,
     harrell_c,
+    n_without_weight,
     survival_statistics,
 )
 from geneformer_repro.finetuning.metrics import Statistics, bootstrap, once, with_intervals
@@ -273,6 +278,10 @@ class SurvivalLabels(Kind[SurvivalTime]):
         """Return times, events and numbers of cohorts."""
         return np.ascontiguousarray(labels_NS).tobytes()
 
+    def straight_path(self, columns_NP: np.ndarray, labels_NS: np.ndarray, seed: int) -> np.ndarray | None:
+        """Return the coefficients of Cox's model, stratified by cohort, where the output is a log hazard; else None."""
+        return cox_ridge_coefficients(columns_NP, labels_NS, seed) if self.target.learned_by == "cox" else None
+
     def simple_methods(
         self, features: Any, train_rows: np.ndarray, labels_NS: np.ndarray, test_rows: np.ndarray, seed: int
     ) -> dict[str, Callable[[], np.ndarray | None]]:
@@ -394,14 +403,20 @@ class SurvivalLabels(Kind[SurvivalTime]):
         n_events, rows = int(predictions["event"].sum()), f"test {predictions.columns[0]}s"
         if n_events < FEWEST_EVENTS:
             return f"Only {n_events} of {len(predictions)} {rows} have the event; no score says much"
-        left_out = self._times_without_follow_up(predictions)
-        if not left_out:
-            return None
-        told = f"{len(left_out)} of {len(self.target.times)} times ({', '.join(f'{time:g}' for time in left_out)})"
-        return f"Brier scores leave out {told}: there some cohort's or fold's {rows} are no longer followed"
+        times, n_late = self._without_follow_up(predictions)
+        said = []
+        if n_late:
+            said.append(
+                f"Uno's C leaves out {n_late} of {n_events} events, as with an earlier end: when they come, some "
+                f"cohort's or fold's {rows} are no longer followed"
+            )
+        if times:
+            told = f"{len(times)} of {len(self.target.times)} times ({', '.join(f'{time:g}' for time in times)})"
+            said.append(f"Brier scores leave out {told}: there some cohort's or fold's {rows} are no longer followed")
+        return "; ".join(said) or None
 
-    def _times_without_follow_up(self, predictions: pd.DataFrame) -> list[float]:
-        """Return the target's times at which there is no Brier score."""
+    def _without_follow_up(self, predictions: pd.DataFrame) -> tuple[list[float], int]:
+        """Return the target's times at which there is no Brier score, and the events that have no weight in Uno's C."""
         codes = {name: predictions[name].factorize()[0] for name in ("cohort", "fold") if name in predictions}
         zeros = np.zeros(len(predictions))
         labels = predictions["event_time"], predictions["event"], codes.get("cohort", zeros)
@@ -409,7 +424,8 @@ class SurvivalLabels(Kind[SurvivalTime]):
         options = self._options(labels_NS, zeros[:, None], codes.get("fold", zeros))
         how = {name: options[name] for name in ("censoring", "strata")}
         followed = are_followed(labels_NS[:, 0], np.asarray(self.target.times), **how)
-        return [time for time, is_followed in zip(self.target.times, followed, strict=True) if not is_followed]
+        times = [time for time, is_followed in zip(self.target.times, followed, strict=True) if not is_followed]
+        return times, n_without_weight(labels_NS[:, 0], labels_NS[:, 1], **how)
 
     def figures(self, tables: Mapping[str, pd.DataFrame], tested: str, ours: str) -> "dict[str, Figure]":
         """Draw how thirds by risk fare, and whether survival at the horizon is what it is said to be."""

@@ -160,15 +160,37 @@ def _cox_ridge(
     """Fit as many of the first columns, under the penalty, as inner folds choose; `choices` has one at least."""
     scale = of_train.std(axis=0).max()
     of_train, of_test = of_train / scale, of_test / scale
-    n_columns = np.unique(np.minimum(choices, of_train.shape[1]))
+    coefficients_P = _chosen_ridge(of_train, labels_NS, seed, choices)
+    return _told(of_train @ coefficients_P, of_test @ coefficients_P, labels_NS, times)
+
+
+def cox_ridge_coefficients(columns_NP: np.ndarray, labels_NS: np.ndarray, seed: int) -> np.ndarray:
+    """Return the coefficients of Cox's model on all columns, (P,), under the penalty that inner folds choose.
+
+    Parameters
+    ----------
+    columns_NP
+        Of training rows; zeros where none varies.
+    labels_NS
+        Event time, event and number of the cohort, which is a stratum.
+    seed
+        Of the inner folds.
+    """
+    scale = columns_NP.std(axis=0).max()
+    if scale == 0:
+        return np.zeros(columns_NP.shape[1])
+    return _chosen_ridge(columns_NP / scale, labels_NS, seed, [columns_NP.shape[1]]) / scale
+
+
+def _chosen_ridge(columns_NP: np.ndarray, labels_NS: np.ndarray, seed: int, choices: Sequence[int]) -> np.ndarray:
+    n_columns = np.unique(np.minimum(choices, columns_NP.shape[1]))
     n_columns_K, penalty_K = (grid.ravel() for grid in np.meshgrid(n_columns, _PENALTIES, indexing="ij"))
     loss_K = np.zeros(len(penalty_K))
     for rest, loss_of_others in _inner_folds(labels_NS, seed):
-        coefficients_KP = _ridge(of_train[rest], labels_NS[rest], n_columns_K, penalty_K)
-        loss_K += loss_of_others(coefficients_KP @ of_train.T)
+        coefficients_KP = _ridge(columns_NP[rest], labels_NS[rest], n_columns_K, penalty_K)
+        loss_K += loss_of_others(coefficients_KP @ columns_NP.T)
     best = [loss_K.argmin()]
-    (coefficients_P,) = _ridge(of_train, labels_NS, n_columns_K[best], penalty_K[best])
-    return _told(of_train @ coefficients_P, of_test @ coefficients_P, labels_NS, times)
+    return _ridge(columns_NP, labels_NS, n_columns_K[best], penalty_K[best])[0]
 
 
 def _inner_folds(labels_NS: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]]:

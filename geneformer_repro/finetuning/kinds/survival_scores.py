@@ -11,7 +11,6 @@ bootstrap of 1,000 draws costs as much as 200 single scores.
 Shapes: N patients, R resamples, T times, S sets of weights.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,8 +22,6 @@ from scipy.stats import chi2, norm
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.metrics import Statistics, bootstrap, once, ratio, require_finite, with_intervals
-
-logger = logging.getLogger(__name__)
 
 _TIED = 1e-8
 """Risks that differ by no more are tied, as in scikit-survival."""
@@ -273,13 +270,20 @@ def _uno_weights(
 ) -> np.ndarray:
     """Return by what pairs weigh in Uno's C, by the one with the event, which is before `tau`; (N,)."""
     weight_N = censoring.weights(event_time, _as_estimated(censoring, strata)) ** 2
-    before_N = event.astype(bool) & (event_time < (np.inf if tau is None else tau))
-    if n_unknown := np.sum(before_N & (weight_N == 0)):
-        logger.info(
-            "%d of %d events come when no training patient was followed any longer, where weights by censoring are "
-            "unknown: Uno's C leaves them out, as with an earlier tau.", n_unknown, np.sum(before_N)
-        )  # fmt: skip
-    return np.where(before_N, weight_N, 0)
+    return np.where(event.astype(bool) & (event_time < (np.inf if tau is None else tau)), weight_N, 0)
+
+
+def n_without_weight(
+    event_time: np.ndarray, event: np.ndarray, *, censoring: Censoring, strata: np.ndarray | None = None
+) -> int:
+    """Return how many events come when no training patient was followed any longer: Uno's C leaves them out.
+
+    Parameters
+    ----------
+    event_time, event, censoring, strata
+        As for `evaluate_survival`.
+    """
+    return int((event.astype(bool) & (_uno_weights(event_time, event, censoring, None, strata) == 0)).sum())
 
 
 def _as_estimated(censoring: Censoring, strata: np.ndarray | None) -> np.ndarray | None:
@@ -700,7 +704,7 @@ def evaluate_survival(
         As for `harrell_c`.
     censoring
         Of the training patients, by the same strata or none. Events after their last follow-up have no weight in Uno's
-        C, which is said.
+        C (`n_without_weight`).
     horizon
         Time, in the unit of the others, for the scores that end with it; these are left out without it.
     curves

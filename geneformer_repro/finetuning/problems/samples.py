@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.config import Section, require, with_settings
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import (
     BLOCKS,
     ExpressionConfig,
@@ -44,9 +45,11 @@ from geneformer_repro.tokenizer.matrices import dense
 from geneformer_repro.training.config import SeededConfig
 from geneformer_repro.training.log import write_log
 
+logger = logging.getLogger(__name__)
+
 EXPRESSION, SIDE_BY_SIDE = "expression network", "encoder and expression side by side"
 """What networks that look at the matrix of an encoder's samples are called in tables."""
-BESIDE_VERSION = 1
+BESIDE_VERSION = 2
 """Raised when these say other things of the same samples, so that a run which an earlier version began is not gone on
 with."""
 _MOST_GENES = 2000
@@ -150,15 +153,41 @@ class ExpressionProblem(Problem):
     def begun(
         self, start: ExpressionNetwork | None, config: SampleNetworkConfig, rows: np.ndarray
     ) -> ExpressionNetwork:
-        """Return the network that training begins with; what is usual of each column is that of these samples."""
+        """Return the network that training begins with; what is usual of each column is that of these samples.
+
+        So is what clinical columns count (`_begin_clinical`), where the network has a path for them.
+        """
         inputs, head = self.inputs.select(rows), Head(self.head_targets(rows))
         if start is not None:
             assert start.head.n_outputs == head.n_outputs
             network = copy.deepcopy(start)
             network.head, network.scale = head, start.scale.refitted(inputs)
-            return network
-        scale = InputScale.fit(inputs, n_genes=config.network.n_genes, clip=config.network.clip)
-        return ExpressionNetwork(config.network, head, scale, seed=config.seed)
+        else:
+            scale = InputScale.fit(inputs, n_genes=config.network.n_genes, clip=config.network.clip)
+            network = ExpressionNetwork(config.network, head, scale, seed=config.seed)
+        if "covariates" in network.scale.names:
+            self._begin_clinical(network, rows, config.seed)
+        return network
+
+    def _begin_clinical(self, network: ExpressionNetwork, rows: np.ndarray, seed: int) -> None:
+        """Let the network begin at a simple model of clinical columns and of what it says without them.
+
+        Of survival that is Cox's under a ridge penalty. From zero the columns' path learns next to nothing in as few
+        steps as a network needs; and what the network says, of others' patients or of random weights, may be of any
+        size, so the model tells it how much to count.
+        """
+        scaled_NI = network.scale(self.inputs.select(rows))
+        columns_NP, said_NK = scaled_NI[:, network.scale.columns("covariates")], network.outputs(scaled_NI)
+        ends = np.cumsum([target.n_outputs for target in network.head.targets])
+        for end, (kind, labels) in zip(ends, self.of_kinds(rows), strict=True):
+            labelled = ~np.isnan(labels).any(axis=1)
+            said_N, output = said_NK[labelled, end - 1].astype(np.float64), end - 1
+            spread = said_N.std() or 1.0
+            weights = kind.straight_path(
+                np.column_stack([said_N / spread, columns_NP[labelled]]), labels[labelled], seed
+            )
+            if weights is not None:
+                network.begin_path(output, weights[0] / spread, weights[1:])
 
     def _best_of_rates(
         self, begun: ExpressionNetwork, config: SampleNetworkConfig, split: Split, step: str
@@ -310,6 +339,49 @@ def clinical_block(columns: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
         values |= {f"{name}={label}": (labels == label).to_numpy(np.float32) for label in sorted(set(labels.dropna()))}
     made = np.column_stack([np.empty((len(columns), 0), dtype=np.float32), *values.values()])
     return made, tuple(values)
+
+
+def clinical_columns(obs: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Return the clinical columns of a network, as `clinical_block` named them, of other samples: (samples, names).
+
+    A label that the network has not learned counts as missing, which is said.
+
+    Raises
+    ------
+    InputError
+        There is no such column, or it holds text where the network learned numbers.
+    """
+    values, others = [], dict[str, pd.Series]()
+    for name in names:
+        if name in obs:
+            if not pd.api.types.is_numeric_dtype(obs[name].dtype):
+                raise InputError(
+                    f"The network reads numbers in {name!r}, found {str(obs[name].iloc[0])!r}. Give numbers."
+                )
+            values.append(obs[name].to_numpy(dtype=np.float32, na_value=np.nan))
+            continue
+        column, label = _column_and_label(obs, name)
+        labels = as_labels(obs[column])
+        values.append((labels == label).to_numpy(np.float32))
+        left = others.get(column, labels)
+        others[column] = left[left != label]
+    for column, labels in others.items():
+        if n := int(labels.notna().sum()):
+            told = ", ".join(map(repr, sorted(set(labels.dropna()))[:5]))
+            logger.warning("%s: the network has not learned %s, of %d samples; they count as missing.", column, told, n)
+    return np.column_stack(values)
+
+
+def _column_and_label(obs: pd.DataFrame, name: str) -> tuple[str, str]:
+    """Return the column and the label that the name of a network's column is made of; either may hold a "="."""
+    for end in (place for place, character in enumerate(name) if character == "="):
+        if name[:end] in obs:
+            return name[:end], name[end + 1 :]
+    column = name.partition("=")[0]
+    raise InputError(
+        f"The network reads the clinical column {column!r}, which the samples do not have. "
+        f"{did_you_mean(column, map(str, obs.columns))} A table of such columns is joined by clinical= (--clinical)."
+    )
 
 
 def _fitted(head: Head, outputs_NK: torch.Tensor, labels_NS: torch.Tensor) -> Head:
