@@ -1,7 +1,7 @@
 """Pictures of what fine-tuning found, each from one table: no model, and nothing is written."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,9 @@ def methods_figure(
     return figure
 
 
-def learning_curve_figure(curve: pd.DataFrame, *, score: str) -> "Figure":
+def learning_curve_figure(
+    curve: pd.DataFrame, *, score: str, looks: Mapping[str, Mapping[str, Any]] | None = None
+) -> "Figure":
     """Draw the score of each method against the number of training cells, on a logarithmic axis.
 
     Parameters
@@ -50,12 +52,18 @@ def learning_curve_figure(curve: pd.DataFrame, *, score: str) -> "Figure":
         ``method``, ``n`` (training cells), ``score``, and ``low`` and ``high``, the ends of a band around it.
     score
         What the score is called.
+    looks
+        How the lines of methods are drawn, in the order of the legend: options of a line. Default a colour each.
     """
     figure, axes = new_axes(7.2, 4.0)
-    for i, (name, points) in enumerate(curve.sort_values("n", kind="stable").groupby("method", sort=False)):
-        colour = CATEGORIES[i % len(CATEGORIES)]
-        axes.plot(points["n"], points["score"], color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
-        axes.fill_between(points["n"], points["low"], points["high"], color=colour, alpha=0.13, linewidth=0)
+    of_methods = {
+        str(name): points for name, points in curve.sort_values("n", kind="stable").groupby("method", sort=False)
+    }
+    for i, name in enumerate(looks or of_methods):
+        points = of_methods[name]
+        look = {"color": CATEGORIES[i % len(CATEGORIES)], "marker": "o", "markersize": 4, "linewidth": 1.6}
+        (line,) = axes.plot(points["n"], points["score"], **look | dict((looks or {}).get(name, {})), label=name)
+        axes.fill_between(points["n"], points["low"], points["high"], color=line.get_color(), alpha=0.13, linewidth=0)
     sizes = np.unique(curve["n"])
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{n:,}" for n in sizes])

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from geneformer_repro.files import write_json, write_table
+from geneformer_repro.finetuning.difference_tests import SIGNIFICANT
 from geneformer_repro.finetuning.figures import learning_curve_figure
-from geneformer_repro.finetuning.response_tables import OF_SOURCE, SCRATCH, ResponseStudy
+from geneformer_repro.finetuning.response_tables import PRETRAINED, SCRATCH, ResponseStudy, means_of
 from geneformer_repro.finetuning.results import write_evaluation
-from geneformer_repro.report import Section, write_report
+from geneformer_repro.report import CATEGORIES, GREY, Section, write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +24,8 @@ _QUESTIONS = {
     "pair": ("new pairs", "pearson_within_sample", "what a pair does whose sample and drug are known"),
 }
 """Of what is new in the test: what it is called, the score that is drawn, and what is asked."""
-_DRAWN = ("mean effects", "drug mean", "sample mean", OF_SOURCE)
-"""Methods that are drawn beside the networks."""
+_CLEAR = 0.005
+"""Differences below it are not told in sentences, whatever their p."""
 
 
 def write_response_study(folder: Path, study: ResponseStudy, config: Any, record: Mapping[str, Any]) -> None:
@@ -55,7 +56,8 @@ def curve_figure(table: pd.DataFrame, use: str) -> "Figure":
         What is new in the test.
     """
     _, score, _ = _QUESTIONS[use]
-    of_use = table[(table["use"] == use) & (table["network"].notna() | table["method"].isin(_DRAWN))]
+    means = means_of(use)
+    of_use = table[(table["use"] == use) & (table["network"].notna() | table["method"].isin(means))]
     error = of_use.get(f"{score}_se", 0.0)
     points = pd.DataFrame(
         {
@@ -66,7 +68,14 @@ def curve_figure(table: pd.DataFrame, use: str) -> "Figure":
             "high": of_use[score] + error,
         }
     ).dropna(subset=["score"])
-    figure = learning_curve_figure(points, score=f"{score.replace('_', ' ')} (band: standard error)")
+    looks = {
+        f"{network}, {way}": {"color": colour, "linestyle": line, "markerfacecolor": colour if line == "-" else "white"}
+        for network, colour in zip(of_use["network"].dropna().unique(), CATEGORIES, strict=False)
+        for way, line in ((PRETRAINED, "-"), (SCRATCH, "--"))
+    }
+    looks |= {means[0]: {"color": "black", "linestyle": ":"}, means[1]: {"color": GREY, "linestyle": ":"}}
+    drawn = {method: look for method, look in looks.items() if (points["method"] == method).any()}
+    figure = learning_curve_figure(points, score=f"{score.replace('_', ' ')} (band: standard error)", looks=drawn)
     axes = figure.axes[0]
     ticks = sorted(of_use["n"].unique())
     axes.set_xticks([max(1, n) for n in ticks], [f"{n:,}" for n in ticks])
@@ -122,7 +131,7 @@ def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figu
 
 
 def sentences(differences: pd.DataFrame, use: str) -> list[str]:
-    """Say where having learned the source was clearly better or worse, and where anything beats the mean known."""
+    """Say where having learned the source was clearly better or worse, and where anything beats the means."""
     if differences.empty:
         return []
     of_use = differences[differences["use"] == use]
@@ -130,14 +139,18 @@ def sentences(differences: pd.DataFrame, use: str) -> list[str]:
     said = []
     for rows, than in (
         (of_use[of_source], "the same from random weights"),
-        (of_use[~of_source], "the mean that is known"),
+        (of_use[~of_source], "the better of the means"),
     ):
         for direction, what in (("higher", "Better"), ("lower", "Worse")):
-            clear = rows[rows["direction"] == direction]
+            clear = rows[(rows["direction"] == direction) & (rows["difference"].abs() >= _CLEAR)]
             where = "; ".join(f"after {n:,} pairs {_listed(of_n)}" for n, of_n in clear.groupby("n"))
-            said.append(f"{what} than {than} (p < 0.05 over {use}s): {where or 'nowhere'}.")
+            said.append(f"{what} than {than} (p < 0.05 over {use}s; * over folds too): {where or 'nowhere'}.")
     return said
 
 
 def _listed(clear: pd.DataFrame) -> str:
-    return ", ".join(f"{row['method']} (by {abs(row['difference']):.2f})" for row in clear.to_dict("records"))
+    """Name methods and by how much; of few pairs draws differ more than samples do, so folds say whether it holds."""
+    return ", ".join(
+        f"{row['method']} (by {abs(row['difference']):.2f}{'*' if row['p_folds'] < SIGNIFICANT else ''})"
+        for row in clear.to_dict("records")
+    )

@@ -225,7 +225,7 @@ class _Use:
     splits: list[Split]
     config: ResponseStudyConfig
     source_means: np.ndarray
-    """What the source's means of drugs say of the target's pairs."""
+    """What the source's mean effects say of the target's pairs."""
     turned: int
     """-1 where low is sensitive in one of the measures alone."""
     encoder: BertConfig | None
@@ -399,9 +399,9 @@ def _of_target(use: _Use, model: PairModel, way: str, rows: np.ndarray) -> _Stud
 
 
 def _source_means(source: PairProblem, target: PairProblem) -> np.ndarray:
-    """Return what the source's means of drugs are of the target's pairs."""
+    """Return what the source's mean effects say of the target's pairs: of the samples and drugs that it has learned."""
     learned, asked = source.identities, target.identities
-    effects = MeanEffects.fit(source.labels[:, 0], learned.samples, learned.drugs, effects=("drug",))
+    effects = MeanEffects.fit(source.labels[:, 0], learned.samples, learned.drugs)
     return effects.predict(asked.samples, asked.drugs)
 
 

@@ -97,7 +97,7 @@ def test_the_command_prints_what_each_question_came_to(whole):
     assert lines[0] == "new in the test: sample; pearson within sample after so many pairs of the target"
     assert lines[1].split() == ["0", "12", "48"]
     assert [line.rsplit(maxsplit=3)[0] for line in lines[2:5]] == [
-        "drug mean of the source", "tDNN, pretrained", "tDNN, scratch",
+        "mean effects of the source", "tDNN, pretrained", "tDNN, scratch",
     ]  # fmt: skip
     assert lines[4].split()[2] == "–"
     assert lines[-1] == f"{out}/report.html has the pictures, {out}/methods.tsv all scores"
