@@ -41,6 +41,9 @@ def methods_figure(
     return figure
 
 
+_LINE: Mapping[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.6}
+
+
 def learning_curve_figure(
     curve: pd.DataFrame, *, score: str, looks: Mapping[str, Mapping[str, Any]] | None = None
 ) -> "Figure":
@@ -61,8 +64,8 @@ def learning_curve_figure(
     }
     for i, name in enumerate(looks or of_methods):
         points = of_methods[name]
-        look = {"color": CATEGORIES[i % len(CATEGORIES)], "marker": "o", "markersize": 4, "linewidth": 1.6}
-        (line,) = axes.plot(points["n"], points["score"], **look | dict((looks or {}).get(name, {})), label=name)
+        look = {"color": CATEGORIES[i % len(CATEGORIES)], **_LINE, **(looks or {}).get(name, {})}
+        (line,) = axes.plot(points["n"], points["score"], **look, label=name)
         axes.fill_between(points["n"], points["low"], points["high"], color=line.get_color(), alpha=0.13, linewidth=0)
     sizes = np.unique(curve["n"])
     axes.set_xscale("log")
