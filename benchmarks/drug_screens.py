@@ -20,8 +20,8 @@ import pandas as pd
 NAMES = {
     "5FU": "5-Fluorouracil", "BKM120": "Buparlisib", "BYL719": "Alpelisib", "INC424": "Ruxolitinib",
     "LEE011": "Ribociclib", "dacarbazine": "Dacarbazine", "paclitaxel": "Paclitaxel", "tamoxifen": "Tamoxifen",
-    "BGJ398": "Infigratinib", "CGM097": "CGM097", "HDM201": "Siremadlin", "LDE225": "Sonidegib", "LDK378": "Ceritinib",
-    "WNT974": "WNT974", "binimetinib": "Binimetinib", "encorafenib": "Encorafenib",
+    "BGJ398": "Infigratinib", "HDM201": "Siremadlin", "LDE225": "Sonidegib", "LDK378": "Ceritinib",
+    "binimetinib": "Binimetinib", "encorafenib": "Encorafenib",
 }  # fmt: skip
 """What the small molecules of the xenografts are called elsewhere."""
 STRUCTURES = {
