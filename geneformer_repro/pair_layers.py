@@ -155,6 +155,11 @@ class PairShape:
         return self.model != "encoder" or self.expression_path
 
     @property
+    def reads_structures(self) -> bool:
+        """Whether what is read of drugs is made of their SMILES."""
+        return self.drug_input in ("smiles", "fingerprint", "descriptors", "mordred")
+
+    @property
     def fewest_positions(self) -> int:
         """Positions of a SMILES that convolutions in turn leave one of."""
         return 1 if self.fusion == "attention" else self.pool ** len(self.filters)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,21 +135,29 @@ def _response(arguments: argparse.Namespace) -> None:
 
 
 def response_settings(arguments: argparse.Namespace) -> list[str]:
-    """Write options as settings; a JSON value is a TOML value."""
+    """Write the options of ``response`` as settings."""
+    own = {
+        "network.model": arguments.network,
+        "network.drug_input": arguments.drug_input,
+        "split.by": arguments.new,
+        "split.repeats": arguments.repeats,
+        "split.split_file": arguments.split,
+        "compare.ablations": arguments.ablations or None,
+    }
+    return _settings(arguments, own)
+
+
+def _settings(arguments: argparse.Namespace, own: Mapping[str, Any]) -> list[str]:
+    """Write options that both commands have, and a command's own, as settings; a JSON value is a TOML value."""
     folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
     given: dict[str, Any] = {
         "measure": arguments.measure,
         "values": arguments.values,
         "log2": arguments.log2 or None,
         "tissue": arguments.tissue,
-        "network.model": arguments.network,
-        "network.drug_input": arguments.drug_input,
-        "split.by": arguments.new,
         "split.folds": folds,
-        "split.repeats": arguments.repeats,
-        "split.split_file": arguments.split,
-        "compare.ablations": arguments.ablations or None,
         "compare.baselines": False if arguments.no_baselines else None,
+        **own,
     }
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
 
@@ -194,22 +203,15 @@ def _response_study(arguments: argparse.Namespace) -> None:
 
 
 def response_study_settings(arguments: argparse.Namespace) -> list[str]:
-    """Write options as settings; a JSON value is a TOML value."""
-    folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
-    given: dict[str, Any] = {
-        "measure": arguments.measure,
-        "values": arguments.values,
-        "log2": arguments.log2 or None,
+    """Write the options of ``response-study`` as settings."""
+    own = {
         "source.values": arguments.source_values,
         "source.log2": arguments.source_log2 or None,
         "networks": arguments.networks,
         "uses": arguments.new,
         "sizes": arguments.sizes,
-        "tissue": arguments.tissue,
-        "split.folds": folds,
-        "compare.baselines": False if arguments.no_baselines else None,
     }
-    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+    return _settings(arguments, own)
 
 
 def _predict_response(arguments: argparse.Namespace) -> None:

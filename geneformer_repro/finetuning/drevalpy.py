@@ -29,7 +29,6 @@ from geneformer_repro.tokenizer.tables import examples
 
 _EXPRESSION, _SMILES = "gene_expression", "smiles"
 """Views of lines and of drugs, as drevalpy calls them."""
-_OF_STRUCTURES = ("smiles", "fingerprint", "descriptors", "mordred")
 
 
 @typed
@@ -85,7 +84,7 @@ def drevalpy_model(
     candidates = [dict(candidate) for candidate in hyperparameters]
     for candidate in candidates:
         with_settings(config, **candidate)
-    views = (_SMILES,) if _reads_structures(config) else ()
+    views = (_SMILES,) if config.network.filled().reads_structures else ()
     attributes = {"name": name, "given": config, "candidates": candidates, "drug_views": views}
     return type(name, (_PairModel, DRPModel), attributes)
 
@@ -199,10 +198,6 @@ def _require_possible(config: ResponseConfig) -> None:
         raise InputError("measure is missing: say what the responses of the data set are, such as LN_IC50 or AUC.")
 
 
-def _reads_structures(config: ResponseConfig) -> bool:
-    return config.network.filled().drug_input in _OF_STRUCTURES
-
-
 def _problem(
     config: ResponseConfig,
     lines: np.ndarray,
@@ -219,7 +214,7 @@ def _problem(
         raise InputError(f"Features of lines have no names of genes (meta_info[{_EXPRESSION!r}]); give them.")
     matrix = np.stack([cell_line_input.features[line][_EXPRESSION] for line in samples]).astype(np.float32)
     smiles: tuple[str | None, ...] = (None,) * len(names)
-    if _reads_structures(config):
+    if config.network.filled().reads_structures:
         smiles = tuple(str(drug_input.features[drug][_SMILES][0]) for drug in names)
     drugs = Drugs(tuple(names), smiles, tuple(names))
     pairs = np.stack([sample_R, drug_R], axis=1)

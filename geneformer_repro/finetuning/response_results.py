@@ -9,7 +9,7 @@ import pandas as pd
 from geneformer_repro.files import write_json, write_table
 from geneformer_repro.finetuning.difference_tests import SIGNIFICANT
 from geneformer_repro.finetuning.figures import learning_curve_figure
-from geneformer_repro.finetuning.response_tables import PRETRAINED, SCRATCH, ResponseStudy, means_of
+from geneformer_repro.finetuning.response_tables import PRETRAINED, SCRATCH, ResponseStudy, aggregation_of, means_of
 from geneformer_repro.finetuning.results import write_evaluation
 from geneformer_repro.report import CATEGORIES, GREY, Section, write_report
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUESTIONS = {
-    "sample": ("new samples", "pearson_within_sample", "which drug for a sample that nobody has treated"),
-    "drug": ("new drugs", "pearson_within_drug", "whom a drug helps that nobody has tried"),
-    "both": ("new samples and drugs", "pearson_within_drug", "whom a new drug helps among new samples"),
-    "tissue": ("new tissues", "pearson_within_sample", "which drug for a tissue that nobody has treated"),
-    "pair": ("new pairs", "pearson_within_sample", "what a pair does whose sample and drug are known"),
+    "sample": ("new samples", "which drug for a sample that nobody has treated"),
+    "drug": ("new drugs", "whom a drug helps that nobody has tried"),
+    "both": ("new samples and drugs", "whom a new drug helps among new samples"),
+    "tissue": ("new tissues", "which drug for a tissue that nobody has treated"),
+    "pair": ("new pairs", "what a pair does whose sample and drug are known"),
 }
-"""Of what is new in the test: what it is called, the score that is drawn, and what is asked."""
+"""Of what is new in the test: what it is called, and what is asked."""
 _CLEAR = 0.005
 """Differences below it are not told in sentences, whatever their p."""
 
@@ -55,8 +55,7 @@ def curve_figure(table: pd.DataFrame, use: str) -> "Figure":
     use
         What is new in the test.
     """
-    _, score, _ = _QUESTIONS[use]
-    means = means_of(use)
+    score, means = f"pearson_{aggregation_of(use)}", means_of(use)
     of_use = table[(table["use"] == use) & (table["network"].notna() | table["method"].isin(means))]
     error = of_use.get(f"{score}_se", 0.0)
     points = pd.DataFrame(
@@ -93,15 +92,14 @@ def scores_by_size(table: pd.DataFrame, use: str) -> tuple[str, pd.DataFrame]:
     use
         What is new in the test.
     """
-    _, score, _ = _QUESTIONS[use]
-    of_use = table[table["use"] == use]
+    score, of_use = f"pearson_{aggregation_of(use)}", table[table["use"] == use]
     return score.replace("_", " "), of_use.pivot_table(index="method", columns="n", values=score, sort=False)
 
 
 def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figure]", config: Any) -> None:
     sections = []
     for use, figure in pictures.items():
-        called, _, question = _QUESTIONS[use]
+        called, question = _QUESTIONS[use]
         score, wide = scores_by_size(study.table, use)
         sections.append(
             Section(
@@ -136,7 +134,7 @@ def sentences(differences: pd.DataFrame, use: str) -> list[str]:
         return []
     of_use = differences[differences["use"] == use]
     of_source = of_use["other"].str.endswith(f", {SCRATCH}")
-    said = []
+    groups, said = f"{aggregation_of(use).removeprefix('within_')}s", []
     for rows, than in (
         (of_use[of_source], "the same from random weights"),
         (of_use[~of_source], "the better of the means"),
@@ -144,7 +142,7 @@ def sentences(differences: pd.DataFrame, use: str) -> list[str]:
         for direction, what in (("higher", "Better"), ("lower", "Worse")):
             clear = rows[(rows["direction"] == direction) & (rows["difference"].abs() >= _CLEAR)]
             where = "; ".join(f"after {n:,} pairs {_listed(of_n)}" for n, of_n in clear.groupby("n"))
-            said.append(f"{what} than {than} (p < 0.05 over {use}s; * over folds too): {where or 'nowhere'}.")
+            said.append(f"{what} than {than} (p < 0.05 over {groups}; * over folds too): {where or 'nowhere'}.")
     return said
 
 

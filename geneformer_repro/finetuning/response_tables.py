@@ -80,7 +80,7 @@ def differences_of(evaluations: Mapping[tuple[str, int], Evaluation]) -> pd.Data
     rows = []
     for (use, n), evaluation in evaluations.items():
         assert evaluation.per_group is not None
-        aggregation = "within_drug" if use in ("drug", "both") else "within_sample"
+        aggregation = aggregation_of(use)
         groups = evaluation.per_group[evaluation.per_group["aggregation"] == aggregation]
         of_methods = {str(method): of_method for method, of_method in groups.groupby("method", sort=False)}
         means = _better_mean(use, of_methods)
@@ -103,6 +103,11 @@ def differences_of(evaluations: Mapping[tuple[str, int], Evaluation]) -> pd.Data
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def aggregation_of(use: str) -> str:
+    """Return within what a question is scored: a new drug over its samples, whatever else is new over its drugs."""
+    return "within_drug" if use in ("drug", "both") else "within_sample"
 
 
 def means_of(use: str) -> tuple[str, str]:

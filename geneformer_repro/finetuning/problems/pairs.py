@@ -376,7 +376,7 @@ class PairProblem(Problem):
             start.require_matching(self.cells)
         if shape.reads_expression:
             self._expression()
-        if shape.drug_input in ("smiles", "fingerprint", "descriptors"):
+        if shape.reads_structures:
             self.drugs.select(np.unique(self.pairs[:, 1])).structures(f"network.drug_input={shape.drug_input!r}:")
         elif shape.drug_input == "vectors" and self.vectors is None:
             raise InputError('network.drug_input="vectors" needs vectors=, a row a drug.')
