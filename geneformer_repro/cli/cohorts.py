@@ -5,7 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.inputs import add_log2_option, add_samples_options, given_samples, new_command
+from geneformer_repro.cli.inputs import (
+    add_log2_option,
+    add_samples_options,
+    add_settings_options,
+    given_samples,
+    new_command,
+)
 from geneformer_repro.errors import InputError
 
 
@@ -40,8 +46,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--curve", nargs="+", type=int, metavar="N", help="also train on so many patients")
     command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
     command.add_argument("--workers", type=int, metavar="N", help="processes that share the search")
-    command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
-    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings")
+    add_settings_options(command)
 
 
 def _samples(arguments: argparse.Namespace) -> None:

@@ -97,7 +97,13 @@ def given_samples(arguments: argparse.Namespace) -> "AnnData":
 
 
 def add_config_options(command: argparse.ArgumentParser) -> None:
-    """Add settings, from a file and one by one, and `add_cells_options`."""
+    """Add `add_settings_options` and `add_cells_options`."""
+    add_settings_options(command)
+    add_cells_options(command)
+
+
+def add_settings_options(command: argparse.ArgumentParser) -> None:
+    """Add settings, from a file and one by one."""
     command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
     command.add_argument(
         "--set",
@@ -107,7 +113,6 @@ def add_config_options(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings, such as training.epochs=3; they win over the file",
     )
-    add_cells_options(command)
 
 
 def add_cells_options(command: argparse.ArgumentParser) -> None:

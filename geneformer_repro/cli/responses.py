@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.inputs import CHECKPOINT, TOKENIZED, add_config_options, add_log2_option, new_command
+from geneformer_repro.cli.inputs import (
+    CHECKPOINT,
+    TOKENIZED,
+    add_config_options,
+    add_log2_option,
+    add_settings_options,
+    new_command,
+)
 
 _SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
 
@@ -96,8 +103,7 @@ def _add_study(commands: Any) -> None:
     command.add_argument("--folds", metavar="K", help="folds (default 5), or groups")
     command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
     command.add_argument("--workers", type=int, metavar="N", help="processes that share the trainings")
-    command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
-    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings")
+    add_settings_options(command)
 
 
 def _add_inputs(command: argparse.ArgumentParser) -> None:
