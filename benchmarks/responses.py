@@ -5,6 +5,7 @@ processor, ours and the alternative in turn. The alternative reads every pair's 
 
 python benchmarks/responses.py gdsc_ccle                      # an epoch of Conv NN either way, three times in turn
 python benchmarks/responses.py gdsc_ccle --steps 40           # so many steps of it
+python benchmarks/responses.py gdsc_ccle --runs 1 --double    # in double precision: what of the losses is rounding
 python benchmarks/responses.py gdsc_ccle --dealt 8 32 128 0   # validation score by drugs a step; 0: any
 """
 
@@ -96,7 +97,12 @@ def trained(network: PairNetwork, batches: Iterator[dict[str, Any]], *, once: bo
     return seconds, losses
 
 
-def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_size: int) -> None:
+def in_double(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the same batch in double precision."""
+    return {name: each.double() if each.is_floating_point() else each for name, each in batch.items()}
+
+
+def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_size: int, *, double: bool) -> None:
     settings = {"batch_size": batch_size}
     config = PairConfig(network={"model": model, "dropout": 0.0}, training=settings)
     rows = np.arange(len(problem.pairs))
@@ -104,7 +110,10 @@ def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_
     for _, once in itertools.product(range(runs), (True, False)):
         network = problem.begun(None, config, rows)
         dealt = Steps(problem, network, rows, config)
-        took, losses = trained(network, itertools.islice(dealt.epoch(), steps), once=once)
+        batches = itertools.islice(dealt.epoch(), steps)
+        if double:
+            network, batches = network.double(), map(in_double, batches)
+        took, losses = trained(network, batches, once=once)
         seconds[once].append(took)
         name = ONCE if once else PAIRS
         print(f"  {name}: {took:.1f} s of {len(losses):,} steps; peak memory {peak_memory_gb():.2f} GB", flush=True)
@@ -167,6 +176,7 @@ def main() -> None:
     parser.add_argument("--dealt", type=int, nargs="+", default=None)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--by", default="sample")
+    parser.add_argument("--double", action="store_true")
     given = parser.parse_args()
     print(machine())
     problem = problem_of(given.folder, given.pairs)
@@ -174,7 +184,7 @@ def main() -> None:
     if given.dealt:
         composition(problem, given.dealt, given.epochs, given.by, given.batch_size, given.model)
     else:
-        speed(problem, given.steps, given.runs, given.model, given.batch_size)
+        speed(problem, given.steps, given.runs, given.model, given.batch_size, double=given.double)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.files import write_json
 from geneformer_repro.heads import WEIGHTS, Head, open_network
 from geneformer_repro.tokenizer.measures import Values
+from geneformer_repro.tokenizer.tables import examples
 from geneformer_repro.tokenizer.vocabulary import MASK, PAD, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,32 @@ class ExpressionInputs:
     def select(self, rows: np.ndarray) -> "ExpressionInputs":
         """Return these samples, in this order."""
         return replace(self, values={block: values[rows] for block, values in self.values.items()})
+
+    def of_genes(self, genes: Sequence[str]) -> "ExpressionInputs":
+        """Keep these genes alone, in the order that they have here; the log says which of them are not here.
+
+        Raises
+        ------
+        InputError
+            None of them is.
+        """
+        ids, wanted = self.names["expression"], set(genes)
+        kept = [i for i, both in enumerate(zip(ids, self.gene_names, strict=True)) if wanted & {*both}]
+        if not kept:
+            raise InputError(
+                f"None of the {len(wanted):,} genes asked for ({examples(sorted(wanted))}) is in the matrix, whose "
+                f"genes are such as {examples(ids)}. Give the ids or names that it has."
+            )
+        if lacking := sorted(wanted - {ids[i] for i in kept} - {self.gene_names[i] for i in kept}):
+            logger.warning(
+                "%d of %d genes asked for are not in the matrix: %s.", len(lacking), len(wanted), examples(lacking)
+            )
+        return replace(
+            self,
+            values={**self.values, "expression": self.values["expression"][:, kept]},
+            names={**self.names, "expression": tuple(ids[i] for i in kept)},
+            gene_names=tuple(self.gene_names[i] for i in kept),
+        )
 
 
 def _first_repeated(names: Sequence[str]) -> str:

@@ -183,7 +183,7 @@ def test_a_straight_path_for_clinical_columns_begins_at_nothing(inputs):
     network = ExpressionNetwork(ExpressionConfig(width=4), HEAD, InputScale.fit(alone)).eval()
     wider = network.with_covariates(inputs.names["covariates"])
     assert wider.config.skip == ("covariates",)
-    np.testing.assert_array_equal(wider.outputs(inputs), network.outputs(alone))
+    np.testing.assert_allclose(wider.outputs(inputs), network.outputs(alone), atol=1e-6)  # last bits go by the CPU
     wider.scale = wider.scale.refitted(inputs)
     assert wider.scale.factor_I[0] > 0
     np.testing.assert_allclose(wider.outputs(inputs), network.outputs(alone), atol=1e-6)

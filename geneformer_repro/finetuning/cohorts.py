@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Raised when the same call gives other results."""
 _VALIDATED = 0.2
 """Share of each other cohort that chooses settings and epoch of what is learned of it."""

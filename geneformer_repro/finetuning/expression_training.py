@@ -18,7 +18,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -39,6 +39,9 @@ ExpressionStrategy = Literal["full", "probe", "discriminative"]
 Score = Callable[[np.ndarray], float]
 Losses = Callable[[Tensor], Tensor]
 _NARROW, _WIDEST_IN_A_STACK, _MOST_IN_A_STACK = 64, 256, 32
+_ALIGNED = 16
+"""Rows of inputs and weights are so many numbers long, or a multiple: those that begin within a cache line make the
+products of a step up to twice as slow."""
 _MOMENTUM, _NORM_MOMENTUM, _NORM_EPS = 0.9, 0.1, 1e-5
 _OF_THE_HEAD = ("classifier.", "skip.")
 """How the names of weights begin that make the outputs: the last layer, and the straight path."""
@@ -205,23 +208,23 @@ def trained_stacks(
         yield numbers, _train_stack(stack, rows, held_out, score, steps)
 
 
-def stacks_of(trainees: Sequence[Trainee]) -> list[list[int]]:
+def stacks_of(trainees: Iterable[Trainee]) -> list[list[int]]:
     """Say which trainees are trained side by side, by number; it depends on their settings alone.
 
     Networks of a stack read the same columns in the same batches for as long, and their widths differ at most twofold,
-    if they are above 64; the deepest stand first.
+    if they are above 64; the deepest stand first. Trainees are looked at one by one, and not kept.
     """
-    alike: dict[tuple[Any, ...], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     for number, trainee in enumerate(trainees):
         network, config = trainee.network.config, trainee.config
         is_wide = network.width > _WIDEST_IN_A_STACK
         width = f"alone {number}" if is_wide else math.ceil(math.log2(max(network.width, _NARROW)))
         length = config.batch_size, config.epochs, config.min_steps
         key = width, len(trainee.network.scale), network.skip, network.batch_norm, length, config.strategy == "probe"
-        alike.setdefault(key, []).append(number)
+        alike.setdefault(key, []).append((-network.layers, number))
     stacks = []
-    for numbers in alike.values():
-        numbers.sort(key=lambda number: -trainees[number].network.config.layers)
+    for members in alike.values():
+        numbers = [number for _, number in sorted(members)]
         stacks += [numbers[i : i + _MOST_IN_A_STACK] for i in range(0, len(numbers), _MOST_IN_A_STACK)]
     return stacks
 
@@ -369,7 +372,7 @@ class _Stack:
         self.active = list(range(len(trainees)))
         self._generators = [torch.Generator().manual_seed(trainee.seed) for trainee in trainees]
         states = [network.state_dict() for network in self.networks]
-        width = max(network.config.width for network in self.networks)
+        width = _aligned(max(network.config.width for network in self.networks))
         of_names = {name: [state[name] for state in states if name in state] for name in states[0]}
         self._weights = {name: _stacked(name, weights, width) for name, weights in of_names.items()}
         learning = [name for name, _ in self.networks[0].named_parameters() if self._learns(name)]
@@ -425,7 +428,7 @@ class _Stack:
             for layer in range(depths[0]):
                 weight_KWI = self._weights[f"layers.{layer}.weight"]
                 if layer == 0:
-                    before_KBW = _shared_product(scaled_BI[:, self.scale.through], weight_KWI)
+                    before_KBW = _shared_product(_padded(scaled_BI[:, self.scale.through]), weight_KWI)
                 else:
                     before_KBW = torch.bmm(hidden_KBW, weight_KWI)
                 if f"norms.{layer}.weight" in self._weights:
@@ -476,6 +479,16 @@ class _Stack:
         return (before_KBW - mean_KW[:, None]) * factor_KW[:, None] + of_layer["bias"][:, None]
 
 
+def _aligned(size: int) -> int:
+    return math.ceil(size / _ALIGNED) * _ALIGNED
+
+
+def _padded(inputs_BI: Tensor) -> Tensor:
+    """Add columns of zeros, for which the first layer has weights of zero that stay zero."""
+    missing = _aligned(inputs_BI.shape[1]) - inputs_BI.shape[1]
+    return functional.pad(inputs_BI, (0, missing)) if missing else inputs_BI
+
+
 def _shared_product(inputs_BI: Tensor, weight_KWI: Tensor) -> Tensor:
     """Return inputs times each network's weights, (K, B, W), by one product."""
     n_networks, width, n_columns = weight_KWI.shape
@@ -489,7 +502,7 @@ def _stacked(name: str, weights: Sequence[Tensor], width: int) -> Tensor:
     if name == "classifier.weight":
         shape = torch.Size((shape[0], width))
     elif name == "layers.0.weight":
-        shape = torch.Size((width, shape[1]))
+        shape = torch.Size((width, _aligned(shape[1])))
     elif not name.startswith(_OF_THE_HEAD):
         shape = torch.Size((width,) * len(shape))
     stack = weights[0].new_zeros(len(weights), *shape)

@@ -46,7 +46,10 @@ from geneformer_repro.unfinished import is_whole, keep
 logger = logging.getLogger(__name__)
 
 _SHARES_A_WORKER = 8
-"""Into so many shares the stacks of a rung are dealt for each worker, so that all end at about the same time."""
+"""Into so many shares of about the same work the stacks of a rung are dealt for each worker, the longest first, so that
+all end at about the same time."""
+_ROWS_OF_A_STEP = 40
+"""What a step costs beside its rows (weights are changed), in rows."""
 _GENE_CHOICES = (500, 1_000, 2_000, 5_000, 10_000, 20_000)
 _BATCH_CHOICES = (32, 64, 128, 256, 512)
 _SET_BY_A_RUNG = ("epochs", "min_steps", "strategy", "layer_decay")
@@ -261,7 +264,7 @@ class _Trials:
         """Train the networks of a rung that no earlier call has; yield what they came to, some at a time."""
         folder = self.work / f"rung-{rung + 1}"
         folder.mkdir(parents=True, exist_ok=True)
-        stacks = [[trials[i] for i in stack] for stack in stacks_of([self.trainee(trial, rung) for trial in trials])]
+        stacks = [[trials[i] for i in stack] for stack in stacks_of(self.trainee(trial, rung) for trial in trials)]
         finished = [is_whole(_file(folder, stack)) for stack in stacks]
         yield from (_read(_file(folder, stack)) for stack, done in zip(stacks, finished, strict=True) if done)
         left = [stack for stack, done in zip(stacks, finished, strict=True) if not done]
@@ -271,12 +274,23 @@ class _Trials:
                     self.train_share(rung, [stack])
                     yield _read(_file(folder, stack))
             return
-        n_shares = _SHARES_A_WORKER * (workers or os.cpu_count() or 1)
-        shares = [left[i::n_shares] for i in range(min(n_shares, len(left)))]
+        works = {stack[0]: sum(self.work_of(trial, rung) for trial in stack) for stack in left}
+        shares = _dealt(left, works, _SHARES_A_WORKER * (workers or os.cpu_count() or 1))
         do = partial(_train_elsewhere, self, None if ray else os.getpid(), rung)
         done_shares = on_ray(shares, do, workers) if ray else by_processes(shares, do, workers or 1)
         for share, _ in done_shares:
             yield from (_read(_file(folder, stack)) for stack in share)
+
+    def work_of(self, trial: int, rung: int) -> float:
+        """Return about what it costs to train a network: its weights times rows, and steps, that it sees."""
+        network, train = self.configs(trial)
+        n_columns = len(self.training.scale.first(network.n_genes))
+        n_weights = network.width * (n_columns + (network.layers - 1) * network.width)
+        batch_size = train.batch_size or len(self.training)
+        n_steps = max(
+            self.config.epochs(rung) * math.ceil(len(self.training) / batch_size), self.config.min_steps(rung)
+        )
+        return float(n_weights * n_steps * (batch_size + _ROWS_OF_A_STEP))
 
     def train_share(self, rung: int, stacks: Sequence[Sequence[int]]) -> None:
         """Train stacks, and keep what each came to as soon as it is finished."""
@@ -298,6 +312,20 @@ class _Trials:
                     "seconds": of_trial.seconds,
                 }
             keep(_file(folder, [trials[number] for number in numbers]), partial(write_json, content=rows))
+
+
+def _dealt(stacks: list[list[int]], works: Mapping[int, float], n_shares: int) -> list[list[list[int]]]:
+    """Deal stacks into shares of about equal work, the longest first; `works` has each by its first trial."""
+    most = sum(works.values()) / n_shares
+    shares: list[list[list[int]]] = []
+    room = 0.0
+    for stack in sorted(stacks, key=lambda stack: -works[stack[0]]):
+        if works[stack[0]] > room:
+            shares.append([])
+            room = most
+        shares[-1].append(stack)
+        room -= works[stack[0]]
+    return shares
 
 
 def _file(folder: Path, stack: Sequence[int]) -> Path:

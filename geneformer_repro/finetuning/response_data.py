@@ -1,5 +1,6 @@
 """Samples, drugs, and how the ones responded to the others: what is given, read and joined to rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ class ResponseConfig(PairConfig):
     FPKM, intensities), which becomes log1p; "zscore", or log ratios, as they are. Tokens have said it."""
     log2: bool = False
     """Whether expression is stored as log2(x + 1)."""
+    genes: tuple[str, ...] = ()
+    """Genes of the matrix that networks and simple methods read, by id or name, such as those that
+    `propagation.genes_near_targets` returns; all if there are none here."""
     tissue: str | None = None
     """The obs column with the tissue of each sample, for its means and for ``split.by="tissue"``."""
     split: Section[PairSplitConfig] = Section(PairSplitConfig)
@@ -180,6 +184,8 @@ class ResponseData:
         >>> problem.names.tolist()
         ['A-1/X', 'A-1/Y', 'B-2/X', 'B-2/Y']
         """
+        matrix = self.expression if isinstance(self.samples, TokenizedDataset) else self.samples
+        named = None if matrix is None else matrix_inputs(matrix, config.values, config.log2, config.genes)
         how: dict[str, Any] = {
             "tissues": None if config.tissue is None else self._tissues(config.tissue),
             "aliases": self.aliases,
@@ -187,13 +193,10 @@ class ResponseData:
             "split_by": config.split,
         }
         if isinstance(self.samples, TokenizedDataset):
-            beside = (
-                None
-                if self.expression is None
-                else _as_table(*matrix_inputs(self.expression, config.values, config.log2))
-            )
+            beside = None if named is None else _as_table(*named)
             return PairProblem.of(self.samples, self.responses, self.drugs, expression=beside, **how)
-        names, inputs = matrix_inputs(self.samples, config.values, config.log2)
+        assert named is not None  # samples that are no tokens are a matrix
+        names, inputs = named
         return PairProblem.of(inputs, self.responses, self.drugs, sample_names=[*names], **how)
 
     def _tissues(self, column: str) -> pd.Series:
@@ -228,14 +231,14 @@ def _vectors(table: pd.DataFrame | str | Path) -> pd.DataFrame:
 
 
 def matrix_inputs(
-    expression: AnnData | pd.DataFrame, values: Values | None, log2: bool
+    expression: AnnData | pd.DataFrame, values: Values | None, log2: bool, genes: Sequence[str] = ()
 ) -> tuple[np.ndarray, ExpressionInputs]:
     """Return names of samples, and their expression as networks and simple methods look at it.
 
     Raises
     ------
     InputError
-        An AnnData comes without `values`.
+        An AnnData comes without `values`, or none of `genes` is there.
     DataFormatError
         It does not hold them.
     """
@@ -247,7 +250,7 @@ def matrix_inputs(
         raise InputError('values is missing: say what the matrix holds, "counts", "expression" or "zscore".')
     else:
         inputs = as_inputs(expression, Measure(values, log2))
-    return called.to_numpy(dtype=str), inputs
+    return called.to_numpy(dtype=str), inputs.of_genes(genes) if genes else inputs
 
 
 def _as_table(names: np.ndarray, inputs: ExpressionInputs) -> pd.DataFrame:

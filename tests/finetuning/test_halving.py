@@ -105,6 +105,12 @@ def test_who_shares_the_work_in_which_order_changes_nothing(examples, halved, tm
     assert as_text(halve(*examples, HEAD, CONFIG, work=tmp_path, workers=2)) == as_text(halved)
 
 
+def test_stacks_are_dealt_by_their_work_the_longest_first():
+    works = {1: 1.0, 2: 8.0, 3: 2.0, 4: 1.0, 5: 4.0}
+    shares = halving._dealt([[1], [2], [3], [4], [5]], works, n_shares=4)
+    assert shares == [[[2]], [[5]], [[3], [1], [4]]]
+
+
 def test_a_killed_search_goes_on_to_the_same_result(examples, halved, tmp_path):
     def killed_in_the_second_rung():
         train = halving._Trials.train_share
