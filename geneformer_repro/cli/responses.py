@@ -13,7 +13,9 @@ from geneformer_repro.cli.inputs import (
     add_log2_option,
     add_settings_options,
     new_command,
+    open_cells,
 )
+from geneformer_repro.errors import InputError
 
 _SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
 
@@ -41,6 +43,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--new", metavar="WHAT", help="what is new in the test: sample (default), drug, both, pair, tissue"
     )
+    command.add_argument("--genes", metavar="FILE", help="genes of the matrix that are read, one a line (default: all)")
     command.add_argument("--tissue", metavar="COLUMN", help="obs column with the tissue of each sample")
     command.add_argument("--folds", metavar="K", help="folds (default 1: one part is reported), or groups")
     command.add_argument("--repeats", type=int, metavar="N", help="times that the folds are dealt (default 1)")
@@ -99,6 +102,7 @@ def _add_study(commands: Any) -> None:
     command.add_argument(
         "--sizes", nargs="+", type=int, metavar="N", help="pairs of the target that are learned; all are the last"
     )
+    command.add_argument("--genes", metavar="FILE", help="genes of the matrix that are read, one a line (default: all)")
     command.add_argument("--tissue", metavar="COLUMN", help="obs column with the tissue of each sample of the target")
     command.add_argument("--folds", metavar="K", help="folds (default 5), or groups")
     command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
@@ -122,11 +126,14 @@ def _response(arguments: argparse.Namespace) -> None:
     from geneformer_repro.config import load_config
     from geneformer_repro.finetuning.response_data import ResponseConfig
     from geneformer_repro.finetuning.responses import finetune_response
+    from geneformer_repro.tokenizer.published import is_dataset
 
     config = load_config(ResponseConfig, arguments.config, [*arguments.set, *response_settings(arguments)])
+    start = Checkpoint.from_pretrained(arguments.start) if arguments.start else None
+    has_tokens = Path(arguments.samples).exists() and is_dataset(Path(arguments.samples))
     result = finetune_response(
-        Checkpoint.from_pretrained(arguments.start) if arguments.start else None,
-        arguments.samples,
+        start,
+        open_cells(arguments, arguments.samples, start) if has_tokens else arguments.samples,
         arguments.responses,
         arguments.drugs,
         config,
@@ -160,12 +167,20 @@ def _settings(arguments: argparse.Namespace, own: Mapping[str, Any]) -> list[str
         "measure": arguments.measure,
         "values": arguments.values,
         "log2": arguments.log2 or None,
+        "genes": _listed(arguments.genes) if arguments.genes else None,
         "tissue": arguments.tissue,
         "split.folds": folds,
         "compare.baselines": False if arguments.no_baselines else None,
         **own,
     }
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+
+
+def _listed(path: str) -> list[str]:
+    """Read the names in a file, one a line."""
+    if not (names := [name for line in Path(path).read_text().splitlines() if (name := line.strip())]):
+        raise InputError(f"{path} is empty; expected genes, one a line.")
+    return names
 
 
 def _response_study(arguments: argparse.Namespace) -> None:

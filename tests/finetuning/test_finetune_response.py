@@ -174,7 +174,11 @@ def test_the_command_takes_a_wide_table_of_micromolar_ic50s_and_no_structures(tm
     given += ["--network", "tdnn", "--drug-input", "one_hot", "-o", str(tmp_path / "run"), "--set", "training.epochs=1"]
     assert main([*given, "training.batch_size=64"]) == 2
     assert "measure= is missing" in capsys.readouterr().err
-    assert main([*given, "training.batch_size=64", "--measure", "IC50_uM"]) == 0
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join([*expression.columns[:20], "ENSG99999999999"]))
+    assert main([*given, "training.batch_size=64", "--measure", "IC50_uM", "--genes", str(genes)]) == 0
+    assert "1 of 21 genes asked for are not in the matrix: 'ENSG99999999999'" in caplog.text
+    assert len(Checkpoint.from_pretrained(tmp_path / "run").pair_network.scale) == 20
     assert "tDNN" in capsys.readouterr().out
     out = tmp_path / "said.tsv"
     names = tmp_path / "drugs.tsv"
@@ -182,6 +186,12 @@ def test_the_command_takes_a_wide_table_of_micromolar_ic50s_and_no_structures(tm
     asked = ["predict-response", str(tmp_path / "run"), str(tmp_path / "tpm.csv"), "--drugs", str(names)]
     assert main([*asked, "-o", str(out)]) == 0
     assert len(pd.read_csv(out, sep="\t")) == 60
+
+
+def test_genes_none_of_which_is_in_the_matrix_are_refused():
+    given = ResponseData.read(*screen(12), None, measure="LN_IC50")
+    with pytest.raises(gf.InputError, match=r"None of the 2 genes asked for .* 'ENSG00000000000'"):
+        given.problem(dataclasses.replace(CONFIG, genes=("TP53", "EGFR")))
 
 
 def test_what_is_learned_of_one_screen_helps_in_another_where_few_are_known(drugs, tmp_path, caplog):
