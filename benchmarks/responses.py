@@ -5,7 +5,7 @@ processor, ours and the alternative in turn. The alternative reads every pair's 
 
 python benchmarks/responses.py gdsc_ccle                      # an epoch of Conv NN either way, three times in turn
 python benchmarks/responses.py gdsc_ccle --steps 40           # so many steps of it
-python benchmarks/responses.py gdsc_ccle --runs 1 --double    # in double precision: what of the losses is rounding
+python benchmarks/responses.py gdsc_ccle --same-weights       # every step's loss and gradients either way
 python benchmarks/responses.py gdsc_ccle --dealt 8 32 128 0   # validation score by drugs a step; 0: any
 """
 
@@ -102,7 +102,7 @@ def in_double(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: each.double() if each.is_floating_point() else each for name, each in batch.items()}
 
 
-def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_size: int, *, double: bool) -> None:
+def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_size: int) -> None:
     settings = {"batch_size": batch_size}
     config = PairConfig(network={"model": model, "dropout": 0.0}, training=settings)
     rows = np.arange(len(problem.pairs))
@@ -110,10 +110,7 @@ def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_
     for _, once in itertools.product(range(runs), (True, False)):
         network = problem.begun(None, config, rows)
         dealt = Steps(problem, network, rows, config)
-        batches = itertools.islice(dealt.epoch(), steps)
-        if double:
-            network, batches = network.double(), map(in_double, batches)
-        took, losses = trained(network, batches, once=once)
+        took, losses = trained(network, itertools.islice(dealt.epoch(), steps), once=once)
         seconds[once].append(took)
         name = ONCE if once else PAIRS
         print(f"  {name}: {took:.1f} s of {len(losses):,} steps; peak memory {peak_memory_gb():.2f} GB", flush=True)
@@ -127,6 +124,32 @@ def speed(problem: PairProblem, steps: int | None, runs: int, model: str, batch_
         print(f"  {name:<28} {statistics.median(seconds[once]):8.1f} s  {[round(s, 1) for s in seconds[once]]}")
     ratios = sorted(b / a for a, b in zip(seconds[True], seconds[False], strict=True))
     print(f"  ratio {ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f}; losses differ by {largest:.1e}")
+
+
+def equality(problem: PairProblem, steps: int | None, model: str, batch_size: int) -> None:
+    """Print by how much loss and gradients differ, the weights of every step being the same, in double precision."""
+    config = PairConfig(network={"model": model, "dropout": 0.0}, training={"batch_size": batch_size})
+    rows = np.arange(len(problem.pairs))
+    network = problem.begun(None, config, rows).double()
+    dealt = Steps(problem, network, rows, config)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    network.train()
+    losses, gradients = [], []
+    for batch in map(in_double, itertools.islice(dealt.epoch(), steps)):
+        of_both = []
+        for each in (pair_by_pair(batch), batch):
+            loss = network(**each).loss
+            optimizer.zero_grad()
+            loss.backward()
+            of_both.append((loss.item(), [weight.grad.clone() for weight in network.parameters()]))
+        (loss_pairs, apart), (loss_once, together) = of_both
+        losses.append(abs(loss_pairs - loss_once))
+        norm = sum(each.square().sum() for each in together).sqrt()
+        between = sum((a - b).square().sum() for a, b in zip(apart, together, strict=True)).sqrt()
+        gradients.append((between / norm).item())
+        optimizer.step()
+    print(f"{model}, {len(losses)} steps, either way from the same weights, in double precision")
+    print(f"  losses differ by at most {max(losses):.1e}, gradients by at most {max(gradients):.1e} of their norm")
 
 
 def composition(problem: PairProblem, dealt: list[int], epochs: int, by: str, batch_size: int, model: str) -> None:
@@ -176,15 +199,17 @@ def main() -> None:
     parser.add_argument("--dealt", type=int, nargs="+", default=None)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--by", default="sample")
-    parser.add_argument("--double", action="store_true")
+    parser.add_argument("--same-weights", action="store_true")
     given = parser.parse_args()
     print(machine())
     problem = problem_of(given.folder, given.pairs)
     print(f"{len(problem.pairs):,} pairs, {len(problem.sample_names)} samples, {len(problem.drugs)} drugs")
     if given.dealt:
         composition(problem, given.dealt, given.epochs, given.by, given.batch_size, given.model)
+    elif given.same_weights:
+        equality(problem, given.steps, given.model, given.batch_size)
     else:
-        speed(problem, given.steps, given.runs, given.model, given.batch_size, double=given.double)
+        speed(problem, given.steps, given.runs, given.model, given.batch_size)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What a study of cohorts finds where the truth is known: the gain of transfer by size of the target, and by sharing.
 
-Run as ``python benchmarks/transfer_gain.py OUT [--sharing 0 0.5 1] [--targets N]``. Cohorts of 30 to 270 made-up
+Run as ``python benchmarks/transfer_gain.py OUT [--sharing 0 0.5 1] [--targets N]``. Cohorts of 60 to 960 made-up
 patients (`_cohorts`), of which so many of each size are the target in their turn, after a small search on all others;
 each study is a folder of OUT, and what was cut off goes on. Prints the C-index from random weights, without learning
-and fine-tuned, and the gain with its 95 % interval over cohorts; draws the gain into ``OUT/gain.png``.
+and fine-tuned, the gain with its 95 % interval over cohorts, and how it goes with size; draws it into ``OUT/gain.png``.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 from _cohorts import simulate_cohorts
-from scipy.stats import t
+from scipy.stats import spearmanr, t
 
 import geneformer_repro as gf
 from geneformer_repro.finetuning import results
 from geneformer_repro.report import BLUE, GREY, LIGHT, ORANGE, new_axes
 
-SIZES = (30, 90, 270)
+SIZES = (60, 240, 960)
 COLOURS = (GREY, ORANGE, BLUE)
 
 
@@ -32,10 +32,10 @@ def study(out: Path, *, sharing: float, n_cohorts: int, n_targets: int) -> pd.Da
         survival={"event": "event_time"},
         values="zscore",
         cohorts=tuple(samples.obs["cohort"].unique()[: n_targets * len(SIZES)]),
-        halving={"n_trials": 3, "rungs": 1, "first_steps": 10, "space": {"width": [16, 64], "l2": [1e-3, 1e-1]}},
+        halving={"n_trials": 3, "rungs": 1, "first_steps": 30, "space": {"width": [16, 64], "l2": [1e-3, 1e-1]}},
         network={"layers": 1},
         split={"folds": 2, "repeats": 1},
-        training={"steps": 20, "rates": (1e-2,), "epochs": 20},
+        training={"steps": 100, "rates": (1e-3, 1e-2), "epochs": 100},
         compare={"baselines": False},
     )
     if (out / "cohorts.tsv").exists():
@@ -67,8 +67,11 @@ def main() -> None:
     figure, axes = new_axes(6.4, 4.0)
     for i, sharing in enumerate(arguments.sharing):
         options = {"sharing": sharing, "n_cohorts": arguments.cohorts, "n_targets": arguments.targets}
-        table = by_size(study(arguments.out / f"sharing-{sharing:g}", **options))
+        cohorts = study(arguments.out / f"sharing-{sharing:g}", **options)
+        table = by_size(cohorts)
         print(f"shared programmes make {sharing:.0%} of the risk's variance", table.round(3).to_string(), sep="\n")
+        rho, p = spearmanr(cohorts["n"], cohorts["difference"])
+        print(f"Spearman of size and gain {rho:.2f}, p = {p:.2g}")
         error = table["difference"] - table["difference_low"]
         sizes = table.index * 1.03 ** (i - 1)  # so that bars do not hide each other
         axes.errorbar(sizes, table["difference"], yerr=error, fmt="o-", color=COLOURS[i % len(COLOURS)], markersize=4,
