@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any, TypeVar
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, MissingExtraError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,6 +79,18 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def require_ray() -> None:
+    """Refuse work that is to be shared over Ray where that is not installed.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not.
+    """
+    if find_spec("ray") is None:
+        raise MissingExtraError("Ray is not installed. pip install 'geneformer-repro[ray]'")
 
 
 def on_ray(items: Iterable[Item], work: Callable[[Item], Result], workers: int | None) -> Iterator[tuple[Item, Result]]:

@@ -45,7 +45,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--trials", type=int, metavar="N", help="settings that are tried on the others (default 750)")
     command.add_argument("--curve", nargs="+", type=int, metavar="N", help="also train on so many patients")
     command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
-    command.add_argument("--workers", type=int, metavar="N", help="processes that share the search")
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that share the search; with --ray, tasks at a time"
+    )
+    command.add_argument("--ray", action="store_true", help="share the search over a Ray cluster (RAY_ADDRESS)")
     add_settings_options(command)
 
 
@@ -76,7 +79,7 @@ def _transfer_study(arguments: argparse.Namespace) -> None:
                 "which columns hold time and event (--survival TIME EVENT)."
             )
     config = load_config(CohortStudyConfig, arguments.config, settings)
-    where = {"out": arguments.out, "workers": arguments.workers, "overwrite": arguments.overwrite}
+    where = {name: getattr(arguments, name) for name in ("out", "workers", "ray", "overwrite")}
     study = transfer_study(given_samples(arguments), config=config, **where)
     for table in (study.cohorts, methods_table(study.evaluations)):
         print(table.round(3).to_string(index=False, na_rep="–"), end="\n\n")

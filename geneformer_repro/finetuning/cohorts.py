@@ -52,6 +52,7 @@ from geneformer_repro.finetuning.networks import best_entry, read_history, train
 from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig, SampleTrainConfig
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.heads import Head
+from geneformer_repro.sharing import require_ray
 from geneformer_repro.targets import Target
 from geneformer_repro.work import working_on
 
@@ -72,16 +73,19 @@ def study_cohorts(
     *,
     out: str | Path,
     workers: int | None = None,
+    ray: bool = False,
     overwrite: bool = False,
 ) -> CohortStudy:
     """Carry out the study; see `transfer_study`."""
     if processes.count() > 1:
         raise InputError("A study of cohorts is one process that shares its search by workers=; start it by itself.")
+    if ray:
+        require_ray()
     if config.follow_up.cohort is None:
         raise InputError("A study of cohorts needs their obs column: cohort=, or follow_up.cohort.")
     given = CohortData.read(samples, config)
     targets, left_out = given.targets()
-    studies = [_CohortExperiment.of(given, cohort, workers) for cohort in targets]
+    studies = [_CohortExperiment.of(given, cohort, {"workers": workers, "ray": ray}) for cohort in targets]
     for study in studies:
         study.require_labels()
     every = given.problem(np.arange(len(given.obs)))
@@ -151,21 +155,22 @@ class _CohortExperiment(Experiment):
     source: ExpressionProblem = dataclasses.field(kw_only=True)
     """Samples of the other cohorts; the only ones that search and pretraining are given."""
     cohort: str = dataclasses.field(kw_only=True)
-    workers: int | None = dataclasses.field(kw_only=True)
+    shared_by: Mapping[str, Any] = dataclasses.field(kw_only=True)
+    """The search: ``workers`` and ``ray`` of `halve`."""
 
     @classmethod
-    def of(cls, given: CohortData, cohort: str, workers: int | None) -> "_CohortExperiment":
+    def of(cls, given: CohortData, cohort: str, shared_by: Mapping[str, Any]) -> "_CohortExperiment":
         """Split the samples of a target."""
         config, is_target = given.config, given.cohorts == cohort
         problem = given.problem(np.flatnonzero(is_target))
         splits = splits_of(problem, problem.obs, config)
         source = given.problem(np.flatnonzero(~is_target))
-        return cls(problem, None, splits, config, source=source, cohort=cohort, workers=workers,
+        return cls(problem, None, splits, config, source=source, cohort=cohort, shared_by=shared_by,
                    reference=SCRATCH)  # fmt: skip
 
     def found(self, work: Path) -> _Found:
         """Learn the others, then the target; what an earlier call finished is not repeated."""
-        searched = _Source.of(self.source, self.config, work / "others", self.workers)
+        searched = _Source.of(self.source, self.config, work / "others", self.shared_by)
         config = dataclasses.replace(self.config, network=searched.config, training=searched.training)
         networks = (*NETWORKS, *self._with_clinical(searched.network))
         begun = dataclasses.replace(self, start=searched.network, config=config, networks=networks)
@@ -272,7 +277,9 @@ class _Source:
     trials: pd.DataFrame
 
     @classmethod
-    def of(cls, problem: ExpressionProblem, config: CohortStudyConfig, work: Path, workers: int | None) -> "_Source":
+    def of(
+        cls, problem: ExpressionProblem, config: CohortStudyConfig, work: Path, shared_by: Mapping[str, Any]
+    ) -> "_Source":
         """Search settings, and train with the best; a fifth of each cohort chooses both."""
         strata, rows = problem.strata, np.arange(len(problem.labels))
         chosen = nested_draw(strata, rows, round(_VALIDATED * len(rows)), np.random.default_rng(config.seed))
@@ -282,7 +289,7 @@ class _Source:
         head = Head(problem.head_targets(split.train))
         score = partial(_c_index, head.targets[0], problem.labels[split.validation])
         halved = halve(training, validation, head, config.halving, work=work / "search", network=config.network,
-                       train=config.training, score=score, seed=config.seed, workers=workers)  # fmt: skip
+                       train=config.training, score=score, seed=config.seed, **shared_by)  # fmt: skip
         begun = ExpressionNetwork(halved.network, head, scale.first(halved.network.n_genes), seed=config.seed)
 
         def train_here() -> tuple[ExpressionNetwork, pd.DataFrame]:

@@ -143,6 +143,7 @@ def transfer_study(
     cohort: str | None = None,
     out: str | Path,
     workers: int | None = None,
+    ray: bool = False,
     overwrite: bool = False,
 ) -> CohortStudy: ...
 @overload
@@ -167,6 +168,7 @@ def transfer_study(
     out: str | Path,
     counts: AnnData | str | Path | None = None,
     workers: int | None = None,
+    ray: bool = False,
     overwrite: bool = False,
 ) -> TransferStudy | CohortStudy | ResponseStudy:
     """Learn one data set, go on with another, and ask what that was worth: of cells, cohorts, or drug response.
@@ -198,6 +200,9 @@ def transfer_study(
     workers
         Processes that share the search on other cohorts, or the trainings on drug response; the result does not depend
         on it.
+    ray
+        Of cohorts: share the search over Ray (extra ``ray``; ``RAY_ADDRESS`` names a cluster) instead; `workers` is
+        then the most at a time.
 
     Returns
     -------
@@ -286,7 +291,7 @@ def transfer_study(
     if cohort is not None:
         config = with_settings(config, cohort=cohort)
     samples = start if isinstance(start, AnnData) else read_samples(start)
-    return study_cohorts(samples, config, out=out, workers=workers, overwrite=overwrite)
+    return study_cohorts(samples, config, out=out, workers=workers, ray=ray, overwrite=overwrite)
 
 
 def _study_of_cells(

@@ -16,14 +16,13 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from glob import escape, glob, has_magic
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError, MissingExtraError
+from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
 from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
-from geneformer_repro.sharing import by_processes, die_with, on_ray
+from geneformer_repro.sharing import by_processes, die_with, on_ray, require_ray
 from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, mtx_files, not_there
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, as_csr
 from geneformer_repro.tokenizer.measures import COUNTS, Measure
@@ -314,8 +313,8 @@ class Corpus:
                 "workers= and ray= share out files; other processes cannot read an AnnData in memory. Write it to an "
                 ".h5ad, or leave them out."
             )
-        if ray and find_spec("ray") is None:
-            raise MissingExtraError("Ray is not installed. pip install 'geneformer-repro[ray]'")
+        if ray:
+            require_ray()
         return corpus
 
     @classmethod

@@ -285,6 +285,12 @@ def test_a_pretrained_model_is_refused(base, few):
         predict(base, few)
 
 
+@pytest.mark.parametrize("told", [{"clinical": "clinical.tsv"}, {"genes_in": "rows"}])
+def test_what_only_expression_networks_are_told_is_refused(of_cells, few, told):
+    with pytest.raises(gf.InputError, match=f"^{next(iter(told))}= tells an expression network .* is an encoder"):
+        predict(of_cells, few, **told)
+
+
 def test_genes_of_another_species_stop_with_the_message_of_tokenize(of_cells, few_counts):
     few_counts.var_names = few_counts.var_names.str.replace("ENSG", "ENSMUSG")
     before = few_counts.obs.copy()

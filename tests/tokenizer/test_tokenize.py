@@ -31,7 +31,7 @@ from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack, vstack
 
 import geneformer_repro as gf
-from geneformer_repro import unfinished
+from geneformer_repro import sharing, unfinished
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
 from geneformer_repro.files import read_json, sha256
 from geneformer_repro.sharing import by_processes
@@ -1621,7 +1621,7 @@ def test_a_local_ray_gives_the_bytes_of_one_process(corpus_on_disk, vocabulary, 
 
 
 def test_ray_that_is_not_installed_is_said_with_the_extra(h5ad, vocabulary, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "find_spec", lambda name: None)
+    monkeypatch.setattr(sharing, "find_spec", lambda name: None)
     with pytest.raises(gf.errors.MissingExtraError, match=r"pip install 'geneformer-repro\[ray\]'"):
         tokenize(h5ad, vocabulary, out=tmp_path / "out", ray=True)
     assert listing(tmp_path) == []
