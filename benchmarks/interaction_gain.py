@@ -7,8 +7,9 @@ expression; ridge and boosting stand by. The score is the correlation within wha
 0 of the mean effects: over the drugs of a new sample, or over the samples of a new drug, whose potency its structure
 tells and which is no interaction. Every sample met every drug: where some did not, plain means count a sample that met
 the potent drugs as sensitive, and whoever parts the two is above them without any interaction (least squares by 0.40
-within new drugs at 80 % of the pairs, by 0.01 at all). Prints its mean over the screens with a 95 % interval, and of how many screens the
-tests of the tables (paired over samples, or drugs; over folds, corrected) call a method higher or lower.
+within new drugs at 80 % of the pairs, by 0.01 at all). Prints its mean over the screens with a 95 % interval, and of
+how many screens the tests of the tables (paired over samples, or drugs; over folds, corrected) call a method higher or
+lower.
 """
 
 import argparse

@@ -60,7 +60,7 @@ from geneformer_repro.work import working_on
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raised when the same call gives other results."""
 _SCORINGS = 15
 """Times that a network is scored on the way, and the best is taken, whatever the number of pairs: an epoch of few is a

@@ -98,6 +98,20 @@ def test_without_interaction_nothing_is_better_than_mean_effects_and_with_it_the
 # What each knows
 
 
+def test_effects_fitted_together_part_what_plain_means_mix_where_a_screen_has_gaps():
+    inputs, values, responses = screen(interaction=0.0, measured=0.5)
+    split = split_of(inputs, "pair")
+    expected = responses["expected"].to_numpy()[split.test]
+    means, fitted = (ask(name, inputs, values, split) for name in (MEAN_EFFECTS, "mean effects, fitted together"))
+    assert np.square(fitted - expected).mean() < 0.5 * np.square(means - expected).mean()
+    who = np.eye(90 + 24)[np.add(inputs.pairs, [0, 90])].sum(axis=1)
+    train, middle = who[split.train], who[split.train].mean(axis=0)
+    weights = np.linalg.solve(
+        (train - middle).T @ (train - middle) + np.eye(114), (train - middle).T @ values[split.train]
+    )
+    np.testing.assert_allclose(fitted, values[split.train].mean() + (who[split.test] - middle) @ weights, atol=1e-4)
+
+
 def test_means_are_those_of_training_rows(little):
     inputs, values, _ = little
     split = split_of(inputs, "pair")
@@ -171,7 +185,7 @@ def test_what_is_not_at_hand_leaves_a_method_out(small_trees, little):
     split = split_of(inputs, "sample")
     bare = PairInputs(samples=None, drugs=None, pairs=inputs.pairs, tissues=np.zeros(40, dtype=int))
     ran = [name for name in RESPONSE_METHODS if ask(name, bare, values, split) is not None]
-    assert ran == ["overall mean", "sample mean", "drug mean", MEAN_EFFECTS]
+    assert ran == ["overall mean", "sample mean", "drug mean", MEAN_EFFECTS, "mean effects, fitted together"]
     vectors = PairInputs(
         samples=None, drugs=inputs.drugs, pairs=inputs.pairs, tissues=inputs.tissues, embedding=inputs.samples
     )
