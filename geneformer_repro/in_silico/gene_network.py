@@ -313,7 +313,8 @@ class GeneNetwork:
         Parameters
         ----------
         state, donor
-            As of `sums`. The effects are those of the cells that are asked for: of one donor, that donor's.
+            As of `sums`. The effects are those of the cells that are asked for: of one donor, that donor's, fitted
+            without the pairs that are far from the fit of the whole state.
 
         Returns
         -------
@@ -355,7 +356,17 @@ class GeneNetwork:
         """
         total, n = self.sums(state, donor)
         weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"])
-        return gene_effects(weights, n)
+        return gene_effects(weights, n, masked=None if donor is None else self._far(state))
+
+    def _far(self, state: str) -> np.ndarray:
+        """Return the pairs that a donor's fit leaves out."""
+        if state not in self._far_pairs:
+            self._far_pairs[state] = self.effects(state).far
+        return self._far_pairs[state]
+
+    @cached_property
+    def _far_pairs(self) -> dict[str, np.ndarray]:
+        return {}
 
     def least_cells(self, donor: str | None = None) -> int:
         """Return how many cells a pair needs for a weight: in a state, or of a donor.

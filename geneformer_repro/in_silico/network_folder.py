@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from scipy.stats import t as student
 
 from geneformer_repro.files import new_directory, write_json
-from geneformer_repro.in_silico.gene_effects import gene_effects
+from geneformer_repro.in_silico.gene_effects import GeneEffects, gene_effects
 from geneformer_repro.in_silico.gene_network import (
     DIRECTION,
     EDGES,
@@ -120,6 +120,11 @@ class _Effects(NamedTuple):
     source: np.ndarray
     target: np.ndarray
 
+    @classmethod
+    def of(cls, fitted: GeneEffects | None) -> "_Effects | None":
+        """Keep what is small of a fit."""
+        return None if fitted is None else cls(fitted.mean, fitted.source, fitted.target)
+
 
 class _State:
     """A state's pairs: what the files of its groups come to."""
@@ -133,21 +138,24 @@ class _State:
         self._is_source, self._is_target = (genes[name].to_numpy() for name in ("is_source", "is_target"))
         self._shape = (int(self._is_source.sum()), int(self._is_target.sum()))
         donors = [group.donor for group in self._groups]
-        self._of_donors = [] if None in donors else [self._fit([file], of_donor=True)[0] for file in self._files]
-        fitted, self._explained = self._fit(self._files, of_donor=False)
-        self._effects = fitted or _Effects(0.0, *(np.full(n, np.nan) for n in self._shape))
+        fitted = self._fit(self._files)
+        self._explained = None if fitted is None or np.isnan(fitted.explained) else fitted.explained
+        self._effects = _Effects.of(fitted) or _Effects(0.0, *(np.full(n, np.nan) for n in self._shape))
+        far = np.zeros(self._shape, dtype=bool) if fitted is None else fitted.far
+        self._of_donors = [] if None in donors else [_Effects.of(self._fit([file], far)) for file in self._files]
 
-    def _fit(self, files: Sequence[Path], *, of_donor: bool) -> tuple[_Effects | None, float | None]:
-        """Fit the effects of genes to the cells of some groups; None where no pair has cells enough."""
+    def _fit(self, files: Sequence[Path], far: np.ndarray | None = None) -> GeneEffects | None:
+        """Fit the effects of genes to the cells of some groups; None where no pair has cells enough.
+
+        A donor's are fitted without the pairs `far` from the fit of the whole state, which its cells could not tell.
+        """
         total, n = np.zeros(self._shape), np.zeros(self._shape, dtype=np.int32)
         for file in files:
             add_sums(file, total, n)
-        weights = self._weights(total, n, of_donor=of_donor)
-        if np.isnan(weights).all():
-            return None, None
-        effects = gene_effects(weights, n)
-        explained = None if np.isnan(effects.explained) else effects.explained
-        return _Effects(effects.mean, effects.source, effects.target), explained
+        weights = self._weights(total, n, of_donor=far is not None)
+        if np.isnan(weights if far is None else np.where(far, np.nan, weights)).all():
+            return None
+        return gene_effects(weights, n, masked=far)
 
     def _weights(self, total: np.ndarray, n: np.ndarray, *, of_donor: bool) -> np.ndarray:
         least = least_cells(self._min_cells, of_donor=of_donor)
