@@ -458,15 +458,15 @@ def add_sums(path: Path, total: np.ndarray, n: np.ndarray) -> None:
         The file is damaged, or of other genes.
     """
     with _reading(path), pq.ParquetFile(path) as file:
-        for i, rows in enumerate(blocks_of_sources(total.shape)):
-            add_block(file, i, rows, total[rows], n[rows])
+        for i in range(file.num_row_groups):
+            add_block(file, i, total, n)
 
 
-def add_block(file: pq.ParquetFile, i: int, rows: slice, total: np.ndarray, n: np.ndarray) -> None:
-    """Add one row group of a file of sums to the block of these sources."""
+def add_block(file: pq.ParquetFile, i: int, total: np.ndarray, n: np.ndarray, *, first: int = 0) -> None:
+    """Add one row group of a file of sums to sums of the sources from the `first` on."""
     table = file.read_row_group(i, columns=_SUMS.names)
     source, target, of_pairs, cells = (table.column(name).to_numpy() for name in _SUMS.names)
-    source = source - rows.start
+    source = source - first
     total[source, target] += of_pairs  # a pair stands once in a file
     n[source, target] += cells
 
