@@ -36,6 +36,7 @@ EDGES: Mapping[str, pa.DataType] = {
     "source": pa.string(),
     "target": pa.string(),
     "weight": pa.float64(),
+    "donor_mean": pa.float64(),
     "low": pa.float64(),
     "high": pa.float64(),
     "p_value": pa.float64(),
@@ -391,10 +392,10 @@ class GeneNetwork:
         """The strongest edges of each state, read at the first use.
 
         Of each target the ten strongest sources with a weight above 0; within a state the strongest first, by weight ·
-        n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``weight``; ``low``, ``high``,
-        ``p_value`` over donors and ``fdr`` over all pairs of the state (null with fewer than three donors);
-        ``n_cells``, ``n_donors``; ``lift``, the mean before anything was taken out, which is the weight, the state's
-        mean, ``place_part``, ``source_part`` and ``target_part`` together.
+        n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``weight`` (of all cells, as in
+        `matrix`); ``donor_mean``, its 95 % interval ``low`` to ``high`` and ``p_value`` over donors, and ``fdr`` over
+        all pairs of the state (NaN with fewer than three donors); ``n_cells``, ``n_donors``; ``lift``, the mean before
+        anything was taken out: the weight, the state's mean, ``place_part``, ``source_part`` and ``target_part``.
         """
         with _reading(self.path / "edges.parquet"):
             return pd.read_parquet(self.path / "edges.parquet")

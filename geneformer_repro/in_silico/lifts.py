@@ -65,7 +65,7 @@ class LogLifts:
         return torch.cat([lift_HQK for _, lift_HQK in self.blocks()], dim=1)
 
     def add_weighted(self, weight_H: Tensor, sum_KQ: Tensor) -> None:
-        """Add the sum over heads of weight · log lift to a matrix of keys × queries: one product, whatever the heads."""
+        """Add the sum over heads of weight · log lift to a matrix of keys × queries: one product for all heads."""
         weighted_QHE = self.query_QHE * weight_H[:, None]
         sum_KQ.addmm_(self.key_KHE.flatten(1), weighted_QHE.flatten(1).T)
         sum_KQ += self.of_query_QH @ weight_H

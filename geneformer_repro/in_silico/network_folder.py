@@ -40,6 +40,7 @@ SHRUNK_BY = 10
 """Edges are ranked by weight · n / (n + so many) of n cells."""
 FEWEST_DONORS = 3
 """Fewer give no interval and no p-value."""
+_OVER_DONORS = ("donor_mean", "low", "high", "p_value")
 PlacePart = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 """Of a state and of pairs (rows and columns of a matrix), what was taken out of their weights for their places."""
 
@@ -243,13 +244,14 @@ def _left(weights: np.ndarray, effects: _Effects, rows: slice) -> np.ndarray:
 def _over_donors(
     mean: np.ndarray, spread: np.ndarray, n_donors: np.ndarray, is_known: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the 95 % interval over donors and the p-value of a mean of 0, where there are donors enough."""
+    """Return mean, 95 % interval and p-value of a mean of 0 over donors, where there are enough of them."""
     enough = (n_donors >= FEWEST_DONORS) & is_known
-    free, found = n_donors[enough] - 1, {name: np.full(mean.shape, np.nan) for name in ("low", "high", "p_value")}
+    free, found = n_donors[enough] - 1, {name: np.full(mean.shape, np.nan) for name in _OVER_DONORS}
     error = np.sqrt(spread[enough] / free / n_donors[enough])
     reach = student.ppf(0.975, free) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         evidence = np.abs(mean[enough]) / error
+    found["donor_mean"][enough] = mean[enough]
     found["low"][enough], found["high"][enough] = mean[enough] - reach, mean[enough] + reach
     found["p_value"][enough] = 2 * student.sf(evidence, free)
     return {**found, "n_donors": np.where(is_known, n_donors, 0)}
