@@ -298,7 +298,8 @@ class GeneNetwork:
         (4, 754)
         """
         total, n = self.sums(state, donor)
-        return self._framed(mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"]))
+        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
+        return self._framed(weights)
 
     def counts(self, state: str, donor: str | None = None) -> pd.DataFrame:
         """Return how many cells have both genes of each pair, sources × targets, by gene id.
@@ -363,7 +364,7 @@ class GeneNetwork:
         ((4,), (754,))
         """
         total, n = self.sums(state, donor)
-        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"])
+        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
         return gene_effects(weights, n, masked=None if donor is None else self._far(state))
 
     def _far(self, state: str) -> np.ndarray:
@@ -611,7 +612,9 @@ def least_cells(min_cells: int, *, of_donor: bool) -> int:
     return max(1, min_cells // 4) if of_donor else min_cells
 
 
-def mean_weights(total: np.ndarray, n: np.ndarray, *, least: int, scale: str) -> np.ndarray:
+def mean_weights(
+    total: np.ndarray, n: np.ndarray, *, least: int, scale: str, out: np.ndarray | None = None
+) -> np.ndarray:
     """Return the mean over cells of each pair, in logs; NaN where fewer than `least` cells have both genes.
 
     Parameters
@@ -622,9 +625,12 @@ def mean_weights(total: np.ndarray, n: np.ndarray, *, least: int, scale: str) ->
         Cells that a pair needs, at least 1.
     scale
         "log": what was added up are logs. "lift": they are not, so the log (base 2) is taken of the mean.
+    out
+        Where to; may be `total`.
     """
-    mean = np.full(total.shape, np.nan)
-    np.divide(total, n, out=mean, where=n >= max(1, least))
+    enough = n >= max(1, least)
+    mean = np.divide(total, n, out=np.empty(total.shape) if out is None else out, where=enough)
+    mean[~enough] = np.nan
     return np.log2(mean, out=mean) if scale == "lift" else mean
 
 

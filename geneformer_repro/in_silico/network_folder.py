@@ -140,6 +140,7 @@ class _State:
         self._explained = None if fitted is None or np.isnan(fitted.explained) else fitted.explained
         self._effects = _Effects.of(fitted) or _Effects(0.0, *(np.full(n, np.nan) for n in self._shape))
         far = np.zeros(self._shape, dtype=bool) if fitted is None else fitted.far
+        del fitted  # what is left of each pair is made again, block by block
         self._of_donors = [] if None in donors else [_Effects.of(self._fit([file], far)) for file in self._files]
 
     def _fit(self, files: Sequence[Path], far: np.ndarray | None = None) -> GeneEffects | None:
@@ -157,7 +158,7 @@ class _State:
 
     def _weights(self, total: np.ndarray, n: np.ndarray, *, of_donor: bool) -> np.ndarray:
         least = least_cells(self._min_cells, of_donor=of_donor)
-        return mean_weights(total, n, least=least, scale=self._scale)
+        return mean_weights(total, n, least=least, scale=self._scale, out=total)
 
     def facts(self) -> dict[str, Any]:
         """Say what the state is, as JSON can hold it."""
