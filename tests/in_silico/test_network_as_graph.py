@@ -4,7 +4,7 @@ from pathlib import Path
 
 import networkx
 import pytest
-from made_networks import N_GENES, made_network
+from two_state_networks import N_GENES, made_network
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.gene_network import GeneNetwork
