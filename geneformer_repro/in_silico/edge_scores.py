@@ -22,7 +22,10 @@ N_RESAMPLES = 2000
 """Draws of sources that an interval is of."""
 FEWEST_EDGES = 5
 """Of a source that has an AUROC of its own."""
+N_DETECTION, N_PLACE = 20, 4
+"""Bins of detection, and of place within each."""
 _ENDS = (2.5, 97.5)
+_ROUNDING = 1e-9
 
 
 class Score(NamedTuple):
@@ -47,7 +50,8 @@ class Pairs:
     @classmethod
     def of(cls, scored: np.ndarray) -> "Pairs":
         """Return the pairs that are true in a matrix, sources × targets, source by source."""
-        return cls(*np.nonzero(scored), *scored.shape)
+        source, target = np.nonzero(scored)
+        return cls(source, target, *scored.shape)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -126,6 +130,8 @@ def direction_auroc(forth: np.ndarray, back: np.ndarray) -> float:
         Score of each edge whose reverse is no edge, and of the reverse.
     """
     difference = forth - back
+    rounding = _ROUNDING * max(np.abs(forth).max(initial=0), np.abs(back).max(initial=0))
+    difference[np.abs(difference) <= rounding] = 0  # a sum over cells may depend on which gene came first
     is_edge = np.repeat([True, False], len(difference))
     return auroc(np.concatenate([difference, -difference]), is_edge)
 
@@ -193,8 +199,10 @@ class Stratified:
 
     def auroc(self, edges: np.ndarray) -> float:
         """Return Σ w·AUROC / Σ w over strata, with w = edges × other pairs; NaN where no stratum has both."""
-        wins, weight = self._wins(edges)
-        return float(wins.sum() / weight.sum()) if weight.any() else np.nan
+        n_edges = np.bincount(self._stratum[edges], minlength=len(self._size))
+        weight = (n_edges * (self._size - n_edges)).sum()
+        wins = self._rank[edges].sum() - (n_edges * (n_edges + 1)).sum() / 2
+        return float(wins / weight) if weight else np.nan
 
     def of_sources(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return Σ w·AUROC and Σ w of each source."""
@@ -239,7 +247,9 @@ def bins_of(values: np.ndarray, n_bins: int) -> np.ndarray:
     return np.minimum((rankdata(values, method="average") - 0.5) * n_bins // len(values), n_bins - 1).astype(np.int64)
 
 
-def matched_bins(detection: np.ndarray, place: np.ndarray, *, n_detection: int = 20, n_place: int = 4) -> np.ndarray:
+def matched_bins(
+    detection: np.ndarray, place: np.ndarray, *, n_detection: int = N_DETECTION, n_place: int = N_PLACE
+) -> np.ndarray:
     """Return a bin of each target: of its detection rate, and within that of its mean place.
 
     Places are binned within a bin of detection: the two go together, and bins of both taken alone would be empty or

@@ -20,6 +20,7 @@ from geneformer_repro.in_silico.gene_effects import GeneEffects, gene_effects
 from geneformer_repro.in_silico.gene_network import (
     DIRECTION,
     EDGES,
+    EDGES_A_TARGET,
     FORMAT,
     MARKER,
     GeneNetwork,
@@ -32,12 +33,9 @@ from geneformer_repro.in_silico.gene_network import (
     write_edges,
     write_sums,
 )
+from geneformer_repro.in_silico.network_graphs import scores_of
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 
-EDGES_A_TARGET = 10
-"""Sources of each target that `edges.parquet` holds."""
-SHRUNK_BY = 10
-"""Edges are ranked by weight · n / (n + so many) of n cells."""
 FEWEST_DONORS = 3
 """Fewer give no interval and no p-value."""
 _OVER_DONORS = ("donor_mean", "low", "high", "p_value")
@@ -215,7 +213,7 @@ class _State:
 
     def _candidates(self, block: Mapping[str, np.ndarray], rows: slice) -> pd.DataFrame:
         """Return the best edges of each target in a block."""
-        score = block["weight"] * block["n_cells"] / (block["n_cells"] + SHRUNK_BY)
+        score = scores_of(block["weight"], block["n_cells"])
         score = np.where(score > 0, score, -np.inf)  # NaN too
         k = min(EDGES_A_TARGET, len(score))
         source = np.argpartition(-score, k - 1, axis=0)[:k].ravel()

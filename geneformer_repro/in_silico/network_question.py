@@ -137,33 +137,7 @@ class NetworkQuestion:
 
     def _asked(self, genes: str | Path | Sequence[str] | None, what: str) -> np.ndarray:
         vocabulary = self.cells.vocabulary
-        wanted = np.ones(len(vocabulary), dtype=bool)
-        if genes is None:
-            return wanted
-        names = read_genes(genes) if isinstance(genes, str | Path) else list(genes)
-        found = vocabulary.find(names)
-        unknown = [name for name, i in zip(names, found, strict=True) if i < 0]
-        if unknown:
-            self._say_unknown(unknown, names, what, vocabulary)
-        wanted[:] = False
-        wanted[found[found >= 0]] = True
-        return wanted
-
-    def _say_unknown(self, unknown: list[str], names: list[str], what: str, vocabulary: Vocabulary) -> None:
-        """Name genes that the vocabulary does not have, with the nearest of those it has; refuse if none is left."""
-        near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2) for name in unknown[:_SHOWN]}
-        listed = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
-        shown = ", ".join(listed) + (", …" if len(unknown) > _SHOWN else "")
-        message = (
-            f"{len(unknown)} of {len(names)} {what} are not in the vocabulary, or their name stands for several genes: "
-            f"{shown}."
-        )
-        if len(unknown) == len(names):
-            raise InputError(
-                f"{message} So there is none. Give ids or names of its genes, such as {vocabulary.gene_ids[0]!r}."
-            )
-        if processes.is_first():
-            logger.warning("%s They are left out.", message)
+        return np.ones(len(vocabulary), dtype=bool) if genes is None else asked_genes(genes, vocabulary, what)
 
     @cached_property
     def genes(self) -> pd.DataFrame:
@@ -382,6 +356,50 @@ class NetworkQuestion:
             "cells": self.cells.fingerprint,
             "vocabulary": self.cells.vocabulary.fingerprint,
         }
+
+
+def asked_genes(genes: str | Path | Sequence[str], vocabulary: Vocabulary, what: str) -> np.ndarray:
+    """Return whether each gene of a vocabulary is asked for; unknown ones are listed in a warning and left out.
+
+    Parameters
+    ----------
+    genes
+        Ids or names, or a file with one a line.
+    vocabulary
+        The genes that are known.
+    what
+        What they are called, in messages.
+
+    Raises
+    ------
+    InputError
+        None of them is known, or the file names none.
+    """
+    names = read_genes(genes) if isinstance(genes, str | Path) else list(genes)
+    found = vocabulary.find(names)
+    unknown = [name for name, i in zip(names, found, strict=True) if i < 0]
+    if unknown:
+        _say_unknown(unknown, names, what, vocabulary)
+    wanted = np.zeros(len(vocabulary), dtype=bool)
+    wanted[found[found >= 0]] = True
+    return wanted
+
+
+def _say_unknown(unknown: list[str], names: list[str], what: str, vocabulary: Vocabulary) -> None:
+    """Name genes that the vocabulary does not have, with the nearest of those it has; refuse if none is left."""
+    near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2) for name in unknown[:_SHOWN]}
+    listed = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
+    shown = ", ".join(listed) + (", …" if len(unknown) > _SHOWN else "")
+    message = (
+        f"{len(unknown)} of {len(names)} {what} are not in the vocabulary, or their name stands for several genes: "
+        f"{shown}."
+    )
+    if len(unknown) == len(names):
+        raise InputError(
+            f"{message} So there is none. Give ids or names of its genes, such as {vocabulary.gene_ids[0]!r}."
+        )
+    if processes.is_first():
+        logger.warning("%s They are left out.", message)
 
 
 def read_genes(path: str | Path) -> list[str]:

@@ -237,7 +237,7 @@ def gene_ids_of(names: Sequence[str], vocabulary: KnownGenes) -> pd.Series:
     Indexed by the names.
     """
     finder = _Finder(frozenset(names), vocabulary, {})
-    return pd.Series([finder.find(name, "")[0] for name in names], index=pd.Index(names, dtype=object), dtype=object)
+    return pd.Series({name: finder.find(name, "")[0] for name in names}, dtype=object)
 
 
 def summing_matrix(position: np.ndarray, n_genes: int) -> csr_matrix:

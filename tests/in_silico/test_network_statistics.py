@@ -6,8 +6,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from made_networks import N_GENES, STATES, Made, made_network
 from scipy.stats import kstest, spearmanr
+from two_state_networks import N_GENES, STATES, Made, made_network
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.network_statistics import NetworkDifference, compare_networks

@@ -25,10 +25,12 @@ def made_network(
     path: Path,
     *,
     effect: float = 1.5,
+    n_cells: tuple[int, int] = (10, 30),
     donors: tuple[tuple[str | None, ...], tuple[str | None, ...]] = ((*"ABCDEF",), (*"ABCDEF",)),
     seed: int = 0,
 ) -> Made:
-    """Write a network of 12 sources and 60 targets; the donors are those of each state.
+    """Write a network of 12 sources and 60 targets; the donors are those of each state, pairs have from
+    `n_cells` cells of each.
 
     Genes 0 to 5 stand at the front of stimulated cells, and in the middle of others; the pair of genes 0 and 59 is in
     control cells only.
@@ -41,7 +43,7 @@ def made_network(
     sums, groups = {}, []
     for state, of_state in zip(STATES, donors, strict=True):
         for donor in of_state:
-            n = rng.integers(10, 30, shape).astype(np.int32)
+            n = rng.integers(*n_cells, shape).astype(np.int32)
             n[np.arange(N_SOURCES), np.arange(N_SOURCES)] = 0
             if state == "stim":
                 n[0, 59] = 0

@@ -1,0 +1,246 @@
+"""All scores of the pairs that a network is evaluated on: of networks, and of what knows no model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.errors import InputError
+from geneformer_repro.in_silico import network_baselines as baselines
+from geneformer_repro.in_silico.gene_network import GeneNetwork
+from geneformer_repro.in_silico.known_edges import KnownEdges
+from geneformer_repro.tokenizer.genes import GivenGenes, gene_ids_of
+
+if TYPE_CHECKING:
+    from geneformer_repro.checkpoint import Checkpoint
+
+NETWORK, CO_EXPRESSION, DEGREES, BOOSTING = "network", "|Spearman|", "degree product", "boosted trees"
+SHRUNK_BY = 10
+"""A network's edges are ranked by weight · n / (n + so many) of n cells."""
+
+
+class Method(NamedTuple):
+    """A score of pairs, sources × targets."""
+
+    name: str
+    score: np.ndarray
+    """Higher for an edge; NaN where the method was not asked."""
+    signed: np.ndarray | None = None
+    """Above 0 for activation, where that is not `score`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPairs:
+    """The pairs of a reference's sources and all targets that every network has a weight for."""
+
+    genes: GivenGenes
+    sources: np.ndarray
+    """Place of each source among the genes."""
+    targets: np.ndarray
+    """Place of each target."""
+    weights: dict[str, np.ndarray]
+    """Of each network, sources × targets."""
+    scored: np.ndarray
+    """Whether a pair is scored: every network has a weight, and it is no gene with itself."""
+    known: np.ndarray
+    """Whether a scored pair is a known edge."""
+    sign: np.ndarray
+    """1, -1 or 0 of a known edge."""
+    n_lost: int
+    """Known edges of these sources that are not scored."""
+
+    @property
+    def source_ids(self) -> np.ndarray:
+        """Gene id of each source."""
+        return np.array(self.genes.gene_ids, dtype=object)[self.sources]
+
+    @property
+    def n_missing(self) -> int:
+        """Pairs that some network has no weight for, a gene with itself not among them."""
+        return int((~self.scored & (self.sources[:, None] != self.targets)).sum())
+
+
+def scored_pairs(weights: Mapping[str, pd.DataFrame], known: KnownEdges, genes: GivenGenes) -> ScoredPairs:
+    """Find the pairs that are scored.
+
+    Parameters
+    ----------
+    weights
+        Of each network, sources × targets, by gene id; the first is the one that is evaluated.
+    known
+        The reference.
+    genes
+        All genes.
+
+    Raises
+    ------
+    InputError
+        No known edge can be scored.
+    """
+    first = next(iter(weights.values()))
+    source_ids = first.index[first.index.isin(known.edges["source"])]
+    aligned = {
+        name: of.reindex(index=source_ids, columns=first.columns).to_numpy(float) for name, of in weights.items()
+    }
+    scored = (
+        np.logical_and.reduce([np.isfinite(of) for of in aligned.values()]) if len(source_ids) else np.empty((0, 0))
+    )
+    scored = scored & (source_ids.to_numpy()[:, None] != first.columns.to_numpy())
+    signs = np.full(scored.shape, np.nan)
+    edges = known.edges
+    row, column = (
+        source_ids.get_indexer(pd.Index(edges["source"])),
+        first.columns.get_indexer(pd.Index(edges["target"])),
+    )
+    inside = (row >= 0) & (column >= 0)
+    signs[row[inside], column[inside]] = edges["sign"][inside]
+    is_known = scored & ~np.isnan(signs)
+    if not is_known.any():
+        raise InputError(
+            f"known[{known.name!r}]: none of its {len(known):,} edges can be scored: {len(source_ids):,} of its "
+            f"sources are sources of the network, and {int(inside.sum()):,} edges lie within it, all of pairs without "
+            "a weight. Make the network with these sources, or with a smaller min_cells."
+        )
+    rows, columns = is_known.any(axis=1), scored[is_known.any(axis=1)].any(axis=0)
+    kept = np.ix_(rows, columns)
+    return ScoredPairs(
+        genes,
+        np.array([genes.position[gene] for gene in source_ids[rows]]),
+        np.array([genes.position[gene] for gene in first.columns[columns]]),
+        {name: of[kept] for name, of in aligned.items()},
+        scored[kept],
+        is_known[kept],
+        np.nan_to_num(signs[kept]),
+        int(edges["source"].isin(source_ids[rows]).sum() - is_known.sum()),
+    )
+
+
+def weights_of(net: GeneNetwork | pd.DataFrame, state: str | None, genes: GivenGenes) -> pd.DataFrame:
+    """Return the weights that a network's edges are ranked by, sources × targets, by gene id.
+
+    Raises
+    ------
+    InputError
+        The table has a gene that is unknown, or twice, or a weight that is infinite.
+    """
+    if isinstance(net, GeneNetwork):
+        assert state is not None
+        n = net.counts(state)
+        return net.matrix(state) * (n / (n + SHRUNK_BY))
+    return pd.DataFrame(_finite(net), _ids(net.index, "source", genes), _ids(net.columns, "target", genes))
+
+
+def _finite(table: pd.DataFrame) -> np.ndarray:
+    values = table.to_numpy(float)
+    if np.isinf(values).any():
+        raise InputError("A network given as a table must have finite weights, NaN where a pair has none; found inf.")
+    return values
+
+
+def _ids(labels: "pd.Index", what: str, genes: GivenGenes) -> "pd.Index":
+    names = [str(label) for label in labels]
+    ids = pd.Index(gene_ids_of(names, genes).reindex(names), name=what)
+    if (ids == "").any():
+        unknown = [name for name, gene in zip(names, ids, strict=True) if not gene]
+        raise InputError(
+            f"{len(unknown)} of the {len(names)} {what}s of a network given as a table are not among the genes of the "
+            f"counts (first: {unknown[0]!r}). Leave them out, or give counts that have them."
+        )
+    if ids.duplicated().any():
+        raise InputError(f"A network given as a table has the {what} {ids[ids.duplicated()][0]!r} twice; give it once.")
+    return ids
+
+
+def methods_of(
+    net: GeneNetwork | pd.DataFrame,
+    state: str | None,
+    pairs: ScoredPairs,
+    cells: baselines.Expression,
+    *,
+    checkpoint: "Checkpoint | None",
+    boosted_targets: int | None,
+    seed: int,
+) -> list[Method]:
+    """Return the scores of all methods on the pairs, the network first.
+
+    Parameters
+    ----------
+    net, state
+        The network.
+    pairs
+        The pairs.
+    cells
+        The cells of the same state.
+    checkpoint
+        The model, for token embeddings.
+    boosted_targets
+        How many targets get boosted trees; None all.
+    seed
+        Of these.
+    """
+    methods = [Method(name, weights) for name, weights in pairs.weights.items()]
+    if isinstance(net, GeneNetwork) and state is not None:
+        methods += _of_network(net, state, pairs)
+    methods += _of_cells(cells, pairs)
+    if checkpoint is not None:
+        methods.append(Method("token cosine", _token_cosine(checkpoint, pairs)))
+    methods.append(Method(DEGREES, baselines.degree_product(pairs.known)))
+    if boosted_targets != 0:
+        methods.append(Method(BOOSTING, _boosted(cells, pairs, boosted_targets, seed)))
+    return methods
+
+
+def _of_network(net: GeneNetwork, state: str, pairs: ScoredPairs) -> list[Method]:
+    targets = np.array(pairs.genes.gene_ids, dtype=object)[pairs.targets]
+    before = net.uncorrected(state).reindex(index=pairs.source_ids, columns=targets).to_numpy()
+    alpha = net.node_table(state)["alpha"].reindex(pairs.source_ids).to_numpy()
+    alone = np.broadcast_to(alpha[:, None], pairs.scored.shape)
+    return [Method("before gene effects", before), Method("source effect alone", alone)]
+
+
+def _of_cells(cells: baselines.Expression, pairs: ScoredPairs) -> list[Method]:
+    sources, targets = pairs.sources, pairs.targets
+    spearman, pearson = (baselines.correlation(cells, sources, targets, kind=kind) for kind in ("spearman", "pearson"))
+    methods = [Method(CO_EXPRESSION, np.abs(spearman), spearman), Method("|Pearson|", np.abs(pearson), pearson)]
+    of_donors = baselines.correlation_over_donors(cells, sources, targets)
+    if of_donors is not None:
+        methods.append(Method("|Spearman|, mean of donors", np.abs(of_donors), of_donors))
+    return [
+        *methods,
+        Method("mutual rank", -baselines.mutual_ranks_of(cells, sources, targets)),
+        Method("rank proximity", baselines.rank_proximity(cells, sources, targets)),
+        Method("detection product", np.outer(cells.detection[sources], cells.detection[targets])),
+        Method("mean product", np.outer(cells.mean[sources], cells.mean[targets])),
+    ]
+
+
+def _token_cosine(checkpoint: "Checkpoint", pairs: ScoredPairs) -> np.ndarray:
+    import torch
+
+    ids = np.array(pairs.genes.gene_ids, dtype=object)
+    tokens = [checkpoint.vocabulary.tokens_of(ids[of]) for of in (pairs.sources, pairs.targets)]
+    embeddings = checkpoint.token_model.bert.get_input_embeddings()
+    with torch.no_grad():
+        device = embeddings.weight.device
+        vectors = [embeddings(torch.as_tensor(of, device=device)).double().cpu().numpy() for of in tokens]
+    unit = [of / np.maximum(np.linalg.norm(of, axis=1, keepdims=True), 1e-12) for of in vectors]
+    return unit[0] @ unit[1].T
+
+
+def _boosted(cells: baselines.Expression, pairs: ScoredPairs, n: int | None, seed: int) -> np.ndarray:
+    """Return the gain of each source for each target that is fitted, NaN for the others."""
+    chosen = boosted(np.asarray(pairs.known.any(axis=0)), n, np.random.default_rng(seed))
+    gain = np.full(pairs.scored.shape, np.nan)
+    for target, of in zip(
+        chosen, baselines.boosted_gain(cells, pairs.sources, pairs.targets[chosen], seed=seed), strict=True
+    ):
+        gain[:, target] = of
+    return gain
+
+
+def boosted(has_edge: np.ndarray, n: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Return the targets that trees are fitted for, in order: those with a known edge first, drawn where too many."""
+    order = np.concatenate([rng.permutation(np.flatnonzero(has_edge)), rng.permutation(np.flatnonzero(~has_edge))])
+    return np.sort(order[: len(order) if n is None else n])
