@@ -41,6 +41,8 @@ from geneformer_repro.harmonise import Harmoniser as Harmoniser
 from geneformer_repro.in_silico.gene_network import GeneNetwork as GeneNetwork
 from geneformer_repro.in_silico.heads import head_statistics as head_statistics
 from geneformer_repro.in_silico.network import gene_network as gene_network
+from geneformer_repro.in_silico.network_pictures import plot_network as plot_network
+from geneformer_repro.in_silico.network_pictures import write_network_report as write_network_report
 from geneformer_repro.in_silico.network_statistics import NetworkDifference as NetworkDifference
 from geneformer_repro.in_silico.network_statistics import compare_networks as compare_networks
 from geneformer_repro.in_silico.perturbation import Activation as Activation

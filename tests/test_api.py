@@ -70,6 +70,7 @@ NAMES = [
     "integration_scores",
     "map_to_reference",
     "perturb",
+    "plot_network",
     "plot_screen",
     "predict",
     "predict_patients",
@@ -81,6 +82,7 @@ NAMES = [
     "shift_statistics",
     "tokenize",
     "transfer_study",
+    "write_network_report",
     "write_screen_report",
 ]
 FUNCTIONS = {

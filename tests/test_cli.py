@@ -51,6 +51,7 @@ COMMANDS = (
     "mixing",
     "perturb",
     "statistics",
+    "network",
     "heads",
     "info",
 )

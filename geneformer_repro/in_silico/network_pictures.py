@@ -16,7 +16,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.gene_network import GeneNetwork
-from geneformer_repro.report import BLUE, GREY, LIGHT, ORANGE, Section, new_axes, write_report
+from geneformer_repro.report import BLUE, GREY, ORANGE, Section, new_axes, write_report
 
 if TYPE_CHECKING:
     import networkx
@@ -88,7 +88,7 @@ def plot_network(network: GeneNetwork, state: str | None = None, *, n_edges: int
     return figure
 
 
-_READS = "the model uses a to represent b. Squares may be sources; width: weight"
+_READS = "the model uses a to represent b; the wider, the larger the weight"
 
 
 def _graph(edges: pd.DataFrame, nodes: pd.DataFrame) -> "networkx.DiGraph[str]":
@@ -101,15 +101,15 @@ def _graph(edges: pd.DataFrame, nodes: pd.DataFrame) -> "networkx.DiGraph[str]":
     return graph
 
 
-def _places(graph: "networkx.DiGraph[str]") -> dict[str, np.ndarray]:
+def _places(graph: "networkx.DiGraph[str]") -> dict[str, tuple[float, float]]:
     """Return where nodes stand: parts that hang together side by side, the largest first, each laid out by springs."""
     import networkx
 
     parts = sorted(networkx.weakly_connected_components(graph), key=lambda part: (-len(part), sorted(part)[0]))
-    places: dict[str, np.ndarray] = {}
+    places: dict[str, tuple[float, float]] = {}
     across, down, tallest, width = 0.0, 0.0, 0.0, 2.2 * np.sqrt(len(graph))
     for part in parts:
-        side = 1.1 * np.sqrt(len(part))
+        side = 1.1 * np.sqrt(len(part)) + 0.2
         if across and across + side > width:
             across, down, tallest = 0.0, down - tallest, 0.0
         inside = networkx.spring_layout(
@@ -118,12 +118,15 @@ def _places(graph: "networkx.DiGraph[str]") -> dict[str, np.ndarray]:
         span = np.array([*inside.values()])
         low, reach = span.min(0), np.maximum(np.ptp(span, axis=0), 1e-9)
         for gene, at in inside.items():
-            places[gene] = np.array([across, down]) + (0.1 + 0.8 * (at - low) / reach) * side * np.array([1, -1])
+            right, below = (0.1 + 0.8 * (at - low) / reach) * side
+            places[gene] = (across + right, down - below)
         across, tallest = across + side, max(tallest, side)
     return places
 
 
-def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, np.ndarray]) -> None:
+def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, tuple[float, float]]) -> None:
+    from matplotlib.patheffects import withStroke
+
     weight = {pair: graph.edges[pair]["weight"] for pair in graph.edges}
     heaviest, bent = max(weight.values()), {pair for pair in graph.edges if pair[::-1] in weight}
     for (source, target), of_pair in weight.items():
@@ -145,7 +148,7 @@ def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, np.nda
             axes.scatter(across, down, s=46, marker=marker, color=colour, zorder=3, label=label, edgecolors="white")
     for gene, at in places.items():
         name = axes.annotate(graph.nodes[gene]["name"], at, (0, 6), textcoords="offset points", ha="center")
-        name.set(fontsize=7.5, zorder=4, color="#111827")
+        name.set(fontsize=7.5, zorder=4, color="#111827", path_effects=[withStroke(linewidth=2.2, foreground="white")])
     axes.margins(0.05)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right", bbox_to_anchor=(1.0, 1.06), ncols=2)
 
@@ -205,7 +208,7 @@ def _sections(network: GeneNetwork) -> Iterator[Section]:
     yield Section(
         "States and cells",
         "How many cells and donors each state has, how many pairs have a weight, and the share of the variance of mean "
-        "weights that the effects of both genes explain. What they explain is of genes, not of pairs, and is taken out.",
+        "weights that the effects of both genes explain. That is of genes, not of pairs, and is taken out.",
         "Cells of states that lack a network; they are listed below, with why.",
         table=_states(network),
         note=_left_out(network),
@@ -216,9 +219,9 @@ def _sections(network: GeneNetwork) -> Iterator[Section]:
             continue
         yield Section(
             f"{state}: strongest edges",
-            "Edges by weight · n / (n + 10) of n cells. a → b: the model uses a to represent b. donor_mean and its 95 % "
-            "interval are over donors, where there are three or more; lift is the sum of the state's mean and of all "
-            "parts.",
+            "Edges by weight · n / (n + 10) of n cells. a → b: the model uses a to represent b. donor_mean and its "
+            "95 % interval are over donors, where there are three or more; lift is the sum of the state's mean and of "
+            "all parts.",
             "Regulation. Genes that stand together in cells of one kind attend to each other whatever they do.",
             figure=plot_network(network, state),
             table=_strongest(network, edges),

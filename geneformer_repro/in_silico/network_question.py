@@ -387,7 +387,7 @@ def asked_genes(genes: str | Path | Sequence[str], vocabulary: Vocabulary, what:
 
 def _say_unknown(unknown: list[str], names: list[str], what: str, vocabulary: Vocabulary) -> None:
     """Name genes that the vocabulary does not have, with the nearest of those it has; refuse if none is left."""
-    near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2) for name in unknown[:_SHOWN]}
+    near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2, cutoff=0.8) for name in unknown[:_SHOWN]}
     listed = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
     shown = ", ".join(listed) + (", …" if len(unknown) > _SHOWN else "")
     message = (

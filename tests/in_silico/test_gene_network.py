@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from made_networks import N_CELLS, N_GENES, N_SOURCES, made_network
 from scipy.stats import false_discovery_control, ttest_1samp
+from two_state_networks import N_CELLS, N_GENES, N_SOURCES, made_network
 
 import geneformer_repro as gf
 from geneformer_repro.in_silico import gene_network as module
