@@ -38,6 +38,9 @@ from geneformer_repro.finetuning.study import TransferStudy as TransferStudy
 from geneformer_repro.finetuning.study import TransferStudyConfig as TransferStudyConfig
 from geneformer_repro.finetuning.study import transfer_study as transfer_study
 from geneformer_repro.harmonise import Harmoniser as Harmoniser
+from geneformer_repro.in_silico.evaluation_pictures import plot_network_evaluation as plot_network_evaluation
+from geneformer_repro.in_silico.evaluation_pictures import write_network_evaluation as write_network_evaluation
+from geneformer_repro.in_silico.network_evaluation import evaluate_network as evaluate_network
 from geneformer_repro.in_silico.perturbation import Activation as Activation
 from geneformer_repro.in_silico.perturbation import Deletion as Deletion
 from geneformer_repro.in_silico.perturbation import Inhibition as Inhibition

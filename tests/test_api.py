@@ -58,6 +58,7 @@ NAMES = [
     "drevalpy_model",
     "embed",
     "embed_states",
+    "evaluate_network",
     "finetune",
     "finetune_genes",
     "finetune_patients",
@@ -65,6 +66,7 @@ NAMES = [
     "integration_scores",
     "map_to_reference",
     "perturb",
+    "plot_network_evaluation",
     "plot_screen",
     "predict",
     "predict_patients",
@@ -76,6 +78,7 @@ NAMES = [
     "shift_statistics",
     "tokenize",
     "transfer_study",
+    "write_network_evaluation",
     "write_screen_report",
 ]
 FUNCTIONS = {

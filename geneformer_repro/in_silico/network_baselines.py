@@ -84,6 +84,7 @@ class Expression:
         linear = self.values.expm1()
         usual = np.asarray(linear.sum(axis=0)).ravel() / n
         relative = csr_matrix(linear @ diags_array(1 / np.where(usual > 0, usual, 1.0)))
+        relative.sort_indices()
         places = relative.copy()
         for start, end in zip(relative.indptr[:-1], relative.indptr[1:], strict=True):
             order = np.argsort(-relative.data[start:end], kind="stable")

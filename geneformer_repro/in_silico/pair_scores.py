@@ -50,6 +50,8 @@ class ScoredPairs:
     """1, -1 or 0 of a known edge."""
     effect: np.ndarray
     """Size of what a perturbation of the source did to the target; NaN where nothing is told."""
+    n_missing: int
+    """Pairs of these sources that are not scored: some network has no weight, or nobody measured them."""
     n_lost: int
     """Known edges of these sources that are not scored."""
 
@@ -57,11 +59,6 @@ class ScoredPairs:
     def source_ids(self) -> np.ndarray:
         """Gene id of each source."""
         return np.array(self.genes.gene_ids, dtype=object)[self.sources]
-
-    @property
-    def n_missing(self) -> int:
-        """Pairs that some network has no weight for, a gene with itself not among them."""
-        return int((~self.scored & (self.sources[:, None] != self.targets)).sum())
 
 
 def scored_pairs(weights: Mapping[str, pd.DataFrame], known: KnownEdges, genes: GivenGenes) -> ScoredPairs:
@@ -86,10 +83,8 @@ def scored_pairs(weights: Mapping[str, pd.DataFrame], known: KnownEdges, genes: 
     aligned = {
         name: of.reindex(index=source_ids, columns=first.columns).to_numpy(float) for name, of in weights.items()
     }
-    scored = (
-        np.logical_and.reduce([np.isfinite(of) for of in aligned.values()]) if len(source_ids) else np.empty((0, 0))
-    )
-    scored = scored & (source_ids.to_numpy()[:, None] != first.columns.to_numpy())
+    is_itself = source_ids.to_numpy()[:, None] == first.columns.to_numpy()
+    scored = np.logical_and.reduce([~is_itself, *(np.isfinite(of) for of in aligned.values())])
     effect = np.full(scored.shape, np.nan)
     if known.measured is not None:
         of_measured, row, column = _placed(known.measured, source_ids, first.columns)
@@ -117,6 +112,7 @@ def scored_pairs(weights: Mapping[str, pd.DataFrame], known: KnownEdges, genes: 
         is_known[kept],
         np.nan_to_num(signs[kept]),
         effect[kept],
+        int((~scored & ~is_itself)[rows].sum()),
         int(known.edges["source"].isin(source_ids[rows]).sum() - is_known.sum()),
     )
 
