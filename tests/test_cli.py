@@ -51,6 +51,7 @@ COMMANDS = (
     "mixing",
     "perturb",
     "statistics",
+    "heads",
     "info",
 )
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,11 +24,19 @@ import pyarrow.parquet as pq
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.files import misfit, new_file, read_json
+from geneformer_repro.in_silico.centralities import centrality_table
 from geneformer_repro.in_silico.gene_effects import GeneEffects, gene_effects
+from geneformer_repro.in_silico.gene_modules import module_table
+from geneformer_repro.in_silico.network_graphs import graph_of, require_top, strongest_pairs, write_graphml
+
+if TYPE_CHECKING:
+    import networkx
 
 FORMAT = "geneformer_repro/network/1"
 MARKER = "network.json"
 DIRECTION = "source=key"
+EDGES_A_TARGET = 10
+"""Sources of each target that `edges.parquet` holds."""
 OF_STATE = ("n_cells", "mean_place", "alpha", "beta", "mass")
 """Columns of a node that are of a state."""
 EDGES: Mapping[str, pa.DataType] = {
@@ -36,6 +44,7 @@ EDGES: Mapping[str, pa.DataType] = {
     "source": pa.string(),
     "target": pa.string(),
     "weight": pa.float64(),
+    "donor_mean": pa.float64(),
     "low": pa.float64(),
     "high": pa.float64(),
     "p_value": pa.float64(),
@@ -289,7 +298,8 @@ class GeneNetwork:
         (4, 754)
         """
         total, n = self.sums(state, donor)
-        return self._framed(mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"]))
+        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
+        return self._framed(weights)
 
     def counts(self, state: str, donor: str | None = None) -> pd.DataFrame:
         """Return how many cells have both genes of each pair, sources × targets, by gene id.
@@ -312,7 +322,8 @@ class GeneNetwork:
         Parameters
         ----------
         state, donor
-            As of `sums`. The effects are those of the cells that are asked for: of one donor, that donor's.
+            As of `sums`. The effects are those of the cells that are asked for: of one donor, that donor's, fitted
+            without the pairs that are far from the fit of the whole state.
 
         Returns
         -------
@@ -353,8 +364,18 @@ class GeneNetwork:
         ((4,), (754,))
         """
         total, n = self.sums(state, donor)
-        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"])
-        return gene_effects(weights, n)
+        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
+        return gene_effects(weights, n, masked=None if donor is None else self._far(state))
+
+    def _far(self, state: str) -> np.ndarray:
+        """Return the pairs that a donor's fit leaves out."""
+        if state not in self._far_pairs:
+            self._far_pairs[state] = self.effects(state).far
+        return self._far_pairs[state]
+
+    @cached_property
+    def _far_pairs(self) -> dict[str, np.ndarray]:
+        return {}
 
     def least_cells(self, donor: str | None = None) -> int:
         """Return how many cells a pair needs for a weight: in a state, or of a donor.
@@ -380,13 +401,210 @@ class GeneNetwork:
         """The strongest edges of each state, read at the first use.
 
         Of each target the ten strongest sources with a weight above 0; within a state the strongest first, by weight ·
-        n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``weight``; ``low``, ``high``,
-        ``p_value`` over donors and ``fdr`` over all pairs of the state (null with fewer than three donors);
-        ``n_cells``, ``n_donors``; ``lift``, the mean before anything was taken out, which is the weight, the state's
-        mean, ``place_part``, ``source_part`` and ``target_part`` together.
+        n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``weight`` (of all cells, as in
+        `matrix`); ``donor_mean``, its 95 % interval ``low`` to ``high`` and ``p_value`` over donors, and ``fdr`` over
+        all pairs of the state (NaN with fewer than three donors); ``n_cells``, ``n_donors``; ``lift``, the mean before
+        anything was taken out: the weight, the state's mean, ``place_part``, ``source_part`` and ``target_part``.
         """
         with _reading(self.path / "edges.parquet"):
             return pd.read_parquet(self.path / "edges.parquet")
+
+    # Graphs
+
+    def graph(self, state: str, *, top: int = 10) -> "networkx.DiGraph[str]":
+        """Return the strongest edges of a state as a graph for networkx, from source to target.
+
+        Parameters
+        ----------
+        state
+            One of `states`.
+        top
+            Sources of each target, at most, that have a weight above 0: the largest weight · n / (n + 10) of n cells.
+
+        Returns
+        -------
+        Nodes are gene ids with ``name``, ``is_source`` (0 or 1), ``alpha``, ``beta``, ``detection`` (share of cells
+        with the gene); edges have ``weight``, ``n_cells`` and, with up to ten a target, ``n_donors``, ``p_value`` and
+        ``fdr``. What is missing is left out, and so are genes without an edge.
+
+        See Also
+        --------
+        GeneNetwork.to_graphml : Writes it.
+        GeneNetwork.centrality : Which of its genes are central.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> graph = gf.GeneNetwork.open("runs/net").graph("Dendritic", top=3)
+        >>> max(degree for _, degree in graph.in_degree())
+        3
+        """
+        return graph_of(self._strongest(state, top), self._nodes(state))
+
+    def to_graphml(
+        self,
+        path: str | Path,
+        state: str,
+        *,
+        top: int = 10,
+        max_edges: int | None = 5_000,
+        modules: pd.DataFrame | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the strongest edges of a state for Cytoscape, igraph and others.
+
+        Parameters
+        ----------
+        path
+            The file, ``.graphml``.
+        state, top
+            As of `graph`.
+        max_edges
+            Of more edges the strongest are written, with a word in the log; None all.
+        modules
+            Result of `modules`: nodes have the number of theirs.
+        overwrite
+            Replace a file that is there.
+
+        Raises
+        ------
+        FileExistsError
+            `path` exists.
+        InputError
+            There is no edge.
+
+        See Also
+        --------
+        GeneNetwork.graph : The same in memory.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf, networkx
+        >>> network = gf.GeneNetwork.open("runs/net")
+        >>> network.to_graphml("dendritic.graphml", "Dendritic", top=3)
+        >>> again = networkx.read_graphml("dendritic.graphml")
+        >>> dict(again.nodes(data=True)) == dict(network.graph("Dendritic", top=3).nodes(data=True))
+        True
+        """
+        nodes = self._nodes(state)
+        nodes = nodes if modules is None else nodes.join(modules["module"])
+        graph = graph_of(self._strongest(state, top), nodes)
+        write_graphml(graph, path, most_edges=max_edges, overwrite=overwrite)
+
+    def centrality(self, state: str, *, top: int = 10, betweenness: bool = False) -> pd.DataFrame:
+        """Return how central each gene is in a state's graph, and whether donors agree on it.
+
+        Parameters
+        ----------
+        state, top
+            As of `graph`.
+        betweenness
+            Also count shortest paths, which is slow beyond a thousand genes.
+
+        Returns
+        -------
+        A row a gene with an edge, by id, the largest ``pagerank`` first: ``gene_name``, ``is_source``;
+        ``out_strength``, ``in_strength``, sums of weights; ``pagerank``, by which a gene is central if central genes
+        are its targets; ``betweenness``. A measure that agrees between donors, with a median Spearman correlation of
+        0.5 or more, has a rank, 1 for the most central, in a column such as ``pagerank_rank``; the log says which have
+        none. ``attrs["stability"]`` holds the correlations, ``attrs["beside"]`` each measure's correlation with
+        detection, mean place and alpha, which it may merely repeat.
+
+        See Also
+        --------
+        GeneNetwork.modules : Groups of genes.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> table = gf.GeneNetwork.open("runs/net").centrality("Dendritic")
+        >>> sorted(table.attrs["stability"])
+        ['in_strength', 'out_strength', 'pagerank']
+        """
+        pairs = self._strongest(state, top)
+        of_donors = [strongest_pairs(*self._framed_pair(state, donor), top=top) for donor in self.donors[state]]
+        of_donors = [of_donor for of_donor in of_donors if len(of_donor)]
+        return centrality_table(pairs, self._nodes(state), of_donors, betweenness=betweenness)
+
+    def modules(
+        self, state: str, *, top: int = 10, resolution: float = 1.0, n_seeds: int = 20, seed: int = 0
+    ) -> pd.DataFrame:
+        """Find groups of genes that a state's graph ties together (Leiden), and say how stable they are.
+
+        Parameters
+        ----------
+        state, top
+            As of `graph`. Of two directions the larger weight counts; all genes as sources say most.
+        resolution
+            Of the modularity; higher values give more and smaller modules.
+        n_seeds, seed
+            Runs, with seeds from `seed` on.
+
+        Returns
+        -------
+        A row a gene with an edge, by id: ``gene_name``, ``is_source``; ``module``, numbered from 0 by size: genes that
+        are together in 80 % of the runs, at least three; and ``together``, how often the gene is with the others of its
+        module. ``attrs`` holds ``modularity``, ``n_modules``, the ``agreement`` of runs (adjusted Rand index), that of
+        networks without each donor, ``agreement_without_donor``, and the modularity of graphs with the same degrees,
+        ``rewired_modularity``: modules that do not beat it are those of any graph.
+
+        Raises
+        ------
+        MissingExtraError
+            igraph is not installed: ``pip install 'geneformer-repro[network]'``.
+        InputError
+            There is no edge, or an option is out of range.
+
+        See Also
+        --------
+        GeneNetwork.to_graphml : Writes modules beside genes.
+
+        References
+        ----------
+        Traag, Waltman and van Eck, Scientific Reports 9, 5233 (2019), "From Louvain to Leiden".
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> table = gf.GeneNetwork.open("runs/net").modules("Dendritic", n_seeds=5)
+        >>> table.columns.tolist(), sorted(table.attrs["rewired_modularity"])
+        (['gene_name', 'is_source', 'module', 'together'], ['max', 'mean'])
+        """
+        pairs = self._strongest(state, top)
+        without = [self._without(state, donor, top) for donor in self.donors[state]]
+        options: dict[str, Any] = {"resolution": resolution, "n_seeds": n_seeds, "seed": seed}
+        return module_table(pairs, self._nodes(state), without, **options)
+
+    def _strongest(self, state: str, top: int) -> pd.DataFrame:
+        """Return the strongest pairs; with what donors say where the file has it."""
+        require_top(top)
+        self._require_state(state)
+        if top > EDGES_A_TARGET:
+            return strongest_pairs(*self._framed_pair(state, None), top=top)
+        of_state = self.edges[self.edges["state"] == state]
+        return of_state[of_state.groupby("target").cumcount() < top]
+
+    def _framed_pair(self, state: str, donor: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return weights and numbers of cells; all NaN where no pair has cells enough."""
+        total, n = self.sums(state, donor)
+        return self._framed(self._residual(state, total, n, donor)), self._framed(n)
+
+    def _without(self, state: str, donor: str, top: int) -> pd.DataFrame:
+        """Return the strongest pairs of a state without a donor."""
+        (total, n), (of_donor, n_of_donor) = self.sums(state), self.sums(state, donor)
+        total, n = total - of_donor, n - n_of_donor
+        return strongest_pairs(self._framed(self._residual(state, total, n, None)), self._framed(n), top=top)
+
+    def _residual(self, state: str, total: np.ndarray, n: np.ndarray, donor: str | None) -> np.ndarray:
+        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"])
+        masked = None if donor is None else self._far(state)
+        if np.isnan(weights if masked is None else np.where(masked, np.nan, weights)).all():
+            return np.full(total.shape, np.nan)
+        return gene_effects(weights, n, masked=masked).residual
+
+    def _nodes(self, state: str) -> pd.DataFrame:
+        nodes = self.node_table(state)
+        return nodes.assign(detection=nodes["n_cells"] / self.metadata["states"][state]["n_cells"])
 
 
 def least_cells(min_cells: int, *, of_donor: bool) -> int:
@@ -394,7 +612,9 @@ def least_cells(min_cells: int, *, of_donor: bool) -> int:
     return max(1, min_cells // 4) if of_donor else min_cells
 
 
-def mean_weights(total: np.ndarray, n: np.ndarray, *, least: int, scale: str) -> np.ndarray:
+def mean_weights(
+    total: np.ndarray, n: np.ndarray, *, least: int, scale: str, out: np.ndarray | None = None
+) -> np.ndarray:
     """Return the mean over cells of each pair, in logs; NaN where fewer than `least` cells have both genes.
 
     Parameters
@@ -405,9 +625,12 @@ def mean_weights(total: np.ndarray, n: np.ndarray, *, least: int, scale: str) ->
         Cells that a pair needs, at least 1.
     scale
         "log": what was added up are logs. "lift": they are not, so the log (base 2) is taken of the mean.
+    out
+        Where to; may be `total`.
     """
-    mean = np.full(total.shape, np.nan)
-    np.divide(total, n, out=mean, where=n >= max(1, least))
+    enough = n >= max(1, least)
+    mean = np.divide(total, n, out=np.empty(total.shape) if out is None else out, where=enough)
+    mean[~enough] = np.nan
     return np.log2(mean, out=mean) if scale == "lift" else mean
 
 

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from scipy.stats import t as student
 
 from geneformer_repro.files import new_directory, write_json
-from geneformer_repro.in_silico.gene_effects import gene_effects
+from geneformer_repro.in_silico.gene_effects import GeneEffects, gene_effects
 from geneformer_repro.in_silico.gene_network import (
     DIRECTION,
     EDGES,
+    EDGES_A_TARGET,
     FORMAT,
     MARKER,
     GeneNetwork,
@@ -32,14 +33,12 @@ from geneformer_repro.in_silico.gene_network import (
     write_edges,
     write_sums,
 )
+from geneformer_repro.in_silico.network_graphs import scores_of
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 
-EDGES_A_TARGET = 10
-"""Sources of each target that `edges.parquet` holds."""
-SHRUNK_BY = 10
-"""Edges are ranked by weight · n / (n + so many) of n cells."""
 FEWEST_DONORS = 3
 """Fewer give no interval and no p-value."""
+_OVER_DONORS = ("donor_mean", "low", "high", "p_value")
 PlacePart = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 """Of a state and of pairs (rows and columns of a matrix), what was taken out of their weights for their places."""
 
@@ -119,6 +118,11 @@ class _Effects(NamedTuple):
     source: np.ndarray
     target: np.ndarray
 
+    @classmethod
+    def of(cls, fitted: GeneEffects | None) -> "_Effects | None":
+        """Keep what is small of a fit."""
+        return None if fitted is None else cls(fitted.mean, fitted.source, fitted.target)
+
 
 class _State:
     """A state's pairs: what the files of its groups come to."""
@@ -132,25 +136,29 @@ class _State:
         self._is_source, self._is_target = (genes[name].to_numpy() for name in ("is_source", "is_target"))
         self._shape = (int(self._is_source.sum()), int(self._is_target.sum()))
         donors = [group.donor for group in self._groups]
-        self._of_donors = [] if None in donors else [self._fit([file], of_donor=True)[0] for file in self._files]
-        fitted, self._explained = self._fit(self._files, of_donor=False)
-        self._effects = fitted or _Effects(0.0, *(np.full(n, np.nan) for n in self._shape))
+        fitted = self._fit(self._files)
+        self._explained = None if fitted is None or np.isnan(fitted.explained) else fitted.explained
+        self._effects = _Effects.of(fitted) or _Effects(0.0, *(np.full(n, np.nan) for n in self._shape))
+        far = np.zeros(self._shape, dtype=bool) if fitted is None else fitted.far
+        del fitted  # what is left of each pair is made again, block by block
+        self._of_donors = [] if None in donors else [_Effects.of(self._fit([file], far)) for file in self._files]
 
-    def _fit(self, files: Sequence[Path], *, of_donor: bool) -> tuple[_Effects | None, float | None]:
-        """Fit the effects of genes to the cells of some groups; None where no pair has cells enough."""
+    def _fit(self, files: Sequence[Path], far: np.ndarray | None = None) -> GeneEffects | None:
+        """Fit the effects of genes to the cells of some groups; None where no pair has cells enough.
+
+        A donor's are fitted without the pairs `far` from the fit of the whole state, which its cells could not tell.
+        """
         total, n = np.zeros(self._shape), np.zeros(self._shape, dtype=np.int32)
         for file in files:
             add_sums(file, total, n)
-        weights = self._weights(total, n, of_donor=of_donor)
-        if np.isnan(weights).all():
-            return None, None
-        effects = gene_effects(weights, n)
-        explained = None if np.isnan(effects.explained) else effects.explained
-        return _Effects(effects.mean, effects.source, effects.target), explained
+        weights = self._weights(total, n, of_donor=far is not None)
+        if np.isnan(weights if far is None else np.where(far, np.nan, weights)).all():
+            return None
+        return gene_effects(weights, n, masked=far)
 
     def _weights(self, total: np.ndarray, n: np.ndarray, *, of_donor: bool) -> np.ndarray:
         least = least_cells(self._min_cells, of_donor=of_donor)
-        return mean_weights(total, n, least=least, scale=self._scale)
+        return mean_weights(total, n, least=least, scale=self._scale, out=total)
 
     def facts(self) -> dict[str, Any]:
         """Say what the state is, as JSON can hold it."""
@@ -205,7 +213,7 @@ class _State:
 
     def _candidates(self, block: Mapping[str, np.ndarray], rows: slice) -> pd.DataFrame:
         """Return the best edges of each target in a block."""
-        score = block["weight"] * block["n_cells"] / (block["n_cells"] + SHRUNK_BY)
+        score = scores_of(block["weight"], block["n_cells"])
         score = np.where(score > 0, score, -np.inf)  # NaN too
         k = min(EDGES_A_TARGET, len(score))
         source = np.argpartition(-score, k - 1, axis=0)[:k].ravel()
@@ -235,13 +243,14 @@ def _left(weights: np.ndarray, effects: _Effects, rows: slice) -> np.ndarray:
 def _over_donors(
     mean: np.ndarray, spread: np.ndarray, n_donors: np.ndarray, is_known: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the 95 % interval over donors and the p-value of a mean of 0, where there are donors enough."""
+    """Return mean, 95 % interval and p-value of a mean of 0 over donors, where there are enough of them."""
     enough = (n_donors >= FEWEST_DONORS) & is_known
-    free, found = n_donors[enough] - 1, {name: np.full(mean.shape, np.nan) for name in ("low", "high", "p_value")}
+    free, found = n_donors[enough] - 1, {name: np.full(mean.shape, np.nan) for name in _OVER_DONORS}
     error = np.sqrt(spread[enough] / free / n_donors[enough])
     reach = student.ppf(0.975, free) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         evidence = np.abs(mean[enough]) / error
+    found["donor_mean"][enough] = mean[enough]
     found["low"][enough], found["high"][enough] = mean[enough] - reach, mean[enough] + reach
     found["p_value"][enough] = 2 * student.sf(evidence, free)
     return {**found, "n_donors": np.where(is_known, n_donors, 0)}

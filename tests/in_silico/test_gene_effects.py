@@ -83,6 +83,26 @@ def test_what_most_pairs_of_a_gene_share_is_its_effect_not_edges() -> None:
     assert np.abs(effects.residual).max() < 0.1
 
 
+def test_the_edges_are_what_is_far_and_leaving_them_out_is_the_fit_without_them() -> None:
+    weights, counts, edges = _drawn(np.random.default_rng(2), edge=3.0)
+    far = gene_effects(weights, counts).far
+    assert (far[edges & ~np.isnan(weights)]).all()
+    assert far[~edges].mean() < 0.05
+    without = gene_effects(np.where(far, np.nan, weights), counts, masked_refits=0)
+    masked = gene_effects(weights, counts, masked=far)
+    np.testing.assert_allclose(masked.source, without.source, atol=1e-9)
+    np.testing.assert_allclose(masked.residual[~far], without.residual[~far], atol=1e-9)
+
+
+def test_a_gene_all_of_whose_pairs_are_masked_has_no_effect() -> None:
+    weights, counts, _ = _drawn(np.random.default_rng(2))
+    masked = np.zeros(weights.shape, dtype=bool)
+    masked[4] = True
+    effects = gene_effects(weights, counts, masked=masked)
+    assert np.flatnonzero(np.isnan(effects.source)).tolist() == [4]
+    assert np.isnan(effects.residual[4]).all()
+
+
 @pytest.mark.parametrize("masked_refits", [0, 2])
 def test_a_gene_without_pairs_has_no_effect_rather_than_none_of_it(masked_refits: int) -> None:
     weights, counts, _ = _drawn(np.random.default_rng(4))
@@ -97,7 +117,8 @@ def test_neither_the_unit_nor_the_scale_of_counts_matters() -> None:
     weights, counts, _ = _drawn(np.random.default_rng(5), edge=1.0)
     effects, scaled = gene_effects(weights, counts), gene_effects(10 * weights, 1000 * counts)
     np.testing.assert_allclose(10 * effects.residual, scaled.residual, atol=1e-9)
-    assert effects.n_masked == scaled.n_masked > 0
+    assert (effects.far == scaled.far).all()
+    assert effects.far.any()
 
 
 def test_explained_variance_is_one_of_pure_gene_effects_and_about_none_of_noise() -> None:
