@@ -135,6 +135,7 @@ def write_network_evaluation(evaluation: pd.DataFrame, path: str | Path, *, over
 
     Examples
     --------
+    >>> from pathlib import Path
     >>> import pandas as pd
     >>> import geneformer_repro as gf
     >>> cells = gf.datasets.pbmc700()
@@ -142,7 +143,7 @@ def write_network_evaluation(evaluation: pd.DataFrame, path: str | Path, *, over
     >>> weights = pd.DataFrame(0.0, index=cells.var_names[:12], columns=cells.var_names)
     >>> table = gf.evaluate_network(weights, known, counts=cells, boosted_targets=0, n_rewirings=20)
     >>> gf.write_network_evaluation(table, "evaluation.html")
-    >>> "beyond co-expression" in open("evaluation.html").read()
+    >>> "beyond co-expression" in Path("evaluation.html").read_text()
     True
     """
     refuse_existing(Path(path), overwrite=overwrite)
