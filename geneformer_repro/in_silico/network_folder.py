@@ -199,7 +199,7 @@ class _State:
         n_donors, mean, spread = np.zeros(shape, dtype=np.int32), np.zeros(shape), np.zeros(shape)
         for j, file in enumerate(files):
             one = Sums(np.zeros(shape), np.zeros(shape, dtype=np.int32))
-            add_block(file, i, rows, *one)
+            add_block(file, i, *one, first=rows.start)
             whole.total[:], whole.n[:] = whole.total + one.total, whole.n + one.n
             if self._of_donors and (effects := self._of_donors[j]) is not None:
                 weights = _left(self._weights(*one, of_donor=True), effects, rows)

@@ -1,5 +1,6 @@
 """What is asked of a gene network: which genes, which groups of cells, which heads, and what memory that takes."""
 
+import difflib
 import hashlib
 import logging
 import re
@@ -14,7 +15,7 @@ import pandas as pd
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError
 from geneformer_repro.files import read_text
 from geneformer_repro.in_silico.attention_sums import Roles, Scale, Weight
 from geneformer_repro.in_silico.network_folder import Group
@@ -106,8 +107,8 @@ class NetworkQuestion:
                     raise InputError(f"heads must be pairs (layer, head), found {pair!r}.")
                 self._require_there(pair, (n_layers, n_heads))
                 chosen[tuple(pair)] = True
-        layers = range(n_layers) if isinstance(self.layers, str) else self.layers
-        for layer in layers:
+        layers = range(n_layers) if self._is_all(self.layers) else self.layers
+        for layer in map(int, layers):
             self._require_there((layer, 0), (n_layers, n_heads))
             chosen[layer] |= self._is_all(self.heads)
         if not chosen.any():
@@ -115,7 +116,7 @@ class NetworkQuestion:
         return chosen[: np.flatnonzero(chosen.any(1))[-1] + 1]
 
     def _require_there(self, head: Sequence[int], shape: tuple[int, int]) -> None:
-        if not all(type(i) is int and 0 <= i < n for i, n in zip(head, shape, strict=True)):
+        if not all(0 <= i < n for i, n in zip(head, shape, strict=True)):
             raise InputError(
                 f"{self.checkpoint.name} has {shape[0]} layers of {shape[1]} heads, counted from 0 (the layer next to "
                 f"the input); found layer {head[0]}, head {head[1]}."
@@ -386,15 +387,17 @@ def asked_genes(genes: str | Path | Sequence[str], vocabulary: Vocabulary, what:
 
 def _say_unknown(unknown: list[str], names: list[str], what: str, vocabulary: Vocabulary) -> None:
     """Name genes that the vocabulary does not have, with the nearest of those it has; refuse if none is left."""
-    known = [*vocabulary.by_name, *vocabulary.gene_ids[:1]]
-    shown = "; ".join(f"{name!r}: {did_you_mean(name, known)}" for name in unknown[:3])
-    more = ", ".join(map(repr, unknown[3:_SHOWN])) + (", …" if len(unknown) > _SHOWN else "")
+    near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2) for name in unknown[:_SHOWN]}
+    listed = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
+    shown = ", ".join(listed) + (", …" if len(unknown) > _SHOWN else "")
     message = (
-        f"{len(unknown)} of {len(names)} {what} are not in the vocabulary, or their name stands for several genes "
-        f"({shown}{f'; also {more}' if more else ''})."
+        f"{len(unknown)} of {len(names)} {what} are not in the vocabulary, or their name stands for several genes: "
+        f"{shown}."
     )
     if len(unknown) == len(names):
-        raise InputError(f"{message} So there is none. Give ids or names of genes such as {known[0]!r}.")
+        raise InputError(
+            f"{message} So there is none. Give ids or names of its genes, such as {vocabulary.gene_ids[0]!r}."
+        )
     if processes.is_first():
         logger.warning("%s They are left out.", message)
 

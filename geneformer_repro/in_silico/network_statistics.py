@@ -35,7 +35,15 @@ class NetworkDifference:
 
     See Also
     --------
-    compare_networks : Makes it.
+    compare_networks : Makes it, and says what its tables hold.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> network = gf.GeneNetwork.open("runs/net")
+    >>> found = gf.compare_networks(network, "CD14+ Monocyte", "Dendritic", top=100)
+    >>> len(found.edges), found.facts["states"]
+    (100, ['CD14+ Monocyte', 'Dendritic'])
     """
 
     edges: pd.DataFrame
@@ -48,7 +56,19 @@ class NetworkDifference:
     """States, donors, number of pairs, the global test, the prior of the variances, what co-expression says."""
 
     def sentence(self) -> str:
-        """Say in words what was found, and what was not."""
+        """Say in words what was found, and what was not.
+
+        See Also
+        --------
+        compare_networks : Tests.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> found = gf.compare_networks(gf.GeneNetwork.open("runs/net"), "CD14+ Monocyte", "Dendritic")
+        >>> found.sentence().rpartition(". ")[2]
+        'Edges are what the model relates, not regulation.'
+        """
         return _sentence(self.facts)
 
 
