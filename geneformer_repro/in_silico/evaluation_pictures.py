@@ -195,10 +195,12 @@ _MEANING = {
 
 def _of_universe(evaluation: pd.DataFrame, reference: str, universe: str) -> Section:
     table = of_methods(evaluation, reference, universe)
+    without = table.drop(index=[*evaluation.attrs["networks"], DEGREES], errors="ignore")["matched"]
     return Section(
         f"{reference}, {universe} universe",
-        f"{_MEANING[universe].capitalize()}. A point compares a source's edges with its other targets of like "
-        "detection and place; 0.5 is chance, the grey band what rewired references give.",
+        f"{_MEANING[universe].capitalize()}. The network has {table.loc[NETWORK, 'matched']:.3f}; the best of what looks "
+        f"at cells without the model is {without.idxmax()}, {without.max():.3f}. A point compares a source's edges with "
+        "its other targets of like detection and place; 0.5 is chance, the grey band what rewired references give.",
         "Regulation: an edge is a hypothesis about the model. The degree product knows the reference and no cell"
         + (", and is biased against edges here." if universe != "open" else "; what it scores is what memory gives."),
         figure=plot_network_evaluation(evaluation, reference=reference, universe=universe),

@@ -365,10 +365,10 @@ def sentence_of(of_methods: pd.DataFrame) -> str:
     row = of_methods.loc[NETWORK]
     gain, low, high = (row[f"beyond_coexpression{end}"] for end in ("", "_low", "_high"))
     interval = f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else f"[no interval below {FEWEST_SOURCES} sources]"
-    told = f"matched AUROC {gain:+.3f} {interval} beyond that of |Spearman| in the same cells"
+    told = f"matched AUROC {gain:+.3f} {interval}"
     if gain >= LEAST_GAIN and low > 0:
         return f"Beyond co-expression of the same cells: {told}."
-    return f"{NOTHING_BEYOND} ({told})."
+    return f"{NOTHING_BEYOND} ({told} beside that of |Spearman| in the same cells)."
 
 
 def _stability(net: GeneNetwork | pd.DataFrame, state: str | None) -> float:
