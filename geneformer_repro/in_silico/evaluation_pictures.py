@@ -196,11 +196,12 @@ _MEANING = {
 def _of_universe(evaluation: pd.DataFrame, reference: str, universe: str) -> Section:
     table = of_methods(evaluation, reference, universe)
     without = table.drop(index=[*evaluation.attrs["networks"], DEGREES], errors="ignore")["matched"]
+    best, ours = str(without.idxmax()), float(table["matched"].loc[NETWORK])
     return Section(
         f"{reference}, {universe} universe",
-        f"{_MEANING[universe].capitalize()}. The network has {table.loc[NETWORK, 'matched']:.3f}; the best of what "
-        f"looks at cells without the model is {str(without.idxmax())}, {without.max():.3f}. A point compares a source's "
-        "edges with its other targets of like detection and place; 0.5 is chance, the grey band what rewired "
+        f"{_MEANING[universe].capitalize()}. The network has {ours:.3f}; the best of what "
+        f"looks at cells without the model is {best}, {without.max():.3f}. A point compares a source's edges with "
+        "its other targets of like detection and place; 0.5 is chance, the grey band what rewired "
         "references give.",
         "Regulation: an edge is a hypothesis about the model. The degree product knows the reference and no cell"
         + (", and is biased against edges here." if universe != "open" else "; what it scores is what memory gives."),

@@ -15,6 +15,7 @@ from scipy.stats import mannwhitneyu, wasserstein_distance
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ def perturbed_targets(
     (['perturbed', 'target', 'wasserstein', 'p'], True)
     """
     source = open_counts(counts)
-    labels = source.obs(column).astype(object)
-    labels = labels.where(labels.notna(), "").map(str).to_numpy()
+    labels = np.array(texts(source.obs(column)), dtype=object)
     rows = {str(label): np.flatnonzero(labels == label) for label in pd.unique(labels) if label}
     if len(rows.get(control, [])) < FEWEST_CELLS:
         raise InputError(
