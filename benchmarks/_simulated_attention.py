@@ -29,6 +29,8 @@ class Simulated:
     """Sum of the log lift less what place explains, donors × genes × genes."""
     n_cells: np.ndarray
     """Cells with both genes, donors × genes × genes."""
+    detected: np.ndarray
+    """Whether a cell has a gene, cells × genes; cell i is of donor i modulo their number."""
 
     def mean_attention(self) -> np.ndarray:
         """Mean over the cells of all donors with both genes, factors × genes; NaN below 20 cells and for itself."""
@@ -61,15 +63,16 @@ def simulate(beta: float, rng: np.random.Generator) -> Simulated:
     effect = np.zeros((N_GENES, N_GENES))
     effect[:, :N_FACTORS] = beta * edges.T  # of the query (row) and the key (column)
     of_pair = rng.normal(0, 0.15, (N_DONORS, N_GENES, N_GENES))
-    cells, genes, placed = [], [], np.zeros((2, N_GENES))
+    cells, genes, placed, has = [], [], np.zeros((2, N_GENES)), np.zeros((N_CELLS, N_GENES), dtype=bool)
     for cell in range(N_CELLS):
         donor = cell % N_DONORS
         detected = np.flatnonzero(rng.random(N_GENES) < rate)
         order = detected[np.argsort(place_score[detected] + rng.normal(0, 0.5, len(detected)))]
         cells.append(_attention(order, popularity, effect + of_pair[donor], rng))
         genes.append(order)
+        has[cell, order] = True
         placed[:, order] += np.arange(len(order)), np.ones(len(order))
-    return _summed(cells, genes, edges, placed)
+    return _summed(cells, genes, edges, placed, has)
 
 
 def _edges(popularity: np.ndarray, rate: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -91,7 +94,9 @@ def _attention(order: np.ndarray, popularity: np.ndarray, effect: np.ndarray, rn
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _summed(cells: list[np.ndarray], genes: list[np.ndarray], edges: np.ndarray, placed: np.ndarray) -> Simulated:
+def _summed(
+    cells: list[np.ndarray], genes: list[np.ndarray], edges: np.ndarray, placed: np.ndarray, has: np.ndarray
+) -> Simulated:
     bins = [np.sqrt(np.arange(len(order))).astype(int) for order in genes]
     lifts = [np.log2(len(one) * one) for one in cells]
     n_bins = max(map(max, bins)) + 1
@@ -107,4 +112,4 @@ def _summed(cells: list[np.ndarray], genes: list[np.ndarray], edges: np.ndarray,
         residual[cell % N_DONORS][pairs] += (lift - of_places[np.ix_(of, of)]).T
         n_cells[cell % N_DONORS][pairs] += 1
     mean_place = placed[0] / np.maximum(placed[1], 1)
-    return Simulated(edges, placed[1] / N_CELLS, mean_place, attention, residual, n_cells.astype(np.int64))
+    return Simulated(edges, placed[1] / N_CELLS, mean_place, attention, residual, n_cells.astype(np.int64), has)

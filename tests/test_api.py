@@ -61,6 +61,7 @@ NAMES = [
     "drevalpy_model",
     "embed",
     "embed_states",
+    "evaluate_network",
     "finetune",
     "finetune_genes",
     "finetune_patients",
@@ -71,6 +72,7 @@ NAMES = [
     "map_to_reference",
     "perturb",
     "plot_network",
+    "plot_network_evaluation",
     "plot_screen",
     "predict",
     "predict_patients",
@@ -82,6 +84,7 @@ NAMES = [
     "shift_statistics",
     "tokenize",
     "transfer_study",
+    "write_network_evaluation",
     "write_network_report",
     "write_screen_report",
 ]
@@ -113,7 +116,7 @@ FUNCTIONS = {
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
     "device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
-    "compare_networks": "network, a, b, *, counts, top",
+    "compare_networks": "network, a, b, *, counts, cells, top",
     "head_statistics": "checkpoint, cells, genes, *, donor, method, random_weights, min_cells, max_cells, "
     "n_permutations, seed, dtype, max_tokens, device",
     "GeneNetwork.graph": "self, state, *, top",

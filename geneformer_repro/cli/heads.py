@@ -10,6 +10,7 @@ from geneformer_repro.cli.inputs import (
     TOKENIZED,
     add_cells_options,
     add_dtype_option,
+    given_vocabulary,
     new_command,
     open_both,
 )
@@ -91,10 +92,12 @@ def compare_states(arguments: argparse.Namespace) -> None:
     from geneformer_repro.in_silico.network_figures import difference_figure
     from geneformer_repro.in_silico.network_pages import write_difference_report
     from geneformer_repro.in_silico.network_statistics import compare_networks
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     out, *_ = outputs = table_outputs(arguments)
     a, b = arguments.between
-    found = compare_networks(GeneNetwork.open(arguments.shifts), a, b, counts=arguments.counts)
+    cells = TokenizedDataset.open(arguments.cells, given_vocabulary(arguments)) if arguments.cells else None
+    found = compare_networks(GeneNetwork.open(arguments.shifts), a, b, counts=arguments.counts, cells=cells)
     write_together(
         outputs,
         found.edges.set_index("source"),

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli.evaluation import add_known_edges_options, score_known_edges
 from geneformer_repro.cli.heads import compare_states
 from geneformer_repro.cli.inputs import (
     CHECKPOINT,
@@ -132,6 +133,7 @@ def _add_statistics(commands: Any) -> None:
     statistics.add_argument(
         "--between", nargs=2, metavar="STATE", help="of a network: edges that differ between two states, over donors"
     )
+    add_known_edges_options(statistics)
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
@@ -239,8 +241,10 @@ def _agreement(metadata: Mapping[str, Any]) -> str:
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
-    if arguments.between:
-        compare_states(arguments)
+    if arguments.between and arguments.known:
+        raise InputError("--between compares two states, --known scores a network on known edges: give one of the two.")
+    if arguments.between or arguments.known:
+        (compare_states if arguments.between else score_known_edges)(arguments)
         return
     from geneformer_repro.files import new_file, refuse_existing, write_table
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report

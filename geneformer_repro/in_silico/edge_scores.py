@@ -112,13 +112,45 @@ def early_precision(scores: np.ndarray, is_edge: np.ndarray, *, k: int | None = 
     Pratapa et al., Nature Methods 17, 147 (2020), for the measure.
     """
     k = int(is_edge.sum()) if k is None else k
+    if ties == "beeline" and 0 < k <= len(scores):
+        return float(is_edge[scores >= _last_of(scores, k)].mean())
+    return mean_among_first(scores, is_edge, k)
+
+
+def mean_among_first(scores: np.ndarray, values: np.ndarray, k: int) -> float:
+    """Return the mean of something over the best `k` pairs; of those that share the last score, as if drawn.
+
+    Parameters
+    ----------
+    scores
+        One a pair.
+    values
+        Of what; NaN is not accepted.
+    k
+        From 1 to the number of pairs, else NaN is returned.
+    """
     if not 0 < k <= len(scores):
         return np.nan
-    last = np.partition(scores, len(scores) - k)[len(scores) - k]
+    last = _last_of(scores, k)
     above, tied = scores > last, scores == last
-    if ties == "beeline":
-        return float(is_edge[above | tied].mean())
-    return float((is_edge[above].sum() + (k - above.sum()) * is_edge[tied].mean()) / k)
+    return float((values[above].sum() + (k - above.sum()) * values[tied].mean()) / k)
+
+
+def false_omission_rate(scores: np.ndarray, is_edge: np.ndarray) -> float:
+    """Return the share of edges among the pairs that are not among the best, as many of these as there are edges.
+
+    References
+    ----------
+    Chevalley et al., Communications Biology 8, 412 (2025), CausalBench.
+    """
+    k = int(is_edge.sum())
+    if not 0 < k < len(scores):
+        return np.nan
+    return float((k - k * mean_among_first(scores, is_edge, k)) / (len(scores) - k))
+
+
+def _last_of(scores: np.ndarray, k: int) -> float:
+    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
 def direction_auroc(forth: np.ndarray, back: np.ndarray) -> float:

@@ -172,6 +172,7 @@ class Compared:
             "n_sources_scored": len(scored),
             **self._direction(),
             **self._sign(),
+            **self._perturbed(),
         }
 
     def _direction(self) -> dict[str, float]:
@@ -194,6 +195,18 @@ class Compared:
         told = sign != 0
         activates = sign[told] > 0
         return {"sign": scores.auroc(self.signed[self.part.edges[told]], activates), "n_signed": int(told.sum())}
+
+    def _perturbed(self) -> dict[str, float]:
+        """Return what CausalBench asks of a table of perturbations; nothing of another."""
+        effect = self.part.along(self.part.of.effect)
+        if np.isnan(effect).all():
+            return {}
+        effect, k = np.nan_to_num(effect), len(self.part.edges)
+        return {
+            "mean_effect": scores.mean_among_first(self.score, effect, k),
+            "mean_effect_of_all": float(effect.mean()),
+            "false_omission_rate": scores.false_omission_rate(self.score, self.part.is_edge),
+        }
 
     def beside_nulls(self, *, knows_reference: bool) -> dict[str, float]:
         """Return how far the scores are from those of rewired references and exchanged labels."""

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.genes import KnownGenes, gene_ids_of
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
@@ -22,6 +23,9 @@ SOURCE_COLUMNS = ("source", "tf", "regulator", "tf_name", "source_genesymbol", "
 TARGET_COLUMNS = ("target", "target_gene", "gene", "target_genesymbol", "to")
 SIGN_COLUMNS = ("sign", "mor", "mode", "mode_of_regulation", "effect", "weight")
 CONFIDENCE_COLUMNS = ("confidence", "level", "evidence_level")
+P_COLUMNS = ("p", "p_value", "pvalue", "p_val", "pval")
+EFFECT_COLUMNS = ("wasserstein", "wasserstein_distance", "log2fc", "log2_fold_change", "logfc", "effect")
+_CHANGED = 0.05
 _DESCRIBED = ("set", "version", "licence", "license")
 _UP, _DOWN = ("activat", "stimul", "up", "positive", "+"), ("repress", "inhibit", "down", "negative", "-")
 _NAMED = 20
@@ -43,12 +47,16 @@ class KnownEdges:
         with itself``, ``listed again``; ``rows`` is how many the table has, ``unknown names`` a text with the first.
     described
         What the table says of itself: set, version, licence.
+    measured
+        Of a table of perturbations, which pairs were looked at: ``source``, ``target``, and the size of the ``effect``,
+        NaN where none is told. None: of all pairs something is known, if only that nobody lists them.
     """
 
     name: str
     edges: pd.DataFrame
     lost: dict[str, int | str]
     described: dict[str, str]
+    measured: pd.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.edges)
@@ -80,33 +88,96 @@ def read_known_edges(
         The file is missing, there is no such level, or no edge is between genes of the network.
     """
     called, rows = read_rows(known, f"known[{name!r}]")
-    columns = {what: _column(rows, choices, what, called) for what, choices in _NEEDED.items()}
-    n_rows, lost = len(rows), {}
+    columns = {what: _column(rows, choices, f"{what}s", called) for what, choices in _NEEDED.items()}
+    n_rows = len(rows)
+    lost: dict[str, int | str] = {}
     if confidence is not None:
         rows = _of_confidence(rows, confidence, called)
         lost["other confidence"] = n_rows - len(rows)
     pairs = pd.DataFrame({what: texts(rows[column]) for what, column in columns.items()})
     pairs["sign"] = _signs(rows, columns)
-    ids = gene_ids_of(sorted({*pairs["source"], *pairs["target"]} - {""}), genes)
-    named = pairs[["source", "target"]].copy()
-    for what in ("source", "target"):
-        pairs[what] = pairs[what].map(ids).fillna("")
-    unknown = {what: pairs[what].eq("").to_numpy() for what in ("source", "target")}
-    lost["unknown source"] = int(unknown["source"].sum())
-    lost["unknown target"] = int((unknown["target"] & ~unknown["source"]).sum())
-    pairs = pairs[~unknown["source"] & ~unknown["target"]]
-    lost["of a gene with itself"] = int((pairs["source"] == pairs["target"]).sum())
-    pairs = pairs[pairs["source"] != pairs["target"]]
+    pairs, of_names = _led_to_genes(pairs, genes)
     edges = _each_once(pairs)
-    lost["listed again"] = len(pairs) - len(edges)
-    missing = [gene for gene in ids.index if not ids[gene]]
+    lost |= of_names | {"listed again": len(pairs) - len(edges)}
     if not len(edges):
-        raise InputError(
-            f"{called}: no edge of its {n_rows:,} rows is between two genes of the network (names such as "
-            f"{examples(named['source'].unique())} and {examples(named['target'].unique())}). Give symbols or Ensembl "
-            "ids of the same species."
-        )
-    return KnownEdges(name, edges, {"rows": n_rows, **lost, "unknown names": examples(missing, _NAMED)}, _said(rows))
+        raise _nothing_known(called, n_rows, rows, columns)
+    return KnownEdges(name, edges, {"rows": n_rows, **lost}, _said(rows))
+
+
+def read_perturbed(perturbed: pd.DataFrame | str | Path, genes: KnownGenes, *, name: str) -> KnownEdges:
+    """Read what changed when genes were perturbed: targets with a false discovery rate below 0.05 are the edges.
+
+    Parameters
+    ----------
+    perturbed
+        A row a perturbed gene and a measured one, a table or file: a column of perturbed genes (``perturbed``,
+        ``source`` …), one of measured genes (``target``, ``gene`` …), ``p`` (or ``p_value``), and where it is there the
+        size of the effect (``wasserstein``, ``log2fc`` …), whose sign is left out.
+    genes, name
+        As of `read_known_edges`.
+
+    Returns
+    -------
+    The changed pairs; ``measured`` are all pairs, which alone can be scored. Rates are by Benjamini and Hochberg over
+    the genes of one perturbation; of a pair that stands several times the smallest p-value counts.
+
+    Raises
+    ------
+    DataFormatError
+        A column is missing, or a p-value is none.
+    InputError
+        The file is missing, or nothing changed between genes of the network.
+    """
+    called, rows = read_rows(perturbed, f"perturbed[{name!r}]")
+    columns = {what: _column(rows, choices, f"{what}s", called) for what, choices in _NEEDED.items()}
+    p_column = _column(rows, P_COLUMNS, "p-values", called)
+    effect_column = column_called(list(rows.columns), EFFECT_COLUMNS)
+    pairs = pd.DataFrame({what: texts(rows[column]) for what, column in columns.items()})
+    pairs["p_value"] = pd.to_numeric(rows[p_column], errors="coerce").to_numpy()
+    wrong = ~pairs["p_value"].between(0, 1)
+    if wrong.any():
+        found = rows[p_column].iloc[int(np.argmax(wrong))]
+        raise DataFormatError(f"{called}: row {int(np.argmax(wrong)) + 1} has the p-value {found!r}; expected 0 to 1.")
+    pairs["effect"] = np.nan
+    if effect_column is not None:
+        pairs["effect"] = pd.to_numeric(rows[effect_column], errors="coerce").abs().to_numpy()
+        if pairs["effect"].isna().any():
+            row = int(pairs["effect"].isna().to_numpy().argmax()) + 1
+            raise DataFormatError(
+                f"{called}: {effect_column!r} has no number in row {row}. Leave the column out, or the row."
+            )
+    pairs, lost = _led_to_genes(pairs, genes)
+    measured = pairs.sort_values("p_value", kind="stable").drop_duplicates(["source", "target"])
+    measured["fdr"] = measured.groupby("source")["p_value"].transform(false_discovery_rate)
+    edges = measured.loc[measured["fdr"] < _CHANGED, ["source", "target"]].assign(sign=0.0)
+    if not len(edges):
+        raise _nothing_known(called, len(rows), rows, columns)
+    lost |= {"listed again": len(pairs) - len(measured), "did not change": len(measured) - len(edges)}
+    edges = edges.sort_values(["source", "target"], ignore_index=True)
+    return KnownEdges(name, edges, {"rows": len(rows), **lost}, _said(rows), measured[["source", "target", "effect"]])
+
+
+def _led_to_genes(pairs: pd.DataFrame, genes: KnownGenes) -> tuple[pd.DataFrame, dict[str, int | str]]:
+    """Return the rows between two known genes with their ids, and how many were lost why."""
+    ids = gene_ids_of(sorted({*pairs["source"], *pairs["target"]} - {""}), genes)
+    led = pairs.assign(**{what: pairs[what].map(ids).fillna("") for what in ("source", "target")})
+    no_source, no_target = led["source"].eq(""), led["target"].eq("")
+    itself = led["source"].eq(led["target"]) & ~no_source
+    lost: dict[str, int | str] = {
+        "unknown source": int(no_source.sum()),
+        "unknown target": int((no_target & ~no_source).sum()),
+        "of a gene with itself": int(itself.sum()),
+        "unknown names": examples([gene for gene in ids.index if not ids[gene]], _NAMED),
+    }
+    return led[~no_source & ~no_target & ~itself], lost
+
+
+def _nothing_known(called: str, n_rows: int, rows: pd.DataFrame, columns: dict[str, str]) -> InputError:
+    named = [examples(pd.unique(rows[column])) for column in columns.values()]
+    return InputError(
+        f"{called}: no edge in its {n_rows:,} rows is between two genes of the network (names such as {named[0]} and "
+        f"{named[1]}). Give symbols or Ensembl ids of the same species; a knockdown has edges where a gene changed."
+    )
 
 
 _NEEDED = {"source": SOURCE_COLUMNS, "target": TARGET_COLUMNS}
@@ -116,7 +187,7 @@ def _column(rows: pd.DataFrame, choices: Sequence[str], what: str, called: str) 
     column = column_called(list(rows.columns), choices)
     if column is None:
         raise DataFormatError(
-            f"{called}: has no column of {what}s, which may be called {', '.join(choices)}; found "
+            f"{called}: has no column of {what}, which may be called {', '.join(choices)}; found "
             f"{examples(rows.columns, 8)}. Name it so; a file without a header needs one."
         )
     return column

@@ -84,6 +84,7 @@ class Expression:
         linear = self.values.expm1()
         usual = np.asarray(linear.sum(axis=0)).ravel() / n
         relative = csr_matrix(linear @ diags_array(1 / np.where(usual > 0, usual, 1.0)))
+        relative.sort_indices()
         places = relative.copy()
         for start, end in zip(relative.indptr[:-1], relative.indptr[1:], strict=True):
             order = np.argsort(-relative.data[start:end], kind="stable")
@@ -215,7 +216,9 @@ def mutual_rank(correlations: np.ndarray) -> np.ndarray:
     ----------
     Obayashi and Kinoshita, DNA Research 16, 249 (2009).
     """
-    of_row = _ranks(correlations.astype(float), np.arange(len(correlations)))
+    others = correlations.astype(float)
+    np.fill_diagonal(others, -np.inf)
+    of_row = rankdata(-others, axis=1)
     return np.sqrt(of_row * of_row.T)
 
 
@@ -223,22 +226,22 @@ def mutual_ranks_of(cells: Expression, sources: np.ndarray, targets: np.ndarray)
     """Return the mutual rank of absolute Spearman correlations, sources × targets; ranks are among all these genes."""
     genes = np.union1d(sources, targets)
     standardised = _standardised(cells.values, genes, "spearman").astype(np.float32)
-    at, of_sources = np.searchsorted(genes, sources), np.empty((len(sources), len(targets)))
-    of_targets = np.empty_like(of_sources)
-    columns = np.searchsorted(genes, targets)
-    for start, block in _numbered_blocks(at):
-        rows = _ranks(np.abs(standardised[:, block].T @ standardised), block)
-        of_sources[start : start + len(block)] = rows[:, columns]
-    for start, block in _numbered_blocks(columns):
-        rows = _ranks(np.abs(standardised[:, block].T @ standardised), block)
-        of_targets[:, start : start + len(block)] = rows[:, at].T
-    return np.sqrt(of_sources * of_targets)
+    rows, columns = np.searchsorted(genes, sources), np.searchsorted(genes, targets)
+    of_sources = [_ranks_at(standardised, block, columns) for block in _blocks(rows)]
+    of_targets = [_ranks_at(standardised, block, rows) for block in _blocks(columns)]
+    return np.sqrt(np.vstack(of_sources) * np.vstack(of_targets).T)
 
 
-def _ranks(correlations: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Rank each row from the highest, 1, a gene's own column last."""
-    correlations[np.arange(len(own)), own] = -np.inf
-    return rankdata(-correlations, axis=1)
+def _ranks_at(standardised: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return where some columns stand among all that each row correlates with; sorting a row is most of the work."""
+    correlations = np.abs(standardised[:, rows].T @ standardised)
+    correlations[np.arange(len(rows)), rows] = -np.inf
+    ranks = np.empty((len(rows), len(columns)))
+    for i, of_row in enumerate(correlations):
+        ordered, values = np.sort(of_row), of_row[columns]
+        below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+        ranks[i] = len(of_row) + 0.5 - (below + up_to) / 2
+    return ranks
 
 
 def rank_proximity(cells: Expression, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -326,7 +329,3 @@ def _standardised(values: csr_matrix, genes: np.ndarray, kind: Correlation) -> n
 
 def _blocks(genes: np.ndarray) -> Iterator[np.ndarray]:
     return (genes[start : start + _TARGETS_AT_ONCE] for start in range(0, len(genes), _TARGETS_AT_ONCE))
-
-
-def _numbered_blocks(genes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    return zip(range(0, len(genes), _TARGETS_AT_ONCE), _blocks(genes), strict=True)

@@ -21,13 +21,14 @@ from scipy.stats import spearmanr
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.in_silico import edge_scores as scores
-from geneformer_repro.in_silico.evaluated_pairs import Compared, Part, Universe
+from geneformer_repro.in_silico.evaluated_pairs import FEWEST_SOURCES, Compared, Part, Universe
 from geneformer_repro.in_silico.gene_network import GeneNetwork
-from geneformer_repro.in_silico.known_edges import KnownEdges, overlap_of, read_known_edges
+from geneformer_repro.in_silico.known_edges import KnownEdges, overlap_of, read_known_edges, read_perturbed
 from geneformer_repro.in_silico.network_baselines import Expression, read_expression
 from geneformer_repro.in_silico.pair_scores import (
     BOOSTING,
     NETWORK,
+    CellScores,
     Method,
     ScoredPairs,
     methods_of,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Table = pd.DataFrame | str | Path
+PERTURBED = "perturbed"
 LEAST_GAIN = 0.02
 """Matched AUROC beyond co-expression below which a network is said to show nothing beyond it."""
 NOTHING_BEYOND = "no evidence of regulation beyond co-expression"
@@ -61,6 +63,7 @@ def evaluate_network(
     beside: Mapping[str, GeneNetwork | pd.DataFrame] | None = None,
     checkpoint: "Checkpoint | None" = None,
     confidence: Sequence[str] | None = None,
+    perturbed: Table | None = None,
     boosted_targets: int | None = 500,
     n_rewirings: int = 1000,
     ties: scores.Ties = "expected",
@@ -92,6 +95,10 @@ def evaluate_network(
         The model, for the cosine of its token embeddings.
     confidence
         Levels of the references to use; None all.
+    perturbed
+        What changed when genes were perturbed: ``perturbed`` (or ``source``), ``target`` (or ``gene``), ``p``, and the
+        size of the effect (``wasserstein``, ``log2fc`` …). Scored as a reference of its own, "perturbed", whose edges
+        are the targets with a false discovery rate below 0.05, among the pairs that were measured.
     boosted_targets
         How many targets boosted trees are fitted for, those with a known edge first (0.15 s each); 0 for none, None for
         all.
@@ -124,6 +131,9 @@ def evaluate_network(
       as many edges as before; p = (b + 1) / (m + 1), one-sided. ``ap_null_low`` … ``matched_null_high``: 95 % of the
       null. NaN for "degree product", which knows the reference. ``matched_label_p``: against targets that exchange
       names within the strata.
+    - Of "perturbed" with a size of effects: ``mean_effect`` of the best pairs, as many as there are edges (with
+      Wasserstein distances CausalBench's first number), ``mean_effect_of_all``, and ``false_omission_rate``, the share
+      of edges among the other pairs (its second; lower is better).
     - ``n_sources``, ``n_targets``, ``n_pairs``, ``n_edges``, ``n_cells``, ``n_donors`` (0: none known).
 
     ``attrs``: ``sentences`` (a reference: what the table says of it), ``lost`` (a reference: rows that were not used,
@@ -140,8 +150,8 @@ def evaluate_network(
     See Also
     --------
     gene_network : Makes a network.
-    plot_evaluation : Draws the table.
-    write_evaluation_report : A page of it.
+    plot_network_evaluation : Draws the table.
+    write_network_evaluation : A page of it.
 
     Notes
     -----
@@ -179,10 +189,13 @@ def evaluate_network(
     weights = {name: weights_of(one, _state_of(one, state), genes) for name, one in {NETWORK: net, **others}.items()}
     parts = []
     references = _references(known, genes, confidence)
-    for reference in references:
-        pairs = scored_pairs(weights, reference, genes)
+    if perturbed is not None:
+        references.append(read_perturbed(perturbed, genes, name=PERTURBED))
+    of_references = [scored_pairs(weights, reference, genes) for reference in references]
+    of_cells = CellScores.of(cells, of_references)
+    for reference, pairs in zip(references, of_references, strict=True):
         methods = methods_of(
-            net, state, pairs, cells, checkpoint=checkpoint, boosted_targets=boosted_targets, seed=seed
+            net, state, pairs, of_cells, checkpoint=checkpoint, boosted_targets=boosted_targets, seed=seed
         )
         strata = _strata(net, state, cells, pairs)
         parts += [
@@ -191,7 +204,13 @@ def evaluate_network(
         ]
     table = pd.concat([part.table() for part in parts]).set_index(["reference", "universe", "method"])
     table = table.assign(n_cells=cells.values.shape[0], n_donors=cells.n_donors)
-    facts = {**_facts(table, references, parts), "stability": _stability(net, state), "seed": seed}
+    facts = {
+        **_facts(table, references, parts),
+        "networks": list(weights),
+        "stability": _stability(net, state),
+        "facts": _made(net, state, cells, n_rewirings),
+        "seed": seed,
+    }
     for sentence in facts["sentences"].values():
         logger.info(sentence)
     table.attrs |= facts
@@ -255,6 +274,8 @@ def _references(
         tables = dict(known)
     else:
         tables = {Path(known).stem: known}
+    if not tables or PERTURBED in tables:
+        raise InputError(f"known= needs a reference, and none called {PERTURBED!r}; found {sorted(tables)}.")
     return [read_known_edges(of, genes, name=name, confidence=confidence) for name, of in tables.items()]
 
 
@@ -302,6 +323,21 @@ def _facts(table: pd.DataFrame, references: Sequence[KnownEdges], parts: Sequenc
     }
 
 
+def _made(net: GeneNetwork | pd.DataFrame, state: str | None, cells: Expression, n_null: int) -> dict[str, Any]:
+    """Return what the page says of the network and of the comparison."""
+    made: dict[str, Any] = net.metadata if isinstance(net, GeneNetwork) else {}
+    told: dict[str, Any] = {
+        name: made[name] for name in ("method", "scale", "weight", "checkpoint", "cells", "min_cells") if name in made
+    }
+    return {
+        **told,
+        "state": "all" if state is None else state,
+        "cells compared": cells.values.shape[0],
+        "donors": cells.n_donors,
+        "rewired references": n_null,
+    }
+
+
 def of_methods(table: pd.DataFrame, reference: str, universe: str) -> pd.DataFrame:
     """Return the rows of a reference and universe, by method."""
     rows = table.reset_index()
@@ -328,10 +364,11 @@ def sentence_of(of_methods: pd.DataFrame) -> str:
     """
     row = of_methods.loc[NETWORK]
     gain, low, high = (row[f"beyond_coexpression{end}"] for end in ("", "_low", "_high"))
-    told = f"matched AUROC {gain:+.3f} [{low:+.3f}, {high:+.3f}] beyond that of |Spearman| in the same cells"
+    interval = f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else f"[no interval below {FEWEST_SOURCES} sources]"
+    told = f"matched AUROC {gain:+.3f} {interval}"
     if gain >= LEAST_GAIN and low > 0:
         return f"Beyond co-expression of the same cells: {told}."
-    return f"{NOTHING_BEYOND} ({told})."
+    return f"{NOTHING_BEYOND} ({told} beside that of |Spearman| in the same cells)."
 
 
 def _stability(net: GeneNetwork | pd.DataFrame, state: str | None) -> float:

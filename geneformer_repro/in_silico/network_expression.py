@@ -5,9 +5,10 @@ a front place, where everything is attended. So fold changes stand beside change
 beside changed edges, of the same cells, pairs and donors.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,13 @@ class GroupedCounts:
 
     @classmethod
     def read(
-        cls, counts: "AnnData | str | Path", genes: pd.DataFrame, *, by: str | None, donor: str | None
+        cls,
+        counts: "AnnData | str | Path",
+        genes: pd.DataFrame,
+        *,
+        by: str | None,
+        donor: str | None,
+        cells: np.ndarray | None = None,
     ) -> "GroupedCounts":
         """Read counts of some genes.
 
@@ -51,11 +58,13 @@ class GroupedCounts:
             By gene id, with ``gene_name``.
         by, donor
             The obs columns of states and donors; None: all cells are of one.
+        cells
+            Names of the cells to use, where the counts hold more; None all.
 
         Raises
         ------
         InputError
-            A column is not there, or no gene is known.
+            A column is not there, no gene is known, or no cell is there.
         """
         source = open_counts(counts)
         columns = [None if column is None else source.obs(column) for column in (by, donor)]
@@ -69,7 +78,36 @@ class GroupedCounts:
             )
         state, donors = (None if column is None else column.astype(object).to_numpy() for column in columns)
         state = np.full(source.n_cells, _ALL, dtype=object) if state is None else state
-        return cls(_counts(source, summing_matrix(place, len(genes))), state, donors)
+        used = np.arange(source.n_cells)
+        if cells is not None:
+            used = np.flatnonzero(np.isin(source.cell_names().astype(str), cells.astype(str)))
+            if not len(used):
+                raise InputError(f"{source.name}: holds none of the {len(cells):,} cells= (first: {cells[0]!r}).")
+        matrix = _counts(source, summing_matrix(place, len(genes)))[used]
+        return cls(matrix, state[used], None if donors is None else donors[used])
+
+    def require_cells(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise unless a network's groups have as many cells here.
+
+        Parameters
+        ----------
+        groups
+            Each with ``state``, ``donor`` and ``n_cells``.
+
+        Raises
+        ------
+        InputError
+            Others are there too, such as those of another type.
+        """
+        for group in groups:
+            n_cells = self.group(group["state"], group.get("donor")).shape[0]
+            if n_cells != group["n_cells"]:
+                of_donor = "" if group.get("donor") is None else f" of donor {group['donor']!r}"
+                raise InputError(
+                    f"The network was made of {group['n_cells']:,} cells in state {group['state']!r}{of_donor}, and "
+                    f"the counts hold {n_cells:,}. Give the counts of these cells alone, or also the tokenised cells: "
+                    "cells= (--cells)."
+                )
 
     def group(self, state: str, donor: str | None = None) -> csr_matrix:
         """Return the counts of a state's cells, or of one donor's in it.

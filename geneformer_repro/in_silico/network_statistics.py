@@ -19,6 +19,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.donor_tests import FEWEST_DONORS, DonorTest, GlobalTest, donor_test, sign_flips
 from geneformer_repro.in_silico.gene_network import GeneNetwork
 from geneformer_repro.in_silico.network_expression import GroupedCounts, log2_fold_changes, spearman
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 MOVED = 1.0
 """Bins, which are roots of a place, by which a gene's mean place differs if it moved."""
 SIGNIFICANT = 0.05
+FEW_PAIRS = 10
+"""Significant pairs below which none is said to change more."""
 FLIP_SEED = 0
 
 
@@ -74,7 +77,13 @@ class NetworkDifference:
 
 @typed
 def compare_networks(
-    network: GeneNetwork, a: str, b: str, *, counts: "AnnData | str | Path | None" = None, top: int = 10_000
+    network: GeneNetwork,
+    a: str,
+    b: str,
+    *,
+    counts: "AnnData | str | Path | None" = None,
+    cells: TokenizedDataset | None = None,
+    top: int = 10_000,
 ) -> NetworkDifference:
     """Test which edges differ between two states of a network, with donors as replicates.
 
@@ -87,6 +96,8 @@ def compare_networks(
     counts
         Raw counts of the same cells, with the obs columns that the network's states and donors came from: sets fold
         changes beside genes and changes of rank correlation beside edges, and says which changes more.
+    cells
+        The cells of the network, where `counts` hold others too: theirs are used alone.
     top
         Rows of each table of pairs; p-values are corrected for all pairs that were tested.
 
@@ -142,10 +153,9 @@ def compare_networks(
     True
     """
     _require_states(network, a, b)
-    expression = None
-    if counts is not None:
-        columns = {name: network.metadata.get(name) for name in ("by", "donor")}
-        expression = GroupedCounts.read(counts, network.genes, **columns)
+    expression = None if counts is None else _expression(network, (a, b), counts, cells)
+    if cells is not None and counts is None:
+        raise InputError("cells= say which cells of the counts are the network's: give counts= too.")
     pairs = _Pairs.of(network, a, b)
     tested = _tested(pairs.difference)
     genes = _genes(network, a, b, expression)
@@ -168,6 +178,17 @@ def _require_states(network: GeneNetwork, a: str, b: str) -> None:
             f"A network is compared between two states, found {a!r} twice. There are: "
             f"{', '.join(map(repr, network.states))}."
         )
+
+
+def _expression(
+    network: GeneNetwork, states: tuple[str, str], counts: "AnnData | str | Path", cells: TokenizedDataset | None
+) -> GroupedCounts:
+    columns = {name: network.metadata.get(name) for name in ("by", "donor")}
+    names = None if cells is None else np.asarray(cells.cell_names)
+    expression = GroupedCounts.read(counts, network.genes, cells=names, **columns)
+    if cells is None:
+        expression.require_cells([group for group in network.metadata["groups"] if group["state"] in states])
+    return expression
 
 
 # Differences of pairs
@@ -365,9 +386,10 @@ def _beside_expression(
     before, after = (
         np.stack([_correlations(pairs, expression, state, donor) for donor in pairs.donors]) for state in pairs.states
     )
-    correlated = _tested(after - before)
+    change = np.where(np.isnan(pairs.difference), np.nan, after - before)  # of the same pairs of the same donors
+    correlated = _tested(change)
     of_pairs = correlated.of_pairs
-    both = ~np.isnan(after - before)
+    both = ~np.isnan(change)
     columns: dict[str, Any] = {
         f"{end}_log2_fold_change": genes["log2_fold_change"].reindex(edges[end]).to_numpy()
         for end in ("source", "target")
@@ -417,18 +439,22 @@ def _sentence(facts: dict[str, Any]) -> str:
 
 
 def _beside_sentence(facts: dict[str, Any]) -> str:
-    ours, theirs = facts["n_significant"], facts["spearman_n_significant"]
-    verdict = (
-        "co-expression of the same cells changes in more pairs than attention"
-        if theirs > ours
-        else "attention changes in more pairs than co-expression of the same cells"
-        if ours > theirs
-        else "attention and co-expression change in equally many pairs"
-    )
     return (
-        f"Rank correlation of expression differs in {theirs:,} of the same pairs "
+        f"Rank correlation of expression differs in {facts['spearman_n_significant']:,} of the same pairs "
         f"({facts['spearman_n_strong']:,} with |t| > 3, {facts['spearman_n_strong_expected']:,.0f} with flips, p "
-        f"{facts['spearman_global_p_value']:.3g}): {verdict}. Expression of {facts['n_genes_changed']:,} genes "
+        f"{facts['spearman_global_p_value']:.3g}): {_verdict(facts)}. Expression of {facts['n_genes_changed']:,} genes "
         f"changes; {facts['n_with_changed_gene']:,} of the edges have one of them, and |t| of edges and of "
         f"correlations agree with Spearman {facts['agreement']:.2f}."
     )
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    """Say whether attention or co-expression changes more: in single pairs where there are some, else as a whole."""
+    ours, theirs = facts["n_significant"], facts["spearman_n_significant"]
+    attention, coexpression = "attention", "co-expression of the same cells"
+    if max(ours, theirs) >= FEW_PAIRS and ours != theirs:
+        more, less = (attention, coexpression) if ours > theirs else (coexpression, attention)
+        return f"{more} changes in more pairs than {less}"
+    changes = {attention: facts["global_p_value"], coexpression: facts["spearman_global_p_value"]}
+    said = [f"{what} {'changes' if p < SIGNIFICANT else 'does not'}" for what, p in changes.items()]
+    return f"few single pairs stand out in either, and as a whole {said[0]} and {said[1]}"

@@ -1,6 +1,6 @@
 """All scores of the pairs that a network is evaluated on: of networks, and of what knows no model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,6 +48,10 @@ class ScoredPairs:
     """Whether a scored pair is a known edge."""
     sign: np.ndarray
     """1, -1 or 0 of a known edge."""
+    effect: np.ndarray
+    """Size of what a perturbation of the source did to the target; NaN where nothing is told."""
+    n_missing: int
+    """Pairs of these sources that are not scored: some network has no weight, or nobody measured them."""
     n_lost: int
     """Known edges of these sources that are not scored."""
 
@@ -55,11 +59,6 @@ class ScoredPairs:
     def source_ids(self) -> np.ndarray:
         """Gene id of each source."""
         return np.array(self.genes.gene_ids, dtype=object)[self.sources]
-
-    @property
-    def n_missing(self) -> int:
-        """Pairs that some network has no weight for, a gene with itself not among them."""
-        return int((~self.scored & (self.sources[:, None] != self.targets)).sum())
 
 
 def scored_pairs(weights: Mapping[str, pd.DataFrame], known: KnownEdges, genes: GivenGenes) -> ScoredPairs:
@@ -84,23 +83,22 @@ def scored_pairs(weights: Mapping[str, pd.DataFrame], known: KnownEdges, genes: 
     aligned = {
         name: of.reindex(index=source_ids, columns=first.columns).to_numpy(float) for name, of in weights.items()
     }
-    scored = (
-        np.logical_and.reduce([np.isfinite(of) for of in aligned.values()]) if len(source_ids) else np.empty((0, 0))
-    )
-    scored = scored & (source_ids.to_numpy()[:, None] != first.columns.to_numpy())
+    is_itself = source_ids.to_numpy()[:, None] == first.columns.to_numpy()
+    scored = np.logical_and.reduce([~is_itself, *(np.isfinite(of) for of in aligned.values())])
+    effect = np.full(scored.shape, np.nan)
+    if known.measured is not None:
+        of_measured, row, column = _placed(known.measured, source_ids, first.columns)
+        looked_at = np.zeros_like(scored)
+        looked_at[row, column], effect[row, column] = True, of_measured["effect"]
+        scored &= looked_at
     signs = np.full(scored.shape, np.nan)
-    edges = known.edges
-    row, column = (
-        source_ids.get_indexer(pd.Index(edges["source"])),
-        first.columns.get_indexer(pd.Index(edges["target"])),
-    )
-    inside = (row >= 0) & (column >= 0)
-    signs[row[inside], column[inside]] = edges["sign"][inside]
+    edges, row, column = _placed(known.edges, source_ids, first.columns)
+    signs[row, column] = edges["sign"]
     is_known = scored & ~np.isnan(signs)
     if not is_known.any():
         raise InputError(
             f"known[{known.name!r}]: none of its {len(known):,} edges can be scored: {len(source_ids):,} of its "
-            f"sources are sources of the network, and {int(inside.sum()):,} edges lie within it, all of pairs without "
+            f"sources are sources of the network, and {len(edges):,} edges lie within it, all of pairs without "
             "a weight. Make the network with these sources, or with a smaller min_cells."
         )
     rows, columns = is_known.any(axis=1), scored[is_known.any(axis=1)].any(axis=0)
@@ -113,8 +111,17 @@ def scored_pairs(weights: Mapping[str, pd.DataFrame], known: KnownEdges, genes: 
         scored[kept],
         is_known[kept],
         np.nan_to_num(signs[kept]),
-        int(edges["source"].isin(source_ids[rows]).sum() - is_known.sum()),
+        effect[kept],
+        int((~scored & ~is_itself)[rows].sum()),
+        int(known.edges["source"].isin(source_ids[rows]).sum() - is_known.sum()),
     )
+
+
+def _placed(pairs: pd.DataFrame, sources: pd.Index, targets: pd.Index) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return the rows between these genes, with the place of both."""
+    row, column = (of.get_indexer(pd.Index(pairs[name])) for of, name in ((sources, "source"), (targets, "target")))
+    inside = (row >= 0) & (column >= 0)
+    return pairs[inside], row[inside], column[inside]
 
 
 def weights_of(net: GeneNetwork | pd.DataFrame, state: str | None, genes: GivenGenes) -> pd.DataFrame:
@@ -157,7 +164,7 @@ def methods_of(
     net: GeneNetwork | pd.DataFrame,
     state: str | None,
     pairs: ScoredPairs,
-    cells: baselines.Expression,
+    cells: "CellScores",
     *,
     checkpoint: "Checkpoint | None",
     boosted_targets: int | None,
@@ -172,7 +179,7 @@ def methods_of(
     pairs
         The pairs.
     cells
-        The cells of the same state.
+        What the cells of the same state say without the model.
     checkpoint
         The model, for token embeddings.
     boosted_targets
@@ -183,12 +190,12 @@ def methods_of(
     methods = [Method(name, weights) for name, weights in pairs.weights.items()]
     if isinstance(net, GeneNetwork) and state is not None:
         methods += _of_network(net, state, pairs)
-    methods += _of_cells(cells, pairs)
+    methods += cells.at(pairs)
     if checkpoint is not None:
         methods.append(Method("token cosine", _token_cosine(checkpoint, pairs)))
     methods.append(Method(DEGREES, baselines.degree_product(pairs.known)))
     if boosted_targets != 0:
-        methods.append(Method(BOOSTING, _boosted(cells, pairs, boosted_targets, seed)))
+        methods.append(Method(BOOSTING, _boosted(cells.cells, pairs, boosted_targets, seed)))
     return methods
 
 
@@ -200,20 +207,41 @@ def _of_network(net: GeneNetwork, state: str, pairs: ScoredPairs) -> list[Method
     return [Method("before gene effects", before), Method("source effect alone", alone)]
 
 
-def _of_cells(cells: baselines.Expression, pairs: ScoredPairs) -> list[Method]:
-    sources, targets = pairs.sources, pairs.targets
-    spearman, pearson = (baselines.correlation(cells, sources, targets, kind=kind) for kind in ("spearman", "pearson"))
-    methods = [Method(CO_EXPRESSION, np.abs(spearman), spearman), Method("|Pearson|", np.abs(pearson), pearson)]
-    of_donors = baselines.correlation_over_donors(cells, sources, targets)
-    if of_donors is not None:
-        methods.append(Method("|Spearman|, mean of donors", np.abs(of_donors), of_donors))
-    return [
-        *methods,
-        Method("mutual rank", -baselines.mutual_ranks_of(cells, sources, targets)),
-        Method("rank proximity", baselines.rank_proximity(cells, sources, targets)),
-        Method("detection product", np.outer(cells.detection[sources], cells.detection[targets])),
-        Method("mean product", np.outer(cells.mean[sources], cells.mean[targets])),
-    ]
+@dataclass(frozen=True, eq=False)
+class CellScores:
+    """Scores that are of the cells alone, for the sources of all references: they are computed once."""
+
+    cells: baselines.Expression
+    sources: np.ndarray
+    """Places of the sources, ascending."""
+    targets: np.ndarray
+    """Places of the targets, ascending."""
+    methods: tuple[Method, ...]
+
+    @classmethod
+    def of(cls, cells: baselines.Expression, references: Sequence[ScoredPairs]) -> "CellScores":
+        """Compute them for all pairs of some references."""
+        sources = np.unique(np.concatenate([pairs.sources for pairs in references]))
+        targets = np.unique(np.concatenate([pairs.targets for pairs in references]))
+        rho, r = (baselines.correlation(cells, sources, targets, kind=kind) for kind in ("spearman", "pearson"))
+        methods = [Method(CO_EXPRESSION, np.abs(rho), rho), Method("|Pearson|", np.abs(r), r)]
+        of_donors = baselines.correlation_over_donors(cells, sources, targets)
+        if of_donors is not None:
+            methods.append(Method("|Spearman|, mean of donors", np.abs(of_donors), of_donors))
+        methods += [
+            Method("mutual rank", -baselines.mutual_ranks_of(cells, sources, targets)),
+            Method("rank proximity", baselines.rank_proximity(cells, sources, targets)),
+            Method("detection product", np.outer(cells.detection[sources], cells.detection[targets])),
+            Method("mean product", np.outer(cells.mean[sources], cells.mean[targets])),
+        ]
+        return cls(cells, sources, targets, tuple(methods))
+
+    def at(self, pairs: ScoredPairs) -> list[Method]:
+        """Return the scores of the pairs of a reference."""
+        kept = np.ix_(np.searchsorted(self.sources, pairs.sources), np.searchsorted(self.targets, pairs.targets))
+        return [
+            Method(one.name, one.score[kept], None if one.signed is None else one.signed[kept]) for one in self.methods
+        ]
 
 
 def _token_cosine(checkpoint: "Checkpoint", pairs: ScoredPairs) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Edges that differ between states: found where planted, flagged where genes moved, silent where donors are few."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from scipy.stats import kstest, spearmanr
 from two_state_networks import N_GENES, STATES, Made, made_network
 
+import geneformer_repro as gf
 from geneformer_repro.errors import InputError
-from geneformer_repro.in_silico.network_statistics import NetworkDifference, compare_networks
+from geneformer_repro.in_silico.network_statistics import NetworkDifference, _verdict, compare_networks
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +185,40 @@ def test_counts_of_other_cells_are_refused(made: Made, counts: ad.AnnData) -> No
     strange = ad.AnnData(counts.X, obs=counts.obs, var=pd.DataFrame(index=[f"x{i}" for i in range(N_GENES)]))
     with pytest.raises(InputError, match="none of its 60 genes is one of the network's 60"):
         compare_networks(made.network, *STATES, counts=strange)
+
+
+def test_counts_of_more_cells_are_refused_or_cut_to_the_cells_that_are_named(
+    made: Made, counts: ad.AnnData, cells: gf.TokenizedDataset
+) -> None:
+    """Cells of another type, say, in the same states and donors."""
+    others = counts.copy()
+    others.obs_names = [f"other{name}" for name in counts.obs_names]
+    both = ad.concat([counts, others])
+    with pytest.raises(
+        InputError, match=r"made of 40 cells in state 'ctrl' of donor 'A', and the counts hold 80.*cells="
+    ):
+        compare_networks(made.network, *STATES, counts=both)
+    named = SimpleNamespace(cell_names=counts.obs_names.to_numpy())
+    found = compare_networks.__wrapped__(made.network, *STATES, counts=both, cells=named)
+    pd.testing.assert_frame_equal(found.edges, compare_networks(made.network, *STATES, counts=counts).edges)
+    with pytest.raises(InputError, match="give counts= too"):
+        compare_networks(made.network, *STATES, cells=cells)
+    with pytest.raises(InputError, match="holds none of the 700 cells="):
+        compare_networks(made.network, *STATES, counts=counts, cells=cells)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "p_values", "said"),
+    [
+        pytest.param(20, 5, (0.01, 0.5), "attention changes in more pairs than co-expression", id="attention"),
+        pytest.param(5, 20, (0.5, 0.01), "co-expression of the same cells changes in more pairs", id="co-expression"),
+        pytest.param(0, 1, (0.01, 0.5), "attention changes and co-expression of the same cells does not", id="few"),
+        pytest.param(0, 0, (0.5, 0.5), "attention does not and co-expression of the same cells does not", id="none"),
+    ],
+)
+def test_a_verdict_is_of_single_pairs_where_there_are_some(
+    ours: int, theirs: int, p_values: tuple[float, float], said: str
+) -> None:
+    facts = {"n_significant": ours, "spearman_n_significant": theirs}
+    facts |= dict(zip(("global_p_value", "spearman_global_p_value"), p_values, strict=True))
+    assert said in _verdict(facts)
