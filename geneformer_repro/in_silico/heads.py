@@ -425,10 +425,11 @@ def _beside(
     table, *random = tables
     attended = ours.attended
     layers, heads = attended.heads.T
+    facts = dict(table.attrs)  # which pandas drops where those of two tables differ
     for of_random in random:
         beside = of_random[[name for name in ("difference", "z", "fdr") if name in of_random]]
         table = table.join(beside.add_prefix("random_"))
-        table.attrs["random_share"] = of_random.attrs["share"]
+        facts["random_share"] = of_random.attrs["share"]
     n_read = {"n_cells": len(rows), "n_donors": 0 if donors is None else len(set(donors))}
     table = table.assign(on_specials=attended.on_specials, **n_read)
     table.insert(0, "layer", layers)
@@ -437,5 +438,5 @@ def _beside(
     if warning:
         logger.warning(warning)
     profile = [[None if np.isnan(value) else float(value) for value in of_head] for of_head in attended.profile.T]
-    table.attrs |= {"method": method, "warning": warning, "place_profile": profile}
+    table.attrs = facts | {"method": method, "warning": warning, "place_profile": profile}
     return table

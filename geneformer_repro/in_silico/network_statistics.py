@@ -443,8 +443,8 @@ def _beside_sentence(facts: dict[str, Any]) -> str:
         f"Rank correlation of expression differs in {facts['spearman_n_significant']:,} of the same pairs "
         f"({facts['spearman_n_strong']:,} with |t| > 3, {facts['spearman_n_strong_expected']:,.0f} with flips, p "
         f"{facts['spearman_global_p_value']:.3g}): {_verdict(facts)}. Expression of {facts['n_genes_changed']:,} genes "
-        f"changes; {facts['n_with_changed_gene']:,} of the edges have one of them, and |t| of edges and of "
-        f"correlations agree with Spearman {facts['agreement']:.2f}."
+        f"changes; {facts['n_with_changed_gene']:,} of the significant edges have one of them, and |t| of edges and "
+        f"of correlations agree with Spearman {facts['agreement']:.2f}."
     )
 
 
@@ -455,6 +455,12 @@ def _verdict(facts: dict[str, Any]) -> str:
     if max(ours, theirs) >= FEW_PAIRS and ours != theirs:
         more, less = (attention, coexpression) if ours > theirs else (coexpression, attention)
         return f"{more} changes in more pairs than {less}"
-    changes = {attention: facts["global_p_value"], coexpression: facts["spearman_global_p_value"]}
-    said = [f"{what} {'changes' if p < SIGNIFICANT else 'does not'}" for what, p in changes.items()]
-    return f"few single pairs stand out in either, and as a whole {said[0]} and {said[1]}"
+    ours_changes, theirs_changes = (facts[f"{of}global_p_value"] < SIGNIFICANT for of in ("", "spearman_"))
+    if ours_changes and theirs_changes:
+        said = "both change"
+    elif not ours_changes and not theirs_changes:
+        said = "neither changes"
+    else:
+        one, other = (attention, coexpression) if ours_changes else (coexpression, attention)
+        said = f"{one} changes and {other} does not"
+    return f"hardly a single pair stands out in either, and as a whole {said}"
