@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_repro.cli.heads import table_outputs, write_together
+from geneformer_repro.cli.inputs import given_vocabulary
 from geneformer_repro.errors import InputError
 
 
@@ -51,6 +52,7 @@ def score_known_edges(arguments: argparse.Namespace) -> None:
     )
     from geneformer_repro.in_silico.gene_network import GeneNetwork
     from geneformer_repro.in_silico.network_evaluation import evaluate_network
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     out, *_ = outputs = table_outputs(arguments)
     if arguments.counts is None:
@@ -61,6 +63,7 @@ def score_known_edges(arguments: argparse.Namespace) -> None:
         named(arguments.known, "--known"),
         counts=arguments.counts,
         state=arguments.state,
+        cells=TokenizedDataset.open(arguments.cells, given_vocabulary(arguments)) if arguments.cells else None,
         beside={name: GeneNetwork.open(folder) for name, folder in beside.items()},
         checkpoint=Checkpoint.from_pretrained(arguments.checkpoint) if arguments.checkpoint else None,
         confidence=arguments.confidence,

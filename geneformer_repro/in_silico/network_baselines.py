@@ -10,7 +10,7 @@ scores the gain of the splits on it. arboreto's own settings (rate 0.01, up to 5
 last release does not run on current dask; here trees have 8 leaves, a rate of 0.05 and end after 25 without gain.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,8 +104,9 @@ def read_expression(
     counts: "AnnData | str | Path",
     genes: KnownGenes,
     *,
-    keep: Mapping[str, str],
+    keep: Mapping[str, Collection[str]],
     donor: str | None,
+    cell_names: Collection[str] | None = None,
     max_cells: int,
     rng: np.random.Generator,
 ) -> Expression:
@@ -118,9 +119,11 @@ def read_expression(
     genes
         The genes of the network; each is a column.
     keep
-        Obs column and the label that its cells must have; empty for all cells.
+        Obs columns and the labels of which cells must have one; empty for all cells.
     donor
         Obs column of donors.
+    cell_names
+        Names of the cells to use, where the file holds others, too; None all.
     max_cells
         Of more cells, so many are drawn.
     rng
@@ -129,10 +132,10 @@ def read_expression(
     Raises
     ------
     InputError
-        A column is missing, no cell has the label, or no gene of the file is in the network.
+        A column is missing, no cell is left, or no gene of the file is in the network.
     """
     source = open_counts(counts)
-    rows = _rows(source, keep)
+    rows = _rows(source, keep, cell_names)
     n_found = len(rows)
     if n_found > max_cells:
         rows = np.sort(rng.choice(rows, max_cells, replace=False))
@@ -149,16 +152,21 @@ def read_expression(
     return Expression(csr_matrix(vstack(blocks, format="csr")), of_cells, n_found)
 
 
-def _rows(source: CountSource, keep: Mapping[str, str]) -> np.ndarray:
+def _rows(source: CountSource, keep: Mapping[str, Collection[str]], cell_names: Collection[str] | None) -> np.ndarray:
     chosen = np.ones(source.n_cells, dtype=bool)
-    for column, label in keep.items():
+    for column, wanted in keep.items():
         labels = _labels(source, column)
-        chosen &= labels == label
+        chosen &= np.isin(labels, list(wanted))
         if not chosen.any():
+            first = next(iter(wanted))
             raise InputError(
-                f"counts {source.name}: no cell has {column} = {label!r}, the state of the network. "
-                f"{did_you_mean(label, pd.unique(labels))}"
+                f"counts {source.name}: no cell has {column} = {first!r}, of which the network is. "
+                f"{did_you_mean(first, pd.unique(labels))}"
             )
+    if cell_names is not None:
+        chosen &= pd.Index(source.cell_names()).isin(list(cell_names))
+        if not chosen.any():
+            raise InputError(f"counts {source.name}: holds none of the {len(cell_names):,} cells of cells=.")
     return np.flatnonzero(chosen)
 
 

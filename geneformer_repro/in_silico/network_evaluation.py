@@ -35,6 +35,7 @@ from geneformer_repro.in_silico.pair_scores import (
     scored_pairs,
     weights_of,
 )
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.genes import GivenGenes, reconcile
 from geneformer_repro.tokenizer.readers import open_counts
 
@@ -59,6 +60,7 @@ def evaluate_network(
     *,
     counts: "AnnData | str | Path",
     state: str | None = None,
+    cells: TokenizedDataset | None = None,
     donor: str | None = None,
     beside: Mapping[str, GeneNetwork | pd.DataFrame] | None = None,
     checkpoint: "Checkpoint | None" = None,
@@ -86,6 +88,8 @@ def evaluate_network(
         and donors that the network was made with.
     state
         Which of the network's states; may be left out where there is one.
+    cells
+        The tokenised cells that the network was made of, where `counts` hold others of that state, too.
     donor
         Obs column of donors in `counts`; of a network that was made with one, that one.
     beside
@@ -185,30 +189,30 @@ def evaluate_network(
         raise InputError(f"beside= has a network called {NETWORK!r}, as net is in the table. Give it another name.")
     state = _state_of(net, state)
     genes = _genes_of(net, counts)
-    cells = _cells_of(net, state, genes, counts, donor, max_cells, rng)
+    expression = _expression_of(net, state, genes, counts, cells, donor, max_cells, rng)
     weights = {name: weights_of(one, _state_of(one, state), genes) for name, one in {NETWORK: net, **others}.items()}
     parts = []
     references = _references(known, genes, confidence)
     if perturbed is not None:
         references.append(read_perturbed(perturbed, genes, name=PERTURBED))
     of_references = [scored_pairs(weights, reference, genes) for reference in references]
-    of_cells = CellScores.of(cells, of_references)
+    of_cells = CellScores.of(expression, of_references)
     for reference, pairs in zip(references, of_references, strict=True):
         methods = methods_of(
             net, state, pairs, of_cells, checkpoint=checkpoint, boosted_targets=boosted_targets, seed=seed
         )
-        strata = _strata(net, state, cells, pairs)
+        strata = _strata(net, state, expression, pairs)
         parts += [
             Part(reference.name, universe, scored, pairs, methods, strata, n_rewirings, ties, seed)
             for universe, scored in _universes(pairs, methods).items()
         ]
     table = pd.concat([part.table() for part in parts]).set_index(["reference", "universe", "method"])
-    table = table.assign(n_cells=cells.values.shape[0], n_donors=cells.n_donors)
+    table = table.assign(n_cells=expression.values.shape[0], n_donors=expression.n_donors)
     facts = {
         **_facts(table, references, parts),
         "networks": list(weights),
         "stability": _stability(net, state),
-        "facts": _made(net, state, cells, n_rewirings),
+        "facts": _made(net, state, expression, n_rewirings),
         "seed": seed,
     }
     for sentence in facts["sentences"].values():
@@ -241,28 +245,36 @@ def _genes_of(net: GeneNetwork | pd.DataFrame, counts: Any) -> GivenGenes:
     return GivenGenes(ids, {name: i for i, name in enumerate(once) if name}, {})
 
 
-def _cells_of(
+def _expression_of(
     net: GeneNetwork | pd.DataFrame,
     state: str | None,
     genes: GivenGenes,
     counts: Any,
+    cells: TokenizedDataset | None,
     donor: str | None,
     max_cells: int,
     rng: np.random.Generator,
 ) -> Expression:
+    """Read the cells of the network's groups, and refuse others."""
     made = net.metadata if isinstance(net, GeneNetwork) else {}
-    keep = {made["by"]: state} if made.get("by") and state is not None else {}
-    cells = read_expression(counts, genes, keep=keep, donor=donor or made.get("donor"), max_cells=max_cells, rng=rng)
+    keep: dict[str, Sequence[str]] = {}
     if isinstance(net, GeneNetwork) and state is not None:
-        n = net.metadata["states"][state]["n_cells"]
-        if cells.n_found < n:
+        donors = net.donors[state]
+        keep |= {made["by"]: [state]} if made.get("by") else {}
+        keep |= {made["donor"]: donors} if made.get("donor") and donors else {}
+    names = None if cells is None else set(cells.cell_names)
+    found = read_expression(
+        counts, genes, keep=keep, donor=donor or made.get("donor"), cell_names=names, max_cells=max_cells, rng=rng
+    )
+    if isinstance(net, GeneNetwork) and state is not None:
+        n_cells = net.metadata["states"][state]["n_cells"]
+        if found.n_found < n_cells or (cells is None and found.n_found != n_cells):
             raise InputError(
-                f"counts: the network saw {n:,} cells of the state {state!r}, these are {cells.n_found:,}. "
-                "Co-expression is compared in the same cells: give the counts of all of them."
+                f"counts: the network is of {n_cells:,} cells in state {state!r}, these are {found.n_found:,}. "
+                "Co-expression is compared in the same cells: give the counts of these alone, or also the tokenised "
+                "cells: cells= (--cells)."
             )
-        if cells.n_found > n:
-            logger.warning(f"counts hold {cells.n_found:,} cells of the state, of which the network saw {n:,}.")
-    return cells
+    return found
 
 
 def _references(

@@ -101,7 +101,7 @@ def counted():
 
 
 def read(**options):
-    given = {"keep": {"state": "a"}, "donor": "donor", "max_cells": 10} | options
+    given = {"keep": {"state": ["a"]}, "donor": "donor", "max_cells": 10} | options
     return read_expression(counted(), GENES, rng=np.random.default_rng(0), **given)
 
 
@@ -119,9 +119,16 @@ def test_of_more_cells_some_are_drawn():
     assert cells.n_found == 3
 
 
+def test_cells_may_be_named():
+    cells = read(cell_names=["p", "q"])  # q is of another state
+    assert cells.n_found == 1
+    with pytest.raises(InputError, match="holds none of the 1 cells"):
+        read(cell_names=["q"])
+
+
 def test_a_state_that_the_counts_lack_is_refused():
-    with pytest.raises(InputError, match="no cell has state = 'c', the state of the network"):
-        read(keep={"state": "c"})
+    with pytest.raises(InputError, match="no cell has state = 'c', of which the network is"):
+        read(keep={"state": ["c"]})
 
 
 def test_counts_of_other_genes_are_refused():

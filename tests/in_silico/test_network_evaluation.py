@@ -192,7 +192,14 @@ def test_the_sentence_needs_a_gain_whose_interval_is_above_zero(gain, low, begin
 
 
 REFUSED = {
-    "counts of too few cells": (lambda net, known, counts: (net, known, counts[:100]), {}, "the network saw 240 cells"),
+    "counts of too few cells": (
+        lambda net, known, counts: (net, known, counts[:100]), {}, "the network is of 240 cells",
+    ),
+    "counts with other cells of the state": (
+        lambda net, known, counts: (net, known, ad.concat([counts, counts[:50]], index_unique="-")),
+        {},
+        "the network is of 240 cells in state 'resting', these are 290",
+    ),
     "no edge among the sources": (
         lambda net, known, counts: (net, known.assign(tf="GENE150"), counts), {}, "none of its .* edges can be scored",
     ),
