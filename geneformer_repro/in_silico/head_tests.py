@@ -3,8 +3,8 @@
 Transcription factors are fewer, less often detected and further back than other genes, and heads attend by place. So of
 tokens pooled over cells a rank-sum test calls 33 to 67 % of heads significant for labels that mean nothing, and 58 to
 83 % where labelled genes stand earlier; a permutation of labels among genes of like place and detection calls none
-(`benchmarks/network_statistics.py`, five simulations). The same permutation for all heads also tells how many heads chance makes
-significant together, which their own p-values do not.
+(`benchmarks/network_statistics.py`, five simulations). The same permutation for all heads also tells how many of them
+chance makes significant together, which their own p-values do not.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 """Pictures of heads and of differences between networks, each from one table of statistics."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def heads_figure(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def _draw_share(axes: "Axes", facts: dict[str, Any]) -> None:
+def _draw_share(axes: "Axes", facts: Mapping[Any, Any]) -> None:
     """Draw the share of heads, that of random weights, and the mean and band of what permuted labels give."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     shares = {"model": facts["share"]}
