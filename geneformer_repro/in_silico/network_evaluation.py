@@ -28,6 +28,7 @@ from geneformer_repro.in_silico.network_baselines import Expression, read_expres
 from geneformer_repro.in_silico.pair_scores import (
     BOOSTING,
     NETWORK,
+    OF_MODEL,
     CellScores,
     Method,
     ScoredPairs,
@@ -210,7 +211,7 @@ def evaluate_network(
     table = table.assign(n_cells=expression.values.shape[0], n_donors=expression.n_donors)
     facts = {
         **_facts(table, references, parts),
-        "networks": list(weights),
+        "of_models": [*weights, *OF_MODEL],
         "stability": _stability(net, state),
         "facts": _made(net, state, expression, n_rewirings),
         "seed": seed,

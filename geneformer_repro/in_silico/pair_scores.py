@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from geneformer_repro.checkpoint import Checkpoint
 
 NETWORK, CO_EXPRESSION, DEGREES, BOOSTING = "network", "|Spearman|", "degree product", "boosted trees"
+BEFORE_GENES, SOURCE_ALONE, TOKENS = "before gene effects", "source effect alone", "token cosine"
+OF_MODEL = (BEFORE_GENES, SOURCE_ALONE, TOKENS)
+"""Scores that are of the model, beside its network."""
 SHRUNK_BY = 10
 """A network's edges are ranked by weight · n / (n + so many) of n cells."""
 
@@ -192,7 +195,7 @@ def methods_of(
         methods += _of_network(net, state, pairs)
     methods += cells.at(pairs)
     if checkpoint is not None:
-        methods.append(Method("token cosine", _token_cosine(checkpoint, pairs)))
+        methods.append(Method(TOKENS, _token_cosine(checkpoint, pairs)))
     methods.append(Method(DEGREES, baselines.degree_product(pairs.known)))
     if boosted_targets != 0:
         methods.append(Method(BOOSTING, _boosted(cells.cells, pairs, boosted_targets, seed)))
@@ -204,7 +207,7 @@ def _of_network(net: GeneNetwork, state: str, pairs: ScoredPairs) -> list[Method
     before = net.uncorrected(state).reindex(index=pairs.source_ids, columns=targets).to_numpy()
     alpha = net.node_table(state)["alpha"].reindex(pairs.source_ids).to_numpy()
     alone = np.broadcast_to(alpha[:, None], pairs.scored.shape)
-    return [Method("before gene effects", before), Method("source effect alone", alone)]
+    return [Method(BEFORE_GENES, before), Method(SOURCE_ALONE, alone)]
 
 
 @dataclass(frozen=True, eq=False)
