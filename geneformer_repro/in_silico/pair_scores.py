@@ -20,6 +20,12 @@ NETWORK, CO_EXPRESSION, DEGREES, BOOSTING = "network", "|Spearman|", "degree pro
 BEFORE_GENES, SOURCE_ALONE, TOKENS = "before gene effects", "source effect alone", "token cosine"
 OF_MODEL = (BEFORE_GENES, SOURCE_ALONE, TOKENS)
 """Scores that are of the model, beside its network."""
+PEARSON, OF_DONORS, MUTUAL_RANK = "|Pearson|", "|Spearman|, mean of donors", "mutual rank"
+PROXIMITY, DETECTION, MEAN = "rank proximity", "detection product", "mean product"
+NAMES = (
+    NETWORK, *OF_MODEL, CO_EXPRESSION, PEARSON, OF_DONORS, MUTUAL_RANK, PROXIMITY, DETECTION, MEAN, DEGREES, BOOSTING,
+)  # fmt: skip
+"""Of all methods but other networks."""
 SHRUNK_BY = 10
 """A network's edges are ranked by weight · n / (n + so many) of n cells."""
 
@@ -227,15 +233,15 @@ class CellScores:
         sources = np.unique(np.concatenate([pairs.sources for pairs in references]))
         targets = np.unique(np.concatenate([pairs.targets for pairs in references]))
         rho, r = (baselines.correlation(cells, sources, targets, kind=kind) for kind in ("spearman", "pearson"))
-        methods = [Method(CO_EXPRESSION, np.abs(rho), rho), Method("|Pearson|", np.abs(r), r)]
+        methods = [Method(CO_EXPRESSION, np.abs(rho), rho), Method(PEARSON, np.abs(r), r)]
         of_donors = baselines.correlation_over_donors(cells, sources, targets)
         if of_donors is not None:
-            methods.append(Method("|Spearman|, mean of donors", np.abs(of_donors), of_donors))
+            methods.append(Method(OF_DONORS, np.abs(of_donors), of_donors))
         methods += [
-            Method("mutual rank", -baselines.mutual_ranks_of(cells, sources, targets)),
-            Method("rank proximity", baselines.rank_proximity(cells, sources, targets)),
-            Method("detection product", np.outer(cells.detection[sources], cells.detection[targets])),
-            Method("mean product", np.outer(cells.mean[sources], cells.mean[targets])),
+            Method(MUTUAL_RANK, -baselines.mutual_ranks_of(cells, sources, targets)),
+            Method(PROXIMITY, baselines.rank_proximity(cells, sources, targets)),
+            Method(DETECTION, np.outer(cells.detection[sources], cells.detection[targets])),
+            Method(MEAN, np.outer(cells.mean[sources], cells.mean[targets])),
         ]
         return cls(cells, sources, targets, tuple(methods))
 
