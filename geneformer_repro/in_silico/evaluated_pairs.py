@@ -7,7 +7,7 @@ rewiring), the exchanged labels. So an interval of a difference is of paired dra
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -92,39 +92,65 @@ class Part:
         rng = np.random.default_rng(self.seed + 1)
         return list(scores.exchanged(self.pairs, self.edges, self.strata[0], rng, n=self.n_null))
 
-    @cached_property
-    def compared(self) -> dict[str, "Compared"]:
-        """Each method that has a score of every pair."""
-        along = {method.name: (self.along(method.score), method) for method in self.methods}
-        return {
-            name: Compared.of(score, None if method.signed is None else self.along(method.signed), self)
-            for name, (score, method) in along.items()
-            if np.isfinite(score).all()
-        }
-
     def along(self, matrix: np.ndarray) -> np.ndarray:
         """Return the values of the pairs in a matrix, sources × targets."""
         return matrix[self.pairs.source, self.pairs.target]
 
+    @cached_property
+    def strata_of_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Stratum of each pair, of detection and place, and of detection alone."""
+        both, detection = (scores.strata_of(self.pairs, bins) for bins in self.strata)
+        return both, detection
+
+    def results(self) -> "Results":
+        """Score method by method: what a method needs is let go of before the next, at 40 bytes a pair."""
+        found: dict[str, Result] = {}
+        for method in self.methods:
+            score = self.along(method.score)
+            if np.isfinite(score).all():
+                signed = score if method.signed is None else self.along(method.signed)
+                found[method.name] = Compared.of(score, signed, self).result(knows_reference=method.name == DEGREES)
+        symbols = {i: name for name, i in self.of.genes.by_name.items()}
+        names = [symbols.get(i, self.of.genes.gene_ids[i]) for i in self.of.sources.tolist()]
+        sources, targets = (len(np.unique(of)) for of in (self.pairs.source, self.pairs.target))
+        sizes = {"n_sources": sources, "n_targets": targets, "n_pairs": len(self.pairs), "n_edges": len(self.edges)}
+        return Results(self.reference, self.universe, names, self.of.n_missing, self.of.n_lost, sizes, found)
+
+
+class Result(NamedTuple):
+    """What is kept of a method on the pairs of a part."""
+
+    row: dict[str, float]
+    """Scores, by column."""
+    matched: float
+    drawn: np.ndarray
+    """The matched AUROC under each draw of sources, the same for all methods."""
+    of_sources: list[float]
+    """AUROC among the pairs of each source."""
+    curve: dict[str, list[float]]
+    """Precision at rising recall."""
+
+
+class Results(NamedTuple):
+    """What is kept of all methods on the pairs of a part."""
+
+    reference: str
+    universe: Universe
+    sources: list[str]
+    """Symbols of the sources."""
+    n_missing: int
+    n_lost: int
+    sizes: dict[str, int]
+    methods: dict[str, Result]
+
     def table(self) -> pd.DataFrame:
         """Return a row a method."""
-        baseline = self.compared[CO_EXPRESSION]
-        rows = []
-        for name, one in self.compared.items():
+        baseline, rows = self.methods[CO_EXPRESSION], []
+        for name, one in self.methods.items():
             beyond = scores.difference_interval(one.drawn, baseline.drawn)
-            row = {"reference": self.reference, "universe": self.universe, "method": name, **one.row()}
-            row |= named("beyond_coexpression", one.matched.value - baseline.matched.value, *beyond)
-            rows.append(row | one.beside_nulls(knows_reference=name == DEGREES))
-        table = pd.DataFrame(rows)
-        sources, targets = (np.unique(of) for of in (self.pairs.source, self.pairs.target))
-        return table.assign(
-            n_sources=len(sources), n_targets=len(targets), n_pairs=len(self.pairs), n_edges=len(self.edges)
-        )
-
-    def names_of_sources(self) -> list[str]:
-        """Return the symbol of each source, or its id."""
-        symbols = {i: name for name, i in self.of.genes.by_name.items()}
-        return [symbols.get(i, self.of.genes.gene_ids[i]) for i in self.of.sources.tolist()]
+            compared = named("beyond_coexpression", one.matched - baseline.matched, *beyond)
+            rows.append({"reference": self.reference, "universe": self.universe, "method": name, **one.row, **compared})
+        return pd.DataFrame(rows).assign(**self.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,21 +169,24 @@ class Compared:
     """AUROC among the pairs of each source."""
 
     @classmethod
-    def of(cls, score: np.ndarray, signed: np.ndarray | None, part: Part) -> "Compared":
+    def of(cls, score: np.ndarray, signed: np.ndarray, part: Part) -> "Compared":
         """Rank the scores of a method, once."""
-        pairs, (bins, _) = part.pairs, part.strata
-        stratified = scores.Stratified(score, scores.strata_of(pairs, bins), pairs.source, pairs.n_sources)
+        pairs = part.pairs
+        stratified = scores.Stratified(score, part.strata_of_pairs[0], pairs.source, pairs.n_sources)
         matched, drawn = scores.matched_over_sources(stratified, part.edges, part.draws)
         of_sources = scores.of_each_source(score, part.is_edge, pairs)
-        signed = score if signed is None else signed
         return cls(score, signed, part, scores.Ordered(score), stratified, matched, drawn, of_sources)
+
+    def result(self, *, knows_reference: bool) -> Result:
+        """Return what is kept."""
+        row = self.row() | self.beside_nulls(knows_reference=knows_reference)
+        return Result(row, self.matched.value, self.drawn, self.of_sources.tolist(), self.curve())
 
     def row(self) -> dict[str, float]:
         """Return the scores on the reference as it is."""
         part, pairs, is_edge = self.part, self.part.pairs, self.part.is_edge
         density, ap = is_edge.mean(), self.ordered.average_precision(part.edges)
-        by_detection = scores.strata_of(pairs, part.strata[1])
-        detection = scores.Stratified(self.score, by_detection, pairs.source, pairs.n_sources)
+        detection = scores.Stratified(self.score, part.strata_of_pairs[1], pairs.source, pairs.n_sources)
         mean = scores.mean_over_sources(self.of_sources, part.draws)
         scored = self.of_sources[np.isfinite(self.of_sources)]
         return {

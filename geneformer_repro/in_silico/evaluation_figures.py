@@ -15,7 +15,7 @@ _NULL, _OTHERS = "#c3c8d0", "#9ca3af"
 _CURVES = len(CATEGORIES)
 
 
-def methods_figure(table: pd.DataFrame, *, networks: Sequence[str], reference_free: Sequence[str]) -> "Figure":
+def methods_figure(table: pd.DataFrame, *, of_models: Sequence[str], of_reference: Sequence[str]) -> "Figure":
     """Draw the matched AUROC of each method with its interval, on the band of its null.
 
     Parameters
@@ -23,20 +23,20 @@ def methods_figure(table: pd.DataFrame, *, networks: Sequence[str], reference_fr
     table
         By method, from the top down: ``matched``, ``matched_low``, ``matched_high``, ``matched_null_low`` and
         ``matched_null_high`` (NaN where there is none).
-    networks
-        Methods that are networks of a model, in another colour.
-    reference_free
+    of_models
+        Methods that look at a model, in another colour.
+    of_reference
         Methods that look at the reference and at no cell, grey.
     """
     figure, axes = new_axes(7.6, 1.5 + 0.3 * len(table))
     rows = np.arange(len(table), dtype=float)
     low, high = (table[f"matched_null_{end}"].to_numpy(float) for end in ("low", "high"))
     axes.barh(rows, high - low, left=low, height=0.62, color=LIGHT, label="rewired references, 95 %")
-    of_network, only_reference = (table.index.isin(of) for of in (networks, reference_free))
+    of_model, of_edges = (table.index.isin(of) for of in (of_models, of_reference))
     for chosen, colour, label in (
-        (of_network, ORANGE, "networks"),
-        (~of_network & ~only_reference, BLUE, "without the model"),
-        (only_reference, GREY, "the reference alone"),
+        (of_model, ORANGE, "of a model"),
+        (~of_model & ~of_edges, BLUE, "of the cells alone"),
+        (of_edges, GREY, "the reference alone"),
     ):
         if chosen.any():
             draw_points(axes, rows[chosen], table[chosen], "matched", colour=colour, label=label)

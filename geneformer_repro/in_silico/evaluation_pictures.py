@@ -83,10 +83,7 @@ def plot_network_evaluation(
         universes = evaluation.index.get_level_values("universe").unique()
         raise InputError(f"There is no universe {universe!r}. {did_you_mean(universe, universes)}")
     if kind == "methods":
-        without_model = [name for name in table.index if name not in evaluation.attrs["networks"]]
-        return methods_figure(
-            table, networks=[name for name in table.index if name not in without_model], reference_free=[DEGREES]
-        )
+        return methods_figure(table, of_models=evaluation.attrs["of_models"], of_reference=[DEGREES])
     if kind == "precision_recall":
         curves = evaluation.attrs["curves"][reference][universe]
         return precision_recall_figure(curves, density=table["n_edges"].iloc[0] / table["n_pairs"].iloc[0])
@@ -195,7 +192,7 @@ _MEANING = {
 
 def _of_universe(evaluation: pd.DataFrame, reference: str, universe: str) -> Section:
     table = of_methods(evaluation, reference, universe)
-    without = table.drop(index=[*evaluation.attrs["networks"], DEGREES], errors="ignore")["matched"]
+    without = table.drop(index=[*evaluation.attrs["of_models"], DEGREES], errors="ignore")["matched"]
     best, ours = str(without.idxmax()), float(table["matched"].loc[NETWORK])
     return Section(
         f"{reference}, {universe} universe",
@@ -212,9 +209,10 @@ def _of_universe(evaluation: pd.DataFrame, reference: str, universe: str) -> Sec
 
 def _lost(evaluation: pd.DataFrame) -> Section:
     attrs: Any = evaluation.attrs
+    unknown = [f"{name}: {lost['unknown names']}" for name, lost in attrs["lost"].items() if lost["unknown names"]]
     rows = {
         name: {
-            **lost,
+            **{reason: n for reason, n in lost.items() if reason != "unknown names"},
             "pairs without a weight": attrs["missing_pairs"][name],
             **attrs["said"].get(name, {}),
         }
@@ -227,4 +225,5 @@ def _lost(evaluation: pd.DataFrame) -> Section:
         f"Rows of each reference that were not used, by reason, and what it says of itself.{told}",
         f"Whether other edges would say the same. {NETWORK.capitalize()} and baselines saw the same pairs.",
         table=pd.DataFrame(rows).astype(object).where(lambda of: of.notna(), "").rename_axis("rows"),
+        note=f"Names that led to no gene of the network. {'; '.join(unknown)}" if unknown else "",
     )

@@ -21,13 +21,15 @@ from scipy.stats import spearmanr
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.in_silico import edge_scores as scores
-from geneformer_repro.in_silico.evaluated_pairs import FEWEST_SOURCES, Compared, Part, Universe
+from geneformer_repro.in_silico.evaluated_pairs import FEWEST_SOURCES, Part, Result, Results, Universe
 from geneformer_repro.in_silico.gene_network import GeneNetwork
 from geneformer_repro.in_silico.known_edges import KnownEdges, overlap_of, read_known_edges, read_perturbed
 from geneformer_repro.in_silico.network_baselines import Expression, read_expression
 from geneformer_repro.in_silico.pair_scores import (
     BOOSTING,
+    NAMES,
     NETWORK,
+    OF_MODEL,
     CellScores,
     Method,
     ScoredPairs,
@@ -185,8 +187,8 @@ def evaluate_network(
     others = dict(beside or {})
     if n_rewirings < 1:
         raise InputError(f"n_rewirings must be at least 1, found {n_rewirings}: no score stands without its null.")
-    if NETWORK in others:
-        raise InputError(f"beside= has a network called {NETWORK!r}, as net is in the table. Give it another name.")
+    if taken := sorted(set(others) & set(NAMES)):
+        raise InputError(f"beside= has a network called {taken[0]!r}, as another row of the table. Name it otherwise.")
     state = _state_of(net, state)
     genes = _genes_of(net, counts)
     expression = _expression_of(net, state, genes, counts, cells, donor, max_cells, rng)
@@ -203,14 +205,14 @@ def evaluate_network(
         )
         strata = _strata(net, state, expression, pairs)
         parts += [
-            Part(reference.name, universe, scored, pairs, methods, strata, n_rewirings, ties, seed)
+            Part(reference.name, universe, scored, pairs, methods, strata, n_rewirings, ties, seed).results()
             for universe, scored in _universes(pairs, methods).items()
         ]
     table = pd.concat([part.table() for part in parts]).set_index(["reference", "universe", "method"])
     table = table.assign(n_cells=expression.values.shape[0], n_donors=expression.n_donors)
     facts = {
         **_facts(table, references, parts),
-        "networks": list(weights),
+        "of_models": [*weights, *OF_MODEL],
         "stability": _stability(net, state),
         "facts": _made(net, state, expression, n_rewirings),
         "seed": seed,
@@ -316,9 +318,9 @@ def _universes(pairs: ScoredPairs, methods: Sequence[Method]) -> dict[Universe, 
 # What the table says
 
 
-def _facts(table: pd.DataFrame, references: Sequence[KnownEdges], parts: Sequence[Part]) -> dict[str, Any]:
-    n_missing = {part.reference: part.of.n_missing for part in parts}
-    n_lost = {part.reference: part.of.n_lost for part in parts}
+def _facts(table: pd.DataFrame, references: Sequence[KnownEdges], parts: Sequence[Results]) -> dict[str, Any]:
+    n_missing = {part.reference: part.n_missing for part in parts}
+    n_lost = {part.reference: part.n_lost for part in parts}
     return {
         "sentences": {known.name: sentence_of(of_methods(table, known.name, "open")) for known in references},
         "lost": {
@@ -329,9 +331,9 @@ def _facts(table: pd.DataFrame, references: Sequence[KnownEdges], parts: Sequenc
         "overlap": {
             f"{first.name}, {second.name}": overlap_of(first, second) for first, second in combinations(references, 2)
         },
-        "of_sources": _nested(parts, lambda one: one.of_sources.tolist()),
-        "sources": {part.reference: part.names_of_sources() for part in parts},
-        "curves": _nested(parts, Compared.curve),
+        "of_sources": _nested(parts, lambda one: one.of_sources),
+        "sources": {part.reference: part.sources for part in parts},
+        "curves": _nested(parts, lambda one: one.curve),
     }
 
 
@@ -357,11 +359,11 @@ def of_methods(table: pd.DataFrame, reference: str, universe: str) -> pd.DataFra
     return rows[chosen].set_index("method")
 
 
-def _nested(parts: Sequence[Part], what: Callable[[Compared], Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def _nested(parts: Sequence[Results], what: Callable[[Result], Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return something of each method by reference and universe."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for part in parts:
-        of_methods = {name: what(one) for name, one in part.compared.items()}
+        of_methods = {name: what(one) for name, one in part.methods.items()}
         found.setdefault(part.reference, {})[part.universe] = of_methods
     return found
 

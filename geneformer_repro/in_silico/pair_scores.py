@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from geneformer_repro.checkpoint import Checkpoint
 
 NETWORK, CO_EXPRESSION, DEGREES, BOOSTING = "network", "|Spearman|", "degree product", "boosted trees"
+BEFORE_GENES, SOURCE_ALONE, TOKENS = "before gene effects", "source effect alone", "token cosine"
+OF_MODEL = (BEFORE_GENES, SOURCE_ALONE, TOKENS)
+"""Scores that are of the model, beside its network."""
+PEARSON, OF_DONORS, MUTUAL_RANK = "|Pearson|", "|Spearman|, mean of donors", "mutual rank"
+PROXIMITY, DETECTION, MEAN = "rank proximity", "detection product", "mean product"
+NAMES = (
+    NETWORK, *OF_MODEL, CO_EXPRESSION, PEARSON, OF_DONORS, MUTUAL_RANK, PROXIMITY, DETECTION, MEAN, DEGREES, BOOSTING,
+)  # fmt: skip
+"""Of all methods but other networks."""
 SHRUNK_BY = 10
 """A network's edges are ranked by weight · n / (n + so many) of n cells."""
 
@@ -192,7 +201,7 @@ def methods_of(
         methods += _of_network(net, state, pairs)
     methods += cells.at(pairs)
     if checkpoint is not None:
-        methods.append(Method("token cosine", _token_cosine(checkpoint, pairs)))
+        methods.append(Method(TOKENS, _token_cosine(checkpoint, pairs)))
     methods.append(Method(DEGREES, baselines.degree_product(pairs.known)))
     if boosted_targets != 0:
         methods.append(Method(BOOSTING, _boosted(cells.cells, pairs, boosted_targets, seed)))
@@ -204,7 +213,7 @@ def _of_network(net: GeneNetwork, state: str, pairs: ScoredPairs) -> list[Method
     before = net.uncorrected(state).reindex(index=pairs.source_ids, columns=targets).to_numpy()
     alpha = net.node_table(state)["alpha"].reindex(pairs.source_ids).to_numpy()
     alone = np.broadcast_to(alpha[:, None], pairs.scored.shape)
-    return [Method("before gene effects", before), Method("source effect alone", alone)]
+    return [Method(BEFORE_GENES, before), Method(SOURCE_ALONE, alone)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,15 +233,15 @@ class CellScores:
         sources = np.unique(np.concatenate([pairs.sources for pairs in references]))
         targets = np.unique(np.concatenate([pairs.targets for pairs in references]))
         rho, r = (baselines.correlation(cells, sources, targets, kind=kind) for kind in ("spearman", "pearson"))
-        methods = [Method(CO_EXPRESSION, np.abs(rho), rho), Method("|Pearson|", np.abs(r), r)]
+        methods = [Method(CO_EXPRESSION, np.abs(rho), rho), Method(PEARSON, np.abs(r), r)]
         of_donors = baselines.correlation_over_donors(cells, sources, targets)
         if of_donors is not None:
-            methods.append(Method("|Spearman|, mean of donors", np.abs(of_donors), of_donors))
+            methods.append(Method(OF_DONORS, np.abs(of_donors), of_donors))
         methods += [
-            Method("mutual rank", -baselines.mutual_ranks_of(cells, sources, targets)),
-            Method("rank proximity", baselines.rank_proximity(cells, sources, targets)),
-            Method("detection product", np.outer(cells.detection[sources], cells.detection[targets])),
-            Method("mean product", np.outer(cells.mean[sources], cells.mean[targets])),
+            Method(MUTUAL_RANK, -baselines.mutual_ranks_of(cells, sources, targets)),
+            Method(PROXIMITY, baselines.rank_proximity(cells, sources, targets)),
+            Method(DETECTION, np.outer(cells.detection[sources], cells.detection[targets])),
+            Method(MEAN, np.outer(cells.mean[sources], cells.mean[targets])),
         ]
         return cls(cells, sources, targets, tuple(methods))
 

@@ -31,7 +31,7 @@ CURVES = {
 OF_SOURCES = {"network": np.array([0.9, np.nan, 0.6]), "|Spearman|": np.array([0.5, np.nan, 0.4])}
 FIGURES = {
     "methods": lambda: methods_figure(
-        METHODS, networks=["network", "random weights"], reference_free=["degree product"]
+        METHODS, of_models=["network", "random weights"], of_reference=["degree product"]
     ),
     "precision_recall": lambda: precision_recall_figure(CURVES, density=0.02),
     "sources": lambda: sources_figure(OF_SOURCES, ["SPI1", "GATA3", "LEF1"]),
@@ -47,7 +47,7 @@ def test_methods_stand_from_the_top_down_with_their_null():
     figure = FIGURES["methods"]()
     assert rows(figure.axes[0]) == METHODS.index.tolist()
     assert texts(figure)["legend"] == [
-        "networks", "without the model", "the reference alone", "rewired references, 95 %",
+        "of a model", "of the cells alone", "the reference alone", "rewired references, 95 %",
     ]  # fmt: skip
     bands = figure.axes[0].patches
     np.testing.assert_allclose([band.get_x() for band in bands[:3]], METHODS["matched_null_low"][:3])

@@ -211,7 +211,7 @@ REFUSED = {
         "1 of the 2 targets of a network given as a table are not among the genes of the counts",
     ),
     "a name that is taken": (
-        lambda *given: given, {"beside": {"network": pd.DataFrame()}}, "Give it another name",
+        lambda *given: given, {"beside": {"|Spearman|": pd.DataFrame()}}, "as another row of the table",
     ),
 }  # fmt: skip
 
