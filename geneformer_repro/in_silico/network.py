@@ -238,8 +238,7 @@ class _Making:
             "network", total=sum(sizes), unit="tokens", done=done, quiet=not processes.is_first(), facts=_memory
         ) as bar:
             for i in parts.mine:
-                write = self.part(self.parts[i][1], bar.update)
-                parts.keep(i, write)
+                parts.keep(i, self.part(self.parts[i][1], bar.update))
         processes.wait()
         if processes.is_first():
             self._merge(parts.paths, metadata)
