@@ -170,7 +170,7 @@ def gene_network(
     >>> network.states
     ['CD14+ Monocyte', 'Dendritic']
     >>> sorted(network.edges["source"].map(network.genes["gene_name"]).unique())
-    ['CD74', 'ID2', 'IRF8', 'SPI1']
+    ['CD74', 'ID2', 'SPI1']
     """
     checkpoint.require_matching(cells)
     for column in filter(None, (by, donor)):
