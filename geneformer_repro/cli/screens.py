@@ -246,6 +246,11 @@ def _statistics(arguments: argparse.Namespace) -> None:
     if arguments.between or arguments.known:
         (compare_states if arguments.between else score_known_edges)(arguments)
         return
+    if (Path(arguments.shifts) / "network.json").is_file():
+        raise InputError(
+            f"{arguments.shifts} is a gene network: ask which edges differ between two states with --between, or how "
+            "many known edges it finds with --known."
+        )
     from geneformer_repro.files import new_file, refuse_existing, write_table
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable

@@ -238,16 +238,16 @@ def sign_flips(values: np.ndarray, *, rng: np.random.Generator) -> GlobalTest:
     donors 1/8. A sum of squares does not change with signs, so a flip costs one product. t is not moderated: a flip
     spreads the values of an edge that differs, which a variance drawn to others would hide, and with it the finding.
     """
-    values = values[~np.isnan(values).all(1)]
-    n_donors = np.sum(~np.isnan(values), 0)
-    values, n_donors = values[:, n_donors >= FEWEST_DONORS], n_donors[n_donors >= FEWEST_DONORS]
-    if not values.size:
+    there = [i for i, of_donor in enumerate(values) if not np.isnan(of_donor).all()]
+    if len(there) < FEWEST_DONORS:
         return GlobalTest(0, np.nan, np.nan, 0, exact=True)
-    signs, exact = _signs(len(values), rng)
+    signs, exact = _signs(len(there), rng)
     n_strong = np.zeros(len(signs), dtype=np.int64)
     for start in range(0, values.shape[1], _AT_ONCE):
-        some = slice(start, start + _AT_ONCE)
-        n_strong += _n_strong(np.nan_to_num(values[:, some]), n_donors[some], signs)
+        some = values[there, start : start + _AT_ONCE]
+        n_donors = np.sum(~np.isnan(some), 0)
+        enough = n_donors >= FEWEST_DONORS
+        n_strong += _n_strong(np.nan_to_num(some[:, enough]), n_donors[enough], signs)
     others = n_strong[1:]
     p_value = (np.sum(others >= n_strong[0]) + 1) / (len(others) + 1)
     return GlobalTest(int(n_strong[0]), float(others.mean()), float(p_value), len(others), exact=exact)

@@ -343,7 +343,7 @@ class GeneNetwork:
         >>> bool(abs(weights.mean(axis=None)) < 0.1)
         True
         """
-        return self._framed(self.effects(state, donor).residual)
+        return self._framed_pair(state, donor)[0]
 
     def effects(self, state: str, donor: str | None = None) -> GeneEffects:
         """Return weights taken apart into a mean, effects of both genes, and what is left.

@@ -66,8 +66,8 @@ class LogLifts:
 
     def add_weighted(self, weight_H: Tensor, sum_KQ: Tensor) -> None:
         """Add the sum over heads of weight · log lift to a matrix of keys × queries: one product for all heads."""
-        weighted_QHE = self.query_QHE * weight_H[:, None]
-        sum_KQ.addmm_(self.key_KHE.flatten(1), weighted_QHE.flatten(1).T)
+        weighted_KHE = self.key_KHE * weight_H[:, None]  # keys may be few, queries are all genes of a cell
+        sum_KQ.addmm_(weighted_KHE.flatten(1), self.query_QHE.flatten(1).T)
         sum_KQ += self.of_query_QH @ weight_H
         if self.of_key_KH is not None:
             sum_KQ += (self.of_key_KH @ weight_H)[:, None]
@@ -99,23 +99,24 @@ def log_lifts(
     asking_Q = genes_G if queries is None else genes_G[queries]
     asked_K = genes_G if keys is None else genes_G[keys]
     scale = BITS / math.sqrt(attention.query_THE.shape[-1])
-    query_QHE = attention.query_THE[asking_Q].float() * scale
-    log_sum_QH, on_specials_QH = _among_genes(attention, tokens, asking_Q)
+    query_QHE = attention.query_THE[asking_Q].float()
+    log_sum_QH, on_specials_QH = _among_genes(attention, tokens, query_QHE, attention.log_sum_TH[asking_Q])
     of_key_KH = None
     if norm_TH is not None:
         of_key_KH = (norm_TH[asked_K] / norm_TH[genes_G].mean(0)).log2()
     return LogLifts(
         query_QHE=query_QHE,
-        key_KHE=attention.key_THE[asked_K].float(),
+        key_KHE=attention.key_THE[asked_K].float() * scale,
         of_query_QH=math.log2(len(genes_G)) - log_sum_QH * BITS,
         of_key_KH=of_key_KH,
         on_specials_QH=on_specials_QH,
     )
 
 
-def _among_genes(attention: Attention, tokens: GeneTokens, asking_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-sums over genes alone, (Q, H), and the share of attention on special tokens."""
-    query_QHE, log_sum_QH = attention.query_THE[asking_Q].float(), attention.log_sum_TH[asking_Q]
+def _among_genes(
+    attention: Attention, tokens: GeneTokens, query_QHE: Tensor, log_sum_QH: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return log-sums of queries over genes alone, (Q, H), and the share of their attention on special tokens."""
     if not len(tokens.specials):
         return log_sum_QH, torch.zeros_like(log_sum_QH)
     root = math.sqrt(query_QHE.shape[-1])
@@ -210,7 +211,8 @@ def received(attention: Attention, cell: int, given_LH: Tensor) -> Tensor:
 def received_lift(attention: Attention, cell: int, tokens: GeneTokens) -> Tensor:
     """Return the attention that each gene receives from the cell's genes, (G, H); 1 is an even share."""
     start = attention.cells.starts[cell]
-    _, share_GH = _among_genes(attention, tokens, tokens.genes_G)
+    of_genes = (attention.query_THE[tokens.genes_G].float(), attention.log_sum_TH[tokens.genes_G])
+    _, share_GH = _among_genes(attention, tokens, *of_genes)
     given_LH = share_GH.new_zeros(attention.cells.lengths[cell], share_GH.shape[1])
     given_LH[tokens.genes_G - start] = 1 / (1 - share_GH).clamp(min=torch.finfo(torch.float32).tiny)
     return received(attention, cell, given_LH)[tokens.genes_G - start]

@@ -60,7 +60,7 @@ class MeanQueryKey:
                 ):
                     sums_GHE.index_add_(0, genes_M, rows_THE.cpu()[is_known_T].double())
 
-        reader.hidden(batch.input_ids_T, batch.lengths, watch=watch)
+        reader.watch(batch, watch)
         self.n_G.index_add_(0, genes_M, torch.ones(len(genes_M), dtype=torch.float64))
 
     def save(self, path: Path) -> None:

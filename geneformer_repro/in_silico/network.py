@@ -401,7 +401,7 @@ class _ByAttention(_Making):
         for _ in range(2):
             began = time.perf_counter()
             watch = AttentionWatch(self.reader, batch, self.question.roles, self.heads)
-            self.reader.hidden(batch.input_ids_T, batch.lengths, watch=watch)
+            self.reader.watch(batch, watch)
         return (time.perf_counter() - began) / len(batch.input_ids_T)
 
 

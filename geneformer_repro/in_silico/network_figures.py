@@ -1,5 +1,6 @@
 """Pictures of heads and of differences between networks, each from one table of statistics."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 0.05
 DIFFERENCE = "difference of attention, bits"
+N_DRAWN, N_RINGED = 3_000, 100
+"""Edges that are drawn, and those that may get a ring."""
 _SHARE_WIDTH = 3.0
 """Inches of the panel beside the tiles."""
 
@@ -47,7 +50,7 @@ def heads_figure(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def _draw_share(axes: "Axes", facts: dict[str, Any]) -> None:
+def _draw_share(axes: "Axes", facts: Mapping[Any, Any]) -> None:
     """Draw the share of heads, that of random weights, and the mean and band of what permuted labels give."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     shares = {"model": facts["share"]}
@@ -92,29 +95,30 @@ def place_profile_figure(table: pd.DataFrame) -> "Figure":
 
 
 def difference_figure(edges: pd.DataFrame, states: tuple[str, str]) -> "Figure":
-    """Draw differences of edges against evidence; edges both of whose genes moved are ringed.
+    """Draw differences of edges against evidence; of the hundred with most, those both of whose genes moved are ringed.
 
     Parameters
     ----------
     edges
-        Of `compare_networks`: ``source_name``, ``target_name``, ``difference``, ``p_value``, ``fdr``, ``moved``.
-        Without p-values the largest differences are drawn by size.
+        Of `compare_networks`, in its order, of which the first 3,000 are drawn: ``source_name``, ``target_name``,
+        ``difference``, ``p_value``, ``fdr``, ``moved``. Without p-values the largest differences are drawn by size.
     states
         The two states, in their order.
     """
     named = edges["source_name"].astype(str) + " → " + edges["target_name"].astype(str)
-    table = edges.assign(gene_name=named, effect=edges["difference"])
+    table = edges.assign(gene_name=named, effect=edges["difference"]).head(N_DRAWN)
     effect_name = f"weight in {states[1]} less that in {states[0]}"
     if table["p_value"].isna().all():
         return ranked_effects_figure(
             table[["gene_name", "effect", "n_donors"]], effect_name=f"{effect_name}; no test: too few donors"
         )
-    figure = volcano_figure(table, effect_name=effect_name, n_named=10)
+    figure = volcano_figure(table, effect_name=effect_name, n_named=8)
     axes = figure.axes[0]
-    moved = table[table["moved"] & table["p_value"].notna()]
+    first = table.dropna(subset=["p_value"]).head(N_RINGED)
+    moved = first[first["moved"]]
     if len(moved):
         evidence = -np.log10(moved["p_value"].clip(lower=1e-300))
-        label = f"both genes moved ({len(moved)})"
+        label = f"both genes moved ({len(moved)} of the first {len(first)})"
         axes.scatter(
             moved["effect"], evidence, s=38, facecolors="none", edgecolors="#111827", linewidths=0.7, label=label
         )

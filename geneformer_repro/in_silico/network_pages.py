@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.files import refuse_existing
-from geneformer_repro.in_silico.network_figures import difference_figure, heads_figure, place_profile_figure
+from geneformer_repro.in_silico.network_figures import (
+    N_DRAWN,
+    N_RINGED,
+    difference_figure,
+    heads_figure,
+    place_profile_figure,
+)
 from geneformer_repro.in_silico.network_statistics import NetworkDifference
 from geneformer_repro.report import Section, write_report
 
@@ -141,8 +147,9 @@ def _sections(difference: NetworkDifference) -> Iterator[Section]:
     n_donors = len(difference.facts["donors"])
     yield Section(
         "Differences and evidence",
-        f"Each point is an edge, of the {len(difference.edges):,} with most evidence: weight in {b} less that in {a}, "
-        f"mean over {n_donors} donors. Rings: both genes moved a place bin or more.",
+        f"Each point is an edge, of the {min(N_DRAWN, len(difference.edges)):,} with most evidence: weight in {b} less "
+        f"that in {a}, mean over {n_donors} donors. Rings: of the first {N_RINGED}, those both of whose genes moved a "
+        "place bin or more.",
         f"{NOT_REGULATION} Nor that the pair changed where both genes moved: what moves is attended otherwise.",
         figure=difference_figure(difference.edges, (a, b)),
     )

@@ -213,19 +213,24 @@ class _Pairs:
     def of(cls, network: GeneNetwork, a: str, b: str) -> "_Pairs":
         of_b = set(network.donors[b])
         donors: list[str | None] = [donor for donor in network.donors[a] if donor in of_b] or [None]
-        rows, first = [], np.zeros(len(network.sources) * len(network.targets))
+        n_pairs = len(network.sources) * len(network.targets)
+        rows, first, n_donors = [], np.zeros(n_pairs), np.zeros(n_pairs, dtype=np.int32)
         for donor in donors:
             before, after = (_weights(network, state, donor) for state in (a, b))
-            rows.append(after - before)
-            first += np.where(np.isnan(rows[-1]), 0.0, before)
-        n_donors = np.sum([~np.isnan(row) for row in rows], axis=0)
+            after -= before
+            there = ~np.isnan(after)
+            n_donors += there
+            first[there] += before[there]
+            rows.append(after)
         position = np.flatnonzero(n_donors)
         if not len(position):
             raise InputError(
                 f"No pair of genes has cells enough in both {a!r} and {b!r}. Make the network of more cells, with a "
                 "lower min_cells, or of fewer states."
             )
-        difference = np.stack([row[position] for row in rows])
+        difference = np.empty((len(rows), len(position)))
+        for i in range(len(rows)):
+            difference[i], rows[i] = rows[i][position], np.empty(0)  # one matrix more in memory, not one a donor
         return cls(network, (a, b), donors, position, difference, first[position] / n_donors[position])
 
     @property
@@ -277,9 +282,6 @@ class _Pairs:
 
 
 def _weights(network: GeneNetwork, state: str, donor: str | None) -> np.ndarray:
-    """Return the weights of all pairs; NaN for all of a donor none of whose pairs has cells enough."""
-    if np.isnan(network.uncorrected(state, donor).to_numpy()).all():
-        return np.full(len(network.sources) * len(network.targets), np.nan)
     weights: np.ndarray = network.matrix(state, donor).to_numpy().ravel()
     return weights
 
@@ -443,8 +445,8 @@ def _beside_sentence(facts: dict[str, Any]) -> str:
         f"Rank correlation of expression differs in {facts['spearman_n_significant']:,} of the same pairs "
         f"({facts['spearman_n_strong']:,} with |t| > 3, {facts['spearman_n_strong_expected']:,.0f} with flips, p "
         f"{facts['spearman_global_p_value']:.3g}): {_verdict(facts)}. Expression of {facts['n_genes_changed']:,} genes "
-        f"changes; {facts['n_with_changed_gene']:,} of the edges have one of them, and |t| of edges and of "
-        f"correlations agree with Spearman {facts['agreement']:.2f}."
+        f"changes; {facts['n_with_changed_gene']:,} of the significant edges have one of them, and |t| of edges and "
+        f"of correlations agree with Spearman {facts['agreement']:.2f}."
     )
 
 
@@ -455,6 +457,12 @@ def _verdict(facts: dict[str, Any]) -> str:
     if max(ours, theirs) >= FEW_PAIRS and ours != theirs:
         more, less = (attention, coexpression) if ours > theirs else (coexpression, attention)
         return f"{more} changes in more pairs than {less}"
-    changes = {attention: facts["global_p_value"], coexpression: facts["spearman_global_p_value"]}
-    said = [f"{what} {'changes' if p < SIGNIFICANT else 'does not'}" for what, p in changes.items()]
-    return f"few single pairs stand out in either, and as a whole {said[0]} and {said[1]}"
+    ours_changes, theirs_changes = (facts[f"{of}global_p_value"] < SIGNIFICANT for of in ("", "spearman_"))
+    if ours_changes and theirs_changes:
+        said = "both change"
+    elif not ours_changes and not theirs_changes:
+        said = "neither changes"
+    else:
+        one, other = (attention, coexpression) if ours_changes else (coexpression, attention)
+        said = f"{one} changes and {other} does not"
+    return f"hardly a single pair stands out in either, and as a whole {said}"

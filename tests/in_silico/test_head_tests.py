@@ -38,7 +38,7 @@ def _simulated(seed: int, *, earlier: float = 0.0, effect: float = 0.0) -> _Simu
     labelled = np.zeros(N_GENES, dtype=bool)
     labelled[rng.choice(N_GENES, N_LABELLED, replace=False)] = True
     front = rng.normal(size=N_GENES) - earlier * labelled
-    detection = np.clip(rng.beta(2, 2, N_GENES), 0.1, 1)
+    detection = np.clip(rng.beta(2, 12, N_GENES), 0.05, 1)
     of_gene = rng.normal(0, 0.3, (N_GENES, N_HEADS)) + effect * labelled[:, None] * (np.arange(N_HEADS) < 5)
     early = rng.choice([-1.0, 1.0], N_HEADS) * 0.5
     sums, n, places = np.zeros((N_DONORS, N_GENES, N_HEADS)), np.zeros((N_DONORS, N_GENES)), np.zeros(N_GENES)
@@ -55,9 +55,12 @@ def _simulated(seed: int, *, earlier: float = 0.0, effect: float = 0.0) -> _Simu
         places[genes] += place
         tokens.append(values)
         genes_of.append(genes)
-    of_donors = np.divide(sums, n[..., None], out=np.full_like(sums, np.nan), where=n[..., None] > 0)
-    attended, n_cells = np.nanmean(of_donors, axis=0), n.sum(0)
-    return _Simulated(attended, places / n_cells, n_cells, labelled, np.concatenate(tokens), np.concatenate(genes_of))
+    of_donors = np.divide(sums, n[..., None], out=np.zeros_like(sums), where=n[..., None] > 0)
+    n_cells, seen = n.sum(0), n.sum(0) > 0
+    attended = of_donors.sum(0)[seen] / np.sum(n > 0, axis=0)[seen, None]
+    genes_of_tokens = (np.cumsum(seen) - 1)[np.concatenate(genes_of)]
+    place = places[seen] / n_cells[seen]
+    return _Simulated(attended, place, n_cells[seen], labelled[seen], np.concatenate(tokens), genes_of_tokens)
 
 
 # What is found

@@ -33,6 +33,7 @@ def test_states_of_a_network_are_compared(tmp_path: Path, capsys: pytest.Capture
     [
         pytest.param(["net", "--between", "ctrl", "stimulated", "-o", "diff.tsv"], "no state 'stimulated'", id="state"),
         pytest.param(["net", "--between", "ctrl", "stim", "-o", "diff.csv"], "written as .tsv", id="suffix"),
+        pytest.param(["net", "-o", "x.tsv"], "is a gene network: ask which edges differ", id="no_question"),
         pytest.param(["nowhere", "--between", "ctrl", "stim", "-o", "diff.tsv"], "no gene network", id="no_network"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_profile_has_a_line_a_head() -> None:
 
 
 def test_edges_of_genes_that_moved_are_ringed_and_counted() -> None:
-    assert "both genes moved (3)" in texts(difference_figure(edges_table(), STATES))["legend"]
+    assert "both genes moved (3 of the first 40)" in texts(difference_figure(edges_table(), STATES))["legend"]
     assert "TF0 → GENE0" in texts(difference_figure(edges_table(), STATES))["written"]
 
 

@@ -213,7 +213,9 @@ def test_counts_of_more_cells_are_refused_or_cut_to_the_cells_that_are_named(
         pytest.param(20, 5, (0.01, 0.5), "attention changes in more pairs than co-expression", id="attention"),
         pytest.param(5, 20, (0.5, 0.01), "co-expression of the same cells changes in more pairs", id="co-expression"),
         pytest.param(0, 1, (0.01, 0.5), "attention changes and co-expression of the same cells does not", id="few"),
-        pytest.param(0, 0, (0.5, 0.5), "attention does not and co-expression of the same cells does not", id="none"),
+        pytest.param(0, 1, (0.5, 0.01), "co-expression of the same cells changes and attention does not", id="other"),
+        pytest.param(0, 0, (0.5, 0.5), "as a whole neither changes", id="none"),
+        pytest.param(3, 0, (0.01, 0.01), "as a whole both change", id="both"),
     ],
 )
 def test_a_verdict_is_of_single_pairs_where_there_are_some(

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from _simulated_attention import N_DONORS, N_FACTORS, simulate
 from scipy.stats import kstest
-from simulated_attention import N_DONORS, accumulated, mean_attention, simulated
 from sklearn.metrics import roc_auc_score
 
 from geneformer_repro.in_silico.donor_tests import DonorTest, donor_test
@@ -47,21 +47,14 @@ class _Network(NamedTuple):
 
 @cache
 def _network(effect: float, seed: int) -> _Network:
-    cells = simulated(effect, seed)
-    sums, counts = accumulated(cells)
-    n = counts.sum(0)
-    state = gene_effects(_mean(sums.sum(0), n, 20), n)
+    cells = simulate(effect, np.random.default_rng(seed))
+    n_cells = cells.n_cells.sum(0)[:N_FACTORS]
+    state = gene_effects(cells.without_place(), n_cells)
     tests = []
     for fit in ({"masked": state.far}, {"masked_refits": 0}):
-        of_donors = [
-            gene_effects(_mean(sums[d], counts[d], 5), counts[d], **fit).residual.ravel() for d in range(N_DONORS)
-        ]
+        of_donors = [gene_effects(*cells.without_place_of(donor), **fit).residual.ravel() for donor in range(N_DONORS)]
         tests.append(donor_test(np.stack(of_donors)))
-    return _Network(cells.edges, state.residual, mean_attention(cells), *tests)
-
-
-def _mean(sums: np.ndarray, counts: np.ndarray, fewest: int) -> np.ndarray:
-    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts >= fewest)
+    return _Network(cells.edges, state.residual, cells.mean_attention(), *tests)
 
 
 def test_without_effects_of_pairs_nothing_is_found_where_raw_attention_finds_prominent_genes() -> None:
