@@ -151,7 +151,7 @@ def write_graphml(
     if most_edges is not None and n_edges > most_edges:
         edges = sorted(graph.edges(data=True), key=lambda edge: -_score(edge[2]))[:most_edges]
         logger.warning(
-            "%s: the %s strongest of %s edges are written; max_edges=None (--max-edges 0) writes all.",
+            "%s: the %s strongest of %s edges are written; max_edges=None writes all.",
             path,
             f"{most_edges:,}",
             f"{n_edges:,}",
