@@ -31,6 +31,8 @@ class Simulated:
     """Cells with both genes, donors × genes × genes."""
     detected: np.ndarray
     """Whether a cell has a gene, cells × genes; cell i is of donor i modulo their number."""
+    of_lifts: bool = False
+    """Whether `residual` holds lifts relative to their places, of whose mean the logarithm is taken."""
 
     def mean_attention(self) -> np.ndarray:
         """Mean over the cells of all donors with both genes, factors × genes; NaN below 20 cells and for itself."""
@@ -38,7 +40,8 @@ class Simulated:
 
     def without_place(self) -> np.ndarray:
         """Mean log lift less what place explains, of all donors, factors × genes; NaN as above."""
-        return self._mean(self.residual)
+        mean = self._mean(self.residual)
+        return np.log2(mean) if self.of_lifts else mean
 
     def without_place_of(self, donor: int, *, min_cells: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Mean log lift less what place explains of one donor, and cells, factors × genes."""
@@ -54,7 +57,7 @@ def _means(sums: np.ndarray, n_cells: np.ndarray, least: int) -> np.ndarray:
     return means[:N_FACTORS]
 
 
-def simulate(beta: float, rng: np.random.Generator) -> Simulated:
+def simulate(beta: float, rng: np.random.Generator, *, of_lifts: bool = False) -> Simulated:
     """Draw edges and cells; an edge adds `beta` to the logit that its target attends its source with."""
     popularity = rng.normal(0, 0.6, N_GENES)
     place_score = 0.5 * rng.normal(size=N_GENES) - 0.5 * popularity
@@ -72,7 +75,7 @@ def simulate(beta: float, rng: np.random.Generator) -> Simulated:
         genes.append(order)
         has[cell, order] = True
         placed[:, order] += np.arange(len(order)), np.ones(len(order))
-    return _summed(cells, genes, edges, placed, has)
+    return _summed(cells, genes, edges, placed, has, of_lifts=of_lifts)
 
 
 def _edges(popularity: np.ndarray, rate: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -95,10 +98,16 @@ def _attention(order: np.ndarray, popularity: np.ndarray, effect: np.ndarray, rn
 
 
 def _summed(
-    cells: list[np.ndarray], genes: list[np.ndarray], edges: np.ndarray, placed: np.ndarray, has: np.ndarray
+    cells: list[np.ndarray],
+    genes: list[np.ndarray],
+    edges: np.ndarray,
+    placed: np.ndarray,
+    has: np.ndarray,
+    *,
+    of_lifts: bool,
 ) -> Simulated:
     bins = [np.sqrt(np.arange(len(order))).astype(int) for order in genes]
-    lifts = [np.log2(len(one) * one) for one in cells]
+    lifts = [len(one) * one if of_lifts else np.log2(len(one) * one) for one in cells]
     n_bins = max(map(max, bins)) + 1
     sums, n = np.zeros((n_bins, n_bins)), np.zeros((n_bins, n_bins))
     for lift, of in zip(lifts, bins, strict=True):
@@ -109,7 +118,9 @@ def _summed(
     for cell, (weights, lift, order, of) in enumerate(zip(cells, lifts, genes, bins, strict=True)):
         pairs = np.ix_(order, order)
         attention[cell % N_DONORS][pairs] += weights.T  # source (key) × target (query)
-        residual[cell % N_DONORS][pairs] += (lift - of_places[np.ix_(of, of)]).T
+        expected = of_places[np.ix_(of, of)]
+        residual[cell % N_DONORS][pairs] += (lift / expected if of_lifts else lift - expected).T
         n_cells[cell % N_DONORS][pairs] += 1
     mean_place = placed[0] / np.maximum(placed[1], 1)
-    return Simulated(edges, placed[1] / N_CELLS, mean_place, attention, residual, n_cells.astype(np.int64), has)
+    n_cells = n_cells.astype(np.int64)
+    return Simulated(edges, placed[1] / N_CELLS, mean_place, attention, residual, n_cells, has, of_lifts)

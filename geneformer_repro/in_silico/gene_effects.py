@@ -47,7 +47,12 @@ class GeneEffects:
 
 
 def gene_effects(
-    weights: np.ndarray, counts: np.ndarray, *, masked_refits: int = 2, masked: np.ndarray | None = None
+    weights: np.ndarray,
+    counts: np.ndarray,
+    *,
+    masked_refits: int = 2,
+    masked: np.ndarray | None = None,
+    overwrite_weights: bool = False,
 ) -> GeneEffects:
     """Fit an effect of each source and each target to the weights of pairs.
 
@@ -65,6 +70,8 @@ def gene_effects(
     masked
         Pairs to leave out from the start, same shape, instead of those far from this fit: for a donor `GeneEffects.far`
         of its state, as few cells do not tell which pairs are far.
+    overwrite_weights
+        What is left may be written into `weights`, which saves its memory.
 
     Returns
     -------
@@ -107,14 +114,9 @@ def gene_effects(
             fitted = fit.present & ~far
     mean, source, target = fit.centred(source, target, fitted)
     source, target = np.where(fitted.any(1), source, np.nan), np.where(fitted.any(0), target, np.nan)
-    return GeneEffects(
-        mean=mean,
-        source=source,
-        target=target,
-        residual=fit.residual(mean, source, target),
-        far=far,
-        explained=fit.explained(mean, source, target),
-    )
+    explained = fit.explained(mean, source, target)
+    left = fit.residual(mean, source, target, out=weights if overwrite_weights else None)
+    return GeneEffects(mean=mean, source=source, target=target, residual=left, far=far, explained=explained)
 
 
 def _require_pairs(weights: np.ndarray, counts: np.ndarray, masked: np.ndarray | None) -> None:
@@ -171,14 +173,14 @@ class _Fit:
 
     def far(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Return the pairs that are too far from a fit to be in the next, unless they are nearly all of a gene's."""
-        of_pairs, n_before = np.empty(int(self.present.sum())), 0
+        of_pairs, n_before = np.empty(int(self.present.sum()), dtype=np.float32), 0  # medians need no more digits
         for rows in self._blocks:
             left = self._left(rows, source, target)[self.present[rows]]
             of_pairs[n_before : n_before + len(left)] = left
             n_before += len(left)
-        nearest = _ROUNDING * max(of_pairs.max(), -of_pairs.min())
+        nearest = _ROUNDING * float(max(of_pairs.max(), -of_pairs.min()))
         of_pairs -= np.median(of_pairs, overwrite_input=True)
-        deviation = np.median(np.abs(of_pairs, out=of_pairs), overwrite_input=True)
+        deviation = float(np.median(np.abs(of_pairs, out=of_pairs), overwrite_input=True))
         beyond, far = max(MASKED_BEYOND * deviation, nearest), np.zeros(self.present.shape, dtype=bool)
         for rows in self._blocks:
             with np.errstate(invalid="ignore"):  # NaN is not far
@@ -201,11 +203,13 @@ class _Fit:
         mean_source, mean_target = of_source @ source / of_source.sum(), of_target @ target / of_target.sum()
         return float(mean_source + mean_target), source - mean_source, target - mean_target
 
-    def residual(self, mean: float, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    def residual(
+        self, mean: float, source: np.ndarray, target: np.ndarray, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return what is left of every pair; NaN where there is none, or one of its genes has no effect."""
-        left = np.full(self.present.shape, np.nan)
+        left = np.empty(self.present.shape) if out is None else out
         for rows in self._blocks:
-            np.copyto(left[rows], self._left(rows, source + mean, target), where=self.present[rows])
+            left[rows] = np.where(self.present[rows], self._left(rows, source + mean, target), np.nan)
         return left
 
     def explained(self, mean: float, source: np.ndarray, target: np.ndarray) -> float:

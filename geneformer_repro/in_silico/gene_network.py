@@ -366,7 +366,8 @@ class GeneNetwork:
         """
         total, n = self.sums(state, donor)
         weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
-        return gene_effects(weights, n, masked=None if donor is None else self._far(state))
+        masked = None if donor is None else self._far(state)
+        return gene_effects(weights, n, masked=masked, overwrite_weights=True)
 
     def _far(self, state: str) -> np.ndarray:
         """Return the pairs that a donor's fit leaves out."""
@@ -601,7 +602,7 @@ class GeneNetwork:
         masked = None if donor is None else self._far(state)
         if np.isnan(weights if masked is None else np.where(masked, np.nan, weights)).all():
             return np.full(total.shape, np.nan)
-        return gene_effects(weights, n, masked=masked).residual
+        return gene_effects(weights, n, masked=masked, overwrite_weights=True).residual
 
     def _nodes(self, state: str) -> pd.DataFrame:
         nodes = self.node_table(state)

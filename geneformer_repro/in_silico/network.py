@@ -170,7 +170,7 @@ def gene_network(
     >>> network.states
     ['CD14+ Monocyte', 'Dendritic']
     >>> sorted(network.edges["source"].map(network.genes["gene_name"]).unique())
-    ['CD74', 'ID2', 'IRF8', 'SPI1']
+    ['CD74', 'ID2', 'SPI1']
     """
     checkpoint.require_matching(cells)
     for column in filter(None, (by, donor)):
@@ -238,8 +238,7 @@ class _Making:
             "network", total=sum(sizes), unit="tokens", done=done, quiet=not processes.is_first(), facts=_memory
         ) as bar:
             for i in parts.mine:
-                write = self.part(self.parts[i][1], bar.update)
-                parts.keep(i, write)
+                parts.keep(i, self.part(self.parts[i][1], bar.update))
         processes.wait()
         if processes.is_first():
             self._merge(parts.paths, metadata)

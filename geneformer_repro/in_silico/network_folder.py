@@ -154,7 +154,7 @@ class _State:
         weights = self._weights(total, n, of_donor=far is not None)
         if np.isnan(weights if far is None else np.where(far, np.nan, weights)).all():
             return None
-        return gene_effects(weights, n, masked=far)
+        return gene_effects(weights, n, masked=far, overwrite_weights=True)
 
     def _weights(self, total: np.ndarray, n: np.ndarray, *, of_donor: bool) -> np.ndarray:
         least = least_cells(self._min_cells, of_donor=of_donor)
