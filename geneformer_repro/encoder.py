@@ -50,11 +50,13 @@ class Block(BertLayer):
         presence_T: Tensor | None = None,
         alike_T: Tensor | None = None,
         show: Callable[[Attention], object] | None = None,
+        show_only: bool = False,
     ) -> Tensor:
         """Return the block's output at all tokens, or at those that are read.
 
         With `alike_T`, `hidden_TD` has only the distinct rows, and it says which one each token has. `presence_T` is as
-        of `run_gated`. `show` is called with what all tokens attend with, and so not where a few are read.
+        of `run_gated`. `show` is called with what all tokens attend with, and so not where a few are read; with
+        `show_only` that is all, and the input is returned.
         """
         attention = self.attention.self
         asking_TD, asking = (hidden_TD, cells) if read is None else (hidden_TD[read.tokens], read.cells)
@@ -72,6 +74,8 @@ class Block(BertLayer):
         elif show is not None:
             context_THE, attended = attend_shown(query_THE, key_THE, value_THE, cells)
             show(attended)
+            if show_only:
+                return hidden_TD
         else:
             context_THE = attend(query_THE, key_THE, value_THE, queries=asking, keys=cells, dropout=dropout)
         attended_TD = self.attention.output(context_THE.flatten(-2), asking_TD)
@@ -119,6 +123,7 @@ def run_encoder(
     read: Read | None = None,
     alike: bool = False,
     watch: Watch | None = None,
+    watch_only: bool = False,
 ) -> Tensor:
     """Run the encoder of one of this package's models over the tokens of all cells.
 
@@ -141,6 +146,8 @@ def run_encoder(
         query, key and value in the first block; they are computed once.
     watch
         Called with the number of each block and what its tokens attend with; not with `read`.
+    watch_only
+        Nothing else is wanted: the last block ends there, and what is returned means nothing.
 
     Returns
     -------
@@ -172,6 +179,7 @@ def run_encoder(
             read if i == len(blocks) - 1 else None,
             alike_T=alike_T if i == 0 else None,
             show=None if watch is None else partial(watch, i),
+            show_only=watch_only and i == len(blocks) - 1,
         )
     return hidden_TD if blocks or read is None else hidden_TD[read.tokens]
 

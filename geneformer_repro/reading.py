@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 import geneformer_repro.processes as processes
-from geneformer_repro.attention import Cells
+from geneformer_repro.attention import Attention, Cells
 from geneformer_repro.batching import Batch, end_to_end, require_budget, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.encoder import IGNORED, Watch, first_tokens, run_encoder, run_gated
@@ -185,6 +185,25 @@ class Reader:
         with self.reading(), self._halved():
             options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
             return run_encoder(self.bert, input_ids_T, lengths, **options).float()
+
+    def watch(self, batch: Batch, watch: Watch) -> None:
+        """Show an observer what the tokens of a batch attend with, block by block; of the last block no more is made.
+
+        Parameters
+        ----------
+        batch
+            Cells, on the device.
+        watch
+            As of `run_encoder`; called in inference mode, and in single precision whatever the network computes in.
+        """
+
+        def shown(layer: int, attention: Attention) -> None:
+            with torch.autocast(self.device.type, enabled=False):
+                watch(layer, attention)
+
+        with self.reading(), self._halved():
+            options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "watch": shown, "watch_only": True}
+            run_encoder(self.bert, batch.input_ids_T, batch.lengths, **options)
 
     def pooled(self, batch: Batch, pooling: Pooling) -> Tensor:
         """Return the vector of each cell of a batch, (cells, D), on the CPU."""

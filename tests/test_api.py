@@ -34,10 +34,12 @@ NAMES = [
     "FinetunedPatients",
     "FinetunedResponse",
     "GeneFinetuneConfig",
+    "GeneNetwork",
     "GoalState",
     "Harmoniser",
     "Inhibition",
     "InputError",
+    "NetworkDifference",
     "Overexpression",
     "PatientConfig",
     "PatientPredictions",
@@ -53,18 +55,24 @@ NAMES = [
     "TransferStudyConfig",
     "Vocabulary",
     "VocabularyMismatchError",
+    "compare_networks",
     "cross_cohort",
     "datasets",
     "drevalpy_model",
     "embed",
     "embed_states",
+    "evaluate_network",
     "finetune",
     "finetune_genes",
     "finetune_patients",
     "finetune_response",
+    "gene_network",
+    "head_statistics",
     "integration_scores",
     "map_to_reference",
     "perturb",
+    "plot_network",
+    "plot_network_evaluation",
     "plot_screen",
     "predict",
     "predict_patients",
@@ -76,6 +84,8 @@ NAMES = [
     "shift_statistics",
     "tokenize",
     "transfer_study",
+    "write_network_evaluation",
+    "write_network_report",
     "write_screen_report",
 ]
 FUNCTIONS = {
@@ -106,6 +116,13 @@ FUNCTIONS = {
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
     "device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
+    "compare_networks": "network, a, b, *, counts, cells, top",
+    "head_statistics": "checkpoint, cells, genes, *, donor, method, random_weights, min_cells, max_cells, "
+    "n_permutations, seed, dtype, max_tokens, device",
+    "GeneNetwork.graph": "self, state, *, top, max_fdr",
+    "GeneNetwork.to_graphml": "self, path, state, *, top, max_fdr, max_edges, modules, overwrite",
+    "GeneNetwork.centrality": "self, state, *, top, betweenness",
+    "GeneNetwork.modules": "self, state, *, top, resolution, n_seeds, seed",
     "plot_screen": "shifts, statistics, *, kind",
     "write_screen_report": "shifts, statistics, path, *, overwrite",
     "datasets.pbmc700": "",
@@ -193,6 +210,8 @@ FIELDS = {
     "FinetunedResponse": "checkpoint, evaluation, split, history",
     "GeneFinetuneConfig": "seed, max_cells, min_cells, split(folds, validation), "
     f"training({TRAINING}, class_balance), {TRANSFER}, compare(baselines)",
+    "GeneNetwork": "path, metadata",
+    "NetworkDifference": "edges, genes, in_one_state, facts",
     "Deletion": "genes, combine, anchor",
     "Overexpression": "genes, combine, anchor",
     "Inhibition": "genes, combine, anchor, quartiles",
@@ -221,6 +240,7 @@ RESULTS = (
     "CohortStudy",
     "ResponseStudy",
     "ResponseData",
+    "NetworkDifference",
 )
 
 
@@ -349,6 +369,7 @@ def test_a_docstring_speaks_of_every_parameter(path):
         "embed_states", "predict_patients", "finetune_response", "predict_response",
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
+        "gene_network", "compare_networks", "head_statistics",
     ],
 )  # fmt: skip
 def test_every_step_says_what_it_takes_returns_and_raises(name):

@@ -51,6 +51,8 @@ COMMANDS = (
     "mixing",
     "perturb",
     "statistics",
+    "network",
+    "heads",
     "info",
 )
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gf.embed(base, cells).write_h5ad(folder / "cells.embedding.h5ad")
     goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B")
     gf.perturb(base, cells, gf.Deletion(), goal=goal, donor="donor", max_cells=12, out=folder / "shifts.parquet")
+    tfs = ["SPI1", "IRF8", "ID2", "CD74"]
+    monocytes = cells.select(np.flatnonzero(cells.labels("cell_type").isin(["CD14+ Monocyte", "Dendritic"])))
+    gf.gene_network(base, monocytes, sources=tfs, by="cell_type", donor="donor", out=folder / "runs" / "net")
     write_hub_copy(folder / HUB_FOLDER)
     return folder
 

@@ -144,6 +144,20 @@ class TestObserver:
         watched = reader.hidden(*whole(few), watch=lambda *_: None)
         np.testing.assert_allclose(watched, reader.hidden(*whole(few)), **CLOSE)
 
+    def test_where_nothing_else_is_wanted_it_sees_the_same_in_single_precision(self, seen, checkpoint, few):
+        again, reader = [], Reader.of(checkpoint, device="cpu", max_tokens=10**6)
+        (batch,) = reader.batches(few, np.arange(len(few)))
+        reader.watch(
+            batch._replace(input_ids_T=whole(few)[0], lengths=tuple(whole(few)[1])), lambda *one: again.append(one)
+        )
+        assert [layer for layer, _ in again] == [0, 1, 2]
+        for (_, one), other in zip(again, seen, strict=True):
+            for name in ("query_THE", "key_THE", "value_THE", "log_sum_TH"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        halved, products = Reader.of(checkpoint, device="cpu", dtype="bfloat16"), []
+        halved.watch(batch, lambda _, attention: products.append((attention.query_THE.float() @ torch.ones(32)).dtype))
+        assert set(products) == {torch.float32}
+
     def test_context_is_made_of_the_weights_and_values_it_shows(self, seen):
         shown = seen[2]
         context = attend(shown.query_THE, shown.key_THE, shown.value_THE, queries=shown.cells, keys=shown.cells)

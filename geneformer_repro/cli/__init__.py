@@ -11,7 +11,18 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from geneformer_repro.cli import cohorts, counts, embeddings, info, models, patients, responses, screens
+from geneformer_repro.cli import (
+    cohorts,
+    counts,
+    embeddings,
+    heads,
+    info,
+    models,
+    networks,
+    patients,
+    responses,
+    screens,
+)
 from geneformer_repro.errors import InputError
 
 
@@ -46,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         description="From raw counts to a perturbation screen: Geneformer-style models of single-cell transcriptomes.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (counts, models, patients, cohorts, responses, embeddings, screens, info):
+    for family in (counts, models, patients, cohorts, responses, embeddings, screens, networks, heads, info):
         family.add_commands(commands)
     return parser

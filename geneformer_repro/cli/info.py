@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_repro.cli.inputs import given_vocabulary
+from geneformer_repro.cli.networks import described as described_network
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.errors import InputError
+
+_LONG = ("heads", "of_heads")
+"""Metadata of a network with a line a head."""
 
 
 def add_commands(commands: Any) -> None:
     """Add the command of this module."""
-    info = commands.add_parser("info", help="say what a vocabulary, dataset, checkpoint or screen is")
+    info = commands.add_parser("info", help="say what a vocabulary, dataset, checkpoint, screen or network is")
     info.add_argument("path")
     info.add_argument("--vocabulary", help="what tokens mean, of a stock checkpoint or tokenised cells of others")
     info.set_defaults(run=_info, quiet=False)
@@ -29,6 +33,11 @@ def _info(arguments: argparse.Namespace) -> None:
 
         metadata = ShiftTable.open(path).metadata
         _show(size_of_screen(path), {key: value for key, value in metadata.items() if key != "gene_names"})
+    elif (path / "network.json").exists():
+        from geneformer_repro.in_silico.gene_network import GeneNetwork
+
+        network = GeneNetwork.open(path)
+        _show(described_network(network), {key: value for key, value in network.metadata.items() if key not in _LONG})
     elif is_dataset(path):
         from geneformer_repro.tokenizer.dataset import TokenizedDataset
 

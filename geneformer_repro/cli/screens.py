@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli.evaluation import add_known_edges_options, score_known_edges
+from geneformer_repro.cli.heads import compare_states
 from geneformer_repro.cli.inputs import (
     CHECKPOINT,
     TOKENIZED,
@@ -111,7 +113,7 @@ def _add_statistics(commands: Any) -> None:
         "test which genes move cells: a table, a picture and a page",
         ".tsv file to write (and a .png and .html beside it)",
     )
-    statistics.add_argument("shifts", help=_SHIFTS)
+    statistics.add_argument("shifts", help=f"{_SHIFTS}, or folder written by network")
     statistics.add_argument(
         "--method",
         choices=["matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs"],
@@ -124,8 +126,14 @@ def _add_statistics(commands: Any) -> None:
     )
     statistics.add_argument("--vocabulary", help="with --cells of others, what their tokens mean")
     statistics.add_argument(
-        "--counts", metavar="FILE", help="with --cells, their .h5ad, if not where tokenize found it"
+        "--counts",
+        metavar="FILE",
+        help="with --cells, their .h5ad, if not where tokenize found it; of a network, counts of its cells",
     )
+    statistics.add_argument(
+        "--between", nargs=2, metavar="STATE", help="of a network: edges that differ between two states, over donors"
+    )
+    add_known_edges_options(statistics)
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
@@ -233,6 +241,16 @@ def _agreement(metadata: Mapping[str, Any]) -> str:
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
+    if arguments.between and arguments.known:
+        raise InputError("--between compares two states, --known scores a network on known edges: give one of the two.")
+    if arguments.between or arguments.known:
+        (compare_states if arguments.between else score_known_edges)(arguments)
+        return
+    if (Path(arguments.shifts) / "network.json").is_file():
+        raise InputError(
+            f"{arguments.shifts} is a gene network: ask which edges differ between two states with --between, or how "
+            "many known edges it finds with --known."
+        )
     from geneformer_repro.files import new_file, refuse_existing, write_table
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable

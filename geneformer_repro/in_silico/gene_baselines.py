@@ -159,8 +159,8 @@ def _differential_expression(
     if counted[0] is None or counted[1] is None or start.vocabulary.values == "zscore":
         return unknown, unknown
     donors = [cells.labels(donor).fillna("") if donor else pd.Series("", cells.cell_names) for cells in (start, end)]
-    sums = [_sums(of_state, donor_of) for of_state, donor_of in zip(counted, donors, strict=True)]
-    before, after = _log_per_million(*sums)
+    sums = [sums_by_donor(of_state, donor_of) for of_state, donor_of in zip(counted, donors, strict=True)]
+    before, after = log_per_million(*sums)
     before, after = before.iloc[:, genes], after.iloc[:, genes]
     both = before.index.intersection(after.index)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
@@ -181,14 +181,14 @@ def _rounding(before: pd.DataFrame, after: pd.DataFrame) -> float:
     return float(np.finfo(float).eps * (4 / np.log(2) + largest))
 
 
-def _sums(counts: csr_matrix, donors: pd.Series) -> pd.DataFrame:
+def sums_by_donor(counts: csr_matrix, donors: pd.Series) -> pd.DataFrame:
     """Sum the counts of each donor's cells: donors × genes."""
     codes, names = pd.factorize(donors.to_numpy(), sort=True)
     member = csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(names), len(codes)))
     return pd.DataFrame((member @ counts).toarray(), index=names)
 
 
-def _log_per_million(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def log_per_million(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return log2 counts per million; the prior grows with the library, so that absent genes are alike in all."""
     mean_library = np.concatenate([before.sum(axis=1), after.sum(axis=1)]).mean()
 

@@ -361,10 +361,10 @@ class _Screen:
         text = f"{self._n_variants[cells].sum():,} variants of {len(cells):,} cells"
         if share < _WORTH_A_PROBE:
             seconds = self._seconds(middle, n_probed) / share
-            text += f", about {_in_words(seconds)} here"
+            text += f", about {in_words(seconds)} here"
             n_fewer = 10 ** int(np.log10(max(1, len(cells) / 5)))
             if seconds > LONG_SECONDS:
-                text += f"; {_in_words(seconds * n_fewer / len(cells))} for {n_fewer:,} cells (max_cells)"
+                text += f"; {in_words(seconds * n_fewer / len(cells))} for {n_fewer:,} cells (max_cells)"
         logger.info("%s", text)
 
     def _seconds(self, cell: int, n_variants: int) -> float:
@@ -429,7 +429,7 @@ def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:
         bar.update()
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
     """Say a time as people do."""
     minutes = round(seconds / 60)
     if seconds < 90:

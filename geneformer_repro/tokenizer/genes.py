@@ -204,7 +204,7 @@ def reconcile(
     InputError
         A vocabulary is to be learned from a source with several genomes.
     """
-    finder = _Finder(source, vocabulary, other_ids or {})
+    finder = _Finder(frozenset(source.gene_ids) | frozenset(source.gene_names), vocabulary, other_ids or {})
     pairs = [finder.find(gene, name) for gene, name in zip(source.gene_ids, source.gene_names, strict=True)]
     other = _of_another_genome(source, np.array([gene != "" for gene, _ in pairs]), learn=vocabulary is None)
     pairs = [("", f"genome {source.genomes[i]}") if other[i] else pair for i, pair in enumerate(pairs)]
@@ -220,6 +220,24 @@ def reconcile(
         {"gene": source.gene_ids, "name": source.gene_names, "outcome": outcome, "by": by, "gene_id": to}
     )
     return GeneMap(position, table)
+
+
+def gene_ids_of(names: Sequence[str], vocabulary: KnownGenes) -> pd.Series:
+    """Return the gene id of each name in a list or table, "" where the vocabulary knows none; as `reconcile`.
+
+    Parameters
+    ----------
+    names
+        Gene ids, with or without version, or symbols, current or former; each once.
+    vocabulary
+        The genes that are known.
+
+    Returns
+    -------
+    Indexed by the names.
+    """
+    finder = _Finder(frozenset(names), vocabulary, {})
+    return pd.Series({name: finder.find(name, "")[0] for name in names}, dtype=object)
 
 
 def summing_matrix(position: np.ndarray, n_genes: int) -> csr_matrix:
@@ -257,11 +275,11 @@ def _of_another_genome(source: CountSource, is_known: np.ndarray, *, learn: bool
 class _Finder:
     """Leads an id and a name to a gene id."""
 
-    def __init__(self, source: CountSource, vocabulary: KnownGenes | None, other_ids: Mapping[str, str]) -> None:
+    def __init__(self, names: frozenset[str], vocabulary: KnownGenes | None, other_ids: Mapping[str, str]) -> None:
         self._known = None if vocabulary is None else vocabulary.position
         self._other_ids = {**(vocabulary.other_ids if vocabulary else {}), **other_ids}
         self._own = {name: vocabulary.gene_ids[i] for name, i in vocabulary.by_name.items()} if vocabulary else {}
-        self._symbols = frozenset(source.gene_ids) | frozenset(source.gene_names)
+        self._symbols = names
 
     def find(self, gene: str, name: str) -> tuple[str, str]:
         """Return the gene id ("" if there is none) and what led to it."""

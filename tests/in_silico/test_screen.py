@@ -596,7 +596,7 @@ def test_of_long_work_is_said_how_long_less_would_take(model, short, caplog, mon
     ],
 )  # fmt: skip
 def test_times_are_said_as_people_do(seconds, words):
-    assert module._in_words(seconds) == words
+    assert module.in_words(seconds) == words
 
 
 def test_the_last_line_tells_how_much_was_done_and_how_fast(model, short, caplog):

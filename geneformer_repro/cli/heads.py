@@ -1,0 +1,136 @@
+"""Heads of attention, and networks of two states: ``heads``, and ``statistics NET --between``."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from geneformer_repro.cli.inputs import (
+    CHECKPOINT,
+    TOKENIZED,
+    add_cells_options,
+    add_dtype_option,
+    given_vocabulary,
+    new_command,
+    open_both,
+)
+from geneformer_repro.errors import InputError
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this module."""
+    heads = new_command(
+        commands,
+        "heads",
+        _heads,
+        "test which heads of attention attend to some genes more than to others like them",
+        ".tsv file to write (and a .png and .html beside it)",
+    )
+    heads.add_argument("checkpoint", help=CHECKPOINT)
+    heads.add_argument("cells", help=TOKENIZED)
+    heads.add_argument("--genes", required=True, metavar="FILE", help="genes asked about, ids or names, one a line")
+    heads.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, over which means are taken")
+    heads.add_argument(
+        "--method",
+        choices=["matched", "published"],
+        default="matched",
+        help="against genes of like place and detection, or rank sums over pooled tokens (default %(default)s)",
+    )
+    heads.add_argument(
+        "--no-random-weights",
+        dest="random_weights",
+        action="store_false",
+        help="leave out the network with random weights, which takes half of the time",
+    )
+    heads.add_argument("--min-cells", type=int, default=20, metavar="N", help="that have a gene (default %(default)s)")
+    heads.add_argument(
+        "--max-cells",
+        type=int,
+        default=2_000,
+        metavar="N",
+        help="read a random choice of so many (default %(default)s)",
+    )
+    heads.add_argument(
+        "--permutations", type=int, default=1_000, metavar="N", help="of the genes' labels (default %(default)s)"
+    )
+    heads.add_argument("--seed", type=int, default=0, help="of cells, permutations and weights (default %(default)s)")
+    heads.add_argument("--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096)")
+    add_dtype_option(heads)
+    add_cells_options(heads)
+
+
+def _heads(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.in_silico.heads import head_statistics
+    from geneformer_repro.in_silico.network_figures import heads_figure
+    from geneformer_repro.in_silico.network_pages import head_sentence, write_head_report
+
+    out, *_ = outputs = table_outputs(arguments)
+    checkpoint, cells = open_both(arguments)
+    options = ("donor", "method", "random_weights", "min_cells", "max_cells", "seed", "dtype", "max_tokens")
+    table = head_statistics(
+        checkpoint,
+        cells,
+        arguments.genes,
+        n_permutations=arguments.permutations,
+        **{name: getattr(arguments, name) for name in options},
+    )
+    facts = {"checkpoint": arguments.checkpoint, "cells": arguments.cells, "genes": arguments.genes}
+    write_together(
+        outputs,
+        table.set_index("layer"),
+        lambda path: heads_figure(table).savefig(path, dpi=150),
+        lambda path: write_head_report(table, path, facts=facts),
+        overwrite=arguments.overwrite,
+    )
+    print(head_sentence(table))
+    print(f"{out} has all {len(table):,} heads, {outputs[1]} the picture, {outputs[2]} what it shows")
+
+
+def compare_states(arguments: argparse.Namespace) -> None:
+    """Compare two states of a network, as ``statistics NET --between A B`` asks."""
+    from geneformer_repro.in_silico.gene_network import GeneNetwork
+    from geneformer_repro.in_silico.network_figures import difference_figure
+    from geneformer_repro.in_silico.network_pages import write_difference_report
+    from geneformer_repro.in_silico.network_statistics import compare_networks
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    out, *_ = outputs = table_outputs(arguments)
+    a, b = arguments.between
+    cells = TokenizedDataset.open(arguments.cells, given_vocabulary(arguments)) if arguments.cells else None
+    found = compare_networks(GeneNetwork.open(arguments.shifts), a, b, counts=arguments.counts, cells=cells)
+    write_together(
+        outputs,
+        found.edges.set_index("source"),
+        lambda path: difference_figure(found.edges, (a, b)).savefig(path, dpi=150),
+        lambda path: write_difference_report(found, path),
+        overwrite=arguments.overwrite,
+    )
+    shown = ["source_name", "target_name", "difference", "p_value", "fdr", "n_donors", "moved"]
+    head = found.edges[shown].head(10).dropna(axis=1, how="all")
+    print(head.to_string(index=False, float_format="{:.4g}".format))
+    print(found.sentence())
+    print(f"{out} has {len(found.edges):,} edges, {outputs[1]} the picture, {outputs[2]} what it shows")
+
+
+def table_outputs(arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """Return the names of a table, its picture and its page; refuse them before the work."""
+    from geneformer_repro.files import refuse_existing
+
+    out = Path(arguments.out)
+    if out.suffix != ".tsv":
+        raise InputError(f"{out}: a table is written as .tsv, with a .png and an .html of the same name beside it.")
+    outputs = (out, out.with_suffix(".png"), out.with_suffix(".html"))
+    for path in outputs:
+        refuse_existing(path, overwrite=arguments.overwrite)
+    return outputs
+
+
+def write_together(outputs: tuple[Path, Path, Path], table: Any, draw: Any, report: Any, *, overwrite: bool) -> None:
+    """Write table, picture and page: whoever is killed leaves all of the files or none; the table comes last."""
+    from geneformer_repro.files import new_file, write_table
+
+    with ExitStack() as together:
+        out, picture, page = (together.enter_context(new_file(path, overwrite=overwrite)) for path in outputs)
+        write_table(table, out)
+        draw(picture)
+        report(page)

@@ -1,0 +1,148 @@
+"""Gene networks: ``network``."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geneformer_repro.cli.inputs import (
+    CHECKPOINT,
+    TOKENIZED,
+    add_cells_options,
+    add_dtype_option,
+    new_command,
+    open_both,
+)
+from geneformer_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_repro.in_silico.gene_network import GeneNetwork
+
+_OPTIONS = (
+    "sources", "targets", "by", "donor", "method", "weight", "scale", "min_cells", "calibration_cells", "max_cells",
+    "seed", "max_memory", "dtype", "max_tokens", "overwrite",
+)  # fmt: skip
+_SHOWN = ("state", "source", "target", "weight", "low", "high", "fdr", "n_cells", "n_donors")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command of this module."""
+    network = new_command(
+        commands,
+        "network",
+        _network,
+        "read a gene network out of a model: which genes it uses to represent which",
+        "folder to write (and a .png and .html of the same name beside it)",
+    )
+    network.add_argument("checkpoint", help=CHECKPOINT)
+    network.add_argument("cells", help=TOKENIZED)
+    network.add_argument(
+        "--sources", metavar="FILE", help="genes that may influence others, ids or names, one a line (default all)"
+    )
+    network.add_argument("--targets", metavar="FILE", help="genes that may be influenced, likewise (default all)")
+    network.add_argument("--by", metavar="COLUMN", help="obs column of the state; each has a network of its own")
+    network.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of statistics")
+    _add_measure_options(network)
+    network.add_argument(
+        "--min-cells", type=int, default=20, metavar="N", help="of a pair, and of a group (default %(default)s)"
+    )
+    network.add_argument(
+        "--calibration-cells", type=int, default=200, metavar="N", help="for means of places (default %(default)s)"
+    )
+    network.add_argument("--max-cells", type=int, metavar="N", help="read a random choice of so many cells")
+    network.add_argument("--seed", type=int, default=0, help="of both choices (default %(default)s)")
+    network.add_argument(
+        "--max-memory", default="2GB", metavar="SIZE", help="beside the model; more is refused (default %(default)s)"
+    )
+    network.add_argument("--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096)")
+    add_dtype_option(network)
+    add_cells_options(network)
+
+
+def _add_measure_options(network: argparse.ArgumentParser) -> None:
+    network.add_argument(
+        "--method",
+        choices=["attention", "deletion", "mean_qk"],
+        default="attention",
+        help="deletion: how targets move when a source is deleted, a forward a source and cell; mean_qk: attention of "
+        "queries and keys averaged over cells (default %(default)s)",
+    )
+    network.add_argument(
+        "--weight",
+        choices=["attention", "value_norm"],
+        default="attention",
+        help="value_norm: times the length of the vector that attention brings (default %(default)s)",
+    )
+    network.add_argument(
+        "--scale", choices=["log", "lift"], default="log", help="what is averaged (default %(default)s)"
+    )
+    network.add_argument(
+        "--layers", nargs="+", type=int, metavar="LAYER", help="blocks, counted from 0 next to the input (default all)"
+    )
+    network.add_argument("--heads", nargs="+", metavar="LAYER:HEAD", help="single heads instead (default all)")
+
+
+def _network(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.files import refuse_existing
+    from geneformer_repro.in_silico.network import gene_network
+    from geneformer_repro.report import new_axes
+
+    out = Path(arguments.out)
+    picture, page = (out.with_name(f"{out.name}{end}") for end in (".png", ".html"))
+    heads = [_head(text) for text in arguments.heads or ()]
+    if processes.is_first():
+        for path in (picture, page):
+            refuse_existing(path, overwrite=arguments.overwrite)
+    new_axes(1, 1)  # says before the work if pictures cannot be drawn
+    checkpoint, cells = open_both(arguments)
+    network = gene_network(
+        checkpoint,
+        cells,
+        out=out,
+        layers=arguments.layers or "all",
+        heads=heads or "all",
+        **{name: getattr(arguments, name) for name in _OPTIONS},
+    )
+    if processes.is_first():
+        _draw(network, picture, page, overwrite=arguments.overwrite)
+
+
+def _head(text: str) -> tuple[int, int]:
+    """Read a head, as in 3:1."""
+    if not re.fullmatch(r"\d+:\d+", text):
+        raise InputError(f"--heads takes LAYER:HEAD, such as 0:3, found {text!r}.")
+    layer, head = map(int, text.split(":"))
+    return layer, head
+
+
+def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool) -> None:
+    """Write picture and page of a network; print its strongest edges."""
+    from geneformer_repro.files import new_file
+    from geneformer_repro.in_silico.network_pictures import plot_network, write_network_report
+
+    print(f"{network.path}: {described(network)}")
+    edges = network.edges
+    if edges.empty:
+        print("No pair has cells enough and a weight above 0, so there is no picture. Lower --min-cells.")
+    else:
+        names = network.genes["gene_name"]
+        head = edges.groupby("state", sort=False).head(3).head(12)
+        head = head.assign(source=head["source"].map(names), target=head["target"].map(names))[list(_SHOWN)]
+        print(head.dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format))
+        with new_file(picture, overwrite=overwrite) as aside:
+            plot_network(network, str(edges["state"].iloc[0])).savefig(aside, dpi=150)
+        print(f"{picture} is the picture of {edges['state'].iloc[0]}")
+    write_network_report(network, page, overwrite=overwrite)
+    print(f"{page} says what was added up and taken out, {network.path / 'edges.parquet'} has {len(edges):,} edges")
+
+
+def described(network: "GeneNetwork") -> str:
+    """Say how large a network is, without reading its sums."""
+    n_cells = sum(facts["n_cells"] for facts in network.metadata["states"].values())
+    donors = {donor for of_state in network.donors.values() for donor in of_state}
+    return (
+        f"{len(network.sources):,} sources × {len(network.targets):,} targets by {network.metadata['method']}, "
+        f"{len(network.states)} state{'s' * (len(network.states) != 1)}, {n_cells:,} cells"
+        + (f" of {len(donors):,} donors" if donors else "")
+    )
