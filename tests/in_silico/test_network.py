@@ -1,5 +1,6 @@
 """gene_network: what it adds up, however the cells are read; going on, sharing, and what it refuses."""
 
+import copy
 import logging
 import os
 import re
@@ -125,6 +126,17 @@ class TestWhatIsAddedUp:
         wrapped = gf.Checkpoint(classifier, few.vocabulary)
         found = gf.gene_network(wrapped, few, out=tmp_path / "classifier", **options)
         np.testing.assert_array_equal(found.matrix("Dendritic"), make().matrix("Dendritic"))
+
+    def test_adapters_count(self, make, checkpoint, few, tmp_path):
+        peft = pytest.importorskip("peft")
+        adapted = copy.deepcopy(checkpoint.model)
+        settings = peft.LoraConfig(target_modules=["query", "key"], r=2, init_lora_weights=False)
+        peft.inject_adapter_in_model(settings, adapted)
+        options = {"sources": SOURCES, "by": "cell_type", "calibration_cells": 20, "device": "cpu"}
+        found = gf.gene_network(gf.Checkpoint(adapted.eval(), few.vocabulary), few, out=tmp_path / "adapted", **options)
+        plain = make()
+        assert found.metadata["checkpoint"] != plain.metadata["checkpoint"]
+        assert not np.allclose(found.matrix("Dendritic"), plain.matrix("Dendritic"), equal_nan=True)
 
     def test_the_heads_that_are_asked_for_are_averaged(self, make):
         by_layer, by_heads = make("layer", layers=[1]), make("heads", heads=[(1, 0), (1, 1)])
