@@ -119,8 +119,8 @@ FUNCTIONS = {
     "compare_networks": "network, a, b, *, counts, cells, top",
     "head_statistics": "checkpoint, cells, genes, *, donor, method, random_weights, min_cells, max_cells, "
     "n_permutations, seed, dtype, max_tokens, device",
-    "GeneNetwork.graph": "self, state, *, top",
-    "GeneNetwork.to_graphml": "self, path, state, *, top, max_edges, modules, overwrite",
+    "GeneNetwork.graph": "self, state, *, top, max_fdr",
+    "GeneNetwork.to_graphml": "self, path, state, *, top, max_fdr, max_edges, modules, overwrite",
     "GeneNetwork.centrality": "self, state, *, top, betweenness",
     "GeneNetwork.modules": "self, state, *, top, resolution, n_seeds, seed",
     "plot_screen": "shifts, statistics, *, kind",

@@ -413,7 +413,7 @@ class GeneNetwork:
 
     # Graphs
 
-    def graph(self, state: str, *, top: int = 10) -> "networkx.DiGraph[str]":
+    def graph(self, state: str, *, top: int = 10, max_fdr: float | None = None) -> "networkx.DiGraph[str]":
         """Return the strongest edges of a state as a graph for networkx, from source to target.
 
         Parameters
@@ -422,12 +422,19 @@ class GeneNetwork:
             One of `states`.
         top
             Sources of each target, at most, that have a weight above 0: the largest weight · n / (n + 10) of n cells.
+        max_fdr
+            Only edges whose false discovery rate over donors is below this, such as 0.05; of up to ten a target.
 
         Returns
         -------
         Nodes are gene ids with ``name``, ``is_source`` (0 or 1), ``alpha``, ``beta``, ``detection`` (share of cells
         with the gene); edges have ``weight``, ``n_cells`` and, with up to ten a target, ``n_donors``, ``p_value`` and
         ``fdr``. What is missing is left out, and so are genes without an edge.
+
+        Raises
+        ------
+        InputError
+            There is no such state, or `max_fdr` is given and no edge has three donors.
 
         See Also
         --------
@@ -441,7 +448,7 @@ class GeneNetwork:
         >>> max(degree for _, degree in graph.in_degree())
         3
         """
-        return graph_of(self._strongest(state, top), self._nodes(state))
+        return graph_of(self._strongest(state, top, max_fdr), self._nodes(state))
 
     def to_graphml(
         self,
@@ -449,6 +456,7 @@ class GeneNetwork:
         state: str,
         *,
         top: int = 10,
+        max_fdr: float | None = None,
         max_edges: int | None = 5_000,
         modules: pd.DataFrame | None = None,
         overwrite: bool = False,
@@ -459,7 +467,7 @@ class GeneNetwork:
         ----------
         path
             The file, ``.graphml``.
-        state, top
+        state, top, max_fdr
             As of `graph`.
         max_edges
             Of more edges the strongest are written, with a word in the log; None all.
@@ -490,7 +498,7 @@ class GeneNetwork:
         """
         nodes = self._nodes(state)
         nodes = nodes if modules is None else nodes.join(modules["module"])
-        graph = graph_of(self._strongest(state, top), nodes)
+        graph = graph_of(self._strongest(state, top, max_fdr), nodes)
         write_graphml(graph, path, most_edges=max_edges, overwrite=overwrite)
 
     def centrality(self, state: str, *, top: int = 10, betweenness: bool = False) -> pd.DataFrame:
@@ -577,14 +585,23 @@ class GeneNetwork:
         options: dict[str, Any] = {"resolution": resolution, "n_seeds": n_seeds, "seed": seed}
         return module_table(pairs, self._nodes(state), without, **options)
 
-    def _strongest(self, state: str, top: int) -> pd.DataFrame:
+    def _strongest(self, state: str, top: int, max_fdr: float | None = None) -> pd.DataFrame:
         """Return the strongest pairs; with what donors say where the file has it."""
         require_top(top)
         self._require_state(state)
         if top > EDGES_A_TARGET:
+            if max_fdr is not None:
+                raise InputError(f"max_fdr is known of {EDGES_A_TARGET} sources of each target, found top={top}.")
             return strongest_pairs(*self._framed_pair(state, None), top=top)
         of_state = self.edges[self.edges["state"] == state]
-        return of_state[of_state.groupby("target").cumcount() < top]
+        of_state = of_state[of_state.groupby("target").cumcount() < top]
+        if max_fdr is None:
+            return of_state
+        if of_state["fdr"].isna().all():
+            raise InputError(
+                f"No edge of {state!r} has a false discovery rate: that takes three donors. Leave max_fdr out."
+            )
+        return of_state[of_state["fdr"] < max_fdr]
 
     def _framed_pair(self, state: str, donor: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return weights and numbers of cells; all NaN where no pair has cells enough."""

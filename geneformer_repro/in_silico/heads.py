@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 HeadMethod = Literal["matched", "published"]
 MOST_POOLED = 2**28
 """Values of pooled tokens, 1 GB: those of 12,000 cells of 1,000 genes in a model of 24 heads."""
+_OTHER_WEIGHTS = 2**31
+"""Added to seeds, so that random weights are not those that a training with the same seed began with."""
 POOLED_WARNING = (
     "method='published' takes tokens for independent and compares genes of different places: in simulations it calls "
     "33 to 83 % of heads significant for labels that mean nothing. Read it beside method='matched'."
@@ -205,7 +207,7 @@ def _chosen(
 def _with_random_weights(checkpoint: Checkpoint, seed: int) -> Checkpoint:
     """Return a network of the same shape that learned nothing."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(_OTHER_WEIGHTS + seed)
         network = MaskedGeneModel(checkpoint.token_model.config)
     return Checkpoint(network.eval(), checkpoint.vocabulary, name="random weights")
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 Table = pd.DataFrame | str | Path
 PERTURBED = "perturbed"
+FEWEST_CELLS = 20
+"""In which correlations are computed."""
 LEAST_GAIN = 0.02
 """Matched AUROC beyond co-expression below which a network is said to show nothing beyond it."""
 NOTHING_BEYOND = "no evidence of regulation beyond co-expression"
@@ -183,10 +185,10 @@ def evaluate_network(
     >>> table.attrs["sentences"]["known"].partition(" (")[0]
     'no evidence of regulation beyond co-expression'
     """
+    least = {"n_rewirings": (n_rewirings, 1), "max_cells": (max_cells, FEWEST_CELLS), "seed": (seed, 0)}
+    _require_options(ties, least | {"boosted_targets": (boosted_targets, 0)})
     rng = np.random.default_rng(seed)
     others = dict(beside or {})
-    if n_rewirings < 1:
-        raise InputError(f"n_rewirings must be at least 1, found {n_rewirings}: no score stands without its null.")
     if taken := sorted(set(others) & set(NAMES)):
         raise InputError(f"beside= has a network called {taken[0]!r}, as another row of the table. Name it otherwise.")
     state = _state_of(net, state)
@@ -224,6 +226,14 @@ def evaluate_network(
 
 
 # What is compared, and where
+
+
+def _require_options(ties: str, least: Mapping[str, tuple[int | None, int]]) -> None:
+    if ties not in get_args(scores.Ties):
+        raise InputError(f"ties must be one of {', '.join(map(repr, get_args(scores.Ties)))}, found {ties!r}.")
+    for name, (value, bound) in least.items():
+        if value is not None and value < bound:
+            raise InputError(f"{name} must be at least {bound}, found {value}.")
 
 
 def _state_of(net: GeneNetwork | pd.DataFrame, state: str | None) -> str | None:

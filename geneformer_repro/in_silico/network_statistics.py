@@ -113,6 +113,7 @@ def compare_networks(
     - ``n_donors``; ``n_cells_a``, ``n_cells_b``: cells with both genes, of all donors of the state.
     - ``source_moved``, ``target_moved``: change of the gene's mean place in bins, √place in `b` less that in `a`, below
       0 towards the front; ``moved``: both by a bin or more. Read such an edge as genes that moved.
+      ``source_detection_change``, ``target_detection_change``: of the share of cells with the gene.
     - With `counts`, ``source_log2_fold_change``, ``target_log2_fold_change``; ``spearman_a``, ``spearman_b`` and
       ``spearman_difference``, means over donors, with ``spearman_p_value`` and ``spearman_fdr`` of the same test.
 
@@ -254,6 +255,7 @@ class _Pairs:
         """Return some pairs, in an order."""
         ends = dict(zip(("source", "target"), self.ends(order), strict=True))
         moved = {f"{end}_moved": genes["moved_bins"].reindex(of).to_numpy() for end, of in ends.items()}
+        detected = genes["detection_b"] - genes["detection_a"]
         difference, mean_a = tested.mean[order], self.mean_a[order]
         columns = {
             **named_pairs(ends["source"], ends["target"], self.network.genes["gene_name"]),
@@ -264,6 +266,7 @@ class _Pairs:
             "n_donors": tested.n_donors[order] if self.has_donors else 0,
             **{f"n_cells_{name}": self._n_cells(of)[order] for name, of in zip("ab", self.states, strict=True)},
             **moved,
+            **{f"{end}_detection_change": detected.reindex(of).to_numpy() for end, of in ends.items()},
             "moved": np.logical_and(*(np.abs(bins) >= MOVED for bins in moved.values())),
         }
         return pd.DataFrame(columns)

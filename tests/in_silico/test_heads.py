@@ -91,6 +91,11 @@ def test_the_same_call_gives_the_same_numbers(
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_random_weights_are_not_those_that_a_training_of_the_same_seed_begins_with(table: pd.DataFrame) -> None:
+    """The checkpoint of these tests has the weights of seed 0."""
+    assert not np.isclose(table["difference"], table["random_difference"]).any()
+
+
 def test_batches_do_not_matter(table: pd.DataFrame, checkpoint: gf.Checkpoint, some: gf.TokenizedDataset) -> None:
     again = head_statistics(checkpoint, some, TFS, donor="donor", n_permutations=99, max_tokens=400)
     np.testing.assert_allclose(table["difference"], again["difference"], atol=1e-5)

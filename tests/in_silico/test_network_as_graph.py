@@ -32,6 +32,19 @@ def test_edges_of_a_graph_say_what_donors_say(network: GeneNetwork) -> None:
     assert edge["n_donors"] == 6
 
 
+def test_a_graph_may_have_significant_edges_alone(network: GeneNetwork, tmp_path: Path) -> None:
+    every, few = network.graph("stim"), network.graph("stim", max_fdr=0.05)
+    assert set(few.edges) == {pair for pair in every.edges if every.edges[pair]["fdr"] < 0.05}
+    assert 0 < few.number_of_edges() < every.number_of_edges()
+    network.to_graphml(tmp_path / "few.graphml", "stim", max_fdr=0.05)
+    assert networkx.read_graphml(tmp_path / "few.graphml").number_of_edges() == few.number_of_edges()
+    with pytest.raises(InputError, match="max_fdr is known of 10 sources"):
+        network.graph("stim", top=11, max_fdr=0.05)
+    alone = made_network(tmp_path / "alone", donors=((None,), (None,)), n_cells=(30, 90)).network
+    with pytest.raises(InputError, match="that takes three donors"):
+        alone.graph("stim", max_fdr=0.05)
+
+
 def test_graphml_with_modules_comes_back(network: GeneNetwork, tmp_path: Path) -> None:
     pytest.importorskip("igraph")
     modules = network.modules("ctrl", n_seeds=3)

@@ -204,7 +204,10 @@ REFUSED = {
         lambda net, known, counts: (net, known.assign(tf="GENE150"), counts), {}, "none of its .* edges can be scored",
     ),
     "an unknown state": (lambda *given: given, {"state": "excited"}, "has no state 'excited'"),
-    "no null": (lambda *given: given, {"n_rewirings": 0}, "no score stands without its null"),
+    "no null": (lambda *given: given, {"n_rewirings": 0}, "n_rewirings must be at least 1, found 0"),
+    "hardly a cell": (lambda *given: given, {"max_cells": 1}, "max_cells must be at least 20, found 1"),
+    "fewer than no trees": (lambda *given: given, {"boosted_targets": -3}, "boosted_targets must be at least 0"),
+    "other ties": (lambda *given: given, {"ties": "first"}, "ties must be one of 'expected', 'beeline', found 'first'"),
     "a gene that the counts lack": (
         lambda net, known, counts: (pd.DataFrame(0.0, index=["GENE1"], columns=["GENE2", "other"]), known, counts),
         {},

@@ -163,6 +163,7 @@ def test_every_table_has_donors_a_null_and_what_needs_no_model_beside_it(made: M
     found = compare_networks(made.network, *STATES, counts=counts)
     assert {"n_donors", "n_cells_a", "n_cells_b", "moved", "spearman_difference", "spearman_fdr"} <= set(found.edges)
     assert {"source_log2_fold_change", "target_log2_fold_change"} <= set(found.edges)
+    assert {"source_detection_change", "target_detection_change"} <= set(found.edges)
     assert {"n_strong", "n_strong_expected", "global_p_value", "spearman_global_p_value"} <= set(found.facts)
 
 
