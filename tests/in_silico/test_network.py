@@ -151,6 +151,12 @@ class TestWhatIsAddedUp:
         np.testing.assert_allclose(edges["lift"], parts + edges["state"].map(lambda state: mean[state]["mean"]))
         assert edges["place_part"].std() > 0
 
+    def test_codetection_is_how_often_both_are_there_beside_what_is_expected(self, make):
+        network = make()
+        nodes, edge = network.node_table("Dendritic"), network.edges[network.edges["state"] == "Dendritic"].iloc[3]
+        expected = nodes.loc[edge["source"], "n_cells"] * nodes.loc[edge["target"], "n_cells"] / 30
+        assert edge["codetection"] == pytest.approx(edge["n_cells"] / expected)
+
     def test_an_edges_place_part_is_what_was_taken_out(self, make, monkeypatch):
         """Without means of places the sums are larger by just that."""
         network = make()
