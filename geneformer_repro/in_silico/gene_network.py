@@ -51,6 +51,7 @@ EDGES: Mapping[str, pa.DataType] = {
     "fdr": pa.float64(),
     "n_cells": pa.int32(),
     "n_donors": pa.int32(),
+    "codetection": pa.float64(),
     "lift": pa.float64(),
     "place_part": pa.float64(),
     "source_part": pa.float64(),
@@ -405,8 +406,9 @@ class GeneNetwork:
         Of each target the ten strongest sources with a weight above 0; within a state the strongest first, by weight ·
         n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``weight`` (of all cells, as in
         `matrix`); ``donor_mean``, its 95 % interval ``low`` to ``high`` and ``p_value`` over donors, and ``fdr`` over
-        all pairs of the state (NaN with fewer than three donors); ``n_cells``, ``n_donors``; ``lift``, the mean before
-        anything was taken out: the weight, the state's mean, ``place_part``, ``source_part`` and ``target_part``.
+        all pairs of the state (NaN with fewer than three donors); ``n_cells``, ``n_donors``; ``codetection``, cells
+        with both genes over those expected of the numbers with each; ``lift``, the mean before anything was taken out:
+        the weight, the state's mean, ``place_part``, ``source_part`` and ``target_part``.
         """
         with _reading(self.path / "edges.parquet"):
             return pd.read_parquet(self.path / "edges.parquet")

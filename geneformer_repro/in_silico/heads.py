@@ -209,7 +209,7 @@ def _with_random_weights(checkpoint: Checkpoint, seed: int) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_OTHER_WEIGHTS + seed)
         network = MaskedGeneModel(checkpoint.token_model.config)
-    return Checkpoint(network.eval(), checkpoint.vocabulary, name="random weights")
+    return Checkpoint(network, checkpoint.vocabulary, name="random weights")
 
 
 def _require_room(reader: Reader, cells: TokenizedDataset, rows: np.ndarray, *, pooled: bool) -> None:
@@ -260,7 +260,7 @@ class _Attended:
         for batch in reader.batches(cells, rows):
             tokens = gene_tokens(batch, reader.device)
             watch = _Watch(tokens, reader.device)
-            reader.hidden(batch.input_ids_T, batch.lengths, watch=watch)
+            reader.watch(batch, watch)
             ids_T = batch.input_ids_T.cpu().numpy()
             for row, of_cell, seen in zip(batch.rows, tokens, watch.result(), strict=True):
                 genes = cells.vocabulary.genes_of(ids_T[of_cell.genes_G.cpu().numpy()])

@@ -233,7 +233,15 @@ class _State:
         parts = {"source_part": self._effects.source[row], "target_part": self._effects.target[column]}
         lift = best["weight"] + self._effects.mean + parts["source_part"] + parts["target_part"] + place
         named = {"state": self._state, "source": ids[self._is_source][row], "target": ids[self._is_target][column]}
-        return best.assign(**named, lift=lift, place_part=place, **parts)[list(EDGES)]
+        measured = {"lift": lift, "place_part": place, "codetection": self._codetection(best)}
+        return best.assign(**named, **measured, **parts)[list(EDGES)]
+
+    def _codetection(self, pairs: pd.DataFrame) -> np.ndarray:
+        """Return how many cells have both genes over how many would if each were in as many, but independently."""
+        n_with_gene = np.sum([group.n_with_gene for group in self._groups], axis=0)
+        of_source, of_target = n_with_gene[self._is_source][pairs["row"]], n_with_gene[self._is_target][pairs["column"]]
+        n_cells = sum(group.n_cells for group in self._groups)
+        return pairs["n_cells"].to_numpy() * n_cells / np.maximum(of_source * of_target.astype(np.float64), 1)
 
 
 def _left(weights: np.ndarray, effects: _Effects, rows: slice) -> np.ndarray:

@@ -30,8 +30,6 @@ CAPTION = {
 }
 N_EDGES, N_IN_TABLE, N_PICTURES = 60, 25, 6
 """Edges of a picture, rows of a table, states that are drawn on a page."""
-_SEED = 0
-"""Of the layout."""
 _MARKERS = {True: "s", False: "o"}
 
 
@@ -102,7 +100,7 @@ def _graph(edges: pd.DataFrame, nodes: pd.DataFrame) -> "networkx.DiGraph[str]":
 
 
 def _places(graph: "networkx.DiGraph[str]") -> dict[str, tuple[float, float]]:
-    """Return where nodes stand: parts that hang together side by side, the largest first, each laid out by springs."""
+    """Return where nodes stand: parts that hang together side by side, the largest first, laid out by distances."""
     import networkx
 
     parts = sorted(networkx.weakly_connected_components(graph), key=lambda part: (-len(part), sorted(part)[0]))
@@ -112,9 +110,7 @@ def _places(graph: "networkx.DiGraph[str]") -> dict[str, tuple[float, float]]:
         side = 1.1 * np.sqrt(len(part)) + 0.2
         if across and across + side > width:
             across, down, tallest = 0.0, down - tallest, 0.0
-        inside = networkx.spring_layout(
-            graph.subgraph(sorted(part)).to_undirected(), seed=_SEED, k=2.2 / np.sqrt(len(part)), iterations=200
-        )
+        inside = networkx.kamada_kawai_layout(graph.subgraph(sorted(part)).to_undirected(), weight=None)
         span = np.array([*inside.values()])
         low, reach = span.min(0), np.maximum(np.ptp(span, axis=0), 1e-9)
         for gene, at in inside.items():

@@ -1,5 +1,6 @@
 """gene_network: what it adds up, however the cells are read; going on, sharing, and what it refuses."""
 
+import copy
 import logging
 import os
 import re
@@ -126,6 +127,17 @@ class TestWhatIsAddedUp:
         found = gf.gene_network(wrapped, few, out=tmp_path / "classifier", **options)
         np.testing.assert_array_equal(found.matrix("Dendritic"), make().matrix("Dendritic"))
 
+    def test_adapters_count(self, make, checkpoint, few, tmp_path):
+        peft = pytest.importorskip("peft")
+        adapted = copy.deepcopy(checkpoint.model)
+        settings = peft.LoraConfig(target_modules=["query", "key"], r=2, init_lora_weights=False)
+        peft.inject_adapter_in_model(settings, adapted)
+        options = {"sources": SOURCES, "by": "cell_type", "calibration_cells": 20, "device": "cpu"}
+        found = gf.gene_network(gf.Checkpoint(adapted.eval(), few.vocabulary), few, out=tmp_path / "adapted", **options)
+        plain = make()
+        assert found.metadata["checkpoint"] != plain.metadata["checkpoint"]
+        assert not np.allclose(found.matrix("Dendritic"), plain.matrix("Dendritic"), equal_nan=True)
+
     def test_the_heads_that_are_asked_for_are_averaged(self, make):
         by_layer, by_heads = make("layer", layers=[1]), make("heads", heads=[(1, 0), (1, 1)])
         assert by_layer.metadata["heads"] == by_heads.metadata["heads"] == [[1, 0], [1, 1]]
@@ -138,6 +150,12 @@ class TestWhatIsAddedUp:
         parts = edges["weight"] + edges["place_part"] + edges["source_part"] + edges["target_part"]
         np.testing.assert_allclose(edges["lift"], parts + edges["state"].map(lambda state: mean[state]["mean"]))
         assert edges["place_part"].std() > 0
+
+    def test_codetection_is_how_often_both_are_there_beside_what_is_expected(self, make):
+        network = make()
+        nodes, edge = network.node_table("Dendritic"), network.edges[network.edges["state"] == "Dendritic"].iloc[3]
+        expected = nodes.loc[edge["source"], "n_cells"] * nodes.loc[edge["target"], "n_cells"] / 30
+        assert edge["codetection"] == pytest.approx(edge["n_cells"] / expected)
 
     def test_an_edges_place_part_is_what_was_taken_out(self, make, monkeypatch):
         """Without means of places the sums are larger by just that."""
