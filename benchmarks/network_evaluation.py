@@ -15,10 +15,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.in_silico.edge_scores import Pairs, Stratified, strata_of
-from geneformer_repro.in_silico.network_baselines import correlation, degree_product, read_expression
-from geneformer_repro.in_silico.network_evaluation import evaluate_network
-from geneformer_repro.in_silico.rewiring import rewired
+from geneformer_repro.in_silico.networks.edge_scores import Pairs, Stratified, strata_of
+from geneformer_repro.in_silico.networks.network_baselines import correlation, degree_product, read_expression
+from geneformer_repro.in_silico.networks.network_evaluation import evaluate_network
+from geneformer_repro.in_silico.networks.rewiring import rewired
 from geneformer_repro.tokenizer.genes import GivenGenes
 
 SHOWN = ["auroc", "ap_ratio", "per_source", "matched_detection", "matched", "ap_z", "matched_z"]

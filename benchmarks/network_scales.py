@@ -12,8 +12,8 @@ from unittest import mock
 import _simulated_attention as simulated
 import numpy as np
 
-from geneformer_repro.in_silico.edge_scores import auroc
-from geneformer_repro.in_silico.gene_effects import gene_effects
+from geneformer_repro.in_silico.networks.edge_scores import auroc
+from geneformer_repro.in_silico.networks.gene_effects import gene_effects
 
 SHARP = 4.0
 """Added to logits, in natural units, where a head looks for something else."""

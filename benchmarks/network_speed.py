@@ -27,7 +27,7 @@ from _side_by_side import chosen_cells, in_fresh_process, machine
 from transformers import BertForMaskedLM
 
 import geneformer_repro as gf
-from geneformer_repro.in_silico.attention_sums import HeadWeights, PairSums, Roles, add_attention, calibrate
+from geneformer_repro.in_silico.networks.attention_sums import HeadWeights, PairSums, Roles, add_attention, calibrate
 from geneformer_repro.model import MaskedGeneModel, Size, bert_config
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import Vocabulary

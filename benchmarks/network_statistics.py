@@ -13,8 +13,8 @@ from _simulated_attention import N_DONORS, N_FACTORS, simulate
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from geneformer_repro.in_silico.donor_tests import donor_test
-from geneformer_repro.in_silico.gene_effects import gene_effects
+from geneformer_repro.in_silico.networks.donor_tests import donor_test
+from geneformer_repro.in_silico.networks.gene_effects import gene_effects
 
 SEEDS = range(5)
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 import geneformer_repro as gf
-from geneformer_repro.in_silico.network_pages import head_sentence, write_difference_report, write_head_report
+from geneformer_repro.in_silico.networks.network_pages import head_sentence, write_difference_report, write_head_report
 
 CELL_TYPE, STATE, CONTROL, STIMULATED, DONOR = "CD14 Mono", "condition", "control", "IFNb_stimulated", "donor"
 NO_DONOR = ["doublet", "ambiguous", "unknown"]

@@ -104,7 +104,7 @@ FUNCTIONS = {
     "drevalpy_model": "config, *, name, hyperparameters",
     "predict_response": "checkpoint, samples, drugs, *, values, log2, expression, aliases, vectors, out, overwrite",
     "ResponseData.read": "samples, responses, drugs, *, measure, expression, aliases, vectors",
-    "transfer_study": "start, source, target, config, *, cohort, out, counts, workers, overwrite",
+    "transfer_study": "start, source, target, config, *, cohort, out, counts, workers, ray, overwrite",
     "predict": "checkpoint, data, *, layer, gene_ids, log2, cohort, clinical, genes_in, max_tokens, device, out, "
     "overwrite",
     "predict_patients": "run, cells, *, checkpoint, patient, vectors, cell_type, out, overwrite",
@@ -176,7 +176,7 @@ RESPONSE = (
     "seed, network(model, drug_input, n_genes, clip, arcsinh, sample_layers, drug_layers, embedding_size, filters, "
     "kernels, pool, fusion, fusion_size, attention_heads, joint_layers, joint_norm, dropout, expression_path, "
     f"residual), training({TRAINING}, rates, drugs_a_step), {TRANSFER}, pooling, replace_head, refit_scale, measure, "
-    f"values, log2, tissue, {SPLIT[:-1]}, by), compare(baselines, ablations)"
+    f"values, log2, genes, tissue, {SPLIT[:-1]}, by), compare(baselines, ablations)"
 )
 FIELDS = {
     "CellFilter": "filter_pass, min_counts, max_counts, min_genes, max_genes, max_mito, counts_within_sd, "

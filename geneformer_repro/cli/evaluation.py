@@ -45,13 +45,13 @@ def add_known_edges_options(statistics: argparse.ArgumentParser) -> None:
 def score_known_edges(arguments: argparse.Namespace) -> None:
     """Score a network on known edges, as ``statistics NET --known FILE --counts FILE`` asks."""
     from geneformer_repro.checkpoint import Checkpoint
-    from geneformer_repro.in_silico.evaluation_pictures import (
+    from geneformer_repro.in_silico.networks.evaluation_pictures import (
         SHOWN,
         plot_network_evaluation,
         write_network_evaluation,
     )
-    from geneformer_repro.in_silico.gene_network import GeneNetwork
-    from geneformer_repro.in_silico.network_evaluation import evaluate_network
+    from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
+    from geneformer_repro.in_silico.networks.network_evaluation import evaluate_network
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     out, *_ = outputs = table_outputs(arguments)
@@ -105,7 +105,7 @@ def named(given: Sequence[str], option: str) -> dict[str, str]:
 
 def _show(table: Any, columns: Sequence[str]) -> None:
     """Print the leading columns of each reference's open universe, and its sentence."""
-    from geneformer_repro.in_silico.network_evaluation import of_methods
+    from geneformer_repro.in_silico.networks.network_evaluation import of_methods
 
     shown = [name for name in columns if name in table][:11]
     for reference, sentence in table.attrs["sentences"].items():

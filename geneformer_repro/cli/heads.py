@@ -60,9 +60,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _heads(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.in_silico.heads import head_statistics
-    from geneformer_repro.in_silico.network_figures import heads_figure
-    from geneformer_repro.in_silico.network_pages import head_sentence, write_head_report
+    from geneformer_repro.in_silico.networks.heads import head_statistics
+    from geneformer_repro.in_silico.networks.network_figures import heads_figure
+    from geneformer_repro.in_silico.networks.network_pages import head_sentence, write_head_report
 
     out, *_ = outputs = table_outputs(arguments)
     checkpoint, cells = open_both(arguments)
@@ -88,10 +88,10 @@ def _heads(arguments: argparse.Namespace) -> None:
 
 def compare_states(arguments: argparse.Namespace) -> None:
     """Compare two states of a network, as ``statistics NET --between A B`` asks."""
-    from geneformer_repro.in_silico.gene_network import GeneNetwork
-    from geneformer_repro.in_silico.network_figures import difference_figure
-    from geneformer_repro.in_silico.network_pages import write_difference_report
-    from geneformer_repro.in_silico.network_statistics import compare_networks
+    from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
+    from geneformer_repro.in_silico.networks.network_figures import difference_figure
+    from geneformer_repro.in_silico.networks.network_pages import write_difference_report
+    from geneformer_repro.in_silico.networks.network_statistics import compare_networks
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     out, *_ = outputs = table_outputs(arguments)

@@ -34,7 +34,7 @@ def _info(arguments: argparse.Namespace) -> None:
         metadata = ShiftTable.open(path).metadata
         _show(size_of_screen(path), {key: value for key, value in metadata.items() if key != "gene_names"})
     elif (path / "network.json").exists():
-        from geneformer_repro.in_silico.gene_network import GeneNetwork
+        from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 
         network = GeneNetwork.open(path)
         _show(described_network(network), {key: value for key, value in network.metadata.items() if key not in _LONG})

@@ -16,7 +16,7 @@ from geneformer_repro.cli.inputs import (
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
-    from geneformer_repro.in_silico.gene_network import GeneNetwork
+    from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 
 _OPTIONS = (
     "sources", "targets", "by", "donor", "method", "weight", "scale", "min_cells", "calibration_cells", "max_cells",
@@ -85,7 +85,7 @@ def _add_measure_options(network: argparse.ArgumentParser) -> None:
 def _network(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.files import refuse_existing
-    from geneformer_repro.in_silico.network import gene_network
+    from geneformer_repro.in_silico.networks.network import gene_network
     from geneformer_repro.report import new_axes
 
     out = Path(arguments.out)
@@ -119,7 +119,7 @@ def _head(text: str) -> tuple[int, int]:
 def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool) -> None:
     """Write picture and page of a network; print its strongest edges."""
     from geneformer_repro.files import new_file
-    from geneformer_repro.in_silico.network_pictures import plot_network, write_network_report
+    from geneformer_repro.in_silico.networks.network_pictures import plot_network, write_network_report
 
     print(f"{network.path}: {described(network)}")
     edges = network.edges

@@ -1,0 +1,467 @@
+"""A gene network from a model and cells: what users call.
+
+The work is cut into parts of the cells of one state and donor, by the cells alone; each part's sums are one file until
+the end, when those of a group are added up in their order. So memory does not grow with the number of cells, several
+processes share the parts, and work that was cut off goes on and ends with the same bytes. The first process reads the
+few cells of the calibration; the others believe it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+import geneformer_repro.processes as processes
+import geneformer_repro.unfinished as unfinished
+from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.in_silico.networks.attention_sums import (
+    AttentionWatch,
+    Calibration,
+    HeadWeights,
+    PairSums,
+    Scale,
+    Weight,
+    add_attention,
+    calibrate,
+)
+from geneformer_repro.in_silico.networks.deletion_sums import DeletionSums
+from geneformer_repro.in_silico.networks.gene_network import MARKER, GeneNetwork, Sums, add_sums, write_sums
+from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_sums, pair_counts
+from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
+from geneformer_repro.in_silico.networks.network_question import NetworkMethod, NetworkQuestion
+from geneformer_repro.in_silico.networks.places import Places, place_bins
+from geneformer_repro.in_silico.screen import CPU_TOKENS, in_words
+from geneformer_repro.progress import progress
+from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, consecutive_parts
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.work import Parts, Work, working_on
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
+CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
+"""Most cells, and tokens that the model reads, between two points from which the work can go on."""
+
+
+@typed
+@processes.together()
+def gene_network(
+    checkpoint: Checkpoint,
+    cells: TokenizedDataset,
+    *,
+    out: str | Path,
+    sources: str | Path | Sequence[str] | None = None,
+    targets: str | Path | Sequence[str] | None = None,
+    by: str | None = None,
+    donor: str | None = None,
+    method: NetworkMethod = "attention",
+    weight: Weight = "attention",
+    scale: Scale = "log",
+    layers: Literal["all"] | Sequence[int] = "all",
+    heads: Literal["all"] | Sequence[tuple[int, int]] = "all",
+    min_cells: int = 20,
+    calibration_cells: int = 200,
+    max_cells: int | None = None,
+    seed: int = 0,
+    max_memory: str | float = "2GB",
+    dtype: Dtype = "float32",
+    max_tokens: int | None = None,
+    device: str | torch.device | None = None,
+    overwrite: bool = False,
+) -> GeneNetwork:
+    """Read a gene network out of a model: which genes it uses to represent which, beyond place and prominence.
+
+    Most of an attention edge is not about its pair: genes in front and prominent genes are attended by all others. So
+    of each head the mean of the pair's places is taken out, and of each state the effects of both genes; what is left
+    is the weight. It is the model's, not the cell's: a hypothesis about genes, no evidence of regulation.
+
+    Under ``torchrun`` or ``accelerate launch`` every process must call it; they share the cells.
+
+    Parameters
+    ----------
+    checkpoint
+        The model: pretrained, or a classifier; adapters count.
+    cells
+        Cells of the same vocabulary.
+    out
+        Folder to write; one that was cut off goes on from ``OUT.partial`` with the same call.
+    sources
+        Genes that may influence others, the key genes of attention: ids or names, or a file with one a line, such as
+        transcription factors. Unknown ones are listed in a warning and left out. None: all genes.
+    targets
+        Genes that may be influenced, the query genes. None: all.
+    by
+        Column of the cells that names their state; each state has a network of its own. None pools all cells, which is
+        warned about where a column looks like a type: edges of pooled types are genes that mark a type together.
+    donor
+        Column that names the donor, the replicate of intervals and comparisons. Groups of fewer than `min_cells` cells
+        (of one state and donor) are left out and listed.
+    method
+        "attention". "deletion": how far the target's vector (of the block before the last) moves when the source is
+        deleted, less that of other sources at like places; one forward a source and cell. "mean_qk": attention of
+        queries and keys averaged over cells, fast, and of no cell.
+    weight
+        "attention", or "value_norm": attention times the length of the vector that it brings.
+    scale
+        What is averaged over heads and cells: "log", the log lift (0 is an even share of the cell's genes) in standard
+        deviations of its head; or "lift", the lift relative to the mean of its places, whose log is taken of the mean.
+    layers
+        Blocks whose heads are averaged, counted from 0 next to the input. Choosing them by known edges is learning.
+    heads
+        Pairs (layer, head) instead.
+    min_cells
+        Cells that a pair needs for a weight (of one donor a quarter of them), and a group to be added up.
+    calibration_cells
+        Most cells, drawn evenly from the groups, from which means of places are taken.
+    max_cells
+        Read a random choice of so many cells; None all.
+    seed
+        Of both choices.
+    max_memory
+        Refuse what takes more than this beside the model: 24 bytes for each pair of a source and a target.
+    dtype
+        What the network computes in; weights are float32 either way.
+    max_tokens
+        Tokens of a batch; default 16,384, on a CPU 4,096.
+    device
+        Default: an accelerator where there is one.
+    overwrite
+        Replace the network that stands in `out`; drop unfinished work with other settings.
+
+    Returns
+    -------
+    The network, opened from `out`.
+
+    Raises
+    ------
+    InputError
+        No source or target is known or expressed by `min_cells` cells, a column does not exist, every group is too
+        small, the pairs take more memory than allowed, or options contradict each other.
+    VocabularyMismatchError
+        The cells were tokenised with another vocabulary than the model's.
+    FileExistsError
+        `out` exists, or unfinished work with other settings; the difference is shown.
+
+    See Also
+    --------
+    GeneNetwork : What is in it.
+    perturb : What a deletion does to whole cells.
+
+    References
+    ----------
+    Theodoris et al., Nature 618, 616 (2023), which looks at attention of transcription factors head by head; Dunn et
+    al., Bioinformatics 24, 333 (2008), for effects of both genes taken out.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> base, cells = gf.Checkpoint.from_pretrained("runs/base"), gf.TokenizedDataset.open("cells.tok")
+    >>> cells = cells.select(range(150))
+    >>> tfs = ["SPI1", "IRF8", "ID2", "CD74"]
+    >>> network = gf.gene_network(base, cells, sources=tfs, by="cell_type", out="net")
+    >>> network.states
+    ['CD14+ Monocyte', 'Dendritic']
+    >>> sorted(network.edges["source"].map(network.genes["gene_name"]).unique())
+    ['CD74', 'ID2', 'SPI1']
+    """
+    checkpoint.require_matching(cells)
+    for column in filter(None, (by, donor)):
+        cells.require_obs(column)
+    question = NetworkQuestion(
+        checkpoint, cells, sources, targets, by, donor, method, weight, scale, layers, heads, min_cells,
+        calibration_cells, max_cells, seed,
+    )  # fmt: skip
+    processes.agreed(lambda: unfinished.refuse(Path(out), overwrite=overwrite, marker=MARKER))
+    where = torch.device(device) if device else processes.device()
+    if max_tokens is None:
+        max_tokens = CPU_TOKENS if where.type == "cpu" else MAX_TOKENS
+    needed = question.require_memory(max_memory, max_tokens)
+    metadata = question.describe() | {"dtype": dtype, "max_tokens": max_tokens}
+    plan = {**metadata, "version": VERSION, "part": [CELLS_A_PART, TOKENS_A_PART]}
+    processes.agreed(lambda: unfinished.refuse_other(Path(out), plan, what="network", overwrite=overwrite))
+    if processes.is_first():
+        question.warn()
+        logger.info("%s", _said(question, needed))
+    reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
+    with working_on(out, plan, what="network", marker=MARKER, overwrite=overwrite) as work:
+        if not work.is_delivered:
+            _METHODS[method](question, reader, work).run(metadata)
+    return GeneNetwork.open(out)
+
+
+def _said(question: NetworkQuestion, needed: int) -> str:
+    """Say what the work is."""
+    n_sources, n_targets = question.roles.shape
+    n_groups = len(question.cell_groups)
+    return (
+        f"{len(question.rows):,} cells in {n_groups} group{'s' * (n_groups != 1)} of {len(question.states)} "
+        f"state{'s' * (len(question.states) != 1)}; {n_sources:,} sources × {n_targets:,} targets; about "
+        f"{needed / 1e9:.2g} GB beside the model"
+    )
+
+
+class _Making:
+    """A network that is being made: its parts, and what becomes of them."""
+
+    suffix = ".parquet"
+
+    def __init__(self, question: NetworkQuestion, reader: Reader, work: Work) -> None:
+        self.question, self.reader, self.work = question, reader, work
+        self.parts = [(i, rows) for i, group in enumerate(question.cell_groups) for rows in self._cut(group.rows)]
+
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Cut the cells of a group into parts of bounded work, by the cells alone."""
+        n_tokens = self.tokens_to_read(rows)
+        return [rows[part] for part in consecutive_parts(n_tokens, CELLS_A_PART, TOKENS_A_PART)]
+
+    def tokens_to_read(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many tokens the model reads for each cell."""
+        return self.question.cells.lengths[rows].astype(np.int64)
+
+    def run(self, metadata: Mapping[str, Any]) -> None:
+        """Do what is missing of the parts, with the other processes; then make the folder, on the first."""
+        self.prepare()
+        parts = Parts(self.work, len(self.parts), suffix=self.suffix)
+        sizes = [int(self.tokens_to_read(rows).sum()) for _, rows in self.parts]
+        done = sum(sizes) - sum(sizes[i] for i in parts.missing)
+        if processes.is_first() and parts.missing:
+            self._forecast(sum(sizes) - done)
+        with progress(
+            "network", total=sum(sizes), unit="tokens", done=done, quiet=not processes.is_first(), facts=_memory
+        ) as bar:
+            for i in parts.mine:
+                parts.keep(i, self.part(self.parts[i][1], bar.update))
+        processes.wait()
+        if processes.is_first():
+            self._merge(parts.paths, metadata)
+
+    def prepare(self) -> None:
+        """Do what comes before the parts."""
+
+    def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
+        """Read the cells of a part; return what writes its sums."""
+        raise NotImplementedError
+
+    def merged(self, group: int, paths: Sequence[Path]) -> Sums:
+        """Return the sums of a group from those of its parts."""
+        shape = self.question.roles.shape
+        sums = Sums(np.zeros(shape), np.zeros(shape, dtype=np.int32))
+        for path in paths:
+            add_sums(path, *sums)
+        return sums
+
+    def measured(self) -> dict[str, Any]:
+        """Return what the metadata say beside what was asked."""
+        return {"corrections": {"place": None, "genes": "two-way fit, refitted twice without strong pairs"}}
+
+    def mass(self) -> dict[str, np.ndarray] | None:
+        """Return the attention that each gene receives, by state."""
+        return None
+
+    def place_part(self, state: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return what was taken out of pairs for their places."""
+        return np.full(len(rows), np.nan)
+
+    def write_beside(self, folder: Path) -> None:
+        """Write further files of the folder."""
+
+    def seconds_a_token(self) -> float | None:
+        """Measure how long the work takes; None where that is not known beforehand."""
+        return None
+
+    def _forecast(self, n_tokens: int) -> None:
+        seconds = self.seconds_a_token()
+        if seconds is not None:
+            logger.info("about %s here", in_words(seconds * n_tokens / processes.count()))
+
+    def _merge(self, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        question = self.question
+        with self.work.result() as folder:
+            (folder / "sums").mkdir(parents=True)
+            for group in range(len(question.cell_groups)):
+                of_group = [path for path, (i, _) in zip(paths, self.parts, strict=True) if i == group]
+                write_sums(folder / sums_file(group), *self.merged(group, of_group))
+            self.write_beside(folder)
+            whole = {**metadata, **self.measured()}
+            groups = question.folder_groups()
+            finish(folder, question.genes, groups, whole, mass=self.mass(), place_part=self.place_part)
+
+
+def _memory() -> dict[str, float]:
+    return {"peak_memory_gb": round(processes.peak_memory_gb(), 2)}
+
+
+class _ByAttention(_Making):
+    """Log lifts or lifts of attention, beyond place."""
+
+    calibration: Calibration
+    heads: HeadWeights
+
+    def prepare(self) -> None:
+        """Read the calibration cells, or what an earlier call has kept of them."""
+        question = self.question
+        self.calibration = processes.agreed(self._calibration)
+        self.heads = HeadWeights(question.chosen, self.calibration.places, question.scale, question.weight)
+        self._sums = PairSums(question.roles, self.reader.device)
+
+    def _calibration(self) -> Calibration:
+        places, mass = self.work.folder / "places.parquet", self.work.folder / "mass.parquet"
+        if unfinished.is_whole(places) and unfinished.is_whole(mass):
+            table = pd.read_parquet(mass)
+            shape = (len(self.question.states), len(self.question.genes))
+            of_genes = (table[name].to_numpy().reshape(shape) for name in ("mass", "n"))
+            return Calibration(Places.open(places), *of_genes)
+        question = self.question
+        rows, states = question.rows_to_calibrate()
+        found = calibrate(
+            self.reader,
+            question.cells,
+            rows,
+            states,
+            n_states=len(question.states),
+            chosen_NH=question.chosen,
+            gene_of_token=question.gene_of_token,
+            n_bins=question.n_bins,
+            scale=question.scale,
+            weight=question.weight,
+        )
+        unfinished.keep(places, found.places.save)
+        table = pd.DataFrame({"mass": found.mass.ravel(), "n": found.n.ravel()})
+        unfinished.keep(mass, table.to_parquet)
+        return found
+
+    def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
+        """Read the cells of a part; return what writes its sums."""
+        self._sums.clear()
+        for batch in self.reader.batches(self.question.cells, rows):
+            add_attention(self.reader, batch, self.question.roles, self.heads, self._sums)
+            show(len(batch.input_ids_T))
+        return partial(_write, sums=self._sums.sums())
+
+    def merged(self, group: int, paths: Sequence[Path]) -> Sums:
+        """Return the sums of a group from those of its parts, in the memory of the sums."""
+        self.__dict__.pop("_sums", None)
+        return super().merged(group, paths)
+
+    def measured(self) -> dict[str, Any]:
+        """Return what is known of heads."""
+        of_heads = self.calibration.places.table()
+        chosen = self.question.chosen[of_heads["layer"], of_heads["head"]]
+        rows = of_heads[chosen].astype(object).where(of_heads[chosen].notna(), None).to_dict("records")
+        n_read = len(self.question.rows_to_calibrate()[0])
+        corrections = super().measured()["corrections"]
+        corrections["place"] = f"mean of places by head, bins of the root of the place, {n_read} cells"
+        return {"corrections": corrections, "of_heads": rows, "n_calibrated": n_read}
+
+    def mass(self) -> dict[str, np.ndarray]:
+        """Return the mean over calibration cells; NaN of a gene that none of them has."""
+        total, n = self.calibration.mass, self.calibration.n
+        mean = np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
+        return dict(zip(self.question.states, mean, strict=True))
+
+    def place_part(self, state: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return the mean over the cells that have both genes of what was taken out; reads tokens, not the model."""
+        question, table = self.question, self.heads.of_places
+        total, n = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
+        bins = place_bins(int(question.cells.lengths[question.rows].max()))
+        bin_of_row, bin_of_column = (np.full(size, -1, dtype=np.int64) for size in question.roles.shape)
+        for group, of_group in question.cell_groups:
+            if group.state != state:
+                continue
+            for row in of_group:
+                tokens = question.cells[int(row)]
+                tokens = tokens[question.cells.vocabulary.genes_of(tokens) >= 0]
+                for bin_of, numbers in ((bin_of_row, question.roles.row), (bin_of_column, question.roles.column)):
+                    bin_of[:] = -1
+                    known = numbers[tokens] >= 0
+                    bin_of[numbers[tokens][known]] = bins[: len(tokens)][known]
+                both = np.flatnonzero((bin_of_row[rows] >= 0) & (bin_of_column[columns] >= 0))
+                total[both] += table[bin_of_column[columns[both]], bin_of_row[rows[both]]]
+                n[both] += 1
+        return total / np.maximum(n, 1)
+
+    def write_beside(self, folder: Path) -> None:
+        """Write the means of places."""
+        self.calibration.places.save(folder / "places.parquet")
+
+    def seconds_a_token(self) -> float:
+        """Time a batch of cells of middle length, the second time."""
+        cells, rows = self.question.cells, self.question.rows
+        middle = rows[np.argsort(cells.lengths[rows], kind="stable")[len(rows) // 2]]
+        batch = next(iter(self.reader.batches(cells, np.array([middle]))))
+        for _ in range(2):
+            began = time.perf_counter()
+            watch = AttentionWatch(self.reader, batch, self.question.roles, self.heads)
+            self.reader.watch(batch, watch)
+        return (time.perf_counter() - began) / len(batch.input_ids_T)
+
+
+def _write(path: Path, sums: Sums) -> None:
+    write_sums(path, *sums)
+
+
+class _ByDeletion(_Making):
+    """How far vectors move when genes are deleted."""
+
+    def __init__(self, question: NetworkQuestion, reader: Reader, work: Work) -> None:
+        cells, genes = question.cells, question.genes
+        longest = min(cells.vocabulary.max_length, reader.bert.config.max_position_embeddings)
+        sources = genes.index[genes["is_source"]].tolist()
+        max_genes = int(longest) - 2 * cells.vocabulary.has_cls
+        self._deletions = DeletionSums(reader, cells, question.roles, sources, max_genes)
+        self._sums = PairSums(question.roles, torch.device("cpu"))
+        super().__init__(question, reader, work)
+
+    def tokens_to_read(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many tokens the model reads for each cell and its variants."""
+        return super().tokens_to_read(rows) * [1 + self._deletions.n_variants(int(row)) for row in rows]
+
+    def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
+        """Read the cells of a part and their variants; return what writes its sums."""
+        self._sums.clear()
+        for row in rows:
+            self._deletions.add(int(row), self._sums)
+            show(int(self.tokens_to_read(np.array([row]))[0]))
+        return partial(_write, sums=self._sums.sums())
+
+
+class _ByMeanQueryKey(_Making):
+    """One softmax of mean queries and keys."""
+
+    suffix = ".safetensors"
+
+    def _empty(self) -> MeanQueryKey:
+        config = self.reader.bert.config
+        n_channels = config.hidden_size // config.num_attention_heads
+        return MeanQueryKey(self.question.chosen, n_channels, self.question.gene_of_token)
+
+    def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
+        """Read the cells of a part; return what writes its sums of queries and keys."""
+        sums = self._empty()
+        for batch in self.reader.batches(self.question.cells, rows):
+            sums.add(self.reader, batch)
+            show(len(batch.input_ids_T))
+        return sums.save
+
+    def merged(self, group: int, paths: Sequence[Path]) -> Sums:
+        """Return weights of a group's mean queries and keys, and how many cells have both genes."""
+        sums = self._empty()
+        for path in paths:
+            sums.add_file(path)
+        n = pair_counts(self.question.cells, self.question.cell_groups[group].rows, self.question.roles)
+        return as_sums(sums.weights(self.question.roles), n)
+
+
+_METHODS: Mapping[str, type[_Making]] = {
+    "attention": _ByAttention,
+    "deletion": _ByDeletion,
+    "mean_qk": _ByMeanQueryKey,
+}

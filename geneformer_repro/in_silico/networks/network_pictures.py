@@ -1,0 +1,281 @@
+"""The picture of a network, and a page that says what was added up, what was taken out, and what is left.
+
+A page repeats with every edge that it is the model's: attention follows what genes have in common, and an edge that
+stands here may be no more than that. Whether there is more, `evaluate_network` asks.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.arguments import typed
+from geneformer_repro.errors import InputError
+from geneformer_repro.files import refuse_existing
+from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
+from geneformer_repro.report import BLUE, GREY, ORANGE, Section, new_axes, write_report
+
+if TYPE_CHECKING:
+    import networkx
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CAPTION = {
+    "attention": "residual attention of the model, not regulation",
+    "deletion": "what deletions do to vectors of the model, not regulation",
+    "mean_qk": "attention of mean queries and keys, of no cell, not regulation",
+}
+N_EDGES, N_IN_TABLE, N_PICTURES = 60, 25, 6
+"""Edges of a picture, rows of a table, states that are drawn on a page."""
+_MARKERS = {True: "s", False: "o"}
+
+
+@typed
+def plot_network(network: GeneNetwork, state: str | None = None, *, n_edges: int = N_EDGES) -> "Figure":
+    """Draw the strongest edges of a state: sources as squares, other genes as dots, an arrow from source to target.
+
+    Parameters
+    ----------
+    network
+        The network.
+    state
+        Which state; default the first.
+    n_edges
+        Most edges that are drawn, by rank; at most 200.
+
+    Returns
+    -------
+    A figure, to be saved with its `savefig`. The same network gives the same picture.
+
+    Raises
+    ------
+    InputError
+        There is no such state, or no edge in it.
+    MissingExtraError
+        matplotlib is not installed.
+
+    See Also
+    --------
+    write_network_report : Pictures of all states, and words.
+    GeneNetwork : Its ``edges`` have the numbers.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> network = gf.GeneNetwork.open("runs/net")
+    >>> figure = gf.plot_network(network, "Dendritic", n_edges=20)
+    >>> figure.savefig("net.png")
+    """
+    if not 1 <= n_edges <= 200:
+        raise InputError(f"n_edges must be between 1 and 200, found {n_edges}. Of more, write_graphml has them all.")
+    state = network.states[0] if state is None else state
+    nodes = network.node_table(state)
+    edges = network.edges[network.edges["state"] == state].head(n_edges)
+    if edges.empty:
+        raise InputError(f"State {state!r} has no edge with a weight above 0.")
+    graph = _graph(edges, nodes)
+    figure, axes = new_axes(8.6, 7.0)
+    _draw(axes, graph, _places(graph))
+    axes.set_axis_off()
+    axes.set_title(f"{state}: the {len(edges)} strongest edges", loc="left", fontsize=11)
+    said = f"{CAPTION.get(network.metadata['method'], 'weights of pairs, not regulation')}; a → b: {_READS}"
+    figure.supxlabel(fill(said, 110), fontsize=8.5, color=GREY)
+    return figure
+
+
+_READS = "the model uses a to represent b; the wider, the larger the weight"
+
+
+def _graph(edges: pd.DataFrame, nodes: pd.DataFrame) -> "networkx.DiGraph[str]":
+    import networkx
+
+    graph: networkx.DiGraph[str] = networkx.DiGraph()
+    for gene in dict.fromkeys([*edges["source"], *edges["target"]]):
+        graph.add_node(gene, name=nodes.at[gene, "gene_name"] or gene, is_source=bool(nodes.at[gene, "is_source"]))
+    graph.add_weighted_edges_from(edges[["source", "target", "weight"]].itertuples(index=False, name=None))
+    return graph
+
+
+def _places(graph: "networkx.DiGraph[str]") -> dict[str, tuple[float, float]]:
+    """Return where nodes stand: parts that hang together side by side, the largest first, laid out by distances."""
+    import networkx
+
+    parts = sorted(networkx.weakly_connected_components(graph), key=lambda part: (-len(part), sorted(part)[0]))
+    places: dict[str, tuple[float, float]] = {}
+    across, down, tallest, width = 0.0, 0.0, 0.0, 2.2 * np.sqrt(len(graph))
+    for part in parts:
+        side = 1.1 * np.sqrt(len(part)) + 0.2
+        if across and across + side > width:
+            across, down, tallest = 0.0, down - tallest, 0.0
+        inside = networkx.kamada_kawai_layout(graph.subgraph(sorted(part)).to_undirected(), weight=None)
+        span = np.array([*inside.values()])
+        low, reach = span.min(0), np.maximum(np.ptp(span, axis=0), 1e-9)
+        for gene, at in inside.items():
+            right, below = (0.1 + 0.8 * (at - low) / reach) * side
+            places[gene] = (across + right, down - below)
+        across, tallest = across + side, max(tallest, side)
+    return places
+
+
+def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, tuple[float, float]]) -> None:
+    from matplotlib.patheffects import withStroke
+
+    weight = {pair: graph.edges[pair]["weight"] for pair in graph.edges}
+    heaviest, bent = max(weight.values()), {pair for pair in graph.edges if pair[::-1] in weight}
+    for (source, target), of_pair in weight.items():
+        arrow = {
+            "arrowstyle": "-|>,head_width=0.16,head_length=0.34",
+            "linewidth": 0.5 + 2.0 * of_pair / heaviest,
+            "color": GREY,
+            "alpha": 0.35 + 0.5 * of_pair / heaviest,
+            "shrinkA": 5,
+            "shrinkB": 6,
+            "connectionstyle": "arc3,rad=0.18" if (source, target) in bent else "arc3",
+        }
+        axes.annotate("", places[target], places[source], arrowprops=arrow)
+    for is_source, marker in _MARKERS.items():
+        genes = [gene for gene in graph if graph.nodes[gene]["is_source"] is is_source]
+        if genes:
+            across, down = np.array([places[gene] for gene in genes]).T
+            colour, label = (ORANGE, "source") if is_source else (BLUE, "other gene")
+            axes.scatter(across, down, s=46, marker=marker, color=colour, zorder=3, label=label, edgecolors="white")
+    for gene, at in places.items():
+        name = axes.annotate(graph.nodes[gene]["name"], at, (0, 6), textcoords="offset points", ha="center")
+        name.set(fontsize=7.5, zorder=4, color="#111827", path_effects=[withStroke(linewidth=2.2, foreground="white")])
+    axes.margins(0.05)
+    axes.legend(frameon=False, fontsize=8.5, loc="upper right", bbox_to_anchor=(1.0, 1.06), ncols=2)
+
+
+@typed
+def write_network_report(network: GeneNetwork, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a page about a network: what was added up, what was taken out, the strongest edges, and what they are not.
+
+    Parameters
+    ----------
+    network
+        The network.
+    path
+        HTML file to write.
+    overwrite
+        Replace a file that is there.
+
+    Raises
+    ------
+    FileExistsError
+        `path` exists.
+    MissingExtraError
+        matplotlib is not installed.
+
+    See Also
+    --------
+    plot_network : One picture.
+    gene_network : Makes a network.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> network = gf.GeneNetwork.open("runs/net")
+    >>> gf.write_network_report(network, "net.html")
+    >>> gf.write_network_report(network, "net.html")
+    Traceback (most recent call last):
+        ...
+    FileExistsError: net.html already exists. Choose another output, or allow it to be replaced: overwrite=True
+    (--overwrite).
+    """
+    refuse_existing(Path(path), overwrite=overwrite)
+    metadata = network.metadata
+    named = ("method", "scale", "weight", "by", "donor", "min_cells", "seed", "checkpoint", "cells", "vocabulary")
+    write_report(
+        path,
+        title="Gene network of a model",
+        lead=f"{len(network.sources):,} sources, {len(network.targets):,} targets. A weight is {metadata['measure']}, "
+        "beyond what both genes have with all others. It is the model's: a hypothesis about genes, and no more before "
+        "it has been compared with co-expression of the same cells (evaluate_network).",
+        sections=list(_sections(network)),
+        facts={name: metadata[name] for name in named if metadata.get(name) is not None},
+        overwrite=overwrite,
+    )
+
+
+def _sections(network: GeneNetwork) -> Iterator[Section]:
+    yield Section(
+        "States and cells",
+        "How many cells and donors each state has, how many pairs have a weight, and the share of the variance of mean "
+        "weights that the effects of both genes explain. That is of genes, not of pairs, and is taken out.",
+        "Cells of states that lack a network; they are listed below, with why.",
+        table=_states(network),
+        note=_left_out(network),
+    )
+    for state in network.states[:N_PICTURES]:
+        edges = network.edges[network.edges["state"] == state]
+        if edges.empty:
+            continue
+        yield Section(
+            f"{state}: strongest edges",
+            "Edges by weight · n / (n + 10) of n cells. a → b: the model uses a to represent b. donor_mean and its "
+            "95 % interval are over donors, where there are three or more; lift is the sum of the state's mean and of "
+            "all parts.",
+            "Regulation. Genes that stand together in cells of one kind attend to each other whatever they do.",
+            figure=plot_network(network, state),
+            table=_strongest(network, edges),
+        )
+    if len(network.states) > N_PICTURES:
+        yield Section(
+            "Other states",
+            f"States whose pictures are left out here: {', '.join(network.states[N_PICTURES:])}.",
+            "Their edges, which are in edges.parquet.",
+        )
+    if "of_heads" in network.metadata:
+        yield _heads(network)
+
+
+def _states(network: GeneNetwork) -> pd.DataFrame:
+    edges = network.edges
+    rows = {
+        state: {
+            "cells": facts["n_cells"],
+            "donors": facts.get("n_donors"),
+            "pairs": int((network.counts(state).to_numpy() >= network.least_cells()).sum()),
+            "of possible": len(network.sources) * len(network.targets),
+            "explained by genes": facts["explained_by_genes"],
+            "edges listed": int((edges["state"] == state).sum()),
+            "of these FDR < 0.05": int(((edges["state"] == state) & (edges["fdr"] < 0.05)).sum()),
+        }
+        for state, facts in network.metadata["states"].items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("state")
+
+
+def _left_out(network: GeneNetwork) -> str:
+    listed = network.metadata.get("left_out") or []
+    if not listed:
+        return ""
+    named = [
+        f"{one['state'] or 'cells'}{', ' + one['donor'] if one['donor'] else ''}: {one['n_cells']} ({one['why']})"
+        for one in listed[:20]
+    ]
+    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+    return f"Left out: {'; '.join(named)}{more}."
+
+
+def _strongest(network: GeneNetwork, edges: pd.DataFrame) -> pd.DataFrame:
+    names = network.genes["gene_name"]
+    shown = edges.head(N_IN_TABLE).drop(columns="state").dropna(axis=1, how="all")
+    return shown.assign(**{role: shown[role].map(names) for role in ("source", "target")}).set_index("source")
+
+
+def _heads(network: GeneNetwork) -> Section:
+    metadata: dict[str, Any] = network.metadata
+    table = pd.DataFrame(metadata["of_heads"])
+    middle = table[["explained_by_place", "on_specials"]].astype(float).median()
+    return Section(
+        "What was taken out of each head",
+        f"From {metadata['n_calibrated']:,} cells: the spread of its weights beyond place (sd), the share of their "
+        f"variance that the places of both genes explain (median {middle['explained_by_place']:.0%}), and the share of "
+        f"its attention on special tokens (median {middle['on_specials']:.0%}), which is left out of each row.",
+        "What a head is for: heads are averaged, each divided by its spread.",
+        table=table.set_index("layer"),
+    )

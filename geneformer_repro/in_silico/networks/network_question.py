@@ -1,0 +1,432 @@
+"""What is asked of a gene network: which genes, which groups of cells, which heads, and what memory that takes."""
+
+import difflib
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+import geneformer_repro.processes as processes
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.errors import InputError
+from geneformer_repro.files import read_text
+from geneformer_repro.in_silico.networks.attention_sums import Roles, Scale, Weight
+from geneformer_repro.in_silico.networks.network_folder import Group
+from geneformer_repro.in_silico.networks.places import place_bins
+from geneformer_repro.reading import require_one_of
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+NetworkMethod = Literal["attention", "deletion", "mean_qk"]
+MEASURES = {
+    ("attention", "log"): "mean log2 lift of attention beyond place, in standard deviations of each head",
+    ("attention", "lift"): "mean lift of attention relative to its places, log2",
+    ("deletion", "log"): "1 - cosine similarity of the target's vector when the source is deleted, less that of others",
+    ("mean_qk", "log"): "log2 lift of the attention of mean queries and keys, in standard deviations of each head",
+}  # fmt: skip
+ALL = "all"
+"""The state of cells that are not told apart."""
+BYTES_A_PAIR = 24
+"""Memory for a pair while effects of genes are fitted, the most of all stages; 12 while sums are made."""
+_SHOWN = 10
+_LOOKS_LIKE_A_TYPE = re.compile(r"cell.?type|cluster|louvain|leiden|annotation|label|population|condition|state", re.I)
+_MOST_TYPES = 200
+_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+class CellGroup(NamedTuple):
+    """A group and its cells."""
+
+    group: Group
+    rows: np.ndarray
+    """Row numbers, ascending."""
+
+
+@dataclass(frozen=True)
+class NetworkQuestion:
+    """Arguments of `gene_network` that decide what is measured, and what follows of them."""
+
+    checkpoint: Checkpoint
+    cells: TokenizedDataset
+    sources: str | Path | Sequence[str] | None
+    targets: str | Path | Sequence[str] | None
+    by: str | None
+    donor: str | None
+    method: NetworkMethod
+    weight: Weight
+    scale: Scale
+    layers: Literal["all"] | Sequence[int]
+    heads: Literal["all"] | Sequence[tuple[int, int]]
+    min_cells: int
+    calibration_cells: int
+    max_cells: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        require_one_of(NetworkMethod, "method", self.method)
+        require_one_of(Weight, "weight", self.weight)
+        require_one_of(Scale, "scale", self.scale)
+        if self.method != "attention" and (self.weight, self.scale) != ("attention", "log"):
+            raise InputError(f"weight= and scale= are for method='attention', found method={self.method!r}.")
+        if self.method == "deletion" and not (self._is_all(self.layers) and self._is_all(self.heads)):
+            raise InputError("layers= and heads= choose attention; with method='deletion' leave them out.")
+        least = {"min_cells": 1, "calibration_cells": 1, "max_cells": 1, "seed": 0}
+        for name, lowest in least.items():
+            if (given := getattr(self, name)) is not None and given < lowest:
+                raise InputError(f"{name} must be at least {lowest}, found {given}.")
+        self.chosen  # noqa: B018  # refuses heads that are not there
+
+    @staticmethod
+    def _is_all(chosen: Any) -> bool:
+        if isinstance(chosen, str) and chosen != ALL:
+            raise InputError(f"layers and heads are 'all' or a list of numbers, found {chosen!r}.")
+        return isinstance(chosen, str)
+
+    # Heads
+
+    @cached_property
+    def chosen(self) -> np.ndarray:
+        """Which heads are averaged, blocks × heads, up to the last block that has one."""
+        config = self.checkpoint.token_model.config
+        n_layers, n_heads = int(config.num_hidden_layers), int(config.num_attention_heads)
+        chosen = np.zeros((n_layers, n_heads), dtype=bool)
+        if not self._is_all(self.heads):
+            if not self._is_all(self.layers):
+                raise InputError("Give layers= or heads=, not both: heads are pairs (layer, head).")
+            for pair in self.heads:
+                if not isinstance(pair, tuple | list) or len(pair) != 2:
+                    raise InputError(f"heads must be pairs (layer, head), found {pair!r}.")
+                self._require_there(pair, (n_layers, n_heads))
+                chosen[tuple(pair)] = True
+        layers = range(n_layers) if self._is_all(self.layers) else self.layers
+        for layer in map(int, layers):
+            self._require_there((layer, 0), (n_layers, n_heads))
+            chosen[layer] |= self._is_all(self.heads)
+        if not chosen.any():
+            raise InputError("layers= or heads= names none. Leave it out for all.")
+        return chosen[: np.flatnonzero(chosen.any(1))[-1] + 1]
+
+    def _require_there(self, head: Sequence[int], shape: tuple[int, int]) -> None:
+        if not all(0 <= i < n for i, n in zip(head, shape, strict=True)):
+            raise InputError(
+                f"{self.checkpoint.name} has {shape[0]} layers of {shape[1]} heads, counted from 0 (the layer next to "
+                f"the input); found layer {head[0]}, head {head[1]}."
+            )
+
+    @property
+    def layer_read(self) -> int:
+        """The last layer that runs, as `Reader.of` counts: 0 is the last block."""
+        n_layers = int(self.checkpoint.token_model.config.num_hidden_layers)
+        return -1 if self.method == "deletion" else len(self.chosen) - n_layers
+
+    # Genes
+
+    @cached_property
+    def asked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each gene of the vocabulary is asked for as a source, and as a target."""
+        return self._asked(self.sources, "sources"), self._asked(self.targets, "targets")
+
+    def _asked(self, genes: str | Path | Sequence[str] | None, what: str) -> np.ndarray:
+        vocabulary = self.cells.vocabulary
+        return np.ones(len(vocabulary), dtype=bool) if genes is None else asked_genes(genes, vocabulary, what)
+
+    @cached_property
+    def genes(self) -> pd.DataFrame:
+        """Genes that can have an edge, by id: ``gene_name``, ``is_source``, ``is_target``.
+
+        Those that are asked for and that `min_cells` cells of some state express.
+        """
+        vocabulary, (is_source, is_target) = self.cells.vocabulary, self.asked
+        of_states: dict[str, np.ndarray] = {}
+        for group, _ in self.cell_groups:
+            of_states[group.state] = of_states.get(group.state, 0) + group.n_with_gene
+        is_often = np.max(list(of_states.values()), axis=0) >= self.min_cells
+        for what, asked in (("sources", is_source), ("targets", is_target)):
+            if not (asked & is_often).any():
+                raise InputError(
+                    f"None of the {int(asked.sum())} {what} is expressed by {self.min_cells} cells of a state. Take "
+                    "more cells, other genes, or a lower min_cells."
+                )
+        kept = is_often & (is_source | is_target)
+        frame = {"gene_name": vocabulary.gene_names, "is_source": is_source, "is_target": is_target}
+        return pd.DataFrame(frame, index=pd.Index(vocabulary.gene_ids, name="gene_id"))[kept]
+
+    @cached_property
+    def roles(self) -> Roles:
+        """Row and column of each token."""
+        return Roles(*(self._numbered(self.genes[name].to_numpy()) for name in ("is_source", "is_target")))
+
+    @cached_property
+    def gene_of_token(self) -> np.ndarray:
+        """Number of each token's gene in `genes`, -1 for none."""
+        return self._numbered(np.ones(len(self.genes), dtype=bool))
+
+    def _numbered(self, chosen: np.ndarray) -> np.ndarray:
+        vocabulary = self.cells.vocabulary
+        numbers = np.full(vocabulary.size, -1, dtype=np.int64)
+        ids = self.genes.index[chosen]
+        numbers[vocabulary.tokens[[vocabulary.position[gene] for gene in ids]]] = np.arange(len(ids))
+        return numbers
+
+    # Cells
+
+    @cached_property
+    def _labels(self) -> pd.DataFrame:
+        """State and donor of each cell; None where it is missing."""
+        cells, n = self.cells, len(self.cells)
+        state = pd.Series([ALL] * n) if self.by is None else cells.labels(self.by).reset_index(drop=True)
+        donor = pd.Series([None] * n) if self.donor is None else cells.labels(self.donor).reset_index(drop=True)
+        return pd.DataFrame({"state": state, "donor": donor}, dtype=object)
+
+    @cached_property
+    def _chosen_rows(self) -> np.ndarray:
+        """Cells with a gene, a state, and a donor where donors are asked for; of too many a random choice."""
+        labels = self._labels
+        has_all = self.cells.has_gene & labels["state"].notna().to_numpy()
+        if self.donor is not None:
+            has_all &= labels["donor"].notna().to_numpy()
+        rows = np.flatnonzero(has_all)
+        if not len(rows):
+            raise InputError(f"No cell has a gene and a value of {' and '.join(filter(None, [self.by, self.donor]))}.")
+        if self.max_cells is None or len(rows) <= self.max_cells:
+            return rows
+        return np.sort(np.random.default_rng(self.seed).choice(rows, self.max_cells, replace=False))
+
+    @cached_property
+    def _sized(self) -> tuple[list[tuple[str, str | None, np.ndarray]], list[dict[str, Any]]]:
+        """Groups of cells by state and donor, in the order of their names; and what is left out, and why."""
+        rows = self._chosen_rows
+        labels = self._labels.iloc[rows].assign(row=rows)
+        named = labels.fillna({"donor": ""}).groupby(["state", "donor"], sort=True)["row"]
+        kept, left_out = [], []
+        for (state, donor), of_group in named:
+            donor_or_none = None if self.donor is None else str(donor)
+            if len(of_group) >= self.min_cells:
+                kept.append((str(state), donor_or_none, np.sort(of_group.to_numpy())))
+            else:
+                why = f"fewer than {self.min_cells} cells"
+                left_out.append({"state": state, "donor": donor_or_none, "n_cells": len(of_group), "why": why})
+        if n_without := self._n_without_label():
+            left_out.append({"state": None, "donor": None, "n_cells": n_without, "why": "no gene, state or donor"})
+        return kept, left_out
+
+    def _n_without_label(self) -> int:
+        labels = self._labels
+        lacking = labels["state"].isna() | (labels["donor"].isna() if self.donor is not None else False)
+        return int((lacking.to_numpy() | ~self.cells.has_gene).sum())
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Groups of too few cells, and cells without a label."""
+        return self._sized[1]
+
+    @cached_property
+    def cell_groups(self) -> list[CellGroup]:
+        """The groups, with what their cells say of genes; refuses where all are too small."""
+        kept, left_out = self._sized
+        if not kept:
+            listed = ", ".join(f"{one['state']} {one['donor'] or ''}".strip() for one in left_out[:_SHOWN])
+            raise InputError(
+                f"Every group has fewer than {self.min_cells} cells ({listed}). Group by another column, leave donor= "
+                "out, or lower min_cells."
+            )
+        return [CellGroup(self._group(state, donor, rows), rows) for state, donor, rows in kept]
+
+    def _group(self, state: str, donor: str | None, rows: np.ndarray) -> Group:
+        vocabulary = self.cells.vocabulary
+        n, place = np.zeros(len(vocabulary), dtype=np.int64), np.zeros(len(vocabulary))
+        for row in rows:
+            genes = vocabulary.genes_of(self.cells[int(row)])
+            genes = genes[genes >= 0]
+            n[genes] += 1
+            place[genes] += np.arange(len(genes))
+        return Group(state, donor, len(rows), n, place)
+
+    def folder_groups(self) -> list[Group]:
+        """The groups, with numbers of the network's genes alone."""
+        kept = [self.cells.vocabulary.position[gene] for gene in self.genes.index]
+        return [
+            group._replace(n_with_gene=group.n_with_gene[kept], place=group.place[kept])
+            for group, _ in self.cell_groups
+        ]
+
+    @cached_property
+    def states(self) -> list[str]:
+        """States that have a network."""
+        return list(dict.fromkeys(group.state for group, _ in self.cell_groups))
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """All cells that are read, group by group."""
+        return np.concatenate([rows for _, rows in self.cell_groups])
+
+    @cached_property
+    def n_bins(self) -> int:
+        """Bins of place of the longest cell."""
+        return int(place_bins(int(self.cells.lengths[self.rows].max()))[-1]) + 1
+
+    def rows_to_calibrate(self) -> tuple[np.ndarray, list[int]]:
+        """Return cells drawn evenly from the groups, and the number of the state of each."""
+        rng, room = np.random.default_rng(self.seed), min(self.calibration_cells, len(self.rows))
+        shares = [rng.permutation(rows) for _, rows in self.cell_groups]
+        drawn: list[tuple[int, int]] = []
+        for turn in range(max(map(len, shares))):
+            for (group, _), share in zip(self.cell_groups, shares, strict=True):
+                if turn < len(share) and len(drawn) < room:
+                    drawn.append((int(share[turn]), self.states.index(group.state)))
+        drawn.sort()
+        return np.array([row for row, _ in drawn]), [state for _, state in drawn]
+
+    def warn(self) -> None:
+        """Say what a user should know before the work."""
+        if self.left_out:
+            listed = "; ".join(
+                f"{one['state'] or '(none)'}{', ' + one['donor'] if one['donor'] else ''}: {one['n_cells']} cells ("
+                f"{one['why']})"
+                for one in self.left_out[:_SHOWN]
+            )
+            n_more = len(self.left_out) - _SHOWN
+            logger.warning("Left out: %s%s.", listed, f"; and {n_more} more" if n_more > 0 else "")
+        if self.by is None and (columns := self._like_types()):
+            logger.warning(
+                "by=None pools all cells, and edges of pooled types are genes that mark a type together. %s may name "
+                "them: by=%r (--by) makes a network of each.",
+                " or ".join(map(repr, columns)),
+                columns[0],
+            )
+
+    def _like_types(self) -> list[str]:
+        cells = self.cells
+        named = [name for name in cells.obs_columns if _LOOKS_LIKE_A_TYPE.search(name)]
+        return [name for name in named if 1 < cells.labels(name).nunique() <= min(_MOST_TYPES, len(cells) // 2)]
+
+    # Memory, and what makes two questions the same
+
+    def bytes_needed(self, max_tokens: int) -> int:
+        """Return the memory beside the model: sums and fits of all pairs, and the matrices of a batch."""
+        n_sources, n_targets = self.roles.shape
+        lengths = self.cells.lengths[self.rows].astype(np.int64)
+        a_cell = np.minimum(lengths, n_sources) * np.minimum(lengths, n_targets) * 4
+        at_once = int((a_cell * np.maximum(1, max_tokens // lengths)).max())
+        return n_sources * n_targets * BYTES_A_PAIR + at_once
+
+    def require_memory(self, max_memory: str | float, max_tokens: int) -> int:
+        """Return the memory it takes; raise `InputError` with remedies if that is more than allowed."""
+        needed, allowed = self.bytes_needed(max_tokens), size_in_bytes(max_memory)
+        if needed > allowed:
+            n_sources, n_targets = self.roles.shape
+            raise InputError(
+                f"{n_sources:,} sources × {n_targets:,} targets take about {needed / 1e9:.2g} GB beside the model, "
+                f"more than max_memory={max_memory!r}. Name fewer sources (sources= a list, such as transcription "
+                "factors: 1,000 of them with all targets take 0.5 GB); or fewer targets (targets=, or a higher "
+                f"min_cells); or allow more: max_memory='{np.ceil(needed / 1e8) / 10:g}GB' (--max-memory)."
+            )
+        return needed
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is measured, as JSON can hold it."""
+        return {
+            "method": self.method,
+            "measure": MEASURES[self.method, self.scale],
+            "scale": self.scale,
+            "weight": self.weight if self.method == "attention" else "none",
+            "layers": sorted({int(layer) for layer in np.argwhere(self.chosen)[:, 0]}),
+            "heads": [[int(layer), int(head)] for layer, head in np.argwhere(self.chosen)],
+            "min_cells": self.min_cells,
+            "by": self.by,
+            "donor": self.donor,
+            "calibration_cells": self.calibration_cells if self.method == "attention" else None,
+            "max_cells": self.max_cells,
+            "seed": self.seed,
+            "n_cells": len(self.rows),
+            "left_out": self.left_out,
+            "n_sources": self.roles.shape[0],
+            "n_targets": self.roles.shape[1],
+            "genes": hashlib.sha256(self.genes.to_csv().encode()).hexdigest(),
+            "checkpoint": self.checkpoint.fingerprint,
+            "cells": self.cells.fingerprint,
+            "vocabulary": self.cells.vocabulary.fingerprint,
+        }
+
+
+def asked_genes(genes: str | Path | Sequence[str], vocabulary: Vocabulary, what: str) -> np.ndarray:
+    """Return whether each gene of a vocabulary is asked for; unknown ones are listed in a warning and left out.
+
+    Parameters
+    ----------
+    genes
+        Ids or names, or a file with one a line.
+    vocabulary
+        The genes that are known.
+    what
+        What they are called, in messages.
+
+    Raises
+    ------
+    InputError
+        None of them is known, or the file names none.
+    """
+    names = read_genes(genes) if isinstance(genes, str | Path) else list(genes)
+    found = vocabulary.find(names)
+    unknown = [name for name, i in zip(names, found, strict=True) if i < 0]
+    if unknown:
+        _say_unknown(unknown, names, what, vocabulary)
+    wanted = np.zeros(len(vocabulary), dtype=bool)
+    wanted[found[found >= 0]] = True
+    return wanted
+
+
+def _say_unknown(unknown: list[str], names: list[str], what: str, vocabulary: Vocabulary) -> None:
+    """Name genes that the vocabulary does not have, with the nearest of those it has; refuse if none is left."""
+    near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2, cutoff=0.8) for name in unknown[:_SHOWN]}
+    listed = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
+    shown = ", ".join(listed) + (", …" if len(unknown) > _SHOWN else "")
+    message = (
+        f"{len(unknown)} of {len(names)} {what} are not in the vocabulary, or their name stands for several genes: "
+        f"{shown}."
+    )
+    if len(unknown) == len(names):
+        raise InputError(
+            f"{message} So there is none. Give ids or names of its genes, such as {vocabulary.gene_ids[0]!r}."
+        )
+    if processes.is_first():
+        logger.warning("%s They are left out.", message)
+
+
+def read_genes(path: str | Path) -> list[str]:
+    """Read names of genes, the first word of each line; blank lines and those that begin with # do not count.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it names no gene.
+    """
+    try:
+        lines = [line.split("\t")[0].split(",")[0].strip() for line in read_text(path).splitlines()]
+    except InputError as error:
+        raise InputError(f"{error} Expected a list of genes, or a text file with one a line.") from error
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise InputError(f"{path}: names no gene. Expected one a line.")
+    return list(dict.fromkeys(names))
+
+
+def size_in_bytes(size: str | float) -> float:
+    """Return a size as a number of bytes: "2GB", "500 MB", or a number."""
+    if isinstance(size, str):
+        written = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
+        if written is None or (unit := written[2].upper()) not in _UNITS:
+            raise InputError(f"max_memory is a size such as '2GB' or '500MB', found {size!r}.")
+        size = float(written[1]) * _UNITS[unit]
+    if size <= 0:
+        raise InputError(f"max_memory must be more than 0, found {size}.")
+    return float(size)
