@@ -110,7 +110,10 @@ def _places(graph: "networkx.DiGraph[str]") -> dict[str, tuple[float, float]]:
         side = 1.1 * np.sqrt(len(part)) + 0.6
         if across and across + side > width:
             across, down, tallest = 0.0, down - tallest, 0.0
-        inside = networkx.kamada_kawai_layout(graph.subgraph(sorted(part)).to_undirected(), weight=None)
+        alone: networkx.Graph[str] = networkx.Graph()  # a subgraph's order is that of a set, which differs by process
+        alone.add_nodes_from(sorted(part))
+        alone.add_edges_from(sorted(graph.subgraph(part).edges))
+        inside = networkx.kamada_kawai_layout(alone, weight=None)
         span = np.array([*inside.values()])
         low, reach = span.min(0), np.maximum(np.ptp(span, axis=0), 1e-9)
         for gene, at in inside.items():
