@@ -54,6 +54,8 @@ _DECIDING = (
     "attention_probs_dropout_prob",
 )  # fmt: skip
 """Fields of a configuration that change a result; 2 and 4 heads of attention have the same weights."""
+_OTHER_WEIGHTS = 2**31
+"""Added to seeds, so that random weights are not those that a training with the same seed began with."""
 _ALTERING = ("peft", "bitsandbytes")
 _SETTINGS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -216,6 +218,39 @@ class Checkpoint:
                 f"of max_length={n_positions}, or cut the cells: TokenizedDataset.open(…, max_length={n_positions}) "
                 f"(--max-length {n_positions})."
             )
+
+    @typed
+    def with_random_weights(self, *, seed: int = 0) -> "Checkpoint":
+        """Return an encoder of the same shape and vocabulary that learned nothing: what its numbers say, chance says.
+
+        Parameters
+        ----------
+        seed
+            Of the weights. They are not those that a training with the same seed began with.
+
+        Raises
+        ------
+        InputError
+            The checkpoint is no encoder, or `seed` is below 0.
+
+        See Also
+        --------
+        evaluate_network : Sets a network read from it beside that of the model.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> base = gf.Checkpoint.from_pretrained("runs/base")
+        >>> base.with_random_weights()
+        Checkpoint(masked gene model, 3 layers of 64, 416,374 parameters, Vocabulary(754 genes, ...))
+        """
+        if seed < 0:
+            raise InputError(f"seed must be at least 0, found {seed}.")
+        config = self.token_model.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_OTHER_WEIGHTS + seed)
+            network = MaskedGeneModel(config)
+        return Checkpoint(network, self.vocabulary, name="random weights")
 
     @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""A network on known edges: ``statistics NET --known``."""
+"""A network on known edges and perturbations: ``statistics NET --known``, ``--perturbed``."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,11 +16,14 @@ def add_known_edges_options(statistics: argparse.ArgumentParser) -> None:
     known.add_argument(
         "--known",
         nargs="+",
+        default=[],
         metavar="[NAME=]FILE",
         help="tables of known edges, with columns such as source (or tf) and target; with --counts",
     )
     known.add_argument("--confidence", nargs="+", metavar="LEVEL", help="levels of these tables to use")
-    known.add_argument("--perturbed", metavar="FILE", help="table of what changed when genes were perturbed")
+    known.add_argument(
+        "--perturbed", metavar="FILE", help="table of what changed when genes were perturbed; with --counts"
+    )
     known.add_argument("--state", metavar="STATE", help="of the network, where it has several")
     known.add_argument(
         "--beside", nargs="+", default=[], metavar="NAME=FOLDER", help="other networks of the same cells"
@@ -56,7 +59,9 @@ def score_known_edges(arguments: argparse.Namespace) -> None:
 
     out, *_ = outputs = table_outputs(arguments)
     if arguments.counts is None:
-        raise InputError("--known compares with co-expression in the same cells: give their raw counts with --counts.")
+        raise InputError(
+            "A network is compared with co-expression in the same cells: give their raw counts with --counts."
+        )
     beside = named(arguments.beside, "--beside")
     table = evaluate_network(
         GeneNetwork.open(arguments.shifts),
@@ -81,7 +86,8 @@ def score_known_edges(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     _show(table, SHOWN)
-    print(f"{out} has all {len(table):,} rows, {outputs[1]} the picture, {outputs[2]} what it shows")
+    first = next(iter(table.attrs["sentences"]))
+    print(f"{out} has all {len(table):,} rows, {outputs[1]} is the picture of {first}, {outputs[2]} has all pictures")
 
 
 def named(given: Sequence[str], option: str) -> dict[str, str]:

@@ -49,8 +49,15 @@ def add_commands(commands: Any) -> None:
     network.add_argument(
         "--calibration-cells", type=int, default=200, metavar="N", help="for means of places (default %(default)s)"
     )
+    network.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="of an encoder of the same shape that learned nothing, to be named --beside in statistics",
+    )
     network.add_argument("--max-cells", type=int, metavar="N", help="read a random choice of so many cells")
-    network.add_argument("--seed", type=int, default=0, help="of both choices (default %(default)s)")
+    network.add_argument(
+        "--seed", type=int, default=0, help="of these choices, and of random weights (default %(default)s)"
+    )
     network.add_argument(
         "--max-memory", default="2GB", metavar="SIZE", help="beside the model; more is refused (default %(default)s)"
     )
@@ -96,6 +103,8 @@ def _network(arguments: argparse.Namespace) -> None:
             refuse_existing(path, overwrite=arguments.overwrite)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
     checkpoint, cells = open_both(arguments)
+    if arguments.random_weights:
+        checkpoint = checkpoint.with_random_weights(seed=arguments.seed)
     network = gene_network(
         checkpoint,
         cells,
@@ -119,7 +128,7 @@ def _head(text: str) -> tuple[int, int]:
 def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool) -> None:
     """Write picture and page of a network; print its strongest edges."""
     from geneformer_repro.files import new_file
-    from geneformer_repro.in_silico.networks.network_pictures import plot_network, write_network_report
+    from geneformer_repro.in_silico.networks.network_pictures import plot_network, without_untold, write_network_report
 
     print(f"{network.path}: {described(network)}")
     edges = network.edges
@@ -129,7 +138,7 @@ def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool)
         names = network.genes["gene_name"]
         head = edges.groupby("state", sort=False).head(3).head(12)
         head = head.assign(source=head["source"].map(names), target=head["target"].map(names))[list(_SHOWN)]
-        print(head.dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format))
+        print(without_untold(head).to_string(index=False, float_format="{:.4g}".format))
         with new_file(picture, overwrite=overwrite) as aside:
             plot_network(network, str(edges["state"].iloc[0])).savefig(aside, dpi=150)
         print(f"{picture} is the picture of {edges['state'].iloc[0]}")

@@ -241,15 +241,18 @@ def _agreement(metadata: Mapping[str, Any]) -> str:
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
-    if arguments.between and arguments.known:
-        raise InputError("--between compares two states, --known scores a network on known edges: give one of the two.")
-    if arguments.between or arguments.known:
+    is_scored = arguments.known or arguments.perturbed
+    if arguments.between and is_scored:
+        raise InputError(
+            "--between compares two states, --known and --perturbed score a network on edges: give one of the two."
+        )
+    if arguments.between or is_scored:
         (compare_states if arguments.between else score_known_edges)(arguments)
         return
     if (Path(arguments.shifts) / "network.json").is_file():
         raise InputError(
             f"{arguments.shifts} is a gene network: ask which edges differ between two states with --between, or how "
-            "many known edges it finds with --known."
+            "many known edges it finds with --known (or --perturbed)."
         )
     from geneformer_repro.files import new_file, refuse_existing, write_table
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report

@@ -15,7 +15,9 @@ _NULL, _OTHERS = "#c3c8d0", "#9ca3af"
 _CURVES = len(CATEGORIES)
 
 
-def methods_figure(table: pd.DataFrame, *, of_models: Sequence[str], of_reference: Sequence[str]) -> "Figure":
+def methods_figure(
+    table: pd.DataFrame, *, title: str, of_models: Sequence[str], of_reference: Sequence[str]
+) -> "Figure":
     """Draw the matched AUROC of each method with its interval, on the band of its null.
 
     Parameters
@@ -23,6 +25,8 @@ def methods_figure(table: pd.DataFrame, *, of_models: Sequence[str], of_referenc
     table
         By method, from the top down: ``matched``, ``matched_low``, ``matched_high``, ``matched_null_low`` and
         ``matched_null_high`` (NaN where there is none).
+    title
+        Of which edges.
     of_models
         Methods that look at a model, in another colour.
     of_reference
@@ -43,6 +47,7 @@ def methods_figure(table: pd.DataFrame, *, of_models: Sequence[str], of_referenc
     axes.axvline(0.5, color=GREY, linewidth=0.8)
     axes.set(ylim=(len(table) - 0.5, -0.5), xlabel="matched AUROC (bar: 95 % interval over sources)")
     axes.set_yticks(rows, list(table.index), fontsize=8.5)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="x", color=LIGHT)
     axes.set_axisbelow(True)
     legend_beside(axes)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 Kind = Literal["methods", "precision_recall", "sources"]
 SHOWN = (
     "matched", "matched_low", "matched_high", "beyond_coexpression", "auroc", "ap_ratio", "epr", "per_source", "ap_p",
-    "matched_p", "direction", "n_edges", "n_sources", "n_pairs", "n_cells", "n_donors",
+    "matched_p", "direction", "mean_effect", "mean_effect_of_all", "false_omission_rate", "n_edges", "n_sources",
+    "n_pairs", "n_cells", "n_donors",
 )  # fmt: skip
 """Columns that the page and the terminal show."""
 
@@ -87,7 +88,9 @@ def plot_network_evaluation(
         universes = evaluation.index.get_level_values("universe").unique()
         raise InputError(f"There is no universe {universe!r}. {did_you_mean(universe, universes)}")
     if kind == "methods":
-        return methods_figure(table, of_models=evaluation.attrs["of_models"], of_reference=[DEGREES])
+        n_edges, n_sources = (int(table[name].iloc[0]) for name in ("n_edges", "n_sources"))
+        title = f"{reference}, {universe} universe: {n_edges:,} edges of {n_sources:,} sources"
+        return methods_figure(table, title=title, of_models=evaluation.attrs["of_models"], of_reference=[DEGREES])
     if kind == "precision_recall":
         curves = evaluation.attrs["curves"][reference][universe]
         return precision_recall_figure(curves, density=table["n_edges"].iloc[0] / table["n_pairs"].iloc[0])
@@ -207,7 +210,7 @@ def _of_universe(evaluation: pd.DataFrame, reference: str, universe: str) -> Sec
         "Regulation: an edge is a hypothesis about the model. The degree product knows the reference and no cell"
         + (", and is biased against edges here." if universe != "open" else "; what it scores is what memory gives."),
         figure=plot_network_evaluation(evaluation, reference=reference, universe=universe),
-        table=table[[name for name in SHOWN if name in table]],
+        table=table[[name for name in SHOWN if name in table]].dropna(axis=1, how="all"),
     )
 
 

@@ -37,7 +37,6 @@ from geneformer_repro.in_silico.networks.lifts import GeneTokens, LogLifts, log_
 from geneformer_repro.in_silico.networks.network_question import asked_genes
 from geneformer_repro.in_silico.networks.places import place_bins
 from geneformer_repro.in_silico.screen import CPU_TOKENS
-from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -47,8 +46,6 @@ logger = logging.getLogger(__name__)
 HeadMethod = Literal["matched", "published"]
 MOST_POOLED = 2**28
 """Values of pooled tokens, 1 GB: those of 12,000 cells of 1,000 genes in a model of 24 heads."""
-_OTHER_WEIGHTS = 2**31
-"""Added to seeds, so that random weights are not those that a training with the same seed began with."""
 POOLED_WARNING = (
     "method='published' takes tokens for independent and compares genes of different places: in simulations it calls "
     "33 to 83 % of heads significant for labels that mean nothing. Read it beside method='matched'."
@@ -169,7 +166,7 @@ def head_statistics(
     labelled = asked_genes(genes, cells.vocabulary, "genes")
     rows, donors = _chosen(cells, donor, max_cells, np.random.default_rng(seed))
     pooled = method == "published"
-    networks = [checkpoint, _with_random_weights(checkpoint, seed)] if random_weights else [checkpoint]
+    networks = [checkpoint, checkpoint.with_random_weights(seed=seed)] if random_weights else [checkpoint]
     readers = [Reader.of(network, dtype=dtype, max_tokens=max_tokens, device=where) for network in networks]
     _require_room(readers[0], cells, rows, pooled=pooled)
     with progress("heads", total=len(readers) * int(cells.lengths[rows].sum()), unit="tokens") as bar:
@@ -202,14 +199,6 @@ def _chosen(
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(rng.choice(rows, max_cells, replace=False))
     return rows, None if labels is None else labels.to_numpy()[rows]
-
-
-def _with_random_weights(checkpoint: Checkpoint, seed: int) -> Checkpoint:
-    """Return a network of the same shape that learned nothing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_OTHER_WEIGHTS + seed)
-        network = MaskedGeneModel(checkpoint.token_model.config)
-    return Checkpoint(network, checkpoint.vocabulary, name="random weights")
 
 
 def _require_room(reader: Reader, cells: TokenizedDataset, rows: np.ndarray, *, pooled: bool) -> None:

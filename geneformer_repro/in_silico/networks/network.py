@@ -31,7 +31,7 @@ from geneformer_repro.in_silico.networks.attention_sums import (
     add_attention,
     calibrate,
 )
-from geneformer_repro.in_silico.networks.deletion_sums import DeletionSums
+from geneformer_repro.in_silico.networks.deletion_sums import OTHERS, DeletionSums
 from geneformer_repro.in_silico.networks.gene_network import MARKER, GeneNetwork, Sums, add_sums, write_sums
 from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_sums, pair_counts
 from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
@@ -106,8 +106,9 @@ def gene_network(
         (of one state and donor) are left out and listed.
     method
         "attention". "deletion": how far the target's vector (of the block before the last) moves when the source is
-        deleted, less that of other sources at like places; one forward a source and cell. "mean_qk": attention of
-        queries and keys averaged over cells, fast, and of no cell.
+        deleted, less that of up to ten other sources of the cell at like places; one forward a source and cell. Name
+        more sources than those asked about, such as all factors: a cell with one of them has nothing to compare it
+        with. "mean_qk": attention of queries and keys averaged over cells, fast, and of no cell.
     weight
         "attention", or "value_norm": attention times the length of the vector that it brings.
     scale
@@ -419,6 +420,20 @@ class _ByDeletion(_Making):
         self._deletions = DeletionSums(reader, cells, question.roles, sources, max_genes)
         self._sums = PairSums(question.roles, torch.device("cpu"))
         super().__init__(question, reader, work)
+
+    def prepare(self) -> None:
+        """Say where cells have too few sources to compare one with."""
+        n_sources = np.array([self._deletions.n_variants(int(row)) for row in self.question.rows])
+        if processes.is_first() and np.median(n_sources) <= OTHERS:
+            logger.warning(
+                "A deletion is compared with those of up to %d other sources of the same cell: here cells have %d "
+                "sources (median), and %s of %s cells have one and are left out. Name more sources to compare with, "
+                "such as all transcription factors.",
+                OTHERS,
+                np.median(n_sources),
+                f"{(n_sources == 1).sum():,}",
+                f"{len(n_sources):,}",
+            )
 
     def tokens_to_read(self, rows: np.ndarray) -> np.ndarray:
         """Return how many tokens the model reads for each cell and its variants."""

@@ -86,7 +86,8 @@ def evaluate_network(
     known
         Known edges: a table or file with a column of sources (``source``, ``tf`` …) and one of targets (``target``,
         ``gene`` …), ids or symbols, and ``sign`` (or ``mor``), ``confidence``, ``set``, ``version``, ``licence`` where
-        they are there. Several references by name are scored one by one, and their overlap is said.
+        they are there. Several references by name are scored one by one, and their overlap is said. ``{}`` where only
+        `perturbed` is asked about.
     counts
         Raw counts of the cells of the network: what co-expression is computed on. Its obs has the columns of states
         and donors that the network was made with.
@@ -196,9 +197,7 @@ def evaluate_network(
     expression = _expression_of(net, state, genes, counts, cells, donor, max_cells, rng)
     weights = {name: weights_of(one, _state_of(one, state), genes) for name, one in {NETWORK: net, **others}.items()}
     parts = []
-    references = _references(known, genes, confidence)
-    if perturbed is not None:
-        references.append(read_perturbed(perturbed, genes, name=PERTURBED))
+    references = _references(known, perturbed, genes, confidence)
     of_references = [scored_pairs(weights, reference, genes) for reference in references]
     of_cells = CellScores.of(expression, of_references)
     for reference, pairs in zip(references, of_references, strict=True):
@@ -219,8 +218,8 @@ def evaluate_network(
         "facts": _made(net, state, expression, n_rewirings),
         "seed": seed,
     }
-    for sentence in facts["sentences"].values():
-        logger.info(sentence)
+    for name, sentence in facts["sentences"].items():
+        logger.info("%s: %s", name, sentence)
     table.attrs |= facts
     return table
 
@@ -290,7 +289,7 @@ def _expression_of(
 
 
 def _references(
-    known: Table | Mapping[str, Table], genes: GivenGenes, confidence: Sequence[str] | None
+    known: Table | Mapping[str, Table], perturbed: Table | None, genes: GivenGenes, confidence: Sequence[str] | None
 ) -> list[KnownEdges]:
     if isinstance(known, pd.DataFrame):
         tables: dict[str, Table] = {"known": known}
@@ -298,9 +297,12 @@ def _references(
         tables = dict(known)
     else:
         tables = {Path(known).stem: known}
-    if not tables or PERTURBED in tables:
-        raise InputError(f"known= needs a reference, and none called {PERTURBED!r}; found {sorted(tables)}.")
-    return [read_known_edges(of, genes, name=name, confidence=confidence) for name, of in tables.items()]
+    if PERTURBED in tables:
+        raise InputError(f"known= has a reference called {PERTURBED!r}, as that of perturbed=. Name it otherwise.")
+    if not tables and perturbed is None:
+        raise InputError("There is nothing to score the network on: give known= or perturbed=.")
+    references = [read_known_edges(of, genes, name=name, confidence=confidence) for name, of in tables.items()]
+    return references + ([] if perturbed is None else [read_perturbed(perturbed, genes, name=PERTURBED)])
 
 
 def _strata(

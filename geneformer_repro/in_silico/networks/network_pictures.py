@@ -107,10 +107,13 @@ def _places(graph: "networkx.DiGraph[str]") -> dict[str, tuple[float, float]]:
     places: dict[str, tuple[float, float]] = {}
     across, down, tallest, width = 0.0, 0.0, 0.0, 2.2 * np.sqrt(len(graph))
     for part in parts:
-        side = 1.1 * np.sqrt(len(part)) + 0.2
+        side = 1.1 * np.sqrt(len(part)) + 0.6
         if across and across + side > width:
             across, down, tallest = 0.0, down - tallest, 0.0
-        inside = networkx.kamada_kawai_layout(graph.subgraph(sorted(part)).to_undirected(), weight=None)
+        alone: networkx.Graph[str] = networkx.Graph()  # a subgraph's order is that of a set, which differs by process
+        alone.add_nodes_from(sorted(part))
+        alone.add_edges_from(sorted(graph.subgraph(part).edges))
+        inside = networkx.kamada_kawai_layout(alone, weight=None)
         span = np.array([*inside.values()])
         low, reach = span.min(0), np.maximum(np.ptp(span, axis=0), 1e-9)
         for gene, at in inside.items():
@@ -143,10 +146,20 @@ def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, tuple[
             colour, label = (ORANGE, "source") if is_source else (BLUE, "other gene")
             axes.scatter(across, down, s=46, marker=marker, color=colour, zorder=3, label=label, edgecolors="white")
     for gene, at in places.items():
-        name = axes.annotate(graph.nodes[gene]["name"], at, (0, 6), textcoords="offset points", ha="center")
+        up, stands = (-6, "top") if _is_better_below(graph, places, gene) else (6, "bottom")
+        name = axes.annotate(graph.nodes[gene]["name"], at, (0, up), textcoords="offset points", ha="center", va=stands)
         name.set(fontsize=7.5, zorder=4, color="#111827", path_effects=[withStroke(linewidth=2.2, foreground="white")])
     axes.margins(0.05)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right", bbox_to_anchor=(1.0, 1.06), ncols=2)
+
+
+def _is_better_below(graph: "networkx.DiGraph[str]", places: dict[str, tuple[float, float]], gene: str) -> bool:
+    """Return whether a name above its gene would hide more arrows than one below; heads count most."""
+    come_from = [(places[other], 2.0) for other in graph.predecessors(gene)]
+    go_to = [(places[other], 1.0) for other in graph.successors(gene)]
+    across, down = places[gene]
+    steep = [(y - down) / max(np.hypot(x - across, y - down), 1e-9) * weight for (x, y), weight in come_from + go_to]
+    return sum(max(up, 0.0) for up in steep) > sum(max(-up, 0.0) for up in steep)
 
 
 @typed
@@ -237,16 +250,28 @@ def _states(network: GeneNetwork) -> pd.DataFrame:
     rows = {
         state: {
             "cells": facts["n_cells"],
-            "donors": facts.get("n_donors"),
+            "donors": facts.get("n_donors") or np.nan,
             "pairs": int((network.counts(state).to_numpy() >= network.least_cells()).sum()),
             "of possible": len(network.sources) * len(network.targets),
             "explained by genes": facts["explained_by_genes"],
             "edges listed": int((edges["state"] == state).sum()),
-            "of these FDR < 0.05": int(((edges["state"] == state) & (edges["fdr"] < 0.05)).sum()),
+            "of these FDR < 0.05": _n_significant(edges[edges["state"] == state]),
         }
         for state, facts in network.metadata["states"].items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("state")
+    table = pd.DataFrame([*rows.values()], index=[*rows], dtype=object)  # whole numbers beside missing ones
+    return table.rename_axis("state").dropna(axis=1, how="all")
+
+
+def _n_significant(edges: pd.DataFrame) -> float:
+    """Return how many edges of a state have a false discovery rate below 0.05; NaN where none was tested."""
+    return int((edges["fdr"] < 0.05).sum()) if edges["fdr"].notna().any() else np.nan
+
+
+def without_untold(edges: pd.DataFrame) -> pd.DataFrame:
+    """Leave out columns that say nothing of these edges, such as those of donors where there are none."""
+    told = edges.notna().any() & ~(edges.columns.isin(["n_donors"]) & edges.eq(0).all())
+    return edges.loc[:, told]
 
 
 def _left_out(network: GeneNetwork) -> str:
@@ -263,7 +288,7 @@ def _left_out(network: GeneNetwork) -> str:
 
 def _strongest(network: GeneNetwork, edges: pd.DataFrame) -> pd.DataFrame:
     names = network.genes["gene_name"]
-    shown = edges.head(N_IN_TABLE).drop(columns="state").dropna(axis=1, how="all")
+    shown = without_untold(edges.head(N_IN_TABLE).drop(columns="state"))
     return shown.assign(**{role: shown[role].map(names) for role in ("source", "target")}).set_index("source")
 
 

@@ -35,7 +35,7 @@ CURVES = {
 OF_SOURCES = {"network": np.array([0.9, np.nan, 0.6]), "|Spearman|": np.array([0.5, np.nan, 0.4])}
 FIGURES = {
     "methods": lambda: methods_figure(
-        METHODS, of_models=["network", "random weights"], of_reference=["degree product"]
+        METHODS, title="TRRUST", of_models=["network", "random weights"], of_reference=["degree product"]
     ),
     "precision_recall": lambda: precision_recall_figure(CURVES, density=0.02),
     "sources": lambda: sources_figure(OF_SOURCES, ["SPI1", "GATA3", "LEF1"]),
@@ -95,6 +95,12 @@ def test_a_picture_is_of_the_rows_of_its_universe(evaluation):
     assert drawn == evaluation.loc["planted"].loc["boosted"].index.tolist()
 
 
+def test_a_picture_says_of_which_edges_it_is(evaluation):
+    row = evaluation.loc[("planted", "closed", "network")]
+    title = f"planted, closed universe: {row['n_edges']:.0f} edges of {row['n_sources']:.0f} sources"
+    assert plot_network_evaluation(evaluation, universe="closed").axes[0].get_title(loc="left") == title
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -140,14 +146,32 @@ def test_the_command_line_writes_table_picture_and_page(folder, evaluation, tmp_
     assert "|Spearman|" in said
 
 
+def test_knockdowns_are_scored_without_a_list_of_known_edges(folder, tmp_path, capsys, blank_pictures):
+    changed = (
+        pd.read_csv(folder / "planted.tsv", sep="\t").rename(columns={"tf": "perturbed"}).assign(p=1e-8, log2fc=-1.5)
+    )
+    others = changed["target"].sample(frac=1, random_state=0).to_numpy()
+    same = changed.assign(target=others, p=0.5, log2fc=0.1)
+    pd.concat([changed, same]).to_csv(tmp_path / "knockdowns.tsv", sep="\t", index=False)
+    given = [str(folder / "net"), "--perturbed", str(tmp_path / "knockdowns.tsv")]
+    options = ["--counts", str(folder / "cells.h5ad"), "--boosted-targets", "0", "--rewirings", "2"]
+    assert cli.main(["statistics", *given, *options, "-o", str(tmp_path / "scores.tsv")]) == 0
+    table = read_table(tmp_path / "scores.tsv")
+    assert set(table["reference"]) == {"perturbed"}
+    assert "perturbed, open universe" in capsys.readouterr().out
+    assert "false_omission_rate" in (tmp_path / "scores.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--known", "planted.tsv"], "give their raw counts with --counts"),
         (["--known", "a/planted.tsv", "b/planted.tsv", "--counts", "cells.h5ad"], "two are called 'planted'"),
+        (["--perturbed", "planted.tsv"], "give their raw counts with --counts"),
         (["--known", "planted.tsv", "--between", "a", "b"], "give one of the two"),
+        (["--perturbed", "planted.tsv", "--between", "a", "b"], "give one of the two"),
     ],
-    ids=["without counts", "one name", "two questions"],
+    ids=["without counts", "one name", "knockdowns without counts", "two questions", "knockdowns, and states"],
 )
 def test_the_command_line_refuses_before_the_work(folder, tmp_path, capsys, options, says):
     status = cli.main(["statistics", str(folder / "net"), *options, "-o", str(tmp_path / "known.tsv")])

@@ -50,6 +50,11 @@ def one_thread():
         yield
 
 
+def names_of(cells, row):
+    names = dict(zip(cells.vocabulary.gene_ids, cells.vocabulary.gene_names, strict=True))
+    return [names[gene] for gene in cells.genes(row)]
+
+
 def files_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -198,6 +203,15 @@ class TestOtherMethods:
                 known = (target >= 0) & ~np.isnan(beyond)
                 total[network.sources.get_loc(genes[place]), target[known]] += beyond[known]
         np.testing.assert_allclose(network.sums("all")[0], total, atol=1e-5)
+
+    def test_a_deletion_without_others_to_compare_it_with_is_warned_about(self, make, few, caplog):
+        cells = few.select(np.flatnonzero(few.labels("cell_type") == "Dendritic")[:12])
+        make("few", cells=cells, method="deletion", min_cells=1, by=None)
+        alone = sum(len({"CD74", "LYZ", "SPI1", "IRF8"} & set(names_of(cells, i))) == 1 for i in range(12))
+        assert f"and {alone} of 12 cells have one and are left out" in caplog.text
+        caplog.clear()
+        make("all", cells=cells.select([0]), sources=None, method="deletion", min_cells=1, by=None)
+        assert "is compared with" not in caplog.text
 
     def test_other_sources_are_those_nearest_by_the_root_of_their_place(self):
         places, rng = np.array([0, 1, 4, 9, *range(100, 120)]), np.random.default_rng(0)

@@ -117,6 +117,22 @@ def test_a_network_is_a_folder_a_picture_and_a_page(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.usefixtures("made")
+def test_a_network_of_random_weights_is_that_of_a_model_that_learned_nothing(checkpoint: gf.Checkpoint) -> None:
+    options = {"by": "cell_type", "min_cells": 10, "calibration_cells": 20}
+    command = ["network", "base", "cells.tok", "--sources", "tfs.txt", "--by", "cell_type", "--min-cells", "10"]
+    command += ["--calibration-cells", "20", "--seed", "3"]
+    assert main([*command, "--random-weights", "-o", "random"]) == 0
+    untrained = checkpoint.with_random_weights(seed=3)
+    expected = gf.gene_network(
+        untrained, gf.TokenizedDataset.open("cells.tok"), sources="tfs.txt", out="expected", seed=3, **options
+    )
+    found = gf.GeneNetwork.open("random")
+    assert found.metadata == expected.metadata
+    assert found.metadata["checkpoint"] not in (checkpoint.fingerprint, checkpoint.with_random_weights().fingerprint)
+    pd.testing.assert_frame_equal(found.edges, expected.edges)
+
+
+@pytest.mark.usefixtures("made")
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -203,6 +203,10 @@ REFUSED = {
     "no edge among the sources": (
         lambda net, known, counts: (net, known.assign(tf="GENE150"), counts), {}, "none of its .* edges can be scored",
     ),
+    "nothing to score it on": (lambda net, known, counts: (net, {}, counts), {}, "give known= or perturbed="),
+    "a reference called as that of perturbations": (
+        lambda net, known, counts: (net, {"perturbed": known}, counts), {}, "Name it otherwise",
+    ),
     "an unknown state": (lambda *given: given, {"state": "excited"}, "has no state 'excited'"),
     "no null": (lambda *given: given, {"n_rewirings": 0}, "n_rewirings must be at least 1, found 0"),
     "hardly a cell": (lambda *given: given, {"max_cells": 1}, "max_cells must be at least 20, found 1"),

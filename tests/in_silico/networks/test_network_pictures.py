@@ -1,10 +1,12 @@
 """The picture and the page of a network: what is drawn, and what is said."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from two_state_networks import made_network
 
 import geneformer_repro as gf
+from geneformer_repro.in_silico.networks import network_pictures
 from geneformer_repro.in_silico.networks.network_pictures import N_EDGES
 
 
@@ -49,6 +51,27 @@ def test_the_same_network_gives_the_same_picture(network):
     first, again = (gf.plot_network(network, "stim") for _ in range(2))
     for one, other in zip(first.axes[0].collections, again.axes[0].collections, strict=True):
         np.testing.assert_array_equal(one.get_offsets(), other.get_offsets())
+
+
+def test_a_name_stands_where_it_hides_no_arrowhead():
+    edges = pd.DataFrame({"source": ["top", "left"], "target": ["hub", "low"], "weight": [1.0, 1.0]})
+    genes = ["top", "left", "hub", "low"]
+    graph = network_pictures._graph(edges, pd.DataFrame({"gene_name": genes, "is_source": False}, index=genes))
+    places = {"top": (0.0, 1.0), "hub": (0.0, 0.0), "left": (3.0, -1.0), "low": (3.0, 0.0)}
+    below = {gene for gene in places if network_pictures._is_better_below(graph, places, gene)}
+    assert below == {"hub", "left"}
+
+
+def test_columns_of_donors_are_left_out_where_there_are_none():
+    edges = pd.DataFrame({"source": ["a", "b"], "n_cells": [0, 0], "n_donors": [0, 0], "fdr": [np.nan, np.nan]})
+    assert network_pictures.without_untold(edges).columns.tolist() == ["source", "n_cells"]
+    assert "n_donors" in network_pictures.without_untold(edges.assign(n_donors=[0, 3]))
+
+
+def test_edges_that_were_not_tested_are_not_said_to_be_none_that_differ(network):
+    edges = network.edges
+    assert np.isnan(network_pictures._n_significant(edges.assign(fdr=np.nan)))
+    assert network_pictures._n_significant(edges.assign(fdr=[0.01] * 2 + [0.5] * (len(edges) - 2))) == 2
 
 
 @pytest.mark.parametrize(
