@@ -1,6 +1,6 @@
 """Cells in which factors switch targets on, beside decoys of the same detection: what a trained model could learn.
 
-Section 6.3 of the specification of networks. Three types have markers of their own. Within each type half of the cells
+Three types have markers of their own. Within each type half of the cells
 have a factor; a cell with it has each of its ten targets with 0.9, one without with 0.3. Thirty decoys are there as
 often as a target, but in cells of their own choice. Counts of a gene that is there do not depend on what it is, so
 neither detection nor place tells a target from a decoy: only which cells have it.

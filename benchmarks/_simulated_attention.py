@@ -1,6 +1,6 @@
 """Attention without a model, and edges that were drawn as curated ones are: what a network must find, and must not.
 
-Section 6.1 of the specification of networks: 200 genes, 30 of them factors, 240 cells of 6 donors. Prominent genes are
+200 genes, 30 of them factors, 240 cells of 6 donors. Prominent genes are
 attended, detected and curated alike, so that with no effect of any pair (``beta`` 0) attention still ranks curated
 edges first: AUROC 0.63 to 0.69 for its mean. What is left after place and both genes must then be 0.5.
 """

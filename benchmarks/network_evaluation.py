@@ -1,10 +1,10 @@
-"""What needs no model scores on known edges of pbmc3k, beside the numbers of the specification, and what nulls cost.
+"""What needs no model scores on known edges of pbmc3k, beside numbers computed before, and what nulls cost.
 
     python benchmarks/network_evaluation.py shared/data [--rewirings 1000]
 
-Edges are led to genes by symbol as it stands, genes in more than 5 % of the cells, as the specification's were made.
+Edges are led to genes by symbol as it stands, genes in more than 5 % of the cells, as for these.
 Its matched numbers had genes of one detection rate in whatever order an unstable sort gave; here they share a bin. What
-the specification's way gives on this machine is the last column.
+their way gives on this machine is the last column.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     for name, rows in references.items():
         print(f"\n{name}")
         shown = table.loc[name].loc["open"].loc[METHODS, SHOWN]
-        print(shown.assign(as_specified=as_specified(of_cells, genes, rows)).round(3).to_string())
+        print(shown.assign(by_an_unstable_sort=by_an_unstable_sort(of_cells, genes, rows)).round(3).to_string())
         print(table.loc[name].loc["closed"].loc[METHODS[-2:], ["auroc"]].round(3).T.to_string())
     rewire(pd.read_csv(arguments.data / "gene_sets" / "trrust_human.tsv", sep="\t"))
 
@@ -63,8 +63,8 @@ def by_symbol(rows: pd.DataFrame, ids: dict[str, str]) -> pd.DataFrame:
     return led[led["tf"] != led["target"]].drop_duplicates(["tf", "target"])
 
 
-def as_specified(cells, genes: GivenGenes, rows: pd.DataFrame) -> list[float]:
-    """Matched AUROC with bins of detection as the specification made them: by an unstable sort, ties as they fall."""
+def by_an_unstable_sort(cells, genes: GivenGenes, rows: pd.DataFrame) -> list[float]:
+    """Matched AUROC with bins of detection as they were for those numbers: by an unstable sort, ties as they fall."""
     sources, targets = np.unique([genes.position[gene] for gene in rows["tf"]]), np.arange(len(genes.gene_ids))
     known = np.zeros((len(sources), len(targets)), dtype=bool)
     row = np.searchsorted(sources, [genes.position[gene] for gene in rows["tf"]])

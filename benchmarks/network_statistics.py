@@ -1,4 +1,4 @@
-"""Edges and heads where the truth is known: the simulators of the specification's 6.1 and 6.2, seed by seed.
+"""Edges and heads where the truth is known: simulated attention and simulated heads, seed by seed.
 
     python benchmarks/network_statistics.py            # a minute
 

@@ -230,7 +230,7 @@ def test_received_attention_of_a_state_is_the_mean_over_its_cells(read):
     np.testing.assert_allclose(found.mass, mass, rtol=1e-4, atol=1e-5)
 
 
-# The golden accumulation of the specification, section 5.5
+# An accumulation worked out by hand
 
 CELLS = {
     "ABC": [[0.2, 0.3, 0.5], [0.6, 0.1, 0.3], [0.4, 0.4, 0.2]],

@@ -17,7 +17,7 @@ from geneformer_repro.in_silico.networks.donor_tests import (
 )
 
 _DIFFERENCES = np.array([[0.3], [0.1], [0.4], [0.2]])
-"""Of four donors (specification, 5.10)."""
+"""Of four donors."""
 
 
 def _with_effects(rng: np.random.Generator, n_donors: int = 6, n_pairs: int = 4_000) -> np.ndarray:

@@ -24,7 +24,7 @@ def _square(values: dict[str, float]) -> np.ndarray:
 
 
 def _golden() -> tuple[np.ndarray, np.ndarray]:
-    """Three cells' lifts, summed up by hand (specification, 5.5)."""
+    """Three cells' lifts, summed up by hand."""
     weights = _square({pair: np.log2(total / n) for pair, (total, n) in _SUMS.items()})
     return weights, np.nan_to_num(_square({pair: n for pair, (_, n) in _SUMS.items()}))
 

@@ -1,4 +1,4 @@
-"""Tests of heads: none found for labels that mean nothing, those that are planted found (specification, 6.2)."""
+"""Tests of heads: none found for labels that mean nothing, those that are planted found."""
 
 from itertools import permutations
 from typing import NamedTuple
@@ -107,7 +107,7 @@ def test_p_values_of_labels_that_mean_nothing_are_a_twentieth_below_a_twentieth(
 
 
 def test_a_rank_sum_is_the_published_one() -> None:
-    """TF against others (specification, 5.10): U 20, exact two-sided p 0.114285714286."""
+    """TF against others: U 20, exact two-sided p 0.114285714286."""
     labelled, others = [1.4, 1.1, 1.3, 0.9], [1, 0.8, 0.7, 1.2, 0.95, 0.6]
     exact = mannwhitneyu(labelled, others, method="exact")
     assert (exact.statistic, exact.pvalue) == (20, pytest.approx(0.114285714286, rel=1e-11))
@@ -171,7 +171,7 @@ def test_strata_hold_equally_many_genes_of_like_place_and_detection() -> None:
 
 
 def test_a_permutation_p_counts_the_observed_one() -> None:
-    assert permutation_p(2.0, np.array([*[3.0] * 3, *[1.0] * 996])) == 0.004  # specification, 5.9
+    assert permutation_p(2.0, np.array([*[3.0] * 3, *[1.0] * 996])) == 0.004
 
 
 def test_labels_without_others_like_them_are_refused() -> None:

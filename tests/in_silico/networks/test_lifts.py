@@ -1,4 +1,4 @@
-"""Lifts of attention: the golden values of the specification, slow references, and what must hold of any attention."""
+"""Lifts of attention: values worked out by hand, slow references, and what must hold of any attention."""
 
 import math
 
@@ -18,7 +18,7 @@ from geneformer_repro.in_silico.networks.lifts import (
     value_norms,
 )
 
-# The toy of the specification, section 5.1: 4 tokens, 2 heads of 2 channels
+# A toy: 4 tokens, 2 heads of 2 channels
 QUERY = [[[1, 0], [0, 1], [1, 1], [0, 0]], [[0, 1], [1, 0], [-1, 1], [1, 1]]]
 KEY = [[[1, 0], [0, 1], [1, -1], [0, 0]], [[1, 1], [0, 1], [1, 0], [-1, 0]]]
 VALUE = [[[1, 0], [0, 1], [1, 1], [2, 0]], [[0, 1], [1, 1], [-1, 0], [0, 2]]]

@@ -1,4 +1,4 @@
-"""Whether effects of genes go and edges stay, where edges are known (specification, 6.1), over five seeds.
+"""Whether effects of genes go and edges stay, where edges are known, over five seeds.
 
 Bars: without an effect of pairs an AUROC of 0.5 ± 0.03 on average and uniform p-values; with one of 0.25 an AUROC of
 0.90 and 0.10 above raw attention; below 7 % of pairs without edge with p < 0.05, at most 15 % false discoveries.
