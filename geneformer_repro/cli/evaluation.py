@@ -21,9 +21,7 @@ def add_known_edges_options(statistics: argparse.ArgumentParser) -> None:
         help="tables of known edges, with columns such as source (or tf) and target; with --counts",
     )
     known.add_argument("--confidence", nargs="+", metavar="LEVEL", help="levels of these tables to use")
-    known.add_argument(
-        "--perturbed", metavar="FILE", help="table of what changed when genes were perturbed; with --counts"
-    )
+    known.add_argument("--perturbed", metavar="FILE", help="table of what changed when genes were perturbed")
     known.add_argument("--state", metavar="STATE", help="of the network, where it has several")
     known.add_argument(
         "--beside", nargs="+", default=[], metavar="NAME=FOLDER", help="other networks of the same cells"
