@@ -20,6 +20,19 @@ R = TypeVar("R")
 _SHOWN = 60
 
 
+def require_at_least(**options: tuple[int | None, int]) -> None:
+    """Refuse numbers below a bound; of each option what was given, where None is fine, and the bound.
+
+    Raises
+    ------
+    InputError
+        Names the option, the bound and what was given.
+    """
+    for name, (given, least) in options.items():
+        if given is not None and given < least:
+            raise InputError(f"{name} must be at least {least}, found {given}.")
+
+
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a public function so that it refuses arguments that are not of the types of its signature.
 

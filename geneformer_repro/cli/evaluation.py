@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.heads import table_outputs, write_together
-from geneformer_repro.cli.inputs import given_vocabulary
+from geneformer_repro.cli.inputs import given_vocabulary, table_outputs, write_together
 from geneformer_repro.errors import InputError
 
 

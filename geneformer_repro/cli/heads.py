@@ -1,8 +1,6 @@
 """Heads of attention, and networks of two states: ``heads``, and ``statistics NET --between``."""
 
 import argparse
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from geneformer_repro.cli.inputs import (
@@ -13,8 +11,9 @@ from geneformer_repro.cli.inputs import (
     given_vocabulary,
     new_command,
     open_both,
+    table_outputs,
+    write_together,
 )
-from geneformer_repro.errors import InputError
 
 
 def add_commands(commands: Any) -> None:
@@ -110,27 +109,3 @@ def compare_states(arguments: argparse.Namespace) -> None:
     print(head.to_string(index=False, float_format="{:.4g}".format))
     print(found.sentence())
     print(f"{out} has {len(found.edges):,} edges, {outputs[1]} the picture, {outputs[2]} what it shows")
-
-
-def table_outputs(arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
-    """Return the names of a table, its picture and its page; refuse them before the work."""
-    from geneformer_repro.files import refuse_existing
-
-    out = Path(arguments.out)
-    if out.suffix != ".tsv":
-        raise InputError(f"{out}: a table is written as .tsv, with a .png and an .html of the same name beside it.")
-    outputs = (out, out.with_suffix(".png"), out.with_suffix(".html"))
-    for path in outputs:
-        refuse_existing(path, overwrite=arguments.overwrite)
-    return outputs
-
-
-def write_together(outputs: tuple[Path, Path, Path], table: Any, draw: Any, report: Any, *, overwrite: bool) -> None:
-    """Write table, picture and page: whoever is killed leaves all of the files or none; the table comes last."""
-    from geneformer_repro.files import new_file, write_table
-
-    with ExitStack() as together:
-        out, picture, page = (together.enter_context(new_file(path, overwrite=overwrite)) for path in outputs)
-        write_table(table, out)
-        draw(picture)
-        report(page)

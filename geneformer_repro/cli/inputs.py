@@ -1,10 +1,13 @@
-"""What several commands take: options, and the inputs that they name, opened."""
+"""What several commands take: options, the inputs that they name, opened, and a table with its picture and page."""
 
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -166,3 +169,27 @@ def open_cells(arguments: argparse.Namespace, path: str, checkpoint: Any = None)
     if vocabulary is None and checkpoint is not None and not (Path(path) / "spec.json").exists():
         vocabulary = checkpoint.vocabulary
     return TokenizedDataset.open(path, vocabulary, max_length=arguments.max_length)
+
+
+def table_outputs(arguments: argparse.Namespace, *, drawn: bool = True) -> tuple[Path, ...]:
+    """Return the names of a table and, if it is drawn, its picture and its page; refuse them before the work."""
+    from geneformer_repro.files import refuse_existing
+
+    out = Path(arguments.out)
+    if out.suffix != ".tsv":
+        raise InputError(f"{out}: statistics are written as .tsv, with a .png and an .html of the same name beside it.")
+    outputs = (out, out.with_suffix(".png"), out.with_suffix(".html")) if drawn else (out,)
+    for path in outputs:
+        refuse_existing(path, overwrite=arguments.overwrite)
+    return outputs
+
+
+def write_together(outputs: tuple[Path, ...], table: Any, *beside: Callable[[Path], object], overwrite: bool) -> None:
+    """Write a table and what is beside it: whoever is killed leaves all of the files or none; the table comes last."""
+    from geneformer_repro.files import new_file, write_table
+
+    with ExitStack() as together:
+        out, *others = (together.enter_context(new_file(path, overwrite=overwrite)) for path in outputs)
+        write_table(table, out)
+        for write, path in zip(beside, others, strict=True):
+            write(path)

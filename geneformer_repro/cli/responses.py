@@ -15,7 +15,6 @@ from geneformer_repro.cli.inputs import (
     new_command,
     open_cells,
 )
-from geneformer_repro.errors import InputError
 
 _SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
 
@@ -162,25 +161,20 @@ def response_settings(arguments: argparse.Namespace) -> list[str]:
 
 def _settings(arguments: argparse.Namespace, own: Mapping[str, Any]) -> list[str]:
     """Write options that both commands have, and a command's own, as settings; a JSON value is a TOML value."""
+    from geneformer_repro.tokenizer.genes import read_genes
+
     folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
     given: dict[str, Any] = {
         "measure": arguments.measure,
         "values": arguments.values,
         "log2": arguments.log2 or None,
-        "genes": _listed(arguments.genes) if arguments.genes else None,
+        "genes": read_genes(arguments.genes) if arguments.genes else None,
         "tissue": arguments.tissue,
         "split.folds": folds,
         "compare.baselines": False if arguments.no_baselines else None,
         **own,
     }
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
-
-
-def _listed(path: str) -> list[str]:
-    """Read the names in a file, one a line."""
-    if not (names := [name for line in Path(path).read_text().splitlines() if (name := line.strip())]):
-        raise InputError(f"{path} is empty; expected genes, one a line.")
-    return names
 
 
 def _response_study(arguments: argparse.Namespace) -> None:

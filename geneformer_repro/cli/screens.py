@@ -2,9 +2,8 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from geneformer_repro.cli.evaluation import add_known_edges_options, score_known_edges
 from geneformer_repro.cli.heads import compare_states
@@ -16,6 +15,8 @@ from geneformer_repro.cli.inputs import (
     given_vocabulary,
     new_command,
     open_both,
+    table_outputs,
+    write_together,
 )
 from geneformer_repro.errors import InputError
 
@@ -254,19 +255,13 @@ def _statistics(arguments: argparse.Namespace) -> None:
             f"{arguments.shifts} is a gene network: ask which edges differ between two states with --between, or how "
             "many known edges it finds with --known (or --perturbed)."
         )
-    from geneformer_repro.files import new_file, refuse_existing, write_table
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-    out, drawn = Path(arguments.out), arguments.method not in ("aggregate", "gene_shifts")
-    if out.suffix != ".tsv":
-        raise InputError(f"{out}: statistics are written as .tsv, with a .png and an .html of the same name beside it.")
-    picture, page = out.with_suffix(".png"), out.with_suffix(".html")
-    outputs = (out, picture, page) if drawn else (out,)
-    for path in outputs:
-        refuse_existing(path, overwrite=arguments.overwrite)
+    drawn = arguments.method not in ("aggregate", "gene_shifts")
+    out, *beside = outputs = table_outputs(arguments, drawn=drawn)
     shifts = ShiftTable.open(arguments.shifts)
     table = shift_statistics(
         shifts,
@@ -275,16 +270,15 @@ def _statistics(arguments: argparse.Namespace) -> None:
         cells=TokenizedDataset.open(arguments.cells, given_vocabulary(arguments)) if arguments.cells else None,
         counts=arguments.counts,
     )
-    with ExitStack() as together:  # whoever is killed leaves all of the files or none; the table comes into place last
-        aside = {path: together.enter_context(new_file(path, overwrite=arguments.overwrite)) for path in outputs}
-        write_table(table if table.index.name else table.set_index(table.columns[0]), aside[out])
-        if drawn:
-            several_classes = "interaction" in table and "state" in table
-            figure = plot_screen(shifts, table, kind="ranked" if several_classes else None)
-            figure.savefig(aside[picture], dpi=150)
-            write_screen_report(shifts, table, aside[page])
+    kind: Literal["ranked"] | None = "ranked" if "interaction" in table and "state" in table else None
+    draw = (
+        lambda path: plot_screen(shifts, table, kind=kind).savefig(path, dpi=150),
+        lambda path: write_screen_report(shifts, table, path),
+    )
+    named = table if table.index.name else table.set_index(table.columns[0])
+    write_together(outputs, named, *(draw if drawn else ()), overwrite=arguments.overwrite)
     _show_head(table)
-    where = f", {picture} the picture, {page} what was done and what it shows" if drawn else ""
+    where = ", {} the picture, {} what was done and what it shows".format(*beside) if drawn else ""
     print(f"{out} has all {len(table):,} rows{where}")
 
 

@@ -186,8 +186,7 @@ def perturb(
     if seed < 0:
         raise InputError(f"seed must be at least 0, found {seed}.")
     where = torch.device(device) if device else processes.device()
-    if max_tokens is None:
-        max_tokens = CPU_TOKENS if where.type == "cpu" else MAX_TOKENS
+    max_tokens = batch_tokens(max_tokens, where)
     reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
     rows = question.rows_of_start()
     perturbation = _with_known_genes(perturbation, cells, rows)
@@ -427,6 +426,13 @@ def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:
     for table in tables:
         yield table
         bar.update()
+
+
+def batch_tokens(max_tokens: int | None, device: torch.device) -> int:
+    """Return the tokens of a batch that were asked for, or what suits a device."""
+    if max_tokens is not None:
+        return max_tokens
+    return CPU_TOKENS if device.type == "cpu" else MAX_TOKENS
 
 
 def in_words(seconds: float) -> str:

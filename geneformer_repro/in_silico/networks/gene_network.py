@@ -366,9 +366,15 @@ class GeneNetwork:
         ((4,), (621,))
         """
         total, n = self.sums(state, donor)
-        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
-        masked = None if donor is None else self._far(state)
+        weights, masked = self._fitted_pairs(state, total, n, donor)
         return gene_effects(weights, n, masked=masked, overwrite_weights=True)
+
+    def _fitted_pairs(
+        self, state: str, total: np.ndarray, n: np.ndarray, donor: str | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return mean weights, in the memory of their sums, and which pairs a donor's fit leaves out."""
+        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
+        return weights, None if donor is None else self._far(state)
 
     def _far(self, state: str) -> np.ndarray:
         """Return the pairs that a donor's fit leaves out."""
@@ -617,8 +623,7 @@ class GeneNetwork:
         return strongest_pairs(self._framed(self._residual(state, total, n, None)), self._framed(n), top=top)
 
     def _residual(self, state: str, total: np.ndarray, n: np.ndarray, donor: str | None) -> np.ndarray:
-        weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"])
-        masked = None if donor is None else self._far(state)
+        weights, masked = self._fitted_pairs(state, total, n, donor)
         if np.isnan(weights if masked is None else np.where(masked, np.nan, weights)).all():
             return np.full(total.shape, np.nan)
         return gene_effects(weights, n, masked=masked, overwrite_weights=True).residual

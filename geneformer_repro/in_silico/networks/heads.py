@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import geneformer_repro.processes as processes
-from geneformer_repro.arguments import typed
+from geneformer_repro.arguments import require_at_least, typed
 from geneformer_repro.attention import Attention
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
@@ -34,11 +34,11 @@ from geneformer_repro.in_silico.networks.head_tests import (
     strata_of,
 )
 from geneformer_repro.in_silico.networks.lifts import GeneTokens, LogLifts, log_lifts
-from geneformer_repro.in_silico.networks.network_question import asked_genes
+from geneformer_repro.in_silico.networks.network_question import asked_genes, drawn_cells
 from geneformer_repro.in_silico.networks.places import place_bins
-from geneformer_repro.in_silico.screen import CPU_TOKENS
+from geneformer_repro.in_silico.screen import batch_tokens
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, require_one_of
+from geneformer_repro.reading import Dtype, Reader, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 logger = logging.getLogger(__name__)
@@ -157,14 +157,14 @@ def head_statistics(
     """
     checkpoint.require_matching(cells)
     require_one_of(HeadMethod, "method", method)
-    _require_options(min_cells=(min_cells, 1), max_cells=(max_cells, 1), n_permutations=(n_permutations, 19))
+    require_at_least(min_cells=(min_cells, 1), max_cells=(max_cells, 1), n_permutations=(n_permutations, 19))
     if processes.count() > 1:
         raise InputError("head_statistics runs in one process, on max_cells cells; start it without torchrun.")
     where = torch.device(device) if device else processes.device()
-    if max_tokens is None:
-        max_tokens = CPU_TOKENS if where.type == "cpu" else MAX_TOKENS
+    max_tokens = batch_tokens(max_tokens, where)
     labelled = asked_genes(genes, cells.vocabulary, "genes")
-    rows, donors = _chosen(cells, donor, max_cells, np.random.default_rng(seed))
+    rows = drawn_cells(cells, [] if donor is None else [donor], max_cells, np.random.default_rng(seed))
+    donors = None if donor is None else cells.labels(donor).to_numpy()[rows]
     pooled = method == "published"
     networks = [checkpoint, checkpoint.with_random_weights(seed=seed)] if random_weights else [checkpoint]
     readers = [Reader.of(network, dtype=dtype, max_tokens=max_tokens, device=where) for network in networks]
@@ -177,28 +177,6 @@ def head_statistics(
         for compared in (ours, *random)
     ]
     return _beside(tables, ours, rows, donors, method)
-
-
-def _require_options(**options: tuple[int | None, int]) -> None:
-    for name, (given, least) in options.items():
-        if given is not None and given < least:
-            raise InputError(f"{name} must be at least {least}, found {given}.")
-
-
-def _chosen(
-    cells: TokenizedDataset, donor: str | None, max_cells: int | None, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the cells that are read, and the donor of each."""
-    has_all = cells.has_gene.copy()
-    labels = None if donor is None else cells.labels(donor)
-    if labels is not None:
-        has_all &= labels.notna().to_numpy()
-    rows = np.flatnonzero(has_all)
-    if not len(rows):
-        raise InputError(f"No cell has a gene{'' if donor is None else f' and a value of {donor!r}'}.")
-    if max_cells is not None and len(rows) > max_cells:
-        rows = np.sort(rng.choice(rows, max_cells, replace=False))
-    return rows, None if labels is None else labels.to_numpy()[rows]
 
 
 def _require_room(reader: Reader, cells: TokenizedDataset, rows: np.ndarray, *, pooled: bool) -> None:
@@ -248,7 +226,7 @@ class _Attended:
         sums = _Sums(len(names), len(cells.vocabulary), int(cells.lengths[rows].max()), (reader.n_blocks, n_heads))
         for batch in reader.batches(cells, rows):
             tokens = gene_tokens(batch, reader.device)
-            watch = _Watch(tokens, reader.device)
+            watch = _Watch(tokens)
             reader.watch(batch, watch)
             ids_T = batch.input_ids_T.cpu().numpy()
             for row, of_cell, seen in zip(batch.rows, tokens, watch.result(), strict=True):
@@ -261,16 +239,15 @@ class _Attended:
 class _Watch:
     """Observer of a batch: of each cell what its genes get, (G, heads), and what special tokens get, (heads,)."""
 
-    def __init__(self, tokens: Sequence[GeneTokens], device: torch.device) -> None:
-        self._tokens, self._device = tokens, device
+    def __init__(self, tokens: Sequence[GeneTokens]) -> None:
+        self._tokens = tokens
         self._seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tokens]
 
     def __call__(self, layer: int, attention: Attention) -> None:
         """Look at one block."""
-        with torch.autocast(self._device.type, enabled=False):
-            for seen, tokens in zip(self._seen, self._tokens, strict=True):
-                lifts = log_lifts(attention, tokens)
-                seen.append((mean_over_queries(lifts), lifts.on_specials_QH.mean(0)))
+        for seen, tokens in zip(self._seen, self._tokens, strict=True):
+            lifts = log_lifts(attention, tokens)
+            seen.append((mean_over_queries(lifts), lifts.on_specials_QH.mean(0)))
 
     def result(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return both of each cell, blocks one behind the other."""

@@ -8,6 +8,7 @@ few cells of the calibration; the others believe it.
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,9 +38,9 @@ from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_
 from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
 from geneformer_repro.in_silico.networks.network_question import NetworkMethod, NetworkQuestion
 from geneformer_repro.in_silico.networks.places import Places, place_bins
-from geneformer_repro.in_silico.screen import CPU_TOKENS, in_words
+from geneformer_repro.in_silico.screen import batch_tokens, in_words
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, consecutive_parts
+from geneformer_repro.reading import Dtype, Reader, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import Parts, Work, working_on
 
@@ -182,8 +183,7 @@ def gene_network(
     )  # fmt: skip
     processes.agreed(lambda: unfinished.refuse(Path(out), overwrite=overwrite, marker=MARKER))
     where = torch.device(device) if device else processes.device()
-    if max_tokens is None:
-        max_tokens = CPU_TOKENS if where.type == "cpu" else MAX_TOKENS
+    max_tokens = batch_tokens(max_tokens, where)
     needed = question.require_memory(max_memory, max_tokens)
     metadata = question.describe() | {"dtype": dtype, "max_tokens": max_tokens}
     plan = {**metadata, "version": VERSION, "part": [CELLS_A_PART, TOKENS_A_PART]}
@@ -209,7 +209,7 @@ def _said(question: NetworkQuestion, needed: int) -> str:
     )
 
 
-class _Making:
+class _Making(ABC):
     """A network that is being made: its parts, and what becomes of them."""
 
     suffix = ".parquet"
@@ -244,12 +244,12 @@ class _Making:
         if processes.is_first():
             self._merge(parts.paths, metadata)
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # not every method has such work
         """Do what comes before the parts."""
 
+    @abstractmethod
     def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
         """Read the cells of a part; return what writes its sums."""
-        raise NotImplementedError
 
     def merged(self, group: int, paths: Sequence[Path]) -> Sums:
         """Return the sums of a group from those of its parts."""
@@ -271,7 +271,7 @@ class _Making:
         """Return what was taken out of pairs for their places."""
         return np.full(len(rows), np.nan)
 
-    def write_beside(self, folder: Path) -> None:
+    def write_beside(self, folder: Path) -> None:  # noqa: B027  # nor other files
         """Write further files of the folder."""
 
     def seconds_a_token(self) -> float | None:

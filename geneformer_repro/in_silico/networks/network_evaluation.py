@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from geneformer_repro.arguments import typed
+from geneformer_repro.arguments import require_at_least, typed
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.in_silico.networks import edge_scores as scores
 from geneformer_repro.in_silico.networks.evaluated_pairs import FEWEST_SOURCES, Part, Result, Results, Universe
@@ -230,9 +230,7 @@ def evaluate_network(
 def _require_options(ties: str, least: Mapping[str, tuple[int | None, int]]) -> None:
     if ties not in get_args(scores.Ties):
         raise InputError(f"ties must be one of {', '.join(map(repr, get_args(scores.Ties)))}, found {ties!r}.")
-    for name, (value, bound) in least.items():
-        if value is not None and value < bound:
-            raise InputError(f"{name} must be at least {bound}, found {value}.")
+    require_at_least(**least)
 
 
 def _state_of(net: GeneNetwork | pd.DataFrame, state: str | None) -> str | None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from scipy.stats import t as student
 
 from geneformer_repro.files import new_directory, write_json
+from geneformer_repro.in_silico.networks.donor_tests import FEWEST_DONORS
 from geneformer_repro.in_silico.networks.gene_effects import GeneEffects, gene_effects
 from geneformer_repro.in_silico.networks.gene_network import (
     DIRECTION,
@@ -36,8 +37,6 @@ from geneformer_repro.in_silico.networks.gene_network import (
 from geneformer_repro.in_silico.networks.network_graphs import scores_of
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 
-FEWEST_DONORS = 3
-"""Fewer give no interval and no p-value."""
 _OVER_DONORS = ("donor_mean", "low", "high", "p_value")
 PlacePart = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 """Of a state and of pairs (rows and columns of a matrix), what was taken out of their weights for their places."""

@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
+from geneformer_repro.arguments import require_at_least
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import read_text
 from geneformer_repro.in_silico.networks.attention_sums import Roles, Scale, Weight
 from geneformer_repro.in_silico.networks.network_folder import Group
 from geneformer_repro.in_silico.networks.places import place_bins
 from geneformer_repro.reading import require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.genes import read_genes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -80,9 +81,7 @@ class NetworkQuestion:
         if self.method == "deletion" and not (self._is_all(self.layers) and self._is_all(self.heads)):
             raise InputError("layers= and heads= choose attention; with method='deletion' leave them out.")
         least = {"min_cells": 1, "calibration_cells": 1, "max_cells": 1, "seed": 0}
-        for name, lowest in least.items():
-            if (given := getattr(self, name)) is not None and given < lowest:
-                raise InputError(f"{name} must be at least {lowest}, found {given}.")
+        require_at_least(**{name: (getattr(self, name), lowest) for name, lowest in least.items()})
         self.chosen  # noqa: B018  # refuses heads that are not there
 
     @staticmethod
@@ -190,16 +189,8 @@ class NetworkQuestion:
     @cached_property
     def _chosen_rows(self) -> np.ndarray:
         """Cells with a gene, a state, and a donor where donors are asked for; of too many a random choice."""
-        labels = self._labels
-        has_all = self.cells.has_gene & labels["state"].notna().to_numpy()
-        if self.donor is not None:
-            has_all &= labels["donor"].notna().to_numpy()
-        rows = np.flatnonzero(has_all)
-        if not len(rows):
-            raise InputError(f"No cell has a gene and a value of {' and '.join(filter(None, [self.by, self.donor]))}.")
-        if self.max_cells is None or len(rows) <= self.max_cells:
-            return rows
-        return np.sort(np.random.default_rng(self.seed).choice(rows, self.max_cells, replace=False))
+        columns = [column for column in (self.by, self.donor) if column is not None]
+        return drawn_cells(self.cells, columns, self.max_cells, np.random.default_rng(self.seed))
 
     @cached_property
     def _sized(self) -> tuple[list[tuple[str, str | None, np.ndarray]], list[dict[str, Any]]]:
@@ -358,6 +349,27 @@ class NetworkQuestion:
         }
 
 
+def drawn_cells(
+    cells: TokenizedDataset, columns: Sequence[str], max_cells: int | None, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the rows of cells with a gene and a label in all of some columns; of too many a random choice.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    has_all = cells.has_gene.copy()
+    for column in columns:
+        has_all &= cells.labels(column).notna().to_numpy()
+    rows = np.flatnonzero(has_all)
+    if not len(rows):
+        raise InputError(" and ".join(["No cell has a gene", *(f"a value of {column!r}" for column in columns)]) + ".")
+    if max_cells is None or len(rows) <= max_cells:
+        return rows
+    return np.sort(rng.choice(rows, max_cells, replace=False))
+
+
 def asked_genes(genes: str | Path | Sequence[str], vocabulary: Vocabulary, what: str) -> np.ndarray:
     """Return whether each gene of a vocabulary is asked for; unknown ones are listed in a warning and left out.
 
@@ -400,24 +412,6 @@ def _say_unknown(unknown: list[str], names: list[str], what: str, vocabulary: Vo
         )
     if processes.is_first():
         logger.warning("%s They are left out.", message)
-
-
-def read_genes(path: str | Path) -> list[str]:
-    """Read names of genes, the first word of each line; blank lines and those that begin with # do not count.
-
-    Raises
-    ------
-    InputError
-        There is no such file, or it names no gene.
-    """
-    try:
-        lines = [line.split("\t")[0].split(",")[0].strip() for line in read_text(path).splitlines()]
-    except InputError as error:
-        raise InputError(f"{error} Expected a list of genes, or a text file with one a line.") from error
-    names = [line for line in lines if line and not line.startswith("#")]
-    if not names:
-        raise InputError(f"{path}: names no gene. Expected one a line.")
-    return list(dict.fromkeys(names))
 
 
 def size_in_bytes(size: str | float) -> float:
