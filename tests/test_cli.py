@@ -1181,7 +1181,8 @@ def test_another_interrupt_while_the_program_ends_is_silent(monkeypatch, tmp_pat
     ("command", "message"),
     [
         pytest.param([], "the following arguments are required: COMMAND", id="no command"),
-        pytest.param(["tokenise"], "invalid choice: 'tokenise'", id="unknown command"),
+        pytest.param(["tokenise"], "invalid choice: 'tokenise'. Did you mean 'tokenize'?", id="unknown command"),
+        pytest.param(["perturb", "a", "b", "-o", "c", "--donr=d"], "--donr=d. Did you mean '--donor'", id="option"),
         pytest.param(["tokenize", "cells.h5ad"], "-o/--out", id="no output"),
         pytest.param(["embed", "a", "b", "-o", "c", "--level", "tissue"], "invalid choice: 'tissue'", id="choice"),
         pytest.param(["perturb", "a", "b", "-o", "c", "--max-cells", "few"], "invalid int value: 'few'", id="number"),
@@ -1240,6 +1241,7 @@ def test_every_command_has_help_for_every_option(capsys, command):
     ("command", "status", "out", "err"),
     [
         pytest.param(["--help"], 0, "usage: geneformer-repro", "", id="help"),
+        pytest.param(["--version"], 0, f"geneformer-repro {gf.__version__}\n", "", id="version"),
         pytest.param(["info", "nowhere"], 2, "", "error: nowhere: no such file or folder.\n", id="one line of error"),
     ],
 )

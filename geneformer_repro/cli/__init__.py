@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from geneformer_repro.cli import (
     cohorts,
@@ -23,7 +24,7 @@ from geneformer_repro.cli import (
     responses,
     screens,
 )
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,11 +52,47 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what an unknown command or option may have meant."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or end with a message."""
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self._of(arguments.command)._end_of_unknown(unknown)
+        return arguments
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}. {did_you_mean(value, action.choices)}")
+
+    def _of(self, command: str) -> "_Parser":
+        of_commands: Any = next(action for action in self._actions if action.dest == "command")
+        return of_commands.choices[command]  # type: ignore[no-any-return]
+
+    def _end_of_unknown(self, unknown: Sequence[str]) -> NoReturn:
+        options = [option for option in unknown if option.startswith("-")]
+        meant = did_you_mean(options[0].partition("=")[0], self._option_string_actions) if options else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}. {meant}".rstrip(" "))
+
+
+class _Version(argparse.Action):
+    """Print the version and end; it is read from the installed package's metadata when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print it."""
+        from geneformer_repro import __version__
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="geneformer-repro",
         description="From raw counts to a perturbation screen: Geneformer-style models of single-cell transcriptomes.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for family in (counts, models, patients, cohorts, responses, embeddings, screens, networks, heads, info):
         family.add_commands(commands)

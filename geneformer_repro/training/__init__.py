@@ -9,10 +9,14 @@
 
 import logging
 
+_NO_NEWS = ("gemm_4bit_forward", "Setting accelerator to CPU")
+"""What libraries that Trainer imports greet every user of a CPU with: a kernel that nobody asked for (bitsandbytes, by
+way of peft), and that there is no accelerator (DeepSpeed, by way of accelerate)."""
+
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return "gemm_4bit_forward" not in record.getMessage()
+    return not any(text in record.getMessage() for text in _NO_NEWS)
 
 
-# Trainer imports peft, and that bitsandbytes, which greets every user of a CPU with a kernel that nobody asked for.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
+for _library in ("bitsandbytes.backends.cpu.ops", "DeepSpeed"):
+    logging.getLogger(_library).addFilter(_is_news)
