@@ -5,7 +5,7 @@ such pairs are marked, and count for nothing as confirmation. And since a gene's
 expression, "place" stands among the methods: one that agrees with it as much as with others tells where genes stand.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -37,10 +37,18 @@ OPERATORS = {
 _READ = ("cell", "gene", "place", "method", "state", "value", "gap")
 
 
-def operator_of(method: str, metadata: dict[str, Any]) -> str:
-    """Return what a method does to genes; methods that do the same are no independent witnesses."""
+def operator_of(method: str, metadata: Mapping[str, Any]) -> str:
+    """Return what a method does to genes; methods that do the same are no independent witnesses.
+
+    Parameters
+    ----------
+    method
+        Its name.
+    metadata
+        Of the explanation: of a surrogate, ``methods`` says by which operator genes are left out.
+    """
     if method == "surrogate":
-        return OPERATORS[str((metadata.get("surrogate") or {}).get("operator", "hide"))]
+        method = str((metadata.get("methods") or {}).get(method, {}).get("operator", "hide"))
     return OPERATORS.get(method, method)
 
 
@@ -75,14 +83,14 @@ def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
             state_of.setdefault(name, _Compared(tops)).add(of_state)
     methods = list(dict.fromkeys(method for compared in state_of.values() for method in compared.methods))
     rows = [
-        {"state": state, **row, "same_operator": _alike(row["method_a"], row["method_b"], dict(why.metadata))}
+        {"state": state, **row, "same_operator": _alike(row["method_a"], row["method_b"], why.metadata)}
         for state, compared in state_of.items()
         for row in compared.rows(methods)
     ]
     return pd.DataFrame(rows)
 
 
-def _alike(a: str, b: str, metadata: dict[str, Any]) -> bool:
+def _alike(a: str, b: str, metadata: Mapping[str, Any]) -> bool:
     return PLACE not in (a, b) and operator_of(a, metadata) == operator_of(b, metadata)
 
 
@@ -109,7 +117,7 @@ class _Compared:
         values = of_cell.pivot(index="gene", columns="method", values="value").abs()
         values.columns = values.columns.astype(str)
         values[PLACE] = -of_cell.drop_duplicates("gene").set_index("gene")["place"].astype(float)
-        for a, b in combinations(values, 2):
+        for a, b in combinations([str(name) for name in values], 2):
             both = values[[a, b]].to_numpy()
             both = both[~np.isnan(both).any(1)]
             if len(both) >= FEWEST_GENES:

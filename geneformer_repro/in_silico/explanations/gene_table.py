@@ -168,7 +168,7 @@ def read(why: Attributions) -> Told:
     cells, incomplete, of_blocks = Names(), dict[str, set[str]](), []
     for block in why.blocks(list(_READ)):
         cells.numbers(block["cell"])
-        block = _complete(block, incomplete)  # noqa: PLW2901
+        block = _complete(block, incomplete)
         if np.isinf(block["value"]).any():
             first = block[np.isinf(block["value"])].iloc[0]
             raise InputError(
@@ -257,7 +257,7 @@ def _of_group(rows: pd.DataFrame, n_cells: int, *, absolute: bool) -> pd.DataFra
         effect = of_gene["absolute" if absolute else "total"] / of_gene["n_cells"]
         tested = pd.DataFrame({"effect": effect, **dict.fromkeys(_OF_TEST, np.nan), "n_donors": 0})
     tested = tested.reindex(of_gene.index)
-    tested.insert(tested.columns.get_loc("n_donors"), "n_cells", of_gene["n_cells"])
+    tested.insert(list(tested).index("n_donors"), "n_cells", of_gene["n_cells"])
     tested["n_donors"] = tested["n_donors"].fillna(0).astype(np.int64)
     placed = of_gene["n_placed"]
     tested["mean_place"] = (of_gene["places"] / placed).where(placed > 0)

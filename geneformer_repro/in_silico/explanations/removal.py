@@ -51,8 +51,8 @@ class Curves(NamedTuple):
     """A row an ``order`` and ``share``: ``value``, the mean over donors of the mean over cells; of random orders their
     mean, and from ``low`` to ``high`` where most lie."""
     areas: pd.DataFrame
-    """A row an order: ``area`` under its curve, ``better``, by how much it is better than random, with its 95 % interval
-    over donors, ``low`` to ``high``, and ``p_value``, ``faithfulness`` and ``best``, the order with the best area."""
+    """A row an order: ``area`` under its curve, ``better``, by how much it is better than random, with its 95 %
+    interval over donors, ``low`` to ``high``, and ``p_value``, ``faithfulness`` and ``best``, the best order."""
 
 
 def area(shares: Sequence[float], values: np.ndarray) -> np.ndarray:
@@ -215,4 +215,4 @@ class Judge:
 
     def _is_own(self, order: str, metadata: Mapping[str, Any]) -> bool:
         method = order.partition(", ")[0]
-        return order not in (BY_PLACE, BY_CHANGE) and operator_of(method, dict(metadata)) == _OPERATOR[self.operator]
+        return order not in (BY_PLACE, BY_CHANGE) and operator_of(method, metadata) == _OPERATOR[self.operator]

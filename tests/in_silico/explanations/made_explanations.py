@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-TEXT = ("cell", "donor", "gene", "method", "state")
+from geneformer_repro.in_silico.explanations.explanation import Explanation
 
 
-class Made:
+class Made(Explanation):
     """Rows of an explanation in memory, in blocks of some size, as a file would give them."""
 
     def __init__(self, table: pd.DataFrame, metadata: Mapping[str, Any] | None = None, *, size: int = 7) -> None:
-        self.table, self.metadata, self.size = table, dict(metadata or {}), size
+        methods = {name: {} for name in table["method"].unique()}
+        super().__init__(table, {"measure": "log-odds", "methods": methods, "gene_names": {}, **(metadata or {})})
+        self.size = size
 
     def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-        table = self.table if columns is None else self.table[list(columns)]
-        for start in range(0, len(table), self.size):
-            block = table.iloc[start : start + self.size]
-            yield block.astype(dict.fromkeys(set(TEXT) & set(block), "category"))
+        for start in range(0, len(self.table), self.size):
+            yield from Explanation(self.table.iloc[start : start + self.size], self.metadata).blocks(columns)
 
 
 def rows(

@@ -93,7 +93,9 @@ def test_methods_of_one_operator_are_marked(two_methods):
 
 def test_a_surrogate_is_of_the_operator_of_its_masks():
     assert operator_of("surrogate", {}) == operator_of("hide", {})
-    assert operator_of("surrogate", {"surrogate": {"operator": "median_rank"}}) == operator_of("median_rank", {})
+    assert operator_of("surrogate", {"methods": {"surrogate": {"operator": "median_rank"}}}) == operator_of(
+        "median_rank", {}
+    )
 
 
 def test_cells_of_few_genes_and_incomplete_ones_are_left_out(two_methods):

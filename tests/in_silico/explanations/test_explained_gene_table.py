@@ -120,7 +120,8 @@ def test_expression_of_the_class_against_the_rest_stands_beside(pbmc, cells):
         pd.DataFrame(
             {
                 "cell": cells.cell_names[i], "donor": cells.obs["donor"].iloc[i], "gene": cells.genes(i),
-                "place": np.arange(len(cells.genes(i))), "method": "hide", "state": state, "value": 0.1, "gap": np.nan,
+                "place": np.arange(len(cells.genes(i))), "method": "hide", "state": state, "value": 0.1, "before": 1.0,
+                "gap": np.nan, "exact": True,
             }
         )
         for i in b_cells
