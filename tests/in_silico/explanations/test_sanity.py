@@ -95,7 +95,7 @@ def test_labels_that_are_all_alike_cannot_be_permuted(classifier):
 
 
 def test_of_a_time_to_an_event_no_head_is_fitted(vocabulary):
-    head = Head((SurvivalTime("death", "cox"),))
+    head = Head((SurvivalTime("death", "days", (100.0,), 100.0, learned_by="cox"),))
     model = gf.Checkpoint(CellClassifier(bert_config("tiny", vocabulary), head).eval(), vocabulary)
     with pytest.raises(InputError, match="permuted="):
         with_permuted_labels(model, "death", np.random.default_rng(0).normal(size=(4, 64)), [1.0, 2.0, 3.0, 4.0])
