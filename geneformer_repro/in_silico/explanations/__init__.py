@@ -1,9 +1,10 @@
-"""Why a model says what it says, and whether to believe it.
+"""Why a model says what it says of a cell, and whether that is to be believed.
 
 ::
 
-reading        the only evaluation forward: outputs, and derivatives by what goes in
-     └────────► in_silico/explanations   hiding, gradients, surrogates → genes of cells → genes of donors → gene sets
+reading        the only evaluation forward: hidden states, outputs, derivatives
+     └────────► in_silico/explanations   one number a cell → what each gene adds to it → genes over donors → tested
 
-`enrichment` and `drivers` ask of any table of genes which sets and lists its strongest genes are of; both need no model.
+`answers` says what number is explained, `occlusions`, `gradients` and `surrogate` take it apart, `explain` does it for
+many cells and `explanation` is what comes of it.
 """
