@@ -174,6 +174,8 @@ class Reader:
         input_ids_T: Tensor,
         lengths: Sequence[int],
         *,
+        positions_T: Tensor | None = None,
+        rows_TD: Tensor | None = None,
         first_only: bool = False,
         alike: bool = False,
         watch: Watch | None = None,
@@ -184,6 +186,10 @@ class Reader:
         ----------
         input_ids_T, lengths
             Tokens of all cells end to end, and of each.
+        positions_T
+            Position of each token, where tokens are left out and the others keep their places.
+        rows_TD
+            What stands instead of `token_rows`.
         first_only
             Read no more than ``<cls>``, for a third of the last block's work.
         alike, watch
@@ -192,6 +198,7 @@ class Reader:
         read = first_tokens(lengths, self.device) if first_only else None
         with self.reading(), self._halved():
             options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
+            options |= {"positions_T": positions_T, "rows_TD": rows_TD}
             return run_encoder(self.bert, input_ids_T, lengths, **options).float()
 
     def watch(self, batch: Batch, watch: Watch) -> None:
