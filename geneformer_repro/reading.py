@@ -197,7 +197,7 @@ class Reader:
         """
         read = first_tokens(lengths, self.device) if first_only else None
         with self.reading(), self._halved():
-            options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
+            options: dict[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
             options |= {"positions_T": positions_T, "rows_TD": rows_TD}
             return run_encoder(self.bert, input_ids_T, lengths, **options).float()
 
