@@ -99,7 +99,10 @@ class Again:
         self._why, self._checkpoint, self._cells, self.rows = why, checkpoint, cells, rows
         self.methods = [method for method in why.methods if method != "surrogate"]
         self._request = request_of(why, checkpoint, self.methods)
+        self.all_methods, self.vocabulary = why.methods, cells.vocabulary
+        self.names: list[str] = cells.cell_names[rows].tolist()
         self.tokens = [cells[int(row)] for row in rows]
+        self.gene_ids = [cells.genes(int(row)) for row in rows]
         donor = why.metadata.get("donor")
         self.donors = [None] * len(rows) if donor is None else cells.labels(donor).iloc[rows].tolist()
 
@@ -126,24 +129,28 @@ class Again:
     @cached_property
     def views(self) -> list[View]:
         """The cells, as the answer reads them."""
-        return [unchanged(tokens, self._cells.vocabulary, self.answer) for tokens in self.tokens]
+        return [unchanged(tokens, self.vocabulary, self.answer) for tokens in self.tokens]
 
-    def asking(self) -> Callable[[Iterator[View]], np.ndarray]:
-        """Return a function that answers altered cells, (N, S)."""
+    def asking(self, show: Callable[[int], object]) -> Callable[[Iterator[View]], np.ndarray]:
+        """Return a function that answers altered cells, (N, S); `show` is called with how many of them are done."""
         reader = self._reader(self._checkpoint, self.answer)
-        return lambda views: ask(reader, self.answer, views)
+        return lambda views: ask(reader, self.answer, views, show=show)
 
-    def explained(self, checkpoint: Checkpoint) -> Explanation:
+    @property
+    def n_passes(self) -> int:
+        """How often the network is run for `explained`."""
+        return sum(self._of_cells.passes(len(tokens)) for tokens in self.tokens)
+
+    def explained(self, checkpoint: Checkpoint, show: Callable[[int], object]) -> Explanation:
         """Return the same cells by the same methods, but for surrogates, of another model."""
         answer = self._answer(checkpoint)
         reader = self._reader(checkpoint, answer)
-        names = self._cells.cell_names[self.rows]
         frames = []
         for method in self.methods:
-            done = self._of_cells.do(method, reader, answer, self.tokens, lambda n: None)
+            done = self._of_cells.do(method, reader, answer, self.tokens, show)
             for i, of_cell in enumerate(done):
                 frame = self._of_cells.frame(method, self.tokens[i], of_cell, answer.names)
-                frames.append(frame.assign(cell=names[i], donor=self.donors[i]))
+                frames.append(frame.assign(cell=self.names[i], donor=self.donors[i]))
         table = pd.concat(frames, ignore_index=True)
         table["place"] = table["place"].astype("Int32").where(table["place"] >= 0)
         return Explanation(table, {**self._why.metadata, "how_good": None})
@@ -152,7 +159,7 @@ class Again:
         """Return what the last layer of a classifier of cells reads, (cells, D)."""
         assert isinstance(self._checkpoint.model, CellClassifier)
         answer = _Vector(self._checkpoint.model)
-        views = (unchanged(self._cells[int(row)], self._cells.vocabulary, answer) for row in rows)
+        views = (unchanged(self._cells[int(row)], self.vocabulary, answer) for row in rows)
         return ask(self._reader(self._checkpoint, answer), answer, views)
 
 
