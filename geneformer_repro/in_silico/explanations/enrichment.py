@@ -10,13 +10,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import require_at_least, typed
 from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_sets import GeneSets, MappedSets, mapped_sets, read_gene_sets
 from geneformer_repro.in_silico.explanations.overlaps import chance_overlap
 from geneformer_repro.in_silico.explanations.running_sums import (
@@ -36,12 +37,9 @@ from geneformer_repro.in_silico.explanations.scored_genes import (
 )
 from geneformer_repro.in_silico.networks.edge_scores import ranks_within
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
+from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.tables import column_called
-
-if TYPE_CHECKING:
-    from geneformer_repro.in_silico.explanations.explanation import Explanation
-    from geneformer_repro.in_silico.shift_table import ShiftTable
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ _TRUE = ("true", "1", "1.0", "yes")
 
 @typed
 def gene_set_enrichment(
-    table: "pd.DataFrame | str | Path | ShiftTable | Explanation",
+    table: pd.DataFrame | str | Path | ShiftTable | Explanation,
     sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | Path,
     *,
     method: Method = "overlap",

@@ -8,21 +8,20 @@ background 150 genes drawn by detection alone are "enriched" in 55 sets of React
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.in_silico.block_tables import format_of
+from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.networks.edge_scores import bins_of, matched_bins
 from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.tokenizer.features import bare_id, is_ensembl_gene, texts
 from geneformer_repro.tokenizer.genes import GivenGenes, gene_ids_of
 from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
-
-if TYPE_CHECKING:
-    from geneformer_repro.in_silico.explanations.explanation import Explanation
 
 ID_COLUMNS = (
     "gene_id", "ensembl_id", "ensembl", "ensembl_gene_id", "index", "unnamed: 0", "", "gene", "symbol", "gene_symbol",
@@ -86,7 +85,7 @@ def _numbers(column: pd.Series) -> np.ndarray:
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
 
-def rows_of(table: "pd.DataFrame | str | Path | ShiftTable | Explanation") -> tuple[str, pd.DataFrame]:
+def rows_of(table: pd.DataFrame | str | Path | ShiftTable | Explanation) -> tuple[str, pd.DataFrame]:
     """Return what a table of genes is called in messages, and its rows; of a screen its statistics are made.
 
     Raises
@@ -110,26 +109,16 @@ def rows_of(table: "pd.DataFrame | str | Path | ShiftTable | Explanation") -> tu
 
 def _opened(path: Path) -> "Path | ShiftTable | Explanation":
     """Open what this package wrote; a table of others is left to be read."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return path
-    import pyarrow.parquet as pq
-
-    try:
-        keys = pq.read_schema(path).metadata or {}
-    except Exception as error:
-        raise DataFormatError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]}).") from error
-    written = b" ".join(value for key, value in keys.items() if key.startswith(b"geneformer_repro"))
-    if b"geneformer_repro/shifts/" in written:
+    form = format_of(path) or ""
+    if form.startswith("geneformer_repro/shifts/"):
         return ShiftTable.open(path)
-    if b"geneformer_repro/explanation/" in written:
-        from geneformer_repro.in_silico.explanations.explanation import Explanation
-
+    if form.startswith("geneformer_repro/explanation/"):
         return Explanation.open(path)
     return path
 
 
 def scored_genes(
-    table: "pd.DataFrame | str | Path | ShiftTable | Explanation",
+    table: pd.DataFrame | str | Path | ShiftTable | Explanation,
     *,
     score: str | None = None,
     strata: Sequence[str] | int | None = STRATA,
