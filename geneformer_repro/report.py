@@ -142,7 +142,9 @@ body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#
 main{max-width:940px;margin:0 auto;padding:2.5rem 1.5rem}
 h1{font-size:1.75rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:0 0 .6rem}
 section{background:#fff;border:1px solid #e5e7eb;border-radius:10px;padding:1.3rem 1.6rem;margin:1.3rem 0}
-p{margin:.3rem 0}.lead{color:#4b5563}.warning{border-left:4px solid #d1732a;background:#fff7ed;padding:.6rem .9rem;margin:.6rem 0}.not{color:#6b7280}.not b,.shows b{font-weight:600}
+p{margin:.3rem 0}.lead{color:#4b5563}
+.warning{border-left:4px solid #d1732a;background:#fff7ed;padding:.6rem .9rem;margin:.6rem 0}
+.not{color:#6b7280}.not b,.shows b{font-weight:600}
 img{max-width:100%;display:block;margin:.9rem auto 0}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;margin-top:.9rem;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:.28rem .7rem;border-bottom:1px solid #e5e7eb;white-space:nowrap}

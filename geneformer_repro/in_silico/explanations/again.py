@@ -54,7 +54,7 @@ def request_of(why: Explanation, checkpoint: Checkpoint, methods: Sequence[str])
         target=told.get("target") if head is not None else None,
         state=states_of(why) if has_classes else None,
         contrast=told.get("contrast"),
-        goal=None if goal is None else GoalState(**{name: goal[name] for name in ("obs", "start", "goal", "alternatives")}),
+        goal=None if goal is None else GoalState(**{name: goal[name] for name in _OF_GOAL}),
         gene=told.get("gene"),
         layer=told.get("layer") if goal else None,
         pooling=told.get("pooling") if goal else None,
@@ -65,6 +65,7 @@ def request_of(why: Explanation, checkpoint: Checkpoint, methods: Sequence[str])
     )
 
 
+_OF_GOAL = ("obs", "start", "goal", "alternatives")
 _SETTINGS = (
     ("mask", "pooled"), ("integrated_gradients", "baseline"), ("integrated_gradients", "steps"),
     ("surrogate", "operator"), ("surrogate", "masks"),
@@ -146,11 +147,13 @@ class Again:
         answer = self._answer(checkpoint)
         reader = self._reader(checkpoint, answer)
         frames = []
+        units, states = np.array(self._of_cells.unit_names, dtype=object), np.array(answer.names, dtype=object)
         for method in self.methods:
             done = self._of_cells.do(method, reader, answer, self.tokens, show)
             for i, of_cell in enumerate(done):
-                frame = self._of_cells.frame(method, self.tokens[i], of_cell, answer.names)
-                frames.append(frame.assign(cell=self.names[i], donor=self.donors[i]))
+                frame = pd.DataFrame(self._of_cells.rows(method, self.tokens[i], of_cell)._asdict())
+                of = {"cell": self.names[i], "donor": self.donors[i], "method": method, "exact": True}
+                frames.append(frame.assign(gene=units[frame["unit"]], state=states[frame["state"]], **of))
         table = pd.concat(frames, ignore_index=True)
         table["place"] = table["place"].astype("Int32").where(table["place"] >= 0)
         return Explanation(table, {**self._why.metadata, "how_good": None})

@@ -21,7 +21,7 @@ from geneformer_repro.in_silico.explanations.drivers import DriverGenes, driver_
 from geneformer_repro.in_silico.explanations.enrichment import gene_set_enrichment
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
-from geneformer_repro.in_silico.explanations.occlusions import masked, operation
+from geneformer_repro.in_silico.explanations.occlusions import Operator, masked, operation
 from geneformer_repro.in_silico.explanations.removal import N_RANDOM, SHARES, Judge, RankedCell, orders
 from geneformer_repro.in_silico.explanations.sanity import (
     PERMUTED_LABELS,
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 MAX_CELLS = 30
 MOST_FITTED = 2_000
 """Cells to which a head of permuted labels is fitted at most."""
-_JUDGES = (("mask", "removal"), ("hide", "removal"), ("mask", "insertion"))
+_JUDGES: Sequence[tuple[Operator, str]] = (("mask", "removal"), ("hide", "removal"), ("mask", "insertion"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +66,10 @@ class ExplanationEvaluation:
     genes: pd.DataFrame
     """As of `Explanation.genes`."""
     agreement: pd.DataFrame
-    """A row a ``state`` and pair, ``method_a`` and ``method_b``, "place" among them: ``spearman``, the median over cells
-    of the rank correlation of absolute attributions, with its quartiles ``lower`` and ``upper``, ``spearman_of_genes``,
-    of the means over cells; ``top_k``, the Jaccard index of the k largest means, ``top_k_chance``, and the same
-    ``_in_cells``; ``same_operator``, ``n_cells``, ``n_genes``."""
+    """A row a ``state`` and pair, ``method_a`` and ``method_b``, "place" among them: ``spearman``, the median over
+    cells of the rank correlation of absolute attributions, with its quartiles ``lower`` and ``upper``,
+    ``spearman_of_genes``, of the means over cells; ``top_k``, the Jaccard index of the k largest means,
+    ``top_k_chance``, and the same ``_in_cells``; ``same_operator``, ``n_cells``, ``n_genes``."""
     points: pd.DataFrame
     """Curves: a row a ``state``, ``operator`` ("mask", "hide"), ``way`` ("removal", "insertion"), ``order`` and
     ``share`` of the genes: ``value``, the mean answer; of random orders also ``low`` to ``high``, where most lie."""
@@ -78,14 +78,14 @@ class ExplanationEvaluation:
     donors, ``low`` to ``high``, and ``p_value``; ``faithfulness``, (random − order) / (random − ``best`` order);
     ``own_operator``: the method took genes away by the same, so this is its own game."""
     sanity: pd.DataFrame
-    """A row a ``model`` that forgot, ``method`` and ``state``: ``spearman``, median over cells of the rank correlation of
-    absolute attributions with those of the model, its quartiles ``lower`` and ``upper``; ``signed``, of those with
+    """A row a ``model`` that forgot, ``method`` and ``state``: ``spearman``, median over cells of the rank correlation
+    of absolute attributions with those of the model, its quartiles ``lower`` and ``upper``; ``signed``, of those with
     signs; ``n_cells``."""
     drivers: DriverGenes | None
     """Genes of a list among the strongest."""
     sets: pd.DataFrame | None
     """Sets of genes among the strongest."""
-    sentences: Sequence[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
     """What all this says, the most important first: how good the model is."""
 
 
@@ -151,17 +151,17 @@ def evaluate_explanation(
 
     Notes
     -----
-    Curves: genes go in the order of each method, largest and smallest first, from the front of the cell, by fold change,
-    and 10 times at random, up to half of them. Two operators judge, masking and hiding; a method is not to be judged by
-    its own. Genes come back into a cell of ``<mask>`` alone, which counts in the cell's vector, or at the start nothing
-    would. Of a curve the area between the shares is taken by trapezoids.
+    Curves: genes go in the order of each method, largest and smallest first, from the front of the cell, by fold
+    change, and 10 times at random, up to half of them. Two operators judge, masking and hiding; a method is not to be
+    judged by its own. Genes come back into a cell of ``<mask>`` alone, which counts in the cell's vector, or
+    at the start nothing would. Of a curve the area between the shares is taken by trapezoids.
 
     Surrogates are not fitted again to models that forgot: each takes a thousand passes a cell and more.
 
     References
     ----------
-    Adebayo et al., Advances in Neural Information Processing Systems 31 (2018), for models that forgot; Petsiuk, Das and
-    Saenko, BMVC (2018), for deletion and insertion curves.
+    Adebayo et al., Advances in Neural Information Processing Systems 31 (2018), for models that forgot; Petsiuk, Das
+    and Saenko, BMVC (2018), for deletion and insertion curves.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def evaluate_explanation(
         None if drivers is None else driver_genes(genes, drivers),
         None if sets is None else gene_set_enrichment(genes, sets),
     )
-    check.sentences.extend(_sentences(check, why.metadata))  # type: ignore[attr-defined]
+    check.sentences.extend(_sentences(check, why.metadata))
     return check
 
 
@@ -285,9 +285,11 @@ def _column(value_of: Callable[[Any], np.ndarray], number: int) -> Callable[[Any
 
 def _attributions(why: Explanation, again: Again) -> pd.Series:
     """Return the attributions of the cells that are asked again, by cell, state, method and gene."""
-    names, parts = set(again.names), []
+    names, parts = set(again.names), list[pd.DataFrame]()
     for block in why.blocks(["cell", "state", "method", "gene", "value"]):
-        parts.append(block[block["cell"].isin(names)].astype(dict.fromkeys(["cell", "state", "method", "gene"], object)))
+        parts.append(
+            block[block["cell"].isin(names)].astype(dict.fromkeys(["cell", "state", "method", "gene"], object))
+        )
     return pd.concat(parts).set_index(["cell", "state", "method", "gene"])["value"].sort_index()
 
 
@@ -297,21 +299,16 @@ def _ranked(again: Again, attributions: pd.Series, genes: pd.DataFrame, state: s
     if "log2_fold_change" in genes and genes["log2_fold_change"].notna().any():
         of_state = genes[genes["state"] == state]
         changes = of_state.loc[~of_state.index.duplicated(), "log2_fold_change"]
-    methods = [method for method in again.all_methods if (state, method) in _pairs(attributions)]
+    levels = [attributions.index.get_level_values(name) for name in ("state", "method")]
+    explained = set(zip(*levels, strict=True))
+    methods = [method for method in again.all_methods if (state, method) in explained]
     ranked = []
     for name, donor, view, ids in zip(again.names, again.donors, again.views, again.gene_ids, strict=True):
-        of_cell = attributions.loc[name, state]
-        scores = {
-            method: of_cell.loc[method].reindex(ids).to_numpy() if method in of_cell.index else np.full(len(ids), np.nan)
-            for method in methods
-        }
+        of_cell = attributions.loc[name, state].unstack("gene").reindex(index=methods, columns=ids)
+        scores = dict(zip(methods, of_cell.to_numpy(), strict=True))
         of_change = None if changes is None else changes.reindex(ids).to_numpy()
         ranked.append(RankedCell(name, donor, view, orders(scores, len(ids), of_change)))
     return ranked
-
-
-def _pairs(attributions: pd.Series) -> set[tuple[str, str]]:
-    return set(attributions.index.droplevel(["cell", "gene"]).unique())
 
 
 # Models that forgot

@@ -1,6 +1,6 @@
 """Which picture fits an explanation, and a page that says first whether there is anything to explain."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,7 +20,6 @@ from geneformer_repro.in_silico.explanations.explanation_figures import (
     gaps_figure,
     genes_figure,
     sanity_figure,
-    surrogate_figure,
 )
 from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP, PREDICTORS, donor_means, gene_table, read
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE
@@ -161,7 +160,7 @@ def write_explanation_report(
     check: ExplanationEvaluation | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write one HTML file: first how good the model is, then what is explained, genes, checks, and what they do not say.
+    """Write one HTML file: first how good the model is, then what is explained, genes, checks, what they leave open.
 
     Of a model that is no better than guessing on these rows the page says so above all else, and ranks no genes.
 
@@ -267,7 +266,7 @@ def _believed(why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluatio
     if check is None:
         sentences.append("The explanation was not tested: evaluate_explanation does (--checkpoint and --cells).")
     else:
-        sentences = check.sentences
+        sentences = list(check.sentences)
     return Section(
         "Whether to believe it",
         "What the checks say, one line each.",

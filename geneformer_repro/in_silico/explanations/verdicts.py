@@ -5,7 +5,7 @@ explained: of one that guesses, genes are what its network reacts to, and nothin
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def how_good(metadata: Mapping[str, Any]) -> str:
 def is_guessing(metadata: Mapping[str, Any]) -> bool:
     """Whether the model was found to be no better than guessing on the rows explained."""
     found = metadata.get("how_good")
-    return bool(found) and not found["better_than_guessing"]
+    return found is not None and not found["better_than_guessing"]
 
 
 def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -56,7 +56,8 @@ def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
 
 def of_agreement(agreement: pd.DataFrame) -> Iterator[str]:
     """Say how far methods agree, and whether with more than places."""
-    for state, table in agreement.groupby("state", sort=False, dropna=False):
+    for state in agreement["state"].unique().tolist():
+        table = agreement[_is(agreement["state"], state)]
         of = "" if pd.isna(state) else f" ({state})"
         by_place = table[table["method_b"] == PLACE].set_index("method_a")["spearman"]
         others = table[(table["method_b"] != PLACE) & ~table["same_operator"]]
@@ -65,14 +66,15 @@ def of_agreement(agreement: pd.DataFrame) -> Iterator[str]:
             yield f"Methods of different operators agree within cells with a Spearman correlation of {median:.2f}{of}."
         strong = by_place[by_place.abs() > 0.5]
         if len(strong):
-            said = ", ".join(f"{method} {rho:.2f}" for method, rho in strong.items())
+            said = ", ".join(f"{name!s} {rho:.2f}" for name, rho in strong.items())
             yield f"Much of it is the place of a gene in the cell: correlation with place {said}{of}."
 
 
 def of_removal(removal: pd.DataFrame) -> Iterator[str]:
     """Say of each method whether taking away its genes moves the answer more than chance and simple orders do."""
     first = removal[removal["order"].str.endswith(LARGEST) & ~removal["own_operator"] & (removal["way"] == "removal")]
-    for (state, operator), table in first.groupby(["state", "operator"], sort=False, dropna=False):
+    for key, table in first.groupby(["state", "operator"], sort=False, dropna=False):
+        state, operator = cast(tuple[str | None, str], key)
         same = (removal["operator"] == operator) & (removal["way"] == "removal") & _is(removal["state"], state)
         simple = removal[same & removal["order"].isin([BY_PLACE, BY_CHANGE])]
         of = "" if pd.isna(state) else f" ({state})"
@@ -101,8 +103,8 @@ def of_sanity(sanity: pd.DataFrame) -> Iterator[str]:
         for row in alike.to_dict("records"):
             of = "" if pd.isna(row["state"]) else f" ({row['state']})"
             yield (
-                f"{row["method"]} mostly {why}: with {model} its map is alike, Spearman {row['spearman']:.2f}{of}, more "
-                f"than {MOST_ALIKE}."
+                f"{row['method']} mostly {why}: with {model} its map is alike, Spearman {row['spearman']:.2f}{of}, "
+                f"more than {MOST_ALIKE}."
             )
         if alike.empty:
             most = table["spearman"].abs().max()
