@@ -3,16 +3,27 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
 
 import geneformer_repro.processes as processes
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.answers import Answer, unchanged
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.gene_sets import read_gene_sets
+from geneformer_repro.in_silico.explanations.gradients import (
+    GRADIENT_METHODS,
+    Baseline,
+    GradientMethod,
+    answer_spread,
+    baseline_agreement,
+    baseline_rows,
+    gradients,
+)
 from geneformer_repro.in_silico.explanations.occlusions import (
     OPERATORS,
     Alter,
@@ -24,6 +35,7 @@ from geneformer_repro.in_silico.explanations.occlusions import (
     operation,
 )
 from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.in_silico.parted import Counted
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.genes import gene_ids_of
@@ -32,7 +44,14 @@ logger = logging.getLogger(__name__)
 
 _WORTH_A_PROBE = 0.01
 """Share of the work above which it is begun without measuring how long it will take; the bar tells soon enough."""
-_NAMED = 20
+_NAMED, _LISTED = 20, 100
+CELLS_OF_SPREAD, CHECKED_CELLS = 200, 3
+"""Cells over which the spread of answers is taken, and in which baselines are compared."""
+_WORK = {
+    "first_order": 3, "gradient_input": 3, "attention_gradient": 4, "integrated_gradients": 150, "rollout": 2,
+    "attention": 2,
+}  # fmt: skip
+"""About how many forward passes a cell costs by methods that count it once."""
 
 
 class Rows(NamedTuple):
@@ -72,6 +91,8 @@ class CellMethods:
         self._vocabulary = cells.vocabulary
         self._groups = None if request.sets is None else self._read_groups()
         self._operators: dict[str, Alter] = {}
+        self._baselines: dict[str, Tensor] = {}
+        self._spread_S: np.ndarray | None = None
 
     def _read_groups(self) -> dict[str, np.ndarray]:
         """Return the tokens of each set of genes; genes that are not known are counted, sets without any left out."""
@@ -106,8 +127,57 @@ class CellMethods:
         named = {name: [genes[i] for i in self._vocabulary.genes_of(tokens)] for name, tokens in self._groups.items()}
         return {"sets": named, "sets_from": self._described_sets}
 
-    def prepare(self) -> None:
-        """Read what operators need of the reference cells."""
+    def prepare(self, reader: Reader, answer: Answer, rows: np.ndarray) -> dict[str, Any]:
+        """Read what methods need of all cells; return what is said of it in metadata.
+
+        Parameters
+        ----------
+        reader, answer
+            The network, and what it is asked.
+        rows
+            Row numbers of the cells that are explained.
+        """
+        self._prepare_operators()
+        if "integrated_gradients" not in self._request.methods:
+            return {}
+        rng = np.random.default_rng(self._request.seed)
+        some = [self._cells[int(row)] for row in rng.permutation(rows)[:CELLS_OF_SPREAD]]
+        self._spread_S = processes.agreed(lambda: answer_spread(reader, answer, some, self._vocabulary))
+        alike = processes.agreed(lambda: self._agreement_of_baselines(reader, answer, some[:CHECKED_CELLS]))
+        return {"baseline_agreement": alike}
+
+    def _agreement_of_baselines(
+        self, reader: Reader, answer: Answer, cells: Sequence[np.ndarray]
+    ) -> dict[str, dict[str, float | None]]:
+        """Return how alike other baselines rank genes in a few cells; warn where the choice decides the answer."""
+        by_baseline = {
+            baseline: gradients(
+                reader, answer, cells, self._vocabulary, "integrated_gradients",
+                baseline_PD=self._baseline(reader, baseline), integration=self._request.integration,
+                spread_S=self._spread_S,
+            )
+            for baseline in get_args(Baseline)
+        }  # fmt: skip
+        alike = {
+            pair: {
+                state: None if np.isnan(r) else round(r, 6) for state, r in zip(answer.names, of_states, strict=True)
+            }
+            for pair, of_states in baseline_agreement(by_baseline).items()
+        }
+        low = {
+            pair: r
+            for pair, of in alike.items()
+            if (r := min((x for x in of.values() if x is not None), default=1)) < 0.5
+        }
+        if low and processes.is_first():
+            logger.warning(
+                "The baseline decides what integrated gradients say: Spearman of their ranks, median of %d cells, is "
+                "below 0.5 between %s. Say which one was taken, and look at occlusions as well.",
+                len(cells), ", ".join(f"{pair} ({r:.2f})" for pair, r in low.items()),
+            )  # fmt: skip
+        return alike
+
+    def _prepare_operators(self) -> None:
         wanted = {name for name in self._request.methods if name in OPERATORS}
         if "surrogate" in self._request.methods:
             wanted.add(self._request.operator)
@@ -122,6 +192,10 @@ class CellMethods:
     def passes(self, length: int) -> int:
         """Return how often the network is run for a cell of so many tokens."""
         return sum(self._passes(method, length) for method in self._request.methods)
+
+    def work(self, length: int) -> int:
+        """Return what a cell of so many tokens costs, in forward passes."""
+        return sum(self._passes(method, length) * _WORK.get(method, 1) for method in self._request.methods)
 
     def _passes(self, method: str, length: int) -> int:
         if method in OPERATORS:
@@ -165,16 +239,39 @@ class CellMethods:
         show: Callable[[int], object],
     ) -> Sequence[Attribution]:
         """Return what a method says of some cells."""
-        counted = _Counted(show, sum(self._passes(method, len(cell)) for cell in cells))
+        counted = Counted(show, sum(self._passes(method, len(cell)) for cell in cells))
         done: Sequence[Attribution]
         if method in OPERATORS:
             operator = self._operators[method]
             done = occlusions(reader, answer, cells, self._vocabulary, operator, counted, groups=self._groups)
+        elif method in GRADIENT_METHODS:
+            done = self._gradients(method, reader, answer, cells, counted)
         else:
-            assert method == "first_order", "gradients and surrogates"
             done = first_order(reader, answer, cells, self._vocabulary, counted)
         counted.finish()
         return done
+
+    def _gradients(
+        self,
+        method: GradientMethod,
+        reader: Reader,
+        answer: Answer,
+        cells: Sequence[np.ndarray],
+        show: Callable[[int], object],
+    ) -> list[Attribution]:
+        settings: dict[str, Any] = {}
+        if method in ("gradient_input", "integrated_gradients"):
+            settings["baseline_PD"] = self._baseline(reader, self._request.baseline)
+        if method == "integrated_gradients":
+            settings |= {"integration": self._request.integration, "spread_S": self._spread_S}
+        return gradients(reader, answer, cells, self._vocabulary, method, show, **settings)
+
+    def _baseline(self, reader: Reader, baseline: Baseline) -> Tensor:
+        """Return the rows from which genes start, made once."""
+        if baseline not in self._baselines:
+            reference = [self._cells[int(row)] for row in self._reference] if baseline == "mean" else None
+            self._baselines[baseline] = baseline_rows(reader, self._vocabulary, baseline, reference=reference)
+        return self._baselines[baseline]
 
     @property
     def unit_names(self) -> Sequence[str]:
@@ -201,24 +298,35 @@ class CellMethods:
         )
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
-        """Return the names of the genes that have a row."""
+        """Return the names of the genes that have a row, and how completely integrated gradients add up."""
         genes: set[str] = set()
+        worst: dict[str, float] = {}
         for table in tables:
             genes.update(table["gene"].unique().to_pylist())
+            if "integrated_gradients" in self._request.methods:
+                by_path = table.filter(pc.equal(table["method"], "integrated_gradients")).select(["cell", "gap"])
+                of_cells = by_path.group_by("cell").aggregate([("gap", "max")]).to_pydict()
+                worst |= dict(zip(of_cells["cell"], of_cells["gap_max"], strict=True))
         names, position = self._vocabulary.gene_names, self._vocabulary.position
-        return {"gene_names": {gene: names[position[gene]] for gene in sorted(genes) if gene in position}}
+        named = {gene: names[position[gene]] for gene in sorted(genes) if gene in position}
+        return {"gene_names": named} | ({"completeness": self._completeness(worst)} if worst else {})
 
-
-class _Counted:
-    """A bar's counter that is given no more, and at the end no less, than was announced."""
-
-    def __init__(self, show: Callable[[int], object], total: int) -> None:
-        self._show, self._left = show, total
-
-    def __call__(self, n: int) -> None:
-        n = min(n, self._left)
-        self._left -= n
-        self._show(n)
-
-    def finish(self) -> None:
-        self(self._left)
+    def _completeness(self, worst: dict[str, float]) -> dict[str, Any]:
+        """Say in how many cells integrated gradients add up, of all numbers; warn of those in which they do not."""
+        tolerance = self._request.integration.tolerance
+        failed = sorted(cell for cell, gap in worst.items() if gap is not None and gap > tolerance)
+        if failed:
+            logger.warning(
+                "In %d of %d cells integrated gradients miss the difference by more than %g (first: %s): look at them "
+                "by other methods; tables of genes leave them out.",
+                len(failed), len(worst), tolerance, failed[0],
+            )  # fmt: skip
+        gaps = [gap for gap in worst.values() if gap is not None]
+        return {
+            "tolerance": tolerance,
+            "n_cells": len(worst),
+            "n_failed": len(failed),
+            "failed": failed[:_LISTED],
+            "median_gap": float(np.median(gaps)) if gaps else None,
+            "largest_gap": max(gaps, default=None),
+        }

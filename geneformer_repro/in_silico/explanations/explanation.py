@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 
 from geneformer_repro.in_silico.block_tables import BlockTable, Form, has_form, require_promised
+from geneformer_repro.in_silico.explanations.gene_table import gene_table
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 COLUMNS: Mapping[str, pa.DataType] = {
     "cell": pa.string(),
@@ -89,6 +94,37 @@ class Explanation(BlockTable):
             The file is damaged; or, of some columns, a row lacks what every row has, or has a place below 0.
         """
         yield from self._blocks(columns)
+
+    def genes(
+        self,
+        cells: TokenizedDataset | None = None,
+        counts: "AnnData | str | Path | None" = None,
+        *,
+        absolute: bool = False,
+    ) -> pd.DataFrame:
+        """Make a table of genes, with donors as replicates; see `gene_table`.
+
+        Parameters
+        ----------
+        cells
+            The tokenised cells, those of the other classes or of the start state among them: adds how detection and
+            expression differ, and what they do not predict.
+        counts
+            Raw counts of `cells`, if not where `tokenize` found them.
+        absolute
+            Take absolute values: how much a gene moves the number, in whichever direction.
+
+        Returns
+        -------
+        A row a gene, method and state, by ``gene_id``: ``effect`` with its interval and p-value over donors, beside
+        ``n_cells``, ``n_donors``, ``mean_place``, ``detection_rate`` and, with `cells`, how they differ; ``beyond``.
+
+        Raises
+        ------
+        InputError
+            A value is infinite, none is known, or `cells` lacks cells, genes or the column of the classes.
+        """
+        return gene_table(self, cells, counts, absolute=absolute)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one Parquet file; `metadata` goes into its header."""
