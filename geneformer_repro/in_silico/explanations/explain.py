@@ -106,6 +106,9 @@ def explain(
         "integrated_gradients" (its mean along the way from there: values add up to the difference, and ``gap`` says by
         how much they miss it), "attention_gradient" (by the attention that the gene gets, times that attention).
         Summaries of what is attended, which know nothing of the number: "rollout", "attention".
+
+        A fit: "surrogate", a linear stand-in for the model around the cell, fitted to answers of cells that lack genes
+        at random; of cells of at most 300 genes, or of `sets`. How good it is stands beside it.
     donor
         Column of the cells that names the donor, the replicate of tests.
     obs
@@ -125,7 +128,8 @@ def explain(
     steps, rule
         Of integrated gradients: in how many points, at first, and how they lie ("midpoint", or "gauss_legendre").
     operator, masks
-        Of the surrogate: how genes are left out, and in how many altered cells.
+        Of the surrogate: how genes are left out ("hide" or "median_rank"), and in how many altered cells a draw;
+        default 20 for each gene, and at least 1,000.
     out
         Parquet file; an explanation that was cut off goes on from ``OUT.partial`` with the same call. None: in memory.
     dtype, max_tokens, device
@@ -207,8 +211,8 @@ class _Explaining(Parted[Explanation]):
 
     @property
     def columns_for_metadata(self) -> list[str]:
-        """Columns that `further` needs."""
-        return ["cell", "gene", "method", "gap"]
+        """Columns that the rows' metadata need."""
+        return self._explained.columns_for_metadata
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the metadata that need all rows."""

@@ -19,7 +19,7 @@ from geneformer_repro.in_silico.explanations.answers import Answer
 from geneformer_repro.in_silico.explanations.asked import Asked
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Rows
-from geneformer_repro.in_silico.explanations.explanation import COLUMNS
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
 from geneformer_repro.in_silico.explanations.how_good import of_classes, of_numbers, of_risks, replicates, sentence
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS
 from geneformer_repro.in_silico.explanations.request import Request
@@ -72,8 +72,13 @@ class Explained(ABC):
         """Measure how long some rows will take; None where a bar tells soon enough."""
         return None
 
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        return ["gene"]
+
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
-        """Return metadata that need all rows, part by part: of ``cell``, ``gene``, ``method`` and ``gap``."""
+        """Return metadata that need all rows, part by part."""
         return {}
 
 
@@ -101,6 +106,7 @@ class CellsExplained(Explained):
             device=device,
         )
         self._methods = CellMethods(request, cells, every)
+        self._methods.require_few_units(self._rows)
         self._donors = self._read_donors()
 
     def _read_donors(self) -> np.ndarray | None:
@@ -163,7 +169,8 @@ class CellsExplained(Explained):
 
     def prepare(self) -> dict[str, Any]:
         """Embed states, read places of reference cells, and see how good the model is."""
-        facts = self._methods.prepare(self._reader, self._answer, self._rows)
+        self._methods.prepare()
+        facts = self._methods.measure(self._reader, self._answer, self._rows)
         how_good = processes.agreed(self._how_good)
         if how_good is not None and processes.is_first():
             say = logger.info if how_good["better_than_guessing"] else logger.warning
@@ -231,10 +238,19 @@ class CellsExplained(Explained):
             "gap": pa.array(rows.gap, mask=np.isnan(rows.gap)),
             "exact": _taken([name in OPERATORS for name in self._request.methods], rows.method, pa.bool_()),
         }
+        if rows.fit is not None:
+            own |= {name: pa.array(of, mask=np.isnan(of)) for name, of in zip(SURROGATE_COLUMNS, rows.fit, strict=True)}
         carried = self._cells.obs[list(self._request.obs)].iloc[self._rows]
         of_all = pa.Schema.from_pandas(carried, preserve_index=False)  # some cells may know less of a column's type
         obs = pa.Table.from_pandas(carried.iloc[row], of_all, preserve_index=False).replace_schema_metadata(None)
-        return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *obs.schema]))
+        further = [(name, pa.float64()) for name in own if name in SURROGATE_COLUMNS]
+        return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *further, *obs.schema]))
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        of_fits = ["state", *SURROGATE_COLUMNS] if "surrogate" in self._request.methods else []
+        return ["cell", "gene", "method", "gap", *of_fits]
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the names of the genes, and what each method says of itself over all cells."""

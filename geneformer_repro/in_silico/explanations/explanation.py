@@ -26,6 +26,8 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "gap": pa.float64(),
     "exact": pa.bool_(),
 }
+SURROGATE_COLUMNS = ("sd", "r2", "stability")
+"""Further columns where one of the methods is "surrogate"; null for the others."""
 FORM = Form(
     name="geneformer_repro/explanation/1",
     what="table of an explanation",
@@ -58,7 +60,9 @@ class Explanation(BlockTable):
         much the gene adds, in the unit of the number; of "rollout" and "attention" a share without sign; null where
         the method has none), ``before`` (the number of the unchanged cell), ``gap`` (of integrated gradients the share
         by which values miss the whole difference; else null), ``exact`` (False for what is an approximation of the
-        method); then columns that were asked for.
+        method). With a surrogate ``sd`` (of its weight over draws of masks), ``r2`` (share of held-out answers that it
+        explains) and ``stability`` (how alike fits on two halves rank genes): below 0.3, or 0.5, its weights rank
+        nothing. Then columns that were asked for.
     metadata
         ``measure`` says in words what number is explained, ``methods`` with which settings. Also ``n_cells``,
         ``gene_names``, ``how_good`` (how well the model predicts these cells, beside guessing), and what made it.
