@@ -122,6 +122,23 @@ class Parted(ABC, Generic[TableT]):
         )
 
 
+class Counted:
+    """A bar's counter that is given no more, and at the end no less, than was announced."""
+
+    def __init__(self, show: Callable[[int], object], total: int) -> None:
+        self._show, self._left = show, total
+
+    def __call__(self, n: int) -> None:
+        """Count units that are done."""
+        n = min(n, self._left)
+        self._left -= n
+        self._show(n)
+
+    def finish(self) -> None:
+        """Count what is left."""
+        self(self._left)
+
+
 def require_output(out: str | Path | None, *, what: str, overwrite: bool) -> None:
     """Raise before the work if `out` may not be written, or if several processes have none to share."""
     if out is not None:

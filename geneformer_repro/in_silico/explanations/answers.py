@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.hazards import discrete_survival
+from geneformer_repro.hazards import discrete_cumulative_hazard
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Pooling, pool
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.targets import SurvivalTime
@@ -226,7 +226,7 @@ def survival_risk(target: SurvivalTime, outputs_BK: Tensor) -> Tensor:
     minus the log of the median time.
     """
     if target.learned_by == "hazard":
-        return -discrete_survival(outputs_BK, np.asarray(target.edges), np.array([target.horizon])).log()
+        return discrete_cumulative_hazard(outputs_BK, np.asarray(target.edges), np.array([target.horizon]))
     return target.meaning(outputs_BK)[:, :1]
 
 

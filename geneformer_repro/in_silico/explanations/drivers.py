@@ -27,7 +27,7 @@ from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.tokenizer.tables import examples
 
 TOP = (10, 50, 100, 200)
-FOLD_CHANGE, DETECTION, PLACE, RANDOM_WEIGHTS = BESIDE = ("fold change", "detection", "place", "random weights")
+FOLD_CHANGE, DETECTION, PLACE, RANDOM_WEIGHTS = ("fold change", "detection", "place", "random weights")
 """What an explanation must beat."""
 FOLD_CHANGES = ("log2_fold_change", "log2fc", "log2foldchange", "avg_log2fc", "logfoldchanges", "logfc")
 N_ORDERS = 10
@@ -86,8 +86,8 @@ def driver_genes(
     table
         A table of genes, as of `gene_set_enrichment`; each of its methods and states is a score.
     drivers
-        The list: names, a file with one a line, or a table with a column such as ``Hugo Symbol`` or ``gene``. Lines such
-        as ``# version: 2025`` above it are kept.
+        The list: names, a file with one a line, or a table with a column such as ``Hugo Symbol`` or ``gene``. Lines
+        such as ``# version: 2025`` above it are kept.
     score
         Column whose size ranks genes, whatever its sign; default as of `gene_set_enrichment`.
     random_weights
@@ -103,13 +103,13 @@ def driver_genes(
 
     Returns
     -------
-    Scores (``table``), genes (``genes``) and what is known of the list (``facts``). A score is a row for each k, indexed
-    by ``score`` and ``k``: the table's own, then where they are there "fold change", "detection", "place" (nearer to the
-    first is higher) and "random weights". Columns: ``auroc``, the chance that a driver scores above another gene;
-    ``matched_auroc``, the same among genes of a stratum, with ``matched_p_value`` (two-sided); ``precision``, the share
-    of drivers among the first k; ``expected`` and ``p_value`` of it within strata, exact and one-sided, ``fdr`` over
-    all rows; ``plain_expected`` and ``plain_p_value``; ``odds_ratio`` with ½ added to each number; ``n_drivers``,
-    ``n_genes``.
+    Scores (``table``), genes (``genes``) and what is known of the list (``facts``). A score is a row for each k,
+    indexed by ``score`` and ``k``: the table's own, then where they are there "fold change", "detection", "place"
+    (nearer to the first is higher) and "random weights". Columns: ``auroc``, the chance that a driver scores above
+    another gene; ``matched_auroc``, the same among genes of a stratum, with ``matched_p_value`` (two-sided);
+    ``precision``, the share of drivers among the first k; ``expected`` and ``p_value`` of it within strata, exact and
+    one-sided, ``fdr`` over all rows; ``plain_expected`` and ``plain_p_value``; ``odds_ratio`` with ½ added to each
+    number; ``n_drivers``, ``n_genes``.
 
     Raises
     ------
@@ -141,60 +141,68 @@ def driver_genes(
     require_at_least(**{"top": (min(top, default=0), 1)})
     names, said = read_gene_list(drivers)
     groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells)
-    scores = [*_of_table(groups), *_beside(groups[0])]
+    listed = [_is_driver(names, genes) for genes in groups]
+    scores = [*_of_table(groups, listed), *_beside(groups[0], listed[0])]
     if random_weights is not None:
-        scores += _of_random_weights(random_weights, groups[0], score)
+        scores += _of_random_weights(random_weights, groups[0], listed[0], score)
     rng = np.random.default_rng(seed)
-    rows, is_driver = [], {}
-    for scored in scores:
-        is_driver[id(scored.genes)] = known = is_driver.get(id(scored.genes), _is_driver(names, scored.genes))
-        rows += [_row(scored, known, k, rng) for k in top if k < len(scored.strength)]
+    rows = [_row(scored, k, rng) for scored in scores for k in top if k < len(scored.strength)]
     if not rows:
         raise InputError(f"top={list(top)} would choose all {len(groups[0]):,} genes of the table. Choose fewer.")
     result = pd.DataFrame(rows).set_index(["score", "k"])
-    result.insert(result.columns.get_loc("p_value") + 1, "fdr", false_discovery_rate(result["p_value"]))
-    known = is_driver[id(groups[0])]
+    result.insert(list(result).index("p_value") + 1, "fdr", false_discovery_rate(result["p_value"]))
     given = {"name": name, "version": version, "licence": licence}
-    facts = said | {what: value for what, value in given.items() if value is not None}
-    facts |= _counted(names, groups[0], known)
+    facts: dict[str, Any] = {**said, **{what: value for what, value in given.items() if value is not None}}
+    facts |= _counted(names, groups[0], listed[0])
     facts["sentence"] = _sentence(result, facts, [scored.name for scored in scores[: len(groups)]])
-    return DriverGenes(result, _genes(groups[0], scores, known), facts)
+    return DriverGenes(result, _genes(scores, groups[0], listed[0]), facts)
 
 
 # Scores
 
 
 class _Scored(NamedTuple):
-    """A score that may find drivers: of whose genes, how strong each is."""
+    """A score that may find drivers."""
 
     name: str
     genes: ScoredGenes
-    strength: np.ndarray
+    is_driver: np.ndarray
+    value: np.ndarray
+
+    @property
+    def strength(self) -> np.ndarray:
+        """By what genes are ranked; higher for a driver."""
+        return self.value if self.name in (DETECTION, PLACE) else np.abs(self.value)
 
 
-def _of_table(groups: Sequence[ScoredGenes]) -> list[_Scored]:
+def _of_table(groups: Sequence[ScoredGenes], listed: Sequence[np.ndarray]) -> list[_Scored]:
     return [
-        _Scored(", ".join(map(str, genes.of.values())) or genes.score_name, genes, np.abs(genes.score)) for genes in groups
+        _Scored(", ".join(map(str, genes.of.values())) or genes.score_name, genes, is_driver, genes.score)
+        for genes, is_driver in zip(groups, listed, strict=True)
     ]
 
 
-def _beside(genes: ScoredGenes) -> list[_Scored]:
+def _beside(genes: ScoredGenes, is_driver: np.ndarray) -> list[_Scored]:
     """Return what needs no model, where the table has it for all genes."""
-    change = genes.column(FOLD_CHANGES)
+    place = genes.column(SYNONYMS["mean_place"])
     found = {
-        FOLD_CHANGE: None if change is None else np.abs(change),
+        FOLD_CHANGE: genes.column(FOLD_CHANGES),
         DETECTION: genes.column(SYNONYMS["detection_rate"]),
-        PLACE: None if (place := genes.column(SYNONYMS["mean_place"])) is None else -place,
+        PLACE: None if place is None else -place,
     }
-    return [_Scored(name, genes, of) for name, of in found.items() if of is not None and np.isfinite(of).all()]
+    return [
+        _Scored(name, genes, is_driver, of)
+        for name, of in found.items()
+        if of is not None and np.isfinite(of).all()
+    ]  # fmt: skip
 
 
 def _of_random_weights(
-    table: pd.DataFrame | str | Path | Explanation, ours: ScoredGenes, score: str | None
+    table: pd.DataFrame | str | Path | Explanation, ours: ScoredGenes, is_driver: np.ndarray, score: str | None
 ) -> list[_Scored]:
     """Return what random weights score of the same genes."""
     scored = []
-    for group in scored_genes(table, score=score or ours.score_name, strata=None, min_cells=0 if "n_cells" in ours.rows else None):
+    for group in scored_genes(table, score=score or ours.score_name, strata=None, min_cells=0):
         there = [group.known.position.get(gene, -1) for gene in ours.known.gene_ids]
         lacking = sum(place < 0 for place in there)
         if lacking:
@@ -202,7 +210,7 @@ def _of_random_weights(
                 f"random_weights lacks {lacking:,} of {len(ours):,} genes. Explain the same cells with both networks."
             )
         name = ", ".join([RANDOM_WEIGHTS, *map(str, group.of.values())])
-        scored.append(_Scored(name, ours, np.abs(group.score[there])))
+        scored.append(_Scored(name, ours, is_driver, group.score[there]))
     return scored
 
 
@@ -211,7 +219,8 @@ def _is_driver(names: Sequence[str], genes: ScoredGenes) -> np.ndarray:
     is_driver[list(places_of(names, genes.known).values())] = True
     if not 2 <= is_driver.sum() < len(genes):
         raise InputError(
-            f"{int(is_driver.sum())} of {len(names):,} listed genes ({examples(names)}) are among the {len(genes):,} of the "
+            f"{int(is_driver.sum())} of {len(names):,} listed genes ({examples(names)}) are among the {len(genes):,} "
+            "of the "
             f"table ({examples(genes.names)}); expected two or more, and others beside them."
         )
     return is_driver
@@ -220,8 +229,8 @@ def _is_driver(names: Sequence[str], genes: ScoredGenes) -> np.ndarray:
 # One score
 
 
-def _row(scored: _Scored, is_driver: np.ndarray, k: int, rng: np.random.Generator) -> dict[str, Any]:
-    genes, strength = scored.genes, scored.strength
+def _row(scored: _Scored, k: int, rng: np.random.Generator) -> dict[str, Any]:
+    genes, strength, is_driver = scored.genes, scored.strength, scored.is_driver
     drawn = [_first(genes, is_driver, chosen) for chosen in _chosen(strength, k, rng)]
     precision = {name: float(np.mean([of[name] for of in drawn])) for name in drawn[0]}
     return {
@@ -286,15 +295,17 @@ def matched_rank_sum(score: np.ndarray, is_listed: np.ndarray, stratum: np.ndarr
 
     Returns
     -------
-    Σ w·AUROC / Σ w over strata, w = listed × others. Null hypothesis: within a stratum, listed genes are a random choice;
-    then the sum of their ranks has a known mean and, ties included, variance. NaN where no stratum has both.
+    Σ w·AUROC / Σ w over strata, w = listed × others. Null hypothesis: within a stratum, listed genes are a random
+    choice; then the sum of their ranks has a known mean and, ties included, variance. NaN where no stratum has both.
     """
     rank, size = ranks_within(score, stratum), np.bincount(stratum)
     listed = np.bincount(stratum, is_listed, minlength=len(size))
     pairs = (listed * (size - listed)).sum()
     wins = rank[is_listed].sum() - (listed * (listed + 1)).sum() / 2
     spread = np.bincount(stratum, (rank - (size[stratum] + 1) / 2) ** 2)
-    of_stratum = np.divide(listed * (size - listed) * spread, size * (size - 1.0), out=np.zeros(len(size)), where=size > 1)
+    of_stratum = np.divide(
+        listed * (size - listed) * spread, size * (size - 1.0), out=np.zeros(len(size)), where=size > 1
+    )
     variance = of_stratum.sum()
     if not pairs or not variance:
         return MatchedRankSum(np.nan, np.nan)
@@ -305,15 +316,15 @@ def matched_rank_sum(score: np.ndarray, is_listed: np.ndarray, stratum: np.ndarr
 # What is said of it
 
 
-def _genes(genes: ScoredGenes, scores: Sequence[_Scored], is_driver: np.ndarray) -> pd.DataFrame:
+def _genes(scores: Sequence[_Scored], genes: ScoredGenes, is_driver: np.ndarray) -> pd.DataFrame:
+    """Return the genes of the first table with each score of a model, NaN where it has none."""
     index = pd.Index(genes.known.gene_ids, name="gene_id", dtype=object)
-    table = pd.DataFrame({"gene_name": genes.names}, index=index)
-    for scored in scores:
-        if scored.name in BESIDE:
-            continue
-        of = scored.genes.score if scored.name not in BESIDE and not scored.name.startswith(RANDOM_WEIGHTS) else scored.strength
-        table[scored.name] = pd.Series(of, index=list(scored.genes.known.gene_ids)).reindex(index)
-    return table.assign(is_driver=is_driver)
+    of_models = {
+        scored.name: pd.Series(scored.value, index=list(scored.genes.known.gene_ids)).reindex(index)
+        for scored in scores
+        if scored.name not in (FOLD_CHANGE, DETECTION, PLACE)
+    }
+    return pd.DataFrame({"gene_name": genes.names, **of_models, "is_driver": is_driver}, index=index)
 
 
 def _counted(names: Sequence[str], genes: ScoredGenes, is_driver: np.ndarray) -> dict[str, Any]:
@@ -331,16 +342,17 @@ def _counted(names: Sequence[str], genes: ScoredGenes, is_driver: np.ndarray) ->
 def _sentence(table: pd.DataFrame, facts: Mapping[str, Any], ours: Sequence[str]) -> str:
     """Say whether the table's scores find drivers beyond genes like them, and beyond what needs no model."""
     of_score = table.groupby(level="score", sort=False)[["matched_auroc", "matched_p_value"]].first()
-    best, others = of_score.loc[list(ours)]["matched_auroc"].idxmax(), of_score.drop(index=list(ours))
-    value, p_value = (float(of_score.loc[best, name]) for name in ("matched_auroc", "matched_p_value"))
-    like = " and ".join(facts["strata"]) or "nothing: genes are not matched"
+    matched = of_score["matched_auroc"].to_dict()
+    best = max(ours, key=lambda name: np.nan_to_num(matched[name]))
+    others = {name: value for name, value in matched.items() if name not in ours and np.isfinite(value)}
+    p_value = float(of_score["matched_p_value"].to_dict()[best])
+    like = f"other genes of like {' and '.join(facts['strata'])}" if facts["strata"] else "other genes, not matched,"
     said = (
-        f"{facts['known']:,} of {facts['listed']:,} listed genes are among {facts['background']:,}. By {best} they score above "
-        f"other genes of like {like} with an AUROC of {value:.3f} (p = {p_value:.2g})"
+        f"{facts['known']:,} of {facts['listed']:,} listed genes are among {facts['background']:,}. By {best} they "
+        f"score above {like} with an AUROC of {matched[best]:.3f} (p = {p_value:.2g})"
     )
-    others = others.dropna()
-    if len(others):
-        strongest = others["matched_auroc"].idxmax()
-        said += f"; the best of what stands beside is {strongest}, {float(others.loc[strongest, 'matched_auroc']):.3f}"
-    is_found = p_value < SIGNIFICANT and value > 0.5
+    if others:
+        strongest = max(others, key=others.__getitem__)
+        said += f"; the best of what stands beside is {strongest}, {others[strongest]:.3f}"
+    is_found = p_value < SIGNIFICANT and matched[best] > 0.5
     return said + ("." if is_found else ". That is no evidence that they are found.")

@@ -20,26 +20,18 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_sets import GeneSets, MappedSets, mapped_sets, read_gene_sets
 from geneformer_repro.in_silico.explanations.overlaps import chance_overlap
-from geneformer_repro.in_silico.explanations.running_sums import (
-    N_PERMUTATIONS,
-    Enrichment,
-    Members,
-    enriched,
-    flipped,
-    leading_edge,
-)
+from geneformer_repro.in_silico.explanations.preranked import effects_of_donors, preranked
+from geneformer_repro.in_silico.explanations.running_sums import N_PERMUTATIONS
 from geneformer_repro.in_silico.explanations.scored_genes import (
     FDR_COLUMNS,
-    MATCHED_SCORES,
     STRATA,
     ScoredGenes,
+    opened,
     scored_genes,
 )
-from geneformer_repro.in_silico.networks.edge_scores import ranks_within
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.tokenizer.features import texts
-from geneformer_repro.tokenizer.tables import column_called
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +40,6 @@ SIGNIFICANT = 0.05
 TOP, LARGEST_SHARE = 150, 10
 """Genes that are chosen of each direction, or a tenth of all where that is fewer."""
 MIN_SIZE, MAX_SIZE = 10, 500
-FEWEST_DONORS = 6
 ABOVE, BELOW, CHOSEN = DIRECTIONS = ("above 0", "below 0", "chosen")
 _TRUE = ("true", "1", "1.0", "yes")
 
@@ -97,15 +88,16 @@ def gene_set_enrichment(
         Choose genes that this column says are chosen (true, 1), instead.
     strata
         Columns that genes are matched on: two, 5 bins of the first by 4 of the second within each; or one, 20 bins.
-        ``detection_rate`` may be called ``detection`` or ``n_cells``, ``mean_place`` ``mean_rank``. Of the default those
-        that are there. None or 1: not matched, which cannot tell a set from genes that are often detected.
+        ``detection_rate`` may be called ``detection`` or ``n_cells``, ``mean_place`` ``mean_rank``. Of the default
+        those that are there. None or 1: not matched, which cannot tell a set from genes that are often detected.
     min_cells
         Cells in which a gene must have been scored to be in the background; default 10, where there is ``n_cells``.
     min_size, max_size
         Of a set, cut to the background.
     donors
-        For "prerank": effects of each donor, donors × genes by id, of six donors or more. Then signs of donors are
-        flipped, too, which keeps what genes have in common.
+        For "prerank": effects of each donor, donors × genes by id, of six donors or more, NaN where a donor has none.
+        Then signs of donors are flipped, too, which keeps what genes have in common. An `Explanation` with so many
+        donors has them.
     n_permutations
         For "prerank": exchanges of genes within strata, and flips.
     seed
@@ -119,7 +111,8 @@ def gene_set_enrichment(
     - "overlap": ``overlap``, ``expected`` within strata, ``fold``, ``p_value`` (exact, one-sided), ``fdr`` (Benjamini
       and Hochberg over all sets of a direction, those without overlap too, whose p-value is 1), ``plain_expected``,
       ``plain_p_value`` and ``plain_fdr`` (without strata: Fisher's exact test), ``genes`` that overlap.
-    - "prerank": ``es``, the extreme of the running sum; ``es_sd`` over 10 orders of equal scores; ``nes``, over the mean
+    - "prerank": ``es``, the extreme of the running sum; ``es_sd`` over 10 orders of equal scores; ``nes``, over the
+      mean
       of its null; ``p_value`` within sign, ``fdr``, ``plain_p_value`` and ``plain_fdr`` (exchanges of all genes); with
       `donors` ``donor_p_value`` and ``donor_fdr``; ``genes`` of the leading edge.
 
@@ -168,20 +161,22 @@ def gene_set_enrichment(
                  size  overlap    fdr
     set
     every tenth    76       75  0.000
-    every ninth    84        8  0.635
+    every ninth    84        8  0.712
     """
     _require_fitting(method, top, max_fdr, selected, donors)
     require_at_least(top=(top, 1), min_cells=(min_cells, 0), min_size=(min_size, 1), n_permutations=(n_permutations, 1))
-    read = read_gene_sets(sets)
+    read, table = read_gene_sets(sets), opened(table)
     groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells)
-    rng = np.random.default_rng(seed)
-    tests = []
-    for genes in groups:
-        cut = mapped_sets(read, genes, min_size=min_size, max_size=max_size)
-        if method == "overlap":
-            tests.append(_overlaps(genes, cut, _Choice(top, max_fdr, selected)))
-        else:
-            tests.append(_preranked(genes, cut, donors, n_permutations, rng))
+    cuts = [mapped_sets(read, genes, min_size=min_size, max_size=max_size) for genes in groups]
+    if method == "overlap":
+        choice = _Choice(top, max_fdr, selected)
+        tests = [_overlaps(genes, cut, choice) for genes, cut in zip(groups, cuts, strict=True)]
+    else:
+        rng, of_donors = np.random.default_rng(seed), effects_of_donors(table, donors, groups)
+        tests = [
+            _Test(genes, cut, *preranked(genes, cut, effects, n_permutations, rng))
+            for genes, cut, effects in zip(groups, cuts, of_donors, strict=True)
+        ]
     return _as_table(tests, method, read, seed)
 
 
@@ -216,22 +211,24 @@ class _Test:
     genes: ScoredGenes
     sets: MappedSets
     table: pd.DataFrame
+    ranked_by: str
     chosen: dict[str, np.ndarray] = field(default_factory=dict)
     """Places of the chosen genes of each direction; of a ranking none."""
-    ranked_by: str = ""
 
 
 def _overlaps(genes: ScoredGenes, sets: MappedSets, choice: _Choice) -> _Test:
     chosen = _chosen(genes, choice)
     tables = [_overlap(genes, sets, direction, places) for direction, places in chosen.items()]
-    return _Test(genes, sets, pd.concat(tables), chosen, genes.score_name)
+    return _Test(genes, sets, pd.concat(tables), genes.score_name, chosen)
 
 
 def _chosen(genes: ScoredGenes, choice: _Choice) -> dict[str, np.ndarray]:
     """Return the places of the genes that are chosen, by direction."""
     if choice.selected is not None:
         if choice.selected not in genes.rows:
-            raise InputError(f"There is no column {choice.selected!r}. {did_you_mean(choice.selected, genes.rows.columns)}")
+            raise InputError(
+                f"There is no column {choice.selected!r}. {did_you_mean(choice.selected, genes.rows.columns)}"
+            )
         is_chosen = np.array([text.lower() in _TRUE for text in texts(genes.rows[choice.selected])])
         chosen = {CHOSEN: np.flatnonzero(is_chosen)}
     else:
@@ -239,7 +236,8 @@ def _chosen(genes: ScoredGenes, choice: _Choice) -> dict[str, np.ndarray]:
     chosen = {direction: places for direction, places in chosen.items() if len(places)}
     if not chosen:
         raise InputError(
-            f"No gene of {len(genes):,} is chosen ({_asked(choice)}, score {genes.score_name!r}). Choose more, with top=, "
+            f"No gene of {len(genes):,} is chosen ({_asked(choice)}, score {genes.score_name!r}). Choose more, with "
+            "top=, "
             "max_fdr= or selected=, or ask where sets stand in the ranking of all genes with method='prerank'."
         )
     if all(len(places) == len(genes) for places in chosen.values()):
@@ -256,7 +254,9 @@ def _strongest(genes: ScoredGenes, sign: int, choice: _Choice) -> np.ndarray:
     if choice.max_fdr is not None:
         fdr = genes.column(FDR_COLUMNS)
         if fdr is None:
-            raise InputError(f"max_fdr={choice.max_fdr} needs a column such as {', '.join(FDR_COLUMNS[:3])}; there is none.")
+            raise InputError(
+                f"max_fdr={choice.max_fdr} needs a column such as {', '.join(FDR_COLUMNS[:3])}; there is none."
+            )
         return np.flatnonzero((signed > 0) & (fdr < choice.max_fdr))
     top = min(TOP, max(1, len(genes) // LARGEST_SHARE)) if choice.top is None else choice.top
     if top >= len(genes):
@@ -289,7 +289,7 @@ def _overlap(genes: ScoredGenes, sets: MappedSets, direction: str, chosen: np.nd
             "plain_expected": plain.expected,
             "plain_p_value": plain.p_value,
             "plain_fdr": false_discovery_rate(pd.Series(plain.p_value)).to_numpy(),
-            "genes": [_named(genes, of[np.argsort(-strength[of], kind="stable")]) for of in shared],
+            "genes": [genes.named(of[np.argsort(-strength[of], kind="stable")]) for of in shared],
         },
         index=pd.Index(sets.names, name="set", dtype=object),
     )
@@ -300,89 +300,6 @@ def _chance(sets: MappedSets, stratum: np.ndarray, is_chosen: np.ndarray, overla
     members = np.stack([np.bincount(stratum[of], minlength=n_strata) for of in sets.genes])
     of_genes, of_chosen = (np.bincount(stratum[which], minlength=n_strata) for which in (slice(None), is_chosen))
     return chance_overlap(members, of_genes, of_chosen, overlap)
-
-
-def _named(genes: ScoredGenes, places: np.ndarray) -> str:
-    return " ".join(map(str, genes.names[places]))
-
-
-# Rankings
-
-
-def _preranked(
-    genes: ScoredGenes, sets: MappedSets, donors: pd.DataFrame | None, n_permutations: int, rng: np.random.Generator
-) -> _Test:
-    score, ranked_by = _ranking(genes)
-    whole = [name for name, size in zip(sets.names, sets.sizes, strict=True) if size == len(genes)]
-    if whole:
-        raise InputError(f"Set {whole[0]!r} holds all {len(genes):,} genes of the table, so it stands nowhere. Lower max_size.")
-    members = Members.of(sets.genes, len(genes))
-    matched, plain = (
-        enriched(score, members, stratum, n_permutations=n_permutations, rng=rng)
-        for stratum in (genes.stratum, np.zeros_like(genes.stratum))
-    )
-    order = np.argsort(-score, kind="stable")
-    edges = [_named(genes, leading_edge(order, np.abs(score)[order], of)) for of in sets.genes]
-    columns = {
-        "direction": np.where(matched.es >= 0, ABOVE, BELOW),
-        "size": sets.sizes,
-        "es": matched.es,
-        "es_sd": matched.es_sd,
-        "nes": matched.nes,
-        **_tested(matched, ""),
-        **_tested(plain, "plain_"),
-        **({} if donors is None else _of_donors(genes, members, donors, n_permutations, rng)),
-        "genes": edges,
-    }
-    return _Test(genes, sets, pd.DataFrame(columns, index=pd.Index(sets.names, name="set", dtype=object)), {}, ranked_by)
-
-
-def _tested(scores: Enrichment, name: str) -> dict[str, np.ndarray]:
-    fdr = false_discovery_rate(pd.Series(scores.p_value)).to_numpy()
-    return {f"{name}p_value": scores.p_value, f"{name}fdr": fdr}
-
-
-def _ranking(genes: ScoredGenes) -> tuple[np.ndarray, str]:
-    """Return what ranks genes: a score from which like genes are taken off, or the percentile among these."""
-    if genes.score_name == "matched_percentile":
-        return genes.score - 0.5, genes.score_name
-    if genes.score_name in MATCHED_SCORES:
-        return genes.score, genes.score_name
-    if genes.strata:
-        return matched_percentile(genes.score, genes.stratum), f"percentile of {genes.score_name} within strata"
-    if (genes.score >= 0).all() or (genes.score <= 0).all():
-        raise InputError(
-            f"{genes.score_name!r} has one sign, so it is a size, and sizes follow detection: rank by 'beyond', or give "
-            "strata, within which the percentile is taken."
-        )
-    return genes.score, genes.score_name
-
-
-def matched_percentile(score: np.ndarray, stratum: np.ndarray) -> np.ndarray:
-    """Return where each score stands among those of its stratum, -1 lowest to 1 highest, the middle 0."""
-    size = np.bincount(stratum)[stratum]
-    percentile: np.ndarray = 2 * (ranks_within(score, stratum) - 0.5) / size - 1
-    return percentile
-
-
-def _of_donors(
-    genes: ScoredGenes, members: Members, donors: pd.DataFrame, n_permutations: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    if len(donors) < FEWEST_DONORS:
-        raise InputError(
-            f"donors has {len(donors)} rows; flips of signs need {FEWEST_DONORS} donors or more, rows donors and columns "
-            "genes. Leave it out."
-        )
-    known = donors.reindex(columns=list(genes.known.gene_ids))
-    lacking = known.columns[known.isna().any()]
-    if len(lacking):
-        raise InputError(
-            f"donors lacks a value of {len(lacking):,} of {len(genes):,} genes (first: {lacking[0]!r}). Raise min_cells= so "
-            "that the others are left, or give each donor's effect of each gene."
-        )
-    effects = known.to_numpy(dtype=float)
-    means = np.stack([np.bincount(genes.stratum, of) / np.bincount(genes.stratum) for of in effects])
-    return _tested(flipped(effects - means[:, genes.stratum], members, n_permutations=n_permutations, rng=rng), "donor_")
 
 
 # The table
@@ -407,15 +324,15 @@ def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int) ->
         "seed": seed,
         "tests": [_described(test) for test in tests],
     }
-    table.attrs["sentence"] = sentence_of(table)
+    table.attrs["sentence"] = _sentence(table)
     if not first.genes.strata:
         logger.warning("%s", _NOT_MATCHED)
     return table
 
 
 _NOT_MATCHED = (
-    "Genes are not matched on detection: genes that are detected in many cells are chosen whatever is asked, and gene sets "
-    "hold many of them, so small p-values are no evidence."
+    "Genes are not matched on detection: genes that are detected in many cells are chosen whatever is asked, and gene "
+    "sets hold many of them, so small p-values are no evidence."
 )
 
 
@@ -431,16 +348,16 @@ def _described(test: _Test) -> dict[str, Any]:
     }
 
 
-def sentence_of(table: pd.DataFrame) -> str:
+def _sentence(table: pd.DataFrame) -> str:
     """Say how many sets are significant, and how many would be without matching."""
-    attrs: Mapping[str, Any] = table.attrs
-    n_tests = len(table)
+    strata, n_tests = table.attrs["strata"], len(table)
+    what = "sets" if table.attrs["method"] == "prerank" else "tests (a set and a direction)"
     matched, plain = (int((table[name] < SIGNIFICANT).sum()) for name in ("fdr", "plain_fdr"))
-    if not attrs["strata"]:
-        return f"{matched:,} of {n_tests:,} tests have FDR < {SIGNIFICANT}, not matched. {_NOT_MATCHED}"
+    if not strata:
+        return f"{matched:,} of {n_tests:,} {what} have FDR < {SIGNIFICANT}, not matched. {_NOT_MATCHED}"
     said = (
-        f"{matched:,} of {n_tests:,} tests (a set and a direction) have FDR < {SIGNIFICANT} against genes of like "
-        f"{' and '.join(attrs['strata'])}; without matching {plain:,} would."
+        f"{matched:,} of {n_tests:,} {what} have FDR < {SIGNIFICANT} against genes of like {' and '.join(strata)}; "
+        f"without matching {plain:,} would."
     )
     strongest = next(iter(table.index[table["fdr"] < SIGNIFICANT]), None)
     return said + (f" The first is {strongest}." if strongest is not None else " No set stands out.")

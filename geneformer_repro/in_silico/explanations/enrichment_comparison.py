@@ -82,15 +82,17 @@ def compare_enrichment(
     if seeds is not None and len(seeds) != 2:
         raise InputError(f"seeds must be two results of one model, found {len(seeds)}.")
     table = _side_by_side(first, second, names)
-    table.attrs = _said(first, second, table, names)
-    table.attrs["jaccard_of_seeds"] = None if seeds is None else jaccard(*map(found_sets, seeds))
-    table.attrs["sentence"] = _sentence(table.attrs)
+    said = _said(first, second, table, names)
+    said["jaccard_of_seeds"] = None if seeds is None else jaccard(*map(found_sets, seeds))
+    table.attrs.update(said, sentence=_sentence(said))
     return table
 
 
 def _require_like(first: pd.DataFrame, other: pd.DataFrame) -> None:
     if not all({"tests", "method"} <= set(table.attrs) for table in (first, other)):
-        raise InputError("This is no result of gene_set_enrichment, or one without its attrs. Give it as it was returned.")
+        raise InputError(
+            "This is no result of gene_set_enrichment, or one without its attrs. Give it as it was returned."
+        )
     for what, of in (("method", "method"), ("gene sets", "sets")):
         if first.attrs[of] != other.attrs[of]:
             raise InputError(
@@ -106,9 +108,14 @@ def _keys(table: pd.DataFrame) -> list[str]:
 
 def _side_by_side(first: pd.DataFrame, second: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     if _keys(first) != _keys(second):
-        raise InputError(f"One has {_keys(first)[1:]}, the other {_keys(second)[1:]}. Ask both of the same methods and states.")
+        raise InputError(
+            f"One has {_keys(first)[1:]}, the other {_keys(second)[1:]}. Ask both of the same methods and states."
+        )
     columns = list(_COMPARED[first.attrs["method"]])
-    sides = [table.reset_index().set_index(_keys(table))[columns].add_suffix(f" {name}") for table, name in zip((first, second), names, strict=True)]
+    sides = [
+        table.reset_index().set_index(_keys(table))[columns].add_suffix(f" {name}")
+        for table, name in zip((first, second), names, strict=True)
+    ]
     table = sides[0].join(sides[1], how="inner")
     if table.empty:
         raise InputError("No set was tested in both. Ask of the same sets, in genes that both have.")
@@ -167,8 +174,8 @@ def common_genes(one: Mapping[str, Any], other: Mapping[str, Any], direction: st
     Parameters
     ----------
     one, other
-        ``background``, ``stratum`` and ``chosen`` of each; genes are counted that are in both backgrounds, in the strata
-        of the first.
+        ``background``, ``stratum`` and ``chosen`` of each; genes are counted that are in both backgrounds, in the
+        strata of the first.
     direction
         Which choice.
 
@@ -206,7 +213,10 @@ def common_genes(one: Mapping[str, Any], other: Mapping[str, Any], direction: st
 def _sentence(attrs: Mapping[str, Any]) -> str:
     first, second = attrs["names"]
     n_first, n_second = (attrs["n_found"][name] for name in attrs["names"])
-    said = f"{first} finds {n_first:,} and {second} {n_second:,} of {attrs['n_tests']:,} sets, {attrs['n_shared']:,} of them both"
+    said = (
+        f"{first} finds {n_first:,} and {second} {n_second:,} of {attrs['n_tests']:,} sets, {attrs['n_shared']:,} are "
+        "found by both"
+    )
     if n_first + n_second == 0:
         return f"{said}: there is nothing to compare."
     said += f" (Jaccard {attrs['jaccard']:.2f}"
@@ -215,5 +225,9 @@ def _sentence(attrs: Mapping[str, Any]) -> str:
         return said + "). How alike two seeds of one model are was not asked, so a difference may be one of seeds."
     if np.isnan(seeds):
         return said + "; two seeds of one model find no set)."
-    less = "less alike than two seeds of one model" if attrs["jaccard"] < seeds else "no less alike than two seeds of one model"
+    less = (
+        "less alike than two seeds of one model"
+        if attrs["jaccard"] < seeds
+        else "no less alike than two seeds of one model"
+    )
     return f"{said}, {less}, {seeds:.2f})."

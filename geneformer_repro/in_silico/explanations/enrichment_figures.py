@@ -159,7 +159,10 @@ def common_genes_figure(rows: Sequence[Mapping[str, Any]], names: Sequence[str])
     figure, axes = new_axes(max(4.2, 3.6 * len(rows)), 2.9)
     for i, row in enumerate(rows):
         at = 3.4 * i
-        for shift, colour, n, name in ((-0.5, BLUE, row["only_first"], names[0]), (0.5, ORANGE, row["only_second"], names[1])):
+        for shift, colour, n, name in (
+            (-0.5, BLUE, row["only_first"], names[0]),
+            (0.5, ORANGE, row["only_second"], names[1]),
+        ):
             axes.add_patch(Circle((at + shift, 0), 1.0, facecolor=colour, alpha=0.22, edgecolor=colour, linewidth=1.3))
             axes.text(at + 1.9 * shift, 0, f"{n:,}", ha="center", va="center", fontsize=11)
             axes.text(at + 1.6 * shift, 1.12, name, ha="center", va="bottom", fontsize=9, color=colour)
@@ -193,7 +196,9 @@ def drivers_figure(table: pd.DataFrame, *, title: str = "") -> "Figure":
         colour = CATEGORIES[i % len(CATEGORIES)]
         axes.bar(at, of["precision"], width=0.9 * width, color=colour, alpha=0.85, label=_short(str(name), 26))
         axes.hlines(of["expected"], at - width / 2, at + width / 2, color="#111827", linewidth=1.6)
-        for x, height in zip(at[of["p_value"] < _SIGNIFICANT], of["precision"][of["p_value"] < _SIGNIFICANT], strict=True):
+        for x, height in zip(
+            at[of["p_value"] < _SIGNIFICANT], of["precision"][of["p_value"] < _SIGNIFICANT], strict=True
+        ):
             axes.text(x, height, "*", ha="center", va="bottom", fontsize=11)
     axes.plot([], [], color="#111827", linewidth=1.6, label="expected of genes like them")
     axes.plot([], [], linestyle="none", marker="$*$", color="#111827", label=f"p < {_SIGNIFICANT}, matched")

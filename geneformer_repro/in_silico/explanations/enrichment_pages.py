@@ -81,7 +81,8 @@ def plot_enrichment(result: pd.DataFrame | DriverGenes) -> "Figure":
 def _require_made_here(table: pd.DataFrame) -> None:
     if "sentence" not in table.attrs or not {"tests", "names"} & set(table.attrs):
         raise InputError(
-            "This is no result of gene_set_enrichment or compare_enrichment, or one without its attrs. Give it as it was "
+            "This is no result of gene_set_enrichment or compare_enrichment, or one without its attrs. Give it as it "
+            "was "
             "returned."
         )
 
@@ -169,7 +170,9 @@ def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
     like = " and ".join(table.attrs["strata"])
     against = f"against genes of like {like}" if like else "without matching, so that often detected genes decide"
     ranked = table.attrs["method"] == "prerank"
-    how = "genes of a set stand towards one end of the ranking" if ranked else "the chosen genes are more often in a set"
+    how = (
+        "genes of a set stand towards one end of the ranking" if ranked else "the chosen genes are more often in a set"
+    )
     for of, rows in groups_of(table):
         told = ", ".join(of.values())
         shown = rows.head(N_SHOWN).drop(columns=list(of))
@@ -177,7 +180,8 @@ def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
             "Gene sets" + (f": {told}" if told else ""),
             f"Whether {how} than chance makes them, {against}, by {table.attrs['score']}. Hollow points are the same "
             "test without matching: where they alone are far out, a set holds genes that are often detected.",
-            "What the genes do: a set is a list that somebody made, and the model may use its genes for another reason.",
+            "What the genes do: a set is a list that somebody made, and the model may use its genes for another "
+            "reason.",
             figure=sets_figure(rows, title=told),
             table=shown.assign(genes=[_cut(genes) for genes in shown["genes"]]),
         )
@@ -200,7 +204,8 @@ def _of_two(table: pd.DataFrame) -> Iterator[Section]:
     if table.attrs["genes"]:
         yield Section(
             "Genes in common",
-            "How many of the chosen genes both models chose, and how many chance makes common among genes of a stratum.",
+            "How many of the chosen genes both models chose, and how many chance makes common among genes of a "
+            "stratum.",
             "That both are right: two models of the same cells follow the same counts.",
             figure=common_genes_figure(table.attrs["genes"], names),
             table=pd.DataFrame(table.attrs["genes"]).set_index("direction"),
@@ -241,5 +246,7 @@ def _tested(table: pd.DataFrame) -> Section:
         "Genes that could have been chosen, sets cut to them, and names that led to none of them.",
         "Whether other sets would say the same.",
         table=pd.DataFrame(rows).rename_axis("number of"),
-        note=f"Genes of sets that are not in the background: {first['unknown names']}" if first["unknown genes"] else "",
+        note=f"Genes of sets that are not in the background: {first['unknown names']}"
+        if first["unknown genes"]
+        else "",
     )

@@ -19,9 +19,11 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.explanations.explained import CellsExplained, Explained
 from geneformer_repro.in_silico.explanations.explanation import Explanation
+from geneformer_repro.in_silico.explanations.gradients import Baseline
 from geneformer_repro.in_silico.explanations.occlusions import Operator
-from geneformer_repro.in_silico.explanations.request import Baseline, GeneSetsGiven, Request, sequence_of
-from geneformer_repro.in_silico.parted import Parted, require_output, require_same_plan, worth
+from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
+from geneformer_repro.in_silico.explanations.request import GeneSetsGiven, Request, sequence_of
+from geneformer_repro.in_silico.parted import Counted, Parted, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.reading import Dtype, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -55,7 +57,8 @@ def explain(
     sets: GeneSetsGiven | None = None,
     pooled_masks: bool = False,
     baseline: Baseline = "mask",
-    steps: int = 32,
+    steps: int = Integration().first_steps,
+    rule: Rule = "midpoint",
     operator: Operator = "hide",
     masks: int | None = None,
     out: str | Path | None = None,
@@ -98,6 +101,14 @@ def explain(
         (the gene at its median place over the cells that can be explained: is its level unusual?). A value is the
         number of the cell less that of the cell without the gene. "first_order" estimates "delete" by one backward
         pass.
+
+        Derivatives: "gradient_input" (by a gene's token row, times how far it is from the baseline's),
+        "integrated_gradients" (its mean along the way from there: values add up to the difference, and ``gap`` says by
+        how much they miss it), "attention_gradient" (by the attention that the gene gets, times that attention).
+        Summaries of what is attended, which know nothing of the number: "rollout", "attention".
+
+        A fit: "surrogate", a linear stand-in for the model around the cell, fitted to answers of cells that lack genes
+        at random; of cells of at most 300 genes, or of `sets`. How good it is stands beside it.
     donor
         Column of the cells that names the donor, the replicate of tests.
     obs
@@ -111,10 +122,14 @@ def explain(
         has none of a set's genes has no row for it.
     pooled_masks
         Count ``<mask>`` in the cell's vector as a gene.
-    baseline, steps
-        Of gradient x input and integrated gradients: the input that they start from, and in how many steps.
+    baseline
+        Of gradient x input and integrated gradients, the input that they start from: genes that are all ``<mask>``,
+        "mean" (of cells that can be explained, place by place), or "pad", for comparison only.
+    steps, rule
+        Of integrated gradients: in how many points, at first, and how they lie ("midpoint", or "gauss_legendre").
     operator, masks
-        Of the surrogate: how genes are left out, and in how many altered cells.
+        Of the surrogate: how genes are left out ("hide" or "median_rank"), and in how many altered cells a draw;
+        default 20 for each gene, and at least 1,000.
     out
         Parquet file; an explanation that was cut off goes on from ``OUT.partial`` with the same call. None: in memory.
     dtype, max_tokens, device
@@ -147,8 +162,8 @@ def explain(
     request = Request(
         target=target, state=state, contrast=contrast, goal=goal, gene=gene, layer=layer, pooling=pooling,
         methods=sequence_of(methods, "methods"), donor=donor, obs=sequence_of(obs, "obs"), max_cells=max_cells,
-        seed=seed, sets=sets, pooled_masks=pooled_masks, baseline=baseline, steps=steps, operator=operator,
-        masks=masks, dtype=dtype, max_tokens=max_tokens, device=device, allow_seen=allow_seen,
+        seed=seed, sets=sets, pooled_masks=pooled_masks, baseline=baseline, steps=steps, rule=rule,
+        operator=operator, masks=masks, dtype=dtype, max_tokens=max_tokens, device=device, allow_seen=allow_seen,
     )  # fmt: skip
     require_output(out, what="an explanation", overwrite=overwrite)
     return explained_in(_explained(request, checkpoint, rows), out, overwrite=overwrite)
@@ -189,7 +204,15 @@ class _Explaining(Parted[Explanation]):
 
     def table_of(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Do a part; return its rows."""
-        return self._explained.table(part, show)
+        counted = Counted(show, self.n_units(part))
+        table = self._explained.table(part, counted)
+        counted.finish()
+        return table
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that the rows' metadata need."""
+        return self._explained.columns_for_metadata
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the metadata that need all rows."""

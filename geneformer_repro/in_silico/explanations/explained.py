@@ -1,9 +1,10 @@
 """The families of models that can be explained have one form; here are cells by a model that reads tokens."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from geneformer_repro.in_silico.explanations.answers import Answer
 from geneformer_repro.in_silico.explanations.asked import Asked
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Rows
-from geneformer_repro.in_silico.explanations.explanation import COLUMNS
-from geneformer_repro.in_silico.explanations.how_good import of_classes, of_numbers, of_risks, sentence
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
+from geneformer_repro.in_silico.explanations.how_good import of_classes, of_numbers, of_risks, replicates, sentence
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.parted import batch_tokens
@@ -37,39 +38,51 @@ CELLS_JUDGED = 2000
 """Most cells over which is said how good a model is."""
 
 
-class Explained(Protocol):
+class Explained(ABC):
     """Rows of one family of models that are explained: cells, samples, pairs, patients."""
 
-    rows_are: str
+    rows_are: ClassVar[str] = "rows"
     """What they are called, such as "cells"."""
 
+    @abstractmethod
     def costs(self) -> np.ndarray:
         """Return the work of each row, as tokens (or the like) that are read; parts are cut by it."""
 
-    def passes(self) -> np.ndarray:
-        """Return how often the network is run for each row: what the bar counts."""
-
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what makes two explanations the same, as JSON can hold it; it goes into the metadata, too.
 
-        At least ``measure`` (what number is explained, in words), ``methods`` (settings of each), ``donor``, ``obs``
-        and ``n_cells``; all inputs by content.
+        At least ``methods`` (settings of each), ``donor``, ``obs`` and ``n_cells``; all inputs by content. Here or from
+        `prepare` also ``measure`` (what number is explained, in words).
         """
 
-    def prepare(self) -> dict[str, Any]:
-        """Do what costs and is needed before the first row; return further metadata, such as ``how_good``."""
-
-    def seconds(self, rows: np.ndarray) -> float | None:
-        """Measure how long some rows will take; None where a bar tells soon enough."""
-
+    @abstractmethod
     def table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Return the rows of the file for some rows; `show` is called with passes that are done."""
 
+    def passes(self) -> np.ndarray:
+        """Return how often the network is run for each row, which the bar counts; here once."""
+        return np.ones(len(self.costs()), dtype=np.int64)
+
+    def prepare(self) -> dict[str, Any]:
+        """Do what costs and is needed before the first row; return further metadata, such as ``how_good``."""
+        return {}
+
+    def seconds(self, rows: np.ndarray) -> float | None:
+        """Measure how long some rows will take; None where a bar tells soon enough."""
+        return None
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        return ["gene"]
+
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return metadata that need all rows, part by part."""
+        return {}
 
 
-class CellsExplained:
+class CellsExplained(Explained):
     """Cells by a model that reads tokens."""
 
     rows_are = "cells"
@@ -93,6 +106,7 @@ class CellsExplained:
             device=device,
         )
         self._methods = CellMethods(request, cells, every)
+        self._methods.require_few_units(self._rows)
         self._donors = self._read_donors()
 
     def _read_donors(self) -> np.ndarray | None:
@@ -121,7 +135,11 @@ class CellsExplained:
     def costs(self) -> np.ndarray:
         """Return the tokens that are read for each cell; or its rows in the file, where those are what is much."""
         n_rows = self._lengths * len(self._request.methods) * len(self._names)
-        return np.maximum(self.passes() * self._lengths, n_rows * _TOKENS_A_ROW)
+        return np.maximum(self._work() * self._lengths, n_rows * _TOKENS_A_ROW)
+
+    def _work(self) -> np.ndarray:
+        """Return what each cell costs, in forward passes."""
+        return np.array([self._methods.work(int(length)) for length in self._lengths])
 
     def describe(self) -> dict[str, Any]:
         """Return what makes two explanations of cells the same."""
@@ -152,12 +170,12 @@ class CellsExplained:
     def prepare(self) -> dict[str, Any]:
         """Embed states, read places of reference cells, and see how good the model is."""
         self._methods.prepare()
+        facts = self._methods.measure(self._reader, self._answer, self._rows)
         how_good = processes.agreed(self._how_good)
         if how_good is not None and processes.is_first():
-            over = "donors" if self._donors is not None else "cells"
             say = logger.info if how_good["better_than_guessing"] else logger.warning
-            say("%s", sentence(how_good, replicates=over))
-        return {"measure": self._answer.described, "how_good": how_good}
+            say("%s", sentence(how_good))
+        return {"measure": self._answer.described, "how_good": how_good, **facts}
 
     def _how_good(self) -> dict[str, Any] | None:
         """Return how well the model predicts the cells explained, where their labels are known."""
@@ -171,20 +189,22 @@ class CellsExplained:
             return None
         outputs = outputs_of(model, judged, model.head, max_tokens=self._reader.max_tokens)
         meaning = target.meaning(model.head.split(outputs.double())[self._asked.target_number]).numpy()[known]
-        unit = np.arange(len(chosen)) if self._donors is None else self._donors[chosen]
-        unit, labels = unit[known], labels[known]
+        labels = labels[known]
+        unit, what = replicates(None if self._donors is None else self._donors[chosen][known], len(labels))
         if isinstance(target, Classes):
-            return of_classes(labels[:, 0], meaning.argmax(1), unit)
-        if isinstance(target, SurvivalTime):
-            return of_risks(labels[:, 0], labels[:, 1], meaning[:, 0], unit)
-        return of_numbers(labels[:, 0], meaning[:, 0], unit)
+            scored = of_classes(labels[:, 0], meaning.argmax(1), unit)
+        elif isinstance(target, SurvivalTime):
+            scored = of_risks(labels[:, 0], labels[:, 1], meaning[:, 0], unit)
+        else:
+            scored = of_numbers(labels[:, 0], meaning[:, 0], unit)
+        return scored | {"replicates": what}
 
     def seconds(self, rows: np.ndarray) -> float | None:
         """Measure a few passes of a cell of middle length, and scale them by what all cost."""
         middle = rows[np.argsort(self._lengths[rows], kind="stable")[len(rows) // 2]]
         cost = np.array([flops(self._reader.bert.config, np.array([length])) for length in self._lengths])
         return self._methods.seconds(
-            self._reader, self._answer, self._cells[int(self._rows[middle])], cost[middle], (cost * self.passes())[rows]
+            self._reader, self._answer, self._cells[int(self._rows[middle])], cost[middle], (cost * self._work())[rows]
         )
 
     def table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
@@ -218,10 +238,19 @@ class CellsExplained:
             "gap": pa.array(rows.gap, mask=np.isnan(rows.gap)),
             "exact": _taken([name in OPERATORS for name in self._request.methods], rows.method, pa.bool_()),
         }
+        if rows.fit is not None:
+            own |= {name: pa.array(of, mask=np.isnan(of)) for name, of in zip(SURROGATE_COLUMNS, rows.fit, strict=True)}
         carried = self._cells.obs[list(self._request.obs)].iloc[self._rows]
         of_all = pa.Schema.from_pandas(carried, preserve_index=False)  # some cells may know less of a column's type
         obs = pa.Table.from_pandas(carried.iloc[row], of_all, preserve_index=False).replace_schema_metadata(None)
-        return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *obs.schema]))
+        further = [(name, pa.float64()) for name in own if name in SURROGATE_COLUMNS]
+        return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *further, *obs.schema]))
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        of_fits = ["state", *SURROGATE_COLUMNS] if "surrogate" in self._request.methods else []
+        return ["cell", "gene", "method", "gap", *of_fits]
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the names of the genes, and what each method says of itself over all cells."""

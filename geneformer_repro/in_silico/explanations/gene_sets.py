@@ -24,7 +24,9 @@ SET_COLUMNS = ("set", "gene_set", "geneset", "gs_name", "pathway", "term", "sour
 MEMBER_COLUMNS = ("gene", "gene_id", "gene_symbol", "genesymbol", "symbol", "gene_name", "target", "ensembl_id")
 _LIST_COLUMNS = tuple(dict.fromkeys(("hugo_symbol", "gene_symbol", "symbol", *NAME_COLUMNS, "gene_id", "ensembl_id")))
 _DESCRIBED = ("name", "version", "licence")
-_VERSION_IN_NAME = re.compile(r"(?<![A-Za-z0-9])v(\d[\w.]*?)(?=\.(?:hs|mm|symbols|entrez|gmt|txt|tsv|csv)\b|\Z)", re.IGNORECASE)
+_VERSION_IN_NAME = re.compile(
+    r"(?<![A-Za-z0-9])v(\d[\w.]*?)(?=\.(?:hs|mm|symbols|entrez|gmt|txt|tsv|csv)\b|\Z)", re.IGNORECASE
+)
 _SAID = re.compile(r"#+\s*(name|version|licen[cs]e)\s*[:=\t]\s*(.+?)\s*\Z", re.IGNORECASE)
 _NAMED = 20
 
@@ -35,7 +37,8 @@ class GeneSets:
 
     members: Mapping[str, tuple[str, ...]]
     described: Mapping[str, str]
-    """What is known of the sets: ``name``, ``file``, ``sha256``, ``version``, ``licence``; what is not known is not there."""
+    """What is known of the sets: ``name``, ``file``, ``sha256``, ``version``, ``licence``; what is not known is not "
+    "there."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -49,8 +52,8 @@ class MappedSets:
     genes: list[np.ndarray]
     """Places of each set's genes among those of the table."""
     lost: Mapping[str, int | str]
-    """``sets``, ``too small``, ``too large``; distinct ``genes`` of all sets, ``unknown genes`` that lead to none of the
-    background, and ``unknown names``, a text with the first."""
+    """``sets``, ``too small``, ``too large``; distinct ``genes`` of all sets, ``unknown genes`` that lead to none of
+    the background, and ``unknown names``, a text with the first."""
 
     @property
     def sizes(self) -> np.ndarray:
@@ -110,7 +113,8 @@ def _read_gmt(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
         genes = tuple(dict.fromkeys(gene for gene in rest[1:] if gene))
         if not name or not genes:
             raise DataFormatError(
-                f"{path}: line {number} holds {len(rest) + 1} fields (first: {name[:40]!r}). Expected the name of a set, a "
+                f"{path}: line {number} holds {len(rest) + 1} fields (first: {name[:40]!r}). Expected the name of a "
+                "set, a "
                 "description and genes, with tabs between them."
             )
         if name in members:
@@ -142,7 +146,9 @@ def _from_rows(called: str, rows: pd.DataFrame) -> tuple[dict[str, tuple[str, ..
 
 def said_in_columns(rows: pd.DataFrame) -> dict[str, str]:
     """Return what columns such as ``version`` and ``licence`` say of all rows."""
-    found = {what: column_called(list(rows.columns), [what, what.replace("licence", "license")]) for what in _DESCRIBED[1:]}
+    found = {
+        what: column_called(list(rows.columns), [what, what.replace("licence", "license")]) for what in _DESCRIBED[1:]
+    }
     values = {what: sorted(set(texts(rows[column])) - {""}) for what, column in found.items() if column}
     return {what: ", ".join(of[:5]) for what, of in values.items() if of}
 
@@ -198,7 +204,9 @@ def read_gene_list(genes: Sequence[str] | pd.DataFrame | str | Path) -> tuple[li
     path = Path(genes)
     text = "" if path.suffix == ".parquet" else read_text(path)
     first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
-    is_table = path.suffix == ".parquet" or column_called(first.replace(",", "\t").split("\t"), _LIST_COLUMNS) is not None
+    is_table = (
+        path.suffix == ".parquet" or column_called(first.replace(",", "\t").split("\t"), _LIST_COLUMNS) is not None
+    )
     if is_table and (path.suffix == ".parquet" or "\t" in first or "," in first):
         called, rows = read_rows(path, "the table of genes")
         return _column_of_genes(rows, called), described(path, said_in_columns(rows) | _says(text))

@@ -26,7 +26,7 @@ from geneformer_repro.batching import Batch
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.answers import Answer, Shown, View, laid_out, unchanged
 from geneformer_repro.in_silico.explanations.attribution import Attribution
-from geneformer_repro.in_silico.explanations.path_integrals import Integration, integrate
+from geneformer_repro.in_silico.explanations.path_integrals import USUAL, Integration, integrate
 from geneformer_repro.in_silico.networks.lifts import received, rollout
 from geneformer_repro.reading import Reader, require_one_of
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ def gradients(
     show: Callable[[int], object] = lambda n: None,
     *,
     baseline_PD: Tensor | None = None,
-    integration: Integration = Integration(),  # noqa: B008  (frozen)
+    integration: Integration = USUAL,
     spread_S: np.ndarray | None = None,
 ) -> list[Attribution]:
     """Return what each gene of each cell adds to its answer, by a method of derivatives or attention.
@@ -71,7 +71,7 @@ def gradients(
         alone carries from the gene to the readout through all blocks, "attention" what the readout gives it in the
         last block, mean over heads: shares, the rest is that of special tokens; the same for every number explained.
     show
-        Called with the number of cells that are done.
+        Called with the number of passes that are done, see `n_passes`.
     baseline_PD
         From `baseline_rows`; default that of ``<mask>``. For the first two methods.
     integration
@@ -90,19 +90,24 @@ def gradients(
         return _looks(reader, answer, cells, vocabulary, method, show)
     if method == "attention_gradient" and not reader.n_blocks:
         raise InputError("There is no attention before the first block. Read a later layer, or use gradient_input.")
-    ways = _ways(replace(reader, dtype="float32"), answer, cells, vocabulary, baseline_PD)
+    ways = _ways(replace(reader, dtype="float32"), answer, cells, vocabulary, baseline_PD, show)
     if method == "attention_gradient":
-        return [one for way in ways for one in way.by_attention(show)]
+        return [one for way in ways for one in way.by_attention()]
     if method == "gradient_input":
-        return [one for way in ways for one in way.by_row(show)]
+        return [one for way in ways for one in way.by_row()]
     if spread_S is None:
         spread_S = answer_spread(reader, answer, cells, vocabulary)
-    return [one for way in ways for one in way.integrated(integration, spread_S, show)]
+    return [one for way in ways for one in way.integrated(integration, spread_S)]
+
+
+def n_passes(method: GradientMethod, integration: Integration = USUAL) -> int:
+    """Return how many passes a cell takes at least: integrated gradients that do not add up take more."""
+    return integration.first_steps + 2 if method == "integrated_gradients" else 1
 
 
 def answer_spread(reader: Reader, answer: Answer, cells: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
     """Return the standard deviation of each number explained over cells, (S,); 0 of fewer than two cells."""
-    ways = _ways(replace(reader, dtype="float32"), answer, cells, vocabulary, None)
+    ways = _ways(replace(reader, dtype="float32"), answer, cells, vocabulary)
     value_BS = np.concatenate([np.zeros((0, len(answer.names))), *(way.values(*way.ends()) for way in ways)])
     return np.asarray(value_BS.std(0, ddof=1)) if len(value_BS) > 1 else np.zeros(value_BS.shape[1])
 
@@ -193,7 +198,8 @@ def _ways(
     answer: Answer,
     cells: Sequence[np.ndarray],
     vocabulary: Vocabulary,
-    baseline_PD: Tensor | None,
+    baseline_PD: Tensor | None = None,
+    show: Callable[[int], object] = lambda n: None,
 ) -> "Iterator[_TokenWay]":
     """Yield cells some at a time, as ways from a baseline."""
     if baseline_PD is None:
@@ -206,7 +212,7 @@ def _ways(
         )
     for first in range(0, len(cells), CELLS_AT_ONCE):
         views = [unchanged(cell, vocabulary, answer) for cell in cells[first : first + CELLS_AT_ONCE]]
-        yield _TokenWay(reader, answer, views, vocabulary, baseline_PD)
+        yield _TokenWay(reader, answer, views, vocabulary, baseline_PD, show)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +224,7 @@ class _TokenWay:
     views: Sequence[View]
     vocabulary: Vocabulary
     baseline_PD: Tensor
+    show: Callable[[int], object]
 
     def __len__(self) -> int:
         return len(self.views)
@@ -244,6 +251,7 @@ class _TokenWay:
                     first_only=self.answer.first_only,
                 )
                 value_IS[batch] = self.answer(hidden_TD, shown).double().cpu().numpy()
+            self.show(len(batch))
         return value_IS
 
     def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterable[np.ndarray]:
@@ -264,15 +272,15 @@ class _TokenWay:
             )
             along_ST = torch.linalg.vecdot(by_row_STD, end_TD - start_TD)
             found |= zip(batch.tolist(), self._by_cell(along_ST, value_BS, row_I[batch]), strict=True)
+            self.show(len(batch))
         return [found[i] for i in range(len(row_I))]
 
-    def by_row(self, show: Callable[[int], object]) -> Iterator[Attribution]:
+    def by_row(self) -> Iterator[Attribution]:
         """Yield gradient × input of each cell."""
         for view, (value_GS, before_S) in zip(self.views, self._slopes(*self.ends()), strict=True):
             yield self._attribution(view, value_GS, before_S)
-        show(len(self))
 
-    def by_attention(self, show: Callable[[int], object]) -> Iterator[Attribution]:
+    def by_attention(self) -> Iterator[Attribution]:
         """Yield attention × gradient of each cell."""
         rows, at = self.ends()
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -285,15 +293,13 @@ class _TokenWay:
                 first_only=self.answer.first_only,
             )
             found |= zip(batch.tolist(), self._by_cell(by_attention_ST, value_BS, rows[batch]), strict=True)
-            show(len(batch))
+            self.show(len(batch))
         for i, view in enumerate(self.views):
             yield self._attribution(view, *found[i])
 
-    def integrated(
-        self, integration: Integration, spread_S: np.ndarray, show: Callable[[int], object]
-    ) -> Iterator[Attribution]:
+    def integrated(self, integration: Integration, spread_S: np.ndarray) -> Iterator[Attribution]:
         """Yield integrated gradients of each cell."""
-        integrals = integrate(self, integration, spread_S=spread_S, show=show)
+        integrals = integrate(self, integration, spread_S=spread_S)
         for view, integral in zip(self.views, integrals, strict=True):
             yield self._attribution(view, integral.value_GS, integral.end_S, integral.gap_S)
 

@@ -94,7 +94,6 @@ def _scored(
     if n_units >= _FEWEST and np.isfinite(value):
         drawn_RU = np.random.default_rng(0).multinomial(n_units, np.full(n_units, 1 / n_units), RESAMPLES)
         low, high = map(float, np.nanquantile(score(drawn_RU.astype(float)), [0.025, 0.975]))
-    better = np.isfinite(value) and (value if low is None else low) > guess
     return {
         "score": name,
         "value": value if np.isfinite(value) else None,
@@ -102,25 +101,29 @@ def _scored(
         "high": high,
         "guess": guess,
         "n_rows": n,
-        "better_than_guessing": bool(better),
+        "n_replicates": n_units,
+        "better_than_guessing": None if low is None else low > guess,
     }
 
 
-def sentence(how_good: dict[str, Any], *, replicates: str) -> str:
+def replicates(donor_N: np.ndarray | None, n: int) -> tuple[np.ndarray, str]:
+    """Return what intervals resample, and what it is called: donors where there are enough, or else rows."""
+    if donor_N is not None and len(np.unique(donor_N)) >= _FEWEST:
+        return donor_N, "donors"
+    return np.arange(n), "rows"
+
+
+def sentence(how_good: dict[str, Any]) -> str:
     """Say how good a model is, for the log and the first line of a page.
 
     Parameters
     ----------
     how_good
-        From one of the functions above.
-    replicates
-        Over what the interval is, such as "donors".
+        From one of the functions above, and ``replicates``: over what the interval is, such as "donors".
     """
-    if how_good["value"] is None:
-        return f"How well the model predicts these rows cannot be told: the {how_good['score']} is not defined on them."
-    interval = ""
-    if how_good["low"] is not None:
-        interval = f" ({how_good['low']:.2f} to {how_good['high']:.2f} over {replicates})"
+    if how_good["value"] is None or how_good["low"] is None:
+        return f"How well the model predicts these rows cannot be told: {how_good['n_rows']} rows say too little."
+    interval = f" ({how_good['low']:.2f} to {how_good['high']:.2f} over {how_good['replicates']})"
     said = f"{how_good['score']} {how_good['value']:.2f}{interval}, where guessing has {how_good['guess']:.2f}"
     if how_good["better_than_guessing"]:
         return f"The model predicts the rows explained with {said}."

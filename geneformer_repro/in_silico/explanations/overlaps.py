@@ -3,8 +3,8 @@
 Genes that are detected in many cells are chosen more often, whatever chooses them, and gene sets hold more of them than
 chance. So genes are counted within strata of like detection and place: the overlap is a sum of independent
 hypergeometric numbers, and its distribution their convolution. All sets go through a stratum at once: how many of its
-genes a set holds takes few values, each with one row of probabilities. 927 sets of Reactome, 6,860 genes, 20 strata: 0.1
-s; sums of positive numbers alone, so small p-values keep their digits.
+genes a set holds takes few values, each with one row of probabilities. 927 sets of Reactome, 6,860 genes, 20 strata:
+0.1 s; sums of positive numbers alone, so small p-values keep their digits.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,9 @@ class ChanceOverlap(NamedTuple):
     """Chance that as many are in it, or more; 1 where none is."""
 
 
-def chance_overlap(members_SB: np.ndarray, genes_B: np.ndarray, chosen_B: np.ndarray, overlap_S: np.ndarray) -> ChanceOverlap:
+def chance_overlap(
+    members_SB: np.ndarray, genes_B: np.ndarray, chosen_B: np.ndarray, overlap_S: np.ndarray
+) -> ChanceOverlap:
     """Say how many chosen genes sets hold by chance, if each stratum's choice were drawn from its genes.
 
     Null hypothesis: within a stratum, who is chosen has nothing to do with who is in the set. One-sided.
@@ -94,7 +96,9 @@ def hypergeometric(n_genes: int, n_chosen: int, members: np.ndarray) -> np.ndarr
     return chance / chance.sum(axis=1, keepdims=True)
 
 
-def odds_ratio(overlap: np.ndarray, members: np.ndarray, chosen: np.ndarray, genes: np.ndarray, *, added: float = 0.5) -> np.ndarray:
+def odds_ratio(
+    overlap: np.ndarray, members: np.ndarray, chosen: np.ndarray, genes: np.ndarray, *, added: float = 0.5
+) -> np.ndarray:
     """Return the odds of being chosen in a set over those outside it.
 
     Parameters
@@ -109,4 +113,3 @@ def odds_ratio(overlap: np.ndarray, members: np.ndarray, chosen: np.ndarray, gen
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: np.ndarray = np.asarray(both * neither / (only_set * only_chosen))
     return ratio
-

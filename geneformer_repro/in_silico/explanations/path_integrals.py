@@ -70,6 +70,9 @@ class Integration:
         return (new_P + 0.5) / steps, np.full(len(new_P), 1 / steps), 0.0 if is_first else 1 / 3
 
 
+USUAL = Integration()
+
+
 class Way(Protocol):
     """The ways of rows from their baselines (0) to themselves (1)."""
 
@@ -98,7 +101,7 @@ class Integral(NamedTuple):
 
 def integrate(
     way: Way,
-    integration: Integration = Integration(),
+    integration: Integration = USUAL,
     *,
     spread_S: np.ndarray | None = None,
     show: Callable[[int], object] = lambda n: None,

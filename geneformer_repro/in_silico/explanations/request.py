@@ -1,7 +1,7 @@
 """What is asked of an explanation: arguments of `explain`, checked before any work."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -9,8 +9,11 @@ import torch
 
 from geneformer_repro.arguments import require_at_least
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.in_silico.explanations.explanation import COLUMNS
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
+from geneformer_repro.in_silico.explanations.gradients import Baseline
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Operator
+from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
+from geneformer_repro.in_silico.explanations.surrogate import Sampling
 from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.reading import Dtype, require_one_of
 from geneformer_repro.tokenizer.dataset import asked_labels
@@ -22,7 +25,6 @@ ExplainMethod: TypeAlias = Literal[
 METHODS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
 SUMMARIES = ("rollout", "attention")
 """Methods that say what is attended and nothing of the number explained: shares without sign, no attribution."""
-Baseline: TypeAlias = Literal["mask", "mean", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class Request:
     sets: Any = None
     pooled_masks: bool = False
     baseline: Baseline = "mask"
-    steps: int = 32
+    steps: int = Integration().first_steps
+    rule: Rule = "midpoint"
     operator: Operator = "hide"
     """Of the surrogate."""
     masks: int | None = None
@@ -56,13 +59,14 @@ class Request:
 
     def __post_init__(self) -> None:
         self._check_methods()
-        require_at_least(max_cells=(self.max_cells, 1), seed=(self.seed, 0), steps=(self.steps, 1))
+        require_at_least(max_cells=(self.max_cells, 1), seed=(self.seed, 0))
+        self.integration, self.sampling  # noqa: B018  # which refuse settings that are none
         require_one_of(Baseline, "baseline", self.baseline)
         if self.operator not in ("hide", "median_rank"):
             raise InputError(f"operator, of the surrogate, must be 'hide' or 'median_rank', found {self.operator!r}.")
         if len(set(self.obs)) < len(self.obs):
             raise InputError(f"obs names a column twice: {list(self.obs)}.")
-        if taken := sorted(set(self.obs) & set(COLUMNS)):
+        if taken := sorted(set(self.obs) & {*COLUMNS, *SURROGATE_COLUMNS}):
             raise InputError(
                 f"The table has its own column {taken[0]!r}; rename that of obs, or name donors with donor=."
             )
@@ -97,6 +101,16 @@ class Request:
         """Name of the class that is compared with."""
         return None if self.contrast is None else asked_labels([self.contrast], "contrast")[0]
 
+    @property
+    def integration(self) -> Integration:
+        """How integrated gradients are summed."""
+        return Integration(rule=self.rule, first_steps=self.steps)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How surrogates are fitted."""
+        return Sampling(n_masks=self.masks)
+
     def settings(self) -> dict[str, dict[str, Any]]:
         """Return the settings of each method, as metadata hold them."""
         return {method: self._settings_of(method) for method in self.methods}
@@ -106,11 +120,12 @@ class Request:
             case "mask":
                 return {"pooled": self.pooled_masks}
             case "integrated_gradients":
-                return {"baseline": self.baseline, "steps": self.steps}
+                how = asdict(self.integration)
+                return {"baseline": self.baseline, "steps": how.pop("first_steps"), **how}
             case "gradient_input":
                 return {"baseline": self.baseline}
             case "surrogate":
-                return {"operator": self.operator, "masks": self.masks}
+                return {"operator": self.operator, "masks": self.masks, **asdict(self.sampling)}
         return {}
 
 

@@ -16,8 +16,6 @@ import numpy as np
 N_PERMUTATIONS = 1_000
 N_ORDERS = 10
 """Random orders of genes with equal scores, over which a running sum is averaged."""
-_EVERY_FLIP = 12
-"""Of so many donors or fewer, all flips of signs are taken."""
 
 
 class Enrichment(NamedTuple):
@@ -160,7 +158,9 @@ def against(observed: np.ndarray, null: np.ndarray) -> Enrichment:
     is_same = (null >= 0) == (es >= 0)
     n_same = is_same.sum(axis=0)
     as_extreme = (is_same & (np.abs(null) >= np.abs(es) * (1 - 1e-12))).sum(axis=0)
-    mean = np.divide(np.where(is_same, np.abs(null), 0.0).sum(axis=0), n_same, out=np.full(len(es), np.nan), where=n_same > 0)
+    mean = np.divide(
+        np.where(is_same, np.abs(null), 0.0).sum(axis=0), n_same, out=np.full(len(es), np.nan), where=n_same > 0
+    )
     nes = np.divide(es, mean, out=np.full(len(es), np.nan), where=mean > 0)
     return Enrichment(es, observed.std(axis=0), nes, (as_extreme + 1) / (n_same + 1))
 
@@ -173,7 +173,12 @@ def _orders(score: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def flipped(
-    effects: np.ndarray, members: Members, *, n_permutations: int = N_PERMUTATIONS, weight: float = 1.0, rng: np.random.Generator
+    effects: np.ndarray,
+    members: Members,
+    *,
+    n_permutations: int = N_PERMUTATIONS,
+    weight: float = 1.0,
+    rng: np.random.Generator,
 ) -> Enrichment:
     """Score sets on the mean over donors, against flips of the donors' signs, which keep how genes go together.
 
@@ -184,11 +189,11 @@ def flipped(
     effects
         Donors × genes, less what genes of like detection and place have in that donor; without NaN.
     members, n_permutations, weight, rng
-        As of `enriched`. Of 12 donors or fewer all flips are taken, the observed one among them: with six, no p-value is
-        below 1/32.
+        As of `enriched`. Where there are no more than so many flips, all are taken: with six donors no p-value is below
+        1/32.
     """
     n_donors = len(effects)
-    if n_donors <= _EVERY_FLIP and 2**n_donors <= max(n_permutations, 2**8):
+    if 2**n_donors <= n_permutations:
         signs = 1 - 2 * ((np.arange(1, 2**n_donors)[:, None] >> np.arange(n_donors)) & 1)
     else:
         signs = rng.choice([-1, 1], size=(n_permutations, n_donors))

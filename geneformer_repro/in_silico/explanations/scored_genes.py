@@ -16,8 +16,11 @@ import pandas as pd
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.in_silico.block_tables import format_of
 from geneformer_repro.in_silico.explanations.explanation import Explanation
+from geneformer_repro.in_silico.explanations.gene_table import gene_table
 from geneformer_repro.in_silico.networks.edge_scores import bins_of, matched_bins
+from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.shift_table import ShiftTable
+from geneformer_repro.in_silico.statistics import shift_statistics
 from geneformer_repro.tokenizer.features import bare_id, is_ensembl_gene, texts
 from geneformer_repro.tokenizer.genes import GivenGenes, gene_ids_of
 from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
@@ -75,6 +78,10 @@ class ScoredGenes:
         """How many strata there are."""
         return int(self.stratum.max(initial=0)) + 1
 
+    def named(self, places: np.ndarray) -> str:
+        """Return names of genes, with blanks between them."""
+        return " ".join(map(str, self.names[places]))
+
     def column(self, choices: Sequence[str]) -> np.ndarray | None:
         """Return the numbers of the first column that is called so; None without one."""
         found = column_called(list(self.rows.columns), choices)
@@ -94,27 +101,35 @@ def rows_of(table: pd.DataFrame | str | Path | ShiftTable | Explanation) -> tupl
         The file is missing, or no such table.
     """
     called = str(table) if isinstance(table, str | Path) else f"the {type(table).__name__}"
-    if isinstance(table, str | Path):
-        table = _opened(Path(table))
+    table = opened(table)
     if isinstance(table, ShiftTable):
-        from geneformer_repro.in_silico.statistics import shift_statistics
-
         table = shift_statistics(table)
-    elif not isinstance(table, pd.DataFrame | str | Path):
-        table = table.genes()
+    elif isinstance(table, Explanation):
+        table = gene_table(table)
     _, rows = read_rows(table, called)
     numbered = [name for name in ("index",) if name in rows and pd.api.types.is_numeric_dtype(rows[name])]
     return called, rows.drop(columns=numbered)  # of a frame whose rows were chosen, which names no gene
 
 
-def _opened(path: Path) -> "Path | ShiftTable | Explanation":
+def opened(
+    table: pd.DataFrame | str | Path | ShiftTable | Explanation,
+) -> pd.DataFrame | Path | ShiftTable | Explanation:
     """Open what this package wrote; a table of others is left to be read."""
-    form = format_of(path) or ""
+    if not isinstance(table, str | Path):
+        return table
+    if (Path(table) / "network.json").is_file():
+        return _nodes(GeneNetwork.open(table))
+    form = format_of(table) or ""
     if form.startswith("geneformer_repro/shifts/"):
-        return ShiftTable.open(path)
+        return ShiftTable.open(table)
     if form.startswith("geneformer_repro/explanation/"):
-        return Explanation.open(path)
-    return path
+        return Explanation.open(table)
+    return Path(table)
+
+
+def _nodes(network: GeneNetwork) -> pd.DataFrame:
+    """Return what each state says of its genes, one below the other."""
+    return pd.concat([network.node_table(state).assign(state=state) for state in network.states])
 
 
 def scored_genes(
@@ -149,7 +164,7 @@ def scored_genes(
     score_name = _column(rows, called, score, SCORE_COLUMNS, "score")
     columns = _stratum_columns(rows, called, strata)
     n_cells = column_called(list(rows.columns), ["n_cells"])
-    if min_cells is not None and n_cells is None:
+    if min_cells and n_cells is None:
         raise InputError(f"{called}: has no column n_cells, so min_cells={min_cells} cannot be asked. Leave it out.")
     least = FEWEST_CELLS if min_cells is None else min_cells
     return [
@@ -172,7 +187,7 @@ def _column(rows: pd.DataFrame, called: str, name: str | None, choices: Sequence
         if name not in rows:
             raise InputError(f"{called}: has no column {name!r}. {did_you_mean(name, rows.columns)}")
         return name
-    found = column_called(list(rows.columns), choices)
+    found = column_called([column for column in rows.columns if np.isfinite(_numbers(rows[column])).any()], choices)
     if found is None:
         raise InputError(
             f"{called}: has no column of a {what}, which may be called {', '.join(choices[:8])} …; found "
@@ -192,7 +207,8 @@ def _stratum_columns(rows: pd.DataFrame, called: str, strata: Sequence[str] | in
     lacking = [name for name, column in found.items() if column is None]
     if lacking and (tuple(strata) != STRATA or len(lacking) == len(found)):
         raise InputError(
-            f"{called}: has no column {lacking[0]!r} to compare genes with others like them; genes that are detected in "
+            f"{called}: has no column {lacking[0]!r} to compare genes with others like them; genes that are detected "
+            "in "
             "many cells are found whatever is asked. Give such a column (detection_rate or n_cells, mean_place), or "
             "strata=None (--strata none) for the plain test, which cannot tell."
         )
@@ -209,7 +225,9 @@ def _tested(
 ) -> ScoredGenes:
     score, (n_cells, least) = _numbers(rows[score_name]), cells
     if np.isinf(score).any():
-        raise DataFormatError(f"{called}: column {score_name!r} holds an infinite value in row {int(np.isinf(score).argmax()) + 1}.")
+        raise DataFormatError(
+            f"{called}: column {score_name!r} holds an infinite value in row {int(np.isinf(score).argmax()) + 1}."
+        )
     few = np.zeros(len(rows), dtype=bool) if n_cells is None else ~(_numbers(rows[n_cells]) >= least)
     unlike = np.zeros(len(rows), dtype=bool)
     for column in columns:
@@ -233,7 +251,9 @@ def _strata(rows: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
         return np.zeros(len(rows), dtype=np.int64)
     values = [_numbers(rows[column]) for column in columns]
     n_first, n_second = BINS_OF_TWO
-    bins = bins_of(values[0], N_BINS) if len(values) == 1 else matched_bins(*values, n_detection=n_first, n_place=n_second)
+    bins = (
+        bins_of(values[0], N_BINS) if len(values) == 1 else matched_bins(*values, n_detection=n_first, n_place=n_second)
+    )
     stratum: np.ndarray = np.unique(bins, return_inverse=True)[1]
     return stratum
 

@@ -29,6 +29,7 @@ from geneformer_repro.in_silico.explanations.gradients import (
     baseline_agreement,
     baseline_rows,
     gradients,
+    n_passes,
 )
 from geneformer_repro.in_silico.explanations.occlusions import ask, masked, occlusions, operation
 from geneformer_repro.in_silico.explanations.path_integrals import Integration
@@ -400,7 +401,7 @@ def test_neither_other_cells_nor_the_size_of_a_batch_change_a_value(questions, s
     )
     scale = np.abs(alone[0].value_GS).max()
     np.testing.assert_allclose(together[-1].value_GS, alone[0].value_GS, atol=1e-5 * scale)
-    assert sum(shown) == 40
+    assert sum(shown) == 40 * n_passes(method, settings["integration"])
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS[:3])
