@@ -170,9 +170,13 @@ class CellMethods:
             return {}
         rng = np.random.default_rng(self._request.seed)
         some = [self._cells[int(row)] for row in rng.permutation(rows)[:CELLS_OF_SPREAD]]
-        self._spread_S = processes.agreed(lambda: answer_spread(reader, answer, some, self._vocabulary))
+        self.learn_spread(reader, answer, some)
         alike = processes.agreed(lambda: self._agreement_of_baselines(reader, answer, some[:CHECKED_CELLS]))
         return {"baseline_agreement": alike}
+
+    def learn_spread(self, reader: Reader, answer: Answer, cells: Sequence[np.ndarray]) -> None:
+        """Learn how far answers of some cells differ, which completeness is compared with."""
+        self._spread_S = processes.agreed(lambda: answer_spread(reader, answer, cells, self._vocabulary))
 
     def _agreement_of_baselines(
         self, reader: Reader, answer: Answer, cells: Sequence[np.ndarray]
