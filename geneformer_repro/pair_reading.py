@@ -8,29 +8,32 @@ other inputs, K outputs.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from torch import Tensor
 
 from geneformer_repro.batching import end_to_end
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError
 from geneformer_repro.expression import ExpressionInputs
 from geneformer_repro.pair_networks import PairNetwork, Side
+from geneformer_repro.path_integrals import integrate
 from geneformer_repro.reading import MAX_TOKENS, batches_of, evaluating
+from geneformer_repro.sample_reading import matrix_inputs, opened_samples
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.measures import Values
 
 _SAMPLES_AT_ONCE, _DRUGS_AT_ONCE, _PAIRS_AT_ONCE = 1024, 256, 8192
 _DERIVED_AT_ONCE = 256
 """Pairs × genes that derivatives need, 6 MB of 6,000 genes."""
-_FIRST_PIECES, _SHORTEST_PIECE = 8, 2.0**-12
-_RESOLUTION = 5e-7
-"""Of a forecast in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +185,68 @@ def _joined(sides: Sequence[Side]) -> Side:
     return Side(vectors, many(lambda s: s.keys), many(lambda s: s.channels), torch.cat(there) if there else None)
 
 
+class AskedPairs(NamedTuple):
+    """Samples and drugs that a network is asked about."""
+
+    names: np.ndarray
+    """Of the samples."""
+    drugs: Drugs
+    sides: PairSides
+    """Both, as the network reads them."""
+
+
+def read_pairs(
+    checkpoint: Checkpoint,
+    samples: TokenizedDataset | AnnData | pd.DataFrame | str | Path,
+    drugs: Drugs | pd.DataFrame | str | Path,
+    *,
+    values: Values | None = None,
+    log2: bool = False,
+    expression: AnnData | pd.DataFrame | str | Path | None = None,
+    vectors: pd.DataFrame | None = None,
+) -> AskedPairs:
+    """Read samples and drugs as a network over pairs takes them; options are those of `predict_response`.
+
+    Raises
+    ------
+    InputError
+        The checkpoint is no such network, or what it reads is not given.
+    """
+    network = checkpoint.pair_network
+    drugs = drugs if isinstance(drugs, Drugs) else Drugs.of_table(drugs)
+    given = opened_samples(samples)
+    cells = given if isinstance(given, TokenizedDataset) else None
+    if cells is not None and network.shape.reads_tokens:
+        checkpoint.require_matching(cells)
+    matrix = (None if expression is None else opened_samples(expression)) if cells is not None else given
+    names = None if cells is None else np.asarray(cells.cell_names, dtype=str)
+    inputs = None
+    if matrix is not None:
+        learned = None if network.scale is None else network.scale.measure
+        of_matrix, inputs = matrix_inputs(matrix, values or learned, log2)
+        if names is None:
+            names = of_matrix
+        else:
+            inputs = inputs.select(_places(of_matrix, names))
+    assert names is not None
+    return AskedPairs(names, drugs, PairSides.of(network, inputs, cells, drugs, vectors))
+
+
+def all_pairs(n_samples: int, n_drugs: int) -> np.ndarray:
+    """Return the numbers of sample and drug of every pair, sample by sample, (P, 2)."""
+    return np.stack(np.divmod(np.arange(n_samples * n_drugs), n_drugs), axis=1)
+
+
+def _places(there: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    place = {name: i for i, name in enumerate(there)}
+    if lacking := [name for name in wanted if name not in place]:
+        raise InputError(
+            f"{len(lacking)} of {len(wanted)} samples with tokens have no expression (first: {lacking[0]!r}). Give "
+            "both of the same samples."
+        )
+    return np.array([place[name] for name in wanted])
+
+
 # Derivatives, for explanations
 
 
@@ -228,24 +293,29 @@ class IntegratedGradients(NamedTuple):
     forecast_P: np.ndarray
     """Of each pair, without mean effects."""
     baseline_P: np.ndarray
-    """Of its drug in a sample all of whose genes are at the mean of the training samples."""
+    """Of its drug in a sample all of whose genes are at the baseline."""
     gap_P: np.ndarray
     """By how much contributions miss the difference, as a share of it: the test of completeness."""
 
 
 def integrated_gradients(
-    network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, *, tolerance: float = 1e-3
+    network: PairNetwork,
+    sides: PairSides,
+    pairs_P2: np.ndarray,
+    *,
+    baseline_SG: np.ndarray | None = None,
+    tolerance: float = 1e-3,
 ) -> IntegratedGradients:
     """Return how much each gene contributes to a forecast: the mean derivative on the way there from mean expression.
 
-    The way is cut into 8 pieces, and each again in two until what its middle says of it is the difference of its ends,
-    as far as `tolerance` wants: a network of ReLUs has bends, at which rules of evenly spread points are slow (with 512
-    of them sums are still off by up to 0.4 %).
+    Ways are cut as finely as they need, see `path_integrals`.
 
     Parameters
     ----------
     network, sides, pairs_P2
         As for `pair_gradients`.
+    baseline_SG
+        Where the way of each sample begins, on the network's scale; default at 0, the mean of the training samples.
     tolerance
         Of the sum, relative to the difference, or to a hundredth of the labels' standard deviation where that is more.
 
@@ -259,8 +329,39 @@ def integrated_gradients(
     Sundararajan, Taly & Yan, ICML 2017, "Axiomatic attribution for deep networks".
     """
     _require_genes(network)
-    parts = [_integrated(network, sides, some, tolerance) for some in _cut(pairs_P2, _DERIVED_AT_ONCE)]
-    return IntegratedGradients(*(np.concatenate(of) for of in zip(*parts, strict=True)))
+    return _integrated(network, pairs_P2, tolerance, lambda some: _GeneWays.of(network, sides, some, baseline_SG))
+
+
+def integrated_gradients_of_characters(
+    network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, baseline_E: np.ndarray, *, tolerance: float = 1e-3
+) -> IntegratedGradients:
+    """Return how much each position of a SMILES contributes to a forecast, (P, T); 0 behind the end.
+
+    The way leads from a SMILES of the same length whose characters all have the vector `baseline_E`, (E,), while the
+    sample stays as it is.
+
+    Parameters
+    ----------
+    network
+        One that reads characters.
+    sides, pairs_P2, tolerance
+        As for `integrated_gradients`.
+    baseline_E
+        A vector in place of each character's.
+    """
+    return _integrated(network, pairs_P2, tolerance, lambda some: _CharacterWays.of(network, sides, some, baseline_E))
+
+
+def _integrated(
+    network: PairNetwork, pairs_P2: np.ndarray, tolerance: float, ways_of: Callable[[np.ndarray], "_PairWays"]
+) -> IntegratedGradients:
+    found = []
+    with evaluating(network):
+        for some in _cut(pairs_P2, _DERIVED_AT_ONCE):
+            ways = ways_of(some)
+            least = 1e-2 * network.target.sd
+            found.append(integrate(ways, len(some), ways.n_units, least=least, tolerance=tolerance))
+    return IntegratedGradients(*(np.concatenate(of) for of in zip(*found, strict=True)))
 
 
 def _require_genes(network: PairNetwork) -> None:
@@ -275,21 +376,21 @@ def _unpacked(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> d
     """Return values, vectors of samples and drugs, a row a pair."""
     device = next(network.parameters()).device
     samples, drugs = pairs_P2.T
-    assert sides.values_SG is not None
+    values_SG = sides.values_SG
     pooled = None if sides.cells is None else sides._pooled(network, samples, device)
     return {
-        "values": torch.from_numpy(sides.values_SG[samples]).to(device),
+        "values": None if values_SG is None else torch.from_numpy(values_SG[samples]).to(device),
         "pooled": pooled,
         "drugs": torch.from_numpy(sides.drugs[drugs]).to(device),
     }
 
 
 def _forecast(
-    network: PairNetwork, values: Tensor, pooled: Tensor | None, drugs: Tensor, embedded: Tensor | None = None
+    network: PairNetwork, values: Tensor | None, pooled: Tensor | None, drugs: Tensor, embedded: Tensor | None = None
 ) -> Tensor:
     """Return the forecast of each row, (P,), in the unit of the measure, without mean effects."""
-    pairs = torch.arange(len(values), device=values.device)[:, None].expand(-1, 2)
-    overall = torch.full((len(values),), network.target.mean, device=values.device)
+    pairs = torch.arange(len(drugs), device=drugs.device)[:, None].expand(-1, 2)
+    overall = torch.full((len(drugs),), network.target.mean, device=drugs.device)
     outputs_PK = network.outputs(network.of_samples(values, pooled), network.of_drugs(drugs, embedded), pairs, overall)
     return network.target.meaning(outputs_PK)[:, 0]
 
@@ -305,84 +406,82 @@ def _derived(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> tu
     return tuple(tensor.detach().float().cpu().numpy() for tensor in (by_gene, by_drug, embedded))
 
 
-def _integrated(
-    network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, tolerance: float
-) -> tuple[np.ndarray, ...]:
-    with evaluating(network):
-        way = _Way(network, **_unpacked(network, sides, pairs_P2))
-        ends = np.linspace(0, 1, _FIRST_PIECES + 1)
-        pair_I = np.repeat(np.arange(len(pairs_P2)), _FIRST_PIECES)
-        pieces = _Pieces(pair_I, np.tile(ends[:-1], len(pairs_P2)), np.tile(ends[1:], len(pairs_P2)))
-        before_I, after_I = way.forecasts(pieces.pair_I, pieces.low_I), way.forecasts(pieces.pair_I, pieces.high_I)
-        baseline_P, forecast_P = before_I[::_FIRST_PIECES], after_I[_FIRST_PIECES - 1 :: _FIRST_PIECES]
-        scale_P = np.maximum(np.abs(forecast_P - baseline_P), 1e-2 * network.target.sd)
-        by_gene_PG = np.zeros(way.values.shape)
-        while len(pieces.pair_I):
-            middle_I, by_gene_IG = way.derived(pieces)
-            miss_I = np.abs(by_gene_IG.sum(1) - (after_I - before_I))
-            miss_I[miss_I < _RESOLUTION * np.abs(middle_I)] = 0  # no more than rounding
-            cut_I = pieces.to_be_cut(miss_I, tolerance * scale_P / 2)
-            np.add.at(by_gene_PG, pieces.pair_I[~cut_I], by_gene_IG[~cut_I])
-            before_I = np.concatenate([before_I[cut_I], middle_I[cut_I]])
-            after_I = np.concatenate([middle_I[cut_I], after_I[cut_I]])
-            pieces = pieces.halved(cut_I)
-    gap_P = np.abs(by_gene_PG.sum(1) - (forecast_P - baseline_P)) / scale_P
-    return by_gene_PG.astype(np.float32), forecast_P, baseline_P, gap_P
-
-
-class _Pieces(NamedTuple):
-    """Pieces of the ways from mean expression (0) to samples (1): of which pair, from where to where."""
-
-    pair_I: np.ndarray
-    low_I: np.ndarray
-    high_I: np.ndarray
-
-    def to_be_cut(self, miss_I: np.ndarray, bound_P: np.ndarray) -> np.ndarray:
-        """Say which pieces miss more than their share of what their pair may, if all of its pieces together do."""
-        n_P = np.bincount(self.pair_I, minlength=len(bound_P))
-        misses_P = np.bincount(self.pair_I, miss_I, minlength=len(bound_P)) > bound_P
-        bound_I = bound_P[self.pair_I] / (2 * n_P[self.pair_I])
-        return misses_P[self.pair_I] & (miss_I > bound_I) & (self.high_I - self.low_I > _SHORTEST_PIECE)
-
-    def halved(self, rows: np.ndarray) -> "_Pieces":
-        """Return some of them, each cut in two: all first halves, then all second ones."""
-        pair, low, high = self.pair_I[rows], self.low_I[rows], self.high_I[rows]
-        middle = (low + high) / 2
-        return _Pieces(np.tile(pair, 2), np.concatenate([low, middle]), np.concatenate([middle, high]))
-
-
 @dataclass(frozen=True, eq=False)
-class _Way:
-    """The straight ways from mean expression to the samples of some pairs."""
+class _PairWays:
+    """Straight ways of some pairs, from a baseline to what is read of their samples, or of their drugs."""
 
     network: PairNetwork
-    values: Tensor
-    pooled: Tensor | None
-    drugs: Tensor
+    given: dict[str, Any]
+    start: Tensor
+    """(P, …)"""
+    share: Tensor
+    """What is read less the baseline, (P, …)."""
 
-    def forecasts(self, pair_I: np.ndarray, at_I: np.ndarray) -> np.ndarray:
+    @property
+    def n_units(self) -> int:
+        """Genes, or positions."""
+        return int(self.share.shape[1])
+
+    def values(self, way_I: np.ndarray, at_I: np.ndarray) -> np.ndarray:
         """Return the forecasts of pairs at places on their ways."""
-        return np.concatenate([self._at(*some)[1].double().numpy(force=True) for some in _cut_both(pair_I, at_I)])
+        return np.concatenate([self._at(*some)[1].double().numpy(force=True) for some in _cut_both(way_I, at_I)])
 
-    def derived(self, pieces: _Pieces) -> tuple[np.ndarray, np.ndarray]:
-        """Return the forecast in the middle of each piece, and what each gene adds if its derivative there holds."""
+    def derived(self, way_I: np.ndarray, at_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return forecasts there, and what each unit adds if its derivative there holds for all of the way."""
         found = []
-        for pair, at in _cut_both(pieces.pair_I, (pieces.low_I + pieces.high_I) / 2):
+        for way, at in _cut_both(way_I, at_I):
             with torch.enable_grad():
-                there, forecast = self._at(pair, at)
+                there, forecast = self._at(way, at)
                 (gradient,) = torch.autograd.grad(forecast.sum(), there)
-            added = gradient * self.values[torch.from_numpy(pair)]
+            added = (gradient * self.share[torch.from_numpy(way)]).reshape(len(way), self.n_units, -1).sum(2)
             found.append((forecast.double().numpy(force=True), added.double().numpy(force=True)))
-        middle_I, by_gene_IG = (np.concatenate(of) for of in zip(*found, strict=True))
-        return middle_I, by_gene_IG * (pieces.high_I - pieces.low_I)[:, None]
+        value_I, by_unit_IG = (np.concatenate(of) for of in zip(*found, strict=True))
+        return value_I, by_unit_IG
 
-    def _at(self, pair_I: np.ndarray, at_I: np.ndarray) -> tuple[Tensor, Tensor]:
-        rows = torch.from_numpy(pair_I)
-        at = torch.from_numpy(at_I).to(self.values)
-        there = (at[:, None] * self.values[rows]).requires_grad_()
-        pooled = None if self.pooled is None else self.pooled[rows]
-        return there, _forecast(self.network, there, pooled, self.drugs[rows])
+    def _at(self, way_I: np.ndarray, at_I: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(way_I)
+        at = torch.from_numpy(at_I).to(self.share).view(-1, *[1] * (self.share.ndim - 1))
+        there = (self.start[rows] + at * self.share[rows]).requires_grad_()
+        return there, self._forecast(there, {name: None if of is None else of[rows] for name, of in self.given.items()})
+
+    def _forecast(self, there: Tensor, given: Mapping[str, Any]) -> Tensor:
+        raise NotImplementedError
 
 
-def _cut_both(pair_I: np.ndarray, at_I: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(_cut(pair_I, _DERIVED_AT_ONCE), _cut(at_I, _DERIVED_AT_ONCE), strict=True))
+class _GeneWays(_PairWays):
+    """From a baseline to the expression of samples."""
+
+    @classmethod
+    def of(
+        cls, network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, baseline_SG: np.ndarray | None
+    ) -> "_GeneWays":
+        given = _unpacked(network, sides, pairs_P2)
+        values = given.pop("values")
+        start = torch.zeros_like(values)
+        if baseline_SG is not None:
+            start = torch.from_numpy(baseline_SG[pairs_P2[:, 0]]).to(values)
+        return cls(network, given, start, values - start)
+
+    def _forecast(self, there: Tensor, given: Mapping[str, Any]) -> Tensor:
+        return _forecast(self.network, there, given["pooled"], given["drugs"])
+
+
+class _CharacterWays(_PairWays):
+    """From a baseline to the vectors of characters."""
+
+    @classmethod
+    def of(
+        cls, network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, baseline_E: np.ndarray
+    ) -> "_CharacterWays":
+        given = _unpacked(network, sides, pairs_P2)
+        embedded = network.embedded(given["drugs"]).detach()
+        there = (given["drugs"] > 0)[..., None]
+        start = torch.where(there, torch.from_numpy(baseline_E).to(embedded), embedded)
+        return cls(network, given, start, embedded - start)
+
+    def _forecast(self, there: Tensor, given: Mapping[str, Any]) -> Tensor:
+        return _forecast(self.network, given["values"], given["pooled"], given["drugs"], there)
+
+
+def _cut_both(way_I: np.ndarray, at_I: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(_cut(way_I, _DERIVED_AT_ONCE), _cut(at_I, _DERIVED_AT_ONCE), strict=True))
