@@ -136,7 +136,7 @@ def run_encoder(
     lengths
         Tokens of each cell.
     positions_T
-        Position of each token, where cells do not begin at 0.
+        Position of each token, where cells do not begin at 0, or lack tokens and the others keep their places.
     n_blocks
         Stop after this many blocks; default all.
     read
@@ -160,13 +160,13 @@ def run_encoder(
         A cell is longer than the model has positions.
     """
     assert watch is None or read is None, "an observer sees all tokens"
-    require_positions(bert, max(lengths, default=0))
+    longest = max(lengths, default=0) if positions_T is None or not alike else int(positions_T.max()) + 1
+    require_positions(bert, longest)
     cells = Cells(lengths)
     positions_T = positions_of(lengths, input_ids_T.device) if positions_T is None else positions_T
     blocks = [*bert.encoder.layer][:n_blocks]
     alike_T = None
     if alike:
-        longest = max(lengths)
         pairs_U, alike_T = torch.unique(input_ids_T * longest + positions_T, return_inverse=True)
         input_ids_T, positions_T = pairs_U // longest, pairs_U % longest
     hidden_TD = _embed(bert, input_ids_T, positions_T)

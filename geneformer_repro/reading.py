@@ -166,6 +166,7 @@ class Reader:
         input_ids_T: Tensor,
         lengths: Sequence[int],
         *,
+        positions_T: Tensor | None = None,
         first_only: bool = False,
         alike: bool = False,
         watch: Watch | None = None,
@@ -176,6 +177,8 @@ class Reader:
         ----------
         input_ids_T, lengths
             Tokens of all cells end to end, and of each.
+        positions_T
+            Position of each token, where tokens are left out and the others keep their places.
         first_only
             Read no more than ``<cls>``, for a third of the last block's work.
         alike, watch
@@ -184,7 +187,7 @@ class Reader:
         read = first_tokens(lengths, self.device) if first_only else None
         with self.reading(), self._halved():
             options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
-            return run_encoder(self.bert, input_ids_T, lengths, **options).float()
+            return run_encoder(self.bert, input_ids_T, lengths, positions_T=positions_T, **options).float()
 
     def watch(self, batch: Batch, watch: Watch) -> None:
         """Show an observer what the tokens of a batch attend with, block by block; of the last block no more is made.
