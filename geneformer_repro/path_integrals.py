@@ -40,7 +40,9 @@ class Integrals(NamedTuple):
     """By how much contributions miss the difference, as a share of it: the test of completeness."""
 
 
-def integrate(ways: Ways, n_ways: int, n_units: int, *, least: float, tolerance: float = 1e-3) -> Integrals:
+def integrate(
+    ways: Ways, n_ways: int, n_units: int, *, least: float | np.ndarray, tolerance: float = 1e-3
+) -> Integrals:
     """Return what each unit contributes to the difference of the ends of its way.
 
     Parameters
@@ -48,7 +50,7 @@ def integrate(ways: Ways, n_ways: int, n_units: int, *, least: float, tolerance:
     ways, n_ways, n_units
         The ways; how many there are, and of how many units.
     least
-        Differences below this count as so much where contributions are compared with them.
+        Differences below this, one number or one a way, count as so much where contributions are compared with them.
     tolerance
         Of the sum of contributions, relative to the difference.
     """
