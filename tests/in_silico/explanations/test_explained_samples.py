@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import geneformer_repro as gf
+from geneformer_repro import path_integrals
 from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.heads import Head
 from geneformer_repro.in_silico.explanations import explained_samples
@@ -91,15 +92,16 @@ def test_integrated_gradients_add_up_to_the_difference_from_the_baseline(target,
 
 def test_integrated_gradients_equal_captum(monkeypatch):
     captum = pytest.importorskip("captum.attr")
-    monkeypatch.setattr(explained_samples, "TOLERANCE", 1e-7)
-    network = network_of(activation="tanh")
-    of = explained(network, target="subtype", state=["basal", "luminal"], methods=["integrated_gradients"])
-    found = np.stack([each["integrated_gradients"].value_GS for each in of.attributions(np.arange(5))])
-    inputs = torch.from_numpy(of.samples.scaled_NI[:5])
+    monkeypatch.setattr(explained_samples, "TOLERANCE", 1e-8)
+    monkeypatch.setattr(path_integrals, "_RESOLUTION", 0)  # of double precision
+    function = explained(network_of(activation="tanh"), target="subtype", state=["basal", "luminal"]).function
+    function.network.double()
+    scaled_NI = np.random.default_rng(0).normal(size=(5, len(GENES)))
+    found, _ = function.integrated(scaled_NI, np.zeros_like(scaled_NI), np.full(2, 1e-6))
     for state in range(2):
-        of_state = captum.IntegratedGradients(lambda x, state=state: of.function(x)[:, state])
-        expected = of_state.attribute(inputs, n_steps=500, method="gausslegendre").detach().numpy()
-        np.testing.assert_allclose(found[:, :, state], expected[:, of.function.genes], atol=1e-5)
+        of_state = captum.IntegratedGradients(lambda x, state=state: function(x)[:, state])
+        expected = of_state.attribute(torch.from_numpy(scaled_NI), n_steps=500, method="gausslegendre")
+        np.testing.assert_allclose(found[:, :, state], expected.detach().numpy(), atol=1e-5)
 
 
 def test_of_a_linear_network_every_method_says_weight_times_value():
