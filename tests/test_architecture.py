@@ -52,6 +52,7 @@ LAYERS = {
     "sample_reading": 3,
     "patient_reading": 3,
     "pair_reading": 3,
+    "pair_derivatives": 3,
     "embedding": 3,
     "embedding_store": 3,
     "work": 3,
