@@ -17,7 +17,7 @@ from torch import Tensor
 from geneformer_repro.errors import InputError
 from geneformer_repro.pair_networks import PairNetwork, Side
 from geneformer_repro.pair_reading import PairSides, cut
-from geneformer_repro.path_integrals import integrate
+from geneformer_repro.adaptive_integrals import integrate
 from geneformer_repro.reading import evaluating
 
 _DERIVED_AT_ONCE = 256
@@ -82,7 +82,7 @@ def integrated_gradients(
 ) -> IntegratedGradients:
     """Return how much each gene contributes to a forecast: the mean derivative on the way there from mean expression.
 
-    Ways are cut as finely as they need, see `path_integrals`.
+    Ways are cut as finely as they need, see `adaptive_integrals`.
 
     Parameters
     ----------

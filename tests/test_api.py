@@ -27,6 +27,7 @@ NAMES = [
     "CohortStudyConfig",
     "DataFormatError",
     "Deletion",
+    "DriverGenes",
     "Drugs",
     "FinetuneConfig",
     "Finetuned",
@@ -55,10 +56,12 @@ NAMES = [
     "TransferStudyConfig",
     "Vocabulary",
     "VocabularyMismatchError",
+    "compare_enrichment",
     "compare_networks",
     "cross_cohort",
     "datasets",
     "drevalpy_model",
+    "driver_genes",
     "embed",
     "embed_states",
     "evaluate_network",
@@ -67,10 +70,12 @@ NAMES = [
     "finetune_patients",
     "finetune_response",
     "gene_network",
+    "gene_set_enrichment",
     "head_statistics",
     "integration_scores",
     "map_to_reference",
     "perturb",
+    "plot_enrichment",
     "plot_network",
     "plot_network_evaluation",
     "plot_screen",
@@ -84,6 +89,7 @@ NAMES = [
     "shift_statistics",
     "tokenize",
     "transfer_study",
+    "write_enrichment_report",
     "write_network_evaluation",
     "write_network_report",
     "write_screen_report",
@@ -116,6 +122,12 @@ FUNCTIONS = {
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
     "device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
+    "gene_set_enrichment": "table, sets, *, method, score, top, max_fdr, selected, strata, min_cells, min_size, "
+    "max_size, donors, n_permutations, seed",
+    "compare_enrichment": "first, second, *, names, seeds",
+    "driver_genes": "table, drivers, *, score, random_weights, top, strata, min_cells, name, version, licence, seed",
+    "plot_enrichment": "result",
+    "write_enrichment_report": "enrichment, path, *, beside, drivers, overwrite",
     "compare_networks": "network, a, b, *, counts, cells, top",
     "head_statistics": "checkpoint, cells, genes, *, donor, method, random_weights, min_cells, max_cells, "
     "n_permutations, seed, dtype, max_tokens, device",
@@ -184,6 +196,7 @@ FIELDS = {
     "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids, values, order",
     "TokenizedDataset": "table, vocabulary, spec",
     "Checkpoint": "model, vocabulary, provenance, seen, name",
+    "DriverGenes": "table, genes, facts",
     "Drugs": "names, smiles, keys, invalid",
     "Harmoniser": "method, batches, on_unseen, arrays",
     "PretrainConfig": f"seed, size, network, mask_probability, held_out, training({TRAINING}, recipe)",
@@ -241,6 +254,7 @@ RESULTS = (
     "ResponseStudy",
     "ResponseData",
     "NetworkDifference",
+    "DriverGenes",
 )
 
 
@@ -370,6 +384,7 @@ def test_a_docstring_speaks_of_every_parameter(path):
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
         "gene_network", "compare_networks", "head_statistics",
+        "gene_set_enrichment", "compare_enrichment", "driver_genes",
     ],
 )  # fmt: skip
 def test_every_step_says_what_it_takes_returns_and_raises(name):

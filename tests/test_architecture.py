@@ -47,7 +47,7 @@ LAYERS = {
     "pair_networks": 2,
     "checkpoint": 2,
     "batching": 2,
-    "path_integrals": 2,
+    "adaptive_integrals": 2,
     "reading": 3,
     "sample_reading": 3,
     "patient_reading": 3,

@@ -53,6 +53,7 @@ COMMANDS = (
     "statistics",
     "network",
     "heads",
+    "enrich",
     "info",
 )
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"

@@ -15,6 +15,7 @@ from geneformer_repro.cli import (
     cohorts,
     counts,
     embeddings,
+    enrichment,
     heads,
     info,
     models,
@@ -57,6 +58,18 @@ def _parser() -> argparse.ArgumentParser:
         description="From raw counts to a perturbation screen: Geneformer-style models of single-cell transcriptomes.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (counts, models, patients, cohorts, responses, embeddings, screens, networks, heads, info):
+    for family in (
+        counts,
+        models,
+        patients,
+        cohorts,
+        responses,
+        embeddings,
+        screens,
+        networks,
+        heads,
+        enrichment,
+        info,
+    ):
         family.add_commands(commands)
     return parser

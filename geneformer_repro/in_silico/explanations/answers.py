@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.hazards import discrete_survival, weibull_risk
+from geneformer_repro.hazards import discrete_cumulative_hazard, weibull_risk
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Pooling, pool
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.targets import SurvivalTime
@@ -227,7 +227,7 @@ def survival_risk(target: SurvivalTime, outputs_BK: Tensor) -> Tensor:
     """
     match target.learned_by:
         case "hazard":
-            return -discrete_survival(outputs_BK, np.asarray(target.edges), np.array([target.horizon])).log()
+            return discrete_cumulative_hazard(outputs_BK, np.asarray(target.edges), np.array([target.horizon]))
         case "cox":
             return outputs_BK[:, :1]  # not by the meaning, whose survival has no slope without a baseline
     return weibull_risk(outputs_BK)[:, None]

@@ -1,8 +1,11 @@
 """What a method says of one cell; the form in which all methods hand over."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from geneformer_repro.in_silico.explanations.surrogate import SurrogateFit
 
 
 class Attribution(NamedTuple):
@@ -18,3 +21,5 @@ class Attribution(NamedTuple):
     gap_S: np.ndarray | None = None
     """Of integrated gradients, the share by which completeness is missed; NaN where that means nothing. None for other
     methods."""
+    fit: "SurrogateFit | None" = None
+    """Of a surrogate, how far it is to be believed; None for other methods."""

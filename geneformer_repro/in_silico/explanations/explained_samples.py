@@ -1,7 +1,7 @@
 """Why an expression network says what it says of a sample: what each gene's value adds.
 
 Genes are numbers here, so a way from a baseline to a sample is one of values that samples might have, and integrated
-gradients are complete to a tenth of a percent: ways are cut as finely as they need (`path_integrals`). An occluded gene
+gradients are complete to a tenth of a percent: ways are cut as finely as they need (`adaptive_integrals`). An occluded gene
 has the median of its cohort instead of its own value. Clinical columns stay as they are, in all methods.
 
 Shapes: N samples, I columns that the network reads, G genes of them, S numbers explained.
@@ -27,7 +27,7 @@ from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
-from geneformer_repro.path_integrals import integrate
+from geneformer_repro.adaptive_integrals import integrate
 from geneformer_repro.sample_reading import ScaledSamples, read_scaled
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 

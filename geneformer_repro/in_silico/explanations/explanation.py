@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 
 from geneformer_repro.in_silico.block_tables import BlockTable, Form, has_form, require_promised
+from geneformer_repro.in_silico.explanations.gene_table import gene_table
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 COLUMNS: Mapping[str, pa.DataType] = {
     "cell": pa.string(),
@@ -21,6 +26,8 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "gap": pa.float64(),
     "exact": pa.bool_(),
 }
+SURROGATE_COLUMNS = ("sd", "r2", "stability")
+"""Further columns where one of the methods is "surrogate"; null for the others."""
 FORM = Form(
     name="geneformer_repro/explanation/1",
     what="table of an explanation",
@@ -53,7 +60,9 @@ class Explanation(BlockTable):
         none), ``method``, ``state`` (which number: a class, a state, a target, a drug), ``value`` (how much the gene
         adds, in the unit of the number; of "rollout" and "attention" a share without sign; null where the method has
         none), ``before`` (the number of the unchanged cell), ``gap`` (of integrated gradients the share by which values
-        miss the whole difference; else null), ``exact`` (False for what is an approximation of the method); then
+        miss the whole difference; else null), ``exact`` (False for what is an approximation of the method). With a
+        surrogate ``sd`` (of its weight over draws of masks), ``r2`` (share of held-out answers that it explains) and
+        ``stability`` (how alike fits on two halves rank genes): below 0.3, or 0.5, its weights rank nothing. Then
         columns that were asked for.
     metadata
         ``measure`` says in words what number is explained, ``methods`` with which settings. Also ``n_cells``,
@@ -90,6 +99,37 @@ class Explanation(BlockTable):
             The file is damaged; or, of some columns, a row lacks what every row has, or has a place below 0.
         """
         yield from self._blocks(columns)
+
+    def genes(
+        self,
+        cells: TokenizedDataset | None = None,
+        counts: "AnnData | str | Path | None" = None,
+        *,
+        absolute: bool = False,
+    ) -> pd.DataFrame:
+        """Make a table of genes, with donors as replicates; see `gene_table`.
+
+        Parameters
+        ----------
+        cells
+            The tokenised cells, those of the other classes or of the start state among them: adds how detection and
+            expression differ, and what they do not predict.
+        counts
+            Raw counts of `cells`, if not where `tokenize` found them.
+        absolute
+            Take absolute values: how much a gene moves the number, in whichever direction.
+
+        Returns
+        -------
+        A row a gene, method and state, by ``gene_id``: ``effect`` with its interval and p-value over donors, beside
+        ``n_cells``, ``n_donors``, ``mean_place``, ``detection_rate`` and, with `cells`, how they differ; ``beyond``.
+
+        Raises
+        ------
+        InputError
+            A value is infinite, none is known, or `cells` lacks cells, genes or the column of the classes.
+        """
+        return gene_table(self, cells, counts, absolute=absolute)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one Parquet file; `metadata` goes into its header."""

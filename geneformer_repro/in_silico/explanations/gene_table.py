@@ -331,11 +331,11 @@ class _Contrasts:
 
     def _rows(self, state: str | None) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the rows of the others and of the state; None where there are none of either."""
-        goal, target = self.metadata.get("goal"), self.metadata.get("target") or {}
-        obs = goal["obs"] if goal else target.get("name")
+        goal, target = self.metadata.get("goal"), self.metadata.get("target")
+        obs = goal["obs"] if goal else target
         if obs is None or state is None:
             return None
         labels = self.cells.labels(obs)
-        own = (labels == (goal["goal"] if goal else state)).to_numpy()
+        own = (labels == state).to_numpy()
         rest = (labels == goal["start"]).to_numpy() if goal else labels.notna().to_numpy() & ~own
         return (np.flatnonzero(rest), np.flatnonzero(own)) if rest.any() and own.any() else None

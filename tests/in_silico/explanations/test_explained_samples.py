@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import geneformer_repro as gf
-from geneformer_repro import path_integrals
+from geneformer_repro import adaptive_integrals
 from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.heads import Head
 from geneformer_repro.in_silico.explanations import explained_samples
@@ -93,7 +93,7 @@ def test_integrated_gradients_add_up_to_the_difference_from_the_baseline(target,
 def test_integrated_gradients_equal_captum(monkeypatch):
     captum = pytest.importorskip("captum.attr")
     monkeypatch.setattr(explained_samples, "TOLERANCE", 1e-8)
-    monkeypatch.setattr(path_integrals, "_RESOLUTION", 0)  # of double precision
+    monkeypatch.setattr(adaptive_integrals, "_RESOLUTION", 0)  # of double precision
     function = explained(network_of(activation="tanh"), target="subtype", state=["basal", "luminal"]).function
     function.network.double()
     scaled_NI = np.random.default_rng(0).normal(size=(5, len(GENES)))
