@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geneformer_repro.adaptive_integrals import integrate
 from geneformer_repro.errors import InputError
 from geneformer_repro.pair_networks import PairNetwork, Side
 from geneformer_repro.pair_reading import PairSides, cut
-from geneformer_repro.adaptive_integrals import integrate
 from geneformer_repro.reading import evaluating
 
 _DERIVED_AT_ONCE = 256

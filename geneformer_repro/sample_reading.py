@@ -46,6 +46,8 @@ class ScaledSamples:
     """Their values on the network's scale, float32; 0 is the mean, also where a value is missing."""
     is_there_NI: np.ndarray
     """Where there was a value."""
+    digests_N: np.ndarray
+    """Of their values, as `Checkpoint.seen` has them."""
     cohorts: tuple[np.ndarray, ...]
     """The samples of each cohort that was scaled by itself; of a network that has its scale one of all samples."""
 
@@ -71,7 +73,8 @@ def read_scaled(
     DataFormatError
         The data cannot be read, or their values are not what the network's are.
     """
-    scale = checkpoint.expression_network.scale
+    network = checkpoint.expression_network
+    scale = network.scale
     samples = _read(checkpoint, data, layer, gene_ids, clinical, genes_in)
     if scale.measure is None:
         raise InputError(
@@ -91,7 +94,8 @@ def read_scaled(
         its = scale if name is None else scale.refitted(of_cohort, but=("covariates",))
         scaled_NI[rows] = its(of_cohort)
     names, is_there_NI = samples.obs_names.to_numpy(dtype=str), ~np.isnan(scale.raw(inputs))
-    return ScaledSamples(names, samples.obs, scaled_NI, is_there_NI, tuple(cohorts.values()))
+    digests_N, of_cohorts = network.digests(inputs), tuple(cohorts.values())
+    return ScaledSamples(names, samples.obs, scaled_NI, is_there_NI, digests_N, of_cohorts)
 
 
 def _read(

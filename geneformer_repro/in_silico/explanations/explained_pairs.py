@@ -11,7 +11,7 @@ Shapes: P pairs, S samples, G genes, T positions of a SMILES, E length of a char
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -25,8 +25,13 @@ import torch
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import PADDING, UNKNOWN, Drugs
 from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.identities import same_samples
+from geneformer_repro.in_silico.explanations.cell_methods import completeness, largest_gaps
+from geneformer_repro.in_silico.explanations.explained import Explained, drawn
 from geneformer_repro.in_silico.explanations.explained_samples import require_methods
+from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
 from geneformer_repro.in_silico.explanations.pair_occlusions import forecasts, lost_by_characters, lost_by_genes
+from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.pair_derivatives import (
     gradient_input,
@@ -38,10 +43,8 @@ from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.pair_reading import AskedPairs, read_pairs
 from geneformer_repro.reading import evaluating
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.measures import Values
 
-Method: TypeAlias = Literal["integrated_gradients", "gradient_input", "median", "mask", "attention"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
 Baseline: TypeAlias = Literal["mean", "median", "pad"]
 TOLERANCE, TOLERANCE_OF_CHARACTERS = 1e-3, 1e-2
 """Of the completeness of integrated gradients; convolutions have so many bends that 1e-3 takes 500 passes a pair."""
@@ -52,13 +55,13 @@ _OF_CHARACTERS = ("integrated_gradients", "gradient_input", "mask", "attention")
 
 
 @dataclass(frozen=True, eq=False)
-class ExplainedPairs:
+class ExplainedPairs(Explained):
     """Samples, each with some drugs, to be explained part by part."""
 
+    rows_are = "samples with up to 16 drugs"
+    request: Request
     checkpoint: Checkpoint
     asked: AskedPairs
-    methods: tuple[Method, ...]
-    baseline: Baseline
     samples: np.ndarray
     """Numbers of those that are explained."""
     drugs: np.ndarray
@@ -71,68 +74,61 @@ class ExplainedPairs:
     @classmethod
     def of(
         cls,
+        request: Request,
         checkpoint: Checkpoint,
         samples: TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path,
         drugs: Drugs | pd.DataFrame | str | Path,
-        *,
-        state: str | Sequence[str] | None = None,
-        methods: Sequence[str] = ("integrated_gradients",),
-        baseline: Baseline = "mean",
-        rows: np.ndarray | None = None,
-        values: Values | None = None,
-        log2: bool = False,
-        expression: ad.AnnData | pd.DataFrame | str | Path | None = None,
-        vectors: pd.DataFrame | None = None,
+        **how: Any,
     ) -> "ExplainedPairs":
         """Read samples and drugs, and find what is explained of them.
 
         Parameters
         ----------
+        request
+            What is asked; its states are names of drugs, default all. "median" is of genes alone (the median of the
+            samples instead of a gene's value), "mask" of characters alone (the baseline's vector instead of a
+            character's); "attention" tells what the network looks at, where it does. The baseline is "mean" (a sample
+            of mean expression, and characters that all have the mean vector), "median" (that of the samples, for
+            genes), or "pad" (for characters the vector of padding).
         checkpoint
             A network that `finetune_response` made.
-        samples, drugs, values, log2, expression, vectors
+        samples, drugs, how
             As `predict_response` takes them.
-        state
-            Names of the drugs with which samples are explained; default all.
-        methods
-            Some of `METHODS`. "median" is of genes alone (the median of the samples instead of a gene's value), "mask"
-            of characters alone (the baseline's vector instead of a character's); "attention" tells what the network
-            looks at, where it does.
-        baseline
-            Where ways begin: "mean", a sample of mean expression and characters that all have the mean vector; "median"
-            that of the samples for genes; "pad" the vector of padding for characters.
-        rows
-            Numbers of the samples that are explained; medians are of all. Default all.
 
         Raises
         ------
         InputError
-            A method or drug is unknown, or the network reads nothing that a method is of.
+            A method or drug is unknown, the network reads nothing that a method is of, or it has learned the pairs.
         """
-        require_methods(methods, METHODS, "a network of drug response")
-        if baseline not in get_args(Baseline):
-            raise InputError(f"baseline must be 'mean', 'median' or 'pad' for drug response, found {baseline!r}.")
+        require_methods(request, METHODS, get_args(Baseline), "a network of drug response")
         network = checkpoint.pair_network
-        asked = read_pairs(checkpoint, samples, drugs, values=values, log2=log2, expression=expression, vectors=vectors)
-        wanted = asked.drugs.names if state is None else (state,) if isinstance(state, str) else tuple(state)
+        given = [name for name in ("target", "contrast", "donor", "sets") if getattr(request, name) is not None]
+        if given or request.obs:
+            raise InputError(
+                f"{(given or ['obs'])[0]}= is not for drug response: what is explained is the response to each drug, "
+                "and every sample is a replicate. Leave it out; state= names drugs."
+            )
+        asked = read_pairs(checkpoint, samples, drugs, **how)
+        wanted = asked.drugs.names if request.states is None else request.states
         for name in wanted:
             if name not in asked.drugs.names:
                 raise InputError(f"There is no drug {name!r}. {did_you_mean(name, asked.drugs.names)}")
-        numbers = np.array([asked.drugs.names.index(name) for name in dict.fromkeys(wanted)])
-        every = np.arange(len(asked.names))
+        numbers = np.array([asked.drugs.names.index(name) for name in wanted])
+        rows = drawn(np.arange(len(asked.names)), request.max_cells, np.random.default_rng(request.seed))
+        if not request.allow_seen:
+            _refuse_learned(checkpoint, asked, rows, numbers)
         median_G, start_E = np.zeros(0, np.float32), np.zeros(0, np.float32)
         if asked.sides.values_SG is not None:
             median_G = np.median(asked.sides.values_SG, axis=0).astype(np.float32)
         if network.drugs.kind == "smiles":
             weight_VE = network.characters.embedding.weight.detach().float().cpu().numpy()
-            start_E = weight_VE[PADDING] if baseline == "pad" else weight_VE[UNKNOWN + 1 :].mean(axis=0)
-        known: tuple[Any, ...] = tuple(methods)
-        made = cls(checkpoint, asked, known, baseline, every if rows is None else rows, numbers, median_G, start_E)
+            start_E = weight_VE[PADDING] if request.baseline == "pad" else weight_VE[UNKNOWN + 1 :].mean(axis=0)
+        made = cls(request, checkpoint, asked, rows, numbers, median_G, start_E)
         made._require_something_to_explain(network)
         return made
 
     def _require_something_to_explain(self, network: PairNetwork) -> None:
-        for method in self.methods:
+        for method in self.request.methods:
             if not (self._is_of_genes(method) or self._is_of_characters(method)):
                 raise InputError(
                     f"{self.checkpoint.name} ({network!r}) has nothing that {method!r} is of: 'median' needs a network "
@@ -159,15 +155,12 @@ class ExplainedPairs:
     def _chunks(self) -> list[np.ndarray]:
         return [self.drugs[start : start + _DRUGS_A_ROW] for start in range(0, len(self.drugs), _DRUGS_A_ROW)]
 
-    def __len__(self) -> int:
-        return len(self.samples) * len(self._chunks)
-
     def costs(self) -> np.ndarray:
         """Return about how many values of genes and characters are computed with, for each sample and some drugs."""
         n_genes = len(self._network.scale.names["expression"]) if self._network.scale is not None else 0
         n_units = n_genes + self._network.drugs.n_positions
         passes = {"integrated_gradients": 32, "gradient_input": 2, "median": 32, "mask": 8, "attention": 1}
-        a_pair = n_units * sum(passes[method] for method in self.methods)
+        a_pair = n_units * sum(passes[method] for method in self.request.methods)
         return np.tile([a_pair * len(chunk) for chunk in self._chunks], len(self.samples))
 
     def describe(self) -> dict[str, Any]:
@@ -179,32 +172,46 @@ class ExplainedPairs:
         digest.update((sides.cells.fingerprint if sides.cells is not None else "").encode())
         settings: dict[str, dict[str, Any]] = {
             "integrated_gradients": {
-                "baseline": self.baseline,
+                "baseline": self.request.baseline,
                 "tolerance": TOLERANCE,
                 "tolerance_of_characters": TOLERANCE_OF_CHARACTERS,
             },
-            "gradient_input": {"baseline": self.baseline},
+            "gradient_input": {"baseline": self.request.baseline},
             "median": {"operator": "the median of the samples instead of a gene's value"},
-            "mask": {"operator": "the baseline's vector instead of a character's", "baseline": self.baseline},
+            "mask": {"operator": "the baseline's vector instead of a character's", "baseline": self.request.baseline},
             "attention": {"of": "mean over heads and widths of convolution"},
         }
         beyond = ", beyond its mean effects" if network.shape.residual else ""
-        names = () if network.scale is None else network.scale.gene_names
-        genes = () if network.scale is None else network.scale.names["expression"]
         return {
             "family": "pairs",
             "measure": f"predicted {network.target.measure} of the drug in column state{beyond}",
             "target": network.target.name,
             "states": [self.asked.drugs.names[drug] for drug in self.drugs],
-            "methods": {method: settings[method] for method in self.methods},
-            "gene_names": {gene: name for gene, name in zip(genes, names, strict=True) if name and name != gene},
+            "methods": {method: settings[method] for method in self.request.methods},
             "smiles": {self.asked.drugs.names[drug]: self.asked.drugs.smiles[drug] for drug in self.drugs},
             "donor": None,
             "obs": list(self._further),
+            "seed": self.request.seed,
             "checkpoint": self.checkpoint.fingerprint,
             "rows": digest.hexdigest(),
             "n_cells": len(self.samples),
         }
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        return ["cell", "method", "gap"]
+
+    def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
+        """Return names of genes, and how completely integrated gradients add up."""
+        scale = self._network.scale
+        named = () if scale is None else zip(scale.names["expression"], scale.gene_names, strict=True)
+        worst: dict[str, float | None] = {}
+        for table in tables:
+            for cell, gap in largest_gaps(table).items():
+                worst[cell] = max((known for known in (gap, worst.get(cell)) if known is not None), default=None)
+        facts = {"completeness": completeness(worst, MOST_GAP)} if worst else {}
+        return {"gene_names": {gene: name or gene for gene, name in named}, "how_good": None, **facts}
 
     @property
     def _further(self) -> dict[str, pa.DataType]:
@@ -232,7 +239,7 @@ class ExplainedPairs:
         before_D = self.before(sample, drugs)
         found = [
             (method, units, of_units(method, sample, drugs))
-            for method in self.methods
+            for method in self.request.methods
             for units, is_of, of_units in (
                 (self._genes, self._is_of_genes, self.by_genes),
                 (self._characters, self._is_of_characters, self.by_characters),
@@ -272,12 +279,12 @@ class ExplainedPairs:
             pairs = torch.stack([torch.zeros(len(drugs), dtype=torch.long), torch.arange(len(drugs))], dim=1)
             return forecasts(network, network.of_samples(values, pooled), read, pairs.to(device)).numpy(force=True)
 
-    def by_genes(self, method: Method, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def by_genes(self, method: str, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values of genes, (drugs, G), and gaps of integrated gradients, (drugs,)."""
         network, sides, pairs_P2 = self._network, self.asked.sides, _pairs(sample, drugs)
         assert sides.values_SG is not None
         start_SG = None
-        if self.baseline == "median":
+        if self.request.baseline == "median":
             start_SG = np.broadcast_to(self.median_G, sides.values_SG.shape)
         match method:
             case "integrated_gradients":
@@ -292,7 +299,7 @@ class ExplainedPairs:
         assert shares_1G is not None
         return np.repeat(shares_1G.double().numpy(force=True), len(drugs), axis=0), None
 
-    def by_characters(self, method: Method, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def by_characters(self, method: str, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values of positions of SMILES, (drugs, T), and gaps of integrated gradients, (drugs,)."""
         network, sides, pairs_P2, start_E = self._network, self.asked.sides, _pairs(sample, drugs), self.start_E
         match method:
@@ -311,6 +318,19 @@ class ExplainedPairs:
             numbers = torch.stack([torch.zeros(len(drugs), dtype=torch.long), torch.arange(len(drugs))], dim=1)
             of_sample = network.of_samples(values, pooled)
             return network.shares_of_characters(of_sample, read, numbers.to(device)).double().numpy(force=True), None
+
+
+def _refuse_learned(checkpoint: Checkpoint, asked: AskedPairs, rows: np.ndarray, drugs: np.ndarray) -> None:
+    """Raise if the network has learned from samples and drugs that are explained: it tells what it was told."""
+    learned = checkpoint.pair_network.learned
+    known = same_samples(asked.names[rows], learned["samples"], None)["a"].to_numpy(dtype=str)
+    known_drugs = [asked.drugs.names[drug] for drug in drugs if asked.drugs.keys[drug] in learned["drugs"]]
+    if len(known) and known_drugs:
+        raise InputError(
+            f"{checkpoint.name} may have learned from {len(set(known)) * len(known_drugs)} of the "
+            f"{len(rows) * len(drugs)} pairs to explain (first: {str(known[0])!r} with {known_drugs[0]!r}). Explain samples "
+            "or drugs that it has not seen, or accept it: allow_seen=True (--allow-seen)."
+        )
 
 
 def _pairs(sample: int, drugs: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from geneformer_repro.in_silico.explanations.explanation import COLUMNS
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,8 @@ def unit_rows(
     method: str,
     exact: bool,
     gap_S: np.ndarray | None = None,
+    fit: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    has_fits: bool = False,
     further: Mapping[str, pa.DataType] | None = None,
     obs: Mapping[str, pa.Scalar] | None = None,
 ) -> pa.Table:
@@ -62,6 +64,10 @@ def unit_rows(
         What the columns of these names say; `row` is ``cell``.
     gap_S
         Of integrated gradients, by how much they miss.
+    fit
+        Of a surrogate the spread of its weights (U, S), its R² and its stability, (S,) each.
+    has_fits
+        Whether the table has columns for these.
     further
         Columns that units may have, with their types; null where these have none.
     obs
@@ -93,6 +99,9 @@ def unit_rows(
         "gap": numbers(None if gap_S is None else gap_S[of_state]),
         "exact": of_all(exact, pa.bool_()),
     }
+    if has_fits:
+        of_fit = (None,) * 3 if fit is None else (fit[0].ravel(), fit[1][of_state], fit[2][of_state])
+        columns |= {name: numbers(values) for name, values in zip(SURROGATE_COLUMNS, of_fit, strict=True)}
     columns |= {name: of_units(units.others.get(name), kind) for name, kind in (further or {}).items()}
     columns |= {name: pa.repeat(value, n) for name, value in (obs or {}).items()}
     assert list(columns)[: len(COLUMNS)] == list(COLUMNS)

@@ -10,6 +10,7 @@ import geneformer_repro as gf
 from geneformer_repro.in_silico.explanations.explained_pairs import ExplainedPairs
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
+from geneformer_repro.in_silico.explanations.request import Request
 
 EVERY = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
 SMILES = dict(zip(DRUGS.names, DRUGS.smiles, strict=True))  # canonical
@@ -28,12 +29,17 @@ def explained(name="conv_nn", *, cells=None, network=None, **asked):
     if cells is not None:
         samples = cells.select(np.arange(len(LINES)))
         asked["expression"] = expression().set_axis(samples.cell_names)
-    return ExplainedPairs.of(checkpoint, samples, DRUGS, **asked)
+    how = {"expression": asked.pop("expression")} if "expression" in asked else {}
+    request = {"methods": ("integrated_gradients",), "baseline": "mean", **asked}
+    return ExplainedPairs.of(
+        Request(**request | {"methods": tuple(request["methods"])}), checkpoint, samples, DRUGS, **how
+    )
 
 
 def table_of(explained, part=None):
-    table = explained.table(np.arange(len(explained)) if part is None else np.array(part)).to_pandas()
-    return Explanation(table, explained.describe())
+    table = explained.table(np.arange(len(explained.costs())) if part is None else np.array(part)).to_pandas()
+    metadata = explained.describe() | explained.further([])
+    return Explanation(table, metadata)
 
 
 def value_of(explained, sample, drug, *, values=None, embedded=None):
@@ -156,7 +162,7 @@ def test_a_planted_gene_is_found_and_characters_are_no_genes_in_its_table():
 def test_what_is_said_of_a_pair_depends_on_no_part_and_on_no_other_drug():
     local = ("gradient_input", "median", "mask", "attention")
     together = explained("paccmann", methods=local, state=["erlotinib", "ethanol"])
-    apart = pd.concat([table_of(together, [i]).table for i in range(len(together))], ignore_index=True)
+    apart = pd.concat([table_of(together, [i]).table for i in range(len(together.costs()))], ignore_index=True)
     pd.testing.assert_frame_equal(table_of(together).table, apart, atol=1e-6)
     alone = table_of(explained("paccmann", methods=local, state="ethanol")).table
     of_both = apart[apart["state"] == "ethanol"].reset_index(drop=True)
@@ -174,8 +180,9 @@ def test_integrated_gradients_of_a_pair_depend_on_no_other_drug_beyond_how_exact
 
 def test_medians_are_of_all_samples_where_some_are_explained():
     every = table_of(explained("tdnn", methods=["median"])).table
-    few = table_of(explained("tdnn", methods=["median"], rows=np.array([1]))).table
-    expected = every[every["cell"] == LINES[1]].reset_index(drop=True)
+    few = table_of(explained("tdnn", methods=["median"], max_cells=1, seed=4)).table
+    assert few["cell"].nunique() == 1
+    expected = every[every["cell"] == few["cell"].iloc[0]].reset_index(drop=True)
     pd.testing.assert_frame_equal(few, expected, atol=1e-6)
 
 
@@ -199,16 +206,17 @@ def test_a_file_of_pairs_opens(tmp_path):
     ("name", "asked", "said"),
     [
         ("conv_nn", {"methods": ["hide"]}, "is not explained by 'hide'"),
-        ("conv_nn", {"methods": ["median"], "baseline": "mask"}, "baseline must be"),
+        ("conv_nn", {"methods": ["median"], "baseline": "mask"}, "must be one of"),
         (
             "conv_nn",
             {"methods": ["median"], "state": "aspirine"},
             "There is no drug 'aspirine'. Did you mean 'aspirin'",
         ),
+        ("conv_nn", {"donor": "patient"}, "donor= is not for drug response"),
         ("conv_nn", {"methods": ["attention"]}, "nothing that 'attention' is of"),
         ("tdnn", {"methods": ["mask"]}, "nothing that 'mask' is of"),
     ],
-    ids=["method of cells", "baseline of cells", "drug", "no attention", "no characters"],
+    ids=["method of cells", "baseline of cells", "drug", "donor", "no attention", "no characters"],
 )
 def test_what_cannot_be_asked_is_refused(name, asked, said):
     with pytest.raises(gf.InputError, match=said):
@@ -218,3 +226,12 @@ def test_what_cannot_be_asked_is_refused(name, asked, said):
 def test_a_network_of_tokens_alone_is_refused(cells):
     with pytest.raises(gf.InputError, match=r"set network\.expression_path"):
         explained("encoder", cells=cells, methods=["integrated_gradients"])
+
+
+def test_pairs_that_the_network_may_have_learned_are_refused():
+    network = made_network(NETWORKS["conv_nn"])
+    network.learned = {"samples": ["line1"], "drugs": [DRUGS.keys[0]]}
+    with pytest.raises(gf.InputError, match=r"learned from 1 of the 15 pairs to explain \(first: 'line 1' with"):
+        explained(network=network)
+    explained(network=network, state="ethanol")
+    explained(network=network, allow_seen=True)
