@@ -34,8 +34,8 @@ FORM = Form(
     made_by="explain",
     again="explain again",
     columns=COLUMNS,
-    never_null=("cell", "gene", "method", "exact"),
-    not_only_null=("cell", "gene", "method", "exact", "value"),
+    never_null=("cell", "method", "exact"),
+    not_only_null=("cell", "method", "exact", "value"),
     claims={
         "measure": ("the number explained, in words", has_form(str)),
         "methods": ("settings of each method", has_form({str: {}})),
@@ -55,14 +55,15 @@ class Explanation(BlockTable):
     ----------
     source
         The rows, or the Parquet file that holds them. Columns: ``cell`` (its name), ``donor`` (null where none was
-        named), ``gene`` (gene id, or the name of a set of genes), ``place`` (of the gene in the cell, 0 for the first;
-        null where there is none), ``method``, ``state`` (which number: a class, a state, a target), ``value`` (how
-        much the gene adds, in the unit of the number; of "rollout" and "attention" a share without sign; null where
-        the method has none), ``before`` (the number of the unchanged cell), ``gap`` (of integrated gradients the share
-        by which values miss the whole difference; else null), ``exact`` (False for what is an approximation of the
-        method). With a surrogate ``sd`` (of its weight over draws of masks), ``r2`` (share of held-out answers that it
-        explains) and ``stability`` (how alike fits on two halves rank genes): below 0.3, or 0.5, its weights rank
-        nothing. Then columns that were asked for.
+        named), ``gene`` (gene id, or the name of a set of genes; null of a character of a SMILES or a cell of a
+        patient, which further columns name), ``place`` (of the gene in the cell, 0 for the first; null where there is
+        none), ``method``, ``state`` (which number: a class, a state, a target, a drug), ``value`` (how much the gene
+        adds, in the unit of the number; of "rollout" and "attention" a share without sign; null where the method has
+        none), ``before`` (the number of the unchanged cell), ``gap`` (of integrated gradients the share by which values
+        miss the whole difference; else null), ``exact`` (False for what is an approximation of the method). With a
+        surrogate ``sd`` (of its weight over draws of masks), ``r2`` (share of held-out answers that it explains) and
+        ``stability`` (how alike fits on two halves rank genes): below 0.3, or 0.5, its weights rank nothing. Then
+        columns that were asked for.
     metadata
         ``measure`` says in words what number is explained, ``methods`` with which settings. Also ``n_cells``,
         ``gene_names``, ``how_good`` (how well the model predicts these cells, beside guessing), and what made it.
