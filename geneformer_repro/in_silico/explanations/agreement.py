@@ -28,6 +28,7 @@ OPERATORS = {
     "integrated_gradients": "<mask>",
     "gradient_input": "<mask>",
     "median_rank": "the place",
+    "median": "the median",
     "attention_gradient": "attention",
     "rollout": "attention",
     "attention": "attention",
@@ -128,7 +129,8 @@ class _Compared:
         means.columns = means.columns.astype(str)
         by_gene = sums.groupby(level=0, observed=True)[["place", "n"]].sum()
         means[PLACE] = -by_gene["place"] / by_gene["n"]
-        for a, b in combinations([*(name for name in methods if name in means), PLACE], 2):
+        compared_with = [PLACE] if means[PLACE].notna().any() else []
+        for a, b in combinations([*(name for name in methods if name in means), *compared_with], 2):
             in_cells = pd.DataFrame(self._of_cells.get((a, b)) or self._of_cells.get((b, a), []))
             yield {"method_a": a, "method_b": b, **_of_cells(in_cells, self._tops), **self._of_genes(means[[a, b]])}
 

@@ -3,7 +3,7 @@
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 import geneformer_repro.processes as processes
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.answers import Answer, unchanged
-from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.explanations.attribution import Attribution, GoodnessOfFit
 from geneformer_repro.in_silico.explanations.gene_sets import read_gene_sets
 from geneformer_repro.in_silico.explanations.gradients import (
     GRADIENT_METHODS,
@@ -80,8 +80,8 @@ class Rows(NamedTuple):
     @classmethod
     def joined(cls, blocks: Sequence["Rows"]) -> "Rows":
         """Return the rows of several blocks."""
-        columns = zip(*blocks, strict=True)
-        return cls(*(None if of[0] is None else np.concatenate(of, axis=-1) for of in columns))
+        *columns, fits = zip(*blocks, strict=True)
+        return cls(*map(np.concatenate, columns), fit=None if fits[0] is None else np.concatenate(fits, axis=1))
 
 
 class CellMethods:
@@ -300,7 +300,10 @@ class CellMethods:
         fits = surrogates(
             reader, answer, cells, self._vocabulary, operator, rngs, show, groups=self._groups, sampling=sampling
         )
-        return [Attribution(fit.weight_US, fit.before_S, fit=fit) for fit in fits]
+        return [
+            Attribution(fit.weight_US, fit.before_S, fit=GoodnessOfFit(fit.sd_US, fit.r2_S, fit.stability_S))
+            for fit in fits
+        ]
 
     def _baseline(self, reader: Reader, baseline: Baseline) -> Tensor:
         """Return the rows from which genes start, made once."""
@@ -340,55 +343,68 @@ class CellMethods:
         fit = of_cell.fit
         if fit is None:
             return np.full((3, len(unit)), np.nan)
-        return np.stack([fit.sd_US[unit, state], fit.r2_S[state], fit.stability_S[state]])
+        return np.stack([fit.sd_GS[unit, state], fit.r2_S[state], fit.stability_S[state]])
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the names of the genes that have a row, and how completely integrated gradients add up."""
         genes: set[str] = set()
-        worst: dict[str, float] = {}
+        worst: dict[str, float | None] = {}
         fits: list[pd.DataFrame] = []
         for table in tables:
             genes.update(table["gene"].unique().to_pylist())
             if "surrogate" in self._request.methods:
-                fits.append(_fits_of(table))
+                fits.append(fits_of(table))
             if "integrated_gradients" in self._request.methods:
-                by_path = table.filter(pc.equal(table["method"], "integrated_gradients")).select(["cell", "gap"])
-                of_cells = by_path.group_by("cell").aggregate([("gap", "max")]).to_pydict()
-                worst |= dict(zip(of_cells["cell"], of_cells["gap_max"], strict=True))
+                worst |= largest_gaps(table)
         names, position = self._vocabulary.gene_names, self._vocabulary.position
         named = {gene: names[position[gene]] for gene in sorted(genes) if gene in position}
-        facts = {"completeness": self._completeness(worst)} if worst else {}
-        return {"gene_names": named, **facts} | ({"surrogate": _said_of_fits(pd.concat(fits))} if fits else {})
-
-    def _completeness(self, worst: dict[str, float]) -> dict[str, Any]:
-        """Say in how many cells integrated gradients add up, of all numbers; warn of those in which they do not."""
-        tolerance = self._request.integration.tolerance
-        failed = sorted(cell for cell, gap in worst.items() if gap is not None and gap > tolerance)
-        if failed:
-            logger.warning(
-                "In %d of %d cells integrated gradients miss the difference by more than %g (first: %s): look at them "
-                "by other methods; tables of genes leave them out.",
-                len(failed), len(worst), tolerance, failed[0],
-            )  # fmt: skip
-        gaps = [gap for gap in worst.values() if gap is not None]
-        return {
-            "tolerance": tolerance,
-            "n_cells": len(worst),
-            "n_failed": len(failed),
-            "failed": failed[:_LISTED],
-            "median_gap": float(np.median(gaps)) if gaps else None,
-            "largest_gap": max(gaps, default=None),
-        }
+        facts = {"completeness": completeness(worst, self._request.integration.tolerance)} if worst else {}
+        return {"gene_names": named, **facts} | ({"surrogate": said_of_fits(pd.concat(fits))} if fits else {})
 
 
-def _fits_of(table: pa.Table) -> pd.DataFrame:
+def completeness(worst: Mapping[str, float | None], tolerance: float) -> dict[str, Any]:
+    """Say in how many rows integrated gradients add up, of all numbers; warn of those in which they do not.
+
+    Parameters
+    ----------
+    worst
+        The largest gap of each cell or sample, by name.
+    tolerance
+        What is good enough.
+    """
+    failed = sorted(cell for cell, gap in worst.items() if gap is not None and gap > tolerance)
+    if failed and processes.is_first():
+        logger.warning(
+            "In %d of %d cells integrated gradients miss the difference by more than %g (first: %s): look at them by "
+            "other methods; tables of genes leave them out.",
+            len(failed), len(worst), tolerance, failed[0],
+        )  # fmt: skip
+    gaps = [gap for gap in worst.values() if gap is not None]
+    return {
+        "tolerance": tolerance,
+        "n_cells": len(worst),
+        "n_failed": len(failed),
+        "failed": failed[:_LISTED],
+        "median_gap": float(np.median(gaps)) if gaps else None,
+        "largest_gap": max(gaps, default=None),
+    }
+
+
+def largest_gaps(table: pa.Table) -> dict[str, float | None]:
+    """Return the largest gap of the integrated gradients of each cell of a table, by name."""
+    by_path = table.filter(pc.equal(table["method"], "integrated_gradients")).select(["cell", "gap"])
+    of_cells = by_path.group_by("cell").aggregate([("gap", "max")]).to_pydict()
+    return dict(zip(of_cells["cell"], of_cells["gap_max"], strict=True))
+
+
+def fits_of(table: pa.Table) -> pd.DataFrame:
     """Return how good the surrogates of some cells are, a row a cell and number."""
     columns = ["cell", "state", "r2", "stability"]
     rows = table.filter(pc.equal(table["method"], "surrogate")).select(columns).to_pandas()
     return rows.drop_duplicates(["cell", "state"])
 
 
-def _said_of_fits(fits: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
+def said_of_fits(fits: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
     """Say of each number how good its surrogates are; warn where their weights rank nothing."""
     said: dict[str, dict[str, float | int | None]] = {}
     for state, of_cells in fits.groupby("state", sort=False):

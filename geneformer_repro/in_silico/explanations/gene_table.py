@@ -216,7 +216,7 @@ def sound_blocks(
         if left_out is not None:
             for method, of_method in block[~sound].groupby("method", observed=True):
                 left_out.setdefault(str(method), set()).update(of_method["cell"].astype(str).unique())
-        yield block[sound & block["value"].notna()]
+        yield block[sound & block["value"].notna() & block["gene"].notna()]
 
 
 def most_gap(metadata: Mapping[str, Any]) -> float:

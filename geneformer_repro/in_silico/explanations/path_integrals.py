@@ -7,8 +7,8 @@ are new but for every third, so nothing is computed twice: 18, 54, 162, 486.
 Of the rules that were tried on a fine-tuned network this takes the fewest passes. What a token adds rises steeply on a
 short stretch inside the way, where Gauss–Legendre and Clenshaw–Curtis points, which crowd at the ends, are thin: 16
 middles were within 1 % in all of 12 cells, 16 points of Gauss–Legendre in 67 %, 17 of Clenshaw–Curtis (which could keep
-its points) in 75 %. Doubling keeps nothing. Halving the pieces that miss most, as `pair_reading` does for networks of
-few bends, bounds the error of every piece, and so took 44 to 60 passes for 1 % of the sum.
+its points) in 75 %. Doubling keeps nothing. Halving the pieces that miss most, as `adaptive_integrals` does for
+networks of few bends, bounds the error of every piece, and so took 44 to 60 passes for 1 % of the sum.
 
 Shapes: R rows (cells, samples), I points on their ways, G inputs of a row (genes), S numbers explained.
 """

@@ -10,7 +10,6 @@ import torch
 from geneformer_repro.arguments import require_at_least
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
-from geneformer_repro.in_silico.explanations.gradients import Baseline
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Operator
 from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
 from geneformer_repro.in_silico.explanations.surrogate import Sampling
@@ -20,9 +19,12 @@ from geneformer_repro.tokenizer.dataset import asked_labels
 
 ExplainMethod: TypeAlias = Literal[
     "delete", "hide", "mask", "median_rank", "first_order", "gradient_input", "integrated_gradients",
-    "attention_gradient", "rollout", "attention", "surrogate",
+    "attention_gradient", "rollout", "attention", "surrogate", "median",
 ]  # fmt: skip
 METHODS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
+AnyBaseline: TypeAlias = Literal["mask", "mean", "pad", "median"]
+"""Of models that read tokens the first three, of values of genes "mean" and "median", of characters "mean" and "pad".
+"""
 SUMMARIES = ("rollout", "attention")
 """Methods that say what is attended and nothing of the number explained: shares without sign, no attribution."""
 
@@ -45,7 +47,7 @@ class Request:
     seed: int = 0
     sets: Any = None
     pooled_masks: bool = False
-    baseline: Baseline = "mask"
+    baseline: AnyBaseline = "mask"
     steps: int = Integration().first_steps
     rule: Rule = "midpoint"
     operator: Operator = "hide"
@@ -61,7 +63,7 @@ class Request:
         self._check_methods()
         require_at_least(max_cells=(self.max_cells, 1), seed=(self.seed, 0))
         self.integration, self.sampling  # noqa: B018  # which refuse settings that are none
-        require_one_of(Baseline, "baseline", self.baseline)
+        require_one_of(AnyBaseline, "baseline", self.baseline)
         if self.operator not in ("hide", "median_rank"):
             raise InputError(f"operator, of the surrogate, must be 'hide' or 'median_rank', found {self.operator!r}.")
         if len(set(self.obs)) < len(self.obs):
@@ -77,12 +79,12 @@ class Request:
                 raise InputError(f"There is no method {method!r}. {did_you_mean(str(method), METHODS)}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise InputError(f"methods must name at least one, and each once; found {list(self.methods)}.")
-        of_groups = [method for method in self.methods if method in (*OPERATORS, "surrogate")]
+        of_groups = [method for method in self.methods if method in (*OPERATORS, "median", "surrogate")]
         if self.sets is not None and len(of_groups) < len(self.methods):
             others = [method for method in self.methods if method not in of_groups]
             raise InputError(
-                f"sets= takes groups of genes away at once, which {', '.join(OPERATORS)} and surrogate can; found "
-                f"{', '.join(others)}. For sets of genes by their values, use gene_set_enrichment."
+                f"sets= takes groups of genes away at once, which {', '.join(OPERATORS)}, median and surrogate can; "
+                f"found {', '.join(others)}. For sets of genes by their values, use gene_set_enrichment."
             )
 
     @property

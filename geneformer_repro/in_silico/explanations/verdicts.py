@@ -32,7 +32,7 @@ def how_good(metadata: Mapping[str, Any]) -> str:
 def is_known(metadata: Mapping[str, Any]) -> bool:
     """Whether it is known how good the model is on the rows explained."""
     found = metadata.get("how_good")
-    return found is not None and found["value"] is not None and found["low"] is not None
+    return found is not None and found["better_than_guessing"] is not None
 
 
 def is_guessing(metadata: Mapping[str, Any]) -> bool:
