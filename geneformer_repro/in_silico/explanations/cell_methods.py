@@ -81,7 +81,8 @@ class Rows(NamedTuple):
     def joined(cls, blocks: Sequence["Rows"]) -> "Rows":
         """Return the rows of several blocks."""
         *columns, fits = zip(*blocks, strict=True)
-        return cls(*map(np.concatenate, columns), fit=None if fits[0] is None else np.concatenate(fits, axis=1))
+        rows = cls(*map(np.concatenate, columns))
+        return rows if fits[0] is None else rows._replace(fit=np.concatenate(fits, axis=1))
 
 
 class CellMethods:
@@ -286,6 +287,7 @@ class CellMethods:
     ) -> list[Attribution]:
         settings: dict[str, Any] = {}
         if method in ("gradient_input", "integrated_gradients"):
+            assert self._request.baseline != "median", "which is of values"
             settings["baseline_PD"] = self._baseline(reader, self._request.baseline)
         if method == "integrated_gradients":
             settings |= {"integration": self._request.integration, "spread_S": self._spread_S}
