@@ -5,9 +5,12 @@ length; the methods in turn. Integrated gradients and the surrogate are timed wi
 
 OMP_NUM_THREADS=1 python benchmarks/explanations.py --cells 12 --genes 400        # about three minutes
 OMP_NUM_THREADS=1 python benchmarks/explanations.py --complete                    # about three minutes
+OMP_NUM_THREADS=1 python benchmarks/explanations.py --occlusions                  # about three minutes
 
 `--complete` fine-tunes a tiny classifier on the blood cells that ship and counts the steps after which integrated
 gradients of 50 cells it has not seen add up.
+`--occlusions` counts genes of a cell that are hidden, deleted, masked or moved a second, beside an exact screen of the
+same deletions and stock BERT with these keys masked by an attention mask, ten cells a batch.
 """
 
 import argparse
@@ -17,15 +20,27 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from _side_by_side import in_turn, machine
+from _side_by_side import in_turn, machine, rates, ratio
 from perturbation import made_up
+from transformers import BertModel
 
 import geneformer_repro as gf
 from geneformer_repro.heads import CellClassifier, Head
-from geneformer_repro.in_silico.explanations.answers import ClassOfCell, unchanged
+from geneformer_repro.in_silico.engine import Engine, PerturbedCell, Prediction
+from geneformer_repro.in_silico.explanations.answers import ClassOfCell, log_odds, unchanged
 from geneformer_repro.in_silico.explanations.gradients import baseline_agreement, baseline_rows, gradients
-from geneformer_repro.in_silico.explanations.occlusions import ask, first_order, hidden
+from geneformer_repro.in_silico.explanations.occlusions import (
+    OPERATORS,
+    ask,
+    first_order,
+    hidden,
+    median_places,
+    occlusions,
+    operation,
+)
 from geneformer_repro.in_silico.explanations.path_integrals import Integration
+from geneformer_repro.in_silico.parted import CPU_TOKENS
+from geneformer_repro.in_silico.perturbation import Deletion, Edits
 from geneformer_repro.model import bert_config
 from geneformer_repro.reading import Reader, batches_of
 from geneformer_repro.targets import Classes
@@ -64,6 +79,51 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
         over = sorted(one / forward for one, forward in zip(times, seconds["forward"], strict=True))
         a_cell = 1e3 * statistics.median(times) / n_cells
         print(f"  {name:<30} {a_cell:8.1f}   {statistics.median(over):5.2f} ({over[0]:.2f}–{over[-1]:.2f})")
+
+
+def occlusion_rates(size: str, n_genes: int, runs: int) -> None:
+    """Print how many genes of a cell each operator takes away a second, beside a screen and stock BERT."""
+    whole = made_up(size, n_genes)
+    cell, vocabulary = whole[0], whole.vocabulary
+    torch.manual_seed(0)
+    model = CellClassifier(bert_config(size, vocabulary), Head((Classes("kind", ("a", "b", "c")),))).eval()
+    answer = ClassOfCell(model, 0, (0,))
+    reader = Reader.of(gf.Checkpoint(model, vocabulary), device="cpu", max_tokens=CPU_TOKENS)
+    engine = Engine(reader, vocabulary, "mean", Prediction(model, 0), None, n_genes)
+    screened = [PerturbedCell(cell, Edits(Deletion(), vocabulary).variants(cell))]
+    median = median_places([cell[::-1]], vocabulary)
+    operators = {name: operation(name, vocabulary, median=median) for name in OPERATORS}
+    works: dict[str, Callable[[], object]] = {"exact screen": lambda: engine.run(screened)}
+    for name, operator in operators.items():
+        works[name] = lambda operator=operator: occlusions(reader, answer, [cell], vocabulary, operator)
+    works["stock, a tenth of the genes"] = lambda: stock_hides(model, cell, n_genes // 10)
+    seconds = in_turn(works, runs=runs)
+    seconds["stock"] = [10 * one for one in seconds.pop("stock, a tenth of the genes")]
+    print(f"{machine()}\n{size}, a cell of {n_genes} genes, each taken away in turn")
+    rates(seconds, amount=n_genes, unit="genes")
+    for name in OPERATORS:
+        ratio(name, seconds["exact screen"], seconds[name], "screen time / its time")
+    ratio("hide", seconds["stock"], seconds["hide"], "stock time / its time")
+    hidden_G = occlusions(reader, answer, [cell], vocabulary, operators["hide"])[0].value_GS[: n_genes // 10, 0]
+    largest = np.abs(hidden_G - stock_hides(model, cell, n_genes // 10)).max()
+    print(f"  largest difference of a hidden gene's value from stock's {largest:.1e}")
+
+
+def stock_hides(model: CellClassifier, cell: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return what hiding each of the first genes takes from the log-odds, by stock BERT and an attention mask."""
+    stock = BertModel(model.config, add_pooling_layer=False).eval()
+    stock.load_state_dict(model.bert.state_dict())
+    seen_NL = torch.ones(n_genes + 1, len(cell), dtype=torch.long)
+    seen_NL[torch.arange(n_genes) + 1, torch.arange(n_genes)] = 0  # a V1 cell: its first token is a gene
+    ids_L = torch.from_numpy(cell.astype(np.int64))
+    odds = []
+    with torch.no_grad():
+        for seen in seen_NL.split(10):
+            hidden_NLD = stock(ids_L.expand(len(seen), -1), attention_mask=seen).last_hidden_state
+            pooled_ND = (hidden_NLD * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+            odds.append(log_odds(model.classifier(pooled_ND), (0,), None)[:, 0])
+    whole, *without = torch.cat(odds).double().tolist()
+    return whole - np.array(without)
 
 
 def complete() -> None:
@@ -131,9 +191,12 @@ def main() -> None:
     parser.add_argument("--size", default="V1-10M")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--complete", action="store_true")
+    parser.add_argument("--occlusions", action="store_true")
     arguments = parser.parse_args()
     if arguments.complete:
         complete()
+    elif arguments.occlusions:
+        occlusion_rates(arguments.size, arguments.genes, arguments.runs)
     else:
         costs(arguments.size, arguments.cells, arguments.genes, arguments.runs)
 
