@@ -5,6 +5,14 @@ from typing import NamedTuple
 import numpy as np
 
 
+class GoodnessOfFit(NamedTuple):
+    """How far a surrogate's weights are to be believed; see `surrogate.SurrogateFit`."""
+
+    sd_GS: np.ndarray
+    r2_S: np.ndarray
+    stability_S: np.ndarray
+
+
 class Attribution(NamedTuple):
     """What one method says of one cell.
 
@@ -18,3 +26,5 @@ class Attribution(NamedTuple):
     gap_S: np.ndarray | None = None
     """Of integrated gradients, the share by which completeness is missed; NaN where that means nothing. None for other
     methods."""
+    fit: GoodnessOfFit | None = None
+    """Of a surrogate; None for other methods."""

@@ -2,10 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 import geneformer_repro.processes as processes
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.answers import Answer, unchanged
-from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.explanations.attribution import Attribution, GoodnessOfFit
 from geneformer_repro.in_silico.explanations.gene_sets import read_gene_sets
 from geneformer_repro.in_silico.explanations.gradients import (
     GRADIENT_METHODS,
@@ -35,6 +37,12 @@ from geneformer_repro.in_silico.explanations.occlusions import (
     operation,
 )
 from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.in_silico.explanations.surrogate import (
+    LEAST_R2,
+    LEAST_STABILITY,
+    require_few_units,
+    surrogates,
+)
 from geneformer_repro.in_silico.parted import Counted
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -66,11 +74,14 @@ class Rows(NamedTuple):
     value: np.ndarray
     before: np.ndarray
     gap: np.ndarray
+    fit: np.ndarray | None = None
+    """What stands in `SURROGATE_COLUMNS`, (3, rows); None where no method is a surrogate."""
 
     @classmethod
     def joined(cls, blocks: Sequence["Rows"]) -> "Rows":
         """Return the rows of several blocks."""
-        return cls(*map(np.concatenate, zip(*blocks, strict=True)))
+        *columns, fits = zip(*blocks, strict=True)
+        return cls(*map(np.concatenate, columns), fit=None if fits[0] is None else np.concatenate(fits, axis=1))
 
 
 class CellMethods:
@@ -127,8 +138,26 @@ class CellMethods:
         named = {name: [genes[i] for i in self._vocabulary.genes_of(tokens)] for name, tokens in self._groups.items()}
         return {"sets": named, "sets_from": self._described_sets}
 
-    def prepare(self, reader: Reader, answer: Answer, rows: np.ndarray) -> dict[str, Any]:
-        """Read what methods need of all cells; return what is said of it in metadata.
+    def require_few_units(self, rows: np.ndarray) -> None:
+        """Refuse a surrogate of cells that have too many genes."""
+        if "surrogate" in self._request.methods:
+            require_few_units([self._cells[int(row)] for row in rows], self._vocabulary, self._groups)
+
+    def prepare(self) -> None:
+        """Read what operators need of the reference cells."""
+        wanted = {name for name in self._request.methods if name in OPERATORS}
+        if "surrogate" in self._request.methods:
+            wanted.add(self._request.operator)
+        median = None
+        if "median_rank" in wanted:
+            median = median_places((self._cells[int(row)] for row in self._reference), self._vocabulary)
+        for name in OPERATORS:
+            if name in wanted:
+                pooled = self._request.pooled_masks
+                self._operators[name] = operation(name, self._vocabulary, median=median, pooled=pooled)
+
+    def measure(self, reader: Reader, answer: Answer, rows: np.ndarray) -> dict[str, Any]:
+        """Measure what completeness is compared with, and how much the baseline decides; return it for metadata.
 
         Parameters
         ----------
@@ -137,7 +166,6 @@ class CellMethods:
         rows
             Row numbers of the cells that are explained.
         """
-        self._prepare_operators()
         if "integrated_gradients" not in self._request.methods:
             return {}
         rng = np.random.default_rng(self._request.seed)
@@ -177,18 +205,6 @@ class CellMethods:
             )  # fmt: skip
         return alike
 
-    def _prepare_operators(self) -> None:
-        wanted = {name for name in self._request.methods if name in OPERATORS}
-        if "surrogate" in self._request.methods:
-            wanted.add(self._request.operator)
-        median = None
-        if "median_rank" in wanted:
-            median = median_places((self._cells[int(row)] for row in self._reference), self._vocabulary)
-        for name in OPERATORS:
-            if name in wanted:
-                pooled = self._request.pooled_masks
-                self._operators[name] = operation(name, self._vocabulary, median=median, pooled=pooled)
-
     def passes(self, length: int) -> int:
         """Return how often the network is run for a cell of so many tokens."""
         return sum(self._passes(method, length) for method in self._request.methods)
@@ -198,9 +214,11 @@ class CellMethods:
         return sum(self._passes(method, length) * _WORK.get(method, 1) for method in self._request.methods)
 
     def _passes(self, method: str, length: int) -> int:
+        n_genes = length - 2 * self._vocabulary.has_cls
         if method in OPERATORS:
-            n_genes = length - 2 * self._vocabulary.has_cls
             return 1 + (n_genes if self._groups is None else len(self._groups))
+        if method == "surrogate":
+            return self._request.sampling.n_passes(n_genes if self._groups is None else len(self._groups))
         return 1
 
     def seconds(
@@ -244,9 +262,12 @@ class CellMethods:
         if method in OPERATORS:
             operator = self._operators[method]
             done = occlusions(reader, answer, cells, self._vocabulary, operator, counted, groups=self._groups)
+        elif method == "surrogate":
+            done = self._surrogates(reader, answer, cells, counted)
         elif method in GRADIENT_METHODS:
             done = self._gradients(method, reader, answer, cells, counted)
         else:
+            assert method == "first_order", method
             done = first_order(reader, answer, cells, self._vocabulary, counted)
         counted.finish()
         return done
@@ -265,6 +286,20 @@ class CellMethods:
         if method == "integrated_gradients":
             settings |= {"integration": self._request.integration, "spread_S": self._spread_S}
         return gradients(reader, answer, cells, self._vocabulary, method, show, **settings)
+
+    def _surrogates(
+        self, reader: Reader, answer: Answer, cells: Sequence[np.ndarray], show: Callable[[int], object]
+    ) -> list[Attribution]:
+        """Return the weights of stand-ins; the masks of a cell follow from its tokens and the seed alone."""
+        operator, sampling = self._operators[self._request.operator], self._request.sampling
+        rngs = [np.random.default_rng([self._request.seed, zlib.crc32(cell.tobytes())]) for cell in cells]
+        fits = surrogates(
+            reader, answer, cells, self._vocabulary, operator, rngs, show, groups=self._groups, sampling=sampling
+        )
+        return [
+            Attribution(fit.weight_US, fit.before_S, fit=GoodnessOfFit(fit.sd_US, fit.r2_S, fit.stability_S))
+            for fit in fits
+        ]
 
     def _baseline(self, reader: Reader, baseline: Baseline) -> Tensor:
         """Return the rows from which genes start, made once."""
@@ -295,38 +330,92 @@ class CellMethods:
             value=of_cell.value_GS[unit, state],
             before=of_cell.before_S[state],
             gap=gap_S[state],
+            fit=self._fit_of(of_cell, unit, state) if "surrogate" in self._request.methods else None,
         )
+
+    @staticmethod
+    def _fit_of(of_cell: Attribution, unit: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Return what stands in the columns of surrogates, (3, rows); NaN of another method."""
+        fit = of_cell.fit
+        if fit is None:
+            return np.full((3, len(unit)), np.nan)
+        return np.stack([fit.sd_GS[unit, state], fit.r2_S[state], fit.stability_S[state]])
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the names of the genes that have a row, and how completely integrated gradients add up."""
         genes: set[str] = set()
-        worst: dict[str, float] = {}
+        worst: dict[str, float | None] = {}
+        fits: list[pd.DataFrame] = []
         for table in tables:
             genes.update(table["gene"].unique().to_pylist())
+            if "surrogate" in self._request.methods:
+                fits.append(fits_of(table))
             if "integrated_gradients" in self._request.methods:
-                by_path = table.filter(pc.equal(table["method"], "integrated_gradients")).select(["cell", "gap"])
-                of_cells = by_path.group_by("cell").aggregate([("gap", "max")]).to_pydict()
-                worst |= dict(zip(of_cells["cell"], of_cells["gap_max"], strict=True))
+                worst |= largest_gaps(table)
         names, position = self._vocabulary.gene_names, self._vocabulary.position
         named = {gene: names[position[gene]] for gene in sorted(genes) if gene in position}
-        return {"gene_names": named} | ({"completeness": self._completeness(worst)} if worst else {})
+        facts = {"completeness": completeness(worst, self._request.integration.tolerance)} if worst else {}
+        return {"gene_names": named, **facts} | ({"surrogate": said_of_fits(pd.concat(fits))} if fits else {})
 
-    def _completeness(self, worst: dict[str, float]) -> dict[str, Any]:
-        """Say in how many cells integrated gradients add up, of all numbers; warn of those in which they do not."""
-        tolerance = self._request.integration.tolerance
-        failed = sorted(cell for cell, gap in worst.items() if gap is not None and gap > tolerance)
-        if failed:
-            logger.warning(
-                "In %d of %d cells integrated gradients miss the difference by more than %g (first: %s): look at them "
-                "by other methods; tables of genes leave them out.",
-                len(failed), len(worst), tolerance, failed[0],
-            )  # fmt: skip
-        gaps = [gap for gap in worst.values() if gap is not None]
-        return {
-            "tolerance": tolerance,
-            "n_cells": len(worst),
-            "n_failed": len(failed),
-            "failed": failed[:_LISTED],
-            "median_gap": float(np.median(gaps)) if gaps else None,
-            "largest_gap": max(gaps, default=None),
+
+def completeness(worst: Mapping[str, float | None], tolerance: float) -> dict[str, Any]:
+    """Say in how many rows integrated gradients add up, of all numbers; warn of those in which they do not.
+
+    Parameters
+    ----------
+    worst
+        The largest gap of each cell or sample, by name.
+    tolerance
+        What is good enough.
+    """
+    failed = sorted(cell for cell, gap in worst.items() if gap is not None and gap > tolerance)
+    if failed and processes.is_first():
+        logger.warning(
+            "In %d of %d cells integrated gradients miss the difference by more than %g (first: %s): look at them by "
+            "other methods; tables of genes leave them out.",
+            len(failed), len(worst), tolerance, failed[0],
+        )  # fmt: skip
+    gaps = [gap for gap in worst.values() if gap is not None]
+    return {
+        "tolerance": tolerance,
+        "n_cells": len(worst),
+        "n_failed": len(failed),
+        "failed": failed[:_LISTED],
+        "median_gap": float(np.median(gaps)) if gaps else None,
+        "largest_gap": max(gaps, default=None),
+    }
+
+
+def largest_gaps(table: pa.Table) -> dict[str, float | None]:
+    """Return the largest gap of the integrated gradients of each cell of a table, by name."""
+    by_path = table.filter(pc.equal(table["method"], "integrated_gradients")).select(["cell", "gap"])
+    of_cells = by_path.group_by("cell").aggregate([("gap", "max")]).to_pydict()
+    return dict(zip(of_cells["cell"], of_cells["gap_max"], strict=True))
+
+
+def fits_of(table: pa.Table) -> pd.DataFrame:
+    """Return how good the surrogates of some cells are, a row a cell and number."""
+    columns = ["cell", "state", "r2", "stability"]
+    rows = table.filter(pc.equal(table["method"], "surrogate")).select(columns).to_pandas()
+    return rows.drop_duplicates(["cell", "state"])
+
+
+def said_of_fits(fits: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
+    """Say of each number how good its surrogates are; warn where their weights rank nothing."""
+    said: dict[str, dict[str, float | int | None]] = {}
+    for state, of_cells in fits.groupby("state", sort=False):
+        is_ranked = (of_cells["r2"] >= LEAST_R2) & (of_cells["stability"] >= LEAST_STABILITY)
+        r2, stability = (float(of_cells[name].median()) for name in ("r2", "stability"))
+        said[str(state)] = {
+            "median_r2": r2 if np.isfinite(r2) else None,
+            "median_stability": stability if np.isfinite(stability) else None,
+            "n_cells": len(of_cells),
+            "n_ranked": int(is_ranked.sum()),
         }
+        if is_ranked.mean() < 0.5:
+            logger.warning(
+                "The surrogate stands in poorly for the model (%s: R² %.2f, stability %.2f, medians of %d cells): its "
+                "weights rank nothing in %d of them.",
+                state, r2, stability, len(of_cells), int((~is_ranked).sum()),
+            )  # fmt: skip
+    return said

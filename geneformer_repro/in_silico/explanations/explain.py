@@ -106,6 +106,9 @@ def explain(
         "integrated_gradients" (its mean along the way from there: values add up to the difference, and ``gap`` says by
         how much they miss it), "attention_gradient" (by the attention that the gene gets, times that attention).
         Summaries of what is attended, which know nothing of the number: "rollout", "attention".
+
+        A fit: "surrogate", a linear stand-in for the model around the cell, fitted to answers of cells that lack genes
+        at random; of cells of at most 300 genes, or of `sets`. How good it is stands beside it.
     donor
         Column of the cells that names the donor, the replicate of tests.
     obs
@@ -125,7 +128,8 @@ def explain(
     steps, rule
         Of integrated gradients: in how many points, at first, and how they lie ("midpoint", or "gauss_legendre").
     operator, masks
-        Of the surrogate: how genes are left out, and in how many altered cells.
+        Of the surrogate: how genes are left out ("hide" or "median_rank"), and in how many altered cells a draw;
+        default 20 for each gene, and at least 1,000.
     out
         Parquet file; an explanation that was cut off goes on from ``OUT.partial`` with the same call. None: in memory.
     dtype, max_tokens, device
@@ -152,8 +156,30 @@ def explain(
 
     See Also
     --------
-    Explanation : What is returned.
+    Explanation : What is returned; its ``genes`` are a table with donors as replicates.
+    gene_set_enrichment : Which gene sets stand out in it.
     perturb : Screens, which ask what a change does to the cell.
+
+    References
+    ----------
+    Sundararajan, Taly & Yan, ICML 2017, integrated gradients; Ribeiro, Singh & Guestrin, KDD 2016, surrogates;
+    Abnar & Zuidema, ACL 2020, rollout.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> model, cells = gf.Checkpoint.from_pretrained("runs/type"), gf.TokenizedDataset.open("cells.tok")
+    >>> why = gf.explain(
+    ...     model, cells, state="CD19+ B", methods=["attention_gradient", "first_order"], donor="donor", max_cells=4
+    ... )
+    >>> why.measure
+    'log-odds of each cell_type named in column state against all other classes, in nats'
+    >>> why.metadata["how_good"]["better_than_guessing"]
+    False
+    >>> why.table[["donor", "gene", "place", "method", "state"]].head(2)
+        donor             gene  place              method    state
+    0  donor3  ENSG00000115523      0  attention_gradient  CD19+ B
+    1  donor3  ENSG00000106565      1  attention_gradient  CD19+ B
     """
     request = Request(
         target=target, state=state, contrast=contrast, goal=goal, gene=gene, layer=layer, pooling=pooling,
@@ -207,8 +233,8 @@ class _Explaining(Parted[Explanation]):
 
     @property
     def columns_for_metadata(self) -> list[str]:
-        """Columns that `further` needs."""
-        return ["cell", "gene", "method", "gap"]
+        """Columns that the rows' metadata need."""
+        return self._explained.columns_for_metadata
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the metadata that need all rows."""

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 
@@ -19,14 +18,13 @@ from geneformer_repro.in_silico.explanations.answers import Answer
 from geneformer_repro.in_silico.explanations.asked import Asked
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Rows
-from geneformer_repro.in_silico.explanations.explanation import COLUMNS
-from geneformer_repro.in_silico.explanations.how_good import of_classes, of_numbers, of_risks, replicates, sentence
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
+from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates, sentence
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.parted import batch_tokens
 from geneformer_repro.model import flops
 from geneformer_repro.reading import Reader, outputs_of
-from geneformer_repro.targets import Classes, Number, SurvivalTime
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 logger = logging.getLogger(__name__)
@@ -72,8 +70,13 @@ class Explained(ABC):
         """Measure how long some rows will take; None where a bar tells soon enough."""
         return None
 
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        return ["gene"]
+
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
-        """Return metadata that need all rows, part by part: of ``cell``, ``gene``, ``method`` and ``gap``."""
+        """Return metadata that need all rows, part by part."""
         return {}
 
 
@@ -84,12 +87,17 @@ class CellsExplained(Explained):
 
     def __init__(self, request: Request, checkpoint: Checkpoint, cells: TokenizedDataset) -> None:
         checkpoint.require_matching(cells)
+        if "median" in request.methods or request.baseline == "median":
+            raise InputError(
+                "The median of a gene's value is for networks that read values; of cells, whose genes have places, it "
+                'is methods=["median_rank"], and baseline="mean".'
+            )
         self._request, self._checkpoint, self._cells = request, checkpoint, cells
         self._asked = Asked(request, checkpoint, cells)
         for name in filter(None, [request.donor, *request.obs]):
             cells.require_obs(name)
         every = self._asked.rows()
-        self._rows = _drawn(every, request.max_cells, np.random.default_rng(request.seed))
+        self._rows = drawn(every, request.max_cells, np.random.default_rng(request.seed))
         if not request.allow_seen:
             _refuse_seen(checkpoint, cells, self._rows)
         device = torch.device(request.device) if request.device else processes.device()
@@ -101,6 +109,7 @@ class CellsExplained(Explained):
             device=device,
         )
         self._methods = CellMethods(request, cells, every)
+        self._methods.require_few_units(self._rows)
         self._donors = self._read_donors()
 
     def _read_donors(self) -> np.ndarray | None:
@@ -163,7 +172,8 @@ class CellsExplained(Explained):
 
     def prepare(self) -> dict[str, Any]:
         """Embed states, read places of reference cells, and see how good the model is."""
-        facts = self._methods.prepare(self._reader, self._answer, self._rows)
+        self._methods.prepare()
+        facts = self._methods.measure(self._reader, self._answer, self._rows)
         how_good = processes.agreed(self._how_good)
         if how_good is not None and processes.is_first():
             say = logger.info if how_good["better_than_guessing"] else logger.warning
@@ -175,21 +185,16 @@ class CellsExplained(Explained):
         target, model, cells = self._asked.target, self._checkpoint.token_model, self._cells
         if not isinstance(model, CellClassifier) or target is None or target.name not in cells.obs_columns:
             return None
-        chosen = _drawn(np.arange(len(self._rows)), CELLS_JUDGED, np.random.default_rng(self._request.seed))
+        chosen = drawn(np.arange(len(self._rows)), CELLS_JUDGED, np.random.default_rng(self._request.seed))
         judged = cells.select(self._rows[chosen])
-        labels = _labels(target, judged)
+        labels = labels_in(target, judged.obs)
         if labels is None or not (known := ~np.isnan(labels).any(axis=1)).any():
             return None
         outputs = outputs_of(model, judged, model.head, max_tokens=self._reader.max_tokens)
         meaning = target.meaning(model.head.split(outputs.double())[self._asked.target_number]).numpy()[known]
         labels = labels[known]
         unit, what = replicates(None if self._donors is None else self._donors[chosen][known], len(labels))
-        if isinstance(target, Classes):
-            scored = of_classes(labels[:, 0], meaning.argmax(1), unit)
-        elif isinstance(target, SurvivalTime):
-            scored = of_risks(labels[:, 0], labels[:, 1], meaning[:, 0], unit)
-        else:
-            scored = of_numbers(labels[:, 0], meaning[:, 0], unit)
+        scored = of_target(target, labels, meaning, unit)
         return scored | {"replicates": what}
 
     def seconds(self, rows: np.ndarray) -> float | None:
@@ -231,17 +236,26 @@ class CellsExplained(Explained):
             "gap": pa.array(rows.gap, mask=np.isnan(rows.gap)),
             "exact": _taken([name in OPERATORS for name in self._request.methods], rows.method, pa.bool_()),
         }
+        if rows.fit is not None:
+            own |= {name: pa.array(of, mask=np.isnan(of)) for name, of in zip(SURROGATE_COLUMNS, rows.fit, strict=True)}
         carried = self._cells.obs[list(self._request.obs)].iloc[self._rows]
         of_all = pa.Schema.from_pandas(carried, preserve_index=False)  # some cells may know less of a column's type
         obs = pa.Table.from_pandas(carried.iloc[row], of_all, preserve_index=False).replace_schema_metadata(None)
-        return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *obs.schema]))
+        further = [(name, pa.float64()) for name in own if name in SURROGATE_COLUMNS]
+        return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *further, *obs.schema]))
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        of_fits = ["state", *SURROGATE_COLUMNS] if "surrogate" in self._request.methods else []
+        return ["cell", "gene", "method", "gap", *of_fits]
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the names of the genes, and what each method says of itself over all cells."""
         return self._methods.further(tables)
 
 
-def _drawn(rows: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
+def drawn(rows: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
     """Return the rows, or a random choice of too many, ascending."""
     return rows if most is None or len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
 
@@ -262,15 +276,3 @@ def _refuse_seen(checkpoint: Checkpoint, cells: TokenizedDataset, rows: np.ndarr
             f"{checkpoint.name} was trained on. Explain cells that it has not seen (cells.select(…)), or accept it: "
             "allow_seen=True (--allow-seen)."
         )
-
-
-def _labels(target: Any, cells: TokenizedDataset) -> np.ndarray | None:
-    """Return what is known of the target of each cell, as numbers (cells, numbers), NaN where it is not known."""
-    if isinstance(target, Classes):
-        number = {name: i for i, name in enumerate(target.classes)}
-        return cells.labels(target.name).map(number).to_numpy(dtype=np.float64)[:, None]
-    names = [target.name] if isinstance(target, Number) else [target.time, target.name]
-    if any(name not in cells.obs_columns for name in names):
-        return None
-    columns = [pd.to_numeric(cells.obs[name], errors="coerce").to_numpy(dtype=np.float64) for name in names]
-    return np.stack(columns, axis=1)

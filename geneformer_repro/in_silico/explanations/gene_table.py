@@ -175,7 +175,7 @@ def read(why: Attributions) -> Told:
                 f"The explanation holds infinite values (first: cell {first['cell']!r}, gene {first['gene']!r}, method "
                 f"{first['method']!r}), of which there is no mean. The model gave them: explain again with dtype=None."
             )
-        of_blocks.append(_sums(block[block["value"].notna()], numbers))
+        of_blocks.append(_sums(block[block["value"].notna() & block["gene"].notna()], numbers))
     if not sum(map(len, of_blocks)):
         raise InputError("No gene of the explanation has a value; there is nothing to average. Explain again.")
     summed = added(of_blocks, totals_by_key)

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
+
+from geneformer_repro.targets import Classes, SurvivalTime, Target
+from geneformer_repro.tokenizer.dataset import as_labels
 
 RESAMPLES = 1000
 _FEWEST = 3
@@ -131,3 +135,36 @@ def sentence(how_good: dict[str, Any]) -> str:
         f"The model is no better than guessing on the rows explained: {said}. Its explanation shows what the network "
         "does with its input, and nothing about the label."
     )
+
+
+def of_target(target: Target, label_NS: np.ndarray, meaning_NK: np.ndarray, unit_N: np.ndarray) -> dict[str, Any]:
+    """Return the score of a target's kind.
+
+    Parameters
+    ----------
+    target
+        What is predicted.
+    label_NS
+        What is known: the number of a class, a number, or a time and whether it is that of the event.
+    meaning_NK
+        What the model says, see `Target.meaning`.
+    unit_N
+        As of `of_classes`.
+    """
+    if isinstance(target, Classes):
+        return of_classes(label_NS[:, 0], meaning_NK.argmax(1), unit_N)
+    if isinstance(target, SurvivalTime):
+        return of_risks(label_NS[:, 0], label_NS[:, 1], meaning_NK[:, 0], unit_N)
+    return of_numbers(label_NS[:, 0], meaning_NK[:, 0], unit_N)
+
+
+def labels_in(target: Target, obs: pd.DataFrame) -> np.ndarray | None:
+    """Return what obs columns say of a target, (rows, numbers), NaN where nothing; None where columns are missing."""
+    names = [target.time, target.name] if isinstance(target, SurvivalTime) else [target.name]
+    if any(name not in obs for name in names):
+        return None
+    if isinstance(target, Classes):
+        number = {name: i for i, name in enumerate(target.classes)}
+        return as_labels(obs[target.name]).map(number).to_numpy(dtype=np.float64, na_value=np.nan)[:, None]
+    columns = [pd.to_numeric(obs[name], errors="coerce").to_numpy(dtype=np.float64) for name in names]
+    return np.stack(columns, axis=1)

@@ -7,8 +7,8 @@ are new but for every third, so nothing is computed twice: 18, 54, 162, 486.
 Of the rules that were tried on fine-tuned networks this takes the fewest passes (benchmarks/RESULTS.md). What a token
 adds rises steeply on a short stretch inside the way, where points of Gauss–Legendre and Clenshaw–Curtis, which crowd at
 the ends, are thin: with 54 middles all of 150 cells were within 1 %, with 54 points of Gauss–Legendre 92 to 98 %.
-Doubling keeps nothing. Halving the pieces that miss most, as `pair_reading` does for networks of few bends, bounds the
-error of every piece, which takes twice as many points as the sum needs.
+Doubling keeps nothing. Halving the pieces that miss most, as `adaptive_integrals` does for networks of few bends, bounds
+the error of every piece, which takes twice as many points as the sum needs.
 
 Shapes: R rows (cells, samples), I points on their ways, G inputs of a row (genes), S numbers explained.
 """
@@ -147,8 +147,9 @@ def integrate(
 
 def _gaps(miss_S: np.ndarray, scale_S: np.ndarray) -> np.ndarray:
     """Return misses as shares of scales; NaN of a scale of 0, infinite where something is not finite."""
-    share_S = np.divide(miss_S, scale_S, out=np.full(len(miss_S), np.nan), where=scale_S > 0)
-    return np.where(np.isfinite(miss_S) & np.isfinite(scale_S), share_S, np.inf)
+    is_finite_S = np.isfinite(miss_S) & np.isfinite(scale_S)
+    otherwise_S = np.where(is_finite_S, np.nan, np.inf)
+    return np.divide(miss_S, scale_S, out=otherwise_S, where=is_finite_S & (scale_S > 0))
 
 
 def _add_points(way: Way, integration: Integration, steps: int, rows: np.ndarray, sums: dict[int, np.ndarray]) -> None:

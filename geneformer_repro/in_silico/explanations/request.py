@@ -9,19 +9,22 @@ import torch
 
 from geneformer_repro.arguments import require_at_least
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.in_silico.explanations.explanation import COLUMNS
-from geneformer_repro.in_silico.explanations.gradients import Baseline
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Operator
 from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
+from geneformer_repro.in_silico.explanations.surrogate import Sampling
 from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.reading import Dtype, require_one_of
 from geneformer_repro.tokenizer.dataset import asked_labels
 
 ExplainMethod: TypeAlias = Literal[
     "delete", "hide", "mask", "median_rank", "first_order", "gradient_input", "integrated_gradients",
-    "attention_gradient", "rollout", "attention", "surrogate",
+    "attention_gradient", "rollout", "attention", "surrogate", "median",
 ]  # fmt: skip
 METHODS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
+AnyBaseline: TypeAlias = Literal["mask", "mean", "pad", "median"]
+"""Of models that read tokens the first three, of values of genes "mean" and "median", of characters "mean" and "pad".
+"""
 SUMMARIES = ("rollout", "attention")
 """Methods that say what is attended and nothing of the number explained: shares without sign, no attribution."""
 
@@ -44,7 +47,7 @@ class Request:
     seed: int = 0
     sets: Any = None
     pooled_masks: bool = False
-    baseline: Baseline = "mask"
+    baseline: AnyBaseline = "mask"
     steps: int = Integration().first_steps
     rule: Rule = "midpoint"
     operator: Operator = "hide"
@@ -59,13 +62,13 @@ class Request:
     def __post_init__(self) -> None:
         self._check_methods()
         require_at_least(max_cells=(self.max_cells, 1), seed=(self.seed, 0))
-        self.integration  # noqa: B018  # refuses steps and rules that are none
-        require_one_of(Baseline, "baseline", self.baseline)
+        self.integration, self.sampling  # noqa: B018  # which refuse settings that are none
+        require_one_of(AnyBaseline, "baseline", self.baseline)
         if self.operator not in ("hide", "median_rank"):
             raise InputError(f"operator, of the surrogate, must be 'hide' or 'median_rank', found {self.operator!r}.")
         if len(set(self.obs)) < len(self.obs):
             raise InputError(f"obs names a column twice: {list(self.obs)}.")
-        if taken := sorted(set(self.obs) & set(COLUMNS)):
+        if taken := sorted(set(self.obs) & {*COLUMNS, *SURROGATE_COLUMNS}):
             raise InputError(
                 f"The table has its own column {taken[0]!r}; rename that of obs, or name donors with donor=."
             )
@@ -76,12 +79,12 @@ class Request:
                 raise InputError(f"There is no method {method!r}. {did_you_mean(str(method), METHODS)}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise InputError(f"methods must name at least one, and each once; found {list(self.methods)}.")
-        of_groups = [method for method in self.methods if method in (*OPERATORS, "surrogate")]
+        of_groups = [method for method in self.methods if method in (*OPERATORS, "median", "surrogate")]
         if self.sets is not None and len(of_groups) < len(self.methods):
             others = [method for method in self.methods if method not in of_groups]
             raise InputError(
-                f"sets= takes groups of genes away at once, which {', '.join(OPERATORS)} and surrogate can; found "
-                f"{', '.join(others)}. For sets of genes by their values, use gene_set_enrichment."
+                f"sets= takes groups of genes away at once, which {', '.join(OPERATORS)}, median and surrogate can; "
+                f"found {', '.join(others)}. For sets of genes by their values, use gene_set_enrichment."
             )
 
     @property
@@ -105,6 +108,11 @@ class Request:
         """How integrated gradients are summed."""
         return Integration(rule=self.rule, first_steps=self.steps)
 
+    @property
+    def sampling(self) -> Sampling:
+        """How surrogates are fitted."""
+        return Sampling(n_masks=self.masks)
+
     def settings(self) -> dict[str, dict[str, Any]]:
         """Return the settings of each method, as metadata hold them."""
         return {method: self._settings_of(method) for method in self.methods}
@@ -114,11 +122,12 @@ class Request:
             case "mask":
                 return {"pooled": self.pooled_masks}
             case "integrated_gradients":
-                return {"baseline": self.baseline, **asdict(self.integration)}
+                how = asdict(self.integration)
+                return {"baseline": self.baseline, "steps": how.pop("first_steps"), **how}
             case "gradient_input":
                 return {"baseline": self.baseline}
             case "surrogate":
-                return {"operator": self.operator, "masks": self.masks}
+                return {"operator": self.operator, "masks": self.masks, **asdict(self.sampling)}
         return {}
 
 
