@@ -7,8 +7,8 @@ are new but for every third, so nothing is computed twice: 18, 54, 162, 486.
 Of the rules that were tried on fine-tuned networks this takes the fewest passes (benchmarks/RESULTS.md). What a token
 adds rises steeply on a short stretch inside the way, where points of Gauss–Legendre and Clenshaw–Curtis, which crowd at
 the ends, are thin: with 54 middles all of 150 cells were within 1 %, with 54 points of Gauss–Legendre 92 to 98 %.
-Doubling keeps nothing. Halving the pieces that miss most, as `adaptive_integrals` does for networks of few bends, bounds
-the error of every piece, which takes twice as many points as the sum needs.
+Doubling keeps nothing. Halving the pieces that miss most, as `adaptive_integrals` does for networks of few bends,
+bounds the error of every piece, which takes twice as many points as the sum needs.
 
 Shapes: R rows (cells, samples), I points on their ways, G inputs of a row (genes), S numbers explained.
 """
