@@ -425,9 +425,10 @@ def _refuse_seen(checkpoint: Checkpoint, samples: ScaledSamples) -> None:
         return
     is_seen = np.isin(samples.digests_N, checkpoint.seen)
     if is_seen.any():
+        first = str(samples.names[is_seen][0])
         raise InputError(
-            f"{is_seen.sum()} of {len(is_seen)} samples to explain (first: {str(samples.names[is_seen][0])!r}) are among "
-            f"those that {checkpoint.name} was trained on. Explain samples that it has not seen, or accept it: "
+            f"{is_seen.sum()} of {len(is_seen)} samples to explain (first: {first!r}) are among those that "
+            f"{checkpoint.name} was trained on. Explain samples that it has not seen, or accept it: "
             "allow_seen=True (--allow-seen)."
         )
 
