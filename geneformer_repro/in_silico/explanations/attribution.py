@@ -1,11 +1,16 @@
 """What a method says of one cell; the form in which all methods hand over."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from geneformer_repro.in_silico.explanations.surrogate import SurrogateFit
+
+class GoodnessOfFit(NamedTuple):
+    """How far a surrogate's weights are to be believed; see `surrogate.SurrogateFit`."""
+
+    sd_GS: np.ndarray
+    r2_S: np.ndarray
+    stability_S: np.ndarray
 
 
 class Attribution(NamedTuple):
@@ -21,5 +26,5 @@ class Attribution(NamedTuple):
     gap_S: np.ndarray | None = None
     """Of integrated gradients, the share by which completeness is missed; NaN where that means nothing. None for other
     methods."""
-    fit: "SurrogateFit | None" = None
-    """Of a surrogate, how far it is to be believed; None for other methods."""
+    fit: GoodnessOfFit | None = None
+    """Of a surrogate; None for other methods."""

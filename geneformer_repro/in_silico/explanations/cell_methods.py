@@ -15,7 +15,7 @@ from torch import Tensor
 import geneformer_repro.processes as processes
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.answers import Answer, unchanged
-from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.explanations.attribution import Attribution, GoodnessOfFit
 from geneformer_repro.in_silico.explanations.gene_sets import read_gene_sets
 from geneformer_repro.in_silico.explanations.gradients import (
     GRADIENT_METHODS,
@@ -80,8 +80,8 @@ class Rows(NamedTuple):
     @classmethod
     def joined(cls, blocks: Sequence["Rows"]) -> "Rows":
         """Return the rows of several blocks."""
-        columns = zip(*blocks, strict=True)
-        return cls(*(None if of[0] is None else np.concatenate(of, axis=-1) for of in columns))
+        *columns, fits = zip(*blocks, strict=True)
+        return cls(*map(np.concatenate, columns), fit=None if fits[0] is None else np.concatenate(fits, axis=1))
 
 
 class CellMethods:
@@ -309,7 +309,10 @@ class CellMethods:
         fits = surrogates(
             reader, answer, cells, self._vocabulary, operator, rngs, show, groups=self._groups, sampling=sampling
         )
-        return [Attribution(fit.weight_US, fit.before_S, fit=fit) for fit in fits]
+        return [
+            Attribution(fit.weight_US, fit.before_S, fit=GoodnessOfFit(fit.sd_US, fit.r2_S, fit.stability_S))
+            for fit in fits
+        ]
 
     def _baseline(self, reader: Reader, baseline: Baseline) -> Tensor:
         """Return the rows from which genes start, made once."""
@@ -349,7 +352,7 @@ class CellMethods:
         fit = of_cell.fit
         if fit is None:
             return np.full((3, len(unit)), np.nan)
-        return np.stack([fit.sd_US[unit, state], fit.r2_S[state], fit.stability_S[state]])
+        return np.stack([fit.sd_GS[unit, state], fit.r2_S[state], fit.stability_S[state]])
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the names of the genes that have a row, and how completely integrated gradients add up."""

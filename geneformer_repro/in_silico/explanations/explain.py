@@ -156,8 +156,30 @@ def explain(
 
     See Also
     --------
-    Explanation : What is returned.
+    Explanation : What is returned; its ``genes`` are a table with donors as replicates.
+    gene_set_enrichment : Which gene sets stand out in it.
     perturb : Screens, which ask what a change does to the cell.
+
+    References
+    ----------
+    Sundararajan, Taly & Yan, ICML 2017, integrated gradients; Ribeiro, Singh & Guestrin, KDD 2016, surrogates;
+    Abnar & Zuidema, ACL 2020, rollout.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> model, cells = gf.Checkpoint.from_pretrained("runs/type"), gf.TokenizedDataset.open("cells.tok")
+    >>> why = gf.explain(
+    ...     model, cells, state="CD19+ B", methods=["attention_gradient", "first_order"], donor="donor", max_cells=4
+    ... )
+    >>> why.measure
+    'log-odds of each cell_type named in column state against all other classes, in nats'
+    >>> why.metadata["how_good"]["better_than_guessing"]
+    False
+    >>> why.table[["donor", "gene", "place", "method", "state"]].head(2)
+        donor             gene  place              method    state
+    0  donor3  ENSG00000115523      0  attention_gradient  CD19+ B
+    1  donor3  ENSG00000106565      1  attention_gradient  CD19+ B
     """
     request = Request(
         target=target, state=state, contrast=contrast, goal=goal, gene=gene, layer=layer, pooling=pooling,

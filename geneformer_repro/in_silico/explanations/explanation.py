@@ -70,7 +70,15 @@ class Explanation(BlockTable):
 
     See Also
     --------
+    explain : Makes it.
     ShiftTable : The same of a screen.
+
+    Examples
+    --------
+    >>> import geneformer_repro as gf
+    >>> why = gf.Explanation.open("why.parquet")
+    >>> why.methods, why.metadata["n_cells"], why.metadata["states"]
+    (('hide', 'gradient_input'), 6, ['CD19+ B'])
     """
 
     form = FORM
@@ -97,6 +105,17 @@ class Explanation(BlockTable):
         ------
         DataFormatError
             The file is damaged; or, of some columns, a row lacks what every row has, or has a place below 0.
+
+        See Also
+        --------
+        Explanation : Its ``table`` has all rows at once.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> why = gf.Explanation.open("why.parquet")
+        >>> sum(len(block) for block in why.blocks(["gene", "value"])) == len(why)
+        True
         """
         yield from self._blocks(columns)
 
@@ -128,11 +147,36 @@ class Explanation(BlockTable):
         ------
         InputError
             A value is infinite, none is known, or `cells` lacks cells, genes or the column of the classes.
+
+        See Also
+        --------
+        gene_set_enrichment : From the genes to sets of them.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> genes = gf.Explanation.open("why.parquet").genes()
+        >>> genes.index.name, int(genes["n_donors"].max())
+        ('gene_id', 3)
         """
         return gene_table(self, cells, counts, absolute=absolute)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write one Parquet file; `metadata` goes into its header."""
+        """Write one Parquet file; `metadata` goes into its header.
+
+        See Also
+        --------
+        Explanation.open : Open it again.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> why = gf.Explanation.open("why.parquet")
+        >>> hidden = gf.Explanation(why.table[why.table["method"] == "hide"], why.metadata)
+        >>> hidden.save("hidden.parquet")
+        >>> len(gf.Explanation.open("hidden.parquet")) == len(hidden)
+        True
+        """
         self._save(Path(path), overwrite=overwrite)
 
     @classmethod
@@ -144,6 +188,21 @@ class Explanation(BlockTable):
         DataFormatError
             The file is missing or not such a table: no Parquet file, of another format, with columns or metadata that
             are lacking or of another type, or with more rows than its bytes can hold.
+
+        See Also
+        --------
+        Explanation.save : Write one.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.Explanation.open("why.parquet").methods
+        ('hide', 'gradient_input')
+        >>> gf.Explanation.open("shifts.parquet")
+        Traceback (most recent call last):
+            ...
+        geneformer_repro.errors.DataFormatError: shifts.parquet: expected format 'geneformer_repro/explanation/1', found
+        'geneformer_repro/shifts/2'. Expected the output of explain; run it again.
         """
         return cls._opened(path)
 

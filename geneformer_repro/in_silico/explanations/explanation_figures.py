@@ -220,7 +220,7 @@ def sanity_figure(table: pd.DataFrame, *, bound: float) -> "Figure":
         )
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set(ylim=(-1.02, 1.02), ylabel="Spearman with the model's attributions\n(bar: quartiles over cells)")
-    axes.set_xticks(range(len(models)), [fill(model, 14) for model in models], fontsize=8)
+    axes.set_xticks(range(len(models)), [fill(model, 12) for model in models], fontsize=8)
     axes.set_axisbelow(True)
     legend_beside(axes)
     return figure

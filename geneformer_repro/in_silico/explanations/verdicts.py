@@ -25,13 +25,13 @@ UNKNOWN = (
 def how_good(metadata: Mapping[str, Any]) -> str:
     """Say how good the model is on the rows explained."""
     found = metadata.get("how_good")
-    return UNKNOWN if not found else sentence(found, replicates="donors" if metadata.get("donor") else "rows")
+    return UNKNOWN if not found else sentence(found)
 
 
 def is_guessing(metadata: Mapping[str, Any]) -> bool:
     """Whether the model was found to be no better than guessing on the rows explained."""
     found = metadata.get("how_good")
-    return found is not None and not found["better_than_guessing"]
+    return found is not None and found["better_than_guessing"] is False
 
 
 def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
