@@ -124,7 +124,7 @@ FUNCTIONS = {
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
     "device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
-    "explain": "checkpoint, rows, *, target, state, contrast, goal, gene, layer, pooling, methods, donor, obs, "
+    "explain": "checkpoint, rows, *, drugs, reading, target, state, contrast, goal, gene, layer, pooling, methods, donor, obs, "
     "max_cells, seed, sets, pooled_masks, baseline, steps, rule, operator, masks, out, dtype, max_tokens, device, "
     "allow_seen, overwrite",
     "Explanation.blocks": "self, columns",

@@ -6,6 +6,7 @@ the same question.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,9 @@ def request_of(why: Explanation, checkpoint: Checkpoint, methods: Sequence[str])
             "The explanation was asked with vectors of states (GoalState(embeddings=…)), which its file does not hold, "
             "so it cannot be asked again. Explain without them, or test with removal=False, random_weights=False."
         )
-    asked = {name: settings.get(method, {}).get(name) for method, name in _SETTINGS}
+    asked: dict[str, Any] = {
+        name: found for method, name in _SETTINGS if (found := settings.get(method, {}).get(name)) is not None
+    }
     head = checkpoint.head
     has_classes = head is not None and any(
         isinstance(one, Classes) and one.name == told.get("target") for one in head.targets
@@ -60,14 +63,15 @@ def request_of(why: Explanation, checkpoint: Checkpoint, methods: Sequence[str])
         pooling=told.get("pooling") if goal else None,
         methods=tuple(methods),
         allow_seen=True,
-        pooled_masks=bool(asked["pooled"]),
-        **{name: asked[name] for name in ("baseline", "steps", "operator", "masks") if asked[name] is not None},
+        pooled_masks=bool(settings.get("mask", {}).get("pooled")),
+        **asked,
     )
 
 
 _OF_GOAL = ("obs", "start", "goal", "alternatives")
 _SETTINGS = (
-    ("mask", "pooled"), ("integrated_gradients", "baseline"), ("integrated_gradients", "steps"),
+    ("integrated_gradients", "baseline"), ("integrated_gradients", "steps"),
+    ("integrated_gradients", "rule"), ("gradient_input", "baseline"),
     ("surrogate", "operator"), ("surrogate", "masks"),
 )  # fmt: skip
 
@@ -100,6 +104,7 @@ class Again:
         self._why, self._checkpoint, self._cells, self.rows = why, checkpoint, cells, rows
         self.methods = [method for method in why.methods if method != "surrogate"]
         self._request = request_of(why, checkpoint, self.methods)
+        self._reference = Asked(self._request, checkpoint, cells).rows()
         self.all_methods, self.vocabulary = why.methods, cells.vocabulary
         self.names: list[str] = cells.cell_names[rows].tolist()
         self.tokens = [cells[int(row)] for row in rows]
@@ -107,10 +112,8 @@ class Again:
         donor = why.metadata.get("donor")
         self.donors = [None] * len(rows) if donor is None else cells.labels(donor).iloc[rows].tolist()
 
-    @cached_property
     def _of_cells(self) -> CellMethods:
-        every = Asked(self._request, self._checkpoint, self._cells).rows()
-        methods = CellMethods(self._request, self._cells, every)
+        methods = CellMethods(self._request, self._cells, self._reference)
         methods.prepare()
         return methods
 
@@ -140,18 +143,21 @@ class Again:
     @property
     def n_passes(self) -> int:
         """How often the network is run for `explained`."""
-        return sum(self._of_cells.passes(len(tokens)) for tokens in self.tokens)
+        methods = self._of_cells()
+        return sum(methods.passes(len(tokens)) for tokens in self.tokens)
 
     def explained(self, checkpoint: Checkpoint, show: Callable[[int], object]) -> Explanation:
         """Return the same cells by the same methods, but for surrogates, of another model."""
         answer = self._answer(checkpoint)
-        reader = self._reader(checkpoint, answer)
+        reader, of_cells = self._reader(checkpoint, answer), self._of_cells()
+        if "integrated_gradients" in self.methods:
+            of_cells.learn_spread(reader, answer, self.tokens)
         frames = []
-        units, states = np.array(self._of_cells.unit_names, dtype=object), np.array(answer.names, dtype=object)
+        units, states = np.array(of_cells.unit_names, dtype=object), np.array(answer.names, dtype=object)
         for method in self.methods:
-            done = self._of_cells.do(method, reader, answer, self.tokens, show)
+            done = of_cells.do(method, reader, answer, self.tokens, show)
             for i, of_cell in enumerate(done):
-                frame = pd.DataFrame(self._of_cells.rows(method, self.tokens[i], of_cell)._asdict())
+                frame = pd.DataFrame(of_cells.rows(method, self.tokens[i], of_cell)._asdict())
                 of = {"cell": self.names[i], "donor": self.donors[i], "method": method, "exact": True}
                 frames.append(frame.assign(gene=units[frame["unit"]], state=states[frame["state"]], **of))
         table = pd.concat(frames, ignore_index=True)

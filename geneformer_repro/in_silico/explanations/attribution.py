@@ -13,6 +13,10 @@ class GoodnessOfFit(NamedTuple):
     stability_S: np.ndarray
 
 
+LEAST_R2, LEAST_STABILITY = 0.3, 0.5
+"""Of a surrogate: with less on held-out masks, or between halves of them, its weights are shown and rank nothing."""
+
+
 class Attribution(NamedTuple):
     """What one method says of one cell.
 

@@ -81,7 +81,8 @@ class Rows(NamedTuple):
     def joined(cls, blocks: Sequence["Rows"]) -> "Rows":
         """Return the rows of several blocks."""
         *columns, fits = zip(*blocks, strict=True)
-        return cls(*map(np.concatenate, columns), fit=None if fits[0] is None else np.concatenate(fits, axis=1))
+        rows = cls(*map(np.concatenate, columns))
+        return rows if fits[0] is None else rows._replace(fit=np.concatenate(fits, axis=1))
 
 
 class CellMethods:
@@ -183,9 +184,13 @@ class CellMethods:
             return {}
         rng = np.random.default_rng(self._request.seed)
         some = [self._cells[int(row)] for row in rng.permutation(rows)[:CELLS_OF_SPREAD]]
-        self._spread_S = processes.agreed(lambda: answer_spread(reader, answer, some, self._vocabulary))
+        self.learn_spread(reader, answer, some)
         alike = processes.agreed(lambda: self._agreement_of_baselines(reader, answer, some[:CHECKED_CELLS]))
         return {"baseline_agreement": alike}
+
+    def learn_spread(self, reader: Reader, answer: Answer, cells: Sequence[np.ndarray]) -> None:
+        """Learn how far answers of some cells differ, which completeness is compared with."""
+        self._spread_S = processes.agreed(lambda: answer_spread(reader, answer, cells, self._vocabulary))
 
     def _agreement_of_baselines(
         self, reader: Reader, answer: Answer, cells: Sequence[np.ndarray]
@@ -295,6 +300,7 @@ class CellMethods:
     ) -> list[Attribution]:
         settings: dict[str, Any] = {}
         if method in ("gradient_input", "integrated_gradients"):
+            assert self._request.baseline != "median", "which is of values"
             settings["baseline_PD"] = self._baseline(reader, self._request.baseline)
         if method == "integrated_gradients":
             settings |= {"integration": self._request.integration, "spread_S": self._spread_S}

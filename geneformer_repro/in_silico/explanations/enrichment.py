@@ -112,9 +112,9 @@ def gene_set_enrichment(
       and Hochberg over all sets of a direction, those without overlap too, whose p-value is 1), ``plain_expected``,
       ``plain_p_value`` and ``plain_fdr`` (without strata: Fisher's exact test), ``genes`` that overlap.
     - "prerank": ``es``, the extreme of the running sum; ``es_sd`` over 10 orders of equal scores; ``nes``, over the
-      mean
-      of its null; ``p_value`` within sign, ``fdr``, ``plain_p_value`` and ``plain_fdr`` (exchanges of all genes); with
-      `donors` ``donor_p_value`` and ``donor_fdr``; ``genes`` of the leading edge.
+      mean of its null; ``p_value`` within sign, ``fdr``, ``plain_p_value`` and ``plain_fdr`` (exchanges of all genes);
+      with `donors` ``donor_p_value`` and ``donor_fdr`` (of the mean over the set's genes, less what genes of their
+      strata have); ``genes`` of the leading edge.
 
     ``attrs`` has what was tested and lost: ``sentence``, ``score``, ``strata``, ``sets`` (file, digest, version,
     licence), and for each table ``tests``.

@@ -54,8 +54,9 @@ def sets_figure(table: pd.DataFrame, *, title: str = "", n_shown: int = N_SHOWN)
     axes.set_yticks(at, names, fontsize=8)
     axes.grid(axis="x", color=LIGHT)
     axes.set_axisbelow(True)
-    _entitle(axes, title)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    if title:
+        figure.suptitle(title, fontsize=10, color="#374151")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
 

@@ -416,7 +416,8 @@ class ExplainedSamples(Explained):
         n_units = len(self._unit_names)
         ask = partial(self._without, scaled_I, median_G)
         fit = surrogate(ask, n_units, rng, sampling=self.request.sampling)
-        return Attribution(fit.weight_US, fit.before_S, fit=GoodnessOfFit(fit.sd_US, fit.r2_S, fit.stability_S))
+        good = GoodnessOfFit(fit.sd_US, fit.r2_S, fit.stability_S)
+        return Attribution(fit.weight_US, fit.before_S, fit=good)
 
 
 def _refuse_seen(checkpoint: Checkpoint, samples: ScaledSamples) -> None:

@@ -12,6 +12,7 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.explanations import verdicts
 from geneformer_repro.in_silico.explanations.agreement import agreement
+from geneformer_repro.in_silico.explanations.attribution import LEAST_R2, LEAST_STABILITY
 from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.explanation_figures import (
@@ -20,15 +21,24 @@ from geneformer_repro.in_silico.explanations.explanation_figures import (
     gaps_figure,
     genes_figure,
     sanity_figure,
+    surrogate_figure,
 )
-from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP, PREDICTORS, donor_means, gene_table, read
+from geneformer_repro.in_silico.explanations.gene_table import (
+    FIT,
+    PREDICTORS,
+    SURROGATE,
+    donor_means,
+    gene_table,
+    most_gap,
+    read,
+)
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE
 from geneformer_repro.report import Section, write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Kind = Literal["genes", "agreement", "gaps", "removal", "insertion", "sanity"]
+Kind = Literal["genes", "agreement", "gaps", "surrogate", "removal", "insertion", "sanity"]
 N_STATES, N_SHOWN = 4, 15
 """Of which a page has sections; and rows of each sign in its tables."""
 _SHOWN = (
@@ -55,8 +65,8 @@ def plot_explanation(
         The explanation.
     kind
         "genes": the strongest genes of both signs, a dot a donor. "agreement": how far methods agree, beside chance.
-        "gaps": how complete integrated gradients are. Of `check`: "removal" and "insertion", what becomes of the answer
-        as genes go, or come; "sanity", what stays alike when the model forgets.
+        "gaps": how complete integrated gradients are. "surrogate": how well surrogates fit. Of `check`: "removal" and
+        "insertion", what becomes of the answer as genes go, or come; "sanity", what stays alike when the model forgets.
     method, state
         Of which; default the first.
     genes
@@ -91,7 +101,9 @@ def plot_explanation(
     if kind not in get_args(Kind):
         raise InputError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, found {kind!r}.")
     if kind == "gaps":
-        return gaps_figure(_gaps(why), bound=MOST_GAP)
+        return gaps_figure(_gaps(why), bound=most_gap(why.metadata))
+    if kind == "surrogate":
+        return surrogate_figure(*_fits(why), least_r2=LEAST_R2, least_stability=LEAST_STABILITY)
     if kind == "agreement":
         return agreement_figure(_of(agreement(why) if check is None else check.agreement, "state", state))
     if kind == "genes":
@@ -148,6 +160,16 @@ def _gaps(why: Explanation) -> np.ndarray:
     return found
 
 
+def _fits(why: Explanation) -> tuple[np.ndarray, np.ndarray]:
+    """Return R² and stability of the surrogate of each cell and state."""
+    if SURROGATE not in why.methods:
+        raise InputError("kind='surrogate' draws how well surrogates fit, and the explanation has none.")
+    blocks = why.blocks(["cell", "method", "state", *FIT])
+    fits = [block[block["method"] == SURROGATE].drop_duplicates(["cell", "state"])[list(FIT)] for block in blocks]
+    r2, stability = pd.concat(fits).to_numpy(dtype=float).T
+    return r2, stability
+
+
 # The page
 
 
@@ -202,7 +224,7 @@ def write_explanation_report(
     table = genes if genes is not None else check.genes if check is not None else gene_table(why)
     guessing = verdicts.is_guessing(why.metadata)
     first = verdicts.how_good(why.metadata)
-    known = why.metadata.get("how_good") is not None and not guessing
+    known = verdicts.is_known(why.metadata) and not guessing
     explained = f"What is explained: {why.measure}. {_counted(why)}"
     write_report(
         path,
@@ -332,7 +354,15 @@ def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterat
             "Are integrated gradients complete",
             "Their sum should be the whole difference from the baseline. Cells beyond the bound are left out of means.",
             "That the baseline is the right one: another asks another question.",
-            figure=gaps_figure(_gaps(why), bound=MOST_GAP),
+            figure=gaps_figure(_gaps(why), bound=most_gap(why.metadata)),
+        )
+    if SURROGATE in why.methods:
+        yield Section(
+            "Do surrogates fit",
+            "A point a cell and state. Cells outside the dashed corner are left out of means: their weights rank "
+            "nothing.",
+            "That the model is a sum where they fit: only that a sum comes near it.",
+            figure=surrogate_figure(*_fits(why), least_r2=LEAST_R2, least_stability=LEAST_STABILITY),
         )
 
 

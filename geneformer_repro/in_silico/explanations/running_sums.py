@@ -172,37 +172,6 @@ def _orders(score: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([np.lexsort((rng.random(len(score)), -score)) for _ in range(N_ORDERS)])
 
 
-def flipped(
-    effects: np.ndarray,
-    members: Members,
-    *,
-    n_permutations: int = N_PERMUTATIONS,
-    weight: float = 1.0,
-    rng: np.random.Generator,
-) -> Enrichment:
-    """Score sets on the mean over donors, against flips of the donors' signs, which keep how genes go together.
-
-    Null hypothesis: what a donor's genes have beyond genes like them is as likely as its opposite.
-
-    Parameters
-    ----------
-    effects
-        Donors × genes, less what genes of like detection and place have in that donor; without NaN.
-    members, n_permutations, weight, rng
-        As of `enriched`. Where there are no more than so many flips, all are taken: with six donors no p-value is below
-        1/32.
-    """
-    n_donors = len(effects)
-    if 2**n_donors <= n_permutations:
-        signs = 1 - 2 * ((np.arange(1, 2**n_donors)[:, None] >> np.arange(n_donors)) & 1)
-    else:
-        signs = rng.choice([-1, 1], size=(n_permutations, n_donors))
-    of_signs = np.concatenate([np.ones((1, n_donors)), signs]) @ effects / n_donors
-    orders = np.argsort(-of_signs, axis=1, kind="stable")
-    scores = enrichment_scores(orders, np.take_along_axis(np.abs(of_signs) ** weight, orders, axis=1), members)
-    return against(scores[:1], scores[1:])
-
-
 def leading_edge(order: np.ndarray, weight_at: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """Return the genes of a set up to the extreme of its running sum, or from it on where that is below 0."""
     in_set = np.isin(order, genes)

@@ -19,9 +19,8 @@ from torch import nn
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import CellClassifier, GeneClassifier
-from geneformer_repro.in_silico.blockwise import InBlocks
 from geneformer_repro.in_silico.explanations.agreement import FEWEST_GENES, spearman
-from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
+from geneformer_repro.in_silico.explanations.gene_table import Attributions, sound_blocks
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.targets import Classes, Number, Target
 
@@ -30,7 +29,7 @@ MOST_ALIKE = 0.3
 """Spearman correlation with random weights beyond which a map mostly shows the input."""
 _OTHER_WEIGHTS = 2**31
 """Added to seeds, so that no weights are those that a training with the same seed began with."""
-_READ = ("cell", "gene", "method", "state", "value", "gap")
+_READ = ("cell", "gene", "method", "state", "value")
 
 
 # Models that forgot
@@ -180,7 +179,7 @@ def _fitted_classes(target: Classes, vectors: np.ndarray, labels: np.ndarray) ->
 # What stays alike
 
 
-def sanity(why: InBlocks, others: Iterator[tuple[str, Callable[[], InBlocks]]]) -> pd.DataFrame:
+def sanity(why: Attributions, others: Iterator[tuple[str, Callable[[], Attributions]]]) -> pd.DataFrame:
     """Compare attributions with those of models that forgot.
 
     Parameters
@@ -207,14 +206,12 @@ def sanity(why: InBlocks, others: Iterator[tuple[str, Callable[[], InBlocks]]]) 
     return pd.concat(tables, ignore_index=True)
 
 
-def _values(why: InBlocks, *, cells: set[str] | None = None) -> pd.Series:
+def _values(why: Attributions, *, cells: set[str] | None = None) -> pd.Series:
     """Return the attributions of some cells, or all, by method, state, cell and gene."""
     parts = []
-    for block in why.blocks(list(_READ)):
-        kept = block["value"].notna() & ~(block["gap"] > MOST_GAP)
-        if cells is not None:
-            kept &= block["cell"].isin(cells)
-        parts.append(block.loc[kept, ["method", "state", "cell", "gene", "value"]].astype({"state": object}))
+    for block in sound_blocks(why, _READ):
+        chosen = block if cells is None else block[block["cell"].isin(cells)]
+        parts.append(chosen[list(_READ)].astype({"state": object}))
     table = pd.concat([part.astype(dict.fromkeys(["method", "cell", "gene"], object)) for part in parts])
     return table.set_index(["method", "state", "cell", "gene"])["value"]
 

@@ -187,7 +187,7 @@ def _column(rows: pd.DataFrame, called: str, name: str | None, choices: Sequence
         if name not in rows:
             raise InputError(f"{called}: has no column {name!r}. {did_you_mean(name, rows.columns)}")
         return name
-    found = column_called([column for column in rows.columns if np.isfinite(_numbers(rows[column])).any()], choices)
+    found = column_called([column for column in rows.columns if not np.isnan(_numbers(rows[column])).all()], choices)
     if found is None:
         raise InputError(
             f"{called}: has no column of a {what}, which may be called {', '.join(choices[:8])} …; found "

@@ -18,14 +18,13 @@ from scipy.stats import rankdata
 from geneformer_repro.arguments import require_at_least
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.answers import Answer, View, unchanged
+from geneformer_repro.in_silico.explanations.attribution import LEAST_R2, LEAST_STABILITY
 from geneformer_repro.in_silico.explanations.occlusions import Alter, ask
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 MOST_UNITS = 300
 """Genes a cell may have to be its own units: masks are in proportion to units."""
-LEAST_R2, LEAST_STABILITY = 0.3, 0.5
-"""Below which weights are shown and not ranked."""
 _PENALTIES = np.logspace(-6, 1, 15)
 """By what squared weights are multiplied, for a total weight of masks of 1."""
 

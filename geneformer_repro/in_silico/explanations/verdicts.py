@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.in_silico.explanations.agreement import PLACE
+from geneformer_repro.in_silico.explanations.gene_table import why_unsound
 from geneformer_repro.in_silico.explanations.how_good import sentence
 from geneformer_repro.in_silico.explanations.removal import BY_CHANGE, BY_PLACE, LARGEST
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE, PERMUTED_LABELS, RANDOM_WEIGHTS
@@ -28,10 +29,15 @@ def how_good(metadata: Mapping[str, Any]) -> str:
     return UNKNOWN if not found else sentence(found)
 
 
+def is_known(metadata: Mapping[str, Any]) -> bool:
+    """Whether it is known how good the model is on the rows explained."""
+    found = metadata.get("how_good")
+    return found is not None and found["better_than_guessing"] is not None
+
+
 def is_guessing(metadata: Mapping[str, Any]) -> bool:
     """Whether the model was found to be no better than guessing on the rows explained."""
-    found = metadata.get("how_good")
-    return found is not None and found["better_than_guessing"] is False
+    return is_known(metadata) and not metadata["how_good"]["better_than_guessing"]
 
 
 def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -47,8 +53,8 @@ def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
         yield "No gene was seen in three donors, so there are effects and no p-values."
     else:
         yield "No donors were named, so there are effects and no p-values: cells of a donor are alike."
-    for method, n in genes.attrs["n_incomplete"].items():
-        yield f"{n:,} of {genes.attrs['n_cells']:,} cells miss the completeness of {method} and are left out of it."
+    for method, n in genes.attrs["n_left_out"].items():
+        yield f"{n:,} of {genes.attrs['n_cells']:,} cells {why_unsound(method)} and are left out of {method}."
     explained = {key: r2 for key, r2 in genes.attrs["explained_by_baselines"].items() if r2 > 0.5}
     for key, r2 in explained.items():
         yield f"What needs no model (place, detection, expression) explains R² = {r2:.2f} of {key}."
@@ -82,7 +88,11 @@ def of_removal(removal: pd.DataFrame) -> Iterator[str]:
             method = row["order"].partition(",")[0]
             better = row["better"] > 0 and not row["p_value"] >= SIGNIFICANT
             beaten = simple.loc[simple["better"] >= row["better"], "order"].tolist()
-            said = "moves the answer more than removing genes at random" if better else "moves it no more than chance"
+            said = (
+                "moves the answer more than removing genes at random"
+                if better
+                else "is not shown to move it more than chance"
+            )
             also = f", but no more than going by {' or '.join(beaten)}" if better and beaten else ""
             also += "" if not np.isnan(row["p_value"]) else ", untested below three donors"
             faithful = "" if np.isnan(row["faithfulness"]) else f" (faithfulness {row['faithfulness']:.2f})"

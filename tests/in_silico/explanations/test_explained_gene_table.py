@@ -72,8 +72,8 @@ def test_cells_that_miss_completeness_are_left_out_and_counted(caplog):
     table = gene_table(Made(pd.concat([good, bad, rows({"a.2": [3.0]})])))
     of_method = table.set_index("method")["effect"]
     assert of_method.to_dict() == {"integrated_gradients": 1, "hide": 3}
-    assert table.attrs["n_incomplete"] == {"integrated_gradients": 1}
-    assert "1 of 3 cells miss the completeness of integrated_gradients" in caplog.text
+    assert table.attrs["n_left_out"] == {"integrated_gradients": 1}
+    assert "1 of 3 cells miss completeness and are left out of integrated_gradients" in caplog.text
 
 
 def test_there_is_a_row_for_each_method_and_state():
