@@ -200,3 +200,17 @@ def test_a_run_on_vectors_of_others_has_no_genes(tmp_path, checkpoint, few):
     run = run_of(tmp_path / "run", checkpoint, vectors="X_scvi")
     with pytest.raises(gf.InputError, match="which genes made them is not known"):
         explained(run, checkpoint, few)
+
+
+def test_a_file_of_patients_goes_on_and_opens(tmp_path, checkpoint, few):
+    run = run_of(tmp_path / "run", checkpoint)
+    asked = {"patients": run, "target": "event", "methods": ["gradient_input", "attention"], "obs": ["phase"]}
+    with pytest.raises(gf.InputError, match="donor= is not for patients"):
+        gf.explain(checkpoint, few, **asked, donor="donor")
+    why = gf.explain(checkpoint, few, **asked, out=tmp_path / "why.parquet")
+    again = gf.Explanation.open(tmp_path / "why.parquet")
+    assert again.metadata["n_cells"] == 3
+    assert again.metadata["how_good"] is None
+    pd.testing.assert_frame_equal(again.table, why.table)
+    genes = why.genes()
+    assert (genes["n_donors"] == genes["n_cells"]).all()  # each patient is a replicate
