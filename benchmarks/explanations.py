@@ -3,43 +3,39 @@
 V1-10M with the published vocabulary's 25,426 tokens and random weights, log-odds of one class, made-up cells of one
 length; the methods in turn. Integrated gradients and the surrogate are timed with as few passes as they take.
 
-OMP_NUM_THREADS=1 python benchmarks/explanations.py --cells 12 --genes 400        # about three minutes
-OMP_NUM_THREADS=1 python benchmarks/explanations.py --complete                    # about three minutes
-OMP_NUM_THREADS=1 python benchmarks/explanations.py --occlusions                  # about three minutes
+OMP_NUM_THREADS=1 python benchmarks/explanations.py --cells 8 --genes 400                # about two minutes
+OMP_NUM_THREADS=1 python benchmarks/explanations.py --complete "CD19+ B" "CD56+ NK"      # about three minutes a class
 
 `--complete` fine-tunes a tiny classifier on the blood cells that ship and counts the steps after which integrated
-gradients of 50 cells it has not seen add up.
-`--occlusions` counts genes of a cell that are hidden, deleted, masked or moved a second, beside an exact screen of the
-same deletions and stock BERT with these keys masked by an attention mask, ten cells a batch.
+gradients of 50 cells it has not seen add up, for the log-odds of each class that is named. `--agree` (three minutes)
+ranks the genes of six such cells by every method.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from _side_by_side import in_turn, machine, rates, ratio
+from _side_by_side import in_turn, machine
 from perturbation import made_up
-from transformers import BertModel
+from scipy.stats import spearmanr
 
 import geneformer_repro as gf
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico.engine import Engine, PerturbedCell, Prediction
-from geneformer_repro.in_silico.explanations.answers import ClassOfCell, log_odds, unchanged
-from geneformer_repro.in_silico.explanations.gradients import baseline_agreement, baseline_rows, gradients
-from geneformer_repro.in_silico.explanations.occlusions import (
-    OPERATORS,
-    ask,
-    first_order,
-    hidden,
-    median_places,
-    occlusions,
-    operation,
+from geneformer_repro.in_silico.explanations.answers import ClassOfCell, unchanged
+from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.explanations.gradients import (
+    GRADIENT_METHODS,
+    baseline_agreement,
+    baseline_rows,
+    gradients,
 )
+from geneformer_repro.in_silico.explanations.occlusions import ask, first_order, hidden, occlusions, operation
 from geneformer_repro.in_silico.explanations.path_integrals import Integration
-from geneformer_repro.in_silico.parted import CPU_TOKENS
+from geneformer_repro.in_silico.explanations.surrogate import USUAL, surrogates
 from geneformer_repro.in_silico.perturbation import Deletion, Edits
 from geneformer_repro.model import bert_config
 from geneformer_repro.reading import Reader, batches_of
@@ -58,6 +54,8 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
     reader = Reader.of(gf.Checkpoint(model, vocabulary), device="cpu", max_tokens=4096)
     views = [unchanged(cell, vocabulary, answer) for cell in cells]
     without = [hidden(views[0], np.array([place])) for place in range(n_cells)]
+    deletions = Edits(Deletion(), vocabulary).variants(cells[0]).select(np.arange(n_cells))
+    engine = Engine(reader, vocabulary, "mean", Prediction(model, 0), None, n_genes)
     few = Integration(first_steps=2, most_steps=2)
 
     def method(name: str, **settings: object) -> Callable[[], object]:
@@ -66,6 +64,7 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
     works = {
         "forward": lambda: ask(reader, answer, views),
         "hide, a gene": lambda: ask(reader, answer, without),
+        "exact screen, a gene": lambda: engine.run([PerturbedCell(cells[0], deletions)]),
         "first_order": lambda: first_order(reader, answer, cells, vocabulary),
         "gradient_input": method("gradient_input"),
         "attention_gradient": method("attention_gradient"),
@@ -81,52 +80,7 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
         print(f"  {name:<30} {a_cell:8.1f}   {statistics.median(over):5.2f} ({over[0]:.2f}–{over[-1]:.2f})")
 
 
-def occlusion_rates(size: str, n_genes: int, runs: int) -> None:
-    """Print how many genes of a cell each operator takes away a second, beside a screen and stock BERT."""
-    whole = made_up(size, n_genes)
-    cell, vocabulary = whole[0], whole.vocabulary
-    torch.manual_seed(0)
-    model = CellClassifier(bert_config(size, vocabulary), Head((Classes("kind", ("a", "b", "c")),))).eval()
-    answer = ClassOfCell(model, 0, (0,))
-    reader = Reader.of(gf.Checkpoint(model, vocabulary), device="cpu", max_tokens=CPU_TOKENS)
-    engine = Engine(reader, vocabulary, "mean", Prediction(model, 0), None, n_genes)
-    screened = [PerturbedCell(cell, Edits(Deletion(), vocabulary).variants(cell))]
-    median = median_places([cell[::-1]], vocabulary)
-    operators = {name: operation(name, vocabulary, median=median) for name in OPERATORS}
-    works: dict[str, Callable[[], object]] = {"exact screen": lambda: engine.run(screened)}
-    for name, operator in operators.items():
-        works[name] = lambda operator=operator: occlusions(reader, answer, [cell], vocabulary, operator)
-    works["stock, a tenth of the genes"] = lambda: stock_hides(model, cell, n_genes // 10)
-    seconds = in_turn(works, runs=runs)
-    seconds["stock"] = [10 * one for one in seconds.pop("stock, a tenth of the genes")]
-    print(f"{machine()}\n{size}, a cell of {n_genes} genes, each taken away in turn")
-    rates(seconds, amount=n_genes, unit="genes")
-    for name in OPERATORS:
-        ratio(name, seconds["exact screen"], seconds[name], "screen time / its time")
-    ratio("hide", seconds["stock"], seconds["hide"], "stock time / its time")
-    hidden_G = occlusions(reader, answer, [cell], vocabulary, operators["hide"])[0].value_GS[: n_genes // 10, 0]
-    largest = np.abs(hidden_G - stock_hides(model, cell, n_genes // 10)).max()
-    print(f"  largest difference of a hidden gene's value from stock's {largest:.1e}")
-
-
-def stock_hides(model: CellClassifier, cell: np.ndarray, n_genes: int) -> np.ndarray:
-    """Return what hiding each of the first genes takes from the log-odds, by stock BERT and an attention mask."""
-    stock = BertModel(model.config, add_pooling_layer=False).eval()
-    stock.load_state_dict(model.bert.state_dict())
-    seen_NL = torch.ones(n_genes + 1, len(cell), dtype=torch.long)
-    seen_NL[torch.arange(n_genes) + 1, torch.arange(n_genes)] = 0  # a V1 cell: its first token is a gene
-    ids_L = torch.from_numpy(cell.astype(np.int64))
-    odds = []
-    with torch.no_grad():
-        for seen in seen_NL.split(10):
-            hidden_NLD = stock(ids_L.expand(len(seen), -1), attention_mask=seen).last_hidden_state
-            pooled_ND = (hidden_NLD * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
-            odds.append(log_odds(model.classifier(pooled_ND), (0,), None)[:, 0])
-    whole, *without = torch.cat(odds).double().tolist()
-    return whole - np.array(without)
-
-
-def complete() -> None:
+def complete(classes: list[str]) -> None:
     """Print how many cells are complete after how many steps, and how alike baselines are."""
     adata = gf.datasets.pbmc700()
     cells = gf.tokenize(adata, gf.Vocabulary.fit(adata), obs=["cell_type"])
@@ -134,10 +88,10 @@ def complete() -> None:
     held_out = [cells[row] for row in range(650, 700)]
     print(f"{machine()}\ntiny, fine-tuned on 600 cells for cell type; 50 cells of {len(held_out[0])} tokens or so")
     reader = Reader.of(checkpoint, device="cpu")
-    for name in ("CD14+ Monocyte", "CD19+ B", "CD56+ NK"):
+    for name in classes:
         answer = ClassOfCell(checkpoint.model, 0, (names.index(name),))
         for rule in ("midpoint", "gauss_legendre"):
-            for steps in (6, 18, 54):
+            for steps in (18, 54):
                 settings = Integration(rule=rule, first_steps=steps, most_steps=steps)
                 found = gradients(
                     reader, answer, held_out, cells.vocabulary, "integrated_gradients", integration=settings
@@ -167,6 +121,49 @@ def complete() -> None:
         )
 
 
+def agree() -> None:
+    """Print how alike methods rank the genes of a cell, beside hiding each, and how good surrogates are."""
+    adata = gf.datasets.pbmc700()
+    cells = gf.tokenize(adata, gf.Vocabulary.fit(adata, max_length=122), obs=["cell_type"])
+    checkpoint, names = fine_tuned(cells, range(600))
+    asked = [cells[row] for row in range(650, 700) if len(cells[row]) == 122][:6]
+    reader = Reader.of(checkpoint, device="cpu", max_tokens=4096)
+    answer = ClassOfCell(checkpoint.model, 0, tuple(range(len(names))))
+    print(
+        f"{machine()}\ntiny, fine-tuned on 600 cells; {len(asked)} cells of 120 genes, log-odds of {len(names)} classes"
+    )
+    found = {
+        operator: values_of(occlusions(reader, answer, asked, cells.vocabulary, operation(operator, cells.vocabulary)))
+        for operator in ("hide", "delete", "mask")
+    }
+    found["first_order"] = values_of(first_order(reader, answer, asked, cells.vocabulary))
+    for method in GRADIENT_METHODS:
+        found[method] = values_of(gradients(reader, answer, asked, cells.vocabulary, method))
+    began = time.perf_counter()
+    rngs = [np.random.default_rng(i) for i in range(len(asked))]
+    fits = surrogates(reader, answer, asked, cells.vocabulary, hidden, rngs)
+    n_passes = len(asked) * USUAL.n_passes(120)
+    print(f"  surrogates: {1e3 * (time.perf_counter() - began) / n_passes:.1f} ms a pass, {n_passes:,} passes")
+    found["surrogate"] = np.stack([fit.weight_US for fit in fits])
+    for name, value_BGS in found.items():
+        signed, sizes = (
+            [
+                spearmanr(sign(one_GS[:, state]), sign(hide_GS[:, state])).statistic
+                for one_GS, hide_GS in zip(value_BGS, found["hide"], strict=True)
+                for state in range(len(names))
+            ]
+            for sign in (np.array, np.abs)
+        )
+        print(f"  {name:<22} Spearman with hide: {np.median(signed):5.2f}, of sizes {np.median(sizes):5.2f}")
+    for what, of in (("R²", [fit.r2_S for fit in fits]), ("stability", [fit.stability_S for fit in fits])):
+        print(f"  surrogates, {what}: {np.min(of):.2f}, {np.median(of):.2f}, {np.max(of):.2f} (least, median, most)")
+
+
+def values_of(attributions: Sequence[Attribution]) -> np.ndarray:
+    """Return values of cells of one length, (cells, G, S)."""
+    return np.stack([one.value_GS for one in attributions])
+
+
 def fine_tuned(cells: gf.TokenizedDataset, rows: range) -> tuple[gf.Checkpoint, list[str]]:
     """Return a tiny classifier of cell types, twelve passes over some cells; and the types."""
     names = sorted(set(cells.labels("cell_type")))
@@ -186,17 +183,17 @@ def fine_tuned(cells: gf.TokenizedDataset, rows: range) -> tuple[gf.Checkpoint, 
 def main() -> None:
     """Measure costs, or completeness."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, default=12)
+    parser.add_argument("--cells", type=int, default=8)
     parser.add_argument("--genes", type=int, default=400)
     parser.add_argument("--size", default="V1-10M")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--complete", action="store_true")
-    parser.add_argument("--occlusions", action="store_true")
+    parser.add_argument("--complete", nargs="+", metavar="CLASS")
+    parser.add_argument("--agree", action="store_true")
     arguments = parser.parse_args()
-    if arguments.complete:
-        complete()
-    elif arguments.occlusions:
-        occlusion_rates(arguments.size, arguments.genes, arguments.runs)
+    if arguments.agree:
+        agree()
+    elif arguments.complete:
+        complete(arguments.complete)
     else:
         costs(arguments.size, arguments.cells, arguments.genes, arguments.runs)
 

@@ -157,6 +157,19 @@ class CellMethods:
                 pooled = self._request.pooled_masks
                 self._operators[name] = operation(name, self._vocabulary, median=median, pooled=pooled)
 
+    def operator(self, name: str) -> Alter:
+        """Return what an occlusion does to a cell; `prepare` has been called."""
+        return self._operators[name]
+
+    def places_of_units(self, tokens: np.ndarray) -> dict[int, np.ndarray]:
+        """Return where the genes of each unit stand that a cell has, but for a unit that is all it has."""
+        genes = self._vocabulary.genes_of(tokens)
+        genes, ids = genes[genes >= 0], tokens[genes >= 0]
+        if self._groups is None:
+            return {int(gene): np.array([place]) for place, gene in enumerate(genes)} if len(genes) > 1 else {}
+        places = {unit: np.flatnonzero(np.isin(ids, of)) for unit, of in enumerate(self._groups.values())}
+        return {unit: of for unit, of in places.items() if 0 < len(of) < len(genes)}
+
     def measure(self, reader: Reader, answer: Answer, rows: np.ndarray) -> dict[str, Any]:
         """Measure what completeness is compared with, and how much the baseline decides; return it for metadata.
 
