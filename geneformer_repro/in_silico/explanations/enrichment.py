@@ -87,7 +87,8 @@ def gene_set_enrichment(
     selected
         Choose genes that this column says are chosen (true, 1), instead.
     strata
-        Columns that genes are matched on: two, 5 bins of the first by 4 of the second within each; or one, 20 bins.
+        Columns that genes are matched on: two, 5 bins of the first by 4 of the second within each; or one, 20 bins. A
+        bin of detection spans at most two of its 5 or 20 parts of the genes, and of all detections.
         ``detection_rate`` may be called ``detection`` or ``n_cells``, ``mean_place`` ``mean_rank``. Of the default
         those that are there. None or 1: not matched, which cannot tell a set from genes that are often detected.
     min_cells

@@ -17,7 +17,7 @@ from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.in_silico.block_tables import format_of
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
-from geneformer_repro.in_silico.networks.edge_scores import bins_of, matched_bins
+from geneformer_repro.in_silico.networks.edge_scores import bins_of
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.in_silico.statistics import shift_statistics
@@ -149,7 +149,8 @@ def scored_genes(
         Column of numbers that rank genes; None the first of `SCORE_COLUMNS` that is there.
     strata
         Columns of which genes of one stratum are alike: two, 5 bins of the first by 4 of the second within each, or
-        one, 20 bins. Of the default those that are there. 1 or None: all genes are one stratum.
+        one, 20 bins; of detection as `bins_of_detection`, of others with equally many genes. Of the default those that
+        are there. 1 or None: all genes are one stratum.
     min_cells
         Cells in which a gene must have been scored; None 10, where the table has a column ``n_cells``.
 
@@ -249,19 +250,44 @@ def _tested(
 def _strata(rows: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
     if not columns:
         return np.zeros(len(rows), dtype=np.int64)
-    values = [_numbers(rows[column]) for column in columns]
-    n_first, n_second = BINS_OF_TWO
-    bins = (
-        bins_of(values[0], N_BINS) if len(values) == 1 else matched_bins(*values, n_detection=n_first, n_place=n_second)
-    )
-    stratum: np.ndarray = np.unique(bins, return_inverse=True)[1]
-    return stratum
+    first, *second = (_numbers(rows[column]) for column in columns)
+    n_first, n_second = BINS_OF_TWO if second else (N_BINS, 1)
+    is_detection = column_called(columns[:1], SYNONYMS["detection_rate"]) is not None and (first >= 0).all()
+    bins = (bins_of_detection if is_detection else bins_of)(first, n_first)
+    return np.unique(bins if not second else _within(bins, second[0], n_second), return_inverse=True)[1]
+
+
+def _within(bins: np.ndarray, values: np.ndarray, n_bins: int) -> np.ndarray:
+    """Deal the genes of each bin into bins of like size."""
+    of_second = np.zeros_like(bins)
+    for one in np.unique(bins):
+        here = bins == one
+        of_second[here] = bins_of(values[here], n_bins)
+    return bins * n_bins + of_second
+
+
+def bins_of_detection(values: np.ndarray, n_bins: int) -> np.ndarray:
+    """Deal detection rates, or numbers of cells, into bins from 0; equal values share a bin.
+
+    A value's place is the mean of two shares, of the genes below it and of the detections below it. So a bin spans at
+    most 2 / `n_bins` of either: bins of like numbers of genes are coarse above, where the first gene is detected in
+    five times as many cells as the last, bins of like numbers of detections below, where most genes are.
+    """
+    distinct, of_value, n_equal = np.unique(values, return_inverse=True, return_counts=True)
+    shares = [_middles(weight) for weight in (n_equal, distinct * n_equal) if weight.sum() > 0]
+    return np.minimum(np.mean(shares, axis=0) * n_bins, n_bins - 1).astype(np.int64)[of_value]
+
+
+def _middles(weight: np.ndarray) -> np.ndarray:
+    """Return the share of all that is below the middle of each."""
+    middles: np.ndarray = (np.cumsum(weight) - weight / 2) / weight.sum()
+    return middles
 
 
 def _known(called: str, rows: pd.DataFrame) -> tuple[GivenGenes, np.ndarray]:
     """Return the ids and names of genes; a symbol leads to its Ensembl id, unless another row is that gene."""
-    column = column_called(list(rows.columns), ID_COLUMNS) or column_called(list(rows.columns), NAME_COLUMNS)
-    column = str(rows.columns[0]) if column is None else column
+    columns = [column_called(list(rows.columns), choices) for choices in (ID_COLUMNS, NAME_COLUMNS)]
+    column = next((name for name in columns if name is not None), str(rows.columns[0]))
     written = texts(rows[column])
     twice = pd.Index(written)[pd.Index(written).duplicated()]
     if len(twice) or "" in written:
