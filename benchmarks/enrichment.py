@@ -1,6 +1,6 @@
 """Genes that are drawn at random, by detection alone, and how many gene sets they are enriched in, by background.
 
-    python benchmarks/enrichment.py ../shared/data            # five minutes
+    python benchmarks/enrichment.py ../shared/data            # two minutes
 
 Prints the tables of RESULTS.md, "Gene sets": false positives of four backgrounds, and how long 1,787 sets take.
 """

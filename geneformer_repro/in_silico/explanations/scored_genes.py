@@ -26,13 +26,14 @@ from geneformer_repro.tokenizer.genes import GivenGenes, gene_ids_of
 from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
 
+INDEX = "index"
 ID_COLUMNS = (
-    "gene_id", "ensembl_id", "ensembl", "ensembl_gene_id", "index", "unnamed: 0", "", "gene", "symbol", "gene_symbol",
+    "gene_id", "ensembl_id", "ensembl", "ensembl_gene_id", INDEX, "unnamed: 0", "", "gene", "symbol", "gene_symbol",
     "hugo_symbol",
 )  # fmt: skip
 NAME_COLUMNS = ("gene_name", "symbol", "gene_symbol", "hugo_symbol", "names", "name", "gene")
 SCORE_COLUMNS = (
-    "beyond", "effect_beyond_baselines", "effect_vs_matched", "difference", "effect", "score", "t", "stat",
+    "beyond", "effect_beyond_baselines", "effect_vs_matched", "difference", "effect", "score", "scores", "t", "stat",
     "log2_fold_change", "log2foldchange", "log2fc", "avg_log2fc", "logfoldchanges", "logfc", "alpha", "weight",
 )  # fmt: skip
 MATCHED_SCORES = ("beyond", "effect_beyond_baselines", "effect_vs_matched", "matched_percentile")
@@ -45,7 +46,7 @@ SYNONYMS = {
 """Columns that order genes alike: bins of the number of cells are those of the share of cells."""
 STRATA = ("detection_rate", "mean_place")
 N_BINS, BINS_OF_TWO = 20, (5, 4)
-GROUPS = ("method", "state", "drug", "dose")
+GROUPS = ("method", "state", "drug", "dose", "group")
 """Columns that tell several tables in one apart: each is tested on its own."""
 FEWEST_CELLS = 10
 
@@ -106,9 +107,11 @@ def rows_of(table: pd.DataFrame | str | Path | ShiftTable | Explanation) -> tupl
         table = shift_statistics(table)
     elif isinstance(table, Explanation):
         table = gene_table(table)
-    _, rows = read_rows(table, called)
-    numbered = [name for name in ("index",) if name in rows and pd.api.types.is_numeric_dtype(rows[name])]
-    return called, rows.drop(columns=numbered)  # of a frame whose rows were chosen, which names no gene
+    if isinstance(table, pd.DataFrame) and table.index.nlevels == 1 and INDEX not in table:
+        # numbers of rows, such as those of chosen rows, name no gene
+        is_numbered = pd.api.types.is_numeric_dtype(table.index)
+        table = table.reset_index(drop=True) if is_numbered else table.rename_axis(INDEX)
+    return read_rows(table, called)
 
 
 def opened(

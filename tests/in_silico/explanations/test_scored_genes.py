@@ -44,6 +44,13 @@ def test_places_are_binned_within_detection_and_no_stratum_is_empty():
     assert place[genes.stratum == 0].max() <= place[genes.stratum == 1].min()
 
 
+@pytest.mark.parametrize("name", [None, "names", "gene_id"])
+def test_an_index_is_ids_whatever_it_is_called(name):
+    table = pd.DataFrame({"gene_name": ["A", "A"], "score": [1.0, 2.0]}, index=["ENSG00000000001", "ENSG00000000002"])
+    (genes,) = scored_genes(table.rename_axis(name), strata=None)
+    assert genes.known.gene_ids == ("ENSG00000000001", "ENSG00000000002")
+
+
 def test_ids_come_before_symbols_and_an_unnamed_index_is_ids():
     table = pd.DataFrame({"gene_name": ["A", "A"], "score": [1.0, 2.0]}, index=["ENSG00000000001.4", "ENSG00000000002"])
     (genes,) = scored_genes(table, strata=None)
