@@ -206,11 +206,12 @@ class Checkpoint:
         vocabularies (15cdb1d08b91, ...): special tokens {'<pad>': 0, '<mask>': 1} and {'<pad>': 0, '<mask>': 1,
         '<cls>': 2, '<eos>': 3}. Tokenise the counts again with the vocabulary of the checkpoint.
         """
-        model = self.token_model
+        reads_tokens_of_pairs = isinstance(self.model, PairNetwork) and self.model.shape.reads_tokens
+        config = self.model.bert.config if reads_tokens_of_pairs else self.token_model.config
         if not len(cells):
             raise InputError("The dataset holds no cells.")
         cells.vocabulary.require_same(self.vocabulary, this="the dataset", that=self.name, tokens_only=tokens_only)
-        n_positions = model.config.max_position_embeddings
+        n_positions = config.max_position_embeddings
         longest = int(cells.lengths.max())
         if longest > n_positions:
             raise InputError(

@@ -29,6 +29,7 @@ NAMES = [
     "Deletion",
     "DriverGenes",
     "Drugs",
+    "Explanation",
     "FinetuneConfig",
     "Finetuned",
     "FinetunedGenes",
@@ -65,6 +66,7 @@ NAMES = [
     "embed",
     "embed_states",
     "evaluate_network",
+    "explain",
     "finetune",
     "finetune_genes",
     "finetune_patients",
@@ -122,6 +124,11 @@ FUNCTIONS = {
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
     "device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
+    "explain": "checkpoint, rows, *, drugs, reading, target, state, contrast, goal, gene, layer, pooling, methods, donor, obs, "
+    "max_cells, seed, sets, pooled_masks, baseline, steps, rule, operator, masks, out, dtype, max_tokens, device, "
+    "allow_seen, overwrite",
+    "Explanation.blocks": "self, columns",
+    "Explanation.genes": "self, cells, counts, *, absolute",
     "gene_set_enrichment": "table, sets, *, method, score, top, max_fdr, selected, strata, min_cells, min_size, "
     "max_size, donors, n_permutations, seed",
     "compare_enrichment": "first, second, *, names, seeds",
@@ -384,7 +391,7 @@ def test_a_docstring_speaks_of_every_parameter(path):
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
         "gene_network", "compare_networks", "head_statistics",
-        "gene_set_enrichment", "compare_enrichment", "driver_genes",
+        "gene_set_enrichment", "compare_enrichment", "driver_genes", "explain",
     ],
 )  # fmt: skip
 def test_every_step_says_what_it_takes_returns_and_raises(name):

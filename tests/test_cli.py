@@ -53,6 +53,7 @@ COMMANDS = (
     "statistics",
     "network",
     "heads",
+    "explain",
     "enrich",
     "info",
 )

@@ -16,6 +16,7 @@ from geneformer_repro.cli import (
     counts,
     embeddings,
     enrichment,
+    explanations,
     heads,
     info,
     models,
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         screens,
         networks,
         heads,
+        explanations,
         enrichment,
         info,
     ):

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from geneformer_repro.in_silico.blockwise import blocks_of_whole_cells
-from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP, Attributions
+from geneformer_repro.in_silico.explanations.gene_table import Attributions, sound_blocks
 
 PLACE = "place"
 """Called so in the table: minus the place of each gene, by itself."""
@@ -29,12 +28,13 @@ OPERATORS = {
     "integrated_gradients": "<mask>",
     "gradient_input": "<mask>",
     "median_rank": "the place",
+    "median": "the median",
     "attention_gradient": "attention",
     "rollout": "attention",
     "attention": "attention",
 }
 """What each method does to a gene, or takes the derivative of; of a surrogate, what its masks do."""
-_READ = ("cell", "gene", "place", "method", "state", "value", "gap")
+_READ = ("cell", "gene", "place", "method", "state", "value")
 
 
 def operator_of(method: str, metadata: Mapping[str, Any]) -> str:
@@ -76,9 +76,8 @@ def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
     With one method the rows are those with "place".
     """
     state_of: dict[str | None, _Compared] = {}
-    for block in blocks_of_whole_cells(why, list(_READ)):
-        kept = block[~(block["gap"] > MOST_GAP) & block["value"].notna()]
-        for state, of_state in kept.groupby("state", observed=True, dropna=False, sort=False):
+    for block in sound_blocks(why, _READ):
+        for state, of_state in block.groupby("state", observed=True, dropna=False, sort=False):
             name = None if pd.isna(state) else str(state)
             state_of.setdefault(name, _Compared(tops)).add(of_state)
     methods = list(dict.fromkeys(method for compared in state_of.values() for method in compared.methods))
@@ -130,7 +129,8 @@ class _Compared:
         means.columns = means.columns.astype(str)
         by_gene = sums.groupby(level=0, observed=True)[["place", "n"]].sum()
         means[PLACE] = -by_gene["place"] / by_gene["n"]
-        for a, b in combinations([*(name for name in methods if name in means), PLACE], 2):
+        compared_with = [PLACE] if means[PLACE].notna().any() else []
+        for a, b in combinations([*(name for name in methods if name in means), *compared_with], 2):
             in_cells = pd.DataFrame(self._of_cells.get((a, b)) or self._of_cells.get((b, a), []))
             yield {"method_a": a, "method_b": b, **_of_cells(in_cells, self._tops), **self._of_genes(means[[a, b]])}
 

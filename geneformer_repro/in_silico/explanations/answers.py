@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.hazards import discrete_survival
+from geneformer_repro.hazards import discrete_cumulative_hazard, weibull_risk
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Pooling, pool
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.targets import SurvivalTime
@@ -225,9 +225,12 @@ def survival_risk(target: SurvivalTime, outputs_BK: Tensor) -> Tensor:
     Of hazards of intervals the cumulative hazard until the horizon, −log S(τ); of a Cox loss the log hazard; of Weibull
     minus the log of the median time.
     """
-    if target.learned_by == "hazard":
-        return -discrete_survival(outputs_BK, np.asarray(target.edges), np.array([target.horizon])).log()
-    return target.meaning(outputs_BK)[:, :1]
+    match target.learned_by:
+        case "hazard":
+            return discrete_cumulative_hazard(outputs_BK, np.asarray(target.edges), np.array([target.horizon]))
+        case "cox":
+            return outputs_BK[:, :1]  # not by the meaning, whose survival has no slope without a baseline
+    return weibull_risk(outputs_BK)[:, None]
 
 
 def described_risk(target: SurvivalTime) -> str:

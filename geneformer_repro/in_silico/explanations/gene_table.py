@@ -11,7 +11,7 @@ table has no test.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.in_silico.blockwise import InBlocks, Names, added, totals_by_key
+from geneformer_repro.in_silico.blockwise import InBlocks, Names, added, blocks_of_whole_cells, totals_by_key
+from geneformer_repro.in_silico.explanations.attribution import LEAST_R2, LEAST_STABILITY
 from geneformer_repro.in_silico.gene_baselines import FOLDS, beyond_baselines, differential_expression
 from geneformer_repro.in_silico.networks.donor_tests import FEWEST_DONORS, DonorTest, donor_test
 from geneformer_repro.in_silico.published_statistics import SIGNIFICANT
@@ -40,7 +41,11 @@ COLUMNS = (
     "gene_name", "method", "state", "effect", "low", "high", "t", "p_value", "fdr", "n_cells", "n_donors",
     "mean_place", "detection_rate",
 )  # fmt: skip
-_READ = ("cell", "donor", "gene", "place", "method", "state", "value", "gap")
+UNSIGNED = ("rollout", "attention")
+"""Methods that are above 0 by their making: shares of attention, which say nothing of the number explained."""
+SURROGATE, FIT = "surrogate", ("r2", "stability")
+"""The method whose rows have further columns, and those that say how well it stands in for the model."""
+_READ = ("cell", "donor", "gene", "place", "method", "state", "value")
 _KEYS = ("method", "state", "donor", "gene")
 _BITS = {"method": 6, "state": 17, "donor": 20, "gene": 20}
 """How many bits each part of a key has, from the highest."""
@@ -61,8 +66,8 @@ class Told(NamedTuple):
     ``n_placed`` and ``places``; the donor is None where none was named."""
     n_cells: int
     """Cells that were explained."""
-    n_incomplete: Mapping[str, int]
-    """Of each method, cells whose completeness is missed by more than `MOST_GAP`, which are left out."""
+    n_left_out: Mapping[str, int]
+    """Of each method, cells that are left out: integrated gradients that do not add up, surrogates that do not fit."""
 
 
 def gene_table(
@@ -96,7 +101,8 @@ def gene_table(
       donors, ``low`` to ``high``, and ``t``. Without donors the mean over cells, without interval.
     - ``p_value``: two-sided t-test over donors, its variance drawn to that of the other genes (limma's); null
       hypothesis: over the donors that one might have sampled the effect is 0. ``fdr``, Benjamini and Hochberg over the
-      genes of the method and state. NaN below three donors, and for absolute values.
+      genes of the method and state. NaN below three donors, and for absolute values and
+      shares of attention, which are above 0 by their making.
     - ``n_cells`` that express the gene, ``n_donors`` they are of (0: no donors were named), ``mean_place`` in them (0
       for the first), ``detection_rate`` among the cells explained.
     - With `cells`: ``detection_difference`` and ``log2_fold_change`` of the state's class against the rest, or of a
@@ -105,7 +111,8 @@ def gene_table(
       genes. NaN below ten genes.
 
     ``attrs`` hold ``explained_by_baselines`` (R² of that regression) and ``baselines`` (Spearman correlation of each
-    with the effect), by method and state; ``n_cells``, ``n_incomplete`` (cells left out of a method), ``absolute``.
+    with the effect), by method and state; ``n_cells``; ``n_left_out`` of each method, cells whose integrated gradients
+    miss completeness or whose surrogate does not fit; ``absolute``.
 
     Raises
     ------
@@ -113,17 +120,16 @@ def gene_table(
         A value is infinite, none is known, or `cells` lacks cells, genes or the column of the classes.
     """
     told = read(why)
-    for method, n in told.n_incomplete.items():
+    for method, n in told.n_left_out.items():
         logger.warning(
-            "%s of %s cells miss the completeness of %s by more than %s and are left out.",
-            n, told.n_cells, method, f"{MOST_GAP:.0%}",
+            "%s of %s cells %s and are left out of %s.", n, told.n_cells, why_unsound(method), method
         )  # fmt: skip
     contrasts = None if cells is None else _Contrasts(why.metadata, cells, counts)
     groups = told.of_donors.groupby(["method", "state"], sort=False, dropna=False)
     tables, explained, alone = [], {}, {}
     for key, rows in groups:
         method, state = _names(key)
-        table = _of_group(rows, told.n_cells, absolute=absolute)
+        table = _of_group(rows, told.n_cells, absolute=absolute or method in UNSIGNED)
         table.insert(0, "state", state)
         table.insert(0, "method", method)
         if contrasts is not None:
@@ -137,7 +143,7 @@ def gene_table(
         "explained_by_baselines": explained,
         "baselines": alone,
         "n_cells": told.n_cells,
-        "n_incomplete": dict(told.n_incomplete),
+        "n_left_out": dict(told.n_left_out),
         "absolute": absolute,
     }
     return table
@@ -165,17 +171,16 @@ def read(why: Attributions) -> Told:
         A value is infinite, or none is known.
     """
     numbers = {name: Names() for name in _KEYS}
-    cells, incomplete, of_blocks = Names(), dict[str, set[str]](), []
-    for block in why.blocks(list(_READ)):
+    cells, left_out, of_blocks = Names(), dict[str, set[str]](), []
+    for block in sound_blocks(why, _READ, left_out):
         cells.numbers(block["cell"])
-        block = _complete(block, incomplete)
         if np.isinf(block["value"]).any():
             first = block[np.isinf(block["value"])].iloc[0]
             raise InputError(
                 f"The explanation holds infinite values (first: cell {first['cell']!r}, gene {first['gene']!r}, method "
                 f"{first['method']!r}), of which there is no mean. The model gave them: explain again with dtype=None."
             )
-        of_blocks.append(_sums(block[block["value"].notna()], numbers))
+        of_blocks.append(_sums(block, numbers))
     if not sum(map(len, of_blocks)):
         raise InputError("No gene of the explanation has a value; there is nothing to average. Explain again.")
     summed = added(of_blocks, totals_by_key)
@@ -183,16 +188,45 @@ def read(why: Attributions) -> Told:
     return Told(
         pd.concat([pd.DataFrame(columns, index=summed.index), summed], axis=1).reset_index(drop=True),
         len(cells),
-        {method: len(names) for method, names in incomplete.items()},
+        {method: len(names) for method, names in left_out.items()},
     )
 
 
-def _complete(block: pd.DataFrame, incomplete: dict[str, set[str]]) -> pd.DataFrame:
-    """Leave out rows of cells whose completeness is missed, and note the cells by method."""
-    missed = (block["gap"] > MOST_GAP).to_numpy()
-    for method, of_method in block[missed].groupby("method", observed=True):
-        incomplete.setdefault(str(method), set()).update(of_method["cell"].astype(str).unique())
-    return block[~missed]
+def sound_blocks(
+    why: Attributions, columns: Sequence[str], left_out: dict[str, set[str]] | None = None
+) -> Iterator[pd.DataFrame]:
+    """Yield the rows with a value that is to be relied on, in blocks that hold all rows of their cells.
+
+    Parameters
+    ----------
+    why
+        The explanation.
+    columns
+        Those that are wanted, ``cell``, ``method`` and ``value`` among them.
+    left_out
+        To be filled with the cells that are left out of each method: whose integrated gradients miss completeness, or
+        whose surrogate does not fit.
+    """
+    has_fits = SURROGATE in why.metadata["methods"]
+    bound = most_gap(why.metadata)
+    for block in blocks_of_whole_cells(why, [*columns, "gap", *(FIT if has_fits else ())]):
+        sound = ~(block["gap"] > bound)
+        if has_fits:
+            sound &= ~((block["r2"] < LEAST_R2) | (block["stability"] < LEAST_STABILITY))
+        if left_out is not None:
+            for method, of_method in block[~sound].groupby("method", observed=True):
+                left_out.setdefault(str(method), set()).update(of_method["cell"].astype(str).unique())
+        yield block[sound & block["value"].notna() & block["gene"].notna()]
+
+
+def most_gap(metadata: Mapping[str, Any]) -> float:
+    """Return the share by which a cell may miss completeness."""
+    return float((metadata.get("completeness") or {}).get("tolerance", MOST_GAP))
+
+
+def why_unsound(method: str) -> str:
+    """Say why cells are left out of a method."""
+    return "have a surrogate that fits poorly" if method == SURROGATE else "miss completeness"
 
 
 def _sums(block: pd.DataFrame, numbers: Mapping[str, Names]) -> pd.DataFrame:
@@ -331,11 +365,11 @@ class _Contrasts:
 
     def _rows(self, state: str | None) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the rows of the others and of the state; None where there are none of either."""
-        goal, target = self.metadata.get("goal"), self.metadata.get("target") or {}
-        obs = goal["obs"] if goal else target.get("name")
+        goal, target = self.metadata.get("goal"), self.metadata.get("target")
+        obs = goal["obs"] if goal else target
         if obs is None or state is None:
             return None
         labels = self.cells.labels(obs)
-        own = (labels == (goal["goal"] if goal else state)).to_numpy()
+        own = (labels == state).to_numpy()
         rest = (labels == goal["start"]).to_numpy() if goal else labels.notna().to_numpy() & ~own
         return (np.flatnonzero(rest), np.flatnonzero(own)) if rest.any() and own.any() else None

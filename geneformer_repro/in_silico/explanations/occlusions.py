@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
+from torch import Tensor
 
+from geneformer_repro.attention import Cells
 from geneformer_repro.in_silico.explanations.answers import Answer, View, laid_out, unchanged
 from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.first_order import changes
+from geneformer_repro.in_silico.perturbation import GONE
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -256,6 +260,43 @@ def _places_to_alter(view: View, groups: Mapping[str, np.ndarray] | None) -> Ite
             yield i, left
 
 
-def n_alterations(cells: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
-    """Return how many passes the genes of each cell take, the unchanged cell included."""
-    return np.array([int((vocabulary.genes_of(cell) >= 0).sum()) + 1 for cell in cells])
+# First orders
+
+
+def first_order(
+    reader: Reader,
+    answer: Answer,
+    cells: Sequence[np.ndarray],
+    vocabulary: Vocabulary,
+    show: Callable[[int], object] = lambda n: None,
+) -> list[Attribution]:
+    """Estimate what deleting each gene takes away, from one forward and one backward pass a cell (and number).
+
+    See `geneformer_repro.in_silico.first_order`; parameters and result as of `occlusions`.
+    """
+    attributions: dict[int, Attribution] = {}
+    for chosen in reader.batches_to_derive(np.array([len(cell) for cell in cells])):
+        views = [unchanged(cells[i], vocabulary, answer) for i in chosen]
+        found = _first_order_of(reader, answer, views)
+        attributions |= dict(zip(chosen.tolist(), found, strict=True))
+        show(len(chosen))
+    return [attributions[i] for i in range(len(cells))]
+
+
+def _first_order_of(reader: Reader, answer: Answer, views: Sequence[View]) -> Iterator[Attribution]:
+    shown = laid_out(views, reader.device)
+
+    def score(hidden_TD: Tensor, presence_T: Tensor, _: Cells) -> Tensor:
+        return answer(hidden_TD, shown._replace(weight_T=shown.weight_T * presence_T))
+
+    found = reader.derivatives(shown.ids_T, shown.lengths, score)
+    position_PD = reader.position_embeddings(max(shown.lengths))
+    of_cells = (of_tokens.split(shown.lengths, dim=1) for of_tokens in (found.by_presence_ST, found.by_embedded_STD))
+    before_BS = found.score_CS.cpu().double().numpy()
+    for view, before_S, by_presence_SL, by_embedded_SLD in zip(views, before_BS, *of_cells, strict=True):
+        places = np.arange(view.margin, view.margin + view.n_genes)
+        gone = np.full(len(places), GONE)
+        of_states = zip(by_presence_SL, by_embedded_SLD, strict=True)
+        value_GS = -np.stack([changes(places, gone, *of_state, position_PD) for of_state in of_states], axis=1)
+        value_GS[places == view.asked] = np.nan
+        yield Attribution(value_GS, before_S)

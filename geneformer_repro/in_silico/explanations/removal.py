@@ -18,6 +18,7 @@ from scipy.integrate import trapezoid
 
 from geneformer_repro.in_silico.explanations.agreement import operator_of
 from geneformer_repro.in_silico.explanations.answers import View
+from geneformer_repro.in_silico.explanations.gene_table import UNSIGNED
 from geneformer_repro.in_silico.explanations.occlusions import Alter
 from geneformer_repro.in_silico.networks.donor_tests import donor_test
 
@@ -26,8 +27,6 @@ SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 N_RANDOM = 10
 RANDOM, BY_PLACE, BY_CHANGE = "random", "place", "fold change"
 LARGEST, SMALLEST = "largest first", "smallest first"
-UNSIGNED = ("attention", "rollout")
-"""Methods whose smallest values are no opposite of the largest."""
 _OPERATOR = {"hide": "leaving genes out", "mask": "<mask>"}
 _DIFFERENCE = 1e-9
 """Of two areas; below it there is nothing to share out."""

@@ -72,8 +72,8 @@ def test_cells_that_miss_completeness_are_left_out_and_counted(caplog):
     table = gene_table(Made(pd.concat([good, bad, rows({"a.2": [3.0]})])))
     of_method = table.set_index("method")["effect"]
     assert of_method.to_dict() == {"integrated_gradients": 1, "hide": 3}
-    assert table.attrs["n_incomplete"] == {"integrated_gradients": 1}
-    assert "1 of 3 cells miss the completeness of integrated_gradients" in caplog.text
+    assert table.attrs["n_left_out"] == {"integrated_gradients": 1}
+    assert "1 of 3 cells miss completeness and are left out of integrated_gradients" in caplog.text
 
 
 def test_there_is_a_row_for_each_method_and_state():
@@ -126,7 +126,7 @@ def test_expression_of_the_class_against_the_rest_stands_beside(pbmc, cells):
         )
         for i in b_cells
     )  # fmt: skip
-    metadata = {"target": {"name": "cell_type"}, "donor": "donor", "gene_names": {}}
+    metadata = {"target": "cell_type", "donor": "donor", "gene_names": {}}
     genes = gene_table(Made(table, metadata, size=10_000), cells, pbmc)
     assert genes["log2_fold_change"].notna().all()
     is_b = pbmc.obs["cell_type"] == state
@@ -140,7 +140,7 @@ def test_expression_of_the_class_against_the_rest_stands_beside(pbmc, cells):
 
 
 def test_other_cells_are_refused(cells):
-    why = Made(rows({"a.1": [1.0]}), {"target": {"name": "cell_type"}})
+    why = Made(rows({"a.1": [1.0]}), {"target": "cell_type"})
     with pytest.raises(InputError, match="lacks 1 of the 1 genes that were explained"):
         gene_table(why, cells)
 
