@@ -44,6 +44,7 @@ SYNONYMS = {
     "mean_place": ("mean_place", "mean_rank"),
 }
 """Columns that order genes alike: bins of the number of cells are those of the share of cells."""
+EXPRESSION_COLUMNS = ("mean_expression", "basemean", "aveexpr", "avg_expr")
 STRATA = ("detection_rate", "mean_place")
 N_BINS, BINS_OF_TWO = 20, (5, 4)
 GROUPS = ("method", "state", "drug", "dose", "group")
@@ -130,6 +131,15 @@ def opened(
     return Path(table)
 
 
+def how_good(table: object) -> str:
+    """Say how good the model is that an explanation is of; "" of another table."""
+    if not isinstance(table, Explanation):
+        return ""
+    from geneformer_repro.in_silico.explanations import verdicts  # brings torch, which tables of others do without
+
+    return verdicts.how_good(table.metadata)
+
+
 def _nodes(network: GeneNetwork) -> pd.DataFrame:
     """Return what each state says of its genes, one below the other."""
     return pd.concat([network.node_table(state).assign(state=state) for state in network.states])
@@ -153,9 +163,9 @@ def scored_genes(
     strata
         Columns of which genes of one stratum are alike: two, 5 bins of the first by 4 of the second within each, or
         one, 20 bins; of detection as `bins_of_detection`, of others with equally many genes. Of the default those that
-        are there. 1 or None: all genes are one stratum.
+        are there and differ from gene to gene, else ``mean_expression``. 1 or None: all genes are one stratum.
     min_cells
-        Cells in which a gene must have been scored; None 10, where the table has a column ``n_cells``.
+        Cells in which a gene must have been scored; None 10, or half of the largest ``n_cells`` if that is less.
 
     Raises
     ------
@@ -170,7 +180,10 @@ def scored_genes(
     n_cells = column_called(list(rows.columns), ["n_cells"])
     if min_cells and n_cells is None:
         raise InputError(f"{called}: has no column n_cells, so min_cells={min_cells} cannot be asked. Leave it out.")
-    least = FEWEST_CELLS if min_cells is None else min_cells
+    least = min_cells
+    if least is None:
+        most = 0.0 if n_cells is None else np.nanmax(_numbers(rows[n_cells]), initial=0.0)
+        least = min(FEWEST_CELLS, int(most // 2))
     return [
         _tested(called, of, group, score_name, columns, (n_cells, least))
         for of, group in _groups(rows)
@@ -208,15 +221,24 @@ def _stratum_columns(rows: pd.DataFrame, called: str, strata: Sequence[str] | in
             f"strata must be one or two columns of the table, or 1 or None for the plain test, found {strata!r}."
         )
     found = {name: column_called(list(rows.columns), SYNONYMS.get(name, (name,))) for name in strata}
+    if tuple(strata) == STRATA:
+        found["mean_expression"] = column_called(list(rows.columns), EXPRESSION_COLUMNS)
     lacking = [name for name, column in found.items() if column is None]
     if lacking and (tuple(strata) != STRATA or len(lacking) == len(found)):
         raise InputError(
             f"{called}: has no column {lacking[0]!r} to compare genes with others like them; genes that are detected "
-            "in "
-            "many cells are found whatever is asked. Give such a column (detection_rate or n_cells, mean_place), or "
-            "strata=None (--strata none) for the plain test, which cannot tell."
+            "in many cells are found whatever is asked. Give such a column (detection_rate or n_cells, mean_place; of "
+            "bulk samples mean_expression), or strata=None (--strata none) for the plain test, which cannot tell."
         )
-    return tuple(column for column in found.values() if column is not None)
+    columns = [column for column in found.values() if column is not None]
+    if tuple(strata) == STRATA:  # of bulk samples all genes are detected in all, and have no place
+        columns = [column for column in columns if _differs(rows[column])]
+    return tuple(columns[: len(STRATA)])
+
+
+def _differs(column: pd.Series) -> bool:
+    values = _numbers(column)
+    return len(np.unique(values[np.isfinite(values)])) > 1
 
 
 def _tested(
@@ -244,7 +266,11 @@ def _tested(
     }
     if stays.sum() < 2:
         said = ", ".join(f"{n:,} {why}" for why, n in left_out.items() if n)
-        raise InputError(f"{called}: {int(stays.sum())} of {len(rows):,} genes could have been chosen ({said}).")
+        raise InputError(
+            f"{called}: {int(stays.sum())} of {len(rows):,} genes could have been chosen ({said}). Lower min_cells=, "
+            "or "
+            "score more cells."
+        )
     rows, score = rows[stays], score[stays]
     known, names = _known(called, rows)
     return ScoredGenes(of, rows, known, names, score, score_name, _strata(rows, columns), columns, left_out)

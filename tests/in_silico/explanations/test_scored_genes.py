@@ -70,9 +70,24 @@ def test_a_column_without_a_number_is_no_score():
     assert scored_genes(table)[0].score_name == "score"
 
 
+def test_genes_of_bulk_samples_are_matched_on_expression_where_it_is_told():
+    """All are detected in all samples, and have no place."""
+    table = table_of_genes().assign(detection_rate=1.0, n_cells=40, mean_place=np.nan)
+    (alike,) = scored_genes(table)
+    assert (alike.strata, alike.n_strata, len(alike)) == ((), 1, len(table))
+    (matched,) = scored_genes(table.assign(mean_expression=np.arange(len(table))))
+    assert (matched.strata, matched.n_strata) == (("mean_expression",), 20)
+    assert set(np.bincount(matched.stratum)) == {100}
+
+
+def test_of_few_cells_half_is_enough():
+    table = table_of_genes(n_genes=40).assign(n_cells=np.tile([2, 3, 6], 14)[:40])
+    assert scored_genes(table)[0].left_out["in fewer than 3 cells"] == 14
+
+
 def test_too_few_genes_are_refused_with_the_reason():
     table = table_of_genes(n_genes=30).assign(n_cells=3)
     with pytest.raises(InputError, match=r"0 of 30 genes could have been chosen \(30 in fewer than 10 cells\)"):
-        scored_genes(table)
+        scored_genes(table, min_cells=10)
     with pytest.raises(InputError, match="no column n_cells, so min_cells=5 cannot be asked"):
         scored_genes(table.drop(columns="n_cells"), min_cells=5)
