@@ -16,6 +16,8 @@ from geneformer_repro.cli import (
     cohorts,
     counts,
     embeddings,
+    enrichment,
+    explanations,
     heads,
     info,
     models,
@@ -94,6 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (counts, models, patients, cohorts, responses, embeddings, screens, networks, heads, info):
+    for family in (
+        counts,
+        models,
+        patients,
+        cohorts,
+        responses,
+        embeddings,
+        screens,
+        networks,
+        heads,
+        explanations,
+        enrichment,
+        info,
+    ):
         family.add_commands(commands)
     return parser
