@@ -28,6 +28,7 @@ from geneformer_repro.in_silico.networks.centralities import centrality_table
 from geneformer_repro.in_silico.networks.gene_effects import GeneEffects, gene_effects
 from geneformer_repro.in_silico.networks.gene_modules import module_table
 from geneformer_repro.in_silico.networks.network_graphs import graph_of, require_top, strongest_pairs, write_graphml
+from geneformer_repro.tokenizer.genes import GivenGenes
 
 if TYPE_CHECKING:
     import networkx
@@ -169,6 +170,11 @@ class GeneNetwork:
         """The genes, by id: ``gene_name``, ``is_source``, ``is_target``; of a state `node_table` has more."""
         table = self._all_genes[["gene_name", "is_source", "is_target"]]
         return table.astype({"gene_name": object})
+
+    @cached_property
+    def known_genes(self) -> GivenGenes:
+        """The genes, to which those of counts and references are led by id or name; in the order of `genes`."""
+        return GivenGenes.named(self.genes.index, self.genes["gene_name"].fillna(""))
 
     @cached_property
     def _all_genes(self) -> pd.DataFrame:

@@ -24,7 +24,8 @@ from geneformer_repro.in_silico.networks import edge_scores as scores
 from geneformer_repro.in_silico.networks.evaluated_pairs import FEWEST_SOURCES, Part, Result, Results, Universe
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.networks.known_edges import KnownEdges, overlap_of, read_known_edges, read_perturbed
-from geneformer_repro.in_silico.networks.network_baselines import Expression, read_expression
+from geneformer_repro.in_silico.networks.network_baselines import Expression
+from geneformer_repro.in_silico.networks.network_expression import FEWEST_CELLS, CellCounts
 from geneformer_repro.in_silico.networks.pair_scores import (
     BOOSTING,
     NAMES,
@@ -50,8 +51,6 @@ logger = logging.getLogger(__name__)
 
 Table = pd.DataFrame | str | Path
 PERTURBED = "perturbed"
-FEWEST_CELLS = 20
-"""In which correlations are computed."""
 LEAST_GAIN = 0.02
 """Matched AUROC beyond co-expression below which a network is said to show nothing beyond it."""
 NOTHING_BEYOND = "no evidence of regulation beyond co-expression"
@@ -246,12 +245,9 @@ def _state_of(net: GeneNetwork | pd.DataFrame, state: str | None) -> str | None:
 
 def _genes_of(net: GeneNetwork | pd.DataFrame, counts: Any) -> GivenGenes:
     if isinstance(net, GeneNetwork):
-        ids, names = tuple(net.genes.index), net.genes["gene_name"].fillna("").to_numpy()
-    else:
-        found = reconcile(open_counts(counts), None).table.query("gene_id != ''").drop_duplicates("gene_id")
-        ids, names = tuple(found["gene_id"]), found["name"].to_numpy()
-    once = pd.Series(names).where(~pd.Series(names).duplicated(keep=False), "")
-    return GivenGenes(ids, {name: i for i, name in enumerate(once) if name}, {})
+        return net.known_genes
+    found = reconcile(open_counts(counts), None).table.query("gene_id != ''").drop_duplicates("gene_id")
+    return GivenGenes.named(found["gene_id"], found["name"])
 
 
 def _expression_of(
@@ -272,7 +268,7 @@ def _expression_of(
         keep |= {made["by"]: [state]} if made.get("by") else {}
         keep |= {made["donor"]: donors} if made.get("donor") and donors else {}
     names = None if cells is None else set(cells.cell_names)
-    found = read_expression(
+    found = CellCounts.read(
         counts, genes, keep=keep, donor=donor or made.get("donor"), cell_names=names, max_cells=max_cells, rng=rng
     )
     if isinstance(net, GeneNetwork) and state is not None:
@@ -283,7 +279,12 @@ def _expression_of(
                 "Co-expression is compared in the same cells: give the counts of these alone, or also the tokenised "
                 "cells: cells= (--cells)."
             )
-    return found
+    if len(found.totals) < FEWEST_CELLS:
+        raise InputError(
+            f"counts: {len(found.totals)} cells are compared, and correlations need {FEWEST_CELLS}. Give the counts of "
+            "more cells, or evaluate a state with more."
+        )
+    return Expression.of(found)
 
 
 def _references(
