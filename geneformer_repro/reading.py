@@ -20,7 +20,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.attention import Attention, Cells
 from geneformer_repro.batching import Batch, end_to_end, require_budget, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.encoder import IGNORED, Watch, first_tokens, run_encoder, run_gated
+from geneformer_repro.encoder import IGNORED, Read, Watch, first_tokens, run_encoder, run_gated
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Head, Pooling, pool
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -167,6 +167,7 @@ class Reader:
         lengths: Sequence[int],
         *,
         first_only: bool = False,
+        read: Read | None = None,
         alike: bool = False,
         watch: Watch | None = None,
     ) -> Tensor:
@@ -178,10 +179,12 @@ class Reader:
             Tokens of all cells end to end, and of each.
         first_only
             Read no more than ``<cls>``, for a third of the last block's work.
+        read
+            The tokens that are read, instead.
         alike, watch
             As of `run_encoder`.
         """
-        read = first_tokens(lengths, self.device) if first_only else None
+        read = first_tokens(lengths, self.device) if first_only else read
         with self.reading(), self._halved():
             options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
             return run_encoder(self.bert, input_ids_T, lengths, **options).float()

@@ -234,6 +234,31 @@ class GeneNetwork:
         columns = {f"{name}:{state}": name for name in OF_STATE}
         return self.genes.join(self._all_genes[list(columns)].rename(columns=columns))
 
+    def one_state(self, state: str | None) -> str:
+        """Return a state that there is: the only one, where none is named.
+
+        Raises
+        ------
+        InputError
+            There is no such state, or none is named of several.
+
+        See Also
+        --------
+        GeneNetwork.states : All of them.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.GeneNetwork.open("runs/net").one_state("Dendritic")
+        'Dendritic'
+        """
+        if state is None and len(self.states) > 1:
+            named = did_you_mean("", self.states)
+            raise InputError(f"The network has {len(self.states)} states; name one: state= (--state). {named}")
+        state = self.states[0] if state is None else state
+        self._require_state(state)
+        return state
+
     def _require_state(self, state: str) -> None:
         if state not in self.metadata["states"]:
             raise InputError(f"The network has no state {state!r}. {did_you_mean(state, self.states)}")
@@ -474,7 +499,7 @@ class GeneNetwork:
         max_edges: int | None = 5_000,
         modules: pd.DataFrame | None = None,
         overwrite: bool = False,
-    ) -> None:
+    ) -> "networkx.DiGraph[str]":
         """Write the strongest edges of a state for Cytoscape, igraph and others.
 
         Parameters
@@ -489,6 +514,10 @@ class GeneNetwork:
             Result of `modules`: nodes have the number of theirs.
         overwrite
             Replace a file that is there.
+
+        Returns
+        -------
+        What was written.
 
         Raises
         ------
@@ -505,15 +534,15 @@ class GeneNetwork:
         --------
         >>> import geneformer_repro as gf, networkx
         >>> network = gf.GeneNetwork.open("runs/net")
-        >>> network.to_graphml("dendritic.graphml", "Dendritic", top=3)
+        >>> graph = network.to_graphml("dendritic.graphml", "Dendritic", top=3)
         >>> again = networkx.read_graphml("dendritic.graphml")
-        >>> dict(again.nodes(data=True)) == dict(network.graph("Dendritic", top=3).nodes(data=True))
+        >>> dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
         True
         """
         nodes = self._nodes(state)
         nodes = nodes if modules is None else nodes.join(modules["module"])
         graph = graph_of(self._strongest(state, top, max_fdr), nodes)
-        write_graphml(graph, path, most_edges=max_edges, overwrite=overwrite)
+        return write_graphml(graph, path, most_edges=max_edges, overwrite=overwrite)
 
     def centrality(self, state: str, *, top: int = 10, betweenness: bool = False) -> pd.DataFrame:
         """Return how central each gene is in a state's graph, and whether donors agree on it.
