@@ -27,7 +27,7 @@ N_DETECTION, N_PLACE = 20, 4
 """Bins of detection, and of place within each."""
 _ENDS = (2.5, 97.5)
 _DRAWS_OF_PRECISION, _EDGES_AT_ONCE = 500, 1024
-"""Average precision under a draw takes edges × sources products: 500 draws of all of CollecTRI are 14 GFLOP a method."""
+"""Average precision under a draw takes edges × sources products: 14 GFLOP of all of CollecTRI for 500 draws."""
 _ROUNDING = 1e-9
 
 

@@ -183,9 +183,7 @@ def test_labels_exchanged_within_strata_give_uniform_p_values_of_the_matched_are
 
 
 @pytest.mark.parametrize("ties", ["expected", "beeline"])
-def test_intervals_of_precision_are_those_of_pairs_written_as_often_as_their_source_is_drawn(
-    ties, monkeypatch
-):
+def test_intervals_of_precision_are_those_of_pairs_written_as_often_as_their_source_is_drawn(ties, monkeypatch):
     monkeypatch.setattr(module, "_EDGES_AT_ONCE", 7)
     pairs, scores, is_edge = made(3)
     draws = drawn_sources(pairs.n_sources, np.random.default_rng(0), 40)
