@@ -43,6 +43,7 @@ COMMANDS = (
     "predict-patients",
     "samples",
     "transfer-study",
+    "cross-cohort",
     "response",
     "predict-response",
     "response-study",
