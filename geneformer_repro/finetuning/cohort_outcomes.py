@@ -160,14 +160,14 @@ class SurvivalOutcome(CohortOutcome):
         cross = self._risk(np.concatenate([of_train, of_test]), labels, len(of_train))
         within, fold = self._of_itself(test)
         event_time, event = tested[:, :2].T
-        scores = [c_index_in_resamples(event_time, event, risk, strata=fold) for risk in (within, cross)]
+        of_within, of_cross = (c_index_in_resamples(event_time, event, risk, strata=fold) for risk in (within, cross))
         facts = {
             "n_train": len(of_train),
             "events_train": int(labels[:, 1].sum()),
             "n_test": len(of_test),
             "events_test": int(event.sum()),
         }
-        return Told(*scores, len(of_test), None, facts)
+        return Told(of_within, of_cross, len(of_test), None, facts)
 
     def _of_itself(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the risk of each patient of a cohort by the others of it, and the fold in which it was left out."""
@@ -259,8 +259,8 @@ class LabelOutcome(CohortOutcome):
             "n_classes": len(shared),
             "n_donors_test": 0 if units is None else len(np.unique(units)),
         }
-        scores = [Calls(true, np.exp(of)).macro_f1 for of in (within, cross)]
-        return Told(*scores, len(of_test), units, facts)
+        of_within, of_cross = (Calls(true, np.exp(of)).macro_f1 for of in (within, cross))
+        return Told(of_within, of_cross, len(of_test), units, facts)
 
     def _log_probabilities(self, values: np.ndarray, codes: np.ndarray, n_train: int, n_classes: int) -> np.ndarray:
         """Return log probabilities of the rows after the first, which are learned."""
@@ -321,7 +321,8 @@ class ResponseOutcome(CohortOutcome):
 
     def _shared(self, train: str, test: str) -> _Shared:
         first, second = self._studies[train], self._studies[test]
-        same = same_drugs(first.drugs, second.drugs).drop_duplicates("a").drop_duplicates("b")
+        given = [study.drugs.select(np.unique(study.pairs[:, 1])) for study in (first, second)]
+        same = same_drugs(*given).drop_duplicates("a").drop_duplicates("b")
         names = same["b"].tolist()
         pairs, values = [], []
         for study, column in ((first, "a"), (second, "b")):
@@ -354,7 +355,7 @@ class ResponseOutcome(CohortOutcome):
             known = ~np.isin(self._keys[train][pairs[:, 0]], self._keys[test][present[left_out]])
             predicted = self._beyond(both, pairs[known], learned[known], moved[here], true[here])[1]
             left["cross"][:, here] = left["within"][0, here], predicted
-        scores = [self._score(left[name], tested, fold) for name in ("within", "cross")]
+        of_within, of_cross = (self._score(left[name], tested, fold) for name in ("within", "cross"))
         facts = {
             "n_train": len(learned),
             "n_test": len(true),
@@ -363,7 +364,7 @@ class ResponseOutcome(CohortOutcome):
             "n_samples_test": len(present),
             **self._measured_twice(train, test, shared),
         }
-        return Told(*scores, len(true), tested[:, 0], facts)
+        return Told(of_within, of_cross, len(true), tested[:, 0], facts)
 
     def _values(self, study: str) -> np.ndarray:
         return self.values[self.members[study]]

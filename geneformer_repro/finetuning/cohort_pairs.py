@@ -52,10 +52,11 @@ class CohortPairs:
 
     def effects(self) -> pd.DataFrame:
         """Return what each cohort makes of each gene: ``cohort``, ``output``, ``gene``, ``effect``; 0 is left out."""
-        genes, rows = self._outcome.genes, []
+        rows = []
         for cohort, effects in self._effects.items():
-            named = effects.set_axis(genes, axis=0).rename_axis(index="gene", columns="output").stack()
-            rows.append(named[named != 0].rename("effect").reset_index().assign(cohort=cohort))
+            named = effects.rename_axis("gene").reset_index()
+            long = named.melt("gene", var_name="output", value_name="effect").assign(cohort=cohort)
+            rows.append(long[long["effect"] != 0])
         columns = ["cohort", "output", "gene", "effect"]
         return pd.concat(rows)[columns].reset_index(drop=True) if rows else pd.DataFrame(columns=columns)
 
@@ -95,8 +96,8 @@ class CohortPairs:
         units = None if self._outcome.units is None else self._outcome.units[rows]
         if units is not None and min(len(np.unique(units[names == name])) for name in np.unique(names)) < 2:
             units = None
-        seed, areas = self._outcome.seed, {way: [] for way in HARMONISED}
-        weights: list[int] = []
+        seed, weights = self._outcome.seed, []
+        areas: dict[Harmonise, list[float]] = {way: [] for way in HARMONISED}
         for rest, left_out in parts_of(_DOMAIN_FOLDS, seed, is_train, units, len(rows)):
             n_pairs = int(is_train[left_out].sum()) * int((~is_train[left_out]).sum())
             if not n_pairs:  # a fold of donors of one cohort
@@ -125,7 +126,9 @@ class CohortPairs:
 
     def _of(self, cohort: str) -> pd.DataFrame:
         if cohort not in self._effects:
-            self._effects[cohort] = self._outcome.effects(cohort, self._outcome.members[cohort])
+            assert self._outcome.genes is not None
+            effects = self._outcome.effects(cohort, self._outcome.members[cohort])
+            self._effects[cohort] = effects.set_axis(self._outcome.genes, axis=0)
         return self._effects[cohort]
 
 
@@ -150,8 +153,9 @@ def agreement(first: pd.DataFrame, second: pd.DataFrame, top: int) -> dict[str, 
         both = np.column_stack([first[name], second[name]])
         both = both[(np.abs(both) > _ROUNDING).all(axis=1)]
         if len(both) > top:
-            jaccard = jaccard_of_tops(*np.abs(both).T, top)
-            found.append((spearman(*both.T), jaccard, chance_jaccard(top, len(both)), len(both)))
+            a, b = both.T
+            jaccard = jaccard_of_tops(np.abs(a), np.abs(b), top)
+            found.append((spearman(a, b), jaccard, chance_jaccard(top, len(both)), len(both)))
     median = np.nanmedian(np.array(found, dtype=float), axis=0) if found else np.full(4, np.nan)
     named = zip(("effects_spearman", "effects_top", "effects_top_chance", "n_genes"), median.tolist(), strict=True)
     return {**dict(named), "n_outputs": len(found)}

@@ -157,13 +157,12 @@ def cross_cohort(
     True
     """
     require_at_least(folds=(folds, 2), max_cells=(max_cells, FEWEST_SAMPLES), top=(top, 1), seed=(seed, 0))
-    of_response = isinstance(samples, Mapping)
     _require_one_question(samples, survival, cohort, target, checkpoint)
     if donor is not None and target is None:
         raise InputError("donor= is for labels (target=); patients of survival and samples of drug response are rows.")
     facts = {"harmonise": harmonise, "folds": folds, "seed": seed, "cohort": cohort}
     outcomes: Mapping[tuple[str, str], CohortOutcome]
-    if of_response:
+    if isinstance(samples, Mapping):
         outcomes = _of_response(samples, values, folds, seed)
     elif survival is not None:
         assert isinstance(samples, AnnData)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["drop", "domain", "effects"]
 _OUTCOMES = ("event", "target", "measure")
-_WAYS = {"before": "as they are", **{way: way for way in HARMONISED if way != "none"}}
+_WAYS: dict[str, str] = {"before": "as they are"} | {str(way): str(way) for way in HARMONISED if way != "none"}
 _TOP_EFFECTS = 15
 _MOST_OUTPUTS = 6
 
@@ -189,7 +189,7 @@ def _domain_figure(table: pd.DataFrame) -> "Figure":
         axes.plot(table[f"domain_auc_{way}"], rows + shift, "o", color=colour, markersize=6, label=label)
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_xlabel("AUC by which two cohorts are told apart (dashed: not at all)")
-    axes.set_xlim(min(0.35, float(table.filter(like="domain_auc").min(axis=None)) - 0.03), 1.03)
+    axes.set_xlim(min(0.35, np.nanmin(table.filter(like="domain_auc").to_numpy(float)) - 0.03), 1.03)
     legend_beside(axes)
     return figure
 
@@ -223,9 +223,13 @@ def _named(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return shown.set_axis(labels_of(table), axis=0).rename_axis("learned → tested")
 
 
+def _columns(table: pd.DataFrame, *prefixes: str) -> list[str]:
+    return [str(name) for name in table if str(name).startswith(prefixes)]
+
+
 def _drop_section(table: pd.DataFrame) -> Section:
     intervals = [f"{name}{end}" for name in SCORES for end in ("", "_low", "_high")]
-    sizes = [name for name in table if name.startswith(("n_", "events_", "measured_")) and name not in _OF_EFFECTS]
+    sizes = [name for name in _columns(table, "n_", "events_", "measured_") if name not in _OF_EFFECTS]
     note = ""
     if "measured_twice" in table:
         note = (
@@ -265,7 +269,7 @@ def _effects_section(table: pd.DataFrame) -> Section:
         "with the largest effects are shared, beside chance, and beside two halves of the cohort tested.",
         "That shared genes are causes: correlated genes share an effect, and a method may choose either.",
         figure=_effects_figure(table),
-        table=_named(table, [name for name in table if name.startswith("effects_")] + list(_OF_EFFECTS)),
+        table=_named(table, [*_columns(table, "effects_"), *_OF_EFFECTS]),
     )
 
 

@@ -201,6 +201,14 @@ def test_a_study_tells_of_another_as_much_as_both_measure_the_same():
     assert other["cross"] < 0.4 < other["drop"]
 
 
+def test_a_drug_without_responses_in_one_study_is_not_shared():
+    second = study(range(40, 120), seed=1)
+    table = second.responses.pairs.rename(columns={"value": "LN_IC50"})[["sample", "drug", "LN_IC50"]]
+    few = gf.ResponseData.read(second.samples, table[table["drug"] != "drug3"], second.drugs, measure="LN_IC50")
+    row = cross_cohort({"A": study(range(80)), "B": few}, harmonise="none", folds=2, train="A", top=5).iloc[0]
+    assert (row["n_drugs"], row["n_train"]) == (7, 7 * 80)
+
+
 def test_a_measure_that_points_the_other_way_is_turned_round():
     studies = {"A": study(range(80)), "B": study(range(40, 120), seed=1, measure="pIC50", turned=-1)}
     row = cross_cohort(studies, harmonise="none", folds=2, train="A", test="B", top=5).iloc[0]

@@ -246,7 +246,7 @@ def median_of(blocks: Callable[[], Iterable[np.ndarray]]) -> float:
     n = sum(n_block for _, _, n_block in ends)
     first, last = (n - 1) // 2, n // 2  # of those between low and high, the middle ones
     while low < high:
-        counts = sum(np.bincount(_bins(block, low, high), minlength=_BINS) for block in blocks())
+        counts = np.sum([np.bincount(_bins(block, low, high), minlength=_BINS) for block in blocks()], axis=0)
         up_to = np.cumsum(counts)
         of_first, of_last = np.searchsorted(up_to, [first, last], side="right")
         if of_first != of_last:
