@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.in_silico.networks.edge_scores import Pairs, Stratified, strata_of
-from geneformer_repro.in_silico.networks.network_baselines import correlation, degree_product, read_expression
+from geneformer_repro.in_silico.networks.network_baselines import Expression, degree_product
 from geneformer_repro.in_silico.networks.network_evaluation import evaluate_network
+from geneformer_repro.in_silico.networks.network_expression import CellCounts, correlation
 from geneformer_repro.in_silico.networks.rewiring import rewired
 from geneformer_repro.tokenizer.genes import GivenGenes
 
@@ -39,8 +40,8 @@ def main() -> None:
     start = time.process_time()
     table = evaluate_network(flat, references, counts=cells, boosted_targets=0, n_rewirings=arguments.rewirings)
     print(f"three references, two universes, {arguments.rewirings} rewirings: {time.process_time() - start:.1f} CPU s")
-    genes = GivenGenes(tuple(ids.values()), {name: i for i, name in enumerate(ids)}, {})
-    of_cells = read_expression(cells, genes, keep={}, donor=None, max_cells=10_000, rng=np.random.default_rng(0))
+    genes = GivenGenes.named(ids.values(), ids)
+    of_cells = Expression.of(CellCounts.read(cells, genes))
     for name, rows in references.items():
         print(f"\n{name}")
         shown = table.loc[name].loc["open"].loc[METHODS, SHOWN]
@@ -74,8 +75,8 @@ def by_an_unstable_sort(cells, genes: GivenGenes, rows: pd.DataFrame) -> list[fl
     scores = [
         np.outer(cells.detection[sources], cells.detection),
         np.outer(cells.mean[sources], cells.mean),
-        np.abs(correlation(cells, sources, targets, kind="pearson")),
-        np.abs(correlation(cells, sources, targets)),
+        np.abs(correlation(cells.values, sources, targets, kind="pearson")),
+        np.abs(correlation(cells.values, sources, targets)),
         degree_product(known),
     ]
     edges = np.flatnonzero(known[pairs.source, pairs.target])

@@ -11,7 +11,7 @@ factor. Seeds that are finished in OUT are not done again.
 import argparse
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ import geneformer_repro as gf
 from geneformer_repro.in_silico.networks.edge_scores import Pairs, Stratified, auroc, matched_bins, strata_of
 from geneformer_repro.model import MaskedGeneModel, bert_config
 
-N_TRAINING, N_READ, N_MASKED = 8_000, 600, 150
-"""Cells that are learned from; others for networks, and of those the ones for log probabilities."""
+N_TRAINING, N_READ = 8_000, 600
+"""Cells that are learned from, and others for networks."""
 TRAINING = {
     "batch_size": 8,
     "learning_rate": 2e-3,
@@ -35,6 +35,7 @@ NETWORK = {"initializer_range": 0.08}
 """Weights as small as usual leave a plateau, in which hidden genes are guessed by frequency, only after a minute."""
 NETWORKS: Mapping[str, Mapping[str, str]] = {
     "deletion": {"method": "deletion"},
+    "masked logit": {"method": "masked_logit"},
     "attention": {},
     "value norm": {"weight": "value_norm"},
 }
@@ -82,40 +83,6 @@ def by_spearman(planted: Planted) -> pd.Series:
     return _of_pairs(total / len(TYPES), planted.pairs)
 
 
-def by_masked_logit(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, planted: Planted) -> pd.Series:
-    """Return how far the log probability of a hidden target falls when its factor is hidden, too; mean over cells."""
-    tokens = dict(zip(cells.vocabulary.gene_ids, cells.vocabulary.tokens, strict=True))
-    pairs, mask = planted.pairs, cells.vocabulary.mask_token
-    source, target = (pairs[end].map(tokens).to_numpy() for end in ("source", "target"))
-    total, n = np.zeros(len(pairs)), np.zeros(len(pairs))
-    for row in range(len(cells)):
-        place = {int(token): i for i, token in enumerate(cells[row])}
-        here = [i for i in range(len(pairs)) if source[i] in place and target[i] in place]
-        if not here:
-            continue
-        hidden = sorted({(None, target[i]) for i in here} | {(source[i], target[i]) for i in here}, key=str)
-        of_hidden = dict(zip(hidden, _log_probabilities(checkpoint, cells[row], hidden, place, mask), strict=True))
-        total[here] += [of_hidden[None, target[i]] - of_hidden[source[i], target[i]] for i in here]
-        n[here] += 1
-    return pd.Series(np.where(n >= MIN_CELLS, total / np.maximum(n, 1), np.nan))
-
-
-def _log_probabilities(
-    checkpoint: gf.Checkpoint, cell: np.ndarray, hidden: list, place: Mapping[int, int], mask: int
-) -> Iterator[float]:
-    """Yield the log probability of a target at its place, with it and the source, if any, hidden."""
-    for start in range(0, len(hidden), 64):
-        chosen = hidden[start : start + 64]
-        shown = np.tile(cell.astype(np.int64), (len(chosen), 1))
-        for variant, genes in zip(shown, chosen, strict=True):
-            variant[[place[gene] for gene in genes if gene is not None]] = mask
-        with torch.inference_mode():
-            logits = checkpoint.token_model(torch.from_numpy(shown.ravel()), lengths=(len(cell),) * len(chosen)).logits
-        at = np.arange(len(chosen)) * len(cell) + [place[target] for _, target in chosen]
-        of_genes = logits.reshape(-1, logits.shape[-1])[at].log_softmax(-1)
-        yield from of_genes[np.arange(len(chosen)), [int(target) for _, target in chosen]].tolist()
-
-
 def scored(planted: Planted, scores: Mapping[str, pd.Series], cells: gf.TokenizedDataset) -> pd.DataFrame:
     """Return of each score the AUROC over all pairs, and among a factor's pairs of like detection and place."""
     is_edge = planted.pairs["is_edge"].to_numpy()
@@ -154,9 +121,9 @@ def one_seed(out: Path, seed: int, *, regulated: bool, epochs: int) -> pd.DataFr
         name: by_network(base, cells, read, path / name.replace(" ", "-"), **asked) for name, asked in NETWORKS.items()
     }
     unlearned = random_weights(vocabulary, 1_000 + seed)
-    scores["deletion, random weights"] = by_network(unlearned, cells, read, path / "random-deletion", method="deletion")
-    scores["attention, random weights"] = by_network(unlearned, cells, read, path / "random-attention")
-    scores["masked logit"] = by_masked_logit(base, cells.select(np.arange(N_MASKED)), read)
+    for name in ("deletion", "masked logit", "attention"):
+        folder = path / f"random-{name.replace(' ', '-')}"
+        scores[f"{name}, random weights"] = by_network(unlearned, cells, read, folder, **NETWORKS[name])
     scores["|Spearman|"] = by_spearman(read)
     losses = base.provenance["result"]["scores"]
     table = scored(read, scores, cells).assign(

@@ -14,6 +14,8 @@ from geneformer_repro.errors import VocabularyMismatchError as VocabularyMismatc
 from geneformer_repro.finetuning.cohort_data import CohortStudyConfig as CohortStudyConfig
 from geneformer_repro.finetuning.cohort_tables import CohortStudy as CohortStudy
 from geneformer_repro.finetuning.cross_cohort import cross_cohort as cross_cohort
+from geneformer_repro.finetuning.cross_cohort_pages import plot_cross_cohort as plot_cross_cohort
+from geneformer_repro.finetuning.cross_cohort_pages import write_cross_cohort_report as write_cross_cohort_report
 from geneformer_repro.finetuning.drevalpy import drevalpy_model as drevalpy_model
 from geneformer_repro.finetuning.finetune import FinetuneConfig as FinetuneConfig
 from geneformer_repro.finetuning.finetune import Finetuned as Finetuned

@@ -257,7 +257,7 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_OTHER_WEIGHTS + seed)
             network = MaskedGeneModel(config)
-        return Checkpoint(network, self.vocabulary, name="random weights")
+        return Checkpoint(network, self.vocabulary, {"random_weights": {"seed": seed}}, name="random weights")
 
     @typed
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:

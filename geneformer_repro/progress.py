@@ -23,6 +23,11 @@ _IN_NOTEBOOK = tqdm is not tqdm_asyncio
 _FORM_OF_A_LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
+def warnings_only() -> bool:
+    """Whether this package is asked for warnings alone, by the level of its own logger: then no bar is drawn."""
+    return logging.getLogger(__package__).level >= logging.WARNING
+
+
 class Bar(tqdm):
     """A bar on stderr; without a terminal, as in a log file, a line for each tenth, at most one every half minute."""
 
@@ -31,6 +36,7 @@ class Bar(tqdm):
     def __init__(
         self, step: str, *, total: int | None, unit: str, done: int = 0, quiet: bool = False, **options: Any
     ) -> None:
+        quiet = quiet or warnings_only()
         self._line: Callable[[], Mapping[str, Any]] | None = None
         self._in_lines = not (quiet or _IN_NOTEBOOK or sys.stderr.isatty())
         if self._in_lines:

@@ -20,7 +20,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.attention import Attention, Cells
 from geneformer_repro.batching import Batch, end_to_end, require_budget, token_budget_batches
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.encoder import IGNORED, Watch, first_tokens, run_encoder, run_gated
+from geneformer_repro.encoder import IGNORED, Read, Watch, first_tokens, run_encoder, run_gated
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Head, Pooling, pool
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -177,6 +177,7 @@ class Reader:
         positions_T: Tensor | None = None,
         rows_TD: Tensor | None = None,
         first_only: bool = False,
+        read: Read | None = None,
         alike: bool = False,
         watch: Watch | None = None,
     ) -> Tensor:
@@ -192,10 +193,12 @@ class Reader:
             What stands instead of `token_rows`.
         first_only
             Read no more than ``<cls>``, for a third of the last block's work.
+        read
+            The tokens that are read, instead.
         alike, watch
             As of `run_encoder`.
         """
-        read = first_tokens(lengths, self.device) if first_only else None
+        read = first_tokens(lengths, self.device) if first_only else read
         with self.reading(), self._halved():
             options: dict[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
             options |= {"positions_T": positions_T, "rows_TD": rows_TD}

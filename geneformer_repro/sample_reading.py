@@ -227,10 +227,15 @@ def as_measured(adata: ad.AnnData, measure: Measure) -> np.ndarray:
     DataFormatError
         The matrix does not hold what `measure` says.
     """
+    return measured(adata, measure).toarray()
+
+
+def measured(adata: ad.AnnData, measure: Measure) -> csr_matrix:
+    """Return the same as a sparse matrix."""
     stored, told = csr_matrix(adata.X, dtype=np.float32), "X of the samples"
     measure.require(stored, told, adata.obs_names.__getitem__, adata.var_names)
     measure.require_likely(stored, told)
-    return log_normalise(measure.linear(stored)[0], measure.values).toarray()
+    return log_normalise(measure.linear(stored)[0], measure.values)
 
 
 def opened_samples(

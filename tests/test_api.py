@@ -79,6 +79,7 @@ NAMES = [
     "integration_scores",
     "map_to_reference",
     "perturb",
+    "plot_cross_cohort",
     "plot_enrichment",
     "plot_explanation",
     "plot_network",
@@ -94,6 +95,7 @@ NAMES = [
     "shift_statistics",
     "tokenize",
     "transfer_study",
+    "write_cross_cohort_report",
     "write_enrichment_report",
     "write_explanation_report",
     "write_network_evaluation",
@@ -103,7 +105,10 @@ NAMES = [
 FUNCTIONS = {
     "tokenize": "sources, vocabulary, *, values, log2, order, out, obs, layer, gene_ids, orthologs, "
     "min_known_share, cell_filter, uncropped, workers, ray, overwrite",
-    "cross_cohort": "samples, survival, *, cohort, train, test, harmonise, folds, seed",
+    "cross_cohort": "samples, survival, *, cohort, target, donor, checkpoint, values, train, test, harmonise, folds, "
+    "max_cells, top, seed",
+    "plot_cross_cohort": "table, *, kind",
+    "write_cross_cohort_report": "table, path, *, overwrite",
     "pseudobulk": "source, by, *, layer, min_cells",
     "read_responses": "table, *, measure, sample, drug, value, drugs",
     "read_samples": "expression, clinical, *, id, genes_in, one_per_patient",

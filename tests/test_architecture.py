@@ -28,6 +28,7 @@ LAYERS = {
     "datasets": 1,
     "mapping": 1,
     "harmonise": 1,
+    "agreement": 1,
     "identities": 1,
     "drugs": 1,
     "responses": 1,

@@ -43,6 +43,7 @@ COMMANDS = (
     "predict-patients",
     "samples",
     "transfer-study",
+    "cross-cohort",
     "response",
     "predict-response",
     "response-study",
@@ -1132,7 +1133,7 @@ def test_what_a_user_got_wrong_ends_in_one_line(there, bad, run, tmp_path, comma
     ("path", "message"),
     [
         ("nowhere", "nowhere: no such file or folder."),
-        ("cells.h5ad", "cells.h5ad: not a readable Parquet file"),
+        ("cells.h5ad", "cells.h5ad: info takes a vocabulary, tokenised cells, a checkpoint or a network"),
         ("{bad}/plain", "plain: holds neither vocabulary.json nor token_dictionary*.pkl"),
     ],
 )

@@ -149,3 +149,17 @@ def test_what_is_too_little_to_speak_of_is_not_spoken_of(caplog, capsys, monkeyp
         bar.update(1)
     assert caplog.records == []
     assert capsys.readouterr().err == ""
+
+
+def test_no_bar_is_drawn_where_the_package_is_asked_for_warnings_alone(capsys):
+    logger = logging.getLogger("geneformer_repro")
+    before = logger.level
+    try:
+        for level, is_drawn in ((logging.NOTSET, True), (logging.INFO, True), (logging.WARNING, False)):
+            logger.setLevel(level)
+            with progress("x", total=10, unit="cells") as bar:
+                bar.update(10)
+            assert bar.n == 10
+            assert ("x: 100%" in capsys.readouterr().err) == is_drawn
+    finally:
+        logger.setLevel(before)

@@ -1,4 +1,4 @@
-"""Bulk samples with their patients, ``samples``, and what other cohorts teach of them, ``transfer-study``."""
+"""Bulk samples with their patients, ``samples``; what other cohorts teach, ``transfer-study`` and ``cross-cohort``."""
 
 import argparse
 import json
@@ -9,8 +9,12 @@ from geneformer_repro.cli.inputs import (
     add_log2_option,
     add_samples_options,
     add_settings_options,
+    add_survival_option,
     given_samples,
     new_command,
+    open_cells,
+    table_outputs,
+    write_together,
 )
 from geneformer_repro.errors import InputError
 
@@ -50,6 +54,117 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--ray", action="store_true", help="share the search over a Ray cluster (RAY_ADDRESS)")
     add_settings_options(command)
+    _add_cross_cohort(commands)
+
+
+def _add_cross_cohort(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "cross-cohort",
+        _cross_cohort,
+        "train on one cohort and test on another, beside what the other tells of itself",
+        ".tsv to write, with a .png and an .html of the same name beside it",
+    )
+    command.add_argument(
+        "samples",
+        nargs="*",
+        help="of --survival and --target: tables or .h5ad of expression, cells with raw counts, or tokenised cells",
+    )
+    command.add_argument("--clinical", metavar="TABLE", help="a row a patient or sample; joined by id")
+    command.add_argument("--cohort", metavar="COLUMN", help="obs column of the cohorts (source: which of the files)")
+    add_survival_option(command)
+    command.add_argument("--target", metavar="COLUMN", help="obs column of labels that are predicted")
+    command.add_argument("--donor", metavar="COLUMN", help="with --target, the donor or patient of each cell")
+    command.add_argument("--checkpoint", metavar="FOLDER", help="with tokenised cells, look at its vectors")
+    command.add_argument(
+        "--study",
+        nargs=4,
+        action="append",
+        metavar=("NAME", "SAMPLES", "RESPONSES", "MEASURE"),
+        help="drug response of a study: expression, a table of responses, and what these are; give two or more",
+    )
+    command.add_argument("--drugs", metavar="TABLE", help="with --study, names and SMILES of the drugs")
+    command.add_argument(
+        "--values",
+        choices=["counts", "expression", "zscore"],
+        help="what a matrix holds; zscore takes it as it is (default of --target: counts)",
+    )
+    command.add_argument("--train", nargs="+", metavar="COHORT", help="cohorts that are learned (default: all)")
+    command.add_argument("--test", nargs="+", metavar="COHORT", help="cohorts that are tested (default: all)")
+    command.add_argument(
+        "--harmonise",
+        choices=["none", "standardise", "quantile", "combat", "reference"],
+        default="standardise",
+        help="how two cohorts are brought to one scale (default %(default)s)",
+    )
+    command.add_argument("--folds", type=int, default=5, metavar="K", help="within a cohort (default %(default)s)")
+    command.add_argument(
+        "--max-cells", type=int, default=2000, metavar="N", help="of a cohort, with --target (default %(default)s)"
+    )
+    command.add_argument(
+        "--top", type=int, default=50, metavar="N", help="genes with the largest effects (default %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn (default %(default)s)")
+    command.add_argument("--vocabulary", help="what tokens mean, where the cells do not say it")
+    command.add_argument("--max-length", type=int, metavar="N", help="cut longer cells to so many tokens")
+
+
+def _cross_cohort(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.finetuning.cross_cohort import cross_cohort
+    from geneformer_repro.finetuning.cross_cohort_pages import plot_cross_cohort, write_cross_cohort_report
+
+    outputs = table_outputs(arguments)
+    options = ("cohort", "target", "donor", "values", "train", "test", "harmonise", "folds", "max_cells", "top", "seed")
+    table = cross_cohort(
+        _cohorts(arguments),
+        {event: time for time, event in arguments.survival} if arguments.survival else None,
+        checkpoint=Checkpoint.from_pretrained(arguments.checkpoint) if arguments.checkpoint else None,
+        **{name: getattr(arguments, name) for name in options},
+    )
+    write_together(
+        outputs,
+        table.set_index(table.columns[0]),
+        lambda path: plot_cross_cohort(table).savefig(path, dpi=150),
+        lambda path: write_cross_cohort_report(table, path),
+        overwrite=arguments.overwrite,
+    )
+    shown = [name for name in _SHOWN if name in table]
+    print(table[shown].to_string(index=False, na_rep="–", float_format="{:.3f}".format))
+    print(table.attrs["sentence"])
+    print("{} has all columns, {} the picture, {} all pictures and the genes".format(*outputs))
+
+
+_SHOWN = (
+    "train_cohort", "test_cohort", "n_test", "within", "cross", "drop", "drop_low", "drop_high", "domain_auc_before",
+    "domain_auc_after", "effects_spearman", "effects_spearman_within",
+)  # fmt: skip
+
+
+def _cohorts(arguments: argparse.Namespace) -> Any:
+    """Open what is compared: studies of drug response, tokenised cells, or matrices."""
+    from geneformer_repro.finetuning.response_data import ResponseData
+    from geneformer_repro.tokenizer.published import is_dataset
+    from geneformer_repro.tokenizer.samples import read_samples
+
+    if arguments.study:
+        if arguments.samples:
+            raise InputError("--study names the samples of each study; leave others out.")
+        return {
+            name: ResponseData.read(samples, responses, arguments.drugs, measure=measure)
+            for name, samples, responses, measure in arguments.study
+        }
+    if not arguments.samples:
+        raise InputError("Name samples (with --survival or --target), or studies of drug response (--study).")
+    if len(arguments.samples) == 1 and is_dataset(Path(arguments.samples[0])):
+        return open_cells(arguments, arguments.samples[0])
+    if len(arguments.samples) == 1 and arguments.clinical is None and arguments.samples[0].endswith(".h5ad"):
+        import anndata
+
+        if not Path(arguments.samples[0]).is_file():
+            raise InputError(f"{arguments.samples[0]}: no such file.")
+        return anndata.read_h5ad(arguments.samples[0])
+    return read_samples(arguments.samples, arguments.clinical)
 
 
 def _samples(arguments: argparse.Namespace) -> None:

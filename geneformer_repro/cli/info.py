@@ -31,6 +31,11 @@ def _info(arguments: argparse.Namespace) -> None:
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
+    if path.is_file() and not _is_parquet(path):
+        raise InputError(
+            f"{path}: info takes a vocabulary, tokenised cells, a checkpoint or a network (folders), or a screen or "
+            "tokenised cells as .parquet. Raw counts are looked at by the commands that read them, such as tokenize."
+        )
     if path.is_file() and not _holds_tokens(path):
         from geneformer_repro.in_silico.block_tables import format_of
         from geneformer_repro.in_silico.explanations.explanation import FORM, Explanation
@@ -64,6 +69,11 @@ def _info(arguments: argparse.Namespace) -> None:
         from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
         print(Vocabulary.load(path))
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _holds_tokens(path: Path) -> bool:

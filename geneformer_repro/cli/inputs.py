@@ -31,7 +31,7 @@ def new_command(
     )
     command.add_argument("-o", "--out", required=True, help=out)
     command.add_argument("--overwrite", action="store_true", help="replace an output of this step that exists")
-    command.add_argument("--quiet", action="store_true", help="log warnings only")
+    command.add_argument("--quiet", action="store_true", help="log warnings only, and draw no bars")
     command.set_defaults(run=run)
     return command
 

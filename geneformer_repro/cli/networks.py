@@ -1,4 +1,4 @@
-"""Gene networks: ``network``."""
+"""Gene networks: ``network``, and their strongest edges for other programs, ``statistics NET -o FILE.graphml``."""
 
 import argparse
 import re
@@ -69,10 +69,11 @@ def add_commands(commands: Any) -> None:
 def _add_measure_options(network: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--method",
-        choices=["attention", "deletion", "mean_qk"],
+        choices=["attention", "deletion", "masked_logit", "mean_qk"],
         default="attention",
-        help="deletion: how targets move when a source is deleted, a forward a source and cell; mean_qk: attention of "
-        "queries and keys averaged over cells (default %(default)s)",
+        help="deletion: how targets move when a source is deleted, a forward a source and cell; masked_logit: how much "
+        "less likely hidden targets are with a source hidden too, some forwards a source and cell; mean_qk: attention "
+        "of queries and keys averaged over cells (default %(default)s)",
     )
     network.add_argument(
         "--weight",
@@ -115,6 +116,31 @@ def _network(arguments: argparse.Namespace) -> None:
     )
     if processes.is_first():
         _draw(network, picture, page, overwrite=arguments.overwrite)
+
+
+def add_graph_options(statistics: argparse.ArgumentParser) -> None:
+    """Add what ``statistics`` takes of a network's strongest edges."""
+    graph = statistics.add_argument_group("a network for Cytoscape and others: -o FILE.graphml, --state")
+    graph.add_argument("--top", type=int, default=10, metavar="N", help="sources of each target (default %(default)s)")
+    graph.add_argument("--max-fdr", type=float, metavar="RATE", help="only edges below it over donors, such as 0.05")
+
+
+def write_graph(arguments: argparse.Namespace) -> None:
+    """Write the strongest edges of a state, as ``statistics NET -o FILE.graphml`` asks."""
+    from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
+
+    out = Path(arguments.out)
+    if out.suffix != ".graphml":
+        raise InputError(
+            f"{arguments.shifts} is a gene network: ask which edges differ between two states with --between, how many "
+            "known edges it finds with --known (or --perturbed), or for its strongest edges as a graph with -o "
+            "FILE.graphml."
+        )
+    network = GeneNetwork.open(arguments.shifts)
+    state = network.one_state(arguments.state)
+    options = {name: getattr(arguments, name) for name in ("top", "max_fdr", "overwrite")}
+    graph = network.to_graphml(out, state, **options)
+    print(f"{out}: {graph.number_of_nodes():,} genes, {graph.number_of_edges():,} edges of {state}")
 
 
 def _head(text: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
+from geneformer_repro.cli.networks import add_graph_options, write_graph
 from geneformer_repro.errors import InputError
 
 _SHIFTS = "Parquet file written by perturb"
@@ -142,6 +143,7 @@ def _add_statistics(commands: Any) -> None:
     )
     add_known_edges_options(statistics)
     add_explanation_options(statistics)
+    add_graph_options(statistics)
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
@@ -262,10 +264,8 @@ def _statistics(arguments: argparse.Namespace) -> None:
         (compare_states if arguments.between else score_known_edges)(arguments)
         return
     if (Path(arguments.shifts) / "network.json").is_file():
-        raise InputError(
-            f"{arguments.shifts} is a gene network: ask which edges differ between two states with --between, or how "
-            "many known edges it finds with --known (or --perturbed)."
-        )
+        write_graph(arguments)
+        return
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics

@@ -234,22 +234,57 @@ def components(
     return pca.transform(of_train), pca.transform(of_test)
 
 
+def column_effects(values: np.ndarray, train: np.ndarray, told_NK: np.ndarray) -> np.ndarray:
+    """Return what each column adds to what a linear method on `components` tells of its training rows, (P, K).
+
+    By standard deviation of the column over these rows. A method that adds up principal components tells the sum of its
+    weights of standardised columns; of all weights that do, these are the smallest, which are the method's own, since
+    components lie among the rows.
+
+    Parameters
+    ----------
+    values
+        Rows × columns.
+    train
+        The rows that the method was fitted on.
+    told_NK
+        What it tells of each of them.
+
+    Returns
+    -------
+    0 for columns that the method did not look at.
+    """
+    of_train, chosen = _standardised_rows(values[train], _VARIABLE_GENES)[:2]
+    effects_PK = np.zeros((values.shape[1], told_NK.shape[1]))
+    effects_PK[chosen] = np.linalg.pinv(of_train) @ (told_NK - told_NK.mean(axis=0))
+    return effects_PK
+
+
 def standardised(values: Any, train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return columns that vary most over the training rows, of mean 0 and sd 1 there; what is missing is usual.
 
     Values are pulled into the range of 98 % of the training rows, and to five standard deviations.
     """
-    of_train = dense(values[train], np.float64)
+    of_train, chosen, (low, high), (mean, sd) = _standardised_rows(dense(values[train], np.float64), most)
+    of_test = dense(values[test][:, chosen], np.float64).clip(low, high)
+    return of_train, np.nan_to_num((of_test - mean) / sd).clip(-FAR, FAR)
+
+
+_Ends = tuple[np.ndarray, np.ndarray]
+
+
+def _standardised_rows(of_train: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, _Ends, _Ends]:
+    """Return training rows, which columns were chosen, and what of these is usual, and their mean and deviation."""
+    of_train = of_train.astype(np.float64)
     of_train[:, np.isnan(of_train).all(axis=0)] = 0
     low, high = _usual(of_train)
     of_train = of_train.clip(low, high)
     spread = np.nanstd(of_train, axis=0)
     (varying,) = np.nonzero(spread > 1e-12)
     chosen = np.sort(varying[np.argsort(-spread[varying], kind="stable")[:most]])
-    of_test = dense(values[test][:, chosen], np.float64).clip(low[chosen], high[chosen])
     mean, sd = np.nanmean(of_train[:, chosen], axis=0), spread[chosen]
-    scaled = (np.nan_to_num((each - mean) / sd) for each in (of_train[:, chosen], of_test))
-    return tuple(each.clip(-FAR, FAR) for each in scaled)
+    scaled = np.nan_to_num((of_train[:, chosen] - mean) / sd).clip(-FAR, FAR)
+    return scaled, chosen, (low[chosen], high[chosen]), (mean, sd)
 
 
 def _usual(values_NP: np.ndarray) -> np.ndarray:

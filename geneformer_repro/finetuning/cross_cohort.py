@@ -1,51 +1,66 @@
-"""Whether what one cohort teaches holds in another: of the same patients, scored by both, and how far apart both lie.
+"""Whether what one cohort teaches holds in another: on the same rows, scored by both, and how far apart both lie.
 
-One method, Cox ridge on principal components, which needs no network and no choice, so that what is seen is the
-cohorts'. The same test patients are scored by their own cohort (left out fold by fold) and by the other, and always
-within the folds, so that the drop is not that of other pairs of patients. A classifier of the cohort says what platform
-and centre leave in the expression, before and after harmonisation.
+One linear method a question (Cox ridge, logistic regression, ridge on components × drug; all on principal components),
+which needs no network and no choice, so that what is seen is the cohorts'. The same test rows are scored by their own
+cohort (left out fold by fold) and by the other, and always within the folds, so that the drop is not that of other
+pairs of patients. A classifier of the cohort says what platform and centre leave in the expression, before and after
+each way of harmonising, and the method's effects of genes whether both cohorts say the same for the same reason.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from scipy.sparse import csr_matrix
+from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from geneformer_repro.arguments import typed
+from geneformer_repro.arguments import require_at_least, typed
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.finetuning.baselines import Features
+from geneformer_repro.finetuning.cohort_outcomes import (
+    CohortOutcome,
+    LabelOutcome,
+    ResponseOutcome,
+    SurvivalOutcome,
+    with_enough,
+)
+from geneformer_repro.finetuning.cohort_pairs import CohortPairs, Harmonise, summary
 from geneformer_repro.finetuning.kinds.survival import FEWEST_EVENTS, FollowUpConfig, read_survival, require_one_time
-from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
-from geneformer_repro.finetuning.kinds.survival_scores import c_index_in_resamples
-from geneformer_repro.finetuning.metrics import Statistics, bootstrap, with_intervals
-from geneformer_repro.harmonise import Harmoniser
+from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
+from geneformer_repro.sample_reading import measured
+from geneformer_repro.tokenizer.counts import rank_values
+from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.tokenizer.matrices import dense
+from geneformer_repro.tokenizer.measures import Measure, Values
 
 logger = logging.getLogger(__name__)
 
-_METHOD = "Cox ridge, PCA"
-_DOMAIN_COMPONENTS, _DOMAIN_FOLDS = 20, 5
+FEWEST_SAMPLES = 10
+"""With a label, in a cohort, for the label to be told."""
+_GENES = 2000
+"""Of cells, and of drug response, the most variable genes of all cohorts together are looked at."""
 
 
 @typed
 def cross_cohort(
-    samples: AnnData,
-    survival: Mapping[str, str],
+    samples: AnnData | TokenizedDataset | Mapping[str, ResponseData],
+    survival: Mapping[str, str] | None = None,
     *,
-    cohort: str,
+    cohort: str | None = None,
+    target: str | None = None,
+    donor: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    values: Values | None = None,
     train: str | Sequence[str] | None = None,
     test: str | Sequence[str] | None = None,
-    harmonise: Literal["none", "standardise", "quantile", "combat", "reference"] = "standardise",
+    harmonise: Harmonise = "standardise",
     folds: int = 5,
+    max_cells: int = 2000,
+    top: int = 50,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Train on one cohort, test on another, and compare with what the other tells of itself.
@@ -53,39 +68,76 @@ def cross_cohort(
     Parameters
     ----------
     samples
-        Expression on a scale on which sums make sense (log2), a row a patient, without missing values.
+        Of survival: expression on a scale on which sums make sense (log2), a row a patient, without missing values. Of
+        labels: the same, or cells with raw counts, or tokenised cells. Of drug response: by name of the study, its
+        samples, drugs and responses.
     survival
-        Column of ``obs`` with events (1, or 0 for censored) → column with times. Rows without a usable time are left
-        out.
+        Column of ``obs`` with events (1, or 0 for censored) → column with times: survival is predicted. Rows without a
+        usable time are left out.
     cohort
-        Column of ``obs`` with the cohorts. Those with fewer than ten events are left out.
+        Column of ``obs`` with the cohorts; studies of drug response are cohorts by their names. Those with fewer than
+        ten events, or with fewer than ten samples of two labels, are left out.
+    target
+        Column of ``obs`` with labels, such as cell types: these are predicted. Labels that one of two cohorts has in
+        fewer than ten samples are left out of the pair.
+    donor
+        With `target`, the column of donors or patients, the replicate: they are drawn as wholes in intervals, and stay
+        whole in folds, where a cohort has as many as there are folds.
+    checkpoint
+        With tokenised cells: their vectors (`embed`) are looked at, in place of rank values; effects of genes are then
+        not told.
+    values
+        What a matrix holds. With `target` "counts" by default, which become log1p of counts per 10,000; "expression"
+        becomes log1p; "zscore" is taken as it is, as values of survival are. Of matrices of drug response it must be
+        said.
     train, test
         Cohorts that are trained on and tested; by default all.
     harmonise
         How both are brought to one scale (`Harmoniser`; "reference" is the cohort trained on), or "none". It sees the
         expression of both, and outcomes of neither.
     folds
-        In which a cohort is tested on itself, alike in events.
+        In which a cohort is tested on itself, alike in events or labels.
+    max_cells
+        With `target`, samples of a cohort that are looked at, drawn from more.
+    top
+        Genes with the largest effects, which are compared between cohorts.
     seed
-        Of folds, components and resamples.
+        Of folds, components, resamples and draws.
 
     Returns
     -------
-    A row an event, cohort trained on and cohort tested: ``event``, ``train_cohort``, ``test_cohort``, ``n_train``,
-    ``events_train``, ``n_test``, ``events_test``; the C-index of the patients tested as their own cohort tells it
-    (``within``) and as the other does (``cross``), and ``drop``, within less cross, each with the 95 % interval over
-    resampled patients (``_low``, ``_high``); ``domain_auc_before`` and ``domain_auc_after``, with which logistic
-    regression tells the two cohorts apart, in samples that neither it nor the harmoniser has seen.
+    A row an outcome, cohort trained on and cohort tested.
+
+    - ``event``, ``target`` or ``measure``; ``train_cohort``, ``test_cohort``; ``metric``: "c_index"; "macro_f1"; or
+      "pearson_within_sample_normalised", the mean over samples of the correlation over drugs, each drug's mean taken
+      off truth and prediction (of the study that predicts), with samples that both have unknown to either.
+    - ``within``, of the rows tested as their own cohort tells them, ``cross``, as the other does, and ``drop``, within
+      less cross, each with the 95 % interval over resampled patients, donors or samples (``_low``, ``_high``).
+    - ``n_train``, ``n_test`` and more of the sizes (events, classes, donors, drugs). Of drug response
+      ``measured_twice``: the same correlation of the responses that both studies measured, which bounds ``cross``.
+    - ``domain_auc_before``, with which logistic regression tells the two cohorts apart, in samples (donors where there
+      are two in each) that neither it nor the harmoniser has seen; the same after each way,
+      ``domain_auc_standardise``, ``_quantile``, ``_combat``, ``_reference``; ``domain_auc_after`` is that of
+      `harmonise`. 0.5: they are not told apart.
+    - ``effects_spearman``, of the effects of genes in the method fitted to either cohort; ``effects_top``, the Jaccard
+      index of the `top` genes with the largest, beside its chance ``effects_top_chance``; medians over labels or
+      drugs (``n_outputs``), of genes that both look at (``n_genes``). ``effects_spearman_within`` and
+      ``effects_top_within``: the same between two halves of the cohort tested; across cohorts little can be more.
+
+    ``attrs``: ``sentence``; ``effects``, a table of ``cohort``, ``output``, ``gene``, ``effect`` by standard deviation
+    of the gene; ``facts``.
 
     Raises
     ------
     InputError
-        A column or cohort is missing, fewer than two cohorts have ten events, or a value of the expression is missing.
+        A column or cohort is missing, fewer than two cohorts are large enough, a value of the expression is missing, or
+        arguments do not fit the samples.
 
     See Also
     --------
-    read_samples : Several cohorts with the genes that all have.
-    Harmoniser : What brings them to one scale.
+    plot_cross_cohort : Draws the table.
+    write_cross_cohort_report : A page of it.
+    Harmoniser : What brings cohorts to one scale.
     transfer_study : Whether a network that has learned one data set learns another better.
 
     Examples
@@ -98,131 +150,189 @@ def cross_cohort(
     >>> values = rng.normal(size=(120, 30))
     >>> time = rng.exponential(np.exp(-values[:, :5].sum(axis=1)))
     >>> obs = pd.DataFrame({"OS": 1, "OS.time": time, "study": ["A", "B"] * 60}, index=[f"P{i}" for i in range(120)])
-    >>> table = gf.cross_cohort(AnnData(values, obs=obs), {"OS": "OS.time"}, cohort="study")
+    >>> table = gf.cross_cohort(AnnData(values, obs=obs), {"OS": "OS.time"}, cohort="study", top=5)
     >>> table[["train_cohort", "test_cohort", "n_test"]].to_numpy().tolist()
     [['A', 'B', 60], ['B', 'A', 60]]
+    >>> bool((table["effects_top"] > table["effects_top_chance"]).all())
+    True
     """
-    require_one_time(survival)
-    for column in (cohort, *survival, *survival.values()):
-        if column not in samples.obs:
-            raise InputError(f"The samples have no obs column {column!r}. {did_you_mean(column, samples.obs.columns)}")
-    values = dense(samples.X, np.float64)
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"{(~np.isfinite(values)).sum():,} values of the expression are missing; fill or leave them out."
-        )
-    rows = []
-    for event, time in survival.items():
-        target, labels_NS = read_survival(event, samples.obs, time, FollowUpConfig(cohort=cohort, unusable="leave_out"))
-        members = _usable_cohorts(event, labels_NS, target.cohorts)
-        pairs = _Pairs(values, labels_NS, members, harmonise, folds, seed)
-        rows += [
-            {"event": event, **pairs.compared(one, other)}
-            for one in _chosen(train, members)
-            for other in _chosen(test, members)
-            if one != other
-        ]
-    return pd.DataFrame(rows)
+    require_at_least(folds=(folds, 2), max_cells=(max_cells, FEWEST_SAMPLES), top=(top, 1), seed=(seed, 0))
+    _require_one_question(samples, survival, cohort, target, checkpoint)
+    if donor is not None and target is None:
+        raise InputError("donor= is for labels (target=); patients of survival and samples of drug response are rows.")
+    facts = {"harmonise": harmonise, "folds": folds, "seed": seed, "cohort": cohort}
+    outcomes: Mapping[tuple[str, str], CohortOutcome]
+    if isinstance(samples, Mapping):
+        outcomes = _of_response(samples, values, folds, seed)
+    elif survival is not None:
+        assert isinstance(samples, AnnData)
+        outcomes = _of_survival(samples, survival, str(cohort), folds, seed)
+    else:
+        outcomes = _of_labels(samples, str(target), str(cohort), donor, checkpoint, values, max_cells, folds, seed)
+    tables, effects = [], []
+    for (kind, name), outcome in outcomes.items():
+        pairs = CohortPairs(outcome, harmonise, top)
+        table = pairs.table(_chosen(train, outcome.members), _chosen(test, outcome.members))
+        table.insert(0, kind, name)
+        tables.append(table)
+        effects.append(pairs.effects().assign(**{kind: name}))
+        facts |= {"method": outcome.method}
+    if not any(map(len, tables)):
+        raise InputError("train= and test= name one cohort; a cohort is compared with another.")
+    together = pd.concat(tables, ignore_index=True)
+    together.attrs = {
+        "sentence": summary(together, harmonise),
+        "effects": pd.concat(effects, ignore_index=True),
+        "facts": {name: value for name, value in facts.items() if value is not None},
+    }
+    logger.info("%s", together.attrs["sentence"])
+    return together
 
 
-def _usable_cohorts(event: str, labels_NS: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the rows of each cohort that has enough events."""
-    members = {name: np.flatnonzero(labels_NS[:, 2] == i) for i, name in enumerate(names)}
-    n_events = {name: int(labels_NS[rows, 1].sum()) for name, rows in members.items()}
-    few = [f"{name} ({n})" for name, n in n_events.items() if n < FEWEST_EVENTS]
-    if few:
-        logger.warning("%s: cohorts with fewer than %d events are left out: %s.", event, FEWEST_EVENTS, ", ".join(few))
-    usable = {name: rows for name, rows in members.items() if n_events[name] >= FEWEST_EVENTS}
-    if len(usable) < 2:
-        raise InputError(f"{event}: {len(usable)} cohorts have {FEWEST_EVENTS} events ({n_events}); two are compared.")
-    return usable
+def _require_one_question(
+    samples: Any, survival: Any, cohort: str | None, target: str | None, checkpoint: Checkpoint | None
+) -> None:
+    if isinstance(samples, Mapping):
+        if len(samples) < 2:
+            raise InputError(f"Drug response is compared between studies, found {len(samples)}. Give two or more.")
+        if survival is not None or target is not None or cohort is not None:
+            raise InputError("Studies of drug response are the cohorts; leave survival=, target= and cohort= out.")
+        return
+    if (survival is None) == (target is None):
+        raise InputError("Say what is predicted: survival={event: time}, or target= a column of labels; one of both.")
+    if cohort is None:
+        raise InputError("cohort= is missing: the obs column that says of which cohort each sample is.")
+    if survival is not None and not isinstance(samples, AnnData):
+        raise InputError("Survival is predicted from a matrix of expression (AnnData), not from tokens.")
+    if checkpoint is not None and not isinstance(samples, TokenizedDataset):
+        raise InputError("checkpoint= reads tokenised cells; a matrix is looked at by itself.")
 
 
 def _chosen(names: str | Sequence[str] | None, members: Mapping[str, np.ndarray]) -> list[str]:
     chosen = list(members) if names is None else [names] if isinstance(names, str) else list(names)
     for name in chosen:
         if name not in members:
-            raise InputError(f"There is no cohort {name!r} with enough events. {did_you_mean(name, members)}")
+            raise InputError(f"There is no cohort {name!r} that is large enough. {did_you_mean(name, members)}")
     return chosen
 
 
-class _Pairs:
-    """Cohorts of one endpoint, of which any two are compared; what a cohort tells of itself is asked once."""
+def _obs(samples: AnnData | TokenizedDataset, column: str) -> pd.Series:
+    if isinstance(samples, TokenizedDataset):
+        return samples.labels(column)
+    if column not in samples.obs:
+        raise InputError(f"The samples have no obs column {column!r}. {did_you_mean(column, samples.obs.columns)}")
+    return as_labels(samples.obs[column])
 
-    def __init__(
-        self,
-        values_NG: np.ndarray,
-        labels_NS: np.ndarray,
-        members: Mapping[str, np.ndarray],
-        harmonise: str,
-        folds: int,
-        seed: int,
-    ) -> None:
-        self._values, self._labels, self._members = values_NG, labels_NS, members
-        self._harmonise, self._folds, self._seed = harmonise, folds, seed
-        self._within: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def compared(self, train: str, test: str) -> dict[str, Any]:
-        """Return the row of a pair."""
-        of_train, of_test = self._members[train], self._members[test]
-        rows = np.concatenate([of_train, of_test])
-        names = np.repeat([train, test], [len(of_train), len(of_test)])
-        values = self._harmonised(self._values[rows], names, np.arange(len(rows)), train)
-        first, last = np.arange(len(of_train)), np.arange(len(of_train), len(rows))
-        cross = self._risk(values, self._labels[of_train], first, last)
-        within, fold = self._of_itself(test)
-        event_time, event = self._labels[of_test, :2].T
-        c_within, c_cross = (c_index_in_resamples(event_time, event, risk, strata=fold) for risk in (within, cross))
+# Survival
 
-        def statistics(weights_NR: np.ndarray) -> Statistics:
-            of_within, of_cross = c_within(weights_NR), c_cross(weights_NR)
-            return {"within": of_within, "cross": of_cross, "drop": of_within - of_cross}
 
-        scores = bootstrap(statistics, len(of_test), None, np.random.default_rng(self._seed))
-        return {
-            "train_cohort": train,
-            "test_cohort": test,
-            "n_train": len(of_train),
-            "events_train": int(self._labels[of_train, 1].sum()),
-            "n_test": len(of_test),
-            "events_test": int(event.sum()),
-            **with_intervals(scores, ("within", "cross", "drop")),
-            **self._domain_aucs(self._values[rows], names, train),
-        }
+def _of_survival(
+    samples: AnnData, survival: Mapping[str, str], cohort: str, folds: int, seed: int
+) -> Mapping[tuple[str, str], SurvivalOutcome]:
+    require_one_time(survival)
+    for column in (cohort, *survival, *survival.values()):
+        _obs(samples, column)
+    values = dense(samples.X, np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{(~np.isfinite(values)).sum():,} values of the expression are missing; fill or leave them out."
+        )
+    found = {}
+    for event, time in survival.items():
+        target, labels_NS = read_survival(event, samples.obs, time, FollowUpConfig(cohort=cohort, unusable="leave_out"))
+        members = {name: np.flatnonzero(labels_NS[:, 2] == i) for i, name in enumerate(target.cohorts)}
+        n_events = {name: int(labels_NS[rows, 1].sum()) for name, rows in members.items()}
+        few = [f"{name} ({n})" for name, n in n_events.items() if n < FEWEST_EVENTS]
+        if few:
+            listed = ", ".join(few)
+            logger.warning("%s: cohorts with fewer than %d events are left out: %s.", event, FEWEST_EVENTS, listed)
+        usable = {name: members[name] for name in with_enough(n_events, FEWEST_EVENTS, f"events of {event}")}
+        found["event", event] = SurvivalOutcome(labels_NS, values, samples.var_names, usable, None, folds, seed)
+    return found
 
-    def _of_itself(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the risk of each patient of a cohort by the others of it, and the fold in which it was left out."""
-        if name not in self._within:
-            values, labels = self._values[self._members[name]], self._labels[self._members[name]]
-            risk, fold = np.empty(len(values)), np.empty(len(values), dtype=int)
-            for i, (rest, left_out) in enumerate(self._parts(self._folds, labels[:, 1])):
-                risk[left_out], fold[left_out] = self._risk(values, labels[rest], rest, left_out), i
-            self._within[name] = risk, fold
-        return self._within[name]
 
-    def _risk(self, values: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        predicted = SURVIVAL_METHODS[_METHOD](Features.of_samples(values), train, labels, test, self._seed, ())
-        assert predicted is not None  # expression is at hand
-        return predicted[:, 0]
+# Labels
 
-    def _harmonised(self, values: np.ndarray, names: np.ndarray, fitted_on: np.ndarray, train: str) -> np.ndarray:
-        if self._harmonise == "none":
-            return values
-        reference = train if self._harmonise == "reference" else None
-        method: Any = self._harmonise
-        harmoniser = Harmoniser.fit(values[fitted_on], names[fitted_on], method=method, reference=reference)
-        return harmoniser.apply(values, names)
 
-    def _domain_aucs(self, values: np.ndarray, names: np.ndarray, train: str) -> dict[str, float]:
-        is_train = names == train
-        probability = np.empty((2, len(names)))
-        for rest, left_out in self._parts(_DOMAIN_FOLDS, is_train):
-            for row, seen in zip(probability, (values, self._harmonised(values, names, rest, train)), strict=True):
-                components = PCA(min(_DOMAIN_COMPONENTS, values.shape[1], len(rest) - 1), random_state=self._seed)
-                model = make_pipeline(StandardScaler(), components, LogisticRegression(max_iter=1000))
-                row[left_out] = model.fit(seen[rest], is_train[rest]).predict_proba(seen[left_out])[:, 1]
-        before, after = (float(roc_auc_score(is_train, row)) for row in probability)
-        return {"domain_auc_before": before, "domain_auc_after": after}
+def _of_labels(
+    samples: AnnData | TokenizedDataset,
+    target: str,
+    cohort: str,
+    donor: str | None,
+    checkpoint: Checkpoint | None,
+    values: Values | None,
+    max_cells: int,
+    folds: int,
+    seed: int,
+) -> Mapping[tuple[str, str], LabelOutcome]:
+    columns = [_obs(samples, name) for name in (target, cohort, *([donor] if donor else []))]
+    known = np.logical_and.reduce([column.notna().to_numpy() for column in columns])
+    if isinstance(samples, TokenizedDataset):
+        known &= samples.has_gene
+    label, of_cohort, *units = (column.astype(object).to_numpy() for column in columns)
+    rng, drawn = np.random.default_rng(seed), {}
+    for name in pd.unique(of_cohort[known]):
+        rows = np.flatnonzero(known & (of_cohort == name))
+        drawn[str(name)] = np.sort(rng.choice(rows, max_cells, replace=False)) if len(rows) > max_cells else rows
+    n_labels = {
+        name: int((pd.Series(label[rows]).value_counts() >= FEWEST_SAMPLES).sum()) for name, rows in drawn.items()
+    }
+    usable = with_enough(n_labels, 2, f"labels of {FEWEST_SAMPLES} samples or more")
+    if few := [name for name in drawn if name not in usable]:
+        logger.warning(
+            "Cohorts with fewer than two labels of %d samples are left out: %s.", FEWEST_SAMPLES, ", ".join(few)
+        )
+    kept = np.concatenate([drawn[name] for name in usable])
+    ends = np.cumsum([0, *(len(drawn[name]) for name in usable)])
+    members = {name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(usable)}
+    matrix, genes = _looked_at(samples, kept, checkpoint, values)
+    of_units = units[0][kept].astype(str) if units else None
+    shared = (matrix, genes, members, of_units, folds, seed)
+    return {("target", target): LabelOutcome(label[kept].astype(str), FEWEST_SAMPLES, *shared)}
 
-    def _parts(self, n: int, classes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        return list(StratifiedKFold(n, shuffle=True, random_state=self._seed).split(classes, classes))
+
+def _looked_at(
+    samples: AnnData | TokenizedDataset, rows: np.ndarray, checkpoint: Checkpoint | None, values: Values | None
+) -> "tuple[np.ndarray, pd.Index[str] | None]":
+    """Return what is looked at of some samples, and the gene of each column."""
+    if isinstance(samples, AnnData):
+        chosen = samples[rows]
+        return _most_variable(measured(chosen, Measure(values or "counts", False)), chosen.var_names)
+    if values is not None:
+        raise InputError("values= says what a matrix holds; tokens say it themselves. Leave it out.")
+    if checkpoint is not None:
+        return dense(embed(checkpoint, samples.select(rows)).X, np.float64), None
+    return _most_variable(rank_values(samples.select(rows)), pd.Index(samples.vocabulary.gene_ids))
+
+
+def _most_variable(matrix: csr_matrix, genes: "pd.Index[str]") -> "tuple[np.ndarray, pd.Index[str]]":
+    chosen = np.arange(matrix.shape[1])
+    if len(chosen) > _GENES:
+        chosen = np.sort(np.argsort(-mean_variance_axis(matrix, axis=0)[1], kind="stable")[:_GENES])
+    return dense(matrix[:, chosen], np.float64), genes[chosen]
+
+
+# Drug response
+
+
+def _of_response(
+    studies: Mapping[str, ResponseData], values: Values | None, folds: int, seed: int
+) -> Mapping[tuple[str, str], ResponseOutcome]:
+    config = ResponseConfig(values=values)
+    problems = {name: data.problem(config) for name, data in studies.items()}
+    tables = {name: problem.expression_table() for name, problem in problems.items()}
+    genes = pd.Index(next(iter(tables.values())).columns)
+    for table in tables.values():
+        genes = genes[genes.isin(table.columns)]
+    if not len(genes):
+        raise InputError(f"{' and '.join(studies)} share no gene by name. Give expression with the same gene ids.")
+    ends = np.cumsum([0, *map(len, tables.values())])
+    members = {name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(tables)}
+    matrix = np.concatenate([table[genes].to_numpy(np.float64) for table in tables.values()])
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{(~np.isfinite(matrix)).sum():,} values of the expression are missing; fill them before.")
+    matrix, genes = _most_variable(csr_matrix(matrix), genes)
+    who = np.concatenate([problem.sample_keys for problem in problems.values()])
+    measure = " → ".join(dict.fromkeys(problem.measure for problem in problems.values()))
+    return {("measure", measure): ResponseOutcome(problems, matrix, genes, members, who, folds, seed)}

@@ -224,16 +224,26 @@ def sums_by_donor(counts: csr_matrix, donors: pd.Series) -> pd.DataFrame:
     return pd.DataFrame((member @ counts).toarray(), index=names)
 
 
-def log_per_million(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return log2 counts per million; the prior grows with the library, so that absent genes are alike in all."""
-    mean_library = np.concatenate([before.sum(axis=1), after.sum(axis=1)]).mean()
+def log_per_million(
+    before: pd.DataFrame, after: pd.DataFrame, *, libraries: tuple[pd.Series, pd.Series] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return log2 counts per million; the prior grows with the library, so that absent genes are alike in all.
 
-    def logged(sums: pd.DataFrame) -> pd.DataFrame:
-        library = sums.sum(axis=1)
+    Parameters
+    ----------
+    before, after
+        Counts of samples, samples × genes.
+    libraries
+        All counts of each sample, where there are others than those of these genes.
+    """
+    of_before, of_after = libraries or (before.sum(axis=1), after.sum(axis=1))
+    mean_library = np.concatenate([of_before, of_after]).mean()
+
+    def logged(sums: pd.DataFrame, library: pd.Series) -> pd.DataFrame:
         prior = _PRIOR_COUNT * library / mean_library
         return sums.add(prior, axis=0).div(library + 2 * prior, axis=0).mul(1e6).apply(np.log2)
 
-    return logged(before), logged(after)
+    return logged(before, of_before), logged(after, of_after)
 
 
 def _correlations(ranks: csr_matrix, axis: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -150,6 +150,13 @@ class GivenGenes:
     def of(cls, genes: KnownGenes) -> "GivenGenes":
         """Return these genes."""
         return cls(genes.gene_ids, dict(genes.by_name), dict(genes.other_ids))
+
+    @classmethod
+    def named(cls, gene_ids: Iterable[str], names: Iterable[str]) -> "GivenGenes":
+        """Return genes by id and by name; a name of several genes leads to none."""
+        ids, of_ids = tuple(gene_ids), list(names)
+        n_with_name = Counter(of_ids)
+        return cls(ids, {name: i for i, name in enumerate(of_ids) if name and n_with_name[name] == 1}, {})
 
 
 @dataclass(frozen=True, eq=False)

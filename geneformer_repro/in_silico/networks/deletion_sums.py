@@ -50,6 +50,14 @@ class DeletionSums:
         """Return how many sources a cell has."""
         return int((self._roles.row[self._cells[row]] >= 0).sum())
 
+    def read(self, row: int, most: int) -> int:
+        """Read a cell and so many of its variants, to see how long it takes; return how many cells that were."""
+        tokens = self._cells[row]
+        variants = self._edits.variants(tokens)
+        variants = variants.select(np.arange(min(most, len(variants))))
+        self._engine.run([PerturbedCell(tokens, variants)])
+        return 1 + len(variants)
+
     def add(self, row: int, sums: PairSums) -> None:
         """Add the weights of a cell's pairs; a cell of one source has none to compare it with, and is left out."""
         tokens = self._cells[row]

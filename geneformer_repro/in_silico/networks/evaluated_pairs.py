@@ -185,7 +185,6 @@ class Compared:
     def row(self) -> dict[str, float]:
         """Return the scores on the reference as it is."""
         part, pairs, is_edge = self.part, self.part.pairs, self.part.is_edge
-        density, ap = is_edge.mean(), self.ordered.average_precision(part.edges)
         detection = scores.Stratified(self.score, part.strata_of_pairs[1], pairs.source, pairs.n_sources)
         mean = scores.mean_over_sources(self.of_sources, part.draws)
         scored = self.of_sources[np.isfinite(self.of_sources)]
@@ -193,9 +192,9 @@ class Compared:
             **named("matched", *self.matched),
             "matched_detection": detection.auroc(part.edges),
             **named("auroc", *scores.auroc_over_sources(self.score, is_edge, pairs, part.draws)),
-            "ap": ap,
-            "ap_ratio": ap / density,
-            "epr": scores.early_precision(self.score, is_edge, ties=part.ties) / density,
+            "ap": self.ordered.average_precision(part.edges),
+            **named("ap_ratio", *scores.ap_ratio_over_sources(self.score, is_edge, pairs, part.draws)),
+            **named("epr", *scores.epr_over_sources(self.score, is_edge, pairs, part.draws, ties=part.ties)),
             **named("per_source", *mean),
             "per_source_median": float(np.median(scored)) if len(scored) else np.nan,
             "n_sources_scored": len(scored),

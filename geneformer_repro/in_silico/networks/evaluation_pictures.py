@@ -225,8 +225,9 @@ def _lost(evaluation: pd.DataFrame) -> Section:
         }
         for name, lost in attrs["lost"].items()
     }
-    stable = attrs["stability"]
+    stable, halves = attrs["stability"], attrs["stability_of_halves"]
     told = "" if pd.isna(stable) else f" Weights of two donors correlate with ρ = {stable:.2f} (median)."
+    told += "" if pd.isna(halves) else f" Weights of every other cell correlate with those of the rest by {halves:.2f}."
     return Section(
         "What was scored, and what was lost",
         f"Rows of each reference that were not used, by reason, and what it says of itself.{told}",

@@ -9,6 +9,7 @@ Which pairs are far a donor of 40 cells cannot tell: with masks of its own 8 % r
 and weights. Each step of the fit is two products of the counts with a vector: 700 × 8,000 pairs take a second or so.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ _MOST_STEPS = 10_000
 _CONVERGED = 1e-14
 """Largest change in a step, relative to the spread of the weights, below which a fit has ended."""
 _ROUNDING = 1e-9
+_BINS = 2**16
 _PAIRS_AT_ONCE = 2**18
 """Pairs of a block of sources: 10 MB while it is worked on."""
 
@@ -173,14 +175,13 @@ class _Fit:
 
     def far(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Return the pairs that are too far from a fit to be in the next, unless they are nearly all of a gene's."""
-        of_pairs, n_before = np.empty(int(self.present.sum()), dtype=np.float32), 0  # medians need no more digits
-        for rows in self._blocks:
-            left = self._left(rows, source, target)[self.present[rows]]
-            of_pairs[n_before : n_before + len(left)] = left
-            n_before += len(left)
-        nearest = _ROUNDING * float(max(of_pairs.max(), -of_pairs.min()))
-        of_pairs -= np.median(of_pairs, overwrite_input=True)
-        deviation = float(np.median(np.abs(of_pairs, out=of_pairs), overwrite_input=True))
+
+        def left() -> Iterator[np.ndarray]:
+            return (self._left(rows, source, target)[self.present[rows]] for rows in self._blocks)
+
+        middle = median_of(left)
+        deviation = median_of(lambda: (np.abs(of_block - middle) for of_block in left()))
+        nearest = _ROUNDING * max(float(np.abs(of_block).max(initial=0.0)) for of_block in left())
         beyond, far = max(MASKED_BEYOND * deviation, nearest), np.zeros(self.present.shape, dtype=bool)
         for rows in self._blocks:
             with np.errstate(invalid="ignore"):  # NaN is not far
@@ -227,3 +228,50 @@ class _Fit:
 
 def _ratio(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+
+
+def median_of(blocks: Callable[[], Iterable[np.ndarray]]) -> float:
+    """Return the median of values that come block by block, of which a few are in memory at a time.
+
+    Values are counted in 65,536 bins between the least and the largest, and those of the bins with the middle ones are
+    looked at, or counted again where they are still many.
+
+    Parameters
+    ----------
+    blocks
+        Gives the values anew each time; at least one of them, all finite.
+    """
+    ends = [(float(block.min()), float(block.max()), len(block)) for block in blocks() if len(block)]
+    low, high = min(least for least, _, _ in ends), max(largest for _, largest, _ in ends)
+    n = sum(n_block for _, _, n_block in ends)
+    first, last = (n - 1) // 2, n // 2  # of those between low and high, the middle ones
+    while low < high:
+        counts = np.sum([np.bincount(_bins(block, low, high), minlength=_BINS) for block in blocks()], axis=0)
+        up_to = np.cumsum(counts)
+        of_first, of_last = np.searchsorted(up_to, [first, last], side="right")
+        if of_first != of_last:
+            largest = max(float(of_bin.max()) for of_bin in _in_bin(blocks(), low, high, of_first))
+            return (largest + min(float(of_bin.min()) for of_bin in _in_bin(blocks(), low, high, of_last))) / 2
+        n_within = counts[of_first]
+        first, last = first - (up_to[of_first] - n_within), last - (up_to[of_first] - n_within)
+        within = _in_bin(blocks(), low, high, of_first)
+        if n_within <= _PAIRS_AT_ONCE:
+            return float(np.partition(np.concatenate([*within]), [first, last])[[first, last]].mean())
+        ends = [(float(of_bin.min()), float(of_bin.max()), len(of_bin)) for of_bin in within]
+        low, high = min(least for least, _, _ in ends), max(largest for _, largest, _ in ends)
+    return low
+
+
+def _bins(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return the bin of each value between two ends; others are left out."""
+    inside = values[(values >= low) & (values <= high)]
+    return np.minimum((inside - low) * (_BINS / (high - low)), _BINS - 1).astype(np.int64)
+
+
+def _in_bin(blocks: Iterable[np.ndarray], low: float, high: float, number: int) -> Iterator[np.ndarray]:
+    """Yield the values of each block in a bin, if there are any."""
+    for block in blocks:
+        inside = block[(block >= low) & (block <= high)]
+        of_bin = inside[_bins(inside, low, high) == number]
+        if len(of_bin):
+            yield of_bin

@@ -28,6 +28,7 @@ from geneformer_repro.in_silico.networks.centralities import centrality_table
 from geneformer_repro.in_silico.networks.gene_effects import GeneEffects, gene_effects
 from geneformer_repro.in_silico.networks.gene_modules import module_table
 from geneformer_repro.in_silico.networks.network_graphs import graph_of, require_top, strongest_pairs, write_graphml
+from geneformer_repro.tokenizer.genes import GivenGenes
 
 if TYPE_CHECKING:
     import networkx
@@ -171,6 +172,11 @@ class GeneNetwork:
         return table.astype({"gene_name": object})
 
     @cached_property
+    def known_genes(self) -> GivenGenes:
+        """The genes, to which those of counts and references are led by id or name; in the order of `genes`."""
+        return GivenGenes.named(self.genes.index, self.genes["gene_name"].fillna(""))
+
+    @cached_property
     def _all_genes(self) -> pd.DataFrame:
         with _reading(self.path / "genes.parquet"):
             return pd.read_parquet(self.path / "genes.parquet").set_index("gene_id")
@@ -227,6 +233,31 @@ class GeneNetwork:
         self._require_state(state)
         columns = {f"{name}:{state}": name for name in OF_STATE}
         return self.genes.join(self._all_genes[list(columns)].rename(columns=columns))
+
+    def one_state(self, state: str | None) -> str:
+        """Return a state that there is: the only one, where none is named.
+
+        Raises
+        ------
+        InputError
+            There is no such state, or none is named of several.
+
+        See Also
+        --------
+        GeneNetwork.states : All of them.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> gf.GeneNetwork.open("runs/net").one_state("Dendritic")
+        'Dendritic'
+        """
+        if state is None and len(self.states) > 1:
+            named = did_you_mean("", self.states)
+            raise InputError(f"The network has {len(self.states)} states; name one: state= (--state). {named}")
+        state = self.states[0] if state is None else state
+        self._require_state(state)
+        return state
 
     def _require_state(self, state: str) -> None:
         if state not in self.metadata["states"]:
@@ -468,7 +499,7 @@ class GeneNetwork:
         max_edges: int | None = 5_000,
         modules: pd.DataFrame | None = None,
         overwrite: bool = False,
-    ) -> None:
+    ) -> "networkx.DiGraph[str]":
         """Write the strongest edges of a state for Cytoscape, igraph and others.
 
         Parameters
@@ -483,6 +514,10 @@ class GeneNetwork:
             Result of `modules`: nodes have the number of theirs.
         overwrite
             Replace a file that is there.
+
+        Returns
+        -------
+        What was written.
 
         Raises
         ------
@@ -499,15 +534,15 @@ class GeneNetwork:
         --------
         >>> import geneformer_repro as gf, networkx
         >>> network = gf.GeneNetwork.open("runs/net")
-        >>> network.to_graphml("dendritic.graphml", "Dendritic", top=3)
+        >>> graph = network.to_graphml("dendritic.graphml", "Dendritic", top=3)
         >>> again = networkx.read_graphml("dendritic.graphml")
-        >>> dict(again.nodes(data=True)) == dict(network.graph("Dendritic", top=3).nodes(data=True))
+        >>> dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
         True
         """
         nodes = self._nodes(state)
         nodes = nodes if modules is None else nodes.join(modules["module"])
         graph = graph_of(self._strongest(state, top, max_fdr), nodes)
-        write_graphml(graph, path, most_edges=max_edges, overwrite=overwrite)
+        return write_graphml(graph, path, most_edges=max_edges, overwrite=overwrite)
 
     def centrality(self, state: str, *, top: int = 10, betweenness: bool = False) -> pd.DataFrame:
         """Return how central each gene is in a state's graph, and whether donors agree on it.

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,11 +34,13 @@ from geneformer_repro.in_silico.networks.attention_sums import (
 )
 from geneformer_repro.in_silico.networks.deletion_sums import OTHERS, DeletionSums
 from geneformer_repro.in_silico.networks.gene_network import MARKER, GeneNetwork, Sums, add_sums, write_sums
+from geneformer_repro.in_silico.networks.masked_logits import HIDDEN_SHARE, MaskedLogitSums
 from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_sums, pair_counts
 from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
 from geneformer_repro.in_silico.networks.network_question import NetworkMethod, NetworkQuestion
 from geneformer_repro.in_silico.networks.places import Places, place_bins
 from geneformer_repro.in_silico.parted import batch_tokens, in_words
+from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -46,8 +48,10 @@ from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
+_PROBED = 32
+"""Variants of a cell that are read to see how long they take."""
 CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells, and tokens that the model reads, between two points from which the work can go on."""
 
@@ -109,7 +113,10 @@ def gene_network(
         "attention". "deletion": how far the target's vector (of the block before the last) moves when the source is
         deleted, less that of up to ten other sources of the cell at like places; one forward a source and cell. Name
         more sources than those asked about, such as all factors: a cell with one of them has nothing to compare it
-        with. "mean_qk": attention of queries and keys averaged over cells, fast, and of no cell.
+        with. "masked_logit": the fall of the log probability of the target, hidden at its place, when the source is
+        hidden as well; 15 % of a cell's genes, among them the target, are hidden at once as in training, so a cell
+        takes a forward for each source and each such group of targets: name few sources or targets. Of a pretrained
+        model. "mean_qk": attention of queries and keys averaged over cells, fast, and of no cell.
     weight
         "attention", or "value_norm": attention times the length of the vector that it brings.
     scale
@@ -209,6 +216,22 @@ def _said(question: NetworkQuestion, needed: int) -> str:
     )
 
 
+class _Part(NamedTuple):
+    """Cells whose sums are made together."""
+
+    group: int
+    half: int
+    """0 or 1: of every other cell of the group, so that two halves can be compared."""
+    rows: np.ndarray
+
+
+class _Written(NamedTuple):
+    """A part and its file."""
+
+    part: _Part
+    path: Path
+
+
 class _Making(ABC):
     """A network that is being made: its parts, and what becomes of them."""
 
@@ -216,10 +239,15 @@ class _Making(ABC):
 
     def __init__(self, question: NetworkQuestion, reader: Reader, work: Work) -> None:
         self.question, self.reader, self.work = question, reader, work
-        self.parts = [(i, rows) for i, group in enumerate(question.cell_groups) for rows in self._cut(group.rows)]
+        self.parts = [
+            _Part(i, half, rows)
+            for i, group in enumerate(question.cell_groups)
+            for half in range(2)
+            for rows in self._cut(group.rows[half::2])
+        ]
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Cut the cells of a group into parts of bounded work, by the cells alone."""
+        """Cut cells of a group into parts of bounded work, by the cells alone."""
         n_tokens = self.tokens_to_read(rows)
         return [rows[part] for part in consecutive_parts(n_tokens, CELLS_A_PART, TOKENS_A_PART)]
 
@@ -231,7 +259,7 @@ class _Making(ABC):
         """Do what is missing of the parts, with the other processes; then make the folder, on the first."""
         self.prepare()
         parts = Parts(self.work, len(self.parts), suffix=self.suffix)
-        sizes = [int(self.tokens_to_read(rows).sum()) for _, rows in self.parts]
+        sizes = [int(self.tokens_to_read(part.rows).sum()) for part in self.parts]
         done = sum(sizes) - sum(sizes[i] for i in parts.missing)
         if processes.is_first() and parts.missing:
             self._forecast(sum(sizes) - done)
@@ -239,7 +267,7 @@ class _Making(ABC):
             "network", total=sum(sizes), unit="tokens", done=done, quiet=not processes.is_first(), facts=_memory
         ) as bar:
             for i in parts.mine:
-                parts.keep(i, self.part(self.parts[i][1], bar.update))
+                parts.keep(i, self.part(self.parts[i].rows, bar.update))
         processes.wait()
         if processes.is_first():
             self._merge(parts.paths, metadata)
@@ -251,12 +279,12 @@ class _Making(ABC):
     def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
         """Read the cells of a part; return what writes its sums."""
 
-    def merged(self, group: int, paths: Sequence[Path]) -> Sums:
-        """Return the sums of a group from those of its parts."""
+    def merged(self, parts: Sequence[_Written]) -> Sums:
+        """Return the sums of some parts together."""
         shape = self.question.roles.shape
         sums = Sums(np.zeros(shape), np.zeros(shape, dtype=np.int32))
-        for path in paths:
-            add_sums(path, *sums)
+        for written in parts:
+            add_sums(written.path, *sums)
         return sums
 
     def measured(self) -> dict[str, Any]:
@@ -279,21 +307,27 @@ class _Making(ABC):
         return None
 
     def _forecast(self, n_tokens: int) -> None:
+        """Say how long it takes."""
         seconds = self.seconds_a_token()
         if seconds is not None:
             logger.info("about %s here", in_words(seconds * n_tokens / processes.count()))
 
     def _merge(self, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         question = self.question
+        written = [_Written(part, path) for part, path in zip(self.parts, paths, strict=True)]
         with self.work.result() as folder:
             (folder / "sums").mkdir(parents=True)
             for group in range(len(question.cell_groups)):
-                of_group = [path for path, (i, _) in zip(paths, self.parts, strict=True) if i == group]
-                write_sums(folder / sums_file(group), *self.merged(group, of_group))
+                of_group = [one for one in written if one.part.group == group]
+                write_sums(folder / sums_file(group), *self.merged(of_group))
             self.write_beside(folder)
-            whole = {**metadata, **self.measured()}
-            groups = question.folder_groups()
-            finish(folder, question.genes, groups, whole, mass=self.mass(), place_part=self.place_part)
+            whole, groups = {**metadata, **self.measured()}, question.folder_groups()
+            beside: dict[str, Any] = {"mass": self.mass(), "place_part": self.place_part}
+            finish(folder, question.genes, groups, whole, halves=partial(self._of_half, written), **beside)
+
+    def _of_half(self, written: Sequence[_Written], groups: Sequence[int], half: int) -> Sums:
+        """Return the sums of every other cell of some groups."""
+        return self.merged([one for one in written if one.part.group in groups and one.part.half == half])
 
 
 def _memory() -> dict[str, float]:
@@ -347,10 +381,10 @@ class _ByAttention(_Making):
             show(len(batch.input_ids_T))
         return partial(_write, sums=self._sums.sums())
 
-    def merged(self, group: int, paths: Sequence[Path]) -> Sums:
-        """Return the sums of a group from those of its parts, in the memory of the sums."""
+    def merged(self, parts: Sequence[_Written]) -> Sums:
+        """Return the sums of some parts together, in the memory of the sums."""
         self.__dict__.pop("_sums", None)
-        return super().merged(group, paths)
+        return super().merged(parts)
 
     def measured(self) -> dict[str, Any]:
         """Return what is known of heads."""
@@ -409,7 +443,51 @@ def _write(path: Path, sums: Sums) -> None:
     write_sums(path, *sums)
 
 
-class _ByDeletion(_Making):
+class _ByVariants(_Making):
+    """A network of changed cells: several forwards a cell, whose pairs are added up on the CPU."""
+
+    def __init__(self, question: NetworkQuestion, reader: Reader, work: Work) -> None:
+        self._sums = PairSums(question.roles, torch.device("cpu"))
+        super().__init__(question, reader, work)
+
+    @abstractmethod
+    def n_forwards(self, row: int) -> int:
+        """Return how many cells are read for one: variants of it, and itself."""
+
+    @abstractmethod
+    def add(self, row: int) -> None:
+        """Read a cell; add the weights of its pairs."""
+
+    @abstractmethod
+    def probe(self, row: int) -> int:
+        """Read a part of what is read for a cell; return how many forwards that was."""
+
+    def tokens_to_read(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many tokens the model reads for each cell and its variants."""
+        return super().tokens_to_read(rows) * [self.n_forwards(int(row)) for row in rows]
+
+    def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
+        """Read the cells of a part and their variants; return what writes its sums."""
+        self._sums.clear()
+        for row in rows:
+            self.add(int(row))
+            show(int(self.tokens_to_read(np.array([row]))[0]))
+        return partial(_write, sums=self._sums.sums())
+
+    def seconds_a_token(self) -> float | None:
+        """Time some variants of a cell of middle work, the second time."""
+        rows = self.question.rows
+        n_tokens = self.tokens_to_read(rows)
+        middle = int(rows[np.argsort(n_tokens, kind="stable")[len(rows) // 2]])
+        for _ in range(2):
+            began = time.perf_counter()
+            n_read = self.probe(middle)
+        if not n_read:
+            return None
+        return (time.perf_counter() - began) / (n_read * int(self.question.cells.lengths[middle]))
+
+
+class _ByDeletion(_ByVariants):
     """How far vectors move when genes are deleted."""
 
     def __init__(self, question: NetworkQuestion, reader: Reader, work: Work) -> None:
@@ -418,7 +496,6 @@ class _ByDeletion(_Making):
         sources = genes.index[genes["is_source"]].tolist()
         max_genes = int(longest) - 2 * cells.vocabulary.has_cls
         self._deletions = DeletionSums(reader, cells, question.roles, sources, max_genes)
-        self._sums = PairSums(question.roles, torch.device("cpu"))
         super().__init__(question, reader, work)
 
     def prepare(self) -> None:
@@ -435,17 +512,43 @@ class _ByDeletion(_Making):
                 f"{len(n_sources):,}",
             )
 
-    def tokens_to_read(self, rows: np.ndarray) -> np.ndarray:
-        """Return how many tokens the model reads for each cell and its variants."""
-        return super().tokens_to_read(rows) * [1 + self._deletions.n_variants(int(row)) for row in rows]
+    def n_forwards(self, row: int) -> int:
+        """Return the number of sources, and one for the cell."""
+        return 1 + self._deletions.n_variants(row)
 
-    def part(self, rows: np.ndarray, show: Callable[[int], object]) -> Callable[[Path], object]:
-        """Read the cells of a part and their variants; return what writes its sums."""
-        self._sums.clear()
-        for row in rows:
-            self._deletions.add(int(row), self._sums)
-            show(int(self.tokens_to_read(np.array([row]))[0]))
-        return partial(_write, sums=self._sums.sums())
+    def add(self, row: int) -> None:
+        """Delete each source of a cell."""
+        self._deletions.add(row, self._sums)
+
+    def probe(self, row: int) -> int:
+        """Delete some sources of a cell."""
+        return self._deletions.read(row, _PROBED)
+
+
+class _ByMaskedLogit(_ByVariants):
+    """How much less likely hidden genes are without others."""
+
+    def __init__(self, question: NetworkQuestion, reader: Reader, work: Work) -> None:
+        network = question.checkpoint.token_model
+        assert isinstance(network, MaskedGeneModel)
+        self._logits = MaskedLogitSums(reader, network, question.cells, question.roles, question.seed)
+        super().__init__(question, reader, work)
+
+    def n_forwards(self, row: int) -> int:
+        """Return the number of groups of hidden targets times that of sources and none."""
+        return self._logits.n_forwards(row)
+
+    def add(self, row: int) -> None:
+        """Hide each source beside each group of targets."""
+        self._logits.add(row, self._sums)
+
+    def measured(self) -> dict[str, Any]:
+        """Return how many genes of a cell are hidden at once."""
+        return {**super().measured(), "hidden_at_once": HIDDEN_SHARE}
+
+    def probe(self, row: int) -> int:
+        """Hide sources beside some targets."""
+        return self._logits.read(row, _PROBED)
 
 
 class _ByMeanQueryKey(_Making):
@@ -466,17 +569,24 @@ class _ByMeanQueryKey(_Making):
             show(len(batch.input_ids_T))
         return sums.save
 
-    def merged(self, group: int, paths: Sequence[Path]) -> Sums:
-        """Return weights of a group's mean queries and keys, and how many cells have both genes."""
-        sums = self._empty()
-        for path in paths:
-            sums.add_file(path)
-        n = pair_counts(self.question.cells, self.question.cell_groups[group].rows, self.question.roles)
-        return as_sums(sums.weights(self.question.roles), n)
+    def merged(self, parts: Sequence[_Written]) -> Sums:
+        """Return weights of the mean queries and keys of some parts, group by group, and how many cells have a pair."""
+        question, shape = self.question, self.question.roles.shape
+        whole = Sums(np.zeros(shape), np.zeros(shape, dtype=np.int32))
+        for group in sorted({written.part.group for written in parts}):
+            of_group, sums = [written for written in parts if written.part.group == group], self._empty()
+            for written in of_group:
+                sums.add_file(written.path)
+            rows = np.concatenate([written.part.rows for written in of_group])
+            one = as_sums(sums.weights(question.roles), pair_counts(question.cells, rows, question.roles))
+            np.add(whole.total, one.total, out=whole.total)
+            np.add(whole.n, one.n, out=whole.n)
+        return whole
 
 
 _METHODS: Mapping[str, type[_Making]] = {
     "attention": _ByAttention,
     "deletion": _ByDeletion,
+    "masked_logit": _ByMaskedLogit,
     "mean_qk": _ByMeanQueryKey,
 }

@@ -10,29 +10,24 @@ scores the gain of the splits on it. arboreto's own settings (rate 0.01, up to 5
 last release does not run on current dask; here trees have 8 leaves, a rate of 0.05 and end after 25 without gain.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numba
 import numpy as np
-import pandas as pd
-from scipy.sparse import csr_matrix, diags_array, vstack
+from scipy.sparse import csr_matrix, diags_array
 from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.tokenizer.genes import KnownGenes, reconcile, summing_matrix
-from geneformer_repro.tokenizer.readers import CountSource, open_counts
+from geneformer_repro.in_silico.networks.network_expression import (
+    FEWEST_CELLS,
+    CellCounts,
+    blocks_of,
+    correlation,
+    standardised,
+)
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-Correlation = Literal["pearson", "spearman"]
-FEWEST_CELLS_OF_A_DONOR = 20
-"""Cells of a donor from which its correlations are taken into a mean over donors."""
 _BOOSTING = {
     "max_iter": 300,
     "learning_rate": 0.05,
@@ -41,12 +36,11 @@ _BOOSTING = {
     "early_stopping": True,
     "n_iter_no_change": 25,
 }
-_TARGETS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """Cells of one state, as methods without a model look at them; made by `read_expression`.
+    """Cells of one state, as methods without a model look at them.
 
     Parameters
     ----------
@@ -61,6 +55,11 @@ class Expression:
     values: csr_matrix
     donors: np.ndarray | None
     n_found: int
+
+    @classmethod
+    def of(cls, cells: CellCounts) -> "Expression":
+        """Look at counts."""
+        return cls(cells.logged(), cells.donor, cells.n_found)
 
     @property
     def n_donors(self) -> int:
@@ -100,116 +99,27 @@ class Expression:
         return np.divide(total, n, out=np.full(len(n), last), where=n > 0) - 1
 
 
-def read_expression(
-    counts: "AnnData | str | Path",
-    genes: KnownGenes,
-    *,
-    keep: Mapping[str, Collection[str]],
-    donor: str | None,
-    cell_names: Collection[str] | None = None,
-    max_cells: int,
-    rng: np.random.Generator,
-) -> Expression:
-    """Read the cells of a state.
-
-    Parameters
-    ----------
-    counts
-        Raw counts.
-    genes
-        The genes of the network; each is a column.
-    keep
-        Obs columns and the labels of which cells must have one; empty for all cells.
-    donor
-        Obs column of donors.
-    cell_names
-        Names of the cells to use, where the file holds others, too; None all.
-    max_cells
-        Of more cells, so many are drawn.
-    rng
-        Draws them.
-
-    Raises
-    ------
-    InputError
-        A column is missing, no cell is left, or no gene of the file is in the network.
-    """
-    source = open_counts(counts)
-    rows = _rows(source, keep, cell_names)
-    n_found = len(rows)
-    if n_found > max_cells:
-        rows = np.sort(rng.choice(rows, max_cells, replace=False))
-    known = reconcile(source, genes)
-    if not known.n_known:
-        raise InputError(f"counts {source.name}: none of its genes is in the network. Give the counts of its cells.")
-    summing = summing_matrix(known.position, len(genes.gene_ids))
-    blocks = []
-    for block in source.blocks():
-        here = rows[(rows >= block.start) & (rows < block.start + block.counts.shape[0])] - block.start
-        totals = np.maximum(source.total_counts(block)[here], 1.0)
-        blocks.append((diags_array(1e4 / totals) @ block.counts[here] @ summing).log1p())
-    of_cells = None if donor is None else _labels(source, donor)[rows]
-    return Expression(csr_matrix(vstack(blocks, format="csr")), of_cells, n_found)
-
-
-def _rows(source: CountSource, keep: Mapping[str, Collection[str]], cell_names: Collection[str] | None) -> np.ndarray:
-    chosen = np.ones(source.n_cells, dtype=bool)
-    for column, wanted in keep.items():
-        labels = _labels(source, column)
-        chosen &= np.isin(labels, list(wanted))
-        if not chosen.any():
-            first = next(iter(wanted))
-            raise InputError(
-                f"counts {source.name}: no cell has {column} = {first!r}, of which the network is. "
-                f"{did_you_mean(first, pd.unique(labels))}"
-            )
-    if cell_names is not None:
-        chosen &= pd.Index(source.cell_names()).isin(list(cell_names))
-        if not chosen.any():
-            raise InputError(f"counts {source.name}: holds none of the {len(cell_names):,} cells of cells=.")
-    return np.flatnonzero(chosen)
-
-
-def _labels(source: CountSource, column: str) -> np.ndarray:
-    return source.obs(column).astype(object).map(str).to_numpy()
-
-
 # Scores of pairs, sources × targets
 
 
-def correlation(
-    cells: Expression, sources: np.ndarray, targets: np.ndarray, *, kind: Correlation = "spearman"
-) -> np.ndarray:
-    """Return the correlation of each source with each target over the cells; 0 of a gene that is alike in all.
-
-    Parameters
-    ----------
-    cells
-        The cells.
-    sources, targets
-        Places of the genes in ``cells.values``.
-    kind
-        Spearman's ranks zeros as equal.
-    """
-    of_sources = _standardised(cells.values, sources, kind)
-    blocks = [of_sources.T @ _standardised(cells.values, block, kind) for block in _blocks(targets)]
-    return np.hstack(blocks) / cells.values.shape[0]
-
-
 def correlation_over_donors(cells: Expression, sources: np.ndarray, targets: np.ndarray) -> np.ndarray | None:
-    """Return Spearman's correlation within each donor, averaged over donors; None with fewer than two donors."""
+    """Return Spearman's correlation within each donor, averaged over donors; None with fewer than two donors.
+
+    A donor in which a gene is alike in all cells says nothing of its pairs; NaN where that is so of all donors.
+    """
     if cells.donors is None:
         return None
     rows = [np.flatnonzero(cells.donors == donor) for donor in np.unique(cells.donors)]
-    of_donors = [
-        Expression(csr_matrix(cells.values[of]), None, len(of)) for of in rows if len(of) >= FEWEST_CELLS_OF_A_DONOR
-    ]
-    if len(of_donors) < 2:
+    rows = [of for of in rows if len(of) >= FEWEST_CELLS]
+    if len(rows) < 2:
         return None
-    mean = np.zeros((len(sources), len(targets)))
-    for one in of_donors:
-        mean += correlation(one, sources, targets) / len(of_donors)
-    return mean
+    total, n = np.zeros((2, len(sources), len(targets)))
+    for of in rows:
+        of_donor = correlation(csr_matrix(cells.values[of]), sources, targets)
+        known = ~np.isnan(of_donor)
+        total[known] += of_donor[known]
+        n += known
+    return np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0)
 
 
 def mutual_rank(correlations: np.ndarray) -> np.ndarray:
@@ -233,16 +143,16 @@ def mutual_rank(correlations: np.ndarray) -> np.ndarray:
 def mutual_ranks_of(cells: Expression, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the mutual rank of absolute Spearman correlations, sources × targets; ranks are among all these genes."""
     genes = np.union1d(sources, targets)
-    standardised = _standardised(cells.values, genes, "spearman").astype(np.float32)
+    ranked = np.nan_to_num(standardised(cells.values, genes, "spearman").astype(np.float32))
     rows, columns = np.searchsorted(genes, sources), np.searchsorted(genes, targets)
-    of_sources = [_ranks_at(standardised, block, columns) for block in _blocks(rows)]
-    of_targets = [_ranks_at(standardised, block, rows) for block in _blocks(columns)]
+    of_sources = [_ranks_at(ranked, block, columns) for block in blocks_of(rows)]
+    of_targets = [_ranks_at(ranked, block, rows) for block in blocks_of(columns)]
     return np.sqrt(np.vstack(of_sources) * np.vstack(of_targets).T)
 
 
-def _ranks_at(standardised: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _ranks_at(ranked: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return where some columns stand among all that each row correlates with; sorting a row is most of the work."""
-    correlations = np.abs(standardised[:, rows].T @ standardised)
+    correlations = np.abs(ranked[:, rows].T @ ranked)
     correlations[np.arange(len(rows)), rows] = -np.inf
     ranks = np.empty((len(rows), len(columns)))
     for i, of_row in enumerate(correlations):
@@ -323,17 +233,3 @@ def _gains(trees: HistGradientBoostingRegressor, n_features: int) -> np.ndarray:
     splits = [(one["feature_idx"][one["is_leaf"] == 0], one["gain"][one["is_leaf"] == 0]) for one in nodes]
     features, gains = (np.concatenate(side) if side else np.empty(0) for side in zip(*splits, strict=True))
     return np.bincount(features.astype(np.int64), gains, minlength=n_features)
-
-
-def _standardised(values: csr_matrix, genes: np.ndarray, kind: Correlation) -> np.ndarray:
-    """Return columns of mean 0 and standard deviation 1; of a gene that is alike in all cells, zeros."""
-    dense = values[:, genes].toarray().astype(np.float64)
-    if kind == "spearman":
-        dense = rankdata(dense, axis=0)
-    dense -= dense.mean(axis=0)
-    spread = dense.std(axis=0)
-    return np.divide(dense, spread, out=np.zeros_like(dense), where=spread > 1e-12)
-
-
-def _blocks(genes: np.ndarray) -> Iterator[np.ndarray]:
-    return (genes[start : start + _TARGETS_AT_ONCE] for start in range(0, len(genes), _TARGETS_AT_ONCE))

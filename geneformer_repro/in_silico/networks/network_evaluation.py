@@ -19,12 +19,13 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from geneformer_repro.arguments import require_at_least, typed
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.networks import edge_scores as scores
 from geneformer_repro.in_silico.networks.evaluated_pairs import FEWEST_SOURCES, Part, Result, Results, Universe
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.networks.known_edges import KnownEdges, overlap_of, read_known_edges, read_perturbed
-from geneformer_repro.in_silico.networks.network_baselines import Expression, read_expression
+from geneformer_repro.in_silico.networks.network_baselines import Expression
+from geneformer_repro.in_silico.networks.network_expression import FEWEST_CELLS, CellCounts
 from geneformer_repro.in_silico.networks.pair_scores import (
     BOOSTING,
     NAMES,
@@ -50,8 +51,6 @@ logger = logging.getLogger(__name__)
 
 Table = pd.DataFrame | str | Path
 PERTURBED = "perturbed"
-FEWEST_CELLS = 20
-"""In which correlations are computed."""
 LEAST_GAIN = 0.02
 """Matched AUROC beyond co-expression below which a network is said to show nothing beyond it."""
 NOTHING_BEYOND = "no evidence of regulation beyond co-expression"
@@ -131,7 +130,8 @@ def evaluate_network(
       ``matched_detection`` the same without place. 0.5 is chance.
     - ``beyond_coexpression``: `matched` less that of the absolute Spearman correlation, with ``_low`` and ``_high``.
     - ``auroc`` over all pairs, ``_low``, ``_high``; ``ap``, average precision over distinct scores, ``ap_ratio``, that
-      over the density of edges; ``epr``, precision among as many pairs as there are edges, over the density.
+      over the density of edges; ``epr``, precision among as many pairs as there are edges, over the density; both with
+      ``_low`` and ``_high``.
     - ``per_source``: mean over sources with 5 edges of their own AUROC, ``_low``, ``_high``, ``per_source_median``,
       ``n_sources_scored``.
     - ``direction``: chance that an edge scores above its reverse (0.5 for what has no direction) on ``n_directed``
@@ -147,7 +147,8 @@ def evaluate_network(
 
     ``attrs``: ``sentences`` (a reference: what the table says of it), ``lost`` (a reference: rows that were not used,
     and why), ``overlap``, ``missing_pairs``, ``stability`` (median Spearman correlation of the weights between
-    donors), ``of_sources``, ``curves`` (what the page draws), ``said`` (of the references), ``seed``.
+    donors), ``stability_of_halves`` (of those of every other cell with those of the rest), ``of_sources``, ``curves``
+    (what the page draws), ``said`` (of the references), ``seed``.
 
     Raises
     ------
@@ -215,6 +216,7 @@ def evaluate_network(
         **_facts(table, references, parts),
         "of_models": [*weights, *OF_MODEL],
         "stability": _stability(net, state),
+        "stability_of_halves": _stability_of_halves(net, state),
         "facts": _made(net, state, expression, n_rewirings),
         "seed": seed,
     }
@@ -234,24 +236,14 @@ def _require_options(ties: str, least: Mapping[str, tuple[int | None, int]]) -> 
 
 
 def _state_of(net: GeneNetwork | pd.DataFrame, state: str | None) -> str | None:
-    if not isinstance(net, GeneNetwork):
-        return state
-    if state is None and len(net.states) > 1:
-        raise InputError(f"The network has {len(net.states)} states; name one: state=. {did_you_mean('', net.states)}")
-    state = net.states[0] if state is None else state
-    if state not in net.states:
-        raise InputError(f"{net.path}: has no state {state!r}. {did_you_mean(state, net.states)}")
-    return state
+    return net.one_state(state) if isinstance(net, GeneNetwork) else state
 
 
 def _genes_of(net: GeneNetwork | pd.DataFrame, counts: Any) -> GivenGenes:
     if isinstance(net, GeneNetwork):
-        ids, names = tuple(net.genes.index), net.genes["gene_name"].fillna("").to_numpy()
-    else:
-        found = reconcile(open_counts(counts), None).table.query("gene_id != ''").drop_duplicates("gene_id")
-        ids, names = tuple(found["gene_id"]), found["name"].to_numpy()
-    once = pd.Series(names).where(~pd.Series(names).duplicated(keep=False), "")
-    return GivenGenes(ids, {name: i for i, name in enumerate(once) if name}, {})
+        return net.known_genes
+    found = reconcile(open_counts(counts), None).table.query("gene_id != ''").drop_duplicates("gene_id")
+    return GivenGenes.named(found["gene_id"], found["name"])
 
 
 def _expression_of(
@@ -272,7 +264,7 @@ def _expression_of(
         keep |= {made["by"]: [state]} if made.get("by") else {}
         keep |= {made["donor"]: donors} if made.get("donor") and donors else {}
     names = None if cells is None else set(cells.cell_names)
-    found = read_expression(
+    found = CellCounts.read(
         counts, genes, keep=keep, donor=donor or made.get("donor"), cell_names=names, max_cells=max_cells, rng=rng
     )
     if isinstance(net, GeneNetwork) and state is not None:
@@ -283,7 +275,12 @@ def _expression_of(
                 "Co-expression is compared in the same cells: give the counts of these alone, or also the tokenised "
                 "cells: cells= (--cells)."
             )
-    return found
+    if len(found.totals) < FEWEST_CELLS:
+        raise InputError(
+            f"counts: {len(found.totals)} cells are compared, and correlations need {FEWEST_CELLS}. Give the counts of "
+            "more cells, or evaluate a state with more."
+        )
+    return Expression.of(found)
 
 
 def _references(
@@ -402,6 +399,12 @@ def _stability(net: GeneNetwork | pd.DataFrame, state: str | None) -> float:
     of_donors = [net.matrix(state, donor).to_numpy().ravel() for donor in net.donors[state]]
     found = [_agreement(first, second) for first, second in combinations(of_donors, 2)]
     return float(np.nanmedian(found)) if found and np.isfinite(found).any() else np.nan
+
+
+def _stability_of_halves(net: GeneNetwork | pd.DataFrame, state: str | None) -> float:
+    """Return Spearman's correlation of the weights of two halves of the cells; NaN where a network does not say it."""
+    told = net.metadata["states"][state].get("agreement_of_halves") if isinstance(net, GeneNetwork) else None
+    return np.nan if told is None else float(told)
 
 
 def _agreement(first: np.ndarray, second: np.ndarray) -> float:

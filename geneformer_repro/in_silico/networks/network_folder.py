@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from geneformer_repro.files import new_directory, write_json
@@ -40,6 +41,13 @@ from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 _OVER_DONORS = ("donor_mean", "low", "high", "p_value")
 PlacePart = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 """Of a state and of pairs (rows and columns of a matrix), what was taken out of their weights for their places."""
+
+
+Halves = Callable[[Sequence[int], int], Sums]
+"""Of some groups by number, what was added up over one half of their cells, 0 or 1."""
+FEWEST_COMPARED = 10
+_COMPARED = 200_000
+"""Pairs, drawn from more, whose weights are compared between two halves of the cells."""
 
 
 class Group(NamedTuple):
@@ -72,6 +80,7 @@ def finish(
     *,
     mass: Mapping[str, np.ndarray] | None = None,
     place_part: PlacePart | None = None,
+    halves: Halves | None = None,
 ) -> None:
     """Write what is beside the sums of a network.
 
@@ -89,6 +98,8 @@ def finish(
         Of each state the attention that each gene receives.
     place_part
         What was taken out for places; None: nothing is known of it.
+    halves
+        Sums of every other cell, to say how far two halves agree; None: nothing is said.
     """
     states: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
@@ -96,7 +107,7 @@ def finish(
     for state in dict.fromkeys(group.state for group in groups):
         pairs = _State(folder, genes, [(i, group) for i, group in enumerate(groups) if group.state == state], metadata)
         edges.append(pairs.edges(place_part))
-        states[state] = pairs.facts()
+        states[state] = pairs.facts() | pairs.agreement(halves)
         columns |= {f"{name}:{state}": values for name, values in pairs.nodes().items()}
         columns[f"mass:{state}"] = np.full(len(genes), np.nan) if mass is None else mass[state]
     table = genes[["gene_name", "is_source", "is_target"]].assign(**columns).rename_axis("gene_id").reset_index()
@@ -140,6 +151,7 @@ class _State:
         self._effects = _Effects.of(fitted) or _Effects(0.0, *(np.full(n, np.nan) for n in self._shape))
         far = np.zeros(self._shape, dtype=bool) if fitted is None else fitted.far
         del fitted  # what is left of each pair is made again, block by block
+        self._numbers, self._far = [i for i, _ in groups], far
         self._of_donors = [] if None in donors else [_Effects.of(self._fit([file], far)) for file in self._files]
 
     def _fit(self, files: Sequence[Path], far: np.ndarray | None = None) -> GeneEffects | None:
@@ -167,6 +179,27 @@ class _State:
             "mean": float(self._effects.mean),
             "explained_by_genes": self._explained,
         }
+
+    def agreement(self, halves: Halves | None) -> dict[str, Any]:
+        """Say how far the weights of two halves of the cells agree, by Spearman; None where no pair has both."""
+        if halves is None:
+            return {}
+        drawn = np.arange(self._far.size)
+        if len(drawn) > _COMPARED:
+            drawn = np.sort(np.random.default_rng(0).choice(len(drawn), _COMPARED, replace=False))
+        first, second = (self._of_half(halves(self._numbers, half), drawn) for half in range(2))
+        both = ~(np.isnan(first) | np.isnan(second))
+        agrees = float(spearmanr(first[both], second[both]).statistic) if both.sum() > FEWEST_COMPARED else np.nan
+        return {"agreement_of_halves": None if np.isnan(agrees) else agrees, "n_pairs_of_halves": int(both.sum())}
+
+    def _of_half(self, sums: Sums, drawn: np.ndarray) -> np.ndarray:
+        """Return weights of some pairs by half of the cells, fitted as those of a donor; a pair needs half as many."""
+        least = max(1, self._min_cells // 2)
+        weights = mean_weights(*sums, least=least, scale=self._scale, out=sums.total)
+        if np.isnan(np.where(self._far, np.nan, weights)).all():
+            return np.full(len(drawn), np.nan)
+        left: np.ndarray = gene_effects(weights, sums.n, masked=self._far, overwrite_weights=True).residual
+        return left.ravel()[drawn]
 
     def nodes(self) -> dict[str, np.ndarray]:
         """Return what is known of each gene in this state, but for its mass."""

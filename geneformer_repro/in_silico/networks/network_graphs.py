@@ -122,8 +122,8 @@ def write_graphml(
     *,
     most_edges: int | None = MOST_EDGES,
     overwrite: bool = False,
-) -> None:
-    """Write a graph for Cytoscape, igraph and others; networkx reads it back as it was.
+) -> "networkx.DiGraph[str]":
+    """Write a graph for Cytoscape, igraph and others, and return what was written; networkx reads it back as it was.
 
     Parameters
     ----------
@@ -159,6 +159,7 @@ def write_graphml(
         graph = graph.edge_subgraph([edge[:2] for edge in edges])
     with new_file(path, overwrite=overwrite) as aside:
         networkx.write_graphml_xml(graph, aside)
+    return graph
 
 
 def _score(edge: dict[str, Any]) -> float:

@@ -86,6 +86,7 @@ def plot_network(network: GeneNetwork, state: str | None = None, *, n_edges: int
     return figure
 
 
+_OF_NOTHING = "Of random weights: what chance says. "
 _READS = "the model uses a to represent b; the wider, the larger the weight"
 
 
@@ -200,11 +201,15 @@ def write_network_report(network: GeneNetwork, path: str | Path, *, overwrite: b
     """
     refuse_existing(Path(path), overwrite=overwrite)
     metadata = network.metadata
-    named = ("method", "scale", "weight", "by", "donor", "min_cells", "seed", "checkpoint", "cells", "vocabulary")
+    named = (
+        "method", "scale", "weight", "by", "donor", "min_cells", "seed", "checkpoint", "random_weights", "cells",
+        "vocabulary",
+    )  # fmt: skip
     write_report(
         path,
         title="Gene network of a model",
-        lead=f"{len(network.sources):,} sources, {len(network.targets):,} targets. A weight is {metadata['measure']}, "
+        lead=f"{_OF_NOTHING if metadata.get('random_weights') else ''}{len(network.sources):,} sources, "
+        f"{len(network.targets):,} targets. A weight is {metadata['measure']}, "
         "beyond what both genes have with all others. It is the model's: a hypothesis about genes, and no more before "
         "it has been compared with co-expression of the same cells (evaluate_network).",
         sections=list(_sections(network)),
@@ -217,7 +222,8 @@ def _sections(network: GeneNetwork) -> Iterator[Section]:
     yield Section(
         "States and cells",
         "How many cells and donors each state has, how many pairs have a weight, and the share of the variance of mean "
-        "weights that the effects of both genes explain. That is of genes, not of pairs, and is taken out.",
+        "weights that the effects of both genes explain. That is of genes, not of pairs, and is taken out. Agreement "
+        "of halves: Spearman correlation of the weights of every other cell with those of the rest.",
         "Cells of states that lack a network; they are listed below, with why.",
         table=_states(network),
         note=_left_out(network),
@@ -254,6 +260,7 @@ def _states(network: GeneNetwork) -> pd.DataFrame:
             "pairs": int((network.counts(state).to_numpy() >= network.least_cells()).sum()),
             "of possible": len(network.sources) * len(network.targets),
             "explained by genes": facts["explained_by_genes"],
+            "agreement of halves": facts.get("agreement_of_halves"),
             "edges listed": int((edges["state"] == state).sum()),
             "of these FDR < 0.05": _n_significant(edges[edges["state"] == state]),
         }

@@ -20,6 +20,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.networks.attention_sums import Roles, Scale, Weight
 from geneformer_repro.in_silico.networks.network_folder import Group
 from geneformer_repro.in_silico.networks.places import place_bins
+from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.reading import require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.genes import read_genes
@@ -27,13 +28,16 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-NetworkMethod = Literal["attention", "deletion", "mean_qk"]
+NetworkMethod = Literal["attention", "deletion", "masked_logit", "mean_qk"]
 MEASURES = {
     ("attention", "log"): "mean log2 lift of attention beyond place, in standard deviations of each head",
     ("attention", "lift"): "mean lift of attention relative to its places, log2",
     ("deletion", "log"): "1 - cosine similarity of the target's vector when the source is deleted, less that of others",
+    ("masked_logit", "log"): "fall of the hidden target's log probability when the source is hidden too, in nats",
     ("mean_qk", "log"): "log2 lift of the attention of mean queries and keys, in standard deviations of each head",
 }  # fmt: skip
+OF_VARIANTS = ("deletion", "masked_logit")
+"""Methods that read changed cells, and no attention."""
 ALL = "all"
 """The state of cells that are not told apart."""
 BYTES_A_PAIR = 24
@@ -78,8 +82,13 @@ class NetworkQuestion:
         require_one_of(Scale, "scale", self.scale)
         if self.method != "attention" and (self.weight, self.scale) != ("attention", "log"):
             raise InputError(f"weight= and scale= are for method='attention', found method={self.method!r}.")
-        if self.method == "deletion" and not (self._is_all(self.layers) and self._is_all(self.heads)):
-            raise InputError("layers= and heads= choose attention; with method='deletion' leave them out.")
+        if self.method in OF_VARIANTS and not (self._is_all(self.layers) and self._is_all(self.heads)):
+            raise InputError(f"layers= and heads= choose attention; with method={self.method!r} leave them out.")
+        if self.method == "masked_logit" and not isinstance(self.checkpoint.token_model, MaskedGeneModel):
+            raise InputError(
+                f"method='masked_logit' asks what a model says of hidden genes, and {self.checkpoint.name} is a "
+                "classifier, which has lost that. Give the pretrained model, or take method='deletion'."
+            )
         least = {"min_cells": 1, "calibration_cells": 1, "max_cells": 1, "seed": 0}
         require_at_least(**{name: (getattr(self, name), lowest) for name, lowest in least.items()})
         self.chosen  # noqa: B018  # refuses heads that are not there
@@ -125,7 +134,9 @@ class NetworkQuestion:
     def layer_read(self) -> int:
         """The last layer that runs, as `Reader.of` counts: 0 is the last block."""
         n_layers = int(self.checkpoint.token_model.config.num_hidden_layers)
-        return -1 if self.method == "deletion" else len(self.chosen) - n_layers
+        if self.method in OF_VARIANTS:
+            return -1 if self.method == "deletion" else 0
+        return len(self.chosen) - n_layers
 
     # Genes
 
@@ -344,6 +355,7 @@ class NetworkQuestion:
             "n_targets": self.roles.shape[1],
             "genes": hashlib.sha256(self.genes.to_csv().encode()).hexdigest(),
             "checkpoint": self.checkpoint.fingerprint,
+            "random_weights": self.checkpoint.provenance.get("random_weights"),
             "cells": self.cells.fingerprint,
             "vocabulary": self.cells.vocabulary.fingerprint,
         }

@@ -18,7 +18,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.networks.donor_tests import FEWEST_DONORS, DonorTest, GlobalTest, donor_test, sign_flips
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
-from geneformer_repro.in_silico.networks.network_expression import GroupedCounts, log2_fold_changes, spearman
+from geneformer_repro.in_silico.networks.network_expression import CellCounts, correlation, log2_fold_changes
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 if TYPE_CHECKING:
@@ -183,10 +183,10 @@ def _require_states(network: GeneNetwork, a: str, b: str) -> None:
 
 def _expression(
     network: GeneNetwork, states: tuple[str, str], counts: "AnnData | str | Path", cells: TokenizedDataset | None
-) -> GroupedCounts:
+) -> CellCounts:
     columns = {name: network.metadata.get(name) for name in ("by", "donor")}
-    names = None if cells is None else np.asarray(cells.cell_names)
-    expression = GroupedCounts.read(counts, network.genes, cells=names, **columns)
+    names = None if cells is None else list(cells.cell_names)
+    expression = CellCounts.read(counts, network.known_genes, cell_names=names, **columns)
     if cells is None:
         expression.require_cells([group for group in network.metadata["groups"] if group["state"] in states])
     return expression
@@ -361,7 +361,7 @@ def _in_one_state(network: GeneNetwork, a: str, b: str, top: int) -> pd.DataFram
 # Genes
 
 
-def _genes(network: GeneNetwork, a: str, b: str, expression: GroupedCounts | None) -> pd.DataFrame:
+def _genes(network: GeneNetwork, a: str, b: str, expression: CellCounts | None) -> pd.DataFrame:
     """Return what both states make of each gene."""
     genes = network.genes[["gene_name", "is_source"]]
     for suffix, state in (("a", a), ("b", b)):
@@ -385,7 +385,7 @@ def _beside_expression(
     pairs: _Pairs,
     tested: _Tested,
     genes: pd.DataFrame,
-    expression: GroupedCounts,
+    expression: CellCounts,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Set fold changes and changes of rank correlation beside edges, and say which finds more."""
     before, after = (
@@ -415,11 +415,11 @@ def _beside_expression(
     return edges.assign(**columns), facts
 
 
-def _correlations(pairs: _Pairs, expression: GroupedCounts, state: str, donor: str | None) -> np.ndarray:
+def _correlations(pairs: _Pairs, expression: CellCounts, state: str, donor: str | None) -> np.ndarray:
     network = pairs.network
     columns = [network.genes.index.get_indexer(ids) for ids in (network.sources, network.targets)]
-    correlation: np.ndarray = spearman(expression.group(state, donor), *columns).ravel()[pairs.position]
-    return correlation
+    of_pairs: np.ndarray = correlation(expression.of(state, donor).logged(), *columns).ravel()[pairs.position]
+    return of_pairs
 
 
 # Words

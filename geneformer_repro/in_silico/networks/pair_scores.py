@@ -11,6 +11,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.networks import network_baselines as baselines
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.networks.known_edges import KnownEdges
+from geneformer_repro.in_silico.networks.network_expression import Correlation, correlation
 from geneformer_repro.tokenizer.genes import GivenGenes, gene_ids_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ NAMES = (
     NETWORK, *OF_MODEL, CO_EXPRESSION, PEARSON, OF_DONORS, MUTUAL_RANK, PROXIMITY, DETECTION, MEAN, DEGREES, BOOSTING,
 )  # fmt: skip
 """Of all methods but other networks."""
+_CORRELATIONS: tuple[Correlation, ...] = ("spearman", "pearson")
 SHRUNK_BY = 10
 """A network's edges are ranked by weight · n / (n + so many) of n cells."""
 
@@ -232,11 +234,11 @@ class CellScores:
         """Compute them for all pairs of some references."""
         sources = np.unique(np.concatenate([pairs.sources for pairs in references]))
         targets = np.unique(np.concatenate([pairs.targets for pairs in references]))
-        rho, r = (baselines.correlation(cells, sources, targets, kind=kind) for kind in ("spearman", "pearson"))
+        rho, r = (_or_none(correlation(cells.values, sources, targets, kind=kind)) for kind in _CORRELATIONS)
         methods = [Method(CO_EXPRESSION, np.abs(rho), rho), Method(PEARSON, np.abs(r), r)]
         of_donors = baselines.correlation_over_donors(cells, sources, targets)
         if of_donors is not None:
-            methods.append(Method(OF_DONORS, np.abs(of_donors), of_donors))
+            methods.append(Method(OF_DONORS, np.abs(_or_none(of_donors)), _or_none(of_donors)))
         methods += [
             Method(MUTUAL_RANK, -baselines.mutual_ranks_of(cells, sources, targets)),
             Method(PROXIMITY, baselines.rank_proximity(cells, sources, targets)),
@@ -251,6 +253,11 @@ class CellScores:
         return [
             Method(one.name, one.score[kept], None if one.signed is None else one.signed[kept]) for one in self.methods
         ]
+
+
+def _or_none(correlations: np.ndarray) -> np.ndarray:
+    """Score a pair 0 of which cells say nothing: a gene that is alike in all of them goes with none."""
+    return np.nan_to_num(correlations)
 
 
 def _token_cosine(checkpoint: "Checkpoint", pairs: ScoredPairs) -> np.ndarray:

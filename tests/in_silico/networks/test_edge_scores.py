@@ -5,10 +5,12 @@ import pytest
 from scipy.stats import kstest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from geneformer_repro.in_silico.networks import edge_scores as module
 from geneformer_repro.in_silico.networks.edge_scores import (
     Ordered,
     Pairs,
     Stratified,
+    ap_ratio_over_sources,
     auroc,
     auroc_over_sources,
     average_precision,
@@ -16,6 +18,7 @@ from geneformer_repro.in_silico.networks.edge_scores import (
     direction_auroc,
     drawn_sources,
     early_precision,
+    epr_over_sources,
     exchanged,
     matched_bins,
     matched_over_sources,
@@ -177,3 +180,23 @@ def test_labels_exchanged_within_strata_give_uniform_p_values_of_the_matched_are
         plain.append(Ordered(scores).auroc(edges))
     assert kstest(p_values, "uniform").pvalue > 0.01
     assert np.mean(plain) > 0.65
+
+
+@pytest.mark.parametrize("ties", ["expected", "beeline"])
+def test_intervals_of_precision_are_those_of_pairs_written_as_often_as_their_source_is_drawn(ties, monkeypatch):
+    monkeypatch.setattr(module, "_EDGES_AT_ONCE", 7)
+    pairs, scores, is_edge = made(3)
+    draws = drawn_sources(pairs.n_sources, np.random.default_rng(0), 40)
+    slow = {"ap": [], "epr": []}
+    for draw in draws:
+        rows = np.repeat(np.arange(len(pairs)), draw[pairs.source])
+        density = is_edge[rows].mean()
+        slow["ap"].append(average_precision_score(is_edge[rows], scores[rows]) / density)
+        slow["epr"].append(early_precision(scores[rows], is_edge[rows], ties=ties) / density)
+    ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in slow.items()}
+    ap = ap_ratio_over_sources(scores, is_edge, pairs, draws)
+    epr = epr_over_sources(scores, is_edge, pairs, draws, ties=ties)
+    np.testing.assert_allclose(ap[1:], ends["ap"], rtol=1e-5)
+    np.testing.assert_allclose(epr[1:], ends["epr"], rtol=1e-9)
+    assert ap.value == average_precision(scores, is_edge) / is_edge.mean()
+    assert ap.low < ap.value < ap.high

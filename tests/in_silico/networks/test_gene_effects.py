@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from geneformer_repro.errors import InputError
-from geneformer_repro.in_silico.networks.gene_effects import gene_effects
+from geneformer_repro.in_silico.networks import gene_effects as module
+from geneformer_repro.in_silico.networks.gene_effects import gene_effects, median_of
 
 _SUMS = {
     "AB": (2.8, 2), "AC": (3.6, 2), "AD": (0.9, 1), "BA": (2.7, 2), "BC": (1.2, 1),
@@ -143,3 +144,20 @@ def test_explained_variance_is_one_of_pure_gene_effects_and_about_none_of_noise(
 def test_what_cannot_be_fitted_is_refused(weights: np.ndarray, counts: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         gene_effects(weights, counts)
+
+
+@pytest.mark.parametrize("at_once", [3, 2**18], ids=["counted again and again", "counted once"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(np.random.default_rng(0).normal(size=1_001), id="an odd number"),
+        pytest.param(np.random.default_rng(1).lognormal(0, 8, 1_000), id="an even number over many sizes"),
+        pytest.param(np.repeat([0.0, 5.0, 7.0], [400, 30, 400]), id="ties"),
+        pytest.param(np.repeat([-1.0, 2.0], 50), id="the middle ones far apart"),
+        pytest.param(np.array([4.0]), id="one"),
+    ],
+)
+def test_a_median_of_blocks_is_that_of_all_values(values, at_once, monkeypatch):
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "_BINS", 16)
+    assert median_of(lambda: np.array_split(np.random.default_rng(2).permutation(values), 7)) == np.median(values)

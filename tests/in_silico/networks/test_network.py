@@ -258,6 +258,27 @@ class TestOtherMethods:
         assert not np.allclose(network.matrix("Dendritic"), make().matrix("Dendritic"), equal_nan=True)
 
 
+def test_agreement_of_halves_is_of_the_pairs_that_every_other_cell_and_the_rest_have(make, few):
+    cells = few.select(np.flatnonzero(few.labels("cell_type") == "Dendritic"))
+    whole = make("whole", cells=cells, by=None, min_cells=4)
+    said = whole.metadata["states"]["all"]
+    halves = []
+    for half in range(2):
+        other = make(f"half{half}", cells=cells.select(np.arange(half, len(cells), 2)), by=None, min_cells=1)
+        halves.append(other.counts("all").reindex(index=whole.sources, columns=whole.targets).fillna(0))
+    assert said["n_pairs_of_halves"] > 100
+    assert -1 <= said["agreement_of_halves"] <= 1
+    np.testing.assert_array_equal(halves[0] + halves[1], whole.counts("all"))
+    assert said["n_pairs_of_halves"] == int(((halves[0] >= 2) & (halves[1] >= 2)).to_numpy().sum())
+
+
+def test_random_weights_are_named_in_the_metadata(make, few, checkpoint, tmp_path):
+    assert make().metadata["random_weights"] is None
+    random = checkpoint.with_random_weights(seed=3)
+    network = gf.gene_network(random, few, sources=SOURCES, by="cell_type", out=tmp_path / "random", device="cpu")
+    assert network.metadata["random_weights"] == {"seed": 3}
+
+
 # Cut off, and shared
 
 
@@ -266,7 +287,7 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(module, "CELLS_A_PART", 8)
 
 
-@pytest.mark.parametrize("method", ["attention", "mean_qk", "deletion"])
+@pytest.mark.parametrize("method", ["attention", "mean_qk", "deletion", "masked_logit"])
 def test_a_network_that_was_killed_goes_on_and_ends_with_the_same_bytes(make, tmp_path, small_parts, method):
     options = {"method": method, "sources": SOURCES[:3]}
     kind = module._METHODS[method]
@@ -380,7 +401,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"method": "correlation"}, "method must be one of 'attention', 'deletion', 'mean_qk'"),
+            ({"method": "correlation"}, "method must be one of 'attention', 'deletion', 'masked_logit', 'mean_qk'"),
             ({"scale": "linear"}, "scale must be one of"),
             ({"weight": "norm"}, "weight must be one of"),
             ({"method": "deletion", "scale": "lift"}, "weight= and scale= are for method='attention'"),

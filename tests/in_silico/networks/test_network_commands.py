@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import networkx
 import pandas as pd
 import pytest
 from two_state_networks import made_network
@@ -46,6 +47,19 @@ def test_what_cannot_be_compared_is_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.startswith("error: ")
+
+
+def test_the_strongest_edges_are_written_for_cytoscape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = made_network(tmp_path / "net").network
+    out = tmp_path / "stim.graphml"
+    command = ["statistics", str(tmp_path / "net"), "-o", str(out), "--top", "2"]
+    assert main(command) == 2
+    assert "2 states; name one: state= (--state)" in capsys.readouterr().err
+    assert main([*command, "--state", "stim"]) == 0
+    again, graph = networkx.read_graphml(out), network.graph("stim", top=2)
+    assert set(again.edges) == set(graph.edges)
+    said = f"{graph.number_of_nodes()} genes, {graph.number_of_edges()} edges of stim"
+    assert said in capsys.readouterr().out
 
 
 def test_heads_write_a_table_a_picture_and_a_page(
