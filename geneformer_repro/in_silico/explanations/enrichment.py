@@ -165,7 +165,7 @@ def gene_set_enrichment(
                  size  overlap    fdr
     set
     every tenth    76       75  0.000
-    every ninth    84        8  0.712
+    every ninth    84        8  0.676
     """
     _require_fitting(method, top, max_fdr, selected, donors)
     require_at_least(top=(top, 1), min_cells=(min_cells, 0), min_size=(min_size, 1), n_permutations=(n_permutations, 1))
