@@ -282,3 +282,21 @@ def test_of_an_explanation_it_is_said_first_how_good_the_model_is():
     found = gf.gene_set_enrichment(why, {"planted": [f"G{i}" for i in range(20)]})
     assert found.attrs["sentence"].startswith("The model is no better than guessing on the rows explained: balanced")
     assert gf.driver_genes(why, [f"G{i}" for i in range(20)], top=[10]).facts["model"] == found.attrs["model"]
+
+
+def test_an_expression_network_has_no_places_and_all_genes_in_all_samples():
+    """Nothing tells its genes apart, and the sentence says so; with their mean expression they are matched."""
+    of_cells = explanation(6)
+    rows = of_cells.table.assign(place=pd.array([None] * len(of_cells.table), dtype="Int32"))
+    why = Explanation(rows, of_cells.metadata)
+    sets = {"planted": [f"G{i}" for i in range(20)], "other": [f"G{i}" for i in range(100, 130)]}
+    found = gf.gene_set_enrichment(why, sets)
+    assert found.attrs["strata"] == []
+    assert "Genes are not matched" in found.attrs["sentence"]
+    assert found.index[0] == "planted"
+    genes = why.genes()
+    genes["mean_expression"] = np.arange(len(genes), dtype=float)
+    matched = gf.gene_set_enrichment(genes, sets)
+    assert (matched.attrs["strata"], matched.attrs["n_strata"]) == (["mean_expression"], 20)
+    drivers = gf.driver_genes(why, sets["planted"], top=[10])
+    assert "not matched" in drivers.facts["sentence"]
