@@ -9,8 +9,9 @@ from geneformer_repro.cli.inputs import (
     TOKENIZED,
     add_cells_options,
     add_dtype_option,
+    given_vocabulary,
     new_command,
-    open_both,
+    open_cells,
 )
 from geneformer_repro.errors import InputError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _SHORT = {"ig": "integrated_gradients", "lime": "surrogate"}
 _METHODS = (
     "hide", "delete", "mask", "median_rank", "first_order", "gradient_input", "integrated_gradients", "ig",
-    "attention_gradient", "rollout", "attention", "surrogate", "lime",
+    "attention_gradient", "rollout", "attention", "surrogate", "lime", "median",
 )  # fmt: skip
 _OPTIONS = (
     "target", "contrast", "gene", "layer", "pooling", "donor", "obs", "max_cells", "seed", "sets", "pooled_masks",
@@ -39,7 +40,11 @@ def add_commands(commands: Any) -> None:
         ".parquet file to write (and a .png and .html of the same name beside it)",
     )
     explain.add_argument("checkpoint", help=CHECKPOINT)
-    explain.add_argument("cells", help=TOKENIZED)
+    explain.add_argument(
+        "cells",
+        help=f"{TOKENIZED}; for a network that reads values, or of drug response, samples (a table, .h5ad or tokens)",
+    )
+    _add_samples_options(explain)
     _add_question_options(explain)
     _add_method_options(explain)
     explain.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of tests")
@@ -52,9 +57,19 @@ def add_commands(commands: Any) -> None:
     add_cells_options(explain)
 
 
+def _add_samples_options(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument("--cohort", metavar="COLUMN", help="of samples: cohorts that are each standardised")
+    explain.add_argument("--clinical", metavar="TABLE", help="of samples: what is known of them, joined by id")
+    explain.add_argument("--genes-in", choices=["rows", "columns"], help="of a table, if names do not tell")
+    explain.add_argument("--log2", action="store_true", help="expression is stored as log2(x + 1), which is undone")
+    explain.add_argument("--patients", metavar="RUN", help="of cells: explain the patients of a run of patients")
+    explain.add_argument("--drugs", metavar="TABLE", help="of drug response: name and SMILES of each drug")
+    explain.add_argument("--expression", metavar="TABLE", help="of drug response with tokens: the expression as well")
+
+
 def _add_question_options(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--target", metavar="COLUMN", help="what the classifier learned (default its only target)")
-    explain.add_argument("--state", nargs="+", metavar="CLASS", help="classes to explain (default all)")
+    explain.add_argument("--state", nargs="+", metavar="CLASS", help="classes, or drugs, to explain (default all)")
     explain.add_argument("--contrast", metavar="CLASS", help="compare with this class, not with all others")
     explain.add_argument("--state-column", metavar="COLUMN", help="of --start and --goal: obs column of the states")
     explain.add_argument(
@@ -76,9 +91,8 @@ def _add_method_options(explain: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         choices=_METHODS,
-        default=["hide"],
         metavar="METHOD",
-        help=f"of {', '.join(_METHODS)}; ig is integrated_gradients, lime is surrogate (default hide)",
+        help=f"of {', '.join(_METHODS)}; ig is integrated_gradients, lime is surrogate (default hide; of values ig)",
     )
     explain.add_argument(
         "--sets", metavar="FILE", help="take whole gene sets away instead of single genes: .gmt, or a table set, gene"
@@ -86,9 +100,8 @@ def _add_method_options(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--pooled-masks", action="store_true", help="of mask: count <mask> as a gene")
     explain.add_argument(
         "--baseline",
-        choices=["mask", "mean", "pad"],
-        default="mask",
-        help="of ig and gradient_input: where genes start from (default %(default)s)",
+        choices=["mask", "mean", "pad", "median"],
+        help="of ig and gradient_input: where genes start from (default mask; of values mean)",
     )
     explain.add_argument("--steps", type=int, default=18, metavar="N", help="of ig, at first (default %(default)s)")
     explain.add_argument(
@@ -125,18 +138,36 @@ def _explain(arguments: argparse.Namespace) -> None:
             refuse_existing(path, overwrite=arguments.overwrite)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
     goal = _goal(arguments)
-    checkpoint, cells = open_both(arguments)
+    checkpoint, rows, reading = _opened(arguments)
+    methods = arguments.methods and list(dict.fromkeys(_SHORT.get(name, name) for name in arguments.methods))
     why = explain(
         checkpoint,
-        cells,
+        rows,
+        drugs=arguments.drugs,
+        patients=arguments.patients,
+        reading=reading,
         goal=goal,
         state=arguments.state,
-        methods=list(dict.fromkeys(_SHORT.get(name, name) for name in arguments.methods)),
+        methods=methods,
         out=out,
         **{name: getattr(arguments, name) for name in _OPTIONS},
     )
     if processes.is_first():
-        _draw(why, cells, out, picture, page, overwrite=arguments.overwrite)
+        _draw(why, rows, out, picture, page, overwrite=arguments.overwrite)
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """Open the checkpoint and, if it reads them, tokenised cells; return what is said of how samples are read."""
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.expression import ExpressionNetwork
+    from geneformer_repro.pair_networks import PairNetwork
+
+    checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
+    names = ("cohort", "clinical", "genes_in", "log2", "expression")
+    reading = {name: value for name in names if (value := getattr(arguments, name))}
+    if isinstance(checkpoint.model, ExpressionNetwork | PairNetwork):
+        return checkpoint, arguments.cells, reading
+    return checkpoint, open_cells(arguments, arguments.cells, checkpoint), reading
 
 
 def _goal(arguments: argparse.Namespace) -> Any:
@@ -159,8 +190,7 @@ def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, 
     told = why.metadata
     if told.get("how_good"):
         print(sentence(told["how_good"]))
-    has_labels = told.get("goal") is not None or told.get("target") in cells.obs_columns
-    genes = why.genes(cells if has_labels and told.get("unit") == "gene" else None)
+    genes = why.genes(cells if _has_labels(cells, told) else None)
     print(f"{out}: {described(why)}")
     head = genes.groupby(["method", "state"], sort=False).head(3).head(12)
     shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
@@ -171,10 +201,19 @@ def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, 
     print(f"{picture} is the picture, {page} says how good the model is and what was explained")
 
 
+def _has_labels(rows: Any, told: dict[str, Any]) -> bool:
+    """Whether the rows are cells that tell how genes differ between classes or states."""
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    if not isinstance(rows, TokenizedDataset) or told.get("unit") != "gene":
+        return False
+    return told.get("goal") is not None or told.get("target") in rows.obs_columns
+
+
 def described(why: "Explanation") -> str:
     """Say how large an explanation is, without reading its values."""
     told = why.metadata
     return (
-        f"{len(why):,} values of {len(told['gene_names']):,} genes in {told.get('n_cells', '?'):,} cells by "
+        f"{len(why):,} values of {len(told['gene_names']):,} genes in {told.get('n_cells', '?'):,} {why.rows_are} by "
         f"{', '.join(why.methods)}: {why.measure}"
     )

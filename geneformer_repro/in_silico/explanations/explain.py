@@ -5,24 +5,27 @@ much each gene adds to it. A value is about the model: it says what the network 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.drugs import Drugs
 from geneformer_repro.heads import Pooling
-from geneformer_repro.in_silico.explanations.explained import CellsExplained, Explained
+from geneformer_repro.in_silico.explanations.explained import Explained
 from geneformer_repro.in_silico.explanations.explanation import Explanation
-from geneformer_repro.in_silico.explanations.gradients import Baseline
+from geneformer_repro.in_silico.explanations.families import explained_by, usual_choices
 from geneformer_repro.in_silico.explanations.occlusions import Operator
 from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
-from geneformer_repro.in_silico.explanations.request import GeneSetsGiven, Request, sequence_of
+from geneformer_repro.in_silico.explanations.request import AnyBaseline, GeneSetsGiven, Request, sequence_of
 from geneformer_repro.in_silico.parted import Counted, Parted, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.reading import Dtype, consecutive_parts
@@ -40,8 +43,11 @@ ROWS_A_PART, TOKENS_A_PART = 1024, 2**21
 @processes.together()
 def explain(
     checkpoint: Checkpoint,
-    rows: TokenizedDataset,
+    rows: TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path,
     *,
+    drugs: Drugs | pd.DataFrame | str | Path | None = None,
+    patients: str | Path | None = None,
+    reading: Mapping[str, Any] | None = None,
     target: str | None = None,
     state: str | float | Sequence[str | float] | None = None,
     contrast: str | float | None = None,
@@ -49,14 +55,14 @@ def explain(
     gene: str | None = None,
     layer: int | None = None,
     pooling: Pooling | None = None,
-    methods: Sequence[str] = ("hide",),
+    methods: Sequence[str] | None = None,
     donor: str | None = None,
     obs: Sequence[str] = (),
     max_cells: int | None = None,
     seed: int = 0,
     sets: GeneSetsGiven | None = None,
     pooled_masks: bool = False,
-    baseline: Baseline = "mask",
+    baseline: AnyBaseline | None = None,
     steps: int = Integration().first_steps,
     rule: Rule = "midpoint",
     operator: Operator = "hide",
@@ -68,17 +74,29 @@ def explain(
     allow_seen: bool = False,
     overwrite: bool = False,
 ) -> Explanation:
-    """Explain what a model says of cells: how much each gene adds to it.
+    """Explain what a model says of cells, samples, patients, or pairs of samples and drugs: how much each gene adds.
 
     Under ``torchrun`` or ``accelerate launch`` every process must call it, with `out`; they share the cells.
 
     Parameters
     ----------
     checkpoint
-        The model: a classifier of cells or genes, or a pretrained model.
+        The model: a classifier of cells or genes, a pretrained model, an expression network, or a network of drug
+        response.
     rows
-        Cells of the same vocabulary. Where they have a column of the target, it is said first how well the model
-        predicts them: an explanation of a classifier that guesses says nothing about the label.
+        Cells of the same vocabulary; for an expression network samples, as `predict` takes them; for one of drug
+        response samples, as `predict_response` does. Where they have a column of the target, it is said first how well
+        the model predicts them: an explanation of a classifier that guesses says nothing about the label.
+    drugs
+        For a network of drug response, as `predict_response` takes them: each sample is explained with each of them,
+        or with those that `state` names; by genes, and by characters of SMILES (column ``character``).
+    patients
+        A run of `finetune_patients` on tokenised cells, whose encoder `checkpoint` is: its patients are explained, each
+        by the genes of all of its cells. Occlusions are exact: the gene is gone from every cell, and the patient is
+        asked anew. Derivatives add up, over cells, how far a gene moves the cell's vector along the slope of the
+        patient's number. "attention" is the weight of each cell (column ``of_cell``, no gene).
+    reading
+        How samples are read: other options of `predict`, such as ``{"cohort": "cohort"}``, or of `predict_response`.
     target
         What a classifier learned; of a single target it need not be said. Of classes the log-odds are explained (the
         logit less the log of the sum of the others' exponentials), of a number the number, of a time to an event the
@@ -98,9 +116,10 @@ def explain(
     methods
         Real forward passes: "delete" (later genes move up, as in screens), "hide" (the others keep their places),
         "mask" (``<mask>`` in its place, which does not count in the cell's vector unless `pooled_masks`), "median_rank"
-        (the gene at its median place over the cells that can be explained: is its level unusual?). A value is the
-        number of the cell less that of the cell without the gene. "first_order" estimates "delete" by one backward
-        pass.
+        (the gene at its median place over the cells that can be explained: is its level unusual?), "median" (of values,
+        not tokens: the cohort's median instead of the gene's value). A value is the number of the cell less that of the
+        cell without the gene. Default "hide"; of values "integrated_gradients". "first_order" estimates "delete" by one
+        backward pass.
 
         Derivatives: "gradient_input" (by a gene's token row, times how far it is from the baseline's),
         "integrated_gradients" (its mean along the way from there: values add up to the difference, and ``gap`` says by
@@ -124,7 +143,8 @@ def explain(
         Count ``<mask>`` in the cell's vector as a gene.
     baseline
         Of gradient x input and integrated gradients, the input that they start from: genes that are all ``<mask>``,
-        "mean" (of cells that can be explained, place by place), or "pad", for comparison only.
+        "mean" (of cells that can be explained, place by place), or "pad", for comparison only. Of values "mean", or
+        "median", of the cohort. Default "mask"; of values "mean".
     steps, rule
         Of integrated gradients: in how many points, at first, and how they lie ("midpoint", or "gauss_legendre").
     operator, masks
@@ -181,19 +201,17 @@ def explain(
     0  donor3  ENSG00000115523      0  attention_gradient  CD19+ B
     1  donor3  ENSG00000106565      1  attention_gradient  CD19+ B
     """
+    usual = usual_choices(checkpoint)
     request = Request(
         target=target, state=state, contrast=contrast, goal=goal, gene=gene, layer=layer, pooling=pooling,
-        methods=sequence_of(methods, "methods"), donor=donor, obs=sequence_of(obs, "obs"), max_cells=max_cells,
-        seed=seed, sets=sets, pooled_masks=pooled_masks, baseline=baseline, steps=steps, rule=rule,
-        operator=operator, masks=masks, dtype=dtype, max_tokens=max_tokens, device=device, allow_seen=allow_seen,
+        methods=usual["methods"] if methods is None else sequence_of(methods, "methods"), donor=donor,
+        obs=sequence_of(obs, "obs"), max_cells=max_cells, seed=seed, sets=sets, pooled_masks=pooled_masks,
+        baseline=baseline or usual["baseline"], steps=steps, rule=rule, operator=operator, masks=masks, dtype=dtype,
+        max_tokens=max_tokens, device=device, allow_seen=allow_seen,
     )  # fmt: skip
     require_output(out, what="an explanation", overwrite=overwrite)
-    return explained_in(_explained(request, checkpoint, rows), out, overwrite=overwrite)
-
-
-def _explained(request: Request, checkpoint: Checkpoint, rows: TokenizedDataset) -> Explained:
-    """Return the rows in the form of their family of models."""
-    return CellsExplained(request, checkpoint, rows)
+    explained = explained_by(request, checkpoint, rows, drugs=drugs, patients=patients, reading=reading or {})
+    return explained_in(explained, out, overwrite=overwrite)
 
 
 def explained_in(explained: Explained, out: str | Path | None, *, overwrite: bool) -> Explanation:
@@ -201,7 +219,7 @@ def explained_in(explained: Explained, out: str | Path | None, *, overwrite: boo
     described = explained.describe()
     plan = {"step": "explain", **described, "version": VERSION, "part": [ROWS_A_PART, TOKENS_A_PART]}
     require_same_plan(out, plan, what="explanation", overwrite=overwrite)
-    metadata = {**explained.prepare(), **described}
+    metadata = {**explained.prepare(), **described, "rows_are": explained.rows_are}
     return _Explaining(explained).run(out, metadata, plan, overwrite=overwrite)
 
 

@@ -29,7 +29,7 @@ from geneformer_repro.adaptive_integrals import integrate
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionNetwork
-from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.explanations.attribution import Attribution, GoodnessOfFit
 from geneformer_repro.in_silico.explanations.cell_methods import completeness, fits_of, largest_gaps, said_of_fits
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
 from geneformer_repro.in_silico.explanations.explanation import SURROGATE_COLUMNS
@@ -240,7 +240,7 @@ class ExplainedSamples(Explained):
         """Return about how many values of genes are computed with for each sample."""
         n_genes, sampling = len(self.gene_ids), self.request.sampling
         n_units = n_genes if self.sets is None else len(self.sets.names)
-        passes = _PASSES | {"surrogate": sampling.n_passes(n_units)}
+        passes = {**_PASSES, "surrogate": sampling.n_passes(n_units)}
         a_sample = n_genes * self.function.n_states * sum(passes[method] for method in self.request.methods)
         return np.full(len(self.samples.names), a_sample)
 
@@ -342,7 +342,7 @@ class ExplainedSamples(Explained):
                             method=method,
                             exact=method in ("median", "integrated_gradients"),
                             gap_S=of_method.gap_S,
-                            fit=None if fit is None else (fit.sd_US[kept], fit.r2_S, fit.stability_S),
+                            fit=None if fit is None else (fit.sd_GS[kept], fit.r2_S, fit.stability_S),
                             has_fits=has_fits,
                             obs={name: values[int(row)] for name, values in carried.items()},
                         )
@@ -416,7 +416,8 @@ class ExplainedSamples(Explained):
         n_units = len(self._unit_names)
         ask = partial(self._without, scaled_I, median_G)
         fit = surrogate(ask, n_units, rng, sampling=self.request.sampling)
-        return Attribution(fit.weight_US, fit.before_S, fit=fit)
+        good = GoodnessOfFit(fit.sd_US, fit.r2_S, fit.stability_S)
+        return Attribution(fit.weight_US, fit.before_S, fit=good)
 
 
 def _refuse_seen(checkpoint: Checkpoint, samples: ScaledSamples) -> None:
@@ -425,9 +426,10 @@ def _refuse_seen(checkpoint: Checkpoint, samples: ScaledSamples) -> None:
         return
     is_seen = np.isin(samples.digests_N, checkpoint.seen)
     if is_seen.any():
+        first = str(samples.names[is_seen][0])
         raise InputError(
-            f"{is_seen.sum()} of {len(is_seen)} samples to explain (first: {str(samples.names[is_seen][0])!r}) are among "
-            f"those that {checkpoint.name} was trained on. Explain samples that it has not seen, or accept it: "
+            f"{is_seen.sum()} of {len(is_seen)} samples to explain (first: {first!r}) are among those that "
+            f"{checkpoint.name} was trained on. Explain samples that it has not seen, or accept it: "
             "allow_seen=True (--allow-seen)."
         )
 
