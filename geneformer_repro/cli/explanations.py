@@ -214,6 +214,6 @@ def described(why: "Explanation") -> str:
     """Say how large an explanation is, without reading its values."""
     told = why.metadata
     return (
-        f"{len(why):,} values of {len(told['gene_names']):,} genes in {told.get('n_cells', '?'):,} cells by "
+        f"{len(why):,} values of {len(told['gene_names']):,} genes in {told.get('n_cells', '?'):,} {why.rows_are} by "
         f"{', '.join(why.methods)}: {why.measure}"
     )

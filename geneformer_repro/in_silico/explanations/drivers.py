@@ -20,7 +20,15 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_sets import read_gene_list
 from geneformer_repro.in_silico.explanations.overlaps import chance_overlap, odds_ratio
-from geneformer_repro.in_silico.explanations.scored_genes import STRATA, SYNONYMS, ScoredGenes, places_of, scored_genes
+from geneformer_repro.in_silico.explanations.scored_genes import (
+    STRATA,
+    SYNONYMS,
+    ScoredGenes,
+    how_good,
+    opened,
+    places_of,
+    scored_genes,
+)
 from geneformer_repro.in_silico.networks.edge_scores import auroc, ranks_within
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 from geneformer_repro.in_silico.shift_table import ShiftTable
@@ -61,7 +69,7 @@ class DriverGenes:
     """A row a gene of the background, by ``gene_id``: ``gene_name``, each score, ``is_driver``."""
     facts: Mapping[str, Any]
     """``name``, ``version``, ``licence``, file and digest of the list; genes listed and known, names of the unknown;
-    ``strata``; ``sentence``."""
+    ``strata``; ``model``, how good the model is that an explanation is of; ``sentence``."""
 
 
 @typed
@@ -140,6 +148,7 @@ def driver_genes(
     """
     require_at_least(**{"top": (min(top, default=0), 1)})
     names, said = read_gene_list(drivers)
+    table = opened(table)
     groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells)
     listed = [_is_driver(names, genes) for genes in groups]
     scores = [*_of_table(groups, listed), *_beside(groups[0], listed[0])]
@@ -154,6 +163,7 @@ def driver_genes(
     given = {"name": name, "version": version, "licence": licence}
     facts: dict[str, Any] = {**said, **{what: value for what, value in given.items() if value is not None}}
     facts |= _counted(names, groups[0], listed[0])
+    facts["model"] = how_good(table)
     facts["sentence"] = _sentence(result, facts, [scored.name for scored in scores[: len(groups)]])
     return DriverGenes(result, _genes(scores, groups[0], listed[0]), facts)
 

@@ -26,6 +26,7 @@ from geneformer_repro.in_silico.explanations.scored_genes import (
     FDR_COLUMNS,
     STRATA,
     ScoredGenes,
+    how_good,
     opened,
     scored_genes,
 )
@@ -87,11 +88,14 @@ def gene_set_enrichment(
     selected
         Choose genes that this column says are chosen (true, 1), instead.
     strata
-        Columns that genes are matched on: two, 5 bins of the first by 4 of the second within each; or one, 20 bins.
+        Columns that genes are matched on: two, 5 bins of the first by 4 of the second within each; or one, 20 bins. A
+        bin of detection spans at most two of its 5 or 20 parts of the genes, and of all detections.
         ``detection_rate`` may be called ``detection`` or ``n_cells``, ``mean_place`` ``mean_rank``. Of the default
-        those that are there. None or 1: not matched, which cannot tell a set from genes that are often detected.
+        those that are there and differ from gene to gene; where neither does, as of bulk samples, ``mean_expression``.
+        None or 1: not matched, which cannot tell a set from genes that are often detected.
     min_cells
-        Cells in which a gene must have been scored to be in the background; default 10, where there is ``n_cells``.
+        Cells in which a gene must have been scored to be in the background; default 10, or half of the largest
+        ``n_cells`` if that is less.
     min_size, max_size
         Of a set, cut to the background.
     donors
@@ -116,8 +120,8 @@ def gene_set_enrichment(
       with `donors` ``donor_p_value`` and ``donor_fdr`` (of the mean over the set's genes, less what genes of their
       strata have); ``genes`` of the leading edge.
 
-    ``attrs`` has what was tested and lost: ``sentence``, ``score``, ``strata``, ``sets`` (file, digest, version,
-    licence), and for each table ``tests``.
+    ``attrs`` has what was tested and lost: ``sentence``, which of an explanation begins with how good the model is,
+    ``score``, ``strata``, ``sets`` (file, digest, version, licence), and for each table ``tests``.
 
     Raises
     ------
@@ -177,7 +181,7 @@ def gene_set_enrichment(
             _Test(genes, cut, *preranked(genes, cut, effects, n_permutations, rng))
             for genes, cut, effects in zip(groups, cuts, of_donors, strict=True)
         ]
-    return _as_table(tests, method, read, seed)
+    return _as_table(tests, method, read, seed, how_good(table))
 
 
 def _require_fitting(
@@ -305,7 +309,7 @@ def _chance(sets: MappedSets, stratum: np.ndarray, is_chosen: np.ndarray, overla
 # The table
 
 
-def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int) -> pd.DataFrame:
+def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int, model: str) -> pd.DataFrame:
     tables = []
     for test in tests:
         table = test.table
@@ -322,17 +326,18 @@ def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int) ->
         "n_strata": first.genes.n_strata,
         "sets": dict(read.described),
         "seed": seed,
+        "model": model,
         "tests": [_described(test) for test in tests],
     }
-    table.attrs["sentence"] = _sentence(table)
+    table.attrs["sentence"] = f"{model} {_sentence(table)}".lstrip()
     if not first.genes.strata:
         logger.warning("%s", _NOT_MATCHED)
     return table
 
 
 _NOT_MATCHED = (
-    "Genes are not matched on detection: genes that are detected in many cells are chosen whatever is asked, and gene "
-    "sets hold many of them, so small p-values are no evidence."
+    "Genes are not matched: those that are detected in many cells, or expressed strongly, are chosen whatever is "
+    "asked, and gene sets hold many of them, so small p-values are no evidence."
 )
 
 

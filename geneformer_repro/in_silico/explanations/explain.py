@@ -219,7 +219,7 @@ def explained_in(explained: Explained, out: str | Path | None, *, overwrite: boo
     described = explained.describe()
     plan = {"step": "explain", **described, "version": VERSION, "part": [ROWS_A_PART, TOKENS_A_PART]}
     require_same_plan(out, plan, what="explanation", overwrite=overwrite)
-    metadata = {**explained.prepare(), **described}
+    metadata = {**explained.prepare(), **described, "rows_are": explained.rows_are}
     return _Explaining(explained).run(out, metadata, plan, overwrite=overwrite)
 
 

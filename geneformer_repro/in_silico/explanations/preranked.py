@@ -44,7 +44,7 @@ def preranked(
     smallest = 2 / (n_permutations + 2) * len(sets.names)
     if smallest > SIGNIFICANT:
         logger.warning(
-            "%s exchanges are few for %s sets: one that none of them reaches has an FDR of %.2g. Take %s.",
+            "%s exchanges are few for %s sets: of one alone that none of them reaches the FDR is %.2g. Take %s.",
             f"{n_permutations:,}",
             f"{len(sets.names):,}",
             min(smallest, 1.0),

@@ -17,7 +17,7 @@ from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.in_silico.block_tables import format_of
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
-from geneformer_repro.in_silico.networks.edge_scores import bins_of, matched_bins
+from geneformer_repro.in_silico.networks.edge_scores import bins_of
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.in_silico.statistics import shift_statistics
@@ -26,13 +26,14 @@ from geneformer_repro.tokenizer.genes import GivenGenes, gene_ids_of
 from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
 
+INDEX = "index"
 ID_COLUMNS = (
-    "gene_id", "ensembl_id", "ensembl", "ensembl_gene_id", "index", "unnamed: 0", "", "gene", "symbol", "gene_symbol",
+    "gene_id", "ensembl_id", "ensembl", "ensembl_gene_id", INDEX, "unnamed: 0", "", "gene", "symbol", "gene_symbol",
     "hugo_symbol",
 )  # fmt: skip
 NAME_COLUMNS = ("gene_name", "symbol", "gene_symbol", "hugo_symbol", "names", "name", "gene")
 SCORE_COLUMNS = (
-    "beyond", "effect_beyond_baselines", "effect_vs_matched", "difference", "effect", "score", "t", "stat",
+    "beyond", "effect_beyond_baselines", "effect_vs_matched", "difference", "effect", "score", "scores", "t", "stat",
     "log2_fold_change", "log2foldchange", "log2fc", "avg_log2fc", "logfoldchanges", "logfc", "alpha", "weight",
 )  # fmt: skip
 MATCHED_SCORES = ("beyond", "effect_beyond_baselines", "effect_vs_matched", "matched_percentile")
@@ -43,9 +44,10 @@ SYNONYMS = {
     "mean_place": ("mean_place", "mean_rank"),
 }
 """Columns that order genes alike: bins of the number of cells are those of the share of cells."""
+EXPRESSION_COLUMNS = ("mean_expression", "basemean", "aveexpr", "avg_expr")
 STRATA = ("detection_rate", "mean_place")
 N_BINS, BINS_OF_TWO = 20, (5, 4)
-GROUPS = ("method", "state", "drug", "dose")
+GROUPS = ("method", "state", "drug", "dose", "group")
 """Columns that tell several tables in one apart: each is tested on its own."""
 FEWEST_CELLS = 10
 
@@ -106,9 +108,11 @@ def rows_of(table: pd.DataFrame | str | Path | ShiftTable | Explanation) -> tupl
         table = shift_statistics(table)
     elif isinstance(table, Explanation):
         table = gene_table(table)
-    _, rows = read_rows(table, called)
-    numbered = [name for name in ("index",) if name in rows and pd.api.types.is_numeric_dtype(rows[name])]
-    return called, rows.drop(columns=numbered)  # of a frame whose rows were chosen, which names no gene
+    if isinstance(table, pd.DataFrame) and table.index.nlevels == 1 and INDEX not in table:
+        # numbers of rows, such as those of chosen rows, name no gene
+        is_numbered = pd.api.types.is_numeric_dtype(table.index)
+        table = table.reset_index(drop=True) if is_numbered else table.rename_axis(INDEX)
+    return read_rows(table, called)
 
 
 def opened(
@@ -125,6 +129,15 @@ def opened(
     if form.startswith("geneformer_repro/explanation/"):
         return Explanation.open(table)
     return Path(table)
+
+
+def how_good(table: object) -> str:
+    """Say how good the model is that an explanation is of; "" of another table."""
+    if not isinstance(table, Explanation):
+        return ""
+    from geneformer_repro.in_silico.explanations import verdicts  # brings torch, which tables of others do without
+
+    return verdicts.how_good(table.metadata)
 
 
 def _nodes(network: GeneNetwork) -> pd.DataFrame:
@@ -149,9 +162,10 @@ def scored_genes(
         Column of numbers that rank genes; None the first of `SCORE_COLUMNS` that is there.
     strata
         Columns of which genes of one stratum are alike: two, 5 bins of the first by 4 of the second within each, or
-        one, 20 bins. Of the default those that are there. 1 or None: all genes are one stratum.
+        one, 20 bins; of detection as `bins_of_detection`, of others with equally many genes. Of the default those that
+        are there and differ from gene to gene, else ``mean_expression``. 1 or None: all genes are one stratum.
     min_cells
-        Cells in which a gene must have been scored; None 10, where the table has a column ``n_cells``.
+        Cells in which a gene must have been scored; None 10, or half of the largest ``n_cells`` if that is less.
 
     Raises
     ------
@@ -166,7 +180,10 @@ def scored_genes(
     n_cells = column_called(list(rows.columns), ["n_cells"])
     if min_cells and n_cells is None:
         raise InputError(f"{called}: has no column n_cells, so min_cells={min_cells} cannot be asked. Leave it out.")
-    least = FEWEST_CELLS if min_cells is None else min_cells
+    least = min_cells
+    if least is None:
+        most = 0.0 if n_cells is None else np.nanmax(_numbers(rows[n_cells]), initial=0.0)
+        least = min(FEWEST_CELLS, int(most // 2))
     return [
         _tested(called, of, group, score_name, columns, (n_cells, least))
         for of, group in _groups(rows)
@@ -204,15 +221,24 @@ def _stratum_columns(rows: pd.DataFrame, called: str, strata: Sequence[str] | in
             f"strata must be one or two columns of the table, or 1 or None for the plain test, found {strata!r}."
         )
     found = {name: column_called(list(rows.columns), SYNONYMS.get(name, (name,))) for name in strata}
+    if tuple(strata) == STRATA:
+        found["mean_expression"] = column_called(list(rows.columns), EXPRESSION_COLUMNS)
     lacking = [name for name, column in found.items() if column is None]
     if lacking and (tuple(strata) != STRATA or len(lacking) == len(found)):
         raise InputError(
             f"{called}: has no column {lacking[0]!r} to compare genes with others like them; genes that are detected "
-            "in "
-            "many cells are found whatever is asked. Give such a column (detection_rate or n_cells, mean_place), or "
-            "strata=None (--strata none) for the plain test, which cannot tell."
+            "in many cells are found whatever is asked. Give such a column (detection_rate or n_cells, mean_place; of "
+            "bulk samples mean_expression), or strata=None (--strata none) for the plain test, which cannot tell."
         )
-    return tuple(column for column in found.values() if column is not None)
+    columns = [column for column in found.values() if column is not None]
+    if tuple(strata) == STRATA:  # of bulk samples all genes are detected in all, and have no place
+        columns = [column for column in columns if _differs(rows[column])]
+    return tuple(columns[: len(STRATA)])
+
+
+def _differs(column: pd.Series) -> bool:
+    values = _numbers(column)
+    return len(np.unique(values[np.isfinite(values)])) > 1
 
 
 def _tested(
@@ -240,7 +266,11 @@ def _tested(
     }
     if stays.sum() < 2:
         said = ", ".join(f"{n:,} {why}" for why, n in left_out.items() if n)
-        raise InputError(f"{called}: {int(stays.sum())} of {len(rows):,} genes could have been chosen ({said}).")
+        raise InputError(
+            f"{called}: {int(stays.sum())} of {len(rows):,} genes could have been chosen ({said}). Lower min_cells=, "
+            "or "
+            "score more cells."
+        )
     rows, score = rows[stays], score[stays]
     known, names = _known(called, rows)
     return ScoredGenes(of, rows, known, names, score, score_name, _strata(rows, columns), columns, left_out)
@@ -249,19 +279,44 @@ def _tested(
 def _strata(rows: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
     if not columns:
         return np.zeros(len(rows), dtype=np.int64)
-    values = [_numbers(rows[column]) for column in columns]
-    n_first, n_second = BINS_OF_TWO
-    bins = (
-        bins_of(values[0], N_BINS) if len(values) == 1 else matched_bins(*values, n_detection=n_first, n_place=n_second)
-    )
-    stratum: np.ndarray = np.unique(bins, return_inverse=True)[1]
-    return stratum
+    first, *second = (_numbers(rows[column]) for column in columns)
+    n_first, n_second = BINS_OF_TWO if second else (N_BINS, 1)
+    is_detection = column_called(columns[:1], SYNONYMS["detection_rate"]) is not None and (first >= 0).all()
+    bins = (bins_of_detection if is_detection else bins_of)(first, n_first)
+    return np.unique(bins if not second else _within(bins, second[0], n_second), return_inverse=True)[1]
+
+
+def _within(bins: np.ndarray, values: np.ndarray, n_bins: int) -> np.ndarray:
+    """Deal the genes of each bin into bins of like size."""
+    of_second = np.zeros_like(bins)
+    for one in np.unique(bins):
+        here = bins == one
+        of_second[here] = bins_of(values[here], n_bins)
+    return bins * n_bins + of_second
+
+
+def bins_of_detection(values: np.ndarray, n_bins: int) -> np.ndarray:
+    """Deal detection rates, or numbers of cells, into bins from 0; equal values share a bin.
+
+    A value's place is the mean of two shares, of the genes below it and of the detections below it. So a bin spans at
+    most 2 / `n_bins` of either: bins of like numbers of genes are coarse above, where the first gene is detected in
+    five times as many cells as the last, bins of like numbers of detections below, where most genes are.
+    """
+    distinct, of_value, n_equal = np.unique(values, return_inverse=True, return_counts=True)
+    shares = [_middles(weight) for weight in (n_equal, distinct * n_equal) if weight.sum() > 0]
+    return np.minimum(np.mean(shares, axis=0) * n_bins, n_bins - 1).astype(np.int64)[of_value]
+
+
+def _middles(weight: np.ndarray) -> np.ndarray:
+    """Return the share of all that is below the middle of each."""
+    middles: np.ndarray = (np.cumsum(weight) - weight / 2) / weight.sum()
+    return middles
 
 
 def _known(called: str, rows: pd.DataFrame) -> tuple[GivenGenes, np.ndarray]:
     """Return the ids and names of genes; a symbol leads to its Ensembl id, unless another row is that gene."""
-    column = column_called(list(rows.columns), ID_COLUMNS) or column_called(list(rows.columns), NAME_COLUMNS)
-    column = str(rows.columns[0]) if column is None else column
+    columns = [column_called(list(rows.columns), choices) for choices in (ID_COLUMNS, NAME_COLUMNS)]
+    column = next((name for name in columns if name is not None), str(rows.columns[0]))
     written = texts(rows[column])
     twice = pd.Index(written)[pd.Index(written).duplicated()]
     if len(twice) or "" in written:

@@ -221,7 +221,7 @@ def test_strata_are_said_and_counted():
 def test_without_strata_it_is_the_plain_test_and_says_so(strata, caplog):
     found = gf.gene_set_enrichment(TABLE, SETS, strata=strata)
     np.testing.assert_array_equal(found["p_value"], found["plain_p_value"])
-    assert "not matched on detection" in caplog.text
+    assert "Genes are not matched" in caplog.text
     assert "no evidence" in found.attrs["sentence"]
 
 
@@ -270,3 +270,15 @@ def test_a_table_without_a_score_names_those_that_it_may_have():
 def test_infinite_scores_are_refused():
     with pytest.raises(DataFormatError, match="'score' holds an infinite value in row 1"):
         gf.gene_set_enrichment(TABLE.assign(score=np.inf), SETS)
+
+
+def test_of_an_explanation_it_is_said_first_how_good_the_model_is():
+    why = explanation(3)
+    how_good = {
+        "score": "balanced accuracy", "value": 0.11, "low": 0.1, "high": 0.12, "guess": 0.11, "replicates": "donors",
+        "n_rows": 12, "better_than_guessing": False,
+    }  # fmt: skip
+    why = Explanation(why.table, {**why.metadata, "how_good": how_good})
+    found = gf.gene_set_enrichment(why, {"planted": [f"G{i}" for i in range(20)]})
+    assert found.attrs["sentence"].startswith("The model is no better than guessing on the rows explained: balanced")
+    assert gf.driver_genes(why, [f"G{i}" for i in range(20)], top=[10]).facts["model"] == found.attrs["model"]
