@@ -3,29 +3,40 @@
 V1-10M with the published vocabulary's 25,426 tokens and random weights, log-odds of one class, made-up cells of one
 length; the methods in turn. Integrated gradients and the surrogate are timed with as few passes as they take.
 
-OMP_NUM_THREADS=1 python benchmarks/explanations.py --cells 12 --genes 400        # about three minutes
-OMP_NUM_THREADS=1 python benchmarks/explanations.py --complete                    # about three minutes
+OMP_NUM_THREADS=1 python benchmarks/explanations.py --cells 8 --genes 400                # about two minutes
+OMP_NUM_THREADS=1 python benchmarks/explanations.py --complete "CD19+ B" "CD56+ NK"      # about three minutes a class
 
 `--complete` fine-tunes a tiny classifier on the blood cells that ship and counts the steps after which integrated
-gradients of 50 cells it has not seen add up.
+gradients of 50 cells it has not seen add up, for the log-odds of each class that is named. `--agree` (three minutes)
+ranks the genes of six such cells by every method.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from _side_by_side import in_turn, machine
 from perturbation import made_up
+from scipy.stats import spearmanr
 
 import geneformer_repro as gf
 from geneformer_repro.heads import CellClassifier, Head
+from geneformer_repro.in_silico.engine import Engine, PerturbedCell, Prediction
 from geneformer_repro.in_silico.explanations.answers import ClassOfCell, unchanged
-from geneformer_repro.in_silico.explanations.gradients import baseline_agreement, baseline_rows, gradients
-from geneformer_repro.in_silico.explanations.occlusions import ask, first_order, hidden
+from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.explanations.gradients import (
+    GRADIENT_METHODS,
+    baseline_agreement,
+    baseline_rows,
+    gradients,
+)
+from geneformer_repro.in_silico.explanations.occlusions import ask, first_order, hidden, occlusions, operation
 from geneformer_repro.in_silico.explanations.path_integrals import Integration
+from geneformer_repro.in_silico.explanations.surrogate import USUAL, surrogates
+from geneformer_repro.in_silico.perturbation import Deletion, Edits
 from geneformer_repro.model import bert_config
 from geneformer_repro.reading import Reader, batches_of
 from geneformer_repro.targets import Classes
@@ -43,6 +54,8 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
     reader = Reader.of(gf.Checkpoint(model, vocabulary), device="cpu", max_tokens=4096)
     views = [unchanged(cell, vocabulary, answer) for cell in cells]
     without = [hidden(views[0], np.array([place])) for place in range(n_cells)]
+    deletions = Edits(Deletion(), vocabulary).variants(cells[0]).select(np.arange(n_cells))
+    engine = Engine(reader, vocabulary, "mean", Prediction(model, 0), None, n_genes)
     few = Integration(first_steps=2, most_steps=2)
 
     def method(name: str, **settings: object) -> Callable[[], object]:
@@ -51,6 +64,7 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
     works = {
         "forward": lambda: ask(reader, answer, views),
         "hide, a gene": lambda: ask(reader, answer, without),
+        "exact screen, a gene": lambda: engine.run([PerturbedCell(cells[0], deletions)]),
         "first_order": lambda: first_order(reader, answer, cells, vocabulary),
         "gradient_input": method("gradient_input"),
         "attention_gradient": method("attention_gradient"),
@@ -66,7 +80,7 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
         print(f"  {name:<30} {a_cell:8.1f}   {statistics.median(over):5.2f} ({over[0]:.2f}–{over[-1]:.2f})")
 
 
-def complete() -> None:
+def complete(classes: list[str]) -> None:
     """Print how many cells are complete after how many steps, and how alike baselines are."""
     adata = gf.datasets.pbmc700()
     cells = gf.tokenize(adata, gf.Vocabulary.fit(adata), obs=["cell_type"])
@@ -74,10 +88,10 @@ def complete() -> None:
     held_out = [cells[row] for row in range(650, 700)]
     print(f"{machine()}\ntiny, fine-tuned on 600 cells for cell type; 50 cells of {len(held_out[0])} tokens or so")
     reader = Reader.of(checkpoint, device="cpu")
-    for name in ("CD14+ Monocyte", "CD19+ B", "CD56+ NK"):
+    for name in classes:
         answer = ClassOfCell(checkpoint.model, 0, (names.index(name),))
         for rule in ("midpoint", "gauss_legendre"):
-            for steps in (6, 18, 54):
+            for steps in (18, 54):
                 settings = Integration(rule=rule, first_steps=steps, most_steps=steps)
                 found = gradients(
                     reader, answer, held_out, cells.vocabulary, "integrated_gradients", integration=settings
@@ -107,6 +121,49 @@ def complete() -> None:
         )
 
 
+def agree() -> None:
+    """Print how alike methods rank the genes of a cell, beside hiding each, and how good surrogates are."""
+    adata = gf.datasets.pbmc700()
+    cells = gf.tokenize(adata, gf.Vocabulary.fit(adata, max_length=122), obs=["cell_type"])
+    checkpoint, names = fine_tuned(cells, range(600))
+    asked = [cells[row] for row in range(650, 700) if len(cells[row]) == 122][:6]
+    reader = Reader.of(checkpoint, device="cpu", max_tokens=4096)
+    answer = ClassOfCell(checkpoint.model, 0, tuple(range(len(names))))
+    print(
+        f"{machine()}\ntiny, fine-tuned on 600 cells; {len(asked)} cells of 120 genes, log-odds of {len(names)} classes"
+    )
+    found = {
+        operator: values_of(occlusions(reader, answer, asked, cells.vocabulary, operation(operator, cells.vocabulary)))
+        for operator in ("hide", "delete", "mask")
+    }
+    found["first_order"] = values_of(first_order(reader, answer, asked, cells.vocabulary))
+    for method in GRADIENT_METHODS:
+        found[method] = values_of(gradients(reader, answer, asked, cells.vocabulary, method))
+    began = time.perf_counter()
+    rngs = [np.random.default_rng(i) for i in range(len(asked))]
+    fits = surrogates(reader, answer, asked, cells.vocabulary, hidden, rngs)
+    n_passes = len(asked) * USUAL.n_passes(120)
+    print(f"  surrogates: {1e3 * (time.perf_counter() - began) / n_passes:.1f} ms a pass, {n_passes:,} passes")
+    found["surrogate"] = np.stack([fit.weight_US for fit in fits])
+    for name, value_BGS in found.items():
+        signed, sizes = (
+            [
+                spearmanr(sign(one_GS[:, state]), sign(hide_GS[:, state])).statistic
+                for one_GS, hide_GS in zip(value_BGS, found["hide"], strict=True)
+                for state in range(len(names))
+            ]
+            for sign in (np.array, np.abs)
+        )
+        print(f"  {name:<22} Spearman with hide: {np.median(signed):5.2f}, of sizes {np.median(sizes):5.2f}")
+    for what, of in (("R²", [fit.r2_S for fit in fits]), ("stability", [fit.stability_S for fit in fits])):
+        print(f"  surrogates, {what}: {np.min(of):.2f}, {np.median(of):.2f}, {np.max(of):.2f} (least, median, most)")
+
+
+def values_of(attributions: Sequence[Attribution]) -> np.ndarray:
+    """Return values of cells of one length, (cells, G, S)."""
+    return np.stack([one.value_GS for one in attributions])
+
+
 def fine_tuned(cells: gf.TokenizedDataset, rows: range) -> tuple[gf.Checkpoint, list[str]]:
     """Return a tiny classifier of cell types, twelve passes over some cells; and the types."""
     names = sorted(set(cells.labels("cell_type")))
@@ -126,14 +183,17 @@ def fine_tuned(cells: gf.TokenizedDataset, rows: range) -> tuple[gf.Checkpoint, 
 def main() -> None:
     """Measure costs, or completeness."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, default=12)
+    parser.add_argument("--cells", type=int, default=8)
     parser.add_argument("--genes", type=int, default=400)
     parser.add_argument("--size", default="V1-10M")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--complete", action="store_true")
+    parser.add_argument("--complete", nargs="+", metavar="CLASS")
+    parser.add_argument("--agree", action="store_true")
     arguments = parser.parse_args()
-    if arguments.complete:
-        complete()
+    if arguments.agree:
+        agree()
+    elif arguments.complete:
+        complete(arguments.complete)
     else:
         costs(arguments.size, arguments.cells, arguments.genes, arguments.runs)
 

@@ -44,8 +44,14 @@ from geneformer_repro.in_silico.explanations.enrichment import gene_set_enrichme
 from geneformer_repro.in_silico.explanations.enrichment_comparison import compare_enrichment as compare_enrichment
 from geneformer_repro.in_silico.explanations.enrichment_pages import plot_enrichment as plot_enrichment
 from geneformer_repro.in_silico.explanations.enrichment_pages import write_enrichment_report as write_enrichment_report
+from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation as ExplanationEvaluation
+from geneformer_repro.in_silico.explanations.evaluation import evaluate_explanation as evaluate_explanation
 from geneformer_repro.in_silico.explanations.explain import explain as explain
 from geneformer_repro.in_silico.explanations.explanation import Explanation as Explanation
+from geneformer_repro.in_silico.explanations.explanation_pages import plot_explanation as plot_explanation
+from geneformer_repro.in_silico.explanations.explanation_pages import (
+    write_explanation_report as write_explanation_report,
+)
 from geneformer_repro.in_silico.networks.evaluation_pictures import plot_network_evaluation as plot_network_evaluation
 from geneformer_repro.in_silico.networks.evaluation_pictures import write_network_evaluation as write_network_evaluation
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork as GeneNetwork

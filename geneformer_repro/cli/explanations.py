@@ -42,7 +42,7 @@ def add_commands(commands: Any) -> None:
     explain.add_argument("checkpoint", help=CHECKPOINT)
     explain.add_argument(
         "cells",
-        help=f"{TOKENIZED}; for a network that reads values, or of drug response, samples: a table or .h5ad (or tokens)",
+        help=f"{TOKENIZED}; for a network that reads values, or of drug response, samples (a table, .h5ad or tokens)",
     )
     _add_samples_options(explain)
     _add_question_options(explain)
@@ -62,6 +62,7 @@ def _add_samples_options(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--clinical", metavar="TABLE", help="of samples: what is known of them, joined by id")
     explain.add_argument("--genes-in", choices=["rows", "columns"], help="of a table, if names do not tell")
     explain.add_argument("--log2", action="store_true", help="expression is stored as log2(x + 1), which is undone")
+    explain.add_argument("--patients", metavar="RUN", help="of cells: explain the patients of a run of patients")
     explain.add_argument("--drugs", metavar="TABLE", help="of drug response: name and SMILES of each drug")
     explain.add_argument("--expression", metavar="TABLE", help="of drug response with tokens: the expression as well")
 
@@ -143,6 +144,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         checkpoint,
         rows,
         drugs=arguments.drugs,
+        patients=arguments.patients,
         reading=reading,
         goal=goal,
         state=arguments.state,
@@ -212,6 +214,6 @@ def described(why: "Explanation") -> str:
     """Say how large an explanation is, without reading its values."""
     told = why.metadata
     return (
-        f"{len(why):,} values of {len(told['gene_names']):,} genes in {told.get('n_cells', '?'):,} cells by "
+        f"{len(why):,} values of {len(told['gene_names']):,} genes in {told.get('n_cells', '?'):,} {why.rows_are} by "
         f"{', '.join(why.methods)}: {why.measure}"
     )

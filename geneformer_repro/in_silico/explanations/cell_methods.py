@@ -1,6 +1,7 @@
 """The methods that explain cells, each by its name: what they need, what they cost, and the rows that they give."""
 
 import logging
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,12 +20,14 @@ from geneformer_repro.in_silico.explanations.attribution import Attribution, Goo
 from geneformer_repro.in_silico.explanations.gene_sets import read_gene_sets
 from geneformer_repro.in_silico.explanations.gradients import (
     GRADIENT_METHODS,
+    UNSIGNED,
     Baseline,
     GradientMethod,
     answer_spread,
     baseline_agreement,
     baseline_rows,
     gradients,
+    n_passes,
 )
 from geneformer_repro.in_silico.explanations.occlusions import (
     OPERATORS,
@@ -55,11 +58,8 @@ _WORTH_A_PROBE = 0.01
 _NAMED, _LISTED = 20, 100
 CELLS_OF_SPREAD, CHECKED_CELLS = 200, 3
 """Cells over which the spread of answers is taken, and in which baselines are compared."""
-_WORK = {
-    "first_order": 3, "gradient_input": 3, "attention_gradient": 4, "integrated_gradients": 150, "rollout": 2,
-    "attention": 2,
-}  # fmt: skip
-"""About how many forward passes a cell costs by methods that count it once."""
+_BACKWARD = 1.5
+"""Cost of a backward pass, of which derivatives take one for each number explained, in forward passes."""
 
 
 class Rows(NamedTuple):
@@ -157,6 +157,19 @@ class CellMethods:
                 pooled = self._request.pooled_masks
                 self._operators[name] = operation(name, self._vocabulary, median=median, pooled=pooled)
 
+    def operator(self, name: str) -> Alter:
+        """Return what an occlusion does to a cell; `prepare` has been called."""
+        return self._operators[name]
+
+    def places_of_units(self, tokens: np.ndarray) -> dict[int, np.ndarray]:
+        """Return where the genes of each unit stand that a cell has, but for a unit that is all it has."""
+        genes = self._vocabulary.genes_of(tokens)
+        genes, ids = genes[genes >= 0], tokens[genes >= 0]
+        if self._groups is None:
+            return {int(gene): np.array([place]) for place, gene in enumerate(genes)} if len(genes) > 1 else {}
+        places = {unit: np.flatnonzero(np.isin(ids, of)) for unit, of in enumerate(self._groups.values())}
+        return {unit: of for unit, of in places.items() if 0 < len(of) < len(genes)}
+
     def measure(self, reader: Reader, answer: Answer, rows: np.ndarray) -> dict[str, Any]:
         """Measure what completeness is compared with, and how much the baseline decides; return it for metadata.
 
@@ -214,9 +227,11 @@ class CellMethods:
         """Return how often the network is run for a cell of so many tokens."""
         return sum(self._passes(method, length) for method in self._request.methods)
 
-    def work(self, length: int) -> int:
-        """Return what a cell of so many tokens costs, in forward passes."""
-        return sum(self._passes(method, length) * _WORK.get(method, 1) for method in self._request.methods)
+    def work(self, length: int, n_numbers: int) -> int:
+        """Return what a cell of so many tokens costs, in forward passes, if so many numbers are explained."""
+        derived = 1 + math.ceil(_BACKWARD * n_numbers)
+        of_pass = {method: derived for method in ("first_order", *GRADIENT_METHODS) if method not in UNSIGNED}
+        return sum(self._passes(method, length) * of_pass.get(method, 1) for method in self._request.methods)
 
     def _passes(self, method: str, length: int) -> int:
         n_genes = length - 2 * self._vocabulary.has_cls
@@ -224,7 +239,7 @@ class CellMethods:
             return 1 + (n_genes if self._groups is None else len(self._groups))
         if method == "surrogate":
             return self._request.sampling.n_passes(n_genes if self._groups is None else len(self._groups))
-        return 1
+        return n_passes(method, self._request.integration) if method in GRADIENT_METHODS else 1
 
     def seconds(
         self, reader: Reader, answer: Answer, tokens: np.ndarray, cost: float, costs: np.ndarray

@@ -184,9 +184,15 @@ def evaluate_explanation(
     for name, asked in (("removal", removal), ("random_weights", random_weights), ("permuted", permuted)):
         if asked and again is None:
             raise InputError(f"{name}= asks the model again: give checkpoint= and cells= of the explanation, too.")
-    genes = gene_table(why, cells, counts)
+    of_genes = why.metadata.get("unit", "gene") == "gene"
+    if not of_genes and (removal or drivers is not None or sets is not None):
+        raise InputError(
+            "The explanation is of sets of genes that were taken away together: curves, drivers= and sets= are of "
+            "single genes. Leave them out, or explain genes."
+        )
+    genes = gene_table(why, cells if of_genes and _has_contrast(why, cells) else None, counts)
     points = areas = forgot = pd.DataFrame()
-    if again is not None and removal is not False:
+    if again is not None and removal is not False and of_genes:
         points, areas = _curves(why, again, genes, np.random.default_rng(seed))
     if again is not None and checkpoint is not None and cells is not None:
         models = _models(checkpoint, cells, why, again, random_weights, permuted, seed)
@@ -202,6 +208,12 @@ def evaluate_explanation(
     )
     check.sentences.extend(_sentences(check, why.metadata))
     return check
+
+
+def _has_contrast(why: Explanation, cells: TokenizedDataset | None) -> bool:
+    """Whether cells say how the expression of a class, or of a goal, differs."""
+    column = (why.metadata.get("goal") or {}).get("obs", why.metadata.get("target"))
+    return cells is not None and column in cells.obs_columns
 
 
 def _sentences(check: ExplanationEvaluation, metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -240,7 +252,11 @@ def _drawn(why: Explanation, cells: TokenizedDataset, n: int, rng: np.random.Gen
         of_block = block.drop_duplicates("cell")
         donor_of |= dict(zip(of_block["cell"].astype(str), of_block["donor"].astype(object), strict=True))
     names = np.array(list(donor_of), dtype=object)
-    rows = pd.Index(cells.cell_names).get_indexer(pd.Index(names))
+    every = pd.Index(cells.cell_names)
+    if not every.is_unique:
+        first = every[every.duplicated()][0]
+        raise InputError(f"Several of cells= are called {first!r}; rows of the explanation go by name. Rename cells.")
+    rows = every.get_indexer(pd.Index(names))
     if (rows < 0).any():
         raise InputError(
             f"cells= lacks {(rows < 0).sum():,} of the {len(rows):,} cells that were explained (first: "

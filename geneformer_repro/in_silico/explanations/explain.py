@@ -46,6 +46,7 @@ def explain(
     rows: TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path,
     *,
     drugs: Drugs | pd.DataFrame | str | Path | None = None,
+    patients: str | Path | None = None,
     reading: Mapping[str, Any] | None = None,
     target: str | None = None,
     state: str | float | Sequence[str | float] | None = None,
@@ -73,7 +74,7 @@ def explain(
     allow_seen: bool = False,
     overwrite: bool = False,
 ) -> Explanation:
-    """Explain what a model says of cells, samples or pairs of samples and drugs: how much each gene adds to it.
+    """Explain what a model says of cells, samples, patients, or pairs of samples and drugs: how much each gene adds.
 
     Under ``torchrun`` or ``accelerate launch`` every process must call it, with `out`; they share the cells.
 
@@ -89,6 +90,11 @@ def explain(
     drugs
         For a network of drug response, as `predict_response` takes them: each sample is explained with each of them,
         or with those that `state` names; by genes, and by characters of SMILES (column ``character``).
+    patients
+        A run of `finetune_patients` on tokenised cells, whose encoder `checkpoint` is: its patients are explained, each
+        by the genes of all of its cells. Occlusions are exact: the gene is gone from every cell, and the patient is
+        asked anew. Derivatives add up, over cells, how far a gene moves the cell's vector along the slope of the
+        patient's number. "attention" is the weight of each cell (column ``of_cell``, no gene).
     reading
         How samples are read: other options of `predict`, such as ``{"cohort": "cohort"}``, or of `predict_response`.
     target
@@ -204,7 +210,7 @@ def explain(
         max_tokens=max_tokens, device=device, allow_seen=allow_seen,
     )  # fmt: skip
     require_output(out, what="an explanation", overwrite=overwrite)
-    explained = explained_by(request, checkpoint, rows, drugs=drugs, reading=reading or {})
+    explained = explained_by(request, checkpoint, rows, drugs=drugs, patients=patients, reading=reading or {})
     return explained_in(explained, out, overwrite=overwrite)
 
 
@@ -213,7 +219,7 @@ def explained_in(explained: Explained, out: str | Path | None, *, overwrite: boo
     described = explained.describe()
     plan = {"step": "explain", **described, "version": VERSION, "part": [ROWS_A_PART, TOKENS_A_PART]}
     require_same_plan(out, plan, what="explanation", overwrite=overwrite)
-    metadata = {**explained.prepare(), **described}
+    metadata = {**explained.prepare(), **described, "rows_are": explained.rows_are}
     return _Explaining(explained).run(out, metadata, plan, overwrite=overwrite)
 
 

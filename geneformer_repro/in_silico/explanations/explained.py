@@ -142,7 +142,7 @@ class CellsExplained(Explained):
 
     def _work(self) -> np.ndarray:
         """Return what each cell costs, in forward passes."""
-        return np.array([self._methods.work(int(length)) for length in self._lengths])
+        return np.array([self._methods.work(int(length), len(self._names)) for length in self._lengths])
 
     def describe(self) -> dict[str, Any]:
         """Return what makes two explanations of cells the same."""

@@ -328,8 +328,8 @@ def _refuse_learned(checkpoint: Checkpoint, asked: AskedPairs, rows: np.ndarray,
     if len(known) and known_drugs:
         raise InputError(
             f"{checkpoint.name} may have learned from {len(set(known)) * len(known_drugs)} of the "
-            f"{len(rows) * len(drugs)} pairs to explain (first: {str(known[0])!r} with {known_drugs[0]!r}). Explain samples "
-            "or drugs that it has not seen, or accept it: allow_seen=True (--allow-seen)."
+            f"{len(rows) * len(drugs)} pairs to explain (first: {str(known[0])!r} with {known_drugs[0]!r}). "
+            "Explain samples or drugs that it has not seen, or accept it: allow_seen=True (--allow-seen)."
         )
 
 

@@ -240,7 +240,7 @@ class ExplainedSamples(Explained):
         """Return about how many values of genes are computed with for each sample."""
         n_genes, sampling = len(self.gene_ids), self.request.sampling
         n_units = n_genes if self.sets is None else len(self.sets.names)
-        passes = _PASSES | {"surrogate": sampling.n_passes(n_units)}
+        passes = {**_PASSES, "surrogate": sampling.n_passes(n_units)}
         a_sample = n_genes * self.function.n_states * sum(passes[method] for method in self.request.methods)
         return np.full(len(self.samples.names), a_sample)
 
@@ -426,9 +426,10 @@ def _refuse_seen(checkpoint: Checkpoint, samples: ScaledSamples) -> None:
         return
     is_seen = np.isin(samples.digests_N, checkpoint.seen)
     if is_seen.any():
+        first = str(samples.names[is_seen][0])
         raise InputError(
-            f"{is_seen.sum()} of {len(is_seen)} samples to explain (first: {str(samples.names[is_seen][0])!r}) are among "
-            f"those that {checkpoint.name} was trained on. Explain samples that it has not seen, or accept it: "
+            f"{is_seen.sum()} of {len(is_seen)} samples to explain (first: {first!r}) are among those that "
+            f"{checkpoint.name} was trained on. Explain samples that it has not seen, or accept it: "
             "allow_seen=True (--allow-seen)."
         )
 

@@ -14,6 +14,7 @@ from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.in_silico.explanations.explained import CellsExplained, Explained
 from geneformer_repro.in_silico.explanations.explained_pairs import ExplainedPairs
+from geneformer_repro.in_silico.explanations.explained_patients import ExplainedPatients
 from geneformer_repro.in_silico.explanations.explained_samples import ExplainedSamples
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.pair_networks import PairNetwork
@@ -38,6 +39,7 @@ def explained_by(
     rows: RowsGiven,
     *,
     drugs: DrugsGiven | None,
+    patients: str | Path | None,
     reading: Mapping[str, Any],
 ) -> Explained:
     """Return rows in the form of their family of models.
@@ -47,6 +49,11 @@ def explained_by(
     InputError
         The rows are not what the model reads, arguments are for another family, or as the family says.
     """
+    if patients is not None and isinstance(checkpoint.model, ExpressionNetwork | PairNetwork):
+        raise InputError(
+            f"patients= names a run of finetune_patients, whose encoder the checkpoint is; {checkpoint.name} is no "
+            "encoder. Give the encoder's checkpoint."
+        )
     if isinstance(checkpoint.model, PairNetwork):
         if drugs is None:
             raise InputError(
@@ -69,6 +76,8 @@ def explained_by(
             f"{checkpoint.name} reads tokenised cells, found {type(rows).__name__}. Give what tokenize makes, opened "
             "with TokenizedDataset.open."
         )
+    if patients is not None:
+        return ExplainedPatients(request, checkpoint, rows, Path(patients))
     return CellsExplained(request, checkpoint, rows)
 
 

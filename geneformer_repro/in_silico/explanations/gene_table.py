@@ -125,10 +125,10 @@ def gene_table(
             "%s of %s cells %s and are left out of %s.", n, told.n_cells, why_unsound(method), method
         )  # fmt: skip
     contrasts = None if cells is None else _Contrasts(why.metadata, cells, counts)
-    groups = told.of_donors.groupby(["method", "state"], sort=False, dropna=False)
+    groups = {_names(key): rows for key, rows in told.of_donors.groupby(["method", "state"], sort=False, dropna=False)}
+    asked = list(why.metadata["methods"])
     tables, explained, alone = [], {}, {}
-    for key, rows in groups:
-        method, state = _names(key)
+    for (method, state), rows in sorted(groups.items(), key=lambda group: asked.index(group[0][0])):
         table = _of_group(rows, told.n_cells, absolute=absolute or method in UNSIGNED)
         table.insert(0, "state", state)
         table.insert(0, "method", method)

@@ -11,7 +11,7 @@ derivatives: they say where a readout looks, without sign, and know nothing of t
 Shapes: T tokens of all cells, L tokens and G genes of one, D hidden size, S numbers explained, I points on ways.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, TypeAlias, get_args
@@ -146,17 +146,20 @@ def baseline_rows(
 
 
 def _mean_rows(reader: Reader, vocabulary: Vocabulary, reference: Sequence[np.ndarray]) -> Tensor:
-    genes = [cell[vocabulary.genes_of(cell) >= 0] for cell in reference]
+    genes = [of_cell for cell in reference if len(of_cell := cell[vocabulary.genes_of(cell) >= 0])]
     longest = max(map(len, genes), default=0)
     if not longest:
         raise InputError("baseline='mean' is a mean over cells, and there is no reference cell with a gene. Give some.")
     sum_PD = torch.zeros(longest, reader.hidden_size, dtype=torch.float64, device=reader.device)
-    n_P = np.zeros(longest)
-    for of_cell in genes:
-        ids_G = torch.from_numpy(of_cell.astype(np.int64)).to(reader.device)
-        sum_PD[: len(of_cell)] += reader.token_rows(ids_G)
-        n_P[: len(of_cell)] += 1
-    return (sum_PD / torch.from_numpy(n_P).to(reader.device)[:, None]).float()
+    n_P = torch.zeros(longest, dtype=torch.float64, device=reader.device)
+    for some in reader.batches_to_derive(np.array([len(of_cell) for of_cell in genes])):
+        ids_T, place_T = (
+            torch.from_numpy(np.concatenate(of).astype(np.int64)).to(reader.device)
+            for of in ([genes[i] for i in some], [np.arange(len(genes[i])) for i in some])
+        )
+        sum_PD.index_add_(0, place_T, reader.token_rows(ids_T).double())
+        n_P.index_add_(0, place_T, torch.ones_like(place_T, dtype=torch.float64))
+    return (sum_PD / n_P[:, None]).float()
 
 
 def baseline_agreement(by_baseline: Mapping[str, Sequence[Attribution]]) -> dict[str, list[float]]:
@@ -254,13 +257,12 @@ class _TokenWay:
             self.show(len(batch))
         return value_IS
 
-    def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterable[np.ndarray]:
-        """Return what each gene adds to how fast the answer changes there, (G, S) of each point."""
-        return [slope_GS for slope_GS, _ in self._slopes(row_I, at_I)]
+    def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each point, and what each gene adds to how fast the answer changes there, (G, S)."""
+        return ((i, slope_GS) for i, (slope_GS, _) in self._slopes(row_I, at_I))
 
-    def _slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the same with the answer itself, (S,)."""
-        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    def _slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """Yield the same with the answer itself, (S,)."""
         for batch in self._batches(row_I):
             shown, start_TD, end_TD, at_T1 = self._laid_out(row_I[batch], at_I[batch])
             value_BS, by_row_STD = self.reader.slopes_by_row(
@@ -271,14 +273,14 @@ class _TokenWay:
                 first_only=self.answer.first_only,
             )
             along_ST = torch.linalg.vecdot(by_row_STD, end_TD - start_TD)
-            found |= zip(batch.tolist(), self._by_cell(along_ST, value_BS, row_I[batch]), strict=True)
+            yield from zip(batch.tolist(), self._by_cell(along_ST, value_BS, row_I[batch]), strict=True)
             self.show(len(batch))
-        return [found[i] for i in range(len(row_I))]
 
     def by_row(self) -> Iterator[Attribution]:
         """Yield gradient × input of each cell."""
-        for view, (value_GS, before_S) in zip(self.views, self._slopes(*self.ends()), strict=True):
-            yield self._attribution(view, value_GS, before_S)
+        found = dict(self._slopes(*self.ends()))
+        for i, view in enumerate(self.views):
+            yield self._attribution(view, *found[i])
 
     def by_attention(self) -> Iterator[Attribution]:
         """Yield attention × gradient of each cell."""

@@ -4,16 +4,17 @@ How much an input adds is its mean derivative along the way times how far it goe
 of equal pieces; a row whose attributions miss the difference of its ends gets three times as many pieces, whose middles
 are new but for every third, so nothing is computed twice: 18, 54, 162, 486.
 
-Of the rules that were tried on a fine-tuned network this takes the fewest passes. What a token adds rises steeply on a
-short stretch inside the way, where Gauss–Legendre and Clenshaw–Curtis points, which crowd at the ends, are thin: 16
-middles were within 1 % in all of 12 cells, 16 points of Gauss–Legendre in 67 %, 17 of Clenshaw–Curtis (which could keep
-its points) in 75 %. Doubling keeps nothing. Halving the pieces that miss most, as `adaptive_integrals` does for
-networks of few bends, bounds the error of every piece, and so took 44 to 60 passes for 1 % of the sum.
+Of the rules that were tried on fine-tuned networks this takes the fewest passes (benchmarks/RESULTS.md). What a token
+adds rises steeply on a short stretch inside the way, where points of Gauss–Legendre and Clenshaw–Curtis, which crowd at
+the ends, are thin: with 54 middles all of 150 cells were within 1 %, with 54 points of Gauss–Legendre 92 to 98 %.
+Doubling keeps nothing. Halving the pieces that miss most, as `adaptive_integrals` does for networks of few bends,
+bounds the error of every piece, which takes twice as many points as the sum needs.
 
 Shapes: R rows (cells, samples), I points on their ways, G inputs of a row (genes), S numbers explained.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
@@ -82,8 +83,8 @@ class Way(Protocol):
     def values(self, row_I: np.ndarray, at_I: np.ndarray) -> np.ndarray:
         """Return the numbers of rows at places on their ways, (I, S)."""
 
-    def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterable[np.ndarray]:
-        """Return what each input adds to how fast they change along the way there, (G, S) of each point."""
+    def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each point, in any order, and what each input adds to the change there, (G, S)."""
 
 
 class Integral(NamedTuple):
@@ -95,7 +96,8 @@ class Integral(NamedTuple):
     end_S: np.ndarray
     """Those of the row."""
     gap_S: np.ndarray
-    """By how much the values miss the difference, as a share; NaN where rows do not differ at all."""
+    """By how much the values miss the difference, as a share; NaN where rows do not differ at all, infinite where a
+    number is not finite."""
     steps: int
 
 
@@ -127,7 +129,7 @@ def integrate(
     start_RS, end_RS = (way.values(every, np.full(len(every), at)) for at in (0.0, 1.0))
     if spread_S is None:
         spread_S = end_RS.std(0, ddof=1) if len(every) > 1 else np.zeros(end_RS.shape[1])
-    scale_RS = np.maximum(np.abs(end_RS - start_RS), _OF_SPREAD * spread_S)
+    scale_RS = np.maximum(np.abs(end_RS - start_RS), _OF_SPREAD * np.where(np.isfinite(spread_S), spread_S, 0))
     found: dict[int, Integral] = {}
     sums: dict[int, np.ndarray] = {}
     left, steps = every, integration.first_steps
@@ -135,7 +137,7 @@ def integrate(
         _add_points(way, integration, steps, left, sums)
         for row in left.tolist():
             miss_S = np.abs(sums[row].sum(0) - (end_RS[row] - start_RS[row]))
-            gap_S = np.divide(miss_S, scale_RS[row], out=np.full(len(miss_S), np.nan), where=scale_RS[row] > 0)
+            gap_S = _gaps(miss_S, scale_RS[row])
             if 3 * steps > integration.most_steps or not (gap_S > integration.tolerance).any():
                 found[row] = Integral(sums.pop(row), start_RS[row], end_RS[row], gap_S, steps)
         show(len(left) - len(sums))
@@ -143,14 +145,20 @@ def integrate(
     return [found[row] for row in every.tolist()]
 
 
+def _gaps(miss_S: np.ndarray, scale_S: np.ndarray) -> np.ndarray:
+    """Return misses as shares of scales; NaN of a scale of 0, infinite where something is not finite."""
+    is_finite_S = np.isfinite(miss_S) & np.isfinite(scale_S)
+    otherwise_S = np.where(is_finite_S, np.nan, np.inf)
+    return np.divide(miss_S, scale_S, out=otherwise_S, where=is_finite_S & (scale_S > 0))
+
+
 def _add_points(way: Way, integration: Integration, steps: int, rows: np.ndarray, sums: dict[int, np.ndarray]) -> None:
     at_P, weight_P, kept = integration.points(steps)
     for row in sums:
         sums[row] *= kept
-    row_I, at_I = np.repeat(rows, len(at_P)), np.tile(at_P, len(rows))
-    weight_I = np.tile(weight_P, len(rows))
-    for row, weight, slope_GS in zip(row_I.tolist(), weight_I.tolist(), way.slopes(row_I, at_I), strict=True):
-        sums[row] = sums.get(row, 0.0) + weight * slope_GS
+    row_I, at_I, weight_I = np.repeat(rows, len(at_P)), np.tile(at_P, len(rows)), np.tile(weight_P, len(rows))
+    for i, slope_GS in way.slopes(row_I, at_I):
+        sums[int(row_I[i])] = sums.get(int(row_I[i]), 0.0) + weight_I[i] * slope_GS
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,17 +190,19 @@ class StraightWay:
                 [self.function(there).double().numpy(force=True) for there, _ in self._places(row_I, at_I)]
             )
 
-    def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterable[np.ndarray]:
-        """Return what each input adds to the change along the way, (G, S) of each point."""
+    def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each point, and what each input adds to the change there, (G, S)."""
+        number = itertools.count()
         for there, whole in self._places(row_I, at_I):
             with torch.enable_grad():
                 totals = self.function(there.requires_grad_()).sum(0).unbind()
                 by_state = [
                     torch.autograd.grad(total, there, retain_graph=total is not totals[-1])[0] for total in totals
                 ]
-            yield from (torch.stack(by_state, dim=-1) * whole[..., None]).double().numpy(force=True)
+            along_IGS = (torch.stack(by_state, dim=-1) * whole[..., None]).double().numpy(force=True)
+            yield from zip(itertools.islice(number, len(along_IGS)), along_IGS, strict=True)
 
-    def _places(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterable[tuple[Tensor, Tensor]]:
+    def _places(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield places on ways, some at a time, and how far each input goes on the whole way."""
         start_RG = self.start_RG.expand_as(self.end_RG)
         for rows, at in zip(*(_cut(of, self.at_once) for of in (row_I, at_I)), strict=True):

@@ -39,7 +39,7 @@ class ValueSets:
         has_UG = np.zeros((len(read.members), len(number)), dtype=bool)
         for row, of in zip(has_UG, read.members.values(), strict=True):
             row[[number[ids[gene]] for gene in of if ids[gene]]] = True
-        there = has_UG.any(axis=1)
+        there: np.ndarray = np.asarray(has_UG.any(axis=1))
         unknown = [gene for gene, found in ids.items() if not found]
         if not there.any():
             raise InputError(
@@ -56,7 +56,10 @@ class ValueSets:
 
     def describe(self, genes: Sequence[str]) -> dict[str, Any]:
         """Return the sets, and where they are from."""
-        named = {name: [genes[i] for i in np.flatnonzero(of)] for name, of in zip(self.names, self.has_UG, strict=True)}
+        named = {
+            name: [genes[i] for i in np.flatnonzero(of).tolist()]
+            for name, of in zip(self.names, self.has_UG, strict=True)
+        }
         return {"sets": named, "sets_from": dict(self.described)}
 
 

@@ -170,6 +170,12 @@ def test_where_rows_do_not_differ_at_all_a_gap_means_nothing():
     assert found.steps == 18
 
 
+def test_where_an_end_is_not_finite_nothing_adds_up():
+    found = of(lambda x: x[:, :1].log(), [0, 0, 0], X_B)
+    assert np.isinf(found.gap_S).all()
+    assert found.steps == 486
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
