@@ -27,12 +27,12 @@ from geneformer_repro.in_silico.explanations.scored_genes import (
     STRATA,
     ScoredGenes,
     how_good,
+    is_true,
     opened,
     scored_genes,
 )
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 from geneformer_repro.in_silico.shift_table import ShiftTable
-from geneformer_repro.tokenizer.features import texts
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ TOP, LARGEST_SHARE = 150, 10
 """Genes that are chosen of each direction, or a tenth of all where that is fewer."""
 MIN_SIZE, MAX_SIZE = 10, 500
 ABOVE, BELOW, CHOSEN = DIRECTIONS = ("above 0", "below 0", "chosen")
-_TRUE = ("true", "1", "1.0", "yes")
 
 
 @typed
@@ -170,7 +169,7 @@ def gene_set_enrichment(
     _require_fitting(method, top, max_fdr, selected, donors)
     require_at_least(top=(top, 1), min_cells=(min_cells, 0), min_size=(min_size, 1), n_permutations=(n_permutations, 1))
     read, table = read_gene_sets(sets), opened(table)
-    groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells)
+    groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells, selected=selected)
     cuts = [mapped_sets(read, genes, min_size=min_size, max_size=max_size) for genes in groups]
     if method == "overlap":
         choice = _Choice(top, max_fdr, selected)
@@ -233,8 +232,7 @@ def _chosen(genes: ScoredGenes, choice: _Choice) -> dict[str, np.ndarray]:
             raise InputError(
                 f"There is no column {choice.selected!r}. {did_you_mean(choice.selected, genes.rows.columns)}"
             )
-        is_chosen = np.array([text.lower() in _TRUE for text in texts(genes.rows[choice.selected])])
-        chosen = {CHOSEN: np.flatnonzero(is_chosen)}
+        chosen = {CHOSEN: np.flatnonzero(is_true(genes.rows[choice.selected]))}
     else:
         chosen = {direction: _strongest(genes, sign, choice) for direction, sign in ((ABOVE, 1), (BELOW, -1))}
     chosen = {direction: places for direction, places in chosen.items() if len(places)}

@@ -50,6 +50,7 @@ N_BINS, BINS_OF_TWO = 20, (5, 4)
 GROUPS = ("method", "state", "drug", "dose", "group")
 """Columns that tell several tables in one apart: each is tested on its own."""
 FEWEST_CELLS = 10
+_TRUE = ("true", "1", "1.0", "yes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,14 @@ class ScoredGenes:
         return None if found is None else _numbers(self.rows[found])
 
 
+def is_true(column: pd.Series) -> np.ndarray:
+    """Return which rows of a column are true: true, yes, or 1."""
+    return np.array([text.lower() in _TRUE for text in texts(column)])
+
+
 def _numbers(column: pd.Series) -> np.ndarray:
+    if pd.api.types.is_bool_dtype(column):
+        return column.to_numpy(dtype=float)
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
 
@@ -151,6 +159,7 @@ def scored_genes(
     score: str | None = None,
     strata: Sequence[str] | int | None = STRATA,
     min_cells: int | None = None,
+    selected: str | None = None,
 ) -> list[ScoredGenes]:
     """Return the genes of a table that could have been chosen; several where it has several methods, states or doses.
 
@@ -166,6 +175,8 @@ def scored_genes(
         are there and differ from gene to gene, else ``mean_expression``. 1 or None: all genes are one stratum.
     min_cells
         Cells in which a gene must have been scored; None 10, or half of the largest ``n_cells`` if that is less.
+    selected
+        Column that says which genes are chosen: the score, of 1 and 0, of a table that has no other.
 
     Raises
     ------
@@ -175,6 +186,8 @@ def scored_genes(
         A gene has two rows.
     """
     called, rows = rows_of(table)
+    if selected in rows and score is None and column_called(list(rows.columns), SCORE_COLUMNS) is None:
+        rows, score = rows.assign(**{str(selected): is_true(rows[selected])}), selected
     score_name = _column(rows, called, score, SCORE_COLUMNS, "score")
     columns = _stratum_columns(rows, called, strata)
     n_cells = column_called(list(rows.columns), ["n_cells"])

@@ -109,6 +109,14 @@ def test_of_genes_that_share_the_last_score_none_is_chosen():
     assert "below 0" not in found.attrs["tests"][0]["chosen"]
 
 
+@pytest.mark.parametrize("written", [bool, int, str], ids=["true", "1", "text"])
+def test_a_column_of_chosen_genes_needs_no_score(written):
+    table = TABLE.drop(columns="score").assign(chosen=[written(i < 100) for i in range(len(TABLE))])
+    found = gf.gene_set_enrichment(table, SETS, selected="chosen")
+    assert chosen_of(found, "chosen") == list(TABLE.index[:100])
+    assert set(found["direction"]) == {"chosen"}
+
+
 def test_genes_are_chosen_by_false_discovery_rate():
     table = TABLE.assign(fdr=np.where(np.arange(len(TABLE)) < 100, 0.01, 0.5))
     found = gf.gene_set_enrichment(table, SETS, max_fdr=0.05)
