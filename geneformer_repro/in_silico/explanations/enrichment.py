@@ -24,7 +24,9 @@ from geneformer_repro.in_silico.explanations.preranked import effects_of_donors,
 from geneformer_repro.in_silico.explanations.running_sums import N_PERMUTATIONS
 from geneformer_repro.in_silico.explanations.scored_genes import (
     FDR_COLUMNS,
+    SCORE_COLUMNS,
     STRATA,
+    TESTED_SCORES,
     ScoredGenes,
     how_good,
     is_true,
@@ -83,7 +85,7 @@ def gene_set_enrichment(
         How many genes to choose of each direction; default 150, or a tenth of all genes if that is fewer. Of genes that
         share the last score none is chosen.
     max_fdr
-        Choose genes whose ``fdr`` is below this, instead.
+        Choose genes whose ``fdr`` is below this, instead; on which side is said by ``effect_vs_matched`` or ``effect``.
     selected
         Choose genes that this column says are chosen (true, 1), instead.
     strata
@@ -169,7 +171,8 @@ def gene_set_enrichment(
     _require_fitting(method, top, max_fdr, selected, donors)
     require_at_least(top=(top, 1), min_cells=(min_cells, 0), min_size=(min_size, 1), n_permutations=(n_permutations, 1))
     read, table = read_gene_sets(sets), opened(table)
-    groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells, selected=selected)
+    choices = SCORE_COLUMNS if max_fdr is None else TESTED_SCORES
+    groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells, selected=selected, choices=choices)
     cuts = [mapped_sets(read, genes, min_size=min_size, max_size=max_size) for genes in groups]
     if method == "overlap":
         choice = _Choice(top, max_fdr, selected)

@@ -36,6 +36,8 @@ SCORE_COLUMNS = (
     "beyond", "effect_beyond_baselines", "effect_vs_matched", "difference", "effect", "score", "scores", "t", "stat",
     "log2_fold_change", "log2foldchange", "log2fc", "avg_log2fc", "logfoldchanges", "logfc", "alpha", "weight",
 )  # fmt: skip
+TESTED_SCORES = tuple(name for name in SCORE_COLUMNS if "beyond" not in name)
+"""Scores whose sign is that of what a p-value beside them tests."""
 MATCHED_SCORES = ("beyond", "effect_beyond_baselines", "effect_vs_matched", "matched_percentile")
 """Scores from which what genes of like detection and place have is taken off."""
 FDR_COLUMNS = ("fdr", "padj", "p_val_adj", "pvals_adj", "q", "q_value", "adj_p_val", "adj_p_value")
@@ -160,6 +162,7 @@ def scored_genes(
     strata: Sequence[str] | int | None = STRATA,
     min_cells: int | None = None,
     selected: str | None = None,
+    choices: Sequence[str] = SCORE_COLUMNS,
 ) -> list[ScoredGenes]:
     """Return the genes of a table that could have been chosen; several where it has several methods, states or doses.
 
@@ -168,7 +171,7 @@ def scored_genes(
     table
         A row a gene, or what makes such a table.
     score
-        Column of numbers that rank genes; None the first of `SCORE_COLUMNS` that is there.
+        Column of numbers that rank genes; None the first of `choices` that is there.
     strata
         Columns of which genes of one stratum are alike: two, 5 bins of the first by 4 of the second within each, or
         one, 20 bins; of detection as `bins_of_detection`, of others with equally many genes. Of the default those that
@@ -177,6 +180,8 @@ def scored_genes(
         Cells in which a gene must have been scored; None 10, or half of the largest ``n_cells`` if that is less.
     selected
         Column that says which genes are chosen: the score, of 1 and 0, of a table that has no other.
+    choices
+        Names of scores, the better first.
 
     Raises
     ------
@@ -186,9 +191,9 @@ def scored_genes(
         A gene has two rows.
     """
     called, rows = rows_of(table)
-    if selected in rows and score is None and column_called(list(rows.columns), SCORE_COLUMNS) is None:
+    if selected in rows and score is None and column_called(list(rows.columns), choices) is None:
         rows, score = rows.assign(**{str(selected): is_true(rows[selected])}), selected
-    score_name = _column(rows, called, score, SCORE_COLUMNS, "score")
+    score_name = _column(rows, called, score, choices, "score")
     columns = _stratum_columns(rows, called, strata)
     n_cells = column_called(list(rows.columns), ["n_cells"])
     if min_cells and n_cells is None:

@@ -118,7 +118,7 @@ def test_a_column_of_chosen_genes_needs_no_score(written):
 
 
 def test_genes_are_chosen_by_false_discovery_rate():
-    table = TABLE.assign(fdr=np.where(np.arange(len(TABLE)) < 100, 0.01, 0.5))
+    table = TABLE.assign(fdr=np.where(np.arange(len(TABLE)) < 100, 0.01, 0.5), beyond=-TABLE["score"])
     found = gf.gene_set_enrichment(table, SETS, max_fdr=0.05)
     assert set(chosen_of(found, "above 0")) == set(TABLE.index[:100][TABLE["score"][:100] > 0])
 
