@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.gene_table import Attributions, sound_blocks
 
 PLACE = "place"
@@ -104,6 +105,9 @@ class _Compared:
 
     def add(self, block: pd.DataFrame) -> None:
         """Compare the methods in each cell of a block, which holds whole cells."""
+        if block.duplicated(["cell", "gene", "method"]).any():
+            first = block.loc[block.duplicated(["cell", "gene", "method"]), "cell"].iloc[0]
+            raise InputError(f"Several cells are called {first!r}: methods are compared cell by cell. Rename cells.")
         self.methods |= dict.fromkeys(block["method"].astype(str).unique())
         sums = block.assign(absolute=block["value"].abs(), place=block["place"].astype(float))
         of_gene = sums.groupby(["gene", "method"], observed=True)

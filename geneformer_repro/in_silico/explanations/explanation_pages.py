@@ -367,7 +367,7 @@ def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterat
 
 
 def _checks(check: ExplanationEvaluation, measure: str) -> Iterator[Section]:
-    for kind in ("removal", "insertion"):
+    for kind in ("removal", "insertion") if not check.points.empty else ():
         for keys, points in check.points.groupby(["state", "operator"], sort=False, dropna=False):
             if (points["way"] == kind).any():
                 yield _of_curves(points, kind, keys, measure)

@@ -6,6 +6,7 @@ import pytest
 from made_explanations import Made, rows
 from scipy.stats import spearmanr
 
+from geneformer_repro import InputError
 from geneformer_repro.in_silico.explanations.agreement import (
     agreement,
     chance_jaccard,
@@ -112,6 +113,12 @@ def test_blocks_of_any_size_give_the_same_table(two_methods, size):
     hide, ig = two_methods
     table = pd.concat([rows(hide), rows(ig, method="mask")])
     pd.testing.assert_frame_equal(agreement(Made(table, size=size)), agreement(Made(table, size=999)))
+
+
+def test_cells_of_one_name_are_refused(two_methods):
+    table = rows(two_methods[0])
+    with pytest.raises(InputError, match="Several cells are called"):
+        agreement(Made(pd.concat([table, table]), size=10_000))
 
 
 def test_states_are_compared_apart(two_methods):
