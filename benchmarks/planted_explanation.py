@@ -25,9 +25,9 @@ from scipy.stats import kstest
 import geneformer_repro as gf
 from geneformer_repro.model import MaskedGeneModel, bert_config
 
-N_CELLS, N_EXPLAINED, N_FITTED = 1_500, 90, 24
+N_CELLS, N_EXPLAINED, N_FITTED = 1_500, 60, 18
 """Cells, a fifth of which are for tests; of these so many are explained; by surrogates so many."""
-MASKS = 600
+MASKS = 300
 """Altered cells of a draw, for surrogates of cells of sixty genes."""
 TRAINING = {"epochs": 5, "batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 0.1, "trainer": {"adam_beta2": 0.98}}
 N_SETS, SET_SIZES = 500, (10, 30)

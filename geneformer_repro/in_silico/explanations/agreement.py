@@ -77,7 +77,7 @@ def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
     With one method the rows are those with "place".
     """
     state_of: dict[str | None, _Compared] = {}
-    for block in sound_blocks(why, _READ):
+    for block in sound_blocks(why, _READ, ranked=True):
         for state, of_state in block.groupby("state", observed=True, dropna=False, sort=False):
             name = None if pd.isna(state) else str(state)
             state_of.setdefault(name, _Compared(tops)).add(of_state)
