@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=1000, help="those that vary most over lines")
     parser.add_argument("--drugs", type=int, default=60, help="of GDSC that are learned")
     parser.add_argument("--epochs", type=float, default=5)
-    parser.add_argument("--lines", type=int, default=20, help="that are explained")
+    parser.add_argument("--lines", type=int, default=10, help="that are explained")
     parser.add_argument("--sets", type=Path, help="GMT file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -36,6 +36,8 @@ SCORE_COLUMNS = (
     "beyond", "effect_beyond_baselines", "effect_vs_matched", "difference", "effect", "score", "scores", "t", "stat",
     "log2_fold_change", "log2foldchange", "log2fc", "avg_log2fc", "logfoldchanges", "logfc", "alpha", "weight",
 )  # fmt: skip
+TESTED_SCORES = tuple(name for name in SCORE_COLUMNS if "beyond" not in name)
+"""Scores whose sign is that of what a p-value beside them tests."""
 MATCHED_SCORES = ("beyond", "effect_beyond_baselines", "effect_vs_matched", "matched_percentile")
 """Scores from which what genes of like detection and place have is taken off."""
 FDR_COLUMNS = ("fdr", "padj", "p_val_adj", "pvals_adj", "q", "q_value", "adj_p_val", "adj_p_value")
@@ -50,6 +52,7 @@ N_BINS, BINS_OF_TWO = 20, (5, 4)
 GROUPS = ("method", "state", "drug", "dose", "group")
 """Columns that tell several tables in one apart: each is tested on its own."""
 FEWEST_CELLS = 10
+_TRUE = ("true", "1", "1.0", "yes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,14 @@ class ScoredGenes:
         return None if found is None else _numbers(self.rows[found])
 
 
+def is_true(column: pd.Series) -> np.ndarray:
+    """Return which rows of a column are true: true, yes, or 1."""
+    return np.array([text.lower() in _TRUE for text in texts(column)])
+
+
 def _numbers(column: pd.Series) -> np.ndarray:
+    if pd.api.types.is_bool_dtype(column):
+        return column.to_numpy(dtype=float)
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
 
@@ -151,6 +161,8 @@ def scored_genes(
     score: str | None = None,
     strata: Sequence[str] | int | None = STRATA,
     min_cells: int | None = None,
+    selected: str | None = None,
+    choices: Sequence[str] = SCORE_COLUMNS,
 ) -> list[ScoredGenes]:
     """Return the genes of a table that could have been chosen; several where it has several methods, states or doses.
 
@@ -159,13 +171,17 @@ def scored_genes(
     table
         A row a gene, or what makes such a table.
     score
-        Column of numbers that rank genes; None the first of `SCORE_COLUMNS` that is there.
+        Column of numbers that rank genes; None the first of `choices` that is there.
     strata
         Columns of which genes of one stratum are alike: two, 5 bins of the first by 4 of the second within each, or
         one, 20 bins; of detection as `bins_of_detection`, of others with equally many genes. Of the default those that
         are there and differ from gene to gene, else ``mean_expression``. 1 or None: all genes are one stratum.
     min_cells
         Cells in which a gene must have been scored; None 10, or half of the largest ``n_cells`` if that is less.
+    selected
+        Column that says which genes are chosen: the score, of 1 and 0, of a table that has no other.
+    choices
+        Names of scores, the better first.
 
     Raises
     ------
@@ -175,7 +191,9 @@ def scored_genes(
         A gene has two rows.
     """
     called, rows = rows_of(table)
-    score_name = _column(rows, called, score, SCORE_COLUMNS, "score")
+    if selected in rows and score is None and column_called(list(rows.columns), choices) is None:
+        rows, score = rows.assign(**{str(selected): is_true(rows[selected])}), selected
+    score_name = _column(rows, called, score, choices, "score")
     columns = _stratum_columns(rows, called, strata)
     n_cells = column_called(list(rows.columns), ["n_cells"])
     if min_cells and n_cells is None:
