@@ -84,8 +84,13 @@ class Explanation(BlockTable):
     form = FORM
 
     def __repr__(self) -> str:
-        n_cells, methods = self.metadata.get("n_cells", "?"), ", ".join(self.methods)
-        return f"Explanation({len(self):,} values ({methods}) of {n_cells} cells: {self.measure})"
+        n, what, methods = self.metadata.get("n_cells", "?"), self.rows_are, ", ".join(self.methods)
+        return f"Explanation({len(self):,} values ({methods}) of {n} {what}: {self.measure})"
+
+    @property
+    def rows_are(self) -> str:
+        """What is explained, such as "cells", "samples" or "patients"."""
+        return str(self.metadata.get("rows_are", "cells"))
 
     @property
     def methods(self) -> tuple[str, ...]:

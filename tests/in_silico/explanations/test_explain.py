@@ -19,7 +19,8 @@ from geneformer_repro.in_silico import parted
 from geneformer_repro.in_silico.explanations import explain as module
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods
 from geneformer_repro.in_silico.explanations.explain import explain
-from geneformer_repro.in_silico.explanations.explanation import COLUMNS, Explanation
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS, Explanation
+from geneformer_repro.in_silico.explanations.occlusions import OPERATORS
 from geneformer_repro.in_silico.explanations.request import METHODS
 from geneformer_repro.targets import Classes
 
@@ -169,6 +170,53 @@ def test_masks_can_count_in_the_vector_of_a_cell(classifier, short):
         for pooled in (False, True)
     )
     assert np.abs(out - counted).max() > 0.01
+
+
+def test_a_surrogate_says_how_far_it_is_to_be_believed(classifier, short, caplog):
+    why = explain(classifier, short, state="CD19+ B", methods=["hide", "surrogate"], masks=60, max_cells=3)
+    assert why.table.columns.tolist() == [*COLUMNS, *SURROGATE_COLUMNS]
+    of_fits, of_others = (why.table[(why.table["method"] == "surrogate") == is_fit] for is_fit in (True, False))
+    assert of_fits[list(SURROGATE_COLUMNS)].notna().all(axis=None)
+    assert of_others[list(SURROGATE_COLUMNS)].isna().all(axis=None)
+    said = why.metadata["surrogate"]["CD19+ B"]
+    by_cell = of_fits.drop_duplicates("cell")
+    assert (said["n_cells"], said["median_r2"]) == (3, by_cell["r2"].median())
+    is_ranked = (by_cell["r2"] >= 0.3) & (by_cell["stability"] >= 0.5)
+    assert said["n_ranked"] == is_ranked.sum()
+    assert ("stands in poorly" in caplog.text) == (is_ranked.mean() < 0.5)
+
+
+def test_the_masks_of_a_cell_do_not_depend_on_which_others_are_explained(classifier, short):
+    options = {"state": "CD19+ B", "methods": ["surrogate"], "masks": 40}
+    alone, among = (explain(classifier, short.select(rows), **options) for rows in ([2], [0, 1, 2]))
+    found = value_of(among).loc[[short.cell_names[2]]]
+    np.testing.assert_allclose(value_of(alone), found, atol=1e-5)
+
+
+def test_a_surrogate_of_too_many_genes_is_refused_before_the_work(classifier, cells, monkeypatch):
+    monkeypatch.setattr(CellMethods, "prepare", None)
+    long = cells.select([int(np.argmax(cells.lengths))])
+    with pytest.raises(InputError, match=r"A surrogate needs masks in proportion to its units.*sets="):
+        explain(classifier, long, methods=["surrogate"])
+
+
+def test_cells_without_special_tokens_are_explained_too(pbmc):
+    vocabulary = gf.Vocabulary.fit(pbmc, series="V1", max_length=10)
+    cells = gf.tokenize(pbmc, vocabulary, obs=["cell_type"]).select(range(3))
+    checkpoint = classifier_of(vocabulary)
+    why = explain(checkpoint, cells, state="CD19+ B", methods=[*OPERATORS, "first_order", "integrated_gradients"])
+    assert len(why) == 3 * 10 * 6
+    whole, gene = cells[0], why.table.iloc[4]
+    odds = [log_odds_without_special(checkpoint, tokens) for tokens in (whole, np.delete(whole, 4))]
+    of_deleted = why.table[(why.table["method"] == "delete") & (why.table["gene"] == gene["gene"])].iloc[0]
+    np.testing.assert_allclose(of_deleted[["before", "value"]].astype(float), [odds[0], odds[0] - odds[1]], atol=1e-5)
+
+
+def log_odds_without_special(checkpoint, tokens):
+    """Log-odds of the second class of a cell that is all genes."""
+    with torch.no_grad():
+        logits = checkpoint.model(torch.from_numpy(tokens.astype(np.int64)), [len(tokens)]).logits[0]
+    return float(logits[1] - logits[[0, 2]].logsumexp(0))
 
 
 # The same, however it was made

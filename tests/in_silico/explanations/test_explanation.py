@@ -53,6 +53,7 @@ def test_saved_and_opened_it_is_the_same(rows, saved):
     assert opened.metadata == METADATA
     assert opened.methods == ("hide", "integrated_gradients")
     assert len(opened) == 8
+    assert opened.rows_are == "cells"
     assert repr(opened) == (
         "Explanation(8 values (hide, integrated_gradients) of 2 cells: log-odds of each cell_type named in column "
         "state, in nats)"

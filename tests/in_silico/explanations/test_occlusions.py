@@ -8,7 +8,7 @@ from transformers import BertModel
 import geneformer_repro as gf
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico.engine import Engine, PerturbedCell, Prediction
-from geneformer_repro.in_silico.explanations.answers import ClassOfCell, View, unchanged
+from geneformer_repro.in_silico.explanations.answers import ClassOfCell, View, log_odds, unchanged
 from geneformer_repro.in_silico.explanations.occlusions import (
     ask,
     at_median,
@@ -81,6 +81,23 @@ def test_hidden_genes_are_keys_that_stock_bert_masks_in_every_block(classifier, 
         for places, of_view in zip([np.array([], dtype=int), *sets], found, strict=True):
             is_hidden = np.isin(np.arange(len(tokens)), places + 1)
             np.testing.assert_allclose(of_view, stock_answer(classifier, tokens, is_hidden), atol=2e-5)
+
+
+def test_masked_genes_are_masks_that_do_not_count_in_the_vector(classifier, answer, few, vocabulary):
+    reader, tokens = Reader.of(classifier, device="cpu"), few[0]
+    whole, places = unchanged(tokens, vocabulary, answer), np.array([0, 4])
+    out, counted = (
+        ask(reader, answer, [masked(whole, places, mask_token=vocabulary.mask_token, pooled=pooled)])[0]
+        for pooled in (False, True)
+    )
+    ids_T = torch.from_numpy(tokens.astype(np.int64))
+    ids_T[places + 1] = vocabulary.mask_token
+    for found, weight in ((out, 0.0), (counted, 1.0)):
+        weight_T = torch.tensor([0.0, *[1.0] * whole.n_genes, 0.0])
+        weight_T[places + 1] = weight
+        with torch.no_grad():
+            logits = classifier.model(ids_T, [len(tokens)], weights=weight_T).logits
+        np.testing.assert_allclose(found, log_odds(logits, (0, 2), None)[0], atol=1e-5)
 
 
 def test_deletion_is_that_of_screens(classifier, few, vocabulary):
