@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _of(self, command: str) -> "_Parser":
         of_commands: Any = next(action for action in self._actions if action.dest == "command")
-        return of_commands.choices[command]  # type: ignore[no-any-return]
+        return of_commands.choices[command]
 
     def _end_of_unknown(self, unknown: Sequence[str]) -> NoReturn:
         options = [option for option in unknown if option.startswith("-")]
