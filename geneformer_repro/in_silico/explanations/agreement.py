@@ -35,6 +35,12 @@ OPERATORS = {
     "attention": "attention",
 }
 """What each method does to a gene, or takes the derivative of; of a surrogate, what its masks do."""
+_SUMS: Mapping[str, Any] = {
+    "absolute": ("absolute", "sum"),
+    "n": ("value", "size"),
+    "place": ("place", "sum"),
+    "n_placed": ("place", "count"),
+}
 _READ = ("cell", "gene", "place", "method", "state", "value")
 
 
@@ -74,7 +80,7 @@ def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
       nothing have, k / (2n − k); NaN from n = k. ``top_k_in_cells`` and its chance: mean over cells.
     - ``same_operator``: both do the same to genes, so their agreement is not independent.
 
-    With one method the rows are those with "place".
+    With one method the rows are those with "place"; of what has no place there are none.
     """
     state_of: dict[str | None, _Compared] = {}
     for block in sound_blocks(why, _READ, ranked=True):
@@ -87,7 +93,7 @@ def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
         for state, compared in state_of.items()
         for row in compared.rows(methods)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["state", "method_a", "method_b", "same_operator"])
 
 
 def _alike(a: str, b: str, metadata: Mapping[str, Any]) -> bool:
@@ -111,7 +117,7 @@ class _Compared:
         self.methods |= dict.fromkeys(block["method"].astype(str).unique())
         sums = block.assign(absolute=block["value"].abs(), place=block["place"].astype(float))
         of_gene = sums.groupby(["gene", "method"], observed=True)
-        self._sums.append(of_gene.agg(absolute=("absolute", "sum"), place=("place", "sum"), n=("value", "size")))
+        self._sums.append(of_gene.agg(**_SUMS))
         for _, of_cell in block.groupby("cell", observed=True, sort=False):
             for pair, compared in self._in_cell(of_cell):
                 self._of_cells.setdefault(pair, []).append(compared)
@@ -131,8 +137,8 @@ class _Compared:
         sums = pd.concat(self._sums).groupby(level=[0, 1], observed=True).sum()
         means = (sums["absolute"] / sums["n"]).unstack("method")
         means.columns = means.columns.astype(str)
-        by_gene = sums.groupby(level=0, observed=True)[["place", "n"]].sum()
-        means[PLACE] = -by_gene["place"] / by_gene["n"]
+        by_gene = sums.groupby(level=0, observed=True)[["place", "n_placed"]].sum()
+        means[PLACE] = -by_gene["place"] / by_gene["n_placed"].where(by_gene["n_placed"] > 0)
         compared_with = [PLACE] if means[PLACE].notna().any() else []
         for a, b in combinations([*(name for name in methods if name in means), *compared_with], 2):
             in_cells = pd.DataFrame(self._of_cells.get((a, b)) or self._of_cells.get((b, a), []))

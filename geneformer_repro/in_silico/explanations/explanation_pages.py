@@ -105,7 +105,10 @@ def plot_explanation(
     if kind == "surrogate":
         return surrogate_figure(*_fits(why), least_r2=LEAST_R2, least_stability=LEAST_STABILITY)
     if kind == "agreement":
-        return agreement_figure(_of(agreement(why) if check is None else check.agreement, "state", state))
+        table = agreement(why) if check is None else check.agreement
+        if table.empty:
+            raise InputError("kind='agreement' compares methods, and the explanation has one, of what has no place.")
+        return agreement_figure(_of(table, "state", state))
     if kind == "genes":
         table = genes if genes is not None else check.genes if check is not None else gene_table(why)
         of_method = _of(table, "method", method)

@@ -6,6 +6,7 @@ import pytest
 from made_explanations import Made, rows
 from scipy.stats import spearmanr
 
+import geneformer_repro as gf
 from geneformer_repro import InputError
 from geneformer_repro.in_silico.explanations.agreement import (
     agreement,
@@ -15,6 +16,7 @@ from geneformer_repro.in_silico.explanations.agreement import (
     operator_of,
     spearman,
 )
+from geneformer_repro.in_silico.explanations.explanation import Explanation
 
 _ = np.nan
 
@@ -136,3 +138,19 @@ def test_a_surrogate_that_fits_poorly_ranks_nothing(two_methods):
     why = Made(pd.concat([rows(hide, r2=np.nan, stability=np.nan), fits]))
     assert agreement(why).iloc[0]["n_cells"] == 7
     assert set(why.genes()["n_cells"].groupby(why.genes().index).nunique()) == {1}
+
+
+def test_one_method_of_what_has_no_place_is_compared_with_nothing(two_methods):
+    """As of expression networks, which read values."""
+    why = Made(rows(two_methods[0]).assign(place=pd.array([pd.NA] * len(rows(two_methods[0])), dtype="Int32")))
+    assert agreement(why).empty
+    check = gf.evaluate_explanation(why)
+    assert "beyond" in check.genes
+    with pytest.raises(InputError, match="of what has no place"):
+        gf.plot_explanation(why, kind="agreement")
+
+
+def test_a_page_of_what_has_no_place_can_be_written(two_methods, tmp_path):
+    why = Made(rows(two_methods[0]).assign(place=pd.array([pd.NA] * len(rows(two_methods[0])), dtype="Int32")))
+    gf.write_explanation_report(Explanation(why.table, {**why.metadata, "n_cells": 9}), tmp_path / "why.html")
+    assert "Strongest genes by hide" in (tmp_path / "why.html").read_text()
