@@ -27,6 +27,7 @@ from geneformer_repro.in_silico.explanations.scored_genes import (
     SCORE_COLUMNS,
     STRATA,
     TESTED_SCORES,
+    HowGood,
     ScoredGenes,
     how_good,
     is_true,
@@ -310,7 +311,7 @@ def _chance(sets: MappedSets, stratum: np.ndarray, is_chosen: np.ndarray, overla
 # The table
 
 
-def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int, model: str) -> pd.DataFrame:
+def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int, model: HowGood) -> pd.DataFrame:
     tables = []
     for test in tests:
         table = test.table
@@ -327,10 +328,11 @@ def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int, mo
         "n_strata": first.genes.n_strata,
         "sets": dict(read.described),
         "seed": seed,
-        "model": model,
+        "model": model.sentence,
+        "warning": model.sentence if model.is_warning else "",
         "tests": [_described(test) for test in tests],
     }
-    table.attrs["sentence"] = f"{model} {_sentence(table)}".lstrip()
+    table.attrs["sentence"] = f"{model.sentence} {_sentence(table)}".lstrip()
     if not first.genes.strata:
         logger.warning("%s", _NOT_MATCHED)
     return table

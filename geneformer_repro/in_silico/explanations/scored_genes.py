@@ -8,7 +8,7 @@ background 150 genes drawn by detection alone are "enriched" in 55 sets of React
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -141,13 +141,23 @@ def opened(
     return Path(table)
 
 
-def how_good(table: object) -> str:
-    """Say how good the model is that an explanation is of; "" of another table."""
+class HowGood(NamedTuple):
+    """What is known of the model that an explanation is of."""
+
+    sentence: str
+    """"" of another table."""
+    is_warning: bool
+    """Whether a reader must know it before anything else: the model is no better than guessing, or nobody knows."""
+
+
+def how_good(table: object) -> HowGood:
+    """Say how good the model is that an explanation is of."""
     if not isinstance(table, Explanation):
-        return ""
+        return HowGood("", False)
     from geneformer_repro.in_silico.explanations import verdicts  # brings torch, which tables of others do without
 
-    return verdicts.how_good(table.metadata)
+    known = verdicts.is_known(table.metadata) and not verdicts.is_guessing(table.metadata)
+    return HowGood(verdicts.how_good(table.metadata), not known)
 
 
 def _nodes(network: GeneNetwork) -> pd.DataFrame:

@@ -295,7 +295,7 @@ def test_infinite_scores_are_refused():
         gf.gene_set_enrichment(TABLE.assign(score=np.inf), SETS)
 
 
-def test_of_an_explanation_it_is_said_first_how_good_the_model_is():
+def test_of_an_explanation_it_is_said_first_how_good_the_model_is(tmp_path):
     why = explanation(3)
     how_good = {
         "score": "balanced accuracy", "value": 0.11, "low": 0.1, "high": 0.12, "guess": 0.11, "replicates": "donors",
@@ -305,6 +305,10 @@ def test_of_an_explanation_it_is_said_first_how_good_the_model_is():
     found = gf.gene_set_enrichment(why, {"planted": [f"G{i}" for i in range(20)]})
     assert found.attrs["sentence"].startswith("The model is no better than guessing on the rows explained: balanced")
     assert gf.driver_genes(why, [f"G{i}" for i in range(20)], top=[10]).facts["model"] == found.attrs["model"]
+    gf.write_enrichment_report(found, tmp_path / "sets.html")
+    page = (tmp_path / "sets.html").read_text()
+    assert page.index("<b>The model is no better than guessing") < page.index("tests (a set and a direction)")
+    assert page.count("The model is no better than guessing") == 1
 
 
 def test_an_expression_network_has_no_places_and_all_genes_in_all_samples():

@@ -9,6 +9,7 @@ import torch
 
 import geneformer_repro as gf
 from geneformer_repro.bags import BagNetwork, Bags, BagShape
+from geneformer_repro.cli import main
 from geneformer_repro.in_silico.explanations.explained_patients import ExplainedPatients
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
@@ -214,3 +215,17 @@ def test_a_file_of_patients_goes_on_and_opens(tmp_path, checkpoint, few):
     pd.testing.assert_frame_equal(again.table, why.table)
     genes = why.genes()
     assert (genes["n_donors"] == genes["n_cells"]).all()  # each patient is a replicate
+
+
+def test_the_command_explains_patients(tmp_path, checkpoint, few, capsys):
+    run = run_of(tmp_path / "run", checkpoint)
+    checkpoint.save(tmp_path / "encoder")
+    few.save(tmp_path / "few.tok")
+    run_again = json.loads((run / "provenance.json").read_text())
+    run_again["inputs"]["checkpoint"] = gf.Checkpoint.from_pretrained(tmp_path / "encoder").fingerprint
+    (run / "provenance.json").write_text(json.dumps(run_again))
+    given = ["explain", tmp_path / "encoder", tmp_path / "few.tok", "--patients", run, "--target", "event"]
+    out = tmp_path / "why.parquet"
+    assert main([*map(str, given), "--methods", "gradient_input", "-o", str(out)]) == 0
+    assert "3 patients" in capsys.readouterr().out
+    assert {path.suffix for path in tmp_path.glob("why.*")} == {".parquet", ".png", ".html"}
