@@ -1,4 +1,4 @@
-"""Whether explanations find the genes that a label was made of, and nothing where labels were dealt at random.
+"""Explanations of a label that was made of known genes, and of the same label dealt at random.
 
 Run as ``python benchmarks/planted_explanation.py OUT [--seeds 5]``. Simulated cells, a `tiny` model fine-tuned on each
 of two labels for a minute: the presence of five planted genes, and the same label permuted. Test cells are explained by
