@@ -163,7 +163,7 @@ class _State:
         for file in files:
             add_sums(file, total, n)
         weights = self._weights(total, n, of_donor=far is not None)
-        if np.isnan(weights if far is None else np.where(far, np.nan, weights)).all():
+        if not _has_weight(weights, far):
             return None
         return gene_effects(weights, n, masked=far, overwrite_weights=True)
 
@@ -196,7 +196,7 @@ class _State:
         """Return weights of some pairs by half of the cells, fitted as those of a donor; a pair needs half as many."""
         least = max(1, self._min_cells // 2)
         weights = mean_weights(*sums, least=least, scale=self._scale, out=sums.total)
-        if np.isnan(np.where(self._far, np.nan, weights)).all():
+        if not _has_weight(weights, self._far):
             return np.full(len(drawn), np.nan)
         left: np.ndarray = gene_effects(weights, sums.n, masked=self._far, overwrite_weights=True).residual
         return left.ravel()[drawn]
@@ -274,6 +274,15 @@ class _State:
         of_source, of_target = n_with_gene[self._is_source][pairs["row"]], n_with_gene[self._is_target][pairs["column"]]
         n_cells = sum(group.n_cells for group in self._groups)
         return pairs["n_cells"].to_numpy() * n_cells / np.maximum(of_source * of_target.astype(np.float64), 1)
+
+
+def _has_weight(weights: np.ndarray, far: np.ndarray | None) -> bool:
+    """Whether some pair has a weight and is not left out."""
+    known = np.isnan(weights)
+    np.logical_not(known, out=known)
+    if far is not None:
+        known[far] = False
+    return bool(known.any())
 
 
 def _left(weights: np.ndarray, effects: _Effects, rows: slice) -> np.ndarray:
