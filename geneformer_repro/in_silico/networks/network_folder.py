@@ -47,7 +47,7 @@ Halves = Callable[[Sequence[int], int], Sums]
 """Of some groups by number, what was added up over one half of their cells, 0 or 1."""
 FEWEST_COMPARED = 10
 _COMPARED = 200_000
-"""Pairs, drawn from more, whose weights are compared between two halves of the cells."""
+"""Pairs, at most so many drawn from more, whose weights are compared between two halves of the cells."""
 
 
 class Group(NamedTuple):
@@ -184,9 +184,8 @@ class _State:
         """Say how far the weights of two halves of the cells agree, by Spearman; None where no pair has both."""
         if halves is None:
             return {}
-        drawn = np.arange(self._far.size)
-        if len(drawn) > _COMPARED:
-            drawn = np.sort(np.random.default_rng(0).choice(len(drawn), _COMPARED, replace=False))
+        n_pairs, rng = self._far.size, np.random.default_rng(0)
+        drawn = np.arange(n_pairs) if n_pairs <= _COMPARED else np.unique(rng.integers(n_pairs, size=_COMPARED))
         first, second = (self._of_half(halves(self._numbers, half), drawn) for half in range(2))
         both = ~(np.isnan(first) | np.isnan(second))
         agrees = float(spearmanr(first[both], second[both]).statistic) if both.sum() > FEWEST_COMPARED else np.nan
