@@ -40,6 +40,20 @@ from geneformer_repro.finetuning.study import TransferStudy as TransferStudy
 from geneformer_repro.finetuning.study import TransferStudyConfig as TransferStudyConfig
 from geneformer_repro.finetuning.study import transfer_study as transfer_study
 from geneformer_repro.harmonise import Harmoniser as Harmoniser
+from geneformer_repro.in_silico.explanations.drivers import DriverGenes as DriverGenes
+from geneformer_repro.in_silico.explanations.drivers import driver_genes as driver_genes
+from geneformer_repro.in_silico.explanations.enrichment import gene_set_enrichment as gene_set_enrichment
+from geneformer_repro.in_silico.explanations.enrichment_comparison import compare_enrichment as compare_enrichment
+from geneformer_repro.in_silico.explanations.enrichment_pages import plot_enrichment as plot_enrichment
+from geneformer_repro.in_silico.explanations.enrichment_pages import write_enrichment_report as write_enrichment_report
+from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation as ExplanationEvaluation
+from geneformer_repro.in_silico.explanations.evaluation import evaluate_explanation as evaluate_explanation
+from geneformer_repro.in_silico.explanations.explain import explain as explain
+from geneformer_repro.in_silico.explanations.explanation import Explanation as Explanation
+from geneformer_repro.in_silico.explanations.explanation_pages import plot_explanation as plot_explanation
+from geneformer_repro.in_silico.explanations.explanation_pages import (
+    write_explanation_report as write_explanation_report,
+)
 from geneformer_repro.in_silico.networks.evaluation_pictures import plot_network_evaluation as plot_network_evaluation
 from geneformer_repro.in_silico.networks.evaluation_pictures import write_network_evaluation as write_network_evaluation
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork as GeneNetwork

@@ -206,11 +206,11 @@ class Checkpoint:
         vocabularies (15cdb1d08b91, ...): special tokens {'<pad>': 0, '<mask>': 1} and {'<pad>': 0, '<mask>': 1,
         '<cls>': 2, '<eos>': 3}. Tokenise the counts again with the vocabulary of the checkpoint.
         """
-        model = self.token_model
+        config = self._token_config()
         if not len(cells):
             raise InputError("The dataset holds no cells.")
         cells.vocabulary.require_same(self.vocabulary, this="the dataset", that=self.name, tokens_only=tokens_only)
-        n_positions = model.config.max_position_embeddings
+        n_positions = config.max_position_embeddings
         longest = int(cells.lengths.max())
         if longest > n_positions:
             raise InputError(
@@ -218,6 +218,13 @@ class Checkpoint:
                 f"of max_length={n_positions}, or cut the cells: TokenizedDataset.open(…, max_length={n_positions}) "
                 f"(--max-length {n_positions})."
             )
+
+    def _token_config(self) -> Any:
+        """Return the configuration of the encoder that reads tokens, also of a network over pairs."""
+        if isinstance(self.model, PairNetwork) and self.model.shape.reads_tokens:
+            encoder: Any = self.model.bert
+            return encoder.config
+        return self.token_model.config
 
     @typed
     def with_random_weights(self, *, seed: int = 0) -> "Checkpoint":

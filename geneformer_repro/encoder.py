@@ -119,6 +119,7 @@ def run_encoder(
     lengths: Sequence[int],
     *,
     positions_T: Tensor | None = None,
+    rows_TD: Tensor | None = None,
     n_blocks: int | None = None,
     read: Read | None = None,
     alike: bool = False,
@@ -136,7 +137,9 @@ def run_encoder(
     lengths
         Tokens of each cell.
     positions_T
-        Position of each token, where cells do not begin at 0.
+        Position of each token, where cells do not begin at 0, or lack tokens and the others keep their places.
+    rows_TD
+        What stands instead of the rows that tokens have in the table of word embeddings; not with `alike`.
     n_blocks
         Stop after this many blocks; default all.
     read
@@ -160,16 +163,17 @@ def run_encoder(
         A cell is longer than the model has positions.
     """
     assert watch is None or read is None, "an observer sees all tokens"
-    require_positions(bert, max(lengths, default=0))
+    assert rows_TD is None or not alike, "tokens of one id have unlike rows"
+    longest = max(lengths, default=0) if positions_T is None or not alike else int(positions_T.max()) + 1
+    require_positions(bert, longest)
     cells = Cells(lengths)
     positions_T = positions_of(lengths, input_ids_T.device) if positions_T is None else positions_T
     blocks = [*bert.encoder.layer][:n_blocks]
     alike_T = None
     if alike:
-        longest = max(lengths)
         pairs_U, alike_T = torch.unique(input_ids_T * longest + positions_T, return_inverse=True)
         input_ids_T, positions_T = pairs_U // longest, pairs_U % longest
-    hidden_TD = _embed(bert, input_ids_T, positions_T)
+    hidden_TD = _embed(bert, input_ids_T, positions_T, rows_TD)
     if alike_T is not None and (not blocks or (read is not None and len(blocks) == 1)):
         hidden_TD, alike_T = hidden_TD[alike_T], None
     for i, block in enumerate(blocks):
@@ -239,10 +243,11 @@ def require_positions(bert: BertModel, longest: int) -> None:
         )
 
 
-def _embed(bert: BertModel, input_ids_T: Tensor, position_ids_T: Tensor) -> Tensor:
+def _embed(bert: BertModel, input_ids_T: Tensor, position_ids_T: Tensor, rows_TD: Tensor | None) -> Tensor:
     """Return the input of the first block."""
+    words = {"input_ids": input_ids_T[None]} if rows_TD is None else {"inputs_embeds": rows_TD[None]}
     hidden_1TD: Tensor = bert.embeddings(
-        input_ids=input_ids_T[None],
+        **words,
         position_ids=position_ids_T[None],
         token_type_ids=torch.zeros_like(input_ids_T)[None],  # transformers 4 cannot make them longer than one cell
     )

@@ -476,16 +476,46 @@ class ExpressionNetwork(nn.Module):
 
     def forward(self, scaled_NI: Tensor) -> Tensor:
         """Return the outputs, (N, K), for samples as `scale` returns them."""
-        hidden_NW = scaled_NI[:, self.scale.through]
-        for number, layer in enumerate(self.layers):
-            hidden_NW = layer(hidden_NW)
+        outputs_NK = self._after_first(self.layers[0](scaled_NI[:, self.scale.through]))
+        for block, path in self.skip.items():
+            outputs_NK = outputs_NK + path(scaled_NI[:, self.scale.columns(block)])
+        return outputs_NK
+
+    def _after_first(self, hidden_NW: Tensor) -> Tensor:
+        """Return the classifier's outputs of what the first layer makes of samples."""
+        for number in range(len(self.layers)):
+            if number:
+                hidden_NW = self.layers[number](hidden_NW)
             if self.config.batch_norm:
                 hidden_NW = self.norms[number](hidden_NW)
             hidden_NW = self.dropout(NON_LINEARITIES[self.config.activation](hidden_NW))
         outputs_NK: Tensor = self.classifier(hidden_NW)
-        for block, path in self.skip.items():
-            outputs_NK = outputs_NK + path(scaled_NI[:, self.scale.columns(block)])
         return outputs_NK
+
+    def outputs_of_changes(self, scaled_I: Tensor, genes_C: Tensor, values_C: Tensor) -> Tensor:
+        """Return the outputs of a sample with one gene changed at a time, (C, K).
+
+        The first layer is linear, so a change is added to what it makes of the sample; of 5,000 genes and 128 units
+        that saves all but a fortieth of the products.
+
+        Parameters
+        ----------
+        scaled_I
+            The sample, as `scale` returns it.
+        genes_C, values_C
+            Which gene, and its value instead.
+        """
+        first, genes = self.scale.through.start, self.scale.columns("expression")
+        columns_C = genes_C + genes.start
+        change_C1 = (values_C - scaled_I[columns_C])[:, None]
+        hidden_1W = self.layers[0](scaled_I[None, self.scale.through])
+        weight_WC = self.layers[0].weight[:, columns_C - first]  # type: ignore[index]
+        outputs_CK = self._after_first(hidden_1W + change_C1 * weight_WC.T)
+        for block, path in self.skip.items():
+            outputs_CK = outputs_CK + path(scaled_I[None, self.scale.columns(block)])
+            if block == "expression":
+                outputs_CK = outputs_CK + change_C1 * path.weight[:, genes_C].T  # type: ignore[index]
+        return outputs_CK
 
     def with_covariates(self, names: Sequence[str]) -> "ExpressionNetwork":
         """Return a network with the same weights and a straight path for clinical columns, which begins at zero."""

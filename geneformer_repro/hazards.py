@@ -289,8 +289,19 @@ def discrete_survival(logits_NJ: Tensor, edges: np.ndarray | Tensor, times_T: np
     times_T
         0 or above, in the unit of the edges, (T,).
     """
+    return (-discrete_cumulative_hazard(logits_NJ, edges, times_T)).exp()
+
+
+def discrete_cumulative_hazard(logits_NJ: Tensor, edges: np.ndarray | Tensor, times_T: np.ndarray | Tensor) -> Tensor:
+    """Return minus the log of `discrete_survival`, (..., N, T), which keeps its digits where survival is near 1.
+
+    Parameters
+    ----------
+    logits_NJ, edges, times_T
+        As for `discrete_survival`.
+    """
     logits_NJ = _at_least_single(logits_NJ)
-    return (-F.softplus(logits_NJ) @ _outlived(times_T, edges, logits_NJ).T).exp()
+    return F.softplus(logits_NJ) @ _outlived(times_T, edges, logits_NJ).T
 
 
 def discrete_risk(logits_NJ: Tensor, edges: np.ndarray | Tensor) -> Tensor:

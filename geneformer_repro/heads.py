@@ -315,9 +315,10 @@ class CellClassifier(_HeadedModel):
         cells
             Where the cells lie.
         """
-        return self.classifier(self.dropout(self._pooled(hidden_TD, weight_T, cells)))
+        return self.classifier(self.dropout(self.pooled(hidden_TD, weight_T, cells)))
 
-    def _pooled(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
+    def pooled(self, hidden_TD: Tensor, weight_T: Tensor, cells: Cells) -> Tensor:
+        """Return the vector of each cell that its logits are made of, (B, D); parameters as of `logits_of`."""
         if self.head.pooling == "pooler":
             assert self.bert.pooler is not None
             pooled_BD: Tensor = self.bert.pooler(pool(hidden_TD, weight_T, cells, "cls")[:, None])

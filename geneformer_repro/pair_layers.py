@@ -275,6 +275,18 @@ class ContextualAttention(nn.Module):
         with torch.autocast(asked_SHA.device.type, enabled=False):
             return _Chosen.apply(*(side.to(exact) for side in sides), length_D, sample_P, drug_P).flatten(1)
 
+    def shares(
+        self, asked_SHA: Tensor, keys_DTHA: Tensor, length_D: Tensor, sample_P: Tensor, drug_P: Tensor
+    ) -> Tensor:
+        """Return for each pair and head the share of each position of its drug, (P, H, T); 0 behind the end."""
+        sides = asked_SHA.transpose(0, 1), keys_DTHA.transpose(1, 2)
+        shares_PHT = asked_SHA.new_zeros(len(sample_P), len(self.score_HA), keys_DTHA.shape[1])
+        for drug, n_characters, rows_B in _of_one_drug_each(length_D, drug_P, self.score_HA.numel()):
+            hidden_HBTA = _hidden(sides, drug, n_characters, sample_P[rows_B])
+            shares_HBT = (hidden_HBTA @ self.score_HA[:, None, :, None])[..., 0].softmax(-1)
+            shares_PHT[rows_B, :, :n_characters] = shares_HBT.transpose(0, 1)
+        return shares_PHT
+
 
 class _Chosen(torch.autograd.Function):
     """What pairs choose of characters, (P, H, W), drug by drug.

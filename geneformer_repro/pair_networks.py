@@ -235,6 +235,30 @@ class PairNetwork(nn.Module):
         ]
         return torch.cat(chosen, dim=-1)
 
+    def shares_of_characters(self, samples: Side, drugs: Side, pairs: Tensor) -> Tensor:
+        """Return how much each position of its drug counts where a pair looks at characters, (P, T), of "attention".
+
+        The mean over heads and widths of convolution; of a SMILES it sums to 1. Parameters as of `outputs`.
+        """
+        assert drugs.length_D is not None
+        sample_P, drug_P = pairs.unbind(1)
+        of_channels = zip(self.attentions, samples.keys, drugs.keys, strict=True)
+        shares = [
+            attention.shares(asked, keys, drugs.length_D, sample_P, drug_P).mean(1)
+            for attention, asked, keys in of_channels
+        ]
+        return torch.stack(shares).mean(0)
+
+    def shares_of_genes(self, values: Tensor) -> Tensor | None:
+        """Return the shares of PaccMann's gates, (S, G), a mean over widths of convolution; they sum to 1.
+
+        None of a network that has no gates, or whose gates are not of genes but of what layers make of them.
+        """
+        is_of_genes = self.shape.model == "paccmann" and not self.shape.sample_layers
+        if self.shape.fusion != "attention" or not is_of_genes:
+            return None
+        return torch.stack([attention.gate(values).softmax(-1) for attention in self.attentions]).mean(0)
+
     def forward(
         self,
         pairs: Tensor,

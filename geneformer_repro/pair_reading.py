@@ -1,7 +1,7 @@
-"""Pairs to a network over pairs and back: batches, forecasts, and how an output changes with each gene and character.
+"""Pairs to a network over pairs and back: what is asked, batches, forecasts.
 
 A batch names its pairs by the samples and drugs in it, each of which it holds once; matrices of pairs × genes are made
-nowhere but for derivatives, some pairs at a time.
+nowhere but for derivatives (`pair_derivatives`), some pairs at a time.
 
 Shapes: S samples, D drugs, P pairs; G genes, T positions of a SMILES, E length of a character's vector, F columns of
 other inputs, K outputs.
@@ -10,27 +10,27 @@ other inputs, K outputs.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from torch import Tensor
 
 from geneformer_repro.batching import end_to_end
+from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError
 from geneformer_repro.expression import ExpressionInputs
 from geneformer_repro.pair_networks import PairNetwork, Side
 from geneformer_repro.reading import MAX_TOKENS, batches_of, evaluating
+from geneformer_repro.sample_reading import matrix_inputs, opened_samples
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.measures import Values
 
 _SAMPLES_AT_ONCE, _DRUGS_AT_ONCE, _PAIRS_AT_ONCE = 1024, 256, 8192
-_DERIVED_AT_ONCE = 256
-"""Pairs × genes that derivatives need, 6 MB of 6,000 genes."""
-_FIRST_PIECES, _SHORTEST_PIECE = 8, 2.0**-12
-_RESOLUTION = 5e-7
-"""Of a forecast in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class PairSides:
         """Return the same with the encoder's vectors of all samples, which then are not made again."""
         assert self.cells is not None
         with evaluating(network) as device:
-            pooled_SW = self._pooled(network, np.arange(len(self.cells)), device).cpu()
+            pooled_SW = self.vectors_of(network, np.arange(len(self.cells)), device).cpu()
         return dataclasses.replace(self, pooled_SW=pooled_SW)
 
     def batch(self, pairs_P2: np.ndarray) -> dict[str, Any]:
@@ -131,10 +131,7 @@ class PairSides:
         with evaluating(network) as device:
             of_samples = _joined([self._side_of_samples(network, some, device) for some in self._parts(samples)])
             of_drugs = _joined(
-                [
-                    network.of_drugs(torch.from_numpy(self.drugs[some]).to(device))
-                    for some in _cut(drugs, _DRUGS_AT_ONCE)
-                ]
+                [network.of_drugs(torch.from_numpy(self.drugs[some]).to(device)) for some in cut(drugs, _DRUGS_AT_ONCE)]
             )
             numbers_P2 = torch.from_numpy(np.stack([sample_P, drug_P], axis=1)).to(device)
             naive = None if naive_P is None else torch.from_numpy(naive_P).to(device, torch.float32)
@@ -148,15 +145,15 @@ class PairSides:
     def _parts(self, samples: np.ndarray) -> list[np.ndarray]:
         """Cut samples, in their order, into parts that are read at once."""
         if self.cells is None or self.pooled_SW is not None:
-            return _cut(samples, _SAMPLES_AT_ONCE)
-        return _cut(samples, max(1, MAX_TOKENS // int(self.cells.lengths[samples].max())))
+            return cut(samples, _SAMPLES_AT_ONCE)
+        return cut(samples, max(1, MAX_TOKENS // int(self.cells.lengths[samples].max())))
 
     def _side_of_samples(self, network: PairNetwork, samples: np.ndarray, device: torch.device) -> Side:
         values = None if self.values_SG is None else torch.from_numpy(self.values_SG[samples]).to(device)
-        pooled = None if self.cells is None else self._pooled(network, samples, device)
+        pooled = None if self.cells is None else self.vectors_of(network, samples, device)
         return network.of_samples(values, pooled)
 
-    def _pooled(self, network: PairNetwork, samples: np.ndarray, device: torch.device) -> Tensor:
+    def vectors_of(self, network: PairNetwork, samples: np.ndarray, device: torch.device) -> Tensor:
         """Return the encoder's vectors of samples, in batches of a budget of tokens."""
         if self.pooled_SW is not None:
             return self.pooled_SW[torch.from_numpy(samples)].to(device)
@@ -167,7 +164,8 @@ class PairSides:
         return pooled
 
 
-def _cut(rows: np.ndarray, at_once: int) -> list[np.ndarray]:
+def cut(rows: np.ndarray, at_once: int) -> list[np.ndarray]:
+    """Cut rows, in their order, into blocks."""
     return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
 
 
@@ -182,207 +180,63 @@ def _joined(sides: Sequence[Side]) -> Side:
     return Side(vectors, many(lambda s: s.keys), many(lambda s: s.channels), torch.cat(there) if there else None)
 
 
-# Derivatives, for explanations
+class AskedPairs(NamedTuple):
+    """Samples and drugs that a network is asked about."""
+
+    names: np.ndarray
+    """Of the samples."""
+    drugs: Drugs
+    sides: PairSides
+    """Both, as the network reads them."""
 
 
-class PairGradients(NamedTuple):
-    """How the forecast of each pair, in the unit of the measure, changes with what is read."""
-
-    by_gene_PG: np.ndarray
-    """By each gene, per standard deviation of it; columns as in ``network.scale``."""
-    by_drug: np.ndarray
-    """By each number of a character's vector, (P, T, E), or by each column, (P, F)."""
-    embedded: np.ndarray
-    """These vectors, or columns: gradient × input, summed over E, tells what a character contributes to first order."""
-
-
-def pair_gradients(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> PairGradients:
-    """Return the derivatives of forecasts by what is read of samples and drugs.
-
-    A network that learns a residual is derived without the mean effects, which neither genes nor characters change.
-
-    Parameters
-    ----------
-    network
-        One that reads expression.
-    sides
-        Its samples and drugs.
-    pairs_P2
-        Numbers of sample and drug.
+def read_pairs(
+    checkpoint: Checkpoint,
+    samples: TokenizedDataset | AnnData | pd.DataFrame | str | Path,
+    drugs: Drugs | pd.DataFrame | str | Path,
+    *,
+    values: Values | None = None,
+    log2: bool = False,
+    expression: AnnData | pd.DataFrame | str | Path | None = None,
+    vectors: pd.DataFrame | None = None,
+) -> AskedPairs:
+    """Read samples and drugs as a network over pairs takes them; options are those of `predict_response`.
 
     Raises
     ------
     InputError
-        The network reads tokens alone.
+        The checkpoint is no such network, or what it reads is not given.
     """
-    _require_genes(network)
-    parts = [_derived(network, sides, some) for some in _cut(pairs_P2, _DERIVED_AT_ONCE)]
-    return PairGradients(*(np.concatenate(of) for of in zip(*parts, strict=True)))
+    network = checkpoint.pair_network
+    drugs = drugs if isinstance(drugs, Drugs) else Drugs.of_table(drugs)
+    given = opened_samples(samples)
+    cells = given if isinstance(given, TokenizedDataset) else None
+    if cells is not None and network.shape.reads_tokens:
+        checkpoint.require_matching(cells)
+    matrix = (None if expression is None else opened_samples(expression)) if cells is not None else given
+    names = None if cells is None else np.asarray(cells.cell_names, dtype=str)
+    inputs = None
+    if matrix is not None:
+        learned = None if network.scale is None else network.scale.measure
+        of_matrix, inputs = matrix_inputs(matrix, values or learned, log2)
+        if names is None:
+            names = of_matrix
+        else:
+            inputs = inputs.select(_places(of_matrix, names))
+    assert names is not None
+    return AskedPairs(names, drugs, PairSides.of(network, inputs, cells, drugs, vectors))
 
 
-class IntegratedGradients(NamedTuple):
-    """What each gene contributes to the difference of a forecast from that of a sample of mean expression."""
-
-    by_gene_PG: np.ndarray
-    """In the unit of the measure; columns as in ``network.scale``."""
-    forecast_P: np.ndarray
-    """Of each pair, without mean effects."""
-    baseline_P: np.ndarray
-    """Of its drug in a sample all of whose genes are at the mean of the training samples."""
-    gap_P: np.ndarray
-    """By how much contributions miss the difference, as a share of it: the test of completeness."""
+def all_pairs(n_samples: int, n_drugs: int) -> np.ndarray:
+    """Return the numbers of sample and drug of every pair, sample by sample, (P, 2)."""
+    return np.stack(np.divmod(np.arange(n_samples * n_drugs), n_drugs), axis=1)
 
 
-def integrated_gradients(
-    network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, *, tolerance: float = 1e-3
-) -> IntegratedGradients:
-    """Return how much each gene contributes to a forecast: the mean derivative on the way there from mean expression.
-
-    The way is cut into 8 pieces, and each again in two until what its middle says of it is the difference of its ends,
-    as far as `tolerance` wants: a network of ReLUs has bends, at which rules of evenly spread points are slow (with 512
-    of them sums are still off by up to 0.4 %).
-
-    Parameters
-    ----------
-    network, sides, pairs_P2
-        As for `pair_gradients`.
-    tolerance
-        Of the sum, relative to the difference, or to a hundredth of the labels' standard deviation where that is more.
-
-    Raises
-    ------
-    InputError
-        The network reads tokens alone.
-
-    References
-    ----------
-    Sundararajan, Taly & Yan, ICML 2017, "Axiomatic attribution for deep networks".
-    """
-    _require_genes(network)
-    parts = [_integrated(network, sides, some, tolerance) for some in _cut(pairs_P2, _DERIVED_AT_ONCE)]
-    return IntegratedGradients(*(np.concatenate(of) for of in zip(*parts, strict=True)))
-
-
-def _require_genes(network: PairNetwork) -> None:
-    if not network.shape.reads_expression:
+def _places(there: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    place = {name: i for i, name in enumerate(there)}
+    if lacking := [name for name in wanted if name not in place]:
         raise InputError(
-            "Derivatives by gene are of networks that read expression, and this one reads tokens alone. Set "
-            "network.expression_path, or explain by leaving genes out."
+            f"{len(lacking)} of {len(wanted)} samples with tokens have no expression (first: {lacking[0]!r}). Give "
+            "both of the same samples."
         )
-
-
-def _unpacked(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> dict[str, Any]:
-    """Return values, vectors of samples and drugs, a row a pair."""
-    device = next(network.parameters()).device
-    samples, drugs = pairs_P2.T
-    assert sides.values_SG is not None
-    pooled = None if sides.cells is None else sides._pooled(network, samples, device)
-    return {
-        "values": torch.from_numpy(sides.values_SG[samples]).to(device),
-        "pooled": pooled,
-        "drugs": torch.from_numpy(sides.drugs[drugs]).to(device),
-    }
-
-
-def _forecast(
-    network: PairNetwork, values: Tensor, pooled: Tensor | None, drugs: Tensor, embedded: Tensor | None = None
-) -> Tensor:
-    """Return the forecast of each row, (P,), in the unit of the measure, without mean effects."""
-    pairs = torch.arange(len(values), device=values.device)[:, None].expand(-1, 2)
-    overall = torch.full((len(values),), network.target.mean, device=values.device)
-    outputs_PK = network.outputs(network.of_samples(values, pooled), network.of_drugs(drugs, embedded), pairs, overall)
-    return network.target.meaning(outputs_PK)[:, 0]
-
-
-def _derived(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> tuple[np.ndarray, ...]:
-    with evaluating(network):
-        given = _unpacked(network, sides, pairs_P2)
-        values = given["values"].requires_grad_()
-        embedded = network.embedded(given["drugs"]).detach().requires_grad_()
-        with torch.enable_grad():
-            total = _forecast(network, values, given["pooled"], given["drugs"], embedded).sum()
-            by_gene, by_drug = torch.autograd.grad(total, [values, embedded])
-    return tuple(tensor.detach().float().cpu().numpy() for tensor in (by_gene, by_drug, embedded))
-
-
-def _integrated(
-    network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray, tolerance: float
-) -> tuple[np.ndarray, ...]:
-    with evaluating(network):
-        way = _Way(network, **_unpacked(network, sides, pairs_P2))
-        ends = np.linspace(0, 1, _FIRST_PIECES + 1)
-        pair_I = np.repeat(np.arange(len(pairs_P2)), _FIRST_PIECES)
-        pieces = _Pieces(pair_I, np.tile(ends[:-1], len(pairs_P2)), np.tile(ends[1:], len(pairs_P2)))
-        before_I, after_I = way.forecasts(pieces.pair_I, pieces.low_I), way.forecasts(pieces.pair_I, pieces.high_I)
-        baseline_P, forecast_P = before_I[::_FIRST_PIECES], after_I[_FIRST_PIECES - 1 :: _FIRST_PIECES]
-        scale_P = np.maximum(np.abs(forecast_P - baseline_P), 1e-2 * network.target.sd)
-        by_gene_PG = np.zeros(way.values.shape)
-        while len(pieces.pair_I):
-            middle_I, by_gene_IG = way.derived(pieces)
-            miss_I = np.abs(by_gene_IG.sum(1) - (after_I - before_I))
-            miss_I[miss_I < _RESOLUTION * np.abs(middle_I)] = 0  # no more than rounding
-            cut_I = pieces.to_be_cut(miss_I, tolerance * scale_P / 2)
-            np.add.at(by_gene_PG, pieces.pair_I[~cut_I], by_gene_IG[~cut_I])
-            before_I = np.concatenate([before_I[cut_I], middle_I[cut_I]])
-            after_I = np.concatenate([middle_I[cut_I], after_I[cut_I]])
-            pieces = pieces.halved(cut_I)
-    gap_P = np.abs(by_gene_PG.sum(1) - (forecast_P - baseline_P)) / scale_P
-    return by_gene_PG.astype(np.float32), forecast_P, baseline_P, gap_P
-
-
-class _Pieces(NamedTuple):
-    """Pieces of the ways from mean expression (0) to samples (1): of which pair, from where to where."""
-
-    pair_I: np.ndarray
-    low_I: np.ndarray
-    high_I: np.ndarray
-
-    def to_be_cut(self, miss_I: np.ndarray, bound_P: np.ndarray) -> np.ndarray:
-        """Say which pieces miss more than their share of what their pair may, if all of its pieces together do."""
-        n_P = np.bincount(self.pair_I, minlength=len(bound_P))
-        misses_P = np.bincount(self.pair_I, miss_I, minlength=len(bound_P)) > bound_P
-        bound_I = bound_P[self.pair_I] / (2 * n_P[self.pair_I])
-        return misses_P[self.pair_I] & (miss_I > bound_I) & (self.high_I - self.low_I > _SHORTEST_PIECE)
-
-    def halved(self, rows: np.ndarray) -> "_Pieces":
-        """Return some of them, each cut in two: all first halves, then all second ones."""
-        pair, low, high = self.pair_I[rows], self.low_I[rows], self.high_I[rows]
-        middle = (low + high) / 2
-        return _Pieces(np.tile(pair, 2), np.concatenate([low, middle]), np.concatenate([middle, high]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Way:
-    """The straight ways from mean expression to the samples of some pairs."""
-
-    network: PairNetwork
-    values: Tensor
-    pooled: Tensor | None
-    drugs: Tensor
-
-    def forecasts(self, pair_I: np.ndarray, at_I: np.ndarray) -> np.ndarray:
-        """Return the forecasts of pairs at places on their ways."""
-        return np.concatenate([self._at(*some)[1].double().numpy(force=True) for some in _cut_both(pair_I, at_I)])
-
-    def derived(self, pieces: _Pieces) -> tuple[np.ndarray, np.ndarray]:
-        """Return the forecast in the middle of each piece, and what each gene adds if its derivative there holds."""
-        found = []
-        for pair, at in _cut_both(pieces.pair_I, (pieces.low_I + pieces.high_I) / 2):
-            with torch.enable_grad():
-                there, forecast = self._at(pair, at)
-                (gradient,) = torch.autograd.grad(forecast.sum(), there)
-            added = gradient * self.values[torch.from_numpy(pair)]
-            found.append((forecast.double().numpy(force=True), added.double().numpy(force=True)))
-        middle_I, by_gene_IG = (np.concatenate(of) for of in zip(*found, strict=True))
-        return middle_I, by_gene_IG * (pieces.high_I - pieces.low_I)[:, None]
-
-    def _at(self, pair_I: np.ndarray, at_I: np.ndarray) -> tuple[Tensor, Tensor]:
-        rows = torch.from_numpy(pair_I)
-        at = torch.from_numpy(at_I).to(self.values)
-        there = (at[:, None] * self.values[rows]).requires_grad_()
-        pooled = None if self.pooled is None else self.pooled[rows]
-        return there, _forecast(self.network, there, pooled, self.drugs[rows])
-
-
-def _cut_both(pair_I: np.ndarray, at_I: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(_cut(pair_I, _DERIVED_AT_ONCE), _cut(at_I, _DERIVED_AT_ONCE), strict=True))
+    return np.array([place[name] for name in wanted])

@@ -110,6 +110,14 @@ class Derivatives(NamedTuple):
     """By the sum of embeddings that a token is, before the first norm."""
 
 
+class Slopes(NamedTuple):
+    """Numbers of cells, and how each changes with something that every token has."""
+
+    value_CS: Tensor
+    by_token_ST: Tensor
+    """(S, T), or (S, T, D)."""
+
+
 @dataclass(frozen=True)
 class Reader:
     """A checkpoint's network that reads cells up to a layer, on a device."""
@@ -166,6 +174,8 @@ class Reader:
         input_ids_T: Tensor,
         lengths: Sequence[int],
         *,
+        positions_T: Tensor | None = None,
+        rows_TD: Tensor | None = None,
         first_only: bool = False,
         read: Read | None = None,
         alike: bool = False,
@@ -177,6 +187,10 @@ class Reader:
         ----------
         input_ids_T, lengths
             Tokens of all cells end to end, and of each.
+        positions_T
+            Position of each token, where tokens are left out and the others keep their places.
+        rows_TD
+            What stands instead of `token_rows`.
         first_only
             Read no more than ``<cls>``, for a third of the last block's work.
         read
@@ -186,7 +200,8 @@ class Reader:
         """
         read = first_tokens(lengths, self.device) if first_only else read
         with self.reading(), self._halved():
-            options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
+            options: dict[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
+            options |= {"positions_T": positions_T, "rows_TD": rows_TD}
             return run_encoder(self.bert, input_ids_T, lengths, **options).float()
 
     def watch(self, batch: Batch, watch: Watch) -> None:
@@ -240,15 +255,83 @@ class Reader:
             with self._halved():
                 hidden_TD, embedded_TD = run_gated(self.bert, input_ids_T, lengths, presence_T, n_blocks=self.n_blocks)
             score_CS = score(hidden_TD.float(), presence_T, Cells(lengths))
-            free = score_CS.sum(0)[: -1 if sum_to_one else None].unbind()
-            gradients = [
-                torch.autograd.grad(total, [presence_T, embedded_TD], retain_graph=total is not free[-1])
-                for total in free
-            ]
+            gradients = list(_by_state(score_CS[:, : -1 if sum_to_one else None], [presence_T, embedded_TD]))
         if sum_to_one:
             gradients.append(tuple(-torch.stack(of_free).sum(0) for of_free in zip(*gradients, strict=True)))
         by_presence, by_embedded = zip(*gradients, strict=True)
         return Derivatives(score_CS.detach(), torch.stack(by_presence), torch.stack(by_embedded).float())
+
+    def token_rows(self, input_ids_T: Tensor) -> Tensor:
+        """Return the row that each token has in the table of word embeddings, (T, D), float32."""
+        with torch.no_grad():
+            return self.bert.embeddings.word_embeddings(input_ids_T).float()
+
+    def slopes_by_row(
+        self,
+        input_ids_T: Tensor,
+        lengths: Sequence[int],
+        answer: Callable[[Tensor], Tensor],
+        *,
+        rows_TD: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Slopes:
+        """Return numbers of cells and their derivatives by every token's row, (S, T, D); a backward pass a number.
+
+        Parameters
+        ----------
+        input_ids_T, lengths
+            Tokens of all cells end to end, and of each.
+        answer
+            Called with what `hidden` would return; returns (cells, S).
+        rows_TD
+            Where on a way between two inputs it is asked; default `token_rows`.
+        first_only
+            As of `hidden`.
+        """
+        rows_TD = (self.token_rows(input_ids_T) if rows_TD is None else rows_TD).detach().requires_grad_()
+        read = first_tokens(lengths, self.device) if first_only else None
+        with torch.enable_grad():
+            options: Mapping[str, Any] = {"n_blocks": self.n_blocks, "read": read, "rows_TD": rows_TD}
+            with self._halved():
+                hidden = run_encoder(self.bert, input_ids_T, lengths, **options)
+            value_CS = answer(hidden.float())
+            by_row_STD = torch.stack([by_row_TD for (by_row_TD,) in _by_state(value_CS, [rows_TD])])
+        return Slopes(value_CS.detach(), by_row_STD)
+
+    def slopes_by_attention(
+        self,
+        input_ids_T: Tensor,
+        lengths: Sequence[int],
+        answer: Callable[[Tensor], Tensor],
+        *,
+        first_only: bool = False,
+    ) -> Slopes:
+        """Return numbers of cells and what the attention to each token adds to them, (S, T); a backward pass a number.
+
+        What a token gives is its value times the attention it gets, so Σ_i A_ij ∂F/∂A_ij = v_j · ∂F/∂v_j, head by
+        head: exact, and no matrix of weights is made. Summed over blocks and heads.
+
+        Parameters
+        ----------
+        input_ids_T, lengths, answer, first_only
+            As of `slopes_by_row`.
+        """
+        values: list[Tensor] = []
+        with torch.enable_grad():
+            with self._halved():
+                hidden = run_encoder(
+                    self.bert,
+                    input_ids_T,
+                    lengths,
+                    n_blocks=self.n_blocks,
+                    watch=lambda _, attention: values.append(attention.value_THE),
+                )
+            value_CS = answer((hidden[first_tokens(lengths, self.device).tokens] if first_only else hidden).float())
+            by_attention = [
+                torch.stack([(v * by_v).sum((1, 2)) for v, by_v in zip(values, by_values, strict=True)]).sum(0)
+                for by_values in _by_state(value_CS, values)
+            ]
+        return Slopes(value_CS.detach(), torch.stack(by_attention).detach().float())
 
     def batches_to_derive(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
         """Cut cells into batches for `derivatives`, which need more memory: indices of the cells of each."""
@@ -266,6 +349,12 @@ class Reader:
 
     def _halved(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+
+def _by_state(value_CS: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the derivatives by the inputs of each state's sum over cells."""
+    totals = value_CS.sum(0).unbind()
+    return (torch.autograd.grad(total, inputs, retain_graph=total is not totals[-1]) for total in totals)
 
 
 # Networks that are being trained, or as they came out of it

@@ -142,7 +142,9 @@ body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#
 main{max-width:940px;margin:0 auto;padding:2.5rem 1.5rem}
 h1{font-size:1.75rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:0 0 .6rem}
 section{background:#fff;border:1px solid #e5e7eb;border-radius:10px;padding:1.3rem 1.6rem;margin:1.3rem 0}
-p{margin:.3rem 0}.lead{color:#4b5563}.not{color:#6b7280}.not b,.shows b{font-weight:600}
+p{margin:.3rem 0}.lead{color:#4b5563}
+.warning{border-left:4px solid #d1732a;background:#fff7ed;padding:.6rem .9rem;margin:.6rem 0}
+.not{color:#6b7280}.not b,.shows b{font-weight:600}
 img{max-width:100%;display:block;margin:.9rem auto 0}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;margin-top:.9rem;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:.28rem .7rem;border-bottom:1px solid #e5e7eb;white-space:nowrap}
@@ -158,6 +160,7 @@ def write_report(
     lead: str,
     sections: Sequence[Section],
     facts: Mapping[str, Any],
+    warning: str = "",
     overwrite: bool = False,
 ) -> None:
     """Write one self-contained HTML file.
@@ -172,6 +175,8 @@ def write_report(
         In order.
     facts
         Shown at the end, such as versions and seeds.
+    warning
+        What a reader must know before anything else; in bold, above the lead.
     overwrite
         Replace a file that is there.
 
@@ -180,13 +185,14 @@ def write_report(
     FileExistsError
         `path` exists.
     """
+    warned = f'<p class="warning"><b>{html.escape(warning)}</b></p>' if warning else ""
     body = "".join(map(_section, sections))
     listed = " · ".join(f"{html.escape(name)}: {html.escape(str(value))}" for name, value in facts.items())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
-        f'<p class="lead">{html.escape(lead)}</p>{body}<footer>{listed}</footer></main></body></html>\n'
+        f'{warned}<p class="lead">{html.escape(lead)}</p>{body}<footer>{listed}</footer></main></body></html>\n'
     )
     with new_file(path, overwrite=overwrite) as aside:
         aside.write_text(page, encoding="utf-8")

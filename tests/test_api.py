@@ -27,7 +27,10 @@ NAMES = [
     "CohortStudyConfig",
     "DataFormatError",
     "Deletion",
+    "DriverGenes",
     "Drugs",
+    "Explanation",
+    "ExplanationEvaluation",
     "FinetuneConfig",
     "Finetuned",
     "FinetunedGenes",
@@ -55,23 +58,30 @@ NAMES = [
     "TransferStudyConfig",
     "Vocabulary",
     "VocabularyMismatchError",
+    "compare_enrichment",
     "compare_networks",
     "cross_cohort",
     "datasets",
     "drevalpy_model",
+    "driver_genes",
     "embed",
     "embed_states",
+    "evaluate_explanation",
     "evaluate_network",
+    "explain",
     "finetune",
     "finetune_genes",
     "finetune_patients",
     "finetune_response",
     "gene_network",
+    "gene_set_enrichment",
     "head_statistics",
     "integration_scores",
     "map_to_reference",
     "perturb",
     "plot_cross_cohort",
+    "plot_enrichment",
+    "plot_explanation",
     "plot_network",
     "plot_network_evaluation",
     "plot_screen",
@@ -86,6 +96,8 @@ NAMES = [
     "tokenize",
     "transfer_study",
     "write_cross_cohort_report",
+    "write_enrichment_report",
+    "write_explanation_report",
     "write_network_evaluation",
     "write_network_report",
     "write_screen_report",
@@ -121,6 +133,21 @@ FUNCTIONS = {
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
     "device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
+    "explain": "checkpoint, rows, *, drugs, patients, reading, target, state, contrast, goal, gene, layer, pooling, "
+    "methods, donor, obs, max_cells, seed, sets, pooled_masks, baseline, steps, rule, operator, masks, out, dtype, "
+    "max_tokens, device, allow_seen, overwrite",
+    "Explanation.blocks": "self, columns",
+    "Explanation.genes": "self, cells, counts, *, absolute",
+    "gene_set_enrichment": "table, sets, *, method, score, top, max_fdr, selected, strata, min_cells, min_size, "
+    "max_size, donors, n_permutations, seed",
+    "compare_enrichment": "first, second, *, names, seeds",
+    "driver_genes": "table, drivers, *, score, random_weights, top, strata, min_cells, name, version, licence, seed",
+    "evaluate_explanation": "why, checkpoint, cells, *, counts, drivers, sets, removal, random_weights, permuted, "
+    "max_cells, seed",
+    "plot_explanation": "why, *, kind, method, state, genes, check",
+    "write_explanation_report": "why, path, *, genes, check, overwrite",
+    "plot_enrichment": "result",
+    "write_enrichment_report": "enrichment, path, *, beside, drivers, overwrite",
     "compare_networks": "network, a, b, *, counts, cells, top",
     "head_statistics": "checkpoint, cells, genes, *, donor, method, random_weights, min_cells, max_cells, "
     "n_permutations, seed, dtype, max_tokens, device",
@@ -189,6 +216,8 @@ FIELDS = {
     "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids, values, order",
     "TokenizedDataset": "table, vocabulary, spec",
     "Checkpoint": "model, vocabulary, provenance, seen, name",
+    "DriverGenes": "table, genes, facts",
+    "ExplanationEvaluation": "genes, agreement, points, removal, sanity, drivers, sets, sentences",
     "Drugs": "names, smiles, keys, invalid",
     "Harmoniser": "method, batches, on_unseen, arrays",
     "PretrainConfig": f"seed, size, network, mask_probability, held_out, training({TRAINING}, recipe)",
@@ -236,6 +265,7 @@ CONFIGS = (
     "ResponseStudyConfig",
 )
 RESULTS = (
+    "ExplanationEvaluation",
     "Finetuned",
     "FinetunedGenes",
     "FinetunedPatients",
@@ -246,6 +276,7 @@ RESULTS = (
     "ResponseStudy",
     "ResponseData",
     "NetworkDifference",
+    "DriverGenes",
 )
 
 
@@ -375,6 +406,8 @@ def test_a_docstring_speaks_of_every_parameter(path):
         "map_to_reference",
         "integration_scores", "perturb", "shift_statistics", "plot_screen",
         "gene_network", "compare_networks", "head_statistics",
+        "gene_set_enrichment", "compare_enrichment", "driver_genes", "explain",
+        "evaluate_explanation", "plot_explanation",
     ],
 )  # fmt: skip
 def test_every_step_says_what_it_takes_returns_and_raises(name):

@@ -54,6 +54,8 @@ COMMANDS = (
     "statistics",
     "network",
     "heads",
+    "explain",
+    "enrich",
     "info",
 )
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"

@@ -78,7 +78,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base.save(folder / "runs" / "base")
     target = Classes("cell_type", tuple(sorted(set(cells.labels("cell_type")))))
     classifier = CellClassifier(bert_config("tiny", vocabulary), Head((target,))).eval()
-    gf.Checkpoint(classifier, vocabulary).save(folder / "runs" / "type")
+    typed = gf.Checkpoint(classifier, vocabulary)
+    typed.save(folder / "runs" / "type")
+    methods, why = ["hide", "gradient_input"], folder / "why.parquet"
+    gf.explain(typed, cells, state="CD19+ B", methods=methods, donor="donor", max_cells=6, out=why)
 
     gf.embed(base, cells).write_h5ad(folder / "cells.embedding.h5ad")
     goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B")

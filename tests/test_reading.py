@@ -294,6 +294,33 @@ def test_sharded_weights_are_read_and_then_learn(checkpoint, few, tmp_path):
     assert status_of(forked(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
 
 
+def test_given_the_rows_of_its_tokens_a_cell_is_read_as_it_is(reader, few):
+    input_ids_T, lengths = whole(few)
+    rows_TD = reader.token_rows(input_ids_T)
+    for first_only in (False, True):
+        expected = reader.hidden(input_ids_T, lengths, first_only=first_only)
+        found = reader.hidden(input_ids_T, lengths, rows_TD=rows_TD, first_only=first_only)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_slopes_by_row_are_those_of_finite_differences(reader, few):
+    input_ids_T, lengths = whole(few.select([1, 2]))
+    rows_TD, direction_TD = reader.token_rows(input_ids_T), torch.randn(len(input_ids_T), 64)
+
+    def answer(hidden_CD):
+        return hidden_CD[:, :2].double()
+
+    value_CS, by_row_STD = reader.slopes_by_row(input_ids_T, lengths, answer, first_only=True)
+    step = 1e-3
+    above, below = (
+        answer(reader.hidden(input_ids_T, lengths, rows_TD=rows_TD + sign * step * direction_TD, first_only=True))
+        for sign in (1, -1)
+    )
+    np.testing.assert_allclose(value_CS, answer(reader.hidden(input_ids_T, lengths, first_only=True)), **CLOSE)
+    along_S = (by_row_STD * direction_TD).sum((1, 2))
+    np.testing.assert_allclose(along_S, ((above - below) / (2 * step)).sum(0), rtol=0.02, atol=0.02)
+
+
 def test_nobody_else_switches_modes_or_budgets_tokens():
     """One evaluation forward of encoders: its words stand in `reading`, and where networks are made or trained."""
     from pathlib import Path

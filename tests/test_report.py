@@ -172,3 +172,12 @@ def test_a_report_that_exists_is_refused_or_replaced(tmp_path):
     assert path.read_text() == "mine"
     write_report(path, **page, overwrite=True)
     assert path.read_text().startswith("<!doctype html>")
+
+
+def test_what_must_be_known_first_stands_in_bold_above_all(tmp_path):
+    write_report(
+        tmp_path / "r.html", title="t", lead="a lead", sections=[], facts={}, warning="no <better> than chance"
+    )
+    page = (tmp_path / "r.html").read_text()
+    assert "<b>no &lt;better&gt; than chance</b>" in page
+    assert page.index("than chance") < page.index("a lead")

@@ -15,6 +15,8 @@ from geneformer_repro.cli import (
     cohorts,
     counts,
     embeddings,
+    enrichment,
+    explanations,
     heads,
     info,
     models,
@@ -57,6 +59,19 @@ def _parser() -> argparse.ArgumentParser:
         description="From raw counts to a perturbation screen: Geneformer-style models of single-cell transcriptomes.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (counts, models, patients, cohorts, responses, embeddings, screens, networks, heads, info):
+    for family in (
+        counts,
+        models,
+        patients,
+        cohorts,
+        responses,
+        embeddings,
+        screens,
+        networks,
+        heads,
+        explanations,
+        enrichment,
+        info,
+    ):
         family.add_commands(commands)
     return parser

@@ -25,7 +25,11 @@ def add_known_edges_options(statistics: argparse.ArgumentParser) -> None:
     known.add_argument(
         "--beside", nargs="+", default=[], metavar="NAME=FOLDER", help="other networks of the same cells"
     )
-    known.add_argument("--checkpoint", metavar="FOLDER", help="the model, for the cosine of its token embeddings")
+    known.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="the model: for the cosine of its token embeddings; of an explanation, to test it",
+    )
     known.add_argument(
         "--boosted-targets",
         type=int,

@@ -5,18 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli.explanations import described as described_explanation
 from geneformer_repro.cli.inputs import given_vocabulary
 from geneformer_repro.cli.networks import described as described_network
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.errors import InputError
 
-_LONG = ("heads", "of_heads")
-"""Metadata of a network with a line a head."""
+_LONG = ("heads", "of_heads", "gene_names", "sets")
+"""Metadata with a line a head, a gene or a set."""
 
 
 def add_commands(commands: Any) -> None:
     """Add the command of this module."""
-    info = commands.add_parser("info", help="say what a vocabulary, dataset, checkpoint, screen or network is")
+    info = commands.add_parser(
+        "info", help="say what a vocabulary, dataset, checkpoint, screen, network or explanation is"
+    )
     info.add_argument("path")
     info.add_argument("--vocabulary", help="what tokens mean, of a stock checkpoint or tokenised cells of others")
     info.set_defaults(run=_info, quiet=False)
@@ -34,8 +37,14 @@ def _info(arguments: argparse.Namespace) -> None:
             "tokenised cells as .parquet. Raw counts are looked at by the commands that read them, such as tokenize."
         )
     if path.is_file() and not _holds_tokens(path):
+        from geneformer_repro.in_silico.block_tables import format_of
+        from geneformer_repro.in_silico.explanations.explanation import FORM, Explanation
         from geneformer_repro.in_silico.shift_table import ShiftTable
 
+        if format_of(path) == FORM.name:
+            why = Explanation.open(path)
+            _show(described_explanation(why), {key: of for key, of in why.metadata.items() if key not in _LONG})
+            return
         metadata = ShiftTable.open(path).metadata
         _show(size_of_screen(path), {key: value for key, value in metadata.items() if key != "gene_names"})
     elif (path / "network.json").exists():

@@ -5,6 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from geneformer_repro.cli.checks import (
+    add_explanation_options,
+    check_explanation,
+    is_explanation,
+    refuse_explanation_options,
+)
 from geneformer_repro.cli.evaluation import add_known_edges_options, score_known_edges
 from geneformer_repro.cli.heads import compare_states
 from geneformer_repro.cli.inputs import (
@@ -112,10 +118,10 @@ def _add_statistics(commands: Any) -> None:
         commands,
         "statistics",
         _statistics,
-        "test which genes move cells: a table, a picture and a page",
+        "test which genes move cells, or explain them: a table, a picture and a page",
         ".tsv file to write (and a .png and .html beside it)",
     )
-    statistics.add_argument("shifts", help=f"{_SHIFTS}, or folder written by network")
+    statistics.add_argument("shifts", help=f"{_SHIFTS} or explain, or folder written by network")
     statistics.add_argument(
         "--method",
         choices=["matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs"],
@@ -137,6 +143,7 @@ def _add_statistics(commands: Any) -> None:
     )
     add_known_edges_options(statistics)
     add_graph_options(statistics)
+    add_explanation_options(statistics)
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
@@ -249,6 +256,10 @@ def _statistics(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--between compares two states, --known and --perturbed score a network on edges: give one of the two."
         )
+    if not (arguments.between or is_scored) and is_explanation(arguments.shifts):
+        check_explanation(arguments)
+        return
+    refuse_explanation_options(arguments)
     if arguments.between or is_scored:
         (compare_states if arguments.between else score_known_edges)(arguments)
         return

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
 from geneformer_repro.config import Section, require, require_types
 from geneformer_repro.errors import InputError, did_you_mean
@@ -23,8 +22,8 @@ from geneformer_repro.finetuning.kinds.survival import (
 )
 from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig
 from geneformer_repro.finetuning.splits import SplitConfig
+from geneformer_repro.sample_reading import as_inputs
 from geneformer_repro.targets import SurvivalTime
-from geneformer_repro.tokenizer.counts import log_normalise
 from geneformer_repro.tokenizer.dataset import as_labels
 from geneformer_repro.tokenizer.measures import Measure, Values
 
@@ -177,37 +176,3 @@ class CohortData:
         if not is_target.any():
             raise InputError(f"No cohort has {FEWEST_EVENTS} events of {self.config.event!r}; no score would say much.")
         return sizes.loc[is_target, "cohort"].tolist(), left_out
-
-
-def as_inputs(adata: "AnnData", measure: Measure) -> ExpressionInputs:
-    """Return the samples as networks on expression are given them.
-
-    Raises
-    ------
-    DataFormatError
-        As `as_measured`.
-    InputError
-        Two genes have one id.
-    """
-    names = adata.var["gene_name"].astype(str) if "gene_name" in adata.var else [""] * adata.n_vars
-    values, ids = {"expression": as_measured(adata, measure)}, {"expression": tuple(adata.var_names.astype(str))}
-    return ExpressionInputs(values, ids, tuple(names), measure.values)
-
-
-def as_measured(adata: "AnnData", measure: Measure) -> np.ndarray:
-    """Return the matrix on the scale that networks and simple methods look at, (samples, genes) float32.
-
-    Raises
-    ------
-    DataFormatError
-        The matrix does not hold what `measure` says.
-    """
-    return measured(adata, measure).toarray()
-
-
-def measured(adata: "AnnData", measure: Measure) -> csr_matrix:
-    """Return the same as a sparse matrix."""
-    stored, told = csr_matrix(adata.X, dtype=np.float32), "X of the samples"
-    measure.require(stored, told, adata.obs_names.__getitem__, adata.var_names)
-    measure.require_likely(stored, told)
-    return log_normalise(measure.linear(stored)[0], measure.values)

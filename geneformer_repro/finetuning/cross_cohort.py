@@ -21,7 +21,6 @@ from geneformer_repro.arguments import require_at_least, typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.finetuning.cohort_data import measured
 from geneformer_repro.finetuning.cohort_outcomes import (
     CohortOutcome,
     LabelOutcome,
@@ -32,6 +31,7 @@ from geneformer_repro.finetuning.cohort_outcomes import (
 from geneformer_repro.finetuning.cohort_pairs import CohortPairs, Harmonise, summary
 from geneformer_repro.finetuning.kinds.survival import FEWEST_EVENTS, FollowUpConfig, read_survival, require_one_time
 from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
+from geneformer_repro.sample_reading import measured
 from geneformer_repro.tokenizer.counts import rank_values
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
 from geneformer_repro.tokenizer.matrices import dense

@@ -5,10 +5,9 @@ the network learned. A bag network takes any vectors of the right length, and on
 numbers that mean nothing, so the encoder must be the one of the run.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,11 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.bags import NETWORK_FILE, WEIGHTS_FILE, BagNetwork
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import provenance, read_json, sha256, write_json, write_table
+from geneformer_repro.files import provenance, sha256, write_json, write_table
 from geneformer_repro.finetuning.attention import cells_table, patients_table, said_of_cells
 from geneformer_repro.finetuning.patient_cells import patient_cells
 from geneformer_repro.finetuning.problems.patients import PatientProblem, new_patients
+from geneformer_repro.patient_reading import RECORD, record_of, require_encoder, run_columns
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import working_on
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Raised when the same call gives other results."""
-_RECORD = "provenance.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +125,9 @@ def predict_patients(
     """
     processes.join()
     network, run = BagNetwork.open(run), Path(run)
-    record = read_json(run / _RECORD) if (run / _RECORD).exists() else {}
-    columns = _columns(run, record, {"patient": patient, "vectors": vectors, "cell_type": cell_type})
-    _require_encoder(run, record, checkpoint)
+    record = record_of(run)
+    columns = run_columns(run, record, {"patient": patient, "vectors": vectors, "cell_type": cell_type})
+    require_encoder(run, record, checkpoint)
     source = patient_cells(checkpoint, cells, columns["vectors"])
     problem = new_patients(
         source.obs, source.names, source.usable, network, patient=columns["patient"], cell_type=columns["cell_type"]
@@ -138,33 +137,15 @@ def predict_patients(
     inputs = source.fingerprints(problem) | {"problem": problem.digest()}
     inputs |= {"network": "".join(sha256(run / name) for name in (NETWORK_FILE, WEIGHTS_FILE))}
     plan = {"step": "predict_patients", "version": VERSION, "config": columns, **inputs}
-    with working_on(out, plan, what="prediction", marker=_RECORD, overwrite=overwrite) as work:
+    with working_on(out, plan, what="prediction", marker=RECORD, overwrite=overwrite) as work:
         found = _asked(network, problem.with_vectors(source.vectors(problem, work.folder)))
         if processes.is_first():
             with work.result() as folder:
                 folder.mkdir()
                 write_table(found.patients, folder / "patients.tsv", index=False)
                 write_table(found.attention, folder / "attention.tsv", index=False)
-                write_json(folder / _RECORD, provenance("predict_patients", config=columns, inputs=inputs))
+                write_json(folder / RECORD, provenance("predict_patients", config=columns, inputs=inputs))
     return found
-
-
-def _columns(run: Path, record: Mapping[str, Any], given: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return the columns that were given, else those of the run."""
-    columns = {name: given[name] or record.get("config", {}).get(name) for name in given}
-    if columns["patient"] is None:
-        raise InputError(f"{run}: has no {_RECORD} that names the column of patients; name it: patient= (--patient).")
-    return columns
-
-
-def _require_encoder(run: Path, record: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
-    """Raise if the run is known to have vectors of another encoder."""
-    learned = record.get("inputs", {}).get("checkpoint")
-    if checkpoint is not None and learned is not None and checkpoint.fingerprint != learned:
-        raise InputError(
-            f"{run}: learned vectors of the checkpoint {learned[:12]}, and {checkpoint.name} is "
-            f"{checkpoint.fingerprint[:12]}, whose vectors mean other things. Give the checkpoint of the run."
-        )
 
 
 def _asked(network: BagNetwork, problem: PatientProblem) -> PatientPredictions:

@@ -1,6 +1,5 @@
 """Samples, drugs, and how the ones responded to the others: what is given, read and joined to rows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,14 @@ from geneformer_repro.config import Section, require
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs
-from geneformer_repro.finetuning.cohort_data import as_inputs
 from geneformer_repro.finetuning.methods import CompareConfig
 from geneformer_repro.finetuning.pair_splits import PairSplitConfig
 from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
 from geneformer_repro.identities import Aliases
 from geneformer_repro.responses import MEASURES, Responses, read_responses
+from geneformer_repro.sample_reading import matrix_inputs, opened_matrix, opened_samples
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
-from geneformer_repro.tokenizer.measures import Measure, Values
-from geneformer_repro.tokenizer.published import is_dataset
-from geneformer_repro.tokenizer.samples import read_samples
+from geneformer_repro.tokenizer.measures import Values
 from geneformer_repro.tokenizer.tables import read_rows
 
 
@@ -155,7 +152,7 @@ class ResponseData:
             opened_samples(samples),
             responses,
             drugs if isinstance(drugs, Drugs) else Drugs.of_table(drugs),
-            None if expression is None else _matrix(expression),
+            None if expression is None else opened_matrix(expression),
             aliases if aliases is None or isinstance(aliases, Aliases) else Aliases.of_table(aliases),
             None if vectors is None else _vectors(vectors),
         )
@@ -206,19 +203,6 @@ class ResponseData:
         return as_labels(obs[column])
 
 
-def opened_samples(
-    samples: TokenizedDataset | AnnData | pd.DataFrame | str | Path,
-) -> TokenizedDataset | AnnData | pd.DataFrame:
-    """Open a file of samples, or a folder of tokens."""
-    if isinstance(samples, str | Path) and Path(samples).exists() and is_dataset(Path(samples)):
-        return TokenizedDataset.open(samples)
-    return samples if isinstance(samples, TokenizedDataset) else _matrix(samples)
-
-
-def _matrix(samples: AnnData | pd.DataFrame | str | Path) -> AnnData | pd.DataFrame:
-    return read_samples(samples) if isinstance(samples, str | Path) else samples
-
-
 def _vectors(table: pd.DataFrame | str | Path) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         return table
@@ -228,29 +212,6 @@ def _vectors(table: pd.DataFrame | str | Path) -> pd.DataFrame:
     if wrong:
         raise InputError(f"{called}: after the names of drugs, columns hold numbers; {wrong[0]!r} does not.")
     return numbers
-
-
-def matrix_inputs(
-    expression: AnnData | pd.DataFrame, values: Values | None, log2: bool, genes: Sequence[str] = ()
-) -> tuple[np.ndarray, ExpressionInputs]:
-    """Return names of samples, and their expression as networks and simple methods look at it.
-
-    Raises
-    ------
-    InputError
-        An AnnData comes without `values`, or none of `genes` is there.
-    DataFormatError
-        It does not hold them.
-    """
-    called = expression.index if isinstance(expression, pd.DataFrame) else expression.obs_names
-    if isinstance(expression, pd.DataFrame):
-        names = {"expression": tuple(expression.columns.astype(str))}
-        inputs = ExpressionInputs({"expression": expression.to_numpy(np.float32)}, names)
-    elif values is None:
-        raise InputError('values is missing: say what the matrix holds, "counts", "expression" or "zscore".')
-    else:
-        inputs = as_inputs(expression, Measure(values, log2))
-    return called.to_numpy(dtype=str), inputs.of_genes(genes) if genes else inputs
 
 
 def _as_table(names: np.ndarray, inputs: ExpressionInputs) -> pd.DataFrame:

@@ -9,13 +9,11 @@ from anndata import AnnData
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import Drugs
-from geneformer_repro.errors import InputError
 from geneformer_repro.files import new_file, refuse_existing, write_table
 from geneformer_repro.finetuning.kinds.response_methods import tanimoto
-from geneformer_repro.finetuning.response_data import matrix_inputs, opened_samples
 from geneformer_repro.identities import Aliases, same_samples, sample_keys
 from geneformer_repro.pair_networks import PairNetwork
-from geneformer_repro.pair_reading import PairSides
+from geneformer_repro.pair_reading import PairSides, all_pairs, read_pairs
 from geneformer_repro.responses import sensitive_is_low
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.measures import Values
@@ -105,24 +103,10 @@ def predict_response(
     network = checkpoint.pair_network
     if out is not None:
         refuse_existing(Path(out), overwrite=overwrite)
-    drugs = drugs if isinstance(drugs, Drugs) else Drugs.of_table(drugs)
-    given = opened_samples(samples)
-    cells = given if isinstance(given, TokenizedDataset) else None
-    if cells is not None and network.shape.reads_tokens:
-        checkpoint.require_matching(cells)
-    matrix = (None if expression is None else opened_samples(expression)) if cells is not None else given
-    names = None if cells is None else np.asarray(cells.cell_names, dtype=str)
-    inputs = None
-    if matrix is not None:
-        learned = None if network.scale is None else network.scale.measure
-        of_matrix, inputs = matrix_inputs(matrix, values or learned, log2)
-        if names is None:
-            names = of_matrix
-        else:
-            inputs = inputs.select(_places(of_matrix, names))
-    assert names is not None
-    pairs = np.stack(np.meshgrid(np.arange(len(names)), np.arange(len(drugs)), indexing="ij"), axis=-1).reshape(-1, 2)
-    sides = PairSides.of(network, inputs, cells, drugs, vectors)
+    names, drugs, sides = read_pairs(
+        checkpoint, samples, drugs, values=values, log2=log2, expression=expression, vectors=vectors
+    )
+    pairs = all_pairs(len(names), len(drugs))
     aliases = aliases if aliases is None or isinstance(aliases, Aliases) else Aliases.of_table(aliases)
     keys = np.array(sample_keys([*names], aliases), dtype=str)
     naive = None if network.effects is None else network.effects.predict(keys[pairs[:, 0]], _of(drugs.keys, pairs))
@@ -142,16 +126,6 @@ def predict_response(
 
 def _of(names: tuple[str, ...], pairs: np.ndarray) -> np.ndarray:
     return np.array(names, dtype=str)[pairs[:, 1]]
-
-
-def _places(there: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    place = {name: i for i, name in enumerate(there)}
-    if lacking := [name for name in wanted if name not in place]:
-        raise InputError(
-            f"{len(lacking)} of {len(wanted)} samples with tokens have no expression (first: {lacking[0]!r}). Give "
-            "both of the same samples."
-        )
-    return np.array([place[name] for name in wanted])
 
 
 def _ranked(table: pd.DataFrame, *, low_is_sensitive: bool) -> pd.DataFrame:

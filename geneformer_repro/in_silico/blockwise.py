@@ -7,7 +7,7 @@ cells. Keys are integers: text is numbered once a block and name, not once a row
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,13 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.shift_table import ShiftTable
 
 logger = logging.getLogger(__name__)
+
+
+class InBlocks(Protocol):
+    """A table that is read block by block."""
+
+    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """Yield the rows in order, text of chosen columns as categories of the block."""
 
 
 class Names:
@@ -177,25 +184,25 @@ def rounding_error(block: pd.DataFrame) -> float:
     return float(of_value.max() * np.finfo(np.float32).eps / 2)
 
 
-def blocks_of_whole_cells(shifts: ShiftTable, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """Yield blocks that hold all rows of their cells.
+def blocks_of_whole_cells(table: InBlocks, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Yield blocks that hold all rows of their cells, by the column ``cell``.
 
     A screen writes each cell's rows into one block. Where those of a cell are spread over several, as in a table that
     was made otherwise, all rows are one block.
     """
-    if _are_whole(shifts):
-        yield from shifts.blocks(columns)
+    if _are_whole(table):
+        yield from table.blocks(columns)
         return
-    blocks = list(shifts.blocks(columns))
+    blocks = list(table.blocks(columns))
     text = [name for name in columns if isinstance(blocks[0][name].dtype, pd.CategoricalDtype)]
     yield pd.concat([block.astype(dict.fromkeys(text, object)) for block in blocks], ignore_index=True).astype(
         dict.fromkeys(text, pd.CategoricalDtype())
     )
 
 
-def _are_whole(shifts: ShiftTable) -> bool:
+def _are_whole(table: InBlocks) -> bool:
     seen: set[str] = set()
-    for block in shifts.blocks(["cell"]):
+    for block in table.blocks(["cell"]):
         of_block = set(block["cell"].cat.categories)
         if seen & of_block:
             return False

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from geneformer_repro.attention import Cells
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
-from geneformer_repro.in_silico.perturbation import GONE, Variants
+from geneformer_repro.in_silico.perturbation import GONE
 from geneformer_repro.reading import Derivatives
 
 
@@ -59,8 +59,9 @@ def _of_batch(engine: Engine, batch: Sequence[PerturbedCell]) -> Iterator[Outcom
     of_cells = (of_tokens.split(lengths, dim=1) for of_tokens in (scores.by_presence_ST, scores.by_embedded_STD))
     for cell, before_S, by_presence_SL, by_embedded_SLD in zip(batch, before_CS, *of_cells, strict=True):
         of_states = zip(by_presence_SL, by_embedded_SLD, strict=True)
-        changes = [_changes(engine, cell.variants, *of_state, position_PD) for of_state in of_states]
-        value_NS = np.stack(changes, axis=1)
+        was, to = cell.variants.touched_NE[:, 0], cell.variants.place_NE[:, 0]
+        was, to = was + engine.margin, np.where(to == GONE, GONE, to + engine.margin)
+        value_NS = np.stack([changes(was, to, *of_state, position_PD) for of_state in of_states], axis=1)
         yield Outcome(value_NS, np.broadcast_to(before_S, value_NS.shape), {})
 
 
@@ -76,10 +77,22 @@ def derivatives(engine: Engine, ids_T: Tensor, lengths: Sequence[int]) -> Deriva
     return engine.reader.derivatives(ids_T, lengths, of_cells, sum_to_one=score.sums_to_one)
 
 
-def _changes(
-    engine: Engine, variants: Variants, by_presence_L: Tensor, by_embedded_LD: Tensor, position_PD: Tensor
+def changes(
+    places: np.ndarray, goes: np.ndarray, by_presence_L: Tensor, by_embedded_LD: Tensor, position_PD: Tensor
 ) -> np.ndarray:
-    """Return the estimated change of one state's score by each variant of a cell, (N,)."""
+    """Return the estimated change of one number of a cell when tokens, each by itself, are deleted or moved, (N,).
+
+    Parameters
+    ----------
+    places
+        Where each token stands, special tokens included, (N,).
+    goes
+        Where it goes, likewise; `GONE` if it is deleted.
+    by_presence_L, by_embedded_LD
+        Derivatives of the number by the cell's tokens, as of `reading.Derivatives`.
+    position_PD
+        Embeddings of positions.
+    """
     n_tokens = len(by_presence_L)
     position_LD, slope_LD = position_PD[:n_tokens], by_embedded_LD
     step_LD = position_LD.diff(dim=0)
@@ -88,12 +101,11 @@ def _changes(
     up_L[2:] = -torch.linalg.vecdot(slope_LD[1:], step_LD).cpu().double().cumsum(0)
     down_L[1:-1] = torch.linalg.vecdot(slope_LD[:-1], step_LD).cpu().double().cumsum(0)
     up, down = up_L.numpy(), down_L.numpy()  # sums over the tokens before each
-    was, goes = variants.touched_NE[:, 0] + engine.margin, variants.place_NE[:, 0] + engine.margin
-    gone = variants.place_NE[:, 0] == GONE
+    gone = goes == GONE
     goes = np.where(gone, n_tokens - 1, goes)
-    between_up = up[goes + 1] - up[np.minimum(was, goes) + 1]
-    between_down = down[was] - down[np.minimum(was, goes)]
-    at, to = (torch.from_numpy(places).to(slope_LD.device) for places in (was, goes))
+    between_up = up[goes + 1] - up[np.minimum(places, goes) + 1]
+    between_down = down[places] - down[np.minimum(places, goes)]
+    at, to = (torch.from_numpy(chosen).to(slope_LD.device) for chosen in (places, goes))
     own = torch.linalg.vecdot(slope_LD[at], position_LD[to] - position_LD[at]).cpu().double().numpy()
-    own = np.where(gone, -by_presence_L.cpu().double().numpy()[was], own)
-    return np.asarray(own + np.where(goes >= was, between_up, 0) + np.where(goes < was, between_down, 0))
+    own = np.where(gone, -by_presence_L.cpu().double().numpy()[places], own)
+    return np.asarray(own + np.where(goes >= places, between_up, 0) + np.where(goes < places, between_down, 0))

@@ -7,13 +7,16 @@ the effects (`shift_statistics` with ``cells=`` does).
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.stats import rankdata, sem, ttest_1samp, ttest_ind
 from sklearn.feature_selection import r_regression
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold, cross_val_predict
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.shift_table import ShiftTable
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 PREDICTORS = ("detection_rate", "mean_rank", "detection_difference", "log2_fold_change", "axis_correlation")
 """The columns that may explain an effect; a p-value has no direction."""
+FOLDS = 5
+"""In which genes are dealt to predict an effect from baselines."""
 _PRIOR_COUNT = 2.0
 _GENES_AT_ONCE = 2000
 
@@ -76,7 +81,7 @@ def gene_baselines(
     states = cells.labels(goal["obs"]).to_numpy()
     start, end = (cells.select(_rows_in(state, states, goal["obs"])) for state in (goal["start"], goal["goal"]))
     start_rate, end_rate = (rank_values(cells)[:, positions].getnnz(axis=0) / len(cells) for cells in (start, end))
-    change, p_value = _differential_expression(start, end, positions, shifts.metadata.get("donor"), counts)
+    change, p_value = differential_expression(start, end, positions, shifts.metadata.get("donor"), counts)
     columns = {
         "detection_rate": start_rate,
         "mean_rank": _mean_places(start)[positions],
@@ -86,6 +91,37 @@ def gene_baselines(
         "axis_correlation": _correlations(rank_values(cells.select(screened))[:, positions], axis.to_numpy()),
     }
     return pd.DataFrame(columns, index=pd.Index(genes, name="gene_id"))
+
+
+class Beyond(NamedTuple):
+    """What baselines do not explain of the effects of genes."""
+
+    residual: pd.Series
+    """Effect less what is predicted of it, by gene."""
+    explained: float
+    """R² of the predictions; 0 or below: nothing is explained."""
+    alone: pd.Series
+    """Spearman correlation of each baseline with the effect."""
+
+
+def beyond_baselines(effect: pd.Series, baselines: pd.DataFrame) -> Beyond:
+    """Predict effects by a linear regression on the ranks of baselines, each gene from others.
+
+    Parameters
+    ----------
+    effect
+        By gene, at least as many as folds (5).
+    baselines
+        By the same genes. A column that is alike for all is left out; a missing value counts as the middle.
+    """
+    ranks = baselines.rank(pct=True)
+    varying = ranks.loc[:, ranks.nunique() > 1].fillna(0.5)
+    predicted = pd.Series(effect.mean(), index=effect.index)
+    if varying.shape[1]:
+        folds = KFold(FOLDS, shuffle=True, random_state=0)
+        predicted = pd.Series(cross_val_predict(LinearRegression(), varying, effect, cv=folds), index=effect.index)
+    alone = varying.corrwith(effect.rank()).reindex(baselines.columns)
+    return Beyond(effect - predicted, float(r2_score(effect, predicted)), alone)
 
 
 def _goal(shifts: ShiftTable) -> dict[str, Any]:
@@ -146,7 +182,7 @@ def _mean_places(cells: TokenizedDataset) -> np.ndarray:
     return np.divide(total, n_cells, out=np.full(n_genes, np.nan), where=n_cells > 0)
 
 
-def _differential_expression(
+def differential_expression(
     start: TokenizedDataset,
     end: TokenizedDataset,
     genes: np.ndarray,

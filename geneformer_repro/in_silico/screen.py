@@ -1,26 +1,16 @@
-"""A perturbation screen: change genes of cells, run the model on both versions, measure what the change did.
-
-The work is cut into parts of cells, by the cells alone; each part's rows are one file until the end, when they become
-the row groups of one. So memory does not grow with the number of cells, several processes share the parts, and a screen
-that was cut off goes on where it stopped and ends with the same bytes.
-"""
+"""A perturbation screen: change genes of cells, run the model on both versions, measure what the change did."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
-import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
@@ -28,33 +18,26 @@ from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.layout import Layout
+from geneformer_repro.in_silico.parted import Parted, batch_tokens, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.perturbation import Composed, Edits, Perturbation
 from geneformer_repro.in_silico.question import GoalState, Method, Question
-from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable, as_frame, write_blocks
+from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable
 from geneformer_repro.model import flops
-from geneformer_repro.progress import progress
-from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, consecutive_parts
+from geneformer_repro.reading import Dtype, Reader, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
-FEW_PARTS = 16
-"""Fewer parts are merged without a progress bar."""
 CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells and tokens of variants between two points from which a screen can go on."""
-CPU_TOKENS = 4096
-"""Tokens of a batch on a CPU: a tenth faster than four times as many (V1-10M, 1 MB of cache a core)."""
 _WORTH_A_PROBE = 0.01
 """Share of the work above which it is begun without measuring how long it will take; the bar tells soon enough."""
 CHECKED_CELLS = 3
 """Cells of a first-order screen that are also done exactly, to say how well the two agree."""
 POOR_AGREEMENT = 0.5
 """Median rank correlation of estimates and exact values below which a user is warned."""
-LONG_SECONDS = 600
-"""Above this, the forecast says how long fewer cells would take."""
 
 
 @typed
@@ -182,7 +165,7 @@ def perturb(
     """
     checkpoint.require_matching(cells)
     question = Question(checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs)
-    _check_out(out, overwrite=overwrite)
+    require_output(out, what="a screen", overwrite=overwrite)
     if seed < 0:
         raise InputError(f"seed must be at least 0, found {seed}.")
     where = torch.device(device) if device else processes.device()
@@ -201,21 +184,12 @@ def perturb(
         "n_cells": len(rows),
         "seed": seed,
     }
-    if out is not None:
-        processes.agreed(
-            lambda: unfinished.refuse_other(Path(out), _plan_of(metadata), what="screen", overwrite=overwrite)
-        )
+    plan = _plan_of(metadata)
+    require_same_plan(out, plan, what="screen", overwrite=overwrite)
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
     screen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
-    return screen.in_memory(metadata) if out is None else screen.on_disk(Path(out), metadata, overwrite=overwrite)
-
-
-def _check_out(out: str | Path | None, *, overwrite: bool) -> None:
-    if out is not None:
-        processes.agreed(lambda: unfinished.refuse(Path(out), overwrite=overwrite))
-    elif processes.count() > 1:
-        raise InputError("Several processes share a screen through its file; give out= (--out).")
+    return screen.run(out, metadata, plan, overwrite=overwrite)
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,8 +257,10 @@ def _cells_to_perturb(
     return rows[chosen], n_variants[chosen]
 
 
-class _Screen:
+class _Screen(Parted[ShiftTable]):
     """The cells of a screen, cut into parts."""
+
+    kind, verb, what, unit = ShiftTable, "perturb", "screen", "variants"
 
     def __init__(
         self,
@@ -303,67 +279,28 @@ class _Screen:
         self._checked = np.isin(np.arange(len(rows)), checked)
         self.parts = consecutive_parts(n_variants * self._lengths, CELLS_A_PART, TOKENS_A_PART)
 
-    def in_memory(self, metadata: Mapping[str, Any]) -> ShiftTable:
-        """Do all parts; return the table."""
-        with self._shown(range(len(self.parts))) as bar:
-            tables = [self._table(part, bar.update) for part in self.parts]
-        return ShiftTable(as_frame(pa.concat_tables(tables)), {**metadata, **self._metadata_of(tables)})
+    @property
+    def columns_for_metadata(self) -> list[str] | None:
+        """Columns that `further` needs."""
+        return None if self._question.method == "first_order" else ["perturbed", "affected"]
 
-    def on_disk(self, out: Path, metadata: Mapping[str, Any], *, overwrite: bool) -> ShiftTable:
-        """Do what is missing of the parts, with the other processes; return the table, which stays on disk."""
-        with working_on(out, _plan_of(metadata), what="screen", overwrite=overwrite) as work:
-            if not work.is_delivered:
-                parts = Parts(work, len(self.parts), suffix=".parquet")
-                done = set(range(len(self.parts))) - set(parts.missing)
-                with self._shown(parts.mine, done=done) as bar:
-                    for i in parts.mine:
-                        table = self._table(self.parts[i], bar.update)
-                        parts.keep(i, partial(pq.write_table, table, compression="zstd"))
-                processes.wait()
-                if processes.is_first():
-                    self._merge(parts.paths, metadata, work)
-        return ShiftTable.open(out)
+    def n_units(self, rows: np.ndarray) -> int:
+        """Return how many variants some cells have."""
+        return int(self._n_variants[rows].sum())
 
-    def _merge(self, parts: Sequence[Path], metadata: Mapping[str, Any], work: Work) -> None:
-        """Make the parts the row groups of one file."""
-        columns = None if self._question.method == "first_order" else ["perturbed", "affected"]
-        further = self._metadata_of(pq.read_table(path, columns=columns) for path in parts)
-        with (
-            progress("merge", total=len(parts), unit="parts", quiet=len(parts) < FEW_PARTS) as bar,
-            work.result() as aside,
-        ):
-            write_blocks(aside, _counted(map(pq.read_table, parts), bar), {**metadata, **further})
-
-    def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[tqdm]:
-        """Say what is to be done and how long it will take; show a bar."""
-        n_done, n_to_do = (sum(int(self._n_variants[self.parts[i]].sum()) for i in which) for which in (done, parts))
-        if processes.is_first() and n_to_do:
-            self._forecast(np.concatenate([self.parts[i] for i in parts]))
-        return progress(
-            "perturb",
-            total=n_done + n_to_do,
-            unit="variants",
-            done=n_done,
-            quiet=not processes.is_first(),
-            facts=lambda: {"peak_memory_gb": round(processes.peak_memory_gb(), 2)},
-        )
-
-    def _forecast(self, cells: np.ndarray) -> None:
+    def forecast(self, rows: np.ndarray) -> None:
         """Measure the rate on a batch of a cell of middle length; say how long these cells will take."""
-        middle = cells[np.argsort(self._lengths[cells], kind="stable")[len(cells) // 2]]
+        middle = rows[np.argsort(self._lengths[rows], kind="stable")[len(rows) // 2]]
         n_probed = max(1, min(self._n_variants[middle], self._engine.reader.max_tokens // self._lengths[middle]))
         cost = np.array([flops(self._engine.reader.bert.config, np.array([length])) for length in self._lengths])
         is_exact = self._question.method == "exact"
         share = (
-            cost[middle] * (n_probed if is_exact else 1) / (cost * (self._n_variants if is_exact else 1))[cells].sum()
+            cost[middle] * (n_probed if is_exact else 1) / (cost * (self._n_variants if is_exact else 1))[rows].sum()
         )
-        text = f"{self._n_variants[cells].sum():,} variants of {len(cells):,} cells"
+        text = f"{self._n_variants[rows].sum():,} variants of {len(rows):,} cells"
         if share < _WORTH_A_PROBE:
             seconds = self._seconds(middle, n_probed) / share
-            text += f", about {in_words(seconds)} here"
-            n_fewer = 10 ** int(np.log10(max(1, len(cells) / 5)))
-            if seconds > LONG_SECONDS:
-                text += f"; {in_words(seconds * n_fewer / len(cells))} for {n_fewer:,} cells (max_cells)"
+            text += f", {worth(seconds, len(rows), 'cells')}"
         logger.info("%s", text)
 
     def _seconds(self, cell: int, n_variants: int) -> float:
@@ -375,7 +312,7 @@ class _Screen:
             (Engine.run if self._question.method == "exact" else first_order)(self._engine, probe)
         return time.perf_counter() - began
 
-    def _metadata_of(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
+    def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the metadata that need all rows, and warn of estimates that are poor."""
         further = self._layout.metadata_of(tables, np.flatnonzero(self._checked))
         for state, agreement in further.get("first_order", {}).get("spearman", {}).items():
@@ -393,7 +330,7 @@ class _Screen:
         tokens = self._question.cells[int(self._rows[i])]
         return PerturbedCell(tokens, self._edits.variants(tokens))
 
-    def _table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
+    def table_of(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Do a part; return its rows."""
         cells = [self._perturbed(i) for i in part]
         if self._question.method == "exact":
@@ -420,26 +357,3 @@ class _Screen:
             order = np.argsort(value_N, kind="stable")
             chosen[order[:refine]] = chosen[order[-refine:]] = True
         return chosen
-
-
-def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:
-    for table in tables:
-        yield table
-        bar.update()
-
-
-def batch_tokens(max_tokens: int | None, device: torch.device) -> int:
-    """Return the tokens of a batch that were asked for, or what suits a device."""
-    if max_tokens is not None:
-        return max_tokens
-    return CPU_TOKENS if device.type == "cpu" else MAX_TOKENS
-
-
-def in_words(seconds: float) -> str:
-    """Say a time as people do."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"

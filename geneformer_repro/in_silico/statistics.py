@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 from scipy.stats import t
-from sklearn.linear_model import LinearRegression
-from sklearn.metrics import r2_score
-from sklearn.model_selection import KFold, cross_val_predict
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
@@ -37,7 +34,7 @@ from geneformer_repro.in_silico.blockwise import (
     totals,
     totals_by_key,
 )
-from geneformer_repro.in_silico.gene_baselines import PREDICTORS, gene_baselines
+from geneformer_repro.in_silico.gene_baselines import PREDICTORS, beyond_baselines, gene_baselines
 from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
@@ -51,8 +48,6 @@ FEWEST_GENES, MOST_GENES = 10, 30
 """Other genes that a null holds at least: a tenth of the genes of the screen, within these bounds. One strong gene
 shifts the null of its neighbours by its effect over this number."""
 FEWEST_DONORS, FEW_CELLS = 3, 10
-FOLDS = 5
-"""In which genes are dealt to predict an effect from baselines."""
 _DOUBLINGS = 6
 _PLACES, _RATES = 2**_DOUBLINGS, 2**3
 _KEY_BITS = _GROUP_BITS, _REPLICATE_BITS, _GENE_BITS, _PLACE_BITS = 15, 24, 17, _DOUBLINGS
@@ -574,14 +569,9 @@ def _of_dose(dose: float, tables: Mapping[str | None, pd.DataFrame], shifts: Shi
 def _beside_baselines(table: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     """Add the baselines, and what they do not explain of the effect."""
     baselines = baselines.reindex(table.index.sort_values())
-    effect = table["effect"].reindex(baselines.index)
-    ranks = baselines[list(PREDICTORS)].rank(pct=True)
-    ranks = ranks.loc[:, ranks.nunique() > 1].fillna(0.5)
-    folds = KFold(FOLDS, shuffle=True, random_state=0)
-    predicted = pd.Series(cross_val_predict(LinearRegression(), ranks, effect, cv=folds), index=effect.index)
+    beyond = beyond_baselines(table["effect"].reindex(baselines.index), baselines[list(PREDICTORS)])
     table = table.join(baselines.drop(columns="mean_rank"))
-    table["effect_beyond_baselines"] = table["effect"] - predicted
-    table.attrs["explained_by_baselines"] = float(r2_score(effect, predicted))
-    alone = ranks.corrwith(effect.rank()).reindex(PREDICTORS)
-    table.attrs["baselines"] = {str(name): float(value) for name, value in alone.items()}
+    table["effect_beyond_baselines"] = beyond.residual
+    table.attrs["explained_by_baselines"] = beyond.explained
+    table.attrs["baselines"] = {str(name): float(value) for name, value in beyond.alone.items()}
     return table

@@ -23,10 +23,10 @@ from geneformer_repro.finetuning.problems.samples import (
     ExpressionProblem,
     SampleNetworkConfig,
     clinical_block,
-    clinical_columns,
 )
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
+from geneformer_repro.sample_reading import clinical_columns
 from geneformer_repro.targets import Number, SurvivalTime
 
 pytestmark = pytest.mark.usefixtures("blank_pictures", "few_resamples")

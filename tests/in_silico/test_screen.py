@@ -23,6 +23,7 @@ from slow_screen import SlowScreen, assert_same_rows, cells_of, random_model
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, InputError, Overexpression, ShiftTable, perturb, processes
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
+from geneformer_repro.in_silico import parted
 from geneformer_repro.in_silico import screen as module
 from geneformer_repro.in_silico.shift_table import COLUMNS
 from geneformer_repro.reading import consecutive_parts
@@ -549,7 +550,7 @@ def test_a_list_of_which_each_gene_is_perturbed_alone_may_be_longer_than_a_cell(
 
 
 def test_several_processes_need_a_file_to_share(model, short, monkeypatch):
-    monkeypatch.setattr(module, "processes", SimpleNamespace(count=lambda: 2))
+    monkeypatch.setattr(parted, "processes", SimpleNamespace(count=lambda: 2))
     with pytest.raises(InputError, match=r"Several processes share a screen through its file; give out="):
         perturb(model, short, Deletion())
 
@@ -596,7 +597,7 @@ def test_of_long_work_is_said_how_long_less_would_take(model, short, caplog, mon
     ],
 )  # fmt: skip
 def test_times_are_said_as_people_do(seconds, words):
-    assert module.in_words(seconds) == words
+    assert parted.in_words(seconds) == words
 
 
 def test_the_last_line_tells_how_much_was_done_and_how_fast(model, short, caplog):
@@ -620,7 +621,7 @@ def small_parts(monkeypatch):
 
 def stop_at_part(patch, n):
     """Crash in the n-th part that is done, once its values are there; return the list of the cells of those done."""
-    table, done = module._Screen._table, []
+    table, done = module._Screen.table_of, []
 
     def stopping(self, part, show):
         result = table(self, part, show)
@@ -629,7 +630,7 @@ def stop_at_part(patch, n):
         done.append(part.tolist())
         return result
 
-    patch.setattr(module._Screen, "_table", stopping)
+    patch.setattr(module._Screen, "table_of", stopping)
     return done
 
 
@@ -797,14 +798,14 @@ def on_one_thread(model, short, options, small_parts):
 
 def before_each_part(work):
     """Do something before a part's rows are kept."""
-    table = module._Screen._table
+    table = module._Screen.table_of
 
     def watched(self, part, show):
         rows = table(self, part, show)
         work(part)
         return rows
 
-    module._Screen._table = watched
+    module._Screen.table_of = watched
 
 
 def test_a_screen_that_was_killed_goes_on_and_ends_with_the_same_bytes(on_one_thread, tmp_path, monkeypatch):
@@ -921,7 +922,7 @@ def test_defect_6_every_row_is_written_whatever_the_sizes_of_parts_and_batches(
         written.append(len(table))
         return write(table, *given, **options)
 
-    monkeypatch.setattr(module.pq, "write_table", counting)
+    monkeypatch.setattr(parted.pq, "write_table", counting)
     out = tmp_path / "shifts.parquet"
     shifts = perturb(model, short, Deletion(), max_cells=7, out=out, max_tokens=max_tokens)
     assert shifts.table["perturbed"].tolist() == [

@@ -22,12 +22,13 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.bags import BagNetwork, Bags, BagShape
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds import read_labels
 from geneformer_repro.finetuning.networks import SELECTION, scores_by_target, trained_once
 from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.splits import Split
+from geneformer_repro.patient_reading import bagged, column_of, patients_of, read_patients, types_of
 from geneformer_repro.progress import progress
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.counts import log_normalise
@@ -197,7 +198,7 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
     InputError
         A column is missing, says several things of one patient, has one class only, or no cell of a patient is usable.
     """
-    patient_of = _patient_of(obs, config.patient)
+    patient_of = patients_of(obs, config.patient)
     of_patients = _OfPatients(obs, patient_of)
     kinds = {"regression": config.regression, "survival": config.survival, "follow_up": config.follow_up}
     read = [read_labels(name, of_patients.__getitem__, **kinds, row="patient") for name in config.targets]
@@ -207,8 +208,8 @@ def labelled_patients(obs: pd.DataFrame, cell_names: np.ndarray, usable: np.ndar
         logger.info("%s: %d patients have no label; left out.", ", ".join(config.targets), (~is_labelled).sum())
     patients = of_patients.names[is_labelled]
     number_of = pd.Index(patients).get_indexer(patient_of)
-    types, type_of = _types(obs, config.cell_type, (number_of >= 0) & usable)
-    bags, order = _bagged(patients, number_of, usable, type_of)
+    types, type_of = types_of(obs, config.cell_type, (number_of >= 0) & usable)
+    bags, order = bagged(patients, number_of, usable, type_of)
     asked = dict.fromkeys([*([config.split.group] if config.split.group else []), *config.split.balance])
     return PatientProblem(
         patients,
@@ -248,56 +249,10 @@ def new_patients(
     InputError
         A column is missing, or no cell of a patient is usable.
     """
-    patient_of, targets = _patient_of(obs, patient), network.targets
-    patients = np.array(sorted(set(patient_of.dropna())), dtype=object)
-    number_of = pd.Index(patients).get_indexer(patient_of)
-    if types := network.shape.cell_types:
-        if cell_type is None:
-            raise InputError("The network pools cells within their types; name the obs column: cell_type=.")
-        labels = as_labels(_column(obs, cell_type))
-        type_of = pd.Index(types).get_indexer(pd.Index(labels))
-        if n_new := int((labels.notna() & (type_of < 0)).sum()):
-            logger.info("%s: %d cells are of types that the network does not know.", cell_type, n_new)
-    else:
-        types, type_of = _types(obs, cell_type, (number_of >= 0) & usable)
-    bags, order = _bagged(patients, number_of, usable, type_of)
-    labels_PS = np.full((len(patients), sum(target.n_labels for target in targets)), np.nan)
-    rows = pd.DataFrame(index=patients)
-    return PatientProblem(patients, targets, labels_PS, rows, bags, order, cell_names[order], types)
-
-
-def _patient_of(obs: pd.DataFrame, column: str) -> pd.Series:
-    """Return the patient of each cell, and count those that have none."""
-    patient_of = as_labels(_column(obs, column))
-    if nameless := int(patient_of.isna().sum()):
-        logger.info("%s: %d cells have no patient; left out.", column, nameless)
-    return patient_of
-
-
-def _bagged(
-    patients: np.ndarray, number_of: np.ndarray, usable: np.ndarray, type_of: np.ndarray
-) -> tuple[Bags, np.ndarray]:
-    """Return the bags of patients, without vectors, and which cells they hold, patient after patient.
-
-    `number_of` is the number of each cell's patient, -1 for none of these.
-    """
-    used = (number_of >= 0) & usable
-    lengths = np.bincount(number_of[used], minlength=len(patients))
-    if not lengths.all():
-        empty = int(np.flatnonzero(lengths == 0)[0])
-        raise InputError(
-            f"None of the {(number_of == empty).sum()} cells of patient {patients[empty]!r} has a gene, so there is "
-            "nothing to learn its label from. Leave the patient out, or give more of its cells."
-        )
-    order = np.lexsort((type_of, number_of))
-    order = order[used[order]]
-    return Bags(torch.zeros(len(order), 0), lengths, type_of[order]), order
-
-
-def _column(obs: pd.DataFrame, name: str) -> pd.Series:
-    if name not in obs:
-        raise InputError(f"The cells have no obs column {name!r}. {did_you_mean(name, map(str, obs.columns))}")
-    return obs[name]
+    read, targets = read_patients(obs, usable, network, patient=patient, cell_type=cell_type), network.targets
+    labels_PS = np.full((len(read.patients), sum(target.n_labels for target in targets)), np.nan)
+    rows, names = pd.DataFrame(index=read.patients), cell_names[read.cell_rows]
+    return PatientProblem(read.patients, targets, labels_PS, rows, read.bags, read.cell_rows, names, read.cell_types)
 
 
 class _OfPatients:
@@ -310,7 +265,7 @@ class _OfPatients:
 
     def __getitem__(self, name: str) -> pd.Series:
         """Return a column, a value a patient; raise if a patient has several."""
-        column = _column(self._obs, name)
+        column = column_of(self._obs, name)
         said = as_labels(column).fillna("(none)").iloc[self._rows].groupby(self._patient_of[self._rows])
         several = said.unique()[said.nunique() > 1]
         if len(several):
@@ -322,15 +277,6 @@ class _OfPatients:
             )
         first_rows = pd.Series(self._rows).groupby(self._patient_of[self._rows]).first().loc[self.names]
         return column.iloc[first_rows.to_numpy()].set_axis(self.names)
-
-
-def _types(obs: pd.DataFrame, name: str | None, used: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the cell types that occur, and the number of each cell's; -1 where it has none."""
-    if name is None:
-        return (), np.full(len(obs), -1)
-    labels = as_labels(_column(obs, name))
-    types = tuple(sorted(set(labels[used].dropna())))
-    return types, pd.Index(types).get_indexer(labels)
 
 
 # Training

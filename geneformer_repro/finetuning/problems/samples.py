@@ -23,7 +23,7 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.config import Section, require, with_settings
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError
 from geneformer_repro.expression import (
     BLOCKS,
     ExpressionConfig,
@@ -339,49 +339,6 @@ def clinical_block(columns: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
         values |= {f"{name}={label}": (labels == label).to_numpy(np.float32) for label in sorted(set(labels.dropna()))}
     made = np.column_stack([np.empty((len(columns), 0), dtype=np.float32), *values.values()])
     return made, tuple(values)
-
-
-def clinical_columns(obs: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
-    """Return the clinical columns of a network, as `clinical_block` named them, of other samples: (samples, names).
-
-    A label that the network has not learned counts as missing, which is said.
-
-    Raises
-    ------
-    InputError
-        There is no such column, or it holds text where the network learned numbers.
-    """
-    values, others = [], dict[str, pd.Series]()
-    for name in names:
-        if name in obs:
-            if not pd.api.types.is_numeric_dtype(obs[name].dtype):
-                raise InputError(
-                    f"The network reads numbers in {name!r}, found {str(obs[name].iloc[0])!r}. Give numbers."
-                )
-            values.append(obs[name].to_numpy(dtype=np.float32, na_value=np.nan))
-            continue
-        column, label = _column_and_label(obs, name)
-        labels = as_labels(obs[column])
-        values.append((labels == label).to_numpy(np.float32))
-        left = others.get(column, labels)
-        others[column] = left[left != label]
-    for column, labels in others.items():
-        if n := int(labels.notna().sum()):
-            told = ", ".join(map(repr, sorted(set(labels.dropna()))[:5]))
-            logger.warning("%s: the network has not learned %s, of %d samples; they count as missing.", column, told, n)
-    return np.column_stack(values)
-
-
-def _column_and_label(obs: pd.DataFrame, name: str) -> tuple[str, str]:
-    """Return the column and the label that the name of a network's column is made of; either may hold a "="."""
-    for end in (place for place, character in enumerate(name) if character == "="):
-        if name[:end] in obs:
-            return name[:end], name[end + 1 :]
-    column = name.partition("=")[0]
-    raise InputError(
-        f"The network reads the clinical column {column!r}, which the samples do not have. "
-        f"{did_you_mean(column, map(str, obs.columns))} A table of such columns is joined by clinical= (--clinical)."
-    )
 
 
 def _fitted(head: Head, outputs_NK: torch.Tensor, labels_NS: torch.Tensor) -> Head:

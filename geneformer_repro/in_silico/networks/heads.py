@@ -36,7 +36,7 @@ from geneformer_repro.in_silico.networks.head_tests import (
 from geneformer_repro.in_silico.networks.lifts import GeneTokens, LogLifts, log_lifts
 from geneformer_repro.in_silico.networks.network_question import asked_genes, drawn_cells
 from geneformer_repro.in_silico.networks.places import place_bins
-from geneformer_repro.in_silico.screen import batch_tokens
+from geneformer_repro.in_silico.parted import batch_tokens
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import Dtype, Reader, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

@@ -39,7 +39,7 @@ from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_
 from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
 from geneformer_repro.in_silico.networks.network_question import NetworkMethod, NetworkQuestion
 from geneformer_repro.in_silico.networks.places import Places, place_bins
-from geneformer_repro.in_silico.screen import batch_tokens, in_words
+from geneformer_repro.in_silico.parted import batch_tokens, in_words
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts

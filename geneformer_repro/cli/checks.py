@@ -1,0 +1,114 @@
+"""Whether to believe an explanation: ``statistics WHY.parquet``."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geneformer_repro.cli.inputs import given_vocabulary, table_outputs, write_together
+from geneformer_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation
+
+_SHOWN = ("gene_name", "method", "state", "effect", "low", "high", "fdr", "n_cells", "n_donors", "beyond")
+_OF_EXPLANATIONS = ("sets", "drivers", "permuted", "max_cells")
+_TABLES = ("agreement", "removal", "points", "sanity")
+"""Tables of an evaluation that are written beside the genes, where they were made."""
+
+
+def add_explanation_options(statistics: argparse.ArgumentParser) -> None:
+    """Add what ``statistics`` takes of explanations."""
+    tested = statistics.add_argument_group(
+        "an explanation", "with --checkpoint and --cells, genes are taken away and models that forgot are explained"
+    )
+    tested.add_argument("--sets", metavar="FILE", help="gene sets (.gmt) that are looked for among the strongest genes")
+    tested.add_argument("--drivers", metavar="FILE", help="known genes that are looked for among the strongest")
+    tested.add_argument("--permuted", metavar="FOLDER", help="the model fine-tuned on permuted labels, to be explained")
+    tested.add_argument(
+        "--max-cells", type=int, metavar="N", help="cells that the model is asked again about (default 30)"
+    )
+
+
+def is_explanation(path: str | Path) -> bool:
+    """Whether a file is one that explain wrote."""
+    from geneformer_repro.in_silico.block_tables import format_of
+    from geneformer_repro.in_silico.explanations.explanation import FORM
+
+    return format_of(path) == FORM.name
+
+
+def refuse_explanation_options(arguments: argparse.Namespace) -> None:
+    """Raise if something is asked of a screen or network that explanations alone can answer."""
+    if given := [name for name in _OF_EXPLANATIONS if getattr(arguments, name) is not None]:
+        option = given[0].replace("_", "-")
+        raise InputError(
+            f"--{option} is for explanations, and {arguments.shifts} is none. Give a .parquet written by explain, or "
+            "leave it out; gene sets among the genes of any table are asked for with enrich."
+        )
+
+
+def check_explanation(arguments: argparse.Namespace) -> None:
+    """Make the table of genes of an explanation and test it, as ``statistics WHY.parquet`` asks."""
+    from geneformer_repro.checkpoint import Checkpoint
+    from geneformer_repro.in_silico.explanations.evaluation import MAX_CELLS, evaluate_explanation
+    from geneformer_repro.in_silico.explanations.explanation import Explanation
+    from geneformer_repro.in_silico.explanations.explanation_pages import plot_explanation, write_explanation_report
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+    if arguments.method is not None or arguments.null is not None:
+        raise InputError("--method and --null are for screens; an explanation has one table of genes. Leave them out.")
+    out, *beside = outputs = table_outputs(arguments)
+    why = Explanation.open(arguments.shifts)
+    vocabulary = given_vocabulary(arguments)
+    opened = {
+        name: Checkpoint.from_pretrained(folder, vocabulary=vocabulary) if folder else None
+        for name, folder in (("checkpoint", arguments.checkpoint), ("permuted", arguments.permuted))
+    }
+    check = evaluate_explanation(
+        why,
+        opened["checkpoint"],
+        TokenizedDataset.open(arguments.cells, vocabulary) if arguments.cells else None,
+        counts=arguments.counts,
+        drivers=arguments.drivers,
+        sets=arguments.sets,
+        permuted=opened["permuted"],
+        max_cells=MAX_CELLS if arguments.max_cells is None else arguments.max_cells,
+    )
+    further = {name: table for name, table in _tables(check).items() if len(table)}
+    paths = tuple(out.with_suffix(f".{name}.tsv") for name in further)
+    draw = (
+        lambda path: plot_explanation(why, check=check).savefig(path, dpi=150),
+        lambda path: write_explanation_report(why, path, check=check),
+    )
+    write_together(
+        (*outputs, *paths), check.genes, *draw, *map(_writing, further.values()), overwrite=arguments.overwrite
+    )
+    _show(check)
+    print(f"{out} has all {len(check.genes):,} rows, {beside[0]} the picture, {beside[1]} what was tested")
+    if paths:
+        print(f"the tests in numbers: {', '.join(map(str, paths))}")
+
+
+def _tables(check: "ExplanationEvaluation") -> dict[str, Any]:
+    """Return the tables beside that of genes, by name."""
+    tables = {name: getattr(check, name) for name in _TABLES}
+    tables = {name: table.set_index(table.columns[0]) for name, table in tables.items() if len(table)}
+    if check.drivers is not None:
+        tables["drivers"] = check.drivers.table
+    if check.sets is not None:
+        tables["sets"] = check.sets
+    return tables
+
+
+def _writing(table: Any) -> Any:
+    from geneformer_repro.files import write_table
+
+    return lambda path: write_table(table, path)
+
+
+def _show(check: "ExplanationEvaluation") -> None:
+    """Print what the tests say, first whether there is anything to explain, and then the strongest genes."""
+    print("\n".join(check.sentences))
+    head = check.genes.groupby(["method", "state"], sort=False, dropna=False).head(3).head(12)
+    shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
+    print(shown.to_string(index=False, na_rep="–", float_format="{:.4g}".format))

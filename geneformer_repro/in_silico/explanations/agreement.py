@@ -1,0 +1,173 @@
+"""How far methods say the same of the same cells, beside what chance and the places of genes give.
+
+Two methods that ask the same operator, such as deleting genes and a derivative of deleting them, agree because of it:
+such pairs are marked, and count for nothing as confirmation. And since a gene's place is what a model sees of its
+expression, "place" stands among the methods: one that agrees with it as much as with others tells where genes stand.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.agreement import chance_jaccard, jaccard_of_tops, spearman
+from geneformer_repro.in_silico.explanations.gene_table import Attributions, sound_blocks
+
+PLACE = "place"
+"""Called so in the table: minus the place of each gene, by itself."""
+TOPS = (10, 50, 200)
+FEWEST_GENES = 10
+"""A cell with fewer genes that both methods have has no correlation."""
+OPERATORS = {
+    "delete": "leaving genes out",
+    "hide": "leaving genes out",
+    "first_order": "leaving genes out",
+    "mask": "<mask>",
+    "integrated_gradients": "<mask>",
+    "gradient_input": "<mask>",
+    "median_rank": "the place",
+    "median": "the median",
+    "attention_gradient": "attention",
+    "rollout": "attention",
+    "attention": "attention",
+}
+"""What each method does to a gene, or takes the derivative of; of a surrogate, what its masks do."""
+_READ = ("cell", "gene", "place", "method", "state", "value")
+
+
+def operator_of(method: str, metadata: Mapping[str, Any]) -> str:
+    """Return what a method does to genes; methods that do the same are no independent witnesses.
+
+    Parameters
+    ----------
+    method
+        Its name.
+    metadata
+        Of the explanation: of a surrogate, ``methods`` says by which operator genes are left out.
+    """
+    if method == "surrogate":
+        method = str((metadata.get("methods") or {}).get(method, {}).get("operator", "hide"))
+    return OPERATORS.get(method, method)
+
+
+def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
+    """Compare methods two by two.
+
+    Parameters
+    ----------
+    why
+        Rows of an explanation.
+    tops
+        How many genes are compared as those with the largest absolute attribution.
+
+    Returns
+    -------
+    A row a ``state`` and pair, ``method_a`` and ``method_b``; "place" is minus the gene's place.
+
+    - ``spearman``: median over cells of the rank correlation of absolute attributions over the genes of the cell, with
+      its quartiles ``lower`` and ``upper``; ``n_cells`` with at least ten genes that both have.
+    - ``spearman_of_genes``: the same of the means over cells, over ``n_genes``.
+    - ``top_k``: Jaccard index of the k genes with the largest means, and ``top_k_chance``, what two methods that know
+      nothing have, k / (2n − k); NaN from n = k. ``top_k_in_cells`` and its chance: mean over cells.
+    - ``same_operator``: both do the same to genes, so their agreement is not independent.
+
+    With one method the rows are those with "place".
+    """
+    state_of: dict[str | None, _Compared] = {}
+    for block in sound_blocks(why, _READ):
+        for state, of_state in block.groupby("state", observed=True, dropna=False, sort=False):
+            name = None if pd.isna(state) else str(state)
+            state_of.setdefault(name, _Compared(tops)).add(of_state)
+    methods = list(dict.fromkeys(method for compared in state_of.values() for method in compared.methods))
+    rows = [
+        {"state": state, **row, "same_operator": _alike(row["method_a"], row["method_b"], why.metadata)}
+        for state, compared in state_of.items()
+        for row in compared.rows(methods)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _alike(a: str, b: str, metadata: Mapping[str, Any]) -> bool:
+    return PLACE not in (a, b) and operator_of(a, metadata) == operator_of(b, metadata)
+
+
+class _Compared:
+    """What has been compared of one state."""
+
+    def __init__(self, tops: Sequence[int]) -> None:
+        self._tops = tops
+        self.methods: dict[str, None] = {}
+        self._of_cells: dict[tuple[str, str], list[dict[str, float]]] = {}
+        self._sums: list[pd.DataFrame] = []
+
+    def add(self, block: pd.DataFrame) -> None:
+        """Compare the methods in each cell of a block, which holds whole cells."""
+        self.methods |= dict.fromkeys(block["method"].astype(str).unique())
+        sums = block.assign(absolute=block["value"].abs(), place=block["place"].astype(float))
+        of_gene = sums.groupby(["gene", "method"], observed=True)
+        self._sums.append(of_gene.agg(absolute=("absolute", "sum"), place=("place", "sum"), n=("value", "size")))
+        for _, of_cell in block.groupby("cell", observed=True, sort=False):
+            for pair, compared in self._in_cell(of_cell):
+                self._of_cells.setdefault(pair, []).append(compared)
+
+    def _in_cell(self, of_cell: pd.DataFrame) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
+        values = of_cell.pivot(index="gene", columns="method", values="value").abs()
+        values.columns = values.columns.astype(str)
+        values[PLACE] = -of_cell.drop_duplicates("gene").set_index("gene")["place"].astype(float)
+        for a, b in combinations([str(name) for name in values], 2):
+            both = values[[a, b]].to_numpy()
+            both = both[~np.isnan(both).any(1)]
+            if len(both) >= FEWEST_GENES:
+                yield (a, b), compared(*both.T, tops=self._tops)
+
+    def rows(self, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield a row of each pair of methods, those with the place last."""
+        sums = pd.concat(self._sums).groupby(level=[0, 1], observed=True).sum()
+        means = (sums["absolute"] / sums["n"]).unstack("method")
+        means.columns = means.columns.astype(str)
+        by_gene = sums.groupby(level=0, observed=True)[["place", "n"]].sum()
+        means[PLACE] = -by_gene["place"] / by_gene["n"]
+        compared_with = [PLACE] if means[PLACE].notna().any() else []
+        for a, b in combinations([*(name for name in methods if name in means), *compared_with], 2):
+            in_cells = pd.DataFrame(self._of_cells.get((a, b)) or self._of_cells.get((b, a), []))
+            yield {"method_a": a, "method_b": b, **_of_cells(in_cells, self._tops), **self._of_genes(means[[a, b]])}
+
+    def _of_genes(self, means: pd.DataFrame) -> dict[str, Any]:
+        both = means.dropna().to_numpy()
+        found = compared(*both.T, tops=self._tops)
+        return {"spearman_of_genes": found.pop("spearman"), **found, "n_genes": len(both)}
+
+
+def _of_cells(in_cells: pd.DataFrame, tops: Sequence[int]) -> dict[str, Any]:
+    """Return what the cells of a pair say together."""
+    names = [f"top_{k}{end}" for k in tops for end in ("", "_chance")]
+    in_cells = in_cells.reindex(columns=["spearman", *names]).astype(float)
+    rho = in_cells["spearman"].dropna()
+    lower, median, upper = np.percentile(rho, [25, 50, 75]) if len(rho) else (np.nan,) * 3
+    means = {name.replace("_chance", "_in_cells_chance"): in_cells[name].mean() for name in names if "chance" in name}
+    means |= {f"{name}_in_cells": in_cells[name].mean() for name in names if "chance" not in name}
+    return {"spearman": median, "lower": lower, "upper": upper, "n_cells": len(in_cells), **means}
+
+
+def compared(a: np.ndarray, b: np.ndarray, *, tops: Sequence[int] = TOPS) -> dict[str, float]:
+    """Compare two attributions of the same genes.
+
+    Parameters
+    ----------
+    a, b
+        Absolute attributions, (G,), without NaN.
+    tops
+        Sizes of the groups that are compared.
+
+    Returns
+    -------
+    ``spearman``, NaN where one is constant; ``top_k`` and ``top_k_chance``.
+    """
+    found = {"spearman": spearman(a, b)}
+    for k in tops:
+        has_top = len(a) > k
+        found[f"top_{k}"] = jaccard_of_tops(a, b, k) if has_top else np.nan
+        found[f"top_{k}_chance"] = chance_jaccard(k, len(a)) if has_top else np.nan
+    return found

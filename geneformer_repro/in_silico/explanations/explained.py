@@ -1,0 +1,278 @@
+"""The families of models that can be explained have one form; here are cells by a model that reads tokens."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+import geneformer_repro.processes as processes
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.errors import InputError
+from geneformer_repro.heads import CellClassifier
+from geneformer_repro.in_silico.explanations.answers import Answer
+from geneformer_repro.in_silico.explanations.asked import Asked
+from geneformer_repro.in_silico.explanations.attribution import Attribution
+from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Rows
+from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
+from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates, sentence
+from geneformer_repro.in_silico.explanations.occlusions import OPERATORS
+from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.in_silico.parted import batch_tokens
+from geneformer_repro.model import flops
+from geneformer_repro.reading import Reader, outputs_of
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+logger = logging.getLogger(__name__)
+
+_TEXT = pa.string()
+_TOKENS_A_ROW = 4
+"""So that a part, of two million tokens, has half a million rows at most."""
+CELLS_JUDGED = 2000
+"""Most cells over which is said how good a model is."""
+
+
+class Explained(ABC):
+    """Rows of one family of models that are explained: cells, samples, pairs, patients."""
+
+    rows_are: ClassVar[str] = "rows"
+    """What they are called, such as "cells"."""
+
+    @abstractmethod
+    def costs(self) -> np.ndarray:
+        """Return the work of each row, as tokens (or the like) that are read; parts are cut by it."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what makes two explanations the same, as JSON can hold it; it goes into the metadata, too.
+
+        At least ``methods`` (settings of each), ``donor``, ``obs`` and ``n_cells``; all inputs by content. Here or from
+        `prepare` also ``measure`` (what number is explained, in words).
+        """
+
+    @abstractmethod
+    def table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
+        """Return the rows of the file for some rows; `show` is called with passes that are done."""
+
+    def passes(self) -> np.ndarray:
+        """Return how often the network is run for each row, which the bar counts; here once."""
+        return np.ones(len(self.costs()), dtype=np.int64)
+
+    def prepare(self) -> dict[str, Any]:
+        """Do what costs and is needed before the first row; return further metadata, such as ``how_good``."""
+        return {}
+
+    def seconds(self, rows: np.ndarray) -> float | None:
+        """Measure how long some rows will take; None where a bar tells soon enough."""
+        return None
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        return ["gene"]
+
+    def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
+        """Return metadata that need all rows, part by part."""
+        return {}
+
+
+class CellsExplained(Explained):
+    """Cells by a model that reads tokens."""
+
+    rows_are = "cells"
+
+    def __init__(self, request: Request, checkpoint: Checkpoint, cells: TokenizedDataset) -> None:
+        checkpoint.require_matching(cells)
+        if "median" in request.methods or request.baseline == "median":
+            raise InputError(
+                "The median of a gene's value is for networks that read values; of cells, whose genes have places, it "
+                'is methods=["median_rank"], and baseline="mean".'
+            )
+        self._request, self._checkpoint, self._cells = request, checkpoint, cells
+        self._asked = Asked(request, checkpoint, cells)
+        for name in filter(None, [request.donor, *request.obs]):
+            cells.require_obs(name)
+        every = self._asked.rows()
+        self._rows = drawn(every, request.max_cells, np.random.default_rng(request.seed))
+        if not request.allow_seen:
+            _refuse_seen(checkpoint, cells, self._rows)
+        device = torch.device(request.device) if request.device else processes.device()
+        self._reader = Reader.of(
+            checkpoint,
+            layer=self._asked.layer,
+            dtype=request.dtype,
+            max_tokens=batch_tokens(request.max_tokens, device),
+            device=device,
+        )
+        self._methods = CellMethods(request, cells, every)
+        self._methods.require_few_units(self._rows)
+        self._donors = self._read_donors()
+
+    def _read_donors(self) -> np.ndarray | None:
+        if self._request.donor is None:
+            return None
+        donors = self._cells.labels(self._request.donor).iloc[self._rows]
+        if unknown := int(donors.isna().sum()):
+            raise InputError(
+                f"{unknown} of {len(self._rows)} cells to explain have no {self._request.donor!r}. Leave them out with "
+                "cells.select(…)."
+            )
+        return donors.to_numpy()
+
+    @cached_property
+    def _answer(self) -> Answer:
+        return self._asked.answer(self._reader.device)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return self._cells.lengths[self._rows]
+
+    def passes(self) -> np.ndarray:
+        """Return how often the network is run for each cell."""
+        return np.array([self._methods.passes(int(length)) for length in self._lengths])
+
+    def costs(self) -> np.ndarray:
+        """Return the tokens that are read for each cell; or its rows in the file, where those are what is much."""
+        n_rows = self._lengths * len(self._request.methods) * len(self._names)
+        return np.maximum(self._work() * self._lengths, n_rows * _TOKENS_A_ROW)
+
+    def _work(self) -> np.ndarray:
+        """Return what each cell costs, in forward passes."""
+        return np.array([self._methods.work(int(length), len(self._names)) for length in self._lengths])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what makes two explanations of cells the same."""
+        request = self._request
+        return {
+            **self._asked.describe(),
+            "states": list(self._names),
+            "methods": request.settings(),
+            "unit": "gene" if request.sets is None else "set",
+            **self._methods.describe(),
+            "donor": request.donor,
+            "obs": list(request.obs),
+            "n_cells": len(self._rows),
+            "max_cells": request.max_cells,
+            "seed": request.seed,
+            "dtype": request.dtype,
+            "allow_seen": request.allow_seen,
+            "checkpoint": self._checkpoint.fingerprint,
+            "cells": self._cells.fingerprint,
+        }
+
+    @property
+    def _names(self) -> Sequence[str]:
+        """What the numbers explained are called, before states are embedded."""
+        goal = self._request.goal
+        return goal.states[1:] if goal is not None else self._answer.names
+
+    def prepare(self) -> dict[str, Any]:
+        """Embed states, read places of reference cells, and see how good the model is."""
+        self._methods.prepare()
+        facts = self._methods.measure(self._reader, self._answer, self._rows)
+        how_good = processes.agreed(self._how_good)
+        if how_good is not None and processes.is_first():
+            say = logger.info if how_good["better_than_guessing"] else logger.warning
+            say("%s", sentence(how_good))
+        return {"measure": self._answer.described, "how_good": how_good, **facts}
+
+    def _how_good(self) -> dict[str, Any] | None:
+        """Return how well the model predicts the cells explained, where their labels are known."""
+        target, model, cells = self._asked.target, self._checkpoint.token_model, self._cells
+        if not isinstance(model, CellClassifier) or target is None or target.name not in cells.obs_columns:
+            return None
+        chosen = drawn(np.arange(len(self._rows)), CELLS_JUDGED, np.random.default_rng(self._request.seed))
+        judged = cells.select(self._rows[chosen])
+        labels = labels_in(target, judged.obs)
+        if labels is None or not (known := ~np.isnan(labels).any(axis=1)).any():
+            return None
+        outputs = outputs_of(model, judged, model.head, max_tokens=self._reader.max_tokens)
+        meaning = target.meaning(model.head.split(outputs.double())[self._asked.target_number]).numpy()[known]
+        labels = labels[known]
+        unit, what = replicates(None if self._donors is None else self._donors[chosen][known], len(labels))
+        scored = of_target(target, labels, meaning, unit)
+        return scored | {"replicates": what}
+
+    def seconds(self, rows: np.ndarray) -> float | None:
+        """Measure a few passes of a cell of middle length, and scale them by what all cost."""
+        middle = rows[np.argsort(self._lengths[rows], kind="stable")[len(rows) // 2]]
+        cost = np.array([flops(self._reader.bert.config, np.array([length])) for length in self._lengths])
+        return self._methods.seconds(
+            self._reader, self._answer, self._cells[int(self._rows[middle])], cost[middle], (cost * self._work())[rows]
+        )
+
+    def table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
+        """Return the rows of the file for some cells: of each its methods, of each of those its genes and states."""
+        cells = [self._cells[int(row)] for row in self._rows[part]]
+        done = {
+            method: self._methods.do(method, self._reader, self._answer, cells, show)
+            for method in self._request.methods
+        }
+        return self._laid_out(part, cells, done)
+
+    def _laid_out(
+        self, part: np.ndarray, cells: Sequence[np.ndarray], done: Mapping[str, Sequence[Attribution]]
+    ) -> pa.Table:
+        blocks = [
+            (part[i], self._methods.rows(method, tokens, of_cells[i]))
+            for i, tokens in enumerate(cells)
+            for method, of_cells in done.items()
+        ]
+        row = np.repeat([cell for cell, _ in blocks], [len(of_cell.unit) for _, of_cell in blocks])
+        rows = Rows.joined([of_cell for _, of_cell in blocks])
+        own = {
+            "cell": _taken(self._cells.cell_names[self._rows], row),
+            "donor": pa.nulls(len(row), pa.string()) if self._donors is None else _taken(self._donors, row),
+            "gene": _taken(self._methods.unit_names, rows.unit),
+            "place": pa.array(rows.place, pa.int32(), mask=rows.place < 0),
+            "method": _taken(self._request.methods, rows.method),
+            "state": _taken(self._names, rows.state),
+            "value": pa.array(rows.value),
+            "before": pa.array(rows.before),
+            "gap": pa.array(rows.gap, mask=np.isnan(rows.gap)),
+            "exact": _taken([name in OPERATORS for name in self._request.methods], rows.method, pa.bool_()),
+        }
+        if rows.fit is not None:
+            own |= {name: pa.array(of, mask=np.isnan(of)) for name, of in zip(SURROGATE_COLUMNS, rows.fit, strict=True)}
+        carried = self._cells.obs[list(self._request.obs)].iloc[self._rows]
+        of_all = pa.Schema.from_pandas(carried, preserve_index=False)  # some cells may know less of a column's type
+        obs = pa.Table.from_pandas(carried.iloc[row], of_all, preserve_index=False).replace_schema_metadata(None)
+        further = [(name, pa.float64()) for name in own if name in SURROGATE_COLUMNS]
+        return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *further, *obs.schema]))
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        of_fits = ["state", *SURROGATE_COLUMNS] if "surrogate" in self._request.methods else []
+        return ["cell", "gene", "method", "gap", *of_fits]
+
+    def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
+        """Return the names of the genes, and what each method says of itself over all cells."""
+        return self._methods.further(tables)
+
+
+def drawn(rows: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Return the rows, or a random choice of too many, ascending."""
+    return rows if most is None or len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+
+
+def _taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray, kind: pa.DataType = _TEXT) -> pa.Array:
+    return pa.array(list(values), kind).take(pa.array(rows))
+
+
+def _refuse_seen(checkpoint: Checkpoint, cells: TokenizedDataset, rows: np.ndarray) -> None:
+    """Raise if the model has learned from some of the cells: it explains what it was told, not what it found."""
+    if checkpoint.seen is None:
+        return
+    is_seen = np.isin(cells.select(rows).digests(), checkpoint.seen)
+    if is_seen.any():
+        first = cells.cell_names[rows[is_seen][0]]
+        raise InputError(
+            f"{is_seen.sum()} of {len(rows)} cells to explain (first: {first!r}) are among those that "
+            f"{checkpoint.name} was trained on. Explain cells that it has not seen (cells.select(…)), or accept it: "
+            "allow_seen=True (--allow-seen)."
+        )

@@ -1,0 +1,337 @@
+"""Why a network over pairs says that a drug works, or does not: what each gene of the sample adds, and each character.
+
+A pair is explained with its drug fixed, by genes, and with its sample fixed, by the characters of the drug's SMILES;
+the two add up apart. A network that learned a residual is explained without the mean effects: that a drug is potent in
+all samples, neither genes nor characters of this pair have decided.
+
+Characters are vectors, and have no zero: ways begin at the mean of all known characters' vectors, or at that of
+padding, which in networks that only convolve is the empty SMILES.
+
+Shapes: P pairs, S samples, G genes, T positions of a SMILES, E length of a character's vector.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.drugs import PADDING, UNKNOWN, Drugs
+from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.identities import same_samples
+from geneformer_repro.in_silico.explanations.cell_methods import completeness, largest_gaps
+from geneformer_repro.in_silico.explanations.explained import Explained, drawn
+from geneformer_repro.in_silico.explanations.explained_samples import require_methods
+from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
+from geneformer_repro.in_silico.explanations.pair_occlusions import forecasts, lost_by_characters, lost_by_genes
+from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
+from geneformer_repro.pair_derivatives import (
+    gradient_input,
+    gradient_input_of_characters,
+    integrated_gradients,
+    integrated_gradients_of_characters,
+)
+from geneformer_repro.pair_networks import PairNetwork
+from geneformer_repro.pair_reading import AskedPairs, read_pairs
+from geneformer_repro.reading import evaluating
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+METHODS = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
+Baseline: TypeAlias = Literal["mean", "median", "pad"]
+TOLERANCE, TOLERANCE_OF_CHARACTERS = 1e-3, 1e-2
+"""Of the completeness of integrated gradients; convolutions have so many bends that 1e-3 takes 500 passes a pair."""
+_DRUGS_A_ROW = 16
+"""Drugs with which a sample is explained at once."""
+_OF_GENES = ("integrated_gradients", "gradient_input", "median", "attention")
+_OF_CHARACTERS = ("integrated_gradients", "gradient_input", "mask", "attention")
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedPairs(Explained):
+    """Samples, each with some drugs, to be explained part by part."""
+
+    rows_are = "samples with up to 16 drugs"
+    request: Request
+    checkpoint: Checkpoint
+    asked: AskedPairs
+    samples: np.ndarray
+    """Numbers of those that are explained."""
+    drugs: np.ndarray
+    """Numbers of those that they are explained with."""
+    median_G: np.ndarray
+    """Median of each gene over the samples, on the network's scale; empty where none is read."""
+    start_E: np.ndarray
+    """The vector of characters at which ways begin; empty where none are read."""
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        checkpoint: Checkpoint,
+        samples: TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path,
+        drugs: Drugs | pd.DataFrame | str | Path,
+        **how: Any,
+    ) -> "ExplainedPairs":
+        """Read samples and drugs, and find what is explained of them.
+
+        Parameters
+        ----------
+        request
+            What is asked; its states are names of drugs, default all. "median" is of genes alone (the median of the
+            samples instead of a gene's value), "mask" of characters alone (the baseline's vector instead of a
+            character's); "attention" tells what the network looks at, where it does. The baseline is "mean" (a sample
+            of mean expression, and characters that all have the mean vector), "median" (that of the samples, for
+            genes), or "pad" (for characters the vector of padding).
+        checkpoint
+            A network that `finetune_response` made.
+        samples, drugs, how
+            As `predict_response` takes them.
+
+        Raises
+        ------
+        InputError
+            A method or drug is unknown, the network reads nothing that a method is of, or it has learned the pairs.
+        """
+        require_methods(request, METHODS, get_args(Baseline), "a network of drug response")
+        network = checkpoint.pair_network
+        given = [name for name in ("target", "contrast", "donor", "sets") if getattr(request, name) is not None]
+        if given or request.obs:
+            raise InputError(
+                f"{(given or ['obs'])[0]}= is not for drug response: what is explained is the response to each drug, "
+                "and every sample is a replicate. Leave it out; state= names drugs."
+            )
+        asked = read_pairs(checkpoint, samples, drugs, **how)
+        wanted = asked.drugs.names if request.states is None else request.states
+        for name in wanted:
+            if name not in asked.drugs.names:
+                raise InputError(f"There is no drug {name!r}. {did_you_mean(name, asked.drugs.names)}")
+        numbers = np.array([asked.drugs.names.index(name) for name in wanted])
+        rows = drawn(np.arange(len(asked.names)), request.max_cells, np.random.default_rng(request.seed))
+        if not request.allow_seen:
+            _refuse_learned(checkpoint, asked, rows, numbers)
+        median_G, start_E = np.zeros(0, np.float32), np.zeros(0, np.float32)
+        if asked.sides.values_SG is not None:
+            median_G = np.median(asked.sides.values_SG, axis=0).astype(np.float32)
+        if network.drugs.kind == "smiles":
+            weight_VE = network.characters.embedding.weight.detach().float().cpu().numpy()
+            start_E = weight_VE[PADDING] if request.baseline == "pad" else weight_VE[UNKNOWN + 1 :].mean(axis=0)
+        made = cls(request, checkpoint, asked, rows, numbers, median_G, start_E)
+        made._require_something_to_explain(network)
+        return made
+
+    def _require_something_to_explain(self, network: PairNetwork) -> None:
+        for method in self.request.methods:
+            if not (self._is_of_genes(method) or self._is_of_characters(method)):
+                raise InputError(
+                    f"{self.checkpoint.name} ({network!r}) has nothing that {method!r} is of: 'median' needs a network "
+                    "that reads expression of genes, 'mask' one that reads characters of SMILES, 'attention' one that "
+                    "chooses characters by attention. Of one that reads tokens alone set network.expression_path."
+                )
+
+    @property
+    def _network(self) -> PairNetwork:
+        return self.checkpoint.pair_network
+
+    def _is_of_genes(self, method: str) -> bool:
+        shape = self._network.shape
+        if method == "attention":
+            return shape.model == "paccmann" and shape.fusion == "attention" and not shape.sample_layers
+        return method in _OF_GENES and shape.reads_expression
+
+    def _is_of_characters(self, method: str) -> bool:
+        if method == "attention" and self._network.shape.fusion != "attention":
+            return False
+        return method in _OF_CHARACTERS and self._network.drugs.kind == "smiles"
+
+    @property
+    def _chunks(self) -> list[np.ndarray]:
+        return [self.drugs[start : start + _DRUGS_A_ROW] for start in range(0, len(self.drugs), _DRUGS_A_ROW)]
+
+    def costs(self) -> np.ndarray:
+        """Return about how many values of genes and characters are computed with, for each sample and some drugs."""
+        n_genes = len(self._network.scale.names["expression"]) if self._network.scale is not None else 0
+        n_units = n_genes + self._network.drugs.n_positions
+        passes = {"integrated_gradients": 32, "gradient_input": 2, "median": 32, "mask": 8, "attention": 1}
+        a_pair = n_units * sum(passes[method] for method in self.request.methods)
+        return np.tile([a_pair * len(chunk) for chunk in self._chunks], len(self.samples))
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is explained and how, as JSON can hold it; all inputs by content."""
+        network, sides = self._network, self.asked.sides
+        digest = hashlib.sha256("\n".join([*self.asked.names, *self.asked.drugs.names]).encode())
+        for read in (sides.values_SG, sides.drugs, self.samples, self.drugs):
+            digest.update(b"" if read is None else np.ascontiguousarray(read).tobytes())
+        digest.update((sides.cells.fingerprint if sides.cells is not None else "").encode())
+        settings: dict[str, dict[str, Any]] = {
+            "integrated_gradients": {
+                "baseline": self.request.baseline,
+                "tolerance": TOLERANCE,
+                "tolerance_of_characters": TOLERANCE_OF_CHARACTERS,
+            },
+            "gradient_input": {"baseline": self.request.baseline},
+            "median": {"operator": "the median of the samples instead of a gene's value"},
+            "mask": {"operator": "the baseline's vector instead of a character's", "baseline": self.request.baseline},
+            "attention": {"of": "mean over heads and widths of convolution"},
+        }
+        beyond = ", beyond its mean effects" if network.shape.residual else ""
+        return {
+            "family": "pairs",
+            "measure": f"predicted {network.target.measure} of the drug in column state{beyond}",
+            "target": network.target.name,
+            "states": [self.asked.drugs.names[drug] for drug in self.drugs],
+            "methods": {method: settings[method] for method in self.request.methods},
+            "smiles": {self.asked.drugs.names[drug]: self.asked.drugs.smiles[drug] for drug in self.drugs},
+            "donor": None,
+            "obs": list(self._further),
+            "seed": self.request.seed,
+            "checkpoint": self.checkpoint.fingerprint,
+            "rows": digest.hexdigest(),
+            "n_cells": len(self.samples),
+        }
+
+    @property
+    def columns_for_metadata(self) -> list[str]:
+        """Columns that `further` needs."""
+        return ["cell", "method", "gap"]
+
+    def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
+        """Return names of genes, and how completely integrated gradients add up."""
+        scale = self._network.scale
+        named = () if scale is None else zip(scale.names["expression"], scale.gene_names, strict=True)
+        worst: dict[str, float | None] = {}
+        for table in tables:
+            for cell, gap in largest_gaps(table).items():
+                worst[cell] = max((known for known in (gap, worst.get(cell)) if known is not None), default=None)
+        facts = {"completeness": completeness(worst, MOST_GAP)} if worst else {}
+        return {"gene_names": {gene: name or gene for gene, name in named}, "how_good": None, **facts}
+
+    @property
+    def _further(self) -> dict[str, pa.DataType]:
+        return {"character": pa.string()} if self._network.drugs.kind == "smiles" else {}
+
+    def table(self, part: np.ndarray, show: Callable[[int], object] = lambda n: None) -> pa.Table:
+        """Return the rows of some samples, each with some drugs.
+
+        Parameters
+        ----------
+        part
+            Their numbers.
+        show
+            Called with the number of those that are done.
+        """
+        tables = []
+        for row in part:
+            sample, chunk = divmod(int(row), len(self._chunks))
+            drugs = self._chunks[chunk]
+            tables += list(self._rows(int(self.samples[sample]), drugs))
+            show(1)
+        return pa.concat_tables(tables).combine_chunks()
+
+    def _rows(self, sample: int, drugs: np.ndarray) -> Iterator[pa.Table]:
+        before_D = self.before(sample, drugs)
+        found = [
+            (method, units, of_units(method, sample, drugs))
+            for method in self.request.methods
+            for units, is_of, of_units in (
+                (self._genes, self._is_of_genes, self.by_genes),
+                (self._characters, self._is_of_characters, self.by_characters),
+            )
+            if is_of(method)
+        ]
+        name = str(self.asked.names[sample])
+        for i, drug in enumerate(drugs):
+            for method, units_of, (value_DU, gap_D) in found:
+                units, kept = units_of(drug)
+                said: dict[str, Any] = {"row": name, "donor": name, "method": method, "further": self._further}
+                said |= {"exact": method not in ("gradient_input", "attention")}
+                said |= {"gap_S": None if gap_D is None else gap_D[i : i + 1]}
+                states, before_S = [self.asked.drugs.names[drug]], before_D[i : i + 1]
+                yield unit_rows(units, value_DU[i, kept][:, None], states, before_S, **said)
+
+    def _genes(self, drug: int) -> tuple[Units, np.ndarray]:
+        assert self._network.scale is not None
+        genes = self._network.scale.names["expression"]
+        return Units(genes=genes), np.arange(len(genes))
+
+    def _characters(self, drug: int) -> tuple[Units, np.ndarray]:
+        there = np.flatnonzero(self.asked.sides.drugs[drug] > 0)
+        smiles = self.asked.drugs.smiles[drug]
+        assert smiles is not None
+        return Units(places=there.astype(np.int32), others={"character": [smiles[i] for i in there]}), there
+
+    # Values, of a sample and some drugs
+
+    def before(self, sample: int, drugs: np.ndarray) -> np.ndarray:
+        """Return what is explained, (drugs,)."""
+        sides, network = self.asked.sides, self._network
+        with evaluating(network) as device:
+            values = None if sides.values_SG is None else torch.from_numpy(sides.values_SG[[sample]]).to(device)
+            pooled = None if sides.cells is None else sides.vectors_of(network, np.array([sample]), device)
+            read = network.of_drugs(torch.from_numpy(sides.drugs[drugs]).to(device))
+            pairs = torch.stack([torch.zeros(len(drugs), dtype=torch.long), torch.arange(len(drugs))], dim=1)
+            return forecasts(network, network.of_samples(values, pooled), read, pairs.to(device)).numpy(force=True)
+
+    def by_genes(self, method: str, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the values of genes, (drugs, G), and gaps of integrated gradients, (drugs,)."""
+        network, sides, pairs_P2 = self._network, self.asked.sides, _pairs(sample, drugs)
+        assert sides.values_SG is not None
+        start_SG = None
+        if self.request.baseline == "median":
+            start_SG = np.broadcast_to(self.median_G, sides.values_SG.shape)
+        match method:
+            case "integrated_gradients":
+                found = integrated_gradients(network, sides, pairs_P2, baseline_SG=start_SG, tolerance=TOLERANCE)
+                return found.by_gene_PG, found.gap_P
+            case "gradient_input":
+                return gradient_input(network, sides, pairs_P2, baseline_SG=start_SG), None
+            case "median":
+                return lost_by_genes(network, sides, sample, drugs, self.median_G), None
+        with evaluating(network) as device:
+            shares_1G = network.shares_of_genes(torch.from_numpy(sides.values_SG[[sample]]).to(device))
+        assert shares_1G is not None
+        return np.repeat(shares_1G.double().numpy(force=True), len(drugs), axis=0), None
+
+    def by_characters(self, method: str, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the values of positions of SMILES, (drugs, T), and gaps of integrated gradients, (drugs,)."""
+        network, sides, pairs_P2, start_E = self._network, self.asked.sides, _pairs(sample, drugs), self.start_E
+        match method:
+            case "integrated_gradients":
+                tolerance = TOLERANCE_OF_CHARACTERS
+                found = integrated_gradients_of_characters(network, sides, pairs_P2, start_E, tolerance=tolerance)
+                return found.by_gene_PG, found.gap_P
+            case "gradient_input":
+                return gradient_input_of_characters(network, sides, pairs_P2, start_E), None
+            case "mask":
+                return np.stack([lost_by_characters(network, sides, sample, drug, start_E) for drug in drugs]), None
+        with evaluating(network) as device:
+            values = None if sides.values_SG is None else torch.from_numpy(sides.values_SG[[sample]]).to(device)
+            pooled = None if sides.cells is None else sides.vectors_of(network, np.array([sample]), device)
+            read = network.of_drugs(torch.from_numpy(sides.drugs[drugs]).to(device))
+            numbers = torch.stack([torch.zeros(len(drugs), dtype=torch.long), torch.arange(len(drugs))], dim=1)
+            of_sample = network.of_samples(values, pooled)
+            return network.shares_of_characters(of_sample, read, numbers.to(device)).double().numpy(force=True), None
+
+
+def _refuse_learned(checkpoint: Checkpoint, asked: AskedPairs, rows: np.ndarray, drugs: np.ndarray) -> None:
+    """Raise if the network has learned from samples and drugs that are explained: it tells what it was told."""
+    learned = checkpoint.pair_network.learned
+    known = same_samples(asked.names[rows], learned["samples"], None)["a"].to_numpy(dtype=str)
+    known_drugs = [asked.drugs.names[drug] for drug in drugs if asked.drugs.keys[drug] in learned["drugs"]]
+    if len(known) and known_drugs:
+        raise InputError(
+            f"{checkpoint.name} may have learned from {len(set(known)) * len(known_drugs)} of the "
+            f"{len(rows) * len(drugs)} pairs to explain (first: {str(known[0])!r} with {known_drugs[0]!r}). "
+            "Explain samples or drugs that it has not seen, or accept it: allow_seen=True (--allow-seen)."
+        )
+
+
+def _pairs(sample: int, drugs: np.ndarray) -> np.ndarray:
+    return np.stack([np.full(len(drugs), sample), drugs], axis=1)

@@ -1,0 +1,89 @@
+"""Which family of models a checkpoint is of, and its rows in the one form in which they are explained."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anndata as ad
+import pandas as pd
+
+from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.drugs import Drugs
+from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.expression import ExpressionNetwork
+from geneformer_repro.in_silico.explanations.explained import CellsExplained, Explained
+from geneformer_repro.in_silico.explanations.explained_pairs import ExplainedPairs
+from geneformer_repro.in_silico.explanations.explained_patients import ExplainedPatients
+from geneformer_repro.in_silico.explanations.explained_samples import ExplainedSamples
+from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.pair_networks import PairNetwork
+from geneformer_repro.pair_reading import read_pairs
+from geneformer_repro.sample_reading import read_scaled
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+RowsGiven: TypeAlias = TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path
+DrugsGiven: TypeAlias = Drugs | pd.DataFrame | str | Path
+
+
+def usual_choices(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the method and the baseline that suit a family, where a user names none."""
+    if isinstance(checkpoint.model, ExpressionNetwork | PairNetwork):
+        return {"methods": ("integrated_gradients",), "baseline": "mean"}
+    return {"methods": ("hide",), "baseline": "mask"}
+
+
+def explained_by(
+    request: Request,
+    checkpoint: Checkpoint,
+    rows: RowsGiven,
+    *,
+    drugs: DrugsGiven | None,
+    patients: str | Path | None,
+    reading: Mapping[str, Any],
+) -> Explained:
+    """Return rows in the form of their family of models.
+
+    Raises
+    ------
+    InputError
+        The rows are not what the model reads, arguments are for another family, or as the family says.
+    """
+    if patients is not None and isinstance(checkpoint.model, ExpressionNetwork | PairNetwork):
+        raise InputError(
+            f"patients= names a run of finetune_patients, whose encoder the checkpoint is; {checkpoint.name} is no "
+            "encoder. Give the encoder's checkpoint."
+        )
+    if isinstance(checkpoint.model, PairNetwork):
+        if drugs is None:
+            raise InputError(
+                f"{checkpoint.name} is a network over pairs of samples and drugs: give the drugs with drugs= (--drugs)."
+            )
+        _require_options(reading, read_pairs, "predict_response")
+        return ExplainedPairs.of(request, checkpoint, rows, drugs, **reading)
+    if drugs is not None:
+        raise InputError(f"drugs= is for a network of drug response, and {checkpoint.name} is none. Leave it out.")
+    if isinstance(checkpoint.model, ExpressionNetwork):
+        _require_options(reading, read_scaled, "predict")
+        given: Any = rows
+        return ExplainedSamples.of(request, checkpoint, given, **reading)
+    if reading:
+        raise InputError(
+            f"reading= says how a matrix is read, and {checkpoint.name} reads tokenised cells. Leave it out."
+        )
+    if not isinstance(rows, TokenizedDataset):
+        raise InputError(
+            f"{checkpoint.name} reads tokenised cells, found {type(rows).__name__}. Give what tokenize makes, opened "
+            "with TokenizedDataset.open."
+        )
+    if patients is not None:
+        return ExplainedPatients(request, checkpoint, rows, Path(patients))
+    return CellsExplained(request, checkpoint, rows)
+
+
+def _require_options(reading: Mapping[str, Any], read: Callable[..., object], like: str) -> None:
+    """Refuse options of reading that there are not."""
+    known = [name for name, of in inspect.signature(read).parameters.items() if of.kind is of.KEYWORD_ONLY]
+    for name in reading:
+        if name not in known:
+            raise InputError(f"reading= takes options of {like}, and there is no {name!r}. {did_you_mean(name, known)}")

@@ -1,0 +1,109 @@
+"""What is explained of a network's outputs, whoever made them: the same numbers as of cells, see `answers`.
+
+Shapes: B rows, K outputs of all targets side by side, S numbers explained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.in_silico.explanations.answers import described_risk, log_odds, survival_risk
+from geneformer_repro.targets import Classes, SurvivalTime, Target
+
+
+@dataclass(frozen=True)
+class OutputAnswer:
+    """Numbers that are explained of the outputs of a head: log-odds of classes, a number, or a risk."""
+
+    targets: tuple[Target, ...]
+    """Of the head; their outputs lie side by side."""
+    number: int
+    """Which of them is explained."""
+    classes: tuple[int, ...] = ()
+    """Of a target that is classes, those that are explained."""
+    contrast: int | None = None
+    """The class that they are compared with; None: all others together."""
+
+    @classmethod
+    def of(
+        cls,
+        targets: Sequence[Target],
+        target: str | None,
+        state: str | Sequence[str] | None,
+        contrast: str | None,
+        *,
+        named: str,
+    ) -> "OutputAnswer":
+        """Find what is asked about among the targets of a network.
+
+        Parameters
+        ----------
+        targets
+            Of the network.
+        target
+            Name of one of them; may be left out where there is one.
+        state
+            Of classes one of them, or several; default all.
+        contrast
+            Of classes another one, with which they are compared.
+        named
+            What the network is called in messages.
+
+        Raises
+        ------
+        InputError
+            There is no such target or class, none is named among several, or classes are asked of a number.
+        """
+        names = [each.name for each in targets]
+        if target is None and len(names) > 1:
+            raise InputError(f"{named} has the targets {', '.join(map(repr, names))}; name one: target= (--target).")
+        if target is not None and target not in names:
+            raise InputError(f"{named} has no target {target!r}. {did_you_mean(target, names)}")
+        number = 0 if target is None else names.index(target)
+        chosen = targets[number]
+        if not isinstance(chosen, Classes):
+            if state is not None or contrast is not None:
+                raise InputError(f"state= and contrast= name classes, and {chosen.described} has none. Leave them out.")
+            return cls(tuple(targets), number)
+        wanted = list(chosen.classes) if state is None else [state] if isinstance(state, str) else list(state)
+        if contrast is not None and state is None:
+            wanted = [name for name in wanted if name != contrast]
+        for name in [*wanted, *([] if contrast is None else [contrast])]:
+            if name not in chosen.classes:
+                raise InputError(f"{named} knows no {chosen.name} {name!r}. {did_you_mean(name, chosen.classes)}")
+        if contrast in wanted or len(set(wanted)) < len(wanted) or not wanted:
+            raise InputError(
+                f"state= names different classes, other than that of contrast=; found {wanted} and {contrast!r}."
+            )
+        numbers = tuple(map(chosen.classes.index, wanted))
+        return cls(tuple(targets), number, numbers, None if contrast is None else chosen.classes.index(contrast))
+
+    @property
+    def target(self) -> Target:
+        """What is explained."""
+        return self.targets[self.number]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each number is called: the classes, or the target."""
+        target = self.target
+        return tuple(target.classes[k] for k in self.classes) if isinstance(target, Classes) else (target.name,)
+
+    @property
+    def described(self) -> str:
+        """What the numbers are, in words."""
+        target = self.target
+        if isinstance(target, Classes):
+            against = "all other classes" if self.contrast is None else repr(target.classes[self.contrast])
+            return f"log-odds of each {target.name} named in column state against {against}, in nats"
+        return described_risk(target) if isinstance(target, SurvivalTime) else f"predicted {target.name}, in its unit"
+
+    def __call__(self, outputs_BK: Tensor) -> Tensor:
+        """Return the numbers, (B, S); differentiable."""
+        outputs = outputs_BK.split([target.n_outputs for target in self.targets], dim=-1)[self.number]
+        target = self.target
+        if isinstance(target, Classes):
+            return log_odds(outputs, self.classes, self.contrast)
+        return survival_risk(target, outputs) if isinstance(target, SurvivalTime) else target.meaning(outputs)

@@ -1,0 +1,121 @@
+"""What the checks of an explanation say, in sentences; first whether there is anything to explain.
+
+A ranking of genes always looks like a finding. So it is said first how good the model is on the rows that were
+explained: of one that guesses, genes are what its network reacts to, and nothing about the label.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from geneformer_repro.in_silico.explanations.agreement import PLACE
+from geneformer_repro.in_silico.explanations.gene_table import why_unsound
+from geneformer_repro.in_silico.explanations.how_good import sentence
+from geneformer_repro.in_silico.explanations.removal import BY_CHANGE, BY_PLACE, LARGEST
+from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE, PERMUTED_LABELS, RANDOM_WEIGHTS
+from geneformer_repro.in_silico.published_statistics import SIGNIFICANT
+
+UNKNOWN = (
+    "How well the model predicts the rows explained is not known: their labels were not given, so nothing here says "
+    "that there is anything to explain."
+)
+
+
+def how_good(metadata: Mapping[str, Any]) -> str:
+    """Say how good the model is on the rows explained."""
+    found = metadata.get("how_good")
+    return UNKNOWN if not found else sentence(found)
+
+
+def is_known(metadata: Mapping[str, Any]) -> bool:
+    """Whether it is known how good the model is on the rows explained."""
+    found = metadata.get("how_good")
+    return found is not None and found["better_than_guessing"] is not None
+
+
+def is_guessing(metadata: Mapping[str, Any]) -> bool:
+    """Whether the model was found to be no better than guessing on the rows explained."""
+    return is_known(metadata) and not metadata["how_good"]["better_than_guessing"]
+
+
+def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Say how many genes differ from 0 over donors, and what was left out."""
+    tested = genes["p_value"].notna()
+    if tested.any():
+        n = int((genes["fdr"] < SIGNIFICANT).sum())
+        yield (
+            f"{n:,} of {int(tested.sum()):,} tested rows have an effect that differs from 0 over donors (FDR < 0.05): "
+            "it is even, not large."
+        )
+    elif metadata.get("donor"):
+        yield "No gene was seen in three donors, so there are effects and no p-values."
+    else:
+        yield "No donors were named, so there are effects and no p-values: cells of a donor are alike."
+    for method, n in genes.attrs["n_left_out"].items():
+        yield f"{n:,} of {genes.attrs['n_cells']:,} cells {why_unsound(method)} and are left out of {method}."
+    explained = {key: r2 for key, r2 in genes.attrs["explained_by_baselines"].items() if r2 > 0.5}
+    for key, r2 in explained.items():
+        yield f"What needs no model (place, detection, expression) explains R² = {r2:.2f} of {key}."
+
+
+def of_agreement(agreement: pd.DataFrame) -> Iterator[str]:
+    """Say how far methods agree, and whether with more than places."""
+    for state in agreement["state"].unique().tolist():
+        table = agreement[_is(agreement["state"], state)]
+        of = "" if pd.isna(state) else f" ({state})"
+        by_place = table[table["method_b"] == PLACE].set_index("method_a")["spearman"]
+        others = table[(table["method_b"] != PLACE) & ~table["same_operator"]]
+        if len(others):
+            median = others["spearman"].median()
+            yield f"Methods of different operators agree within cells with a Spearman correlation of {median:.2f}{of}."
+        strong = by_place[by_place.abs() > 0.5]
+        if len(strong):
+            said = ", ".join(f"{name!s} {rho:.2f}" for name, rho in strong.items())
+            yield f"Much of it is the place of a gene in the cell: correlation with place {said}{of}."
+
+
+def of_removal(removal: pd.DataFrame) -> Iterator[str]:
+    """Say of each method whether taking away its genes moves the answer more than chance and simple orders do."""
+    first = removal[removal["order"].str.endswith(LARGEST) & ~removal["own_operator"] & (removal["way"] == "removal")]
+    for key, table in first.groupby(["state", "operator"], sort=False, dropna=False):
+        state, operator = cast(tuple[str | None, str], key)
+        same = (removal["operator"] == operator) & (removal["way"] == "removal") & _is(removal["state"], state)
+        simple = removal[same & removal["order"].isin([BY_PLACE, BY_CHANGE])]
+        of = "" if pd.isna(state) else f" ({state})"
+        for row in table.to_dict("records"):
+            method = row["order"].partition(",")[0]
+            better = row["better"] > 0 and not row["p_value"] >= SIGNIFICANT
+            beaten = simple.loc[simple["better"] >= row["better"], "order"].tolist()
+            said = (
+                "moves the answer more than removing genes at random"
+                if better
+                else "is not shown to move it more than chance"
+            )
+            also = f", but no more than going by {' or '.join(beaten)}" if better and beaten else ""
+            also += "" if not np.isnan(row["p_value"]) else ", untested below three donors"
+            faithful = "" if np.isnan(row["faithfulness"]) else f" (faithfulness {row['faithfulness']:.2f})"
+            yield f"Removing what {method} puts first, by {operator}, {said}{also}{faithful}{of}."
+
+
+def _is(column: pd.Series, value: Any) -> pd.Series:
+    return column.isna() if pd.isna(value) else column == value
+
+
+def of_sanity(sanity: pd.DataFrame) -> Iterator[str]:
+    """Say which maps stay as they are when the model forgets."""
+    for model, why in ((RANDOM_WEIGHTS, "shows the input"), (PERMUTED_LABELS, "does not depend on the labels")):
+        table = sanity[sanity["model"] == model]
+        if table.empty:
+            continue
+        alike = table[table["spearman"].abs() > MOST_ALIKE]
+        for row in alike.to_dict("records"):
+            of = "" if pd.isna(row["state"]) else f" ({row['state']})"
+            yield (
+                f"{row['method']} mostly {why}: with {model} its map is alike, Spearman {row['spearman']:.2f}{of}, "
+                f"more than {MOST_ALIKE}."
+            )
+        if alike.empty:
+            most = table["spearman"].abs().max()
+            yield f"With {model} no map is alike: Spearman at most {most:.2f}."

@@ -1,0 +1,120 @@
+"""Do methods agree, more than chance and the places of genes make them?"""
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_explanations import Made, rows
+from scipy.stats import spearmanr
+
+from geneformer_repro.in_silico.explanations.agreement import (
+    agreement,
+    chance_jaccard,
+    compared,
+    jaccard_of_tops,
+    operator_of,
+    spearman,
+)
+
+_ = np.nan
+
+
+def test_ranks_and_tops_are_those_of_the_specification():
+    """Golden 5.10; of equal values the first count as larger."""
+    a, b = np.array([3, 1, 2, 2, 5, 4, 0, 0]), np.array([2, 1, 3, 0, 4, 5, 0, 1])
+    np.testing.assert_allclose(spearman(a, b), 0.774390243902, atol=1e-12)
+    assert jaccard_of_tops(a, b, 3) == 0.5
+
+
+def test_two_that_know_nothing_share_what_chance_gives():
+    """5.9: of two top 50 of 1,000 the expected overlap is 2.5 genes."""
+    assert chance_jaccard(50, 1000) * (100 - 2.5) == pytest.approx(2.5)
+    rng = np.random.default_rng(0)
+    drawn = [jaccard_of_tops(*rng.random((2, 1000)), 50) for _ in range(300)]
+    np.testing.assert_allclose(np.mean(drawn), chance_jaccard(50, 1000), atol=0.003)
+
+
+def test_a_constant_method_has_no_correlation():
+    assert np.isnan(compared(np.ones(20), np.arange(20.0))["spearman"])
+
+
+def test_a_top_of_all_genes_says_nothing():
+    found = compared(np.arange(30.0), np.arange(30.0), tops=(10, 30))
+    assert found["top_10"] == 1
+    assert np.isnan([found["top_30"], found["top_30_chance"]]).all()
+
+
+@pytest.fixture
+def two_methods():
+    """Of thirty genes in nine cells; signs differ between the methods, sizes hardly."""
+    rng = np.random.default_rng(1)
+    hide = {f"d{i % 3}.{i}": np.where(rng.random(30) < 0.8, rng.normal(size=30), np.nan) for i in range(9)}
+    ig = {cell: -values + rng.normal(0, 0.1, 30) for cell, values in hide.items()}
+    return hide, ig
+
+
+def test_cells_are_compared_one_by_one_and_genes_by_their_means(two_methods):
+    hide, ig = two_methods
+    why = Made(pd.concat([rows(hide), rows(ig, method="integrated_gradients")]))
+    table = agreement(why).set_index(["method_a", "method_b"])
+    of_cells = []
+    for cell, values in hide.items():
+        known = ~np.isnan(values)
+        of_cells.append(spearmanr(np.abs(values[known]), np.abs(ig[cell][known])).statistic)
+    row = table.loc["hide", "integrated_gradients"]
+    np.testing.assert_allclose(row[["lower", "spearman", "upper"]].astype(float), np.percentile(of_cells, [25, 50, 75]))
+    means = [np.nanmean(np.abs(list(of.values())), 0) for of in two_methods]
+    np.testing.assert_allclose(row["spearman_of_genes"], spearmanr(*means).statistic)
+    np.testing.assert_allclose(row["top_10"], jaccard_of_tops(*means, 10))
+    assert row["n_cells"] == 9
+    assert row["n_genes"] == 30
+    assert row["top_10_chance"] == 10 / 50
+    assert np.isnan(row["top_50"])
+
+
+def test_the_place_alone_is_a_method_among_the_others(two_methods):
+    hide, _ = two_methods
+    in_front = {cell: np.where(np.isnan(values), np.nan, 100 - np.arange(30)) for cell, values in hide.items()}
+    table = agreement(Made(rows(in_front)))
+    assert table[["method_a", "method_b"]].to_numpy().tolist() == [["hide", "place"]]
+    np.testing.assert_allclose(table["spearman"], 1)
+    assert not table["same_operator"].any()
+
+
+def test_methods_of_one_operator_are_marked(two_methods):
+    hide, ig = two_methods
+    names = ("hide", "first_order", "integrated_gradients", "mask")
+    parts = [rows(hide if i < 2 else ig, method=name) for i, name in enumerate(names)]
+    marked = agreement(Made(pd.concat(parts))).query("same_operator")
+    assert marked[["method_a", "method_b"]].to_numpy().tolist() == [
+        ["hide", "first_order"],
+        ["integrated_gradients", "mask"],
+    ]
+
+
+def test_a_surrogate_is_of_the_operator_of_its_masks():
+    assert operator_of("surrogate", {}) == operator_of("hide", {})
+    assert operator_of("surrogate", {"methods": {"surrogate": {"operator": "median_rank"}}}) == operator_of(
+        "median_rank", {}
+    )
+
+
+def test_cells_of_few_genes_and_incomplete_ones_are_left_out(two_methods):
+    hide, ig = two_methods
+    few = {"d0.few": [1.0, 2.0, 3.0] + [_] * 27}
+    parts = [rows(hide | few), rows(ig | few, method="integrated_gradients", gap=0.0)]
+    parts[1].loc[parts[1]["cell"] == "d0.0", "gap"] = 1.0
+    row = agreement(Made(pd.concat(parts))).iloc[0]
+    assert row["n_cells"] == 8
+
+
+@pytest.mark.parametrize("size", [5, 40, 10_000])
+def test_blocks_of_any_size_give_the_same_table(two_methods, size):
+    hide, ig = two_methods
+    table = pd.concat([rows(hide), rows(ig, method="mask")])
+    pd.testing.assert_frame_equal(agreement(Made(table, size=size)), agreement(Made(table, size=999)))
+
+
+def test_states_are_compared_apart(two_methods):
+    hide, ig = two_methods
+    parts = [rows(of, method=method, state=state) for state in "BT" for of, method in ((hide, "hide"), (ig, "mask"))]
+    assert agreement(Made(pd.concat(parts))).groupby("state").size().to_dict() == {"B": 3, "T": 3}
