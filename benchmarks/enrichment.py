@@ -35,9 +35,12 @@ def main() -> None:
     folder = parser.parse_args().data
     table = genes_of(folder / "pbmc3k" / "pbmc3k.h5ad")
     print(f"{len(table):,} genes in {LEAST_DETECTED:.0%} of cells or more ({examples(table['gene_name'])})")
-    print("sets (tested)     " + "".join(f"{name:>20}" for name in (*BACKGROUNDS, *STRATA)))
     for name in SETS:
-        print(false_positives(table, folder / "gene_sets" / f"human_{name}_v2025.gmt"))
+        found = false_positives(table, folder / "gene_sets" / f"human_{name}_v2025.gmt")
+        print(f"{name} ({found.attrs['n_sets']} sets): mean number with FDR < {SIGNIFICANT}, share of draws with any")
+        print(
+            pd.DataFrame({"sets": found.mean(), "draws": (found > 0).mean()}).T.to_string(float_format="{:.3f}".format)
+        )
     how_long(table, folder / "gene_sets" / "human_reactome_v2025.gmt")
 
 
@@ -62,7 +65,6 @@ def genes_of(path: Path) -> pd.DataFrame:
     return table[table["detection_rate"] >= LEAST_DETECTED]
 
 
-BACKGROUNDS = ("genome 20,000", "genes of the GMT", "tested genes")
 STRATA: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
     "20 of detection": lambda table: strata_of(table, ["detection_rate"]),
     "5 x 4 with place": lambda table: strata_of(table, ["detection_rate", "mean_place"]),
@@ -84,31 +86,31 @@ def sized(table: pd.DataFrame, n_detection: int, n_place: int) -> np.ndarray:
     return matched_bins(*columns, n_detection=n_detection, n_place=n_place)
 
 
-def false_positives(table: pd.DataFrame, path: Path) -> str:
-    """Return a row: mean number of sets with FDR < 0.05 of each background, and the share of draws with any."""
+def false_positives(table: pd.DataFrame, path: Path, *, n_draws: int = N_DRAWS) -> pd.DataFrame:
+    """Return how many sets have FDR < 0.05, a row a draw of genes and a column a background."""
     sets, rng = read_gene_sets(path), np.random.default_rng(0)
     (genes,) = scored_genes(table, strata=None)
-    strata = [of(table) for of in STRATA.values()]
+    strata = {name: of(table) for name, of in STRATA.items()}
     cut = mapped_sets(sets, genes, min_size=MIN_SIZE, max_size=MAX_SIZE)
     in_any = np.unique(np.concatenate(mapped_sets(sets, genes).genes))
     whole = np.array([len(sets.members[name]) for name in cut.names])
     n_listed = len({gene for members in sets.members.values() for gene in members})
     weight = table["detection_rate"].to_numpy() / table["detection_rate"].sum()
-    found = np.zeros((N_DRAWS, len(BACKGROUNDS) + len(strata)))
-    for draw in range(N_DRAWS):
+    found = []
+    for _ in range(n_draws):
         chosen = np.zeros(len(genes), dtype=bool)
         chosen[rng.choice(len(genes), N_CHOSEN, replace=False, p=weight)] = True
         overlap = np.array([int(chosen[members].sum()) for members in cut.genes])
-        p_values = [
-            of_background(whole, GENOME, N_CHOSEN, overlap),
-            of_background(whole, n_listed, int(chosen[in_any].sum()), overlap),
-            of_background(cut.sizes, len(genes), N_CHOSEN, overlap),
-            *(of_strata(stratum, cut.genes, chosen, overlap) for stratum in strata),
-        ]
-        found[draw] = [(false_discovery_rate(pd.Series(p)) < SIGNIFICANT).sum() for p in p_values]
-    means = zip(found.mean(0), (found > 0).mean(0), strict=True)
-    shown = "".join(f"{f'{mean:.2f}, {share:.1%}':>20}" for mean, share in means)
-    return f"{path.stem.split('_')[1]} ({len(cut.names)})".ljust(18) + shown
+        p_values = {
+            "genome 20,000": of_background(whole, GENOME, N_CHOSEN, overlap),
+            "genes of the GMT": of_background(whole, n_listed, int(chosen[in_any].sum()), overlap),
+            "tested genes": of_background(cut.sizes, len(genes), N_CHOSEN, overlap),
+            **{name: of_strata(stratum, cut.genes, chosen, overlap) for name, stratum in strata.items()},
+        }
+        found.append({name: (false_discovery_rate(pd.Series(p)) < SIGNIFICANT).sum() for name, p in p_values.items()})
+    table_of_draws = pd.DataFrame(found)
+    table_of_draws.attrs["n_sets"] = len(cut.names)
+    return table_of_draws
 
 
 def of_background(sizes: np.ndarray, n_genes: int, n_chosen: int, overlap: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ _RESOLUTION = 5e-7
 """Of a value in float32, relative."""
 _COMPENSATED = 10
 """How many times what a way may miss its pieces may miss, if they make up for each other: a single unit is then exact
-to about a percent of the difference. Without that a network of convolutions takes eight times the passes."""
+to about a percent of the difference. Without that Conv NN takes 1.4 times the passes by genes, 3.3 times those by
+characters."""
 
 
 class Ways(Protocol):

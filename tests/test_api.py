@@ -133,9 +133,9 @@ FUNCTIONS = {
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
     "device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
-    "explain": "checkpoint, rows, *, drugs, patients, reading, target, state, contrast, goal, gene, layer, pooling, "
-    "methods, donor, obs, max_cells, seed, sets, pooled_masks, baseline, steps, rule, operator, masks, out, dtype, "
-    "max_tokens, device, allow_seen, overwrite",
+    "explain": "checkpoint, rows, *, drugs, responses, patients, reading, target, state, contrast, goal, gene, layer, "
+    "pooling, methods, donor, obs, max_cells, seed, sets, pooled_masks, baseline, steps, rule, operator, masks, out, "
+    "dtype, max_tokens, device, allow_seen, overwrite",
     "Explanation.blocks": "self, columns",
     "Explanation.genes": "self, cells, counts, *, absolute",
     "gene_set_enrichment": "table, sets, *, method, score, top, max_fdr, selected, strata, min_cells, min_size, "

@@ -94,7 +94,7 @@ def _tables(check: "ExplanationEvaluation") -> dict[str, Any]:
     tables = {name: getattr(check, name) for name in _TABLES}
     tables = {name: table.set_index(table.columns[0]) for name, table in tables.items() if len(table)}
     if check.drivers is not None:
-        tables["drivers"] = check.drivers.table
+        tables["drivers"] = check.drivers.table.reset_index("k")
     if check.sets is not None:
         tables["sets"] = check.sets
     return tables

@@ -61,9 +61,15 @@ def _add_samples_options(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--cohort", metavar="COLUMN", help="of samples: cohorts that are each standardised")
     explain.add_argument("--clinical", metavar="TABLE", help="of samples: what is known of them, joined by id")
     explain.add_argument("--genes-in", choices=["rows", "columns"], help="of a table, if names do not tell")
+    explain.add_argument(
+        "--values",
+        choices=["counts", "expression", "zscore"],
+        help="of drug response, what the matrix holds (default what the network learned from, if it says so)",
+    )
     explain.add_argument("--log2", action="store_true", help="expression is stored as log2(x + 1), which is undone")
     explain.add_argument("--patients", metavar="RUN", help="of cells: explain the patients of a run of patients")
     explain.add_argument("--drugs", metavar="TABLE", help="of drug response: name and SMILES of each drug")
+    explain.add_argument("--responses", metavar="TABLE", help="of drug response: what is known, to say how good it is")
     explain.add_argument("--expression", metavar="TABLE", help="of drug response with tokens: the expression as well")
 
 
@@ -144,6 +150,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         checkpoint,
         rows,
         drugs=arguments.drugs,
+        responses=arguments.responses,
         patients=arguments.patients,
         reading=reading,
         goal=goal,
@@ -163,7 +170,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     from geneformer_repro.pair_networks import PairNetwork
 
     checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
-    names = ("cohort", "clinical", "genes_in", "log2", "expression")
+    names = ("cohort", "clinical", "genes_in", "values", "log2", "expression")
     reading = {name: value for name in names if (value := getattr(arguments, name))}
     if isinstance(checkpoint.model, ExpressionNetwork | PairNetwork):
         return checkpoint, arguments.cells, reading

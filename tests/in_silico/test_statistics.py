@@ -460,3 +460,12 @@ def test_several_genes_at_once_are_refused_with_the_method_that_fits(nothing, si
     table = pd.concat([table, nothing.table], ignore_index=True) if singles else table
     with pytest.raises(InputError, match=rf"single genes.*\+ENSG00000000001.*Use method='{fitting}'"):
         shift_statistics(screen(table))
+
+
+def test_a_screen_is_a_table_of_genes_for_gene_sets(nothing, tmp_path):
+    sets = {"some": nothing.table["perturbed"].unique()[:60].tolist()}
+    found = gf.gene_set_enrichment(nothing, sets)
+    assert (found.attrs["score"], found.attrs["strata"]) == ("effect_vs_matched", ["n_cells", "mean_rank"])
+    pd.testing.assert_frame_equal(found, gf.gene_set_enrichment(gf.shift_statistics(nothing), sets))
+    nothing.save(tmp_path / "shifts.parquet")
+    pd.testing.assert_frame_equal(found, gf.gene_set_enrichment(tmp_path / "shifts.parquet", sets))

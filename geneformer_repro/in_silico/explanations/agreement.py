@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.agreement import chance_jaccard, jaccard_of_tops, spearman
+from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.gene_table import Attributions, sound_blocks
 
 PLACE = "place"
@@ -76,7 +77,7 @@ def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
     With one method the rows are those with "place".
     """
     state_of: dict[str | None, _Compared] = {}
-    for block in sound_blocks(why, _READ):
+    for block in sound_blocks(why, _READ, ranked=True):
         for state, of_state in block.groupby("state", observed=True, dropna=False, sort=False):
             name = None if pd.isna(state) else str(state)
             state_of.setdefault(name, _Compared(tops)).add(of_state)
@@ -104,6 +105,9 @@ class _Compared:
 
     def add(self, block: pd.DataFrame) -> None:
         """Compare the methods in each cell of a block, which holds whole cells."""
+        if block.duplicated(["cell", "gene", "method"]).any():
+            first = block.loc[block.duplicated(["cell", "gene", "method"]), "cell"].iloc[0]
+            raise InputError(f"Several cells are called {first!r}: methods are compared cell by cell. Rename cells.")
         self.methods |= dict.fromkeys(block["method"].astype(str).unique())
         sums = block.assign(absolute=block["value"].abs(), place=block["place"].astype(float))
         of_gene = sums.groupby(["gene", "method"], observed=True)

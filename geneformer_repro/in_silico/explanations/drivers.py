@@ -163,7 +163,7 @@ def driver_genes(
     given = {"name": name, "version": version, "licence": licence}
     facts: dict[str, Any] = {**said, **{what: value for what, value in given.items() if value is not None}}
     facts |= _counted(names, groups[0], listed[0])
-    facts["model"] = how_good(table)
+    facts["model"] = how_good(table).sentence
     facts["sentence"] = _sentence(result, facts, [scored.name for scored in scores[: len(groups)]])
     return DriverGenes(result, _genes(scores, groups[0], listed[0]), facts)
 

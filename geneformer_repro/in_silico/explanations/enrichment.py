@@ -24,15 +24,18 @@ from geneformer_repro.in_silico.explanations.preranked import effects_of_donors,
 from geneformer_repro.in_silico.explanations.running_sums import N_PERMUTATIONS
 from geneformer_repro.in_silico.explanations.scored_genes import (
     FDR_COLUMNS,
+    SCORE_COLUMNS,
     STRATA,
+    TESTED_SCORES,
+    HowGood,
     ScoredGenes,
     how_good,
+    is_true,
     opened,
     scored_genes,
 )
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 from geneformer_repro.in_silico.shift_table import ShiftTable
-from geneformer_repro.tokenizer.features import texts
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,6 @@ TOP, LARGEST_SHARE = 150, 10
 """Genes that are chosen of each direction, or a tenth of all where that is fewer."""
 MIN_SIZE, MAX_SIZE = 10, 500
 ABOVE, BELOW, CHOSEN = DIRECTIONS = ("above 0", "below 0", "chosen")
-_TRUE = ("true", "1", "1.0", "yes")
 
 
 @typed
@@ -84,7 +86,7 @@ def gene_set_enrichment(
         How many genes to choose of each direction; default 150, or a tenth of all genes if that is fewer. Of genes that
         share the last score none is chosen.
     max_fdr
-        Choose genes whose ``fdr`` is below this, instead.
+        Choose genes whose ``fdr`` is below this, instead; on which side is said by ``effect_vs_matched`` or ``effect``.
     selected
         Choose genes that this column says are chosen (true, 1), instead.
     strata
@@ -165,12 +167,13 @@ def gene_set_enrichment(
                  size  overlap    fdr
     set
     every tenth    76       75  0.000
-    every ninth    84        8  0.712
+    every ninth    84        8  0.676
     """
     _require_fitting(method, top, max_fdr, selected, donors)
     require_at_least(top=(top, 1), min_cells=(min_cells, 0), min_size=(min_size, 1), n_permutations=(n_permutations, 1))
     read, table = read_gene_sets(sets), opened(table)
-    groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells)
+    choices = SCORE_COLUMNS if max_fdr is None else TESTED_SCORES
+    groups = scored_genes(table, score=score, strata=strata, min_cells=min_cells, selected=selected, choices=choices)
     cuts = [mapped_sets(read, genes, min_size=min_size, max_size=max_size) for genes in groups]
     if method == "overlap":
         choice = _Choice(top, max_fdr, selected)
@@ -233,8 +236,7 @@ def _chosen(genes: ScoredGenes, choice: _Choice) -> dict[str, np.ndarray]:
             raise InputError(
                 f"There is no column {choice.selected!r}. {did_you_mean(choice.selected, genes.rows.columns)}"
             )
-        is_chosen = np.array([text.lower() in _TRUE for text in texts(genes.rows[choice.selected])])
-        chosen = {CHOSEN: np.flatnonzero(is_chosen)}
+        chosen = {CHOSEN: np.flatnonzero(is_true(genes.rows[choice.selected]))}
     else:
         chosen = {direction: _strongest(genes, sign, choice) for direction, sign in ((ABOVE, 1), (BELOW, -1))}
     chosen = {direction: places for direction, places in chosen.items() if len(places)}
@@ -309,7 +311,7 @@ def _chance(sets: MappedSets, stratum: np.ndarray, is_chosen: np.ndarray, overla
 # The table
 
 
-def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int, model: str) -> pd.DataFrame:
+def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int, model: HowGood) -> pd.DataFrame:
     tables = []
     for test in tests:
         table = test.table
@@ -326,10 +328,11 @@ def _as_table(tests: Sequence[_Test], method: str, read: GeneSets, seed: int, mo
         "n_strata": first.genes.n_strata,
         "sets": dict(read.described),
         "seed": seed,
-        "model": model,
+        "model": model.sentence,
+        "warning": model.sentence if model.is_warning else "",
         "tests": [_described(test) for test in tests],
     }
-    table.attrs["sentence"] = f"{model} {_sentence(table)}".lstrip()
+    table.attrs["sentence"] = f"{model.sentence} {_sentence(table)}".lstrip()
     if not first.genes.strata:
         logger.warning("%s", _NOT_MATCHED)
     return table

@@ -84,7 +84,10 @@ def compare_enrichment(
     table = _side_by_side(first, second, names)
     said = _said(first, second, table, names)
     said["jaccard_of_seeds"] = None if seeds is None else jaccard(*map(found_sets, seeds))
-    table.attrs.update(said, sentence=_sentence(said))
+    warned = [
+        f"{name}: {of.attrs['warning']}" for name, of in zip(names, (first, second), strict=True) if of.attrs["warning"]
+    ]
+    table.attrs.update(said, sentence=" ".join([*warned, _sentence(said)]))
     return table
 
 

@@ -150,11 +150,12 @@ def write_enrichment_report(
         _require_made_here(table)
     said = [enrichment, *([] if beside is None else [beside])]
     sentences = [table.attrs["sentence"] for table in said] + ([] if drivers is None else [drivers.facts["sentence"]])
-    sets = enrichment.attrs["sets"]
+    sets, warning = enrichment.attrs["sets"], enrichment.attrs["warning"]
     write_report(
         path,
         title="Gene sets",
-        lead=" ".join(sentences),
+        warning=warning,
+        lead=" ".join(sentences).removeprefix(warning).lstrip(),
         sections=[
             *_of_sets(enrichment),
             *([] if beside is None else _of_two(beside)),

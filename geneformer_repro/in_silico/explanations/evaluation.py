@@ -252,7 +252,11 @@ def _drawn(why: Explanation, cells: TokenizedDataset, n: int, rng: np.random.Gen
         of_block = block.drop_duplicates("cell")
         donor_of |= dict(zip(of_block["cell"].astype(str), of_block["donor"].astype(object), strict=True))
     names = np.array(list(donor_of), dtype=object)
-    rows = pd.Index(cells.cell_names).get_indexer(pd.Index(names))
+    every = pd.Index(cells.cell_names)
+    if not every.is_unique:
+        first = every[every.duplicated()][0]
+        raise InputError(f"Several of cells= are called {first!r}; rows of the explanation go by name. Rename cells.")
+    rows = every.get_indexer(pd.Index(names))
     if (rows < 0).any():
         raise InputError(
             f"cells= lacks {(rows < 0).sum():,} of the {len(rows):,} cells that were explained (first: "

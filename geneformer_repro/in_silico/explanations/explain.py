@@ -29,6 +29,7 @@ from geneformer_repro.in_silico.explanations.request import AnyBaseline, GeneSet
 from geneformer_repro.in_silico.parted import Counted, Parted, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.reading import Dtype, consecutive_parts
+from geneformer_repro.responses import Responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def explain(
     rows: TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path,
     *,
     drugs: Drugs | pd.DataFrame | str | Path | None = None,
+    responses: Responses | pd.DataFrame | str | Path | None = None,
     patients: str | Path | None = None,
     reading: Mapping[str, Any] | None = None,
     target: str | None = None,
@@ -90,6 +92,9 @@ def explain(
     drugs
         For a network of drug response, as `predict_response` takes them: each sample is explained with each of them,
         or with those that `state` names; by genes, and by characters of SMILES (column ``character``).
+    responses
+        For a network of drug response: what is known of the pairs, in its measure, as `read_responses` takes it; then
+        it is said first how well the network predicts them within drugs.
     patients
         A run of `finetune_patients` on tokenised cells, whose encoder `checkpoint` is: its patients are explained, each
         by the genes of all of its cells. Occlusions are exact: the gene is gone from every cell, and the patient is
@@ -210,7 +215,9 @@ def explain(
         max_tokens=max_tokens, device=device, allow_seen=allow_seen,
     )  # fmt: skip
     require_output(out, what="an explanation", overwrite=overwrite)
-    explained = explained_by(request, checkpoint, rows, drugs=drugs, patients=patients, reading=reading or {})
+    explained = explained_by(
+        request, checkpoint, rows, drugs=drugs, responses=responses, patients=patients, reading=reading or {}
+    )
     return explained_in(explained, out, overwrite=overwrite)
 
 

@@ -11,6 +11,7 @@ Shapes: P pairs, S samples, G genes, T positions of a SMILES, E length of a char
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import PADDING, UNKNOWN, Drugs
 from geneformer_repro.errors import InputError, did_you_mean
@@ -30,6 +32,7 @@ from geneformer_repro.in_silico.explanations.cell_methods import completeness, l
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
 from geneformer_repro.in_silico.explanations.explained_samples import require_methods
 from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
+from geneformer_repro.in_silico.explanations.how_good import of_numbers, sentence
 from geneformer_repro.in_silico.explanations.pair_occlusions import forecasts, lost_by_characters, lost_by_genes
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
@@ -42,7 +45,10 @@ from geneformer_repro.pair_derivatives import (
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.pair_reading import AskedPairs, read_pairs
 from geneformer_repro.reading import evaluating
+from geneformer_repro.responses import Responses, read_responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
 Baseline: TypeAlias = Literal["mean", "median", "pad"]
@@ -70,6 +76,8 @@ class ExplainedPairs(Explained):
     """Median of each gene over the samples, on the network's scale; empty where none is read."""
     start_E: np.ndarray
     """The vector of characters at which ways begin; empty where none are read."""
+    responses: Responses | None = None
+    """What is known of pairs, to say how good the network is."""
 
     @classmethod
     def of(
@@ -78,6 +86,8 @@ class ExplainedPairs(Explained):
         checkpoint: Checkpoint,
         samples: TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path,
         drugs: Drugs | pd.DataFrame | str | Path,
+        *,
+        responses: Responses | pd.DataFrame | str | Path | None = None,
         **how: Any,
     ) -> "ExplainedPairs":
         """Read samples and drugs, and find what is explained of them.
@@ -94,6 +104,8 @@ class ExplainedPairs(Explained):
             A network that `finetune_response` made.
         samples, drugs, how
             As `predict_response` takes them.
+        responses
+            What is known of the pairs, in the network's measure: then it is said how good the network is.
 
         Raises
         ------
@@ -123,7 +135,9 @@ class ExplainedPairs(Explained):
         if network.drugs.kind == "smiles":
             weight_VE = network.characters.embedding.weight.detach().float().cpu().numpy()
             start_E = weight_VE[PADDING] if request.baseline == "pad" else weight_VE[UNKNOWN + 1 :].mean(axis=0)
-        made = cls(request, checkpoint, asked, rows, numbers, median_G, start_E)
+        if responses is not None and not isinstance(responses, Responses):
+            responses = read_responses(responses, measure=network.target.measure, drugs=asked.drugs)
+        made = cls(request, checkpoint, asked, rows, numbers, median_G, start_E, responses)
         made._require_something_to_explain(network)
         return made
 
@@ -197,6 +211,32 @@ class ExplainedPairs(Explained):
             "n_cells": len(self.samples),
         }
 
+    def prepare(self) -> dict[str, Any]:
+        """See how good the network is, where responses are known: within drugs, whose potency is no merit of a pair."""
+        if self.responses is None:
+            return {"how_good": None}
+        if self.responses.measure != self._network.target.measure:
+            raise InputError(
+                f"The responses are {self.responses.measure}, and {self.checkpoint.name} tells "
+                f"{self._network.target.measure}. Give them in its measure."
+            )
+        known = self.responses.join([*self.asked.names], self.asked.drugs)
+        is_asked = np.isin(known.pairs[:, 0], self.samples) & np.isin(known.pairs[:, 1], self.drugs)
+        sample_P, drug_P = known.pairs[is_asked].T
+        said = {int(sample): self.before(int(sample), self.drugs) for sample in np.unique(sample_P)}
+        place = {int(drug): i for i, drug in enumerate(self.drugs)}
+        predicted_P = [said[int(sample)][place[int(drug)]] for sample, drug in zip(sample_P, drug_P, strict=True)]
+        table = pd.DataFrame({"true": known.values[is_asked], "predicted": predicted_P, "drug": drug_P})
+        beyond = table[["true", "predicted"]] - table.groupby("drug")[["true", "predicted"]].transform("mean")
+        if not len(beyond):
+            return {"how_good": None}
+        how_good = of_numbers(beyond["true"].to_numpy(), beyond["predicted"].to_numpy(), sample_P)
+        how_good |= {"score": "Pearson correlation within drugs", "replicates": "samples"}
+        if processes.is_first():
+            say = logger.info if how_good["better_than_guessing"] else logger.warning
+            say("%s", sentence(how_good))
+        return {"how_good": how_good}
+
     @property
     def columns_for_metadata(self) -> list[str]:
         """Columns that `further` needs."""
@@ -211,7 +251,7 @@ class ExplainedPairs(Explained):
             for cell, gap in largest_gaps(table).items():
                 worst[cell] = max((known for known in (gap, worst.get(cell)) if known is not None), default=None)
         facts = {"completeness": completeness(worst, MOST_GAP)} if worst else {}
-        return {"gene_names": {gene: name or gene for gene, name in named}, "how_good": None, **facts}
+        return {"gene_names": {gene: name or gene for gene, name in named}, **facts}
 
     @property
     def _further(self) -> dict[str, pa.DataType]:

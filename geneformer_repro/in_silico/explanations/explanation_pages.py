@@ -359,15 +359,15 @@ def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterat
     if SURROGATE in why.methods:
         yield Section(
             "Do surrogates fit",
-            "A point a cell and state. Cells outside the dashed corner are left out of means: their weights rank "
-            "nothing.",
+            "A point a cell and state. Cells outside the dashed corner are shown and not ranked: they are in "
+            "means, and in no comparison of ranks.",
             "That the model is a sum where they fit: only that a sum comes near it.",
             figure=surrogate_figure(*_fits(why), least_r2=LEAST_R2, least_stability=LEAST_STABILITY),
         )
 
 
 def _checks(check: ExplanationEvaluation, measure: str) -> Iterator[Section]:
-    for kind in ("removal", "insertion"):
+    for kind in ("removal", "insertion") if not check.points.empty else ():
         for keys, points in check.points.groupby(["state", "operator"], sort=False, dropna=False):
             if (points["way"] == kind).any():
                 yield _of_curves(points, kind, keys, measure)

@@ -19,11 +19,13 @@ from geneformer_repro.in_silico.explanations.explained_samples import ExplainedS
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.pair_reading import read_pairs
+from geneformer_repro.responses import Responses
 from geneformer_repro.sample_reading import read_scaled
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 RowsGiven: TypeAlias = TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path
 DrugsGiven: TypeAlias = Drugs | pd.DataFrame | str | Path
+ResponsesGiven: TypeAlias = Responses | pd.DataFrame | str | Path
 
 
 def usual_choices(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def explained_by(
     rows: RowsGiven,
     *,
     drugs: DrugsGiven | None,
+    responses: ResponsesGiven | None,
     patients: str | Path | None,
     reading: Mapping[str, Any],
 ) -> Explained:
@@ -60,9 +63,10 @@ def explained_by(
                 f"{checkpoint.name} is a network over pairs of samples and drugs: give the drugs with drugs= (--drugs)."
             )
         _require_options(reading, read_pairs, "predict_response")
-        return ExplainedPairs.of(request, checkpoint, rows, drugs, **reading)
-    if drugs is not None:
-        raise InputError(f"drugs= is for a network of drug response, and {checkpoint.name} is none. Leave it out.")
+        return ExplainedPairs.of(request, checkpoint, rows, drugs, responses=responses, **reading)
+    if drugs is not None or responses is not None:
+        name = "responses" if drugs is None else "drugs"
+        raise InputError(f"{name}= is for a network of drug response, and {checkpoint.name} is none. Leave it out.")
     if isinstance(checkpoint.model, ExpressionNetwork):
         _require_options(reading, read_scaled, "predict")
         given: Any = rows

@@ -20,7 +20,7 @@ from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.genes import read_genes
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
 
-SET_COLUMNS = ("set", "gene_set", "geneset", "gs_name", "pathway", "term", "source", "collection")
+SET_COLUMNS = ("set", "gene_set", "geneset", "gs_name", "pathway", "term", "source", "collection", "tf", "regulator")
 MEMBER_COLUMNS = ("gene", "gene_id", "gene_symbol", "genesymbol", "symbol", "gene_name", "target", "ensembl_id")
 _LIST_COLUMNS = tuple(dict.fromkeys(("hugo_symbol", "gene_symbol", "symbol", *NAME_COLUMNS, "gene_id", "ensembl_id")))
 _DESCRIBED = ("name", "version", "licence")

@@ -67,7 +67,7 @@ class Told(NamedTuple):
     n_cells: int
     """Cells that were explained."""
     n_left_out: Mapping[str, int]
-    """Of each method, cells that are left out: integrated gradients that do not add up, surrogates that do not fit."""
+    """Of each method, cells that are left out: whose integrated gradients do not add up."""
 
 
 def gene_table(
@@ -112,7 +112,7 @@ def gene_table(
 
     ``attrs`` hold ``explained_by_baselines`` (R² of that regression) and ``baselines`` (Spearman correlation of each
     with the effect), by method and state; ``n_cells``; ``n_left_out`` of each method, cells whose integrated gradients
-    miss completeness or whose surrogate does not fit; ``absolute``.
+    miss completeness; ``absolute``.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def gene_table(
     told = read(why)
     for method, n in told.n_left_out.items():
         logger.warning(
-            "%s of %s cells %s and are left out of %s.", n, told.n_cells, why_unsound(method), method
+            "%s of %s cells miss completeness and are left out of %s.", n, told.n_cells, method
         )  # fmt: skip
     contrasts = None if cells is None else _Contrasts(why.metadata, cells, counts)
     groups = {_names(key): rows for key, rows in told.of_donors.groupby(["method", "state"], sort=False, dropna=False)}
@@ -193,7 +193,7 @@ def read(why: Attributions) -> Told:
 
 
 def sound_blocks(
-    why: Attributions, columns: Sequence[str], left_out: dict[str, set[str]] | None = None
+    why: Attributions, columns: Sequence[str], left_out: dict[str, set[str]] | None = None, *, ranked: bool = False
 ) -> Iterator[pd.DataFrame]:
     """Yield the rows with a value that is to be relied on, in blocks that hold all rows of their cells.
 
@@ -204,10 +204,12 @@ def sound_blocks(
     columns
         Those that are wanted, ``cell``, ``method`` and ``value`` among them.
     left_out
-        To be filled with the cells that are left out of each method: whose integrated gradients miss completeness, or
-        whose surrogate does not fit.
+        To be filled with the cells that are left out of each method: whose integrated gradients miss completeness.
+    ranked
+        Genes are to be ranked within a cell, so leave out surrogates that fit poorly, too. Means over cells keep them:
+        they fit worst where few genes matter, and without those cells the genes that matter would be missed.
     """
-    has_fits = SURROGATE in why.metadata["methods"]
+    has_fits = ranked and SURROGATE in why.metadata["methods"]
     bound = most_gap(why.metadata)
     for block in blocks_of_whole_cells(why, [*columns, "gap", *(FIT if has_fits else ())]):
         sound = ~(block["gap"] > bound)
@@ -222,11 +224,6 @@ def sound_blocks(
 def most_gap(metadata: Mapping[str, Any]) -> float:
     """Return the share by which a cell may miss completeness."""
     return float((metadata.get("completeness") or {}).get("tolerance", MOST_GAP))
-
-
-def why_unsound(method: str) -> str:
-    """Say why cells are left out of a method."""
-    return "have a surrogate that fits poorly" if method == SURROGATE else "miss completeness"
 
 
 def _sums(block: pd.DataFrame, numbers: Mapping[str, Names]) -> pd.DataFrame:

@@ -210,7 +210,7 @@ def sanity(why: Attributions, others: Iterator[tuple[str, Callable[[], Attributi
 def _values(why: Attributions, *, cells: set[str] | None = None) -> pd.Series:
     """Return the attributions of some cells, or all, by method, state, cell and gene."""
     parts = []
-    for block in sound_blocks(why, _READ):
+    for block in sound_blocks(why, _READ, ranked=True):
         chosen = block if cells is None else block[block["cell"].isin(cells)]
         parts.append(chosen[list(_READ)].astype({"state": object}))
     table = pd.concat([part.astype(dict.fromkeys(["method", "cell", "gene"], object)) for part in parts])

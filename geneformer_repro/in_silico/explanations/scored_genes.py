@@ -8,7 +8,7 @@ background 150 genes drawn by detection alone are "enriched" in 55 sets of React
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,8 @@ SCORE_COLUMNS = (
     "beyond", "effect_beyond_baselines", "effect_vs_matched", "difference", "effect", "score", "scores", "t", "stat",
     "log2_fold_change", "log2foldchange", "log2fc", "avg_log2fc", "logfoldchanges", "logfc", "alpha", "weight",
 )  # fmt: skip
+TESTED_SCORES = tuple(name for name in SCORE_COLUMNS if "beyond" not in name)
+"""Scores whose sign is that of what a p-value beside them tests."""
 MATCHED_SCORES = ("beyond", "effect_beyond_baselines", "effect_vs_matched", "matched_percentile")
 """Scores from which what genes of like detection and place have is taken off."""
 FDR_COLUMNS = ("fdr", "padj", "p_val_adj", "pvals_adj", "q", "q_value", "adj_p_val", "adj_p_value")
@@ -50,6 +52,7 @@ N_BINS, BINS_OF_TWO = 20, (5, 4)
 GROUPS = ("method", "state", "drug", "dose", "group")
 """Columns that tell several tables in one apart: each is tested on its own."""
 FEWEST_CELLS = 10
+_TRUE = ("true", "1", "1.0", "yes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,14 @@ class ScoredGenes:
         return None if found is None else _numbers(self.rows[found])
 
 
+def is_true(column: pd.Series) -> np.ndarray:
+    """Return which rows of a column are true: true, yes, or 1."""
+    return np.array([text.lower() in _TRUE for text in texts(column)])
+
+
 def _numbers(column: pd.Series) -> np.ndarray:
+    if pd.api.types.is_bool_dtype(column):
+        return column.to_numpy(dtype=float)
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
 
@@ -131,13 +141,23 @@ def opened(
     return Path(table)
 
 
-def how_good(table: object) -> str:
-    """Say how good the model is that an explanation is of; "" of another table."""
+class HowGood(NamedTuple):
+    """What is known of the model that an explanation is of."""
+
+    sentence: str
+    """"" of another table."""
+    is_warning: bool
+    """Whether a reader must know it before anything else: the model is no better than guessing, or nobody knows."""
+
+
+def how_good(table: object) -> HowGood:
+    """Say how good the model is that an explanation is of."""
     if not isinstance(table, Explanation):
-        return ""
+        return HowGood("", False)
     from geneformer_repro.in_silico.explanations import verdicts  # brings torch, which tables of others do without
 
-    return verdicts.how_good(table.metadata)
+    known = verdicts.is_known(table.metadata) and not verdicts.is_guessing(table.metadata)
+    return HowGood(verdicts.how_good(table.metadata), not known)
 
 
 def _nodes(network: GeneNetwork) -> pd.DataFrame:
@@ -151,6 +171,8 @@ def scored_genes(
     score: str | None = None,
     strata: Sequence[str] | int | None = STRATA,
     min_cells: int | None = None,
+    selected: str | None = None,
+    choices: Sequence[str] = SCORE_COLUMNS,
 ) -> list[ScoredGenes]:
     """Return the genes of a table that could have been chosen; several where it has several methods, states or doses.
 
@@ -159,13 +181,17 @@ def scored_genes(
     table
         A row a gene, or what makes such a table.
     score
-        Column of numbers that rank genes; None the first of `SCORE_COLUMNS` that is there.
+        Column of numbers that rank genes; None the first of `choices` that is there.
     strata
         Columns of which genes of one stratum are alike: two, 5 bins of the first by 4 of the second within each, or
         one, 20 bins; of detection as `bins_of_detection`, of others with equally many genes. Of the default those that
         are there and differ from gene to gene, else ``mean_expression``. 1 or None: all genes are one stratum.
     min_cells
         Cells in which a gene must have been scored; None 10, or half of the largest ``n_cells`` if that is less.
+    selected
+        Column that says which genes are chosen: the score, of 1 and 0, of a table that has no other.
+    choices
+        Names of scores, the better first.
 
     Raises
     ------
@@ -175,7 +201,9 @@ def scored_genes(
         A gene has two rows.
     """
     called, rows = rows_of(table)
-    score_name = _column(rows, called, score, SCORE_COLUMNS, "score")
+    if selected in rows and score is None and column_called(list(rows.columns), choices) is None:
+        rows, score = rows.assign(**{str(selected): is_true(rows[selected])}), selected
+    score_name = _column(rows, called, score, choices, "score")
     columns = _stratum_columns(rows, called, strata)
     n_cells = column_called(list(rows.columns), ["n_cells"])
     if min_cells and n_cells is None:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.in_silico.explanations.agreement import PLACE
-from geneformer_repro.in_silico.explanations.gene_table import why_unsound
 from geneformer_repro.in_silico.explanations.how_good import sentence
 from geneformer_repro.in_silico.explanations.removal import BY_CHANGE, BY_PLACE, LARGEST
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE, PERMUTED_LABELS, RANDOM_WEIGHTS
@@ -54,10 +53,22 @@ def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "No donors were named, so there are effects and no p-values: cells of a donor are alike."
     for method, n in genes.attrs["n_left_out"].items():
-        yield f"{n:,} of {genes.attrs['n_cells']:,} cells {why_unsound(method)} and are left out of {method}."
+        yield f"{n:,} of {genes.attrs['n_cells']:,} cells miss completeness and are left out of {method}."
+    for state, fit in (metadata.get("surrogate") or {}).items():
+        poor = fit["n_cells"] - fit["n_ranked"]
+        if poor:
+            yield (
+                f"The surrogate fits poorly in {poor:,} of {fit['n_cells']:,} cells ({state}; median R² "
+                f"{_number(fit['median_r2'])}, stability {_number(fit['median_stability'])}): there its weights rank "
+                "nothing."
+            )
     explained = {key: r2 for key, r2 in genes.attrs["explained_by_baselines"].items() if r2 > 0.5}
     for key, r2 in explained.items():
         yield f"What needs no model (place, detection, expression) explains R² = {r2:.2f} of {key}."
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def of_agreement(agreement: pd.DataFrame) -> Iterator[str]:

@@ -6,6 +6,7 @@ import pytest
 from made_explanations import Made, rows
 from scipy.stats import spearmanr
 
+from geneformer_repro import InputError
 from geneformer_repro.in_silico.explanations.agreement import (
     agreement,
     chance_jaccard,
@@ -114,7 +115,24 @@ def test_blocks_of_any_size_give_the_same_table(two_methods, size):
     pd.testing.assert_frame_equal(agreement(Made(table, size=size)), agreement(Made(table, size=999)))
 
 
+def test_cells_of_one_name_are_refused(two_methods):
+    table = rows(two_methods[0])
+    with pytest.raises(InputError, match="Several cells are called"):
+        agreement(Made(pd.concat([table, table]), size=10_000))
+
+
 def test_states_are_compared_apart(two_methods):
     hide, ig = two_methods
     parts = [rows(of, method=method, state=state) for state in "BT" for of, method in ((hide, "hide"), (ig, "mask"))]
     assert agreement(Made(pd.concat(parts))).groupby("state").size().to_dict() == {"B": 3, "T": 3}
+
+
+def test_a_surrogate_that_fits_poorly_ranks_nothing(two_methods):
+    """Means over cells keep it: it fits worst where few genes matter."""
+    hide, ig = two_methods
+    fits = rows(ig, method="surrogate", r2=0.9, stability=0.9)
+    fits.loc[fits["cell"] == "d0.0", "stability"] = 0.4
+    fits.loc[fits["cell"] == "d1.1", "r2"] = 0.2
+    why = Made(pd.concat([rows(hide, r2=np.nan, stability=np.nan), fits]))
+    assert agreement(why).iloc[0]["n_cells"] == 7
+    assert set(why.genes()["n_cells"].groupby(why.genes().index).nunique()) == {1}

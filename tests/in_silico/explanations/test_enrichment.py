@@ -9,6 +9,8 @@ from tables_of_genes import chosen_by_detection, sets_by_detection, table_of_gen
 import geneformer_repro as gf
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.in_silico.explanations.explanation import Explanation
+from geneformer_repro.in_silico.explanations.overlaps import chance_overlap
+from geneformer_repro.in_silico.explanations.scored_genes import scored_genes
 
 TABLE = table_of_genes()
 SETS = sets_by_detection(TABLE)
@@ -29,15 +31,28 @@ def test_genes_chosen_by_detection_are_enriched_without_matching_and_not_with_it
     assert np.mean(any_plain) > 0.5
 
 
+def randomised(p_value, of_more):
+    """A place between the p-value and that of one gene more, which is uniform where exact p-values are steps."""
+    return of_more + np.random.default_rng(0).random(len(p_value)) * (p_value - of_more)
+
+
 def test_p_values_of_nothing_are_uniform():
-    """Over 500 sets; exact p-values of small numbers are steps, so a place on the step is drawn."""
-    rng = np.random.default_rng(0)
+    """Over 500 sets, by overlap and by ranking; not matched they are small."""
     sets = sets_by_detection(TABLE, seed=2, n_sets=500)
-    found = gf.gene_set_enrichment(chosen_by_detection(TABLE, rng, n=400), sets, selected="chosen")
+    table = chosen_by_detection(TABLE, np.random.default_rng(0), n=400)
+    found = gf.gene_set_enrichment(table, sets, selected="chosen").loc[list(sets)]
+    (genes,) = scored_genes(table)
+    members, chosen = np.stack([table.index.isin(of) for of in sets.values()]), table["chosen"].to_numpy()
+    n_strata = genes.n_strata
+    of_sets = np.stack([np.bincount(genes.stratum[of], minlength=n_strata) for of in members])
+    of_genes, of_chosen = np.bincount(genes.stratum), np.bincount(genes.stratum[chosen], minlength=n_strata)
+    overlap = (members & chosen).sum(axis=1)
+    of_one, of_more = (chance_overlap(of_sets, of_genes, of_chosen, overlap + n).p_value for n in (0, 1))
+    np.testing.assert_allclose(found["p_value"], of_one)
+    assert kstest(randomised(of_one, of_more), "uniform").pvalue > 0.01
+    assert found["plain_p_value"].mean() < 0.3
     ranked = gf.gene_set_enrichment(TABLE, sets, method="prerank", n_permutations=200)
     assert kstest(ranked["p_value"], "uniform").pvalue > 0.01
-    assert abs(found["p_value"].mean() - 0.5) < 0.08  # above a half, by half a step
-    assert found["plain_p_value"].mean() < 0.3
 
 
 @pytest.mark.parametrize("method", ["overlap", "prerank"])
@@ -94,8 +109,16 @@ def test_of_genes_that_share_the_last_score_none_is_chosen():
     assert "below 0" not in found.attrs["tests"][0]["chosen"]
 
 
+@pytest.mark.parametrize("written", [bool, int, str], ids=["true", "1", "text"])
+def test_a_column_of_chosen_genes_needs_no_score(written):
+    table = TABLE.drop(columns="score").assign(chosen=[written(i < 100) for i in range(len(TABLE))])
+    found = gf.gene_set_enrichment(table, SETS, selected="chosen")
+    assert chosen_of(found, "chosen") == list(TABLE.index[:100])
+    assert set(found["direction"]) == {"chosen"}
+
+
 def test_genes_are_chosen_by_false_discovery_rate():
-    table = TABLE.assign(fdr=np.where(np.arange(len(TABLE)) < 100, 0.01, 0.5))
+    table = TABLE.assign(fdr=np.where(np.arange(len(TABLE)) < 100, 0.01, 0.5), beyond=-TABLE["score"])
     found = gf.gene_set_enrichment(table, SETS, max_fdr=0.05)
     assert set(chosen_of(found, "above 0")) == set(TABLE.index[:100][TABLE["score"][:100] > 0])
 
@@ -272,7 +295,7 @@ def test_infinite_scores_are_refused():
         gf.gene_set_enrichment(TABLE.assign(score=np.inf), SETS)
 
 
-def test_of_an_explanation_it_is_said_first_how_good_the_model_is():
+def test_of_an_explanation_it_is_said_first_how_good_the_model_is(tmp_path):
     why = explanation(3)
     how_good = {
         "score": "balanced accuracy", "value": 0.11, "low": 0.1, "high": 0.12, "guess": 0.11, "replicates": "donors",
@@ -282,3 +305,25 @@ def test_of_an_explanation_it_is_said_first_how_good_the_model_is():
     found = gf.gene_set_enrichment(why, {"planted": [f"G{i}" for i in range(20)]})
     assert found.attrs["sentence"].startswith("The model is no better than guessing on the rows explained: balanced")
     assert gf.driver_genes(why, [f"G{i}" for i in range(20)], top=[10]).facts["model"] == found.attrs["model"]
+    gf.write_enrichment_report(found, tmp_path / "sets.html")
+    page = (tmp_path / "sets.html").read_text()
+    assert page.index("<b>The model is no better than guessing") < page.index("tests (a set and a direction)")
+    assert page.count("The model is no better than guessing") == 1
+
+
+def test_an_expression_network_has_no_places_and_all_genes_in_all_samples():
+    """Nothing tells its genes apart, and the sentence says so; with their mean expression they are matched."""
+    of_cells = explanation(6)
+    rows = of_cells.table.assign(place=pd.array([None] * len(of_cells.table), dtype="Int32"))
+    why = Explanation(rows, of_cells.metadata)
+    sets = {"planted": [f"G{i}" for i in range(20)], "other": [f"G{i}" for i in range(100, 130)]}
+    found = gf.gene_set_enrichment(why, sets)
+    assert found.attrs["strata"] == []
+    assert "Genes are not matched" in found.attrs["sentence"]
+    assert found.index[0] == "planted"
+    genes = why.genes()
+    genes["mean_expression"] = np.arange(len(genes), dtype=float)
+    matched = gf.gene_set_enrichment(genes, sets)
+    assert (matched.attrs["strata"], matched.attrs["n_strata"]) == (["mean_expression"], 20)
+    drivers = gf.driver_genes(why, sets["planted"], top=[10])
+    assert "not matched" in drivers.facts["sentence"]

@@ -50,6 +50,13 @@ def test_beside_it_stands_what_two_seeds_share():
     assert "two seeds of one model are was not asked" in alone.attrs["sentence"]
 
 
+def test_a_model_that_guesses_is_said_to():
+    first, second = enriched(["SET1"], 0), enriched(["SET1"], 1)
+    second.attrs["warning"] = "The model is no better than guessing."
+    said = gf.compare_enrichment(first, second, names=["a", "b"]).attrs["sentence"]
+    assert said.startswith("b: The model is no better than guessing. a finds ")
+
+
 def test_common_genes_of_two_top_fifties():
     """Of 1,000 genes 2.5 are common by chance; eight or more with p = 0.0024."""
     genes = [f"G{i}" for i in range(1_000)]

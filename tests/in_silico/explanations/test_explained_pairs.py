@@ -29,7 +29,7 @@ def explained(name="conv_nn", *, cells=None, network=None, **asked):
     if cells is not None:
         samples = cells.select(np.arange(len(LINES)))
         asked["expression"] = expression().set_axis(samples.cell_names)
-    how = {"expression": asked.pop("expression")} if "expression" in asked else {}
+    how = {name: asked.pop(name) for name in ("expression", "responses") if name in asked}
     request = {"methods": ("integrated_gradients",), "baseline": "mean", **asked}
     return ExplainedPairs.of(
         Request(**request | {"methods": tuple(request["methods"])}), checkpoint, samples, DRUGS, **how
@@ -235,3 +235,22 @@ def test_pairs_that_the_network_may_have_learned_are_refused():
         explained(network=network)
     explained(network=network, state="ethanol")
     explained(network=network, allow_seen=True)
+
+
+def test_how_good_the_network_is_is_said_within_drugs_where_responses_are_known():
+    of = explained("tdnn")
+    assert of.prepare()["how_good"] is None
+    rows = [
+        {"sample": line, "drug": drug, "ln_ic50": value + i}
+        for number, line in enumerate(LINES)
+        for i, (drug, value) in enumerate(zip(DRUGS.names, of.before(number, np.arange(len(DRUGS))), strict=True))
+    ]
+    good = explained("tdnn", responses=pd.DataFrame(rows)).prepare()["how_good"]
+    assert good["score"] == "Pearson correlation within drugs"
+    np.testing.assert_allclose(good["value"], 1)
+    flat = pd.DataFrame(rows).assign(ln_ic50=lambda of: np.random.default_rng(0).permutation(of["ln_ic50"]))
+    assert explained("tdnn", responses=flat).prepare()["how_good"]["value"] < 0.9
+    auc = pd.DataFrame(rows).rename(columns={"ln_ic50": "auc"}).assign(auc=0.5)
+    of_another_measure = explained("tdnn", responses=gf.read_responses(auc, measure="AUC"))
+    with pytest.raises(gf.InputError, match="The responses are AUC"):
+        of_another_measure.prepare()

@@ -188,3 +188,12 @@ class TestFolder:
 def change(folder, **content):
     path = folder / "network.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | content))
+
+
+def test_its_nodes_are_a_table_of_genes_for_gene_sets_a_state_each(network):
+    sets = {"even": list(network.targets[::2]), "third": list(network.targets[::3])}
+    options = {"score": "beta", "min_size": 3, "top": 5}
+    found = gf.gene_set_enrichment(network.path, sets, **options)
+    assert set(found["state"]) == set(network.states)
+    of_state = gf.gene_set_enrichment(network.node_table("ctrl"), sets, **options)
+    pd.testing.assert_frame_equal(found[found["state"] == "ctrl"].drop(columns="state"), of_state)
