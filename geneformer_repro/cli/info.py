@@ -33,8 +33,9 @@ def _info(arguments: argparse.Namespace) -> None:
         raise InputError(f"{path}: no such file or folder.")
     if path.is_file() and not _is_parquet(path):
         raise InputError(
-            f"{path}: info takes a vocabulary, tokenised cells, a checkpoint or a network (folders), or a screen or "
-            "tokenised cells as .parquet. Raw counts are looked at by the commands that read them, such as tokenize."
+            f"{path}: info takes a vocabulary, tokenised cells, a checkpoint or a network (folders), or a screen, an "
+            "explanation or tokenised cells as .parquet. Raw counts are looked at by the commands that read them, as "
+            "tokenize does."
         )
     if path.is_file() and not _holds_tokens(path):
         from geneformer_repro.in_silico.block_tables import format_of

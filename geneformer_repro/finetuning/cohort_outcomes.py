@@ -414,13 +414,14 @@ class ResponseOutcome(CohortOutcome):
         """Return what each column adds to the response to each drug of a sample that is new, beyond the drug's mean."""
         study, values = self._studies[cohort], self._values(cohort)
         rows = np.flatnonzero(np.isin(study.pairs[:, 0], samples - self.members[cohort][0]))
-        fitted, n_drugs = np.unique(study.pairs[rows, 0]), len(study.drugs)
+        fitted, given = np.unique(study.pairs[rows, 0]), np.unique(study.pairs[rows, 1])
         as_new = np.concatenate([values, values])  # under other numbers, of which nothing is known
-        asked = np.stack(np.meshgrid(fitted + len(values), np.arange(n_drugs), indexing="ij"), axis=-1).reshape(-1, 2)
+        asked = np.stack(np.meshgrid(fitted + len(values), given, indexing="ij"), axis=-1).reshape(-1, 2)
         left = self._beyond(as_new, study.pairs[rows], study.labels[rows, 0], asked, np.zeros(len(asked)))[1]
         turned = 1 if sensitive_is_low(study.measure) else -1
-        effects = turned * column_effects(values, fitted, left.reshape(len(fitted), n_drugs))
-        return pd.DataFrame(effects, columns=pd.Index(study.drugs.keys)).loc[:, lambda of: ~of.columns.duplicated()]
+        effects = turned * column_effects(values, fitted, left.reshape(len(fitted), len(given)))
+        keys = pd.Index([study.drugs.keys[drug] for drug in given])
+        return pd.DataFrame(effects, columns=keys).loc[:, ~keys.duplicated()]
 
     def parts(self, cohort: str, rows: np.ndarray, n: int) -> Parts:
         """A sample under two names is on one side."""

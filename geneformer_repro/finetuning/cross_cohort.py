@@ -122,7 +122,7 @@ def cross_cohort(
     - ``effects_spearman``, of the effects of genes in the method fitted to either cohort; ``effects_top``, the Jaccard
       index of the `top` genes with the largest, beside its chance ``effects_top_chance``; medians over labels or
       drugs (``n_outputs``), of genes that both look at (``n_genes``). ``effects_spearman_within`` and
-      ``effects_top_within``: the same between two halves of the cohort tested; across cohorts little can be more.
+      ``effects_top_within``: the same between two halves of the cohort tested, which have half as much to learn from.
 
     ``attrs``: ``sentence``; ``effects``, a table of ``cohort``, ``output``, ``gene``, ``effect`` by standard deviation
     of the gene; ``facts``.
@@ -185,7 +185,6 @@ def cross_cohort(
         "effects": pd.concat(effects, ignore_index=True),
         "facts": {name: value for name, value in facts.items() if value is not None},
     }
-    logger.info("%s", together.attrs["sentence"])
     return together
 
 

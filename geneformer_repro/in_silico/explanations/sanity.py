@@ -16,10 +16,11 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
+from geneformer_repro.agreement import spearman
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import CellClassifier, GeneClassifier
-from geneformer_repro.in_silico.explanations.agreement import FEWEST_GENES, spearman
+from geneformer_repro.in_silico.explanations.agreement import FEWEST_GENES
 from geneformer_repro.in_silico.explanations.gene_table import Attributions, sound_blocks
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.targets import Classes, Number, Target

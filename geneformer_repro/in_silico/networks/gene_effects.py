@@ -26,8 +26,8 @@ _CONVERGED = 1e-14
 """Largest change in a step, relative to the spread of the weights, below which a fit has ended."""
 _ROUNDING = 1e-9
 _BINS = 2**16
-_PAIRS_AT_ONCE = 2**18
-"""Pairs of a block of sources: 10 MB while it is worked on."""
+_PAIRS_AT_ONCE = 2**17
+"""Pairs of a block of sources: 5 MB while it is worked on."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,15 @@ def gene_effects(
     """
     _require_pairs(weights, counts, masked)
     fit = _Fit(weights, counts)
-    fitted = fit.present if masked is None else fit.present & ~masked
-    for i in range(1 + (masked_refits if masked is None else 0)):
-        source, target = fit.of_pairs(fitted)
-        far = fit.far(source, target)
-        if i < masked_refits and masked is None:
-            fitted = fit.present & ~far
-    mean, source, target = fit.centred(source, target, fitted)
-    source, target = np.where(fitted.any(1), source, np.nan), np.where(fitted.any(0), target, np.nan)
+    fitted: np.ndarray = fit.present if masked is None else np.greater(fit.present, masked)
+    for i in range(n_fits := 1 + (masked_refits if masked is None else 0)):
+        raw_source, raw_target = fit.of_pairs(fitted)
+        if i == n_fits - 1:
+            mean, source, target = fit.centred(raw_source, raw_target, fitted)
+            source, target = np.where(fitted.any(1), source, np.nan), np.where(fitted.any(0), target, np.nan)
+        far = fit.far(raw_source, raw_target, out=None if fitted is fit.present else fitted)
+        if i < n_fits - 1:
+            fitted = np.greater(fit.present, far, out=far)
     explained = fit.explained(mean, source, target)
     left = fit.residual(mean, source, target, out=weights if overwrite_weights else None)
     return GeneEffects(mean=mean, source=source, target=target, residual=left, far=far, explained=explained)
@@ -127,14 +128,24 @@ def _require_pairs(weights: np.ndarray, counts: np.ndarray, masked: np.ndarray |
             f"Gene effects are fitted to weights and counts of sources × targets, found {weights.shape} and "
             f"{counts.shape}. Give both of the same pairs."
         )
-    if np.isinf(weights).any() or np.less(counts, 0).any():
+    # minimum and maximum, since whole arrays of truth values add up
+    if max(np.nanmax(weights, initial=0), -np.nanmin(weights, initial=0)) == np.inf or counts.min(initial=0) < 0:
         raise InputError("A weight is infinite or a count negative. Leave a pair without cells NaN.")
-    present = ~np.isnan(weights) & (counts > 0)
-    if not np.any(present if masked is None else present & ~masked):
+    present = _present(weights, counts)
+    if masked is not None:
+        present[masked] = False
+    if not present.any():
         raise InputError(
             "No pair has a weight, so there is nothing to fit. Take more cells, or lower min_cells: a pair is missing "
             "where fewer cells have both genes."
         )
+
+
+def _present(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    present = np.isnan(weights)
+    np.logical_not(present, out=present)
+    present &= counts > 0
+    return present
 
 
 class _Fit:
@@ -142,7 +153,7 @@ class _Fit:
 
     def __init__(self, weights: np.ndarray, counts: np.ndarray) -> None:
         self._weights, self._counts = weights, counts
-        self.present = ~np.isnan(weights) & (counts > 0)
+        self.present = _present(weights, counts)
         step = max(1, _PAIRS_AT_ONCE // max(1, weights.shape[1]))
         self._blocks = [slice(first, first + step) for first in range(0, len(weights), step)]
 
@@ -173,7 +184,7 @@ class _Fit:
                 break
         return source, target
 
-    def far(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    def far(self, source: np.ndarray, target: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return the pairs that are too far from a fit to be in the next, unless they are nearly all of a gene's."""
 
         def left() -> Iterator[np.ndarray]:
@@ -182,7 +193,7 @@ class _Fit:
         middle = median_of(left)
         deviation = median_of(lambda: (np.abs(of_block - middle) for of_block in left()))
         nearest = _ROUNDING * max(float(np.abs(of_block).max(initial=0.0)) for of_block in left())
-        beyond, far = max(MASKED_BEYOND * deviation, nearest), np.zeros(self.present.shape, dtype=bool)
+        beyond, far = max(MASKED_BEYOND * deviation, nearest), np.empty_like(self.present) if out is None else out
         for rows in self._blocks:
             with np.errstate(invalid="ignore"):  # NaN is not far
                 far[rows] = self.present[rows] & (np.abs(self._left(rows, source, target)) > beyond)
@@ -246,7 +257,9 @@ def median_of(blocks: Callable[[], Iterable[np.ndarray]]) -> float:
     n = sum(n_block for _, _, n_block in ends)
     first, last = (n - 1) // 2, n // 2  # of those between low and high, the middle ones
     while low < high:
-        counts = np.sum([np.bincount(_bins(block, low, high), minlength=_BINS) for block in blocks()], axis=0)
+        counts = np.zeros(_BINS, dtype=np.int64)
+        for block in blocks():
+            counts += np.bincount(_bins(block, low, high), minlength=_BINS)
         up_to = np.cumsum(counts)
         of_first, of_last = np.searchsorted(up_to, [first, last], side="right")
         if of_first != of_last:

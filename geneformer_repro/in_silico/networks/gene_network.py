@@ -244,7 +244,7 @@ class GeneNetwork:
 
         See Also
         --------
-        GeneNetwork.states : All of them.
+        GeneNetwork.node_table : What it says of each gene.
 
         Examples
         --------

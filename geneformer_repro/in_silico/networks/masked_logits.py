@@ -56,6 +56,11 @@ class MaskedLogitSums:
         self._reader, self._network, self._cells, self._roles, self._seed = reader, network, cells, roles, seed
         self._mask = cells.vocabulary.mask_token
 
+    @property
+    def hidden_at_once(self) -> float:
+        """Share of a cell's genes that are hidden together."""
+        return HIDDEN_SHARE
+
     def n_forwards(self, row: int) -> int:
         """Return how many variants of a cell are read."""
         tokens = self._cells[row]

@@ -34,7 +34,7 @@ from geneformer_repro.in_silico.networks.attention_sums import (
 )
 from geneformer_repro.in_silico.networks.deletion_sums import OTHERS, DeletionSums
 from geneformer_repro.in_silico.networks.gene_network import MARKER, GeneNetwork, Sums, add_sums, write_sums
-from geneformer_repro.in_silico.networks.masked_logits import HIDDEN_SHARE, MaskedLogitSums
+from geneformer_repro.in_silico.networks.masked_logits import MaskedLogitSums
 from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_sums, pair_counts
 from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
 from geneformer_repro.in_silico.networks.network_question import NetworkMethod, NetworkQuestion
@@ -544,7 +544,7 @@ class _ByMaskedLogit(_ByVariants):
 
     def measured(self) -> dict[str, Any]:
         """Return how many genes of a cell are hidden at once."""
-        return {**super().measured(), "hidden_at_once": HIDDEN_SHARE}
+        return {**super().measured(), "hidden_at_once": self._logits.hidden_at_once}
 
     def probe(self, row: int) -> int:
         """Hide sources beside some targets."""

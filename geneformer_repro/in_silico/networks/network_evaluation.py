@@ -263,7 +263,7 @@ def _expression_of(
         donors = net.donors[state]
         keep |= {made["by"]: [state]} if made.get("by") else {}
         keep |= {made["donor"]: donors} if made.get("donor") and donors else {}
-    names = None if cells is None else set(cells.cell_names)
+    names = None if cells is None else list(cells.cell_names)
     found = CellCounts.read(
         counts, genes, keep=keep, donor=donor or made.get("donor"), cell_names=names, max_cells=max_cells, rng=rng
     )

@@ -47,7 +47,7 @@ Halves = Callable[[Sequence[int], int], Sums]
 """Of some groups by number, what was added up over one half of their cells, 0 or 1."""
 FEWEST_COMPARED = 10
 _COMPARED = 200_000
-"""Pairs, drawn from more, whose weights are compared between two halves of the cells."""
+"""Pairs, at most so many drawn from more, whose weights are compared between two halves of the cells."""
 
 
 class Group(NamedTuple):
@@ -163,7 +163,7 @@ class _State:
         for file in files:
             add_sums(file, total, n)
         weights = self._weights(total, n, of_donor=far is not None)
-        if np.isnan(weights if far is None else np.where(far, np.nan, weights)).all():
+        if not _has_weight(weights, far):
             return None
         return gene_effects(weights, n, masked=far, overwrite_weights=True)
 
@@ -184,9 +184,8 @@ class _State:
         """Say how far the weights of two halves of the cells agree, by Spearman; None where no pair has both."""
         if halves is None:
             return {}
-        drawn = np.arange(self._far.size)
-        if len(drawn) > _COMPARED:
-            drawn = np.sort(np.random.default_rng(0).choice(len(drawn), _COMPARED, replace=False))
+        n_pairs, rng = self._far.size, np.random.default_rng(0)
+        drawn = np.arange(n_pairs) if n_pairs <= _COMPARED else np.unique(rng.integers(n_pairs, size=_COMPARED))
         first, second = (self._of_half(halves(self._numbers, half), drawn) for half in range(2))
         both = ~(np.isnan(first) | np.isnan(second))
         agrees = float(spearmanr(first[both], second[both]).statistic) if both.sum() > FEWEST_COMPARED else np.nan
@@ -196,7 +195,7 @@ class _State:
         """Return weights of some pairs by half of the cells, fitted as those of a donor; a pair needs half as many."""
         least = max(1, self._min_cells // 2)
         weights = mean_weights(*sums, least=least, scale=self._scale, out=sums.total)
-        if np.isnan(np.where(self._far, np.nan, weights)).all():
+        if not _has_weight(weights, self._far):
             return np.full(len(drawn), np.nan)
         left: np.ndarray = gene_effects(weights, sums.n, masked=self._far, overwrite_weights=True).residual
         return left.ravel()[drawn]
@@ -274,6 +273,15 @@ class _State:
         of_source, of_target = n_with_gene[self._is_source][pairs["row"]], n_with_gene[self._is_target][pairs["column"]]
         n_cells = sum(group.n_cells for group in self._groups)
         return pairs["n_cells"].to_numpy() * n_cells / np.maximum(of_source * of_target.astype(np.float64), 1)
+
+
+def _has_weight(weights: np.ndarray, far: np.ndarray | None) -> bool:
+    """Whether some pair has a weight and is not left out."""
+    known = np.isnan(weights)
+    np.logical_not(known, out=known)
+    if far is not None:
+        known[far] = False
+    return bool(known.any())
 
 
 def _left(weights: np.ndarray, effects: _Effects, rows: slice) -> np.ndarray:

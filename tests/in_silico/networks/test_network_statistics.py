@@ -204,7 +204,7 @@ def test_counts_of_more_cells_are_refused_or_cut_to_the_cells_that_are_named(
     pd.testing.assert_frame_equal(found.edges, compare_networks(made.network, *STATES, counts=counts).edges)
     with pytest.raises(InputError, match="give counts= too"):
         compare_networks(made.network, *STATES, cells=cells)
-    with pytest.raises(InputError, match="holds none of the 700 cells="):
+    with pytest.raises(InputError, match="holds none of the 700 cells of cells="):
         compare_networks(made.network, *STATES, counts=counts, cells=cells)
 
 
