@@ -662,7 +662,7 @@ class TestAttentionPooling:
 
     def test_special_tokens_have_no_gradient(self, model, batch, hidden):
         hidden.requires_grad_()
-        model._pooled(hidden, batch["weights"], Cells(LENGTHS)).square().sum().backward()
+        model.pooled(hidden, batch["weights"], Cells(LENGTHS)).square().sum().backward()
         assert not hidden.grad[~batch["weights"]].any()
         assert hidden.grad[batch["weights"]].any(dim=1).all()
 
@@ -685,7 +685,7 @@ def hidden_states(model: CellClassifier, batch: dict[str, Any]) -> Tensor:
 
 def pooled(model: CellClassifier, hidden_TD: Tensor, weight_T: Tensor) -> np.ndarray:
     with torch.no_grad():
-        return model._pooled(hidden_TD, weight_T, Cells(LENGTHS)).numpy()
+        return model.pooled(hidden_TD, weight_T, Cells(LENGTHS)).numpy()
 
 
 def slow_sum_of_losses(

@@ -83,9 +83,9 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Print it."""
-        from geneformer_repro import __version__
+        from importlib.metadata import version
 
-        print(f"{parser.prog} {__version__}")
+        print(f"{parser.prog} {version('geneformer-repro')}")
         parser.exit()
 
 

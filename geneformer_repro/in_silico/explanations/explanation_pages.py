@@ -308,14 +308,15 @@ def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
         table = _of(_of(genes, "method", first), "state", None if pd.isna(state) else state)
         yield Section(
             f"Strongest genes by {first}{of}",
-            "Mean over donors of what a gene adds to the answer where it is expressed; grey dots are donors.",
+            "Mean over donors of what a gene adds to the answer where it is expressed; grey dots are donors. With "
+            "intervals, the genes whose interval stays furthest from 0: sure before large.",
             "Genes that matter in life: the model moved, not a cell. Even small effects have small p-values.",
             figure=_genes_picture(why, table),
         )
         yield Section(
-            f"The same in numbers{of}",
-            "The strongest of both signs, with what needs no model. beyond: what place, detection and expression do "
-            "not predict of the effect.",
+            f"Largest effects{of}",
+            "The largest of both signs, however sure, with what needs no model. beyond: what place, detection and "
+            "expression do not predict of the effect.",
             "Genes that no cell expresses: they have no value, which is not 0.",
             table=_shown(table),
         )
