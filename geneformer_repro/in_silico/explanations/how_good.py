@@ -45,7 +45,10 @@ def of_classes(true_N: np.ndarray, predicted_N: np.ndarray, unit_N: np.ndarray) 
         with np.errstate(invalid="ignore"):
             return np.nanmean(np.where(n_RK > 0, weights_RU @ right_UK / n_RK, np.nan), axis=1)
 
-    return _scored("balanced accuracy", score, len(units), guess=1 / len(classes), n=len(true_N))
+    found = _scored("balanced accuracy", score, len(units), guess=1 / len(classes), n=len(true_N))
+    if len(classes) == 1:  # whoever always says it is right
+        found |= {"low": None, "high": None, "better_than_guessing": None}
+    return found | {"n_classes": len(classes)}
 
 
 def of_numbers(true_N: np.ndarray, predicted_N: np.ndarray, unit_N: np.ndarray) -> dict[str, Any]:
@@ -125,6 +128,11 @@ def sentence(how_good: dict[str, Any]) -> str:
     how_good
         From one of the functions above, and ``replicates``: over what the interval is, such as "donors".
     """
+    if how_good.get("n_classes") == 1:
+        return (
+            "How well the model predicts these rows cannot be told: all are of one class, and whoever always says it "
+            "is right. Ask it about rows of other classes as well."
+        )
     if how_good["value"] is None or how_good["low"] is None:
         return f"How well the model predicts these rows cannot be told: {how_good['n_rows']} rows say too little."
     interval = f" ({how_good['low']:.2f} to {how_good['high']:.2f} over {how_good['replicates']})"

@@ -45,8 +45,8 @@ def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
     if tested.any():
         n = int((genes["fdr"] < SIGNIFICANT).sum())
         yield (
-            f"{n:,} of {int(tested.sum()):,} tested rows have an effect that differs from 0 over donors (FDR < 0.05): "
-            "it is even, not large."
+            f"{n:,} of {int(tested.sum()):,} tested rows have an effect that differs from 0 over donors (FDR < 0.05)"
+            + (": it is even, not large." if n else ".")
         )
     elif metadata.get("donor"):
         yield "No gene was seen in three donors, so there are effects and no p-values."

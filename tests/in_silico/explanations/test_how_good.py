@@ -84,3 +84,9 @@ def test_the_sentence_says_first_that_a_model_guesses():
 def test_two_rows_say_too_little():
     found = of_classes(np.array([0, 1]), np.array([0, 1]), by_itself(2))
     assert (found["low"], found["better_than_guessing"]) == (None, None)
+
+
+def test_of_one_class_nothing_can_be_told(rng):
+    found = of_classes(np.zeros(90), rng.integers(2, size=90), np.repeat([0, 1, 2], 30))
+    assert found["better_than_guessing"] is None
+    assert "all are of one class" in sentence({**found, "replicates": "donors"})
