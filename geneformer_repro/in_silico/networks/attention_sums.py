@@ -10,7 +10,7 @@ Shapes: T tokens of a batch, N blocks, H heads, B bins of place, G genes, K sour
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from geneformer_repro.attention import Attention
 from geneformer_repro.batching import Batch
 from geneformer_repro.in_silico.networks.gene_network import Sums
+from geneformer_repro.in_silico.networks.gene_shares import GeneSums
 from geneformer_repro.in_silico.networks.lifts import GeneTokens, log_lifts, received_lift, value_norms
 from geneformer_repro.in_silico.networks.places import Places, PlaceSums, place_bins
 from geneformer_repro.reading import Reader
@@ -267,7 +268,7 @@ def calibrate(
     scale: Scale = "log",
     weight: Weight = "attention",
 ) -> Calibration:
-    """Read cells for the means of places, and the attention that genes receive.
+    """Read cells for the means of places, what genes explain beside them, and the attention that genes receive.
 
     Parameters
     ----------
@@ -288,26 +289,33 @@ def calibrate(
     """
     n_layers, n_heads = chosen_NH.shape
     sums = PlaceSums(n_layers, n_heads, n_bins, of_logs=scale == "log", device=reader.device)
+    of_genes = GeneSums(n_layers, n_heads, len(gene_of_token), n_bins, device=reader.device)
     shape = (n_states, int(gene_of_token.max()) + 1)
     mass, n = np.zeros(shape), np.zeros(shape, dtype=np.int32)
     share_NH = torch.from_numpy(chosen_NH / max(1, chosen_NH.sum())).float().to(reader.device)
     for batch in reader.batches(cells, rows):
         tokens = gene_tokens(batch, reader.device)
         received = [torch.zeros(len(of_cell.genes_G), device=reader.device) for of_cell in tokens]
+        ids_T = batch.input_ids_T.cpu().numpy()
+        ids = [ids_T[of_cell.genes_G.cpu().numpy()] for of_cell in tokens]
+        first = of_genes.count(ids)
 
-        def watch(layer: int, attention: Attention, tokens: list = tokens, received: list = received) -> None:
+        def watch(
+            layer: int, attention: Attention, tokens: list = tokens, received: list = received, first: int = first
+        ) -> None:
             if not chosen_NH[layer].any():
                 return
             norm_TH = norms_of(reader, layer, attention, weight)
             for i, of_cell in enumerate(tokens):
-                sums.add(layer, log_lifts(attention, of_cell, norm_TH=norm_TH))
+                of_genes.add(layer, first + i, sums.add(layer, log_lifts(attention, of_cell, norm_TH=norm_TH)))
                 received[i] += received_lift(attention, i, of_cell) @ share_NH[layer]
 
         reader.watch(batch, watch)
-        ids_T = batch.input_ids_T.cpu().numpy()
-        for row, of_cell, of_genes in zip(batch.rows, tokens, received, strict=True):
-            sums.count(len(of_cell.genes_G))
-            genes = gene_of_token[ids_T[of_cell.genes_G.cpu().numpy()]]
-            mass[states[row], genes[genes >= 0]] += of_genes.double().cpu().numpy()[genes >= 0]
+        for row, of_cell, attended in zip(batch.rows, ids, received, strict=True):
+            sums.count(len(of_cell))
+            genes = gene_of_token[of_cell]
+            mass[states[row], genes[genes >= 0]] += attended.double().cpu().numpy()[genes >= 0]
             n[states[row], genes[genes >= 0]] += 1
-    return Calibration(sums.result(), mass, n)
+    places = sums.result()
+    by_sources_NH, by_genes_NH = of_genes.shares(places)
+    return Calibration(replace(places, by_sources_NH=by_sources_NH, by_genes_NH=by_genes_NH), mass, n)

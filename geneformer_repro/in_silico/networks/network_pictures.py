@@ -302,12 +302,24 @@ def _strongest(network: GeneNetwork, edges: pd.DataFrame) -> pd.DataFrame:
 def _heads(network: GeneNetwork) -> Section:
     metadata: dict[str, Any] = network.metadata
     table = pd.DataFrame(metadata["of_heads"])
-    middle = table[["explained_by_place", "on_specials"]].astype(float).median()
+    middle = table.astype(float).median()
     return Section(
         "What was taken out of each head",
         f"From {metadata['n_calibrated']:,} cells: the spread of its weights beyond place (sd), the share of their "
-        f"variance that the places of both genes explain (median {middle['explained_by_place']:.0%}), and the share of "
-        f"its attention on special tokens (median {middle['on_specials']:.0%}), which is left out of each row.",
+        f"variance that the places of both genes explain (median {middle['explained_by_place']:.0%}), "
+        f"{_by_genes(middle)}and the share of its attention on special tokens (median {middle['on_specials']:.0%}), "
+        "which is left out of each row.",
         "What a head is for: heads are averaged, each divided by its spread.",
         table=table.set_index("layer"),
+    )
+
+
+def _by_genes(middle: pd.Series) -> str:
+    """Say what genes explain of heads, where that is known: older networks do not say it."""
+    if "explained_by_genes" not in middle:
+        return ""
+    return (
+        "the shares of what places leave that the means of source genes explain "
+        f"(median {middle['explained_by_sources']:.0%}) and those of both genes, fitted together "
+        f"({middle['explained_by_genes']:.0%}; adjusted R², all states together), "
     )

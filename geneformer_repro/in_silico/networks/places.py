@@ -30,6 +30,7 @@ from geneformer_repro.in_silico.networks.lifts import LogLifts
 LEAST_PAIRS = 50
 """Pairs of places of a bin; one that has fewer takes its neighbours' in."""
 _FACTS = "geneformer_repro"
+_BY_GENES = ("explained_by_sources", "explained_by_genes")
 _EVEN = 1e-9
 """Spread, in bits, below which a head attends evenly, so that its numbers are rounding."""
 
@@ -51,12 +52,17 @@ class Places:
         Pairs of two bins, a gene with itself left out.
     on_specials_NH
         Mean share of attention on special tokens.
+    by_sources_NH, by_genes_NH
+        Share of the variance left after places that the means of key genes explain, and those of both genes fitted
+        together, as `GeneSums.shares`; None where that was not asked.
     """
 
     sum_NHBB: np.ndarray
     square_NH: np.ndarray
     n_BB: np.ndarray
     on_specials_NH: np.ndarray
+    by_sources_NH: np.ndarray | None = None
+    by_genes_NH: np.ndarray | None = None
 
     @cached_property
     def means(self) -> np.ndarray:
@@ -102,6 +108,7 @@ class Places:
         columns |= {"mean": self.means.ravel(), "sum": self.sum_NHBB.ravel()}
         columns["n"] = np.broadcast_to(self.n_BB, self.sum_NHBB.shape).ravel()
         facts = {"square": self.square_NH.tolist(), "on_specials": self.on_specials_NH.tolist()}
+        facts |= {name: _as_json(values) for name, values in self._by_genes.items()}
         table = pa.table(columns).replace_schema_metadata({_FACTS: json.dumps(facts)})
         pq.write_table(table, path, compression="zstd")
 
@@ -121,17 +128,32 @@ class Places:
             sums, n = (table.column(name).to_numpy().reshape(last) for name in ("sum", "n"))
         except (OSError, pa.ArrowException, KeyError, ValueError, IndexError) as error:
             raise DataFormatError(f"{path}: no table of places, or a damaged one ({error}). Make it anew.") from error
-        return cls(sums, np.array(facts["square"]), n[0, 0], np.array(facts["on_specials"]))
+        by_genes = [np.array(facts[name], dtype=np.float64) for name in _BY_GENES if name in facts]
+        return cls(sums, np.array(facts["square"]), n[0, 0], np.array(facts["on_specials"]), *by_genes)
 
     def table(self) -> pd.DataFrame:
-        """Return what is known of each head: ``layer``, ``head``, ``sd``, ``explained_by_place``, ``on_specials``."""
+        """Return what is known of each head.
+
+        ``layer``, ``head``, ``sd``, ``explained_by_place``; ``explained_by_sources`` and ``explained_by_genes`` where
+        they were asked; ``on_specials``.
+        """
         layer, head = np.indices(self.square_NH.shape).reshape(2, -1)
         columns = {
             "sd": self.spread.ravel(),
             "explained_by_place": self.explained.ravel(),
+            **{name: values.ravel() for name, values in self._by_genes.items()},
             "on_specials": self.on_specials_NH.ravel(),
         }
         return pd.DataFrame({"layer": layer, "head": head, **columns})
+
+    @property
+    def _by_genes(self) -> dict[str, np.ndarray]:
+        known = zip(_BY_GENES, (self.by_sources_NH, self.by_genes_NH), strict=True)
+        return {name: values for name, values in known if values is not None}
+
+
+def _as_json(values_NH: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else value for value in of_block] for of_block in values_NH.tolist()]
 
 
 def _summed(values: np.ndarray, reach: int) -> np.ndarray:
@@ -175,20 +197,23 @@ class PlaceSums:
         self._n_BB += np.outer(in_bin_B, in_bin_B) - np.diag(in_bin_B)
         self._n_queries += n_genes
 
-    def add(self, layer: int, lifts: LogLifts) -> None:
-        """Add all pairs of a cell in one block."""
+    def add(self, layer: int, lifts: LogLifts) -> Tensor:
+        """Add all pairs of a cell in one block; return the sum of each gene's pairs, as key and as query, (2, H, G)."""
         bins_G = torch.from_numpy(place_bins(len(lifts.query_QHE))).to(lifts.query_QHE.device)
         self._on_specials_NH[layer] += lifts.on_specials_QH.sum(0)
-        (self._add_logs if self._of_logs else self._add_lifts)(layer, lifts, bins_G)
+        return (self._add_logs if self._of_logs else self._add_lifts)(layer, lifts, bins_G)
 
-    def _add_logs(self, layer: int, lifts: LogLifts, bins_G: Tensor) -> None:
+    def _add_logs(self, layer: int, lifts: LogLifts, bins_G: Tensor) -> Tensor:
         query_HGF, key_HGF = (factor.to(self._exact).transpose(0, 1) for factor in _factors(lifts))
         own_HG = (query_HGF * key_HGF).sum(-1)
         self._square_NH[layer] += (_second(query_HGF) * _second(key_HGF)).sum((1, 2)) - (own_HG**2).sum(1)
         self._sum_NHBB[layer] += self._by_bin(query_HGF, bins_G) @ self._by_bin(key_HGF, bins_G).transpose(1, 2)
         self._leave_out(layer, own_HG, bins_G)
+        both = ((key_HGF, query_HGF), (query_HGF, key_HGF))
+        return torch.stack([(of_HGF @ all_HGF.sum(1)[..., None])[..., 0] - own_HG for of_HGF, all_HGF in both])
 
-    def _add_lifts(self, layer: int, lifts: LogLifts, bins_G: Tensor) -> None:
+    def _add_lifts(self, layer: int, lifts: LogLifts, bins_G: Tensor) -> Tensor:
+        of_genes_2HG = self._sum_NHBB.new_zeros(2, lifts.query_QHE.shape[1], len(bins_G))
         for rows, log_HQK in lifts.blocks():
             lift_HQK = log_HQK.exp2().to(self._exact)
             own_HQ = lift_HQK[:, torch.arange(rows.stop - rows.start), torch.arange(rows.start, rows.stop)]
@@ -196,6 +221,10 @@ class PlaceSums:
             of_keys_HQB = self._by_bin(lift_HQK.transpose(1, 2), bins_G).transpose(1, 2)
             self._sum_NHBB[layer] += self._by_bin(of_keys_HQB, bins_G[rows])
             self._leave_out(layer, own_HQ, bins_G[rows])
+            of_genes_2HG[0] += lift_HQK.sum(1)
+            of_genes_2HG[1, :, rows] = lift_HQK.sum(2)
+            of_genes_2HG[:, :, rows] -= own_HQ
+        return of_genes_2HG
 
     def _by_bin(self, values_HGF: Tensor, bins_G: Tensor) -> Tensor:
         """Return sums over the genes of each bin, (H, B, F)."""

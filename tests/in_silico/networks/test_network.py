@@ -147,7 +147,10 @@ class TestWhatIsAddedUp:
         by_layer, by_heads = make("layer", layers=[1]), make("heads", heads=[(1, 0), (1, 1)])
         assert by_layer.metadata["heads"] == by_heads.metadata["heads"] == [[1, 0], [1, 1]]
         np.testing.assert_array_equal(by_layer.matrix("Dendritic"), by_heads.matrix("Dendritic"))
-        assert len(by_layer.metadata["of_heads"]) == 2
+        of_heads = by_layer.metadata["of_heads"]
+        assert len(of_heads) == 2
+        for head in of_heads:
+            assert -0.1 < head["explained_by_sources"] < head["explained_by_genes"] < 1
 
     def test_parts_of_an_edge_add_up_to_its_lift(self, make):
         network = make(min_cells=10)

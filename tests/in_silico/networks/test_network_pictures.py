@@ -101,11 +101,19 @@ def test_a_page_has_states_edges_and_what_was_left_out(network, tmp_path, monkey
         "rest, G: 5 (fewer than 20 cells)",
         "explained by genes",
         "median 25%",
+        "on special tokens (median 12%)",
         "Regulation. Genes that stand together in cells of one kind attend to each other whatever they do.",
         "n_donors",
         "donor_mean",
     ):
         assert said in page
     assert "regulates" not in page
+    assert "adjusted R²" not in page
     with pytest.raises(FileExistsError):
         gf.write_network_report(network, tmp_path / "net.html")
+    of_heads[0] |= {"explained_by_sources": 0.375, "explained_by_genes": None}
+    of_heads.append(of_heads[0] | {"head": 2, "explained_by_genes": 0.625})
+    gf.write_network_report(network, tmp_path / "net.html", overwrite=True)
+    page = (tmp_path / "net.html").read_text()
+    for said in ("means of source genes explain (median 38%)", "(62%; adjusted R²", "explained_by_genes"):
+        assert said in page
