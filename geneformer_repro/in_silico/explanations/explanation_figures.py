@@ -18,7 +18,13 @@ _SAME_OPERATOR = "="
 
 
 def genes_figure(
-    table: pd.DataFrame, of_donors: pd.DataFrame | None, *, effect_name: str, n_shown: int = 15
+    table: pd.DataFrame,
+    of_donors: pd.DataFrame | None,
+    *,
+    effect_name: str,
+    rows_are: str = "cells",
+    replicates: str = "donors",
+    n_shown: int = 15,
 ) -> "Figure":
     """Draw the strongest genes of both signs from the top down, a dot a donor, with the mean and its interval.
 
@@ -30,18 +36,20 @@ def genes_figure(
         Mean of each donor, donors × genes; None where there are no donors.
     effect_name
         Label of the axis.
+    rows_are, replicates
+        What is explained, and over what means are taken, in the plural.
     n_shown
         How many genes above 0, and how many below.
     """
     shown = strongest(table, n_shown).rename(columns={"low": "effect_low", "high": "effect_high"})
     counted = zip(shown["gene_name"].astype(str), shown["n_cells"].astype(int), strict=True)
-    names = [f"{name} ({n:,} cell{'' if n == 1 else 's'})" for name, n in counted]
+    names = [f"{name} ({n:,} {rows_are.removesuffix('s') if n == 1 else rows_are})" for name, n in counted]
     figure, axes = new_axes(max(7.2, 4.6 + LETTER * max(map(len, names), default=0)), 1.2 + 0.26 * max(2, len(shown)))
     rows, above = np.arange(len(shown), dtype=float), (shown["effect"] > 0).to_numpy()
     for row, gene in enumerate(shown.index):
         if of_donors is not None and gene in of_donors:
             values = of_donors[gene].dropna()
-            label = "a donor" if row == 0 else "_"
+            label = f"a {replicates.removesuffix('s')}" if row == 0 else "_"
             axes.plot(values, np.full(len(values), row), "o", color=_NULL, markersize=3.5, zorder=1, label=label)
     for chosen, colour, label in ((above, ORANGE, "mean, above 0"), (~above, BLUE, "mean, below 0")):
         if chosen.any():
@@ -49,7 +57,7 @@ def genes_figure(
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(ylim=(len(shown) - 0.5, -0.5))
     has_interval = bool(shown["effect_low"].notna().any())
-    axes.set_xlabel(fill(effect_name + (" (bar: 95 % interval over donors)" if has_interval else ""), 60))
+    axes.set_xlabel(fill(effect_name + (f" (bar: 95 % interval over {replicates})" if has_interval else ""), 60))
     axes.set_yticks(rows, names, fontsize=8.5)
     axes.grid(axis="x", color=LIGHT)
     axes.set_axisbelow(True)

@@ -139,9 +139,10 @@ def _genes_picture(why: Explanation, table: pd.DataFrame) -> "Figure":
     with_donor = rows[rows["donor"].notna()]
     absolute = bool(table.attrs.get("absolute", False))
     of_donors = donor_means(with_donor, absolute=absolute) if len(with_donor) else None
-    over = "donors" if of_donors is not None else "cells"
+    over = "donors" if why.metadata.get("donor") else why.rows_are
     of = "" if pd.isna(state) else f", {state}"
-    return genes_figure(table, of_donors, effect_name=f"mean over {over} of what a gene adds ({method}{of})")
+    name = f"mean over {over} of what a gene adds ({method}{of})"
+    return genes_figure(table, of_donors, effect_name=name, rows_are=why.rows_are, replicates=over)
 
 
 def _curves(points: pd.DataFrame, kind: Kind, measure: str) -> "Figure":
