@@ -6,6 +6,7 @@ Shapes: S samples, P pairs; G genes, T positions of a SMILES, E length of a char
 inputs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -180,7 +181,7 @@ def _unpacked(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> d
     }
 
 
-def _of_sides(network: PairNetwork, samples: Side, drugs: Side, pairs: Tensor) -> Tensor:
+def forecasts(network: PairNetwork, samples: Side, drugs: Side, pairs: Tensor) -> Tensor:
     """Return forecasts of pairs, (P,), in the unit of the measure, without mean effects."""
     overall = torch.full((len(pairs),), network.target.mean, device=pairs.device)
     return network.target.meaning(network.outputs(samples, drugs, pairs, overall))[:, 0]
@@ -194,13 +195,13 @@ def _derived(network: PairNetwork, sides: PairSides, pairs_P2: np.ndarray) -> tu
         with torch.enable_grad():
             pairs = torch.arange(len(pairs_P2), device=values.device)[:, None].expand(-1, 2)
             of_samples = network.of_samples(values, given["pooled"])
-            total = _of_sides(network, of_samples, network.of_drugs(given["drugs"], embedded), pairs).sum()
+            total = forecasts(network, of_samples, network.of_drugs(given["drugs"], embedded), pairs).sum()
             by_gene, by_drug = torch.autograd.grad(total, [values, embedded])
     return tuple(tensor.detach().float().cpu().numpy() for tensor in (by_gene, by_drug, embedded))
 
 
 @dataclass(frozen=True, eq=False)
-class _PairWays:
+class _PairWays(ABC):
     """Straight ways of some pairs, from a baseline to what is read of their samples, or of their drugs."""
 
     network: PairNetwork
@@ -240,8 +241,9 @@ class _PairWays:
         there = (self.start[rows] + at * self.share[rows]).requires_grad_()
         return there, self._forecast(there, None if self.beside is None else self.beside[rows], rows)
 
+    @abstractmethod
     def _forecast(self, there: Tensor, beside: Tensor | None, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return forecasts where what changes has come to, and what goes with it stays."""
 
 
 class _GeneWays(_PairWays):
@@ -260,7 +262,7 @@ class _GeneWays(_PairWays):
 
     def _forecast(self, there: Tensor, beside: Tensor | None, rows: Tensor) -> Tensor:
         pairs = torch.stack([torch.arange(len(rows), device=rows.device), rows], dim=1)
-        return _of_sides(self.network, self.network.of_samples(there, beside), self.other, pairs)
+        return forecasts(self.network, self.network.of_samples(there, beside), self.other, pairs)
 
 
 class _CharacterWays(_PairWays):
@@ -280,7 +282,7 @@ class _CharacterWays(_PairWays):
     def _forecast(self, there: Tensor, beside: Tensor | None, rows: Tensor) -> Tensor:
         assert beside is not None
         pairs = torch.stack([rows, torch.arange(len(rows), device=rows.device)], dim=1)
-        return _of_sides(self.network, self.other, self.network.of_drugs(beside, there), pairs)
+        return forecasts(self.network, self.other, self.network.of_drugs(beside, there), pairs)
 
 
 def _cut_both(way_I: np.ndarray, at_I: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -10,6 +10,7 @@ from geneformer_repro.cli.inputs import (
     add_cells_options,
     add_dtype_option,
     given_vocabulary,
+    goal_of,
     new_command,
     open_cells,
 )
@@ -143,7 +144,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         for path in (picture, page):
             refuse_existing(path, overwrite=arguments.overwrite)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
-    goal = _goal(arguments)
+    goal = goal_of(arguments, arguments.state_column, "--state-column")
     checkpoint, rows, reading = _opened(arguments)
     methods = arguments.methods and list(dict.fromkeys(_SHORT.get(name, name) for name in arguments.methods))
     why = explain(
@@ -175,17 +176,6 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     if isinstance(checkpoint.model, ExpressionNetwork | PairNetwork):
         return checkpoint, arguments.cells, reading
     return checkpoint, open_cells(arguments, arguments.cells, checkpoint), reading
-
-
-def _goal(arguments: argparse.Namespace) -> Any:
-    from geneformer_repro.in_silico.question import GoalState
-
-    column_and_states = (arguments.state_column, arguments.start, arguments.goal)
-    if all(column_and_states):
-        return GoalState(*column_and_states, alternatives=arguments.alternatives)
-    if any(column_and_states) or arguments.alternatives:
-        raise InputError("A goal needs --state-column, --start and --goal together.")
-    return None
 
 
 def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, *, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ from geneformer_repro.errors import InputError
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from geneformer_repro.in_silico.question import GoalState
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 COUNTS = (
@@ -193,3 +194,14 @@ def write_together(outputs: tuple[Path, ...], table: Any, *beside: Callable[[Pat
         write_table(table, out)
         for write, path in zip(beside, others, strict=True):
             write(path)
+
+
+def goal_of(arguments: argparse.Namespace, column: str | None, option: str) -> "GoalState | None":
+    """Return the goal that ``--start``, ``--goal`` and the option with its obs column name; None where none is."""
+    from geneformer_repro.in_silico.question import GoalState
+
+    if column and arguments.start and arguments.goal:
+        return GoalState(column, arguments.start, arguments.goal, alternatives=arguments.alternatives)
+    if column or arguments.start or arguments.goal or arguments.alternatives:
+        raise InputError(f"A goal needs {option}, --start and --goal together.")
+    return None

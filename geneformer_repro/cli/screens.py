@@ -19,6 +19,7 @@ from geneformer_repro.cli.inputs import (
     add_dtype_option,
     add_model_options,
     given_vocabulary,
+    goal_of,
     new_command,
     open_both,
     table_outputs,
@@ -150,7 +151,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.in_silico.screen import perturb
 
-    perturbation, goal = _perturbation(arguments), _goal(arguments)
+    perturbation, goal = _perturbation(arguments), goal_of(arguments, arguments.state, "--state")
     checkpoint, cells = open_both(arguments)
     options = ("target", "layer", "pooling", "refine", "donor", "obs", "max_cells", "seed", "dtype", "max_tokens")
     shifts = perturb(
@@ -185,17 +186,6 @@ def _perturbation(arguments: argparse.Namespace) -> Any:
         raise InputError("--kind shift moves genes to a place: give --to with numbers from 0 (front) to 1 (bottom).")
     genes = "each" if arguments.genes is None else _listed(arguments.genes)
     return kind(genes, combine=arguments.combine, anchor=arguments.anchor, **settings)
-
-
-def _goal(arguments: argparse.Namespace) -> Any:
-    from geneformer_repro.in_silico.question import GoalState
-
-    column_and_states = (arguments.state, arguments.start, arguments.goal)
-    if all(column_and_states):
-        return GoalState(*column_and_states, alternatives=arguments.alternatives)
-    if any(column_and_states) or arguments.alternatives:
-        raise InputError("A goal needs --state, --start and --goal together.")
-    return None
 
 
 def _listed(genes: Sequence[str]) -> list[str]:

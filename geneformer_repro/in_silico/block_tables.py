@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,6 +196,17 @@ class BlockTable:
     @classmethod
     def _require_agreement(cls, metadata: Mapping[str, Any], schema: pa.Schema, path: str | Path) -> None:
         """Refuse a file whose metadata contradict themselves, or speak of columns that it lacks."""
+
+
+def taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray, kind: pa.DataType | None = None) -> pa.Array:
+    """Return a column whose rows are some of the values, by number; text unless another type is given."""
+    return pa.array(list(values), pa.string() if kind is None else kind).take(pa.array(rows))
+
+
+def carried(obs: pd.DataFrame, rows: np.ndarray) -> pa.Table:
+    """Return obs columns of some rows, by number, of the types that they have over all rows."""
+    of_all = pa.Schema.from_pandas(obs, preserve_index=False)  # some rows may know less of a column's type
+    return pa.Table.from_pandas(obs.iloc[rows], of_all, preserve_index=False).replace_schema_metadata(None)
 
 
 def short(what: object) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
+from geneformer_repro.in_silico.block_tables import carried, taken
 from geneformer_repro.in_silico.engine import Outcome, PerturbedCell
 from geneformer_repro.in_silico.shift_table import COLUMNS, ESTIMATE, as_frame
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -55,19 +56,18 @@ class Layout:
         rank, dose = rank[rows["variant"]], dose[rows["variant"]]
         exact = np.ones(len(cell), dtype=bool) if is_exact is None else is_exact[rows["variant"]]
         columns = [
-            _taken(self.cells[cells], place),
-            pa.nulls(len(cell), pa.string()) if self.donors is None else _taken(self.donors[cells], place),
-            _taken(self._names([tokens for of_cell in variants for tokens in of_cell.perturbed]), rows["variant"]),
+            taken(self.cells[cells], place),
+            pa.nulls(len(cell), pa.string()) if self.donors is None else taken(self.donors[cells], place),
+            taken(self._names([tokens for of_cell in variants for tokens in of_cell.perturbed]), rows["variant"]),
             self._affected(rows["affected"]),
-            _taken(self.states, rows["state"]),
+            taken(self.states, rows["state"]),
             pa.array(dose, mask=np.isnan(dose)),
             pa.array(rank, pa.int32(), mask=rank < 0),
             pa.array(rows["value"]),
             pa.array(rows["before"], mask=np.isnan(rows["before"])),
             pa.array(exact),
         ]
-        of_all = pa.Schema.from_pandas(self.obs, preserve_index=False)  # some cells may know less of a column's type
-        obs = pa.Table.from_pandas(self.obs.iloc[cell], of_all, preserve_index=False).replace_schema_metadata(None)
+        obs = carried(self.obs, cell)
         return pa.table([*columns, *obs.columns], pa.schema([*COLUMNS.items(), *obs.schema]))
 
     def _affected(self, tokens: np.ndarray) -> pa.Array:
@@ -101,10 +101,6 @@ class Layout:
         name_of, position = self.vocabulary.gene_names, self.vocabulary.position
         metadata = {"gene_names": {gene: name_of[position[gene]] for gene in sorted(genes)}}
         return metadata | ({"first_order": _agreement(as_frame(pa.concat_tables(of_checked)))} if of_checked else {})
-
-
-def _taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray) -> pa.Array:
-    return pa.array(list(values), pa.string()).take(pa.array(rows))
 
 
 def _rows(outcomes: Sequence[Outcome]) -> pd.DataFrame:

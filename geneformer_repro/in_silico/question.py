@@ -183,16 +183,7 @@ class Question:
         return np.flatnonzero(self.cells.labels(self.goal.obs).to_numpy() == self.goal.start)
 
     def _donors(self, rows: np.ndarray) -> np.ndarray | None:
-        """Return the donor of each cell that is perturbed; refuse cells without one."""
-        if self.donor is None:
-            return None
-        donors = self.cells.labels(self.donor).iloc[rows]
-        if unknown := int(donors.isna().sum()):
-            raise InputError(
-                f"{unknown} of {len(rows)} cells to perturb have no {self.donor!r}. Leave them out with "
-                "cells.select(…)."
-            )
-        return donors.to_numpy()
+        return donors_of(self.cells, rows, self.donor, to="perturb")
 
     def layout(self, rows: np.ndarray) -> Layout:
         """Return how the rows of the table are made of what comes of the cells that are perturbed."""
@@ -293,6 +284,28 @@ class Question:
             "checkpoint": self.checkpoint.fingerprint,
             "cells": self.cells.fingerprint,
         }
+
+
+def donors_of(cells: TokenizedDataset, rows: np.ndarray, donor: str | None, *, to: str) -> np.ndarray | None:
+    """Return the donor of each of some cells, None where no column names them; refuse cells without one.
+
+    Parameters
+    ----------
+    cells, rows
+        Cells, and the row numbers of those that are asked about.
+    donor
+        The obs column.
+    to
+        What is done with them, for the message.
+    """
+    if donor is None:
+        return None
+    donors = cells.labels(donor).iloc[rows]
+    if unknown := int(donors.isna().sum()):
+        raise InputError(
+            f"{unknown} of {len(rows)} cells to {to} have no {donor!r}. Leave them out with cells.select(…)."
+        )
+    return donors.to_numpy()
 
 
 def _by_name(embeddings: Mapping[Any, np.ndarray]) -> dict[str, np.ndarray]:

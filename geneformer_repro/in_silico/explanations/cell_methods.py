@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -365,53 +365,57 @@ class CellMethods:
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the names of the genes that have a row, and how completely integrated gradients add up."""
         genes: set[str] = set()
-        worst: dict[str, float | None] = {}
+        gaps = Gaps(self._request.integration.tolerance)
         fits: list[pd.DataFrame] = []
         for table in tables:
             genes.update(table["gene"].unique().to_pylist())
             if "surrogate" in self._request.methods:
                 fits.append(fits_of(table))
-            if "integrated_gradients" in self._request.methods:
-                worst |= largest_gaps(table)
+            gaps.add(table)
         names, position = self._vocabulary.gene_names, self._vocabulary.position
         named = {gene: names[position[gene]] for gene in sorted(genes) if gene in position}
-        facts = {"completeness": completeness(worst, self._request.integration.tolerance)} if worst else {}
-        return {"gene_names": named, **facts} | ({"surrogate": said_of_fits(pd.concat(fits))} if fits else {})
+        return {"gene_names": named, **gaps.said()} | ({"surrogate": said_of_fits(pd.concat(fits))} if fits else {})
 
 
-def completeness(worst: Mapping[str, float | None], tolerance: float) -> dict[str, Any]:
-    """Say in how many rows integrated gradients add up, of all numbers; warn of those in which they do not.
+class Gaps:
+    """By how much integrated gradients miss the difference at most, of each cell (sample …), table by table."""
 
-    Parameters
-    ----------
-    worst
-        The largest gap of each cell or sample, by name.
-    tolerance
-        What is good enough.
-    """
-    failed = sorted(cell for cell, gap in worst.items() if gap is not None and gap > tolerance)
-    if failed and processes.is_first():
-        logger.warning(
-            "In %d of %d cells integrated gradients miss the difference by more than %g (first: %s): look at them by "
-            "other methods; tables of genes leave them out.",
-            len(failed), len(worst), tolerance, failed[0],
-        )  # fmt: skip
-    gaps = [gap for gap in worst.values() if gap is not None]
-    return {
-        "tolerance": tolerance,
-        "n_cells": len(worst),
-        "n_failed": len(failed),
-        "failed": failed[:_LISTED],
-        "median_gap": float(np.median(gaps)) if gaps else None,
-        "largest_gap": max(gaps, default=None),
-    }
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._worst: dict[str, float | None] = {}
 
+    def add(self, table: pa.Table) -> None:
+        """Take note of the rows of a table; a cell may have rows in several."""
+        by_path = table.filter(pc.equal(table["method"], "integrated_gradients")).select(["cell", "gap"])
+        of_cells = by_path.group_by("cell").aggregate([("gap", "max")]).to_pydict()
+        for cell, gap in zip(of_cells["cell"], of_cells["gap_max"], strict=True):
+            known = [one for one in (gap, self._worst.get(cell)) if one is not None]
+            self._worst[cell] = max(known, default=None)
 
-def largest_gaps(table: pa.Table) -> dict[str, float | None]:
-    """Return the largest gap of the integrated gradients of each cell of a table, by name."""
-    by_path = table.filter(pc.equal(table["method"], "integrated_gradients")).select(["cell", "gap"])
-    of_cells = by_path.group_by("cell").aggregate([("gap", "max")]).to_pydict()
-    return dict(zip(of_cells["cell"], of_cells["gap_max"], strict=True))
+    def said(self) -> dict[str, Any]:
+        """Return the metadata ``completeness``: in how many cells all numbers add up; warn of the others.
+
+        Nothing where no table had integrated gradients.
+        """
+        if not self._worst:
+            return {}
+        failed = sorted(cell for cell, gap in self._worst.items() if gap is not None and gap > self._tolerance)
+        if failed and processes.is_first():
+            logger.warning(
+                "In %d of %d cells integrated gradients miss the difference by more than %g (first: %s): look at them "
+                "by other methods; tables of genes leave them out.",
+                len(failed), len(self._worst), self._tolerance, failed[0],
+            )  # fmt: skip
+        gaps = [gap for gap in self._worst.values() if gap is not None]
+        told = {
+            "tolerance": self._tolerance,
+            "n_cells": len(self._worst),
+            "n_failed": len(failed),
+            "failed": failed[:_LISTED],
+            "median_gap": float(np.median(gaps)) if gaps else None,
+            "largest_gap": max(gaps, default=None),
+        }
+        return {"completeness": told}
 
 
 def fits_of(table: pa.Table) -> pd.DataFrame:

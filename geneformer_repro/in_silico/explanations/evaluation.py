@@ -191,21 +191,15 @@ def evaluate_explanation(
             "single genes. Leave them out, or explain genes."
         )
     genes = gene_table(why, cells if of_genes and _has_contrast(why, cells) else None, counts)
+    known = None if drivers is None else driver_genes(genes, drivers)  # before the curves, as files may be wrong
+    enriched = None if sets is None else gene_set_enrichment(genes, sets)
     points = areas = forgot = pd.DataFrame()
     if again is not None and removal is not False and of_genes:
         points, areas = _curves(why, again, genes, np.random.default_rng(seed))
     if again is not None and checkpoint is not None and cells is not None:
         models = _models(checkpoint, cells, why, again, random_weights, permuted, seed)
         forgot = _forgot(why, again, models)
-    check = ExplanationEvaluation(
-        genes,
-        agreement(why),
-        points,
-        areas,
-        forgot,
-        None if drivers is None else driver_genes(genes, drivers),
-        None if sets is None else gene_set_enrichment(genes, sets),
-    )
+    check = ExplanationEvaluation(genes, agreement(why), points, areas, forgot, known, enriched)
     check.sentences.extend(_sentences(check, why.metadata))
     return check
 

@@ -1,6 +1,5 @@
 """The families of models that can be explained have one form; here are cells by a model that reads tokens."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -14,22 +13,21 @@ import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import CellClassifier
+from geneformer_repro.in_silico.block_tables import carried, taken
 from geneformer_repro.in_silico.explanations.answers import Answer
 from geneformer_repro.in_silico.explanations.asked import Asked
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Rows
 from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
-from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates, sentence
+from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.parted import batch_tokens
+from geneformer_repro.in_silico.question import donors_of
 from geneformer_repro.model import flops
 from geneformer_repro.reading import Reader, outputs_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-logger = logging.getLogger(__name__)
-
-_TEXT = pa.string()
 _TOKENS_A_ROW = 4
 """So that a part, of two million tokens, has half a million rows at most."""
 CELLS_JUDGED = 2000
@@ -110,18 +108,7 @@ class CellsExplained(Explained):
         )
         self._methods = CellMethods(request, cells, every)
         self._methods.require_few_units(self._rows)
-        self._donors = self._read_donors()
-
-    def _read_donors(self) -> np.ndarray | None:
-        if self._request.donor is None:
-            return None
-        donors = self._cells.labels(self._request.donor).iloc[self._rows]
-        if unknown := int(donors.isna().sum()):
-            raise InputError(
-                f"{unknown} of {len(self._rows)} cells to explain have no {self._request.donor!r}. Leave them out with "
-                "cells.select(…)."
-            )
-        return donors.to_numpy()
+        self._donors = donors_of(cells, self._rows, request.donor, to="explain")
 
     @cached_property
     def _answer(self) -> Answer:
@@ -175,9 +162,6 @@ class CellsExplained(Explained):
         self._methods.prepare()
         facts = self._methods.measure(self._reader, self._answer, self._rows)
         how_good = processes.agreed(self._how_good)
-        if how_good is not None and processes.is_first():
-            say = logger.info if how_good["better_than_guessing"] else logger.warning
-            say("%s", sentence(how_good))
         return {"measure": self._answer.described, "how_good": how_good, **facts}
 
     def _how_good(self) -> dict[str, Any] | None:
@@ -225,22 +209,20 @@ class CellsExplained(Explained):
         row = np.repeat([cell for cell, _ in blocks], [len(of_cell.unit) for _, of_cell in blocks])
         rows = Rows.joined([of_cell for _, of_cell in blocks])
         own = {
-            "cell": _taken(self._cells.cell_names[self._rows], row),
-            "donor": pa.nulls(len(row), pa.string()) if self._donors is None else _taken(self._donors, row),
-            "gene": _taken(self._methods.unit_names, rows.unit),
+            "cell": taken(self._cells.cell_names[self._rows], row),
+            "donor": pa.nulls(len(row), pa.string()) if self._donors is None else taken(self._donors, row),
+            "gene": taken(self._methods.unit_names, rows.unit),
             "place": pa.array(rows.place, pa.int32(), mask=rows.place < 0),
-            "method": _taken(self._request.methods, rows.method),
-            "state": _taken(self._names, rows.state),
+            "method": taken(self._request.methods, rows.method),
+            "state": taken(self._names, rows.state),
             "value": pa.array(rows.value),
             "before": pa.array(rows.before),
             "gap": pa.array(rows.gap, mask=np.isnan(rows.gap)),
-            "exact": _taken([name in OPERATORS for name in self._request.methods], rows.method, pa.bool_()),
+            "exact": taken([name in OPERATORS for name in self._request.methods], rows.method, pa.bool_()),
         }
         if rows.fit is not None:
             own |= {name: pa.array(of, mask=np.isnan(of)) for name, of in zip(SURROGATE_COLUMNS, rows.fit, strict=True)}
-        carried = self._cells.obs[list(self._request.obs)].iloc[self._rows]
-        of_all = pa.Schema.from_pandas(carried, preserve_index=False)  # some cells may know less of a column's type
-        obs = pa.Table.from_pandas(carried.iloc[row], of_all, preserve_index=False).replace_schema_metadata(None)
+        obs = carried(self._cells.obs[list(self._request.obs)].iloc[self._rows], row)
         further = [(name, pa.float64()) for name in own if name in SURROGATE_COLUMNS]
         return pa.table([*own.values(), *obs.columns], pa.schema([*COLUMNS.items(), *further, *obs.schema]))
 
@@ -258,10 +240,6 @@ class CellsExplained(Explained):
 def drawn(rows: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
     """Return the rows, or a random choice of too many, ascending."""
     return rows if most is None or len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
-
-
-def _taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray, kind: pa.DataType = _TEXT) -> pa.Array:
-    return pa.array(list(values), kind).take(pa.array(rows))
 
 
 def _refuse_seen(checkpoint: Checkpoint, cells: TokenizedDataset, rows: np.ndarray) -> None:

@@ -11,7 +11,6 @@ Shapes: P pairs, S samples, G genes, T positions of a SMILES, E length of a char
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +22,16 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import PADDING, UNKNOWN, Drugs
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.identities import same_samples
-from geneformer_repro.in_silico.explanations.cell_methods import completeness, largest_gaps
+from geneformer_repro.in_silico.explanations.cell_methods import Gaps
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
 from geneformer_repro.in_silico.explanations.explained_samples import require_methods
 from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
-from geneformer_repro.in_silico.explanations.how_good import of_numbers, sentence
-from geneformer_repro.in_silico.explanations.pair_occlusions import forecasts, lost_by_characters, lost_by_genes
+from geneformer_repro.in_silico.explanations.how_good import of_numbers
+from geneformer_repro.in_silico.explanations.pair_occlusions import answers, lost_by_characters, lost_by_genes
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.pair_derivatives import (
@@ -47,8 +45,6 @@ from geneformer_repro.pair_reading import AskedPairs, read_pairs
 from geneformer_repro.reading import evaluating
 from geneformer_repro.responses import Responses, read_responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-
-logger = logging.getLogger(__name__)
 
 METHODS = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
 Baseline: TypeAlias = Literal["mean", "median", "pad"]
@@ -232,9 +228,6 @@ class ExplainedPairs(Explained):
             return {"how_good": None}
         how_good = of_numbers(beyond["true"].to_numpy(), beyond["predicted"].to_numpy(), sample_P)
         how_good |= {"score": "Pearson correlation within drugs", "replicates": "samples"}
-        if processes.is_first():
-            say = logger.info if how_good["better_than_guessing"] else logger.warning
-            say("%s", sentence(how_good))
         return {"how_good": how_good}
 
     @property
@@ -246,12 +239,10 @@ class ExplainedPairs(Explained):
         """Return names of genes, and how completely integrated gradients add up."""
         scale = self._network.scale
         named = () if scale is None else zip(scale.names["expression"], scale.gene_names, strict=True)
-        worst: dict[str, float | None] = {}
+        gaps = Gaps(MOST_GAP)
         for table in tables:
-            for cell, gap in largest_gaps(table).items():
-                worst[cell] = max((known for known in (gap, worst.get(cell)) if known is not None), default=None)
-        facts = {"completeness": completeness(worst, MOST_GAP)} if worst else {}
-        return {"gene_names": {gene: name or gene for gene, name in named}, **facts}
+            gaps.add(table)
+        return {"gene_names": {gene: name or gene for gene, name in named}, **gaps.said()}
 
     @property
     def _further(self) -> dict[str, pa.DataType]:
@@ -317,7 +308,7 @@ class ExplainedPairs(Explained):
             pooled = None if sides.cells is None else sides.vectors_of(network, np.array([sample]), device)
             read = network.of_drugs(torch.from_numpy(sides.drugs[drugs]).to(device))
             pairs = torch.stack([torch.zeros(len(drugs), dtype=torch.long), torch.arange(len(drugs))], dim=1)
-            return forecasts(network, network.of_samples(values, pooled), read, pairs.to(device)).numpy(force=True)
+            return answers(network, network.of_samples(values, pooled), read, pairs.to(device)).numpy(force=True)
 
     def by_genes(self, method: str, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values of genes, (drugs, G), and gaps of integrated gradients, (drugs,)."""

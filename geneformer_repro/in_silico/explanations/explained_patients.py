@@ -10,7 +10,6 @@ Shapes: N cells of a patient, D length of a vector, U genes (or sets), S numbers
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,11 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.files import sha256
 from geneformer_repro.heads import Pooling, pool
 from geneformer_repro.in_silico.explanations.answers import Shown, unchanged
-from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, completeness, largest_gaps
+from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Gaps
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
 from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
 from geneformer_repro.in_silico.explanations.gradients import gradients
-from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates, sentence
+from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Alter, ask, first_order, masked
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.request import Request
@@ -43,8 +42,6 @@ from geneformer_repro.in_silico.parted import batch_tokens
 from geneformer_repro.patient_reading import ReadPatients, read_patients, record_of, require_encoder, run_columns
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-
-logger = logging.getLogger(__name__)
 
 _DERIVED = ("first_order", "gradient_input", "integrated_gradients", "attention_gradient")
 METHODS = (*OPERATORS, *_DERIVED, "attention")
@@ -249,9 +246,6 @@ class ExplainedPatients(Explained):
         """Read places of reference cells, and see how good the network is where patients have labels."""
         self._methods.prepare()
         how_good = processes.agreed(self._how_good)
-        if how_good is not None and processes.is_first():
-            say = logger.info if how_good["better_than_guessing"] else logger.warning
-            say("%s", sentence(how_good))
         return {"how_good": how_good}
 
     def _how_good(self) -> dict[str, Any] | None:
@@ -415,16 +409,15 @@ class ExplainedPatients(Explained):
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return names of genes, and how completely integrated gradients add up."""
-        worst: dict[str, float | None] = {}
+        gaps = Gaps(MOST_GAP)
         genes: set[str | None] = set()
         for table in tables:
             genes.update(table["gene"].unique().to_pylist())
-            worst |= largest_gaps(table)
+            gaps.add(table)
         vocabulary = self._cells.vocabulary
         names, position = vocabulary.gene_names, vocabulary.position
         named = {gene: names[position[gene]] for gene in sorted(g for g in genes if g is not None) if gene in position}
-        facts = {"completeness": completeness(worst, MOST_GAP)} if worst else {}
-        return {"gene_names": named, **facts}
+        return {"gene_names": named, **gaps.said()}
 
 
 def _refuse_learned(run: Path, patients: np.ndarray) -> None:

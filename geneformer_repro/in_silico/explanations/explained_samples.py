@@ -9,7 +9,6 @@ Shapes: N samples, I columns that the network reads, G genes of them, S numbers 
 
 import dataclasses
 import hashlib
-import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,17 +23,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-import geneformer_repro.processes as processes
 from geneformer_repro.adaptive_integrals import integrate
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.in_silico.explanations.attribution import Attribution, GoodnessOfFit
-from geneformer_repro.in_silico.explanations.cell_methods import completeness, fits_of, largest_gaps, said_of_fits
+from geneformer_repro.in_silico.explanations.cell_methods import Gaps, fits_of, said_of_fits
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
 from geneformer_repro.in_silico.explanations.explanation import SURROGATE_COLUMNS
 from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
-from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates, sentence
+from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.explanations.surrogate import surrogate
@@ -42,8 +40,6 @@ from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.in_silico.explanations.value_sets import ValueSets, require_few_units
 from geneformer_repro.sample_reading import ScaledSamples, read_scaled
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
-
-logger = logging.getLogger(__name__)
 
 METHODS = ("integrated_gradients", "gradient_input", "median", "surrogate")
 Baseline: TypeAlias = Literal["mean", "median"]
@@ -285,9 +281,6 @@ class ExplainedSamples(Explained):
         donors = None if self.request.donor is None else self._donors[known].astype(str)
         unit, what = replicates(donors, int(known.sum()))
         how_good = of_target(target, labels[known], meaning, unit) | {"replicates": what}
-        if processes.is_first():
-            say = logger.info if how_good["better_than_guessing"] else logger.warning
-            say("%s", sentence(how_good))
         return {"how_good": how_good}
 
     @property
@@ -301,14 +294,12 @@ class ExplainedSamples(Explained):
         scale = self.function.network.scale
         named = zip(self.gene_ids, scale.gene_names, strict=True)
         facts: dict[str, Any] = {"gene_names": {gene: name or gene for gene, name in named}}
-        fits, worst = [], dict[str, float | None]()
+        fits, gaps = [], Gaps(MOST_GAP)
         for table in tables:
             if "surrogate" in self.request.methods:
                 fits.append(fits_of(table))
-            worst |= largest_gaps(table)
-        if worst:
-            facts["completeness"] = completeness(worst, MOST_GAP)
-        return facts | ({"surrogate": said_of_fits(pd.concat(fits))} if fits else {})
+            gaps.add(table)
+        return facts | gaps.said() | ({"surrogate": said_of_fits(pd.concat(fits))} if fits else {})
 
     def table(self, part: np.ndarray, show: Callable[[int], object] = lambda n: None) -> pa.Table:
         """Return the rows of some samples.

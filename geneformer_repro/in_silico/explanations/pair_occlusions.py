@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geneformer_repro.pair_derivatives import forecasts
 from geneformer_repro.pair_networks import PairNetwork, Side
 from geneformer_repro.pair_reading import PairSides
 from geneformer_repro.reading import evaluating
@@ -17,15 +18,13 @@ _AT_ONCE = 256
 """Altered samples, or SMILES."""
 
 
-def forecasts(network: PairNetwork, samples: Side, drugs: Side, pairs_P2: Tensor) -> Tensor:
+def answers(network: PairNetwork, samples: Side, drugs: Side, pairs_P2: Tensor) -> Tensor:
     """Return what is explained of pairs, (P,): the forecast, or what it has beyond mean effects where that was learned.
 
     In the unit of the measure.
     """
-    mean = network.target.mean
-    outputs_PK = network.outputs(samples, drugs, pairs_P2, torch.full((len(pairs_P2),), mean, device=pairs_P2.device))
-    value_P = network.target.meaning(outputs_PK)[:, 0].double()
-    return value_P - mean if network.shape.residual else value_P
+    value_P = forecasts(network, samples, drugs, pairs_P2).double()
+    return value_P - network.target.mean if network.shape.residual else value_P
 
 
 def lost_by_genes(
@@ -54,7 +53,7 @@ def lost_by_genes(
         def of(values_CG: Tensor) -> Tensor:
             many = None if pooled is None else pooled.expand(len(values_CG), -1)
             pairs = _every_pair(len(values_CG), len(drugs), device)
-            found = forecasts(network, network.of_samples(values_CG, many), of_drugs, pairs)
+            found = answers(network, network.of_samples(values_CG, many), of_drugs, pairs)
             return found.view(len(values_CG), len(drugs))
 
         lost = []
@@ -92,7 +91,7 @@ def lost_by_characters(
         def of(embedded_CTE: Tensor) -> Tensor:
             many = len(embedded_CTE)
             read = network.of_drugs(ids_1T.expand(many, -1), embedded_CTE)
-            return forecasts(network, of_sample, read, _every_pair(1, many, device))
+            return answers(network, of_sample, read, _every_pair(1, many, device))
 
         lost_T = torch.full((ids_1T.shape[1],), torch.nan, dtype=torch.float64, device=device)
         before_1 = of(embedded_1TE)
