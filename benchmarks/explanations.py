@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 import geneformer_repro as gf
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico.engine import Engine, PerturbedCell, Prediction
-from geneformer_repro.in_silico.explanations.answers import ClassOfCell, unchanged
+from geneformer_repro.in_silico.explanations.answers import OfCell, unchanged
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.gradients import (
     GRADIENT_METHODS,
@@ -34,6 +34,7 @@ from geneformer_repro.in_silico.explanations.gradients import (
     gradients,
 )
 from geneformer_repro.in_silico.explanations.occlusions import ask, first_order, hidden, occlusions, operation
+from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.path_integrals import Integration
 from geneformer_repro.in_silico.explanations.surrogate import USUAL, surrogates
 from geneformer_repro.in_silico.perturbation import Deletion, Edits
@@ -50,7 +51,7 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
     cells, vocabulary = [whole[row] for row in range(n_cells)], whole.vocabulary
     torch.manual_seed(0)
     model = CellClassifier(bert_config(size, vocabulary), Head((Classes("kind", ("a", "b", "c")),))).eval()
-    answer = ClassOfCell(model, 0, (0,))
+    answer = OfCell(model, OutputAnswer(model.head.targets, 0, (0,)))
     reader = Reader.of(gf.Checkpoint(model, vocabulary), device="cpu", max_tokens=4096)
     views = [unchanged(cell, vocabulary, answer) for cell in cells]
     without = [hidden(views[0], np.array([place])) for place in range(n_cells)]
@@ -89,7 +90,7 @@ def complete(classes: list[str]) -> None:
     print(f"{machine()}\ntiny, fine-tuned on 600 cells for cell type; 50 cells of {len(held_out[0])} tokens or so")
     reader = Reader.of(checkpoint, device="cpu")
     for name in classes:
-        answer = ClassOfCell(checkpoint.model, 0, (names.index(name),))
+        answer = OfCell(checkpoint.model, OutputAnswer(checkpoint.model.head.targets, 0, (names.index(name),)))
         for rule in ("midpoint", "gauss_legendre"):
             for steps in (18, 54):
                 settings = Integration(rule=rule, first_steps=steps, most_steps=steps)
@@ -128,7 +129,7 @@ def agree() -> None:
     checkpoint, names = fine_tuned(cells, range(600))
     asked = [cells[row] for row in range(650, 700) if len(cells[row]) == 122][:6]
     reader = Reader.of(checkpoint, device="cpu", max_tokens=4096)
-    answer = ClassOfCell(checkpoint.model, 0, tuple(range(len(names))))
+    answer = OfCell(checkpoint.model, OutputAnswer(checkpoint.model.head.targets, 0, tuple(range(len(names)))))
     print(
         f"{machine()}\ntiny, fine-tuned on 600 cells; {len(asked)} cells of 120 genes, log-odds of {len(names)} classes"
     )

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 import geneformer_repro.processes as processes
-from geneformer_repro.attention import Cells
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import CellClassifier
-from geneformer_repro.in_silico.explanations.answers import Answer, Shown, View, unchanged
+from geneformer_repro.in_silico.explanations.answers import Answer, Shown, View, counted, unchanged
 from geneformer_repro.in_silico.explanations.asked import Asked
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods
 from geneformer_repro.in_silico.explanations.explanation import Explanation
@@ -191,6 +190,4 @@ class _Vector:
 
     def __call__(self, hidden_TD: Tensor, shown: Shown) -> Tensor:
         """Return the vectors, (B, D)."""
-        if len(hidden_TD) == len(shown.ids_T):
-            return self._model.pooled(hidden_TD, shown.weight_T, Cells(shown.lengths))
-        return self._model.pooled(hidden_TD, hidden_TD.new_ones(len(hidden_TD)), Cells([1] * len(hidden_TD)))
+        return self._model.pooled(hidden_TD, *counted(hidden_TD, shown))

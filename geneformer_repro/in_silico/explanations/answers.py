@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.hazards import discrete_cumulative_hazard, weibull_risk
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Pooling, pool
+from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer, log_odds
 from geneformer_repro.model import MaskedGeneModel
-from geneformer_repro.targets import SurvivalTime
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 
@@ -123,39 +122,19 @@ def laid_out(views: Sequence[View], device: torch.device) -> Shown:
     return Shown(ids_T, positions_T, weight_T, lengths, asked_B)
 
 
-def _places(hidden_TD: Tensor, shown: Shown) -> tuple[Tensor, Cells]:
+def counted(hidden_TD: Tensor, shown: Shown) -> tuple[Tensor, Cells]:
     """Return how much each row of hidden states counts, and where the cells lie among them."""
     if len(hidden_TD) == len(shown.ids_T):
         return shown.weight_T, Cells(shown.lengths)
     return hidden_TD.new_ones(len(hidden_TD)), Cells([1] * len(hidden_TD))
 
 
-def log_odds(logits_BK: Tensor, classes: Sequence[int], contrast: int | None) -> Tensor:
-    """Return the log-odds of some classes against all others, or against one, (B, S).
-
-    Parameters
-    ----------
-    logits_BK
-        Of all classes.
-    classes
-        The numbers of those that are asked about.
-    contrast
-        Number of the class they are compared with; None: all others together.
-    """
-    if contrast is not None:
-        return logits_BK[:, list(classes)] - logits_BK[:, [contrast]]
-    others = [[j for j in range(logits_BK.shape[1]) if j != k] for k in classes]
-    rest = [logits_BK[:, of_class].logsumexp(1) for of_class in others]
-    return logits_BK[:, list(classes)] - torch.stack(rest, dim=1)
-
-
 @dataclass(frozen=True)
-class _OfCells:
-    """What answers of a cell classifier have in common."""
+class OfCell:
+    """What a classifier's head says of a cell: log-odds of classes, a number, or a risk."""
 
     model: CellClassifier
-    target: int
-    """Number of the target among the head's."""
+    said: OutputAnswer
     layer = 0
     asked = None
     masks = False
@@ -166,106 +145,18 @@ class _OfCells:
         return self.model.head.first_only
 
     @property
-    def name(self) -> str:
-        """Name of the target."""
-        return self.model.head.targets[self.target].name
-
-    def _outputs(self, hidden_TD: Tensor, shown: Shown) -> Tensor:
-        weight_N, cells = _places(hidden_TD, shown)
-        return self.model.head.split(self.model.logits_of(hidden_TD, weight_N, cells))[self.target].float()
-
-
-@dataclass(frozen=True)
-class ClassOfCell(_OfCells):
-    """Log-odds of classes of a cell."""
-
-    classes: tuple[int, ...] = ()
-    contrast: int | None = None
-
-    @property
     def names(self) -> tuple[str, ...]:
-        """The classes."""
-        names = self.model.head.targets[self.target].output_names
-        return tuple(names[k] for k in self.classes)
+        """What each number is called: the classes, or the target."""
+        return self.said.names
 
     @property
     def described(self) -> str:
         """In words."""
-        names = self.model.head.targets[self.target].output_names
-        against = "all other classes" if self.contrast is None else repr(names[self.contrast])
-        return f"log-odds of each {self.name} named in column state against {against}, in nats"
+        return self.said.described
 
     def __call__(self, hidden_TD: Tensor, shown: Shown) -> Tensor:
-        """Return the log-odds, (B, S)."""
-        return log_odds(self._outputs(hidden_TD, shown), self.classes, self.contrast)
-
-
-@dataclass(frozen=True)
-class NumberOfCell(_OfCells):
-    """The number that is predicted of a cell."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The target."""
-        return (self.name,)
-
-    @property
-    def described(self) -> str:
-        """In words."""
-        return f"predicted {self.name}, in its unit"
-
-    def __call__(self, hidden_TD: Tensor, shown: Shown) -> Tensor:
-        """Return the numbers, (B, 1)."""
-        return self.model.head.targets[self.target].meaning(self._outputs(hidden_TD, shown))
-
-
-def survival_risk(target: SurvivalTime, outputs_BK: Tensor) -> Tensor:
-    """Return what is explained of outputs about a time to an event, (B, 1); higher is worse.
-
-    Of hazards of intervals the cumulative hazard until the horizon, −log S(τ); of a Cox loss the log hazard; of Weibull
-    minus the log of the median time.
-    """
-    match target.learned_by:
-        case "hazard":
-            return discrete_cumulative_hazard(outputs_BK, np.asarray(target.edges), np.array([target.horizon]))
-        case "cox":
-            return outputs_BK[:, :1]  # not by the meaning, whose survival has no slope without a baseline
-    return weibull_risk(outputs_BK)[:, None]
-
-
-def described_risk(target: SurvivalTime) -> str:
-    """Say in words what `survival_risk` is."""
-    match target.learned_by:
-        case "hazard":
-            return f"cumulative hazard of {target.name!r} until {target.horizon:g}, −log S"
-        case "cox":
-            return f"log relative hazard of {target.name!r}"
-    return f"minus the log of the median time to {target.name!r}"
-
-
-@dataclass(frozen=True)
-class RiskOfCell(_OfCells):
-    """The risk of an event."""
-
-    @property
-    def _of_time(self) -> SurvivalTime:
-        target = self.model.head.targets[self.target]
-        assert isinstance(target, SurvivalTime)
-        return target
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The target."""
-        return (self.name,)
-
-    @property
-    def described(self) -> str:
-        """In words."""
-        return described_risk(self._of_time)
-
-    def __call__(self, hidden_TD: Tensor, shown: Shown) -> Tensor:
-        """Return the risks, (B, 1)."""
-        return survival_risk(self._of_time, self._outputs(hidden_TD, shown))
+        """Return the numbers, (B, S)."""
+        return self.said(self.model.logits_of(hidden_TD, *counted(hidden_TD, shown)).float())
 
 
 @dataclass(frozen=True)
@@ -293,7 +184,7 @@ class Towards:
 
     def __call__(self, hidden_TD: Tensor, shown: Shown) -> Tensor:
         """Return the differences of similarities, (B, S)."""
-        vector_B1D = pool(hidden_TD, *_places(hidden_TD, shown), self.pooling)[:, None]
+        vector_B1D = pool(hidden_TD, *counted(hidden_TD, shown), self.pooling)[:, None]
         to_goals_BS = F.cosine_similarity(vector_B1D, self.goals_SD, dim=-1)
         return to_goals_BS - F.cosine_similarity(vector_B1D, self.start_D, dim=-1)
 

@@ -12,17 +12,16 @@ from geneformer_repro.heads import CellClassifier, GeneClassifier, require_poola
 from geneformer_repro.in_silico.engine import Nearness
 from geneformer_repro.in_silico.explanations.answers import (
     Answer,
-    ClassOfCell,
     ClassOfGene,
     MaskedGene,
-    NumberOfCell,
-    RiskOfCell,
+    OfCell,
     Towards,
 )
+from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.question import GoalState, Question
 from geneformer_repro.model import MaskedGeneModel
-from geneformer_repro.targets import Classes, SurvivalTime, Target
+from geneformer_repro.targets import Classes, Target
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 
@@ -199,11 +198,8 @@ class Asked:
             assert isinstance(model, GeneClassifier)
             return ClassOfGene(model, token, name, *self.classes)
         assert isinstance(model, CellClassifier)
-        if isinstance(self.target, Classes):
-            return ClassOfCell(model, self.target_number, *self.classes)
-        if isinstance(self.target, SurvivalTime):
-            return RiskOfCell(model, self.target_number)
-        return NumberOfCell(model, self.target_number)
+        of_classes = self.classes if isinstance(self.target, Classes) else ()
+        return OfCell(model, OutputAnswer(model.head.targets, self.target_number, *of_classes))
 
     def describe(self) -> dict[str, object]:
         """Say what is asked, as JSON can hold it."""

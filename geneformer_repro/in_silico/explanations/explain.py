@@ -23,7 +23,7 @@ from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.explanations.explained import Explained
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.families import explained_by, usual_choices
-from geneformer_repro.in_silico.explanations.how_good import sentence
+from geneformer_repro.in_silico.explanations.how_good import tell
 from geneformer_repro.in_silico.explanations.occlusions import Operator
 from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
 from geneformer_repro.in_silico.explanations.request import AnyBaseline, GeneSetsGiven, Request, sequence_of
@@ -229,8 +229,7 @@ def explained_in(explained: Explained, out: str | Path | None, *, overwrite: boo
     require_same_plan(out, plan, what="explanation", overwrite=overwrite)
     metadata = {**explained.prepare(), **described, "rows_are": explained.rows_are}
     if metadata.get("how_good") and processes.is_first():
-        say = logger.info if metadata["how_good"]["better_than_guessing"] else logger.warning
-        say("%s", sentence(metadata["how_good"]))
+        tell(metadata["how_good"])
     return _Explaining(explained).run(out, metadata, plan, overwrite=overwrite)
 
 

@@ -6,6 +6,7 @@ than guessing, an explanation shows what the network does with its input, and no
 Shapes: N cells, R resamples, U units (donors, or cells), K classes.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ import pandas as pd
 
 from geneformer_repro.targets import Classes, SurvivalTime, Target
 from geneformer_repro.tokenizer.dataset import as_labels
+
+logger = logging.getLogger(__name__)
 
 RESAMPLES = 1000
 _FEWEST = 3
@@ -143,6 +146,12 @@ def sentence(how_good: dict[str, Any]) -> str:
         f"The model is no better than guessing on the rows explained: {said}. Its explanation shows what the network "
         "does with its input, and nothing about the label."
     )
+
+
+def tell(how_good: dict[str, Any]) -> None:
+    """Log how good a model is; a warning where it is not known to be better than guessing."""
+    say = logger.info if how_good["better_than_guessing"] else logger.warning
+    say("%s", sentence(how_good))
 
 
 def of_target(target: Target, label_NS: np.ndarray, meaning_NK: np.ndarray, unit_N: np.ndarray) -> dict[str, Any]:

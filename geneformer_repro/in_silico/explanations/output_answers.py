@@ -1,4 +1,8 @@
-"""What is explained of a network's outputs, whoever made them: the same numbers as of cells, see `answers`.
+"""What is explained of the outputs of a head, whoever made them: cells, samples or patients.
+
+Probabilities saturate: a cell that is certainly a B cell is one without any single gene. So a class is explained by its
+log-odds, which add up over evidence; a time to an event by its log hazard or its cumulative hazard; a number in its
+unit.
 
 Shapes: B rows, K outputs of all targets side by side, S numbers explained.
 """
@@ -6,11 +10,56 @@ Shapes: B rows, K outputs of all targets side by side, S numbers explained.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.in_silico.explanations.answers import described_risk, log_odds, survival_risk
+from geneformer_repro.hazards import discrete_cumulative_hazard, weibull_risk
 from geneformer_repro.targets import Classes, SurvivalTime, Target
+
+
+def log_odds(logits_BK: Tensor, classes: Sequence[int], contrast: int | None) -> Tensor:
+    """Return the log-odds of some classes against all others, or against one, (B, S).
+
+    Parameters
+    ----------
+    logits_BK
+        Of all classes.
+    classes
+        The numbers of those that are asked about.
+    contrast
+        Number of the class they are compared with; None: all others together.
+    """
+    if contrast is not None:
+        return logits_BK[:, list(classes)] - logits_BK[:, [contrast]]
+    others = [[j for j in range(logits_BK.shape[1]) if j != k] for k in classes]
+    rest = [logits_BK[:, of_class].logsumexp(1) for of_class in others]
+    return logits_BK[:, list(classes)] - torch.stack(rest, dim=1)
+
+
+def survival_risk(target: SurvivalTime, outputs_BK: Tensor) -> Tensor:
+    """Return what is explained of outputs about a time to an event, (B, 1); higher is worse.
+
+    Of hazards of intervals the cumulative hazard until the horizon, −log S(τ); of a Cox loss the log hazard; of Weibull
+    minus the log of the median time.
+    """
+    match target.learned_by:
+        case "hazard":
+            return discrete_cumulative_hazard(outputs_BK, np.asarray(target.edges), np.array([target.horizon]))
+        case "cox":
+            return outputs_BK[:, :1]  # not by the meaning, whose survival has no slope without a baseline
+    return weibull_risk(outputs_BK)[:, None]
+
+
+def described_risk(target: SurvivalTime) -> str:
+    """Say in words what `survival_risk` is."""
+    match target.learned_by:
+        case "hazard":
+            return f"cumulative hazard of {target.name!r} until {target.horizon:g}, −log S"
+        case "cox":
+            return f"log relative hazard of {target.name!r}"
+    return f"minus the log of the median time to {target.name!r}"
 
 
 @dataclass(frozen=True)

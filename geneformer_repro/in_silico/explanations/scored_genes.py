@@ -17,7 +17,7 @@ from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.in_silico.block_tables import format_of
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
-from geneformer_repro.in_silico.networks.edge_scores import bins_of
+from geneformer_repro.in_silico.networks.edge_scores import bins_of, bins_within
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.shift_table import ShiftTable
 from geneformer_repro.in_silico.statistics import shift_statistics
@@ -296,8 +296,7 @@ def _tested(
         said = ", ".join(f"{n:,} {why}" for why, n in left_out.items() if n)
         raise InputError(
             f"{called}: {int(stays.sum())} of {len(rows):,} genes could have been chosen ({said}). Lower min_cells=, "
-            "or "
-            "score more cells."
+            "or score more cells."
         )
     rows, score = rows[stays], score[stays]
     known, names = _known(called, rows)
@@ -311,16 +310,7 @@ def _strata(rows: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
     n_first, n_second = BINS_OF_TWO if second else (N_BINS, 1)
     is_detection = column_called(columns[:1], SYNONYMS["detection_rate"]) is not None and (first >= 0).all()
     bins = (bins_of_detection if is_detection else bins_of)(first, n_first)
-    return np.unique(bins if not second else _within(bins, second[0], n_second), return_inverse=True)[1]
-
-
-def _within(bins: np.ndarray, values: np.ndarray, n_bins: int) -> np.ndarray:
-    """Deal the genes of each bin into bins of like size."""
-    of_second = np.zeros_like(bins)
-    for one in np.unique(bins):
-        here = bins == one
-        of_second[here] = bins_of(values[here], n_bins)
-    return bins * n_bins + of_second
+    return np.unique(bins if not second else bins_within(bins, second[0], n_second), return_inverse=True)[1]
 
 
 def bins_of_detection(values: np.ndarray, n_bins: int) -> np.ndarray:

@@ -297,12 +297,16 @@ def matched_bins(
     n_detection, n_place
         How many bins of each.
     """
-    of_detection = bins_of(detection, n_detection)
-    of_place = np.zeros_like(of_detection)
-    for one in np.unique(of_detection):
-        here = of_detection == one
-        of_place[here] = bins_of(place[here], n_place)
-    return of_detection * n_place + of_place
+    return bins_within(bins_of(detection, n_detection), place, n_place)
+
+
+def bins_within(bins: np.ndarray, values: np.ndarray, n_bins: int) -> np.ndarray:
+    """Deal the values of each of some bins into bins of like size; number all of these from 0."""
+    of_values = np.zeros_like(bins)
+    for one in np.unique(bins):
+        here = bins == one
+        of_values[here] = bins_of(values[here], n_bins)
+    return bins * n_bins + of_values
 
 
 # Over sources

@@ -17,9 +17,10 @@ from scipy.special import logsumexp
 
 import geneformer_repro as gf
 from geneformer_repro import GoalState, InputError
-from geneformer_repro.in_silico.explanations.answers import laid_out, log_odds, unchanged
+from geneformer_repro.in_silico.explanations.answers import laid_out, unchanged
 from geneformer_repro.in_silico.explanations.asked import Asked
 from geneformer_repro.in_silico.explanations.occlusions import ask, hidden
+from geneformer_repro.in_silico.explanations.output_answers import log_odds
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.reading import Reader, outputs_of
 

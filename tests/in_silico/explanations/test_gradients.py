@@ -13,10 +13,9 @@ import geneformer_repro as gf
 from geneformer_repro import InputError
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.in_silico.explanations.answers import (
-    ClassOfCell,
     ClassOfGene,
     MaskedGene,
-    NumberOfCell,
+    OfCell,
     Towards,
     laid_out,
     unchanged,
@@ -32,6 +31,7 @@ from geneformer_repro.in_silico.explanations.gradients import (
     n_passes,
 )
 from geneformer_repro.in_silico.explanations.occlusions import ask, masked, occlusions, operation
+from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.path_integrals import Integration
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.reading import Reader, batches_of
@@ -81,9 +81,9 @@ def questions(short, classifier):
     base, of_genes = (gf.Checkpoint(model.eval(), short.vocabulary) for model in (MaskedGeneModel(config), genes))
     start_D, *goal = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
     return {
-        "class": (mean, ClassOfCell(mean.model, 0, (0, 2))),
-        "contrast, cls": (cls, ClassOfCell(cls.model, 0, (1,), contrast=0)),
-        "number": (mean, NumberOfCell(mean.model, 1)),
+        "class": (mean, OfCell(mean.model, OutputAnswer(mean.model.head.targets, 0, (0, 2)))),
+        "contrast, cls": (cls, OfCell(cls.model, OutputAnswer(cls.model.head.targets, 0, (1,), contrast=0))),
+        "number": (mean, OfCell(mean.model, OutputAnswer(mean.model.head.targets, 1))),
         "goal, one block before": (base, Towards(start_D, torch.stack(goal), ("a", "b"), "c", "mean", -1)),
         "masked gene": (base, MaskedGene(base.model, gene, ("it",))),
         "class of a gene": (of_genes, ClassOfGene(of_genes.model, gene, "it", (0, 1))),
@@ -196,7 +196,7 @@ def trained(short):
 
 def test_of_a_trained_classifier_nearly_all_cells_are_complete_within_128_steps(trained):
     checkpoint, cells = trained
-    question = checkpoint, ClassOfCell(checkpoint.model, 0, (1,))
+    question = checkpoint, OfCell(checkpoint.model, OutputAnswer(checkpoint.model.head.targets, 0, (1,)))
     settings = Integration(most_steps=128)
     found = explained(question, cells, "integrated_gradients", integration=settings)
     difference = [np.ptp([one.before_S[0] for one in found]), np.nanmax([np.abs(one.value_GS).sum() for one in found])]
@@ -379,7 +379,7 @@ def test_rollout_and_attention_are_products_of_matrices(questions, few, question
 def test_without_special_tokens_the_shares_of_genes_sum_to_one(pbmc, method):
     vocabulary = gf.Vocabulary.fit(pbmc, series="V1", max_length=30)
     model = CellClassifier(weighty(vocabulary), Head((KIND,))).eval()
-    question = gf.Checkpoint(model, vocabulary), ClassOfCell(model, 0, (0,))
+    question = gf.Checkpoint(model, vocabulary), OfCell(model, OutputAnswer(model.head.targets, 0, (0,)))
     cells = [gf.tokenize(pbmc[:3].copy(), vocabulary)[row] for row in range(3)]
     for one in explained(question, cells, method):
         np.testing.assert_allclose(one.value_GS.sum(0), 1, atol=1e-5)

@@ -8,7 +8,7 @@ from transformers import BertModel
 import geneformer_repro as gf
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico.engine import Engine, PerturbedCell, Prediction
-from geneformer_repro.in_silico.explanations.answers import ClassOfCell, View, log_odds, unchanged
+from geneformer_repro.in_silico.explanations.answers import OfCell, View, log_odds, unchanged
 from geneformer_repro.in_silico.explanations.occlusions import (
     ask,
     at_median,
@@ -19,6 +19,7 @@ from geneformer_repro.in_silico.explanations.occlusions import (
     occlusions,
     operation,
 )
+from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.perturbation import Deletion, Edits
 from geneformer_repro.model import bert_config
 from geneformer_repro.reading import Reader
@@ -38,7 +39,7 @@ def classifier(vocabulary):
 
 @pytest.fixture
 def answer(classifier):
-    return ClassOfCell(classifier.model, 0, (0, 2))
+    return OfCell(classifier.model, OutputAnswer(classifier.model.head.targets, 0, (0, 2)))
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_deletion_is_that_of_screens(classifier, few, vocabulary):
     torch.manual_seed(1)
     two = CellClassifier(classifier.model.config, Head((Classes("kind", CLASSES[:2]),))).eval()
     checkpoint = gf.Checkpoint(two, vocabulary)
-    reader, answer = Reader.of(checkpoint, device="cpu"), ClassOfCell(two, 0, (0,))
+    reader, answer = Reader.of(checkpoint, device="cpu"), OfCell(two, OutputAnswer(two.head.targets, 0, (0,)))
     ours = occlusions(reader, answer, few, vocabulary, operation("delete", vocabulary))
     engine = Engine(reader, vocabulary, "mean", Prediction(two, 0), None, 500)
     edits = Edits(Deletion(), vocabulary)

@@ -11,8 +11,9 @@ from sklearn.linear_model import Ridge
 import geneformer_repro as gf
 from geneformer_repro import InputError
 from geneformer_repro.heads import CellClassifier, Head
-from geneformer_repro.in_silico.explanations.answers import ClassOfCell, MaskedGene, unchanged
+from geneformer_repro.in_silico.explanations.answers import MaskedGene, OfCell, unchanged
 from geneformer_repro.in_silico.explanations.occlusions import ask, hidden, median_places, occlusions, operation
+from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.surrogate import (
     Sampling,
     draw_masks,
@@ -179,7 +180,9 @@ def question(short):
     config = bert_config("tiny", short.vocabulary)
     config.initializer_range = 0.2
     model = CellClassifier(config, Head((Classes("kind", ("B", "T", "NK")),))).eval()
-    return Reader.of(gf.Checkpoint(model, short.vocabulary), device="cpu"), ClassOfCell(model, 0, (0, 1))
+    return Reader.of(gf.Checkpoint(model, short.vocabulary), device="cpu"), OfCell(
+        model, OutputAnswer(model.head.targets, 0, (0, 1))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
