@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import tempfile
 import zlib
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -45,6 +46,12 @@ _PACKED = {
     b"\x89HDF": "an HDF5 file",
     b"PAR1": "a Parquet file",
 }
+_POINTERS = {
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file", "Fetch the file: git lfs pull."),
+    b"/annex/objects": ("a pointer of git-annex, not the file", "Fetch the file: git annex get."),
+    b"../.git/annex": ("a pointer of git-annex, not the file", "Fetch the file: git annex get."),
+}
+_UNPACK = {"bzip2": "bunzip2 -k", "xz": "unxz -k", "zstd": "unzstd"}
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _UNPACKED_AT_ONCE, _UNSUSPICIOUS, _MOST_TIMES, _MOST_TEXT = 1 << 22, 1 << 26, 200, 1 << 31
 """Bytes: unpacked at a time; up to which no packed text is a bomb; so many times the packed size; at all."""
@@ -225,6 +232,37 @@ def open_unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if is_packed else path.open("rb")
 
 
+FIRST_BYTES = 1024
+"""So many tell what a file is."""
+
+
+class Foreign(NamedTuple):
+    """What a file is instead of what was expected, and what to do, each for a message."""
+
+    what: str
+    way_out: str
+
+
+def foreign_content(begin: bytes, name: str) -> Foreign | None:
+    """Say what a file is by its first kilobyte, where that is something people take for their data by mistake."""
+    text = begin.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not begin:
+        return Foreign("an empty file", "Copy or download it again.")
+    if begin.startswith(_GZIP):
+        return Foreign("a file packed by gzip", f"Unpack it: gunzip -k {shlex.quote(name)}.")
+    pointer = next((text for start, text in _POINTERS.items() if begin.startswith(start)), None)
+    if pointer:
+        return Foreign(*pointer)
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return Foreign("a web page", "The download gave a page in place of the file: use the link of the file itself.")
+    what = next((what for start, what in _PACKED.items() if begin.startswith(start)), None)
+    if what is None:
+        return None
+    if packer := next((packer for packer in _UNPACK if packer in what), None):
+        return Foreign(f"a file {what}", f"Unpack it: {_UNPACK[packer]} {shlex.quote(name)}.")
+    return Foreign(what, "Unpack it, or write its counts with AnnData.write_h5ad.")
+
+
 def read_text(path: str | Path) -> str:
     """Return the text of a table: UTF-8, or what its byte-order mark says; gzip is told by its first bytes.
 
@@ -243,9 +281,10 @@ def read_text(path: str | Path) -> str:
         raise DataFormatError(f"{path}: the file is damaged or truncated ({error}).") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    packed = next((what for begin, what in _PACKED.items() if content.startswith(begin)), None)
-    if packed:
+    if packed := next((what for begin, what in _PACKED.items() if content.startswith(begin)), None):
         raise DataFormatError(f"{path}: expected a table of text, found {packed}; save it as a TSV or CSV in UTF-8.")
+    if content and (foreign := foreign_content(content[:FIRST_BYTES], path.name)):
+        raise DataFormatError(f"{path}: expected a table of text, found {foreign.what}. {foreign.way_out}")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)

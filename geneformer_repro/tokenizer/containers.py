@@ -20,7 +20,7 @@ from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.files import open_unpacked, read_text
+from geneformer_repro.files import FIRST_BYTES, foreign_content, open_unpacked, read_text
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.matrices import (
     ENTRIES,
@@ -47,6 +47,8 @@ _WRITE_AS_H5AD = {
     ".rda": "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
 }
 """What people have instead."""
+Opened = Callable[..., AbstractContextManager[Any]]
+"""Opens what is at a place inside a store, the whole of it by default."""
 _MTX = re.compile(r"(?P<prefix>.*)matrix\.mtx(\.gz)?\Z")
 
 
@@ -91,7 +93,9 @@ def content_of(source: ad.AnnData | str | Path) -> Content:
         raise DataFormatError(not_there(path))
     if path.is_dir():
         if is_zarr(path):
-            return _StoredAnnData(partial(_zarr, path))
+            with _zarr(path) as root:
+                inside = _rna_of(path, root)
+            return _StoredAnnData(_within(partial(_zarr, path), inside))
         return _TenXFolder(_only_mtx(path))
     if _MTX.match(path.name):
         return _TenXFolder(path)
@@ -170,13 +174,7 @@ def _zarr(path: Path, inside: str = "/") -> Iterator[Any]:
 
 def _hdf5_content(path: Path) -> Content:
     if not h5py.is_hdf5(path):
-        how = next((how for suffix, how in _WRITE_AS_H5AD.items() if suffix in path.suffixes), None)
-        raise DataFormatError(
-            f"{path}: a file of this kind is not read. Write its counts as an .h5ad: {how}."
-            if how
-            else f"{path}: not an .h5ad, .loom or 10x .h5 (HDF5) file, or damaged at its beginning. "
-            f"Expected raw counts as written by AnnData.write_h5ad, loompy or Cell Ranger."
-        )
+        raise DataFormatError(f"{path}: {_instead_of_hdf5(path)}")
     try:
         with _h5(path) as file:
             keys = set(file)
@@ -195,15 +193,50 @@ def _hdf5_content(path: Path) -> Content:
             f"scanpy.read_10x_h5(path, genome={min(genomes)!r}).write_h5ad(…)."
         )
     if "mod" in keys:
-        raise DataFormatError(
-            f"{path}: a MuData; write its RNA as a file of its own: mudata.read_h5mu(path)['rna'].write_h5ad(…)."
-        )
+        with _h5(path) as file:
+            inside = _rna_of(path, file)
+        return _StoredAnnData(_within(partial(_h5, path), inside))
     if not {"obs", "var"} <= keys:
         raise DataFormatError(
             f"{path}: an HDF5 file, but not a readable .h5ad, .loom or 10x matrix (it holds "
             f"{', '.join(sorted(keys)) or 'nothing'})."
         )
     return _StoredAnnData(partial(_h5, path))
+
+
+def _instead_of_hdf5(path: Path) -> str:
+    """Say what a file is that should be HDF5, and the way out."""
+    how = next((how for suffix, how in _WRITE_AS_H5AD.items() if suffix in path.suffixes), None)
+    if how:
+        return f"a file of this kind is not read. Write its counts as an .h5ad: {how}."
+    with path.open("rb") as file:
+        foreign = foreign_content(file.read(FIRST_BYTES), path.name)
+    if foreign:
+        return f"expected counts (.h5ad, .loom, 10x .h5), found {foreign.what}. {foreign.way_out}"
+    return (
+        "not an .h5ad, .loom or 10x .h5 (HDF5) file, or damaged at its beginning. "
+        "Expected raw counts as written by AnnData.write_h5ad, loompy or Cell Ranger."
+    )
+
+
+def _rna_of(path: Path, root: Any) -> str:
+    """Return the place of the RNA in a store: of a MuData its modality "rna", or the only one; else the root."""
+    if "mod" not in root or {"X", "layers"} & set(root):
+        return "/"
+    modalities = sorted(root["mod"])
+    if "rna" in modalities or len(modalities) == 1:
+        return f"mod/{'rna' if 'rna' in modalities else modalities[0]}"
+    raise DataFormatError(
+        f"{path}: a MuData whose modalities are {', '.join(modalities) or 'none'}; its RNA is looked for under 'rna'. "
+        "Write it as a file of its own: mudata.read_h5mu(path)[NAME].write_h5ad(…)."
+    )
+
+
+def _within(opened: Opened, base: str) -> Opened:
+    """Open places below a group as if it were the root."""
+    if base == "/":
+        return opened
+    return lambda inside="/": opened(base if inside == "/" else f"{base}/{inside}")
 
 
 class _AnnDataContent(Content):
@@ -255,7 +288,7 @@ class _Stored(Content):
     _index: str
     """Column with the names."""
 
-    def __init__(self, opened: Callable[..., AbstractContextManager[Any]], cells: str) -> None:
+    def __init__(self, opened: Opened, cells: str) -> None:
         self._opened, self._cells = opened, cells
 
     def obs_index(self, start: int, stop: int) -> np.ndarray:
@@ -269,7 +302,7 @@ class _Stored(Content):
 class _StoredAnnData(_Stored):
     """An AnnData in an HDF5 file or a Zarr store."""
 
-    def __init__(self, opened: Callable[..., AbstractContextManager[Any]]) -> None:
+    def __init__(self, opened: Opened) -> None:
         super().__init__(opened, "obs")
         with opened() as root:
             self._places = {name: f"layers/{name}" for name in root.get("layers", ())}

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".h5ad", ".loom", ".h5")
-_KINDS_OF_SOURCES = ".h5ad, .loom, .h5, .zarr or matrix.mtx"
+_SUFFIXES = (".h5ad", ".h5mu", ".loom", ".h5")
+_KINDS_OF_SOURCES = ".h5ad, .h5mu, .loom, .h5, .zarr or matrix.mtx"
 _CELL_RANGER = re.compile(r".*(raw|filtered)_(feature_bc_matrix|gene_bc_matrices)(_mex|_h5)?(\.h5)?")
 _LONGEST_NAME = 255
 _SMALLEST_PART = 4 * BLOCK_CELLS
@@ -62,8 +62,9 @@ def find_sources(inputs: Sources) -> list[Source]:
     ----------
     inputs
         An AnnData; a path: a file, a glob (``"data/**/*.h5ad"``), or a folder, which stands for every ``.h5ad``,
-        ``.loom``, ``.h5``, ``.zarr`` and ``matrix.mtx`` in and below it, sorted; or several of them. Tables (``.tsv``,
-        ``.csv`` …) are read where they are named, or matched by a glob that ends like one: in a folder many are not.
+        ``.h5mu``, ``.loom``, ``.h5``, ``.zarr`` and ``matrix.mtx`` in and below it, sorted; or several of them. Tables
+        (``.tsv``, ``.csv`` …) are read where they are named, or matched by a glob that ends like one: in a folder many
+        are not.
 
     Raises
     ------

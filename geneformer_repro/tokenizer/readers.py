@@ -303,8 +303,9 @@ def open_counts(
     Parameters
     ----------
     source
-        An AnnData (in memory or backed), or the path of an ``.h5ad``, ``.loom`` or 10x ``.h5`` file, an AnnData
-        ``.zarr`` store, a 10x folder (or its ``matrix.mtx``), or a table. Opened read-only.
+        An AnnData (in memory or backed), or the path of an ``.h5ad``, ``.h5mu`` (its modality "rna"), ``.loom`` or
+        10x ``.h5`` file, an AnnData or MuData ``.zarr`` store, a 10x folder (or its ``matrix.mtx``), or a table.
+        Opened read-only.
     layer
         Name of the layer that holds the counts, or "raw" for ``.raw``; default ``X``.
     gene_ids

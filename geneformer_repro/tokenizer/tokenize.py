@@ -66,11 +66,11 @@ def tokenize(
     Parameters
     ----------
     sources
-        An AnnData, or a path: ``.h5ad``, ``.loom``, ``.zarr``, 10x ``.h5`` or folder with ``matrix.mtx``, or a table
-        (``.tsv``, ``.csv``, ``.parquet`` …, also ``.gz``; cells × genes or genes × cells, which is recognised and
-        said); or several; or a glob, or a folder with such files other than tables. Never changed. Where there are
-        several, the column ``source`` tells which one a cell is from, and a damaged one is left out, named in the log
-        and in ``spec["failed"]``.
+        An AnnData, or a path: ``.h5ad``, ``.h5mu`` (its modality "rna"), ``.loom``, ``.zarr``, 10x ``.h5`` or folder
+        with ``matrix.mtx``, or a table (``.tsv``, ``.csv``, ``.parquet`` …, also ``.gz``; cells × genes or genes ×
+        cells, which is recognised and said); or several; or a glob, or a folder with such files other than tables.
+        Never changed. Where there are several, the column ``source`` tells which one a cell is from, and a damaged one
+        is left out, named in the log and in ``spec["failed"]``.
     vocabulary
         Genes and their medians, which must be of what the sources hold.
     values

@@ -1207,7 +1207,7 @@ def test_a_missing_file_is_named(tmp_path, name):
         open_counts(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [b"", b"cell,gene\nc1,3\n", b"\x00" * 5000], ids=["empty", "text", "binary"])
+@pytest.mark.parametrize("content", [b"cell,gene\nc1,3\n", b"\x00" * 5000], ids=["text", "binary"])
 @pytest.mark.parametrize("name", ["x.h5ad", "x.loom", "x.h5"])
 def test_a_file_that_is_no_hdf5_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -1387,6 +1387,59 @@ def test_a_10x_file_of_several_genomes_is_refused_with_their_names(few, tmp_path
     with h5py.File(path, "r+") as file:
         file.copy("GRCh38", "mm10")
     with pytest.raises(DataFormatError, match=r"genes\.h5: a 10x file of several genomes \(GRCh38, mm10\)"):
+        open_counts(path)
+
+
+def as_mudata(folder, rna, **others):
+    """Write what ``mudata.write`` writes of several modalities, as far as anybody reads it."""
+    for name, adata in {"rna": rna, **others}.items():
+        adata.write_h5ad(folder / f"{name}.h5ad")
+    path = folder / "cells.h5mu"
+    with h5py.File(path, "w") as file:
+        for name in ("rna", *others):
+            with h5py.File(folder / f"{name}.h5ad") as of:
+                of.copy(of["/"], file.require_group("mod"), name)
+        for name in ("obs", "var"):
+            file.create_group(name)
+    return path
+
+
+def test_the_rna_of_a_mudata_is_read_as_if_it_were_a_file_of_its_own(few, tmp_path):
+    proteins = ad.AnnData(np.ones((len(few), 2), np.float32), obs=few.obs[[]], var=pd.DataFrame(index=["CD3", "CD19"]))
+    path = as_mudata(tmp_path, few, prot=proteins)
+    opened, alone = open_counts(path), open_counts(tmp_path / "rna.h5ad")
+    assert (everything(opened) == everything(alone)).all()
+    assert (opened.cell_names() == alone.cell_names()).all()
+    assert opened.gene_ids == alone.gene_ids
+    assert opened.obs_columns == alone.obs_columns
+    zarr.open_group(str(tmp_path / "cells.zarr"), mode="w").require_group("mod")
+    shutil.move(as_zarr(few, tmp_path, version=3), tmp_path / "cells.zarr" / "mod" / "rna")
+    assert (everything(open_counts(tmp_path / "cells.zarr")) == everything(alone)).all()
+
+
+def test_a_mudata_without_rna_is_refused_with_its_modalities(few, tmp_path):
+    path = as_mudata(tmp_path, few, prot=few)
+    with h5py.File(path, "r+") as file:
+        file.move("mod/rna", "mod/atac")
+    with pytest.raises(DataFormatError, match=r"cells\.h5mu: a MuData whose modalities are atac, prot; its RNA is"):
+        open_counts(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(gzip.compress(b"\x89HDF"), r"found a file packed by gzip. Unpack it: gunzip -k 'my cells.h5ad'"),
+        pytest.param(b"\n<!DOCTYPE html><html>", "found a web page. The download gave a page"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.* git lfs pull"),
+        pytest.param(b"/annex/objects/SHA256E-s12.h5ad", "a pointer of git-annex.* git annex get"),
+        pytest.param(b"PK\x03\x04", "found a zip archive or an Excel workbook. Unpack it"),
+        pytest.param(b"", "found an empty file"),
+    ],
+)
+def test_what_is_no_h5ad_is_named_for_what_it_is(tmp_path, content, message):
+    path = tmp_path / "my cells.h5ad"
+    path.write_bytes(content)
+    with pytest.raises(DataFormatError, match=message):
         open_counts(path)
 
 
