@@ -24,6 +24,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding_store import VectorParts, marker_of, open_vectors, refuse_unwritable, write_vectors
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import Pooling, require_poolable
+from geneformer_repro.into_adata import KEY, places_of_cells, places_of_genes, put_vectors
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, part_limits, parts_of, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
@@ -98,6 +99,7 @@ def embed(
     dtype: Dtype = "float32",
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device | None = None,
+    into: ad.AnnData | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> ad.AnnData:
@@ -125,6 +127,10 @@ def embed(
         Tokens of a batch; less needs less memory.
     device
         Default: an accelerator where there is one.
+    into
+        The AnnData that the cells are from: the vectors are also written into its ``obsm["X_geneformer"]`` by cell
+        name (at gene level into ``varm``), NaN where a cell was left out, and ``uns["X_geneformer"]`` says what made
+        them. So ``scanpy.pp.neighbors(adata, use_rep="X_geneformer")`` goes on with them.
     out
         Write here, ``.h5ad`` or ``.zarr``, instead of holding all vectors in memory. Cells whose embedding was cut off
         go on from ``OUT.partial`` with the same call; genes begin anew.
@@ -141,7 +147,8 @@ def embed(
     Raises
     ------
     InputError
-        The layer does not exist, pooling "cls" is asked of cells without ``<cls>``, or `out` has another suffix.
+        The layer does not exist, pooling "cls" is asked of cells without ``<cls>``, `out` has another suffix, or
+        `into` has none of the cells (or genes).
     VocabularyMismatchError
         The cells were tokenised with another vocabulary than the model's.
     FileExistsError
@@ -160,6 +167,10 @@ def embed(
     >>> embedding = gf.embed(base, cells.select(range(50)))
     >>> embedding.shape, embedding.X.dtype, list(embedding.obs.columns)
     ((50, 64), dtype('float32'), ['cell_type', 'phase', 'donor', 'n_counts'])
+    >>> adata = gf.datasets.pbmc700()[:50].copy()
+    >>> _ = gf.embed(base, cells.select(range(50)), into=adata)
+    >>> adata.obsm["X_geneformer"].shape
+    (50, 64)
     >>> genes = gf.embed(base, cells.select(range(50)), level="gene")
     >>> genes.obs.head(2)
                     gene_name  n_cells
@@ -182,11 +193,32 @@ def embed(
         "pooling": pooling,
         "dtype": dtype,
     }
+    places = None if into is None else _places(into, cells, level)
     if out is not None and level == "cell":
-        return _stream_cells(vectors, Path(out), made_by, overwrite=overwrite)
-    adata = _embed_cells(vectors) if level == "cell" else _embed_genes(vectors)
-    adata.uns["geneformer_repro"] = made_by
-    return adata if out is None else _write_genes(adata, Path(out), overwrite=overwrite)
+        adata = _stream_cells(vectors, Path(out), made_by, overwrite=overwrite)
+    else:
+        adata = _embed_cells(vectors) if level == "cell" else _embed_genes(vectors)
+        adata.uns["geneformer_repro"] = made_by
+        adata = adata if out is None else _write_genes(adata, Path(out), overwrite=overwrite)
+    if into is not None and places is not None:
+        _write_into(into, places, adata, cells, made_by)
+    return adata
+
+
+def _places(into: ad.AnnData, cells: TokenizedDataset, level: Level) -> np.ndarray:
+    return places_of_cells(into, cells.cell_names) if level == "cell" else places_of_genes(into, cells.vocabulary)
+
+
+def _write_into(
+    into: ad.AnnData, places: np.ndarray, adata: ad.AnnData, cells: TokenizedDataset, made_by: dict[str, Any]
+) -> None:
+    """Write vectors into an AnnData; of genes, those that no cell expresses have none."""
+    if made_by["level"] == "gene":
+        row_of = np.append(adata.obs_names.get_indexer(list(cells.vocabulary.gene_ids)), -1)
+        put_vectors(into.varm, adata.X[:], row_of[places])
+    else:
+        put_vectors(into.obsm, adata.X[:], places)
+    into.uns[KEY] = dict(made_by)
 
 
 @typed

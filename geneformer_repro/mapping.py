@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean
+from geneformer_repro.into_adata import places_of_cells, put_columns
 from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
 from geneformer_repro.tokenizer.dataset import as_labels
 from geneformer_repro.tokenizer.matrices import first_not_a_count
@@ -50,7 +51,9 @@ _FEWEST_ON_A_MAP = 5
 
 
 @typed
-def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighbors: int = 15) -> pd.DataFrame:
+def map_to_reference(
+    query: AnnData, reference: AnnData, label: str, *, n_neighbors: int = 15, into: AnnData | None = None
+) -> pd.DataFrame:
     """Label cells by their nearest neighbours in a labelled reference.
 
     Neighbours vote with weight 1 / distance. The vote always has a winner, also where the reference holds nothing
@@ -66,6 +69,9 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
         Column of ``reference.obs``.
     n_neighbors
         How many reference cells vote; fewer than there are.
+    into
+        The AnnData that the query cells are from: the columns are also written into its ``obs``, by cell name, as
+        ``LABEL_mapped`` and ``LABEL_mapped_confidence`` …
 
     Returns
     -------
@@ -79,7 +85,7 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     ------
     InputError
         The embeddings were not made alike, a vector is not finite, the column is missing or holds fewer than two
-        labels, or there are not more labelled cells than `n_neighbors`.
+        labels, there are not more labelled cells than `n_neighbors`, or `into` has none of the query cells.
 
     See Also
     --------
@@ -98,6 +104,7 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     (True, 200)
     """
     _require_made_alike(query, reference)
+    places = None if into is None else places_of_cells(into, query.obs_names)
     labelled = _labelled(reference, label, of="reference")
     codes, names = pd.factorize(as_labels(reference.obs[label][labelled]).to_numpy(), sort=True)
     _require_a_choice(names, label, n_cells=len(codes), n_neighbors=n_neighbors)
@@ -110,7 +117,11 @@ def map_to_reference(query: AnnData, reference: AnnData, label: str, *, n_neighb
     for code in np.unique(winners):
         at, own = winners == code, _distances_within(search, vectors[codes == code])
         place[at] = np.searchsorted(own, table["distance"][at], side="right") / len(own)
-    return table.assign(distance_percentile=place).set_axis(query.obs_names, axis=0)
+    table = table.assign(distance_percentile=place).set_axis(query.obs_names, axis=0)
+    if into is not None and places is not None:
+        named = {column: f"{label}_mapped" + f"_{column}" * (column != "label") for column in table}
+        put_columns(into.obs, table.rename(columns=named), places)
+    return table
 
 
 def _votes(codes: np.ndarray, distances: np.ndarray, n_labels: int) -> np.ndarray:

@@ -26,6 +26,7 @@ LAYERS = {
     "report": 0,
     "tokenizer": 1,
     "datasets": 1,
+    "into_adata": 1,
     "mapping": 1,
     "harmonise": 1,
     "agreement": 1,

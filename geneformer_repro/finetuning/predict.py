@@ -28,13 +28,12 @@ from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import new_file, refuse_existing, write_table
 from geneformer_repro.finetuning.sample_predictions import predict_samples
 from geneformer_repro.heads import GeneClassifier, Head
+from geneformer_repro.into_adata import places_of_genes, put_columns
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.corpus import find_sources, identity
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.genes import reconcile
-from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import Parts, working_on
@@ -169,7 +168,8 @@ def predict(
         return table
     if head.level == "cell":
         return _into(data.obs, table.reindex(data.obs_names))
-    ids = _gene_of_var(data, checkpoint.vocabulary, layer, gene_ids)
+    places = places_of_genes(data, checkpoint.vocabulary, layer=layer, gene_ids=gene_ids)
+    ids = np.array([*checkpoint.vocabulary.gene_ids, ""], dtype=object)[places]
     return _into(data.var, table.reindex(ids).set_axis(data.var_names))
 
 
@@ -296,17 +296,6 @@ def _mean_of_genes(sums_VK: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary, t
     return table
 
 
-def _gene_of_var(adata: ad.AnnData, vocabulary: Vocabulary, layer: str | None, gene_ids: str | None) -> np.ndarray:
-    """Return the gene of the vocabulary that `tokenize` takes each gene of `var` for; "" for none."""
-    position = reconcile(open_counts(adata, layer=layer, gene_ids=gene_ids), vocabulary).position
-    ids = np.array([*vocabulary.gene_ids, ""], dtype=object)[position]
-    if layer != "raw":
-        return ids
-    by_name = pd.Series(ids, adata.raw.var_names)
-    return by_name[~by_name.index.duplicated()].reindex(adata.var_names).to_numpy()
-
-
 def _into(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    for name in table:
-        frame[str(name).replace("/", "|")] = table[name]
+    put_columns(frame, table, np.arange(len(table)))
     return table

@@ -1,0 +1,99 @@
+"""Results in the AnnData that one has, joined by the names of its cells, or by which gene each of its genes is.
+
+What has no result is NaN, and how many are is said in the log; nothing else of the AnnData changes.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from geneformer_repro.errors import InputError
+from geneformer_repro.tokenizer.genes import KnownGenes, reconcile
+from geneformer_repro.tokenizer.readers import open_counts
+
+logger = logging.getLogger(__name__)
+
+KEY = "X_geneformer"
+"""Of vectors in ``obsm`` and ``varm``, and in ``uns`` of what made them."""
+
+
+def places_of_cells(adata: AnnData, names: Any) -> np.ndarray:
+    """Return the row among `names` of each cell of an AnnData, -1 of one that has none.
+
+    Raises
+    ------
+    InputError
+        Names stand twice, on either side, or no cell has one of `names`.
+    """
+    names, there = pd.Index(names).astype(str), adata.obs_names.astype(str)
+    for what, index in (
+        ("into=: cell names of the AnnData", there),
+        ("into=: names of the cells that were read", names),
+    ):
+        if not index.is_unique:
+            again = index[index.duplicated()][0]
+            raise InputError(f"{what} stand more than once ({again!r} …), so that rows cannot be told apart.")
+    places: np.ndarray = names.get_indexer(there)
+    return _with_some(places, "cells", first=(there[0], names[0]) if len(there) and len(names) else ("", ""))
+
+
+def places_of_genes(
+    adata: AnnData,
+    genes: KnownGenes | pd.Index,
+    *,
+    layer: str | None = None,
+    gene_ids: str | None = None,
+) -> np.ndarray:
+    """Return which of `genes` each gene of an AnnData is, as `tokenize` takes it; -1 where it is none.
+
+    Parameters
+    ----------
+    genes
+        Of a vocabulary; or gene ids.
+    layer, gene_ids
+        Where its counts and gene ids are, as for `tokenize`.
+
+    Raises
+    ------
+    InputError
+        None of its genes is one of `genes`.
+    """
+    source = open_counts(adata, layer=layer, gene_ids=gene_ids)
+    if isinstance(genes, pd.Index):
+        places = genes.get_indexer(pd.Index(reconcile(source, None).table["gene_id"]))
+        known = genes[0] if len(genes) else ""
+    else:
+        places, known = reconcile(source, genes).position, next(iter(genes.position))
+    if layer == "raw":
+        by_name = pd.Series(places, adata.raw.var_names)
+        places = by_name[~by_name.index.duplicated()].reindex(adata.var_names, fill_value=-1).to_numpy()
+    return _with_some(np.asarray(places), "genes", first=(source.gene_ids[0], known))
+
+
+def _with_some(places: np.ndarray, what: str, first: tuple[str, str]) -> np.ndarray:
+    n_without = int((places < 0).sum())
+    if n_without == len(places):
+        raise InputError(
+            f"into=: none of the AnnData's {len(places):,} {what} is among those with a result (first: {first[0]!r}, "
+            f"{first[1]!r}). Give the AnnData that these {what} are from."
+        )
+    if n_without:
+        logger.info("%d of the AnnData's %d %s have no result (NaN).", n_without, len(places), what)
+    return places
+
+
+def put_vectors(store: Any, vectors: np.ndarray, places: np.ndarray) -> None:
+    """Write vectors into ``obsm`` or ``varm``, in the order of the AnnData."""
+    placed = np.full((len(places), vectors.shape[1]), np.nan, dtype=np.float32)
+    placed[places >= 0] = vectors[places[places >= 0]]
+    store[KEY] = placed
+
+
+def put_columns(frame: pd.DataFrame, table: pd.DataFrame, places: np.ndarray, *, prefix: str = "") -> None:
+    """Write columns into ``obs`` or ``var``, "/" in their names as "|": AnnData writes no column with "/"."""
+    for name in table:
+        values = table[name].reset_index(drop=True).reindex(places)  # no row -1: missing
+        frame[f"{prefix}{name}".replace("/", "|")] = values.set_axis(frame.index)

@@ -1,0 +1,65 @@
+"""Results land in the AnnData that one has, at the cells and genes they belong to."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import geneformer_repro as gf
+from geneformer_repro.errors import InputError
+from geneformer_repro.into_adata import places_of_cells, places_of_genes, put_columns
+
+
+def test_vectors_of_cells_stand_beside_their_cells_whatever_the_order(checkpoint, cells, pbmc):
+    mine = pbmc[[9, 3, 50, 4]].copy()  # the last but one was not embedded
+    few = cells.select([3, 4, 9])
+    embedding = gf.embed(checkpoint, few, into=mine)
+    np.testing.assert_array_equal(mine.obsm["X_geneformer"][[1, 3, 0]], embedding.X)
+    assert np.isnan(mine.obsm["X_geneformer"][2]).all()
+    assert mine.uns["X_geneformer"]["layer"] == -1
+
+
+def test_vectors_of_genes_stand_beside_their_genes_also_those_on_disk(checkpoint, cells, pbmc, tmp_path):
+    mine = pbmc[:5, ::-1].copy()
+    genes = gf.embed(checkpoint, cells.select(range(5)), level="gene", into=mine, out=tmp_path / "genes.h5ad")
+    at = mine.var_names.get_indexer(genes.obs_names)
+    np.testing.assert_array_equal(mine.varm["X_geneformer"][at], genes.X[:])
+    assert np.isnan(np.delete(mine.varm["X_geneformer"], at, axis=0)).all()
+
+
+def test_labels_of_a_reference_are_written_by_name(checkpoint, cells, pbmc):
+    embedding = gf.embed(checkpoint, cells.select(range(120)))
+    mine = pbmc[:40][::-1].copy()
+    table = gf.map_to_reference(embedding[:40], embedding[40:], "cell_type", into=mine)
+    assert mine.obs["cell_type_mapped"].tolist() == table["label"].tolist()[::-1]
+    np.testing.assert_array_equal(mine.obs["cell_type_mapped_confidence"], table["confidence"][::-1])
+
+
+def test_an_anndata_of_other_cells_or_genes_is_refused_before_the_work(checkpoint, cells, pbmc, monkeypatch):
+    monkeypatch.setattr("geneformer_repro.embedding._embed_cells", None)
+    others = pbmc[:3].copy()
+    others.obs_names = ["a", "b", "c"]
+    with pytest.raises(InputError, match=r"none of the AnnData's 3 cells is among those with a result \(first: 'a', "):
+        gf.embed(checkpoint, cells.select([0]), into=others)
+    others.var_names = [f"ENSG9{i:010}" for i in range(others.n_vars)]
+    with pytest.raises(InputError, match="none of the AnnData's 754 genes"):
+        places_of_genes(others, pd.Index(["ENSG00000000938"]))
+
+
+def test_names_that_stand_twice_are_refused(pbmc):
+    pbmc.obs_names = ["x", *pbmc.obs_names[1:-1], "x"]
+    with pytest.raises(InputError, match=r"cell names of the AnnData stand more than once \('x'"):
+        places_of_cells(pbmc, ["x"])
+    with pytest.raises(InputError, match="names of the cells that were read stand more than once"):
+        places_of_cells(pbmc[1:].copy(), ["x", "x"])
+
+
+def test_cells_without_a_result_are_counted_and_missing(pbmc, caplog):
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        places = places_of_cells(pbmc, pbmc.obs_names[:690])
+    assert "10 of the AnnData's 700 cells have no result (NaN)." in caplog.text
+    table = pd.DataFrame({"a/b": range(690), "text": "t"})
+    put_columns(pbmc.obs, table, places, prefix="p_")
+    assert pbmc.obs["p_a|b"].isna().sum() == pbmc.obs["p_text"].isna().sum() == 10
+    assert pbmc.obs["p_a|b"].iloc[7] == 7
