@@ -40,6 +40,11 @@ _CONSTANTS = {
 }  # fmt: skip
 
 
+def write_plain_pickle(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of plain data for code that reads nothing else."""
+    path.write_bytes(pickle.dumps(content, protocol=4))
+
+
 def read_plain_pickle(path: Path) -> dict[Any, Any]:
     """Read a pickled dictionary of plain data without letting it run code.
 

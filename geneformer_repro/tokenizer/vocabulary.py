@@ -22,7 +22,7 @@ from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you
 from geneformer_repro.files import misfit, new_directory, read_json, read_table, write_json, write_table
 from geneformer_repro.tokenizer.features import bare_id
 from geneformer_repro.tokenizer.measures import Measure, Order, Values
-from geneformer_repro.tokenizer.pickles import read_plain_pickle
+from geneformer_repro.tokenizer.pickles import read_plain_pickle, write_plain_pickle
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,6 +47,7 @@ _COUNT_SUFFIXES = (
 _MOST_TOKENS, _LONGEST = 2**24, 2**20
 """What no model comes near: a lookup of all tokens, or an embedding of all positions, would fill memory."""
 _LONGEST_NAME = 1000
+_PUBLISHED_STEMS = ("token_dictionary", "gene_median_dictionary", "gene_name_id_dict", "ensembl_mapping_dict")
 _PUBLISHED_FOLDER = {"V1": "geneformer/gene_dictionaries_30m", "V2": "geneformer"}
 
 
@@ -697,6 +698,48 @@ class Vocabulary:
             header |= {name: getattr(self, name) for name in _RANKED}
         write_json(folder / "vocabulary.json", header)
 
+    @typed
+    def to_published(self, path: str | Path) -> None:
+        """Write the dictionaries that published code reads, as pickles, into the new folder `path`.
+
+        ``token_dictionary.pkl``, ``gene_median_dictionary.pkl``, ``gene_name_id_dict.pkl`` (genes with a name) and
+        ``ensembl_mapping_dict.pkl`` (every id leads to itself, other ids to their gene). Nothing else here writes
+        pickles.
+
+        Raises
+        ------
+        InputError
+            The vocabulary has no medians, or ranks other than counts in descending order, which published code cannot.
+        FileExistsError
+            `path` exists.
+
+        See Also
+        --------
+        Vocabulary.load : Reads such a folder, too.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> vocabulary = gf.Vocabulary.load("vocabulary")
+        >>> vocabulary.to_published("dictionaries")
+        >>> gf.Vocabulary.load("dictionaries").position == vocabulary.position
+        True
+        """
+        self.require_medians()
+        if self._form == _OF_BULK:
+            raise InputError(f"Published code ranks counts in descending order; this vocabulary is for {self.ranked}.")
+        assert self.medians is not None
+        genes = [str(gene) for gene in self.gene_ids]
+        contents: tuple[dict[str, Any], ...] = (
+            {**self.special_tokens, **dict(zip(genes, self.tokens.tolist(), strict=True))},
+            dict(zip(genes, self.medians.tolist(), strict=True)),
+            {name: gene for name, gene in zip(self.gene_names, genes, strict=True) if name},
+            {**dict(zip(genes, genes, strict=True)), **self.other_ids},
+        )
+        with new_directory(path, marker="token_dictionary.pkl", overwrite=False) as folder:
+            for stem, content in zip(_PUBLISHED_STEMS, contents, strict=True):
+                write_plain_pickle(folder / f"{stem}.pkl", content)
+
     @classmethod
     @typed
     def load(cls, path: str | Path) -> "Vocabulary":
@@ -771,8 +814,7 @@ class Vocabulary:
 
     @classmethod
     def _load_published(cls, folder: Path) -> "Vocabulary":
-        stems = ("token_dictionary", "gene_median_dictionary", "gene_name_id_dict", "ensembl_mapping_dict")
-        tokens, medians, names, other_ids = (_only_pickle(folder, stem) for stem in stems)
+        tokens, medians, names, other_ids = (_only_pickle(folder, stem) for stem in _PUBLISHED_STEMS)
         assert tokens is not None
         if medians is None:
             raise InputError(f"{folder}: found token_dictionary*.pkl but no gene_median_dictionary*.pkl beside it.")

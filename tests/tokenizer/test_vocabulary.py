@@ -171,6 +171,44 @@ def test_an_unknown_series_is_refused_with_the_known_ones(hub_copy):
         Vocabulary.from_pretrained(hub_copy, series="v2")
 
 
+def test_dictionaries_for_published_code_are_plain_and_lead_back(vocabulary, tmp_path):
+    vocabulary.to_published(tmp_path / "theirs")
+    assert_identical(Vocabulary.load(tmp_path / "theirs"), vocabulary)
+    mapping, tokens = (
+        pickle.loads((tmp_path / "theirs" / f"{stem}.pkl").read_bytes())  # noqa: TID251, as published code does
+        for stem in ("ensembl_mapping_dict", "token_dictionary")
+    )
+    assert list(tokens)[:4] == list(vocabulary.special_tokens)
+    assert {type(value) for value in tokens.values()} == {int}
+    assert set(vocabulary.gene_ids) <= set(mapping)  # it passes over a gene that is not among them
+
+
+def test_published_code_gets_the_same_tokens_with_these_dictionaries(vocabulary, cells, pbmc, tmp_path):
+    """Its algorithm: divide by the total, times ten thousand, by the median; sort, in any order of ties; wrap."""
+    vocabulary.to_published(tmp_path / "theirs")
+    mapping, tokens, medians = (
+        pickle.loads((tmp_path / "theirs" / f"{stem}.pkl").read_bytes())  # noqa: TID251, as published code does
+        for stem in ("ensembl_mapping_dict", "token_dictionary", "gene_median_dictionary")
+    )
+    genes = [mapping[gene] for gene in pbmc.var_names]
+    norms, ids = np.array([medians[gene] for gene in genes]), np.array([tokens[gene] for gene in genes])
+    counts = pbmc.X.toarray().astype(np.float64)
+    for i in range(0, 700, 100):
+        values = counts[i] / pbmc.obs["n_counts"].iloc[i] * 1e4 / norms
+        expressed = np.flatnonzero(values)
+        value_of = dict(zip(ids[expressed].tolist(), values[expressed], strict=True))
+        first, *ours, last = cells[i].tolist()
+        assert (first, last) == (tokens["<cls>"], tokens["<eos>"])
+        assert set(ours) == set(value_of)
+        np.testing.assert_allclose([value_of[token] for token in ours], sorted(value_of.values())[::-1], rtol=1e-12)
+
+
+def test_what_published_code_cannot_rank_is_not_written_for_it(vocabulary, tmp_path):
+    with pytest.raises(InputError, match="Published code ranks counts in descending order; this vocabulary is for"):
+        replace(vocabulary, values="expression").to_published(tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
 def test_dictionaries_without_names_give_genes_without_names(hub_copy):
     (hub_copy / "geneformer" / "gene_name_id_dict_gc104M.pkl").unlink()
     assert Vocabulary.from_pretrained(hub_copy).gene_names == ("", "")
