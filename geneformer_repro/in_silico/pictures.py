@@ -18,9 +18,9 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
     dose_figure,
+    from_above_to_below,
     pairs_figure,
     ranked_effects_figure,
-    strongest,
     volcano_figure,
 )
 from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable, agreement_by_state
@@ -39,13 +39,13 @@ BASELINES = (
     "axis_correlation",
     "effect_beyond_baselines",
 )
-N_IN_TABLE = 30
-"""Genes of each direction in the table of a page."""
+ENDS = ("above 0 first", "below 0 first")
+"""Where a table of genes can be begun."""
 N_NAMED = 8
 """Curves that are named in a picture of doses, and genes in a sentence."""
 CHOSEN = (
     "Of each direction the genes whose interval stays furthest from 0, where there are intervals, else those of the "
-    "largest effect."
+    "largest effect; genes with a warning, such as that of few cells, after all others."
 )
 _CURVE = ["perturbed", "state", "dose"]
 
@@ -387,10 +387,12 @@ def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -
     )
     yield from _sections_of_kind(shifts, statistics)
     yield Section(
-        f"The {N_IN_TABLE} strongest genes of each direction",
-        "The rows of the statistics for them, the highest effect first.",
+        f"All {point}s",
+        "The rows of the statistics. First those surely above 0, last those surely below: "
+        f"{CHOSEN[0].lower()}{CHOSEN[1:]} A click on a heading sorts by that column.",
         "Genes that were not measured: a model knows only genes of its vocabulary that a cell expresses.",
         table=_rows_shown(statistics, effects),
+        ends=ENDS,
     )
     if any(name in statistics for name in BASELINES):
         yield _beside_baselines(statistics, effects)
@@ -421,15 +423,26 @@ def _by_class(statistics: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _rows_shown(statistics: pd.DataFrame, effects: _Effects) -> pd.DataFrame:
-    """Return the strongest rows, without columns that say nothing about any of them."""
-    rows = statistics.iloc[_strongest_rows(effects)].drop(columns=list(BASELINES), errors="ignore")
+    """Return all rows, the names first, without columns that say nothing about any of them."""
+    rows = statistics.iloc[_from_above_to_below(effects)].drop(columns=list(BASELINES), errors="ignore")
+    rows = rows.loc[:, [not (rows[name].isna() | (rows[name] == "")).all() for name in rows]]
     if "gene_name_a" in rows:
-        rows = rows.drop(columns=["gene_a", "gene_b"]).set_index("gene_name_a")
-    return rows.loc[:, [not (rows[name].isna() | (rows[name] == "")).all() for name in rows]]
+        return rows.drop(columns=["gene_a", "gene_b"]).set_index("gene_name_a")
+    return _named_first(rows)
 
 
-def _strongest_rows(effects: _Effects) -> list[int]:
-    return strongest(effects.table.reset_index(drop=True), N_IN_TABLE).index.tolist()
+def _named_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Put names of genes before all, and their ids, if these are the index, behind."""
+    if "gene_name" not in rows:
+        return rows
+    ids = {} if rows.index.name is None else {str(rows.index.name): rows.index}
+    return rows.assign(**ids).set_index("gene_name")
+
+
+def _from_above_to_below(effects: _Effects) -> list[int]:
+    """Return the order in which the table stands on the page: what is strongest above 0 … below 0."""
+    table = effects.table.reset_index(drop=True)
+    return from_above_to_below(table).index.tolist()
 
 
 def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
@@ -444,7 +457,8 @@ def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
         + together
         + "effect_beyond_baselines is what is left.",
         "That what is left is right: it is only what differential expression and rank do not say.",
-        table=statistics.iloc[_strongest_rows(effects)][columns],
+        table=_named_first(statistics.iloc[_from_above_to_below(effects)][columns]),
+        ends=ENDS,
     )
 
 
