@@ -22,7 +22,7 @@ from scipy.spatial.distance import pdist
 
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.files import new_file
-from geneformer_repro.report_tables import packed, table_html
+from geneformer_repro.report_tables import MOST_ROWS, packed, table_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -174,6 +174,8 @@ class Section:
     """What was found, in a sentence above all: never folded away."""
     ends: tuple[str, str] | None = None
     """What the first rows of the table are, and the last, where a reader may want to begin at either."""
+    most_rows: int = MOST_ROWS
+    """Of a longer table the first are on the page, or half of them from each end."""
 
 
 def write_report(
@@ -237,13 +239,18 @@ def _policy(script: str) -> str:
 def _section(section: Section) -> str:
     finding = f'<p class="finding">{html.escape(section.finding)}</p>' if section.finding else ""
     picture = _picture(section.figure, section.title) if section.figure is not None else ""
-    table = table_html(section.table, title=section.title, ends=section.ends) if section.table is not None else ""
+    table = "" if section.table is None else _table(section)
     note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
     return (
         f"<section><h2>{html.escape(section.title)}</h2>{finding}{picture}{table}{note}"
         f'<details><summary>How to read this</summary><p class="shows"><b>Shows:</b> {html.escape(section.shows)}</p>'
         f'<p class="not"><b>Does not show:</b> {html.escape(section.does_not_show)}</p></details></section>'
     )
+
+
+def _table(section: Section) -> str:
+    assert section.table is not None
+    return table_html(section.table, title=section.title, ends=section.ends, most_rows=section.most_rows)
 
 
 def _picture(figure: "Figure", title: str) -> str:

@@ -10,6 +10,7 @@ import base64
 import gzip
 import html
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,9 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def table_html(table: pd.DataFrame, *, title: str, ends: tuple[str, str] | None = None) -> str:
+def table_html(
+    table: pd.DataFrame, *, title: str, ends: tuple[str, str] | None = None, most_rows: int = MOST_ROWS
+) -> str:
     """Write a table.
 
     Parameters
@@ -70,25 +73,30 @@ def table_html(table: pd.DataFrame, *, title: str, ends: tuple[str, str] | None 
         Of the section, which names the file that is downloaded.
     ends
         What is first, and what is last, where a reader wants to begin at either.
+    most_rows
+        Of a longer table the first are packed, or with `ends` half of them from each end.
     """
-    flat = table.reset_index()
+    n_rows = len(table)
+    kept = _first_of(n_rows, most_rows, both=ends is not None)
+    flat = table.reset_index().iloc[kept]
     names, columns = [str(name) for name in flat], [values_of(column) for _, column in flat.items()]
     if _is_told(columns[table.index.nlevels :]):
-        return f'<div class="scroll">{_rows_html(names, columns, range(len(table)), "facts")}</div>'
-    rows = range(len(table))
-    plain = [*rows[:N_PLAIN], *(rows[max(N_PLAIN, len(rows) - N_PLAIN) :] if ends else ())]
-    more = f'<p class="more">{len(plain):,} of {len(rows):,} rows.</p>' if len(plain) < len(rows) else ""
-    kept = (
-        [*rows[:MOST_ROWS]]
-        if not ends
-        else [*rows[: MOST_ROWS // 2], *rows[max(MOST_ROWS // 2, len(rows) - MOST_ROWS // 2) :]]
-    )
-    content = {"names": names, "columns": [[column[row] for row in kept] for column in columns], "all": len(rows)}
+        return f'<div class="scroll">{_rows_html(names, columns, range(len(kept)), "facts")}</div>'
+    plain = _first_of(len(kept), 2 * N_PLAIN if ends else N_PLAIN, both=ends is not None)
+    more = f'<p class="more">{len(plain):,} of {n_rows:,} rows.</p>' if len(plain) < n_rows else ""
     both = f' data-ends="{html.escape("|".join(ends))}"' if ends else ""
+    rows = packed({"names": names, "columns": columns, "all": n_rows})
     return (
-        f'<div class="rows" data-title="{html.escape(title)}"{both} data-rows="{packed(content)}"><div class="scroll">'
+        f'<div class="rows" data-title="{html.escape(title)}"{both} data-rows="{rows}"><div class="scroll">'
         f"{_rows_html(names, columns, plain, 'data')}</div>{more}</div>"
     )
+
+
+def _first_of(n: int, most: int, *, both: bool) -> list[int]:
+    """Return the first rows of n, or as many from either end; all, where there are no more than `most`."""
+    if n <= most:
+        return list(range(n))
+    return [*range(most // 2), *range(n - most // 2, n)] if both else list(range(most))
 
 
 def _is_told(columns: list[list[Any]]) -> bool:
@@ -96,7 +104,7 @@ def _is_told(columns: list[list[Any]]) -> bool:
     return not columns or (len(columns) == 1 and any(isinstance(value, str) for value in columns[0]))
 
 
-def _rows_html(names: list[str], columns: list[list[Any]], rows: Any, look: str) -> str:
+def _rows_html(names: list[str], columns: list[list[Any]], rows: Iterable[int], look: str) -> str:
     looks = ["" if look == "facts" or not i else _look(column) for i, column in enumerate(columns)]
     head = "".join(f"<th{of}>{html.escape(name)}</th>" for name, of in zip(names, looks, strict=True))
     body = "".join(

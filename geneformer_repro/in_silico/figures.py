@@ -231,6 +231,10 @@ def pairs_figure(table: pd.DataFrame, *, value_name: str, n_genes: int = MANY_CO
     reach = np.nanmax(np.abs(square.to_numpy())) or 1.0
     axes.set_facecolor(LIGHT)
     image = axes.imshow(square, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="none")
+    across, down = np.meshgrid(range(len(square)), range(len(square)))
+    pairs = [f"{a} + {b}" for a in square.index for b in square.index]
+    told = pd.DataFrame({"interaction": square.to_numpy().ravel()})
+    name_points(axes, across.ravel(), down.ravel(), pairs, told)
     for row, column in _significant_pairs(table, square):
         axes.plot(column, row, "o", color="#111827", markersize=2.5)
     axes.set_xticks(range(len(square)), names, fontsize=8, rotation=90)

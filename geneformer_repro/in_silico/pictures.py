@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import t
 
 from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint import checkpoint_in_words
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
@@ -362,7 +363,7 @@ def write_screen_report(
         lead=f"{_sentence(_in_words(metadata.get('perturbation') or {}, shifts))} This was done to cells as the model "
         "sees them; everything below is what the model made of it.",
         sections=[_done(shifts, statistics), *_sections(shifts, statistics, effects)],
-        facts={name: metadata[name] for name in ("checkpoint", "cells", "seed") if name in metadata},
+        facts={name: metadata[name] for name in ("cells", "seed") if name in metadata},
         overwrite=overwrite,
     )
 
@@ -452,13 +453,11 @@ def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
     each = ", ".join(f"{name} {rho:.2f}" for name, rho in (alone or {}).items() if pd.notna(rho))
     return Section(
         "Beside what needs no model",
-        "How far simple numbers of the same genes say what the screen says. "
-        + (f"Spearman correlation with the effect: {each}. " if each else "")
-        + together
-        + "effect_beyond_baselines is what is left.",
+        "How far simple numbers of the same genes say what the screen says. effect_beyond_baselines is what is left.",
         "That what is left is right: it is only what differential expression and rank do not say.",
         table=_named_first(statistics.iloc[_from_above_to_below(effects)][columns]),
         ends=ENDS,
+        finding=((f"Spearman correlation with the effect: {each}. " if each else "") + together).strip(),
     )
 
 
@@ -467,9 +466,9 @@ def _first_order(shifts: ShiftTable) -> Section:
     agreement = "Spearman correlation with exact values within a cell: " + "; ".join(measured) + "."
     return Section(
         "Estimated values",
-        "Values that are not marked as exact were estimated to first order, from gradients. "
-        + (agreement if measured else "How well is not known: no cell was checked."),
+        "Values that are not marked as exact were estimated to first order, from gradients.",
         "The size of large effects: a first-order estimate is a straight line. Screen the genes that matter exactly.",
+        finding=agreement if measured else "How well is not known: no cell was checked.",
     )
 
 
@@ -496,7 +495,7 @@ def _done(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
         "layer": metadata.get("layer"),
         "pooling": metadata.get("pooling"),
         "method": metadata.get("method"),
-        "checkpoint": metadata.get("checkpoint"),
+        "checkpoint": checkpoint_in_words(metadata),
     }
     facts = {name: str(value) for name, value in done.items() if value is not None}
     return Section(
