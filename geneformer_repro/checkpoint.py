@@ -57,6 +57,7 @@ _DECIDING = (
 _OTHER_WEIGHTS = 2**31
 """Added to seeds, so that random weights are not those that a training with the same seed began with."""
 _ALTERING = ("peft", "bitsandbytes")
+_PATH = "checkpoint_path"
 _SETTINGS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -78,6 +79,9 @@ class Checkpoint:
         nothing is known.
     name
         Where it was opened from, for messages.
+    path
+        Folder or hub id that it was opened from, as given; None of a network in memory. Results record it beside the
+        fingerprint, for people to find it again.
 
     See Also
     --------
@@ -101,6 +105,7 @@ class Checkpoint:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seen: np.ndarray | None = None
     name: str = "checkpoint"
+    path: str | None = None
 
     def __repr__(self) -> str:
         if isinstance(self.model, ExpressionNetwork | PairNetwork):
@@ -152,6 +157,19 @@ class Checkpoint:
                 "a matrix of values. Give the checkpoint of one."
             )
         return self.model
+
+    @property
+    def whereabouts(self) -> dict[str, str]:
+        """Where it was opened from, for the metadata of a result; empty of a network in memory.
+
+        No part of a plan: a checkpoint that has moved is the same.
+        """
+        return {} if self.path is None else {_PATH: self.path}
+
+    @property
+    def in_words(self) -> str:
+        """Where it was opened from, if anywhere, and its fingerprint."""
+        return checkpoint_in_words({**self.whereabouts, "checkpoint": self.fingerprint}) or ""
 
     @property
     def fingerprint(self) -> str:
@@ -388,17 +406,17 @@ class Checkpoint:
         match config.get("model_type"):
             case expression.MODEL_TYPE:
                 network = ExpressionNetwork.load(local, head, vocabulary)
-                return cls(network, vocabulary, provenance, seen, name=f"checkpoint {local}")
+                return cls(network, vocabulary, provenance, seen, name=f"checkpoint {local}", path=str(local))
             case pair_networks.MODEL_TYPE:
                 of_pairs = PairNetwork.load(local, head)
-                return cls(of_pairs, vocabulary, provenance, seen, name=f"checkpoint {local}")
+                return cls(of_pairs, vocabulary, provenance, seen, name=f"checkpoint {local}", path=str(local))
         model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
         if model.config.vocab_size != vocabulary.size:
             raise VocabularyMismatchError(
                 f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; "
                 "they do not belong together. Give the vocabulary that the model was trained with."
             )
-        return cls(model, vocabulary, provenance, seen, name=f"checkpoint {local}")
+        return cls(model, vocabulary, provenance, seen, name=f"checkpoint {local}", path=str(local))
 
 
 def _altered(model: nn.Module) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -541,6 +559,18 @@ def described_config(folder: Path) -> str:
 _HEAD: Any = {"targets": [{}], "pooling": str, "level": str}
 _SECOND_HEAD: Any = _HEAD | {"targets": [{"name": str, "classes": [str], "mean?": float, "sd?": float}]}
 _FIRST_HEAD: Any = {"target": str, "classes": [str], "pooling": str}
+
+
+def checkpoint_in_words(metadata: Mapping[str, Any]) -> str | None:
+    """Say which checkpoint made a result: where it was, if that is known, and its fingerprint.
+
+    Parameters
+    ----------
+    metadata
+        Of the result, with ``checkpoint``, and `Checkpoint.whereabouts` where it was opened from a folder.
+    """
+    told = [str(metadata[name]) for name in (_PATH, "checkpoint") if metadata.get(name) is not None]
+    return ", fingerprint ".join(told) or None
 
 
 def _read_head(path: Path) -> Head:

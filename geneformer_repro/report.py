@@ -1,4 +1,4 @@
-"""One HTML file of results without script, font or link, so it opens anywhere; and what its pictures share.
+"""One HTML file of results that loads nothing, so it opens anywhere; and what its pictures share.
 
 Knows tables, not models, so every step can draw what it made. A figure lives beside what it shows; here are the axes,
 the colours and what figures of several packages draw alike. Figures are matplotlib's own `Figure`, made without
@@ -6,10 +6,12 @@ pyplot: nothing here needs a display or changes a global setting.
 """
 
 import base64
+import hashlib
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from scipy.spatial.distance import pdist
 
 from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.files import new_file
+from geneformer_repro.report_tables import MOST_ROWS, packed, table_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +47,10 @@ CATEGORIES = (
 """Of labels, methods and genes: told apart on white, taken in turn and again from the first."""
 MANY_COLUMNS = 40
 """A heat map with more has no room for their names."""
+MANY_POINTS = 2_000
+"""More are drawn as one image inside a picture: as shapes they would be megabytes."""
+_DPI = 200
+"""Of such images."""
 
 
 def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -80,6 +87,7 @@ def draw_points(
     colour: str,
     label: str,
     upright: bool = False,
+    names: str | None = None,
 ) -> None:
     """Draw values and their intervals, which need not hold the value, so `Axes.errorbar` could not draw them.
 
@@ -97,11 +105,37 @@ def draw_points(
         Of the points; the label goes into a legend.
     upright
         Draw values upwards, not to the right.
+    names
+        Column with what each point is called on a page; default the index, and the label.
     """
     there = table[name].notna().to_numpy()
     at, value, low, high = at[there], *(table[f"{name}{end}"].to_numpy()[there] for end in ("", "_low", "_high"))
     (axes.vlines if upright else axes.hlines)(at, low, high, color=colour, linewidth=1.3)
     axes.plot(*((at, value) if upright else (value, at)), "o", color=colour, markersize=5, label=label)
+    said = pd.DataFrame({label if names is None else name: value, "from": low, "to": high})
+    called = (table.index if names is None else table[names])[there]
+    name_points(axes, *((at, value) if upright else (value, at)), called, said)
+
+
+def name_points(
+    axes: "Axes", x: np.ndarray, y: np.ndarray, names: Iterable[Any], said: pd.DataFrame | None = None
+) -> None:
+    """Say what points of a panel are called, which a page tells at the pointer, and finds; nothing is drawn.
+
+    Parameters
+    ----------
+    axes
+        Where they are drawn.
+    x, y
+        Where, in its units.
+    names
+        Of each point.
+    said
+        A row a point: columns to tell beside the name.
+    """
+    from geneformer_repro.report_points import NamedPoints
+
+    axes.add_artist(NamedPoints(np.asarray(x), np.asarray(y), [str(name) for name in names], said))
 
 
 def legend_beside(axes: "Axes") -> None:
@@ -128,29 +162,20 @@ class Section:
 
     title: str
     shows: str
-    """What it shows, in a sentence."""
+    """What it shows, in a sentence; folded away, as "How to read this"."""
     does_not_show: str
-    """What it does not, in a sentence."""
+    """What it does not, in a sentence; folded away with it."""
     figure: "Figure | None" = None
     table: pd.DataFrame | None = None
+    """All rows: the page shows some of a long one at a time. A single column of words is laid out to be read."""
     note: str = ""
     """A sentence below the table."""
-
-
-_STYLE = """
-body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1f2937;background:#f6f7f9;margin:0}
-main{max-width:940px;margin:0 auto;padding:2.5rem 1.5rem}
-h1{font-size:1.75rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:0 0 .6rem}
-section{background:#fff;border:1px solid #e5e7eb;border-radius:10px;padding:1.3rem 1.6rem;margin:1.3rem 0}
-p{margin:.3rem 0}.lead{color:#4b5563}
-.warning{border-left:4px solid #d1732a;background:#fff7ed;padding:.6rem .9rem;margin:.6rem 0}
-.not{color:#6b7280}.not b,.shows b{font-weight:600}
-img{max-width:100%;display:block;margin:.9rem auto 0}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;margin-top:.9rem;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:.28rem .7rem;border-bottom:1px solid #e5e7eb;white-space:nowrap}
-th{color:#4b5563;font-weight:600}
-th:first-child,td:first-child{text-align:left}footer{color:#6b7280;font-size:.82rem}code{font-size:.85em}
-"""
+    finding: str = ""
+    """What was found, in a sentence above all: never folded away."""
+    ends: tuple[str, str] | None = None
+    """What the first rows of the table are, and the last, where a reader may want to begin at either."""
+    most_rows: int = MOST_ROWS
+    """Of a longer table the first are on the page, or half of them from each end."""
 
 
 def write_report(
@@ -163,7 +188,7 @@ def write_report(
     warning: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Write one self-contained HTML file.
+    """Write one self-contained HTML file, which a browser lets load nothing and run nothing but its own script.
 
     Parameters
     ----------
@@ -185,35 +210,59 @@ def write_report(
     FileExistsError
         `path` exists.
     """
+    style, script = (_asset(name) for name in ("report.css", "report.js"))
     warned = f'<p class="warning"><b>{html.escape(warning)}</b></p>' if warning else ""
     body = "".join(map(_section, sections))
     listed = " · ".join(f"{html.escape(name)}: {html.escape(str(value))}" for name, value in facts.items())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
-        f'{warned}<p class="lead">{html.escape(lead)}</p>{body}<footer>{listed}</footer></main></body></html>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
+        f"<title>{html.escape(title)}</title><style>{style}</style></head><body><main><h1>{html.escape(title)}</h1>"
+        f'{warned}<p class="lead">{html.escape(lead)}</p><div id="find"></div>{body}<footer>{listed}</footer></main>'
+        f"<script>{script}</script></body></html>\n"
     )
     with new_file(path, overwrite=overwrite) as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _asset(name: str) -> str:
+    return (files("geneformer_repro") / "data" / name).read_text(encoding="utf-8")
+
+
+def _policy(script: str) -> str:
+    """Let the page run this script alone, and load nothing but what it holds."""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def _section(section: Section) -> str:
-    picture = f'<img alt="{html.escape(section.title)}" src="{_data_uri(section.figure)}">' if section.figure else ""
-    table = f'<div class="scroll">{_html_table(section.table)}</div>' if section.table is not None else ""
+    finding = f'<p class="finding">{html.escape(section.finding)}</p>' if section.finding else ""
+    picture = _picture(section.figure, section.title) if section.figure is not None else ""
+    table = "" if section.table is None else _table(section)
     note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
     return (
-        f"<section><h2>{html.escape(section.title)}</h2>"
-        f'<p class="shows"><b>Shows:</b> {html.escape(section.shows)}</p>'
-        f'<p class="not"><b>Does not show:</b> {html.escape(section.does_not_show)}</p>{picture}{table}{note}</section>'
+        f"<section><h2>{html.escape(section.title)}</h2>{finding}{picture}{table}{note}"
+        f'<details><summary>How to read this</summary><p class="shows"><b>Shows:</b> {html.escape(section.shows)}</p>'
+        f'<p class="not"><b>Does not show:</b> {html.escape(section.does_not_show)}</p></details></section>'
     )
+
+
+def _table(section: Section) -> str:
+    assert section.table is not None
+    return table_html(section.table, title=section.title, ends=section.ends, most_rows=section.most_rows)
+
+
+def _picture(figure: "Figure", title: str) -> str:
+    from geneformer_repro.report_points import points_of
+
+    image, points = _data_uri(figure), points_of(figure)
+    named = "" if points is None else f' data-points="{packed(points)}"'
+    title = html.escape(title)
+    return f'<div class="picture" data-title="{title}"{named}><img alt="{title}" src="{image}"></div>'
 
 
 def _data_uri(figure: "Figure") -> str:
     image = io.BytesIO()
-    figure.savefig(image, format="svg", metadata={"Date": None})
+    figure.savefig(image, format="svg", metadata={"Date": None}, dpi=_DPI)
     return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode("ascii")
-
-
-def _html_table(table: pd.DataFrame) -> str:
-    return table.reset_index().to_html(border=0, index=False, float_format=lambda value: f"{value:.3g}", na_rep="")

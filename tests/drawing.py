@@ -41,6 +41,14 @@ def texts(figure):
     }
 
 
+def named_points(figure):
+    """What a page is told of a figure's points."""
+    from geneformer_repro.report_points import points_of
+
+    figure.draw_without_rendering()
+    return points_of(figure)
+
+
 def rows(axes):
     """Names of the rows, from the top of the picture down."""
     assert axes.yaxis_inverted()

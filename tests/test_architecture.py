@@ -24,6 +24,8 @@ LAYERS = {
     "sharing": 0,
     "config": 0,
     "report": 0,
+    "report_tables": 0,
+    "report_points": 0,
     "tokenizer": 1,
     "datasets": 1,
     "into_adata": 1,

@@ -135,6 +135,16 @@ def rewrite_head(folder: Path, **changes: object) -> None:
 
 
 class TestSaving:
+    def test_a_checkpoint_knows_its_folder_which_is_no_part_of_it(self, tmp_path, checkpoint):
+        checkpoint.save(tmp_path / "a")
+        opened = gf.Checkpoint.from_pretrained(tmp_path / "a")
+        assert opened.path == str(tmp_path / "a")
+        assert opened.in_words == f"{tmp_path / 'a'}, fingerprint {opened.fingerprint}"
+        in_memory = gf.Checkpoint(opened.model, opened.vocabulary)
+        assert in_memory.path is None
+        assert in_memory.in_words == opened.fingerprint
+        assert in_memory.fingerprint == opened.fingerprint
+
     def test_every_file_is_as_readable_as_the_others(self, saved):
         assert len({file.stat().st_mode for file in saved.iterdir()}) == 1
 

@@ -1,6 +1,9 @@
 """A page that needs no network, and what pictures share, which needs no display."""
 
 import base64
+import gzip
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_repro.report import Section, draw_points, legend_beside, like_beside_like, new_axes, write_report
+from geneformer_repro.report import (
+    Section,
+    draw_points,
+    legend_beside,
+    like_beside_like,
+    name_points,
+    new_axes,
+    write_report,
+)
 
 SCORES = pd.DataFrame(
     {"accuracy": [0.8, np.nan], "accuracy_low": [0.7, np.nan], "accuracy_high": [0.9, np.nan]},
@@ -96,7 +107,7 @@ def report(tmp_path_factory):
 
 def test_a_report_loads_nothing_from_anywhere(report):
     page = Page(report)
-    assert not {"script", "link", "iframe", "object", "embed", "base", "a"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object", "embed", "base", "a"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?://|url\(|@import|//cdn", report)
     loading = [
         value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "srcset", "href", "data")
@@ -104,6 +115,13 @@ def test_a_report_loads_nothing_from_anywhere(report):
     assert len(loading) == len(page.of("img")) == len(FIGURES)
     assert all(value.startswith("data:image/svg+xml;base64,") for value in loading)
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+
+
+def test_a_browser_is_told_to_run_the_one_script_of_the_page_and_to_load_nothing(report):
+    (script,) = re.findall(r"<script>(.*?)</script>", report, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [attrs["content"] for attrs in Page(report).of("meta") if "http-equiv" in attrs]
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def test_pictures_in_a_report_load_nothing_either(report):
@@ -145,15 +163,58 @@ def test_a_table_shows_three_digits_and_leaves_missing_values_empty(report):
 NASTY = "<script>alert(\"x\")</script> & 'quoted'"
 
 
+SAID = pd.DataFrame({"effect": [0.123456, np.nan, 1], "kind": ["x", NASTY, ""]})
+
+
+def unpack(text):
+    return json.loads(gzip.decompress(base64.b64decode(text, validate=True)))
+
+
 def test_text_is_never_taken_for_html(tmp_path):
     table = pd.DataFrame({NASTY: [NASTY]}, index=[NASTY])
     section = Section(NASTY, NASTY, NASTY, figure=image(), table=table)
     write_report(tmp_path / "r.html", title=NASTY, lead=NASTY, sections=[section], facts={NASTY: NASTY})
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert not page.of("script")
+    assert len(page.of("script")) == 1
     assert page.of("img")[0]["alt"] == NASTY
     joined = "".join(page.words)
     assert joined.count(NASTY) == 2 + 1 + 1 + 2 + 3 + 2  # titles, lead, heading, sentences, table, facts
+
+
+def test_how_to_read_a_section_is_folded_away_and_what_was_found_is_not(tmp_path):
+    section = Section("t", "what it shows", "what it does not", finding="what was found", note="a note")
+    write_report(tmp_path / "r.html", title="t", lead="l", sections=[section], facts={})
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert folded.startswith("<details><summary>How to read this</summary>")
+    assert all(words in folded for words in ("what it shows", "what it does not"))
+    assert not any(words in folded for words in ("what was found", "a note"))
+
+
+def test_a_page_says_where_its_points_are_and_what_they_are_called(tmp_path):
+    figure, axes = new_axes(3, 2)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    name_points(axes, np.array([0.0, 1.0, 5.0]), np.array([0.0, 1.0, 0.5]), [NASTY, "b", "outside"], SAID)
+    write_report(tmp_path / "r.html", title="t", lead="l", sections=[Section("s", "a", "b", figure=figure)], facts={})
+    (box,) = [attrs for attrs in Page((tmp_path / "r.html").read_text()).of("div") if attrs.get("class") == "picture"]
+    points = unpack(box["data-points"])
+    area = axes.get_position()
+    assert points["x"] == pytest.approx([1e4 * area.x0, 1e4 * area.x1], abs=1)
+    assert points["y"] == pytest.approx([1e4 * (1 - area.y0), 1e4 * (1 - area.y1)], abs=1)  # from the top
+    assert points["names"] == [NASTY, "b"]
+    assert points["said"] == {"effect": [0.1235, None], "kind": ["x", NASTY]}
+
+
+def test_a_picture_without_named_points_is_a_picture_alone(report):
+    named = [attrs["data-title"] for attrs in Page(report).of("div") if "data-points" in attrs]
+    assert named == ["points"]
+
+
+def test_the_same_report_is_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        sections = [Section("s", "a", "b", table=SCORES)]
+        write_report(tmp_path / name, title="t", lead="l", sections=sections, facts={})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_a_section_needs_neither_figure_nor_table(tmp_path):

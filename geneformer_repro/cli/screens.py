@@ -284,10 +284,15 @@ def _statistics(arguments: argparse.Namespace) -> None:
 
 
 def _show_head(table: Any) -> None:
-    """Print the first rows, without columns that are empty, and what a reader must know of them."""
-    head = table.head(10)
+    """Print the first rows without a warning, without columns that are empty, and what a reader must know of them."""
+    from geneformer_repro.in_silico.figures import without_warning
+
+    free = without_warning(table)
+    head = table[free].head(10)
     columns = [name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == "")).all()]
     print(head[columns].to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    if not free.all():
+        print(f"rows with a warning, such as that of few cells, are left out here: {(~free).sum():,} of {len(table):,}")
     of_donors = "n_donors" in table and table["n_donors"].max() > 1
     if "p_value" in table and not of_donors and "effect_vs_matched" not in table:  # of which the statistics warn
         print("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")

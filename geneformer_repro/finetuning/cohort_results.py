@@ -25,7 +25,7 @@ from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.kinds.survival_figures import forest_figure, risk_groups_figure
 from geneformer_repro.finetuning.methods import file_name
 from geneformer_repro.finetuning.results import write_evaluation
-from geneformer_repro.report import BLUE, GREY, LIGHT, Section, new_axes, write_report
+from geneformer_repro.report import BLUE, GREY, LIGHT, Section, name_points, new_axes, write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,6 +94,9 @@ def sizes_figure(cohorts: pd.DataFrame) -> "Figure":
     axes.errorbar(cohorts["n"], cohorts["difference"], yerr=error, fmt="o", color=BLUE, elinewidth=1, markersize=4)
     for row in cohorts.itertuples():
         axes.annotate(str(row.cohort), (row.n, row.difference), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    name_points(
+        axes, cohorts["n"].to_numpy(), cohorts["difference"].to_numpy(), cohorts["cohort"], cohorts[["n", "difference"]]
+    )
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xscale("log")
     ticks = [

@@ -280,7 +280,10 @@ class CellExperiment(Experiment):
                 "settings": {name: setting(found.config, name) for name in config.search.searched},
             }
             result = begun.result(
-                Checkpoint(found.network, self.cells.vocabulary, record, begun.seen, name=f"checkpoint {out}"), found
+                Checkpoint(
+                    found.network, self.cells.vocabulary, record, begun.seen, name=f"checkpoint {out}", path=str(out)
+                ),
+                found,
             )
             log_verdicts(found.evaluations.values())
             if processes.is_first():
@@ -330,6 +333,7 @@ class CellExperiment(Experiment):
             "learning_rate": config.training.learning_rate,
             "seed": config.seed,
             "test cells": len(self.tested),
+            "checkpoint": self.start.in_words,
             **facts,
         }
         tables = {name: getattr(result, name) for name in ("split", "history", "curve", "trials")}

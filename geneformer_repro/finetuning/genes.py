@@ -277,7 +277,9 @@ def finetune_genes(
             "result": evaluation.methods.loc[FINE_TUNED].dropna().round(6).to_dict(),
         }
         result = FinetunedGenes(
-            Checkpoint(found.network, cells.vocabulary, record, checkpoint.seen, name=f"checkpoint {out}"),
+            Checkpoint(
+                found.network, cells.vocabulary, record, checkpoint.seen, name=f"checkpoint {out}", path=str(out)
+            ),
             evaluation,
             over_occurrences(problem, found, seed=config.seed),
             split,
@@ -288,7 +290,12 @@ def finetune_genes(
             with work.result() as folder:
                 folder.mkdir()
                 result.checkpoint.write_into(folder)
-                facts = {"transfer": config.transfer.strategy, "folds": config.split.folds, "genes": len(split)}
+                facts = {
+                    "transfer": config.transfer.strategy,
+                    "folds": config.split.folds,
+                    "genes": len(split),
+                    "checkpoint": checkpoint.in_words,
+                }
                 tables = {"split": split, "history": result.history, "occurrences": result.occurrences}
                 write_findings(folder, experiment, found.evaluations, tables, work=work.folder, facts=facts)
     return result

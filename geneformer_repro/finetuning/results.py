@@ -135,17 +135,18 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     name, tested = evaluation.target.name, _tested(evaluation)
     says = evaluation.kind.spelled
     best = evaluation.methods[next(iter(says))].dropna()
-    winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}. " if len(best) else ""
+    winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}." if len(best) else ""
     scored = evaluation.methods.dropna(how="all")
     scored = scored[[column for column in scored.columns if not column.endswith(("_low", "_high"))]]
     sections = [
         Section(
             f"{name}: methods on the same test {tested}",
-            f"{winner}Bars are {intervals}.",
+            f"Bars are {intervals}.",
             f"A difference where bars overlap, or how any method would do on {tested} unlike these.",
             figure=pictures["methods"],
             table=None if scored.empty else scored,
             note=" ".join(_notes(evaluation)),
+            finding=winner,
         )
     ]
     sections += evaluation.kind.sections(tested, pictures)

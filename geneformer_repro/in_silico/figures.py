@@ -13,10 +13,12 @@ from geneformer_repro.report import (
     GREY,
     LIGHT,
     MANY_COLUMNS,
+    MANY_POINTS,
     ORANGE,
     draw_points,
     legend_beside,
     like_beside_like,
+    name_points,
     new_axes,
 )
 
@@ -36,11 +38,12 @@ def volcano_figure(table: pd.DataFrame, *, effect_name: str, n_named: int = 12) 
     Parameters
     ----------
     table
-        ``gene_name``, ``effect``, ``p_value``, ``fdr``. A gene without p-value is counted, not drawn.
+        ``gene_name``, ``effect``, ``p_value``, ``fdr``; on a page a point also tells ``low``, ``high``, ``n_cells``
+        and ``n_donors``. A gene without p-value is counted, not drawn.
     effect_name
         Label of the horizontal axis.
     n_named
-        How many genes to name, by p-value.
+        How many genes to name, by p-value; those with a ``warning`` last.
     """
     figure, axes = new_axes(7.0, 4.6)
     n_untested = int(table["p_value"].isna().sum())
@@ -54,17 +57,22 @@ def volcano_figure(table: pd.DataFrame, *, effect_name: str, n_named: int = 12) 
     ):
         if chosen.any():
             label = f"{label} ({chosen.sum()})"
-            axes.scatter(effect[chosen], evidence[chosen], s=12, color=colour, linewidths=0, label=label)
+            many = int(chosen.sum()) > MANY_POINTS
+            at = effect[chosen], evidence[chosen]
+            axes.scatter(*at, s=12, color=colour, linewidths=0, label=label, rasterized=many)
     if n_untested:
         axes.scatter([], [], s=12, facecolors="none", edgecolors=GREY, label=f"no p-value, not drawn ({n_untested})")
     names = [_short(name, LONG_NAME // 2) for name in table["gene_name"]]
-    _name_points(axes, effect, evidence, names, np.argsort(-evidence, kind="stable")[:n_named].tolist())
+    surest = np.argsort(np.where(without_warning(table), -evidence, 0), kind="stable")[:n_named]
+    _name_points(axes, effect, evidence, names, surest.tolist())
+    said = [name for name in ("effect", "low", "high", "p_value", "fdr", "n_cells", "n_donors") if name in table]
+    name_points(axes, effect, evidence, table["gene_name"], table[said])
     if table.empty:
         axes.text(0.5, 0.5, "no gene has a p-value", color=GREY, ha="center", transform=axes.transAxes)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel=fill(effect_name, 60), ylabel="−log₁₀ p")
-    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    axes.margins(0.06 + 0.018 * max((len(text.get_text()) for text in axes.texts), default=0), 0.08)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, markerscale=2)
+    axes.margins(0.12 + 0.018 * max((len(text.get_text()) for text in axes.texts), default=0), 0.08)
     axes.set_ylim(bottom=-0.03 * max(axes.get_ylim()[1], 0))
     return figure
 
@@ -77,7 +85,7 @@ def strongest(table: pd.DataFrame, n: int) -> pd.DataFrame:
     table
         ``effect``; where ``low`` and ``high`` are there (an interval around it), the strongest genes are those whose
         interval stays furthest from 0, so that a gene of few cells is not among them for its noise. A gene without
-        interval then counts as not measured, unless none has one.
+        interval then counts as not measured, unless none has one; so does one with a ``warning``, unless all have.
     n
         How many above 0, and how many below.
 
@@ -87,10 +95,36 @@ def strongest(table: pd.DataFrame, n: int) -> pd.DataFrame:
     """
     surely = _nearest_to_zero(table)
     above, below = table["effect"].to_numpy() > 0, table["effect"].to_numpy() < 0
-    measured = surely.notna().to_numpy()
+    measured = surely.notna().to_numpy() & without_warning(table)
     rows = surely.reset_index(drop=True)
     chosen = [*rows[above & measured].nlargest(n).index, *rows[below & measured].nsmallest(n).index]
     return table.iloc[chosen].sort_values("effect", ascending=False, kind="stable")
+
+
+def without_warning(table: pd.DataFrame) -> np.ndarray:
+    """Return which rows have no ``warning``, such as that of few cells; all, where each has one or none is told."""
+    if "warning" not in table:
+        return np.ones(len(table), dtype=bool)
+    free = table["warning"].fillna("").astype(str).eq("").to_numpy()
+    return free if free.any() else ~free
+
+
+def from_above_to_below(table: pd.DataFrame) -> pd.DataFrame:
+    """Order genes from the one that is most surely above 0 to the one most surely below, as `strongest` chooses them.
+
+    Parameters
+    ----------
+    table
+        As of `strongest`. Genes that are surely neither stand between, then those of effect 0; those that count as not
+        measured are in the middle, too.
+    """
+    surely, effect = _nearest_to_zero(table), table["effect"].to_numpy()
+    measured = surely.notna().to_numpy() & without_warning(table)
+    rows = surely.reset_index(drop=True)
+    above = rows[(effect > 0) & measured].sort_values(ascending=False, kind="stable").index
+    below = rows[(effect < 0) & measured].sort_values(ascending=False, kind="stable").index
+    between = rows.index.difference(above).difference(below)
+    return table.iloc[[*above, *between, *below]]
 
 
 def _nearest_to_zero(table: pd.DataFrame) -> "pd.Series[float]":
@@ -120,7 +154,7 @@ def ranked_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: int
     figure, axes = new_axes(max(7.2, 4.4 + LETTER * max(map(len, names), default=0)), 1.1 + 0.24 * max(2, len(shown)))
     rows, above = np.arange(len(shown), dtype=float), (shown["effect"] > 0).to_numpy()
     for chosen, colour in ((above, ORANGE), (~above, BLUE)):
-        draw_points(axes, rows[chosen], shown[chosen], "effect", colour=colour, label="")
+        draw_points(axes, rows[chosen], shown[chosen], "effect", colour=colour, label="", names="gene_name")
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(ylim=(len(shown) - 0.5, -0.5))
     axes.set_xlabel(fill(effect_name + (" (bar: 95 % interval)" if intervals else ""), 44))
@@ -197,6 +231,10 @@ def pairs_figure(table: pd.DataFrame, *, value_name: str, n_genes: int = MANY_CO
     reach = np.nanmax(np.abs(square.to_numpy())) or 1.0
     axes.set_facecolor(LIGHT)
     image = axes.imshow(square, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="none")
+    across, down = np.meshgrid(range(len(square)), range(len(square)))
+    pairs = [f"{a} + {b}" for a in square.index for b in square.index]
+    told = pd.DataFrame({"interaction": square.to_numpy().ravel()})
+    name_points(axes, across.ravel(), down.ravel(), pairs, told)
     for row, column in _significant_pairs(table, square):
         axes.plot(column, row, "o", color="#111827", markersize=2.5)
     axes.set_xticks(range(len(square)), names, fontsize=8, rotation=90)
@@ -223,16 +261,18 @@ def _significant_pairs(table: pd.DataFrame, square: pd.DataFrame) -> np.ndarray:
 
 
 def _name_points(axes: "Axes", x: np.ndarray, y: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -> None:
-    """Write names beside points that are above 0: left and right ones from the top down, apart from each other."""
+    """Ring points that are above 0, and write their names in a column on either side, each with a line to its ring."""
     if not len(chosen):
         return
-    height = (y.max() or 1.0) * 0.05
+    axes.plot(x[chosen], y[chosen], "o", markersize=5, color="#111827", markerfacecolor="none", markeredgewidth=0.8)
+    height, beside = (y.max() or 1.0) * 0.05, 0.06 * (np.ptp(x) or 1.0)
     for right in (True, False):
         of_side = sorted((i for i in chosen if bool(x[i] >= 0) == right), key=lambda point: -y[point])
-        beside, side = (0.015 if right else -0.015) * (np.ptp(x) or 1.0), "left" if right else "right"
+        column = max((abs(x[i]) for i in of_side), default=0.0) + beside
+        at, side = (column, "left") if right else (-column, "right")
         for i, level in zip(of_side, _apart(y[of_side], height, 0.0), strict=True):
-            line = {"arrowstyle": "-", "color": "#9ca3af", "linewidth": 0.5} if abs(level - y[i]) > height / 4 else None
-            name = axes.annotate(names[i], (x[i], y[i]), xytext=(x[i] + beside, level), ha=side, arrowprops=line)
+            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2.5}
+            name = axes.annotate(names[i], (x[i], y[i]), xytext=(at, level), ha=side, arrowprops=line)
             name.set(fontsize=8, va="center", in_layout=False)
 
 

@@ -14,13 +14,14 @@ import pandas as pd
 from scipy.stats import t
 
 from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint import checkpoint_in_words
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
     dose_figure,
+    from_above_to_below,
     pairs_figure,
     ranked_effects_figure,
-    strongest,
     volcano_figure,
 )
 from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable, agreement_by_state
@@ -39,13 +40,13 @@ BASELINES = (
     "axis_correlation",
     "effect_beyond_baselines",
 )
-N_IN_TABLE = 30
-"""Genes of each direction in the table of a page."""
+ENDS = ("above 0 first", "below 0 first")
+"""Where a table of genes can be begun."""
 N_NAMED = 8
 """Curves that are named in a picture of doses, and genes in a sentence."""
 CHOSEN = (
     "Of each direction the genes whose interval stays furthest from 0, where there are intervals, else those of the "
-    "largest effect."
+    "largest effect; genes with a warning, such as that of few cells, after all others."
 )
 _CURVE = ["perturbed", "state", "dose"]
 
@@ -362,7 +363,7 @@ def write_screen_report(
         lead=f"{_sentence(_in_words(metadata.get('perturbation') or {}, shifts))} This was done to cells as the model "
         "sees them; everything below is what the model made of it.",
         sections=[_done(shifts, statistics), *_sections(shifts, statistics, effects)],
-        facts={name: metadata[name] for name in ("checkpoint", "cells", "seed") if name in metadata},
+        facts={name: metadata[name] for name in ("cells", "seed") if name in metadata},
         overwrite=overwrite,
     )
 
@@ -387,10 +388,12 @@ def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -
     )
     yield from _sections_of_kind(shifts, statistics)
     yield Section(
-        f"The {N_IN_TABLE} strongest genes of each direction",
-        "The rows of the statistics for them, the highest effect first.",
+        f"All {point}s",
+        "The rows of the statistics. First those surely above 0, last those surely below: "
+        f"{CHOSEN[0].lower()}{CHOSEN[1:]} A click on a heading sorts by that column.",
         "Genes that were not measured: a model knows only genes of its vocabulary that a cell expresses.",
         table=_rows_shown(statistics, effects),
+        ends=ENDS,
     )
     if any(name in statistics for name in BASELINES):
         yield _beside_baselines(statistics, effects)
@@ -421,15 +424,26 @@ def _by_class(statistics: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _rows_shown(statistics: pd.DataFrame, effects: _Effects) -> pd.DataFrame:
-    """Return the strongest rows, without columns that say nothing about any of them."""
-    rows = statistics.iloc[_strongest_rows(effects)].drop(columns=list(BASELINES), errors="ignore")
+    """Return all rows, the names first, without columns that say nothing about any of them."""
+    rows = statistics.iloc[_from_above_to_below(effects)].drop(columns=list(BASELINES), errors="ignore")
+    rows = rows.loc[:, [not (rows[name].isna() | (rows[name] == "")).all() for name in rows]]
     if "gene_name_a" in rows:
-        rows = rows.drop(columns=["gene_a", "gene_b"]).set_index("gene_name_a")
-    return rows.loc[:, [not (rows[name].isna() | (rows[name] == "")).all() for name in rows]]
+        return rows.drop(columns=["gene_a", "gene_b"]).set_index("gene_name_a")
+    return _named_first(rows)
 
 
-def _strongest_rows(effects: _Effects) -> list[int]:
-    return strongest(effects.table.reset_index(drop=True), N_IN_TABLE).index.tolist()
+def _named_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Put names of genes before all, and their ids, if these are the index, behind."""
+    if "gene_name" not in rows:
+        return rows
+    ids = {} if rows.index.name is None else {str(rows.index.name): rows.index}
+    return rows.assign(**ids).set_index("gene_name")
+
+
+def _from_above_to_below(effects: _Effects) -> list[int]:
+    """Return the order in which the table stands on the page: what is strongest above 0 … below 0."""
+    table = effects.table.reset_index(drop=True)
+    return from_above_to_below(table).index.tolist()
 
 
 def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
@@ -439,12 +453,11 @@ def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
     each = ", ".join(f"{name} {rho:.2f}" for name, rho in (alone or {}).items() if pd.notna(rho))
     return Section(
         "Beside what needs no model",
-        "How far simple numbers of the same genes say what the screen says. "
-        + (f"Spearman correlation with the effect: {each}. " if each else "")
-        + together
-        + "effect_beyond_baselines is what is left.",
+        "How far simple numbers of the same genes say what the screen says. effect_beyond_baselines is what is left.",
         "That what is left is right: it is only what differential expression and rank do not say.",
-        table=statistics.iloc[_strongest_rows(effects)][columns],
+        table=_named_first(statistics.iloc[_from_above_to_below(effects)][columns]),
+        ends=ENDS,
+        finding=((f"Spearman correlation with the effect: {each}. " if each else "") + together).strip(),
     )
 
 
@@ -453,9 +466,9 @@ def _first_order(shifts: ShiftTable) -> Section:
     agreement = "Spearman correlation with exact values within a cell: " + "; ".join(measured) + "."
     return Section(
         "Estimated values",
-        "Values that are not marked as exact were estimated to first order, from gradients. "
-        + (agreement if measured else "How well is not known: no cell was checked."),
+        "Values that are not marked as exact were estimated to first order, from gradients.",
         "The size of large effects: a first-order estimate is a straight line. Screen the genes that matter exactly.",
+        finding=agreement if measured else "How well is not known: no cell was checked.",
     )
 
 
@@ -482,7 +495,7 @@ def _done(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
         "layer": metadata.get("layer"),
         "pooling": metadata.get("pooling"),
         "method": metadata.get("method"),
-        "checkpoint": metadata.get("checkpoint"),
+        "checkpoint": checkpoint_in_words(metadata),
     }
     facts = {name: str(value) for name, value in done.items() if value is not None}
     return Section(

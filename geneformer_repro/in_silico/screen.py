@@ -189,7 +189,7 @@ def perturb(
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
     screen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
-    return screen.run(out, metadata, plan, overwrite=overwrite)
+    return screen.run(out, metadata | checkpoint.whereabouts, plan, overwrite=overwrite)
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:

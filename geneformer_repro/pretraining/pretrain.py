@@ -226,7 +226,7 @@ def pretrain(
         trained = cast(MaskedGeneModel, trained.eval())
         seen = np.array([] if base is None or base.seen is None else base.seen, dtype=np.uint64)
         seen = np.union1d(cells.select(train_rows).digests(), seen)
-        checkpoint = Checkpoint(trained, cells.vocabulary, record, seen, name=f"checkpoint {out}")
+        checkpoint = Checkpoint(trained, cells.vocabulary, record, seen, name=f"checkpoint {out}", path=str(out))
         if processes.is_first():
             _write(checkpoint, history, scores, work)
             logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import EveryFigure, rows, texts
+from drawing import EveryFigure, named_points, rows, texts
 
 from geneformer_repro.in_silico.figures import (
     dose_figure,
+    from_above_to_below,
     pairs_figure,
     ranked_effects_figure,
     strongest,
@@ -119,6 +120,27 @@ def test_a_volcano_counts_genes_without_a_p_value_and_draws_the_others(genes):
 
 def test_a_volcano_of_no_p_values_says_so(genes):
     assert texts(volcano_figure(genes.assign(p_value=np.nan), effect_name="x"))["written"] == ["no gene has a p-value"]
+
+
+def test_genes_with_a_warning_are_named_and_ranked_after_all_others():
+    table = EFFECTS.assign(warning=["3 cells", *[""] * (len(EFFECTS) - 1)])
+    first = EFFECTS["gene_name"].iloc[0]
+    assert first not in strongest(table, 9)["gene_name"].tolist()
+    assert first in strongest(table.assign(warning="3 cells"), 9)["gene_name"].tolist()
+    tested = table.assign(p_value=[1e-9, *[0.5] * (len(table) - 1)], fdr=0.5)
+    written = [text.get_text() for text in volcano_figure(tested, effect_name="x", n_named=2).axes[0].texts]
+    assert len(written) == 2
+    assert first not in written
+
+
+def test_the_whole_table_goes_from_what_is_surely_above_0_to_what_is_surely_below():
+    assert from_above_to_below(EFFECTS)["gene_name"].tolist() == ["sure", "noisy", "unmeasured", "near", "down"]
+
+
+def test_points_of_a_volcano_are_named_with_what_is_known_of_them(genes):
+    points = named_points(volcano_figure(genes.assign(n_cells=7), effect_name="x"))
+    assert points["names"] == genes["gene_name"].tolist()
+    assert list(points["said"]) == ["effect", "p_value", "fdr", "n_cells"]
 
 
 @pytest.mark.parametrize("n", [2, 40])

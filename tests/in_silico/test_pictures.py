@@ -373,7 +373,7 @@ def test_a_page_says_what_was_done_shows_both_pictures_and_the_genes(page):
         "What was done",
         "Effect and evidence",
         "Strongest genes of both directions",
-        "The 30 strongest genes of each direction",
+        "All genes",
     ]
     assert text.count("<img") == 2
     for words in (

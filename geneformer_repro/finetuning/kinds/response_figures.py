@@ -7,7 +7,7 @@ import pandas as pd
 
 from geneformer_repro.finetuning.figures import rows_figure
 from geneformer_repro.finetuning.kinds.response_scores import NORMALISED, Aggregation
-from geneformer_repro.report import BLUE, GREY, LIGHT, MANY_COLUMNS, new_axes
+from geneformer_repro.report import BLUE, GREY, LIGHT, MANY_COLUMNS, name_points, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,6 +93,7 @@ def per_drug_figure(scores: pd.Series) -> "Figure":
     there = scores.dropna().sort_values(ascending=False)
     figure, axes = new_axes(max(4.0, min(9.0, 1.2 + 0.24 * len(there))), 3.8)
     axes.bar(np.arange(len(there)), there.to_numpy(), color=BLUE, width=0.75)
+    name_points(axes, np.arange(len(there)), there.to_numpy(), there.index, there.to_frame("correlation"))
     axes.axhline(0, color=GREY, linewidth=0.8)
     lacking = len(scores) - len(there)
     said = f"{len(there):,} drugs{f', {lacking:,} more without a score' * (lacking > 0)}"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.in_silico.figures import LETTER, LONG_NAME
-from geneformer_repro.report import BLUE, CATEGORIES, GREY, LIGHT, ORANGE, legend_beside, new_axes
+from geneformer_repro.report import BLUE, CATEGORIES, GREY, LIGHT, ORANGE, legend_beside, name_points, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +49,8 @@ def sets_figure(table: pd.DataFrame, *, title: str = "", n_shown: int = N_SHOWN)
     ):
         if chosen.any():
             axes.scatter(matched[chosen], at[chosen], s=34, color=colour, linewidths=0, label=label, zorder=3)
+    told = [name for name in ("p_value", "fdr", "plain_p_value", "overlap", "size", "fold", "nes") if name in shown]
+    name_points(axes, matched, at, shown.index, shown[told])
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlabel="−log₁₀ p")
     axes.set_xlim(left=-0.03 * max(matched.max(initial=1), plain.max(initial=1)))
     axes.set_yticks(at, names, fontsize=8)
@@ -108,6 +110,7 @@ def sides_figure(table: pd.DataFrame, names: Sequence[str], *, value: str, title
         if chosen.any():
             label = f"{labels.get(which, f'in {which} only')} ({chosen.sum()})"
             axes.scatter(x[chosen], y[chosen], s=16 if which else 9, color=colour, linewidths=0, label=label)
+    name_points(axes, x, y, table.index, table[[f"{value} {name}" for name in names]])
     none = 1.0 if value == "fold" else 0.0
     ends = [np.nanmin([x, y], initial=0), np.nanmax([x, y], initial=1)]
     axes.plot(ends, ends, color=GREY, linewidth=0.7, linestyle=":")

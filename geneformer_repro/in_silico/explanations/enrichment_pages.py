@@ -16,7 +16,6 @@ from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.explanations.drivers import DriverGenes
 from geneformer_repro.in_silico.explanations.enrichment import groups_of
 from geneformer_repro.in_silico.explanations.enrichment_figures import (
-    N_SHOWN,
     common_genes_figure,
     drivers_figure,
     sets_figure,
@@ -27,7 +26,7 @@ from geneformer_repro.report import Section, write_report
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_GENES = 60
+_MOST_GENES, _N_IN_TABLE = 60, 2_000
 
 
 @typed
@@ -176,7 +175,7 @@ def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
     )
     for of, rows in groups_of(table):
         told = ", ".join(of.values())
-        shown = rows.head(N_SHOWN).drop(columns=list(of))
+        shown = rows.drop(columns=list(of))
         yield Section(
             "Gene sets" + (f": {told}" if told else ""),
             f"Whether {how} than chance makes them, {against}, by {table.attrs['score']}. Hollow points are the same "
@@ -185,6 +184,7 @@ def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
             "reason.",
             figure=sets_figure(rows, title=told),
             table=shown.assign(genes=[_cut(genes) for genes in shown["genes"]]),
+            most_rows=_N_IN_TABLE,
         )
 
 
@@ -194,13 +194,14 @@ def _cut(genes: str) -> str:
 
 def _of_two(table: pd.DataFrame) -> Iterator[Section]:
     names = table.attrs["names"]
-    shown = table[table["found"] != ""].head(2 * N_SHOWN)
+    shown = table[table["found"] != ""]
     yield Section(
         f"{names[0]} and {names[1]}",
-        f"{table.attrs['sentence']} Mann-Whitney of −log10 FDR: p = {table.attrs['mann_whitney_p']:.2g}.",
+        "Which sets are found in either, and which in one alone.",
         "Why they differ. A set that is found by one alone may be just below the threshold in the other.",
         figure=plot_enrichment(table),
         table=shown if len(shown) else None,
+        finding=f"{table.attrs['sentence']} Mann-Whitney of −log10 FDR: p = {table.attrs['mann_whitney_p']:.2g}.",
     )
     if table.attrs["genes"]:
         yield Section(
@@ -218,11 +219,12 @@ def _of_drivers(drivers: DriverGenes) -> Iterator[Section]:
     known = {name: facts[name] for name in ("name", "file", "version", "licence") if facts.get(name)}
     yield Section(
         "Known genes among the strongest",
-        drivers.facts["sentence"],
+        "How many listed genes stand among the strongest, and how many of genes like them do.",
         "Genes that nobody has listed: they count as others. Listed genes are often well expressed and well studied.",
         figure=plot_enrichment(drivers),
         table=drivers.table.reset_index().set_index("score"),
         note="; ".join(f"{name}: {value}" for name, value in known.items()),
+        finding=drivers.facts["sentence"],
     )
 
 

@@ -219,15 +219,17 @@ def explain(
     explained = explained_by(
         request, checkpoint, rows, drugs=drugs, responses=responses, patients=patients, reading=reading or {}
     )
-    return explained_in(explained, out, overwrite=overwrite)
+    return explained_in(explained, out, whereabouts=checkpoint.whereabouts, overwrite=overwrite)
 
 
-def explained_in(explained: Explained, out: str | Path | None, *, overwrite: bool) -> Explanation:
+def explained_in(
+    explained: Explained, out: str | Path | None, *, whereabouts: Mapping[str, str], overwrite: bool
+) -> Explanation:
     """Explain rows part by part, in memory or into a file."""
     described = explained.describe()
     plan = {"step": "explain", **described, "version": VERSION, "part": [ROWS_A_PART, TOKENS_A_PART]}
     require_same_plan(out, plan, what="explanation", overwrite=overwrite)
-    metadata = {**explained.prepare(), **described, "rows_are": explained.rows_are}
+    metadata = {**explained.prepare(), **described, **whereabouts, "rows_are": explained.rows_are}
     if metadata.get("how_good") and processes.is_first():
         tell(metadata["how_good"])
     return _Explaining(explained).run(out, metadata, plan, overwrite=overwrite)

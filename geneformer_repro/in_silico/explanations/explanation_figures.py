@@ -53,7 +53,7 @@ def genes_figure(
             axes.plot(values, np.full(len(values), row), "o", color=_NULL, markersize=3.5, zorder=1, label=label)
     for chosen, colour, label in ((above, ORANGE, "mean, above 0"), (~above, BLUE, "mean, below 0")):
         if chosen.any():
-            draw_points(axes, rows[chosen], shown[chosen], "effect", colour=colour, label=label)
+            draw_points(axes, rows[chosen], shown[chosen], "effect", colour=colour, label=label, names="gene_name")
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(ylim=(len(shown) - 0.5, -0.5))
     has_interval = bool(shown["effect_low"].notna().any())

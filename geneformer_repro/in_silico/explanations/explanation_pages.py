@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint import checkpoint_in_words
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.explanations import verdicts
@@ -33,14 +34,16 @@ from geneformer_repro.in_silico.explanations.gene_table import (
     read,
 )
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE
-from geneformer_repro.report import Section, write_report
+from geneformer_repro.in_silico.figures import from_above_to_below
+from geneformer_repro.report import MOST_ROWS, Section, write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Kind = Literal["genes", "agreement", "gaps", "surrogate", "removal", "insertion", "sanity"]
 N_STATES, N_SHOWN = 4, 15
-"""Of which a page has sections; and rows of each sign in its tables."""
+"""Of which a page has sections; and sets of genes of each sign in its table."""
+ENDS = ("above 0 first", "below 0 first")
 _SHOWN = (
     "gene_name", "effect", "low", "high", "p_value", "fdr", "beyond", "n_cells", "n_donors", "mean_place",
     "detection_rate", "log2_fold_change",
@@ -236,7 +239,7 @@ def write_explanation_report(
         warning="" if known else first,
         lead=f"{first} {explained}" if known else explained,
         sections=list(_sections(why, table, check, guessing=guessing)),
-        facts={name: why.metadata[name] for name in ("checkpoint", "cells", "seed") if name in why.metadata},
+        facts={name: why.metadata[name] for name in ("cells", "seed") if name in why.metadata},
         overwrite=overwrite,
     )
 
@@ -276,6 +279,7 @@ def _done(why: Explanation) -> Section:
         "donors": why.metadata.get("donor"),
         **{name: why.metadata.get(name) for name in ("target", "contrast", "gene", "layer", "pooling")},
         **settings,
+        "checkpoint": checkpoint_in_words(why.metadata),
     }
     table = pd.DataFrame({"in this explanation": {name: str(v) for name, v in facts.items() if v is not None}})
     return Section(
@@ -304,7 +308,8 @@ def _believed(why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluatio
 def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
     pairs = genes[["method", "state"]].drop_duplicates()
     first = pairs["method"].iloc[0]
-    for state in pairs.loc[pairs["method"] == first, "state"].head(N_STATES):
+    states = pairs.loc[pairs["method"] == first, "state"].head(N_STATES)
+    for state in states:
         of = "" if pd.isna(state) else f": {state}"
         table = _of(_of(genes, "method", first), "state", None if pd.isna(state) else state)
         yield Section(
@@ -315,20 +320,20 @@ def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
             figure=_genes_picture(why, table),
         )
         yield Section(
-            f"Largest effects{of}",
-            "The largest of both signs, however sure, with what needs no model. beyond: what place, detection and "
-            "expression do not predict of the effect.",
+            f"All genes{of}",
+            "First those whose interval stays furthest above 0, last those furthest below; with what needs no model. "
+            "beyond: what place, detection and expression do not predict of the effect. A click on a heading sorts.",
             "Genes that no cell expresses: they have no value, which is not 0.",
             table=_shown(table),
+            ends=ENDS,
+            most_rows=MOST_ROWS // len(states),
         )
     yield _beside(genes)
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    known = table.dropna(subset=["effect"])
-    ends = pd.concat([known.nlargest(N_SHOWN, "effect"), known.nsmallest(N_SHOWN, "effect")])
-    ends = ends[~ends.index.duplicated()].sort_values("effect", ascending=False)
-    rows = ends[[name for name in _SHOWN if name in ends]].dropna(axis=1, how="all")
+    ranked = from_above_to_below(table.dropna(subset=["effect"]))
+    rows = ranked[[name for name in _SHOWN if name in ranked]].dropna(axis=1, how="all")
     return rows.set_index("gene_name")
 
 
@@ -413,14 +418,16 @@ def _lists(check: ExplanationEvaluation) -> Iterator[Section]:
     if check.drivers is not None:
         yield Section(
             "Genes of a list among the strongest",
-            check.drivers.facts["sentence"],
+            "How many genes of the list stand among the strongest, and how many of genes like them do.",
             "That unlisted genes are wrong: a list holds what was studied.",
             table=check.drivers.table.dropna(axis=1, how="all"),
+            finding=check.drivers.facts["sentence"],
         )
     if check.sets is not None:
         yield Section(
             "Sets of genes",
-            check.sets.attrs["sentence"],
+            "Sets whose genes stand among the strongest more often than genes like them.",
             "Activity of a pathway: its genes stand among the strongest, which is all that is counted.",
-            table=check.sets.head(2 * N_SHOWN).dropna(axis=1, how="all").drop(columns="genes", errors="ignore"),
+            table=check.sets.dropna(axis=1, how="all").drop(columns="genes", errors="ignore"),
+            finding=check.sets.attrs["sentence"],
         )

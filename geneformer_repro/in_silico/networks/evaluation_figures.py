@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.report import BLUE, CATEGORIES, GREY, LIGHT, ORANGE, draw_points, legend_beside, new_axes
+from geneformer_repro.report import (
+    BLUE,
+    CATEGORIES,
+    GREY,
+    LIGHT,
+    ORANGE,
+    draw_points,
+    legend_beside,
+    name_points,
+    new_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,6 +111,7 @@ def sources_figure(of_sources: Mapping[str, np.ndarray], names: Sequence[str], *
         at = row + rng.uniform(-0.16, 0.16, len(known))
         colour = ORANGE if row == 0 else BLUE
         axes.scatter(values[known], at, s=14, color=colour, alpha=0.55, linewidths=0)
+        name_points(axes, values[known], at, [names[i] for i in known.tolist()], pd.DataFrame({"AUROC": values[known]}))
         if len(known):
             axes.vlines(values[known].mean(), row - 0.32, row + 0.32, color="#111827", linewidth=1.6)
         if row == 0 and len(known) and np.ptp(values[known]) > 0:

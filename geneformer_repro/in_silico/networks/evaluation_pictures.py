@@ -203,14 +203,14 @@ def _of_universe(evaluation: pd.DataFrame, reference: str, universe: str) -> Sec
     best, ours = str(without.idxmax()), float(table["matched"].loc[NETWORK])
     return Section(
         f"{reference}, {universe} universe",
-        f"{_MEANING[universe].capitalize()}. The network has {ours:.3f}; the best of what "
-        f"looks at cells without the model is {best}, {without.max():.3f}. A point compares a source's edges with "
-        "its other targets of like detection and place; 0.5 is chance, the grey band what rewired "
-        "references give.",
+        f"{_MEANING[universe].capitalize()}. A point compares a source's edges with its other targets of like "
+        "detection and place; 0.5 is chance, the grey band what rewired references give.",
         "Regulation: an edge is a hypothesis about the model. The degree product knows the reference and no cell"
         + (", and is biased against edges here." if universe != "open" else "; what it scores is what memory gives."),
         figure=plot_network_evaluation(evaluation, reference=reference, universe=universe),
         table=table[[name for name in SHOWN if name in table]].dropna(axis=1, how="all"),
+        finding=f"The network has {ours:.3f}; the best of what looks at cells without the model is {best}, "
+        f"{without.max():.3f}.",
     )
 
 
@@ -230,8 +230,9 @@ def _lost(evaluation: pd.DataFrame) -> Section:
     told += "" if pd.isna(halves) else f" Weights of every other cell correlate with those of the rest by {halves:.2f}."
     return Section(
         "What was scored, and what was lost",
-        f"Rows of each reference that were not used, by reason, and what it says of itself.{told}",
+        "Rows of each reference that were not used, by reason, and what it says of itself.",
         f"Whether other edges would say the same. {NETWORK.capitalize()} and baselines saw the same pairs.",
         table=pd.DataFrame(rows).astype(object).where(lambda of: of.notna(), "").rename_axis("rows"),
+        finding=told.strip(),
         note=f"Names that led to no gene of the network. {'; '.join(unknown)}" if unknown else "",
     )

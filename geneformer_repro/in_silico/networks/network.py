@@ -201,7 +201,7 @@ def gene_network(
     reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
     with working_on(out, plan, what="network", marker=MARKER, overwrite=overwrite) as work:
         if not work.is_delivered:
-            _METHODS[method](question, reader, work).run(metadata)
+            _METHODS[method](question, reader, work).run(metadata | checkpoint.whereabouts)
     return GeneNetwork.open(out)
 
 

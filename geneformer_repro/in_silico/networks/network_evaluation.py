@@ -348,7 +348,9 @@ def _made(net: GeneNetwork | pd.DataFrame, state: str | None, cells: Expression,
     """Return what the page says of the network and of the comparison."""
     made: dict[str, Any] = net.metadata if isinstance(net, GeneNetwork) else {}
     told: dict[str, Any] = {
-        name: made[name] for name in ("method", "scale", "weight", "checkpoint", "cells", "min_cells") if name in made
+        name: made[name]
+        for name in ("method", "scale", "weight", "checkpoint", "checkpoint_path", "cells", "min_cells")
+        if name in made
     }
     return {
         **told,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.in_silico.figures import ranked_effects_figure, volcano_figure
-from geneformer_repro.report import CATEGORIES, GREY, LIGHT, ORANGE, legend_beside, new_axes
+from geneformer_repro.report import CATEGORIES, GREY, LIGHT, ORANGE, legend_beside, name_points, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +40,8 @@ def heads_figure(table: pd.DataFrame) -> "Figure":
     image = axes.imshow(tiles, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="none", aspect="auto")
     found = table[table["fdr"] < SIGNIFICANT]
     axes.plot(found["head"], found["layer"], "o", color="#111827", markersize=4)
+    called = [f"layer {layer}, head {head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
+    name_points(axes, table["head"].to_numpy(), table["layer"].to_numpy(), called, table[["difference", "fdr"]])
     axes.set(xlabel="head", ylabel="layer (0: next to the input)")
     for axis, n in ((axes.xaxis, n_heads), (axes.yaxis, n_layers)):
         axis.set_ticks(range(0, n, 1 + n // 13))

@@ -19,8 +19,8 @@ from geneformer_repro.in_silico.networks.network_statistics import NetworkDiffer
 from geneformer_repro.report import Section, write_report
 
 SIGNIFICANT = 0.05
-N_SHOWN = 30
-"""Rows of a table on a page."""
+N_SHOWN = 5_000
+"""Most rows of a table on a page."""
 NOT_REGULATION = "Regulation: an edge is what the model relates, a hypothesis about genes."
 
 
@@ -154,18 +154,20 @@ def _sections(difference: NetworkDifference) -> Iterator[Section]:
         figure=difference_figure(difference.edges, (a, b)),
     )
     yield Section(
-        f"The {N_SHOWN} edges with most evidence",
-        "The first rows of the table, with what needs no model beside them where counts were given.",
+        "Edges by evidence",
+        "The rows of the table, with what needs no model beside them where counts were given.",
         "Pairs that can be tested in one state only: those are listed below.",
         table=_shown(difference.edges.drop(columns=["source", "target"])),
+        most_rows=N_SHOWN,
     )
     by_place = difference.genes["moved_bins"].abs().sort_values(ascending=False, kind="stable")
     yield Section(
-        f"The {N_SHOWN} genes that moved most",
+        "Genes by how far they moved",
         f"moved_bins: change of the root of the mean place from {a} to {b}, below 0 towards the front. alpha: how much "
         "a gene is attended beyond its place.",
         "Expression itself: a place is a rank among the genes of the cell, each relative to its median.",
         table=_shown(difference.genes.loc[by_place.index].reset_index(drop=True)),
+        most_rows=N_SHOWN,
     )
     if len(difference.in_one_state):
         yield Section(
@@ -173,9 +175,10 @@ def _sections(difference: NetworkDifference) -> Iterator[Section]:
             "The strongest pairs for which the other state has too few cells with both genes.",
             "Differences: an edge that cannot be tested is not absent.",
             table=_shown(difference.in_one_state.drop(columns=["source", "target"])),
+            most_rows=N_SHOWN,
         )
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    head = table.head(N_SHOWN).dropna(axis=1, how="all")
-    return head.set_index(head.columns[0])
+    told = table.dropna(axis=1, how="all")
+    return told.set_index(told.columns[0])

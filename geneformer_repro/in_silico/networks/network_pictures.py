@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint import checkpoint_in_words
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
-from geneformer_repro.report import BLUE, GREY, ORANGE, Section, new_axes, write_report
+from geneformer_repro.report import BLUE, GREY, ORANGE, Section, name_points, new_axes, write_report
 
 if TYPE_CHECKING:
     import networkx
@@ -28,8 +29,8 @@ CAPTION = {
     "deletion": "what deletions do to vectors of the model, not regulation",
     "mean_qk": "attention of mean queries and keys, of no cell, not regulation",
 }
-N_EDGES, N_IN_TABLE, N_PICTURES = 60, 25, 6
-"""Edges of a picture, rows of a table, states that are drawn on a page."""
+N_EDGES, N_IN_TABLE, N_PICTURES = 60, 2_000, 6
+"""Edges of a picture, most rows of a table, states that are drawn on a page."""
 _MARKERS = {True: "s", False: "o"}
 
 
@@ -150,6 +151,11 @@ def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, tuple[
         up, stands = (-6, "top") if _is_better_below(graph, places, gene) else (6, "bottom")
         name = axes.annotate(graph.nodes[gene]["name"], at, (0, up), textcoords="offset points", ha="center", va=stands)
         name.set(fontsize=7.5, zorder=4, color="#111827", path_effects=[withStroke(linewidth=2.2, foreground="white")])
+    across, down = np.array([*places.values()]).T
+    joined = pd.DataFrame(
+        {way: [dict(of)[gene] for gene in places] for way, of in (("in", graph.in_degree), ("out", graph.out_degree))}
+    )
+    name_points(axes, across, down, [graph.nodes[gene]["name"] for gene in places], joined)
     axes.margins(0.05)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right", bbox_to_anchor=(1.0, 1.06), ncols=2)
 
@@ -202,8 +208,7 @@ def write_network_report(network: GeneNetwork, path: str | Path, *, overwrite: b
     refuse_existing(Path(path), overwrite=overwrite)
     metadata = network.metadata
     named = (
-        "method", "scale", "weight", "by", "donor", "min_cells", "seed", "checkpoint", "random_weights", "cells",
-        "vocabulary",
+        "method", "scale", "weight", "by", "donor", "min_cells", "seed", "random_weights", "cells", "vocabulary",
     )  # fmt: skip
     write_report(
         path,
@@ -213,7 +218,10 @@ def write_network_report(network: GeneNetwork, path: str | Path, *, overwrite: b
         "beyond what both genes have with all others. It is the model's: a hypothesis about genes, and no more before "
         "it has been compared with co-expression of the same cells (evaluate_network).",
         sections=list(_sections(network)),
-        facts={name: metadata[name] for name in named if metadata.get(name) is not None},
+        facts={
+            "checkpoint": checkpoint_in_words(metadata),
+            **{name: metadata[name] for name in named if metadata.get(name) is not None},
+        },
         overwrite=overwrite,
     )
 
@@ -240,6 +248,7 @@ def _sections(network: GeneNetwork) -> Iterator[Section]:
             "Regulation. Genes that stand together in cells of one kind attend to each other whatever they do.",
             figure=plot_network(network, state),
             table=_strongest(network, edges),
+            most_rows=N_IN_TABLE,
         )
     if len(network.states) > N_PICTURES:
         yield Section(
@@ -295,7 +304,7 @@ def _left_out(network: GeneNetwork) -> str:
 
 def _strongest(network: GeneNetwork, edges: pd.DataFrame) -> pd.DataFrame:
     names = network.genes["gene_name"]
-    shown = without_untold(edges.head(N_IN_TABLE).drop(columns="state"))
+    shown = without_untold(edges.drop(columns="state"))
     return shown.assign(**{role: shown[role].map(names) for role in ("source", "target")}).set_index("source")
 
 
