@@ -22,6 +22,7 @@ import torch
 import geneformer_repro.processes as processes
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
+from geneformer_repro.batching import Batch
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.in_silico.networks.attention_sums import (
     AttentionWatch,
@@ -323,9 +324,19 @@ class _Making(ABC):
     def write_beside(self, folder: Path) -> None:  # noqa: B027  # nor other files
         """Write further files of the folder."""
 
+    @abstractmethod
     def seconds_a_token(self) -> float | None:
-        """Measure how long the work takes; None where that is not known beforehand."""
-        return None
+        """Measure how long the work takes; None where there is nothing to time."""
+
+    def _seconds_of(self, read: Callable[[Batch], object]) -> float:
+        """Time how a cell of middle length is read, the second time; return seconds a token."""
+        cells, rows = self.question.cells, self.question.rows
+        middle = rows[np.argsort(cells.lengths[rows], kind="stable")[len(rows) // 2]]
+        batch = next(iter(self.reader.batches(cells, np.array([middle]))))
+        for _ in range(2):
+            began = time.perf_counter()
+            read(batch)
+        return (time.perf_counter() - began) / len(batch.input_ids_T)
 
     def _forecast(self, n_tokens: int) -> None:
         """Say how long it takes."""
@@ -476,15 +487,9 @@ class _ByAttention(_Making):
         self.calibration.places.save(folder / "places.parquet")
 
     def seconds_a_token(self) -> float:
-        """Time a batch of cells of middle length, the second time."""
-        cells, rows = self.question.cells, self.question.rows
-        middle = rows[np.argsort(cells.lengths[rows], kind="stable")[len(rows) // 2]]
-        batch = next(iter(self.reader.batches(cells, np.array([middle]))))
-        for _ in range(2):
-            began = time.perf_counter()
-            watch = AttentionWatch(self.reader, batch, self.question.roles, self.heads)
-            self.reader.watch(batch, watch)
-        return (time.perf_counter() - began) / len(batch.input_ids_T)
+        """Time a cell of middle length, the second time."""
+        roles, heads = self.question.roles, self.heads
+        return self._seconds_of(lambda one: self.reader.watch(one, AttentionWatch(self.reader, one, roles, heads)))
 
 
 def _write(path: Path, sums: Sums) -> None:
@@ -616,6 +621,11 @@ class _ByMeanQueryKey(_Making):
             sums.add(self.reader, batch)
             show(len(batch.input_ids_T))
         return sums.save
+
+    def seconds_a_token(self) -> float:
+        """Time a cell of middle length, the second time."""
+        sums = self._empty()
+        return self._seconds_of(lambda batch: sums.add(self.reader, batch))
 
     def merged(self, parts: Sequence[_Written]) -> Sums:
         """Return weights of the mean queries and keys of some parts, group by group, and how many cells have a pair."""
