@@ -59,11 +59,18 @@ def add_commands(commands: Any) -> None:
 
 
 def _heads(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.files import new_file, refuse_existing
     from geneformer_repro.in_silico.networks.heads import head_statistics
     from geneformer_repro.in_silico.networks.network_figures import heads_figure
     from geneformer_repro.in_silico.networks.network_pages import head_sentence, write_head_report
+    from geneformer_repro.report import new_axes
 
-    out, *_ = outputs = table_outputs(arguments)
+    out, picture, page = table_outputs(arguments, refused=False)
+    if processes.is_first():
+        for path in (picture, page):
+            refuse_existing(path, overwrite=arguments.overwrite)
+    new_axes(1, 1)  # says before the work if pictures cannot be drawn
     checkpoint, cells = open_both(arguments)
     options = ("donor", "method", "random_weights", "min_cells", "max_cells", "seed", "dtype", "max_tokens")
     table = head_statistics(
@@ -71,18 +78,18 @@ def _heads(arguments: argparse.Namespace) -> None:
         cells,
         arguments.genes,
         n_permutations=arguments.permutations,
+        out=out,
+        overwrite=arguments.overwrite,
         **{name: getattr(arguments, name) for name in options},
     )
+    if not processes.is_first():
+        return
     facts = {"checkpoint": arguments.checkpoint, "cells": arguments.cells, "genes": arguments.genes}
-    write_together(
-        outputs,
-        table.set_index("layer"),
-        lambda path: heads_figure(table).savefig(path, dpi=150),
-        lambda path: write_head_report(table, path, facts=facts),
-        overwrite=arguments.overwrite,
-    )
+    with new_file(picture, overwrite=arguments.overwrite) as aside:
+        heads_figure(table).savefig(aside, dpi=150)
+    write_head_report(table, page, facts=facts, overwrite=arguments.overwrite)
     print(head_sentence(table))
-    print(f"{out} has all {len(table):,} heads, {outputs[1]} the picture, {outputs[2]} what it shows")
+    print(f"{out} has all {len(table):,} heads, {picture} the picture, {page} what it shows")
 
 
 def compare_states(arguments: argparse.Namespace) -> None:

@@ -172,15 +172,18 @@ def open_cells(arguments: argparse.Namespace, path: str, checkpoint: Any = None)
     return TokenizedDataset.open(path, vocabulary, max_length=arguments.max_length)
 
 
-def table_outputs(arguments: argparse.Namespace, *, drawn: bool = True) -> tuple[Path, ...]:
-    """Return the names of a table and, if it is drawn, its picture and its page; refuse them before the work."""
+def table_outputs(arguments: argparse.Namespace, *, drawn: bool = True, refused: bool = True) -> tuple[Path, ...]:
+    """Return the names of a table and, if it is drawn, its picture and its page; refuse them before the work.
+
+    With ``refused=False`` files that are there are let pass, for work that goes on.
+    """
     from geneformer_repro.files import refuse_existing
 
     out = Path(arguments.out)
     if out.suffix != ".tsv":
         raise InputError(f"{out}: statistics are written as .tsv, with a .png and an .html of the same name beside it.")
     outputs = (out, out.with_suffix(".png"), out.with_suffix(".html")) if drawn else (out,)
-    for path in outputs:
+    for path in outputs if refused else ():
         refuse_existing(path, overwrite=arguments.overwrite)
     return outputs
 

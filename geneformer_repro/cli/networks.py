@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 
 _OPTIONS = (
-    "sources", "targets", "by", "donor", "method", "weight", "scale", "min_cells", "calibration_cells", "max_cells",
-    "seed", "max_memory", "dtype", "max_tokens", "overwrite",
+    "sources", "targets", "by", "donor", "method", "weight", "scale", "select", "select_on", "min_cells",
+    "calibration_cells", "max_cells", "seed", "max_memory", "dtype", "max_tokens", "overwrite",
 )  # fmt: skip
 _SHOWN = ("state", "source", "target", "weight", "low", "high", "fdr", "n_cells", "n_donors")
 
@@ -88,6 +88,15 @@ def _add_measure_options(network: argparse.ArgumentParser) -> None:
         "--layers", nargs="+", type=int, metavar="LAYER", help="blocks, counted from 0 next to the input (default all)"
     )
     network.add_argument("--heads", nargs="+", metavar="LAYER:HEAD", help="single heads instead (default all)")
+    network.add_argument(
+        "--select",
+        metavar="FILE",
+        help="known edges that choose the best quarter of these heads, by half of their sources; statistics --known "
+        "then scores the others",
+    )
+    network.add_argument(
+        "--select-on", choices=["first", "second"], default="first", help="the half that chooses (default %(default)s)"
+    )
 
 
 def _network(arguments: argparse.Namespace) -> None:

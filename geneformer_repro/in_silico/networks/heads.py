@@ -1,30 +1,31 @@
 """Which heads attend more to some genes, such as transcription factors, than to others like them.
 
-How much a gene is attended is a mean over all queries of a product of query and key, so the product of the mean query
-and the key: no L × L matrix is made, and a cell costs its forward pass and little more.
-
 A head that sees nothing of what a gene is still attends by place, and a network with random weights has heads that do
 so too. So genes are compared with others of like place and detection, the share of heads is set beside what permuted
 labels give, and the same numbers of random weights stand in the same table.
 """
 
+import hashlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import require_at_least, typed
-from geneformer_repro.attention import Attention
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
-from geneformer_repro.in_silico.networks.attention_sums import gene_tokens
+from geneformer_repro.files import write_table
+from geneformer_repro.in_silico.networks.head_sums import Attended, HeadShape, HeadSums, ratio
 from geneformer_repro.in_silico.networks.head_tests import (
     N_PERMUTATIONS,
     SIGNIFICANT,
@@ -33,17 +34,20 @@ from geneformer_repro.in_silico.networks.head_tests import (
     pooled_tests,
     strata_of,
 )
-from geneformer_repro.in_silico.networks.lifts import GeneTokens, LogLifts, log_lifts
 from geneformer_repro.in_silico.networks.network_question import asked_genes, drawn_cells
-from geneformer_repro.in_silico.networks.places import place_bins
-from geneformer_repro.in_silico.parted import batch_tokens
+from geneformer_repro.in_silico.parted import batch_tokens, in_words, require_output
 from geneformer_repro.progress import progress
-from geneformer_repro.reading import Dtype, Reader, require_one_of
+from geneformer_repro.reading import Dtype, Reader, consecutive_parts, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
 
 HeadMethod = Literal["matched", "published"]
+VERSION = 1
+"""Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
+CELLS_A_PART, TOKENS_A_PART = 512, 2**20
+"""Most cells, and tokens, between two points from which the work can go on."""
 MOST_POOLED = 2**28
 """Values of pooled tokens, 1 GB: those of 12,000 cells of 1,000 genes in a model of 24 heads."""
 POOLED_WARNING = (
@@ -53,6 +57,7 @@ POOLED_WARNING = (
 
 
 @typed
+@processes.together()
 def head_statistics(
     checkpoint: Checkpoint,
     cells: TokenizedDataset,
@@ -68,8 +73,12 @@ def head_statistics(
     dtype: Dtype = "float32",
     max_tokens: int | None = None,
     device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> pd.DataFrame:
     """Test of each head of attention whether it attends more to some genes than to others like them.
+
+    Under ``torchrun`` or ``accelerate launch`` every process must call it, with `out`; they share the cells.
 
     Parameters
     ----------
@@ -101,6 +110,11 @@ def head_statistics(
         Tokens of a batch; default 16,384, on a CPU 4,096.
     device
         Default: an accelerator where there is one.
+    out
+        File of the table (tab-separated). A call that was cut off goes on from ``OUT.partial`` with the same arguments.
+        None: nothing is written.
+    overwrite
+        Replace the file that stands in `out`; drop unfinished work with other settings.
 
     Returns
     -------
@@ -128,6 +142,8 @@ def head_statistics(
         tokens are too many.
     VocabularyMismatchError
         The cells were tokenised with another vocabulary than the model's.
+    FileExistsError
+        `out` exists, or unfinished work with other settings; the difference is shown.
 
     See Also
     --------
@@ -158,25 +174,41 @@ def head_statistics(
     checkpoint.require_matching(cells)
     require_one_of(HeadMethod, "method", method)
     require_at_least(min_cells=(min_cells, 1), max_cells=(max_cells, 1), n_permutations=(n_permutations, 19))
-    if processes.count() > 1:
-        raise InputError("head_statistics runs in one process, on max_cells cells; start it without torchrun.")
+    require_output(out, what="heads", overwrite=overwrite)
     where = torch.device(device) if device else processes.device()
     max_tokens = batch_tokens(max_tokens, where)
     labelled = asked_genes(genes, cells.vocabulary, "genes")
     rows = drawn_cells(cells, [] if donor is None else [donor], max_cells, np.random.default_rng(seed))
     donors = None if donor is None else cells.labels(donor).to_numpy()[rows]
-    pooled = method == "published"
     networks = [checkpoint, checkpoint.with_random_weights(seed=seed)] if random_weights else [checkpoint]
     readers = [Reader.of(network, dtype=dtype, max_tokens=max_tokens, device=where) for network in networks]
-    _require_room(readers[0], cells, rows, pooled=pooled)
-    with progress("heads", total=len(readers) * int(cells.lengths[rows].sum()), unit="tokens") as bar:
-        attended = [_Attended.of(reader, cells, rows, donors, pooled=pooled, show=bar.update) for reader in readers]
-    ours, *random = (_Compared.of(of_network, labelled, min_cells) for of_network in attended)
-    tables = [
-        _published(compared) if pooled else _matched(compared, n_permutations, np.random.default_rng(seed))
-        for compared in (ours, *random)
-    ]
-    return _beside(tables, ours, rows, donors, method)
+    codes, _ = pd.factorize(np.zeros(len(rows)) if donors is None else donors)
+    reading = _Reading(readers, cells, rows, codes, pooled=method == "published")
+    _require_room(readers[0], cells, rows, pooled=reading.pooled)
+
+    def table_of(attended: Sequence[Attended]) -> pd.DataFrame:
+        ours, *random = (_Compared.of(of_network, labelled, min_cells) for of_network in attended)
+        tables = [
+            _published(compared) if reading.pooled else _matched(compared, n_permutations, np.random.default_rng(seed))
+            for compared in (ours, *random)
+        ]
+        return _beside(tables, ours, rows, donors, method)
+
+    if out is None:
+        return table_of(reading.in_memory())
+    plan = {
+        "heads of": checkpoint.fingerprint, "cells": cells.fingerprint, "donor": donor, "method": method,
+        "genes": hashlib.sha256(labelled.tobytes()).hexdigest(), "random_weights": random_weights,
+        "min_cells": min_cells, "max_cells": max_cells, "n_permutations": n_permutations, "seed": seed, "dtype": dtype,
+        "max_tokens": max_tokens, "version": VERSION, "part": [CELLS_A_PART, TOKENS_A_PART],
+    }  # fmt: skip
+    with working_on(out, plan, what="table of heads", overwrite=overwrite) as work:
+        attended = reading.in_parts(work)
+        table = processes.agreed(lambda: table_of(attended))
+        if processes.is_first() and not work.is_delivered:
+            with work.result() as aside:
+                write_table(table.set_index("layer"), aside)
+    return table
 
 
 def _require_room(reader: Reader, cells: TokenizedDataset, rows: np.ndarray, *, pooled: bool) -> None:
@@ -194,126 +226,78 @@ def _require_room(reader: Reader, cells: TokenizedDataset, rows: np.ndarray, *, 
 
 
 @dataclass(frozen=True, eq=False)
-class _Attended:
-    """How much each gene is attended, by head; heads of all blocks one behind the other."""
+class _Reading:
+    """The cells that are read, with each network, in parts that follow from the cells alone."""
 
-    of_gene: np.ndarray
-    """Genes of the vocabulary × heads, mean over donors of means over cells; NaN of a gene that no cell has."""
-    n_cells: np.ndarray
-    mean_place: np.ndarray
-    profile: np.ndarray
-    """Bins of place × heads."""
-    on_specials: np.ndarray
-    heads: np.ndarray
-    """Layer and head of each column, (heads, 2)."""
-    tokens: np.ndarray | None
-    """Tokens of all cells × heads, where they are pooled."""
-    gene_of_token: np.ndarray | None
+    readers: Sequence[Reader]
+    cells: TokenizedDataset
+    rows: np.ndarray
+    donors: np.ndarray
+    """Number of the donor of each cell."""
+    pooled: bool
 
-    @classmethod
-    def of(
-        cls,
-        reader: Reader,
-        cells: TokenizedDataset,
-        rows: np.ndarray,
-        donors: np.ndarray | None,
-        *,
-        pooled: bool,
-        show: Any,
-    ) -> "_Attended":
-        codes, names = pd.factorize(np.zeros(len(rows)) if donors is None else donors)
-        n_heads = int(reader.bert.config.num_attention_heads)
-        sums = _Sums(len(names), len(cells.vocabulary), int(cells.lengths[rows].max()), (reader.n_blocks, n_heads))
-        for batch in reader.batches(cells, rows):
-            tokens = gene_tokens(batch, reader.device)
-            watch = _Watch(tokens)
-            reader.watch(batch, watch)
-            ids_T = batch.input_ids_T.cpu().numpy()
-            for row, of_cell, seen in zip(batch.rows, tokens, watch.result(), strict=True):
-                genes = cells.vocabulary.genes_of(ids_T[of_cell.genes_G.cpu().numpy()])
-                sums.add(int(codes[row]), genes, *seen, pooled=pooled)
-            show(len(batch.input_ids_T))
-        return sums.result(cls)
+    @cached_property
+    def parts(self) -> list[tuple[int, np.ndarray]]:
+        """Number of the network of each part, and which of the rows it has."""
+        lengths = self.cells.lengths[self.rows].astype(np.int64)
+        cut = consecutive_parts(lengths, CELLS_A_PART, TOKENS_A_PART)
+        return [(network, part) for network in range(len(self.readers)) for part in cut]
 
+    def _n_tokens(self, i: int) -> int:
+        return int(self.cells.lengths[self.rows[self.parts[i][1]]].sum())
 
-class _Watch:
-    """Observer of a batch: of each cell what its genes get, (G, heads), and what special tokens get, (heads,)."""
+    def _empty(self) -> HeadSums:
+        network = self.readers[0]
+        n_heads = int(network.bert.config.num_attention_heads)
+        longest = int(self.cells.lengths[self.rows].max())
+        n_donors, n_genes = int(self.donors.max()) + 1, len(self.cells.vocabulary)
+        return HeadSums(HeadShape(n_donors, n_genes, longest, network.n_blocks, n_heads), pooled=self.pooled)
 
-    def __init__(self, tokens: Sequence[GeneTokens]) -> None:
-        self._tokens = tokens
-        self._seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tokens]
+    def _sums(self, i: int, show: Callable[[int], object]) -> HeadSums:
+        """Read the cells of a part."""
+        network, part = self.parts[i]
+        return self._empty().read(self.readers[network], self.cells, self.rows[part], self.donors[part], show=show)
 
-    def __call__(self, layer: int, attention: Attention) -> None:
-        """Look at one block."""
-        for seen, tokens in zip(self._seen, self._tokens, strict=True):
-            lifts = log_lifts(attention, tokens)
-            seen.append((mean_over_queries(lifts), lifts.on_specials_QH.mean(0)))
+    def in_memory(self) -> list[Attended]:
+        """Read all parts; return what each network attends to."""
+        sums = [self._empty() for _ in self.readers]
+        with self._shown(range(len(self.parts)), done=()) as bar:
+            for i, (network, _) in enumerate(self.parts):
+                sums[network].add_tensors(self._sums(i, bar.update).tensors())
+        return [one.result() for one in sums]
 
-    def result(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return both of each cell, blocks one behind the other."""
-        return [
-            (torch.cat([got for got, _ in seen], 1).cpu().numpy(), torch.cat([lost for _, lost in seen]).cpu().numpy())
-            for seen in self._seen
-        ]
+    def in_parts(self, work: Work) -> list[Attended]:
+        """Read what is missing of the parts, with the other processes; return the same, on the first of them."""
+        kept = Parts(work, len(self.parts), suffix=".safetensors")
+        done = set(range(len(self.parts))) - set(kept.missing)
+        with self._shown(kept.missing, done=done) as bar:
+            for i in kept.mine:
+                kept.keep(i, self._sums(i, bar.update).save)
+        processes.wait()
+        if not processes.is_first():
+            return []
+        sums = [self._empty() for _ in self.readers]
+        for (network, _), path in zip(self.parts, kept.paths, strict=True):
+            sums[network].add_file(path)
+        return [one.result() for one in sums]
 
+    def _shown(self, parts: Sequence[int], *, done: Iterable[int]) -> AbstractContextManager[tqdm]:
+        """Say what is to be done and how long it will take; show a bar."""
+        n_done, n_to_do = (sum(map(self._n_tokens, which)) for which in (done, parts))
+        if processes.is_first() and n_to_do:
+            beside = " with two networks, the other of random weights" if len(self.readers) > 1 else ""
+            seconds = self._seconds_a_token() * n_to_do / processes.count()
+            logger.info("%s cells are read%s; about %s here", f"{len(self.rows):,}", beside, in_words(seconds))
+        quiet = not processes.is_first()
+        return progress("heads", total=n_done + n_to_do, unit="tokens", done=n_done, quiet=quiet)
 
-def mean_over_queries(lifts: LogLifts) -> Tensor:
-    """Return the mean log lift of each key over the other genes' queries, (K, H); all genes are queries and keys.
-
-    A product of the summed query with each key, less the gene's own. NaN in a cell of one gene.
-    """
-    total_KH = (lifts.query_QHE.sum(0) * lifts.key_KHE).sum(-1) + lifts.of_query_QH.sum(0)
-    own_KH = (lifts.query_QHE * lifts.key_KHE).sum(-1) + lifts.of_query_QH
-    return (total_KH - own_KH) / (len(lifts.query_QHE) - 1)
-
-
-class _Sums:
-    """Sums over cells."""
-
-    def __init__(self, n_donors: int, n_genes: int, longest: int, shape: tuple[int, int]) -> None:
-        n_heads = shape[0] * shape[1]
-        self._shape, self._bins = shape, place_bins(longest)
-        self._sum, self._n = np.zeros((n_donors, n_genes, n_heads)), np.zeros((n_donors, n_genes), dtype=np.int64)
-        self._place = np.zeros(n_genes)
-        self._profile, self._n_profile = np.zeros((self._bins[-1] + 1, n_heads)), np.zeros(self._bins[-1] + 1)
-        self._on_specials, self._n_cells = np.zeros(n_heads), 0
-        self._tokens: list[np.ndarray] = []
-        self._genes: list[np.ndarray] = []
-
-    def add(self, donor: int, genes: np.ndarray, got: np.ndarray, lost: np.ndarray, *, pooled: bool) -> None:
-        """Add a cell; one of a single gene says nothing."""
-        if len(genes) < 2:
-            return
-        self._sum[donor, genes] += got
-        self._n[donor, genes] += 1
-        self._place[genes] += np.arange(len(genes))
-        np.add.at(self._profile, self._bins[: len(genes)], got)
-        self._n_profile += np.bincount(self._bins[: len(genes)], minlength=len(self._n_profile))
-        self._on_specials += lost
-        self._n_cells += 1
-        if pooled:
-            self._tokens.append(got.astype(np.float32))
-            self._genes.append(genes)
-
-    def result(self, kind: type[_Attended]) -> _Attended:
-        """Return means."""
-        n = self._n[..., None]
-        of_donors = np.divide(self._sum, n, out=np.zeros_like(self._sum), where=n > 0)
-        n_donors, n_cells = np.sum(self._n > 0, axis=0), self._n.sum(0)
-        return kind(
-            of_gene=_ratio(of_donors.sum(0), n_donors[:, None]),
-            n_cells=n_cells,
-            mean_place=_ratio(self._place, n_cells),
-            profile=_ratio(self._profile, self._n_profile[:, None]),
-            on_specials=self._on_specials / max(1, self._n_cells),
-            heads=np.indices(self._shape).reshape(2, -1).T,
-            tokens=np.concatenate(self._tokens) if self._tokens else None,
-            gene_of_token=np.concatenate(self._genes) if self._genes else None,
-        )
-
-
-def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
-    return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
+    def _seconds_a_token(self) -> float:
+        """Time a cell of middle length, the second time."""
+        middle = np.argsort(self.cells.lengths[self.rows], kind="stable")[[len(self.rows) // 2]]
+        for _ in range(2):
+            began = time.perf_counter()
+            self._empty().read(self.readers[0], self.cells, self.rows[middle], self.donors[middle], show=int)
+        return (time.perf_counter() - began) / int(self.cells.lengths[self.rows[middle]].sum())
 
 
 # Tests
@@ -322,13 +306,13 @@ def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
 class _Compared(NamedTuple):
     """The genes that are compared."""
 
-    attended: _Attended
+    attended: Attended
     chosen: np.ndarray
     """Whether each gene of the vocabulary is."""
     labelled: np.ndarray
 
     @classmethod
-    def of(cls, attended: _Attended, labelled: np.ndarray, min_cells: int) -> "_Compared":
+    def of(cls, attended: Attended, labelled: np.ndarray, min_cells: int) -> "_Compared":
         chosen = attended.n_cells >= min_cells
         if not (labelled & chosen).any():
             raise InputError(
@@ -347,7 +331,7 @@ def _matched(compared: _Compared, n_permutations: int, rng: np.random.Generator)
     unmatched = of_gene[labelled].mean(0) - of_gene[~labelled].mean(0)
     columns = {
         "difference": tested.difference,
-        "z": _ratio(tested.difference, tested.null_sd),
+        "z": ratio(tested.difference, tested.null_sd),
         "p_value": tested.p_value,
         "fdr": tested.fdr,
         "difference_unmatched": unmatched,

@@ -10,6 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ import torch
 import geneformer_repro.processes as processes
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
+from geneformer_repro.batching import Batch
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.in_silico.networks.attention_sums import (
     AttentionWatch,
@@ -33,7 +35,15 @@ from geneformer_repro.in_silico.networks.attention_sums import (
     calibrate,
 )
 from geneformer_repro.in_silico.networks.deletion_sums import OTHERS, DeletionSums
-from geneformer_repro.in_silico.networks.gene_network import MARKER, GeneNetwork, Sums, add_sums, write_sums
+from geneformer_repro.in_silico.networks.gene_network import (
+    MARKER,
+    GeneNetwork,
+    Sums,
+    add_sums,
+    least_cells,
+    write_sums,
+)
+from geneformer_repro.in_silico.networks.head_selection import Half, HeadChoice, HeadScores, KnownHalves, single_heads
 from geneformer_repro.in_silico.networks.masked_logits import MaskedLogitSums
 from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_sums, pair_counts
 from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
@@ -72,6 +82,8 @@ def gene_network(
     scale: Scale = "log",
     layers: Literal["all"] | Sequence[int] = "all",
     heads: Literal["all"] | Sequence[tuple[int, int]] = "all",
+    select: pd.DataFrame | str | Path | None = None,
+    select_on: Half = "first",
     min_cells: int = 20,
     calibration_cells: int = 200,
     max_cells: int | None = None,
@@ -123,9 +135,18 @@ def gene_network(
         What is averaged over heads and cells: "log", the log lift (0 is an even share of the cell's genes) in standard
         deviations of its head; or "lift", the lift relative to the mean of its places, whose log is taken of the mean.
     layers
-        Blocks whose heads are averaged, counted from 0 next to the input. Choosing them by known edges is learning.
+        Blocks whose heads are averaged, counted from 0 next to the input. Choosing them by known edges is learning:
+        see `select`.
     heads
         Pairs (layer, head) instead.
+    select
+        Known edges, a table or file as of `evaluate_network`, that choose the best quarter of these heads: those with
+        the highest AUROC among targets of like detection and place, on the edges of half of the sources, in at most
+        1,000 cells. Sources are halved by a hash of their id. `evaluate_network` leaves out those that chose. With
+        "attention" only.
+    select_on
+        The half that chooses, "first" or "second": networks of both say of every source what heads are worth that
+        others chose.
     min_cells
         Cells that a pair needs for a weight (of one donor a quarter of them), and a group to be added up.
     calibration_cells
@@ -153,7 +174,8 @@ def gene_network(
     ------
     InputError
         No source or target is known or expressed by `min_cells` cells, a column does not exist, every group is too
-        small, the pairs take more memory than allowed, or options contradict each other.
+        small, a half of `select` has no three sources with a known edge, the pairs take more memory than allowed, or
+        options contradict each other.
     VocabularyMismatchError
         The cells were tokenised with another vocabulary than the model's.
     FileExistsError
@@ -186,7 +208,7 @@ def gene_network(
         cells.require_obs(column)
     question = NetworkQuestion(
         checkpoint, cells, sources, targets, by, donor, method, weight, scale, layers, heads, min_cells,
-        calibration_cells, max_cells, seed,
+        calibration_cells, max_cells, seed, select, select_on,
     )  # fmt: skip
     processes.agreed(lambda: unfinished.refuse(Path(out), overwrite=overwrite, marker=MARKER))
     where = torch.device(device) if device else processes.device()
@@ -302,9 +324,19 @@ class _Making(ABC):
     def write_beside(self, folder: Path) -> None:  # noqa: B027  # nor other files
         """Write further files of the folder."""
 
+    @abstractmethod
     def seconds_a_token(self) -> float | None:
-        """Measure how long the work takes; None where that is not known beforehand."""
-        return None
+        """Measure how long the work takes; None where there is nothing to time."""
+
+    def _seconds_of(self, read: Callable[[Batch], object]) -> float:
+        """Time how a cell of middle length is read, the second time; return seconds a token."""
+        cells, rows = self.question.cells, self.question.rows
+        middle = rows[np.argsort(cells.lengths[rows], kind="stable")[len(rows) // 2]]
+        batch = next(iter(self.reader.batches(cells, np.array([middle]))))
+        for _ in range(2):
+            began = time.perf_counter()
+            read(batch)
+        return (time.perf_counter() - began) / len(batch.input_ids_T)
 
     def _forecast(self, n_tokens: int) -> None:
         """Say how long it takes."""
@@ -339,13 +371,34 @@ class _ByAttention(_Making):
 
     calibration: Calibration
     heads: HeadWeights
+    choice: HeadChoice | None = None
 
     def prepare(self) -> None:
-        """Read the calibration cells, or what an earlier call has kept of them."""
+        """Read the calibration cells, or what an earlier call has kept of them; choose heads where that is asked."""
         question = self.question
         self.calibration = processes.agreed(self._calibration)
         self.heads = HeadWeights(question.chosen, self.calibration.places, question.scale, question.weight)
+        if (known := question.known) is not None:
+            self.choice = processes.agreed(lambda: self._choice(known))
+            self.heads = replace(self.heads, chosen_NH=self.choice.averaged(question.chosen.shape))
         self._sums = PairSums(question.roles, self.reader.device)
+
+    def _choice(self, known: KnownHalves) -> HeadChoice:
+        """Score each head on known edges, or read what an earlier call has kept of that."""
+        question, path = self.question, self.work.folder / "head_scores.parquet"
+        if unfinished.is_whole(path):
+            return HeadChoice.open(path, known)
+        candidates, alone = single_heads(question.chosen, self.heads)
+        least = least_cells(question.min_cells, of_donor=True)
+        scores = HeadScores(
+            self.reader, alone, known, question.genes, question.roles, least=least, scale=question.scale
+        )
+        rows, states = question.rows_to_select()
+        scores.read(question.cells, rows, np.array(states), question.state_genes())
+        found = HeadChoice(candidates, scores.auroc(), known, len(rows))
+        found.is_chosen  # noqa: B018  # refuses edges that cannot be compared
+        unfinished.keep(path, found.save)
+        return found
 
     def _calibration(self) -> Calibration:
         places, mass = self.work.folder / "places.parquet", self.work.folder / "mass.parquet"
@@ -389,12 +442,18 @@ class _ByAttention(_Making):
     def measured(self) -> dict[str, Any]:
         """Return what is known of heads."""
         of_heads = self.calibration.places.table()
-        chosen = self.question.chosen[of_heads["layer"], of_heads["head"]]
-        rows = of_heads[chosen].astype(object).where(of_heads[chosen].notna(), None).to_dict("records")
+        of_heads = of_heads[self.question.chosen[of_heads["layer"], of_heads["head"]]]
+        told: dict[str, Any] = {}
+        if self.choice is not None:
+            of_heads = of_heads.merge(self.choice.columns(), on=["layer", "head"])
+            chosen = self.choice.candidates[self.choice.is_chosen].tolist()
+            told = {"heads": chosen, "layers": sorted({layer for layer, _ in chosen})}
+            told["selected"] = self.choice.describe()
+        rows = of_heads.astype(object).where(of_heads.notna(), None).to_dict("records")
         n_read = len(self.question.rows_to_calibrate()[0])
         corrections = super().measured()["corrections"]
         corrections["place"] = f"mean of places by head, bins of the root of the place, {n_read} cells"
-        return {"corrections": corrections, "of_heads": rows, "n_calibrated": n_read}
+        return {"corrections": corrections, "of_heads": rows, "n_calibrated": n_read, **told}
 
     def mass(self) -> dict[str, np.ndarray]:
         """Return the mean over calibration cells; NaN of a gene that none of them has."""
@@ -428,15 +487,9 @@ class _ByAttention(_Making):
         self.calibration.places.save(folder / "places.parquet")
 
     def seconds_a_token(self) -> float:
-        """Time a batch of cells of middle length, the second time."""
-        cells, rows = self.question.cells, self.question.rows
-        middle = rows[np.argsort(cells.lengths[rows], kind="stable")[len(rows) // 2]]
-        batch = next(iter(self.reader.batches(cells, np.array([middle]))))
-        for _ in range(2):
-            began = time.perf_counter()
-            watch = AttentionWatch(self.reader, batch, self.question.roles, self.heads)
-            self.reader.watch(batch, watch)
-        return (time.perf_counter() - began) / len(batch.input_ids_T)
+        """Time a cell of middle length, the second time."""
+        roles, heads = self.question.roles, self.heads
+        return self._seconds_of(lambda one: self.reader.watch(one, AttentionWatch(self.reader, one, roles, heads)))
 
 
 def _write(path: Path, sums: Sums) -> None:
@@ -568,6 +621,11 @@ class _ByMeanQueryKey(_Making):
             sums.add(self.reader, batch)
             show(len(batch.input_ids_T))
         return sums.save
+
+    def seconds_a_token(self) -> float:
+        """Time a cell of middle length, the second time."""
+        sums = self._empty()
+        return self._seconds_of(lambda batch: sums.add(self.reader, batch))
 
     def merged(self, parts: Sequence[_Written]) -> Sums:
         """Return weights of the mean queries and keys of some parts, group by group, and how many cells have a pair."""

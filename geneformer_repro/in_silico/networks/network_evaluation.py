@@ -145,10 +145,12 @@ def evaluate_network(
       of edges among the other pairs (its second; lower is better).
     - ``n_sources``, ``n_targets``, ``n_pairs``, ``n_edges``, ``n_cells``, ``n_donors`` (0: none known).
 
-    ``attrs``: ``sentences`` (a reference: what the table says of it), ``lost`` (a reference: rows that were not used,
-    and why), ``overlap``, ``missing_pairs``, ``stability`` (median Spearman correlation of the weights between
-    donors), ``stability_of_halves`` (of those of every other cell with those of the rest), ``of_sources``, ``curves``
-    (what the page draws), ``said`` (of the references), ``seed``.
+    Sources whose known edges chose heads (``gene_network(select=…)``), of this network or one `beside`, are left out.
+
+    ``attrs``: ``sentences`` (a reference: what the table says of it), ``n_left_out`` (a reference: such sources),
+    ``lost`` (a reference: rows that were not used, and why), ``overlap``, ``missing_pairs``, ``stability`` (median
+    Spearman correlation of the weights between donors), ``stability_of_halves`` (of those of every other cell with
+    those of the rest), ``of_sources``, ``curves`` (what the page draws), ``said`` (of the references), ``seed``.
 
     Raises
     ------
@@ -199,6 +201,9 @@ def evaluate_network(
     weights = {name: weights_of(one, _state_of(one, state), genes) for name, one in {NETWORK: net, **others}.items()}
     parts = []
     references = _references(known, perturbed, genes, confidence)
+    choosers = _choosers([net, *others.values()])
+    n_choosers = _n_choosers(references, choosers, weights[NETWORK])
+    weights = {name: one.drop(index=choosers, errors="ignore") for name, one in weights.items()}
     of_references = [scored_pairs(weights, reference, genes) for reference in references]
     of_cells = CellScores.of(expression, of_references)
     for reference, pairs in zip(references, of_references, strict=True):
@@ -213,7 +218,7 @@ def evaluate_network(
     table = pd.concat([part.table() for part in parts]).set_index(["reference", "universe", "method"])
     table = table.assign(n_cells=expression.values.shape[0], n_donors=expression.n_donors)
     facts = {
-        **_facts(table, references, parts),
+        **_facts(table, references, parts, n_choosers),
         "of_models": [*weights, *OF_MODEL],
         "stability": _stability(net, state),
         "stability_of_halves": _stability_of_halves(net, state),
@@ -227,6 +232,27 @@ def evaluate_network(
 
 
 # What is compared, and where
+
+
+def _choosers(nets: Sequence[GeneNetwork | pd.DataFrame]) -> list[str]:
+    """Return the sources whose known edges chose the heads of a network."""
+    chosen = [net.metadata.get("selected") or {} for net in nets if isinstance(net, GeneNetwork)]
+    return sorted({gene for one in chosen for gene in one.get("sources", ())})
+
+
+def _n_choosers(references: Sequence[KnownEdges], choosers: Sequence[str], weights: pd.DataFrame) -> dict[str, int]:
+    """Return how many sources of each reference are left out as they chose heads; refuse if that is all."""
+    found = {}
+    for reference in references:
+        sources = weights.index[weights.index.isin(reference.edges["source"])]
+        found[reference.name] = int(sources.isin(choosers).sum())
+        if len(sources) and found[reference.name] == len(sources):
+            raise InputError(
+                f"known[{reference.name!r}]: its edges chose heads of the network: all {len(sources)} of its sources "
+                "that the network has did (select=). What was chosen on edges cannot be judged on them: give a "
+                "reference with other sources, or a network without select=."
+            )
+    return found
 
 
 def _require_options(ties: str, least: Mapping[str, tuple[int | None, int]]) -> None:
@@ -325,11 +351,17 @@ def _universes(pairs: ScoredPairs, methods: Sequence[Method]) -> dict[Universe, 
 # What the table says
 
 
-def _facts(table: pd.DataFrame, references: Sequence[KnownEdges], parts: Sequence[Results]) -> dict[str, Any]:
+def _facts(
+    table: pd.DataFrame, references: Sequence[KnownEdges], parts: Sequence[Results], n_choosers: Mapping[str, int]
+) -> dict[str, Any]:
     n_missing = {part.reference: part.n_missing for part in parts}
     n_lost = {part.reference: part.n_lost for part in parts}
     return {
-        "sentences": {known.name: sentence_of(of_methods(table, known.name, "open")) for known in references},
+        "sentences": {
+            known.name: sentence_of(of_methods(table, known.name, "open")) + _left_out(n_choosers[known.name])
+            for known in references
+        },
+        "n_left_out": dict(n_choosers),
         "lost": {
             known.name: {**known.lost, "of a pair that is not scored": n_lost[known.name]} for known in references
         },
@@ -392,6 +424,11 @@ def sentence_of(of_methods: pd.DataFrame) -> str:
     if gain >= LEAST_GAIN and low > 0:
         return f"Beyond co-expression of the same cells: {told}."
     return f"{NOTHING_BEYOND} ({told} beside that of |Spearman| in the same cells)."
+
+
+def _left_out(n_choosers: int) -> str:
+    """Say that sources whose edges chose heads are not scored."""
+    return f" {n_choosers} sources whose edges chose heads are left out." if n_choosers else ""
 
 
 def _stability(net: GeneNetwork | pd.DataFrame, state: str | None) -> float:

@@ -226,6 +226,10 @@ def write_network_report(network: GeneNetwork, path: str | Path, *, overwrite: b
     )
 
 
+_OF_SELECTION = ["first_half", "second_half", "chosen"]
+"""Columns of heads where known edges chose them."""
+
+
 def _sections(network: GeneNetwork) -> Iterator[Section]:
     yield Section(
         "States and cells",
@@ -258,6 +262,8 @@ def _sections(network: GeneNetwork) -> Iterator[Section]:
         )
     if "of_heads" in network.metadata:
         yield _heads(network)
+    if chosen := (network.metadata.get("selected") or {}):
+        yield _selected(network, chosen)
 
 
 def _states(network: GeneNetwork) -> pd.DataFrame:
@@ -310,7 +316,7 @@ def _strongest(network: GeneNetwork, edges: pd.DataFrame) -> pd.DataFrame:
 
 def _heads(network: GeneNetwork) -> Section:
     metadata: dict[str, Any] = network.metadata
-    table = pd.DataFrame(metadata["of_heads"])
+    table = pd.DataFrame(metadata["of_heads"]).drop(columns=_OF_SELECTION, errors="ignore")
     middle = table.astype(float).median()
     return Section(
         "What was taken out of each head",
@@ -320,6 +326,25 @@ def _heads(network: GeneNetwork) -> Section:
         "which is left out of each row.",
         "What a head is for: heads are averaged, each divided by its spread.",
         table=table.set_index("layer"),
+    )
+
+
+def _selected(network: GeneNetwork, chosen: dict[str, Any]) -> Section:
+    """Say which heads known edges chose, and what these score where they did not choose."""
+    table = pd.DataFrame(network.metadata["of_heads"])[["layer", "head", *_OF_SELECTION]]
+    held_out = "second_half" if chosen["on"] == "first" else "first_half"
+    of_chosen, of_all = (part[held_out].astype(float).mean() for part in (table[table["chosen"]], table))
+    agreement = chosen["agreement"]
+    agrees = "" if agreement is None else f" Over heads the halves agree with ρ = {agreement:.2f}."
+    return Section(
+        "Heads that known edges chose",
+        f"{chosen['n_heads']} of {chosen['n_candidates']} heads were chosen by the {chosen['on']} half of the sources "
+        f"with an edge in {chosen['known']}: matched AUROC of each head alone, in {chosen['n_cells']:,} cells, "
+        f"{chosen['n_sources'][0]} sources with {chosen['n_edges'][0]} edges and {chosen['n_sources'][1]} with "
+        f"{chosen['n_edges'][1]}. On the half that did not choose the chosen ones have {of_chosen:.3f} on average, all "
+        f"{of_all:.3f}; 0.5 is chance.{agrees}",
+        "Anything about the sources that chose: evaluate_network leaves these out.",
+        table=table.sort_values("chosen", ascending=False, kind="stable").set_index("layer"),
     )
 
 

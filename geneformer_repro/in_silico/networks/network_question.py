@@ -18,6 +18,13 @@ from geneformer_repro.arguments import require_at_least
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.networks.attention_sums import Roles, Scale, Weight
+from geneformer_repro.in_silico.networks.head_selection import (
+    BYTES_OF_HEAD,
+    SELECTION_CELLS,
+    Half,
+    KnownHalves,
+    StateGenes,
+)
 from geneformer_repro.in_silico.networks.network_folder import Group
 from geneformer_repro.in_silico.networks.places import place_bins
 from geneformer_repro.model import MaskedGeneModel
@@ -75,6 +82,8 @@ class NetworkQuestion:
     calibration_cells: int
     max_cells: int | None
     seed: int
+    select: pd.DataFrame | str | Path | None = None
+    select_on: Half = "first"
 
     def __post_init__(self) -> None:
         require_one_of(NetworkMethod, "method", self.method)
@@ -82,6 +91,9 @@ class NetworkQuestion:
         require_one_of(Scale, "scale", self.scale)
         if self.method != "attention" and (self.weight, self.scale) != ("attention", "log"):
             raise InputError(f"weight= and scale= are for method='attention', found method={self.method!r}.")
+        if self.select is not None and self.method != "attention":
+            raise InputError(f"select= chooses heads for method='attention', found method={self.method!r}.")
+        require_one_of(Half, "select_on", self.select_on)
         if self.method in OF_VARIANTS and not (self._is_all(self.layers) and self._is_all(self.heads)):
             raise InputError(f"layers= and heads= choose attention; with method={self.method!r} leave them out.")
         if self.method == "masked_logit" and not isinstance(self.checkpoint.token_model, MaskedGeneModel):
@@ -129,6 +141,23 @@ class NetworkQuestion:
                 f"{self.checkpoint.name} has {shape[0]} layers of {shape[1]} heads, counted from 0 (the layer next to "
                 f"the input); found layer {head[0]}, head {head[1]}."
             )
+
+    @cached_property
+    def known(self) -> KnownHalves | None:
+        """Known edges that choose among these heads."""
+        return None if self.select is None else KnownHalves.read(self.select, self.genes, self.select_on)
+
+    def state_genes(self) -> list[StateGenes]:
+        """What the cells of each state say of the targets."""
+        groups, is_target = self.folder_groups(), self.genes["is_target"].to_numpy()
+        found = []
+        for state in self.states:
+            n_with_gene, place = (
+                np.sum([getattr(group, name)[is_target] for group in groups if group.state == state], axis=0)
+                for name in ("n_with_gene", "place")
+            )
+            found.append(StateGenes(n_with_gene, place / np.maximum(n_with_gene, 1)))
+        return found
 
     @property
     def layer_read(self) -> int:
@@ -278,7 +307,14 @@ class NetworkQuestion:
 
     def rows_to_calibrate(self) -> tuple[np.ndarray, list[int]]:
         """Return cells drawn evenly from the groups, and the number of the state of each."""
-        rng, room = np.random.default_rng(self.seed), min(self.calibration_cells, len(self.rows))
+        return self._drawn_evenly(self.calibration_cells)
+
+    def rows_to_select(self) -> tuple[np.ndarray, list[int]]:
+        """Return the cells that heads are scored on, likewise."""
+        return self._drawn_evenly(SELECTION_CELLS)
+
+    def _drawn_evenly(self, most: int) -> tuple[np.ndarray, list[int]]:
+        rng, room = np.random.default_rng(self.seed), min(most, len(self.rows))
         shares = [rng.permutation(rows) for _, rows in self.cell_groups]
         drawn: list[tuple[int, int]] = []
         for turn in range(max(map(len, shares))):
@@ -319,7 +355,16 @@ class NetworkQuestion:
         lengths = self.cells.lengths[self.rows].astype(np.int64)
         a_cell = np.minimum(lengths, n_sources) * np.minimum(lengths, n_targets) * 4
         at_once = int((a_cell * np.maximum(1, max_tokens // lengths)).max())
-        return n_sources * n_targets * BYTES_A_PAIR + at_once
+        return max(n_sources * n_targets * BYTES_A_PAIR + at_once, self._bytes_to_select(max_tokens))
+
+    def _bytes_to_select(self, max_tokens: int) -> int:
+        """Return the memory of heads that are scored one by one, before sums are made."""
+        if self.known is None:
+            return 0
+        n_known, n_targets, n_heads = len(self.known.sources), self.roles.shape[1], int(self.chosen.sum())
+        longest = int(self.cells.lengths[self.rows].max())
+        a_cell = min(longest, n_known) * min(longest, n_targets) * 4
+        return n_heads * (n_known * n_targets * BYTES_OF_HEAD + a_cell * max(1, max_tokens // longest))
 
     def require_memory(self, max_memory: str | float, max_tokens: int) -> int:
         """Return the memory it takes; raise `InputError` with remedies if that is more than allowed."""
@@ -356,6 +401,7 @@ class NetworkQuestion:
             "genes": hashlib.sha256(self.genes.to_csv().encode()).hexdigest(),
             "checkpoint": self.checkpoint.fingerprint,
             "random_weights": self.checkpoint.provenance.get("random_weights"),
+            **({} if self.known is None else {"selected": self.known.describe()}),
             "cells": self.cells.fingerprint,
             "vocabulary": self.cells.vocabulary.fingerprint,
         }

@@ -1,17 +1,21 @@
 """Heads of a model: what genes get is what the matrix of attention says, and tables have nulls and controls."""
 
 import logging
+import os
+import signal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forking import forked, several, status_of
 from transformers import BertModel
 
 import geneformer_repro as gf
+from geneformer_repro import processes
 from geneformer_repro.attention import Attention
 from geneformer_repro.errors import InputError
-from geneformer_repro.in_silico.networks import heads
+from geneformer_repro.in_silico.networks import head_sums, heads
 from geneformer_repro.in_silico.networks.heads import head_statistics
 from geneformer_repro.in_silico.networks.lifts import GeneTokens
 
@@ -54,8 +58,10 @@ def test_what_genes_get_is_the_mean_over_queries_of_stock_attention(
     expected = {
         gene: np.mean([np.mean(of, axis=0) for of in donors.values()], axis=0) for gene, donors in total.items()
     }
-    reader = heads.Reader.of(checkpoint)
-    found = heads._Attended.of(reader, some, np.arange(20), labels[:20], pooled=False, show=lambda _: None)
+    reader, codes = heads.Reader.of(checkpoint), pd.factorize(labels[:20])[0]
+    shape = head_sums.HeadShape(codes.max() + 1, len(some.vocabulary), int(some.lengths.max()), 3, 2)
+    sums = head_sums.HeadSums(shape, pooled=False)
+    found = sums.read(reader, some, np.arange(20), codes, show=lambda _: None).result()
     for gene, got in expected.items():
         np.testing.assert_allclose(found.of_gene[gene], got, atol=2e-5)
         assert found.n_cells[gene] == n[gene]
@@ -67,10 +73,10 @@ def test_a_mean_over_queries_is_that_of_the_matrix() -> None:
     query, key = torch.randn(30, 2, 8), torch.randn(30, 2, 8)
     score_HQK = (query.transpose(0, 1) @ key.permute(1, 2, 0)) / 8**0.5
     attention = Attention(query, key, key, score_HQK.logsumexp(-1).T, None)  # type: ignore[arg-type]
-    lifts = heads.log_lifts(attention, GeneTokens(torch.arange(1, 29), torch.tensor([0, 29])))
+    lifts = head_sums.log_lifts(attention, GeneTokens(torch.arange(1, 29), torch.tensor([0, 29])))
     dense = lifts.dense()
     dense[:, torch.arange(28), torch.arange(28)] = torch.nan
-    torch.testing.assert_close(heads.mean_over_queries(lifts).T, dense.nanmean(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(head_sums.mean_over_queries(lifts).T, dense.nanmean(1), rtol=0, atol=1e-5)
 
 
 def test_a_table_has_a_null_a_control_and_its_donors(table: pd.DataFrame) -> None:
@@ -155,3 +161,80 @@ def test_what_cannot_be_done_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         head_statistics(checkpoint, some, **({"genes": TFS} | options))
+
+
+# Cut off, and shared
+
+
+@pytest.fixture
+def asked(checkpoint: gf.Checkpoint, some: gf.TokenizedDataset, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Ask in parts of twenty cells: three of the model, three of random weights."""
+    monkeypatch.setattr(heads, "CELLS_A_PART", 20)
+    default = {"donor": "donor", "n_permutations": 99, "device": "cpu"}
+
+    def asking(name: str | None, **options) -> pd.DataFrame:
+        out = None if name is None else tmp_path / name
+        with processes.one_thread():
+            return head_statistics(checkpoint, some, TFS, out=out, **default | options)
+
+    return asking
+
+
+@pytest.mark.parametrize("method", ["matched", "published"])
+def test_a_table_that_was_killed_goes_on_and_ends_with_the_same_bytes(asked, tmp_path, method) -> None:
+    expected, read = asked("whole.tsv", method=method), []
+
+    def killed() -> None:
+        of_part = heads._Reading._sums
+
+        def watched(self, i, show):
+            if len(read) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            read.append(i)
+            return of_part(self, i, show)
+
+        heads._Reading._sums = watched
+        asked("table.tsv", method=method)
+
+    assert status_of(forked(killed, tmp_path / "log")) == -signal.SIGKILL
+    left = [path.name for path in (tmp_path / "table.tsv.partial").glob("part-*.safetensors")]
+    assert sorted(left) == [f"part-{i:06d}.safetensors" for i in range(4)]
+    again = asked("table.tsv", method=method)
+    assert (tmp_path / "table.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
+    assert not (tmp_path / "table.tsv.partial").exists()
+    for table in (expected, again):
+        pd.testing.assert_frame_equal(asked(None, method=method), table)
+        assert table.attrs["method"] == method
+
+
+def test_two_processes_write_what_one_does(asked, tmp_path) -> None:
+    several(lambda rank: _require_attrs(asked("two.tsv")), tmp_path)
+    asked("one.tsv")
+    assert (tmp_path / "two.tsv").read_bytes() == (tmp_path / "one.tsv").read_bytes()
+
+
+def _require_attrs(table: pd.DataFrame) -> None:
+    assert "null_share" in table.attrs
+
+
+def test_several_processes_need_a_file_to_share(asked, tmp_path) -> None:
+    said = several(lambda rank: asked(None), tmp_path, expected=None)
+    assert "Several processes share heads through its file; give out= (--out)." in said[0]
+
+
+def test_other_settings_do_not_go_on_with_unfinished_work(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "_beside", _fails)
+    with pytest.raises(KeyboardInterrupt):
+        asked("table.tsv")
+    with pytest.raises(FileExistsError, match="n_permutations"):
+        asked("table.tsv", n_permutations=50)
+
+
+def _fails(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def test_how_long_it_takes_is_said_before(asked, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        asked(None)
+    assert "60 cells are read with two networks, the other of random weights; about" in caplog.text

@@ -456,9 +456,10 @@ def test_sources_may_be_a_file(make, tmp_path):
     assert len(make(sources=tmp_path / "tfs.txt").sources) == 2
 
 
-def test_what_is_to_be_done_is_said_before_it(make, caplog):
+@pytest.mark.parametrize("method", ["attention", "mean_qk"])
+def test_what_is_to_be_done_is_said_before_it(make, caplog, method):
     with caplog.at_level(logging.INFO, logger="geneformer_repro"):
-        make()
+        make(method=method)
     assert "60 cells in 2 groups of 2 states; 3 sources ×" in caplog.text
     assert "GB beside the model" in caplog.text
     assert re.search(r"about \d+ s here", caplog.text)
