@@ -10,6 +10,7 @@ padding, which in networks that only convolve is the empty SMILES.
 Shapes: P pairs, S samples, G genes, T positions of a SMILES, E length of a character's vector.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -129,8 +130,7 @@ class ExplainedPairs(Explained):
         if asked.sides.values_SG is not None:
             median_G = np.median(asked.sides.values_SG, axis=0).astype(np.float32)
         if network.drugs.kind == "smiles":
-            weight_VE = network.characters.embedding.weight.detach().float().cpu().numpy()
-            start_E = weight_VE[PADDING] if request.baseline == "pad" else weight_VE[UNKNOWN + 1 :].mean(axis=0)
+            start_E = vector_of_no_character(network, padding=request.baseline == "pad")
         if responses is not None and not isinstance(responses, Responses):
             responses = read_responses(responses, measure=network.target.measure, drugs=asked.drugs)
         made = cls(request, checkpoint, asked, rows, numbers, median_G, start_E, responses)
@@ -145,6 +145,18 @@ class ExplainedPairs(Explained):
                     "that reads expression of genes, 'mask' one that reads characters of SMILES, 'attention' one that "
                     "chooses characters by attention. Of one that reads tokens alone set network.expression_path."
                 )
+
+    @property
+    def names(self) -> np.ndarray:
+        """Name of the sample of each row."""
+        return np.repeat(self.asked.names[self.samples], len(self._chunks))
+
+    def of_model(self, checkpoint: Checkpoint) -> "ExplainedPairs":
+        """Return the same pairs, of another network that reads the same."""
+        start_E, network = self.start_E, checkpoint.pair_network
+        if len(start_E):
+            start_E = vector_of_no_character(network, padding=self.request.baseline == "pad")
+        return dataclasses.replace(self, checkpoint=checkpoint, start_E=start_E)
 
     @property
     def _network(self) -> PairNetwork:
@@ -211,6 +223,19 @@ class ExplainedPairs(Explained):
         """See how good the network is, where responses are known: within drugs, whose potency is no merit of a pair."""
         if self.responses is None:
             return {"how_good": None}
+        (sample_P, drug_P), true_P = self.known
+        table = pd.DataFrame({"true": true_P, "predicted": self._predicted(sample_P, drug_P), "drug": drug_P})
+        beyond = table[["true", "predicted"]] - table.groupby("drug")[["true", "predicted"]].transform("mean")
+        if not len(beyond):
+            return {"how_good": None}
+        how_good = of_numbers(beyond["true"].to_numpy(), beyond["predicted"].to_numpy(), sample_P)
+        how_good |= {"score": "Pearson correlation within drugs", "replicates": "samples"}
+        return {"how_good": how_good}
+
+    @property
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of sample and drug of pairs that are explained and whose response is known, (2, P), and these."""
+        assert self.responses is not None
         if self.responses.measure != self._network.target.measure:
             raise InputError(
                 f"The responses are {self.responses.measure}, and {self.checkpoint.name} tells "
@@ -218,17 +243,12 @@ class ExplainedPairs(Explained):
             )
         known = self.responses.join([*self.asked.names], self.asked.drugs)
         is_asked = np.isin(known.pairs[:, 0], self.samples) & np.isin(known.pairs[:, 1], self.drugs)
-        sample_P, drug_P = known.pairs[is_asked].T
+        return known.pairs[is_asked].T, known.values[is_asked]
+
+    def _predicted(self, sample_P: np.ndarray, drug_P: np.ndarray) -> list[float]:
         said = {int(sample): self.before(int(sample), self.drugs) for sample in np.unique(sample_P)}
         place = {int(drug): i for i, drug in enumerate(self.drugs)}
-        predicted_P = [said[int(sample)][place[int(drug)]] for sample, drug in zip(sample_P, drug_P, strict=True)]
-        table = pd.DataFrame({"true": known.values[is_asked], "predicted": predicted_P, "drug": drug_P})
-        beyond = table[["true", "predicted"]] - table.groupby("drug")[["true", "predicted"]].transform("mean")
-        if not len(beyond):
-            return {"how_good": None}
-        how_good = of_numbers(beyond["true"].to_numpy(), beyond["predicted"].to_numpy(), sample_P)
-        how_good |= {"score": "Pearson correlation within drugs", "replicates": "samples"}
-        return {"how_good": how_good}
+        return [said[int(sample)][place[int(drug)]] for sample, drug in zip(sample_P, drug_P, strict=True)]
 
     @property
     def columns_for_metadata(self) -> list[str]:
@@ -349,6 +369,12 @@ class ExplainedPairs(Explained):
             numbers = torch.stack([torch.zeros(len(drugs), dtype=torch.long), torch.arange(len(drugs))], dim=1)
             of_sample = network.of_samples(values, pooled)
             return network.shares_of_characters(of_sample, read, numbers.to(device)).double().numpy(force=True), None
+
+
+def vector_of_no_character(network: PairNetwork, *, padding: bool) -> np.ndarray:
+    """Return a vector in place of a character's, (E,): padding's, or the mean of all that are known."""
+    weight_VE: np.ndarray = network.characters.embedding.weight.detach().float().cpu().numpy()
+    return weight_VE[PADDING] if padding else weight_VE[UNKNOWN + 1 :].mean(axis=0)
 
 
 def _refuse_learned(checkpoint: Checkpoint, asked: AskedPairs, rows: np.ndarray, drugs: np.ndarray) -> None:
