@@ -21,6 +21,7 @@ import torch
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.again import NOT_FITTED, Again, RowUnits, Show, Taking
+from geneformer_repro.in_silico.explanations.again_cells import TAKINGS, altering
 from geneformer_repro.in_silico.explanations.agreement import MEAN_CHARACTER, OF_CHARACTERS, PADDING
 from geneformer_repro.in_silico.explanations.explained_pairs import ExplainedPairs, vector_of_no_character
 from geneformer_repro.in_silico.explanations.explained_samples import ExplainedSamples
@@ -159,7 +160,7 @@ class PairsAgain(_ValuesAgain):
     def takings_here(self) -> Sequence[Taking]:
         """Those of genes, and those of characters, where the network reads them."""
         network = self._explained.checkpoint.pair_network
-        of_genes = _OF_GENES if network.shape.reads_expression else ()
+        of_genes: Sequence[Taking] = _OF_GENES if self._explained.by_tokens is None else TAKINGS
         return (*of_genes, *(_OF_CHARACTERS if network.drugs.kind == "smiles" else ()))
 
     @property
@@ -191,12 +192,17 @@ class PairsAgain(_ValuesAgain):
         if taking.of_characters:
             there = np.flatnonzero(explained.asked.sides.drugs[explained.drugs[state]] > 0)
             return RowUnits([str(place) for place in there], np.arange(len(there)), {BY_PLACE: -there.astype(float)})
+        if explained.by_tokens is not None:
+            genes = explained.by_tokens.ids(self._sample(number))
+            return RowUnits(genes, np.arange(len(genes)), {BY_PLACE: -np.arange(len(genes), dtype=float)})
         assert network.scale is not None
         assert explained.asked.sides.values_SG is not None
         size_G = np.abs(explained.asked.sides.values_SG[self._sample(number)].astype(float))
         return RowUnits(network.scale.names["expression"], np.arange(len(size_G)), {BY_VALUE: size_G})
 
     def _answered(self, taking: Taking, state: int, altered: Sequence[Altered]) -> np.ndarray:
+        if self._explained.by_tokens is not None and not taking.of_characters:
+            return self._answered_by_tokens(taking, state, altered)
         sides, network = self._explained.asked.sides, self._explained.checkpoint.pair_network
         samples = np.array([self._sample(number) for number, _ in altered])
         ids = torch.from_numpy(sides.drugs[[self._explained.drugs[state]]])
@@ -213,6 +219,14 @@ class PairsAgain(_ValuesAgain):
             of_drugs = self._altered_drugs(taking, ids.to(device), altered)
             pairs_N2 = torch.stack([number_N, drug_N], dim=1)
             return answers(network, network.of_samples(values, pooled), of_drugs, pairs_N2).numpy(force=True)
+
+    def _answered_by_tokens(self, taking: Taking, state: int, altered: Sequence[Altered]) -> np.ndarray:
+        tokens = self._explained.by_tokens
+        assert tokens is not None
+        alter = altering(taking, self._explained.checkpoint.vocabulary)
+        view_of = {number: tokens.view(self._sample(number)) for number in {number for number, _ in altered}}
+        views = [alter(view_of[number], places) if len(places) else view_of[number] for number, places in altered]
+        return tokens.answers(views, int(self._explained.drugs[state]), lambda n: None)
 
     def _altered_drugs(self, taking: Taking, ids_1T: torch.Tensor, altered: Sequence[Altered]) -> Side:
         """Return what is made of the drug, or of its altered forms."""

@@ -61,7 +61,8 @@ def operator_of(method: str, metadata: Mapping[str, Any]) -> str:
     """
     name = method.removesuffix(OF_CHARACTERS)
     settings = (metadata.get("methods") or {}).get(name) or {}
-    if metadata.get("family") in _OF_VALUES:
+    by_tokens = metadata.get("genes_by") == "tokens" and name == method
+    if metadata.get("family") in _OF_VALUES and not by_tokens:
         if name != method:
             of_baseline = PADDING if settings.get("baseline") == "pad" else MEAN_CHARACTER
             return OPERATORS[name] if name == "attention" else of_baseline
