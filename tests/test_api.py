@@ -142,8 +142,8 @@ FUNCTIONS = {
     "max_size, donors, n_permutations, seed",
     "compare_enrichment": "first, second, *, names, seeds",
     "driver_genes": "table, drivers, *, score, random_weights, top, strata, min_cells, name, version, licence, seed",
-    "evaluate_explanation": "why, checkpoint, cells, *, counts, drivers, sets, removal, random_weights, permuted, "
-    "max_cells, seed",
+    "evaluate_explanation": "why, checkpoint, cells, *, drugs, responses, patients, reading, counts, drivers, sets, "
+    "removal, random_weights, permuted, max_cells, seed",
     "plot_explanation": "why, *, kind, method, state, genes, check",
     "write_explanation_report": "why, path, *, genes, check, overwrite",
     "plot_enrichment": "result",

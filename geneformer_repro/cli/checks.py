@@ -4,14 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geneformer_repro.cli.inputs import given_vocabulary, table_outputs, write_together
+from geneformer_repro.cli.explanations import READING, add_family_options, opened
+from geneformer_repro.cli.inputs import add_where_option, given_vocabulary, open_cells, table_outputs, write_together
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
     from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation
 
 _SHOWN = ("gene_name", "method", "state", "effect", "low", "high", "fdr", "n_cells", "n_donors", "beyond")
-_OF_EXPLANATIONS = ("sets", "drivers", "permuted", "max_cells")
+_OF_EXPLANATIONS = (
+    "sets", "drivers", "permuted", "max_cells", "where", "max_length", "patients", "drugs", "responses", *READING
+)  # fmt: skip
 _TABLES = ("agreement", "removal", "points", "sanity")
 """Tables of an evaluation that are written beside the genes, where they were made."""
 
@@ -27,6 +30,9 @@ def add_explanation_options(statistics: argparse.ArgumentParser) -> None:
     tested.add_argument(
         "--max-cells", type=int, metavar="N", help="cells that the model is asked again about (default 30)"
     )
+    tested.add_argument("--max-length", type=int, metavar="N", help="as explain was given it")
+    add_where_option(tested)
+    add_family_options(statistics.add_argument_group("an explanation of samples, drugs or patients", "as of explain"))
 
 
 def is_explanation(path: str | Path) -> bool:
@@ -39,7 +45,7 @@ def is_explanation(path: str | Path) -> bool:
 
 def refuse_explanation_options(arguments: argparse.Namespace) -> None:
     """Raise if something is asked of a screen or network that explanations alone can answer."""
-    if given := [name for name in _OF_EXPLANATIONS if getattr(arguments, name) is not None]:
+    if given := [name for name in _OF_EXPLANATIONS if getattr(arguments, name)]:
         option = given[0].replace("_", "-")
         raise InputError(
             f"--{option} is for explanations, and {arguments.shifts} is none. Give a .parquet written by explain, or "
@@ -53,25 +59,33 @@ def check_explanation(arguments: argparse.Namespace) -> None:
     from geneformer_repro.in_silico.explanations.evaluation import MAX_CELLS, evaluate_explanation
     from geneformer_repro.in_silico.explanations.explanation import Explanation
     from geneformer_repro.in_silico.explanations.explanation_pages import plot_explanation, write_explanation_report
-    from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     if arguments.method is not None or arguments.null is not None:
         raise InputError("--method and --null are for screens; an explanation has one table of genes. Leave them out.")
     out, *beside = outputs = table_outputs(arguments)
     why = Explanation.open(arguments.shifts)
     vocabulary = given_vocabulary(arguments)
-    opened = {
-        name: Checkpoint.from_pretrained(folder, vocabulary=vocabulary) if folder else None
-        for name, folder in (("checkpoint", arguments.checkpoint), ("permuted", arguments.permuted))
-    }
+    checkpoint: Checkpoint | None = None
+    cells: Any = None
+    reading: dict[str, Any] = {}
+    if arguments.checkpoint and arguments.cells:
+        checkpoint, cells, reading = opened(arguments)
+    elif arguments.checkpoint:
+        checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=vocabulary)
+    elif arguments.cells:
+        cells = open_cells(arguments, arguments.cells)
     check = evaluate_explanation(
         why,
-        opened["checkpoint"],
-        TokenizedDataset.open(arguments.cells, vocabulary) if arguments.cells else None,
+        checkpoint,
+        cells,
+        drugs=arguments.drugs,
+        responses=arguments.responses,
+        patients=arguments.patients,
+        reading=reading,
         counts=arguments.counts,
         drivers=arguments.drivers,
         sets=arguments.sets,
-        permuted=opened["permuted"],
+        permuted=Checkpoint.from_pretrained(arguments.permuted, vocabulary=vocabulary) if arguments.permuted else None,
         max_cells=MAX_CELLS if arguments.max_cells is None else arguments.max_cells,
     )
     further = {name: table for name, table in _tables(check).items() if len(table)}

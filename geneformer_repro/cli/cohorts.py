@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_repro.cli.inputs import (
+    add_cells_options,
     add_log2_option,
     add_samples_options,
     add_settings_options,
@@ -13,6 +14,7 @@ from geneformer_repro.cli.inputs import (
     given_samples,
     new_command,
     open_cells,
+    refuse_where,
     table_outputs,
     write_together,
 )
@@ -105,8 +107,7 @@ def _add_cross_cohort(commands: Any) -> None:
         "--top", type=int, default=50, metavar="N", help="genes with the largest effects (default %(default)s)"
     )
     command.add_argument("--seed", type=int, default=0, help="of all that is drawn (default %(default)s)")
-    command.add_argument("--vocabulary", help="what tokens mean, where the cells do not say it")
-    command.add_argument("--max-length", type=int, metavar="N", help="cut longer cells to so many tokens")
+    add_cells_options(command)
 
 
 def _cross_cohort(arguments: argparse.Namespace) -> None:
@@ -150,6 +151,7 @@ def _cohorts(arguments: argparse.Namespace) -> Any:
     if arguments.study:
         if arguments.samples:
             raise InputError("--study names the samples of each study; leave others out.")
+        refuse_where(arguments, "--study names studies of drug response")
         return {
             name: ResponseData.read(samples, responses, arguments.drugs, measure=measure)
             for name, samples, responses, measure in arguments.study
@@ -158,6 +160,7 @@ def _cohorts(arguments: argparse.Namespace) -> Any:
         raise InputError("Name samples (with --survival or --target), or studies of drug response (--study).")
     if len(arguments.samples) == 1 and is_dataset(Path(arguments.samples[0])):
         return open_cells(arguments, arguments.samples[0])
+    refuse_where(arguments, f"{arguments.samples[0]} has samples, or counts")
     if len(arguments.samples) == 1 and arguments.clinical is None and arguments.samples[0].endswith(".h5ad"):
         import anndata
 

@@ -13,6 +13,7 @@ from geneformer_repro.cli.inputs import (
     goal_of,
     new_command,
     open_cells,
+    refuse_where,
 )
 from geneformer_repro.errors import InputError
 
@@ -28,6 +29,8 @@ _OPTIONS = (
     "target", "contrast", "gene", "layer", "pooling", "donor", "obs", "max_cells", "seed", "sets", "pooled_masks",
     "baseline", "steps", "rule", "operator", "masks", "dtype", "max_tokens", "allow_seen", "overwrite",
 )  # fmt: skip
+READING = ("cohort", "clinical", "genes_in", "values", "log2", "expression")
+"""Options of how samples are read."""
 _SHOWN = ("gene_name", "method", "state", "effect", "low", "high", "fdr", "n_cells", "n_donors", "beyond")
 
 
@@ -45,7 +48,7 @@ def add_commands(commands: Any) -> None:
         "cells",
         help=f"{TOKENIZED}; for a network that reads values, or of drug response, samples (a table, .h5ad or tokens)",
     )
-    _add_samples_options(explain)
+    add_family_options(explain)
     _add_question_options(explain)
     _add_method_options(explain)
     explain.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of tests")
@@ -58,7 +61,8 @@ def add_commands(commands: Any) -> None:
     add_cells_options(explain)
 
 
-def _add_samples_options(explain: argparse.ArgumentParser) -> None:
+def add_family_options(explain: Any) -> None:
+    """Add what is read beside the rows, by families of models other than those that read tokens of cells."""
     explain.add_argument("--cohort", metavar="COLUMN", help="of samples: cohorts that are each standardised")
     explain.add_argument("--clinical", metavar="TABLE", help="of samples: what is known of them, joined by id")
     explain.add_argument("--genes-in", choices=["rows", "columns"], help="of a table, if names do not tell")
@@ -145,7 +149,7 @@ def _explain(arguments: argparse.Namespace) -> None:
             refuse_existing(path, overwrite=arguments.overwrite)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
     goal = goal_of(arguments, arguments.state_column, "--state-column")
-    checkpoint, rows, reading = _opened(arguments)
+    checkpoint, rows, reading = opened(arguments)
     methods = arguments.methods and list(dict.fromkeys(_SHORT.get(name, name) for name in arguments.methods))
     why = explain(
         checkpoint,
@@ -164,18 +168,20 @@ def _explain(arguments: argparse.Namespace) -> None:
         _draw(why, rows, out, picture, page, overwrite=arguments.overwrite)
 
 
-def _opened(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+def opened(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Open the checkpoint and, if it reads them, tokenised cells; return what is said of how samples are read."""
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.expression import ExpressionNetwork
     from geneformer_repro.pair_networks import PairNetwork
+    from geneformer_repro.tokenizer.published import is_dataset
 
     checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
-    names = ("cohort", "clinical", "genes_in", "values", "log2", "expression")
-    reading = {name: value for name in names if (value := getattr(arguments, name))}
-    if isinstance(checkpoint.model, ExpressionNetwork | PairNetwork):
-        return checkpoint, arguments.cells, reading
-    return checkpoint, open_cells(arguments, arguments.cells, checkpoint), reading
+    reading = {name: value for name in READING if (value := getattr(arguments, name))}
+    is_cells = not isinstance(checkpoint.model, ExpressionNetwork | PairNetwork)
+    if is_cells or is_dataset(Path(arguments.cells)):
+        return checkpoint, open_cells(arguments, arguments.cells, checkpoint), reading
+    refuse_where(arguments, f"{arguments.cells} has samples")
+    return checkpoint, arguments.cells, reading
 
 
 def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, *, overwrite: bool) -> None:

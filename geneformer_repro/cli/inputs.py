@@ -2,18 +2,22 @@
 
 import argparse
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from geneformer_repro.in_silico.question import GoalState
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 COUNTS = (
     "raw counts: .h5ad, .loom, .zarr, 10x .h5 or folder with matrix.mtx, or a table (.tsv, .csv, .parquet); or a glob, "
@@ -125,6 +129,26 @@ def add_cells_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-length", type=int, metavar="N", help="cut longer cells to so many tokens (default: refuse them)"
     )
+    add_where_option(command)
+
+
+def add_where_option(command: Any) -> None:
+    """Add which of the tokenised cells are taken."""
+    command.add_argument(
+        "--where",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="take only the tokenised cells with this value of an obs column; of several values of one column any, of "
+        "several columns all",
+    )
+
+
+def refuse_where(arguments: argparse.Namespace, what: str) -> None:
+    """Raise if cells are to be chosen among what are none."""
+    if arguments.where:
+        raise InputError(f"--where chooses among tokenised cells, and {what}. Leave it out.")
 
 
 def add_dtype_option(command: argparse.ArgumentParser) -> None:
@@ -162,14 +186,39 @@ def open_both(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return checkpoint, open_cells(arguments, arguments.cells, checkpoint)
 
 
-def open_cells(arguments: argparse.Namespace, path: str, checkpoint: Any = None) -> Any:
-    """Open tokenised cells; those of others with the vocabulary given, or else the checkpoint's."""
+def open_cells(arguments: argparse.Namespace, path: str, checkpoint: Any = None, *, where: bool = True) -> Any:
+    """Open tokenised cells, of others with the vocabulary given or else the checkpoint's; take those of ``--where``."""
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     vocabulary = given_vocabulary(arguments)
     if vocabulary is None and checkpoint is not None and not (Path(path) / "spec.json").exists():
         vocabulary = checkpoint.vocabulary
-    return TokenizedDataset.open(path, vocabulary, max_length=arguments.max_length)
+    cells = TokenizedDataset.open(path, vocabulary, max_length=arguments.max_length)
+    return _chosen(cells, arguments.where) if where and arguments.where else cells
+
+
+def _chosen(cells: "TokenizedDataset", where: Sequence[str]) -> "TokenizedDataset":
+    """Return the cells that have the values of obs columns that ``--where`` names."""
+    import numpy as np
+
+    wanted: dict[str, list[str]] = {}
+    for text in where:
+        column, _, value = text.partition("=")
+        if not (column and value):
+            raise InputError(f"--where takes COLUMN=VALUE, such as cell_type='CD19+ B'; found {text!r}.")
+        wanted.setdefault(column, []).append(value)
+    is_wanted = np.ones(len(cells), dtype=bool)
+    for column, values in wanted.items():
+        labels = cells.labels(column)
+        for value in values:
+            if not (labels == value).any():
+                near = did_you_mean(value, sorted(labels.dropna().unique()))
+                raise InputError(f"--where {column}={value}: no cell has that {column}. {near}")
+        is_wanted &= labels.isin(values).to_numpy()
+    if not is_wanted.any():
+        raise InputError(f"--where {' '.join(where)}: each is a value of some cells, and no cell has all of them.")
+    logger.info("--where: %d of %d cells.", is_wanted.sum(), len(cells))
+    return cells.select(np.flatnonzero(is_wanted))
 
 
 def table_outputs(arguments: argparse.Namespace, *, drawn: bool = True, refused: bool = True) -> tuple[Path, ...]:

@@ -19,6 +19,7 @@ from geneformer_repro.cli.inputs import (
     new_command,
     open_both,
     open_cells,
+    refuse_where,
     survival_settings,
 )
 from geneformer_repro.errors import InputError
@@ -134,7 +135,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
         evaluations = {found.evaluation.target.name: found.evaluation}
     elif arguments.source:
         checkpoint, cells = open_both(arguments)
-        source = open_cells(arguments, arguments.source, checkpoint)
+        source = open_cells(arguments, arguments.source, checkpoint, where=False)
         study = load_config(TransferStudyConfig, arguments.config, settings)
         evaluations = dict(transfer_study(checkpoint, source, cells, study, **where).evaluations)
     else:
@@ -205,6 +206,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--max-length cuts tokenised cells; counts are tokenised as the vocabulary says. Leave it out."
         )
+    else:
+        refuse_where(arguments, f"{arguments.data} has counts")
     if out.suffix == ".h5ad":
         if Path(str(arguments.data)).suffix != ".h5ad":
             raise InputError(f"{out}: only a copy of an .h5ad can hold predictions; write a .tsv.")

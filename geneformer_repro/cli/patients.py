@@ -13,6 +13,7 @@ from geneformer_repro.cli.inputs import (
     add_survival_option,
     new_command,
     open_both,
+    refuse_where,
     survival_settings,
 )
 from geneformer_repro.cli.models import print_evaluations
@@ -104,7 +105,10 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from geneformer_repro.tokenizer.published import is_dataset
 
     is_tokenised = arguments.checkpoint or is_dataset(Path(arguments.cells))
-    return open_both(arguments) if is_tokenised else (None, arguments.cells)
+    if is_tokenised:
+        return open_both(arguments)
+    refuse_where(arguments, f"{arguments.cells} has vectors")
+    return None, arguments.cells
 
 
 def patient_settings(arguments: argparse.Namespace) -> list[str]:

@@ -14,6 +14,7 @@ from geneformer_repro.cli.inputs import (
     add_settings_options,
     new_command,
     open_cells,
+    refuse_where,
 )
 
 _SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
@@ -130,6 +131,8 @@ def _response(arguments: argparse.Namespace) -> None:
     config = load_config(ResponseConfig, arguments.config, [*arguments.set, *response_settings(arguments)])
     start = Checkpoint.from_pretrained(arguments.start) if arguments.start else None
     has_tokens = Path(arguments.samples).exists() and is_dataset(Path(arguments.samples))
+    if not has_tokens:
+        refuse_where(arguments, f"{arguments.samples} has samples")
     result = finetune_response(
         start,
         open_cells(arguments, arguments.samples, start) if has_tokens else arguments.samples,

@@ -21,6 +21,10 @@ PLACE = "place"
 TOPS = (10, 50, 200)
 FEWEST_GENES = 10
 """A cell with fewer genes that both methods have has no correlation."""
+THE_MEDIAN, THE_MEAN = "the median", "the mean"
+MEAN_CHARACTER, PADDING = "mean of characters", "padding"
+OF_CHARACTERS = " of characters"
+"""What ends the name of a method that is asked about characters of a SMILES, beside the same of genes."""
 OPERATORS = {
     "delete": "leaving genes out",
     "hide": "leaving genes out",
@@ -29,7 +33,7 @@ OPERATORS = {
     "integrated_gradients": "<mask>",
     "gradient_input": "<mask>",
     "median_rank": "the place",
-    "median": "the median",
+    "median": THE_MEDIAN,
     "attention_gradient": "attention",
     "rollout": "attention",
     "attention": "attention",
@@ -52,11 +56,26 @@ def operator_of(method: str, metadata: Mapping[str, Any]) -> str:
     method
         Its name.
     metadata
-        Of the explanation: of a surrogate, ``methods`` says by which operator genes are left out.
+        Of the explanation: ``methods`` says by which operator genes are left out for a surrogate, and ``family``
+        whether models read values, whose genes get other ones and whose ways begin at a baseline.
     """
-    if method == "surrogate":
-        method = str((metadata.get("methods") or {}).get(method, {}).get("operator", "hide"))
-    return OPERATORS.get(method, method)
+    name = method.removesuffix(OF_CHARACTERS)
+    settings = (metadata.get("methods") or {}).get(name) or {}
+    by_tokens = metadata.get("genes_by") == "tokens" and name == method
+    if metadata.get("family") in _OF_VALUES and not by_tokens:
+        if name != method:
+            of_baseline = PADDING if settings.get("baseline") == "pad" else MEAN_CHARACTER
+            return OPERATORS[name] if name == "attention" else of_baseline
+        if name == "surrogate":
+            return THE_MEDIAN
+        if name in ("integrated_gradients", "gradient_input"):
+            return THE_MEDIAN if settings.get("baseline") == "median" else THE_MEAN
+    if name == "surrogate":
+        name = str(settings.get("operator", "hide"))
+    return OPERATORS.get(name, name)
+
+
+_OF_VALUES = ("samples", "pairs")
 
 
 def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:

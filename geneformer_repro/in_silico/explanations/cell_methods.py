@@ -188,6 +188,10 @@ class CellMethods:
         alike = processes.agreed(lambda: self._agreement_of_baselines(reader, answer, some[:CHECKED_CELLS]))
         return {"baseline_agreement": alike}
 
+    def take_spread(self, spread_S: np.ndarray) -> None:
+        """Take what completeness is compared with from elsewhere."""
+        self._spread_S = spread_S
+
     def learn_spread(self, reader: Reader, answer: Answer, cells: Sequence[np.ndarray]) -> None:
         """Learn how far answers of some cells differ, which completeness is compared with."""
         self._spread_S = processes.agreed(lambda: answer_spread(reader, answer, cells, self._vocabulary))

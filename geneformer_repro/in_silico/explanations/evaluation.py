@@ -5,43 +5,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import require_at_least, typed
 from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError
-from geneformer_repro.heads import CellClassifier
 from geneformer_repro.in_silico.explanations import verdicts
-from geneformer_repro.in_silico.explanations.again import Again
-from geneformer_repro.in_silico.explanations.agreement import agreement
+from geneformer_repro.in_silico.explanations.again import Again, Taking
+from geneformer_repro.in_silico.explanations.agreement import OF_CHARACTERS, agreement
 from geneformer_repro.in_silico.explanations.drivers import DriverGenes, driver_genes
 from geneformer_repro.in_silico.explanations.enrichment import gene_set_enrichment
 from geneformer_repro.in_silico.explanations.explanation import Explanation
+from geneformer_repro.in_silico.explanations.families import again_of
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
-from geneformer_repro.in_silico.explanations.occlusions import Operator, masked, operation
-from geneformer_repro.in_silico.explanations.removal import N_RANDOM, SHARES, Judge, RankedCell, orders
-from geneformer_repro.in_silico.explanations.sanity import (
-    PERMUTED_LABELS,
-    forgetting,
-    sanity,
-    with_permuted_labels,
+from geneformer_repro.in_silico.explanations.removal import (
+    BY_CHANGE,
+    N_RANDOM,
+    SHARES,
+    Altered,
+    Judge,
+    RankedRow,
+    orders,
 )
+from geneformer_repro.in_silico.explanations.sanity import PERMUTED_LABELS, sanity
 from geneformer_repro.progress import progress
-from geneformer_repro.targets import Classes, Number
+from geneformer_repro.responses import Responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
 MAX_CELLS = 30
-MOST_FITTED = 2_000
-"""Cells to which a head of permuted labels is fitted at most."""
-_JUDGES: Sequence[tuple[Operator, str]] = (("mask", "removal"), ("hide", "removal"), ("mask", "insertion"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +91,13 @@ class ExplanationEvaluation:
 def evaluate_explanation(
     why: Explanation,
     checkpoint: Checkpoint | None = None,
-    cells: TokenizedDataset | None = None,
+    cells: TokenizedDataset | ad.AnnData | pd.DataFrame | str | Path | None = None,
     *,
-    counts: "AnnData | str | Path | None" = None,
+    drugs: Drugs | pd.DataFrame | str | Path | None = None,
+    responses: Responses | pd.DataFrame | str | Path | None = None,
+    patients: str | Path | None = None,
+    reading: Mapping[str, Any] | None = None,
+    counts: ad.AnnData | str | Path | None = None,
     drivers: Sequence[str] | pd.DataFrame | str | Path | None = None,
     sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | Path | None = None,
     removal: bool | None = None,
@@ -113,8 +115,10 @@ def evaluate_explanation(
     checkpoint
         The model that was explained; it is asked again.
     cells
-        The cells that explain was given. With those of other classes, and counts, the table of genes says how
-        expression differs.
+        The cells that `explain` was given, or samples. With cells of other classes, and counts, the table of genes says
+        how expression differs.
+    drugs, responses, patients, reading
+        As `explain` was given them. With responses of drugs the output of a network can be fitted to permuted ones.
     counts
         Where the raw counts of `cells` are, if not where `tokenize` found them.
     drivers
@@ -127,10 +131,9 @@ def evaluate_explanation(
         Explain networks again whose weights were drawn anew, from the top block down. None: as of `removal`.
     permuted
         Explain again with labels that mean nothing: by a last layer that is fitted to permuted labels of `cells`, or by
-        this checkpoint, which you fine-tuned on permuted labels. None: where the target is classes or a number, and its
-        labels are in `cells`.
+        this checkpoint, which you fine-tuned on permuted labels. None: where `cells` have labels of the target.
     max_cells
-        Of the cells explained, so many are asked again, evenly over donors.
+        Of the rows explained, so many are asked again, evenly over donors. Each altered patient is read with all cells.
     seed
         Of what is drawn: these cells, random orders, weights, permutations.
 
@@ -156,6 +159,10 @@ def evaluate_explanation(
     judged by its own. Genes come back into a cell of ``<mask>`` alone, which counts in the cell's vector, or
     at the start nothing would. Of a curve the area between the shares is taken by trapezoids.
 
+    Samples, which read values, have none: genes get the median (of the cohort), or the mean of the training samples,
+    and the simple order is by the distance from that mean. Of drugs, characters go as well. Of patients a gene goes
+    from all cells; the simple order is by how many have it.
+
     Surrogates are not fitted again to models that forgot: each takes a thousand passes a cell and more.
 
     References
@@ -180,7 +187,10 @@ def evaluate_explanation(
     if checkpoint is not None:
         _require_same(why, checkpoint, cells)
         assert cells is not None
-        again = Again(why, checkpoint, cells, _drawn(why, cells, max_cells, np.random.default_rng(seed)))
+        draw = partial(_drawn, why, n=max_cells, rng=np.random.default_rng(seed))
+        again = again_of(
+            why, checkpoint, cells, draw, drugs=drugs, responses=responses, patients=patients, reading=reading or {}
+        )
     for name, asked in (("removal", removal), ("random_weights", random_weights), ("permuted", permuted)):
         if asked and again is None:
             raise InputError(f"{name}= asks the model again: give checkpoint= and cells= of the explanation, too.")
@@ -190,24 +200,23 @@ def evaluate_explanation(
             "The explanation is of sets of genes that were taken away together: curves, drivers= and sets= are of "
             "single genes. Leave them out, or explain genes."
         )
-    genes = gene_table(why, cells if of_genes and _has_contrast(why, cells) else None, counts)
+    genes = gene_table(why, _with_contrast(why, cells) if of_genes else None, counts)
     known = None if drivers is None else driver_genes(genes, drivers)  # before the curves, as files may be wrong
     enriched = None if sets is None else gene_set_enrichment(genes, sets)
     points = areas = forgot = pd.DataFrame()
     if again is not None and removal is not False and of_genes:
-        points, areas = _curves(why, again, genes, np.random.default_rng(seed))
-    if again is not None and checkpoint is not None and cells is not None:
-        models = _models(checkpoint, cells, why, again, random_weights, permuted, seed)
-        forgot = _forgot(why, again, models)
+        points, areas = _curves(again, genes, np.random.default_rng(seed))
+    if again is not None:
+        forgot = _forgot(again, _models(again, random_weights, permuted, seed))
     check = ExplanationEvaluation(genes, agreement(why), points, areas, forgot, known, enriched)
     check.sentences.extend(_sentences(check, why.metadata))
     return check
 
 
-def _has_contrast(why: Explanation, cells: TokenizedDataset | None) -> bool:
-    """Whether cells say how the expression of a class, or of a goal, differs."""
+def _with_contrast(why: Explanation, cells: Any) -> TokenizedDataset | None:
+    """Return cells that say how the expression of a class, or of a goal, differs; None where these do not."""
     column = (why.metadata.get("goal") or {}).get("obs", why.metadata.get("target"))
-    return cells is not None and column in cells.obs_columns
+    return cells if isinstance(cells, TokenizedDataset) and column in cells.obs_columns else None
 
 
 def _sentences(check: ExplanationEvaluation, metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -228,9 +237,11 @@ def _sentences(check: ExplanationEvaluation, metadata: Mapping[str, Any]) -> Ite
         yield str(check.sets.attrs["sentence"])
 
 
-def _require_same(why: Explanation, checkpoint: Checkpoint, cells: TokenizedDataset | None) -> None:
+def _require_same(why: Explanation, checkpoint: Checkpoint, cells: Any) -> None:
     if cells is None:
-        raise InputError("checkpoint= asks the model again: give the tokenised cells of the explanation, too (cells=).")
+        raise InputError(
+            "checkpoint= asks the model again: give the tokenised cells, or samples, of the explanation, too (cells=)."
+        )
     explained = why.metadata.get("checkpoint")
     if explained is not None and explained != checkpoint.fingerprint:
         raise InputError(
@@ -239,85 +250,91 @@ def _require_same(why: Explanation, checkpoint: Checkpoint, cells: TokenizedData
         )
 
 
-def _drawn(why: Explanation, cells: TokenizedDataset, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return row numbers of some of the cells explained, ascending, as evenly over donors as they allow."""
+def _drawn(why: Explanation, there: np.ndarray, n: int, rng: np.random.Generator) -> list[str]:
+    """Return the names of some of the rows explained, in the order in which they are there, evenly over donors."""
     donor_of: dict[str, str] = {}
     for block in why.blocks(["cell", "donor"]):
         of_block = block.drop_duplicates("cell")
         donor_of |= dict(zip(of_block["cell"].astype(str), of_block["donor"].astype(object), strict=True))
     names = np.array(list(donor_of), dtype=object)
-    every = pd.Index(cells.cell_names)
+    every = pd.Index(there)
+    if why.metadata.get("family") == "pairs":  # a sample has a row for every 16 drugs
+        every = every.unique()
     if not every.is_unique:
         first = every[every.duplicated()][0]
         raise InputError(f"Several of cells= are called {first!r}; rows of the explanation go by name. Rename cells.")
     rows = every.get_indexer(pd.Index(names))
     if (rows < 0).any():
         raise InputError(
-            f"cells= lacks {(rows < 0).sum():,} of the {len(rows):,} cells that were explained (first: "
+            f"cells= lacks {(rows < 0).sum():,} of the {len(rows):,} {why.rows_are} that were explained (first: "
             f"{names[int(np.argmin(rows))]!r}). Give the dataset that explain was given."
         )
     order = rng.permutation(len(names))
     turn = pd.Series(list(donor_of.values()), dtype=object).fillna("").iloc[order]
     by_turn = np.lexsort((np.arange(len(order)), turn.groupby(turn.to_numpy()).cumcount().to_numpy()))
-    return np.sort(rows[order[by_turn[:n]]])
+    return [str(every[row]) for row in np.sort(rows[order[by_turn[:n]]])]
 
 
 # Curves
 
 
-def _curves(
-    why: Explanation, again: Again, genes: pd.DataFrame, rng: np.random.Generator
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _curves(again: Again[Any], genes: pd.DataFrame, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return points and areas of all judges, state by state."""
-    attributions = _attributions(why, again)
-    names, vocabulary = again.answer.names, again.vocabulary
-    n_orders = 2 * len(why.methods) + 2 + N_RANDOM
-    n_passes = len(names) * len(_JUDGES) * len(again.tokens) * n_orders * len(SHARES)
+    attributions = _attributions(again)
+    names, takings = again.states, again.takings_here
+    n_orders = 2 * len(again.why.methods) + 2 + N_RANDOM
+    n_passes = len(names) * len(takings) * again.n_read * n_orders * len(SHARES)
     points, areas = [], []
-    with progress("curves", total=n_passes, unit="cells") as bar:
-        value_of = again.asking(bar.update)
+    with progress("curves", total=n_passes, unit="passes") as bar:
         for number, state in enumerate(names):
-            ranked = _ranked(again, attributions, genes, state)
-            for operator, way in _JUDGES:
-                pooled = partial(masked, mask_token=vocabulary.mask_token, pooled=True)
-                alter = pooled if way == "insertion" else operation(operator, vocabulary)
-                judge = Judge(operator, alter, _column(value_of, number), inserting=way == "insertion")
-                curves = judge.curves(ranked, why.metadata, rng=rng)
-                of = {"state": state, "operator": operator, "way": way}
+            for taking in takings:
+                rows = _ranked(again, attributions, genes, number, taking)
+                ask = partial(_asked, again, taking, number, bar.update)
+                judge = Judge(taking.operator, ask, inserting=taking.way == "insertion")
+                curves = judge.curves(rows, again.readable.metadata, rng=rng)
+                of = {"state": state, "operator": taking.operator, "way": taking.way}
                 points.append(curves.points.assign(**of))
                 areas.append(curves.areas.assign(**of))
     return pd.concat(points, ignore_index=True), pd.concat(areas, ignore_index=True)
 
 
-def _column(value_of: Callable[[Any], np.ndarray], number: int) -> Callable[[Any], np.ndarray]:
-    return lambda views: value_of(views)[:, number]
+def _asked(
+    again: Again[Any], taking: Taking, state: int, show: Callable[[int], object], altered: Iterator[Altered]
+) -> np.ndarray:
+    return again.answers(taking, state, altered, show)
 
 
-def _attributions(why: Explanation, again: Again) -> pd.Series:
-    """Return the attributions of the cells that are asked again, by cell, state, method and gene."""
+def _attributions(again: Again[Any]) -> pd.Series:
+    """Return the attributions of the rows that are asked again, by cell, state, method and gene."""
     names, parts = set(again.names), list[pd.DataFrame]()
-    for block in why.blocks(["cell", "state", "method", "gene", "value"]):
-        parts.append(
-            block[block["cell"].isin(names)].astype(dict.fromkeys(["cell", "state", "method", "gene"], object))
-        )
+    for block in again.readable.blocks(["cell", "state", "method", "gene", "value"]):
+        of_units = block[block["cell"].isin(names) & block["gene"].notna()]
+        parts.append(of_units.astype(dict.fromkeys(["cell", "state", "method", "gene"], object)))
     return pd.concat(parts).set_index(["cell", "state", "method", "gene"])["value"].sort_index()
 
 
-def _ranked(again: Again, attributions: pd.Series, genes: pd.DataFrame, state: str) -> list[RankedCell]:
-    """Return the cells with what orders of their genes go by, the same orders in all."""
+def _ranked(
+    again: Again[Any], attributions: pd.Series, genes: pd.DataFrame, number: int, taking: Taking
+) -> list[RankedRow]:
+    """Return the rows with what orders of their genes go by, the same orders in all."""
+    state = again.states[number]
     changes = None
     if "log2_fold_change" in genes and genes["log2_fold_change"].notna().any():
         of_state = genes[genes["state"] == state]
         changes = of_state.loc[~of_state.index.duplicated(), "log2_fold_change"]
     levels = [attributions.index.get_level_values(name) for name in ("state", "method")]
-    explained = set(zip(*levels, strict=True))
-    methods = [method for method in again.all_methods if (state, method) in explained]
+    explained = {method for of, method in zip(*levels, strict=True) if of == state}
+    explained = {method for method in explained if method.endswith(OF_CHARACTERS) == taking.of_characters}
+    methods = [method for method in again.all_methods if method in explained]
     ranked = []
-    for name, donor, view, ids in zip(again.names, again.donors, again.views, again.gene_ids, strict=True):
-        of_cell = attributions.loc[name, state].unstack("gene").reindex(index=methods, columns=ids)
-        scores = dict(zip(methods, of_cell.to_numpy(), strict=True))
-        of_change = None if changes is None else changes.reindex(ids).to_numpy()
-        ranked.append(RankedCell(name, donor, view, orders(scores, len(ids), of_change)))
+    for i, (name, donor) in enumerate(zip(again.names, again.donors, strict=True)):
+        units = again.units(i, number, taking)
+        of_row = attributions.loc[name, state].unstack("gene").reindex(index=methods, columns=units.names)
+        simple = dict(units.simple)
+        if changes is not None:
+            simple[BY_CHANGE] = changes.reindex(list(units.names)).to_numpy()
+        scores = dict(zip(methods, of_row.to_numpy(), strict=True))
+        ranked.append(RankedRow(name, donor, units.free, orders(scores, simple)))
     return ranked
 
 
@@ -325,51 +342,21 @@ def _ranked(again: Again, attributions: pd.Series, genes: pd.DataFrame, state: s
 
 
 def _models(
-    checkpoint: Checkpoint,
-    cells: TokenizedDataset,
-    why: Explanation,
-    again: Again,
-    random_weights: bool | None,
-    permuted: bool | Checkpoint | None,
-    seed: int,
-) -> Iterator[tuple[str, Checkpoint]]:
+    again: Again[Any], random_weights: bool | None, permuted: bool | Checkpoint | None, seed: int
+) -> Iterator[tuple[str, Any]]:
     """Yield the models that are asked the same, with what they forgot."""
     if random_weights is not False:
-        yield from forgetting(checkpoint, seed=seed)
+        yield from again.forgetting(seed)
     if isinstance(permuted, Checkpoint):
-        yield PERMUTED_LABELS, permuted
-        return
-    fitting = _fitting(checkpoint, cells, why.metadata.get("target"))
-    if permuted and fitting is None:
-        raise InputError(
-            "permuted=True fits a last layer to permuted labels, of a classifier of cells whose target is classes or a "
-            "number and a column of the cells. Give such cells, or a checkpoint fine-tuned on permuted labels."
-        )
-    if permuted is not False and fitting is not None:
-        rng = np.random.default_rng(seed)
-        rows = fitting if len(fitting) <= MOST_FITTED else np.sort(rng.choice(fitting, MOST_FITTED, replace=False))
-        target = str(why.metadata["target"])
-        labels = cells.labels(target).iloc[rows].tolist()
-        yield PERMUTED_LABELS, with_permuted_labels(checkpoint, target, again.vectors(rows), labels, seed=seed)
+        yield PERMUTED_LABELS, again.given(permuted)
+    elif permuted is not False and (model := again.permuted(seed, required=bool(permuted))) is not None:
+        yield PERMUTED_LABELS, model
 
 
-def _fitting(checkpoint: Checkpoint, cells: TokenizedDataset, target: str | None) -> np.ndarray | None:
-    """Return the rows of cells whose labels a last layer could be fitted to; None where it cannot be."""
-    if not isinstance(checkpoint.model, CellClassifier) or target is None or target not in cells.obs_columns:
-        return None
-    learned = next(one for one in checkpoint.model.head.targets if one.name == target)
-    if not isinstance(learned, Classes | Number):
-        return None
-    labels = cells.labels(target)
-    known = labels.isin(learned.classes) if isinstance(learned, Classes) else labels.notna()
-    rows = np.flatnonzero(known.to_numpy() & cells.has_gene)
-    return rows if labels.iloc[rows].nunique() > 1 else None
-
-
-def _forgot(why: Explanation, again: Again, models: Iterator[tuple[str, Checkpoint]]) -> pd.DataFrame:
+def _forgot(again: Again[Any], models: Iterator[tuple[str, Any]]) -> pd.DataFrame:
     made = list(models)
     if not made or not again.methods:
         return pd.DataFrame()
     with progress("explain models that forgot", total=len(made) * again.n_passes, unit="passes") as bar:
         explained = ((name, partial(again.explained, model, bar.update)) for name, model in made)
-        return sanity(why, explained)
+        return sanity(again.readable, explained)

@@ -56,6 +56,19 @@ class Explained(ABC):
     def table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Return the rows of the file for some rows; `show` is called with passes that are done."""
 
+    @property
+    @abstractmethod
+    def names(self) -> np.ndarray:
+        """Name of each row, as in column ``cell``; several rows may be of one."""
+
+    def donor_of(self, row: int) -> str | None:
+        """Return the replicate of a row: here itself."""
+        return str(self.names[row])
+
+    def table_by_itself(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
+        """Return the rows of the file for some rows, without what `prepare` measures over all of them."""
+        return self.table(part, show)
+
     def passes(self) -> np.ndarray:
         """Return how often the network is run for each row, which the bar counts; here once."""
         return np.ones(len(self.costs()), dtype=np.int64)
@@ -111,8 +124,35 @@ class CellsExplained(Explained):
         self._donors = donors_of(cells, self._rows, request.donor, to="explain")
 
     @cached_property
-    def _answer(self) -> Answer:
+    def answer(self) -> Answer:
+        """What is asked of each cell."""
         return self._asked.answer(self._reader.device)
+
+    @property
+    def rows_of_cells(self) -> np.ndarray:
+        """Row number of each in the dataset."""
+        return self._rows
+
+    @property
+    def names(self) -> np.ndarray:
+        """Name of each cell."""
+        return self._cells.cell_names[self._rows]
+
+    def donor_of(self, row: int) -> str | None:
+        """Return the donor; None where none is named."""
+        return None if self._donors is None else self._donors[row]
+
+    def of_model(self, checkpoint: Checkpoint) -> "CellsExplained":
+        """Return the same cells and question, of another model."""
+        return CellsExplained(self._request, checkpoint, self._cells)
+
+    def table_by_itself(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
+        """Return the rows of the file for some cells; gaps are measured by the spread of these alone."""
+        self._methods.prepare()
+        if "integrated_gradients" in self._request.methods:
+            cells = [self._cells[int(row)] for row in self._rows[part]]
+            self._methods.learn_spread(self._reader, self.answer, cells)
+        return self.table(part, show)
 
     @cached_property
     def _lengths(self) -> np.ndarray:
@@ -155,14 +195,14 @@ class CellsExplained(Explained):
     def _names(self) -> Sequence[str]:
         """What the numbers explained are called, before states are embedded."""
         goal = self._request.goal
-        return goal.states[1:] if goal is not None else self._answer.names
+        return goal.states[1:] if goal is not None else self.answer.names
 
     def prepare(self) -> dict[str, Any]:
         """Embed states, read places of reference cells, and see how good the model is."""
         self._methods.prepare()
-        facts = self._methods.measure(self._reader, self._answer, self._rows)
+        facts = self._methods.measure(self._reader, self.answer, self._rows)
         how_good = processes.agreed(self._how_good)
-        return {"measure": self._answer.described, "how_good": how_good, **facts}
+        return {"measure": self.answer.described, "how_good": how_good, **facts}
 
     def _how_good(self) -> dict[str, Any] | None:
         """Return how well the model predicts the cells explained, where their labels are known."""
@@ -186,15 +226,14 @@ class CellsExplained(Explained):
         middle = rows[np.argsort(self._lengths[rows], kind="stable")[len(rows) // 2]]
         cost = np.array([flops(self._reader.bert.config, np.array([length])) for length in self._lengths])
         return self._methods.seconds(
-            self._reader, self._answer, self._cells[int(self._rows[middle])], cost[middle], (cost * self._work())[rows]
+            self._reader, self.answer, self._cells[int(self._rows[middle])], cost[middle], (cost * self._work())[rows]
         )
 
     def table(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Return the rows of the file for some cells: of each its methods, of each of those its genes and states."""
         cells = [self._cells[int(row)] for row in self._rows[part]]
         done = {
-            method: self._methods.do(method, self._reader, self._answer, cells, show)
-            for method in self._request.methods
+            method: self._methods.do(method, self._reader, self.answer, cells, show) for method in self._request.methods
         }
         return self._laid_out(part, cells, done)
 

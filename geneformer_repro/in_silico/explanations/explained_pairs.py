@@ -10,9 +10,11 @@ padding, which in networks that only convolve is the empty SMILES.
 Shapes: P pairs, S samples, G genes, T positions of a SMILES, E length of a character's vector.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -26,12 +28,14 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import PADDING, UNKNOWN, Drugs
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.identities import same_samples
+from geneformer_repro.in_silico.explanations import pair_tokens
 from geneformer_repro.in_silico.explanations.cell_methods import Gaps
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
 from geneformer_repro.in_silico.explanations.explained_samples import require_methods
 from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
 from geneformer_repro.in_silico.explanations.how_good import of_numbers
 from geneformer_repro.in_silico.explanations.pair_occlusions import answers, lost_by_characters, lost_by_genes
+from geneformer_repro.in_silico.explanations.pair_tokens import TokenGenes
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.pair_derivatives import (
@@ -46,7 +50,8 @@ from geneformer_repro.reading import evaluating
 from geneformer_repro.responses import Responses, read_responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-METHODS = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
+METHODS_OF_VALUES = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
+METHODS = tuple(dict.fromkeys([*METHODS_OF_VALUES, *pair_tokens.METHODS]))
 Baseline: TypeAlias = Literal["mean", "median", "pad"]
 TOLERANCE, TOLERANCE_OF_CHARACTERS = 1e-3, 1e-2
 """Of the completeness of integrated gradients; convolutions have so many bends that 1e-3 takes 500 passes a pair."""
@@ -95,7 +100,8 @@ class ExplainedPairs(Explained):
             samples instead of a gene's value), "mask" of characters alone (the baseline's vector instead of a
             character's); "attention" tells what the network looks at, where it does. The baseline is "mean" (a sample
             of mean expression, and characters that all have the mean vector), "median" (that of the samples, for
-            genes), or "pad" (for characters the vector of padding).
+            genes), or "pad" (for characters the vector of padding). Genes that are read as tokens are explained by
+            methods of cells ("hide", "delete", "mask" …); their baseline may be "mask", "mean" or "pad".
         checkpoint
             A network that `finetune_response` made.
         samples, drugs, how
@@ -108,8 +114,12 @@ class ExplainedPairs(Explained):
         InputError
             A method or drug is unknown, the network reads nothing that a method is of, or it has learned the pairs.
         """
-        require_methods(request, METHODS, get_args(Baseline), "a network of drug response")
         network = checkpoint.pair_network
+        what, baselines = "a network of drug response", get_args(Baseline)
+        if reads_tokens_alone(network):
+            require_methods(request, METHODS, ("mean", "pad", "mask"), f"{what} that reads tokens alone")
+        else:
+            require_methods(request, METHODS_OF_VALUES, baselines, what)
         given = [name for name in ("target", "contrast", "donor", "sets") if getattr(request, name) is not None]
         if given or request.obs:
             raise InputError(
@@ -129,8 +139,7 @@ class ExplainedPairs(Explained):
         if asked.sides.values_SG is not None:
             median_G = np.median(asked.sides.values_SG, axis=0).astype(np.float32)
         if network.drugs.kind == "smiles":
-            weight_VE = network.characters.embedding.weight.detach().float().cpu().numpy()
-            start_E = weight_VE[PADDING] if request.baseline == "pad" else weight_VE[UNKNOWN + 1 :].mean(axis=0)
+            start_E = vector_of_no_character(network, padding=request.baseline == "pad")
         if responses is not None and not isinstance(responses, Responses):
             responses = read_responses(responses, measure=network.target.measure, drugs=asked.drugs)
         made = cls(request, checkpoint, asked, rows, numbers, median_G, start_E, responses)
@@ -143,15 +152,40 @@ class ExplainedPairs(Explained):
                 raise InputError(
                     f"{self.checkpoint.name} ({network!r}) has nothing that {method!r} is of: 'median' needs a network "
                     "that reads expression of genes, 'mask' one that reads characters of SMILES, 'attention' one that "
-                    "chooses characters by attention. Of one that reads tokens alone set network.expression_path."
+                    "chooses characters by attention."
                 )
+
+    @property
+    def names(self) -> np.ndarray:
+        """Name of the sample of each row."""
+        return np.repeat(self.asked.names[self.samples], len(self._chunks))
+
+    def of_model(self, checkpoint: Checkpoint) -> "ExplainedPairs":
+        """Return the same pairs, of another network that reads the same."""
+        start_E, network = self.start_E, checkpoint.pair_network
+        if len(start_E):
+            start_E = vector_of_no_character(network, padding=self.request.baseline == "pad")
+        return dataclasses.replace(self, checkpoint=checkpoint, start_E=start_E)
 
     @property
     def _network(self) -> PairNetwork:
         return self.checkpoint.pair_network
 
+    @cached_property
+    def by_tokens(self) -> TokenGenes | None:
+        """How genes are explained where the network reads them as tokens; None where it reads their values."""
+        sides = self.asked.sides
+        if not reads_tokens_alone(self._network):
+            return None
+        assert sides.cells is not None
+        methods = tuple(method for method in self.request.methods if method in pair_tokens.METHODS)
+        request = dataclasses.replace(self.request, methods=methods or ("hide",))
+        return TokenGenes(request, self._network, sides.cells, sides.drugs)
+
     def _is_of_genes(self, method: str) -> bool:
         shape = self._network.shape
+        if reads_tokens_alone(self._network):
+            return method in pair_tokens.METHODS
         if method == "attention":
             return shape.model == "paccmann" and shape.fusion == "attention" and not shape.sample_layers
         return method in _OF_GENES and shape.reads_expression
@@ -170,8 +204,12 @@ class ExplainedPairs(Explained):
         n_genes = len(self._network.scale.names["expression"]) if self._network.scale is not None else 0
         n_units = n_genes + self._network.drugs.n_positions
         passes = {"integrated_gradients": 32, "gradient_input": 2, "median": 32, "mask": 8, "attention": 1}
-        a_pair = n_units * sum(passes[method] for method in self.request.methods)
-        return np.tile([a_pair * len(chunk) for chunk in self._chunks], len(self.samples))
+        a_pair = n_units * sum(passes.get(method, 0) for method in self.request.methods)
+        of_chunks = np.array([a_pair * len(chunk) for chunk in self._chunks])
+        if self.by_tokens is None:
+            return np.tile(of_chunks, len(self.samples))
+        of_tokens = [[self.by_tokens.work(s, len(chunk)) for chunk in self._chunks] for s in self.samples.tolist()]
+        return (of_chunks + np.array(of_tokens)).ravel()
 
     def describe(self) -> dict[str, Any]:
         """Say what is explained and how, as JSON can hold it; all inputs by content."""
@@ -191,9 +229,13 @@ class ExplainedPairs(Explained):
             "mask": {"operator": "the baseline's vector instead of a character's", "baseline": self.request.baseline},
             "attention": {"of": "mean over heads and widths of convolution"},
         }
+        if reads_tokens_alone(network):
+            of_tokens = self.request.settings()
+            settings = {method: settings.get(method, {}) | of_tokens[method] for method in self.request.methods}
         beyond = ", beyond its mean effects" if network.shape.residual else ""
         return {
             "family": "pairs",
+            **({"genes_by": "tokens"} if reads_tokens_alone(network) else {}),
             "measure": f"predicted {network.target.measure} of the drug in column state{beyond}",
             "target": network.target.name,
             "states": [self.asked.drugs.names[drug] for drug in self.drugs],
@@ -211,18 +253,8 @@ class ExplainedPairs(Explained):
         """See how good the network is, where responses are known: within drugs, whose potency is no merit of a pair."""
         if self.responses is None:
             return {"how_good": None}
-        if self.responses.measure != self._network.target.measure:
-            raise InputError(
-                f"The responses are {self.responses.measure}, and {self.checkpoint.name} tells "
-                f"{self._network.target.measure}. Give them in its measure."
-            )
-        known = self.responses.join([*self.asked.names], self.asked.drugs)
-        is_asked = np.isin(known.pairs[:, 0], self.samples) & np.isin(known.pairs[:, 1], self.drugs)
-        sample_P, drug_P = known.pairs[is_asked].T
-        said = {int(sample): self.before(int(sample), self.drugs) for sample in np.unique(sample_P)}
-        place = {int(drug): i for i, drug in enumerate(self.drugs)}
-        predicted_P = [said[int(sample)][place[int(drug)]] for sample, drug in zip(sample_P, drug_P, strict=True)]
-        table = pd.DataFrame({"true": known.values[is_asked], "predicted": predicted_P, "drug": drug_P})
+        (sample_P, drug_P), true_P = self.known
+        table = pd.DataFrame({"true": true_P, "predicted": self._predicted(sample_P, drug_P), "drug": drug_P})
         beyond = table[["true", "predicted"]] - table.groupby("drug")[["true", "predicted"]].transform("mean")
         if not len(beyond):
             return {"how_good": None}
@@ -231,14 +263,34 @@ class ExplainedPairs(Explained):
         return {"how_good": how_good}
 
     @property
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of sample and drug of pairs that are explained and whose response is known, (2, P), and these."""
+        assert self.responses is not None
+        if self.responses.measure != self._network.target.measure:
+            raise InputError(
+                f"The responses are {self.responses.measure}, and {self.checkpoint.name} tells "
+                f"{self._network.target.measure}. Give them in its measure."
+            )
+        known = self.responses.join([*self.asked.names], self.asked.drugs)
+        is_asked = np.isin(known.pairs[:, 0], self.samples) & np.isin(known.pairs[:, 1], self.drugs)
+        return known.pairs[is_asked].T, known.values[is_asked]
+
+    def _predicted(self, sample_P: np.ndarray, drug_P: np.ndarray) -> list[float]:
+        said = {int(sample): self.before(int(sample), self.drugs) for sample in np.unique(sample_P)}
+        place = {int(drug): i for i, drug in enumerate(self.drugs)}
+        return [said[int(sample)][place[int(drug)]] for sample, drug in zip(sample_P, drug_P, strict=True)]
+
+    @property
     def columns_for_metadata(self) -> list[str]:
         """Columns that `further` needs."""
         return ["cell", "method", "gap"]
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return names of genes, and how completely integrated gradients add up."""
-        scale = self._network.scale
-        named = () if scale is None else zip(scale.names["expression"], scale.gene_names, strict=True)
+        scale, vocabulary = self._network.scale, self.checkpoint.vocabulary
+        named = zip(vocabulary.gene_ids, vocabulary.gene_names, strict=True)
+        if scale is not None:
+            named = zip(scale.names["expression"], scale.gene_names, strict=True)
         gaps = Gaps(MOST_GAP)
         for table in tables:
             gaps.add(table)
@@ -280,19 +332,22 @@ class ExplainedPairs(Explained):
         name = str(self.asked.names[sample])
         for i, drug in enumerate(drugs):
             for method, units_of, (value_DU, gap_D) in found:
-                units, kept = units_of(drug)
+                units, kept = units_of(sample, drug)
                 said: dict[str, Any] = {"row": name, "donor": name, "method": method, "further": self._further}
-                said |= {"exact": method not in ("gradient_input", "attention")}
+                said |= {"exact": method not in ("attention", *pair_tokens.APPROXIMATE)}
                 said |= {"gap_S": None if gap_D is None else gap_D[i : i + 1]}
                 states, before_S = [self.asked.drugs.names[drug]], before_D[i : i + 1]
                 yield unit_rows(units, value_DU[i, kept][:, None], states, before_S, **said)
 
-    def _genes(self, drug: int) -> tuple[Units, np.ndarray]:
+    def _genes(self, sample: int, drug: int) -> tuple[Units, np.ndarray]:
+        if self.by_tokens is not None:
+            there = self.by_tokens.ids(sample)
+            return Units(genes=there, places=np.arange(len(there), dtype=np.int32)), np.arange(len(there))
         assert self._network.scale is not None
         genes = self._network.scale.names["expression"]
         return Units(genes=genes), np.arange(len(genes))
 
-    def _characters(self, drug: int) -> tuple[Units, np.ndarray]:
+    def _characters(self, sample: int, drug: int) -> tuple[Units, np.ndarray]:
         there = np.flatnonzero(self.asked.sides.drugs[drug] > 0)
         smiles = self.asked.drugs.smiles[drug]
         assert smiles is not None
@@ -312,6 +367,9 @@ class ExplainedPairs(Explained):
 
     def by_genes(self, method: str, sample: int, drugs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values of genes, (drugs, G), and gaps of integrated gradients, (drugs,)."""
+        if self.by_tokens is not None:
+            found_by_tokens = self.by_tokens.attribution(method, sample, drugs)
+            return found_by_tokens.value_GS.T, found_by_tokens.gap_S
         network, sides, pairs_P2 = self._network, self.asked.sides, _pairs(sample, drugs)
         assert sides.values_SG is not None
         start_SG = None
@@ -349,6 +407,17 @@ class ExplainedPairs(Explained):
             numbers = torch.stack([torch.zeros(len(drugs), dtype=torch.long), torch.arange(len(drugs))], dim=1)
             of_sample = network.of_samples(values, pooled)
             return network.shares_of_characters(of_sample, read, numbers.to(device)).double().numpy(force=True), None
+
+
+def reads_tokens_alone(network: PairNetwork) -> bool:
+    """Whether genes of samples come to a network as tokens, and in no other way."""
+    return network.shape.reads_tokens and not network.shape.reads_expression
+
+
+def vector_of_no_character(network: PairNetwork, *, padding: bool) -> np.ndarray:
+    """Return a vector in place of a character's, (E,): padding's, or the mean of all that are known."""
+    weight_VE: np.ndarray = network.characters.embedding.weight.detach().float().cpu().numpy()
+    return weight_VE[PADDING] if padding else weight_VE[UNKNOWN + 1 :].mean(axis=0)
 
 
 def _refuse_learned(checkpoint: Checkpoint, asked: AskedPairs, rows: np.ndarray, drugs: np.ndarray) -> None:

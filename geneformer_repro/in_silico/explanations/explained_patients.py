@@ -9,8 +9,9 @@ occlusions show.
 Shapes: N cells of a patient, D length of a vector, U genes (or sets), S numbers explained.
 """
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 _DERIVED = ("first_order", "gradient_input", "integrated_gradients", "attention_gradient")
 METHODS = (*OPERATORS, *_DERIVED, "attention")
-_LAYER = -1
+LAYER = -1
+"""Of the encoder, whose vectors `finetune_patients` learns from."""
 _POOLING: Pooling = "mean"
-"""Of the vectors that `finetune_patients` learns from."""
 _NUMBERS_AT_ONCE = 2**22
 """Of vectors of altered bags: 16 MB."""
 _PASSES_OF = {"first_order": 3, "gradient_input": 3, "integrated_gradients": 150, "attention_gradient": 4}
@@ -59,7 +60,7 @@ class _VectorOfCell:
 
     width: int
     pooling: Pooling = _POOLING
-    layer: int = _LAYER
+    layer: int = LAYER
     first_only: bool = False
     asked: None = None
     masks: bool = False
@@ -82,7 +83,7 @@ class _AlongSlope:
     slope_DS: Tensor
     names: tuple[str, ...]
     vector: _VectorOfCell
-    layer: int = _LAYER
+    layer: int = LAYER
     first_only: bool = False
     asked: None = None
     masks: bool = False
@@ -94,7 +95,7 @@ class _AlongSlope:
 
 
 @dataclass(frozen=True, eq=False)
-class _Patient:
+class Patient:
     """One patient, with the vectors of the cells as they are."""
 
     name: str
@@ -157,21 +158,14 @@ class ExplainedPatients(Explained):
         self._patients = drawn(np.arange(len(self._read.patients)), request.max_cells, rng)
         if not request.allow_seen:
             _refuse_learned(run, self._read.patients[self._patients])
-        device = torch.device(request.device) if request.device else processes.device()
-        self._reader = Reader.of(
-            checkpoint,
-            layer=_LAYER,
-            dtype=request.dtype,
-            max_tokens=batch_tokens(request.max_tokens, device),
-            device=device,
-        )
+        self._reader = self._reader_of(checkpoint)
         self._vector = _VectorOfCell(self._reader.hidden_size)
         if self._network.shape.n_inputs != self._reader.hidden_size:
             raise InputError(
                 f"{run}: learned vectors of {self._network.shape.n_inputs} numbers, and {checkpoint.name} makes such "
                 f"of {self._reader.hidden_size}. Give the checkpoint of the run."
             )
-        self._network.to(device)
+        self._network.to(self._reader.device)
         self._methods = CellMethods(request, cells, self._read.cell_rows)
 
     @staticmethod
@@ -189,6 +183,42 @@ class ExplainedPatients(Explained):
                 raise InputError(f"{name}= is not for patients, each of whom is a replicate. Leave it out.")
 
     # What is explained
+
+    @property
+    def names(self) -> np.ndarray:
+        """Name of each patient."""
+        return self._read.patients[self._patients].astype(str)
+
+    @property
+    def network(self) -> BagNetwork:
+        """The network of patients."""
+        return self._network
+
+    @property
+    def answer(self) -> OutputAnswer:
+        """What is asked of each patient."""
+        return self._answer
+
+    def of_model(self, checkpoint: Checkpoint, network: BagNetwork) -> "ExplainedPatients":
+        """Return the same patients and question, of another encoder or network of patients."""
+        other = copy.copy(self)
+        other._checkpoint, other._network = checkpoint, network.to(self._reader.device)
+        other._reader = self._reader_of(checkpoint)
+        return other
+
+    def _reader_of(self, checkpoint: Checkpoint) -> Reader:
+        device = torch.device(self._request.device) if self._request.device else processes.device()
+        room = batch_tokens(self._request.max_tokens, device)
+        return Reader.of(checkpoint, layer=LAYER, dtype=self._request.dtype, max_tokens=room, device=device)
+
+    def table_by_itself(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
+        """Return the rows of the file for some patients."""
+        self._methods.prepare()
+        return self.table(part, show)
+
+    def obs_of_patients(self) -> pd.DataFrame:
+        """Return the columns of a cell of each patient: labels are alike in all of them."""
+        return self._cells.obs.iloc[[int(self._tokens_of(patient)[0]) for patient in self._patients]]
 
     def _tokens_of(self, patient: int) -> np.ndarray:
         return self._read.cell_rows[self._read.bags.cells_of(np.array([patient]))]
@@ -249,13 +279,12 @@ class ExplainedPatients(Explained):
         return {"how_good": how_good}
 
     def _how_good(self) -> dict[str, Any] | None:
-        firsts = [self._tokens_of(patient)[0] for patient in self._patients]
-        labels = labels_in(self._answer.target, self._cells.obs.iloc[firsts])
+        labels = labels_in(self._answer.target, self.obs_of_patients())
         if labels is None or not (known := ~np.isnan(labels).any(axis=1)).any():
             return None
         meanings = []
         for patient in self._patients[known]:
-            of_patient = self._patient(patient)
+            of_patient = self.patient(patient)
             with torch.no_grad():
                 outputs_1K = self._network(of_patient.bags(of_patient.vector_ND[None])).outputs_PK.double()
             split = outputs_1K.split([target.n_outputs for target in self._network.targets], dim=-1)
@@ -264,16 +293,31 @@ class ExplainedPatients(Explained):
         scored = of_target(self._answer.target, labels[known], np.concatenate(meanings), unit)
         return scored | {"replicates": "patients" if what == "rows" else what}
 
-    def _patient(self, number: int, show: Callable[[int], object] = lambda n: None) -> _Patient:
+    @property
+    def n_cells(self) -> np.ndarray:
+        """Cells of each patient that is explained."""
+        return self._read.bags.lengths[self._patients]
+
+    @property
+    def unit_names(self) -> Sequence[str]:
+        """Of genes, or sets of them, by number."""
+        return self._methods.unit_names
+
+    def patient_of(self, row: int) -> Patient:
+        """Return one of the patients that are explained, with the vectors of its cells."""
+        return self.patient(int(self._patients[row]))
+
+    def patient(self, number: int, show: Callable[[int], object] = lambda n: None) -> Patient:
+        """Return a patient, by its number in the run's reading, with the vectors of its cells."""
         rows = self._tokens_of(number)
         tokens = [self._cells[int(row)] for row in rows]
         views = [unchanged(cell, self._cells.vocabulary, self._vector) for cell in tokens]
         vector_ND = torch.from_numpy(ask(self._reader, self._vector, views, show=show)).to(self._reader.device).float()
         types_N = self._read.bags.types_N[self._read.bags.cells_of(np.array([number]))]
         name = str(self._read.patients[number])
-        return _Patient(name, tokens, self._cells.cell_names[rows], types_N, vector_ND)
+        return Patient(name, tokens, self._cells.cell_names[rows], types_N, vector_ND)
 
-    def _values(self, patient: _Patient, vectors_BND: Tensor) -> np.ndarray:
+    def values(self, patient: Patient, vectors_BND: Tensor) -> np.ndarray:
         """Return the numbers of versions of a patient, (B, S)."""
         with torch.no_grad():
             values_BS = self._answer(self._network(patient.bags(vectors_BND)).outputs_PK)
@@ -286,13 +330,13 @@ class ExplainedPatients(Explained):
         ).combine_chunks()
 
     def _rows_of(self, number: int, show: Callable[[int], object]) -> Iterator[pa.Table]:
-        patient = self._patient(number, show)
-        before_S = self._values(patient, patient.vector_ND[None])[0]
+        patient = self.patient(number, show)
+        before_S = self.values(patient, patient.vector_ND[None])[0]
         further = {"n_expressing": pa.int64()}
         further |= {"of_cell": pa.string()} if "attention" in self._request.methods else {}
         first = int(self._tokens_of(number)[0])
         carried = {name: pa.array(self._cells.obs[name].iloc[[first]])[0] for name in self._request.obs}
-        units, n_expressing = self._units(patient)
+        units, n_expressing = self.units(patient)
         names = [self._methods.unit_names[unit] for unit in units]
         for method in self._request.methods:
             gap_S, of_units = None, Units(genes=names, others={"n_expressing": n_expressing.tolist()})
@@ -318,7 +362,7 @@ class ExplainedPatients(Explained):
                 obs=carried,
             )
 
-    def _units(self, patient: _Patient) -> tuple[np.ndarray, np.ndarray]:
+    def units(self, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
         """Return the genes, or sets, that stand in a patient's cells, and in how many."""
         n_U = np.zeros(len(self._methods.unit_names), dtype=np.int64)
         for places in self._places(patient):
@@ -326,39 +370,50 @@ class ExplainedPatients(Explained):
         units = np.flatnonzero(n_U)
         return units, n_U[units]
 
-    def _places(self, patient: _Patient) -> list[dict[int, np.ndarray]]:
+    def _places(self, patient: Patient) -> list[dict[int, np.ndarray]]:
         """Return, of each cell, where the genes of each unit that it has stand; none of a unit that is all it has."""
         return [self._methods.places_of_units(tokens) for tokens in patient.tokens]
 
     def _occluded(
         self,
-        patient: _Patient,
+        patient: Patient,
         units: np.ndarray,
         operator: Alter,
         before_S: np.ndarray,
         show: Callable[[int], object],
     ) -> np.ndarray:
         """Return what the patient's numbers lose without each unit in all cells, (U, S)."""
+        return before_S - self.without(patient, units[:, None], operator, show)
+
+    def without(
+        self,
+        patient: Patient,
+        groups: Sequence[np.ndarray] | np.ndarray,
+        operator: Alter,
+        show: Callable[[int], object],
+    ) -> np.ndarray:
+        """Return the patient's numbers without each of some groups of units, in all cells, (groups, S)."""
         places = self._places(patient)
         views = [unchanged(cell, self._cells.vocabulary, self._vector) for cell in patient.tokens]
         at_once = max(1, _NUMBERS_AT_ONCE // patient.vector_ND.numel())
-        lost = []
-        for start in range(0, len(units), at_once):
-            some = units[start : start + at_once]
+        found = []
+        for start in range(0, len(groups), at_once):
+            some = groups[start : start + at_once]
             altered = [
-                (i, cell, operator(views[cell], of_cell[unit]))
+                (i, cell, operator(views[cell], of_group))
                 for cell, of_cell in enumerate(places)
-                for i, unit in enumerate(some)
-                if unit in of_cell
+                for i, group in enumerate(some)
+                if len(of_group := _places_of(group, of_cell))
             ]
-            vectors = ask(self._reader, self._vector, (view for *_, view in altered), show=show)
             vectors_BND = patient.vector_ND.repeat(len(some), 1, 1)
-            rows, cells = (torch.tensor([of[k] for of in altered], device=vectors_BND.device) for k in (0, 1))
-            vectors_BND[rows, cells] = torch.from_numpy(vectors).to(vectors_BND)
-            lost.append(before_S - self._values(patient, vectors_BND))
-        return np.concatenate(lost)
+            if altered:
+                vectors = ask(self._reader, self._vector, (view for *_, view in altered), show=show)
+                rows, cells = (torch.tensor([of[k] for of in altered], device=vectors_BND.device) for k in (0, 1))
+                vectors_BND[rows, cells] = torch.from_numpy(vectors).to(vectors_BND)
+            found.append(self.values(patient, vectors_BND))
+        return np.concatenate(found)
 
-    def slopes(self, patient: _Patient) -> Tensor:
+    def slopes(self, patient: Patient) -> Tensor:
         """Return the slope of each number by each cell's vector, (N, D, S)."""
         vectors = patient.vector_ND.clone().requires_grad_()
         with torch.enable_grad():
@@ -367,7 +422,7 @@ class ExplainedPatients(Explained):
         return torch.stack(of_states, dim=2)
 
     def _derived(
-        self, patient: _Patient, units: np.ndarray, method: str, show: Callable[[int], object]
+        self, patient: Patient, units: np.ndarray, method: str, show: Callable[[int], object]
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return what each unit adds along the slopes, summed over cells, (U, S); and by how much these miss, (S,)."""
         vocabulary, names = self._cells.vocabulary, self._answer.names
@@ -396,7 +451,7 @@ class ExplainedPatients(Explained):
             return value_US, None
         return value_US, np.abs(missed_S) / np.maximum(np.abs(whole_S), 1e-9)
 
-    def _weights(self, patient: _Patient) -> np.ndarray:
+    def _weights(self, patient: Patient) -> np.ndarray:
         """Return how much each cell counts in its bag, (N, S): shares without sign, the same for all numbers."""
         with torch.no_grad():
             share_N = self._network(patient.bags(patient.vector_ND[None])).attention_N
@@ -418,6 +473,14 @@ class ExplainedPatients(Explained):
         names, position = vocabulary.gene_names, vocabulary.position
         named = {gene: names[position[gene]] for gene in sorted(g for g in genes if g is not None) if gene in position}
         return {"gene_names": named, **gaps.said()}
+
+
+def _places_of(group: np.ndarray, of_cell: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Return where the units of a group stand in a cell, ascending."""
+    there = [of_cell[unit] for unit in group.tolist() if unit in of_cell]
+    if len(there) < 2:
+        return there[0] if there else np.zeros(0, dtype=np.int64)
+    return np.unique(np.concatenate(there))
 
 
 def _refuse_learned(run: Path, patients: np.ndarray) -> None:

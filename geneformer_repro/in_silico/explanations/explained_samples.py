@@ -228,6 +228,21 @@ class ExplainedSamples(Explained):
         return cls(request, checkpoint, samples, function, median_NG, least_S, sets)
 
     @property
+    def names(self) -> np.ndarray:
+        """Name of each sample."""
+        return self.samples.names
+
+    def donor_of(self, row: int) -> str | None:
+        """Return the replicate that a sample is of; itself where none is named."""
+        donor = self._donors[row]
+        return None if pd.isna(donor) else str(donor)
+
+    def of_model(self, checkpoint: Checkpoint) -> "ExplainedSamples":
+        """Return the same samples and question, of another network that reads the same."""
+        function = SampleFunction(checkpoint.expression_network, self.function.answer)
+        return dataclasses.replace(self, checkpoint=checkpoint, function=function)
+
+    @property
     def gene_ids(self) -> tuple[str, ...]:
         """Genes that the network reads."""
         return self.function.network.scale.names["expression"]
@@ -321,7 +336,6 @@ class ExplainedSamples(Explained):
                 units = Units(genes=[self._unit_names[i] for i in kept])
                 for method, of_method in of_sample.items():
                     fit = of_method.fit
-                    donor = self._donors[row]
                     tables.append(
                         unit_rows(
                             units,
@@ -329,7 +343,7 @@ class ExplainedSamples(Explained):
                             self.function.answer.names,
                             of_method.before_S,
                             row=str(self.samples.names[row]),
-                            donor=None if pd.isna(donor) else str(donor),
+                            donor=self.donor_of(int(row)),
                             method=method,
                             exact=method in ("median", "integrated_gradients"),
                             gap_S=of_method.gap_S,

@@ -1,21 +1,28 @@
 """Which family of models a checkpoint is of, and its rows in the one form in which they are explained."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
+from geneformer_repro.bags import BagNetwork
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionNetwork
+from geneformer_repro.in_silico.explanations.again import Again, request_of
+from geneformer_repro.in_silico.explanations.again_cells import CellsAgain
+from geneformer_repro.in_silico.explanations.again_patients import PatientsAgain
+from geneformer_repro.in_silico.explanations.again_values import again_by_values
 from geneformer_repro.in_silico.explanations.explained import CellsExplained, Explained
 from geneformer_repro.in_silico.explanations.explained_pairs import ExplainedPairs
 from geneformer_repro.in_silico.explanations.explained_patients import ExplainedPatients
 from geneformer_repro.in_silico.explanations.explained_samples import ExplainedSamples
+from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.pair_reading import read_pairs
@@ -83,6 +90,52 @@ def explained_by(
     if patients is not None:
         return ExplainedPatients(request, checkpoint, rows, Path(patients))
     return CellsExplained(request, checkpoint, rows)
+
+
+def again_of(
+    why: Explanation,
+    checkpoint: Checkpoint,
+    rows: RowsGiven,
+    draw: Callable[[np.ndarray], Sequence[str]],
+    *,
+    drugs: DrugsGiven | None,
+    responses: ResponsesGiven | None,
+    patients: str | Path | None,
+    reading: Mapping[str, Any],
+) -> Again[Any]:
+    """Return some rows of an explanation, to be asked again.
+
+    Parameters
+    ----------
+    why, checkpoint, rows, drugs, responses, patients, reading
+        The explanation, and what `explain` was given.
+    draw
+        Chooses rows by their names.
+
+    Raises
+    ------
+    InputError
+        The rows are not of the family that was explained, or as the family says.
+    """
+    if (why.metadata.get("family") == "patients") != (patients is not None):
+        said = "of patients: name the run" if patients is None else "of no patients: leave out the run"
+        raise InputError(f"The explanation is {said} of finetune_patients, patients= (--patients).")
+    usual = usual_choices(checkpoint)
+    learned = None if checkpoint.head is None else checkpoint.head.targets
+    targets = learned or () if patients is None else BagNetwork.open(patients).targets
+    methods = [method for method in why.methods if method != "surrogate"] or usual["methods"]
+    explained = explained_by(
+        request_of(why, targets, methods, baseline=usual["baseline"]),
+        checkpoint, rows, drugs=drugs, responses=responses, patients=patients, reading=reading,
+    )  # fmt: skip
+    names = draw(explained.names)
+    if isinstance(explained, ExplainedPatients):
+        return PatientsAgain(why, explained, names, checkpoint)
+    if isinstance(explained, CellsExplained):
+        assert isinstance(rows, TokenizedDataset)
+        return CellsAgain(why, explained, names, checkpoint, rows)
+    assert isinstance(explained, ExplainedSamples | ExplainedPairs)
+    return again_by_values(why, explained, names)
 
 
 def _require_options(reading: Mapping[str, Any], read: Callable[..., object], like: str) -> None:

@@ -5,42 +5,51 @@ genes out by masking them, others by hiding them. What a curve is worth is told 
 front of the cell, and by fold change; and by the best of all that were tried, an occlusion by the judging operator
 among them where there is one.
 
-Shapes: N altered cells, G genes of a cell, S shares of them that are taken away.
+Rows are cells, samples, patients, or samples with a drug, and what is taken away are genes, or characters of a SMILES;
+how that is done, and what the model says then, the family of models knows (`again`).
+
+Shapes: N altered rows, G genes of a row, S shares of them that are taken away.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
 
-from geneformer_repro.in_silico.explanations.agreement import operator_of
-from geneformer_repro.in_silico.explanations.answers import View
+from geneformer_repro.in_silico.explanations.agreement import THE_MEAN, THE_MEDIAN, operator_of
 from geneformer_repro.in_silico.explanations.gene_table import UNSIGNED
-from geneformer_repro.in_silico.explanations.occlusions import Alter
 from geneformer_repro.in_silico.networks.donor_tests import donor_test
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Of the genes of a cell."""
+"""Of the genes of a row."""
 N_RANDOM = 10
-RANDOM, BY_PLACE, BY_CHANGE = "random", "place", "fold change"
+RANDOM = "random"
+BY_PLACE, BY_CHANGE, BY_VALUE, BY_DETECTION = "place", "fold change", "distance from the mean", "detection"
+SIMPLE = (BY_PLACE, BY_CHANGE, BY_VALUE, BY_DETECTION)
+"""Orders that need no model."""
 LARGEST, SMALLEST = "largest first", "smallest first"
-_OPERATOR = {"hide": "leaving genes out", "mask": "<mask>"}
+_OPERATOR = {"hide": "leaving genes out", "mask": "<mask>", "median": THE_MEDIAN, "mean": THE_MEAN}
+"""What a judge does, in the words of `operator_of`; of characters the operator is called so itself."""
 _DIFFERENCE = 1e-9
 """Of two areas; below it there is nothing to share out."""
 
 
-class RankedCell(NamedTuple):
-    """A cell, and what each order goes by."""
+Altered: TypeAlias = tuple[int, np.ndarray]
+"""Number of a row, and of its genes that are altered."""
+
+
+class RankedRow(NamedTuple):
+    """A row, and what each order goes by."""
 
     name: str
     donor: str | None
-    view: View
-    """As the answer reads it."""
+    free: np.ndarray
+    """Numbers of its genes that may be taken away."""
     scores: Mapping[str, np.ndarray]
-    """By order, a number a gene in the order of places: the largest goes first, a gene without one (NaN) last."""
+    """By order, a number a gene: the largest goes first, a gene without one (NaN) last."""
 
 
 class Curves(NamedTuple):
@@ -80,29 +89,24 @@ def n_taken(n_genes: int, shares: Sequence[float]) -> np.ndarray:
 
 
 def orders(
-    attributions: Mapping[str, np.ndarray], n_genes: int, changes: np.ndarray | None, *, signed: bool = True
+    attributions: Mapping[str, np.ndarray], simple: Mapping[str, np.ndarray], *, signed: bool = True
 ) -> dict[str, np.ndarray]:
-    """Return what each order of a cell's genes goes by, but random ones.
+    """Return what each order of a row's genes goes by, but random ones.
 
     Parameters
     ----------
     attributions
         Of each method, (G,).
-    n_genes
-        Of the cell.
-    changes
-        Fold change of each gene, (G,); None where it is not known.
+    simple
+        Of each order that needs no model, (G,).
     signed
         Also the smallest first, of methods with signs.
     """
     scores = {f"{method}, {LARGEST}": values for method, values in attributions.items()}
     if signed:
-        of_signed = {method: values for method, values in attributions.items() if method not in UNSIGNED}
+        of_signed = {method: of for method, of in attributions.items() if method.partition(" ")[0] not in UNSIGNED}
         scores |= {f"{method}, {SMALLEST}": -values for method, values in of_signed.items()}
-    scores[BY_PLACE] = -np.arange(n_genes, dtype=float)
-    if changes is not None:
-        scores[BY_CHANGE] = changes
-    return scores
+    return scores | dict(simple)
 
 
 @dataclass(frozen=True)
@@ -112,61 +116,57 @@ class Judge:
     Parameters
     ----------
     operator
-        "hide" or "mask".
-    alter
-        What it does to a cell.
+        Its name, such as "hide", "mask" or "median".
     value_of
-        Answers of altered cells, (N,).
+        Answers of altered rows, (N,).
     inserting
-        Begin with the cell whose genes are all altered, and bring them, the first of each order first.
+        Begin with the row whose genes are all altered, and bring them, the first of each order first.
     shares
         Of the genes, ascending from 0.
     n_random
-        Random orders of each cell.
+        Random orders of each row.
     """
 
     operator: str
-    alter: Alter
-    value_of: Callable[[Iterator[View]], np.ndarray]
+    value_of: Callable[[Iterator[Altered]], np.ndarray]
     inserting: bool = False
     shares: Sequence[float] = SHARES
     n_random: int = N_RANDOM
 
-    def curves(self, cells: Sequence[RankedCell], metadata: Mapping[str, Any], *, rng: np.random.Generator) -> Curves:
+    def curves(self, rows: Sequence[RankedRow], metadata: Mapping[str, Any], *, rng: np.random.Generator) -> Curves:
         """Return what becomes of the answer in each order.
 
         Parameters
         ----------
-        cells
+        rows
             With the same orders.
         metadata
             Of the explanation, says what its methods do.
         rng
             Of random orders.
         """
-        names = [*cells[0].scores, *(f"{RANDOM} {i}" for i in range(self.n_random))]
-        values = self.value_of(self._altered(cells, rng)).reshape(len(cells), len(names), len(self.shares))
-        donors = pd.Series([cell.donor for cell in cells], dtype=object)
+        names = [*rows[0].scores, *(f"{RANDOM} {i}" for i in range(self.n_random))]
+        values = self.value_of(self._altered(rows, rng)).reshape(len(rows), len(names), len(self.shares))
+        donors = pd.Series([row.donor for row in rows], dtype=object)
         has_donors = bool(donors.notna().all())
-        of_donors = pd.Series(range(len(cells))).groupby(donors if has_donors else np.zeros(len(cells), int)).indices
-        means = np.stack([values[rows].mean(0) for rows in of_donors.values()])
+        of_donors = pd.Series(range(len(rows))).groupby(donors if has_donors else np.zeros(len(rows), int)).indices
+        means = np.stack([values[of_donor].mean(0) for of_donor in of_donors.values()])
         random = [name.startswith(RANDOM) for name in names]
         points = self._points(names, means.mean(0), np.array(random))
         areas = self._areas(names, area(self.shares, means), np.array(random), has_donors=has_donors)
         areas.insert(1, "own_operator", [self._is_own(name, metadata) for name in areas["order"]])
-        return Curves(points, areas.assign(n_cells=len(cells), n_donors=len(of_donors) if has_donors else 0))
+        return Curves(points, areas.assign(n_cells=len(rows), n_donors=len(of_donors) if has_donors else 0))
 
-    def _altered(self, cells: Sequence[RankedCell], rng: np.random.Generator) -> Iterator[View]:
-        """Yield the cells with ever more genes taken away, or brought, order by order."""
-        for cell in cells:
-            genes = np.flatnonzero(np.arange(cell.view.n_genes) != cell.view.asked - cell.view.margin)
+    def _altered(self, rows: Sequence[RankedRow], rng: np.random.Generator) -> Iterator[Altered]:
+        """Yield the rows with ever more genes taken away, or brought, order by order."""
+        for number, row in enumerate(rows):
+            genes = row.free
             taken = n_taken(len(genes), self.shares)
-            ordered = [genes[order_of(scores[genes])] for scores in cell.scores.values()]
+            ordered = [genes[order_of(scores[genes])] for scores in row.scores.values()]
             ordered += [rng.permutation(genes) for _ in range(self.n_random)]
             for order in ordered:
                 for n in taken.tolist():
-                    places = np.sort(order[n:] if self.inserting else order[:n])
-                    yield self.alter(cell.view, places) if len(places) else cell.view
+                    yield number, np.sort(order[n:] if self.inserting else order[:n])
 
     def _points(self, names: Sequence[str], values: np.ndarray, is_random: np.ndarray) -> pd.DataFrame:
         rows = [*zip(np.array(names)[~is_random], values[~is_random], strict=True)]
@@ -214,4 +214,5 @@ class Judge:
 
     def _is_own(self, order: str, metadata: Mapping[str, Any]) -> bool:
         method = order.partition(", ")[0]
-        return order not in (BY_PLACE, BY_CHANGE) and operator_of(method, metadata) == _OPERATOR[self.operator]
+        own = _OPERATOR.get(self.operator, self.operator)
+        return order not in SIMPLE and operator_of(method, metadata) == own

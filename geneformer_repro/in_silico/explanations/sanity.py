@@ -9,27 +9,34 @@ Adebayo et al., Advances in Neural Information Processing Systems 31 (2018), for
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from geneformer_repro.agreement import spearman
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
+from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.heads import CellClassifier, GeneClassifier
 from geneformer_repro.in_silico.explanations.agreement import FEWEST_GENES
 from geneformer_repro.in_silico.explanations.gene_table import Attributions, sound_blocks
+from geneformer_repro.in_silico.explanations.how_good import labels_in
 from geneformer_repro.model import MaskedGeneModel
-from geneformer_repro.targets import Classes, Number, Target
+from geneformer_repro.pair_networks import PairNetwork
+from geneformer_repro.targets import Classes, Number, Response, SurvivalTime, Target
 
 RANDOM_WEIGHTS, PERMUTED_LABELS = "random weights", "permuted labels"
 MOST_ALIKE = 0.3
 """Spearman correlation with random weights beyond which a map mostly shows the input."""
 _OTHER_WEIGHTS = 2**31
 """Added to seeds, so that no weights are those that a training with the same seed began with."""
+Network = TypeVar("Network", bound=nn.Module)
 _READ = ("cell", "gene", "method", "state", "value")
 
 
@@ -48,35 +55,50 @@ def forgetting(checkpoint: Checkpoint, *, seed: int = 0) -> Iterator[tuple[str, 
 
     Yields
     ------
-    What is new, and the model: first the head, then one block more at a time, at last everything, "random weights". Of
-    a network that reads no tokens everything at once.
+    What is new, and the model: first the head, then one block, or layer, more at a time, at last everything, "random
+    weights". Of a network of drug response the output, then the layers over both, then everything.
     """
     model = checkpoint.model
-    if not isinstance(model, MaskedGeneModel | CellClassifier | GeneClassifier):
-        yield RANDOM_WEIGHTS, _renamed(checkpoint, _drawn_anew(model, seed), RANDOM_WEIGHTS)
-        return
-    fresh = _fresh(model, seed)
+    fresh = drawn_anew(model, seed) if isinstance(model, _OF_VALUES) else _fresh(model, seed)
     trained = model.state_dict()
     if set(trained) != set(fresh.state_dict()):
         raise InputError(
             f"{checkpoint.name} has adapters or quantised weights, which cannot be drawn anew block by block. Merge "
             "them into the model first (merge_and_unload)."
         )
-    n_blocks = model.config.num_hidden_layers
-    names = ["head"] if checkpoint.head is not None else []
-    names += [f"down to block {i}" for i in range(n_blocks, 0, -1)]
-    for name in names:
-        kept = ["bert.embeddings."] + [f"bert.encoder.layer.{i}." for i in range(_n_kept(name, n_blocks))]
+    for name, is_kept in _steps(model, has_head=checkpoint.head is not None):
         network = copy.deepcopy(fresh)
-        some = {key: weight for key, weight in trained.items() if key.startswith(tuple(kept))}
-        network.load_state_dict(some, strict=False)
+        network.load_state_dict({key: weight for key, weight in trained.items() if is_kept(key)}, strict=False)
         yield name, _renamed(checkpoint, network.eval(), name)
     yield RANDOM_WEIGHTS, _renamed(checkpoint, fresh, RANDOM_WEIGHTS)
 
 
-def _n_kept(name: str, n_blocks: int) -> int:
-    """Return how many blocks stay as they are; a pretrained model's head is what makes tokens of vectors."""
-    return n_blocks if name == "head" else int(name.rpartition(" ")[2]) - 1
+_OF_VALUES = (ExpressionNetwork, PairNetwork)
+
+
+def _steps(model: nn.Module, *, has_head: bool) -> Iterator[tuple[str, Callable[[str], bool]]]:
+    """Yield what is drawn anew before everything is, and which weights stay then; a pretrained model has no head."""
+    if isinstance(model, PairNetwork):
+        for name, new in (("output", ("output.",)), ("down to layers of both", ("output.", "joint."))):
+            yield name, partial(_begins, new, False)
+        return
+    if isinstance(model, ExpressionNetwork):
+        n_layers, what, fewest = len(model.layers), "layer", 1  # down to the first is everything
+        below: tuple[str, ...] = ()
+        layers: list[tuple[str, ...]] = [(f"layers.{i}.", f"norms.{i}.") for i in range(n_layers)]
+    else:
+        assert isinstance(model, MaskedGeneModel | CellClassifier | GeneClassifier)
+        n_layers, what, fewest = int(model.config.num_hidden_layers), "block", 0
+        below = ("bert.embeddings.",)
+        layers = [(f"bert.encoder.layer.{i}.",) for i in range(n_layers)]
+    for n_kept in range(n_layers if has_head else n_layers - 1, fewest - 1, -1):
+        kept = (*below, *(prefix for of_layer in layers[:n_kept] for prefix in of_layer))
+        name = "head" if n_kept == n_layers else f"down to {what} {n_kept + 1}"
+        yield name, partial(_begins, kept, True)
+
+
+def _begins(prefixes: tuple[str, ...], wanted: bool, key: str) -> bool:
+    return key.startswith(prefixes) == wanted
 
 
 def _fresh(model: MaskedGeneModel | CellClassifier | GeneClassifier, seed: int) -> nn.Module:
@@ -89,7 +111,8 @@ def _fresh(model: MaskedGeneModel | CellClassifier | GeneClassifier, seed: int) 
     return nn.Module.to(made, device).eval()
 
 
-def _drawn_anew(model: nn.Module, seed: int) -> nn.Module:
+def drawn_anew(model: Network, seed: int) -> Network:
+    """Return a copy all of whose layers have new weights."""
     network = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_OTHER_WEIGHTS + seed)
@@ -113,57 +136,125 @@ def with_permuted_labels(
     checkpoint
         A classifier of cells.
     target
-        Which of its targets; classes, or a number.
+        Which of its targets.
     vectors
         What the last layer reads of each cell, (cells, D).
     labels
-        Of each cell, without gaps.
+        Of each cell, without gaps; of a time to an event pairs of time and event.
     seed
         Of the permutation.
 
     Returns
     -------
-    A copy with another last layer: a ridge-penalised logistic regression, or a ridge regression, on vectors brought to
-    mean 0 and variance 1.
+    A copy with another last layer: a ridge-penalised logistic, Cox (or the like) or linear regression, on vectors
+    brought to mean 0 and variance 1.
 
     Raises
     ------
     InputError
-        The target is a time, or the labels are all alike.
+        The labels are all alike.
     """
     model = checkpoint.model
     assert isinstance(model, CellClassifier)
-    targets = model.head.targets
-    number = [one.name for one in targets].index(target)
-    of_target = targets[number]
-    dealt = np.random.default_rng(seed).permutation(np.asarray(labels, dtype=object))
-    if len(set(dealt.tolist())) < 2:
-        raise InputError(f"All {len(dealt):,} cells have the same {target}; permuting it changes nothing.")
+    number = [one.name for one in model.head.targets].index(target)
+    network = copy.deepcopy(model)
+    fit_dealt(
+        network.classifier, model.head.targets, number, vectors, np.asarray(labels, dtype=object), seed=seed
+    )  # fmt: skip
+    return _renamed(checkpoint, network.eval(), PERMUTED_LABELS)
+
+
+def fit_dealt(
+    layer: nn.Linear, targets: Sequence[Target], number: int, vectors: np.ndarray, labels: np.ndarray, *, seed: int
+) -> None:
+    """Fit a last layer to labels that are dealt to rows at random, in its place; what is below it stays.
+
+    Parameters
+    ----------
+    layer
+        Whose outputs of all targets lie side by side.
+    targets, number
+        The targets, and which of them.
+    vectors
+        What the layer reads of each row, (rows, D).
+    labels
+        Of each row, without gaps: names of classes or numbers, (rows,), or time and event, (rows, 2).
+    seed
+        Of the permutation.
+
+    Raises
+    ------
+    InputError
+        The labels are all alike.
+    """
+    target = targets[number]
+    dealt = np.random.default_rng(seed).permutation(labels)
+    if len({str(one) for one in dealt.tolist()}) < 2:
+        raise InputError(f"All {len(dealt):,} rows have the same {target.name}; permuting it changes nothing.")
     mean, sd = vectors.mean(0), vectors.std(0)
     sd[sd == 0] = 1
-    weight_KD, bias_K = _fitted(of_target, (vectors - mean) / sd, dealt)
+    weight_KD, bias_K = _fitted(target, (vectors - mean) / sd, dealt)
     weight_KD = weight_KD / sd
     bias_K = bias_K - weight_KD @ mean
-    network = copy.deepcopy(model)
     start = sum(one.n_outputs for one in targets[:number])
+    rows = slice(start, start + target.n_outputs)
     with torch.no_grad():
-        layer = network.classifier
-        rows = slice(start, start + of_target.n_outputs)
         layer.weight[rows] = torch.as_tensor(weight_KD, dtype=layer.weight.dtype, device=layer.weight.device)
         layer.bias[rows] = torch.as_tensor(bias_K, dtype=layer.bias.dtype, device=layer.bias.device)
-    return _renamed(checkpoint, network.eval(), PERMUTED_LABELS)
+
+
+def labels_to_deal(target: Target, obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows have labels, and these as `fit_dealt` takes them; none where they are all alike."""
+    labels = labels_in(target, obs)
+    if labels is None:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    rows = np.flatnonzero(~np.isnan(labels).any(axis=1))
+    labels = labels[rows]
+    if len(np.unique(labels, axis=0)) < 2:
+        return rows[:0], labels[:0]
+    if isinstance(target, Classes):
+        return rows, np.asarray(target.classes, dtype=object)[labels[:, 0].astype(np.int64)]
+    return rows, labels if isinstance(target, SurvivalTime) else labels[:, 0]
+
+
+def read_by(layer: nn.Module, run: Callable[[], object]) -> np.ndarray:
+    """Return what a layer reads while something runs, all calls one after the other, (rows, D) float64."""
+    read: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: read.append(given[0].detach().double().cpu()))
+    try:
+        run()
+    finally:
+        hook.remove()
+    return torch.cat(read).numpy()
 
 
 def _fitted(target: Target, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(target, Classes):
         return _fitted_classes(target, vectors, labels)
-    if isinstance(target, Number):
-        fitted = Ridge(alpha=1.0).fit(vectors, (labels.astype(float) - target.mean) / target.sd)
-        return fitted.coef_.reshape(1, -1), np.atleast_1d(fitted.intercept_)
-    raise InputError(
-        f"{target.name!r} is a time to an event, of which no head is fitted here. Fine-tune on permuted times yourself "
-        "and give that checkpoint as permuted=."
-    )
+    if isinstance(target, SurvivalTime):
+        return _fitted_times(target, vectors, labels.astype(float))
+    assert isinstance(target, Number | Response)
+    fitted = Ridge(alpha=1.0).fit(vectors, (labels.astype(float) - target.mean) / target.sd)
+    return fitted.coef_.reshape(1, -1), np.atleast_1d(fitted.intercept_)
+
+
+def _fitted_times(target: SurvivalTime, vectors: np.ndarray, labels_N2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a linear layer by the target's own loss, with the penalty of a logistic regression (C = 1)."""
+    vectors_ND = torch.from_numpy(vectors).double()
+    of_one_cohort = np.column_stack([labels_N2, np.zeros(len(labels_N2))])
+    loss_of = target.prepared_loss(torch.from_numpy(of_one_cohort).double())
+    shape = target.n_outputs, vectors_ND.shape[1] + 1
+
+    def penalised(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        with torch.enable_grad():
+            weight_KD1 = torch.from_numpy(flat).view(shape).requires_grad_()
+            weight_KD, bias_K = weight_KD1[:, :-1], weight_KD1[:, -1]
+            loss = loss_of(vectors_ND @ weight_KD.T + bias_K) + 0.5 * weight_KD.square().sum()
+            (slope,) = torch.autograd.grad(loss, weight_KD1)
+        return loss.item(), slope.numpy().ravel()
+
+    found = minimize(penalised, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B").x.reshape(shape)
+    return found[:, :-1], found[:, -1]
 
 
 def _fitted_classes(target: Classes, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from geneformer_repro.in_silico.explanations.agreement import PLACE
 from geneformer_repro.in_silico.explanations.how_good import sentence
-from geneformer_repro.in_silico.explanations.removal import BY_CHANGE, BY_PLACE, LARGEST
+from geneformer_repro.in_silico.explanations.removal import LARGEST, SIMPLE
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE, PERMUTED_LABELS, RANDOM_WEIGHTS
 from geneformer_repro.in_silico.published_statistics import SIGNIFICANT
 
@@ -93,7 +93,7 @@ def of_removal(removal: pd.DataFrame) -> Iterator[str]:
     for key, table in first.groupby(["state", "operator"], sort=False, dropna=False):
         state, operator = cast(tuple[str | None, str], key)
         same = (removal["operator"] == operator) & (removal["way"] == "removal") & _is(removal["state"], state)
-        simple = removal[same & removal["order"].isin([BY_PLACE, BY_CHANGE])]
+        simple = removal[same & removal["order"].isin(SIMPLE)]
         of = "" if pd.isna(state) else f" ({state})"
         for row in table.to_dict("records"):
             method = row["order"].partition(",")[0]

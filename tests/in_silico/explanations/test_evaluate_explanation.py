@@ -12,13 +12,17 @@ import geneformer_repro as gf
 from geneformer_repro import InputError
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico.explanations import verdicts
-from geneformer_repro.in_silico.explanations.again import Again, request_of
+from geneformer_repro.in_silico.explanations.again import request_of
+from geneformer_repro.in_silico.explanations.again_cells import TAKINGS
 from geneformer_repro.in_silico.explanations.evaluation import MAX_CELLS, _drawn
+from geneformer_repro.in_silico.explanations.families import again_of
 from geneformer_repro.in_silico.explanations.sanity import RANDOM_WEIGHTS, forgetting
 from geneformer_repro.model import bert_config
 from geneformer_repro.targets import Classes
 
 STATE = "CD19+ B"
+NOTHING_ELSE = {"drugs": None, "responses": None, "patients": None, "reading": {}}
+"""Of what only other families of models read."""
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +53,15 @@ def check(why, classifier, few):
 
 
 def test_asked_again_a_model_says_the_same(why, classifier, few):
-    again = Again(why, classifier, few, np.arange(len(few)))
+    again = again_of(why, classifier, few, list, **NOTHING_ELSE)
     table = again.explained(classifier, lambda n: None).table
     keys = ["cell", "gene", "method", "state"]
     both = why.table.merge(table, on=keys, suffixes=("", "_again"))
     assert len(both) == len(why.table) == len(table)
     np.testing.assert_allclose(both["value_again"], both["value"], atol=2e-6)
-    np.testing.assert_allclose(again.asking(lambda n: None)(iter(again.views))[:, 0], first_before(why, few), atol=1e-6)
+    unchanged = ((i, np.zeros(0, dtype=np.int64)) for i in range(len(few)))
+    answers = again.answers(TAKINGS[0], 0, unchanged, lambda n: None)
+    np.testing.assert_allclose(answers, first_before(why, few), atol=1e-6)
 
 
 def first_before(why, cells):
@@ -65,10 +71,11 @@ def first_before(why, cells):
 def test_a_goal_is_asked_again_as_it_was(checkpoint, cells):
     goal = gf.GoalState(obs="cell_type", start="Dendritic", goal="CD19+ B", alternatives=["CD56+ NK"])
     why = gf.explain(checkpoint, cells, goal=goal, methods=["first_order"], max_cells=3)
-    request = request_of(why, checkpoint, why.methods)
+    request = request_of(why, (), why.methods)
     assert request.goal.states == goal.states
-    rows = np.flatnonzero(np.isin(cells.cell_names, why.table["cell"].unique()))
-    table = Again(why, checkpoint, cells, rows).explained(checkpoint, lambda n: None).table
+    explained = set(why.table["cell"])
+    again = again_of(why, checkpoint, cells, lambda names: [n for n in names if n in explained], **NOTHING_ELSE)
+    table = again.explained(checkpoint, lambda n: None).table
     np.testing.assert_allclose(table["value"], why.table["value"], atol=1e-5)
 
 
@@ -76,7 +83,7 @@ def test_vectors_that_were_given_cannot_be_asked_again(why, classifier):
     goal = {"obs": "cell_type", "start": "a", "goal": "b", "alternatives": [], "embeddings": "abc"}
     told = gf.Explanation(why.table, {**why.metadata, "goal": goal})
     with pytest.raises(InputError, match="cannot be asked again"):
-        request_of(told, classifier, why.methods)
+        request_of(told, classifier.head.targets, why.methods)
 
 
 def test_all_checks_are_made(check):
@@ -107,8 +114,8 @@ def test_a_curve_begins_with_the_cells_as_they_are(check, why, few):
 
 def test_what_is_said_of_random_weights_is_what_they_say(why, classifier, few, check):
     random = dict(forgetting(classifier))[RANDOM_WEIGHTS]
-    rows = _drawn(why, few, 3, np.random.default_rng(0))
-    theirs = gf.explain(random, few.select(rows), state=STATE, methods=["hide"]).table
+    names = _drawn(why, few.cell_names, 3, np.random.default_rng(0))
+    theirs = gf.explain(random, few.select(np.isin(few.cell_names, names)), state=STATE, methods=["hide"]).table
     both = theirs.merge(why.table[why.table["method"] == "hide"], on=["cell", "gene"])
     rhos = [spearmanr(of["value_x"].abs(), of["value_y"].abs()).statistic for _, of in both.groupby("cell")]
     row = check.sanity.set_index(["model", "method"]).loc[RANDOM_WEIGHTS, "hide"]
@@ -166,9 +173,9 @@ def test_lists_and_sets_are_looked_for_among_the_strongest(why):
 
 
 def test_cells_are_drawn_evenly_over_donors(why, classifier, few):
-    rows = _drawn(why, few, 6, np.random.default_rng(0))
-    assert few.labels("donor").iloc[rows].value_counts().tolist() == [2, 2, 2]
-    assert len(_drawn(why, few, MAX_CELLS, np.random.default_rng(0))) == 12
+    names = _drawn(why, few.cell_names, 6, np.random.default_rng(0))
+    assert few.labels("donor")[np.isin(few.cell_names, names)].value_counts().tolist() == [2, 2, 2]
+    assert len(_drawn(why, few.cell_names, MAX_CELLS, np.random.default_rng(0))) == 12
 
 
 # What is said

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from drawing import blank
 from explained_models import classifier_of
+from test_explained_samples import checkpoint_of, network_of, samples
 
 import geneformer_repro as gf
 from geneformer_repro import cli
@@ -150,3 +151,65 @@ def test_values_are_finite(beside, run):
     with blank():
         run("explain type cells.tok --max-cells 3 --methods hide ig attention_gradient -o why.parquet")
     assert np.isfinite(gf.Explanation.open("why.parquet").table["value"]).all()
+
+
+# Which cells
+
+
+def test_cells_are_chosen_by_columns_of_obs(beside, run):
+    cells = gf.TokenizedDataset.open("cells.tok")
+    kinds, donors = cells.labels("cell_type"), cells.labels("donor")
+    two, donor = sorted(set(kinds))[:2], donors[kinds.isin(sorted(set(kinds))[:2])].iloc[0]
+    with blank():
+        where = " ".join(f"cell_type='{kind}'" for kind in two)
+        assert run(f"explain type cells.tok --where {where} --where donor={donor} -o why.parquet")[0] == 0
+    expected = cells.cell_names[(kinds.isin(two) & (donors == donor)).to_numpy()]
+    assert list(dict.fromkeys(gf.Explanation.open("why.parquet").table["cell"])) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("cell_type='CD19+B'", "--where cell_type=CD19+B: no cell has that cell_type. Did you mean 'CD19+ B'?"),
+        ("celltype=B", "'celltype'"),
+        ("cell_type", "--where takes COLUMN=VALUE, such as cell_type='CD19+ B'; found 'cell_type'"),
+        ("cell_type='{kind}' donor={other}", "each is a value of some cells, and no cell has all of them"),
+    ],
+    ids=["value", "column", "no value", "no cell"],
+)
+def test_a_choice_that_no_cell_has_is_refused(beside, run, where, message):
+    cells = gf.TokenizedDataset.open("cells.tok")
+    found = cells.obs.groupby("cell_type")["donor"].agg(set)
+    lacking = [(kind, set(cells.labels("donor")) - of) for kind, of in found.items()]
+    kind, others = next((kind, of) for kind, of in lacking if of)
+    asked = where.format(kind=kind, other=min(others))
+    status, _, error = run(f"explain type cells.tok --where {asked} -o why.parquet")
+    assert status == 2
+    assert message in error
+
+
+# Whether to believe it, of samples
+
+
+def test_samples_are_tested_as_they_were_explained(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, network = samples(24), network_of()
+    data.obs["PFI.time"], data.obs["PFI"] = np.arange(1.0, 25), 1.0
+    data.write_h5ad("samples.h5ad")
+    checkpoint_of(network).save("network")
+    given = "--cohort cohort"
+    with blank():
+        explained = run(f"explain network samples.h5ad --target PFI --methods ig median {given} -o why.parquet")
+        assert explained[0] == 0, explained
+        status, said, error = run(
+            f"statistics why.parquet --checkpoint network --cells samples.h5ad {given} --max-cells 4 -o tested.tsv"
+        )
+    assert status == 0, error
+    assert "Removing what integrated_gradients puts first, by median" in said
+    curves = pd.read_csv("tested.removal.tsv", sep="\t")
+    assert set(curves["operator"]) == {"median", "mean"}
+    forgot = pd.read_csv("tested.sanity.tsv", sep="\t")
+    assert forgot["model"].unique().tolist()[-2:] == ["random weights", "permuted labels"]
+    assert run("explain network samples.h5ad --target PFI --where cohort=a -o b.parquet")[2].startswith(
+        "error: --where chooses among tokenised cells, and samples.h5ad has samples"
+    )

@@ -7,9 +7,11 @@ import torch
 from test_pair_networks import DRUGS, GENES, NETWORKS, made_network
 
 import geneformer_repro as gf
+from geneformer_repro.encoder import run_encoder
 from geneformer_repro.in_silico.explanations.explained_pairs import ExplainedPairs
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
+from geneformer_repro.in_silico.explanations.pair_occlusions import answers
 from geneformer_repro.in_silico.explanations.request import Request
 
 EVERY = ("integrated_gradients", "gradient_input", "median", "mask", "attention")
@@ -223,9 +225,95 @@ def test_what_cannot_be_asked_is_refused(name, asked, said):
         explained(name, **asked)
 
 
-def test_a_network_of_tokens_alone_is_refused(cells):
-    with pytest.raises(gf.InputError, match=r"set network\.expression_path"):
-        explained("encoder", cells=cells, methods=["integrated_gradients"])
+# Genes that are read as tokens
+
+
+@pytest.fixture(scope="module")
+def short(cells):
+    return cells.select(np.argsort(cells.lengths, kind="stable")[40:43])
+
+
+def response_to(network, drug, ids, positions):
+    """What a network of tokens alone says of one sample, beyond mean effects: written down apart."""
+    with torch.no_grad():
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        hidden = run_encoder(network.bert, tokens, [len(ids)], positions_T=torch.from_numpy(positions))
+        is_gene = network.vocabulary_of_test.genes_of(ids) >= 0
+        samples = network.of_samples(pooled=hidden[torch.from_numpy(is_gene)].mean(0, keepdim=True))
+        drugs = network.of_drugs(torch.from_numpy(network.drugs(DRUGS)[[drug]]))
+        pairs, naive = torch.zeros(1, 2, dtype=torch.long), torch.full((1,), network.target.mean)
+        return network.head.meaning(network.outputs(samples, drugs, pairs, naive))[0, 0].item() - network.target.mean
+
+
+def of_tokens(short, **asked):
+    network = made_network(NETWORKS["encoder"], short.vocabulary)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in network.bert.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    network.vocabulary_of_test = short.vocabulary
+    checkpoint = gf.Checkpoint(network, short.vocabulary, {"step": "finetune_response"}, name="response")
+    request = Request(**{"baseline": "mask", **asked, "methods": tuple(asked["methods"])})
+    return ExplainedPairs.of(request, checkpoint, short, DRUGS)
+
+
+@pytest.mark.parametrize(("method", "shift"), [("hide", False), ("delete", True)])
+def test_a_gene_that_is_a_token_is_left_out_as_a_slow_loop_says(short, method, shift):
+    of = of_tokens(short, methods=[method], state=["caffeine", "ethanol"])
+    why = table_of(of)
+    network, ids, drug = of.checkpoint.pair_network, short[1], DRUGS.names.index("ethanol")
+    of_pair = why.table[(why.table["cell"] == short.cell_names[1]) & (why.table["state"] == "ethanol")]
+    assert of_pair["gene"].tolist() == short.genes(1)
+    before = response_to(network, drug, ids, np.arange(len(ids)))
+    np.testing.assert_allclose(of_pair["before"], before, atol=1e-5)
+    first = int(short.vocabulary.has_cls)
+    for place in (0, 5):
+        kept = np.delete(np.arange(len(ids)), first + place)
+        expected = before - response_to(network, drug, ids[kept], np.arange(len(kept)) if shift else kept)
+        np.testing.assert_allclose(of_pair["value"].iloc[place], expected, atol=1e-5)
+
+
+def test_of_tokens_too_integrated_gradients_add_up(short):
+    of = of_tokens(short, methods=["integrated_gradients", "gradient_input", "attention_gradient", "first_order"])
+    why = table_of(of).table
+    complete = why[why["method"] == "integrated_gradients"]
+    assert (complete["gap"] <= 0.01).all()
+    network, ids = of.checkpoint.pair_network, short[0]
+    masked = np.where(short.vocabulary.genes_of(ids) >= 0, short.vocabulary.mask_token, ids)
+    hidden = run_encoder(network.bert, torch.from_numpy(masked.astype(np.int64)), [len(ids)])
+    is_gene = torch.from_numpy(short.vocabulary.genes_of(ids) >= 0)
+    with torch.no_grad():
+        samples = network.of_samples(pooled=hidden[is_gene].mean(0, keepdim=True))
+        start = answers(network, samples, network.of_drugs(torch.from_numpy(network.drugs(DRUGS)[[1]])),
+                        torch.zeros(1, 2, dtype=torch.long)).item()  # fmt: skip
+    rows = complete[(complete["cell"] == short.cell_names[0]) & (complete["state"] == DRUGS.names[1])]
+    difference = rows["before"].iloc[0] - start
+    bound = 0.011 * max(abs(difference), 0.01 * network.target.sd)
+    np.testing.assert_allclose(rows["value"].sum(), difference, atol=bound)
+    assert np.isfinite(why["value"]).all()
+
+
+def test_responses_told_from_tokens_are_explained_and_tested_in_one_call_each(short):
+    of = of_tokens(short, methods=["hide"])
+    why = gf.explain(of.checkpoint, short, drugs=DRUGS, state="aspirin", methods=["hide", "gradient_input"])
+    assert why.metadata["genes_by"] == "tokens"
+    assert why.metadata["gene_names"][short.genes(0)[0]] != short.genes(0)[0]
+    check = gf.evaluate_explanation(why, of.checkpoint, short, drugs=DRUGS, max_cells=1)
+    assert set(check.points["operator"]) == {"mask", "hide"}
+    start = check.points.query("way == 'removal' and share == 0")["value"]
+    np.testing.assert_allclose(start, start.iloc[0], rtol=1e-5)
+    own = check.removal[check.removal["own_operator"]]
+    assert {("hide", "hide"), ("gradient_input", "mask")} == {
+        (order.partition(",")[0], operator) for order, operator in zip(own["order"], own["operator"], strict=True)
+    }
+    assert check.sanity["model"].unique().tolist() == ["output", "down to layers of both", "random weights"]
+
+
+def test_values_have_no_place_in_a_network_of_tokens(short):
+    with pytest.raises(gf.InputError, match="nothing that 'median' is of"):
+        of_tokens(short, methods=["median"])
+    with pytest.raises(gf.InputError, match="must be one of 'mean', 'pad', 'mask'"):
+        of_tokens(short, methods=["hide"], baseline="median")
 
 
 def test_pairs_that_the_network_may_have_learned_are_refused():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from made_explanations import Made, rows
 from scipy.stats import spearmanr
+from test_explained_samples import checkpoint_of, network_of
 
 import geneformer_repro as gf
 from geneformer_repro import InputError
@@ -94,11 +95,38 @@ def test_labels_that_are_all_alike_cannot_be_permuted(classifier):
         with_permuted_labels(classifier, "type", np.ones((4, 64)), ["a"] * 4)
 
 
-def test_of_a_time_to_an_event_no_head_is_fitted(vocabulary):
-    head = Head((SurvivalTime("death", "days", (100.0,), 100.0, learned_by="cox"),))
-    model = gf.Checkpoint(CellClassifier(bert_config("tiny", vocabulary), head).eval(), vocabulary)
-    with pytest.raises(InputError, match="permuted="):
-        with_permuted_labels(model, "death", np.random.default_rng(0).normal(size=(4, 64)), [1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize("learned_by", ["cox", "hazard", "weibull"])
+def test_a_head_of_permuted_times_is_where_the_penalised_loss_is_least(vocabulary, learned_by):
+    edges = (0.0, 50.0, 200.0) if learned_by == "hazard" else ()
+    target = SurvivalTime("death", "days", (100.0,), 100.0, learned_by=learned_by, edges=edges, unit=100.0)
+    model = gf.Checkpoint(CellClassifier(bert_config("tiny", vocabulary), Head((target,))).eval(), vocabulary)
+    rng = np.random.default_rng(0)
+    vectors, times = rng.normal(3, 2, (40, 64)), np.stack([rng.exponential(100, 40), rng.random(40) < 0.7], axis=1)
+    other = with_permuted_labels(model, "death", vectors, times.tolist(), seed=4)
+    dealt = np.random.default_rng(4).permutation(times)
+    loss_of = target.prepared_loss(torch.from_numpy(np.column_stack([dealt, np.zeros(40)])))
+    sd, layer = vectors.std(0), other.model.classifier
+
+    def penalised(weight, bias):
+        outputs = torch.from_numpy(vectors) @ weight.T + bias
+        return (loss_of(outputs) + 0.5 * (weight * torch.from_numpy(sd)).square().sum()).item()
+
+    weight, bias = (of.detach().double() for of in (layer.weight, layer.bias))
+    least = penalised(weight, bias)
+    for _ in range(20):
+        moved = weight + 1e-2 * torch.from_numpy(rng.normal(size=weight.shape) / sd)
+        assert penalised(moved, bias) > least
+
+
+def test_values_forget_layer_by_layer():
+    network = network_of(layers=3)
+    steps = dict(forgetting(checkpoint_of(network)))
+    assert list(steps) == ["head", "down to layer 3", "down to layer 2", RANDOM_WEIGHTS]
+    for name, n_kept in zip(steps, (3, 2, 1, 0), strict=True):
+        kept = [same(steps[name], checkpoint_of(network), f"layers.{i}.") for i in range(3)]
+        assert kept == [i < n_kept for i in range(3)]
+        assert not same(steps[name], checkpoint_of(network), "classifier.")
+        assert not same(steps[name], checkpoint_of(network), "skip.expression.")
 
 
 def test_attributions_are_compared_cell_by_cell():
