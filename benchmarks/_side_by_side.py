@@ -4,8 +4,9 @@ Memory is that of a process with all its children, and shared pages count once (
 would count the libraries anew for every worker.
 """
 
+import argparse
+import json
 import platform
-import resource
 import select
 import statistics
 import subprocess
@@ -68,22 +69,6 @@ def report(title: str, seconds: dict[str, list[float]], *, amount: float, unit: 
     print(f"\n{title}")
     rates(seconds, amount=amount, unit=unit)
     ratio("ratio", seconds["stock"], seconds["ours"], "stock time / our time")
-
-
-def peak_flops(side: int = 2048, runs: int = 10) -> float:
-    """Measured rate of a float32 matrix product of this machine, in FLOP/s: the best of `runs`."""
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    best = float("inf")
-    for _ in range(runs):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Fresh(NamedTuple):
@@ -150,6 +135,36 @@ def chosen_cells(path: str, n_cells: int) -> gf.TokenizedDataset:
     else:
         cells = gf.TokenizedDataset.open(path)
     return cells.select(np.random.default_rng(0).permutation(len(cells))[:n_cells])
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add where `keep` writes."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also append a JSON line a measurement to this file")
+
+
+def keep(
+    file: Path | None, what: str, *, unit: str, ours: Sequence[float], stock: Sequence[float] = (), **more: object
+) -> None:
+    """Append a measurement to what ``--json`` names, if anything.
+
+    Parameters
+    ----------
+    file
+        Of ``--json``.
+    what
+        A row's title.
+    unit
+        Of `ours` and `stock`, such as "tokens/s".
+    ours, stock
+        Of each run, made in turn, so that the n-th of one belongs to the n-th of the other; `stock` may be empty.
+    **more
+        What else is known: `share_of_peak`, `memory_gb` and `stock_memory_gb` (peaks), `both_memory_gb` (of a process
+        that did both), `cells` (which).
+    """
+    if file:
+        row = {"what": what, "unit": unit, "ours": list(ours), "stock": list(stock), **more}
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
 
 
 def machine(*packages: str) -> str:
