@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import torch
 
 import geneformer_repro as gf
@@ -86,7 +87,8 @@ def in_fresh_process(imports: str, work: str, *arguments: str, sample: bool) -> 
     `baseline` and `peak` are 0.
     """
     code = (
-        f"import sys, time\n{imports}\nprint(flush=True); sys.stdin.readline(); began = time.perf_counter()\n{work}\n"
+        f"import sys, time\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{imports}\n"
+        f"print(flush=True); sys.stdin.readline(); began = time.perf_counter()\n{work}\n"
         f"print(time.perf_counter() - began, flush=True); sys.stdin.readline()"
     )
     command = [sys.executable, "-c", code, *arguments]
@@ -130,8 +132,9 @@ def _pss(pid: int) -> int:
 def chosen_cells(path: str, n_cells: int) -> gf.TokenizedDataset:
     """Return some cells at random; token lists get as many genes as the published V1 vocabulary has."""
     if path.endswith(".parquet"):
+        longest = max(map(len, pq.read_table(path, columns=["input_ids"])["input_ids"]))
         tokens = {"<pad>": 0, "<mask>": 1} | {f"ENSG{i:011d}": i for i in range(2, 25_426)}
-        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=2048))
+        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=max(2048, longest)))
     else:
         cells = gf.TokenizedDataset.open(path)
     return cells.select(np.random.default_rng(0).permutation(len(cells))[:n_cells])

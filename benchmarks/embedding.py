@@ -19,18 +19,18 @@ from _side_by_side import add_json_option, alternate, chosen_cells, in_fresh_pro
 from transformers import BertForMaskedLM
 
 import geneformer_repro as gf
-from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.model import MaskedGeneModel, Size, bert_config
 
 SETUP = (
     "from embedding import both_models, chosen_cells, ours, stock\n"
     "cells, batch = chosen_cells(sys.argv[1], int(sys.argv[2])), int(sys.argv[3])\n"
-    "checkpoint, theirs = both_models(cells)"
+    "checkpoint, theirs = both_models(cells, sys.argv[4])"
 )
 
 
-def both_models(cells: gf.TokenizedDataset) -> tuple[gf.Checkpoint, BertForMaskedLM]:
-    """Return the same random V1-10M, ours and stock."""
-    config = bert_config("V1-10M", cells.vocabulary)
+def both_models(cells: gf.TokenizedDataset, size: Size) -> tuple[gf.Checkpoint, BertForMaskedLM]:
+    """Return the same random network, ours and stock."""
+    config = bert_config(size, cells.vocabulary)
     torch.manual_seed(0)
     checkpoint = gf.Checkpoint(MaskedGeneModel(config).eval(), cells.vocabulary)
     theirs = BertForMaskedLM(config).eval().to(device())
@@ -69,17 +69,18 @@ def main() -> None:
     """Embed the same cells with both in turn; then each alone, for its memory."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cells")
+    parser.add_argument("--size", default="V1-10M")
     parser.add_argument("--n-cells", type=int, default=100)
     parser.add_argument("--batch", type=int, default=100, help="cells of a stock batch (default %(default)s)")
     parser.add_argument("--runs", type=int, default=5)
     add_json_option(parser)
     options = parser.parse_args()
     cells = chosen_cells(options.cells, options.n_cells)
-    checkpoint, theirs = both_models(cells)
+    checkpoint, theirs = both_models(cells, options.size)
     seconds = alternate(lambda: ours(checkpoint, cells), lambda: stock(theirs, cells, options.batch), runs=options.runs)
     print(f"{machine()}, {device().type}")
     report(
-        f"V1-10M, float32, {len(cells)} cells of {statistics.median(cells.lengths):,.0f} tokens (median)",
+        f"{options.size}, float32, {len(cells)} cells of {statistics.median(cells.lengths):,.0f} tokens (median)",
         seconds,
         amount=len(cells),
         unit="cells",
@@ -88,13 +89,13 @@ def main() -> None:
     print(f"  largest difference of a vector {difference:.1e}")
     memory = {}
     for name, work in {"ours": "ours(checkpoint, cells)", "stock": "stock(theirs, cells, batch)"}.items():
-        arguments = (options.cells, str(options.n_cells), str(options.batch))
+        arguments = (options.cells, str(options.n_cells), str(options.batch), options.size)
         found = in_fresh_process(SETUP, work, *arguments, sample=True)
         memory[name] = (found.peak - found.baseline) / 2**30
         print(f"  memory of {name}: {memory[name]:.2f} GB beyond models and libraries")
     keep(
         options.json,
-        f"embeddings, V1-10M, float32, {cells.lengths.min()} to {cells.lengths.max()} tokens",
+        f"embeddings, {options.size}, float32, {cells.lengths.min()} to {cells.lengths.max()} tokens",
         unit="cells/s",
         ours=[len(cells) / one for one in seconds["ours"]],
         stock=[len(cells) / one for one in seconds["stock"]],
