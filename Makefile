@@ -19,8 +19,8 @@ lint: $(INSTALLED)  ## Style, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --config-file setup.cfg
 
-bench: $(INSTALLED)  ## Speed and memory beside the stock way; numbers are kept in benchmarks/RESULTS.md
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(INSTALLED)  ## Speed and memory beside the stock way, in under an hour: bench-output/table.md
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -4,8 +4,9 @@ Memory is that of a process with all its children, and shared pages count once (
 would count the libraries anew for every worker.
 """
 
+import argparse
+import json
 import platform
-import resource
 import select
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import torch
 
 import geneformer_repro as gf
@@ -70,22 +72,6 @@ def report(title: str, seconds: dict[str, list[float]], *, amount: float, unit: 
     ratio("ratio", seconds["stock"], seconds["ours"], "stock time / our time")
 
 
-def peak_flops(side: int = 2048, runs: int = 10) -> float:
-    """Measured rate of a float32 matrix product of this machine, in FLOP/s: the best of `runs`."""
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    best = float("inf")
-    for _ in range(runs):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 class Fresh(NamedTuple):
     """What a process of its own took: seconds, and bytes it had before the work and at most during it."""
 
@@ -101,7 +87,8 @@ def in_fresh_process(imports: str, work: str, *arguments: str, sample: bool) -> 
     `baseline` and `peak` are 0.
     """
     code = (
-        f"import sys, time\n{imports}\nprint(flush=True); sys.stdin.readline(); began = time.perf_counter()\n{work}\n"
+        f"import sys, time\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{imports}\n"
+        f"print(flush=True); sys.stdin.readline(); began = time.perf_counter()\n{work}\n"
         f"print(time.perf_counter() - began, flush=True); sys.stdin.readline()"
     )
     command = [sys.executable, "-c", code, *arguments]
@@ -145,11 +132,42 @@ def _pss(pid: int) -> int:
 def chosen_cells(path: str, n_cells: int) -> gf.TokenizedDataset:
     """Return some cells at random; token lists get as many genes as the published V1 vocabulary has."""
     if path.endswith(".parquet"):
+        longest = max(map(len, pq.read_table(path, columns=["input_ids"])["input_ids"]))
         tokens = {"<pad>": 0, "<mask>": 1} | {f"ENSG{i:011d}": i for i in range(2, 25_426)}
-        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=2048))
+        cells = gf.TokenizedDataset.open(path, Vocabulary.from_tokens(tokens, max_length=max(2048, longest)))
     else:
         cells = gf.TokenizedDataset.open(path)
     return cells.select(np.random.default_rng(0).permutation(len(cells))[:n_cells])
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add where `keep` writes."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also append a JSON line a measurement to this file")
+
+
+def keep(
+    file: Path | None, what: str, *, unit: str, ours: Sequence[float], stock: Sequence[float] = (), **more: object
+) -> None:
+    """Append a measurement to what ``--json`` names, if anything.
+
+    Parameters
+    ----------
+    file
+        Of ``--json``.
+    what
+        A row's title.
+    unit
+        Of `ours` and `stock`, such as "tokens/s".
+    ours, stock
+        Of each run, made in turn, so that the n-th of one belongs to the n-th of the other; `stock` may be empty.
+    **more
+        What else is known: `share_of_peak`, `memory_gb` and `stock_memory_gb` (peaks), `both_memory_gb` (of a process
+        that did both), `cells` (which).
+    """
+    if file:
+        row = {"what": what, "unit": unit, "ours": list(ours), "stock": list(stock), **more}
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
 
 
 def machine(*packages: str) -> str:

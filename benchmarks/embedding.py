@@ -15,25 +15,25 @@ import statistics
 
 import numpy as np
 import torch
-from _side_by_side import alternate, chosen_cells, in_fresh_process, machine, report
+from _side_by_side import add_json_option, alternate, chosen_cells, in_fresh_process, keep, machine, report
 from transformers import BertForMaskedLM
 
 import geneformer_repro as gf
-from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.model import MaskedGeneModel, Size, bert_config
 
 SETUP = (
     "from embedding import both_models, chosen_cells, ours, stock\n"
     "cells, batch = chosen_cells(sys.argv[1], int(sys.argv[2])), int(sys.argv[3])\n"
-    "checkpoint, theirs = both_models(cells)"
+    "checkpoint, theirs = both_models(cells, sys.argv[4])"
 )
 
 
-def both_models(cells: gf.TokenizedDataset) -> tuple[gf.Checkpoint, BertForMaskedLM]:
-    """Return the same random V1-10M, ours and stock."""
-    config = bert_config("V1-10M", cells.vocabulary)
+def both_models(cells: gf.TokenizedDataset, size: Size) -> tuple[gf.Checkpoint, BertForMaskedLM]:
+    """Return the same random network, ours and stock."""
+    config = bert_config(size, cells.vocabulary)
     torch.manual_seed(0)
     checkpoint = gf.Checkpoint(MaskedGeneModel(config).eval(), cells.vocabulary)
-    theirs = BertForMaskedLM(config).eval()
+    theirs = BertForMaskedLM(config).eval().to(device())
     theirs.load_state_dict(checkpoint.model.state_dict())
     return checkpoint, theirs
 
@@ -44,6 +44,11 @@ def ours(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset) -> np.ndarray:
         return np.asarray(gf.embed(checkpoint, cells).X)
 
 
+def device() -> torch.device:
+    """Where both compute."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def stock(model: BertForMaskedLM, cells: gf.TokenizedDataset, batch: int) -> np.ndarray:
     """Embed cells, padded to the longest of their batch; every layer and all logits are computed."""
     order = np.argsort(-cells.lengths, kind="stable")
@@ -52,9 +57,11 @@ def stock(model: BertForMaskedLM, cells: gf.TokenizedDataset, batch: int) -> np.
         for rows in (order[start : start + batch] for start in range(0, len(cells), batch)):
             lengths = torch.as_tensor(cells.lengths[rows])
             ids = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(cells[row]) for row in rows], batch_first=True)
-            real = torch.arange(ids.shape[1]) < lengths[:, None]
+            real, ids, lengths = (
+                one.to(device()) for one in (torch.arange(ids.shape[1]) < lengths[:, None], ids, lengths)
+            )
             hidden = model(ids, real.long(), output_hidden_states=True).hidden_states[-2]
-            vectors[rows] = ((hidden * real[..., None]).sum(1) / lengths[:, None]).numpy()
+            vectors[rows] = ((hidden * real[..., None]).sum(1) / lengths[:, None]).cpu().numpy()
     return vectors
 
 
@@ -62,26 +69,39 @@ def main() -> None:
     """Embed the same cells with both in turn; then each alone, for its memory."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cells")
+    parser.add_argument("--size", default="V1-10M")
     parser.add_argument("--n-cells", type=int, default=100)
     parser.add_argument("--batch", type=int, default=100, help="cells of a stock batch (default %(default)s)")
     parser.add_argument("--runs", type=int, default=5)
+    add_json_option(parser)
     options = parser.parse_args()
     cells = chosen_cells(options.cells, options.n_cells)
-    checkpoint, theirs = both_models(cells)
+    checkpoint, theirs = both_models(cells, options.size)
     seconds = alternate(lambda: ours(checkpoint, cells), lambda: stock(theirs, cells, options.batch), runs=options.runs)
-    print(machine())
+    print(f"{machine()}, {device().type}")
     report(
-        f"V1-10M, float32, {len(cells)} cells of {statistics.median(cells.lengths):,.0f} tokens (median)",
+        f"{options.size}, float32, {len(cells)} cells of {statistics.median(cells.lengths):,.0f} tokens (median)",
         seconds,
         amount=len(cells),
         unit="cells",
     )
     difference = np.abs(ours(checkpoint, cells) - stock(theirs, cells, options.batch)).max()
     print(f"  largest difference of a vector {difference:.1e}")
+    memory = {}
     for name, work in {"ours": "ours(checkpoint, cells)", "stock": "stock(theirs, cells, batch)"}.items():
-        arguments = (options.cells, str(options.n_cells), str(options.batch))
+        arguments = (options.cells, str(options.n_cells), str(options.batch), options.size)
         found = in_fresh_process(SETUP, work, *arguments, sample=True)
-        print(f"  memory of {name}: {(found.peak - found.baseline) / 2**30:.2f} GB beyond models and libraries")
+        memory[name] = (found.peak - found.baseline) / 2**30
+        print(f"  memory of {name}: {memory[name]:.2f} GB beyond models and libraries")
+    keep(
+        options.json,
+        f"embeddings, {options.size}, float32, {cells.lengths.min()} to {cells.lengths.max()} tokens",
+        unit="cells/s",
+        ours=[len(cells) / one for one in seconds["ours"]],
+        stock=[len(cells) / one for one in seconds["stock"]],
+        memory_gb=memory["ours"],
+        stock_memory_gb=memory["stock"],
+    )
 
 
 if __name__ == "__main__":

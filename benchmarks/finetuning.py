@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from _side_by_side import machine, peak_memory_gb
+from _side_by_side import add_json_option, keep, machine
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 import geneformer_repro as gf
@@ -25,7 +25,9 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.finetuning.networks import NO_SCORES, NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.finetuning.splits import Split
-from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.model import MaskedGeneModel, bert_config, flops
+from geneformer_repro.processes import device, peak_memory_gb
+from geneformer_repro.training.log import peak_flops
 
 
 def train_ours(task: CellProblem, options: argparse.Namespace) -> list[float]:
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--max-cells", type=int, default=600)
+    add_json_option(parser)
     options = parser.parse_args()
     cells = gf.TokenizedDataset.open(options.cells)
     cells = cells.select(np.random.default_rng(0).permutation(len(cells))[: options.max_cells])
@@ -96,13 +99,24 @@ def main() -> None:
     print(machine())
     print(f"{options.size}, {len(lengths)} cells of {lengths.min()} to {lengths.max()} tokens, {lengths.mean():.0f} on "
           f"average, batches of {options.batch}")  # fmt: skip
-    ratios = []
+    ratios, rates = [], []
     for _ in range(options.runs):
         ours, stock = (statistics.median(train(task, options)) for train in (train_ours, train_stock))
         ratios.append(ours / stock)
+        rates.append((ours, stock))
         print(f"  ours {ours:,.0f}, stock {stock:,.0f} tokens/s: {ratios[-1]:.2f} ×", flush=True)
     print(f"  ratio {min(ratios):.2f} {statistics.median(ratios):.2f} {max(ratios):.2f} × (min, median, max); "
           f"peak memory of both {peak_memory_gb():.1f} GB")  # fmt: skip
+    work = 3 * flops(bert_config(options.size, cells.vocabulary), lengths) / lengths.sum()
+    keep(
+        options.json,
+        f"fine-tuning, {options.size}, float32, {lengths.min()} to {lengths.max()} tokens",
+        unit="tokens/s",
+        ours=[ours for ours, _ in rates],
+        stock=[stock for _, stock in rates],
+        share_of_peak=statistics.median(ours for ours, _ in rates) * work / peak_flops(device(), torch.float32),
+        both_memory_gb=peak_memory_gb(),
+    )
 
 
 if __name__ == "__main__":

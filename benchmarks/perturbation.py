@@ -16,18 +16,19 @@ import contextlib
 import io
 import os
 import statistics
-import time
 
 import datasets
 import numpy as np
 import torch
-from _side_by_side import chosen_cells, in_turn, machine, peak_flops, peak_memory_gb, rates, ratio
+from _side_by_side import add_json_option, chosen_cells, in_turn, keep, machine, rates, ratio
 from scipy.stats import spearmanr
 from transformers import BertForMaskedLM
 
 import geneformer_repro as gf
 from geneformer_repro.model import MaskedGeneModel, bert_config, flops
+from geneformer_repro.processes import peak_memory_gb
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
+from geneformer_repro.training.log import peak_flops
 
 N_GENES = 25_424
 CELLS_ESTIMATED = 32
@@ -104,7 +105,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, nargs="+", default=[None], help="of a batch; several are compared")
     parser.add_argument("--stock-variants", type=int, help="only so many variants of the stock version, extrapolated")
+    parser.add_argument("--variants", type=int, help="only so many of the exact ones, of the first genes")
     parser.add_argument("--ways", nargs="+", default=["exact", "first order"], help="also: exact in bfloat16")
+    add_json_option(parser)
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     datasets.disable_progress_bars()
@@ -121,9 +124,13 @@ def main() -> None:
     checkpoint = gf.Checkpoint(ours, cells.vocabulary)
     stock = Stock(theirs, states, arguments.device)
 
+    n_exact = arguments.variants or arguments.genes
+    few = cells.genes(0)[:n_exact]
+    deletion = gf.Deletion(few, combine="singly") if arguments.variants else gf.Deletion()
+
     def screen(**options: object) -> np.ndarray:
         options = {"goal": goal, "device": arguments.device, "max_tokens": arguments.max_tokens[0]} | options
-        table = gf.perturb(checkpoint, cells, gf.Deletion(), **options).table
+        table = gf.perturb(checkpoint, cells, deletion, **options).table
         return table.loc[table["state"] == "b", "value"].to_numpy()
 
     works = {}
@@ -131,7 +138,7 @@ def main() -> None:
         works = {f"exact, {n or 'default'} tokens": lambda n=n: screen(max_tokens=n) for n in arguments.max_tokens}
     if "exact in bfloat16" in arguments.ways:
         works["exact in bfloat16"] = lambda: screen(dtype="bfloat16")
-    n_stock = arguments.stock_variants or arguments.genes
+    n_stock = min(arguments.stock_variants or arguments.genes, n_exact)
     if "first order" in arguments.ways:
         works["first order"] = lambda: estimate(checkpoint, many, goal, arguments.device)
     works |= {"stock": lambda: stock.screen(cells[0], n_variants=n_stock)}
@@ -142,6 +149,9 @@ def main() -> None:
         found["first order"] = found["first order"][: arguments.genes]
         seconds["first order"] = [one / len(many) for one in seconds["first order"]]
     seconds["stock"] = [one * arguments.genes / n_stock for one in seconds["stock"]]
+    for name in works:
+        if name.startswith("exact"):
+            seconds[name] = [one * arguments.genes / n_exact for one in seconds[name]]
     print(machine())
     print(f"\n{arguments.size}, one cell of {arguments.genes} genes, every gene deleted, on {arguments.device}")
     rates(seconds, amount=arguments.genes, unit="variants")
@@ -152,26 +162,28 @@ def main() -> None:
         largest = np.abs(found[exact][:n_stock] - found["stock"]).max()
         print(f"  largest difference of an exact value from stock's {largest:.1e}")
         for name in others:
-            print(f"  Spearman of {name} with exact: {spearmanr(found[name], found[exact]).statistic:.4f}")
-        work = arguments.genes * flops(config, np.array([arguments.genes - 1]))
-        rate = work * (config.num_hidden_layers - 1) / config.num_hidden_layers / statistics.median(seconds[exact])
-        print(f"  exact: {rate / 1e9:,.0f} GFLOP/s, {rate / peak(arguments.device):.0%} of the best matrix product")
+            agreement = spearmanr(found[name][:n_exact], found[exact][:n_exact]).statistic
+            print(f"  Spearman of {name} with exact: {agreement:.4f}")
+    work = arguments.genes * flops(config, np.array([arguments.genes - 1]))
+    work *= (config.num_hidden_layers - 1) / config.num_hidden_layers
+    for name in works:
+        share = None
+        if name.startswith("exact"):
+            dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
+            rate = work / statistics.median(seconds[name])
+            share = rate / peak_flops(torch.device(arguments.device), dtype)
+            print(f"  {name}: {rate / 1e9:,.0f} GFLOP/s, {share:.0%} of the best matrix product ({dtype})")
+        if name != "stock":
+            keep(
+                arguments.json,
+                f"deletion screen, {arguments.size}, {arguments.genes} genes, {name}",
+                unit="variants/s",
+                ours=[arguments.genes / one for one in seconds[name]],
+                stock=[arguments.genes / one for one in seconds["stock"]],
+                share_of_peak=share,
+                both_memory_gb=peak_memory_gb(),
+            )
     print(f"  peak memory of all {peak_memory_gb():.1f} GB")
-
-
-def peak(device: str) -> float:
-    """Best measured rate of a matrix product: float32 on the CPU, bfloat16 elsewhere."""
-    if device == "cpu":
-        return peak_flops()
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    best = float("inf")
-    for _ in range(10):
-        torch.accelerator.synchronize()
-        began = time.perf_counter()
-        a @ a
-        torch.accelerator.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return 2 * 8192**3 / best
 
 
 def estimate(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, goal: gf.GoalState, device: str) -> np.ndarray:

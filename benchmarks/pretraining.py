@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import torch
-from _side_by_side import chosen_cells, machine
+from _side_by_side import add_json_option, chosen_cells, keep, machine
 
 import geneformer_repro as gf
 from geneformer_repro.batching import StepBatches, pack
@@ -144,6 +144,19 @@ def side_by_side(options: argparse.Namespace) -> None:
                 f"  ratio {ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f} × (min, median, max); "
                 f"memory {memory:.2f} of stock; ours {rate:,.0f} tokens/s, {rate * work / peak:.0%} of peak"
             )
+        if ours_alone := [ours for ours, _ in pairs] or [ours for ours in (ours,) if "rate" in ours]:
+            keep(
+                options.json,
+                f"pretraining, {options.size}, {dtype}, {lengths.min()} to {lengths.max()} tokens",
+                unit="tokens/s",
+                ours=[one["rate"] for one in ours_alone],
+                stock=[stock["rate"] for _, stock in pairs],
+                share_of_peak=statistics.median(one["rate"] for one in ours_alone) * work / peak,
+                memory_gb=max(one["memory"] for one in ours_alone),
+                stock_memory_gb=max((stock["memory"] for _, stock in pairs), default=None),
+            )
+    if options.only_beside:
+        return
     print(f"\nours, batches of 12 of the first: {in_its_own_process('ours', options.paths[0], options, batch=12)}")
 
 
@@ -179,6 +192,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--processes", action="store_true")
+    parser.add_argument("--only-beside", action="store_true", help="leave out ours with twelve cells a batch")
+    add_json_option(parser)
     parser.add_argument("--kind", choices=["ours", "stock"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

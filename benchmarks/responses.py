@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _side_by_side import machine, peak_memory_gb
+from _side_by_side import machine
 
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.drugs import Drugs
@@ -29,6 +29,7 @@ from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.pair_reading import PairSides
+from geneformer_repro.processes import peak_memory_gb
 from geneformer_repro.responses import Responses
 
 ONCE, PAIRS = "each sample and drug once", "pair by pair"

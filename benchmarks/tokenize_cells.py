@@ -41,7 +41,7 @@ import datasets
 import h5py
 import numpy as np
 import pandas as pd
-from _side_by_side import in_fresh_process, in_turn, machine, rates, ratio
+from _side_by_side import add_json_option, in_fresh_process, in_turn, keep, machine, rates, ratio
 from anndata.io import write_elem
 from joblib import Parallel, delayed
 from scipy.sparse import csr_matrix
@@ -200,6 +200,14 @@ def compare(cells: Cells, vocabulary: gf.Vocabulary, folder: Path, given: argpar
         if beside:
             ratio(f"{name} beside stock", seconds["stock"], seconds[name], "stock time / our time")
         ratio(f"{name}, share of the {limit}", seconds[limit], seconds[name], "its time / our time")
+    for name in works:
+        keep(
+            given.json,
+            f"tokenising {cells.n_cells:,} cells of {cells.genes_a_cell:,.0f} genes, {name.removeprefix('ours, ')}",
+            unit="cells/s",
+            ours=[cells.n_cells / one for one in seconds[name]],
+            stock=[cells.n_cells / one for one in seconds["stock"]] if beside else [],
+        )
     if beside:
         stock(cells, vocabulary, out)
         print(f"  {agreement(kept, out, cells.n_cells)}")
@@ -252,6 +260,13 @@ def measure(cells: Cells, folder: Path, given: argparse.Namespace) -> None:
         f"  peak memory {above[0]:,.0f} {statistics.median(above):,.0f} {above[-1]:,.0f} MB above the "
         f"{statistics.median(found.baseline for found in memory) / 1e6:,.0f} MB after the imports  (min, median, max)"
     )
+    keep(
+        given.json,
+        f"tokenising {cells.n_cells:,} cells of {cells.genes_a_cell:,.0f} genes, {workers} workers, in a new process",
+        unit="cells/s",
+        ours=[cells.n_cells / one for one in seconds["ours"]],
+        memory_gb=above[-1] / 1e3,
+    )
 
 
 def describe(cells: Cells) -> str:
@@ -279,6 +294,7 @@ def main() -> None:
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--skip-stock", action="store_true")
     parser.add_argument("--runs", type=int, default=5)
+    add_json_option(parser)
     given = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     datasets.disable_progress_bars()

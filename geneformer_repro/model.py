@@ -9,10 +9,8 @@ sees cells. The last block computes the masked positions alone, since nothing el
 Shapes: B cells, L positions, T real tokens of all cells, M masked ones, D hidden size, V tokens of the vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,22 +20,12 @@ from transformers.modeling_outputs import MaskedLMOutput
 from geneformer_repro.attention import Cells
 from geneformer_repro.encoder import masked, require_positions, run_encoder, unpad
 from geneformer_repro.errors import InputError
+from geneformer_repro.sizes import SIZES, Size
+from geneformer_repro.sizes import flops as flops  # of a network, for whoever trains or reads it
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 _CHUNK = 512
 """Masked positions whose logits the CPU computes at a time."""
-Size = Literal["tiny", "V1-10M", "V1-40M", "V2-104M", "V2-316M"]
-
-
-_SIZES: Mapping[str, tuple[int, int, int, int, float]] = {
-    "tiny": (3, 64, 2, 128, 0.0),
-    "V1-10M": (6, 256, 4, 512, 0.02),
-    "V1-40M": (12, 512, 8, 1024, 0.02),
-    "V2-104M": (12, 768, 12, 3072, 0.1),
-    "V2-316M": (18, 1152, 18, 4608, 0.1),
-}
-"""Blocks, width of a hidden state, heads of attention, width of the feed-forward layer, dropout."""
-assert set(_SIZES) == set(get_args(Size))
 
 
 def bert_config(size: Size, vocabulary: Vocabulary) -> BertConfig:
@@ -51,46 +39,24 @@ def bert_config(size: Size, vocabulary: Vocabulary) -> BertConfig:
     vocabulary
         Gives the number of tokens, of positions and the padding token.
     """
-    if size not in _SIZES:
-        raise InputError(f"There is no model size {size!r}. There are: {', '.join(map(repr, _SIZES))}.")
-    n_blocks, hidden_size, n_heads, feed_forward_size, dropout = _SIZES[size]
+    if size not in SIZES:
+        raise InputError(f"There is no model size {size!r}. There are: {', '.join(map(repr, SIZES))}.")
+    shape = SIZES[size]
     return BertConfig(
         vocab_size=vocabulary.size,
         max_position_embeddings=vocabulary.max_length,
         pad_token_id=vocabulary.pad_token,
-        num_hidden_layers=n_blocks,
-        hidden_size=hidden_size,
-        num_attention_heads=n_heads,
-        intermediate_size=feed_forward_size,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        num_hidden_layers=shape.num_hidden_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size,
+        hidden_dropout_prob=shape.dropout,
+        attention_probs_dropout_prob=shape.dropout,
         hidden_act="relu",
         layer_norm_eps=1e-12,
         initializer_range=0.02,
         type_vocab_size=2,
     )
-
-
-def flops(config: BertConfig, lengths: np.ndarray, *, read: float = 1.0, n_outputs: int = 0) -> float:
-    """Count the floating-point operations of a forward pass: matrix products and attention, two for each product.
-
-    Parameters
-    ----------
-    config
-        Shape of the network.
-    lengths
-        Tokens of each cell.
-    read
-        Share of the positions that the last block and the head compute.
-    n_outputs
-        Width of the head at each position that is read; 0 for none.
-    """
-    hidden, lengths = config.hidden_size, np.asarray(lengths, dtype=np.float64)
-    n_tokens, n_pairs = lengths.sum(), (lengths**2).sum()
-    key_value = 4 * hidden**2 * n_tokens
-    at_query = (4 * hidden**2 + 4 * hidden * config.intermediate_size) * n_tokens + 4 * hidden * n_pairs
-    head = 2 * hidden * (hidden + n_outputs) * n_tokens * read if n_outputs else 0
-    return float(config.num_hidden_layers * key_value + (config.num_hidden_layers - 1 + read) * at_query + head)
 
 
 class MaskedGeneModel(BertForMaskedLM):

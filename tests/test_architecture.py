@@ -37,6 +37,8 @@ LAYERS = {
     "responses": 1,
     "propagation": 1,
     "mean_effects": 1,
+    "sizes": 1,
+    "plan": 1,
     "processes": 2,
     "attention": 2,
     "encoder": 2,

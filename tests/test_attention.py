@@ -192,6 +192,7 @@ class TestAttention:
         assert context.shape == (sum(n_queries), HEADS, CHANNELS)
         assert_same(with_gradients(context, inputs), with_gradients(slow(inputs), inputs))
 
+    @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the kernel has no other device")
     @pytest.mark.parametrize("channels", [32, 64])
     def test_the_variable_length_kernel_is_near_the_slow_one(self, channels):
@@ -206,6 +207,7 @@ class TestAttention:
         expected = slow(inputs).detach().numpy()
         np.testing.assert_allclose(context[..., :CHANNELS].float().cpu(), expected, atol=0.1)
 
+    @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     @jagged
     @batches

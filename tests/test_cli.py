@@ -57,6 +57,7 @@ COMMANDS = (
     "explain",
     "enrich",
     "info",
+    "plan",
 )
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"
 TOWARDS = gf.GoalState("cell_type", START, GOAL, [ALTERNATIVE])
@@ -1237,7 +1238,7 @@ def test_every_command_has_help_for_every_option(capsys, command):
     options = said.partition("options:")[2].splitlines()
     assert f"usage: geneformer-repro {command}" in said
     assert all(" " in line.strip() for line in options if line.strip().startswith("-"))
-    assert command == "info" or {"--out", "--overwrite", "--quiet"} <= set(said.replace(",", " ").split())
+    assert command in ("info", "plan") or {"--out", "--overwrite", "--quiet"} <= set(said.replace(",", " ").split())
 
 
 @pytest.mark.parametrize(

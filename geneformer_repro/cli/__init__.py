@@ -23,6 +23,7 @@ from geneformer_repro.cli import (
     models,
     networks,
     patients,
+    plan,
     responses,
     screens,
 )
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         explanations,
         enrichment,
         info,
+        plan,
     ):
         family.add_commands(commands)
     return parser

@@ -1,0 +1,53 @@
+"""What a step will cost: ``plan``."""
+
+import argparse
+from typing import Any
+
+from geneformer_repro.errors import InputError
+from geneformer_repro.sizes import SIZES
+
+TASKS = ("tokenize", "pretrain", "finetune", "embed", "perturb")
+TABLES = "tables"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command of this module."""
+    plan = commands.add_parser("plan", help="say what a step will cost in time, memory and disk, and how to launch it")
+    plan.add_argument("task", choices=[*TASKS, TABLES], help="step to plan; tables: those of docs/scale.md")
+    plan.add_argument("--cells", type=float, metavar="N", help="number of cells, such as 3e6")
+    plan.add_argument("--length", type=float, metavar="TOKENS", help="of a cell, on average (see info on the cells)")
+    plan.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="of the longest (default 2048, of the V2 series 4096)"
+    )
+    plan.add_argument("--size", choices=SIZES, default="V1-10M", help="of the network (default %(default)s)")
+    plan.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu (two cores), a100, h100, h200, or several: 8xa100"
+    )
+    plan.add_argument("--epochs", type=float, default=3, metavar="N", help="passes of training (default %(default)s)")
+    plan.add_argument("--genes", type=int, default=25_424, metavar="N", help="of the vocabulary (default %(default)s)")
+    plan.add_argument("--first-order", action="store_true", help="of perturb: estimated from a gradient a cell")
+    plan.set_defaults(run=_plan, quiet=False)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.plan import Work, in_words, planned, scale_tables
+
+    if arguments.task == TABLES:
+        print(scale_tables())
+        return
+    if arguments.cells is None or arguments.length is None:
+        raise InputError("A plan needs --cells and --length: how many cells, and their tokens on average.")
+    if arguments.first_order and arguments.task != "perturb":
+        raise InputError(f"--first-order is of perturb, not of {arguments.task}.")
+    longest = arguments.max_length or (4096 if arguments.size.startswith("V2") else 2048)
+    work = Work(
+        task="first-order" if arguments.first_order else arguments.task,
+        cells=int(arguments.cells),
+        length=arguments.length,
+        max_length=longest,
+        size=arguments.size,
+        device=arguments.device,
+        epochs=arguments.epochs,
+        n_tokens=arguments.genes + 2,
+    )
+    print(in_words(planned(work)))
