@@ -36,6 +36,7 @@ LAYERS = {
     "mean_effects": 1,
     "processes": 2,
     "attention": 2,
+    "block_attention": 2,
     "encoder": 2,
     "hazards": 2,
     "targets": 2,
