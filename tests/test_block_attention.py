@@ -35,13 +35,13 @@ def with_gradients(dtype: torch.dtype = torch.float32) -> list[np.ndarray]:
 class TestBlocks:
     def test_the_size_of_blocks_changes_nothing(self, monkeypatch):
         whole = with_gradients()
-        monkeypatch.setattr(block_attention, "_BLOCK", 290 * 32)
+        monkeypatch.setattr(block_attention, "_BLOCK", 290 * 32 * 4)
         for one, other in zip(with_gradients(), whole, strict=True):
             assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
     def test_a_block_of_bfloat16_adds_up_as_the_whole_does(self, monkeypatch):
         whole = with_gradients(torch.bfloat16)
-        monkeypatch.setattr(block_attention, "_BLOCK", 290 * 32)
+        monkeypatch.setattr(block_attention, "_BLOCK", 290 * 32 * 4)
         for one, other in zip(with_gradients(torch.bfloat16), whole, strict=True):
             assert np.linalg.norm(one - other) < 0.005 * np.linalg.norm(other)
 
