@@ -2,9 +2,7 @@
 
 On the CPU cells of like length go together through torch's flash kernel, padded by a few per cent at most. That kernel
 has no dropout: with any, torch falls back to the whole L × L matrix, four times slower and ten times the memory on
-cells of 2,048 tokens. But of a dropout of 2 % only 2 % of the pairs matter: the kernel runs without it, and what the
-dropped pairs added is taken away again, in the forward and the backward pass. That is exact, needs no matrix, and costs
-in proportion to the dropout (see benchmarks/RESULTS.md).
+cells of 2,048 tokens. So attention with dropout is made in blocks (`block_attention`), without padding.
 
 On an NVIDIA or AMD GPU one kernel call takes all cells at their own lengths: torch's variable-length flash attention
 where it may (half precision, no dropout), jagged tensors else.
@@ -14,7 +12,6 @@ Shapes: T tokens of all cells, N cells of a group, L positions, H heads, E chann
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from geneformer_repro.block_attention import BLOCK_DTYPES, attend_in_blocks
 
 _LONGER_IN_A_GROUP = 1.1
 """How much longer than its shortest the longest cell of a group may be: padding stays under 5 % as a rule."""
@@ -111,6 +110,9 @@ def attend(
     """
     if query_THE.is_cuda:
         return _attend_jagged(query_THE, key_THE, value_THE, queries, keys, dropout)
+    if dropout and query_THE.device.type == "cpu" and query_THE.dtype in BLOCK_DTYPES:
+        starts = {"query_starts": queries.starts, "key_starts": keys.starts}
+        return attend_in_blocks(query_THE, key_THE, value_THE, **starts, dropout=dropout)
     contexts = [
         _attend_group(query_THE, key_THE, value_THE, queries, keys, group, dropout) for group in groups(queries, keys)
     ]
@@ -121,11 +123,7 @@ def _attend_group(
     query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, queries: Cells, keys: Cells, group: slice, dropout: float
 ) -> Tensor:
     inputs, mask_N11L, asked_NL = _padded_inputs(query_THE, key_THE, value_THE, queries, keys, group)
-    if dropout and query_THE.device.type == "cpu" and max(queries.lengths[group]):
-        pairs = _Dropped(queries.lengths[group], keys.lengths[group], dropout)
-        context_NHLE = _SparseDropout.apply(*inputs, mask_N11L, pairs)
-    else:
-        context_NHLE = F.scaled_dot_product_attention(*inputs, attn_mask=mask_N11L, dropout_p=dropout)
+    context_NHLE = F.scaled_dot_product_attention(*inputs, attn_mask=mask_N11L, dropout_p=dropout)
     return _by_real_token(context_NHLE, asked_NL)
 
 
@@ -274,98 +272,12 @@ def _drop(whole: Tensor, positions: Tensor, p: float) -> Tensor:
     return left
 
 
-class _SparseDropout(torch.autograd.Function):
-    """Attention with dropout: all pairs by torch's kernel, less the few that are dropped."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, mask_N11L: Tensor | None, pairs: "_Dropped"
-    ) -> Tensor:
-        context_NHLE, log_sum_NHL = _flash_on_cpu(query_NHLE, key_NHLE, value_NHLE, mask_N11L)
-        context_NHLE = pairs.without(context_NHLE, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL)
-        ctx.save_for_backward(query_NHLE, key_NHLE, value_NHLE, mask_N11L, context_NHLE, log_sum_NHL)
-        ctx.pairs = pairs
-        return context_NHLE / (1 - pairs.dropout)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query_NHLE, key_NHLE, value_NHLE, mask_N11L, context_NHLE, log_sum_NHL = ctx.saved_tensors
-        pairs: _Dropped = ctx.pairs
-        gradient_NHLE = gradients[0] / (1 - pairs.dropout)
-        wholes = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient_NHLE,
-            query_NHLE,
-            key_NHLE,
-            value_NHLE,
-            context_NHLE,
-            log_sum_NHL,
-            0.0,
-            False,
-            attn_mask=_bias(mask_N11L, query_NHLE),
-        )
-        gradients_NHLE = pairs.gradients_without(wholes, query_NHLE, key_NHLE, value_NHLE, log_sum_NHL, gradient_NHLE)
-        return (*gradients_NHLE, None, None)
-
-
 def _bias(mask_N11L: Tensor | None, query_NHLE: Tensor) -> Tensor | None:
     """Return the mask as the kernel wants it: added to the scores."""
     if mask_N11L is None:
         return None
     bias = torch.zeros(mask_N11L.shape, dtype=query_NHLE.dtype).masked_fill_(~mask_N11L, -torch.inf)
     return bias.expand(-1, -1, query_NHLE.shape[2], -1)
-
-
-class _Dropped:
-    """The pairs of queries and keys that are dropped: one seed, from which both passes draw the same."""
-
-    def __init__(self, n_queries: tuple[int, ...], n_keys: tuple[int, ...], dropout: float) -> None:
-        self._n_queries, self._n_keys, self.dropout = n_queries, n_keys, dropout
-        self._seed = int(torch.randint(2**62, ()))
-
-    def without(
-        self, context_NHLE: Tensor, query_NHLE: Tensor, key_NHLE: Tensor, value_NHLE: Tensor, log_sum_NHL: Tensor
-    ) -> Tensor:
-        """Return the context less what the dropped pairs added."""
-        left_NLHE = _by_token(context_NHLE)
-        inputs = [_by_token(tensor_NHLE).numpy() for tensor_NHLE in (query_NHLE, key_NHLE, value_NHLE)]
-        self._in_threads(_take_from_context, (*inputs, log_sum_NHL.contiguous().numpy(), left_NLHE.numpy()))
-        return left_NLHE.transpose(1, 2).to(context_NHLE.dtype)
-
-    def gradients_without(
-        self,
-        wholes: Sequence[Tensor],
-        query_NHLE: Tensor,
-        key_NHLE: Tensor,
-        value_NHLE: Tensor,
-        log_sum_NHL: Tensor,
-        gradient_NHLE: Tensor,
-    ) -> list[Tensor]:
-        """Return the gradients of queries, keys and values less what the dropped pairs added."""
-        sums_NLHE = [_by_token(whole) for whole in wholes]
-        inputs = [_by_token(tensor_NHLE).numpy() for tensor_NHLE in (query_NHLE, key_NHLE, value_NHLE, gradient_NHLE)]
-        outputs = [sum_NLHE.numpy() for sum_NLHE in sums_NLHE]
-        self._in_threads(_take_from_gradients, (*inputs, log_sum_NHL.contiguous().numpy(), *outputs))
-        return [sum_NLHE.transpose(1, 2).to(whole.dtype) for sum_NLHE, whole in zip(sums_NLHE, wholes, strict=True)]
-
-    def _in_threads(self, take: Any, arrays: tuple[np.ndarray, ...]) -> None:
-        n_heads = arrays[0].shape[0] * arrays[0].shape[2]
-        n_threads = min(torch.get_num_threads(), n_heads)
-        cuts = np.linspace(0, n_heads, n_threads + 1).astype(int).tolist()
-        sizes = np.array(self._n_queries), np.array(self._n_keys)
-
-        def work(i: int) -> None:
-            take(*arrays, *sizes, self.dropout, self._seed, cuts[i], cuts[i + 1])
-
-        if n_threads == 1:
-            work(0)
-        else:
-            with ThreadPoolExecutor(n_threads) as pool:
-                list(pool.map(work, range(n_threads)))
-
-
-def _by_token(tensor_NHLE: Tensor) -> Tensor:
-    """Return float32 of shape (N, L, H, E), contiguous; a view where the tokens came so."""
-    return tensor_NHLE.detach().transpose(1, 2).float().contiguous()
 
 
 @numba.njit(nogil=True, cache=True)
@@ -398,57 +310,6 @@ def _draw_positions(seed, n, p):  # type: ignore[no-untyped-def]
         positions[n_drawn] = position
         n_drawn += 1
     return positions[:n_drawn]
-
-
-@numba.njit(nogil=True, cache=True)
-def _pairs_of(cell_head, seed, n_queries, n_keys, dropout):  # type: ignore[no-untyped-def]
-    """Return the dropped pairs of one head of one cell, as ``query · n_keys + key``."""
-    own_seed = np.uint64(seed) + np.uint64(cell_head) * np.uint64(0xD1342543DE82EF95)
-    return _draw_positions(own_seed, n_queries * n_keys, dropout)
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _weight(query, key, log_sum, scale):  # type: ignore[no-untyped-def]
-    score = np.float32(0)
-    for e in range(query.shape[0]):
-        score += query[e] * key[e]
-    return np.exp(score * scale - log_sum)
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _take_from_context(query, key, value, log_sum, context, n_queries, n_keys, dropout, seed, first, last):  # type: ignore[no-untyped-def]
-    """Subtract weight · value of the dropped pairs, for heads from `first` up to before `last` of all cells."""
-    scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    for cell_head in range(first, last):
-        n, h = divmod(cell_head, query.shape[2])
-        for pair in _pairs_of(cell_head, seed, n_queries[n], n_keys[n], dropout):
-            i, j = divmod(pair, n_keys[n])
-            weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
-            for e in range(value.shape[3]):
-                context[n, i, h, e] -= weight * value[n, j, h, e]
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _take_from_gradients(  # type: ignore[no-untyped-def]
-    query, key, value, gradient, log_sum, d_query, d_key, d_value, n_queries, n_keys, dropout, seed, first, last
-):
-    """Subtract what the same pairs add to the gradients."""
-    scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    for cell_head in range(first, last):
-        n, h = divmod(cell_head, query.shape[2])
-        for pair in _pairs_of(cell_head, seed, n_queries[n], n_keys[n], dropout):
-            i, j = divmod(pair, n_keys[n])
-            weight = _weight(query[n, i, h], key[n, j, h], log_sum[n, h, i], scale)
-            slope = np.float32(0)
-            for e in range(value.shape[3]):
-                slope += gradient[n, i, h, e] * value[n, j, h, e]
-            slope *= weight * scale
-            for e in range(value.shape[3]):
-                d_value[n, j, h, e] -= weight * gradient[n, i, h, e]
-            for e in range(query.shape[3]):
-                d_query[n, i, h, e] -= slope * key[n, j, h, e]
-            for e in range(query.shape[3]):
-                d_key[n, j, h, e] -= slope * query[n, i, h, e]
 
 
 # On a GPU

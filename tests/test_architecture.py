@@ -41,6 +41,7 @@ LAYERS = {
     "plan": 1,
     "processes": 2,
     "attention": 2,
+    "block_attention": 2,
     "encoder": 2,
     "hazards": 2,
     "targets": 2,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from geneformer_repro import attention
 from geneformer_repro.attention import Cells, Dropout, attend, groups
+from geneformer_repro.block_attention import dropped
 
 HEADS, CHANNELS = 2, 8
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -92,26 +93,13 @@ def attend_seeded(inputs: Inputs, dropout: float, seed: int = 0) -> Tensor:
     return attend(*inputs.tensors, queries=inputs.queries, keys=inputs.keys, dropout=dropout)
 
 
-def dropped_pairs(seed: int, job: int, n_queries: int, n_keys: int, dropout: float) -> np.ndarray:
-    """Which pairs of a head are dropped, (queries, keys); `job` counts cells and heads of a group."""
-    pairs = attention._pairs_of(job, seed, n_queries, n_keys, dropout)
-    dropped = np.zeros((n_queries, n_keys), dtype=bool)
-    dropped[np.divmod(pairs, n_keys)] = True
-    assert dropped.sum() == len(pairs), "a pair was drawn twice"
-    return dropped
-
-
 def kept_by(inputs: Inputs, dropout: float, seed: int) -> list[np.ndarray]:
     """What `attend` keeps after this seed, for `slow`."""
     torch.manual_seed(seed)
-    kept = []
-    for group in groups(inputs.queries, inputs.keys):
-        asked = any(inputs.queries.lengths[group])
-        drawn = int(torch.randint(2**62, ())) if asked else 0
-        for n, cell in enumerate(range(group.start, group.stop)):
-            shape = inputs.queries.lengths[cell], inputs.keys.lengths[cell]
-            dropped = [dropped_pairs(drawn, n * HEADS + h, *shape, dropout) for h in range(HEADS)]
-            kept.append(~np.stack(dropped))
+    drawn, kept = int(torch.randint(2**62, ())), []
+    for cell, shape in enumerate(zip(inputs.queries.lengths, inputs.keys.lengths, strict=True)):
+        drops = [dropped(drawn, cell * HEADS + h, *shape, dropout) for h in range(HEADS)]
+        kept.append(~np.stack(drops))
     return kept
 
 
@@ -315,56 +303,8 @@ class TestDroppedPairs:
             results.append(with_gradients(attend_seeded(inputs, 0.1), inputs))
         assert_same(*results, rtol=1e-6, atol=1e-6)
 
-    def test_what_stands_in_padding_does_not_matter(self):
-        """Neither forward nor backward; and padding gets no gradient."""
-        n_tokens = (64, 60, 70)
-        real_NL = torch.arange(70) < torch.tensor(n_tokens)[:, None]
-        generator = torch.Generator().manual_seed(0)
-        clean = [torch.randn(3, HEADS, 70, CHANNELS, generator=generator) for _ in range(3)]
-        weighting = torch.randn(clean[0].shape, generator=generator) * real_NL[:, None, :, None]
-
-        def run(filling: float) -> list[np.ndarray]:
-            filled = [one.masked_fill(~real_NL[:, None, :, None], filling).requires_grad_() for one in clean]
-            torch.manual_seed(0)
-            pairs = attention._Dropped(n_tokens, n_tokens, 0.1)
-            context = attention._SparseDropout.apply(*filled, real_NL[:, None, None], pairs)
-            gradients = torch.autograd.grad((context * weighting).sum(), filled)
-            assert not any(gradient.transpose(1, 2)[~real_NL].any() for gradient in gradients)
-            return [one.detach().transpose(1, 2)[real_NL].numpy() for one in (context, *gradients)]
-
-        assert_same(run(30.0), run(0.0))
-
 
 class TestDrawing:
-    @pytest.mark.parametrize("p", [0.02, 0.1, 0.6])
-    def test_the_share_of_pairs_is_that_asked_for(self, p):
-        assert_share(dropped_pairs(11, 0, 700, 900, p), p)
-
-    def test_every_pair_is_as_likely(self):
-        p, n = 0.1, 5000
-        counts = sum(dropped_pairs(seed, 3, 5, 7, p).astype(int) for seed in range(n))
-        chi_square = ((counts - n * p) ** 2 / (n * p * (1 - p))).sum()
-        assert abs(chi_square - counts.size) < STANDARD_ERRORS * np.sqrt(2 * counts.size)
-
-    def test_neighbouring_pairs_are_independent(self):
-        dropped = dropped_pairs(12, 0, 700, 900, 0.1)
-        assert_share(dropped[:, 1:] & dropped[:, :-1], 0.1**2)
-        assert_share(dropped[1:] & dropped[:-1], 0.1**2)
-
-    @pytest.mark.parametrize("jobs", [(0, 1), (0, 2), (5, 6)], ids=["two_heads", "two_cells", "two_heads_of_another"])
-    def test_heads_and_cells_are_independent(self, jobs):
-        one, other = (dropped_pairs(13, job, 500, 500, 0.1) for job in jobs)
-        assert_share(one & other, 0.1**2)
-
-    def test_seeds_that_follow_each_other_are_independent(self):
-        one, other = (dropped_pairs(seed, 0, 500, 500, 0.1) for seed in (20, 21))
-        assert_share(one & other, 0.1**2)
-
-    @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
-    def test_narrow_cells_are_drawn_like_others(self, shape):
-        dropped = np.stack([dropped_pairs(seed, 0, *shape, 0.3) for seed in range(3000)])
-        assert_share(dropped, 0.3)
-
     @quickly
     @given(n=st.integers(1, 500), p=st.floats(0.001, 0.999), seed=st.integers(0, 2**62 - 1))
     def test_positions_ascend_and_lie_within(self, n, p, seed):
