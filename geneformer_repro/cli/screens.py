@@ -38,7 +38,8 @@ _KINDS = {
 }
 _SHOWN = (
     "gene_name", "gene_name_a", "gene_name_b", "affected_name", "cell", "donor", "state", "dose", "effect",
-    "effect_vs_matched", "difference", "interaction", "impact", "value", "mean", "sd", "p_value", "fdr",
+    "sampling_low", "sampling_high", "in_top", "effect_vs_matched", "difference", "interaction", "impact", "value",
+    "mean", "sd", "p_value", "fdr",
     "best_class_fdr", "n_cells", "n_donors", "warning",
 )  # fmt: skip
 """Columns of statistics that fit into a terminal."""
@@ -112,6 +113,19 @@ def _question_options(perturb: argparse.ArgumentParser) -> None:
     perturb.add_argument(
         "--refine", type=int, default=0, metavar="K", help="compute each cell's K strongest estimates exactly"
     )
+    perturb.add_argument(
+        "--sampled",
+        action="store_true",
+        help="estimate all genes, and measure some pairs of cell and gene: with --passes or --minutes",
+    )
+    perturb.add_argument("--passes", type=int, metavar="N", help="of --sampled: forward passes, at least two a gene")
+    perturb.add_argument("--minutes", type=float, metavar="M", help="of --sampled: instead, for how long to make some")
+    perturb.add_argument(
+        "--top", type=int, metavar="K", help="of --sampled: genes of each direction to be found (default 50)"
+    )
+    perturb.add_argument(
+        "--min-cells", type=int, metavar="N", help="of --sampled: genes in fewer cells get no pass (default 10)"
+    )
 
 
 def _add_statistics(commands: Any) -> None:
@@ -149,24 +163,32 @@ def _add_statistics(commands: Any) -> None:
 
 def _perturb(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
+    from geneformer_repro.in_silico.sampled_effects import sample_in_words
     from geneformer_repro.in_silico.screen import perturb
 
+    if arguments.first_order and arguments.sampled:
+        raise InputError("--first-order measures nothing, --sampled some pairs of cell and gene: give one of the two.")
     perturbation, goal = _perturbation(arguments), goal_of(arguments, arguments.state, "--state")
     checkpoint, cells = open_both(arguments)
-    options = ("target", "layer", "pooling", "refine", "donor", "obs", "max_cells", "seed", "dtype", "max_tokens")
+    options = (
+        "target", "layer", "pooling", "refine", "donor", "obs", "max_cells", "seed", "passes", "minutes", "top",
+        "min_cells", "dtype", "max_tokens",
+    )  # fmt: skip
     shifts = perturb(
         checkpoint,
         cells,
         perturbation,
         goal=goal,
         affected=None if arguments.affected is None else _listed(arguments.affected) or "each",
-        method="first_order" if arguments.first_order else "exact",
+        method="first_order" if arguments.first_order else "sampled" if arguments.sampled else "exact",
         out=arguments.out,
         overwrite=arguments.overwrite,
         **{name: getattr(arguments, name) for name in options},
     )
     if processes.is_first():
         print(f"{arguments.out}: {size_of_screen(arguments.out)}\n{_agreement(shifts.metadata)}", end="")
+        for line in sample_in_words(shifts.metadata):
+            print(line)
 
 
 def _perturbation(arguments: argparse.Namespace) -> Any:

@@ -165,6 +165,48 @@ def ranked_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: int
     return figure
 
 
+def sampled_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: int = 20) -> "Figure":
+    """Draw what a sampled screen knows of its strongest genes: unbiased estimates with their intervals of sampling.
+
+    Parameters
+    ----------
+    table
+        ``gene_name``, ``effect`` with ``sampling_low`` and ``sampling_high``, ``effect_shrunken``, by which genes are
+        chosen and ordered, ``in_top``, ``n_exact`` and ``n_cells``. Genes without an interval are not drawn.
+    effect_name
+        Label of the axis.
+    n_shown
+        How many of the highest, and how many of the lowest.
+    """
+    table = table.dropna(subset=["sampling_low"]).sort_values("effect_shrunken", ascending=False, kind="stable")
+    shown = table if len(table) <= 2 * n_shown else pd.concat([table.head(n_shown), table.tail(n_shown)])
+    names = [
+        f"{_short(str(row['gene_name']))} ({int(row['n_exact']):,} of {int(row['n_cells']):,})"
+        for _, row in shown.iterrows()
+    ]
+    figure, axes = new_axes(max(7.2, 4.4 + LETTER * max(map(len, names), default=0)), 1.5 + 0.24 * max(2, len(shown)))
+    rows, effect = np.arange(len(shown)), shown["effect"].to_numpy()
+    maybe = shown["in_top"].str.startswith("maybe").to_numpy(dtype=bool)
+    decided = ~maybe & (shown["in_top"] != "").to_numpy()
+    labels = ("surely in the top", "in the top or not: undecided", "surely not in the top")
+    for chosen, colour, label in zip((decided, maybe, ~decided & ~maybe), (BLUE, ORANGE, GREY), labels, strict=True):
+        if chosen.any():
+            ends = shown.loc[chosen, ["sampling_low", "sampling_high"]].to_numpy().T
+            axes.hlines(rows[chosen], ends[0], ends[1], color=colour, linewidth=1.4, alpha=0.6)
+            axes.plot(effect[chosen], rows[chosen], "o", color=colour, markersize=4.5, label=label)
+    shrunken = shown["effect_shrunken"].to_numpy()
+    axes.plot(shrunken, rows, "|", color="#111827", markersize=9, markeredgewidth=1.6, label="ranked by (shrunken)")
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(ylim=(len(shown) - 0.5, -0.5))
+    axes.set_xlabel(fill(f"{effect_name} (line: 95 % interval of sampling)", 60))
+    axes.set_yticks(rows, names, fontsize=8.5)
+    axes.grid(axis="x", color=LIGHT)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=6)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
 def _with_numbers(row: "pd.Series[Any]") -> str:
     """Name a gene with its numbers of cells and donors."""
     numbers = [(row.get(f"n_{what}"), what) for what in ("cells", "donors")]

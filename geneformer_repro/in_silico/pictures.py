@@ -22,8 +22,10 @@ from geneformer_repro.in_silico.figures import (
     from_above_to_below,
     pairs_figure,
     ranked_effects_figure,
+    sampled_effects_figure,
     volcano_figure,
 )
+from geneformer_repro.in_silico.sampled_effects import sample_in_words, steered_rows
 from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable, agreement_by_state
 from geneformer_repro.in_silico.statistics import shift_statistics
 from geneformer_repro.report import Section, write_report
@@ -399,6 +401,8 @@ def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -
         yield _beside_baselines(statistics, effects)
     if shifts.metadata.get("method") == "first_order":
         yield _first_order(shifts)
+    if {"sampling_low", "effect_shrunken"} <= set(statistics):
+        yield _sampled(shifts, statistics)
 
 
 def _sections_of_kind(shifts: ShiftTable, statistics: pd.DataFrame) -> Iterator[Section]:
@@ -469,6 +473,21 @@ def _first_order(shifts: ShiftTable) -> Section:
         "Values that are not marked as exact were estimated to first order, from gradients.",
         "The size of large effects: a first-order estimate is a straight line. Screen the genes that matter exactly.",
         finding=agreement if measured else "How well is not known: no cell was checked.",
+    )
+
+
+def _sampled(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
+    spent, trust, found = sample_in_words(shifts.metadata)
+    rows = steered_rows(shifts.metadata, statistics)
+    name = f"mean {_value_name(shifts, rows)}"
+    return Section(
+        "Where the passes went",
+        f"{_sentence(spent)} {_sentence(trust)} Genes of the top: {found}. Points are unbiased estimates of what "
+        "measuring all pairs of these cells would give, with the interval of sampling; in brackets: values that were "
+        "measured, of how many. The short line is the mean of measured and expected values, by which genes are ranked.",
+        "How genes differ between donors: the interval of sampling is about these cells. And not that a gene of the "
+        "top has an effect: some genes are always the highest.",
+        figure=sampled_effects_figure(rows.assign(gene_name=_labels(rows)), effect_name=name),
     )
 
 

@@ -17,14 +17,18 @@ from geneformer_repro.heads import CellClassifier, Pooling, require_poolable
 from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import EACH, Edits
-from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, ESTIMATE, SHIFT, SIMILARITY
+from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, SAMPLED_COLUMNS, SHIFT, SIMILARITY
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 
 logger = logging.getLogger(__name__)
 
-Method = Literal["exact", "first_order"]
+Method = Literal["exact", "first_order", "sampled"]
 FEW_CELLS = 10
-"""A state of fewer cells is warned about."""
+"""A state of fewer cells is warned about; a gene of fewer is not sampled."""
+FEWEST_CELLS = 3
+"""A mean over fewer is not sampled: two passes of it are to be drawn by chance."""
+TOP = 50
+"""Genes of each direction that a sampled screen is to find."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,62 @@ class GoalState:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How many forward passes a sampled screen has, and what they are to tell.
+
+    Parameters
+    ----------
+    passes
+        Passes; or
+    minutes
+        for how long the processes of the run may make some.
+    top
+        Genes of each direction that are to be found; default 50.
+    min_cells
+        Genes in fewer cells get none; default 10.
+    """
+
+    passes: int | None
+    minutes: float | None
+    top: int | None
+    min_cells: int | None
+
+    @property
+    def n_top(self) -> int:
+        """`top`, or its default."""
+        return TOP if self.top is None else self.top
+
+    @property
+    def fewest_cells(self) -> int:
+        """`min_cells`, or its default."""
+        return FEW_CELLS if self.min_cells is None else self.min_cells
+
+    def require_fitting(self, method: Method) -> None:
+        """Refuse what the method does not take, and what is no budget."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if method != "sampled":
+            if given:
+                raise InputError(f"{next(iter(given))}= is for method='sampled'; found method={method!r}.")
+            return
+        if (self.passes is None) == (self.minutes is None):
+            raise InputError(
+                "method='sampled' needs a budget: passes= (forward passes, --passes), or minutes= (--minutes), one of "
+                "the two."
+            )
+        for name, least in (("passes", 1), ("minutes", 0), ("top", 1), ("min_cells", FEWEST_CELLS)):
+            value = given.get(name, least + 1)
+            if not (least <= value < float("inf")) or value == 0:
+                raise InputError(f"{name} must be {f'at least {least}' if least else 'above 0'}, found {value}.")
+
+    def describe(self) -> dict[str, Any]:
+        """Say what there is, as JSON can hold it."""
+        return {"passes": self.passes, "minutes": self.minutes, "top": self.n_top, "min_cells": self.fewest_cells}
+
+
+NO_BUDGET = Budget(None, None, None, None)
+
+
+@dataclass(frozen=True)
 class Question:
     """What is measured of a model and its cells, and how: arguments of `perturb`."""
 
@@ -106,6 +166,7 @@ class Question:
     refine: int
     donor: str | None
     obs: Sequence[str]
+    budget: Budget = NO_BUDGET
 
     @property
     def layer_read(self) -> int:
@@ -119,7 +180,8 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
-            raise InputError(f"method must be 'exact' or 'first_order', found {self.method!r}.")
+            raise InputError(f"method must be 'exact', 'first_order' or 'sampled', found {self.method!r}.")
+        self.budget.require_fitting(self.method)
         if self.target is not None:
             self._check_target()
         elif self.pooling is not None:
@@ -129,7 +191,9 @@ class Question:
                 "affected= compares genes with themselves, goal= and target= compare cells with states. Make two "
                 "screens."
             )
-        if self.refine < 0 or (self.refine and self.method == "exact"):
+        if self.affected is not None and self.method == "sampled":
+            raise InputError("method='sampled' measures what happens to cells; affected= needs method='exact'.")
+        if self.refine < 0 or (self.refine and self.method != "first_order"):
             raise InputError(f"refine must be at least 0, and is for method='first_order'; found {self.refine}.")
         if self.method == "first_order" and not (self.goal or self.target):
             raise InputError("method='first_order' needs goal= or target=: a cell's similarity to itself has slope 0.")
@@ -145,7 +209,7 @@ class Question:
             self.cells.require_obs(name)
         if len(set(self.obs)) < len(self.obs):
             raise InputError(f"obs names a column twice: {list(self.obs)}.")
-        if taken := set(self.obs) & {*COLUMNS, ESTIMATE}:
+        if taken := set(self.obs) & {*COLUMNS, *SAMPLED_COLUMNS}:
             raise InputError(
                 f"The table has its own column {sorted(taken)[0]!r}; rename that of obs, or name donors with donor=."
             )
@@ -192,10 +256,11 @@ class Question:
         return Layout(cells.vocabulary, cells.cell_names[rows], self._donors(rows), self.states, carried)
 
     def check_first_order(self, edits: Edits) -> None:
-        """Refuse a first-order screen of anything but single genes that cells express."""
-        if self.method == "first_order" and not edits.is_of_single_expressed_genes:
+        """Refuse a screen with estimates of anything but single genes that cells express."""
+        if self.method != "exact" and not edits.is_of_single_expressed_genes:
+            does = "samples" if self.method == "sampled" else "estimates"
             raise InputError(
-                "method='first_order' estimates one expressed gene at a time: genes='each', or a list with "
+                f"method={self.method!r} {does} one expressed gene at a time: genes='each', or a list with "
                 "combine='singly' of a kind that inserts no gene. Use method='exact'."
             )
 
@@ -283,7 +348,7 @@ class Question:
             "pooling": head.pooling if self.target and head else self.pooling_read,
             "checkpoint": self.checkpoint.fingerprint,
             "cells": self.cells.fingerprint,
-        }
+        } | ({"budget": self.budget.describe()} if self.method == "sampled" else {})
 
 
 def donors_of(cells: TokenizedDataset, rows: np.ndarray, donor: str | None, *, to: str) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.parted import Parted, batch_tokens, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.perturbation import Composed, Edits, Perturbation
-from geneformer_repro.in_silico.question import GoalState, Method, Question
+from geneformer_repro.in_silico.question import Budget, GoalState, Method, Question
+from geneformer_repro.in_silico.sampled_screen import SampledScreen
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable
 from geneformer_repro.model import flops
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts
@@ -58,6 +60,10 @@ def perturb(
     obs: Sequence[str] = (),
     max_cells: int | None = None,
     seed: int = 0,
+    passes: int | None = None,
+    minutes: float | None = None,
+    top: int | None = None,
+    min_cells: int | None = None,
     out: str | Path | None = None,
     dtype: Dtype = "float32",
     max_tokens: int | None = None,
@@ -95,7 +101,8 @@ def perturb(
         "first_order" estimates the effect of every gene from one forward and one backward pass a cell (see
         `geneformer_repro.in_silico.first_order`); for a goal or target, and genes that cells express. Good for
         deletions as a rule, poor for moves: three cells are done exactly as well, and ``metadata["first_order"]`` says
-        how well the two rankings agree. Of a goal it has no rows of the start state.
+        how well the two rankings agree. Of a goal it has no rows of the start state. "sampled" has the same estimates,
+        and measures some pairs of a cell and a gene, with a budget: see Notes.
     refine
         With "first_order": compute the so many strongest genes of each cell exactly, in both directions.
     donor
@@ -105,7 +112,14 @@ def perturb(
     max_cells
         Perturb a random choice of so many cells; None all.
     seed
-        Decides which cells `max_cells` takes, and which a first-order screen is checked on.
+        Decides which cells `max_cells` takes, which a first-order screen is checked on, and what is sampled.
+    passes, minutes
+        With "sampled", one of the two: how many forward passes there are, or for how long they may be made (all
+        processes together; how many that is is measured once, before the work). At least two for each gene.
+    top
+        With "sampled": how many genes of each direction are to be found; default 50.
+    min_cells
+        With "sampled": genes in fewer cells get no pass, only an estimate; default 10.
     out
         Parquet file; a screen that was cut off goes on from ``OUT.partial`` with the same call. None: in memory.
     dtype
@@ -129,8 +143,8 @@ def perturb(
     Raises
     ------
     InputError
-        A state or column does not exist, all genes are unknown, a state has no cells, no cell expresses the genes, or
-        options contradict each other.
+        A state or column does not exist, all genes are unknown, a state has no cells, no cell expresses the genes,
+        options contradict each other, or a budget is too small.
     VocabularyMismatchError
         The cells were tokenised with another vocabulary than the model's.
     FileExistsError
@@ -142,9 +156,19 @@ def perturb(
     GoalState : Towards what a movement counts.
     shift_statistics : From values to a table of genes.
 
+    Notes
+    -----
+    A sampled screen estimates each gene's mean over cells by the difference estimator: the mean of what is expected of
+    its pairs, plus what measured pairs differ from that, weighted by their chances of being drawn. That is unbiased
+    whatever first order is worth, also though rounds of passes go to genes whose place in the top is undecided
+    (`geneformer_repro.in_silico.sampling`). ``value`` holds what was measured, or what is expected of the rest: its
+    means rank genes best, and are biased towards what is expected. Means of ``unbiased`` are the unbiased estimates.
+    The goal's values steer the passes; without a goal the class whose estimates spread most.
+
     References
     ----------
-    Theodoris et al., Nature 618, 616 (2023), Methods, "In silico perturbation".
+    Theodoris et al., Nature 618, 616 (2023), Methods, "In silico perturbation". Särndal, Swensson and Wretman, Model
+    Assisted Survey Sampling (1992), ch. 6, and Des Raj, J. Am. Stat. Assoc. 51, 269 (1956), for what is sampled.
 
     Examples
     --------
@@ -164,7 +188,8 @@ def perturb(
     ('cosine shift', ['CD14+ Monocyte', 'CD19+ B'])
     """
     checkpoint.require_matching(cells)
-    question = Question(checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs)
+    budget = Budget(passes, minutes, top, min_cells)
+    question = Question(checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs, budget)
     require_output(out, what="a screen", overwrite=overwrite)
     if seed < 0:
         raise InputError(f"seed must be at least 0, found {seed}.")
@@ -188,7 +213,10 @@ def perturb(
     require_same_plan(out, plan, what="screen", overwrite=overwrite)
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
-    screen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
+    screen: _Screen | SampledScreen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
+    if method == "sampled":
+        cut = partial(consecutive_parts, most_cells=CELLS_A_PART, most_tokens=TOKENS_A_PART)
+        screen = SampledScreen(question, engine, edits, layout, rows, n_variants, seed, cut)
     return screen.run(out, metadata | checkpoint.whereabouts, plan, overwrite=overwrite)
 
 

@@ -27,6 +27,15 @@ COLUMNS: Mapping[str, pa.DataType] = {
 }
 ESTIMATE = "estimate"
 """Column that a first-order screen has besides: the estimate, also of rows whose value is exact."""
+UNBIASED, VARIANCE, CHANCE, ROUND = "unbiased", "variance", "chance", "round"
+SAMPLED_COLUMNS: Mapping[str, pa.DataType] = {
+    ESTIMATE: pa.float64(),
+    UNBIASED: pa.float64(),
+    VARIANCE: pa.float64(),
+    CHANCE: pa.float64(),
+    ROUND: pa.int32(),
+}
+"""Columns that a sampled screen has besides (docs/formats.md)."""
 
 
 def _is_perturbation(value: Any) -> bool:
@@ -45,6 +54,11 @@ def _is_agreement(value: Any) -> bool:
 
 
 _OF_AGREEMENT = ("median", "lowest", "highest")
+_DIRECTION = {"decided": [str], "undecided": [str]}
+_SAMPLED = {
+    "passes": int, "pairs": int, "genes": int, "not_sampled": int, "rounds": [int], "top": int, "min_cells": int,
+    "first_order": {str: {}}, "found": {"highest": _DIRECTION, "lowest": _DIRECTION},
+}  # fmt: skip
 _GOAL = {"obs": str, "start": str, "goal": str, "alternatives": [str]}
 _CLAIMS: Claims = {
     "measure": (f"{SIMILARITY!r}, {SHIFT!r} or {CHANGE!r}", lambda value: value in (SIMILARITY, SHIFT, CHANGE)),
@@ -55,7 +69,8 @@ _CLAIMS: Claims = {
     "n_cells?": ("a number of cells", lambda value: type(value) is int and value >= 0),
     "obs?": ("names of columns", has_form([str])),
     "donor?": ("null, or the name of a column", has_form(str, or_null=True)),
-    "method?": ("'exact' or 'first_order'", lambda value: value in ("exact", "first_order")),
+    "method?": ("'exact', 'first_order' or 'sampled'", lambda value: value in ("exact", "first_order", "sampled")),
+    "sampled?": ("passes, pairs, genes, top, state, first_order and found", has_form(_SAMPLED)),
     "first_order?": ("checked_cells and spearman", _is_agreement),
 }
 FORM = Form(
@@ -194,7 +209,8 @@ class ShiftTable(BlockTable):
                 f"{path}: its metadata contradict themselves: {measure!r} with {claimed}, where values are {wanted!r}. "
                 "Run perturb again."
             )
-        promised = [*metadata.get("obs", []), *([ESTIMATE] if metadata.get("method") == "first_order" else [])]
+        of_method = {"first_order": [ESTIMATE], "sampled": [*SAMPLED_COLUMNS]}.get(metadata.get("method", "exact"), [])
+        promised = [*metadata.get("obs", []), *of_method]
         require_promised(promised, schema, path, made_by="perturb")
 
 

@@ -35,7 +35,8 @@ from geneformer_repro.in_silico.blockwise import (
     totals_by_key,
 )
 from geneformer_repro.in_silico.gene_baselines import PREDICTORS, beyond_baselines, gene_baselines
-from geneformer_repro.in_silico.shift_table import ShiftTable
+from geneformer_repro.in_silico.sampled_effects import is_sampled, sampled_columns, unbiased
+from geneformer_repro.in_silico.shift_table import UNBIASED, ShiftTable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 if TYPE_CHECKING:
@@ -114,6 +115,12 @@ def shift_statistics(
     - ``n_cells``; ``n_donors`` that were compared (0: the screen has no donors, and cells stand for them); ``n_exact``
       of its values that were computed exactly, where some were estimated.
     - ``warning``: why not to rely on the row, or "".
+    - Of a sampled screen ``effect`` and all that is tested are unbiased estimates, and their intervals over donors
+      hold the sampling as well. ``sampling_low`` to ``sampling_high`` is the 95 % interval in which ``effect`` of the
+      exact screen of the same cells and donors lies. ``effect_shrunken`` is the mean of what was measured and what is
+      expected of the rest: it ranks genes best, and is biased towards what is expected. ``in_top``: "highest" or
+      "lowest" where a gene surely belongs to the so many that the screen was to find, "maybe highest" or "maybe lowest"
+      where the passes did not decide it, else "".
     - For each alternative state X of a goal, ``effect_to_X``, ``effect_vs_matched_to_X``, ``p_value_to_X``,
       ``fdr_to_X``.
     - With `cells`, the columns of `gene_baselines` and ``effect_beyond_baselines``: the effect less what a linear
@@ -196,6 +203,8 @@ def _matched(shifts: ShiftTable) -> pd.DataFrame:
     counted.log()
     of_replicates = _moments(shifts, counted)
     tables = {group: _tested(of_replicates.loc[[i]], counted, i) for i, group in enumerate(counted.groups)}
+    if is_sampled(shifts):
+        tables = sampled_columns(tables, shifts, by_donor=counted.replicate == "donor")
     doses = dict.fromkeys(dose for dose, _ in counted.groups)
     of_doses = [{state: table for (of, state), table in tables.items() if of is dose} for dose in doses]
     table: pd.DataFrame = pd.concat([_of_dose(dose, of, shifts) for dose, of in zip(doses, of_doses, strict=True)])
@@ -230,6 +239,7 @@ class _Counted:
     n_exact: int
     n_lost: int
     """Cells without a donor, where others have one."""
+    is_sampled: bool
     last: float
     """The largest place of a perturbed gene."""
     rounding: float
@@ -237,7 +247,13 @@ class _Counted:
 
     def log(self) -> None:
         """Warn of estimates, and of cells without a donor."""
-        if self.n_exact < self.n_values:
+        if self.is_sampled:
+            logger.info(
+                "%s of %s values were measured; effects are unbiased estimates of what all would give.",
+                f"{self.n_exact:,}",
+                f"{self.n_values:,}",
+            )
+        elif self.n_exact < self.n_values:
             logger.warning(
                 "%s of %s values are first-order estimates; n_exact says how many of a gene's are not.",
                 f"{self.n_values - self.n_exact:,}",
@@ -270,17 +286,24 @@ class _Numbers(NamedTuple):
     donors: Names
 
 
-def _without_start(blocks: Iterable[pd.DataFrame], goal: Mapping[str, Any] | None) -> Iterator[pd.DataFrame]:
-    """Leave out, of a screen with a goal, the rows of its start state."""
-    for block in blocks:
-        yield block[block["state"].isin([goal["goal"], *goal["alternatives"]])] if goal else block
+def _rows(
+    shifts: ShiftTable, columns: list[str], *, whole_cells: bool = False, tell: bool = False
+) -> Iterator[pd.DataFrame]:
+    """Yield the rows that are tested: without, of a screen with a goal, those of its start state.
+
+    What is tested of a sampled screen is its unbiased values.
+    """
+    goal, of_sample = shifts.metadata["goal"], [UNBIASED] if is_sampled(shifts) else []
+    for block in measured(shifts, [*columns, *of_sample], whole_cells=whole_cells, tell=tell):
+        wanted = block[block["state"].isin([goal["goal"], *goal["alternatives"]])] if goal else block
+        yield unbiased(wanted) if of_sample else wanted
 
 
 def _counted(shifts: ShiftTable) -> _Counted:
     numbers = _Numbers(Names(), Names(), Names(), Names())
     of_blocks, nameless, has_donors, last, rounding = [], set(), False, np.nan, 0.0
     columns_read = [*_KEYS, "exact", "value", "before"]
-    for block in _without_start(measured(shifts, columns_read, tell=True), shifts.metadata["goal"]):
+    for block in _rows(shifts, columns_read, tell=True):
         rounding = max(rounding, rounding_error(block))
         lacks = block["donor"].isna()
         has_donors |= not lacks.all()
@@ -305,7 +328,7 @@ def _counted(shifts: ShiftTable) -> _Counted:
     of_gene = of_gene.set_axis([group_of[dose, state], gene_of[gene]]).sort_index()
     return _Counted(
         numbers, group_of, gene_of, groups, np.sort(ids), of_gene, "donor" if has_donors else "cell",
-        n_values, n_exact, len(nameless), last, rounding,
+        n_values, n_exact, len(nameless), is_sampled(shifts), last, rounding,
     )  # fmt: skip
 
 
@@ -382,8 +405,7 @@ def _of_some_replicates(sums: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _sums(shifts: ShiftTable, counted: _Counted) -> Iterator[pd.DataFrame]:
     """Yield sum and number of each block's values by group, replicate, gene and place, which are one key."""
-    blocks = measured(shifts, [*_KEYS, "value"], whole_cells=True)
-    for block in _without_start(blocks, shifts.metadata["goal"]):
+    for block in _rows(shifts, [*_KEYS, "value"], whole_cells=True):
         dose, state, gene = _numbered(block, counted.numbers)
         place = _places(block, counted.last, shifts.metadata)
         of_donors = counted.replicate == "donor"

@@ -459,7 +459,9 @@ def test_cut_off_and_called_again_it_ends_with_the_same_bytes(model, short, tmp_
         pytest.param(
             {"method": "first_order"}, "needs goal= or target=.*similarity to itself has slope 0", id="no goal"
         ),
-        pytest.param({"goal": GOAL, "method": "linear"}, "'exact' or 'first_order', found 'linear'", id="method"),
+        pytest.param(
+            {"goal": GOAL, "method": "linear"}, "'exact', 'first_order' or 'sampled', found 'linear'", id="method"
+        ),
         pytest.param(
             {"goal": GOAL, "method": "first_order", "refine": -1}, "at least 0.*found -1", id="refine below 0"
         ),

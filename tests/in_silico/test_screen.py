@@ -436,7 +436,9 @@ def test_cells_without_a_gene_are_left_out_of_a_screen(model, classifier, with_e
         pytest.param({"max_cells": 0}, "max_cells must be at least 1, found 0", id="no cells"),
         pytest.param({"seed": -1}, "seed must be at least 0, found -1", id="seed"),
         pytest.param({"dtype": "float16"}, "dtype must be one of 'float32', 'bfloat16', found 'float16'", id="dtype"),
-        pytest.param({"method": "fast"}, "method must be 'exact' or 'first_order', found 'fast'", id="method"),
+        pytest.param(
+            {"method": "fast"}, "method must be 'exact', 'first_order' or 'sampled', found 'fast'", id="method"
+        ),
         pytest.param({"method": "first_order"}, r"needs goal= or target=", id="first order of similarity"),
         pytest.param({"refine": 2}, "refine must be at least 0, and is for method='first_order'; found 2", id="refine"),
         pytest.param(
