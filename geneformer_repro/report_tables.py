@@ -105,7 +105,7 @@ def _is_told(columns: list[list[Any]]) -> bool:
 
 
 def _rows_html(names: list[str], columns: list[list[Any]], rows: Iterable[int], look: str) -> str:
-    looks = ["" if look == "facts" or not i else _look(column) for i, column in enumerate(columns)]
+    looks = ["" if look == "facts" else _look(column, first=not i) for i, column in enumerate(columns)]
     head = "".join(f"<th{of}>{html.escape(name)}</th>" for name, of in zip(names, looks, strict=True))
     body = "".join(
         f"<tr>{''.join(f'<td{of}>{html.escape(shown(column[row]))}</td>' for column, of in zip(columns, looks))}</tr>"
@@ -114,6 +114,7 @@ def _rows_html(names: list[str], columns: list[list[Any]], rows: Iterable[int], 
     return f'<table class="{look}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _look(column: list[Any]) -> str:
+def _look(column: list[Any], *, first: bool) -> str:
     longest = max((len(value) for value in column if isinstance(value, str)), default=0)
-    return "" if not longest else f' class="words{" long" if longest > _LONG else ""}"'
+    classes = ["words"] * (longest > 0 and not first) + ["long"] * (longest > _LONG)
+    return f' class="{" ".join(classes)}"' if classes else ""

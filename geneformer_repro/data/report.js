@@ -218,7 +218,7 @@ async function start() {
       made("button", { type: "button", onclick: () => part.box.scrollIntoView({ block: "center" }) }, words));
     where.replaceChildren(...(links.length || !text.trim() ? links : ["nothing on this page has that"]));
   };
-  const input = made("input", { type: "search", placeholder: "a gene, or several apart by commas", oninput: () => find(input.value) });
+  const input = made("input", { type: "search", placeholder: "a gene or name, several apart by commas", oninput: () => find(input.value) });
   const where = made("span", { className: "where" });
   input.setAttribute("aria-label", "find on this page");
   where.setAttribute("aria-live", "polite");

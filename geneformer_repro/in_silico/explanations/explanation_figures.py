@@ -1,13 +1,23 @@
 """Pictures of an explanation and of its checks, each from one table."""
 
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from geneformer_repro.in_silico.figures import LETTER, strongest
-from geneformer_repro.report import BLUE, CATEGORIES, GREY, LIGHT, ORANGE, draw_points, legend_beside, new_axes
+from geneformer_repro.report import (
+    BLUE,
+    CATEGORIES,
+    GREY,
+    LIGHT,
+    MANY_POINTS,
+    ORANGE,
+    draw_points,
+    legend_beside,
+    new_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,11 +56,13 @@ def genes_figure(
     names = [f"{name} ({n:,} {rows_are.removesuffix('s') if n == 1 else rows_are})" for name, n in counted]
     figure, axes = new_axes(max(7.2, 4.6 + LETTER * max(map(len, names), default=0)), 1.2 + 0.26 * max(2, len(shown)))
     rows, above = np.arange(len(shown), dtype=float), (shown["effect"] > 0).to_numpy()
+    many = of_donors is not None and len(of_donors) * len(shown) > MANY_POINTS
     for row, gene in enumerate(shown.index):
         if of_donors is not None and gene in of_donors:
             values = of_donors[gene].dropna()
             label = f"a {replicates.removesuffix('s')}" if row == 0 else "_"
-            axes.plot(values, np.full(len(values), row), "o", color=_NULL, markersize=3.5, zorder=1, label=label)
+            dots: dict[str, Any] = {"color": _NULL, "markersize": 3.5, "zorder": 1, "label": label, "rasterized": many}
+            axes.plot(values, np.full(len(values), row), "o", **dots)
     for chosen, colour, label in ((above, ORANGE, "mean, above 0"), (~above, BLUE, "mean, below 0")):
         if chosen.any():
             draw_points(axes, rows[chosen], shown[chosen], "effect", colour=colour, label=label, names="gene_name")
@@ -103,7 +115,9 @@ def agreement_figure(table: pd.DataFrame, *, top: int | None = None) -> "Figure"
     colours = figure.colorbar(image, ax=axes, shrink=0.75, ticks=[-1, -0.5, 0, 0.5, 1])
     colours.ax.set_yticklabels(["−1", "−0.5", "0: chance", "0.5", "1: the same"], fontsize=8)
     below = f"below: top {top} shared (by chance)" if top else "below: too few genes"
-    axes.set_title(f"above: Spearman in a cell, {below}\n{_SAME_OPERATOR} same operator", fontsize=8.5, loc="left")
+    apart = ", " if len(names) > 3 else ",\n"  # of two or three methods there is no room for one line
+    title = f"above: Spearman in a cell{apart}{below}\n{_SAME_OPERATOR} same operator"
+    axes.set_title(title, fontsize=8.5, loc="left")
     return figure
 
 
