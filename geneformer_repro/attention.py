@@ -489,7 +489,7 @@ def _variable_length_flash() -> Any:
 def kernel_on(device: torch.device) -> str:
     """Say in words what computes attention on a device."""
     if device.type == "cpu":
-        return "torch's flash kernel, cells of like length together; dropout draws the dropped pairs alone"
+        return "torch's flash kernel, cells of like length together; with dropout neither is an L × L matrix made"
     if device.type == "cuda" and _variable_length_flash():
         return "variable-length flash attention in half precision; with dropout, or in float32, nested tensors"
     return "nested tensors"
