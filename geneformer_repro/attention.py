@@ -345,3 +345,12 @@ def _variable_length_flash() -> Any:
     except ImportError:
         return None
     return varlen_attn
+
+
+def kernel_on(device: torch.device) -> str:
+    """Say in words what computes attention on a device."""
+    if device.type == "cpu":
+        return "torch's flash kernel, cells of like length together; with dropout neither is an L × L matrix made"
+    if device.type == "cuda" and _variable_length_flash():
+        return "variable-length flash attention in half precision; with dropout, or in float32, nested tensors"
+    return "nested tensors"

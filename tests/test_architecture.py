@@ -54,6 +54,7 @@ LAYERS = {
     "pair_networks": 2,
     "checkpoint": 2,
     "batching": 2,
+    "doctor": 2,
     "adaptive_integrals": 2,
     "reading": 3,
     "sample_reading": 3,

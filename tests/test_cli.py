@@ -58,6 +58,7 @@ COMMANDS = (
     "enrich",
     "info",
     "plan",
+    "doctor",
 )
 START, GOAL, ALTERNATIVE = "CD14+ Monocyte", "CD19+ B", "Dendritic"
 TOWARDS = gf.GoalState("cell_type", START, GOAL, [ALTERNATIVE])
@@ -1238,7 +1239,9 @@ def test_every_command_has_help_for_every_option(capsys, command):
     options = said.partition("options:")[2].splitlines()
     assert f"usage: geneformer-repro {command}" in said
     assert all(" " in line.strip() for line in options if line.strip().startswith("-"))
-    assert command in ("info", "plan") or {"--out", "--overwrite", "--quiet"} <= set(said.replace(",", " ").split())
+    assert command in ("info", "plan", "doctor") or {"--out", "--overwrite", "--quiet"} <= set(
+        said.replace(",", " ").split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_every_command_it_shows_is_understood():
     from geneformer_repro.cli import _parser
 
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("geneformer-repro")]
-    assert len({line.split()[1] for line in commands}) == 12
+    assert len({line.split()[1] for line in commands}) == 13
     for line in commands:
         _parser().parse_args(re.findall(r'"[^"]*"|\S+', line.partition(" #")[0])[1:])
 

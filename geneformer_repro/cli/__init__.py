@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from geneformer_repro.cli import (
     cohorts,
     counts,
+    doctor,
     embeddings,
     enrichment,
     explanations,
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         enrichment,
         info,
         plan,
+        doctor,
     ):
         family.add_commands(commands)
     return parser
