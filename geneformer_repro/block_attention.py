@@ -17,18 +17,17 @@ Shapes: T tokens of all cells, H heads, E channels of a head; of a block of scor
 import functools
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
-from numba.extending import overload
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from geneformer_repro.compiled import exponential, numbers, single, stored, threads_alone
 
 BLOCK_DTYPES = (torch.float32, torch.bfloat16)
 """What is computed here."""
@@ -138,7 +137,7 @@ class _Pieces:
         if n_threads == 1:
             do(iter(pieces))
             return
-        pool, shared = _pool(n_threads), _Shared(pieces)
+        pool, shared = threads_alone(n_threads), _Shared(pieces)
         for done in [pool.submit(do, shared) for _ in range(min(n_threads, len(pieces)))]:
             done.result()
 
@@ -191,25 +190,6 @@ class _Scratch:
         return torch.bmm(one, other, out=held[: math.prod(shape)].view(shape))
 
 
-@functools.cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """Return threads in each of which torch computes with that thread alone."""
-    all_there = threading.Barrier(n_threads)
-
-    def alone() -> None:
-        torch.get_num_threads()  # or the thread would be set up, with all threads, at its first operation
-        torch.set_num_threads(1)
-        all_there.wait()
-
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="attention", initializer=alone)
-    list(pool.map(lambda _: all_there.wait(), range(n_threads)))
-    torch.set_num_threads(n_threads)  # what threads to come are set up with
-    return pool
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
 def _of_heads(rows_THE: Tensor, rows: slice, heads: slice) -> Tensor:
     """Return (H, rows, E), a view."""
     return rows_THE[rows, heads].transpose(0, 1)
@@ -228,9 +208,10 @@ def _forward(tensors: tuple[Tensor, ...], pieces: _Pieces, piece: _Piece, scratc
         scale = 1 / math.sqrt(query_THE.shape[-1])
         log_sums_HQ = log_sum_HT[piece.heads, rows]
         _to_weights(
-            _numbers(weight_HQK), most_HQ.numpy(), scale, *seeds, pieces.dropout, factor_HQ.numpy(), log_sums_HQ.numpy()
+            numbers(weight_HQK), most_HQ.numpy(), scale, *seeds, pieces.dropout, factor_HQ.numpy(), log_sums_HQ.numpy()
         )
         context_HQE = scratch.product("context", weight_HQK, value_HKE)
+        factor_HQ += 0 * most_HQ  # a score that is not finite is not hidden by what compilers take for granted
         torch.mul(context_HQE, factor_HQ[..., None], out=_of_heads(context_THE, rows, piece.heads))
 
 
@@ -249,7 +230,7 @@ def _backward(tensors: tuple[Tensor, ...], pieces: _Pieces, piece: _Piece, scrat
         slope_HQK = scratch.product("slope", gradient_HQE, value_HEK)
         seeds = pieces.seed, piece.cell * pieces.n_heads + piece.heads.start, first
         of_rows = log_sum_HT[piece.heads, rows].numpy(), slope_HT[piece.heads, rows].numpy()
-        _to_slopes(_numbers(weight_HQK), _numbers(slope_HQK), *of_rows, scale, *seeds, pieces.dropout)
+        _to_slopes(numbers(weight_HQK), numbers(slope_HQK), *of_rows, scale, *seeds, pieces.dropout)
         _add_product(scratch, d_value_HEK, gradient_HQE.transpose(1, 2).contiguous(), weight_HQK)
         _add_product(scratch, d_key_HEK, query_HQE.transpose(1, 2).contiguous(), slope_HQK)
         d_query_HQE = scratch.product("context", slope_HQK, key_HKE)
@@ -267,55 +248,7 @@ def _add_product(scratch: _Scratch, total: Tensor, one: Tensor, other: Tensor) -
         total += scratch.product("summand", one, other)
 
 
-def _numbers(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as an array that shares its memory; bfloat16 as its bits, which NumPy has no type for."""
-    array: np.ndarray = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return array
-
-
-# One number at a time; the compiler makes vectors of the loops. bfloat16 comes as its bits.
-
-
-def _single(number):  # type: ignore[no-untyped-def]
-    """Return a number as float32."""
-
-
-@overload(_single, inline="always")
-def _single_of(number):  # type: ignore[no-untyped-def]
-    if number == numba.types.uint16:
-        return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
-    return lambda number: number
-
-
-def _stored(number, like):  # type: ignore[no-untyped-def]
-    """Return float32 in the type of another, rounded to the nearest, of two the even one."""
-
-
-@overload(_stored, inline="always")
-def _stored_like(number, like):  # type: ignore[no-untyped-def]  # noqa: ARG001 - what numba tells apart
-    def rounded(number, like):  # type: ignore[no-untyped-def]  # noqa: ARG001
-        bits = np.float32(number).view(np.uint32)
-        return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> 16)
-
-    return rounded if like == numba.types.uint16 else lambda number, like: number
-
-
-@numba.njit(inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]
-    """Return the exponential of a float32 that is at most a little above 0, to 2e-7: no library's makes vectors here.
-
-    2ⁿ · 2ᶠ with whole n and |f| ≤ ½, the latter by a polynomial (least squares of the relative error, degree 5).
-    """
-    power = max(x, np.float32(-87)) * np.float32(1.4426950408889634)
-    whole = np.floor(power + np.float32(0.5))
-    f = power - whole
-    series = np.float32(0.0013266970636323094)
-    series = series * f + np.float32(0.009675459936261177)
-    series = series * f + np.float32(0.05550742521882057)
-    series = series * f + np.float32(0.24022121727466583)
-    series = series * f + np.float32(0.6931469440460205)
-    series = series * f + np.float32(1.0000001192092896)
-    return series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+# Compiled
 
 
 @numba.njit(inline="always")
@@ -365,9 +298,9 @@ def _to_weights(weight, most, scale, seed, head, first, dropout, factor, log_sum
             low, high = _row_seed(seed, head + h, first + i)
             total = np.float32(0)
             for j in range(row.shape[0]):
-                power = _exp(_single(row[j]) * scale - top)
+                power = exponential(single(row[j]) * scale - top)
                 total += power
-                row[j] = _stored(power if _drawn(low, high, j) >= bound else np.float32(0), row[j])
+                row[j] = stored(power if _drawn(low, high, j) >= bound else np.float32(0), row[j])
             factor[h, i] = 1 / (total * np.float32(1 - dropout))
             log_sum[h, i] = top + np.float32(math.log(total))
 
@@ -384,8 +317,8 @@ def _to_slopes(weight, slope, log_sum, mean, scale, seed, head, first, dropout):
             row, to, less, middle = weight[h, i], slope[h, i], log_sum[h, i], mean[h, i]
             low, high = _row_seed(seed, head + h, first + i)
             for j in range(row.shape[0]):
-                power = _exp(_single(row[j]) * scale - less)
+                power = exponential(single(row[j]) * scale - less)
                 keeps = _drawn(low, high, j) >= bound
-                row[j] = _stored(power if keeps else np.float32(0), row[j])
-                by_weight = _single(to[j]) * up if keeps else np.float32(0)
-                to[j] = _stored(power * (by_weight - middle), to[j])
+                row[j] = stored(power if keeps else np.float32(0), row[j])
+                by_weight = single(to[j]) * up if keeps else np.float32(0)
+                to[j] = stored(power * (by_weight - middle), to[j])

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from geneformer_repro.attention import Cells
+from geneformer_repro.cross_entropy import sum_of_cross_entropies_
 from geneformer_repro.encoder import masked, require_positions, run_encoder, unpad
 from geneformer_repro.errors import InputError
 from geneformer_repro.sizes import SIZES, Size
@@ -120,11 +121,15 @@ class MaskedGeneModel(BertForMaskedLM):
 
     def _total_loss(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
         """Sum of the cross-entropies; on the CPU by chunks whose logits stay near the cache, a quarter faster."""
-        size = _CHUNK if hidden_MD.device.type == "cpu" else max(1, len(target_M))
-        losses = [
-            F.cross_entropy(self.cls(hidden).float(), target, reduction="sum")
-            for hidden, target in zip(hidden_MD.split(size), target_M.split(size), strict=True)
-        ]
+        on_cpu = hidden_MD.device.type == "cpu"
+        size = _CHUNK if on_cpu else max(1, len(target_M))
+        losses = []
+        for hidden, target in zip(hidden_MD.split(size), target_M.split(size), strict=True):
+            logits = self.cls(hidden)
+            if on_cpu and len(logits) and logits.dtype in (torch.float32, torch.bfloat16):
+                losses.append(sum_of_cross_entropies_(logits, target))
+            else:
+                losses.append(F.cross_entropy(logits.float(), target, reduction="sum"))
         return torch.stack(losses).sum()
 
 

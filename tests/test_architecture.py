@@ -42,6 +42,8 @@ LAYERS = {
     "processes": 2,
     "attention": 2,
     "block_attention": 2,
+    "compiled": 2,
+    "cross_entropy": 2,
     "encoder": 2,
     "hazards": 2,
     "targets": 2,
