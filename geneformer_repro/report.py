@@ -135,6 +135,8 @@ class Section:
     table: pd.DataFrame | None = None
     note: str = ""
     """A sentence below the table."""
+    lines: Sequence[str] = ()
+    """Sentences, one below the other, which a table would cut."""
 
 
 _STYLE = """
@@ -142,7 +144,7 @@ body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#
 main{max-width:940px;margin:0 auto;padding:2.5rem 1.5rem}
 h1{font-size:1.75rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:0 0 .6rem}
 section{background:#fff;border:1px solid #e5e7eb;border-radius:10px;padding:1.3rem 1.6rem;margin:1.3rem 0}
-p{margin:.3rem 0}.lead{color:#4b5563}
+p{margin:.3rem 0}ul{margin:.6rem 0 0;padding-left:1.2rem}li{margin:.25rem 0}.lead{color:#4b5563}
 .warning{border-left:4px solid #d1732a;background:#fff7ed;padding:.6rem .9rem;margin:.6rem 0}
 .not{color:#6b7280}.not b,.shows b{font-weight:600}
 img{max-width:100%;display:block;margin:.9rem auto 0}
@@ -201,6 +203,8 @@ def write_report(
 def _section(section: Section) -> str:
     picture = f'<img alt="{html.escape(section.title)}" src="{_data_uri(section.figure)}">' if section.figure else ""
     table = f'<div class="scroll">{_html_table(section.table)}</div>' if section.table is not None else ""
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in section.lines)
+    table += f"<ul>{lines}</ul>" if lines else ""
     note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
     return (
         f"<section><h2>{html.escape(section.title)}</h2>"

@@ -147,13 +147,13 @@ NASTY = "<script>alert(\"x\")</script> & 'quoted'"
 
 def test_text_is_never_taken_for_html(tmp_path):
     table = pd.DataFrame({NASTY: [NASTY]}, index=[NASTY])
-    section = Section(NASTY, NASTY, NASTY, figure=image(), table=table)
+    section = Section(NASTY, NASTY, NASTY, figure=image(), table=table, lines=[NASTY])
     write_report(tmp_path / "r.html", title=NASTY, lead=NASTY, sections=[section], facts={NASTY: NASTY})
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert not page.of("script")
     assert page.of("img")[0]["alt"] == NASTY
     joined = "".join(page.words)
-    assert joined.count(NASTY) == 2 + 1 + 1 + 2 + 3 + 2  # titles, lead, heading, sentences, table, facts
+    assert joined.count(NASTY) == 2 + 1 + 1 + 2 + 3 + 1 + 2  # titles, lead, heading, sentences, table, line, facts
 
 
 def test_a_section_needs_neither_figure_nor_table(tmp_path):
