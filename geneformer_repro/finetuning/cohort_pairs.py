@@ -185,6 +185,9 @@ def harmonised(
     return fitted.apply(values, names)
 
 
+NO_EFFECTS = "Effects of genes are not known: vectors of a checkpoint were looked at, whose numbers stand for no genes."
+
+
 def summary(table: pd.DataFrame, harmonise: str) -> str:
     """Say what is lost from one cohort to another, in a sentence.
 
@@ -208,4 +211,6 @@ def summary(table: pd.DataFrame, harmonise: str) -> str:
             f" Effects of genes agree across cohorts with Spearman {table['effects_spearman'].median():.2f}, between "
             f"halves of one cohort with {table['effects_spearman_within'].median():.2f}."
         )
+    elif "effects_spearman" not in table:
+        said += f" {NO_EFFECTS}"
     return said

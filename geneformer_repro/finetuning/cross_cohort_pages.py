@@ -10,7 +10,7 @@ import pandas as pd
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
-from geneformer_repro.finetuning.cohort_pairs import HARMONISED, SCORES
+from geneformer_repro.finetuning.cohort_pairs import HARMONISED, NO_EFFECTS, SCORES
 from geneformer_repro.finetuning.figures import rows_figure
 from geneformer_repro.report import (
     BLUE,
@@ -128,6 +128,8 @@ def write_cross_cohort_report(table: pd.DataFrame, path: str | Path, *, overwrit
     sections = [_drop_section(table), _domain_section(table)]
     if _has_effects(table):
         sections += [_effects_section(table), *_genes_section(table)]
+    else:
+        sections.append(_no_effects_section())
     write_report(
         path,
         title="What one cohort teaches of another",
@@ -258,7 +260,9 @@ def _domain_section(table: pd.DataFrame) -> Section:
         "That what is left is the same: trees often still tell cohorts of equal means and spreads apart. Nor that what "
         "was taken out was of the platform alone.",
         figure=_domain_figure(table),
-        table=_named(table, [f"domain_auc_{way}" for way in _WAYS]),
+        table=_named(table, [f"domain_auc_{way}" for way in _WAYS]).rename(
+            columns={f"domain_auc_{way}": label for way, label in _WAYS.items()}
+        ),
     )
 
 
@@ -273,6 +277,14 @@ def _effects_section(table: pd.DataFrame) -> Section:
     )
 
 
+def _no_effects_section() -> Section:
+    return Section(
+        "Whether both cohorts use the same genes",
+        NO_EFFECTS,
+        "That they do, or do not: explain the checkpoint in both cohorts, and compare the tables of genes.",
+    )
+
+
 def _genes_section(table: pd.DataFrame) -> list[Section]:
     effects = table.attrs["effects"]
     outputs = effects["output"].drop_duplicates().head(_MOST_OUTPUTS)
@@ -283,13 +295,13 @@ def _genes_section(table: pd.DataFrame) -> list[Section]:
         f"{output}, {cohort}": [f"{gene} {effect:+.3g}" for gene, effect in zip(of["gene"], of["effect"], strict=True)]
         for (output, cohort), of in first.groupby(["output", "cohort"], sort=False)
     }
-    genes = pd.DataFrame({name: pd.Series(values) for name, values in listed.items()}).T.fillna("")
+    genes = pd.DataFrame({name: pd.Series(values) for name, values in listed.items()}).fillna("")
     return [
         Section(
             "The genes with the largest effects",
             f"Of each cohort, by standard deviation of the gene; the first {_TOP_EFFECTS}."
             + (f" Of the first {_MOST_OUTPUTS} of {effects['output'].nunique()} outputs." if len(outputs) > 5 else ""),
             "An effect by itself: methods on components spread an effect over all genes that go together.",
-            table=genes.set_axis([str(i + 1) for i in range(genes.shape[1])], axis=1).rename_axis("of"),
+            table=genes.set_axis([str(i + 1) for i in range(len(genes))], axis=0).rename_axis("place"),
         )
     ]

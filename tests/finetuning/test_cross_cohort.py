@@ -159,7 +159,7 @@ def test_labels_of_one_cohort_are_told_by_another_by_what_both_share(shared):
     assert (row["effects_top"] > 0.3) == shared
 
 
-def test_tokens_are_looked_at_by_rank_or_by_vectors(checkpoint, cells):
+def test_tokens_are_looked_at_by_rank_or_by_vectors(checkpoint, cells, tmp_path):
     asked = {"cohort": "donor", "target": "cell_type", "train": "donor0", "test": "donor1", "folds": 2, "top": 20}
     by_rank, by_vector = cross_cohort(cells, **asked), cross_cohort(cells, checkpoint=checkpoint, **asked)
     assert by_rank["within"].item() > 0.5
@@ -168,6 +168,10 @@ def test_tokens_are_looked_at_by_rank_or_by_vectors(checkpoint, cells):
     assert by_vector.attrs["effects"].empty
     with pytest.raises(InputError, match="Effects of genes are not known"):
         gf.plot_cross_cohort(by_vector, kind="effects")
+    assert by_vector.attrs["sentence"].endswith("whose numbers stand for no genes.")
+    assert "no genes" not in by_rank.attrs["sentence"]
+    gf.write_cross_cohort_report(by_vector, tmp_path / "cohorts.html")
+    assert "Effects of genes are not known" in (tmp_path / "cohorts.html").read_text().partition("<section>")[2]
 
 
 # Drug response

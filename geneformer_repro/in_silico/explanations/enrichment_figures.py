@@ -18,10 +18,12 @@ N_NAMED = 8
 _SIGNIFICANT = 0.05
 _PALE = "#c3c8d0"
 _LEAST_P = 1e-300
+_CIRCLES_A_LINE = 2
+"""Pairs of circles; more become too small to read on a page."""
 _LONGEST = LONG_NAME + 10
 
 
-def sets_figure(table: pd.DataFrame, *, title: str = "", n_shown: int = N_SHOWN) -> "Figure":
+def sets_figure(table: pd.DataFrame, *, title: str = "", n_shown: int = N_SHOWN, is_matched: bool = True) -> "Figure":
     """Draw the evidence for the first sets: filled against genes like them, hollow without matching.
 
     Parameters
@@ -33,6 +35,8 @@ def sets_figure(table: pd.DataFrame, *, title: str = "", n_shown: int = N_SHOWN)
         Above the picture.
     n_shown
         How many.
+    is_matched
+        Whether there are strata; without, both tests are one.
     """
     shown = table.head(n_shown)
     names = [_labelled(str(name), row) for name, row in shown.iterrows()]
@@ -40,12 +44,15 @@ def sets_figure(table: pd.DataFrame, *, title: str = "", n_shown: int = N_SHOWN)
     at = np.arange(len(shown))
     matched, plain = (_evidence(shown[name]) for name in ("p_value", "plain_p_value"))
     below, found = (shown["direction"] == "below 0").to_numpy(), (shown["fdr"] < _SIGNIFICANT).to_numpy()
-    axes.hlines(at, np.minimum(matched, plain), np.maximum(matched, plain), color=_PALE, linewidth=1.2, zorder=1)
-    axes.scatter(plain, at, s=34, facecolors="white", edgecolors=GREY, linewidths=1.1, label="not matched", zorder=2)
+    if is_matched:
+        axes.hlines(at, np.minimum(matched, plain), np.maximum(matched, plain), color=_PALE, linewidth=1.2, zorder=1)
+        hollow: dict[str, Any] = {"facecolors": "white", "edgecolors": GREY, "linewidths": 1.1}
+        axes.scatter(plain, at, s=34, label="not matched", zorder=2, **hollow)
+    how = "matched" if is_matched else "not matched"
     for chosen, colour, label in (
-        (~found, GREY, f"matched, FDR ≥ {_SIGNIFICANT}"),
-        (found & ~below, ORANGE, f"matched, FDR < {_SIGNIFICANT}" + (", above 0" if below.any() else "")),
-        (found & below, BLUE, f"matched, FDR < {_SIGNIFICANT}, below 0"),
+        (~found, GREY, f"{how}, FDR ≥ {_SIGNIFICANT}"),
+        (found & ~below, ORANGE, f"{how}, FDR < {_SIGNIFICANT}" + (", above 0" if below.any() else "")),
+        (found & below, BLUE, f"{how}, FDR < {_SIGNIFICANT}, below 0"),
     ):
         if chosen.any():
             axes.scatter(matched[chosen], at[chosen], s=34, color=colour, linewidths=0, label=label, zorder=3)
@@ -160,22 +167,25 @@ def common_genes_figure(rows: Sequence[Mapping[str, Any]], names: Sequence[str])
     """
     from matplotlib.patches import Circle
 
-    figure, axes = new_axes(max(4.2, 3.6 * len(rows)), 2.9)
+    n_columns, n_lines = min(len(rows), _CIRCLES_A_LINE), -(-len(rows) // _CIRCLES_A_LINE)
+    figure, axes = new_axes(max(4.2, 3.6 * n_columns), 2.9 * n_lines)
     for i, row in enumerate(rows):
-        at = 3.4 * i
+        at, down = 3.4 * (i % n_columns), -3.2 * (i // n_columns)
         for shift, colour, n, name in (
             (-0.5, BLUE, row["only_first"], names[0]),
             (0.5, ORANGE, row["only_second"], names[1]),
         ):
-            axes.add_patch(Circle((at + shift, 0), 1.0, facecolor=colour, alpha=0.22, edgecolor=colour, linewidth=1.3))
-            axes.text(at + 1.9 * shift, 0, f"{n:,}", ha="center", va="center", fontsize=11)
-            axes.text(at + 1.6 * shift, 1.12, name, ha="center", va="bottom", fontsize=9, color=colour)
-        axes.text(at, 0, f"{row['common']:,}", ha="center", va="center", fontsize=12, weight="bold")
+            axes.add_patch(
+                Circle((at + shift, down), 1.0, facecolor=colour, alpha=0.22, edgecolor=colour, linewidth=1.3)
+            )
+            axes.text(at + 1.9 * shift, down, f"{n:,}", ha="center", va="center", fontsize=11)
+            axes.text(at + 1.6 * shift, down + 1.12, name, ha="center", va="bottom", fontsize=9, color=colour)
+        axes.text(at, down, f"{row['common']:,}", ha="center", va="center", fontsize=12, weight="bold")
         others = [str(value) for key, value in row.items() if key in ("method", "state", "drug", "dose")]
         told = ", ".join([*others, str(row["direction"])])
         chance = f"{told}\nby chance {row['expected']:.1f} in common, p = {row['p_value']:.1g}"
-        axes.text(at, -1.12, chance, ha="center", va="top", fontsize=8.5, color=GREY)
-    axes.set(xlim=(-1.8, 3.4 * (len(rows) - 1) + 1.8), ylim=(-1.75, 1.45), aspect="equal")
+        axes.text(at, down - 1.12, chance, ha="center", va="top", fontsize=8.5, color=GREY)
+    axes.set(xlim=(-1.8, 3.4 * (n_columns - 1) + 1.8), ylim=(-3.2 * (n_lines - 1) - 1.75, 1.45), aspect="equal")
     axes.axis("off")
     return figure
 

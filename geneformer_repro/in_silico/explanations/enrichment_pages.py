@@ -169,6 +169,10 @@ def write_enrichment_report(
 def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
     like = " and ".join(table.attrs["strata"])
     against = f"against genes of like {like}" if like else "without matching, so that often detected genes decide"
+    hollow = (
+        " Hollow points are the same test without matching: where they alone are far out, a set holds genes that are "
+        "often detected."
+    )
     ranked = table.attrs["method"] == "prerank"
     how = (
         "genes of a set stand towards one end of the ranking" if ranked else "the chosen genes are more often in a set"
@@ -178,11 +182,10 @@ def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
         shown = rows.drop(columns=list(of))
         yield Section(
             "Gene sets" + (f": {told}" if told else ""),
-            f"Whether {how} than chance makes them, {against}, by {table.attrs['score']}. Hollow points are the same "
-            "test without matching: where they alone are far out, a set holds genes that are often detected.",
+            f"Whether {how} than chance makes them, {against}, by {table.attrs['score']}." + (hollow if like else ""),
             "What the genes do: a set is a list that somebody made, and the model may use its genes for another "
             "reason.",
-            figure=sets_figure(rows, title=told),
+            figure=sets_figure(rows, title=told, is_matched=bool(like)),
             table=shown.assign(genes=[_cut(genes) for genes in shown["genes"]]),
             most_rows=_N_IN_TABLE,
         )

@@ -22,7 +22,7 @@ from geneformer_repro.in_silico.explanations.drivers import DriverGenes, driver_
 from geneformer_repro.in_silico.explanations.enrichment import gene_set_enrichment
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.families import again_of
-from geneformer_repro.in_silico.explanations.gene_table import gene_table
+from geneformer_repro.in_silico.explanations.gene_table import UNSIGNED, gene_table
 from geneformer_repro.in_silico.explanations.removal import (
     BY_CHANGE,
     N_RANDOM,
@@ -222,7 +222,7 @@ def _with_contrast(why: Explanation, cells: Any) -> TokenizedDataset | None:
 def _sentences(check: ExplanationEvaluation, metadata: Mapping[str, Any]) -> Iterator[str]:
     yield verdicts.how_good(metadata)
     yield from verdicts.of_genes(check.genes, metadata)
-    yield from verdicts.of_agreement(check.agreement)
+    yield from verdicts.of_agreement(check.agreement, metadata.get("rows_are", "cells"))
     if check.removal.empty:
         yield "Whether the answer rests on these genes was not tested: no genes were taken away."
     else:
@@ -282,7 +282,8 @@ def _curves(again: Again[Any], genes: pd.DataFrame, rng: np.random.Generator) ->
     """Return points and areas of all judges, state by state."""
     attributions = _attributions(again)
     names, takings = again.states, again.takings_here
-    n_orders = 2 * len(again.why.methods) + 2 + N_RANDOM
+    has_changes = "log2_fold_change" in genes and bool(genes["log2_fold_change"].notna().any())
+    n_orders = sum(1 if method in UNSIGNED else 2 for method in again.why.methods) + 1 + has_changes + N_RANDOM
     n_passes = len(names) * len(takings) * again.n_read * n_orders * len(SHARES)
     points, areas = [], []
     with progress("curves", total=n_passes, unit="passes") as bar:

@@ -79,7 +79,7 @@ def genes_figure(
     return figure
 
 
-def agreement_figure(table: pd.DataFrame, *, top: int | None = None) -> "Figure":
+def agreement_figure(table: pd.DataFrame, *, top: int | None = None, rows_are: str = "cells") -> "Figure":
     """Draw how far methods agree, on a scale on which 0 is chance and 1 a method with itself.
 
     Above the diagonal the median rank correlation over cells, below it what the strongest genes of two methods share,
@@ -91,6 +91,8 @@ def agreement_figure(table: pd.DataFrame, *, top: int | None = None) -> "Figure"
         Rows of `agreement` of one state.
     top
         How many genes are compared below the diagonal; default the most that there are numbers for, up to 50.
+    rows_are
+        What is explained, in the plural.
     """
     names = list(dict.fromkeys([*table["method_a"], *table["method_b"]]))
     top = _most_compared(table) if top is None else top
@@ -114,9 +116,10 @@ def agreement_figure(table: pd.DataFrame, *, top: int | None = None) -> "Figure"
     axes.spines[["left", "bottom"]].set_visible(False)
     colours = figure.colorbar(image, ax=axes, shrink=0.75, ticks=[-1, -0.5, 0, 0.5, 1])
     colours.ax.set_yticklabels(["−1", "−0.5", "0: chance", "0.5", "1: the same"], fontsize=8)
+    one = rows_are.partition(" ")[0].removesuffix("s")
     below = f"below: top {top} shared (by chance)" if top else "below: too few genes"
     apart = ", " if len(names) > 3 else ",\n"  # of two or three methods there is no room for one line
-    title = f"above: Spearman in a cell{apart}{below}\n{_SAME_OPERATOR} same operator"
+    title = f"above: Spearman in a {one}{apart}{below}\n{_SAME_OPERATOR} same operator"
     axes.set_title(title, fontsize=8.5, loc="left")
     return figure
 
@@ -128,7 +131,9 @@ def _most_compared(table: pd.DataFrame) -> int:
     return max(known, default=min(tops))
 
 
-def curves_figure(points: pd.DataFrame, *, value_name: str, title: str) -> "Figure":
+def curves_figure(
+    points: pd.DataFrame, *, value_name: str, title: str, share_name: str = "genes, % of the cell"
+) -> "Figure":
     """Draw what becomes of the answer as genes go, or come, on the band of random orders.
 
     Parameters
@@ -139,6 +144,8 @@ def curves_figure(points: pd.DataFrame, *, value_name: str, title: str) -> "Figu
         What the answer is.
     title
         Of what is done to genes.
+    share_name
+        What the shares are of.
     """
     figure, axes = new_axes(7.8, 4.4)
     random = points[points["order"] == "random"]
@@ -154,7 +161,7 @@ def curves_figure(points: pd.DataFrame, *, value_name: str, title: str) -> "Figu
         axes.plot(at, line["value"], dashed, color=colour, linewidth=1.6, marker="o", markersize=3, label=str(order))
     share = 100 * random["share"].to_numpy()
     axes.set_xticks(at, [f"{value:g}" for value in share])
-    axes.set(xlabel="genes, % of the cell", ylabel=fill(value_name, 44))
+    axes.set(xlabel=share_name, ylabel=fill(value_name, 44))
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="y", color=LIGHT)
     axes.set_axisbelow(True)
@@ -214,15 +221,17 @@ def surrogate_figure(r2: np.ndarray, stability: np.ndarray, *, least_r2: float, 
     return figure
 
 
-def sanity_figure(table: pd.DataFrame, *, bound: float) -> "Figure":
+def sanity_figure(table: pd.DataFrame, *, bound: float, rows_are: str = "cells") -> "Figure":
     """Draw how far attributions stay as they are when the model forgets, a line a method.
 
     Parameters
     ----------
     table
-        Rows of `sanity` of one state: ``method``, ``model``, ``spearman``, ``lower``, ``upper``.
+        Rows of `sanity` of one state: ``method``, ``model``, ``spearman``, ``lower``, ``upper``, and ``signed``.
     bound
         Beyond which a map mostly shows the input.
+    rows_are
+        What is explained, in the plural.
     """
     models = list(dict.fromkeys(table["model"]))
     figure, axes = new_axes(max(6.4, 2.8 + 0.75 * len(models)), 4.2)
@@ -240,8 +249,19 @@ def sanity_figure(table: pd.DataFrame, *, bound: float) -> "Figure":
             label=str(method),
             upright=True,
         )
+        if "signed" in of_method:
+            ring: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": CATEGORIES[i % len(CATEGORIES)]}
+            axes.plot(
+                at,
+                of_method["signed"],
+                "o",
+                markersize=4.5,
+                label="with signs" if i == len(methods) - 1 else "_",
+                **ring,
+            )
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set(ylim=(-1.02, 1.02), ylabel="Spearman with the model's attributions\n(bar: quartiles over cells)")
+    over = rows_are.partition(" ")[0]
+    axes.set(ylim=(-1.02, 1.02), ylabel=f"Spearman with the model's attributions\n(sizes; bar: quartiles over {over})")
     axes.set_xticks(range(len(models)), [fill(model, 12) for model in models], fontsize=8)
     axes.set_axisbelow(True)
     legend_beside(axes)

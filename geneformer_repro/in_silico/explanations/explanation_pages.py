@@ -12,7 +12,7 @@ from geneformer_repro.checkpoint import checkpoint_in_words
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.explanations import verdicts
-from geneformer_repro.in_silico.explanations.agreement import agreement
+from geneformer_repro.in_silico.explanations.agreement import MEAN_CHARACTER, PADDING, PLACE, agreement
 from geneformer_repro.in_silico.explanations.attribution import LEAST_R2, LEAST_STABILITY
 from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation
 from geneformer_repro.in_silico.explanations.explanation import Explanation
@@ -111,7 +111,7 @@ def plot_explanation(
         table = agreement(why) if check is None else check.agreement
         if table.empty:
             raise InputError("kind='agreement' compares methods, and the explanation has one, of what has no place.")
-        return agreement_figure(_of(table, "state", state))
+        return agreement_figure(_of(table, "state", state), rows_are=why.rows_are)
     if kind == "genes":
         table = genes if genes is not None else check.genes if check is not None else gene_table(why)
         of_method = _of(table, "method", method)
@@ -122,7 +122,9 @@ def plot_explanation(
             f"kind={kind!r} draws a check that was not made: give check=evaluate_explanation(why, checkpoint, cells)."
         )
     of_state = _of(made, "state", state)
-    return sanity_figure(of_state, bound=MOST_ALIKE) if kind == "sanity" else _curves(of_state, kind, why.measure)
+    if kind == "sanity":
+        return sanity_figure(of_state, bound=MOST_ALIKE, rows_are=why.rows_are)
+    return _curves(of_state, kind, why)
 
 
 def _of(table: pd.DataFrame, column: str, name: str | None) -> pd.DataFrame:
@@ -148,11 +150,38 @@ def _genes_picture(why: Explanation, table: pd.DataFrame) -> "Figure":
     return genes_figure(table, of_donors, effect_name=name, rows_are=why.rows_are, replicates=over)
 
 
-def _curves(points: pd.DataFrame, kind: Kind, measure: str) -> "Figure":
+def _curves(points: pd.DataFrame, kind: Kind, why: Explanation) -> "Figure":
     of_way = points[points["way"] == kind]
-    operator = of_way["operator"].iloc[0]
-    done = {"removal": f"genes taken away by {operator!r}", "insertion": f"genes brought into a cell of {operator}s"}
-    return curves_figure(of_way[of_way["operator"] == operator], value_name=measure, title=done[kind])
+    operator = str(of_way["operator"].iloc[0])
+    return curves_figure(
+        of_way[of_way["operator"] == operator],
+        value_name=why.measure,
+        title=_curve_title(kind, operator, why),
+        share_name=f"{_what(operator)}, % of the {_singular(why)}",
+    )
+
+
+def _curve_title(kind: str, operator: str, why: Explanation) -> str:
+    """Say what is done to genes along a curve."""
+    if operator in (MEAN_CHARACTER, PADDING):
+        return f"characters taken away, by the vector of {operator.replace('of', 'of all')}"
+    if kind == "removal":
+        by = f"the {operator} instead of a gene's value" if operator in ("median", "mean") else repr(operator)
+        return f"genes taken away by {by}"
+    begin = (
+        f"a {_singular(why)} of {operator}s"
+        if operator not in ("median", "mean")
+        else f"a {_singular(why)} at the {operator}"
+    )
+    return f"genes brought into {begin}"
+
+
+def _what(operator: str) -> str:
+    return "characters" if operator in (MEAN_CHARACTER, PADDING) else "genes"
+
+
+def _singular(why: Explanation) -> str:
+    return why.rows_are.partition(" ")[0].removesuffix("s")
 
 
 def _gaps(why: Explanation) -> np.ndarray:
@@ -264,7 +293,7 @@ def _sections(
         yield from _rankings(why, genes)
     yield from _of_methods(why, check)
     if check is not None:
-        yield from _checks(check, why.measure)
+        yield from _checks(check, why)
 
 
 def _done(why: Explanation) -> Section:
@@ -306,6 +335,7 @@ def _believed(why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluatio
 
 
 def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
+    over = "donors" if why.metadata.get("donor") else why.rows_are
     pairs = genes[["method", "state"]].drop_duplicates()
     first = pairs["method"].iloc[0]
     states = pairs.loc[pairs["method"] == first, "state"].head(N_STATES)
@@ -314,7 +344,7 @@ def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
         table = _of(_of(genes, "method", first), "state", None if pd.isna(state) else state)
         yield Section(
             f"Strongest genes by {first}{of}",
-            "Mean over donors of what a gene adds to the answer where it is expressed; grey dots are donors. With "
+            f"Mean over {over} of what a gene adds to the answer where it is expressed; grey dots are {over}. With "
             "intervals, the genes whose interval stays furthest from 0: sure before large.",
             "Genes that matter in life: the model moved, not a cell. Even small effects have small p-values.",
             figure=_genes_picture(why, table),
@@ -328,7 +358,8 @@ def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
             ends=ENDS,
             most_rows=MOST_ROWS // len(states),
         )
-    yield _beside(genes)
+    if any(np.isfinite(rho) for of in genes.attrs["baselines"].values() for rho in of.values()):
+        yield _beside(genes)
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -355,9 +386,10 @@ def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterat
         of = "" if pd.isna(state) else f": {state}"
         yield Section(
             f"Do methods agree{of}",
-            "Colours: 0 is chance, 1 a method with itself. place is minus the place of a gene, by itself.",
+            "Colours: 0 is chance, 1 a method with itself."
+            + (" place is minus the place of a gene, by itself." if (table["method_b"] == PLACE).any() else ""),
             "That what they agree on is right: methods of one operator (=) agree because they do the same.",
-            figure=agreement_figure(_of(table, "state", None if pd.isna(state) else state)),
+            figure=agreement_figure(_of(table, "state", None if pd.isna(state) else state), rows_are=why.rows_are),
         )
     if "integrated_gradients" in why.methods:
         yield Section(
@@ -376,11 +408,11 @@ def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterat
         )
 
 
-def _checks(check: ExplanationEvaluation, measure: str) -> Iterator[Section]:
+def _checks(check: ExplanationEvaluation, why: Explanation) -> Iterator[Section]:
     for kind in ("removal", "insertion") if not check.points.empty else ():
         for keys, points in check.points.groupby(["state", "operator"], sort=False, dropna=False):
             if (points["way"] == kind).any():
-                yield _of_curves(points, kind, keys, measure)
+                yield _of_curves(points, kind, keys, why)
     if not check.removal.empty:
         columns = ["order", "operator", "way", "area", "better", "low", "high", "p_value", "faithfulness", "best"]
         columns = [*columns, "own_operator", "n_cells", "n_donors"]
@@ -398,19 +430,24 @@ def _checks(check: ExplanationEvaluation, measure: str) -> Iterator[Section]:
             "Correlation with the attributions of models whose weights were drawn anew from the top down, and of a "
             "head of permuted labels. Within the band a map owes little to the input alone.",
             "Which part was learned: only that something was.",
-            figure=sanity_figure(_of(check.sanity, "state", None if pd.isna(state) else state), bound=MOST_ALIKE),
+            figure=sanity_figure(
+                _of(check.sanity, "state", None if pd.isna(state) else state),
+                bound=MOST_ALIKE,
+                rows_are=why.rows_are,
+            ),
         )
     yield from _lists(check)
 
 
-def _of_curves(points: pd.DataFrame, kind: Any, keys: tuple[Any, ...], measure: str) -> Section:
+def _of_curves(points: pd.DataFrame, kind: Any, keys: tuple[Any, ...], why: Explanation) -> Section:
     of = "" if pd.isna(keys[0]) else f": {keys[0]}"
-    title = {"removal": f"Take genes away by {keys[1]!r}", "insertion": f"Bring genes into a cell of {keys[1]}s"}
+    what = _curve_title(kind, str(keys[1]), why)
     return Section(
-        f"{title[kind]}{of}",
-        "The answer as genes go, or come, in the order of each method, of places and of fold changes; band: random.",
-        "Cells: altered ones are none that the model has seen, the more so the more genes are gone.",
-        figure=_curves(points, kind, measure),
+        f"{what[0].upper()}{what[1:]}{of}",
+        "The answer as genes go, or come, in the order of each method, and of what needs no model; band: random.",
+        f"{why.rows_are[0].upper()}{why.rows_are[1:]}: altered ones are none that the model has seen, the more so the "
+        "more genes are gone.",
+        figure=_curves(points, kind, why),
     )
 
 

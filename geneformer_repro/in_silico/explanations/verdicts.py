@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.in_silico.explanations.agreement import PLACE
+from geneformer_repro.in_silico.explanations.agreement import OF_CHARACTERS, PLACE
 from geneformer_repro.in_silico.explanations.how_good import sentence
 from geneformer_repro.in_silico.explanations.removal import LARGEST, SIMPLE
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE, PERMUTED_LABELS, RANDOM_WEIGHTS
@@ -42,10 +42,11 @@ def is_guessing(metadata: Mapping[str, Any]) -> bool:
 def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
     """Say how many genes differ from 0 over donors, and what was left out."""
     tested = genes["p_value"].notna()
+    over = "donors" if metadata.get("donor") else metadata.get("rows_are", "cells").partition(" ")[0]
     if tested.any():
         n = int((genes["fdr"] < SIGNIFICANT).sum())
         yield (
-            f"{n:,} of {int(tested.sum()):,} tested rows have an effect that differs from 0 over donors (FDR < 0.05)"
+            f"{n:,} of {int(tested.sum()):,} tested rows have an effect that differs from 0 over {over} (FDR < 0.05)"
             + (": it is even, not large." if n else ".")
         )
     elif metadata.get("donor"):
@@ -71,8 +72,8 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
 
 
-def of_agreement(agreement: pd.DataFrame) -> Iterator[str]:
-    """Say how far methods agree, and whether with more than places."""
+def of_agreement(agreement: pd.DataFrame, rows_are: str = "cells") -> Iterator[str]:
+    """Say how far methods agree in cells, or whatever rows are, and whether with more than places."""
     for state in agreement["state"].unique().tolist():
         table = agreement[_is(agreement["state"], state)]
         of = "" if pd.isna(state) else f" ({state})"
@@ -80,7 +81,8 @@ def of_agreement(agreement: pd.DataFrame) -> Iterator[str]:
         others = table[(table["method_b"] != PLACE) & ~table["same_operator"]]
         if len(others):
             median = others["spearman"].median()
-            yield f"Methods of different operators agree within cells with a Spearman correlation of {median:.2f}{of}."
+            within = rows_are.partition(" ")[0]
+            yield f"Methods of different operators agree within {within} with a Spearman correlation of {median:.2f}{of}."
         strong = by_place[by_place.abs() > 0.5]
         if len(strong):
             said = ", ".join(f"{name!s} {rho:.2f}" for name, rho in strong.items())
@@ -97,10 +99,11 @@ def of_removal(removal: pd.DataFrame) -> Iterator[str]:
         of = "" if pd.isna(state) else f" ({state})"
         for row in table.to_dict("records"):
             method = row["order"].partition(",")[0]
+            what = "characters" if method.endswith(OF_CHARACTERS) else "genes"
             better = row["better"] > 0 and not row["p_value"] >= SIGNIFICANT
             beaten = simple.loc[simple["better"] >= row["better"], "order"].tolist()
             said = (
-                "moves the answer more than removing genes at random"
+                f"moves the answer more than removing {what} at random"
                 if better
                 else "is not shown to move it more than chance"
             )
@@ -114,6 +117,12 @@ def _is(column: pd.Series, value: Any) -> pd.Series:
     return column.isna() if pd.isna(value) else column == value
 
 
+def _of_signs(row: dict[Any, Any]) -> str:
+    """Say that directions are not alike where sizes are, as of values far from the baseline by any model."""
+    signed = row.get("signed", np.nan)
+    return f"; sizes alone are, with signs it is {signed:.2f}" if abs(signed) <= MOST_ALIKE else ""
+
+
 def of_sanity(sanity: pd.DataFrame) -> Iterator[str]:
     """Say which maps stay as they are when the model forgets."""
     for model, why in ((RANDOM_WEIGHTS, "shows the input"), (PERMUTED_LABELS, "does not depend on the labels")):
@@ -125,7 +134,7 @@ def of_sanity(sanity: pd.DataFrame) -> Iterator[str]:
             of = "" if pd.isna(row["state"]) else f" ({row['state']})"
             yield (
                 f"{row['method']} mostly {why}: with {model} its map is alike, Spearman {row['spearman']:.2f}{of}, "
-                f"more than {MOST_ALIKE}."
+                f"more than {MOST_ALIKE}{_of_signs(row)}."
             )
         if alike.empty:
             most = table["spearman"].abs().max()

@@ -216,6 +216,13 @@ def test_what_random_weights_say(rho, said):
     assert said in sentence
 
 
+@pytest.mark.parametrize(("signed", "also"), [(0.02, True), (-0.02, True), (0.5, False)])
+def test_where_sizes_alone_are_alike_that_is_said(signed, also):
+    row = {"model": RANDOM_WEIGHTS, "method": "hide", "state": None, "spearman": 0.5, "signed": signed}
+    (sentence,) = verdicts.of_sanity(pd.DataFrame([row]))
+    assert (f"sizes alone are, with signs it is {signed:.2f}" in sentence) == also
+
+
 def test_what_is_not_known_of_the_model_is_said():
     assert verdicts.how_good({}) == verdicts.UNKNOWN
     assert not verdicts.is_guessing({})
