@@ -172,13 +172,13 @@ def unpack(text):
 
 def test_text_is_never_taken_for_html(tmp_path):
     table = pd.DataFrame({NASTY: [NASTY]}, index=[NASTY])
-    section = Section(NASTY, NASTY, NASTY, figure=image(), table=table, lines=[NASTY])
+    section = Section(NASTY, NASTY, NASTY, figure=image(), table=table)
     write_report(tmp_path / "r.html", title=NASTY, lead=NASTY, sections=[section], facts={NASTY: NASTY})
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert len(page.of("script")) == 1
     assert page.of("img")[0]["alt"] == NASTY
     joined = "".join(page.words)
-    assert joined.count(NASTY) == 2 + 1 + 1 + 2 + 3 + 1 + 2  # titles, lead, heading, sentences, table, line, facts
+    assert joined.count(NASTY) == 2 + 1 + 1 + 2 + 3 + 2  # titles, lead, heading, sentences, table, facts
 
 
 def test_how_to_read_a_section_is_folded_away_and_what_was_found_is_not(tmp_path):
