@@ -6,6 +6,8 @@ import numpy as np
 
 from geneformer_repro.in_silico.assisting_model import Pairs
 
+N_DONORS = 4
+
 
 class Simulated(NamedTuple):
     """A screen of which everything is known."""
@@ -28,7 +30,8 @@ def simulated(
 
     A cell's effects have a scale (log-normal) and a level; in units of it, a gene has an effect of its own (a share of
     the variance), and the rest differs from cell to cell, with tails of Student's t. Estimates follow what a pair does,
-    effect of the gene and rest, with the correlation that is asked for within cells. Genes are in a tenth to all cells.
+    effect of the gene and rest, with the correlation that is asked for within cells. Genes are in 15 to 100 % of cells,
+    cells of four donors in turn.
 
     Parameters
     ----------
@@ -58,6 +61,8 @@ def simulated(
     unit_P = of_gene[gene_P] + np.sqrt(1 - gene_share) * tails
     noise_P = rng.normal(size=len(gene_P))
     estimate_P = scale_C[cell_P] * (correlation * unit_P + np.sqrt(1 - correlation**2) * noise_P)
-    return Simulated(
-        Pairs(gene_P, cell_P, estimate_P, n_cells), np.asarray(scale_C[cell_P] * (level_C[cell_P] + unit_P))
-    )
+    of_donors = np.zeros((n_genes, N_DONORS))
+    np.add.at(of_donors, (gene_P, cell_P % N_DONORS), 1)
+    weight_P = 1 / (of_donors[gene_P, cell_P % N_DONORS] * (of_donors > 0).sum(1)[gene_P])
+    pairs = Pairs(gene_P, cell_P, estimate_P, weight_P, n_cells)
+    return Simulated(pairs, np.asarray(scale_C[cell_P] * (level_C[cell_P] + unit_P)))

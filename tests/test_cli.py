@@ -451,6 +451,11 @@ PERTURB_OPTIONS = {
     "each affected": ("--affected", {"affected": "each"}),
     "some affected": ("--affected A B", {"affected": ["A", "B"]}),
     "first order": ("--first-order --refine 5", {"method": "first_order", "refine": 5}),
+    "sampled": (
+        "--sampled --passes 90 --top 5 --min-cells 4",
+        {"method": "sampled", "passes": 90, "minutes": None, "top": 5, "min_cells": 4},
+    ),
+    "minutes": ("--sampled --minutes 1.5", {"method": "sampled", "passes": None, "minutes": 1.5}),
     "donor": ("--donor donor --obs a b", {"donor": "donor", "obs": ["a", "b"]}),
     "some cells": ("--max-cells 5 --seed 2", {"max_cells": 5, "seed": 2}),
     "layer": ("--layer 0 --pooling mean", {"layer": 0, "pooling": "mean"}),
@@ -515,6 +520,14 @@ def test_a_first_order_screen_says_how_good_its_estimates_are(screened):
     median = shifts.metadata["first_order"]["spearman"][GOAL]["median"]
     assert said.splitlines()[1].startswith("estimates against exact values in 3 cells, Spearman, median and range: ")
     assert f"{GOAL} {median:.2f} (" in said
+
+
+def test_a_sampled_screen_says_where_its_passes_went_and_what_they_decided(screened):
+    shifts, said = screened("clf --target cell_type --sampled --passes 4000 --top 3 --min-cells 6 --max-cells 6")
+    spent, trusted, found = said.splitlines()[1:]
+    assert spent.startswith(f"{shifts.metadata['sampled']['passes']:,} of ")
+    assert "correlation" in trusted
+    assert found.startswith("highest 3: ")
 
 
 def test_of_several_processes_one_says_what_was_done(copy, tmp_path):
@@ -1095,6 +1108,9 @@ BAD = {
         "leave them out",
     ),
     "perturb, estimates of no goal": ("perturb base cells.tok --first-order", "needs goal= or target="),
+    "perturb, no budget": ("perturb clf cells.tok --target cell_type --sampled", "needs a budget: passes="),
+    "perturb, budget of all": ("perturb base cells.tok --passes 9", "passes= is for method='sampled'; found"),
+    "perturb, both methods": ("perturb base cells.tok --sampled --first-order", "give one of the two"),
     "perturb, refine": ("perturb base cells.tok --refine 3", "refine must be at least 0, and is for"),
     "perturb, donor": ("perturb base cells.tok --donor doner", "no obs column 'doner'. Did you mean 'donor'?"),
     "perturb, vocabulary": ("perturb base {bad}/others.tok", "have different vocabularies"),

@@ -38,6 +38,8 @@ class Pairs:
         Numbers of the gene, ascending, and of the cell.
     estimate_P
         First-order estimates; 0 where there are none.
+    weight_P
+        Weights of the pairs in the mean of their gene, which add up to 1: of donors alike, of cells in a donor alike.
     n_cells
         Cells of the screen; some may have no pair here.
     """
@@ -45,6 +47,7 @@ class Pairs:
     gene_P: np.ndarray
     cell_P: np.ndarray
     estimate_P: np.ndarray
+    weight_P: np.ndarray
     n_cells: int
 
     @property
@@ -55,6 +58,10 @@ class Pairs:
     def by_gene(self, values_P: np.ndarray) -> np.ndarray:
         """Add up over the pairs of each gene, (G,)."""
         return np.bincount(self.gene_P, values_P, self.n_genes)
+
+    def means(self, values_P: np.ndarray) -> np.ndarray:
+        """Return the mean of each gene, (G,)."""
+        return self.by_gene(self.weight_P * values_P)
 
     def by_cell(self, values_P: np.ndarray) -> np.ndarray:
         """Add up over the pairs of each cell, (C,)."""

@@ -347,6 +347,7 @@ class _Sampler:
         unit, cell = self._units.unit_V[drawable], self._units.cell_V[drawable]
         self._variant_P = drawable[np.lexsort((cell, self._units.rank_V[drawable], donor_C[cell], unit))]
         self._unit_G, self._gene_P = np.unique(self._units.unit_V[self._variant_P], return_inverse=True)
+        self._weight_P = _weights(self._gene_P, donor_C[self._units.cell_V[self._variant_P]])
         self._rounds = passes_of_rounds(n_passes, len(self._unit_G))
         self._draws: list[Draw] = []
 
@@ -370,7 +371,8 @@ class _Sampler:
 
     def _pairs(self, state: int) -> Pairs:
         estimate_P = self._estimate_VS[self._variant_P, state]
-        return Pairs(self._gene_P, self._units.cell_V[self._variant_P], estimate_P, len(self._screen._rows))
+        cell_P = self._units.cell_V[self._variant_P]
+        return Pairs(self._gene_P, cell_P, estimate_P, self._weight_P, len(self._screen._rows))
 
     def draw(self) -> np.ndarray:
         """Return the variants, ascending, that the next round measures."""
@@ -451,6 +453,13 @@ class _Sampler:
                 name: [self._units.names[unit] for unit in self._unit_G[genes]] for name, genes in chosen.items()
             }
         return found
+
+
+def _weights(gene_P: np.ndarray, donor_P: np.ndarray) -> np.ndarray:
+    """Return weights that make a gene's mean one over its donors of means over their cells; they add up to 1."""
+    both, which_P, n = np.unique(gene_P * (donor_P.max() + 1) + donor_P, return_inverse=True, return_counts=True)
+    n_donors_G = np.bincount(both // (donor_P.max() + 1))
+    return np.asarray(1 / (n[which_P.ravel()] * n_donors_G[gene_P]))
 
 
 def _tell_if_useless(correlation: float | None, state: str, *, has_estimates: bool) -> None:

@@ -1,19 +1,21 @@
 r"""Which pairs of cell and gene get a forward pass, and what the gene means then are.
 
-A gene's effect is a mean over its cells. Of every pair there is an estimate; some pairs are drawn and measured, in
-rounds. With f what is expected of a pair before round r (`assisting_model`), p the probability with which the round
-draws it, and y what was measured, the **difference estimator** of round r adds up over the pairs of a gene
+A gene's effect is a mean over donors of means over cells: a sum over its pairs with weights w. Of every pair there is
+an estimate; some pairs are drawn and measured, in rounds. With f what is expected of a pair before round r
+(`assisting_model`), p the probability with which the round draws it, and y what was measured, the **difference
+estimator** of round r is
 
-.. math:: t_r = \frac{1}{N}\Big(\sum_{measured\ before} y + \sum_{others} f + \sum_{drawn\ now} \frac{y - f}{p}\Big)
+.. math:: t_r = \sum_{measured\ before} w y + \sum_{others} w f + \sum_{drawn\ now} w \frac{y - f}{p}
 
 Given all that happened before, its mean is the gene's exact mean, whatever f is worth and however earlier values
 decided what is drawn: f and p come from earlier rounds alone. The rounds after the first are averaged with weights
 that are known before each is measured, and the last round, in which every gene has its share, takes what weight is
 left: so the average is unbiased too. (Weights that look back at what an earlier round measured would not do, nor would
-a plain mean of measured values: rounds go where earlier values were near the edge of the top.)
+a plain mean of measured values: rounds go where earlier values were near the edge of the top. A gene of which all is
+measured in the end has its exact mean.)
 
 Passes are spread by size (Neyman): within a gene p is in proportion to the spread that is expected of a pair, which is
-that of its cell, mixed with a fifth of even chances so that no pair is nearly excluded. Each gene's are drawn
+that of its cell times w, mixed with a fifth of even chances so that no pair is nearly excluded. Each gene's are drawn
 systematically along its pairs, which are in the order of donors and places in the cell, so every donor gets its share.
 Over genes the first and the last round are even; those between go to genes by what a pass lowers the expected loss of a
 wrong choice of the top (both directions), as knowledge gradients do: with z a gene's distance from the edge in standard
@@ -93,10 +95,10 @@ class Estimated:
     value_P: np.ndarray
     """Measured, or expected of what is not: their mean ranks genes best, and is biased towards what is expected."""
     unbiased_P: np.ndarray
-    """Their mean over the pairs of a gene is the unbiased estimate of its exact mean."""
+    """Their mean is the unbiased estimate of the gene's exact mean (`Pairs.means`)."""
     variance_P: np.ndarray
     """What each pair adds to the variance of a sum of `unbiased_P`, times (t / 1.96)² for what few passes leave unknown
-    of it: a mean of n pairs has a 95 % interval of 1.96 · √(Σ variance) / n on each side."""
+    of it: a mean has a 95 % interval of 1.96 · √(Σ w² variance) on each side."""
     model: Fitted
     """What was expected of pairs in the end."""
     correlation: float
@@ -144,11 +146,11 @@ def next_draw(
     left_P = ~known_P
     n_left_G = pairs.by_gene(left_P)
     scale_C = cell_scales(pairs, exact_P, known_P)
-    size_P, wanted_G = scale_C[pairs.cell_P] * left_P, np.ones(pairs.n_genes)
+    size_P, wanted_G = scale_C[pairs.cell_P] * pairs.weight_P * left_P, np.ones(pairs.n_genes)
     if 0 < len(before) < len(rounds) - 1:
         model = fitted(pairs, exact_P, known_P)
         worth_G = ranked(pairs, exact_P, known_P, model, top).worth()
-        wanted_G = np.sqrt(worth_G) * pairs.by_gene(size_P) / pairs.by_gene(np.ones(len(left_P)))
+        wanted_G = np.sqrt(worth_G) * pairs.by_gene(size_P)
     n_G = _whole(_shared_out(wanted_G, n_left_G, rounds[len(before)]), n_left_G)
     of_size_P = _within(size_P, pairs)
     even_P = left_P / np.maximum(n_left_G, 1)[pairs.gene_P]
@@ -213,16 +215,15 @@ def _systematic(chance_P: np.ndarray, pairs: Pairs, rng: np.random.Generator) ->
 
 def ranked(pairs: Pairs, exact_P: np.ndarray, known_P: np.ndarray, model: Fitted, top: int) -> Ranked:
     """Rank genes by what is measured, and expected of what is not."""
-    n_G = pairs.by_gene(np.ones(len(known_P)))
-    mean_G = pairs.by_gene(np.where(known_P, exact_P, model.value_P)) / n_G
-    size_P = model.scale_C[pairs.cell_P] * ~known_P
+    mean_G = pairs.means(np.where(known_P, exact_P, model.value_P))
+    size_P = model.scale_C[pairs.cell_P] * pairs.weight_P * ~known_P
     variance_G = pairs.by_gene(size_P) ** 2 * model.gene_variance_G + pairs.by_gene(size_P**2) * model.noise
     edges = []
     for sign in (1, -1):
         in_order = np.sort(-sign * mean_G)
         inside, outside = in_order[min(top, len(in_order)) - 1], in_order[min(top, len(in_order) - 1)]
         edges.append(-sign * float(inside + outside) / 2)
-    return Ranked(mean_G, np.sqrt(variance_G) / n_G, (edges[0], edges[1]))
+    return Ranked(mean_G, np.sqrt(variance_G), (edges[0], edges[1]))
 
 
 def estimated(pairs: Pairs, exact_P: np.ndarray, draws: Sequence[Draw], top: int) -> Estimated:
@@ -248,10 +249,11 @@ def estimated(pairs: Pairs, exact_P: np.ndarray, draws: Sequence[Draw], top: int
         left_G = left_G - weight_G
         known_P = known_P | draw.drawn_P
     model = fitted(pairs, exact_P, known_P)
+    is_whole_G = pairs.by_gene(~known_P) == 0
     return Estimated(
         np.where(known_P, exact_P, model.value_P),
-        unbiased_P,
-        _variance(pairs, rounds, weights),
+        np.where(is_whole_G[pairs.gene_P], exact_P, unbiased_P),
+        np.where(is_whole_G[pairs.gene_P], 0.0, _variance(pairs, rounds, weights)),
         model,
         _correlation(pairs, exact_P, known_P, model),
         ranked(pairs, exact_P, known_P, model, top),
@@ -262,7 +264,7 @@ class _Round(NamedTuple):
     """The difference estimate of a round."""
 
     difference_P: np.ndarray
-    """Its mean over a gene's pairs is the estimate."""
+    """Their mean is the estimate of a gene."""
     spread_P: np.ndarray
     """What each pair adds to the variance of their sum, for a noise of 1."""
     share_G: np.ndarray
@@ -279,8 +281,8 @@ class _Round(NamedTuple):
         odds_P = np.divide(1 - chance_P, chance_P, out=np.zeros(len(chance_P)), where=chance_P > 0)
         spread_P = odds_P * model.scale_C[pairs.cell_P] ** 2
         has_chances_G = pairs.by_gene((chance_P == 0) & ~known_P) == 0
-        spread_G = pairs.by_gene(spread_P)
-        in_last_G = _spread_of_few(pairs, model.scale_C[pairs.cell_P] * ~known_P)
+        spread_G = pairs.by_gene(pairs.weight_P**2 * spread_P)
+        in_last_G = _spread_of_few(pairs, model.scale_C[pairs.cell_P] * pairs.weight_P * ~known_P)
         both_G = spread_G + in_last_G
         share_G = np.divide(in_last_G, both_G, out=np.zeros(len(both_G)), where=has_chances_G & (both_G > 0))
         difference_P = np.where(known_P, exact_P, model.value_P + error_P)
@@ -298,7 +300,7 @@ def _noise(pairs: Pairs, error_P: np.ndarray, draw: Draw, spread_G: np.ndarray, 
     n_G = pairs.by_gene(by_chance_P) * (spread_G > 0)
     if not n_G.any():
         return model.noise, 1.0
-    shown_G = pairs.by_gene(np.where(by_chance_P, (1 - draw.chance_P) * error_P**2, 0.0))
+    shown_G = pairs.by_gene(np.where(by_chance_P, (1 - draw.chance_P) * (pairs.weight_P * error_P) ** 2, 0.0))
     shown_G *= model.noise / (model.noise + model.gene_variance_G)
     ratio_G = np.divide(shown_G, spread_G, out=np.zeros(len(n_G)), where=n_G > 0)
     return float(np.average(ratio_G, weights=n_G)), float(n_G.sum())

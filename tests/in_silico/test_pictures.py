@@ -420,6 +420,23 @@ def test_a_page_says_that_first_order_values_are_estimates_and_how_good(text_of)
     assert "Estimated values" not in text_of(SHIFTS, matched())
 
 
+def test_a_page_says_where_the_passes_of_a_sampled_screen_went(text_of):
+    found = {name: {"decided": ["E1"], "undecided": ["E2", "E3"]} for name in ("highest", "lowest")}
+    sampled = {
+        "passes": 20, "pairs": 100, "genes": 10, "not_sampled": 3, "rounds": [10, 10], "top": 2, "min_cells": 4,
+        "state": "stimulated", "first_order": {"stimulated": {"correlation": 0.512, "slope": 0.25}}, "found": found,
+    }  # fmt: skip
+    screened = screen(SHIFTS.table, SHIFT, goal=GOAL, method="sampled", sampled=sampled)
+    table = matched()
+    rows = {"effect_shrunken": table["effect"], "n_exact": 2, "in_top": ["highest", "maybe highest", "", "lowest"]}
+    ends = {"sampling_low": table["effect"] - 1, "sampling_high": table["effect"] + 1}
+    text = text_of(screened, table.assign(**rows, **ends))
+    assert headings(text)[-1] == "Where the passes went"
+    assert "20 of 100 pairs of a cell and a gene were measured (20%; rounds of 10, 10), of 10 genes" in text
+    assert "correlation 0.51, slope 0.25" in text
+    assert "highest 2: 1 decided, 2 undecided; lowest 2: 1 decided, 2 undecided" in text
+
+
 @pytest.mark.parametrize(
     ("perturbation", "words"),
     [
