@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from geneformer_repro.compiled import exponential, numbers, single, stored, threads_alone
+from geneformer_repro.compiled import exponential, finite, largest, numbers, single, stored, threads_alone
 
 BLOCK_DTYPES = (torch.float32, torch.bfloat16)
 """What is computed here."""
@@ -202,16 +202,12 @@ def _forward(tensors: tuple[Tensor, ...], pieces: _Pieces, piece: _Piece, scratc
     value_HKE = _of_heads(value_THE, piece.keys, piece.heads)
     for rows, first in pieces.blocks(piece):
         weight_HQK = scratch.product("weight", _of_heads(query_THE, rows, piece.heads), key_HEK)
-        most_HQ = weight_HQK.amax(-1).float()
-        factor_HQ = torch.empty_like(most_HQ)
+        log_sums_HQ = log_sum_HT[piece.heads, rows]
+        factor_HQ = torch.empty_like(log_sums_HQ)
         seeds = pieces.seed, piece.cell * pieces.n_heads + piece.heads.start, first
         scale = 1 / math.sqrt(query_THE.shape[-1])
-        log_sums_HQ = log_sum_HT[piece.heads, rows]
-        _to_weights(
-            numbers(weight_HQK), most_HQ.numpy(), scale, *seeds, pieces.dropout, factor_HQ.numpy(), log_sums_HQ.numpy()
-        )
+        _to_weights(numbers(weight_HQK), scale, *seeds, pieces.dropout, factor_HQ.numpy(), log_sums_HQ.numpy())
         context_HQE = scratch.product("context", weight_HQK, value_HKE)
-        factor_HQ += 0 * most_HQ  # a score that is not finite is not hidden by what compilers take for granted
         torch.mul(context_HQE, factor_HQ[..., None], out=_of_heads(context_THE, rows, piece.heads))
 
 
@@ -289,19 +285,21 @@ def dropped(seed, head, n_queries, n_keys, dropout):  # type: ignore[no-untyped-
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _to_weights(weight, most, scale, seed, head, first, dropout, factor, log_sum):  # type: ignore[no-untyped-def]
+def _to_weights(weight, scale, seed, head, first, dropout, factor, log_sum):  # type: ignore[no-untyped-def]
     """Make of scores (H, Q, K) the exponentials that are kept, and by what their product with values is multiplied."""
     scale, bound = np.float32(scale), _bound(dropout)
     for h in range(weight.shape[0]):
         for i in range(weight.shape[1]):
-            row, top = weight[h, i], most[h, i] * scale
+            row = weight[h, i]
+            most = largest(row)
+            top = most * scale
             low, high = _row_seed(seed, head + h, first + i)
             total = np.float32(0)
             for j in range(row.shape[0]):
                 power = exponential(single(row[j]) * scale - top)
                 total += power
                 row[j] = stored(power if _drawn(low, high, j) >= bound else np.float32(0), row[j])
-            factor[h, i] = 1 / (total * np.float32(1 - dropout))
+            factor[h, i] = 1 / (total * np.float32(1 - dropout)) if finite(most) else most
             log_sum[h, i] = top + np.float32(math.log(total))
 
 

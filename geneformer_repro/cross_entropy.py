@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from geneformer_repro.compiled import exponential, numbers, single, stored, threads_alone
+from geneformer_repro.compiled import exponential, largest, numbers, single, stored, threads_alone
 
 
 def sum_of_cross_entropies_(logits_MV: Tensor, target_M: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class _SumOfCrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_MV: Tensor, target_M: Tensor) -> Tensor:
         loss_M = torch.empty(len(logits_MV))
-        arrays = numbers(logits_MV), logits_MV.amax(1).float().numpy(), target_M.numpy(), loss_M.numpy()
+        arrays = numbers(logits_MV), target_M.numpy(), loss_M.numpy()
         n_threads = min(torch.get_num_threads(), len(logits_MV))
         cuts = np.linspace(0, len(logits_MV), n_threads + 1).astype(int)
         parts = [tuple(array[first:last] for array in arrays) for first, last in itertools.pairwise(cuts)]
@@ -58,10 +58,11 @@ class _SumOfCrossEntropies(torch.autograd.Function):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _to_gradients(logits, most, target, loss):  # type: ignore[no-untyped-def]
+def _to_gradients(logits, target, loss):  # type: ignore[no-untyped-def]
     """Make of each row's logits the derivatives of its loss: probabilities, less 1 at the target."""
     for i in range(logits.shape[0]):
-        row, top = logits[i], most[i]
+        row = logits[i]
+        top = largest(row)
         total = np.float32(0)
         for j in range(row.shape[0]):
             total += exponential(single(row[j]) - top)

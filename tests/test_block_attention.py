@@ -44,6 +44,14 @@ class TestBlocks:
         for one, other in zip(with_gradients(torch.bfloat16), whole, strict=True):
             assert np.linalg.norm(one - other) < 0.005 * np.linalg.norm(other)
 
+    @pytest.mark.parametrize("odd", [np.nan, np.inf], ids=str)
+    def test_a_query_that_is_not_finite_has_a_context_that_is_not(self, odd):
+        query, key, value = (torch.randn(20, HEADS, CHANNELS) for _ in range(3))
+        query[3, 1, 0] = odd
+        context_THE = attend_in_blocks(query, key, value, query_starts=[0, 20], key_starts=[0, 20], dropout=0.1)
+        lost = ~torch.isfinite(context_THE).all(-1)
+        assert lost.nonzero().tolist() == [[3, 1]]
+
     def test_what_fails_in_a_thread_fails(self, monkeypatch):
         monkeypatch.setattr(torch, "bmm", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):

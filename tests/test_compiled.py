@@ -2,10 +2,11 @@
 
 import numba
 import numpy as np
+import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from geneformer_repro.compiled import exponential, stored, threads_alone
+from geneformer_repro.compiled import exponential, largest, numbers, stored, threads_alone
 
 
 @numba.njit
@@ -33,6 +34,29 @@ class TestNumbers:
         numbers[:3] = 0, 1 + 2**-8, 1 + 3 * 2**-8  # the latter two lie in the middle between two
         found = np.array(_through(numbers, np.uint16(0)), np.uint16)
         assert_array_equal(found, torch.from_numpy(numbers).bfloat16().view(torch.uint16).numpy())
+
+
+@numba.njit
+def _largest(rows):  # type: ignore[no-untyped-def]
+    found = np.empty(len(rows), np.float32)
+    for i in range(len(rows)):
+        found[i] = largest(rows[i])
+    return found
+
+
+class TestLargest:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["single", "half"])
+    def test_it_is_torchs(self, dtype):
+        rows = torch.randn(60, 301, generator=torch.Generator().manual_seed(0))
+        rows = torch.cat([rows, -rows.abs(), torch.zeros(2, 301), -torch.zeros(2, 301)]).to(dtype)
+        assert_array_equal(_largest(numbers(rows)), rows.amax(1).float().numpy())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["single", "half"])
+    @pytest.mark.parametrize("odd", [np.nan, -np.nan, np.inf, -np.inf])
+    def test_a_number_that_is_not_finite_is_seen(self, dtype, odd):
+        row = torch.zeros(1, 301)
+        row[0, 7] = torch.from_numpy(np.copysign(np.float32([odd]), np.float32(odd)))[0]
+        assert np.isnan(_largest(numbers(row.to(dtype))))
 
 
 class TestThreads:
