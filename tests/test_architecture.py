@@ -37,6 +37,8 @@ LAYERS = {
     "processes": 2,
     "attention": 2,
     "encoder": 2,
+    "left_out": 2,
+    "prepared": 2,
     "hazards": 2,
     "targets": 2,
     "heads": 2,
