@@ -173,7 +173,7 @@ def run_encoder(
     if alike:
         pairs_U, alike_T = torch.unique(input_ids_T * longest + positions_T, return_inverse=True)
         input_ids_T, positions_T = pairs_U // longest, pairs_U % longest
-    hidden_TD = _embed(bert, input_ids_T, positions_T, rows_TD)
+    hidden_TD = embedded(bert, input_ids_T, positions_T, rows_TD)
     if alike_T is not None and (not blocks or (read is not None and len(blocks) == 1)):
         hidden_TD, alike_T = hidden_TD[alike_T], None
     for i, block in enumerate(blocks):
@@ -243,8 +243,8 @@ def require_positions(bert: BertModel, longest: int) -> None:
         )
 
 
-def _embed(bert: BertModel, input_ids_T: Tensor, position_ids_T: Tensor, rows_TD: Tensor | None) -> Tensor:
-    """Return the input of the first block."""
+def embedded(bert: BertModel, input_ids_T: Tensor, position_ids_T: Tensor, rows_TD: Tensor | None) -> Tensor:
+    """Return the input of the first block, (T, D); tokens need not be of one cell."""
     words = {"input_ids": input_ids_T[None]} if rows_TD is None else {"inputs_embeds": rows_TD[None]}
     hidden_1TD: Tensor = bert.embeddings(
         **words,

@@ -9,6 +9,7 @@ weights can go on learning, and the processes of a run share its batches.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.encoder import IGNORED, Read, Watch, first_tokens, run_encoder, run_gated
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Head, Pooling, pool
+from geneformer_repro.prepared import LeftOut, Prepared, can_be_prepared
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 T = TypeVar("T")
@@ -179,6 +181,7 @@ class Reader:
         first_only: bool = False,
         read: Read | None = None,
         alike: bool = False,
+        left_out: Sequence[LeftOut] = (),
         watch: Watch | None = None,
     ) -> Tensor:
         """Return hidden states at all tokens, (T, D), or with `first_only` at the first of each cell, (cells, D).
@@ -197,12 +200,24 @@ class Reader:
             The tokens that are read, instead.
         alike, watch
             As of `run_encoder`.
+        left_out
+            With `alike`: which cells are one, each without one of its tokens, first to last. It changes no value, and
+            saves the first block's attention where the network is prepared.
         """
         read = first_tokens(lengths, self.device) if first_only else read
-        with self.reading(), self._halved():
-            options: dict[str, Any] = {"n_blocks": self.n_blocks, "read": read, "alike": alike, "watch": watch}
-            options |= {"positions_T": positions_T, "rows_TD": rows_TD}
-            return run_encoder(self.bert, input_ids_T, lengths, **options).float()
+        options: dict[str, Any] = {"read": read, "alike": alike, "positions_T": positions_T, "rows_TD": rows_TD}
+        with self.reading():
+            if watch is None and self._prepared is not None:
+                return self._prepared(input_ids_T, lengths, left_out=left_out, **options)
+            with self._halved():
+                options |= {"n_blocks": self.n_blocks, "watch": watch}
+                return run_encoder(self.bert, input_ids_T, lengths, **options).float()
+
+    @cached_property
+    def _prepared(self) -> Prepared | None:
+        dtype = getattr(torch, self.dtype)
+        with torch.no_grad():
+            return Prepared(self.bert, self.n_blocks, dtype) if can_be_prepared(self.bert, self.device, dtype) else None
 
     def watch(self, batch: Batch, watch: Watch) -> None:
         """Show an observer what the tokens of a batch attend with, block by block; of the last block no more is made.

@@ -45,6 +45,8 @@ LAYERS = {
     "compiled": 2,
     "cross_entropy": 2,
     "encoder": 2,
+    "left_out": 2,
+    "prepared": 2,
     "hazards": 2,
     "targets": 2,
     "heads": 2,

@@ -20,7 +20,9 @@ from torch.nn import functional as F
 
 from geneformer_repro.attention import Cells
 from geneformer_repro.heads import CellClassifier, Pooling, pool
-from geneformer_repro.in_silico.perturbation import NONE, Variants
+from geneformer_repro.in_silico.perturbation import GONE, NONE, Variants
+from geneformer_repro.left_out import Cell
+from geneformer_repro.prepared import LeftOut
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
@@ -212,6 +214,7 @@ class _Screening:
         self.outcomes = [Outcome(np.full(shape, np.nan), np.full(shape, np.nan), {}) for shape in shapes]
         self._genes = [cell.tokens[engine.vocabulary.genes_of(cell.tokens) >= 0] for cell in cells]
         self._references: dict[tuple[int, tuple[int, ...]], _Reference] = {}
+        self._wholes: dict[int, Cell] = {}
 
     def batches(self) -> Iterator[list[_Piece]]:
         """Cut the work into batches, the longest cells first."""
@@ -262,7 +265,9 @@ class _Screening:
         ids = [engine.wrap(self._tokens(piece)[source]) for piece, source in zip(batch, sources, strict=True)]
         lengths = [ids_NL.shape[1] for ids_NL in ids for _ in range(len(ids_NL))]
         ids_T = torch.cat([ids_NL.flatten() for ids_NL in ids])
-        hidden_TD = engine.reader.hidden(ids_T, lengths, first_only=engine.first_only, alike=True)
+        hidden_TD = engine.reader.hidden(
+            ids_T, lengths, first_only=engine.first_only, alike=True, left_out=list(self._left_out(batch))
+        )
         n_read = [len(ids_NL) * (1 if engine.first_only else ids_NL.shape[1]) for ids_NL in ids]
         values = []
         for piece, source, hidden in zip(batch, sources, hidden_TD.split(n_read), strict=True):
@@ -274,6 +279,28 @@ class _Screening:
         self._keep([piece for piece in batch if piece.rows is not None], values)
         last = batch[-1].cell
         self._references = {key: reference for key, reference in self._references.items() if key[0] == last}
+
+    def _left_out(self, batch: Sequence[_Piece]) -> Iterator[LeftOut]:
+        """Yield the pieces whose variants are their cell without one of its genes."""
+        first = 0
+        for piece in batch:
+            if (lacks := self._lacks(piece)) is not None:
+                if piece.cell not in self._wholes:
+                    [ids_L] = self._engine.wrap(torch.from_numpy(self._genes[piece.cell])[None]).numpy()
+                    self._wholes = {piece.cell: Cell(ids_L, moves_up=True)}
+                yield LeftOut(first, self._wholes[piece.cell], lacks + self._engine.margin)
+            first += piece.n_cells
+
+    def _lacks(self, piece: _Piece) -> np.ndarray | None:
+        """Return the gene that each variant lacks, (N,), if that is all that is done to them."""
+        if piece.rows is None or piece.cut_off or piece.n_genes != len(self._genes[piece.cell]) - 1:
+            return None
+        variants = self._cells[piece.cell].variants
+        touched_NE, place_NE = variants.touched_NE[piece.rows], variants.place_NE[piece.rows]
+        is_gone_NE = (touched_NE >= 0) & (place_NE == GONE)
+        if len(variants.inserted) or (is_gone_NE.sum(1) != 1).any() or (place_NE >= 0).any():
+            return None
+        return np.asarray(touched_NE[is_gone_NE])
 
     def _tokens(self, piece: _Piece) -> Tensor:
         """Return the tokens that variants of a cell are made of: its genes, then those that are inserted."""

@@ -369,10 +369,10 @@ def batches(monkeypatch):
     """Lengths of the cells of each batch, and whether only the first state of each was computed; filled by screens."""
     read, seen = Reader.hidden, []
 
-    def watched(reader, ids_T, lengths, *, first_only=False, alike=False):
+    def watched(reader, ids_T, lengths, *, first_only=False, alike=False, **options):
         if alike:  # else cells of a state, to be embedded
             seen.append((lengths, first_only))
-        return read(reader, ids_T, lengths, first_only=first_only, alike=alike)
+        return read(reader, ids_T, lengths, first_only=first_only, alike=alike, **options)
 
     monkeypatch.setattr(Reader, "hidden", watched)
     return seen

@@ -36,6 +36,10 @@ class View(NamedTuple):
     """Which token the answer is read at; -1 where it is read of the whole cell."""
     margin: int = 0
     """Special tokens in front of the genes."""
+    whole: "View | None" = None
+    """The cell of which this is one token short, and nothing else: how it came about, for whoever reads many such."""
+    lacks: int = -1
+    """The place of that token."""
 
     @property
     def n_genes(self) -> int:

@@ -35,7 +35,7 @@ from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
 ROWS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells (samples, pairs), and tokens that are read for them, between two points from which the work can go on."""

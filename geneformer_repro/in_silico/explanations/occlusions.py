@@ -7,6 +7,7 @@ block and left out of pooling, and costs no more. Their difference is the effect
 Shapes: N altered cells, L tokens of one, G genes of a cell, S numbers explained.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -18,6 +19,8 @@ from geneformer_repro.in_silico.explanations.answers import Answer, View, laid_o
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.first_order import changes
 from geneformer_repro.in_silico.perturbation import GONE
+from geneformer_repro.left_out import Cell
+from geneformer_repro.prepared import LeftOut
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -33,7 +36,8 @@ def ask(
     """Return the answer of any altered cells, (N, S), float64.
 
     Cells that have much in common should follow each other, such as the variants of one: in a batch the same token at
-    the same position is embedded once, and has one query, key and value in the first block.
+    the same position is embedded once, and has one query, key and value in the first block; where cells are a token
+    short of the same cell, they share their attention there as well.
 
     Parameters
     ----------
@@ -47,6 +51,7 @@ def ask(
         Called with the number of cells of each batch that is done.
     """
     answers = [np.zeros((0, len(answer.names)))]
+    wholes: dict[tuple[int, bool], tuple[View, Cell]] = {}
     for batch in _batches(views, reader.max_tokens):
         with reader.reading():
             shown = laid_out(batch, reader.device)
@@ -56,6 +61,7 @@ def ask(
                 positions_T=shown.positions_T,
                 first_only=answer.first_only,
                 alike=True,
+                left_out=list(_left_out(batch, wholes)),
             )
             answers.append(answer(hidden_TD, shown).double().cpu().numpy())
         show(len(batch))
@@ -75,6 +81,26 @@ def _batches(views: Iterable[View], max_tokens: int) -> Iterator[list[View]]:
         yield batch
 
 
+def _left_out(batch: Sequence[View], wholes: dict[tuple[int, bool], tuple[View, Cell]]) -> Iterator[LeftOut]:
+    """Yield the runs of views that are one token short of a cell, which is kept until another comes."""
+    first = 0
+    for (whole, moves_up), run in itertools.groupby(
+        batch, lambda view: (view.whole and id(view.whole), moved_up(view))
+    ):
+        views = list(run)
+        if whole is not None and views[0].whole is not None:
+            if (whole, moves_up) not in wholes:
+                wholes.clear()
+                wholes[whole, moves_up] = views[0].whole, Cell(views[0].whole.ids_L, moves_up=moves_up)
+            yield LeftOut(first, wholes[whole, moves_up][1], np.array([view.lacks for view in views]))
+        first += len(views)
+
+
+def moved_up(view: View) -> bool:
+    """Return whether the last token stands where one fewer would put it."""
+    return int(view.positions_L[-1]) == len(view.ids_L) - 1
+
+
 # Operators: pure functions of a cell and places of genes in it
 
 
@@ -90,8 +116,14 @@ def hidden(view: View, places: np.ndarray) -> View:
     """
     kept = np.delete(np.arange(len(view.ids_L)), places + view.margin)
     asked = int(np.searchsorted(kept, view.asked)) if view.asked >= 0 else -1
+    is_one = len(places) == 1 and view.whole is None and moved_up(view)
     return view._replace(
-        ids_L=view.ids_L[kept], positions_L=view.positions_L[kept], weight_L=view.weight_L[kept], asked=asked
+        ids_L=view.ids_L[kept],
+        positions_L=view.positions_L[kept],
+        weight_L=view.weight_L[kept],
+        asked=asked,
+        whole=view if is_one else None,
+        lacks=int(places[0]) + view.margin if is_one else -1,
     )
 
 
@@ -117,7 +149,7 @@ def masked(view: View, places: np.ndarray, *, mask_token: int, pooled: bool = Fa
     ids_L[places + view.margin] = mask_token
     if not pooled:
         weight_L[places + view.margin] = 0
-    return view._replace(ids_L=ids_L, weight_L=weight_L)
+    return view._replace(ids_L=ids_L, weight_L=weight_L, whole=None)
 
 
 def at_median(view: View, places: np.ndarray, *, median: np.ndarray) -> View:
@@ -144,7 +176,7 @@ def at_median(view: View, places: np.ndarray, *, median: np.ndarray) -> View:
     source[np.delete(np.arange(n), goes)] = others
     moved = np.concatenate([np.arange(margin), source + margin, np.arange(n + margin, n + 2 * margin)])
     asked = int(np.flatnonzero(moved == view.asked)[0]) if view.asked >= 0 else -1
-    return view._replace(ids_L=view.ids_L[moved], weight_L=view.weight_L[moved], asked=asked)
+    return view._replace(ids_L=view.ids_L[moved], weight_L=view.weight_L[moved], asked=asked, whole=None)
 
 
 def median_places(cells: Iterable[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
