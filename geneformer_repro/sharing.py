@@ -9,12 +9,15 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, TypeVar
+
+import numpy as np
 
 from geneformer_repro.errors import InputError, MissingExtraError
 
@@ -34,6 +37,46 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="watches parent", daemon=True).start()
+
+
+def usable_threads(processes: int = 1) -> int:
+    """Threads for each of so many processes: the processors that these may use, or ``OMP_NUM_THREADS`` if it is less.
+
+    Where the operating system does not say which a process may use, all count.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(processors // processes, int(wanted) if wanted.isdecimal() else processors))
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item while the next one is made, in a thread."""
+    making, none = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, making, none)
+        while (item := coming.result()) is not none:
+            coming = pool.submit(next, making, none)
+            yield item  # type: ignore[misc]
+
+
+def in_threads(work: Callable[[int, int], Result], bounds: Sequence[tuple[int, int]]) -> list[Result]:
+    """Do `work` for each range, each in a thread of its own but where there is one; return the results in order.
+
+    For compiled loops, which let go of the interpreter lock.
+    """
+    if len(bounds) == 1:
+        return [work(*bounds[0])]
+    with ThreadPoolExecutor(len(bounds)) as pool:
+        return list(pool.map(lambda pair: work(*pair), bounds))
+
+
+def cut_evenly(amounts: np.ndarray, n: int) -> list[tuple[int, int]]:
+    """Cut rows into at most `n` ranges with about the same sum of `amounts`, none of them empty."""
+    until = np.cumsum(amounts, dtype=np.int64)
+    total = int(until[-1]) if len(until) else 0
+    inner = np.searchsorted(until, [total * i // n for i in range(1, n)])
+    edges = np.unique([0, *inner.tolist(), len(amounts)]).tolist()
+    return list(pairwise(edges)) or [(0, 0)]
 
 
 def _with_item(work: Callable[[Item], Result], item: Item) -> tuple[Item, Result]:

@@ -433,6 +433,8 @@ class Job(ABC):
 
     corpus: Corpus
     work: Path
+    threads = 1
+    """Threads that each process may use for compiled loops."""
 
     @property
     @abstractmethod

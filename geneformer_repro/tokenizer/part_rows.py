@@ -20,6 +20,7 @@ from scipy.sparse import csr_matrix
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import new_file, read_json, write_table
+from geneformer_repro.sharing import ahead
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, is_finished, parts_of, write_report
 from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
 from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
@@ -240,6 +241,12 @@ class PartRows:
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield a batch a block, of the cells that are kept."""
+        for block, totals, rows, encoded in ahead(self._encoded_blocks()):
+            if len(rows):
+                yield self._batch(block, rows, encoded, totals)
+
+    def _encoded_blocks(self) -> Iterator[tuple[Block, np.ndarray, np.ndarray, Encoded]]:
+        """Yield each block with the total counts of its cells, which of them are kept, and those encoded."""
         thresholds, moments = self._job.cell_filter.asked, self._job.moments(self.part.source)
         is_mito = is_mitochondrial(self._source) if thresholds else np.empty(0)
         for block in self._source.blocks(self.part.start, self.part.stop):
@@ -258,8 +265,7 @@ class PartRows:
                 encoded = self._encode(block.counts[rows], totals[rows])
             self.gene_counts += _of_each_gene(self._source, block)
             self._n_below_zero += block.n_below_zero
-            if len(rows):
-                yield self._batch(block, rows, encoded, totals)
+            yield block, totals, rows, encoded
 
     def _of_another_genome(self, block: Block) -> np.ndarray:
         """Whether most of each cell's counts are in genes of a genome that is not read."""
@@ -269,7 +275,7 @@ class PartRows:
         return 2 * (block.counts @ other.astype(np.float64)) > np.asarray(block.counts.sum(axis=1)).ravel()
 
     def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
-        return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
+        return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop, threads=self._job.threads)
 
     def _batch(self, block: Block, rows: np.ndarray, encoded: Encoded, totals: np.ndarray) -> pa.RecordBatch:
         schema, stop = self._job.schema, block.start + len(totals)

@@ -8,7 +8,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.sharing import ahead
 from geneformer_repro.tokenizer.containers import Content, content_kind, content_of
 from geneformer_repro.tokenizer.features import (
     ensembl_gene_in,
@@ -133,12 +133,7 @@ class CountSource:
         if len(bounds) == 1:
             yield self._block(*bounds[0])
             return
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._block, *bounds[0])
-            for next_bounds in bounds[1:]:
-                block, ahead = ahead.result(), reader.submit(self._block, *next_bounds)
-                yield block
-            yield ahead.result()
+        yield from ahead(self._block(*pair) for pair in bounds)
 
     @property
     def _block_cells(self) -> int:
