@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from geneformer_repro.errors import DataFormatError, InputError
@@ -323,15 +324,42 @@ def write_table(table: pd.DataFrame, path: Path, *, index: bool = True, header: 
             texts.append(_inert(names))
             names = pd.Index(texts[-1], dtype=object)
         inert.index = names.rename(_inert([table.index.name])[0])
+    lines = _plain_lines(inert, header=header) if not index else None
+    if lines is not None:
+        path.write_text(lines, encoding="utf-8", newline="")
+        return
     returns = any("\r" in "".join(map(str, column)) for column in texts)
     quoting: Literal[0, 1] = 1 if returns else 0  # csv.QUOTE_ALL, else a row would end there
     inert.to_csv(path, sep="\t", index=index, header=header, quoting=quoting)
 
 
+_SMALL_TABLE = 1 << 24
+"""Characters of a table that is split into Python texts at once, with about 100 bytes of memory for each field."""
+
+
+def _plain_lines(table: pd.DataFrame, *, header: bool) -> str | None:
+    """Return texts and whole numbers as pandas would write them, in a fifth of its time; None if any needs quotes."""
+    columns: list[list[str]] = []
+    for i, name in enumerate(table.columns):
+        values = table.iloc[:, i].tolist()
+        if pd.api.types.is_integer_dtype(table.dtypes.iloc[i]):
+            values = ["" if value is pd.NA else str(value) for value in values]
+        columns.append([name, *values] if header else values)
+    if len(columns) < 2 or not all(set(map(type, column)) <= {str} for column in columns):
+        return None
+    n_lines = len(columns[0])
+    lines = "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n" * (n_lines > 0)
+    is_plain = '"' not in lines and "\r" not in lines and lines.count("\n") == n_lines
+    return lines if is_plain and lines.count("\t") == n_lines * (len(columns) - 1) else None
+
+
 def _inert(values: Iterable[Any]) -> list[Any]:
     """Put an apostrophe before texts that are run; most are told by their first character."""
+    every = list(values)
+    if _FIRST_OF_RUN.isdisjoint({text[:1] for text in every if isinstance(text, str)}):
+        return every
     return [
-        f"'{text}" if isinstance(text, str) and text[:1] in _FIRST_OF_RUN and _is_run(text) else text for text in values
+        f"'{text}" if isinstance(text, str) and text[:1] in _FIRST_OF_RUN and _is_run(text) else text for text in every
     ]
 
 
@@ -362,9 +390,25 @@ def read_table(path: Path, *, sep: str | None = "\t") -> pd.DataFrame:
         first, _, rest = text.partition("\n")
         says = first.lower().startswith("sep=")
         sep, text = (first[4:5], rest) if says else (max("\t,;", key=first.count), text)
-    table = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False)
+    table = _plain_table(text, sep)
+    if table is None:
+        table = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False)
     table.columns = pd.Index([_as_given(str(name)) for name in table.columns])
-    return table.map(_as_given)
+    return table.map(_as_given) if "'" in text else table
+
+
+def _plain_table(text: str, sep: str) -> pd.DataFrame | None:
+    """Read a table in which nothing is quoted and all lines have as many fields, as pandas would, in half its time."""
+    if len(text) > _SMALL_TABLE or len(sep) != 1:
+        return None
+    header, *lines = text.removesuffix("\n").split("\n")
+    names = header.split(sep)
+    rows = [line.split(sep) for line in lines]
+    is_plain = '"' not in text and "\r" not in text and "" not in names and "" not in lines
+    if not (is_plain and rows and len(set(names)) == len(names) and set(map(len, rows)) == {len(names)}):
+        return None
+    columns = (np.array(column, dtype=object) for column in zip(*rows, strict=True))
+    return pd.DataFrame(dict(zip(names, columns, strict=True)))
 
 
 def _as_given(text: str) -> str:

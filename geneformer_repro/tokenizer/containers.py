@@ -241,6 +241,38 @@ def in_memory(table: Any) -> pd.DataFrame:
     return table.to_memory() if hasattr(table, "to_memory") else table
 
 
+class HeldCells(Content):
+    """A container of which the names and some columns of consecutive cells are in memory: opened once, not per block.
+
+    Parameters
+    ----------
+    content
+        Where all else is.
+    start
+        First of these cells.
+    names, columns
+        Of these cells.
+    """
+
+    def __init__(self, content: Content, start: int, names: np.ndarray, columns: dict[str, pd.Series]) -> None:
+        self.layers, self.obs_columns, self.n_cells = content.layers, content.obs_columns, content.n_cells
+        self._content, self._start, self._names, self._columns = content, start, names, columns
+
+    def var(self, layer: str) -> pd.DataFrame:
+        return self._content.var(layer)
+
+    def matrix(self, layer: str) -> Matrix:
+        return self._content.matrix(layer)
+
+    def obs_index(self, start: int, stop: int) -> np.ndarray:
+        return self._names[start - self._start : stop - self._start]
+
+    def obs(self, column: str, start: int, stop: int) -> pd.Series:
+        if column not in self._columns:
+            return self._content.obs(column, start, stop)
+        return self._columns[column].iloc[start - self._start : stop - self._start]
+
+
 class _Stored(Content):
     """A container on disk that has the columns of its cells, their names among them, in one group.
 

@@ -52,7 +52,7 @@ _ENTREZ_TAIL = re.compile(r"(?P<gene>[^|? ]+)(?:\|\d+| \(\d+\))\Z")
 
 def texts(column: pd.Series) -> list[str]:
     """Return a column as text without blanks around it, "" where a value is missing."""
-    return column.astype(object).where(column.notna(), "").astype(str).str.strip().tolist()
+    return [str(text).strip() for text in column.astype(object).where(column.notna(), "")]
 
 
 def is_ensembl_gene(text: str) -> bool:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.files import new_file, read_json, write_table
+from geneformer_repro.files import new_file, read_json, sha256, write_table
 from geneformer_repro.sharing import ahead
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, is_finished, parts_of, write_report
 from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
@@ -27,7 +28,7 @@ from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_
 from geneformer_repro.tokenizer.folder import FORMAT, SOURCE, schema_of
 from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial, reconcile, require_known
 from geneformer_repro.tokenizer.measures import Order, Values, n_values
-from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter, moments_of
+from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, FILTER_PASS, NO_KNOWN_GENE, CellFilter, moments_of
 from geneformer_repro.tokenizer.readers import Block, CountSource
 from geneformer_repro.tokenizer.rows import CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -35,6 +36,7 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 VERSION = 4
 """Of the rows: raised when another version of the package makes other ones, so that it does not go on with these."""
 DATASET, REPORTS, VOCABULARY = "dataset", "reports", "vocabulary"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _KINDS = ("bool", "int64", "float64", "string")
 """Types of carried columns; of two sources' types the later one holds both."""
 
@@ -177,18 +179,15 @@ class Tokenisation(Job):
         is_mito, moments = is_mitochondrial(source), np.zeros((2, 3))
         for block in source.blocks(part.start, part.stop):
             moments += moments_of(block, source.total_counts(block), is_mito)
-        write_report(self.report_file(part, "moments"), {"moments": moments.tolist()})
+        write_report(self.report_file(part, "moments"), {"moments": moments.tolist()}, {})
 
     def tokenize(self, part: Part) -> None:
         """Write the rows and the report of a part."""
-        arrow, rows = self.arrow_file(part), PartRows(self, part)
-        with (
-            new_file(arrow, overwrite=True) as aside,
-            pa.OSFile(str(aside), "wb") as file,
-            pa.ipc.new_stream(file, self.schema) as writer,
-        ):
-            for batch in rows:
-                writer.write_batch(batch)
+        arrow, rows, digest = self.arrow_file(part), PartRows(self, part), hashlib.sha256()
+        with new_file(arrow, overwrite=True) as aside, aside.open("wb") as file:
+            for message in chain([self.schema.serialize()], rows, [_END_OF_STREAM]):
+                digest.update(message)
+                file.write(message)
         if not rows.n_cells:
             arrow.unlink()
         written = [self.report_file(part, suffix) for suffix in ("counts.npy", "left_out.tsv")]
@@ -197,7 +196,9 @@ class Tokenisation(Job):
         ):
             with new_file(path, overwrite=True) as aside:
                 write(aside)
-        write_report(self.report_file(part, "json"), rows.report(), *[arrow] * (rows.n_cells > 0), *written)
+        digests = {path: sha256(path) for path in written}
+        digests |= {arrow: digest.hexdigest()} if rows.n_cells else {}
+        write_report(self.report_file(part, "json"), rows.report(), digests)
 
 
 def _sampled_counts(source: CountSource) -> np.ndarray:
@@ -232,18 +233,22 @@ class PartRows:
 
     def __init__(self, job: Tokenisation, part: Part) -> None:
         self.part, self._job = part, job
-        self._source, self._genes = job.corpus.open(part.source), job.genes(part.source)
+        columns = [*job.options.obs, *([FILTER_PASS] if job.cell_filter.filter_pass else [])]
+        self._source = job.corpus.open(part.source).holding(columns, part.start, part.stop)
+        self._genes = job.genes(part.source)
         self.n_cells = self._n_cropped = self._n_below_zero = 0
         self._genes_within = self._signal_within = 0.0
         self.gene_counts = np.zeros(len(self._genes.position))
         self._left_out: list[tuple[str, str]] = []
         self._digest = hashlib.sha256()
 
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """Yield a batch a block, of the cells that are kept."""
+    def __iter__(self) -> Iterator[pa.Buffer]:
+        """Yield a batch a block, of the cells that are kept, as it stands in an Arrow stream."""
         for block, totals, rows, encoded in ahead(self._encoded_blocks()):
             if len(rows):
-                yield self._batch(block, rows, encoded, totals)
+                message = self._batch(block, rows, encoded, totals).serialize()
+                self._digest.update(message)
+                yield message
 
     def _encoded_blocks(self) -> Iterator[tuple[Block, np.ndarray, np.ndarray, Encoded]]:
         """Yield each block with the total counts of its cells, which of them are kept, and those encoded."""
@@ -297,9 +302,7 @@ class PartRows:
         for name in self._job.options.obs:
             column = self._source.obs(name, block.start, stop).iloc[rows]
             columns[name] = _as_arrow(self._source, column, name, schema.field(name).type)
-        batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-        self._digest.update(batch.serialize())
-        return batch
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def write_left_out(self, path: Path) -> None:
         """Write a line a cell left out."""

@@ -680,8 +680,9 @@ class Vocabulary:
         """
         columns: dict[str, Any] = {"gene_id": self.gene_ids, "token": self.tokens, "gene_name": self.gene_names}
         if self.medians is not None:
-            columns["median"] = [repr(float(median)) for median in self.medians]
-        write_table(pd.DataFrame(columns), folder / "vocabulary.tsv", index=False)
+            columns["median"] = [repr(median) for median in self.medians.tolist()]
+        table = pd.DataFrame({name: column if name == "token" else np.array(column, dtype=object) for name, column in columns.items()})
+        write_table(table, folder / "vocabulary.tsv", index=False)
         if self.other_ids:
             table = pd.DataFrame({"other_id": list(self.other_ids), "gene_id": list(self.other_ids.values())})
             write_table(table, folder / _OTHER_IDS, index=False)
