@@ -9,15 +9,14 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any, TypeVar
-
-import numpy as np
 
 from geneformer_repro.errors import InputError, MissingExtraError
 
@@ -49,34 +48,21 @@ def usable_threads(processes: int = 1) -> int:
     return max(1, min(processors // processes, int(wanted) if wanted.isdecimal() else processors))
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield each item while the next one is made, in a thread."""
-    making, none = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, making, none)
-        while (item := coming.result()) is not none:
-            coming = pool.submit(next, making, none)
-            yield item  # type: ignore[misc]
+def by_threads(items: Iterable[Item], work: Callable[[Item], Result], at_once: int) -> Iterator[Result]:
+    """Do `work` for each item, so many at once in threads, and yield the results in the order of the items.
 
-
-def in_threads(work: Callable[[int, int], Result], bounds: Sequence[tuple[int, int]]) -> list[Result]:
-    """Do `work` for each range, each in a thread of its own but where there is one; return the results in order.
-
-    For compiled loops, which let go of the interpreter lock.
+    For work that lets go of the interpreter lock. As many items again are done ahead of who takes the results.
     """
-    if len(bounds) == 1:
-        return [work(*bounds[0])]
-    with ThreadPoolExecutor(len(bounds)) as pool:
-        return list(pool.map(lambda pair: work(*pair), bounds))
-
-
-def cut_evenly(amounts: np.ndarray, n: int) -> list[tuple[int, int]]:
-    """Cut rows into at most `n` ranges with about the same sum of `amounts`, none of them empty."""
-    until = np.cumsum(amounts, dtype=np.int64)
-    total = int(until[-1]) if len(until) else 0
-    inner = np.searchsorted(until, [total * i // n for i in range(1, n)])
-    edges = np.unique([0, *inner.tolist(), len(amounts)]).tolist()
-    return list(pairwise(edges)) or [(0, 0)]
+    left = iter(items)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        begun = deque(pool.submit(work, item) for item in islice(left, 2 * at_once))
+        while begun:
+            result = begun.popleft().result()
+            begun.extend(pool.submit(work, item) for item in islice(left, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _with_item(work: Callable[[Item], Result], item: Item) -> tuple[Item, Result]:

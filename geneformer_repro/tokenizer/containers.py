@@ -156,7 +156,7 @@ def _more_filters() -> None:
 @contextmanager
 def _h5(path: Path, inside: str = "/") -> Iterator[Any]:
     _more_filters()
-    with closing(h5py.File(path, "r")) as file:
+    with closing(h5py.File(path, "r", rdcc_nbytes=0)) as file:  # what is read is read once: no cache of chunks
         yield file[inside]
 
 

@@ -18,7 +18,6 @@ import numba
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from geneformer_repro.sharing import cut_evenly, in_threads
 from geneformer_repro.tokenizer.medians import TARGET_SUM
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
@@ -56,7 +55,6 @@ def encode(
     position: np.ndarray | None = None,
     n_counts: np.ndarray | None = None,
     crop: bool = True,
-    threads: int = 1,
 ) -> Encoded:
     """Order each cell's expressed genes by expression relative to the corpus.
 
@@ -81,8 +79,6 @@ def encode(
     crop
         Whether to cut cells to ``vocabulary.max_length`` and put the special tokens around them. Without, a cell is
         its ranked genes, all of them and nothing else.
-    threads
-        Threads that share the cells.
 
     Returns
     -------
@@ -110,51 +106,46 @@ def encode(
     room = vocabulary.max_length - 2 * wrapped if crop else len(vocabulary)
     n_stored = np.full(counts.shape[0], len(places)) if of_zscores else np.diff(counts.indptr)
     most = np.minimum(n_stored, room).astype(np.int64) + 2 * wrapped
-    dtype = np.min_scalar_type(vocabulary.size - 1)
-    special = np.array([vocabulary.special_tokens.get(token, 0) for token in (CLS, EOS)], dtype=dtype)
-    tokens, totals = vocabulary.tokens.astype(dtype), np.asarray(totals, dtype=np.float64).ravel()
-    medians = np.ones(len(vocabulary)) if vocabulary.medians is None else vocabulary.medians
-    distinct, rounded = np.bincount(places, minlength=1).max() <= 1, vocabulary.values == "expression"
-
-    def work(start: int, stop: int) -> Encoded:
-        n = stop - start
-        values, offsets = np.empty(most[start:stop].sum(), dtype), np.zeros(n + 1, np.int64)
-        n_genes, signal = np.empty(n, np.int64), np.empty(n)
-        _encode_cells(
-            counts.data,
-            counts.indices,
-            counts.indptr[start : stop + 1],
-            position,
-            medians,
-            tokens,
-            totals[start:stop],
-            distinct,
-            rounded,
-            of_zscores,
-            vocabulary.order == "two_ended",
-            room,
-            wrapped,
-            special,
-            values,
-            offsets,
-            n_genes,
-            signal,
-        )
-        return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes, signal)
-
-    return _joined(in_threads(work, cut_evenly(n_stored, threads)))
+    values = np.empty(most.sum(), dtype=np.min_scalar_type(vocabulary.size - 1))
+    offsets = np.zeros(counts.shape[0] + 1, dtype=np.int64)
+    n_genes, signal = np.empty(counts.shape[0], dtype=np.int64), np.empty(counts.shape[0])
+    _encode_cells(
+        counts.data,
+        counts.indices,
+        counts.indptr,
+        position,
+        np.ones(len(vocabulary)) if vocabulary.medians is None else vocabulary.medians,
+        vocabulary.tokens.astype(values.dtype),
+        np.asarray(totals, dtype=np.float64).ravel(),
+        np.bincount(places, minlength=1).max() <= 1,
+        vocabulary.values == "expression",
+        of_zscores,
+        vocabulary.order == "two_ended",
+        room,
+        wrapped,
+        np.array([vocabulary.special_tokens.get(token, 0) for token in (CLS, EOS)], dtype=values.dtype),
+        values,
+        offsets,
+        n_genes,
+        signal,
+    )
+    return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes, signal)
 
 
-def _joined(pieces: Sequence[Encoded]) -> Encoded:
+def joined_rows(pieces: Sequence[Ragged]) -> Ragged:
+    """Return consecutive rows as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    offsets = np.concatenate([[0], *(piece.lengths for piece in pieces)]).cumsum()
+    return Ragged(np.concatenate([piece.values for piece in pieces]), offsets)
+
+
+def joined(pieces: Sequence[Encoded]) -> Encoded:
     """Return consecutive cells as one."""
     if len(pieces) == 1:
         return pieces[0]
-    tokens = [piece.tokens for piece in pieces]
-    offsets = np.concatenate([[0], *(np.diff(piece.offsets) for piece in tokens)]).cumsum()
-    return Encoded(
-        Ragged(np.concatenate([piece.values for piece in tokens]), offsets),
-        *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("n_genes", "signal")),
-    )
+    n_genes, signal = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("n_genes", "signal"))
+    return Encoded(joined_rows([piece.tokens for piece in pieces]), n_genes, signal)
 
 
 def sum_by_column(counts: csr_matrix) -> np.ndarray:

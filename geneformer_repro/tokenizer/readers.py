@@ -8,6 +8,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,6 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.sharing import ahead
 from geneformer_repro.tokenizer.containers import Content, HeldCells, content_kind, content_of
 from geneformer_repro.tokenizer.features import (
     ensembl_gene_in,
@@ -126,22 +126,29 @@ class CountSource:
             A value is not what the source is said to hold: as a count negative, fractional or not finite (names the
             first cell and gene, and the layer that does hold counts); or the file is damaged.
         """
-        stop, size = self.n_cells if stop is None else stop, size or self._block_cells
+        stop, size = self.n_cells if stop is None else stop, size or self.block_cells
         if start >= stop:
             return
         bounds = [(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
         if len(bounds) == 1:
-            yield self._block(*bounds[0])
+            yield self.block(*bounds[0])
             return
-        yield from ahead(self._block(*pair) for pair in bounds)
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self.block, *bounds[0])
+            for next_bounds in bounds[1:]:
+                block, ahead = ahead.result(), reader.submit(self.block, *next_bounds)
+                yield block
+            yield ahead.result()
 
     @property
-    def _block_cells(self) -> int:
+    def block_cells(self) -> int:
+        """Cells of a block, where no other size is asked for."""
         if self.measure.values == "counts":
             return BLOCK_CELLS
         return min(BLOCK_CELLS, max(1, _BULK_VALUES // len(self.gene_ids)))
 
-    def _block(self, start: int, stop: int) -> Block:
+    def block(self, start: int, stop: int) -> Block:
+        """Read the cells from `start` to `stop`, as `blocks`."""
         return self._as_block(start, self._stored(start, stop))
 
     def _stored(self, start: int, stop: int) -> csr_matrix:
