@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal
 
 from geneformer_repro.errors import DataFormatError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_WORDS = re.compile(
@@ -305,13 +305,15 @@ _FIRST_OF_RUN = frozenset("'=+-@\t\r")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
-def write_table(table: pd.DataFrame, path: Path, *, index: bool = True, header: bool = True) -> None:
+def write_table(table: "pd.DataFrame", path: Path, *, index: bool = True, header: bool = True) -> None:
     """Write a table with tabs between its columns, of which a spreadsheet runs nothing.
 
     Names come from data of others, and a spreadsheet runs what begins with ``=``, ``+``, ``-``, ``@``, a tab or a
     carriage return. Such text gets an apostrophe before it, as a spreadsheet writes text itself, also in names of
     columns and rows; numbers do not, written as text or not. `read_table` takes it away again.
     """
+    import pandas as pd  # only tables need it, and it takes longer than a command may to start
+
     inert, texts = table.copy(deep=False), []
     for i, kind in enumerate(table.dtypes):
         if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind)):
@@ -337,8 +339,10 @@ _SMALL_TABLE = 1 << 24
 """Characters of a table that is split into Python texts at once, with about 100 bytes of memory for each field."""
 
 
-def _plain_lines(table: pd.DataFrame, *, header: bool) -> str | None:
+def _plain_lines(table: "pd.DataFrame", *, header: bool) -> str | None:
     """Return texts and whole numbers as pandas would write them, in a fifth of its time; None if any needs quotes."""
+    import pandas as pd
+
     columns: list[list[str]] = []
     for i, name in enumerate(table.columns):
         values = table.iloc[:, i].tolist()
@@ -367,7 +371,23 @@ def _is_run(text: str) -> bool:
     return _RUN_BY_SPREADSHEETS.match(text) is not None and _NUMBER.match(text) is None
 
 
-def read_table(path: Path, *, sep: str | None = "\t") -> pd.DataFrame:
+def read_columns(path: Path) -> dict[str, list[str]]:
+    """Read a table with tabs between its columns as `read_table`, into lists; without pandas if it can be.
+
+    Raises
+    ------
+    InputError, ValueError
+        As `read_table`.
+    """
+    text = read_text(path)
+    columns = None if "'" in text else _plain_columns(text, "\t")
+    if columns is not None:
+        return columns
+    table = read_table(path)
+    return {str(name): table[name].tolist() for name in table.columns}
+
+
+def read_table(path: Path, *, sep: str | None = "\t") -> "pd.DataFrame":
     """Read a table as text, as `write_table` was given it.
 
     Parameters
@@ -385,19 +405,23 @@ def read_table(path: Path, *, sep: str | None = "\t") -> pd.DataFrame:
     ValueError
         It is no table; as pandas.
     """
+    import pandas as pd
+
     text = read_text(path)
     if sep is None:
         first, _, rest = text.partition("\n")
         says = first.lower().startswith("sep=")
         sep, text = (first[4:5], rest) if says else (max("\t,;", key=first.count), text)
-    table = _plain_table(text, sep)
-    if table is None:
+    columns = _plain_columns(text, sep)
+    if columns is None:
         table = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False)
+    else:
+        table = pd.DataFrame({name: pd.array(values, dtype=object) for name, values in columns.items()})
     table.columns = pd.Index([_as_given(str(name)) for name in table.columns])
     return table.map(_as_given) if "'" in text else table
 
 
-def _plain_table(text: str, sep: str) -> pd.DataFrame | None:
+def _plain_columns(text: str, sep: str) -> dict[str, list[str]] | None:
     """Read a table in which nothing is quoted and all lines have as many fields, as pandas would, in half its time."""
     if len(text) > _SMALL_TABLE or len(sep) != 1:
         return None
@@ -407,8 +431,7 @@ def _plain_table(text: str, sep: str) -> pd.DataFrame | None:
     is_plain = '"' not in text and "\r" not in text and "" not in names and "" not in lines
     if not (is_plain and rows and len(set(names)) == len(names) and set(map(len, rows)) == {len(names)}):
         return None
-    columns = (np.array(column, dtype=object) for column in zip(*rows, strict=True))
-    return pd.DataFrame(dict(zip(names, columns, strict=True)))
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def _as_given(text: str) -> str:

@@ -34,6 +34,7 @@ LAYERS = {
     "responses": 1,
     "propagation": 1,
     "mean_effects": 1,
+    "checkpoint_files": 1,
     "processes": 2,
     "attention": 2,
     "encoder": 2,

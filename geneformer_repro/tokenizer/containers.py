@@ -241,19 +241,12 @@ def in_memory(table: Any) -> pd.DataFrame:
     return table.to_memory() if hasattr(table, "to_memory") else table
 
 
-class HeldCells(Content):
-    """A container of which the names and some columns of consecutive cells are in memory: opened once, not per block.
+def with_cells_in_memory(content: Content, start: int, names: np.ndarray, columns: dict[str, pd.Series]) -> Content:
+    """Return a container of which the names and some columns of consecutive cells, from `start` on, are in memory."""
+    return _HeldCells(content, start, names, columns)
 
-    Parameters
-    ----------
-    content
-        Where all else is.
-    start
-        First of these cells.
-    names, columns
-        Of these cells.
-    """
 
+class _HeldCells(Content):
     def __init__(self, content: Content, start: int, names: np.ndarray, columns: dict[str, pd.Series]) -> None:
         self.layers, self.obs_columns, self.n_cells = content.layers, content.obs_columns, content.n_cells
         self._content, self._start, self._names, self._columns = content, start, names, columns

@@ -11,7 +11,6 @@ median, and these ties must not hang on the rounding that the scale of a sample 
 gaps, and their zeros are values: a cell's are laid out by gene first, all of them.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
@@ -130,22 +129,6 @@ def encode(
         signal,
     )
     return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes, signal)
-
-
-def joined_rows(pieces: Sequence[Ragged]) -> Ragged:
-    """Return consecutive rows as one."""
-    if len(pieces) == 1:
-        return pieces[0]
-    offsets = np.concatenate([[0], *(piece.lengths for piece in pieces)]).cumsum()
-    return Ragged(np.concatenate([piece.values for piece in pieces]), offsets)
-
-
-def joined(pieces: Sequence[Encoded]) -> Encoded:
-    """Return consecutive cells as one."""
-    if len(pieces) == 1:
-        return pieces[0]
-    n_genes, signal = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("n_genes", "signal"))
-    return Encoded(joined_rows([piece.tokens for piece in pieces]), n_genes, signal)
 
 
 def sum_by_column(counts: csr_matrix) -> np.ndarray:

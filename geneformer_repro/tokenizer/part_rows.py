@@ -6,10 +6,10 @@
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache, partial
-from itertools import chain, groupby
+from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from geneformer_repro.files import new_file, read_json, sha256, write_table
 from geneformer_repro.sharing import by_threads
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, is_finished, parts_of, write_report
 from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
-from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, joined, joined_rows, sum_by_column
+from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
 from geneformer_repro.tokenizer.folder import FORMAT, SOURCE, schema_of
 from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial, reconcile, require_known
 from geneformer_repro.tokenizer.measures import Order, Values, n_values
@@ -36,8 +36,6 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 VERSION = 4
 """Of the rows: raised when another version of the package makes other ones, so that it does not go on with these."""
 DATASET, REPORTS, VOCABULARY = "dataset", "reports", "vocabulary"
-_PIECES = 8
-"""A block is read and encoded in so many pieces: 512 cells fit into a processor's cache with what is made of them."""
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _KINDS = ("bool", "int64", "float64", "string")
 """Types of carried columns; of two sources' types the later one holds both."""
@@ -221,34 +219,19 @@ def _kind_of(column: pd.Series) -> str:
     return "int64" if pd.api.types.is_integer_dtype(column) else "float64"
 
 
-class _Piece(NamedTuple):
-    """The cells from `start` to `stop` of a source: which of them are kept, their tokens, and what was seen."""
+class _Kept(NamedTuple):
+    """Which cells of a block are kept, their tokens, and what else was seen of it."""
 
-    start: int
-    stop: int
+    block: slice
+    """The cells of the source that it holds."""
     rows: np.ndarray
+    """Those of it that are kept."""
     encoded: Encoded
     whole: Ragged | None
     """All ranked genes, where these are written too."""
     gene_counts: np.ndarray
     n_below_zero: int
     left_out: list[tuple[str, str]]
-
-
-class _Rows(NamedTuple):
-    """What `_Piece` says of a whole block, as far as it is written."""
-
-    start: int
-    stop: int
-    rows: np.ndarray
-    encoded: Encoded
-    whole: Ragged | None
-
-
-def _joined(pieces: Sequence[_Piece]) -> _Rows:
-    whole = [piece.whole for piece in pieces if piece.whole is not None]
-    rows, encoded = np.concatenate([piece.rows for piece in pieces]), joined([piece.encoded for piece in pieces])
-    return _Rows(pieces[0].start, pieces[-1].stop, rows, encoded, joined_rows(whole) if whole else None)
 
 
 class PartRows:
@@ -277,27 +260,19 @@ class PartRows:
 
     def __iter__(self) -> Iterator[pa.Buffer]:
         """Yield a batch a block, of the cells that are kept, as it stands in an Arrow stream."""
-        size, start = self._source.block_cells, self.part.start
-        for _, pieces in groupby(self._pieces(), key=lambda piece: (piece.start - start) // size):
-            kept = _joined(list(pieces))
+        starts = range(self.part.start, self.part.stop, self._source.block_cells)
+        for kept in by_threads(starts, self._kept_of_block, self._job.threads):
+            self.gene_counts += kept.gene_counts
+            self._n_below_zero += kept.n_below_zero
+            self._left_out += kept.left_out
             if len(kept.rows):
                 message = self._batch(kept).serialize()
                 self._digest.update(message)
                 yield message
 
-    def _pieces(self) -> Iterator["_Piece"]:
-        """Yield blocks, or pieces of them, encoded; count what was seen."""
-        is_cut = self._source.measure.values == "counts" and not self._source.stored_by_gene
-        size = self._source.block_cells // (_PIECES if is_cut else 1)
-        for piece in by_threads(range(self.part.start, self.part.stop, size), partial(self._piece, size), self._job.threads):
-            self.gene_counts += piece.gene_counts
-            self._n_below_zero += piece.n_below_zero
-            self._left_out += piece.left_out
-            yield piece
-
-    def _piece(self, size: int, start: int) -> "_Piece":
-        """Read and encode so many cells."""
-        block = self._source.block(start, min(start + size, self.part.stop))
+    def _kept_of_block(self, start: int) -> _Kept:
+        """Read and encode a block."""
+        block = self._source.block(start, min(start + self._source.block_cells, self.part.stop))
         totals, cell_filter = self._source.total_counts(block), self._job.cell_filter
         why = np.full(len(totals), "", dtype=object)
         if cell_filter.asked:
@@ -313,10 +288,9 @@ class PartRows:
             left_out = list(zip(names[others], why[others], strict=True))
             counts, totals = block.counts[rows], totals[rows]
             encoded = self._encode(counts, totals)
-        return _Piece(
-            start,
-            start + len(why),
-            start + rows,
+        return _Kept(
+            slice(start, start + len(why)),
+            rows,
             encoded,
             self._encode(counts, totals, crop=False).tokens if self._job.options.uncropped else None,
             _of_each_gene(self._source, block),
@@ -334,15 +308,15 @@ class PartRows:
     def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
         return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
 
-    def _batch(self, kept: "_Rows") -> pa.RecordBatch:
-        schema, encoded, rows = self._job.schema, kept.encoded, kept.rows - kept.start
+    def _batch(self, kept: _Kept) -> pa.RecordBatch:
+        schema, encoded, rows = self._job.schema, kept.encoded, kept.rows
         room = self._job.vocabulary.max_length - 2 * self._job.vocabulary.has_cls
         self.n_cells += len(rows)
         self._n_cropped += int((encoded.n_genes > room).sum())
         self._genes_within += float(np.minimum(1, room / encoded.n_genes).sum())
         self._signal_within += float(encoded.signal.sum())
         columns: dict[str, Any] = {
-            CELL: pa.array(self._source.cell_names(kept.start, kept.stop)[rows], pa.string()),
+            CELL: pa.array(self._source.cell_names(kept.block.start, kept.block.stop)[rows], pa.string()),
             INPUT_IDS: _lists(encoded.tokens),
             LENGTH: pa.array(encoded.tokens.lengths, pa.int32()),
         }
@@ -351,7 +325,7 @@ class PartRows:
         if SOURCE in schema.names:
             columns[SOURCE] = pa.repeat(pa.scalar(self._job.corpus.labels[self.part.source], pa.string()), len(rows))
         for name in self._job.options.obs:
-            column = self._source.obs(name, kept.start, kept.stop).iloc[rows]
+            column = self._source.obs(name, kept.block.start, kept.block.stop).iloc[rows]
             columns[name] = _as_arrow(self._source, column, name, schema.field(name).type)
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.tokenizer.containers import Content, HeldCells, content_kind, content_of
+from geneformer_repro.tokenizer.containers import Content, content_kind, content_of, with_cells_in_memory
 from geneformer_repro.tokenizer.features import (
     ensembl_gene_in,
     genomes_of,
@@ -203,7 +203,7 @@ class CountSource:
         """
         wanted = dict.fromkeys([*columns, *(("n_counts",) if self._has_totals else ())])
         held = {name: self.obs(name, start, stop) for name in wanted}
-        return replace(self, _content=HeldCells(self._content, start, self.cell_names(start, stop), held))
+        return replace(self, _content=with_cells_in_memory(self._content, start, self.cell_names(start, stop), held))
 
     @property
     def _has_totals(self) -> bool:
