@@ -23,11 +23,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from geneformer_repro.errors import DataFormatError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_WORDS = re.compile(
@@ -343,13 +344,15 @@ _FIRST_OF_RUN = frozenset("'=+-@\t\r")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
-def write_table(table: pd.DataFrame, path: Path, *, index: bool = True, header: bool = True) -> None:
+def write_table(table: "pd.DataFrame", path: Path, *, index: bool = True, header: bool = True) -> None:
     """Write a table with tabs between its columns, of which a spreadsheet runs nothing.
 
     Names come from data of others, and a spreadsheet runs what begins with ``=``, ``+``, ``-``, ``@``, a tab or a
     carriage return. Such text gets an apostrophe before it, as a spreadsheet writes text itself, also in names of
     columns and rows; numbers do not, written as text or not. `read_table` takes it away again.
     """
+    import pandas as pd  # only tables need it, and it takes longer than a command may to start
+
     inert, texts = table.copy(deep=False), []
     for i, kind in enumerate(table.dtypes):
         if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind)):
@@ -362,15 +365,44 @@ def write_table(table: pd.DataFrame, path: Path, *, index: bool = True, header: 
             texts.append(_inert(names))
             names = pd.Index(texts[-1], dtype=object)
         inert.index = names.rename(_inert([table.index.name])[0])
+    lines = _plain_lines(inert, header=header) if not index else None
+    if lines is not None:
+        path.write_text(lines, encoding="utf-8", newline="")
+        return
     returns = any("\r" in "".join(map(str, column)) for column in texts)
     quoting: Literal[0, 1] = 1 if returns else 0  # csv.QUOTE_ALL, else a row would end there
     inert.to_csv(path, sep="\t", index=index, header=header, quoting=quoting)
 
 
+_SMALL_TABLE = 1 << 24
+"""Characters of a table that is split into Python texts at once, with about 100 bytes of memory for each field."""
+
+
+def _plain_lines(table: "pd.DataFrame", *, header: bool) -> str | None:
+    """Return texts and whole numbers as pandas would write them, in a fifth of its time; None if any needs quotes."""
+    import pandas as pd
+
+    columns: list[list[str]] = []
+    for i, name in enumerate(table.columns):
+        values = table.iloc[:, i].tolist()
+        if pd.api.types.is_integer_dtype(table.dtypes.iloc[i]):
+            values = ["" if value is pd.NA else str(value) for value in values]
+        columns.append([name, *values] if header else values)
+    if len(columns) < 2 or not all(set(map(type, column)) <= {str} for column in columns):
+        return None
+    n_lines = len(columns[0])
+    lines = "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n" * (n_lines > 0)
+    is_plain = '"' not in lines and "\r" not in lines and lines.count("\n") == n_lines
+    return lines if is_plain and lines.count("\t") == n_lines * (len(columns) - 1) else None
+
+
 def _inert(values: Iterable[Any]) -> list[Any]:
     """Put an apostrophe before texts that are run; most are told by their first character."""
+    every = list(values)
+    if _FIRST_OF_RUN.isdisjoint({text[:1] for text in every if isinstance(text, str)}):
+        return every
     return [
-        f"'{text}" if isinstance(text, str) and text[:1] in _FIRST_OF_RUN and _is_run(text) else text for text in values
+        f"'{text}" if isinstance(text, str) and text[:1] in _FIRST_OF_RUN and _is_run(text) else text for text in every
     ]
 
 
@@ -378,7 +410,23 @@ def _is_run(text: str) -> bool:
     return _RUN_BY_SPREADSHEETS.match(text) is not None and _NUMBER.match(text) is None
 
 
-def read_table(path: Path, *, sep: str | None = "\t") -> pd.DataFrame:
+def read_columns(path: Path) -> dict[str, list[str]]:
+    """Read a table with tabs between its columns as `read_table`, into lists; without pandas if it can be.
+
+    Raises
+    ------
+    InputError, ValueError
+        As `read_table`.
+    """
+    text = read_text(path)
+    columns = None if "'" in text else _plain_columns(text, "\t")
+    if columns is not None:
+        return columns
+    table = read_table(path)
+    return {str(name): table[name].tolist() for name in table.columns}
+
+
+def read_table(path: Path, *, sep: str | None = "\t") -> "pd.DataFrame":
     """Read a table as text, as `write_table` was given it.
 
     Parameters
@@ -396,14 +444,33 @@ def read_table(path: Path, *, sep: str | None = "\t") -> pd.DataFrame:
     ValueError
         It is no table; as pandas.
     """
+    import pandas as pd
+
     text = read_text(path)
     if sep is None:
         first, _, rest = text.partition("\n")
         says = first.lower().startswith("sep=")
         sep, text = (first[4:5], rest) if says else (max("\t,;", key=first.count), text)
-    table = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False)
+    columns = _plain_columns(text, sep)
+    if columns is None:
+        table = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False)
+    else:
+        table = pd.DataFrame({name: pd.array(values, dtype=object) for name, values in columns.items()})
     table.columns = pd.Index([_as_given(str(name)) for name in table.columns])
-    return table.map(_as_given)
+    return table.map(_as_given) if "'" in text else table
+
+
+def _plain_columns(text: str, sep: str) -> dict[str, list[str]] | None:
+    """Read a table in which nothing is quoted and all lines have as many fields, as pandas would, in half its time."""
+    if len(text) > _SMALL_TABLE or len(sep) != 1:
+        return None
+    header, *lines = text.removesuffix("\n").split("\n")
+    names = header.split(sep)
+    rows = [line.split(sep) for line in lines]
+    is_plain = '"' not in text and "\r" not in text and "" not in names and "" not in lines
+    if not (is_plain and rows and len(set(names)) == len(names) and set(map(len, rows)) == {len(names)}):
+        return None
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def _as_given(text: str) -> str:

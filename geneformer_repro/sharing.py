@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -34,6 +36,33 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="watches parent", daemon=True).start()
+
+
+def usable_threads(processes: int = 1) -> int:
+    """Threads for each of so many processes: the processors that these may use, or ``OMP_NUM_THREADS`` if it is less.
+
+    Where the operating system does not say which a process may use, all count.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(processors // processes, int(wanted) if wanted.isdecimal() else processors))
+
+
+def by_threads(items: Iterable[Item], work: Callable[[Item], Result], at_once: int) -> Iterator[Result]:
+    """Do `work` for each item, so many at once in threads, and yield the results in the order of the items.
+
+    For work that lets go of the interpreter lock. As many items again are done ahead of who takes the results.
+    """
+    left = iter(items)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        begun = deque(pool.submit(work, item) for item in islice(left, 2 * at_once))
+        while begun:
+            result = begun.popleft().result()
+            begun.extend(pool.submit(work, item) for item in islice(left, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _with_item(work: Callable[[Item], Result], item: Item) -> tuple[Item, Result]:

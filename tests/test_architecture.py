@@ -39,6 +39,7 @@ LAYERS = {
     "mean_effects": 1,
     "sizes": 1,
     "plan": 1,
+    "checkpoint_files": 1,
     "processes": 2,
     "attention": 2,
     "block_attention": 2,

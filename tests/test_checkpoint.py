@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 import geneformer_repro as gf
 from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import described_config, quiet_transformers
+from geneformer_repro.checkpoint_files import described_checkpoint
 from geneformer_repro.encoder import run_encoder
 from geneformer_repro.finetuning.transfer import TransferConfig, prepare
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
@@ -178,6 +179,24 @@ class TestSaving:
         assert dict(opened.provenance) == {"step": "finetune"}
         assert opened.fingerprint == classifier.fingerprint
         np.testing.assert_allclose(logits_of(opened.model, batch), logits_of(classifier.model, batch), **CLOSE)
+
+    @pytest.mark.parametrize("head", [None, *HEADS])
+    def test_its_files_say_of_it_what_the_network_does(self, checkpoint, headed, head, tmp_path):
+        saved = checkpoint if head is None else headed(head)
+        saved.save(tmp_path / "clf")
+        opened = gf.Checkpoint.from_pretrained(tmp_path / "clf")
+        assert described_checkpoint(tmp_path / "clf") == (repr(opened), dict(opened.provenance))
+
+    def test_files_of_others_are_not_described_without_the_network(self, stock_folder):
+        assert described_checkpoint(stock_folder) is None
+
+    def test_weights_that_are_cut_off_are_refused_without_the_network(self, saved):
+        weights = saved / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(
+            gf.errors.InputError, match=r"model.safetensors: the weights are damaged \(.* bytes, where its header"
+        ):
+            described_checkpoint(saved)
 
     def test_a_gene_classifier_opens_in_stock_transformers_with_the_same_logits(self, headed, tmp_path, batch, inputs):
         classifier = headed(Head((DOSAGE,), level="gene"))

@@ -765,6 +765,34 @@ def test_info_says_what_a_dataset_is(there, run):
     assert f"source cells.h5ad: 100 of 100 cells, {cells.spec['n_genes_known']} of 754 genes known" in said
 
 
+NO_MODEL = [
+    ["vocabulary", "cells.h5ad", "-o", "vocab-again"],
+    ["tokenize", "cells.h5ad", "--vocabulary", "vocab", "-o", "cells-again.tok"],
+    ["statistics", "shifts.parquet", "-o", "table-again.tsv"],
+    *(["info", name] for name in ("vocab", "cells.tok", "base", "clf", "kinds", "shifts.parquet")),
+]
+
+
+def test_commands_that_need_no_model_load_no_torch(copy):
+    code = (
+        "import json, sys\nfrom geneformer_repro import cli\nfor command in json.loads(sys.argv[1]):\n"
+        "    assert cli.main(command) == 0\n    assert not {'torch', 'transformers'} & set(sys.modules), command"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(NO_MODEL)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_a_vocabulary_is_needs_no_pandas(there):
+    code = (
+        "import sys\nfrom geneformer_repro import cli\nassert cli.main(['info', 'vocab']) == 0\n"
+        "assert cli.main(['info', 'base']) == 0\nassert not {'pandas', 'anndata', 'numba'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 # Outputs that exist
 
 

@@ -18,6 +18,7 @@ from geneformer_repro.files import (
     new_directory,
     new_file,
     provenance,
+    read_columns,
     read_json,
     read_table,
     refuse_existing,
@@ -444,3 +445,34 @@ def test_numbers_and_other_text_are_written_as_pandas_does(tmp_path):
     write_table(table, tmp_path / "x.tsv")
     table.to_csv(tmp_path / "y.tsv", sep="\t")
     assert (tmp_path / "x.tsv").read_bytes() == (tmp_path / "y.tsv").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["x", "", "a b", 'say "x"', "x\ty", "x\ny", "x\ry", "é"])
+@pytest.mark.parametrize("header", [True, False])
+def test_texts_and_whole_numbers_are_written_as_pandas_does(tmp_path, text, header):
+    columns = {"gene": [text, "b", ""], "n": [-1, 2, 0], "m": pd.array([3, None, 1], "Int64"), "name": ["c", text, "d"]}
+    write_table(pd.DataFrame(columns), tmp_path / "x.tsv", index=False, header=header)
+    quoting = csv.QUOTE_ALL if "\r" in text else csv.QUOTE_MINIMAL
+    pd.DataFrame(columns).to_csv(tmp_path / "y.tsv", sep="\t", index=False, header=header, quoting=quoting)
+    assert (tmp_path / "x.tsv").read_bytes() == (tmp_path / "y.tsv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a\tb\nx\ty\n\tz\n", id="plain"),
+        pytest.param("a\tb\nx\ty", id="no line end"),
+        pytest.param("a\tb\n\nx\ty\n", id="empty line"),
+        pytest.param('a\tb\n"x\ty"\tz\n', id="quotes"),
+        pytest.param("a\tb\r\nx\ty\r\n", id="line ends of Windows"),
+        pytest.param("a\ta\nx\ty\n", id="a name twice"),
+        pytest.param("a\tb\nx\n", id="a field less"),
+        pytest.param("a\tb\n", id="no row"),
+        pytest.param("a\tb\n'=1\t'x\n", id="apostrophes"),
+    ],
+)
+def test_columns_are_those_that_pandas_reads(tmp_path, text):
+    (tmp_path / "x.tsv").write_text(text, newline="")
+    expected = pd.read_csv(tmp_path / "x.tsv", sep="\t", dtype=str, keep_default_na=False).replace("'=1", "=1")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "x.tsv"), expected)
+    assert read_columns(tmp_path / "x.tsv") == {name: expected[name].tolist() for name in expected.columns}

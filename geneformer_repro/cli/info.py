@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geneformer_repro.cli.explanations import described as described_explanation
 from geneformer_repro.cli.inputs import given_vocabulary
@@ -11,8 +11,12 @@ from geneformer_repro.cli.networks import described as described_network
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.errors import InputError
 
+if TYPE_CHECKING:
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
 _LONG = ("heads", "of_heads", "gene_names", "sets")
 """Metadata with a line a head, a gene or a set."""
+_OF_VOCABULARY = {"vocabulary.json", "vocabulary.tsv", "other_ids.tsv"}
 
 
 def add_commands(commands: Any) -> None:
@@ -26,8 +30,6 @@ def add_commands(commands: Any) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.tokenizer.published import described, is_dataset
-
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
@@ -38,38 +40,65 @@ def _info(arguments: argparse.Namespace) -> None:
             "tokenize does."
         )
     if path.is_file() and not _holds_tokens(path):
-        from geneformer_repro.in_silico.block_tables import format_of
-        from geneformer_repro.in_silico.explanations.explanation import FORM, Explanation
-        from geneformer_repro.in_silico.shift_table import ShiftTable
-
-        if format_of(path) == FORM.name:
-            why = Explanation.open(path)
-            _show(described_explanation(why), {key: of for key, of in why.metadata.items() if key not in _LONG})
-            return
-        metadata = ShiftTable.open(path).metadata
-        _show(size_of_screen(path), {key: value for key, value in metadata.items() if key != "gene_names"})
+        _describe_table(path)
     elif (path / "network.json").exists():
         from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 
         network = GeneNetwork.open(path)
         _show(described_network(network), {key: value for key, value in network.metadata.items() if key not in _LONG})
-    elif is_dataset(path):
-        from geneformer_repro.tokenizer.dataset import TokenizedDataset
-
-        knows = vocabulary is not None or (path / "spec.json").exists()
-        print(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
     elif (path / "config.json").exists():
+        _describe_checkpoint(path, vocabulary)
+    elif path.is_dir() and {file.name for file in path.iterdir()} <= _OF_VOCABULARY:
+        from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+        print(Vocabulary.load(path))
+    else:
+        _describe_cells(path, vocabulary)
+
+
+def _describe_table(path: Path) -> None:
+    """Print what a screen is, or an explanation."""
+    from geneformer_repro.in_silico.block_tables import format_of
+    from geneformer_repro.in_silico.shift_table import FORM, ShiftTable
+
+    if format_of(path) != FORM.name:
+        from geneformer_repro.in_silico.explanations.explanation import FORM as OF_EXPLANATION
+        from geneformer_repro.in_silico.explanations.explanation import Explanation
+
+        if format_of(path) == OF_EXPLANATION.name:
+            why = Explanation.open(path)
+            _show(described_explanation(why), {key: of for key, of in why.metadata.items() if key not in _LONG})
+            return
+    metadata = ShiftTable.open(path).metadata
+    _show(size_of_screen(path), {key: value for key, value in metadata.items() if key != "gene_names"})
+
+
+def _describe_checkpoint(path: Path, vocabulary: "Vocabulary | None") -> None:
+    from geneformer_repro.checkpoint_files import described_checkpoint
+
+    said = described_checkpoint(path) if vocabulary is None else None
+    if said is None:
         from geneformer_repro.checkpoint import Checkpoint, described_config
 
         if vocabulary is None and not (path / "vocabulary.json").exists():
             print(described_config(path))
             return
         checkpoint = Checkpoint.from_pretrained(path, vocabulary=vocabulary)
-        _show(repr(checkpoint), dict(checkpoint.provenance))
-    else:
-        from geneformer_repro.tokenizer.vocabulary import Vocabulary
+        said = repr(checkpoint), dict(checkpoint.provenance)
+    _show(*said)
 
+
+def _describe_cells(path: Path, vocabulary: "Vocabulary | None") -> None:
+    """Print what tokenised cells are; or the published dictionaries, if that is what there is."""
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
+    from geneformer_repro.tokenizer.published import described, is_dataset
+    from geneformer_repro.tokenizer.vocabulary import Vocabulary
+
+    if not is_dataset(path):
         print(Vocabulary.load(path))
+        return
+    knows = vocabulary is not None or (path / "spec.json").exists()
+    print(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
 
 
 def _is_parquet(path: Path) -> bool:

@@ -160,7 +160,7 @@ def _more_filters() -> None:
 @contextmanager
 def _h5(path: Path, inside: str = "/") -> Iterator[Any]:
     _more_filters()
-    with closing(h5py.File(path, "r")) as file:
+    with closing(h5py.File(path, "r", rdcc_nbytes=0)) as file:  # what is read is read once: no cache of chunks
         yield file[inside]
 
 
@@ -272,6 +272,31 @@ def _in_order(layers: Iterable[str]) -> list[str]:
 def in_memory(table: Any) -> pd.DataFrame:
     """Return a table of an AnnData, which is not read yet in one of ``anndata.experimental.read_lazy``."""
     return table.to_memory() if hasattr(table, "to_memory") else table
+
+
+def with_cells_in_memory(content: Content, start: int, names: np.ndarray, columns: dict[str, pd.Series]) -> Content:
+    """Return a container of which the names and some columns of consecutive cells, from `start` on, are in memory."""
+    return _HeldCells(content, start, names, columns)
+
+
+class _HeldCells(Content):
+    def __init__(self, content: Content, start: int, names: np.ndarray, columns: dict[str, pd.Series]) -> None:
+        self.layers, self.obs_columns, self.n_cells = content.layers, content.obs_columns, content.n_cells
+        self._content, self._start, self._names, self._columns = content, start, names, columns
+
+    def var(self, layer: str) -> pd.DataFrame:
+        return self._content.var(layer)
+
+    def matrix(self, layer: str) -> Matrix:
+        return self._content.matrix(layer)
+
+    def obs_index(self, start: int, stop: int) -> np.ndarray:
+        return self._names[start - self._start : stop - self._start]
+
+    def obs(self, column: str, start: int, stop: int) -> pd.Series:
+        if column not in self._columns:
+            return self._content.obs(column, start, stop)
+        return self._columns[column].iloc[start - self._start : stop - self._start]
 
 
 class _Stored(Content):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
 from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
-from geneformer_repro.sharing import by_processes, die_with, on_ray, require_ray
+from geneformer_repro.sharing import by_processes, die_with, on_ray, require_ray, usable_threads
 from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, mtx_files, not_there
 from geneformer_repro.tokenizer.matrices import BLOCK_CELLS, as_csr
 from geneformer_repro.tokenizer.measures import COUNTS, Measure
@@ -434,6 +434,8 @@ class Job(ABC):
 
     corpus: Corpus
     work: Path
+    threads = 1
+    """Threads that each process may use for compiled loops."""
 
     @property
     @abstractmethod
@@ -512,20 +514,22 @@ class Job(ABC):
     def _finished(self, step: str, parts: Iterable[Part]) -> Generator[tuple[Part, str | None], None, None]:
         """Do a step for these parts; yield each with the message of `_do`."""
         if not self.corpus.is_shared:
+            self.threads = usable_threads()
             for part in parts:
                 yield part, _do(self, step, part)
             return
         parent = None if self.corpus.ray else os.getpid()
-        do = partial(_do_elsewhere, type(self), self.work.resolve(), _digest_of_json(self.plan), parent, step)
+        threads = 1 if self.corpus.ray else usable_threads(self.corpus.workers or 1)
+        do = partial(_do_elsewhere, type(self), self.work.resolve(), _digest_of_json(self.plan), parent, threads, step)
         if self.corpus.ray:
             yield from on_ray(parts, do, self.corpus.workers)
         else:
             yield from by_processes(parts, do, self.corpus.workers or 1)
 
 
-def write_report(path: Path, content: Mapping[str, Any], *written: Path) -> None:
+def write_report(path: Path, content: Mapping[str, Any], written: Mapping[Path, str]) -> None:
     """Say, last of all, that a part is finished: what it came to, with digests of that and of the files it wrote."""
-    report = {**content, "files": {os.path.relpath(file, path.parent): sha256(file) for file in written}}
+    report = {**content, "files": {os.path.relpath(file, path.parent): digest for file, digest in written.items()}}
     with new_file(path, overwrite=True) as aside:
         write_json(aside, {**report, "sha256": _digest_of_json(report)})
 
@@ -560,10 +564,14 @@ def _do(job: Job, step: str, part: Part) -> str | None:
     return None
 
 
-def _do_elsewhere(kind: type[Job], work: Path, digest: str, parent: int | None, step: str, part: Part) -> str | None:
+def _do_elsewhere(
+    kind: type[Job], work: Path, digest: str, parent: int | None, threads: int, step: str, part: Part
+) -> str | None:
     if parent is not None:
         die_with(parent)
-    return _do(_job_of(kind.from_plan, work, digest), step, part)
+    job = _job_of(kind.from_plan, work, digest)
+    job.threads = threads
+    return _do(job, step, part)
 
 
 @lru_cache(maxsize=1)

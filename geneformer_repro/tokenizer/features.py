@@ -7,9 +7,12 @@ the name says it.
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ENSEMBL = r"ENS[A-Z]{0,6}G\d{11}(?:\.\d+)?(?:_PAR_Y)?"
 _ENSEMBL_GENE = re.compile(rf"{_ENSEMBL}\Z", re.IGNORECASE)
@@ -50,9 +53,9 @@ _LABEL = re.compile(r"(?:gene|gene_id|gene_name|symbol|ensembl|rna|hgnc)(?::|[-_
 _ENTREZ_TAIL = re.compile(r"(?P<gene>[^|? ]+)(?:\|\d+| \(\d+\))\Z")
 
 
-def texts(column: pd.Series) -> list[str]:
+def texts(column: "pd.Series") -> list[str]:
     """Return a column as text without blanks around it, "" where a value is missing."""
-    return column.astype(object).where(column.notna(), "").astype(str).str.strip().tolist()
+    return [str(text).strip() for text in column.astype(object).where(column.notna(), "")]
 
 
 def is_ensembl_gene(text: str) -> bool:
@@ -87,12 +90,14 @@ def symbol_in(text: str) -> str:
     return text
 
 
-def kinds_of(var: pd.DataFrame) -> np.ndarray:
+def kinds_of(var: "pd.DataFrame") -> np.ndarray:
     """Say of each row what it is instead of a gene, by the columns for it; "" for a gene, and where they say nothing.
 
     Where some rows are "Gene Expression", all others that are something are no genes. Where none is, the known kinds
     are none; a biotype, a genome or "unknown" in such a column says nothing.
     """
+    import pandas as pd
+
     why = np.full(len(var), "", dtype=object)
     for column in var.columns:
         if re.sub(r"[^a-z]", "", str(column).lower()) not in _KIND_COLUMNS:
@@ -116,6 +121,6 @@ def kind_by_name(gene: str, name: str = "") -> str:
     return next((why for why, pattern in _NAMED.items() if any(map(pattern.match, telling))), "")
 
 
-def genomes_of(var: pd.DataFrame, ids: Sequence[str]) -> tuple[str, ...]:
+def genomes_of(var: "pd.DataFrame", ids: Sequence[str]) -> tuple[str, ...]:
     """Return the genome of each row, by the column ``genome`` or the beginning of its id; "" where neither says it."""
     return tuple(texts(var["genome"]) if "genome" in var else map(genome_in, ids))

@@ -108,8 +108,19 @@ def write_folder(folder: Path, table: datasets.Dataset, vocabulary: Vocabulary, 
     write_state(folder, schema, [arrow.name], spec["fingerprint"])
 
 
-def read_folder(path: Path, vocabulary: Vocabulary | None) -> tuple[datasets.Dataset, Vocabulary, dict[str, Any]]:
+def read_folder(
+    path: Path, vocabulary: Vocabulary | None, *, written: Vocabulary | None = None
+) -> tuple[datasets.Dataset, Vocabulary, dict[str, Any]]:
     """Open a folder, and look whether it holds what it says.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    vocabulary
+        What must be its own; None: whatever that is.
+    written
+        The vocabulary that has just been written into it, which is not read again.
 
     Raises
     ------
@@ -123,7 +134,7 @@ def read_folder(path: Path, vocabulary: Vocabulary | None) -> tuple[datasets.Dat
     spec = read_json(path / "spec.json")
     if spec.get("format") != FORMAT:
         raise InputError(f"{path}/spec.json: expected format {FORMAT!r}, found {spec.get('format')!r}. Tokenise again.")
-    own = Vocabulary.load(path)
+    own = written or Vocabulary.load(path)
     if wrong := _wrong_with(spec):
         raise InputError(f"{path}/spec.json: is incomplete or damaged ({wrong}). Tokenise again.")
     if not own.has_fingerprint(spec["vocabulary"]):

@@ -223,10 +223,8 @@ def reconcile(
     again = order[1:][(np.diff(position[order]) == 0) & (position[order][1:] >= 0)]
     outcome[again] = COLLAPSED
     outcome[other] = LEFT_OUT
-    table = pd.DataFrame(
-        {"gene": source.gene_ids, "name": source.gene_names, "outcome": outcome, "by": by, "gene_id": to}
-    )
-    return GeneMap(position, table)
+    columns = {"gene": source.gene_ids, "name": source.gene_names, "outcome": outcome, "by": by, "gene_id": to}
+    return GeneMap(position, pd.DataFrame({name: np.array(column, dtype=object) for name, column in columns.items()}))
 
 
 def gene_ids_of(names: Sequence[str], vocabulary: KnownGenes) -> pd.Series:

@@ -8,13 +8,14 @@ below 50 where it is linear, and none comes above where it is log2.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.tokenizer.matrices import canonical, first_not_a_count
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Values = Literal["counts", "expression", "zscore"]
 """What is ranked; of counts and expression each gene's value is divided by its median."""
@@ -67,7 +68,7 @@ class Measure:
         names = {"counts": "raw counts", "expression": "linear expression", "zscore": "z-scores"}
         return "log2(x + 1) of expression" if self.log2 else names[self.values]
 
-    def require(self, stored: csr_matrix, told: str, cell: Callable[[int], str], gene_ids: Sequence[str]) -> None:
+    def require(self, stored: "csr_matrix", told: str, cell: Callable[[int], str], gene_ids: Sequence[str]) -> None:
         """Raise if a value of a matrix cannot be one.
 
         Parameters
@@ -93,7 +94,7 @@ class Measure:
                 f"({first_of(stored, first, cell, gene_ids)}). {self._advice(stored.data[first])}"
             )
 
-    def require_likely(self, stored: csr_matrix, told: str) -> None:
+    def require_likely(self, stored: "csr_matrix", told: str) -> None:
         """Raise `DataFormatError` if some whole samples are no such values, though each could be one."""
         if why := self._why_unlikely(stored):
             raise DataFormatError(f"{told} was said to hold {self}, but {why}")
@@ -101,7 +102,9 @@ class Measure:
     def _first_wrong(self, stored: np.ndarray) -> int:
         """Return the index of the first value that cannot be one; -1 if there is none, as for counts."""
         if self.values == "counts":
-            return first_not_a_count(stored)
+            from geneformer_repro.tokenizer.matrices import first_not_a_count  # brings AnnData
+
+            return int(first_not_a_count(stored))
         if self.values == "zscore":
             wrong = np.isinf(stored)
         elif self.log2:
@@ -125,7 +128,7 @@ class Measure:
             return f"Of TPM, RSEM or FPKM give {AS_EXPRESSION}."
         return f"2 to that power is no expression: the values are linear. Leave {AS_LOG2} out."
 
-    def _why_unlikely(self, stored: csr_matrix) -> str | None:
+    def _why_unlikely(self, stored: "csr_matrix") -> str | None:
         """Say why some whole samples are not what they are said to be, and what to do; None if they may be."""
         values = stored.data[np.isfinite(stored.data)]
         if not len(values):
@@ -154,10 +157,12 @@ class Measure:
             )
         return None
 
-    def linear(self, stored: csr_matrix) -> tuple[csr_matrix, int]:
+    def linear(self, stored: "csr_matrix") -> "tuple[csr_matrix, int]":
         """Undo the logarithm where there is one; return also how many values were below 0, and are 0 now."""
         if not self.log2:
             return stored, 0
+        from geneformer_repro.tokenizer.matrices import canonical
+
         linear = stored.copy()
         linear.data = np.where(stored.data < 0, 0.0, np.exp2(stored.data) - 1)
         return canonical(linear), int((stored.data < 0).sum())
@@ -166,13 +171,13 @@ class Measure:
 COUNTS = Measure()
 
 
-def first_of(stored: csr_matrix, entry: int, cell: Callable[[int], str], gene_ids: Sequence[str]) -> str:
+def first_of(stored: "csr_matrix", entry: int, cell: Callable[[int], str], gene_ids: Sequence[str]) -> str:
     """Name the cell and gene of a stored value, and the value, for a message; arguments as for `Measure.require`."""
     row = int(np.searchsorted(stored.indptr, entry, side="right")) - 1
     return f"first: cell {cell(row)!r}, gene {gene_ids[stored.indices[entry]]!r}, {stored.data[entry]:g}"
 
 
-def n_values(zscores: csr_matrix) -> np.ndarray:
+def n_values(zscores: "csr_matrix") -> np.ndarray:
     """Return how many samples have a value of each gene, float64: what is not stored is 0, which is one."""
     missing = zscores.indices[np.isnan(zscores.data)]
     return zscores.shape[0] - np.bincount(missing, minlength=zscores.shape[1]).astype(np.float64)

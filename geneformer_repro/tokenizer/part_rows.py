@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,15 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.files import new_file, read_json, write_table
+from geneformer_repro.files import new_file, read_json, sha256, write_table
+from geneformer_repro.sharing import by_threads
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, is_finished, parts_of, write_report
 from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
 from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
 from geneformer_repro.tokenizer.folder import FORMAT, SOURCE, schema_of
 from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial, reconcile, require_known
 from geneformer_repro.tokenizer.measures import Order, Values, n_values
-from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter, moments_of
+from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, FILTER_PASS, NO_KNOWN_GENE, CellFilter, moments_of
 from geneformer_repro.tokenizer.readers import Block, CountSource
 from geneformer_repro.tokenizer.rows import CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -34,6 +36,7 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 VERSION = 4
 """Of the rows: raised when another version of the package makes other ones, so that it does not go on with these."""
 DATASET, REPORTS, VOCABULARY = "dataset", "reports", "vocabulary"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _KINDS = ("bool", "int64", "float64", "string")
 """Types of carried columns; of two sources' types the later one holds both."""
 
@@ -176,18 +179,15 @@ class Tokenisation(Job):
         is_mito, moments = is_mitochondrial(source), np.zeros((2, 3))
         for block in source.blocks(part.start, part.stop):
             moments += moments_of(block, source.total_counts(block), is_mito)
-        write_report(self.report_file(part, "moments"), {"moments": moments.tolist()})
+        write_report(self.report_file(part, "moments"), {"moments": moments.tolist()}, {})
 
     def tokenize(self, part: Part) -> None:
         """Write the rows and the report of a part."""
-        arrow, rows = self.arrow_file(part), PartRows(self, part)
-        with (
-            new_file(arrow, overwrite=True) as aside,
-            pa.OSFile(str(aside), "wb") as file,
-            pa.ipc.new_stream(file, self.schema) as writer,
-        ):
-            for batch in rows:
-                writer.write_batch(batch)
+        arrow, rows, digest = self.arrow_file(part), PartRows(self, part), hashlib.sha256()
+        with new_file(arrow, overwrite=True) as aside, aside.open("wb") as file:
+            for message in chain([self.schema.serialize()], rows, [_END_OF_STREAM]):
+                digest.update(message)
+                file.write(message)
         if not rows.n_cells:
             arrow.unlink()
         written = [self.report_file(part, suffix) for suffix in ("counts.npy", "left_out.tsv")]
@@ -196,7 +196,9 @@ class Tokenisation(Job):
         ):
             with new_file(path, overwrite=True) as aside:
                 write(aside)
-        write_report(self.report_file(part, "json"), rows.report(), *[arrow] * (rows.n_cells > 0), *written)
+        digests = {path: sha256(path) for path in written}
+        digests |= {arrow: digest.hexdigest()} if rows.n_cells else {}
+        write_report(self.report_file(part, "json"), rows.report(), digests)
 
 
 def _sampled_counts(source: CountSource) -> np.ndarray:
@@ -217,6 +219,21 @@ def _kind_of(column: pd.Series) -> str:
     return "int64" if pd.api.types.is_integer_dtype(column) else "float64"
 
 
+class _Kept(NamedTuple):
+    """Which cells of a block are kept, their tokens, and what else was seen of it."""
+
+    block: slice
+    """The cells of the source that it holds."""
+    rows: np.ndarray
+    """Those of it that are kept."""
+    encoded: Encoded
+    whole: Ragged | None
+    """All ranked genes, where these are written too."""
+    gene_counts: np.ndarray
+    n_below_zero: int
+    left_out: list[tuple[str, str]]
+
+
 class PartRows:
     """The rows of a part, as Arrow batches; its cells are read once, and what was seen is counted.
 
@@ -231,35 +248,55 @@ class PartRows:
 
     def __init__(self, job: Tokenisation, part: Part) -> None:
         self.part, self._job = part, job
-        self._source, self._genes = job.corpus.open(part.source), job.genes(part.source)
+        columns = [*job.options.obs, *([FILTER_PASS] if job.cell_filter.filter_pass else [])]
+        self._source = job.corpus.open(part.source).holding(columns, part.start, part.stop)
+        self._genes = job.genes(part.source)
+        self._is_mito = is_mitochondrial(self._source) if job.cell_filter.asked else np.empty(0)
         self.n_cells = self._n_cropped = self._n_below_zero = 0
         self._genes_within = self._signal_within = 0.0
         self.gene_counts = np.zeros(len(self._genes.position))
         self._left_out: list[tuple[str, str]] = []
         self._digest = hashlib.sha256()
 
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """Yield a batch a block, of the cells that are kept."""
-        thresholds, moments = self._job.cell_filter.asked, self._job.moments(self.part.source)
-        is_mito = is_mitochondrial(self._source) if thresholds else np.empty(0)
-        for block in self._source.blocks(self.part.start, self.part.stop):
-            totals = self._source.total_counts(block)
-            why = np.full(len(totals), "", dtype=object)
-            if thresholds:
-                why = self._job.cell_filter.reasons(self._source, block, totals, is_mito, moments)
-            why[self._of_another_genome(block) & (why == "")] = ANOTHER_GENOME
-            encoded = self._encode(block.counts, totals)
-            why[(encoded.n_genes == 0) & (why == "")] = NO_KNOWN_GENE
-            rows = np.flatnonzero(why == "")
-            if len(rows) < len(why):
-                others = np.flatnonzero(why != "")
-                names = self._source.cell_names(block.start, block.start + len(why))
-                self._left_out += zip(names[others], why[others], strict=True)
-                encoded = self._encode(block.counts[rows], totals[rows])
-            self.gene_counts += _of_each_gene(self._source, block)
-            self._n_below_zero += block.n_below_zero
-            if len(rows):
-                yield self._batch(block, rows, encoded, totals)
+    def __iter__(self) -> Iterator[pa.Buffer]:
+        """Yield a batch a block, of the cells that are kept, as it stands in an Arrow stream."""
+        starts = range(self.part.start, self.part.stop, self._source.block_cells)
+        for kept in by_threads(starts, self._kept_of_block, self._job.threads):
+            self.gene_counts += kept.gene_counts
+            self._n_below_zero += kept.n_below_zero
+            self._left_out += kept.left_out
+            if len(kept.rows):
+                message = self._batch(kept).serialize()
+                self._digest.update(message)
+                yield message
+
+    def _kept_of_block(self, start: int) -> _Kept:
+        """Read and encode a block."""
+        block = self._source.block(start, min(start + self._source.block_cells, self.part.stop))
+        totals, cell_filter = self._source.total_counts(block), self._job.cell_filter
+        why = np.full(len(totals), "", dtype=object)
+        if cell_filter.asked:
+            moments = self._job.moments(self.part.source)
+            why = cell_filter.reasons(self._source, block, totals, self._is_mito, moments)
+        why[self._of_another_genome(block) & (why == "")] = ANOTHER_GENOME
+        encoded = self._encode(block.counts, totals)
+        why[(encoded.n_genes == 0) & (why == "")] = NO_KNOWN_GENE
+        rows, counts, left_out = np.flatnonzero(why == ""), block.counts, []
+        if len(rows) < len(why):
+            others = np.flatnonzero(why != "")
+            names = self._source.cell_names(start, start + len(why))
+            left_out = list(zip(names[others], why[others], strict=True))
+            counts, totals = block.counts[rows], totals[rows]
+            encoded = self._encode(counts, totals)
+        return _Kept(
+            slice(start, start + len(why)),
+            rows,
+            encoded,
+            self._encode(counts, totals, crop=False).tokens if self._job.options.uncropped else None,
+            _of_each_gene(self._source, block),
+            block.n_below_zero,
+            left_out,
+        )
 
     def _of_another_genome(self, block: Block) -> np.ndarray:
         """Whether most of each cell's counts are in genes of a genome that is not read."""
@@ -271,29 +308,26 @@ class PartRows:
     def _encode(self, counts: csr_matrix, totals: np.ndarray, *, crop: bool = True) -> Encoded:
         return encode(counts, self._job.vocabulary, position=self._genes.position, n_counts=totals, crop=crop)
 
-    def _batch(self, block: Block, rows: np.ndarray, encoded: Encoded, totals: np.ndarray) -> pa.RecordBatch:
-        schema, stop = self._job.schema, block.start + len(totals)
+    def _batch(self, kept: _Kept) -> pa.RecordBatch:
+        schema, encoded, rows = self._job.schema, kept.encoded, kept.rows
         room = self._job.vocabulary.max_length - 2 * self._job.vocabulary.has_cls
         self.n_cells += len(rows)
         self._n_cropped += int((encoded.n_genes > room).sum())
         self._genes_within += float(np.minimum(1, room / encoded.n_genes).sum())
         self._signal_within += float(encoded.signal.sum())
         columns: dict[str, Any] = {
-            CELL: pa.array(self._source.cell_names(block.start, stop)[rows], pa.string()),
+            CELL: pa.array(self._source.cell_names(kept.block.start, kept.block.stop)[rows], pa.string()),
             INPUT_IDS: _lists(encoded.tokens),
             LENGTH: pa.array(encoded.tokens.lengths, pa.int32()),
         }
-        if UNCROPPED in schema.names:
-            whole = self._encode(block.counts[rows], totals[rows], crop=False).tokens
-            columns |= {UNCROPPED: _lists(whole), UNCROPPED_LENGTH: pa.array(whole.lengths, pa.int32())}
+        if kept.whole is not None:
+            columns |= {UNCROPPED: _lists(kept.whole), UNCROPPED_LENGTH: pa.array(kept.whole.lengths, pa.int32())}
         if SOURCE in schema.names:
             columns[SOURCE] = pa.repeat(pa.scalar(self._job.corpus.labels[self.part.source], pa.string()), len(rows))
         for name in self._job.options.obs:
-            column = self._source.obs(name, block.start, stop).iloc[rows]
+            column = self._source.obs(name, kept.block.start, kept.block.stop).iloc[rows]
             columns[name] = _as_arrow(self._source, column, name, schema.field(name).type)
-        batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-        self._digest.update(batch.serialize())
-        return batch
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def write_left_out(self, path: Path) -> None:
         """Write a line a cell left out."""

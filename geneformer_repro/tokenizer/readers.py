@@ -7,10 +7,10 @@ Everything is read by ranges of cells, the cells' names and columns too, so memo
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
-from geneformer_repro.tokenizer.containers import Content, content_kind, content_of
+from geneformer_repro.tokenizer.containers import Content, content_kind, content_of, with_cells_in_memory
 from geneformer_repro.tokenizer.features import (
     ensembl_gene_in,
     genomes_of,
@@ -126,27 +126,29 @@ class CountSource:
             A value is not what the source is said to hold: as a count negative, fractional or not finite (names the
             first cell and gene, and the layer that does hold counts); or the file is damaged.
         """
-        stop, size = self.n_cells if stop is None else stop, size or self._block_cells
+        stop, size = self.n_cells if stop is None else stop, size or self.block_cells
         if start >= stop:
             return
         bounds = [(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
         if len(bounds) == 1:
-            yield self._block(*bounds[0])
+            yield self.block(*bounds[0])
             return
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._block, *bounds[0])
+            ahead = reader.submit(self.block, *bounds[0])
             for next_bounds in bounds[1:]:
-                block, ahead = ahead.result(), reader.submit(self._block, *next_bounds)
+                block, ahead = ahead.result(), reader.submit(self.block, *next_bounds)
                 yield block
             yield ahead.result()
 
     @property
-    def _block_cells(self) -> int:
+    def block_cells(self) -> int:
+        """Cells of a block, where no other size is asked for."""
         if self.measure.values == "counts":
             return BLOCK_CELLS
         return min(BLOCK_CELLS, max(1, _BULK_VALUES // len(self.gene_ids)))
 
-    def _block(self, start: int, stop: int) -> Block:
+    def block(self, start: int, stop: int) -> Block:
+        """Read the cells from `start` to `stop`, as `blocks`."""
         return self._as_block(start, self._stored(start, stop))
 
     def _stored(self, start: int, stop: int) -> csr_matrix:
@@ -194,6 +196,19 @@ class CountSource:
         with _named_errors(self.name, f"the obs column {column!r}"):
             return self._content.obs(column, start, self.n_cells if stop is None else stop)
 
+    def holding(self, columns: Iterable[str], start: int, stop: int) -> "CountSource":
+        """Return the source of these cells, their names, total counts and these columns of ``obs`` read at once.
+
+        A column costs a millisecond or two however few cells are read of it, and waits for a block that is being read.
+        """
+        wanted = dict.fromkeys([*columns, *(("n_counts",) if self._has_totals else ())])
+        held = {name: self.obs(name, start, stop) for name in wanted}
+        return replace(self, _content=with_cells_in_memory(self._content, start, self.cell_names(start, stop), held))
+
+    @property
+    def _has_totals(self) -> bool:
+        return "n_counts" in self.obs_columns and not len(self.no_genes) and self.measure.values == "counts"
+
     def total_counts(self, block: Block) -> np.ndarray:
         """Return each cell's total counts.
 
@@ -206,7 +221,7 @@ class CountSource:
             ``obs['n_counts']`` is less than the counts stored for a cell.
         """
         start, sums = block.start, np.asarray(block.counts.sum(axis=1, dtype=np.float64)).ravel()
-        if "n_counts" not in self.obs_columns or len(self.no_genes) or self.measure.values != "counts":
+        if not self._has_totals:
             return sums
         column = self.obs("n_counts", start, start + len(sums))
         if not pd.api.types.is_numeric_dtype(column):
@@ -386,9 +401,8 @@ def _features_of(name: str, content: Content, layer: str, gene_ids: str | None) 
     names = texts(var[named] if named else var.index.to_series()) if has_names else [""] * len(var)
     names = ["" if is_ensembl_gene(text) else text for text in names]
     kinds_or_by_name = [kind or kind_by_name(*row) for kind, *row in zip(kinds, ids, names, strict=True)]
-    return pd.DataFrame(
-        {"gene": ids, "name": names, "kind": kinds_or_by_name, "genome": genomes_of(var, ids)}
-    ), ids_from
+    columns = {"gene": ids, "name": names, "kind": kinds_or_by_name, "genome": genomes_of(var, ids)}
+    return pd.DataFrame({name: np.array(column, dtype=object) for name, column in columns.items()}), ids_from
 
 
 def _kinds_of(content: Content, layer: str) -> np.ndarray:
@@ -416,7 +430,7 @@ def _gene_ids(name: str, var: pd.DataFrame, wanted: str | None, *, is_gene: np.n
         for column, ids in columns.items():
             genes = [text for text, gene in zip(ids, is_gene, strict=True) if gene]
             n_ids = sum(map(bool, map(is_id, genes)))
-            if n_ids and 2 * n_ids > sum(not kind_by_name(text) for text in genes):
+            if n_ids and (2 * n_ids > len(genes) or 2 * n_ids > sum(not kind_by_name(text) for text in genes)):
                 return column, ids
     return "index", columns["index"]
 

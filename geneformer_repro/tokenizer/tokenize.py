@@ -28,7 +28,7 @@ from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_json, write_json, write_table
 from geneformer_repro.tokenizer.corpus import Corpus
 from geneformer_repro.tokenizer.dataset import CELL, SOURCE, TokenizedDataset, said_of_cut
-from geneformer_repro.tokenizer.folder import FORMAT, write_state
+from geneformer_repro.tokenizer.folder import FORMAT, read_folder, write_state
 from geneformer_repro.tokenizer.genes import LEFT_OUT, in_one_line, read_gene_table, shares
 from geneformer_repro.tokenizer.measures import SHARED_OF, Measure, Order, Values
 from geneformer_repro.tokenizer.part_rows import DATASET, Options, Tokenisation
@@ -179,7 +179,7 @@ def tokenize(
                 unfinished.drop(work.folder)
                 raise
             work.deliver(work.folder / DATASET, out)
-    return TokenizedDataset.open(out)
+    return TokenizedDataset(*read_folder(out, None, written=vocabulary))
 
 
 def _check(obs: Sequence[str], min_known_share: float) -> None:
@@ -306,7 +306,9 @@ class _Outcome:
         for i in self._good:
             table = self._job.genes(i).table.assign(counts=self._counts[i], sources=1)
             table["copy"] = table.groupby(keys, sort=False).cumcount()
-            genes = pd.concat([genes, table]).groupby([*keys, "copy"], sort=False, as_index=False).sum()
+            genes = pd.concat([genes, table])
+            if i != self._good[0]:
+                genes = genes.groupby([*keys, "copy"], sort=False, as_index=False).sum()
         genes = genes.drop(columns="copy")
         return genes.assign(counts=genes["counts"].convert_dtypes())  # whole numbers are written without points
 

@@ -8,6 +8,7 @@ pickles, which can run code when opened; `pickles` lets plain data through alone
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
-from geneformer_repro.files import misfit, new_directory, read_json, read_table, write_json, write_table
+from geneformer_repro.files import misfit, new_directory, read_columns, read_json, write_json, write_table
 from geneformer_repro.tokenizer.features import bare_id
 from geneformer_repro.tokenizer.measures import Measure, Order, Values
 from geneformer_repro.tokenizer.pickles import read_plain_pickle, write_plain_pickle
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 FORMAT = "geneformer_repro/vocabulary/2"
@@ -383,9 +384,8 @@ class Vocabulary:
     @cached_property
     def by_name(self) -> Mapping[str, int]:
         """Index into `gene_ids` of each name that only one gene has."""
-        names = pd.Series(self.gene_names)
-        unique = names[(names != "") & ~names.duplicated(keep=False)]
-        return dict(zip(unique, unique.index, strict=True))
+        n_with_name = Counter(self.gene_names)
+        return {name: i for i, name in enumerate(self.gene_names) if name and n_with_name[name] == 1}
 
     def require_same(self, other: "Vocabulary", *, this: str, that: str, tokens_only: bool = False) -> None:
         """Raise unless both vocabularies give the same tokens to the same genes, for cells ranked by the same.
@@ -679,11 +679,10 @@ class Vocabulary:
         >>> sorted(path.name for path in folder.iterdir())
         ['vocabulary.json', 'vocabulary.tsv']
         """
-        columns: dict[str, Any] = {"gene_id": self.gene_ids, "token": self.tokens, "gene_name": self.gene_names}
-        if self.medians is not None:
-            columns["median"] = [repr(float(median)) for median in self.medians]
-        write_table(pd.DataFrame(columns), folder / "vocabulary.tsv", index=False)
+        write_table(self._table, folder / "vocabulary.tsv", index=False)
         if self.other_ids:
+            import pandas as pd
+
             table = pd.DataFrame({"other_id": list(self.other_ids), "gene_id": list(self.other_ids.values())})
             write_table(table, folder / _OTHER_IDS, index=False)
         header = {
@@ -697,6 +696,16 @@ class Vocabulary:
         if self._form == _OF_BULK:
             header |= {name: getattr(self, name) for name in _RANKED}
         write_json(folder / "vocabulary.json", header)
+
+    @cached_property
+    def _table(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        columns = {"gene_id": self.gene_ids, "token": self.tokens, "gene_name": self.gene_names}
+        if self.medians is not None:
+            columns["median"] = [repr(median) for median in self.medians.tolist()]
+        kinds = {"token": np.int64}
+        return pd.DataFrame({name: np.array(of_all, kinds.get(name, object)) for name, of_all in columns.items()})
 
     @typed
     def to_published(self, path: str | Path) -> None:
@@ -790,10 +799,10 @@ class Vocabulary:
         if wrong := misfit(header, _HEADER):
             raise InputError(f"{folder}/vocabulary.json: is damaged ({wrong}); copy the folder anew.")
         try:
-            table = read_table(folder / "vocabulary.tsv")
+            table = read_columns(folder / "vocabulary.tsv")
             vocabulary = cls(
                 gene_ids=tuple(table["gene_id"]),
-                tokens=table["token"].astype(np.int64).to_numpy(),
+                tokens=np.array([int(token) for token in table["token"]], dtype=np.int64),
                 special_tokens=header["special_tokens"],
                 max_length=header["max_length"],
                 medians=np.array([float(median) for median in table["median"]]) if header["has_medians"] else None,
@@ -913,7 +922,7 @@ def _median(gene: str, median: Any) -> float:
 def _read_other_ids(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
-    table = read_table(path)
+    table = read_columns(path)
     return dict(zip(table["other_id"], table["gene_id"], strict=True))
 
 

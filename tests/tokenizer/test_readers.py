@@ -18,6 +18,7 @@ from scipy.sparse import csc_matrix, csr_array, csr_matrix, hstack, random_array
 
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.tokenizer import containers, matrices, readers
+from geneformer_repro.tokenizer.matrices import canonical, first_not_a_count
 from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -722,6 +723,29 @@ def test_what_is_not_canonical_becomes_so_and_stays_as_it_was_where_it_came_from
         for part in ("data", "indices", "indptr"):
             np.testing.assert_array_equal(getattr(block.counts, part), getattr(expected, part))
     np.testing.assert_array_equal(odd.X.data, before)
+
+
+@pytest.mark.parametrize("n_genes", [1, 37, 5000])
+def test_genes_in_any_order_are_sorted_as_scipy_does(n_genes):
+    rng = np.random.default_rng(0)
+    cells = csr_matrix(rng.poisson(0.3, size=(40, n_genes)).astype(np.float64))
+    expected = cells.copy()
+    for row in range(cells.shape[0]):
+        of_row = slice(cells.indptr[row], cells.indptr[row + 1])
+        order = rng.permutation(of_row.stop - of_row.start)
+        cells.indices[of_row], cells.data[of_row] = cells.indices[of_row][order], cells.data[of_row][order]
+    found = canonical(cells)
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+
+
+@pytest.mark.parametrize("at", [0, 4095, 4096, 9000])
+@pytest.mark.parametrize("wrong", [0.5, -1.0, np.nan, np.inf])
+def test_the_first_value_that_is_no_count_is_found(at, wrong):
+    values = np.ones(9001)
+    assert first_not_a_count(values) == -1
+    values[[at, -1]] = wrong
+    assert first_not_a_count(values) == at
 
 
 @pytest.mark.parametrize("kind", [np.float16, ">f4", ">i4", ">f8", np.longdouble, np.uint16])

@@ -1612,6 +1612,13 @@ def test_two_workers_give_the_bytes_of_one_process(corpus_on_disk, vocabulary, t
         assert digests(tmp_path / name) == digests(folder / "one")
 
 
+def test_threads_give_the_bytes_of_one(corpus_on_disk, vocabulary, tmp_path, monkeypatch):
+    folder, options = corpus_on_disk
+    monkeypatch.setattr(corpus, "usable_threads", lambda processes=1: 3)
+    tokenize(folder / "in", vocabulary, out=tmp_path / "out", **options)
+    assert digests(tmp_path / "out") == digests(folder / "one")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'geneformer-repro[ray]'")
 def test_a_local_ray_gives_the_bytes_of_one_process(corpus_on_disk, vocabulary, tmp_path):
