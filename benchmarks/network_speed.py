@@ -43,6 +43,7 @@ SETUP = (
 )
 
 A_CELL = "network(checkpoint, cells, max_tokens=2048)"
+SHORT = {"20 sources": "network(checkpoint, cells, n_sources=20)"}
 EMBED = "gf.embed(checkpoint, cells, layer=0, max_tokens=4096)"
 
 
@@ -216,9 +217,11 @@ def made_up(size: Size, n_cells: int, n_tokens: int, n_genes: int) -> tuple[gf.C
     return model_of(vocabulary, size), gf.TokenizedDataset(table, vocabulary, spec)
 
 
-def network(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, *, max_tokens: int | None = None) -> None:
+def network(
+    checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, *, n_sources: int = 700, max_tokens: int | None = None
+) -> None:
     """Make a network of all genes by some of them, from the first cell to the last edge."""
-    sources = list(cells.vocabulary.gene_ids[:700])
+    sources = list(cells.vocabulary.gene_ids[:n_sources])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         options = {"calibration_cells": 10, "min_cells": 1, "device": "cpu", "max_tokens": max_tokens}
         gf.gene_network(checkpoint, cells, sources=sources, out=Path(folder) / "net", **options)
@@ -229,9 +232,9 @@ def memory() -> None:
     print(machine())
     for size, n_cells, n_tokens, works in (
         ("V1-10M", 40, 2048, {"network": "network(checkpoint, cells)", "a cell at a time": A_CELL, "embed": EMBED}),
-        ("tiny", 100, 200, {"network": "network(checkpoint, cells)"}),
-        ("tiny", 1_000, 200, {"network": "network(checkpoint, cells)"}),
-        ("tiny", 10_000, 200, {"network": "network(checkpoint, cells)"}),
+        ("V1-10M", 100, 96, SHORT),
+        ("V1-10M", 1_000, 96, SHORT),
+        ("V1-10M", 10_000, 96, SHORT),
     ):
         for name, work in works.items():
             found = in_fresh_process(SETUP, work, size, str(n_cells), str(n_tokens), "8000", sample=True)

@@ -3,9 +3,10 @@
 Run as ``python benchmarks/planted_regulation.py OUT [--seeds 5] [--epochs 5]``. Simulated cells, a `tiny` model
 pretrained on them for a minute or two on one thread, and networks over cells that it has not seen, the mean of those of
 each type: by deletion, by attention, by attention and value norm, the same of random weights, by the fall of a hidden
-target's log probability when the factor is hidden, too, and by |Spearman| without a model. Prints the AUROC of targets
-over decoys of the same detection for each seed; then the same where targets are switched on as often but not with their
-factor. Seeds that are finished in OUT are not done again.
+target's log probability when the factor is hidden, too, by what leaving the factor out at its place does to targets
+that are seen, and by |Spearman| without a model. Prints the AUROC of targets over decoys of the same detection for each
+seed; then the same where targets are switched on as often but not with their factor.
+Seeds that are finished in OUT are not done again.
 """
 
 import argparse
@@ -20,8 +21,11 @@ import torch
 from _planted_regulation import TYPES, Planted, simulate
 
 import geneformer_repro as gf
+from geneformer_repro.in_silico.networks.deletion_sums import others_at_like_places
 from geneformer_repro.in_silico.networks.edge_scores import Pairs, Stratified, auroc, matched_bins, strata_of
+from geneformer_repro.in_silico.networks.gene_effects import gene_effects
 from geneformer_repro.model import MaskedGeneModel, bert_config
+from geneformer_repro.reading import Reader
 
 N_TRAINING, N_READ = 8_000, 600
 """Cells that are learned from, and others for networks."""
@@ -68,6 +72,54 @@ def by_network(
     )
     mean = sum(network.matrix(type_) for type_ in TYPES) / len(TYPES)
     return _of_pairs(mean, planted.pairs)
+
+
+def by_hiding(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, planted: Planted) -> dict[str, pd.Series]:
+    """Return weights of pairs where sources are left out at their place, so that no other gene moves.
+
+    Read at targets that are seen: how far their last vector moves (1 - cosine), and how far the log probability of
+    the target at its own place falls. Less those of other sources of the cell at like places; effects of both genes
+    out, type by type.
+    """
+    ids = pd.Index(checkpoint.vocabulary.gene_ids)
+    is_source = planted.cells.var["kind"].reindex(ids).isin(["factor", "marker"]).to_numpy()
+    total, n = np.zeros((2, len(TYPES), len(ids), len(ids))), np.zeros((len(TYPES), len(ids), len(ids)))
+    reader, types = Reader.of(checkpoint, layer=0, device="cpu"), cells.labels("type").to_numpy()
+    for row in range(len(cells)):
+        genes = checkpoint.vocabulary.genes_of(cells[row])
+        sources = np.flatnonzero((genes >= 0) & is_source[genes])
+        if len(sources) < 2:
+            continue
+        moved_2KQ = _moved(checkpoint, reader, torch.from_numpy(cells[row].astype(np.int64)), sources)
+        of_type, there = TYPES.index(types[row]), np.flatnonzero(genes >= 0)
+        pairs = np.ix_(genes[sources], genes[there])
+        for kind, moved_KQ in enumerate(moved_2KQ):
+            beyond = moved_KQ - others_at_like_places(moved_KQ, sources - 1)
+            total[kind, of_type][pairs] += np.nan_to_num(beyond[:, there])
+        n[of_type][pairs] += genes[sources][:, None] != genes[there]
+    found = {}
+    for name, sums in zip(("hiding, vectors", "hiding, log probability"), total, strict=True):
+        mean = np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n >= MIN_CELLS)[:, is_source]
+        left = [gene_effects(mean[i], n[i][is_source]).residual for i in range(len(TYPES))]
+        found[name] = _of_pairs(pd.DataFrame(np.mean(left, axis=0), ids[is_source], ids), planted.pairs)
+    return found
+
+
+def _moved(checkpoint: gf.Checkpoint, reader: Reader, tokens_L: torch.Tensor, sources: np.ndarray) -> np.ndarray:
+    """Return how far vector and log probability of each seen token fall without each source; NaN of the source."""
+    length = len(tokens_L)
+    kept = [torch.from_numpy(np.delete(np.arange(length), source)) for source in sources]
+    places_T = torch.cat([torch.arange(length), *kept])
+    lengths = [length, *([length - 1] * len(kept))]
+    whole, *others = reader.hidden(tokens_L[places_T], lengths, positions_T=places_T).split(lengths)
+    moved_2KL = np.full((2, len(sources), length), np.nan)
+    with torch.inference_mode():
+        before_L = checkpoint.model.cls(whole).log_softmax(-1)[torch.arange(length), tokens_L]
+        for i, (places, hidden) in enumerate(zip(kept, others, strict=True)):
+            after = checkpoint.model.cls(hidden).log_softmax(-1)[torch.arange(length - 1), tokens_L[places]]
+            moved_2KL[0, i, places] = 1 - torch.cosine_similarity(hidden, whole[places], dim=-1).numpy()
+            moved_2KL[1, i, places] = (before_L[places] - after).numpy()
+    return moved_2KL
 
 
 def _of_pairs(matrix: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
@@ -124,6 +176,8 @@ def one_seed(out: Path, seed: int, *, regulated: bool, epochs: int) -> pd.DataFr
     for name in ("deletion", "masked logit", "attention"):
         folder = path / f"random-{name.replace(' ', '-')}"
         scores[f"{name}, random weights"] = by_network(unlearned, cells, read, folder, **NETWORKS[name])
+    scores |= by_hiding(base, cells, read)
+    scores |= {f"{name}, random weights": values for name, values in by_hiding(unlearned, cells, read).items()}
     scores["|Spearman|"] = by_spearman(read)
     losses = base.provenance["result"]["scores"]
     table = scored(read, scores, cells).assign(

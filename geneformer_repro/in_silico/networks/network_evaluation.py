@@ -201,9 +201,7 @@ def evaluate_network(
     weights = {name: weights_of(one, _state_of(one, state), genes) for name, one in {NETWORK: net, **others}.items()}
     parts = []
     references = _references(known, perturbed, genes, confidence)
-    choosers = _choosers([net, *others.values()])
-    n_choosers = _n_choosers(references, choosers, weights[NETWORK])
-    weights = {name: one.drop(index=choosers, errors="ignore") for name, one in weights.items()}
+    weights, n_choosers = _without_choosers(weights, references, [net, *others.values()])
     of_references = [scored_pairs(weights, reference, genes) for reference in references]
     of_cells = CellScores.of(expression, of_references)
     for reference, pairs in zip(references, of_references, strict=True):
@@ -234,25 +232,29 @@ def evaluate_network(
 # What is compared, and where
 
 
-def _choosers(nets: Sequence[GeneNetwork | pd.DataFrame]) -> list[str]:
-    """Return the sources whose known edges chose the heads of a network."""
-    chosen = [net.metadata.get("selected") or {} for net in nets if isinstance(net, GeneNetwork)]
-    return sorted({gene for one in chosen for gene in one.get("sources", ())})
+def _without_choosers(
+    weights: Mapping[str, pd.DataFrame], references: Sequence[KnownEdges], nets: Sequence[GeneNetwork | pd.DataFrame]
+) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+    """Leave out the sources whose known edges chose heads of a network; say how many each reference has of them.
 
-
-def _n_choosers(references: Sequence[KnownEdges], choosers: Sequence[str], weights: pd.DataFrame) -> dict[str, int]:
-    """Return how many sources of each reference are left out as they chose heads; refuse if that is all."""
-    found = {}
+    Raises
+    ------
+    InputError
+        All sources of a reference chose.
+    """
+    selected = [net.metadata.get("selected") or {} for net in nets if isinstance(net, GeneNetwork)]
+    choosers = sorted({gene for one in selected for gene in one.get("sources", ())})
+    all_sources, n_choosers = weights[NETWORK].index, {}
     for reference in references:
-        sources = weights.index[weights.index.isin(reference.edges["source"])]
-        found[reference.name] = int(sources.isin(choosers).sum())
-        if len(sources) and found[reference.name] == len(sources):
+        sources = all_sources[all_sources.isin(reference.edges["source"])]
+        n_choosers[reference.name] = int(sources.isin(choosers).sum())
+        if len(sources) and n_choosers[reference.name] == len(sources):
             raise InputError(
                 f"known[{reference.name!r}]: its edges chose heads of the network: all {len(sources)} of its sources "
                 "that the network has did (select=). What was chosen on edges cannot be judged on them: give a "
                 "reference with other sources, or a network without select=."
             )
-    return found
+    return {name: one.drop(index=choosers, errors="ignore") for name, one in weights.items()}, n_choosers
 
 
 def _require_options(ties: str, least: Mapping[str, tuple[int | None, int]]) -> None:
