@@ -82,8 +82,8 @@ def of_agreement(agreement: pd.DataFrame, rows_are: str = "cells") -> Iterator[s
         if len(others):
             median = others["spearman"].median()
             within = rows_are.partition(" ")[0]
-            rho = f"a Spearman correlation of {median:.2f}"
-            yield f"Methods of different operators agree within {within} with {rho}{of}."
+            said = f"agree within {within} with a Spearman correlation of {median:.2f}{of}"
+            yield f"Methods of different operators {said}."
         strong = by_place[by_place.abs() > 0.5]
         if len(strong):
             said = ", ".join(f"{name!s} {rho:.2f}" for name, rho in strong.items())
