@@ -215,7 +215,7 @@ FIELDS = {
     "mito_within_sd",
     "Vocabulary": "gene_ids, tokens, special_tokens, max_length, medians, gene_names, other_ids, values, order",
     "TokenizedDataset": "table, vocabulary, spec",
-    "Checkpoint": "model, vocabulary, provenance, seen, name",
+    "Checkpoint": "model, vocabulary, provenance, seen, name, path",
     "DriverGenes": "table, genes, facts",
     "ExplanationEvaluation": "genes, agreement, points, removal, sanity, drivers, sets, sentences",
     "Drugs": "names, smiles, keys, invalid",
