@@ -1,30 +1,39 @@
-"""How long `import geneformer_repro` takes, beside importing what it uses.
+"""How long `import geneformer_repro` takes, beside importing what it uses; and how long the command line takes.
 
 python benchmarks/import_time.py
+python benchmarks/import_time.py vocabulary cells.tok runs/base shifts.parquet     # also `info` of each of these
 """
 
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 
-def seconds(code: str, runs: int = 7) -> list[float]:
+def seconds(arguments: Sequence[str], runs: int = 7) -> list[float]:
+    """Return how long a new Python takes, sorted, after one that is not counted."""
     times = []
-    for _ in range(runs):
+    for _ in range(runs + 1):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
         times.append(time.perf_counter() - began)
-    return sorted(times)
+    return sorted(times[1:])
 
 
 if __name__ == "__main__":
-    for code in (
+    programs = (
         "pass",
         "import geneformer_repro",
         "import geneformer_repro; geneformer_repro.Vocabulary",
         "import torch, transformers",
         "import scanpy",
-    ):
-        times = seconds(code)
-        print(f"{code:<65} {times[0]:6.2f} {statistics.median(times):6.2f} {times[-1]:6.2f} s  (min, median, max)")
+    )
+    works = {code: ["-c", code] for code in programs}
+    works |= {
+        " ".join(command): ["-m", "geneformer_repro", *command]
+        for command in (["--help"], *(["info", path] for path in sys.argv[1:]))
+    }
+    for name, arguments in works.items():
+        times = seconds(arguments)
+        print(f"{name:<65} {times[0]:6.2f} {statistics.median(times):6.2f} {times[-1]:6.2f} s  (min, median, max)")
