@@ -523,7 +523,7 @@ def test_a_first_order_screen_says_how_good_its_estimates_are(screened):
 
 
 def test_a_sampled_screen_says_where_its_passes_went_and_what_they_decided(screened):
-    shifts, said = screened("clf --target cell_type --sampled --passes 4000 --top 3 --min-cells 6 --max-cells 6")
+    shifts, said = screened("clf --target cell_type --sampled --passes 4000 --top 3 --min-cells 3 --max-cells 12")
     spent, trusted, found = said.splitlines()[1:]
     assert spent.startswith(f"{shifts.metadata['sampled']['passes']:,} of ")
     assert "correlation" in trusted
