@@ -6,7 +6,9 @@ python benchmarks/pretraining.py CELLS... --processes    # two processes on two 
 CELLS are Parquet files of V1 token lists (`input_ids`, such as the 500 cells of Genecorpus-30M that NVIDIA's BioNeMo
 ships, all but three of 2,048 tokens), or folders written by `tokenize`.
 Each run is a process of its own, ours and stock in turn, on the same cells with the same genes masked. Rates are those
-of the steps after the first. On a machine with a GPU the same command runs on it.
+of the steps after the first. Stock gets cells in the order of our batches, so that both see like lengths together, of
+all lengths in a few steps (its `group_by_length` begins with the longest). On a machine with a GPU the same command
+runs on it.
 """
 
 import argparse
@@ -74,30 +76,31 @@ def train_stock(cells: gf.TokenizedDataset, options: argparse.Namespace, out: Pa
 
     tokens = [0]
 
-    def counting(rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = collate(rows)
-        tokens[0] += int(batch["attention_mask"].sum())
-        return batch
+    def count(_: object, __: object, given: dict[str, torch.Tensor]) -> None:
+        tokens[0] += int(given["attention_mask"].sum())
 
     import datasets
 
-    table = datasets.Dataset.from_dict({"row": range(len(cells)), "length": cells.lengths})
+    table = datasets.Dataset.from_dict(
+        {"row": [row for rows in StepBatches(cells.lengths, batch_size=options.batch) for row, _ in rows]}
+    )
     arguments = TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=options.batch, max_steps=options.steps, learning_rate=1e-3,
         weight_decay=0.001, save_strategy="no", report_to="none", bf16=options.bf16, logging_steps=1,
-        train_sampling_strategy="group_by_length", remove_unused_columns=False, disable_tqdm=True,
+        train_sampling_strategy="sequential", remove_unused_columns=False, disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     torch.manual_seed(0)
     model = BertForMaskedLM(bert_config(options.size, cells.vocabulary))
-    trainer = Trainer(model=model, args=arguments, train_dataset=table, data_collator=counting, callbacks=[Watch()])
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    trainer = Trainer(model=model, args=arguments, train_dataset=table, data_collator=collate, callbacks=[Watch()])
     trainer.train()
     rates = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(seen)]
     print(json.dumps({"rates": rates, "loss": trainer.state.log_history[-2]["loss"]}))
 
 
 def in_its_own_process(kind: str, path: str, options: argparse.Namespace, *, batch: int, processes: int = 1) -> dict:
-    """Run `kind` in fresh processes; return median rate, peak memory of a process, and the last loss."""
+    """Run `kind` in fresh processes; return mean rate, peak memory of a process, and the last loss."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as port:
         port.bind(("", 0))
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
@@ -112,7 +115,11 @@ def in_its_own_process(kind: str, path: str, options: argparse.Namespace, *, bat
     if done.returncode or not found:
         return {"failed": f"exit status {done.returncode}", "said": done.stderr[-300:]}
     result = json.loads(found[0])
-    return {"rate": statistics.median(result["rates"][1:]), "memory": max(map(float, memory)), "loss": result["loss"]}
+    return {
+        "rate": statistics.harmonic_mean(result["rates"][1:]),
+        "memory": max(map(float, memory)),
+        "loss": result["loss"],
+    }
 
 
 def side_by_side(options: argparse.Namespace) -> None:
