@@ -322,7 +322,7 @@ def cut_off(monkeypatch):
     """Embed, but fail while the second part is computed."""
 
     def run(checkpoint: gf.Checkpoint, cells: gf.TokenizedDataset, out: Path) -> None:
-        run, calls = reading.run_encoder, iter([1])
+        run, calls = reading.Reader.hidden, iter([1])
 
         def failing(*given, **options):
             if next(calls, None) is None:
@@ -330,7 +330,7 @@ def cut_off(monkeypatch):
             return run(*given, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(reading, "run_encoder", failing)
+            patch.setattr(reading.Reader, "hidden", failing)
             with pytest.raises(RuntimeError, match="cut off"):
                 embed(checkpoint, cells, out=out)
 
