@@ -61,7 +61,7 @@ def cpu_rows(data: Data, label: str) -> list[Row]:
     screen = [tokens, "--stock-variants", "64", "--runs", "3"]
     ways = ["--ways", "exact", "exact in bfloat16"]
     return [
-        Row("import_time", [], 120, "none"),
+        Row("import_time", [cells], 120, of_cells),
         Row("tokenize_cells", tokenised, 300, data.counts[1]),
         Row("pretraining", [tokens, *training], 700, of_tokens),
         Row("pretraining", [tokens, "--bf16", *training], 500, of_tokens),
