@@ -13,6 +13,14 @@ from collections.abc import Sequence
 
 from _side_by_side import add_json_option, keep
 
+PROGRAMS = (
+    "pass",
+    "import geneformer_repro",
+    "import geneformer_repro; geneformer_repro.Vocabulary",
+    "import torch, transformers",
+    "import scanpy",
+)
+
 
 def seconds(arguments: Sequence[str], runs: int) -> list[float]:
     """Return how long a new Python takes, sorted, after one that is not counted."""
@@ -26,18 +34,11 @@ def seconds(arguments: Sequence[str], runs: int) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("paths", nargs="*", help="what `info` is asked about, too")
+    parser.add_argument("paths", nargs="*", help="of which info is asked")
     parser.add_argument("--runs", type=int, default=7)
     add_json_option(parser)
     given = parser.parse_args()
-    programs = (
-        "pass",
-        "import geneformer_repro",
-        "import geneformer_repro; geneformer_repro.Vocabulary",
-        "import torch, transformers",
-        "import scanpy",
-    )
-    works = {code: ["-c", code] for code in programs}
+    works = {code: ["-c", code] for code in PROGRAMS}
     works |= {
         " ".join(command): ["-m", "geneformer_repro", *command]
         for command in (["--help"], *(["info", path] for path in given.paths))
