@@ -213,11 +213,14 @@ def perturb(
     require_same_plan(out, plan, what="screen", overwrite=overwrite)
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
-    screen: _Screen | SampledScreen = _Screen(question, engine, edits, layout, rows, n_variants, seed)
-    if method == "sampled":
-        cut = partial(consecutive_parts, most_cells=CELLS_A_PART, most_tokens=TOKENS_A_PART)
-        screen = SampledScreen(question, engine, edits, layout, rows, n_variants, seed, cut)
+    made_by: Callable[..., _Screen | SampledScreen] = _sampled if method == "sampled" else _Screen
+    screen = made_by(question, engine, edits, layout, rows, n_variants, seed)
     return screen.run(out, metadata | checkpoint.whereabouts, plan, overwrite=overwrite)
+
+
+def _sampled(*asked: Any) -> SampledScreen:
+    """Make a sampled screen, whose parts are as large as those of others."""
+    return SampledScreen(*asked, partial(consecutive_parts, most_cells=CELLS_A_PART, most_tokens=TOKENS_A_PART))
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
