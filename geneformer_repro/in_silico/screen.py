@@ -220,7 +220,8 @@ def perturb(
 
 def _sampled(*asked: Any) -> SampledScreen:
     """Make a sampled screen, whose parts are as large as those of others."""
-    return SampledScreen(*asked, partial(consecutive_parts, most_cells=CELLS_A_PART, most_tokens=TOKENS_A_PART))
+    cut = partial(consecutive_parts, most_cells=CELLS_A_PART, most_tokens=TOKENS_A_PART)
+    return SampledScreen(*asked, cut=cut)
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
