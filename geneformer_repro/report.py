@@ -170,8 +170,6 @@ class Section:
     """All rows: the page shows some of a long one at a time. A single column of words is laid out to be read."""
     note: str = ""
     """A sentence below the table."""
-    lines: Sequence[str] = ()
-    """Sentences, one below the other, which a table would cut."""
     finding: str = ""
     """What was found, in a sentence above all: never folded away."""
     ends: tuple[str, str] | None = None
@@ -242,8 +240,6 @@ def _section(section: Section) -> str:
     finding = f'<p class="finding">{html.escape(section.finding)}</p>' if section.finding else ""
     picture = _picture(section.figure, section.title) if section.figure is not None else ""
     table = "" if section.table is None else _table(section)
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in section.lines)
-    table += f"<ul>{lines}</ul>" if lines else ""
     note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
     return (
         f"<section><h2>{html.escape(section.title)}</h2>{finding}{picture}{table}{note}"
