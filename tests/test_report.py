@@ -191,14 +191,6 @@ def test_how_to_read_a_section_is_folded_away_and_what_was_found_is_not(tmp_path
     assert not any(words in folded for words in ("what was found", "a note"))
 
 
-def test_sentences_stand_one_below_the_other(tmp_path):
-    sections = [Section("t", "s", "n", lines=["one", NASTY])]
-    write_report(tmp_path / "r.html", title="t", lead="l", sections=sections, facts={})
-    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert len(page.of("li")) == 2
-    assert NASTY in "".join(page.words)
-
-
 def test_a_page_says_where_its_points_are_and_what_they_are_called(tmp_path):
     figure, axes = new_axes(3, 2)
     axes.set(xlim=(0, 1), ylim=(0, 1))
