@@ -218,10 +218,18 @@ def perturb(
     return screen.run(out, metadata | checkpoint.whereabouts, plan, overwrite=overwrite)
 
 
-def _sampled(*asked: Any) -> SampledScreen:
+def _sampled(
+    question: Question,
+    engine: Engine,
+    edits: Edits,
+    layout: Layout,
+    rows: np.ndarray,
+    n_variants: np.ndarray,
+    seed: int,
+) -> SampledScreen:
     """Make a sampled screen, whose parts are as large as those of others."""
     cut = partial(consecutive_parts, most_cells=CELLS_A_PART, most_tokens=TOKENS_A_PART)
-    return SampledScreen(*asked, cut=cut)
+    return SampledScreen(question, engine, edits, layout, rows, n_variants, seed, cut)
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
