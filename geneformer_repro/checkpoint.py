@@ -25,6 +25,7 @@ from transformers import BertConfig
 
 from geneformer_repro import expression, pair_networks
 from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint_files import CHECKPOINT_PATH, checkpoint_in_words
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
@@ -57,7 +58,6 @@ _DECIDING = (
 _OTHER_WEIGHTS = 2**31
 """Added to seeds, so that random weights are not those that a training with the same seed began with."""
 _ALTERING = ("peft", "bitsandbytes")
-_PATH = "checkpoint_path"
 _SETTINGS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -164,7 +164,7 @@ class Checkpoint:
 
         No part of a plan: a checkpoint that has moved is the same.
         """
-        return {} if self.path is None else {_PATH: self.path}
+        return {} if self.path is None else {CHECKPOINT_PATH: self.path}
 
     @property
     def in_words(self) -> str:
@@ -559,18 +559,6 @@ def described_config(folder: Path) -> str:
 _HEAD: Any = {"targets": [{}], "pooling": str, "level": str}
 _SECOND_HEAD: Any = _HEAD | {"targets": [{"name": str, "classes": [str], "mean?": float, "sd?": float}]}
 _FIRST_HEAD: Any = {"target": str, "classes": [str], "pooling": str}
-
-
-def checkpoint_in_words(metadata: Mapping[str, Any]) -> str | None:
-    """Say which checkpoint made a result: where it was, if that is known, and its fingerprint.
-
-    Parameters
-    ----------
-    metadata
-        Of the result, with ``checkpoint``, and `Checkpoint.whereabouts` where it was opened from a folder.
-    """
-    told = [str(metadata[name]) for name in (_PATH, "checkpoint") if metadata.get(name) is not None]
-    return ", fingerprint ".join(told) or None
 
 
 def _read_head(path: Path) -> Head:

@@ -6,6 +6,7 @@ each; whether they are finite is seen when they are read.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.files import misfit, read_json
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
+CHECKPOINT_PATH = "checkpoint_path"
+"""In the metadata of a result: where the checkpoint that made it was."""
 _HEAD_FORMAT = "geneformer_repro/head/3"
 _HEAD = {"level": str, "targets": [{"kind": str, "name": str, "classes?": [str], "measure?": str}]}
 _CONFIG = {"model_type": str, "num_hidden_layers": int, "hidden_size": int}
@@ -40,6 +43,18 @@ def described_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
     size = f"{config['num_hidden_layers']} layers of {config['hidden_size']}, {_n_parameters(weights):,} parameters"
     line = f"Checkpoint({what}, {size}, {Vocabulary.load(folder)!r})"
     return line, read_json(provenance) if provenance.exists() else {}
+
+
+def checkpoint_in_words(metadata: Mapping[str, Any]) -> str | None:
+    """Say which checkpoint made a result: where it was, if that is known, and its fingerprint.
+
+    Parameters
+    ----------
+    metadata
+        Of the result, with ``checkpoint``, and `Checkpoint.whereabouts` where it was opened from a folder.
+    """
+    told = [str(metadata[name]) for name in (CHECKPOINT_PATH, "checkpoint") if metadata.get(name) is not None]
+    return ", fingerprint ".join(told) or None
 
 
 def _said_of_head(path: Path) -> str | None:

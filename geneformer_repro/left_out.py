@@ -65,10 +65,13 @@ class Cell:
         Parameters
         ----------
         places
-            Of the token that each variant lacks, (N,).
+            Of the token that each variant lacks, (N,), in any order; one may be asked for several times.
         project
             Called once with this cell; returns its rows' queries, scaled, keys and values, (R, H, E), float32.
         """
+        places_U, variant_N = np.unique(places, return_inverse=True)
+        if len(places_U) < len(places):
+            return self.contexts(places_U, project).unflatten(0, (len(places_U), -1))[variant_N].flatten(0, 1)
         if self._projected is None:
             query, key, value = (rows.transpose(0, 1).contiguous() for rows in project(self))
             self._projected = query, key, value

@@ -125,13 +125,13 @@ FUNCTIONS = {
     "predict": "checkpoint, data, *, layer, gene_ids, log2, cohort, clinical, genes_in, max_tokens, device, out, "
     "overwrite",
     "predict_patients": "run, cells, *, checkpoint, patient, vectors, cell_type, out, overwrite",
-    "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, out, overwrite",
+    "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, into, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
-    "map_to_reference": "query, reference, label, *, n_neighbors",
+    "map_to_reference": "query, reference, label, *, n_neighbors, into",
     "integration_scores": "adata, *, batch, label, counts, seed",
     "perturb": "checkpoint, cells, perturbation, *, "
-    "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, out, dtype, max_tokens, "
-    "device, overwrite",
+    "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, passes, minutes, top, "
+    "min_cells, out, dtype, max_tokens, device, overwrite",
     "shift_statistics": "shifts, *, method, null, cells, counts",
     "explain": "checkpoint, rows, *, drugs, responses, patients, reading, target, state, contrast, goal, gene, layer, "
     "pooling, methods, donor, obs, max_cells, seed, sets, pooled_masks, baseline, steps, rule, operator, masks, out, "
@@ -150,7 +150,7 @@ FUNCTIONS = {
     "write_enrichment_report": "enrichment, path, *, beside, drivers, overwrite",
     "compare_networks": "network, a, b, *, counts, cells, top",
     "head_statistics": "checkpoint, cells, genes, *, donor, method, random_weights, min_cells, max_cells, "
-    "n_permutations, seed, dtype, max_tokens, device",
+    "n_permutations, seed, dtype, max_tokens, device, out, overwrite",
     "GeneNetwork.graph": "self, state, *, top, max_fdr",
     "GeneNetwork.to_graphml": "self, path, state, *, top, max_fdr, max_edges, modules, overwrite",
     "GeneNetwork.centrality": "self, state, *, top, betweenness",

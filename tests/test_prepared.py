@@ -23,7 +23,7 @@ def variants_of(tokens: np.ndarray, places: np.ndarray, *, moves_up: bool) -> tu
 
 
 @pytest.mark.parametrize("moves_up", [True, False], ids=["deleted", "hidden"])
-@pytest.mark.parametrize("places", [[0], [5, 2, 150, 64], list(range(60, 70)), [149]], ids=str)
+@pytest.mark.parametrize("places", [[0], [5, 2, 5, 150, 64, 2], list(range(60, 70)), [149]], ids=str)
 def test_cells_without_one_token_have_the_states_of_each_by_itself(checkpoint, cells, places, moves_up):
     """Over stretches of keys, at both ends, in any order, and beside cells of which nothing is known."""
     tokens, other, places = cells[int(np.argmax(cells.lengths))][:151], cells[3], np.array(places)

@@ -330,9 +330,10 @@ def test_nobody_else_switches_modes_or_budgets_tokens():
     made = {"reading.py", "checkpoint.py", "finetuning/networks.py", "pretraining/pretrain.py"}
     made |= {"expression.py", "finetuning/expression_training.py", *bags}
     made |= {"pair_networks.py", "finetuning/problems/pairs.py"}
-    made |= {f"in_silico/explanations/{name}.py" for name in ("sanity", "explained_samples")}
+    made |= {f"in_silico/explanations/{name}.py" for name in ("sanity", "explained_samples", "pair_tokens")}
+    made |= {f"in_silico/explanations/{name}.py" for name in ("again_values", "again_patients")}
     words = {
-        "inference_mode": {"reading.py", *bags},
+        "inference_mode": {"reading.py", "block_attention.py", *bags},
         "token_budget_batches(": {"reading.py", "batching.py"},
         ".eval()": made,
     }

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import t
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import checkpoint_in_words
+from geneformer_repro.checkpoint_files import checkpoint_in_words
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (

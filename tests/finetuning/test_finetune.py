@@ -200,7 +200,7 @@ def test_the_page_has_every_picture_with_what_it_shows_and_what_it_does_not(run)
     assert page.count("<img ") == 4
     assert all(f"<td>{method}</td>" in page or f"<th>{method}</th>" in page for method in METHODS)
     assert "95 % bootstrap intervals over 24 cells" in page
-    assert f"</table></div><p>On the same resamples, {run.result.evaluations['cell_type'].verdict}.</p>" in page
+    assert f"<p>On the same resamples, {run.result.evaluations['cell_type'].verdict}.</p>" in page
 
 
 def predicted_by(checkpoint, cells):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import checkpoint_in_words
+from geneformer_repro.checkpoint_files import checkpoint_in_words
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.explanations import verdicts

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import checkpoint_in_words
+from geneformer_repro.checkpoint_files import checkpoint_in_words
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork

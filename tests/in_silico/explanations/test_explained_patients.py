@@ -104,14 +104,14 @@ def test_a_gene_is_gone_from_all_cells_of_the_patient_as_a_slow_loop_says(tmp_pa
 
 def test_slopes_are_what_small_changes_of_vectors_make(tmp_path, checkpoint, few):
     of = explained(run_of(tmp_path / "run", checkpoint), checkpoint, few, target="arm", state="odd")
-    patient = of._patient(0)
+    patient = of.patient(0)
     slope_NDS = of.slopes(patient)
     for cell, number in ((0, 0), (3, 5)):
         values = []
         for sign in (1, -1):
             moved = patient.vector_ND.clone()
             moved[cell, number] += sign * 1e-2
-            values.append(of._values(patient, moved[None])[0, 0])
+            values.append(of.values(patient, moved[None])[0, 0])
         np.testing.assert_allclose(slope_NDS[cell, number, 0], (values[0] - values[1]) / 2e-2, rtol=0.02, atol=1e-4)
 
 
