@@ -55,11 +55,11 @@ DEVICES: Mapping[str, Device] = {
 A_NODE = 8
 """GPUs of a machine."""
 MEASURED: Mapping[Task, Measured] = {
-    "pretrain": Measured(0.59, "2,048 tokens, batches of 4, 1,950 tokens/s"),
-    "finetune": Measured(0.65, "853 tokens, batches of 12, 3,300 tokens/s"),
-    "embed": Measured(0.75, "2,048 tokens, 4.3 cells/s"),
-    "perturb": Measured(0.70, "400 genes, 44 variants/s"),
-    "first-order": Measured(0.66, "400 genes, 13.8 cells/s"),
+    "pretrain": Measured(0.71, "2,048 tokens, batches of 4, 2,239 tokens/s"),
+    "finetune": Measured(0.60, "458 to 1,652 tokens, batches of 12, 2,977 tokens/s"),
+    "embed": Measured(0.84, "2,048 tokens, 4.8 cells/s"),
+    "perturb": Measured(0.86, "2,048 genes, 4.9 variants/s"),
+    "first-order": Measured(0.82, "400 genes, 17.2 cells/s"),
 }
 """Of `CPU`, float32, V1-10M with 25,426 tokens."""
 VALUES_A_CORE = 9.1e6
