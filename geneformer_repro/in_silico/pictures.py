@@ -371,9 +371,10 @@ def write_screen_report(
 
 
 def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -> Iterator[Section]:
-    independent, point = _independence(statistics), "pair" if "interaction" in statistics else "gene"
+    independent, what = _independence(statistics), "pair" if "interaction" in statistics else "gene"
+    point = what
     if "best_class_fdr" in statistics:
-        point = f"{point} and class, and FDR is that of its best class, corrected for how many there are"
+        point = f"{what} and class, and FDR is that of its best class, corrected for how many there are"
     if {"p_value", "fdr"} <= set(effects.table):
         yield Section(
             "Effect and evidence",
@@ -390,7 +391,7 @@ def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -
     )
     yield from _sections_of_kind(shifts, statistics)
     yield Section(
-        f"All {point}s",
+        f"All {what}s",
         "The rows of the statistics. First those surely above 0, last those surely below: "
         f"{CHOSEN[0].lower()}{CHOSEN[1:]} A click on a heading sorts by that column.",
         "Genes that were not measured: a model knows only genes of its vocabulary that a cell expresses.",
