@@ -11,13 +11,14 @@ heads, E channels of a head.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from geneformer_repro.compiled import threads_alone
 
 _STRETCH = 64
 """Variants that begin from the same two sums: over the keys in front of all of them, and over those behind."""
@@ -105,8 +106,7 @@ class Cell:
         if len(shares) == 1:
             work(shares[0])
         else:
-            with ThreadPoolExecutor(len(shares)) as pool:
-                list(pool.map(work, shares))
+            list(threads_alone(torch.get_num_threads()).map(work, shares))
 
     def _sums(self, stretch: int) -> _Sums:
         assert self._projected is not None

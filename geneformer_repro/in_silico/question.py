@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed_states
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import CellClassifier, Pooling, require_poolable
-from geneformer_repro.in_silico.engine import Nearness, Prediction, Score
+from geneformer_repro.in_silico.engine import Engine, Nearness, Prediction, Score
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import EACH, Edits
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, SAMPLED_COLUMNS, SHIFT, SIMILARITY
@@ -387,3 +387,21 @@ def _described(goal: GoalState) -> dict[str, Any]:
         return described
     vectors = np.stack([np.asarray(goal.embeddings[state], dtype=np.float32) for state in goal.states])
     return described | {"embeddings": hashlib.sha256(vectors.tobytes()).hexdigest()}
+
+
+class Screened(NamedTuple):
+    """Cells of a screen, and what is done with them."""
+
+    question: Question
+    """What is asked."""
+    engine: Engine
+    """How it is measured."""
+    edits: Edits
+    """What is done to a cell."""
+    layout: Layout
+    """How rows are laid out."""
+    rows: np.ndarray
+    """Which cells."""
+    n_variants: np.ndarray
+    """How many variants each has."""
+    seed: int

@@ -29,12 +29,10 @@ import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import read_json, write_json
 from geneformer_repro.in_silico.assisting_model import Pairs
-from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
+from geneformer_repro.in_silico.engine import Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
-from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.parted import in_words
-from geneformer_repro.in_silico.perturbation import Edits
-from geneformer_repro.in_silico.question import Question
+from geneformer_repro.in_silico.question import Question, Screened
 from geneformer_repro.in_silico.sampling import (
     FEWEST_A_GENE,
     Draw,
@@ -78,29 +76,18 @@ class SampledScreen:
 
     Parameters
     ----------
-    question, engine, edits, layout, rows, n_variants, seed
-        As `perturb` makes them: what is asked, how it is measured, what is done to a cell, how rows are laid out, which
-        cells, and how many variants each has.
+    screened
+        The cells, and what is done with them.
     cut
         Cuts cells, of which the tokens to be read are given, into parts.
     """
 
-    def __init__(
-        self,
-        question: Question,
-        engine: Engine,
-        edits: Edits,
-        layout: Layout,
-        rows: np.ndarray,
-        n_variants: np.ndarray,
-        seed: int,
-        cut: Callable[[np.ndarray], list[np.ndarray]],
-    ) -> None:
-        self._question, self._engine, self._edits, self._layout = question, engine, edits, layout
-        self._rows, self._n_variants, self._seed, self._cut = rows, n_variants, seed, cut
-        self._lengths = question.cells.lengths[rows]
-        self._starts = np.cumsum([0, *n_variants])
-        self._has_estimates = engine.score is not None
+    def __init__(self, screened: Screened, cut: Callable[[np.ndarray], list[np.ndarray]]) -> None:
+        self._question, self._engine, self._edits, self._layout = screened[:4]
+        self._rows, self._n_variants, self._seed, self._cut = *screened[4:], cut
+        self._lengths = self._question.cells.lengths[self._rows]
+        self._starts = np.cumsum([0, *self._n_variants])
+        self._has_estimates = self._engine.score is not None
         self._units = self._named()
         self._require_budget()
 

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +17,9 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
-from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.parted import Parted, batch_tokens, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.perturbation import Composed, Edits, Perturbation
-from geneformer_repro.in_silico.question import Budget, GoalState, Method, Question
+from geneformer_repro.in_silico.question import Budget, GoalState, Method, Question, Screened
 from geneformer_repro.in_silico.sampled_screen import SampledScreen
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable
 from geneformer_repro.model import flops
@@ -213,23 +211,14 @@ def perturb(
     require_same_plan(out, plan, what="screen", overwrite=overwrite)
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
-    made_by: Callable[..., _Screen | SampledScreen] = _sampled if method == "sampled" else _Screen
-    screen = made_by(question, engine, edits, layout, rows, n_variants, seed)
+    screened = Screened(question, engine, edits, layout, rows, n_variants, seed)
+    screen = SampledScreen(screened, _cut) if method == "sampled" else _Screen(screened)
     return screen.run(out, metadata | checkpoint.whereabouts, plan, overwrite=overwrite)
 
 
-def _sampled(
-    question: Question,
-    engine: Engine,
-    edits: Edits,
-    layout: Layout,
-    rows: np.ndarray,
-    n_variants: np.ndarray,
-    seed: int,
-) -> SampledScreen:
-    """Make a sampled screen, whose parts are as large as those of others."""
-    cut = partial(consecutive_parts, most_cells=CELLS_A_PART, most_tokens=TOKENS_A_PART)
-    return SampledScreen(question, engine, edits, layout, rows, n_variants, seed, cut)
+def _cut(n_tokens: np.ndarray) -> list[np.ndarray]:
+    """Cut cells, of which the tokens to be read are given, into parts."""
+    return consecutive_parts(n_tokens, CELLS_A_PART, TOKENS_A_PART)
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,22 +291,14 @@ class _Screen(Parted[ShiftTable]):
 
     kind, verb, what, unit = ShiftTable, "perturb", "screen", "variants"
 
-    def __init__(
-        self,
-        question: Question,
-        engine: Engine,
-        edits: Edits,
-        layout: Layout,
-        rows: np.ndarray,
-        n_variants: np.ndarray,
-        seed: int,
-    ) -> None:
-        self._question, self._engine, self._edits, self._layout = question, engine, edits, layout
-        self._rows, self._n_variants, self._lengths = rows, n_variants, question.cells.lengths[rows]
-        n_checked = CHECKED_CELLS if question.method == "first_order" else 0
-        checked = np.random.default_rng(seed).permutation(len(rows))[:n_checked]
-        self._checked = np.isin(np.arange(len(rows)), checked)
-        self.parts = consecutive_parts(n_variants * self._lengths, CELLS_A_PART, TOKENS_A_PART)
+    def __init__(self, screened: Screened) -> None:
+        self._question, self._engine, self._edits, self._layout = screened[:4]
+        self._rows, self._n_variants, seed = screened[4:]
+        self._lengths = self._question.cells.lengths[self._rows]
+        n_checked = CHECKED_CELLS if self._question.method == "first_order" else 0
+        checked = np.random.default_rng(seed).permutation(len(self._rows))[:n_checked]
+        self._checked = np.isin(np.arange(len(self._rows)), checked)
+        self.parts = _cut(self._n_variants * self._lengths)
 
     @property
     def columns_for_metadata(self) -> list[str] | None:
