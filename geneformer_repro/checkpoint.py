@@ -9,13 +9,15 @@ import hashlib
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -31,6 +33,7 @@ from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel
+from geneformer_repro.model_card import model_card, public_provenance
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.targets import Classes, Number, Target, UnknownKindError
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, label_of
@@ -327,6 +330,111 @@ class Checkpoint:
             pq.write_table(pa.table({"digest": self.seen}), folder / SEEN_FILE, compression="zstd")
         write_json(folder / "provenance.json", dict(self.provenance))
 
+    @typed
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str,
+        data: str,
+        private: bool = True,
+        overwrite: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Publish the checkpoint in a repository of the Hugging Face hub, with a card that is filled in.
+
+        The card says what the network is, what it learned from, its scores beside those of guesses and simple methods
+        on the same rows (from the provenance, or the ``methods.tsv`` of the folder it was opened from), how many cells
+        it has seen, and how to open it. Names of donors or patients and paths of files are left out of the published
+        ``provenance.json``; predictions, splits and logs of the run stay here. Digests of cells seen go along.
+
+        Parameters
+        ----------
+        repo_id
+            ``"user/name"``, or a name of your own.
+        license
+            As the hub names it, such as ``"apache-2.0"`` or ``"cc-by-nc-4.0"``. The licences of the base and of the
+            data bind it.
+        data
+            What it learned from, in a sentence or two of Markdown: which cells, from whom, where they are published.
+        private
+            Whether only you can see it. Look at the card there before you make it public.
+        overwrite
+            Replace what is in a repository that has files; its history keeps them.
+        token
+            Of the hub; else that of ``hf auth login``.
+
+        Returns
+        -------
+        str
+            The address of the repository.
+
+        Raises
+        ------
+        InputError
+            `license` or `data` says nothing, `repo_id` is no name, the repository has files, or the hub refused.
+
+        See Also
+        --------
+        Checkpoint.from_pretrained : Opens it from there, without a vocabulary.
+        Checkpoint.save : Writes it into a folder.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> classifier = gf.Checkpoint.from_pretrained("runs/type")
+        >>> data = "700 blood cells of one donor, of 10x Genomics' PBMC data, as scanpy ships them."
+        >>> classifier.push_to_hub("lab/blood-types", license="cc-by-4.0", data=data)  # doctest: +SKIP
+        'https://huggingface.co/lab/blood-types'
+        """
+        from huggingface_hub import HfApi
+
+        for name, said in (("license", license), ("data", data)):
+            if not said.strip():
+                raise InputError(f"{name}=: expected some text, found {said!r}; nobody can use a model without.")
+        if not _HUB_ID.fullmatch(repo_id):
+            raise InputError(f"{repo_id!r}: is no name on the hub. Expected user/name.")
+        hub = HfApi(token=token)
+        try:
+            address = hub.create_repo(repo_id, private=private, exist_ok=True)
+            there = sorted(set(hub.list_repo_files(address.repo_id)) - {".gitattributes"})
+            if there and not overwrite:
+                raise InputError(
+                    f"{repo_id}: has {len(there)} files on the hub (first: {there[0]}). Choose another name, or give "
+                    "overwrite=True."
+                )
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                self._write_public(folder, str(address.repo_id), license=license.strip(), data=data.strip())
+                hub.upload_folder(
+                    repo_id=address.repo_id, folder_path=folder, commit_message="Checkpoint", delete_patterns="*"
+                )
+        except InputError:
+            raise
+        except Exception as error:  # a refusal, or no network, which every client of HTTP says in another way
+            raise InputError(
+                f"{repo_id}: the hub refused ({error}). Log in with `hf auth login` as someone who may write there, or "
+                "give token=…; what is there already is unchanged."
+            ) from error
+        return str(address)
+
+    def _write_public(self, folder: Path, repo_id: str, *, license: str, data: str) -> None:
+        """Write what is published of the checkpoint, and its card."""
+        self.write_into(folder)
+        write_json(folder / "provenance.json", public_provenance(self.provenance))
+        is_encoder = not isinstance(self.model, ExpressionNetwork | PairNetwork)
+        card = model_card(
+            repo_id=repo_id,
+            license=license,
+            data=data,
+            described=repr(self),
+            provenance=self.provenance,
+            n_seen=None if self.seen is None else len(self.seen),
+            is_encoder=is_encoder,
+            methods=_scores_beside(self.path),
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
     @classmethod
     @typed
     def from_pretrained(
@@ -353,7 +461,7 @@ class Checkpoint:
         revision
             Branch, tag or commit on the hub.
         vocabulary
-            What the tokens mean; needed where the folder does not say (stock directories).
+            What the tokens mean; needed where the folder or repository does not say (stock models).
 
         Raises
         ------
@@ -384,6 +492,10 @@ class Checkpoint:
                 f"{local}: no config.json there, so not a model. "
                 "Expected a checkpoint folder of this package or of transformers."
             )
+        if not Path(path_or_hub_id).exists() and (copy := _copy_of_ours(str(path_or_hub_id), subfolder, revision)):
+            return replace(
+                cls.from_pretrained(copy, vocabulary=vocabulary), name=f"checkpoint {local}", path=str(local)
+            )
         if local.is_dir() and (local / "vocabulary.json").exists():
             own = Vocabulary.load(local)
             if vocabulary is not None:
@@ -391,8 +503,9 @@ class Checkpoint:
             vocabulary = own
         if vocabulary is None and not Path(path_or_hub_id).exists():
             raise InputError(
-                f"{path_or_hub_id}: no such folder; if it is a hub id, give its vocabulary too: "
-                "from_pretrained(…, vocabulary=…) (--vocabulary)."
+                f"{path_or_hub_id}: no such folder, and on the hub no checkpoint of this package (or it is not to be "
+                "had from here); of a stock model there, give the vocabulary too: from_pretrained(…, vocabulary=…) "
+                "(--vocabulary)."
             )
         if vocabulary is None:
             raise InputError(
@@ -417,6 +530,39 @@ class Checkpoint:
                 "they do not belong together. Give the vocabulary that the model was trained with."
             )
         return cls(model, vocabulary, provenance, seen, name=f"checkpoint {local}", path=str(local))
+
+
+def _copy_of_ours(hub_id: str, subfolder: str | None, revision: str | None) -> Path | None:
+    """Return the local copy of a repository that `Checkpoint.push_to_hub` wrote; None if that is no such one.
+
+    Without the network, one that was fetched before. The first question is asked once and not again: a folder whose
+    name was mistyped looks like a hub id, too.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    within = f"{subfolder}/" if subfolder else ""
+    file = f"{within}vocabulary.json"
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, file, revision=revision), timeout=10)
+        offline = False
+    except (HfHubHTTPError, ValueError):
+        return None  # a stock model, for which transformers asks next, and says what is wrong
+    except Exception:  # not to be reached, which every client of HTTP says in another way
+        if not isinstance(try_to_load_from_cache(hub_id, file, revision=revision), str):
+            return None
+        offline = True
+    patterns = [f"{within}*.{ending}" for ending in ("json", "tsv", "safetensors", "parquet")]
+    root = snapshot_download(hub_id, revision=revision, allow_patterns=patterns, local_files_only=offline)
+    return Path(root) / (subfolder or "")
+
+
+def _scores_beside(path: str | None) -> dict[str, pd.DataFrame]:
+    """Return the scores of all methods that fine-tuning wrote beside the checkpoint, by target."""
+    if path is None or not Path(path).is_dir():
+        return {}
+    files = [file for file in (Path(path) / "methods.tsv", *sorted(Path(path).glob("*/methods.tsv"))) if file.exists()]
+    return {file.parent.name: pd.read_csv(file, sep="\t") for file in files}
 
 
 def _altered(model: nn.Module) -> Iterator[tuple[str, str, dict[str, str]]]:

@@ -40,6 +40,7 @@ LAYERS = {
     "sizes": 1,
     "plan": 1,
     "checkpoint_files": 1,
+    "model_card": 1,
     "processes": 2,
     "attention": 2,
     "block_attention": 2,
