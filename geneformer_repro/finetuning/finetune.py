@@ -276,6 +276,11 @@ class CellExperiment(Experiment):
             found = begun.beside(features).run(features, work.folder)
             record = provenance(self.step, config=resolved(config), inputs=inputs) | {
                 "result": {name: _as_json(of.methods.loc[of.ours]) for name, of in found.evaluations.items()},
+                "by_group": {
+                    name: _as_json(of.by_group.methods.loc[of.ours])
+                    for name, of in found.evaluations.items()
+                    if of.by_group is not None
+                },
                 "intervals": self.intervals,
                 "settings": {name: setting(found.config, name) for name in config.search.searched},
             }
