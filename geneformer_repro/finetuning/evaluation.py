@@ -109,8 +109,9 @@ class Evaluation:
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables that there are, by the names of their files."""
         of_groups = self.by_group
-        named = {f"{name}_by_group": of_groups and getattr(of_groups, name) for name in ("methods", "predictions")}
-        named = {name: named[name] if name in named else getattr(self, name) for name in TABLES}
+        named = {name: getattr(self, name) for name in TABLES if not name.endswith("_by_group")}
+        if of_groups is not None:
+            named |= {"methods_by_group": of_groups.methods, "predictions_by_group": of_groups.predictions}
         return {name: table for name, table in named.items() if table is not None}
 
     @property
@@ -149,13 +150,13 @@ class Evaluation:
         column, best = f"{self.leading}{VS_BEST}", _best_simple(self.methods[self.leading], self.networks)
         if self.within_groups is None or column not in self.within_groups:
             return None
-        of_ours = self.within_groups.loc[self.ours]
-        n, p, difference = int(of_ours["n_groups"]), of_ours["p_value"], of_ours[column]
+        names = ["n_groups", "n_above", "p_value", column, f"{column}_lowest", f"{column}_highest"]
+        n, n_above, p, difference, lowest, highest = map(float, self.within_groups.loc[self.ours, names])
         judged = "no clear difference" if not p < SIGNIFICANT else "better" if difference > 0 else "worse"
         return (
-            f"within {n} groups of {self.group!r}{_rough(n)}, {self.ours} is {_signed(difference)} "
-            f"({_signed(of_ours[f'{column}_lowest'])} to {_signed(of_ours[f'{column}_highest'])}; median and range) "
-            f"{self.kind.spelled[self.leading]} above {best}, above it in {int(of_ours['n_above'])}: {judged}"
+            f"within {n:.0f} groups of {self.group!r}{_rough(n)}, {self.ours} less {best} is {_signed(difference)} "
+            f"{self.kind.spelled[self.leading]} ({_signed(lowest)} to {_signed(highest)}; median and range), above 0 in "
+            f"{n_above:.0f}: {judged}"
         )
 
     def _compared(self, other: str, suffix: str) -> str | None:
@@ -244,7 +245,7 @@ def evaluate_target(
             found = differences(score_of, other, n_rows=len(names), groups=groups, rng=np.random.default_rng(seed))
             columns_of = {name: one.columns(f"{kind.leading}{suffix}") for name, one in found.items()}
             methods = methods.join(pd.DataFrame.from_dict(columns_of, orient="index").astype(float))
-    found = Evaluation(
+    evaluation = Evaluation(
         target,
         methods,
         pd.DataFrame(columns | {name: kind.written_prediction(one) for name, one in ran.items()}),
@@ -253,10 +254,12 @@ def evaluate_target(
         block_use=block_use,
         networks=tuple(networks),
         reference=reference,
+        group=None,
+        by_group=None,
     )
     if group is None or groups is None or not kind.has_means:
-        return found
-    return _with_groups(found, group, labels_NS, ran, groups=groups, folds=folds, repeats=repeats, seed=seed)
+        return evaluation
+    return _with_groups(evaluation, group, labels_NS, ran, groups=groups, folds=folds, repeats=repeats, seed=seed)
 
 
 def _with_groups(
@@ -295,7 +298,7 @@ def _with_groups(
     return replace(found, group=group, by_group=by_group)
 
 
-def _rough(n_groups: int) -> str:
+def _rough(n_groups: float) -> str:
     return ", too few to rely on" if n_groups < FEW_GROUPS else ""
 
 

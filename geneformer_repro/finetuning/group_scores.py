@@ -58,9 +58,9 @@ def rows_of_groups(
     folds, repeats
         In which each row was tested.
     """
-    keys = pd.MultiIndex.from_arrays([folds, groups])
-    codes, found = keys.factorize(sort=True)
-    first = np.unique(codes, return_index=True)[1]
+    _, first, codes = np.unique(
+        folds * (len(groups) + 1) + np.unique(groups, return_inverse=True)[1], return_index=True, return_inverse=True
+    )
     size = np.bincount(codes)
 
     def mean(of_rows: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def rows_of_groups(
         return means.reshape(len(size), *of_rows.shape[1:])
 
     return GroupRows(
-        np.array(found.get_level_values(1)),
+        groups[first],
         labels_NS[first],
         {name: mean(np.asarray(one, dtype=np.float64)) for name, one in predicted.items()},
         folds[first],
@@ -130,6 +130,9 @@ def over_groups(per_group: pd.DataFrame, *, leading: str, best: str | None) -> p
         f"{leading}_vs_best_simple_highest": differences.max(),
         "n_above": (differences > 0).sum(),
         "n_below": (differences < 0).sum(),
-        "p_value": pd.Series({name: paired_test(by_group[name], by_group[best]).p for name in by_group}),
+        "p_value": pd.Series(
+            [paired_test(of_groups.to_numpy(), by_group[best].to_numpy()).p for _, of_groups in by_group.items()],
+            index=by_group.columns,
+        ),
     }
     return table.join(pd.DataFrame(compared))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from geneformer_repro.checkpoint_files import worse_than_guessing
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.block_use import use_figure, use_section
 from geneformer_repro.finetuning.curve import over_draws
@@ -71,7 +72,9 @@ def write_findings(
         write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
         for name, evaluation in evaluations.items()
     ]
-    write_page(folder, pages, intervals=experiment.intervals, facts=facts, more=sections)
+    guessing = worse_than_guessing(getattr(experiment.start, "provenance", {}))
+    warning = f"The checkpoint that this began with is {guessing}." if guessing else ""
+    write_page(folder, pages, intervals=experiment.intervals, facts=facts, more=sections, warning=warning)
 
 
 class Page(NamedTuple):
@@ -131,7 +134,13 @@ def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
 
 
 def write_page(
-    folder: Path, pages: Sequence[Page], *, intervals: str, facts: dict[str, Any], more: Sequence[Section] = ()
+    folder: Path,
+    pages: Sequence[Page],
+    *,
+    intervals: str,
+    facts: dict[str, Any],
+    more: Sequence[Section] = (),
+    warning: str = "",
 ) -> None:
     """Write ``report.html``: every picture with what it shows and what it does not."""
     sections = [section for page in pages for section in _sections(page, intervals)]
@@ -142,6 +151,7 @@ def write_page(
         "beat the simple methods was not worth it here.",
         sections=[*sections, *more],
         facts=facts,
+        warning=warning,
     )
 
 
@@ -190,7 +200,7 @@ def _section_of_groups(evaluation: Evaluation, figure: "Figure") -> Section:
     said = evaluation.verdict_of_groups
     finding = "" if said is None else f"{said[0].upper()}{said[1:]}."
     if of_groups is not None:
-        shown = [name for name in of_groups.methods if not name.endswith(("_low", "_high"))]
+        shown = [name for name in of_groups.methods.columns if not name.endswith(("_low", "_high"))]
         return Section(
             title,
             f"The same methods, a group being one row: what is predicted of it is the mean over its test {tested}. "
