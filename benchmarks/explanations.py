@@ -5,10 +5,13 @@ length; the methods in turn. Integrated gradients and the surrogate are timed wi
 
 OMP_NUM_THREADS=1 python benchmarks/explanations.py --cells 8 --genes 400                # about two minutes
 OMP_NUM_THREADS=1 python benchmarks/explanations.py --complete "CD19+ B" "CD56+ NK"      # about three minutes a class
+python benchmarks/explanations.py --hiding                                               # about a minute
 
 `--complete` fine-tunes a tiny classifier on the blood cells that ship and counts the steps after which integrated
 gradients of 50 cells it has not seen add up, for the log-odds of each class that is named. `--agree` (three minutes)
-ranks the genes of six such cells by every method.
+ranks the genes of six such cells by every method. `--hiding` puts `hide` beside the exact screen of deletions and two
+stock ways to mask a gene: the published perturber's (`BertForMaskedLM`, all its logits and hidden states, batches of
+100), and the encoder alone, in batches of ten.
 """
 
 import argparse
@@ -18,14 +21,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from _side_by_side import in_turn, machine
+from _side_by_side import in_turn, machine, rates, ratio
 from perturbation import made_up
 from scipy.stats import spearmanr
+from transformers import BertForMaskedLM
 
 import geneformer_repro as gf
 from geneformer_repro.heads import CellClassifier, Head
-from geneformer_repro.in_silico.engine import Engine, PerturbedCell, Prediction
-from geneformer_repro.in_silico.explanations.answers import OfCell, unchanged
+from geneformer_repro.in_silico.engine import Engine, Nearness, PerturbedCell, Prediction, Score
+from geneformer_repro.in_silico.explanations.answers import Answer, OfCell, Towards, laid_out, unchanged
 from geneformer_repro.in_silico.explanations.attribution import Attribution
 from geneformer_repro.in_silico.explanations.gradients import (
     GRADIENT_METHODS,
@@ -79,6 +83,93 @@ def costs(size: str, n_cells: int, n_genes: int, runs: int) -> None:
         over = sorted(one / forward for one, forward in zip(times, seconds["forward"], strict=True))
         a_cell = 1e3 * statistics.median(times) / n_cells
         print(f"  {name:<30} {a_cell:8.1f}   {statistics.median(over):5.2f} ({over[0]:.2f}–{over[-1]:.2f})")
+
+
+HIDDEN = 100
+"""Genes of the cell that are hidden, or deleted."""
+
+
+def hiding(size: str, n_genes: int, runs: int) -> None:
+    """Print rates of hiding and of deleting genes beside stock, in turn: of a state, as in screens, and a class."""
+    whole = made_up(size, n_genes)
+    torch.manual_seed(0)
+    config = bert_config(size, whole.vocabulary)
+    model = CellClassifier(config, Head((Classes("kind", ("a", "b", "c")),))).eval()
+    stock = BertForMaskedLM(config).eval()
+    missing, unexpected = stock.bert.load_state_dict(model.bert.state_dict(), strict=False)
+    assert not missing, missing
+    assert not unexpected, unexpected
+    states_SD = torch.randn(2, config.hidden_size)
+    of_state = Towards(states_SD[0], states_SD[1:], ("b",), "a", "mean", layer=-1)
+    of_class = OfCell(model, OutputAnswer(model.head.targets, 0, (0,)))
+    print(machine())
+    for answer, score in ((of_state, Nearness(states_SD, "mean")), (of_class, Prediction(model, 0))):
+        cells = _Hidden(gf.Checkpoint(model, whole.vocabulary), whole[0], answer, score, stock)
+        works = {
+            "hide": cells.by_hide,
+            "exact screen of deletions": cells.deleted,
+            "stock, head and hidden states": lambda cells=cells: cells.by_stock(cells.of_screens, 100),
+            "stock, encoder in tens": lambda cells=cells: cells.by_stock(cells.of_encoder, 10),
+        }
+        largest = np.abs(cells.by_hide()[: cells.n_stock] - cells.by_stock(cells.of_screens, 100)).max()
+        seconds = in_turn(works, runs=runs)
+        for name in list(works)[2:]:
+            seconds[name] = [one * HIDDEN / cells.n_stock for one in seconds[name]]
+        print(f"\n{size}, {HIDDEN} of {n_genes} genes of a cell, stock {cells.n_stock}; {answer.described}")
+        rates(seconds, amount=HIDDEN, unit="genes")
+        for name in list(works)[1:]:
+            ratio(f"{name:<29}", seconds[name], seconds["hide"], "its time / hide's")
+        print(f"  largest difference from stock {largest:.1e}")
+
+
+class _Hidden:
+    """A cell of which genes are hidden, in several ways."""
+
+    n_stock = HIDDEN // 5
+
+    def __init__(
+        self, checkpoint: gf.Checkpoint, cell: np.ndarray, answer: Answer, score: Score, stock: BertForMaskedLM
+    ) -> None:
+        vocabulary = checkpoint.vocabulary
+        self._reader = Reader.of(checkpoint, layer=answer.layer, device="cpu")
+        self._cell, self._answer, self._stock = cell, answer, stock
+        self._view = unchanged(cell, vocabulary, answer)
+        self._engine = Engine(self._reader, vocabulary, "mean", score, None, len(cell))
+        self._deletions = Edits(Deletion(), vocabulary).variants(cell).select(np.arange(HIDDEN))
+        self._layer = checkpoint.token_model.config.num_hidden_layers + answer.layer
+
+    def by_hide(self) -> np.ndarray:
+        """Return the answers, by the way that `explain` takes."""
+        views = [self._view, *(hidden(self._view, np.array([place])) for place in range(HIDDEN))]
+        return ask(self._reader, self._answer, views)[1:, 0]
+
+    def deleted(self) -> None:
+        """Delete the same genes, as a screen does."""
+        self._engine.run([PerturbedCell(self._cell, self._deletions)])
+
+    def of_screens(self, ids_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+        """Return hidden states as the published perturber takes them: all layers and logits are made."""
+        hidden_NLD: torch.Tensor = self._stock(ids_NL, mask_NL, output_hidden_states=True).hidden_states[self._layer]
+        return hidden_NLD
+
+    def of_encoder(self, ids_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+        """Return those of the last block, without logits."""
+        hidden_NLD: torch.Tensor = self._stock.bert(ids_NL, mask_NL).last_hidden_state
+        return hidden_NLD
+
+    def by_stock(self, encode: Callable[..., torch.Tensor], batch_size: int) -> np.ndarray:
+        """Return the answers where an attention mask hides a gene, each read from the device by itself."""
+        values = []
+        for places in torch.arange(self.n_stock).split(batch_size):
+            mask_NL = torch.ones(len(places), len(self._cell), dtype=torch.long)
+            mask_NL[range(len(places)), places] = 0
+            with torch.no_grad():
+                hidden_NLD = encode(torch.from_numpy(self._cell).expand(len(places), -1), mask_NL)
+                shown = laid_out([self._view] * len(places), self._reader.device)
+                weight_T = mask_NL.flatten().float()
+                answer_NS = self._answer(hidden_NLD.flatten(0, 1), shown._replace(weight_T=weight_T))
+            values += [of_one[0].item() for of_one in answer_NS]
+        return np.array(values)
 
 
 def complete(classes: list[str]) -> None:
@@ -182,7 +273,7 @@ def fine_tuned(cells: gf.TokenizedDataset, rows: range) -> tuple[gf.Checkpoint, 
 
 
 def main() -> None:
-    """Measure costs, or completeness."""
+    """Measure costs, rates of hiding, agreement or completeness."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=8)
     parser.add_argument("--genes", type=int, default=400)
@@ -190,9 +281,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--complete", nargs="+", metavar="CLASS")
     parser.add_argument("--agree", action="store_true")
+    parser.add_argument("--hiding", action="store_true")
     arguments = parser.parse_args()
     if arguments.agree:
         agree()
+    elif arguments.hiding:
+        hiding(arguments.size, arguments.genes, arguments.runs)
     elif arguments.complete:
         complete(arguments.complete)
     else:
