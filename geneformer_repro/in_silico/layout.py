@@ -78,7 +78,8 @@ class Layout:
     def _shams(self, rows: Mapping[str, np.ndarray], outcomes: Sequence[Outcome]) -> pa.Array:
         """Return a list of values for each row about the goal, and null for the others."""
         of_shams = np.concatenate([outcome.value_NS[:, len(self.states) :] for outcome in outcomes])
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(of_shams.astype(np.float32).ravel()), self.n_shams)
+        ends = np.arange(len(of_shams) + 1, dtype=np.int32) * np.int32(self.n_shams)
+        lists = pa.ListArray.from_arrays(ends, pa.array(of_shams.astype(np.float32).ravel()))
         is_other = (rows["state"] != self.goal) | (rows["affected"] >= 0)
         return lists.take(pa.array(rows["variant"], mask=is_other))
 

@@ -286,7 +286,7 @@ class _Trainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *given: Any, **options: Any) -> Tensor:
         self._freeze_or_begin()
         place = [self.args.seed, self.state.global_step, self._micro_step, self.args.process_index]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))  # dropout
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]) >> 1)  # dropout
         try:
             loss = super().training_step(model, inputs, *given, **options)
         except RuntimeError as error:
