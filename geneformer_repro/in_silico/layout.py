@@ -52,7 +52,7 @@ class Layout:
         is_exact
             Of each variant of all cells, whether its value is; None: all are.
         """
-        rows = {name: column.to_numpy() for name, column in _rows(outcomes, len(self.states)).items()}
+        rows = {str(name): column.to_numpy() for name, column in _rows(outcomes, len(self.states)).items()}
         variants = [cell.variants for cell in perturbed]
         place = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows["variant"]]
         cell = cells[place]

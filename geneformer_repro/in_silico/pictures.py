@@ -128,7 +128,7 @@ def _has_pairs(shifts: ShiftTable) -> bool:
 
 def _has_doses(shifts: ShiftTable) -> bool:
     """Tell whether places were compared: any cell of the screen has them all."""
-    return bool(next(shifts.blocks())["dose"].nunique() > 1)
+    return bool(next(shifts.blocks(["dose"]))["dose"].nunique() > 1)
 
 
 def _require(table: pd.DataFrame, columns: list[str], what: str) -> None:

@@ -103,8 +103,9 @@ def shift_statistics(
     Returns
     -------
     A row a gene, indexed by ``gene_id``: first those of ``fdr`` below 0.05, the largest `effect_vs_matched` first, up
-    or down (of thousands of cells p-values are tiny for tiny effects), then the others by ``p_value``. Of a classifier
-    a row a gene and class, with a column ``state``; of a screen with doses a row a gene and ``dose``.
+    or down (of thousands of cells p-values are tiny for tiny effects), then the others by ``p_value``; at the end, in
+    the same order, rows with a ``warning``, such as genes of few cells, whose values are extreme by chance. Of a
+    classifier a row a gene and class, with a column ``state``; of a screen with doses a row a gene and ``dose``.
 
     - ``gene_name``
     - ``effect``: mean over donors of the donor's mean over cells. With a goal, above 0 moves cells towards it; of a
@@ -250,10 +251,14 @@ def _matched(shifts: ShiftTable) -> pd.DataFrame:
 
 
 def _order(table: pd.DataFrame) -> np.ndarray:
-    """Return the rows in order: significant ones by size, others by p-value, those without one by size."""
+    """Return the rows in order: significant ones by size, others by p-value, those without one by size.
+
+    Those with a warning, such as genes of few cells, in the same order after all others.
+    """
     size, p_value = -table["effect_vs_matched"].abs().to_numpy(), table["p_value"].to_numpy()
+    warned = table["warning"].ne("").to_numpy()
     group = np.select([table["fdr"] < published.SIGNIFICANT, table["fdr"].notna()], [0, 1], 2)
-    return np.lexsort((table.index.to_numpy(dtype=str), size, np.where(group == 1, p_value, size), group))
+    return np.lexsort((table.index.to_numpy(dtype=str), size, np.where(group == 1, p_value, size), group, warned))
 
 
 @dataclass(frozen=True)
