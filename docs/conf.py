@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 os.environ["COLUMNS"] = "84"  # of the commands' help
 
+import generated  # noqa: E402
 from docutils import nodes  # noqa: E402
 from sphinx.util.typing import stringify_annotation  # noqa: E402
 
 import geneformer_repro  # noqa: E402
-from geneformer_repro.cli import _parser  # noqa: E402
 
 project = "geneformer_repro"
 author = "the authors of geneformer_repro"
@@ -32,7 +32,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "tutorials/runs", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "tutorials/runs", "**.ipynb_checkpoints", "**.py"]
 templates_path: list[str] = []
 
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -82,17 +82,12 @@ def links_of_the_site(text: str, file: str, page: str) -> str:
     return re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", led, text)
 
 
-def commands() -> str:
-    """Every command with its help, from the parsers themselves."""
-    of_commands = next(action for action in _parser()._actions if action.dest == "command")
-    return "\n\n".join(
-        f"## {name}\n\n```text\n{parser.format_help().strip()}\n```" for name, parser in of_commands.choices.items()
-    )
-
-
 def on_source_read(app, page: str, source: list[str]) -> None:
     """Fill in what a page takes from elsewhere."""
-    text, file = source[0].replace("<!-- commands -->", commands() if page == "commands" else ""), f"docs/{page}.md"
+    text, file = source[0], f"docs/{page}.md"
+    for name in ("commands", "settings"):
+        if (mark := f"<!-- {name} -->") in text:
+            text = text.replace(mark, getattr(generated, name)())
     if page in SHOWN and page != "index":
         file = SHOWN[page]
         text = (ROOT / file).read_text(encoding="utf-8")
