@@ -18,6 +18,7 @@ lint: $(INSTALLED)  ## Style, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --config-file setup.cfg
+	$(BIN)/mypy --config-file= --strict --follow-imports=silent tests/typed_use.py
 
 docs: $(VENV)/installed-docs  ## The site, notebooks run: docs/_build/index.html; prose alone: make docs SPHINXOPTS='-D nb_execution_mode=off'
 	rm -rf docs/tutorials/runs
