@@ -1,15 +1,15 @@
 """Why a network of patients says what it says of one: what each gene, in all of the patient's cells, adds.
 
 A patient is a bag of cells, and a gene stands in many of them. Occlusions are exact: the gene is hidden (deleted,
-masked, moved) in every cell that expresses it, and the bag is read anew. Derivatives are taken in two steps: the slope
-of the patient's output by each cell's vector, once a patient, and then how much each gene adds to the cell's vector
-along that slope, summed over cells. The first step is linear: what it misses where weights of cells change much,
-occlusions show.
+masked, moved) in every cell that expresses it, and the bag is read anew. Derivatives go through bag and encoder: the
+slope of the patient's output by each cell's vector, and how much each gene adds to the cell's vector along that slope,
+summed over cells. Integrated gradients do so all along the way (`patient_ways`), and add up to the difference.
 
 Shapes: N cells of a patient, D length of a vector, U genes (or sets), S numbers explained.
 """
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +32,12 @@ from geneformer_repro.heads import Pooling, pool
 from geneformer_repro.in_silico.explanations.answers import Shown, unchanged
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Gaps
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
-from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
 from geneformer_repro.in_silico.explanations.gradients import gradients
 from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates
-from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Alter, ask, first_order, masked
+from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Alter, ask, first_order
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
+from geneformer_repro.in_silico.explanations.path_integrals import integrate
+from geneformer_repro.in_silico.explanations.patient_ways import OfVectors, PatientWay, slopes_by_vector
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.in_silico.parted import batch_tokens
@@ -55,7 +56,7 @@ _PASSES_OF = {"first_order": 3, "gradient_input": 3, "integrated_gradients": 150
 
 
 @dataclass(frozen=True)
-class _VectorOfCell:
+class VectorOfCell:
     """The vector that a network of bags takes of a cell, number by number."""
 
     width: int
@@ -82,7 +83,7 @@ class _AlongSlope:
 
     slope_DS: Tensor
     names: tuple[str, ...]
-    vector: _VectorOfCell
+    vector: VectorOfCell
     layer: int = LAYER
     first_only: bool = False
     asked: None = None
@@ -159,7 +160,7 @@ class ExplainedPatients(Explained):
         if not request.allow_seen:
             _refuse_learned(run, self._read.patients[self._patients])
         self._reader = self._reader_of(checkpoint)
-        self._vector = _VectorOfCell(self._reader.hidden_size)
+        self._vector = VectorOfCell(self._reader.hidden_size)
         if self._network.shape.n_inputs != self._reader.hidden_size:
             raise InputError(
                 f"{run}: learned vectors of {self._network.shape.n_inputs} numbers, and {checkpoint.name} makes such "
@@ -167,6 +168,7 @@ class ExplainedPatients(Explained):
             )
         self._network.to(self._reader.device)
         self._methods = CellMethods(request, cells, self._read.cell_rows)
+        self._spread_S = np.zeros(len(self._answer.names))
 
     @staticmethod
     def _require_methods(request: Request) -> None:
@@ -214,6 +216,7 @@ class ExplainedPatients(Explained):
     def table_by_itself(self, part: np.ndarray, show: Callable[[int], object]) -> pa.Table:
         """Return the rows of the file for some patients."""
         self._methods.prepare()
+        self._learn_spread()
         return self.table(part, show)
 
     def obs_of_patients(self) -> pd.DataFrame:
@@ -232,6 +235,8 @@ class ExplainedPatients(Explained):
         n_genes = lengths - 2 * self._cells.vocabulary.has_cls
         each = {method: len(lengths) * worth.get(method, 1) for method in (*_DERIVED, "attention")}
         each |= {method: int(n_genes.sum()) for method in OPERATORS}
+        least = 2 + 2 * self._request.integration.first_steps
+        each["integrated_gradients"] = len(lengths) * worth.get("integrated_gradients", least)
         return len(lengths) + sum(each[method] for method in self._request.methods)
 
     def costs(self) -> np.ndarray:
@@ -246,10 +251,7 @@ class ExplainedPatients(Explained):
 
     def describe(self) -> dict[str, Any]:
         """Return what makes two explanations of patients the same."""
-        request, settings = self._request, self._request.settings()
-        for method in (*_DERIVED,):
-            if method in settings:
-                settings[method] |= {"linear": "by the slope of the patient's output at the bag as it is"}
+        request = self._request
         digest = hashlib.sha256("\n".join(map(str, self._read.patients[self._patients])).encode())
         return {
             "family": "patients",
@@ -257,7 +259,7 @@ class ExplainedPatients(Explained):
             "target": self._answer.target.name,
             "contrast": request.contrast_name,
             "states": list(self._answer.names),
-            "methods": settings,
+            "methods": request.settings(),
             "unit": "gene" if request.sets is None else "set",
             **self._methods.describe(),
             "donor": self._columns["patient"],
@@ -275,8 +277,20 @@ class ExplainedPatients(Explained):
     def prepare(self) -> dict[str, Any]:
         """Read places of reference cells, and see how good the network is where patients have labels."""
         self._methods.prepare()
+        self._learn_spread()
         how_good = processes.agreed(self._how_good)
         return {"how_good": how_good}
+
+    def _learn_spread(self) -> None:
+        """Learn how far the numbers of patients differ, which completeness is compared with."""
+
+        def spread() -> np.ndarray:
+            patients = (self.patient(int(number)) for number in self._patients)
+            value_PS = np.stack([self.values(patient, patient.vector_ND[None])[0] for patient in patients])
+            return np.asarray(value_PS.std(0, ddof=1))
+
+        if "integrated_gradients" in self._request.methods and len(self._patients) > 1:
+            self._spread_S = processes.agreed(spread)
 
     def _how_good(self) -> dict[str, Any] | None:
         labels = labels_in(self._answer.target, self.obs_of_patients())
@@ -415,41 +429,34 @@ class ExplainedPatients(Explained):
 
     def slopes(self, patient: Patient) -> Tensor:
         """Return the slope of each number by each cell's vector, (N, D, S)."""
-        vectors = patient.vector_ND.clone().requires_grad_()
-        with torch.enable_grad():
-            values_S = self._answer(self._network(patient.bags(vectors[None])).outputs_PK)[0]
-            of_states = [torch.autograd.grad(value, vectors, retain_graph=True)[0] for value in values_S.unbind()]
-        return torch.stack(of_states, dim=2)
+        return slopes_by_vector(self._said_of(patient), patient.vector_ND)
+
+    def _said_of(self, patient: Patient) -> OfVectors:
+        """Return the patient's numbers, (S,), as a function of its cells' vectors, (N, D)."""
+        return lambda vector_ND: self._answer(self._network(patient.bags(vector_ND[None])).outputs_PK)[0]
 
     def _derived(
         self, patient: Patient, units: np.ndarray, method: str, show: Callable[[int], object]
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return what each unit adds along the slopes, summed over cells, (U, S); and by how much these miss, (S,)."""
-        vocabulary, names = self._cells.vocabulary, self._answer.names
-        value_VS = np.zeros((len(vocabulary.gene_ids), len(names)))
-        whole_S, missed_S = np.zeros(len(names)), np.zeros(len(names))
-        for tokens, slope_DS in zip(patient.tokens, self.slopes(patient), strict=True):
-            answer: Any = _AlongSlope(slope_DS, names, self._vector)
-            if method == "first_order":
-                [of_cell] = first_order(self._reader, answer, [tokens], vocabulary)
-            else:
-                [of_cell] = gradients(
-                    self._reader, answer, [tokens], vocabulary, method,  # type: ignore[arg-type]
-                    integration=self._request.integration, spread_S=np.zeros(len(names)),
-                )  # fmt: skip
-            genes = vocabulary.genes_of(tokens)
-            value_VS[genes[genes >= 0]] += np.nan_to_num(of_cell.value_GS)
-            if method == "integrated_gradients":
-                view = unchanged(tokens, vocabulary, answer)
-                start = masked(view, np.arange(view.n_genes), mask_token=vocabulary.mask_token, pooled=True)
-                difference_S = of_cell.before_S - ask(self._reader, answer, [start])[0]
-                whole_S += difference_S
-                missed_S += of_cell.value_GS.sum(0) - difference_S
-            show(1)
-        value_US = value_VS[units] if self._request.sets is None else value_VS
-        if method != "integrated_gradients":
-            return value_US, None
-        return value_US, np.abs(missed_S) / np.maximum(np.abs(whole_S), 1e-9)
+        """Return what each unit adds, summed over cells, (U, S); and by how much integrated gradients miss, (S,)."""
+        vocabulary, names, gap_S = self._cells.vocabulary, self._answer.names, None
+        if method == "integrated_gradients":
+            reader = dataclasses.replace(self._reader, dtype="float32")
+            way = PatientWay.of(reader, self._vector, patient.tokens, vocabulary, self._said_of(patient), show)
+            [integral] = integrate(way, self._request.integration, spread_S=self._spread_S)
+            value_VS, gap_S = integral.value_GS, integral.gap_S
+        else:
+            value_VS = np.zeros((len(vocabulary.gene_ids), len(names)))
+            for tokens, slope_DS in zip(patient.tokens, self.slopes(patient), strict=True):
+                answer: Any = _AlongSlope(slope_DS, names, self._vector)
+                if method == "first_order":
+                    [of_cell] = first_order(self._reader, answer, [tokens], vocabulary)
+                else:
+                    [of_cell] = gradients(self._reader, answer, [tokens], vocabulary, method)  # type: ignore[arg-type]
+                genes = vocabulary.genes_of(tokens)
+                value_VS[genes[genes >= 0]] += np.nan_to_num(of_cell.value_GS)
+                show(1)
+        return value_VS[units], gap_S
 
     def _weights(self, patient: Patient) -> np.ndarray:
         """Return how much each cell counts in its bag, (N, S): shares without sign, the same for all numbers."""
@@ -464,7 +471,7 @@ class ExplainedPatients(Explained):
 
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return names of genes, and how completely integrated gradients add up."""
-        gaps = Gaps(MOST_GAP)
+        gaps = Gaps(self._request.integration.tolerance)
         genes: set[str | None] = set()
         for table in tables:
             genes.update(table["gene"].unique().to_pylist())

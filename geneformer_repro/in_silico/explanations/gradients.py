@@ -38,6 +38,8 @@ GRADIENT_METHODS: tuple[GradientMethod, ...] = get_args(GradientMethod)
 UNSIGNED: tuple[GradientMethod, ...] = ("rollout", "attention")
 """Those that say where a readout looks, and nothing of the answer."""
 Baseline: TypeAlias = Literal["mask", "mean", "pad"]
+Readout: TypeAlias = Callable[..., Tensor]
+"""Takes hidden states and ``shown``, and returns numbers of each cell, (B, S)."""
 CELLS_AT_ONCE = 32
 """Cells whose ways are gone together."""
 
@@ -203,7 +205,7 @@ def _ways(
     vocabulary: Vocabulary,
     baseline_PD: Tensor | None = None,
     show: Callable[[int], object] = lambda n: None,
-) -> "Iterator[_TokenWay]":
+) -> "Iterator[TokenWay]":
     """Yield cells some at a time, as ways from a baseline."""
     if baseline_PD is None:
         baseline_PD = baseline_rows(reader, vocabulary)
@@ -215,11 +217,11 @@ def _ways(
         )
     for first in range(0, len(cells), CELLS_AT_ONCE):
         views = [unchanged(cell, vocabulary, answer) for cell in cells[first : first + CELLS_AT_ONCE]]
-        yield _TokenWay(reader, answer, views, vocabulary, baseline_PD, show)
+        yield TokenWay(reader, answer, views, vocabulary, baseline_PD, show)
 
 
 @dataclass(frozen=True, eq=False)
-class _TokenWay:
+class TokenWay:
     """The ways of some cells: rows of genes go from a baseline's to their own, all else stays."""
 
     reader: Reader
@@ -259,16 +261,32 @@ class _TokenWay:
 
     def slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number of each point, and what each gene adds to how fast the answer changes there, (G, S)."""
-        return ((i, slope_GS) for i, (slope_GS, _) in self._slopes(row_I, at_I))
+        return ((i, slope_GS) for i, (slope_GS, _) in self._slopes(row_I, at_I, lambda _: self.answer))
 
-    def _slopes(self, row_I: np.ndarray, at_I: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    def slopes_of(
+        self, row_I: np.ndarray, at_I: np.ndarray, answer_of: Callable[[np.ndarray], Readout]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the same of what may be another number at each point.
+
+        Parameters
+        ----------
+        row_I, at_I
+            Cells, and the places on their ways.
+        answer_of
+            Takes numbers of points, and returns what is derived there: a function of hidden states and cells.
+        """
+        return ((i, slope_GS) for i, (slope_GS, _) in self._slopes(row_I, at_I, answer_of))
+
+    def _slopes(
+        self, row_I: np.ndarray, at_I: np.ndarray, answer_of: Callable[[np.ndarray], Readout]
+    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         """Yield the same with the answer itself, (S,)."""
         for batch in self._batches(row_I):
             shown, start_TD, end_TD, at_T1 = self._laid_out(row_I[batch], at_I[batch])
             value_BS, by_row_STD = self.reader.slopes_by_row(
                 shown.ids_T,
                 shown.lengths,
-                partial(self.answer, shown=shown),
+                partial(answer_of(batch), shown=shown),
                 rows_TD=torch.lerp(start_TD, end_TD, at_T1),
                 first_only=self.answer.first_only,
             )
@@ -278,7 +296,7 @@ class _TokenWay:
 
     def by_row(self) -> Iterator[Attribution]:
         """Yield gradient × input of each cell."""
-        found = dict(self._slopes(*self.ends()))
+        found = dict(self._slopes(*self.ends(), lambda _: self.answer))
         for i, view in enumerate(self.views):
             yield self._attribution(view, *found[i])
 

@@ -6,13 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import BertModel
 
 import geneformer_repro as gf
 from geneformer_repro.bags import BagNetwork, Bags, BagShape
 from geneformer_repro.cli import main
-from geneformer_repro.in_silico.explanations.explained_patients import ExplainedPatients
+from geneformer_repro.in_silico.explanations.explained_patients import ExplainedPatients, VectorOfCell
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
+from geneformer_repro.in_silico.explanations.path_integrals import Integration, integrate
+from geneformer_repro.in_silico.explanations.patient_ways import PatientWay
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.reading import Reader
 from geneformer_repro.targets import Classes, SurvivalTime
@@ -84,6 +87,12 @@ def outputs_without(run, checkpoint, cells, donor, gene, *, shift):
         return network(bags).outputs_PK[0]
 
 
+def stock_encoder(checkpoint):
+    bert = BertModel(checkpoint.token_model.config, add_pooling_layer=False).eval()
+    bert.load_state_dict(checkpoint.token_model.bert.state_dict())
+    return bert
+
+
 @pytest.mark.parametrize(("method", "shift"), [("hide", False), ("delete", True)])
 def test_a_gene_is_gone_from_all_cells_of_the_patient_as_a_slow_loop_says(tmp_path, checkpoint, few, method, shift):
     run = run_of(tmp_path / "run", checkpoint)
@@ -115,28 +124,55 @@ def test_slopes_are_what_small_changes_of_vectors_make(tmp_path, checkpoint, few
         np.testing.assert_allclose(slope_NDS[cell, number, 0], (values[0] - values[1]) / 2e-2, rtol=0.02, atol=1e-4)
 
 
-def test_of_a_linear_network_of_bags_derivatives_are_those_of_the_whole(tmp_path, checkpoint, few):
-    """With mean pooling and no hidden layer nothing is lost by the first step, so completeness is the patient's."""
-    torch.manual_seed(1)
+def test_integrated_gradients_of_a_patient_add_up_to_what_all_genes_make(tmp_path, checkpoint, few):
+    """With weights of cells that change along the way and a hidden layer, which one step along the slope misses."""
     run = run_of(tmp_path / "run", checkpoint)
-    width = checkpoint.token_model.config.hidden_size
-    shape = BagShape(pooling="mean", n_inputs=width, hidden=0, attention=4, dropout=0.0, cell_types=())
-    network = BagNetwork(shape, TARGETS)
-    network.write_into(run)
-    why = table_of(explained(run, checkpoint, few, methods=["integrated_gradients", "hide"])).table
-    assert (why["gap"].dropna() < 0.01).all()
+    why = table_of(explained(run, checkpoint, few, methods=["integrated_gradients"]), [0])
+    assert why.metadata["completeness"]["n_failed"] == 0
     vocabulary, donor = few.vocabulary, few.labels("donor").iloc[0]
     rows = np.flatnonzero(few.labels("donor").to_numpy() == donor)
-    masked = [np.where(vocabulary.genes_of(few[int(r)]) >= 0, vocabulary.mask_token, few[int(r)]) for r in rows]
     vectors = []
-    for cell, ids in zip(rows, masked, strict=True):
-        hidden = hidden_of(checkpoint, ids, np.arange(len(ids)))
-        vectors.append(hidden[vocabulary.genes_of(few[int(cell)]) >= 0].mean(0))
+    for row in rows:
+        is_gene = vocabulary.genes_of(few[int(row)]) >= 0
+        masked = np.where(is_gene, vocabulary.mask_token, few[int(row)])
+        vectors.append(hidden_of(checkpoint, masked, np.arange(len(masked)))[is_gene].mean(0))
     with torch.no_grad():
-        start = network(Bags(torch.stack(vectors), np.array([len(rows)]), np.full(len(rows), -1))).outputs_PK[0, 2]
-    of_patient = why[(why["cell"] == donor) & (why["method"] == "integrated_gradients")]
-    difference = of_patient["before"].iloc[0] - start.item()
-    np.testing.assert_allclose(of_patient["value"].sum(), difference, rtol=0.02, atol=1e-4)
+        bags = Bags(torch.stack(vectors), np.array([len(rows)]), np.full(len(rows), -1))
+        start = BagNetwork.open(run)(bags).outputs_PK[0, 2].item()
+    of_patient = why.table[why.table["cell"] == donor]
+    np.testing.assert_allclose(of_patient["value"].sum(), of_patient["before"].iloc[0] - start, rtol=0.01)
+
+
+def test_points_on_the_way_of_a_patient_are_derived_through_bag_and_encoder_at_once(tmp_path, checkpoint, few):
+    """One graph from the rows of all cells to the patient's number, at the same four points, says the same."""
+    of = explained(run_of(tmp_path / "run", checkpoint, "attention"), checkpoint, few, methods=["integrated_gradients"])
+    patient, vocabulary = of.patient(0), few.vocabulary
+    way = PatientWay.of(
+        Reader.of(checkpoint, layer=-1, device="cpu"), VectorOfCell(patient.vector_ND.shape[1]), patient.tokens,
+        vocabulary,
+        lambda vector_ND: of.answer(of.network(patient.bags(vector_ND[None])).outputs_PK)[0],
+    )  # fmt: skip
+    [found] = integrate(way, Integration(first_steps=4, most_steps=4))
+    bert = stock_encoder(checkpoint)
+    table = bert.get_input_embeddings().weight.detach()
+    expected = np.zeros(len(vocabulary.gene_ids))
+    for at in (np.arange(4) + 0.5) / 4:
+        rows, vectors = [], []
+        for ids in patient.tokens:
+            gene = torch.from_numpy(vocabulary.genes_of(ids) >= 0)
+            end = table[torch.from_numpy(ids.astype(np.int64))]
+            start = torch.where(gene[:, None], table[vocabulary.mask_token], end)
+            rows.append(torch.lerp(start, end, at).requires_grad_())
+            hidden = bert(inputs_embeds=rows[-1][None], output_hidden_states=True).hidden_states[-2][0]
+            vectors.append(hidden[gene].mean(0))
+        bag = Bags(torch.stack(vectors), np.array([len(vectors)]), patient.types_N)
+        slopes = torch.autograd.grad(of.network(bag).outputs_PK[0, 2], rows)
+        for ids, slope in zip(patient.tokens, slopes, strict=True):
+            genes = vocabulary.genes_of(ids)
+            end = table[torch.from_numpy(ids.astype(np.int64))]
+            along = ((end - table[vocabulary.mask_token]) * slope).sum(1).numpy() / 4
+            np.add.at(expected, genes[genes >= 0], along[genes >= 0])
+    np.testing.assert_allclose(found.value_GS[:, 0], expected, atol=1e-5)
 
 
 def test_first_order_and_weights_of_cells_stand_beside(tmp_path, checkpoint, few):
