@@ -23,14 +23,22 @@ from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import new_file, read_json, sha256, write_table
 from geneformer_repro.sharing import by_threads
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, is_finished, parts_of, write_report
-from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
 from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, encode_stored, joined, sum_by_column
-from geneformer_repro.tokenizer.folder import FORMAT, SOURCE, schema_of
+from geneformer_repro.tokenizer.folder import schema_of
 from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial, reconcile, require_known
 from geneformer_repro.tokenizer.measures import Order, Values, n_values
 from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, FILTER_PASS, NO_KNOWN_GENE, CellFilter, moments_of
 from geneformer_repro.tokenizer.readers import Block, CountSource
-from geneformer_repro.tokenizer.rows import CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH
+from geneformer_repro.tokenizer.summary import (
+    CELL,
+    FORMAT,
+    INPUT_IDS,
+    LENGTH,
+    OWN_COLUMNS,
+    SOURCE,
+    UNCROPPED,
+    UNCROPPED_LENGTH,
+)
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 VERSION = 4
