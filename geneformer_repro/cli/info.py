@@ -90,6 +90,12 @@ def _describe_checkpoint(path: Path, vocabulary: "Vocabulary | None") -> None:
 
 def _describe_cells(path: Path, vocabulary: "Vocabulary | None") -> None:
     """Print what tokenised cells are; or the published dictionaries, if that is what there is."""
+    if vocabulary is None and (path / "spec.json").exists():
+        from geneformer_repro.tokenizer.summary import described_dataset
+
+        if said := described_dataset(path):
+            print(said)
+            return
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.published import described, is_dataset
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -111,7 +117,7 @@ def _holds_tokens(path: Path) -> bool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from geneformer_repro.tokenizer.rows import INPUT_IDS
+    from geneformer_repro.tokenizer.summary import INPUT_IDS
 
     try:
         return INPUT_IDS in pq.read_schema(path).names

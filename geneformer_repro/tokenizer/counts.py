@@ -18,10 +18,11 @@ from scipy.sparse import csr_matrix, diags_array, vstack
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.corpus import identity, is_unchanged, require_identity
-from geneformer_repro.tokenizer.dataset import INPUT_IDS, SOURCE, TokenizedDataset
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.genes import reconcile, summing_matrix
 from geneformer_repro.tokenizer.measures import Measure, Values
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
+from geneformer_repro.tokenizer.summary import INPUT_IDS, SOURCE
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ The Arrow files are mapped, not read, so opening a dataset takes no memory that 
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,31 +21,18 @@ import pyarrow.compute as pc
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.files import new_directory
-from geneformer_repro.tokenizer.folder import SOURCE, read_folder, write_folder
-from geneformer_repro.tokenizer.measures import SHARED_OF, Values
+from geneformer_repro.tokenizer.folder import read_folder, write_folder
 from geneformer_repro.tokenizer.published import read_published
-from geneformer_repro.tokenizer.rows import (
-    CELL,
-    CELLS_AT_ONCE,
-    INPUT_IDS,
-    LENGTH,
-    UNCROPPED,
-    UNCROPPED_LENGTH,
-    cut,
-    lengths_of,
-    require_room,
-    with_column,
-)
+from geneformer_repro.tokenizer.rows import CELLS_AT_ONCE, cut, lengths_of, require_room, with_column
+from geneformer_repro.tokenizer.summary import CELL, INPUT_IDS, LENGTH, OWN_COLUMNS, SOURCE, in_lines
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-_BARS, _SHOWN_SOURCES = 8, 10
 _SHOWN_CELLS = 5
 _OF_ALL_CELLS = ("n_cropped", "within_max_length", "n_below_zero", "left_out")
 _MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "N/A", "n/a", "#N/A"})
 """Text that stands for a missing value, as pandas, R and Excel write them."""
-OWN_COLUMNS = (CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,41 +222,7 @@ class TokenizedDataset:
         Vocabulary(754 genes, <pad>, <mask>, <cls>, <eos>, max_length=4096, ...)
         source cells.h5ad: 700 of 700 cells, 754 of 754 genes known (100.0% of counts), X, ids from index
         """
-        lengths, spec = self.lengths, self.spec
-        if not len(self):
-            return "0 cells"
-        lines = [
-            f"{len(self):,} cells of {lengths.min():,} to {lengths.max():,} tokens, {lengths.mean():,.0f} on average",
-            *_histogram(lengths),
-        ]
-        if "n_cropped" in spec:
-            lines.append(said_of_cut(spec, self.vocabulary.values))
-        if spec.get("n_below_zero"):
-            lines.append(f"{spec['n_below_zero']:,} log2 values below 0 count as 0")
-        if "genes" in spec:
-            lines.append(
-                f"{spec['share_of_counts_known']:.1%} of the {SHARED_OF[self.vocabulary.values]} are in known genes: "
-                + ", ".join(
-                    f"{row['genes']:,} {name} ({row['share_of_counts']:.1%})" for name, row in spec["genes"].items()
-                )
-                + ("" if "saved" in spec else "; genes.tsv names them")
-            )
-        if no_genes := spec.get("no_genes"):
-            lines.append("No genes: " + ", ".join(f"{n:,} {kind}" for kind, n in no_genes.items()) + " (genes.tsv)")
-        left_out = {why: n for why, n in spec.get("left_out", {}).items() if n}
-        where = "" if "saved" in spec else " (left_out.tsv)"
-        lines += [f"{n:,} cells left out: {why}{where}" for why, n in left_out.items()]
-        lines.append(f"obs columns: {', '.join(self.obs_columns) or 'none'}")
-        lines.append(repr(self.vocabulary))
-        shown = spec["sources"][:_SHOWN_SOURCES]
-        held = SHARED_OF[self.vocabulary.values]
-        lines += [
-            f"source {source['name']}" + (_of_source(source, held) if "n_cells" in source else "") for source in shown
-        ]
-        if len(spec["sources"]) > len(shown):
-            lines.append(f"… and {len(spec['sources']) - len(shown):,} more sources (spec.json)")
-        lines += [f"LEFT OUT: {source['name']}: {source['error']}" for source in spec["failed"]]
-        return "\n".join(lines)
+        return in_lines(self.lengths, self.spec, self.vocabulary, self.obs_columns)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "TokenizedDataset":
         """Return the cells with these row numbers, in this order.
@@ -537,41 +490,6 @@ def asked_labels(values: Any, what: str) -> tuple[str, ...]:
         if not pd.api.types.is_scalar(value) or pd.isna(value):
             raise InputError(f"{what} must be a value of a column: text, a number, True or False; found {value!r}.")
     return tuple(map(label_of, values))
-
-
-def said_of_cut(spec: Mapping[str, Any], values: Values) -> str:
-    """Say in a line how many cells were cut to ``max_length``, and what that left of their genes and values.
-
-    A spec of before, and that of cells cut when they were opened, does not say what was left.
-    """
-    line = (
-        f"{spec['n_cropped']:,} cells ({spec['n_cropped'] / spec['n_cells']:.1%}) were cut to {spec['max_length']:,} "
-        "tokens"
-    )
-    if not spec["n_cropped"] or "within_max_length" not in spec:
-        return line
-    within, genes = spec["within_max_length"], "known" if values == "zscore" else "detected"
-    signal = "sum of |z|" if values == "zscore" else "sum of value / median"
-    held = f"{within['genes']:.1%} of a cell's {genes} genes and {within['signal']:.1%} of its {signal}"
-    return f"{line}: {held}, on average"
-
-
-def _of_source(source: dict[str, Any], held: str) -> str:
-    return (
-        f": {source['n_cells_kept']:,} of {source['n_cells']:,} cells, {source['n_genes_known']:,} of "
-        f"{source['n_genes']:,} genes known ({source['share_of_counts_known']:.1%} of {held}), {source['layer']}, ids "
-        f"from {source['gene_ids']}"
-    )
-
-
-def _histogram(lengths: np.ndarray) -> list[str]:
-    edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, num=_BARS + 1).astype(np.int64))
-    counts, _ = np.histogram(lengths, bins=edges)
-    widest = counts.max()
-    return [
-        f"  {low:>6,} {'█' * round(40 * n / widest):<40} {n:,}".rstrip()
-        for n, low in zip(counts, edges[:-1], strict=True)
-    ]
 
 
 def _name_empty(path: Path, cells: TokenizedDataset) -> None:

@@ -11,18 +11,22 @@ median, and these ties must not hang on the rounding that the scale of a sample 
 gaps, and their zeros are values: a cell's are laid out by gene first, all of them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from geneformer_repro.tokenizer.matrices import first_not_a_count
 from geneformer_repro.tokenizer.medians import TARGET_SUM
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
 _MOST_DIGIT_BITS = 11
 _FEW = 24
 """So many or fewer are sorted by insertion."""
+_VALUES_IN_CACHE = 1 << 16
+"""So many values and where they are take three quarters of a megabyte, as wide as they are here."""
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
@@ -94,41 +98,105 @@ def encode(
     ----------
     Theodoris et al., Nature 618, 616 (2023), Methods, "Rank value encoding".
     """
-    of_zscores = vocabulary.values == "zscore"
-    if not of_zscores:
+    if vocabulary.values != "zscore":
         vocabulary.require_medians()
-    position = np.arange(len(vocabulary), dtype=np.int32) if position is None else position.astype(np.int32, copy=False)
-    assert counts.shape[1] == len(position), (counts.shape, len(position))
+    ranking = _Ranking.of(vocabulary, position, counts.shape[1], crop=crop)
     totals = counts.sum(axis=1, dtype=np.float64) if n_counts is None else n_counts
-    places = position[position >= 0]
-    wrapped = crop and vocabulary.has_cls
-    room = vocabulary.max_length - 2 * wrapped if crop else len(vocabulary)
-    n_stored = np.full(counts.shape[0], len(places)) if of_zscores else np.diff(counts.indptr)
-    most = np.minimum(n_stored, room).astype(np.int64) + 2 * wrapped
-    values = np.empty(most.sum(), dtype=np.min_scalar_type(vocabulary.size - 1))
-    offsets = np.zeros(counts.shape[0] + 1, dtype=np.int64)
-    n_genes, signal = np.empty(counts.shape[0], dtype=np.int64), np.empty(counts.shape[0])
-    _encode_cells(
-        counts.data,
-        counts.indices,
-        counts.indptr,
-        position,
-        np.ones(len(vocabulary)) if vocabulary.medians is None else vocabulary.medians,
-        vocabulary.tokens.astype(values.dtype),
-        np.asarray(totals, dtype=np.float64).ravel(),
-        np.bincount(places, minlength=1).max() <= 1,
-        vocabulary.values == "expression",
-        of_zscores,
-        vocabulary.order == "two_ended",
-        room,
-        wrapped,
-        np.array([vocabulary.special_tokens.get(token, 0) for token in (CLS, EOS)], dtype=values.dtype),
-        values,
-        offsets,
-        n_genes,
-        signal,
+    return ranking.encode(counts.data, counts.indices, counts.indptr, np.asarray(totals, dtype=np.float64).ravel())
+
+
+class _Ranking(NamedTuple):
+    """What is the same for all cells of a source."""
+
+    position: np.ndarray
+    medians: np.ndarray
+    tokens: np.ndarray
+    distinct: bool
+    rounded: bool
+    of_zscores: bool
+    two_ended: bool
+    room: int
+    wrapped: bool
+    special: np.ndarray
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, position: np.ndarray | None, n_columns: int, *, crop: bool) -> "_Ranking":
+        if position is None:
+            position = np.arange(len(vocabulary))
+        assert n_columns == len(position), (n_columns, len(position))
+        wrapped = crop and vocabulary.has_cls
+        dtype = np.min_scalar_type(vocabulary.size - 1)
+        return cls(
+            position.astype(np.int32, copy=False),
+            np.ones(len(vocabulary)) if vocabulary.medians is None else vocabulary.medians,
+            vocabulary.tokens.astype(dtype),
+            bool(np.bincount(position[position >= 0], minlength=1).max() <= 1),
+            vocabulary.values == "expression",
+            vocabulary.values == "zscore",
+            vocabulary.order == "two_ended",
+            vocabulary.max_length - 2 * wrapped if crop else len(vocabulary),
+            wrapped,
+            np.array([vocabulary.special_tokens.get(token, 0) for token in (CLS, EOS)], dtype=dtype),
+        )
+
+    def encode(self, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, totals: np.ndarray) -> Encoded:
+        n_cells = len(indptr) - 1
+        n_stored = np.full(n_cells, (self.position >= 0).sum()) if self.of_zscores else np.diff(indptr)
+        most = np.minimum(n_stored, self.room).astype(np.int64) + 2 * self.wrapped
+        values, offsets = np.empty(most.sum(), dtype=self.tokens.dtype), np.zeros(n_cells + 1, dtype=np.int64)
+        n_genes, signal = np.empty(n_cells, dtype=np.int64), np.empty(n_cells)
+        _encode_cells(data, indices, indptr, totals, *self, values, offsets, n_genes, signal)
+        return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes, signal)
+
+
+class CountedAndEncoded(NamedTuple):
+    """Cells encoded as they are stored, and what was seen on the way."""
+
+    encoded: Encoded
+    sums: np.ndarray
+    """Counts stored for each cell."""
+    gene_counts: np.ndarray
+    """Counts of each column."""
+
+
+def encode_stored(
+    stored: csr_matrix, vocabulary: Vocabulary, *, position: np.ndarray, n_counts: np.ndarray | None
+) -> CountedAndEncoded | None:
+    """Check, sum and encode raw counts as a file holds them: any type of numbers, genes of a cell in any order.
+
+    A few cells at a time, which stay in the cache meanwhile, so nothing as large as a block is made: with that a third
+    of the time of `canonical`, sums and `encode`, one after the other.
+
+    Returns
+    -------
+    As `encode`, with sums; None if a value as it is stored is no count.
+    """
+    ranking = _Ranking.of(vocabulary, position, stored.shape[1], crop=True)
+    n_cells, indptr = stored.shape[0], stored.indptr.astype(np.int64, copy=False)
+    sums, gene_counts, encoded = np.zeros(n_cells), np.zeros(stored.shape[1]), []
+    step = max(1, _VALUES_IN_CACHE * n_cells // max(1, len(stored.data)))
+    for start in range(0, n_cells, step):
+        cells = slice(start, min(start + step, n_cells))
+        first, last = indptr[cells.start], indptr[cells.stop]
+        data = stored.data[first:last].astype(np.float64)
+        indices, ends = stored.indices[first:last].astype(np.int32), indptr[cells.start : cells.stop + 1] - first
+        if first_not_a_count(data) >= 0:
+            return None
+        _add_up(data, indices, ends, sums[cells], gene_counts)
+        encoded.append(ranking.encode(data, indices, ends, sums[cells] if n_counts is None else n_counts[cells]))
+    return CountedAndEncoded(joined(encoded), sums, gene_counts)
+
+
+def joined(pieces: Sequence[Encoded]) -> Encoded:
+    """Return consecutive cells as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    lengths = np.concatenate([piece.tokens.lengths for piece in pieces])
+    return Encoded(
+        Ragged(np.concatenate([piece.tokens.values for piece in pieces]), np.concatenate([[0], np.cumsum(lengths)])),
+        np.concatenate([piece.n_genes for piece in pieces]),
+        np.concatenate([piece.signal for piece in pieces]),
     )
-    return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes, signal)
 
 
 def sum_by_column(counts: csr_matrix) -> np.ndarray:
@@ -144,15 +212,27 @@ def _add_to_columns(data, indices, sums):  # type: ignore[no-untyped-def]
         sums[indices[i]] += data[i]
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})  # sums of whole numbers are exact in any order
+def _add_up(data, indices, indptr, of_cells, of_columns):  # type: ignore[no-untyped-def]
+    """Write the sum of each cell, and add what it holds to the columns."""
+    for i in range(len(of_cells)):
+        values, columns, total = data[indptr[i] : indptr[i + 1]], indices[indptr[i] : indptr[i + 1]], 0.0
+        for j in range(len(values)):
+            total += values[j]
+        of_cells[i] = total
+        for j in range(len(values)):
+            of_columns[np.uint32(columns[j])] += values[j]
+
+
 @_compiled
 def _encode_cells(  # type: ignore[no-untyped-def]
     data,
     indices,
     indptr,
+    totals,
     position,
     medians,
     tokens,
-    totals,
     distinct,
     rounded,
     of_zscores,
@@ -174,6 +254,7 @@ def _encode_cells(  # type: ignore[no-untyped-def]
     amount, median = np.empty(most, np.float64), np.empty(most, np.float64)
     starts = np.empty((2, 1 << _MOST_DIGIT_BITS), np.uint32)
     laid_out = np.empty(len(position) if of_zscores else 0, np.float64)
+    seen = np.full(len(medians), -1, np.int32)
     end = 0
     for i in range(n_cells):
         begin, stop, in_order = indptr[i], indptr[i + 1], True
@@ -181,7 +262,7 @@ def _encode_cells(  # type: ignore[no-untyped-def]
             n = _mean_by_gene(data[begin:stop], indices[begin:stop], position, laid_out, gene, amount, len(medians))
         else:
             n, in_order, once = _expressed(data[begin:stop], indices[begin:stop], position, distinct, gene, amount)
-            if not (in_order or once):
+            if not (in_order or once or (distinct and not _is_repeated(gene, n, seen, i))):
                 n = _sum_by_gene(gene, amount, n, key, key_aside, gene_aside, starts)
                 in_order = True
             _make_relative(amount, gene, n, totals[i], medians, rounded, median)
@@ -214,6 +295,16 @@ def _expressed(data, indices, position, distinct, gene, amount):  # type: ignore
     for j in range(1, n):
         n_not_in_order += gene[j] <= gene[j - 1]
     return n, n_not_in_order == 0, distinct and n_not_ascending == 0
+
+
+@_compiled
+def _is_repeated(gene, n, seen, cell):  # type: ignore[no-untyped-def]
+    """Whether a gene of a cell stands more than once; `seen` has the last cell in which each gene was."""
+    n_again = 0
+    for j in range(n):
+        n_again += seen[gene[j]] == cell
+        seen[gene[j]] = cell
+    return n_again > 0
 
 
 @_compiled
@@ -362,6 +453,12 @@ def _sort_ties(key, carried, n):  # type: ignore[no-untyped-def]
     start = 0
     for j in range(1, n + 1):
         if j == n or key[j] != key[start]:
-            if j - start > 1:
+            if j - start > _FEW:
                 carried[start:j].sort()
+            for after in range(start + 1, j if 1 < j - start <= _FEW else 0):
+                this, k = carried[after], after
+                while k > start and carried[k - 1] > this:
+                    carried[k] = carried[k - 1]
+                    k -= 1
+                carried[k] = this
             start = j

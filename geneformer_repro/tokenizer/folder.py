@@ -13,47 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.files import misfit, read_json, write_json
-from geneformer_repro.tokenizer.rows import (
+from geneformer_repro.files import read_json, write_json
+from geneformer_repro.tokenizer.rows import CELLS_AT_ONCE, lengths_of, require_lists, require_tokens, starts_to_check
+from geneformer_repro.tokenizer.summary import (
     CELL,
-    CELLS_AT_ONCE,
+    FORMAT,
     INPUT_IDS,
     LENGTH,
+    SOURCE,
     UNCROPPED,
     UNCROPPED_LENGTH,
-    lengths_of,
-    require_lists,
-    require_tokens,
-    starts_to_check,
+    wrong_with,
 )
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-
-FORMAT = "geneformer_repro/tokenized/2"
-SOURCE = "source"
-_READ = {
-    "n_cells": int, "n_cells_kept": int, "n_genes": int, "n_genes_known": int, "share_of_counts_known": float,
-    "layer": str, "gene_ids": str,
-}  # fmt: skip
-"""What is known of a source that was read here."""
-_SPEC: dict[str, Any] = {
-    "fingerprint": str,
-    "vocabulary": str,
-    "n_cells": int,
-    "cell_names_unique": bool,
-    "sources": [{"name": str}],
-    "failed": [{"name": str, "error": str}],
-    "obs?": [str],
-    "max_length?": int,
-    "n_cropped?": int,
-    "within_max_length?": {"genes": float, "signal": float},
-    "n_below_zero?": int,
-    "left_out?": {str: int},
-    "no_genes?": {str: int},
-    "genes?": {str: {"genes": int, "share_of_counts": float}},
-    "share_of_counts_known?": float,
-    "options?": {},
-    "saved?": bool,
-}
 
 
 def schema_of(vocabulary: Vocabulary, obs: dict[str, pa.DataType], *, uncropped: bool, source: bool) -> pa.Schema:
@@ -135,7 +107,7 @@ def read_folder(
     if spec.get("format") != FORMAT:
         raise InputError(f"{path}/spec.json: expected format {FORMAT!r}, found {spec.get('format')!r}. Tokenise again.")
     own = written or Vocabulary.load(path)
-    if wrong := _wrong_with(spec):
+    if wrong := wrong_with(spec):
         raise InputError(f"{path}/spec.json: is incomplete or damaged ({wrong}). Tokenise again.")
     if not own.has_fingerprint(spec["vocabulary"]):
         raise DataFormatError(
@@ -159,17 +131,6 @@ def read_folder(
     _require_columns(path, table, spec)
     _require_rows(path, table, own)
     return table, own, spec
-
-
-def _wrong_with(spec: dict[str, Any]) -> str | None:
-    """Say what of a spec is missing or of another form; None if nothing is."""
-    if wrong := misfit(spec, _SPEC):
-        return wrong
-    for key, needed in (("genes", "share_of_counts_known"), ("n_cropped", "max_length")):
-        if key in spec and needed not in spec:
-            return f"{needed!r} is missing"
-    read_here = [source for source in spec["sources"] if "n_cells" in source]
-    return next((wrong for source in read_here if (wrong := misfit(source, _READ, source["name"]))), None)
 
 
 def _require_columns(path: Path, table: datasets.Dataset, spec: dict[str, Any]) -> None:

@@ -47,10 +47,14 @@ class ByCell:
 
     def read(self, start: int, stop: int) -> csr_matrix:
         """Return these cells as CSR, float64 values and int32 indices."""
+        return canonical(self.as_stored(start, stop))
+
+    def as_stored(self, start: int, stop: int) -> csr_matrix:
+        """Return these cells as CSR, with any type of numbers, and what is not in order or repeated as it is."""
         cells = self._read(start, stop)
         if cells.shape != (stop - start, self.shape[1]):
             raise DataFormatError(f"expected {stop - start} × {self.shape[1]} values, found {cells.shape}")
-        return canonical(cells)
+        return cells
 
 
 class ByGene:
@@ -94,6 +98,8 @@ class ByGene:
         entries = entries[(entries["cell"] >= start) & (entries["cell"] < stop)]
         coordinates = (entries["cell"] - start, entries["gene"])
         return canonical(csr_matrix(coo_matrix((entries["value"], coordinates), shape=(stop - start, self.shape[1]))))
+
+    as_stored = read
 
 
 Matrix = ByCell | ByGene
@@ -319,12 +325,16 @@ def read_csr(
     """Return rows of a stored CSR matrix, as the reader of a `ByCell`."""
     with opened() as stored:
         indptr = _pointers(stored, start, stop + 1)
-        data, indices = (np.asarray(stored[name][indptr[0] : indptr[-1]]) for name in ("data", "indices"))
+        data, indices = (_copied(stored[name], int(indptr[0]), int(indptr[-1])) for name in ("data", "indices"))
     if len(data) != indptr[-1] - indptr[0] or len(data) != len(indices) or not _all_within(indices, shape[1]):
         raise DataFormatError(f"a column index lies outside of the {shape[1]} genes, or values are missing")
     block = csr_matrix((stop - start, shape[1]), dtype=np.float64)
-    block.data, block.indices, block.indptr = data.astype(np.float64), indices.astype(np.int32), indptr - indptr[0]
+    block.data, block.indices, block.indptr = data, indices, indptr - indptr[0]
     return block
+
+
+def _copied(stored: Any, start: int, stop: int) -> np.ndarray:
+    return np.array(stored[start:stop]) if isinstance(stored, np.ndarray) else np.asarray(stored[start:stop])
 
 
 def _pointers(stored: Any, start: int = 0, stop: int | None = None) -> np.ndarray:

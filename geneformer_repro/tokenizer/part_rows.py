@@ -6,10 +6,10 @@
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
-from itertools import chain
+from functools import cached_property, lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +23,22 @@ from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import new_file, read_json, sha256, write_table
 from geneformer_repro.sharing import by_threads
 from geneformer_repro.tokenizer.corpus import Corpus, Job, Part, is_finished, parts_of, write_report
-from geneformer_repro.tokenizer.dataset import OWN_COLUMNS
-from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, sum_by_column
-from geneformer_repro.tokenizer.folder import FORMAT, SOURCE, schema_of
+from geneformer_repro.tokenizer.encoding import Encoded, Ragged, encode, encode_stored, joined, sum_by_column
+from geneformer_repro.tokenizer.folder import schema_of
 from geneformer_repro.tokenizer.genes import GeneMap, is_mitochondrial, reconcile, require_known
 from geneformer_repro.tokenizer.measures import Order, Values, n_values
 from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, FILTER_PASS, NO_KNOWN_GENE, CellFilter, moments_of
 from geneformer_repro.tokenizer.readers import Block, CountSource
-from geneformer_repro.tokenizer.rows import CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH
+from geneformer_repro.tokenizer.summary import (
+    CELL,
+    FORMAT,
+    INPUT_IDS,
+    LENGTH,
+    OWN_COLUMNS,
+    SOURCE,
+    UNCROPPED,
+    UNCROPPED_LENGTH,
+)
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 VERSION = 4
@@ -227,11 +235,27 @@ class _Kept(NamedTuple):
     rows: np.ndarray
     """Those of it that are kept."""
     encoded: Encoded
-    whole: Ragged | None
+    whole: Encoded | None
     """All ranked genes, where these are written too."""
     gene_counts: np.ndarray
     n_below_zero: int
     left_out: list[tuple[str, str]]
+
+
+def _joined(pieces: Sequence[_Kept]) -> _Kept:
+    """Return consecutive cells as one block."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    return _Kept(
+        slice(first.block.start, pieces[-1].block.stop),
+        np.concatenate([piece.rows + piece.block.start - first.block.start for piece in pieces]),
+        joined([piece.encoded for piece in pieces]),
+        None if first.whole is None else joined([piece.whole for piece in pieces if piece.whole is not None]),
+        sum((piece.gene_counts for piece in pieces), np.zeros(1)),
+        sum(piece.n_below_zero for piece in pieces),
+        [cell for piece in pieces for cell in piece.left_out],
+    )
 
 
 class PartRows:
@@ -260,8 +284,7 @@ class PartRows:
 
     def __iter__(self) -> Iterator[pa.Buffer]:
         """Yield a batch a block, of the cells that are kept, as it stands in an Arrow stream."""
-        starts = range(self.part.start, self.part.stop, self._source.block_cells)
-        for kept in by_threads(starts, self._kept_of_block, self._job.threads):
+        for kept in self._blocks():
             self.gene_counts += kept.gene_counts
             self._n_below_zero += kept.n_below_zero
             self._left_out += kept.left_out
@@ -270,9 +293,20 @@ class PartRows:
                 self._digest.update(message)
                 yield message
 
-    def _kept_of_block(self, start: int) -> _Kept:
-        """Read and encode a block."""
-        block = self._source.block(start, min(start + self._source.block_cells, self.part.stop))
+    def _blocks(self) -> Iterator[_Kept]:
+        """Read and encode block after block; of counts, whose sums are exact in any order, half a block at a time."""
+        size, halves = self._source.block_cells, 2 if self._source.measure.values == "counts" else 1
+        starts = range(self.part.start, self.part.stop, size // halves)
+        kept = by_threads(starts, partial(self._kept_of, size=size // halves), self._job.threads)
+        while pieces := list(islice(kept, halves)):
+            yield _joined(pieces)
+
+    def _kept_of(self, start: int, *, size: int) -> _Kept:
+        """Read and encode some cells."""
+        stop = min(start + size, self.part.stop)
+        if self._is_plain and (kept := self._kept_as_stored(start, stop)):
+            return kept
+        block = self._source.block(start, stop)
         totals, cell_filter = self._source.total_counts(block), self._job.cell_filter
         why = np.full(len(totals), "", dtype=object)
         if cell_filter.asked:
@@ -292,11 +326,27 @@ class PartRows:
             slice(start, start + len(why)),
             rows,
             encoded,
-            self._encode(counts, totals, crop=False).tokens if self._job.options.uncropped else None,
+            self._encode(counts, totals, crop=False) if self._job.options.uncropped else None,
             _of_each_gene(self._source, block),
             block.n_below_zero,
             left_out,
         )
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether counts can be encoded as they are stored: no cell is asked anything but whether it has a gene."""
+        needs_counts = self._job.cell_filter.asked or self._job.options.uncropped or self._genes.is_left_out.any()
+        return self._source.measure.values == "counts" and not needs_counts
+
+    def _kept_as_stored(self, start: int, stop: int) -> _Kept | None:
+        """Encode cells as they are stored; None if they are not all counts, or one has no known gene."""
+        stored, totals = self._source.as_stored(start, stop), self._source.given_totals(start, stop)
+        found = encode_stored(stored, self._job.vocabulary, position=self._genes.position, n_counts=totals)
+        if found is None or not found.encoded.n_genes.all():
+            return None
+        if totals is not None:
+            self._source.require_totals(totals, found.sums, start)
+        return _Kept(slice(start, stop), np.arange(stop - start), found.encoded, None, found.gene_counts, 0, [])
 
     def _of_another_genome(self, block: Block) -> np.ndarray:
         """Whether most of each cell's counts are in genes of a genome that is not read."""
@@ -321,7 +371,10 @@ class PartRows:
             LENGTH: pa.array(encoded.tokens.lengths, pa.int32()),
         }
         if kept.whole is not None:
-            columns |= {UNCROPPED: _lists(kept.whole), UNCROPPED_LENGTH: pa.array(kept.whole.lengths, pa.int32())}
+            columns |= {
+                UNCROPPED: _lists(kept.whole.tokens),
+                UNCROPPED_LENGTH: pa.array(kept.whole.n_genes, pa.int32()),
+            }
         if SOURCE in schema.names:
             columns[SOURCE] = pa.repeat(pa.scalar(self._job.corpus.labels[self.part.source], pa.string()), len(rows))
         for name in self._job.options.obs:

@@ -21,12 +21,7 @@ import pyarrow.parquet as pq
 
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.tokenizer.rows import (
-    CELL,
     CELLS_AT_ONCE,
-    INPUT_IDS,
-    LENGTH,
-    UNCROPPED,
-    UNCROPPED_LENGTH,
     as_lists,
     is_list,
     lengths_of,
@@ -36,6 +31,7 @@ from geneformer_repro.tokenizer.rows import (
     whole,
     with_column,
 )
+from geneformer_repro.tokenizer.summary import CELL, INPUT_IDS, LENGTH, UNCROPPED, UNCROPPED_LENGTH
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)

@@ -151,6 +151,11 @@ class CountSource:
         """Read the cells from `start` to `stop`, as `blocks`."""
         return self._as_block(start, self._stored(start, stop))
 
+    def as_stored(self, start: int, stop: int) -> csr_matrix:
+        """Read the cells from `start` to `stop` as they are: any type of numbers, unchecked, genes in any order."""
+        with _named_errors(self.name, f"cells {start} to {stop}"):
+            return self._matrix.as_stored(start, stop)
+
     def _stored(self, start: int, stop: int) -> csr_matrix:
         with _named_errors(self.name, f"cells {start} to {stop}"):
             return self._matrix.read(start, stop)
@@ -210,23 +215,38 @@ class CountSource:
         return "n_counts" in self.obs_columns and not len(self.no_genes) and self.measure.values == "counts"
 
     def total_counts(self, block: Block) -> np.ndarray:
-        """Return each cell's total counts.
-
-        ``obs['n_counts']`` where there is one, for it remembers genes left out of the file; else the stored sum, as
-        also where the file holds features that are no genes, which `n_counts` may include, or no counts.
+        """Return each cell's total counts: `given_totals`, else the stored sum.
 
         Raises
         ------
         DataFormatError
-            ``obs['n_counts']`` is less than the counts stored for a cell.
+            As `require_totals`.
         """
         start, sums = block.start, np.asarray(block.counts.sum(axis=1, dtype=np.float64)).ravel()
+        n_counts = self.given_totals(start, start + len(sums))
+        if n_counts is None:
+            return sums
+        self.require_totals(n_counts, sums, start)
+        return n_counts
+
+    def given_totals(self, start: int, stop: int) -> np.ndarray | None:
+        """Return ``obs['n_counts']`` where there is one, for it remembers genes left out of the file.
+
+        None where the file holds features that are no genes, which `n_counts` may include, or no counts.
+        """
         if not self._has_totals:
-            return sums
-        column = self.obs("n_counts", start, start + len(sums))
-        if not pd.api.types.is_numeric_dtype(column):
-            return sums
-        n_counts = column.to_numpy(dtype=np.float64, na_value=np.nan)
+            return None
+        column = self.obs("n_counts", start, stop)
+        return column.to_numpy(dtype=np.float64, na_value=np.nan) if pd.api.types.is_numeric_dtype(column) else None
+
+    def require_totals(self, n_counts: np.ndarray, sums: np.ndarray, start: int) -> None:
+        """Look at ``obs['n_counts']`` of the cells from `start` on, beside the counts stored for each.
+
+        Raises
+        ------
+        DataFormatError
+            It is less.
+        """
         wrong = ~np.isfinite(n_counts) | (n_counts < sums * (1 - 1e-6))
         if wrong.any():
             i = int(np.flatnonzero(wrong)[0])
@@ -236,7 +256,6 @@ class CountSource:
                 "It must be the cell's total raw counts; correct the column, or drop it and the stored counts are "
                 "summed."
             )
-        return n_counts
 
     def check_cell_names(self) -> None:
         """Read the names once.

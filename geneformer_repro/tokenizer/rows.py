@@ -20,9 +20,6 @@ from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.tokenizer.encoding import Ragged
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary
 
-CELL, INPUT_IDS, LENGTH = "cell", "input_ids", "length"
-UNCROPPED, UNCROPPED_LENGTH = "input_ids_uncropped", "length_uncropped"
-"""Columns of a dataset that are not carried from obs."""
 CELLS_AT_ONCE = 10_000
 _MOST_TOKENS = 2**28
 """Tokens of a dataset of ours that are looked at when it is opened."""

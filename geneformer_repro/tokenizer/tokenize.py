@@ -27,12 +27,13 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_json, write_json, write_table
 from geneformer_repro.tokenizer.corpus import Corpus
-from geneformer_repro.tokenizer.dataset import CELL, SOURCE, TokenizedDataset, said_of_cut
-from geneformer_repro.tokenizer.folder import FORMAT, read_folder, write_state
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.folder import read_folder, write_state
 from geneformer_repro.tokenizer.genes import LEFT_OUT, in_one_line, read_gene_table, shares
 from geneformer_repro.tokenizer.measures import SHARED_OF, Measure, Order, Values
 from geneformer_repro.tokenizer.part_rows import DATASET, Options, Tokenisation
 from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter
+from geneformer_repro.tokenizer.summary import CELL, FORMAT, SOURCE, said_of_cut
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

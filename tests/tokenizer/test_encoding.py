@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix, hstack
 
+import geneformer_repro.tokenizer.encoding as encoding
 from geneformer_repro.errors import InputError
-from geneformer_repro.tokenizer.encoding import Ragged, encode, sum_by_column
+from geneformer_repro.tokenizer.encoding import Ragged, encode, encode_stored, sum_by_column
 from geneformer_repro.tokenizer.genes import reconcile
+from geneformer_repro.tokenizer.matrices import canonical
 from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -357,3 +359,33 @@ def test_columns_are_summed_in_double_precision(dtype):
 
 def test_columns_of_no_cells_sum_to_zero():
     np.testing.assert_array_equal(sum_by_column(csr_matrix((0, 3))), [0, 0, 0])
+
+
+@quickly
+@given(stored_cells(), st.booleans())
+def test_cells_as_a_file_holds_them_are_encoded_and_summed_as_in_canonical_form(drawn, has_totals):
+    counts, position, medians = drawn
+    vocabulary = vocabulary_of(medians)
+    in_order = canonical(counts)
+    totals = np.asarray(in_order.sum(axis=1)).ravel() + 3 if has_totals else None
+    found = encode_stored(counts, vocabulary, position=position, n_counts=totals)
+    expected = encode(in_order, vocabulary, position=position, n_counts=totals)
+    assert rows(found.encoded) == rows(expected)
+    np.testing.assert_array_equal(found.encoded.n_genes, expected.n_genes)
+    np.testing.assert_array_equal(found.sums, np.asarray(in_order.sum(axis=1)).ravel())
+    np.testing.assert_array_equal(found.gene_counts, sum_by_column(in_order))
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, np.nan, np.inf])
+def test_cells_as_a_file_holds_them_are_not_encoded_if_a_value_is_no_count(value):
+    counts = as_stored([[(0, 1)], [(1, value)]], 2)
+    assert encode_stored(counts, vocabulary_of(np.ones(2)), position=np.arange(2), n_counts=None) is None
+
+
+def test_pieces_of_a_few_cells_give_what_all_at_once_give(pbmc, vocabulary, monkeypatch):
+    counts, position = csr_matrix(pbmc.X), np.arange(pbmc.n_vars)
+    at_once = encode_stored(counts, vocabulary, position=position, n_counts=None)
+    monkeypatch.setattr(encoding, "_VALUES_IN_CACHE", 999)
+    in_pieces = encode_stored(counts, vocabulary, position=position, n_counts=None)
+    assert rows(in_pieces.encoded) == rows(at_once.encoded)
+    np.testing.assert_array_equal(in_pieces.gene_counts, at_once.gene_counts)
