@@ -218,11 +218,8 @@ def run_gated(
     """
     require_positions(bert, max(lengths))
     cells, positions_T = Cells(lengths), positions_of(lengths, input_ids_T.device)
-    embeddings = bert.embeddings
-    types_T = torch.zeros_like(input_ids_T)
-    embedded_TD = embeddings.word_embeddings(input_ids_T) + embeddings.token_type_embeddings(types_T)
-    embedded_TD = (embedded_TD + embeddings.position_embeddings(positions_T)).requires_grad_()
-    hidden_TD = embeddings.dropout(embeddings.LayerNorm(embedded_TD))
+    embedded_TD = summed_embeddings(bert, input_ids_T, positions_T).requires_grad_()
+    hidden_TD = bert.embeddings.dropout(bert.embeddings.LayerNorm(embedded_TD))
     for block in [*bert.encoder.layer][:n_blocks]:
         hidden_TD = block(hidden_TD, cells, presence_T=presence_T)
     return hidden_TD, embedded_TD
@@ -252,6 +249,13 @@ def embedded(bert: BertModel, input_ids_T: Tensor, position_ids_T: Tensor, rows_
         token_type_ids=torch.zeros_like(input_ids_T)[None],  # transformers 4 cannot make them longer than one cell
     )
     return hidden_1TD[0]
+
+
+def summed_embeddings(bert: BertModel, input_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+    """Return the sum of each token's embeddings, before the first norm, (T, D)."""
+    embeddings, types_T = bert.embeddings, torch.zeros_like(input_ids_T)
+    embedded_TD = embeddings.word_embeddings(input_ids_T) + embeddings.token_type_embeddings(types_T)
+    return embedded_TD + embeddings.position_embeddings(positions_T)
 
 
 def masked(labels_T: Tensor, cells: Cells) -> Read:

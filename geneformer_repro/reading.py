@@ -25,6 +25,7 @@ from geneformer_repro.encoder import IGNORED, Read, Watch, first_tokens, run_enc
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Head, Pooling, pool
 from geneformer_repro.prepared import LeftOut, Prepared, can_be_prepared
+from geneformer_repro.prepared_derivatives import Derivable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 T = TypeVar("T")
@@ -219,6 +220,11 @@ class Reader:
         with torch.no_grad():
             return Prepared(self.bert, self.n_blocks, dtype) if can_be_prepared(self.bert, self.device, dtype) else None
 
+    @cached_property
+    def _derivable(self) -> Derivable | None:
+        with torch.no_grad():
+            return None if self._prepared is None else Derivable(self._prepared)
+
     def watch(self, batch: Batch, watch: Watch) -> None:
         """Show an observer what the tokens of a batch attend with, block by block; of the last block no more is made.
 
@@ -267,8 +273,12 @@ class Reader:
         """
         presence_T = torch.ones(len(input_ids_T), device=self.device, requires_grad=True)
         with torch.enable_grad():
-            with self._halved():
-                hidden_TD, embedded_TD = run_gated(self.bert, input_ids_T, lengths, presence_T, n_blocks=self.n_blocks)
+            if self._derivable is not None:
+                hidden_TD, embedded_TD = self._derivable(input_ids_T, lengths, presence_T)
+            else:
+                with self._halved():
+                    gated = run_gated(self.bert, input_ids_T, lengths, presence_T, n_blocks=self.n_blocks)
+                hidden_TD, embedded_TD = gated
             score_CS = score(hidden_TD.float(), presence_T, Cells(lengths))
             gradients = list(_by_state(score_CS[:, : -1 if sum_to_one else None], [presence_T, embedded_TD]))
         if sum_to_one:

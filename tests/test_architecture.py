@@ -49,6 +49,7 @@ LAYERS = {
     "encoder": 2,
     "left_out": 2,
     "prepared": 2,
+    "prepared_derivatives": 2,
     "hazards": 2,
     "targets": 2,
     "heads": 2,

@@ -28,7 +28,7 @@ from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
 CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells and tokens of variants between two points from which a screen can go on."""
