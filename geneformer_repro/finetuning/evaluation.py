@@ -156,8 +156,8 @@ class Evaluation:
         where, score = f"{n_groups:.0f} groups of {self.group!r}{_rough(n_groups)}", self.kind.spelled[self.leading]
         ends = f"({_signed(lowest)} to {_signed(highest)}; median and range)"
         return (
-            f"within {where}, {self.ours} less {best} is {_signed(difference)} {score} {ends}, above 0 in {n_above:.0f}: "
-            f"{judged}"
+            f"within {where}, {self.ours} less {best} is {_signed(difference)} {score} {ends}, above 0 in "
+            f"{n_above:.0f}: {judged}"
         )
 
     def _compared(self, other: str, suffix: str) -> str | None:
