@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-os.environ["COLUMNS"] = "84"  # of the commands' help
+os.environ["COLUMNS"] = "76"  # of the commands' help
 
 import generated  # noqa: E402
 from docutils import nodes  # noqa: E402
@@ -57,7 +57,12 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navbar_persistent": [],  # one search field is enough
+}
 default_role = "py:obj"
 copybutton_exclude = ".linenos, .gp, .go"
 
