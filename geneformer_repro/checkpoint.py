@@ -25,7 +25,12 @@ from transformers import BertConfig
 
 from geneformer_repro import expression, pair_networks
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint_files import CHECKPOINT_PATH, checkpoint_in_words
+from geneformer_repro.checkpoint_files import (
+    CHECKPOINT_PATH,
+    CHECKPOINT_WARNING,
+    checkpoint_in_words,
+    worse_than_guessing,
+)
 from geneformer_repro.errors import InputError, VocabularyMismatchError
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
@@ -161,11 +166,12 @@ class Checkpoint:
 
     @property
     def whereabouts(self) -> dict[str, str]:
-        """Where it was opened from, for the metadata of a result; empty of a network in memory.
+        """Where it was opened from, and why not to rely on it, for the metadata of a result; as far as there is such.
 
         No part of a plan: a checkpoint that has moved is the same.
         """
-        return {} if self.path is None else {CHECKPOINT_PATH: self.path}
+        told = {CHECKPOINT_PATH: self.path, CHECKPOINT_WARNING: worse_than_guessing(self.provenance)}
+        return {name: value for name, value in told.items() if value is not None}
 
     @property
     def in_words(self) -> str:

@@ -16,6 +16,10 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 CHECKPOINT_PATH = "checkpoint_path"
 """In the metadata of a result: where the checkpoint that made it was."""
+CHECKPOINT_WARNING = "checkpoint_warning"
+"""In the metadata of a result: why its checkpoint is not to be relied on."""
+_MODEL = "model"
+"""What pretraining calls the network among its scores."""
 _HEAD_FORMAT = "geneformer_repro/head/3"
 _HEAD = {"level": str, "targets": [{"kind": str, "name": str, "classes?": [str], "measure?": str}]}
 _CONFIG = {"model_type": str, "num_hidden_layers": int, "hidden_size": int}
@@ -55,6 +59,30 @@ def checkpoint_in_words(metadata: Mapping[str, Any]) -> str | None:
     """
     told = [str(metadata[name]) for name in (CHECKPOINT_PATH, "checkpoint") if metadata.get(name) is not None]
     return ", fingerprint ".join(told) or None
+
+
+def worse_than_guessing(provenance: Mapping[str, Any]) -> str | None:
+    """Say that a pretrained model names hidden genes no better than a guess that sees no cell; None if it does.
+
+    Parameters
+    ----------
+    provenance
+        Of a checkpoint; None as well where it does not tell, as of a classifier or a model of others.
+    """
+    is_pretrained = misfit(provenance, {"step": str, "result": {"scores": {str: {str: float}}}}) is None
+    scores = provenance["result"]["scores"] if is_pretrained and provenance["step"] == "pretrain" else {}
+    losses = {name: of_method.get("hidden_loss", of_method.get("loss")) for name, of_method in scores.items()}
+    model = losses.pop(_MODEL, None)
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    if model is None or not known:
+        return None
+    best = min(known, key=lambda name: known[name])
+    if model < known[best]:
+        return None
+    return (
+        f"no better than guessing: on held-out cells its loss is {model:.3f} nats a hidden gene, and that of {best}, "
+        f"which sees no cell, {known[best]:.3f}. Train longer, on more cells, or at another rate"
+    )
 
 
 def _said_of_head(path: Path) -> str | None:

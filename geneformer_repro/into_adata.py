@@ -16,6 +16,9 @@ from geneformer_repro.tokenizer.readers import open_counts
 
 logger = logging.getLogger(__name__)
 
+FEWEST_SHARE = 0.1
+"""Of the genes that could meet, those that must."""
+
 KEY = "X_geneformer"
 """Of vectors in ``obsm`` and ``varm``, and in ``uns`` of what made them."""
 
@@ -71,6 +74,24 @@ def places_of_genes(
         by_name = pd.Series(places, adata.raw.var_names)
         places = by_name[~by_name.index.duplicated()].reindex(adata.var_names, fill_value=-1).to_numpy()
     return _with_some(np.asarray(places), "genes", first=(source.gene_ids[0], known))
+
+
+def places_of_results(adata: AnnData, genes: pd.Index) -> np.ndarray:
+    """Return which of the genes with a result each gene of an AnnData is, -1 where it is none, as `places_of_genes`.
+
+    Raises
+    ------
+    InputError
+        Fewer than a tenth of them meet, of the AnnData's genes or of those with a result, whichever are fewer.
+    """
+    places = places_of_genes(adata, genes)
+    n_met, n_most = len(np.unique(places[places >= 0])), min(len(places), len(genes))
+    if n_met < FEWEST_SHARE * n_most:
+        raise InputError(
+            f"into=: only {n_met:,} genes of the AnnData ({len(places):,}) are among the {len(genes):,} with a result. "
+            "Give the AnnData that the cells were tokenised from, or one of the same organism and gene ids."
+        )
+    return places
 
 
 def _with_some(places: np.ndarray, what: str, first: tuple[str, str]) -> np.ndarray:

@@ -131,8 +131,8 @@ FUNCTIONS = {
     "integration_scores": "adata, *, batch, label, counts, seed",
     "perturb": "checkpoint, cells, perturbation, *, "
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, passes, minutes, top, "
-    "min_cells, out, dtype, max_tokens, device, overwrite",
-    "shift_statistics": "shifts, *, method, null, cells, counts",
+    "min_cells, shams, out, dtype, max_tokens, device, overwrite",
+    "shift_statistics": "shifts, *, method, null, cells, counts, into",
     "explain": "checkpoint, rows, *, drugs, responses, patients, reading, target, state, contrast, goal, gene, layer, "
     "pooling, methods, donor, obs, max_cells, seed, sets, pooled_masks, baseline, steps, rule, operator, masks, out, "
     "dtype, max_tokens, device, allow_seen, overwrite",

@@ -457,6 +457,7 @@ PERTURB_OPTIONS = {
         {"method": "sampled", "passes": 90, "minutes": None, "top": 5, "min_cells": 4},
     ),
     "minutes": ("--sampled --minutes 1.5", {"method": "sampled", "passes": None, "minutes": 1.5}),
+    "shams": ("--shams 3", {"shams": 3}),
     "donor": ("--donor donor --obs a b", {"donor": "donor", "obs": ["a", "b"]}),
     "some cells": ("--max-cells 5 --seed 2", {"max_cells": 5, "seed": 2}),
     "layer": ("--layer 0 --pooling mean", {"layer": 0, "pooling": "mean"}),

@@ -8,6 +8,7 @@ import pytest
 
 import geneformer_repro as gf
 from geneformer_repro.errors import InputError
+from geneformer_repro.in_silico.statistics import _put_into
 from geneformer_repro.into_adata import places_of_cells, places_of_genes, put_columns
 
 
@@ -63,3 +64,50 @@ def test_cells_without_a_result_are_counted_and_missing(pbmc, caplog):
     put_columns(pbmc.obs, table, places, prefix="p_")
     assert pbmc.obs["p_a|b"].isna().sum() == pbmc.obs["p_text"].isna().sum() == 10
     assert pbmc.obs["p_a|b"].iloc[7] == 7
+
+
+# Screens
+
+
+@pytest.fixture(scope="module")
+def shifts(_pbmc):
+    """A made-up screen of the first thirty genes in six cells of three donors, of two classes."""
+    genes, rng = gf.Vocabulary.fit(_pbmc[:, :30]).gene_ids, np.random.default_rng(0)
+    rows = pd.MultiIndex.from_product([range(6), range(30), ["B", "NK"]]).to_frame(index=False)
+    table = pd.DataFrame(
+        {
+            "cell": [f"cell{i}" for i in rows[0]], "donor": [f"donor{i % 3}" for i in rows[0]],
+            "perturbed": [genes[i] for i in rows[1]], "affected": None, "state": rows[2], "dose": np.nan,
+            "rank": rows[1].astype("Int32"), "value": rng.normal(size=len(rows)), "before": 0.5, "exact": True,
+        }
+    )  # fmt: skip
+    told = {"measure": "change of prediction", "goal": None, "target": {"name": "type", "classes": ["B", "NK"]}}
+    names = dict.fromkeys(genes, "")
+    return gf.ShiftTable(table, told | {"perturbation": {"kind": "Deletion", "genes": "each"}, "gene_names": names})
+
+
+def test_a_screen_is_written_beside_its_genes_by_columns_that_name_it(shifts, pbmc):
+    mine = pbmc[:5, 29:2:-1].copy()
+    table = gf.shift_statistics(shifts, into=mine)
+    plain = gf.shift_statistics(shifts)
+    pd.testing.assert_frame_equal(table, plain)
+    of_b = table[table["state"] == "B"]
+    ids = places_of_genes(mine, of_b.index)
+    for name in ("effect", "p_value", "fdr"):
+        np.testing.assert_array_equal(mine.var[f"deletion_B_{name}"], of_b[name].to_numpy()[ids])
+    assert not mine.var["deletion_NK_effect"].isna().any()
+    towards = {"obs": "cell_type", "start": "CD56+ NK", "goal": "CD19+ B", "alternatives": []}
+    one = shifts.table[shifts.table["state"] == "B"].assign(state="CD19+ B")
+    metadata = shifts.metadata | {"target": None, "goal": towards, "measure": "cosine shift"}
+    gf.shift_statistics(gf.ShiftTable(one, metadata), into=mine)
+    assert mine.var["deletion_to_CD19+ B_effect"].notna().all()
+
+
+def test_an_anndata_of_few_of_the_genes_is_refused_and_stays_as_it_is(shifts, pbmc):
+    few = pbmc[:5, [*range(2), *range(60, 120)]].copy()
+    before = few.var.copy()
+    with pytest.raises(InputError, match="only 2 genes of the AnnData \\(62\\) are among the 30 with a result"):
+        gf.shift_statistics(shifts, into=few)
+    with pytest.raises(InputError, match="takes a table with a row a gene"):
+        _put_into(few, gf.shift_statistics(shifts).reset_index(), shifts)
+    pd.testing.assert_frame_equal(few.var, before)

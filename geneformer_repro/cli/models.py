@@ -148,12 +148,22 @@ def _finetune(arguments: argparse.Namespace) -> None:
 def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> None:
     """Print what every method reached on each target, and what that says."""
     for name, evaluation in evaluations.items():
-        shown = [column for column in evaluation.methods.columns if not column.endswith(("_low", "_high"))]
         print(f"{name}, {where}")
-        print(evaluation.methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
+        _print_scores(evaluation.methods)
+        if evaluation.by_group is not None:
+            print(f"{name}, by {evaluation.group}, the mean of each")
+            _print_scores(evaluation.by_group.methods)
+        if evaluation.within_groups is not None:
+            print(f"{name}, within each {evaluation.group}, the median")
+            _print_scores(evaluation.within_groups)
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
             print(sentence)
     print(f"{Path(out) / 'report.html'} has the pictures and intervals")
+
+
+def _print_scores(methods: Any) -> None:
+    shown = [name for name in methods.columns if not name.endswith(("_low", "_high", "_lowest", "_highest"))]
+    print(methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
 
 
 def named_settings(arguments: argparse.Namespace) -> list[str]:

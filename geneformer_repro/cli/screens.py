@@ -38,9 +38,9 @@ _KINDS = {
 }
 _SHOWN = (
     "gene_name", "gene_name_a", "gene_name_b", "affected_name", "cell", "donor", "state", "dose", "effect",
-    "sampling_low", "sampling_high", "in_top", "effect_vs_matched", "difference", "interaction", "impact", "value",
-    "mean", "sd", "p_value", "fdr",
-    "best_class_fdr", "n_cells", "n_donors", "warning",
+    "sampling_low", "sampling_high", "in_top", "effect_vs_matched", "sham_percentile", "difference",
+    "interaction", "impact", "value", "mean", "sd", "p_value", "fdr", "best_class_fdr", "n_cells", "n_donors",
+    "warning",
 )  # fmt: skip
 """Columns of statistics that fit into a terminal."""
 
@@ -98,6 +98,12 @@ def _question_options(perturb: argparse.ArgumentParser) -> None:
     perturb.add_argument("--start", help="state of the cells that are perturbed")
     perturb.add_argument("--goal", help="state towards which a movement counts")
     perturb.add_argument("--alternatives", nargs="+", default=[], metavar="STATE", help="other states to measure")
+    perturb.add_argument(
+        "--shams",
+        type=int,
+        metavar="N",
+        help="goals drawn at random, which tell what depends on the goal (default 19 of exact screens; 0: none)",
+    )
     perturb.add_argument(
         "--target", metavar="COLUMN", help="measure what a classifier says of this obs column that it learned"
     )
@@ -172,7 +178,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
     checkpoint, cells = open_both(arguments)
     options = (
         "target", "layer", "pooling", "refine", "donor", "obs", "max_cells", "seed", "passes", "minutes", "top",
-        "min_cells", "dtype", "max_tokens",
+        "min_cells", "shams", "dtype", "max_tokens",
     )  # fmt: skip
     shifts = perturb(
         checkpoint,
@@ -308,6 +314,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
 def _show_head(table: Any) -> None:
     """Print the first rows without a warning, without columns that are empty, and what a reader must know of them."""
     from geneformer_repro.in_silico.figures import without_warning
+    from geneformer_repro.in_silico.shams import dependence_in_words
 
     free = without_warning(table)
     head = table[free].head(10)
@@ -318,5 +325,7 @@ def _show_head(table: Any) -> None:
     of_donors = "n_donors" in table and table["n_donors"].max() > 1
     if "p_value" in table and not of_donors and "effect_vs_matched" not in table:  # of which the statistics warn
         print("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")
+    if said := dependence_in_words(table.attrs):
+        print(said)
     if "explained_by_baselines" in table.attrs:
         print(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")

@@ -2,13 +2,21 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
+from geneformer_repro.finetuning.difference_tests import SIGNIFICANT
+from geneformer_repro.finetuning.group_scores import (
+    FEW_GROUPS,
+    are_of_groups,
+    over_groups,
+    rows_of_groups,
+    scores_in_groups,
+)
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM, Kind
 from geneformer_repro.finetuning.metrics import differences, over_folds
@@ -17,7 +25,7 @@ from geneformer_repro.targets import Target
 logger = logging.getLogger(__name__)
 
 VS_BEST = "_vs_best_simple"
-INDEXED = ("methods", "confusion", "probabilities")
+INDEXED = ("methods", "confusion", "probabilities", "methods_by_group", "within_groups")
 """Tables whose index is written as well."""
 TABLES = (
     *INDEXED,
@@ -27,6 +35,7 @@ TABLES = (
     "confusion_intervals",
     "reliability",
     "per_cohort",
+    "predictions_by_group",
     "per_group",
     "difference_tests",
     "block_use",
@@ -62,7 +71,8 @@ class Evaluation:
     per_cohort: pd.DataFrame | None = None
     """Of survival in several cohorts: ``method``, ``cohort``, ``n``, ``n_events``, ``n_pairs``, C-index."""
     per_group: pd.DataFrame | None = None
-    """Of responses: ``method``, ``aggregation``, ``fold``, ``group`` (the sample, or drug), ``n``, and its scores."""
+    """Of responses: ``method``, ``aggregation``, ``fold``, ``group`` (the sample, or drug), ``n``, and its scores. Of
+    classes and numbers that differ within groups, such as donors: ``method``, ``group``, ``n``, and its scores."""
     difference_tests: pd.DataFrame | None = None
     """Of responses: ``method``, ``other``, ``score``, ``test``, and of what is tested the ``difference``, ``t``, ``p``,
     ``n`` and ``direction``."""
@@ -73,6 +83,12 @@ class Evaluation:
     """Methods that are no simple ones; tables of one method are of the first."""
     reference: str | None = None
     """A network that all methods are compared with as well: ``SCORE_vs_REFERENCE`` in `methods`."""
+    group: str | None = None
+    """What groups are called, such as the column of donors, where rows have some."""
+    by_group: "Evaluation | None" = None
+    """Where all rows of a group have one label: the same of groups, each predicted as the mean of its rows."""
+    within_groups: pd.DataFrame | None = None
+    """Where labels differ within groups: how scores lie over groups, see `group_scores.over_groups`."""
 
     @property
     def ours(self) -> str:
@@ -92,7 +108,10 @@ class Evaluation:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables that there are, by the names of their files."""
-        named = {name: getattr(self, name) for name in TABLES}
+        of_groups = self.by_group
+        named = {name: getattr(self, name) for name in TABLES if not name.endswith("_by_group")}
+        if of_groups is not None:
+            named |= {"methods_by_group": of_groups.methods, "predictions_by_group": of_groups.predictions}
         return {name: table for name, table in named.items() if table is not None}
 
     @property
@@ -114,9 +133,32 @@ class Evaluation:
 
     @property
     def verdicts(self) -> list[str]:
-        """The `verdict`, and the same of the difference to `reference`, where there are such."""
+        """The `verdict`, the same of the difference to `reference`, and of groups, where there are such."""
         to_reference = None if self.reference is None else self._compared(self.reference, vs(self.reference))
-        return [sentence for sentence in (self.verdict, to_reference) if sentence]
+        return [sentence for sentence in (self.verdict, to_reference, self.verdict_of_groups) if sentence]
+
+    @property
+    def verdict_of_groups(self) -> str | None:
+        """What groups say, in a sentence: of a donor's mean prediction, or of the scores within donors; None without.
+
+        Within groups "better" and "worse" where a paired t-test over groups has p < 0.05.
+        """
+        if self.by_group is not None:
+            n = self.by_group.predictions.iloc[:, 0].nunique()
+            said = self.by_group.verdict or self.by_group.caution
+            return said and f"over {n} groups of {self.group!r} (mean of each){_rough(n)}, {said}"
+        column, best = f"{self.leading}{VS_BEST}", _best_simple(self.methods[self.leading], self.networks)
+        if self.within_groups is None or column not in self.within_groups:
+            return None
+        names = ["n_groups", "n_above", "p_value", column, f"{column}_lowest", f"{column}_highest"]
+        n_groups, n_above, p, difference, lowest, highest = map(float, self.within_groups.loc[self.ours, names])
+        judged = "no clear difference" if not p < SIGNIFICANT else "better" if difference > 0 else "worse"
+        where, score = f"{n_groups:.0f} groups of {self.group!r}{_rough(n_groups)}", self.kind.spelled[self.leading]
+        ends = f"({_signed(lowest)} to {_signed(highest)}; median and range)"
+        return (
+            f"within {where}, {self.ours} less {best} is {_signed(difference)} {score} {ends}, above 0 in "
+            f"{n_above:.0f}: {judged}"
+        )
 
     def _compared(self, other: str, suffix: str) -> str | None:
         columns = [f"{self.leading}{suffix}{end}" for end in ("", "_low", "_high")]
@@ -142,6 +184,7 @@ def evaluate_target(
     seed: int,
     repeats: np.ndarray | None = None,
     named: str = "cell",
+    group: str | None = None,
     networks: Sequence[str] = (FINE_TUNED, RANDOM),
     reference: str | None = None,
     block_use: pd.DataFrame | None = None,
@@ -169,6 +212,8 @@ def evaluate_target(
         The repeat in which each was tested, from 0, of folds that are dealt several times; None where they are once.
     named
         What a row is called.
+    group
+        What groups are called, if methods are to be scored by group as well.
     networks
         Methods that are no simple ones, the one that is asked about first.
     reference
@@ -201,7 +246,7 @@ def evaluate_target(
             found = differences(score_of, other, n_rows=len(names), groups=groups, rng=np.random.default_rng(seed))
             columns_of = {name: one.columns(f"{kind.leading}{suffix}") for name, one in found.items()}
             methods = methods.join(pd.DataFrame.from_dict(columns_of, orient="index").astype(float))
-    return Evaluation(
+    evaluation = Evaluation(
         target,
         methods,
         pd.DataFrame(columns | {name: kind.written_prediction(one) for name, one in ran.items()}),
@@ -210,7 +255,52 @@ def evaluate_target(
         block_use=block_use,
         networks=tuple(networks),
         reference=reference,
+        group=None,
+        by_group=None,
     )
+    if group is None or groups is None or not kind.has_means:
+        return evaluation
+    return _with_groups(evaluation, group, labels_NS, ran, groups=groups, folds=folds, repeats=repeats, seed=seed)
+
+
+def _with_groups(
+    found: Evaluation,
+    group: str,
+    labels_NS: np.ndarray,
+    predicted: Mapping[str, np.ndarray],
+    *,
+    groups: np.ndarray,
+    folds: np.ndarray,
+    repeats: np.ndarray,
+    seed: int,
+) -> Evaluation:
+    """Add what groups say, of which there are at least two, and labels of more than one value."""
+    if len(np.unique(groups)) < 2 or len(np.unique(labels_NS, axis=0)) < 2:
+        return found
+    if not are_of_groups(labels_NS, groups):
+        per_group = scores_in_groups(found.kind, labels_NS, predicted, groups)
+        best = _best_simple(found.methods[found.leading], found.networks)
+        table = over_groups(per_group, leading=found.leading, best=best)
+        return replace(found, group=group, per_group=per_group, within_groups=table)
+    rows = rows_of_groups(labels_NS, predicted, groups=groups, folds=folds, repeats=repeats)
+    named = group if group not in ("fold", "repeat", "true", *predicted) else "group"
+    by_group = evaluate_target(
+        found.target,
+        rows.names,
+        rows.labels_GS,
+        rows.predicted,
+        folds=rows.folds,
+        groups=rows.names,
+        seed=seed,
+        repeats=rows.repeats,
+        named=named,
+        networks=found.networks,
+    )
+    return replace(found, group=group, by_group=by_group)
+
+
+def _rough(n_groups: float) -> str:
+    return ", too few to rely on" if n_groups < FEW_GROUPS else ""
 
 
 def vs(reference: str) -> str:

@@ -235,6 +235,7 @@ class Experiment:
                 groups=self.units,
                 seed=self.config.seed,
                 named=self.problem.row,
+                group=self.problem.group,
                 networks=self.network_names,
                 reference=self.reference,
                 block_use=use,

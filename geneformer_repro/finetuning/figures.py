@@ -16,7 +16,7 @@ MAIN_SCORES: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1"
 
 
 def methods_figure(
-    methods: pd.DataFrame, scores: Mapping[str, str] = MAIN_SCORES, *, tested: str = "cells"
+    methods: pd.DataFrame, scores: Mapping[str, str] = MAIN_SCORES, *, tested: str = "cells", says: str | None = None
 ) -> "Figure":
     """Draw what each method reached on the same test cells, with intervals.
 
@@ -29,6 +29,8 @@ def methods_figure(
         Columns to draw, with what to call them.
     tested
         What was predicted.
+    says
+        What points and bars are; default scores on what was tested, with intervals.
     """
     figure, axes = rows_figure(methods, list(methods.index), scores)
     _fit_scores(axes, methods[[f"{name}{end}" for name in scores for end in ("", "_low", "_high")]])
@@ -37,7 +39,7 @@ def methods_figure(
         if missing:
             said = "no score" if lacking.all() else "not run"
             axes.text(0.02, row, said, color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
-    axes.set(xlabel=f"score on the test {tested} (bar: 95 % interval)")
+    axes.set(xlabel=says or f"score on the test {tested} (bar: 95 % interval)")
     return figure
 
 

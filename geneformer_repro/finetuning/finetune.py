@@ -34,7 +34,7 @@ from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_
 from geneformer_repro.finetuning.kinds import require_columns, require_kinds, require_targets
 from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
-from geneformer_repro.finetuning.networks import NetworkConfig
+from geneformer_repro.finetuning.networks import NetworkConfig, warn_if_guessing
 from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.problems.samples import BESIDE_VERSION, beside_encoder
 from geneformer_repro.finetuning.results import write_findings
@@ -276,6 +276,11 @@ class CellExperiment(Experiment):
             found = begun.beside(features).run(features, work.folder)
             record = provenance(self.step, config=resolved(config), inputs=inputs) | {
                 "result": {name: _as_json(of.methods.loc[of.ours]) for name, of in found.evaluations.items()},
+                "by_group": {
+                    name: _as_json(of.by_group.methods.loc[of.ours])
+                    for name, of in found.evaluations.items()
+                    if of.by_group is not None
+                },
                 "intervals": self.intervals,
                 "settings": {name: setting(found.config, name) for name in config.search.searched},
             }
@@ -344,6 +349,7 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
     """Read labels, split, and refuse what must not be, before any work."""
     join_processes(config.training)
     checkpoint.require_matching(cells)
+    warn_if_guessing(checkpoint)
     require_poolable(cells.vocabulary, config.pooling, choices=HeadPooling)
     by_file, rng = config.split.split_file is not None, np.random.default_rng(config.seed)
     problem = labelled_cells(

@@ -24,7 +24,7 @@ from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, 
 from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
-from geneformer_repro.finetuning.networks import smoothing_of
+from geneformer_repro.finetuning.networks import smoothing_of, warn_if_guessing
 from geneformer_repro.finetuning.problems.genes import GeneProblem, gene_splits, labelled_genes
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.transfer import TransferConfig
@@ -254,6 +254,7 @@ def finetune_genes(
     config = config or GeneFinetuneConfig()
     join_processes(config.training)
     checkpoint.require_matching(cells)
+    warn_if_guessing(checkpoint)
     gene_classes = _by_name(gene_classes, task)
     problem, fold_of = labelled_genes(cells, gene_classes, config)
     splits = gene_splits(problem, fold_of, validation=config.split.validation, seed=config.seed)

@@ -7,6 +7,7 @@ parameters 0.4 GB in place of 2.5), and not even the weights where its predictio
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint_files import worse_than_guessing
 from geneformer_repro.config import ConfigError, Section, require
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
@@ -41,6 +43,8 @@ from geneformer_repro.training.config import (
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import train
 from geneformer_repro.unfinished import is_whole, keep
+
+logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
@@ -146,6 +150,12 @@ def read_history(work: Path) -> pd.DataFrame:
     """Return the history of a finished network."""
     kept = read_json(work / HISTORY)
     return pd.DataFrame(kept["entries"], columns=kept["columns"])
+
+
+def warn_if_guessing(checkpoint: Checkpoint) -> None:
+    """Say in the log if a checkpoint is known to have been pretrained to nothing better than a guess."""
+    if (said := worse_than_guessing(checkpoint.provenance)) and processes.is_first():
+        logger.warning("%s is %s.", checkpoint.name, said)
 
 
 def drop_weights(work: Path) -> None:

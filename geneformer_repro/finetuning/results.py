@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from geneformer_repro.checkpoint_files import worse_than_guessing
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.block_use import use_figure, use_section
 from geneformer_repro.finetuning.curve import over_draws
@@ -71,7 +72,9 @@ def write_findings(
         write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
         for name, evaluation in evaluations.items()
     ]
-    write_page(folder, pages, intervals=experiment.intervals, facts=facts, more=sections)
+    guessing = worse_than_guessing(getattr(experiment.start, "provenance", {}))
+    warning = f"The checkpoint that this began with is {guessing}." if guessing else ""
+    write_page(folder, pages, intervals=experiment.intervals, facts=facts, more=sections, warning=warning)
 
 
 class Page(NamedTuple):
@@ -99,9 +102,24 @@ def figures(evaluation: Evaluation) -> "dict[str, Figure]":
     kind, tested, use = evaluation.kind, _tested(evaluation), evaluation.block_use
     return {
         "methods": methods_figure(evaluation.methods, kind.spelled, tested=tested),
+        **_figure_of_groups(evaluation),
         **kind.figures(evaluation.tables, tested, evaluation.ours),
         **({} if use is None else {"block_use": use_figure(use, score=kind.spelled[kind.leading])}),
     }
+
+
+def _figure_of_groups(evaluation: Evaluation) -> "dict[str, Figure]":
+    """Draw what methods reached by group: intervals over groups, or of groups by themselves their range."""
+    spelled, within = evaluation.kind.spelled, evaluation.within_groups
+    if evaluation.by_group is not None:
+        return {"by_group": methods_figure(evaluation.by_group.methods, spelled, tested="groups")}
+    if within is None:
+        return {}
+    ends = {
+        f"{name}{end}": f"{name}{to}" for name in spelled for end, to in (("_lowest", "_low"), ("_highest", "_high"))
+    }
+    bars = "median over groups (bar: their range)"
+    return {"by_group": methods_figure(within.rename(columns=ends), spelled, says=f"score in a group, {bars}")}
 
 
 def _tested(evaluation: Evaluation) -> str:
@@ -116,7 +134,13 @@ def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
 
 
 def write_page(
-    folder: Path, pages: Sequence[Page], *, intervals: str, facts: dict[str, Any], more: Sequence[Section] = ()
+    folder: Path,
+    pages: Sequence[Page],
+    *,
+    intervals: str,
+    facts: dict[str, Any],
+    more: Sequence[Section] = (),
+    warning: str = "",
 ) -> None:
     """Write ``report.html``: every picture with what it shows and what it does not."""
     sections = [section for page in pages for section in _sections(page, intervals)]
@@ -127,6 +151,7 @@ def write_page(
         "beat the simple methods was not worth it here.",
         sections=[*sections, *more],
         facts=facts,
+        warning=warning,
     )
 
 
@@ -149,6 +174,8 @@ def _sections(page: Page, intervals: str) -> list[Section]:
             finding=winner,
         )
     ]
+    if "by_group" in pictures:
+        sections.append(_section_of_groups(evaluation, pictures["by_group"]))
     sections += evaluation.kind.sections(tested, pictures)
     if evaluation.block_use is not None:
         title = f"{name}: which of its inputs does a network use"
@@ -167,6 +194,37 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     return sections
 
 
+def _section_of_groups(evaluation: Evaluation, figure: "Figure") -> Section:
+    tested, of_groups = _tested(evaluation), evaluation.by_group
+    title = f"{evaluation.target.name}: by {evaluation.group}"
+    said = evaluation.verdict_of_groups
+    finding = "" if said is None else f"{said[0].upper()}{said[1:]}."
+    if of_groups is not None:
+        shown = [name for name in of_groups.methods.columns if not name.endswith(("_low", "_high"))]
+        return Section(
+            title,
+            f"The same methods, a group being one row: what is predicted of it is the mean over its test {tested}. "
+            "Bars are 95 % bootstrap intervals over groups.",
+            f"More than so few groups can: {tested} of a group are alike, so it is groups that count.",
+            figure=figure,
+            table=of_groups.methods[shown].dropna(how="all"),
+            note=f"{of_groups.caution}." if of_groups.caution else "",
+            finding=finding,
+        )
+    assert evaluation.within_groups is not None
+    within = evaluation.within_groups
+    return Section(
+        title,
+        f"The score in each group by itself, over the test {tested} of the group: median and range over groups.",
+        "Whether a group that was not tested does as well; and a group in which only one class was seen has no score.",
+        figure=figure,
+        table=within[[name for name in within.columns if not name.endswith(("_lowest", "_highest"))]],
+        finding=finding,
+    )
+
+
 def _notes(evaluation: Evaluation) -> list[str]:
+    """Say what the test rows cannot tell, and what the differences between methods say; groups have their section."""
     notes = [f"{evaluation.caution}."] if evaluation.caution else []
-    return notes + [f"On the same resamples, {verdict}." for verdict in evaluation.verdicts]
+    verdicts = [verdict for verdict in evaluation.verdicts if verdict != evaluation.verdict_of_groups]
+    return notes + [f"On the same resamples, {verdict}." for verdict in verdicts]

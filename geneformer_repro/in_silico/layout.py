@@ -1,6 +1,6 @@
 """From what came of the variants of cells to the rows of a `ShiftTable`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from geneformer_repro.in_silico.block_tables import carried, taken
 from geneformer_repro.in_silico.engine import Outcome, PerturbedCell
-from geneformer_repro.in_silico.shift_table import COLUMNS, ESTIMATE, as_frame
+from geneformer_repro.in_silico.shift_table import COLUMNS, ESTIMATE, SHAMS, as_frame
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 
@@ -29,6 +29,10 @@ class Layout:
     """What the values of a variant are called."""
     obs: pd.DataFrame
     """Other columns, a row a cell."""
+    n_shams: int = 0
+    """Sham goals, whose values stand behind those of the states in an outcome."""
+    goal: int = 0
+    """Which state is the goal."""
 
     def table(
         self,
@@ -48,7 +52,7 @@ class Layout:
         is_exact
             Of each variant of all cells, whether its value is; None: all are.
         """
-        rows = {name: column.to_numpy() for name, column in _rows(outcomes).items()}
+        rows = {str(name): column.to_numpy() for name, column in _rows(outcomes, len(self.states)).items()}
         variants = [cell.variants for cell in perturbed]
         place = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in variants])[rows["variant"]]
         cell = cells[place]
@@ -68,7 +72,15 @@ class Layout:
             pa.array(exact),
         ]
         obs = carried(self.obs, cell)
-        return pa.table([*columns, *obs.columns], pa.schema([*COLUMNS.items(), *obs.schema]))
+        table = pa.table([*columns, *obs.columns], pa.schema([*COLUMNS.items(), *obs.schema]))
+        return table.append_column(SHAMS, self._shams(rows, outcomes)) if self.n_shams else table
+
+    def _shams(self, rows: Mapping[str, np.ndarray], outcomes: Sequence[Outcome]) -> pa.Array:
+        """Return a list of values for each row about the goal, and null for the others."""
+        of_shams = np.concatenate([outcome.value_NS[:, len(self.states) :] for outcome in outcomes])
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(of_shams.astype(np.float32).ravel()), self.n_shams)
+        is_other = (rows["state"] != self.goal) | (rows["affected"] >= 0)
+        return lists.take(pa.array(rows["variant"], mask=is_other))
 
     def _affected(self, tokens: np.ndarray) -> pa.Array:
         genes = self.vocabulary.genes_of(tokens)
@@ -103,8 +115,8 @@ class Layout:
         return metadata | ({"first_order": _agreement(as_frame(pa.concat_tables(of_checked)))} if of_checked else {})
 
 
-def _rows(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """Lay out rows, variant by variant.
+def _rows(outcomes: Sequence[Outcome], n_states: int) -> pd.DataFrame:
+    """Lay out rows, variant by variant; of an outcome the values of so many states.
 
     Returns
     -------
@@ -112,7 +124,8 @@ def _rows(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     token of the affected gene, -1 of a row about the cell; ``value`` and ``before``.
     """
     value_VS, before_VS = (
-        np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("value_NS", "before_NS")
+        np.concatenate([getattr(outcome, name)[:, :n_states] for outcome in outcomes])
+        for name in ("value_NS", "before_NS")
     )
     variant, state = np.divmod(np.arange(value_VS.size), value_VS.shape[1])
     about_cells = {"variant": variant, "state": state, "value": value_VS.ravel(), "before": before_VS.ravel()}

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import t
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint_files import checkpoint_in_words
+from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING, checkpoint_in_words
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
@@ -26,6 +26,7 @@ from geneformer_repro.in_silico.figures import (
     volcano_figure,
 )
 from geneformer_repro.in_silico.sampled_effects import sample_in_words, steered_rows
+from geneformer_repro.in_silico.shams import dependence_in_words
 from geneformer_repro.in_silico.shift_table import CHANGE, SHIFT, SIMILARITY, ShiftTable, agreement_by_state
 from geneformer_repro.in_silico.statistics import shift_statistics
 from geneformer_repro.report import Section, write_report
@@ -127,7 +128,7 @@ def _has_pairs(shifts: ShiftTable) -> bool:
 
 def _has_doses(shifts: ShiftTable) -> bool:
     """Tell whether places were compared: any cell of the screen has them all."""
-    return bool(next(shifts.blocks())["dose"].nunique() > 1)
+    return bool(next(shifts.blocks(["dose"]))["dose"].nunique() > 1)
 
 
 def _require(table: pd.DataFrame, columns: list[str], what: str) -> None:
@@ -366,6 +367,7 @@ def write_screen_report(
         "sees them; everything below is what the model made of it.",
         sections=[_done(shifts, statistics), *_sections(shifts, statistics, effects)],
         facts={name: metadata[name] for name in ("cells", "seed") if name in metadata},
+        warning=f"The model is {metadata[CHECKPOINT_WARNING]}." if metadata.get(CHECKPOINT_WARNING) else "",
         overwrite=overwrite,
     )
 
@@ -400,6 +402,8 @@ def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -
     )
     if any(name in statistics for name in BASELINES):
         yield _beside_baselines(statistics, effects)
+    if said := dependence_in_words(statistics.attrs):
+        yield _goal_dependence(said)
     if shifts.metadata.get("method") == "first_order":
         yield _first_order(shifts)
     if {"sampling_low", "effect_shrunken"} <= set(statistics):
@@ -463,6 +467,18 @@ def _beside_baselines(statistics: pd.DataFrame, effects: _Effects) -> Section:
         table=_named_first(statistics.iloc[_from_above_to_below(effects)][columns]),
         ends=ENDS,
         finding=((f"Spearman correlation with the effect: {each}. " if each else "") + together).strip(),
+    )
+
+
+def _goal_dependence(said: str) -> Section:
+    return Section(
+        "Does the ranking depend on the goal",
+        "Sham goals are as far from the start state as the goal, in directions in which cells of the start differ by "
+        "chance. Where the ranking towards the goal is that towards shams, it says which genes move a cell at all. In "
+        "the table effect_vs_sham is the effect less the mean of those towards shams, and sham_percentile the share of "
+        "shams towards which a gene moves cells less far than towards the goal: 0 or 1 is as far as nineteen can tell.",
+        "That a gene with 0 or 1 is about the goal: of so many genes one in ten has one by chance.",
+        finding=_sentence(said),
     )
 
 

@@ -11,13 +11,15 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.embedding import embed_states
+from geneformer_repro.embedding import embed, embed_states
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import CellClassifier, Pooling, require_poolable
 from geneformer_repro.in_silico.engine import Engine, Nearness, Prediction, Score
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import EACH, Edits
-from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, SAMPLED_COLUMNS, SHIFT, SIMILARITY
+from geneformer_repro.in_silico.shams import FEWEST_CELLS as FEWEST_TO_HALVE
+from geneformer_repro.in_silico.shams import MOST_CELLS, N_SHAMS, sham_goals
+from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, SAMPLED_COLUMNS, SHAMS, SHIFT, SIMILARITY
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 
 logger = logging.getLogger(__name__)
@@ -167,6 +169,8 @@ class Question:
     donor: str | None
     obs: Sequence[str]
     budget: Budget = NO_BUDGET
+    shams: int | None = None
+    seed: int = 0
 
     @property
     def layer_read(self) -> int:
@@ -201,6 +205,36 @@ class Question:
         self._check_columns()
         if self.goal is not None:
             self._check_states(self.goal)
+        self._check_shams()
+
+    def _check_shams(self) -> None:
+        if self.shams is None or self.shams == 0:
+            return
+        if self.shams < 0:
+            raise InputError(f"shams must be at least 0, found {self.shams}.")
+        if self.goal is None or self.target is not None or self.method == "sampled":
+            raise InputError(
+                "shams= are goals drawn at random beside a goal= of states; not for target=, nor method='sampled'. "
+                "Leave them out."
+            )
+        if (n_cells := len(self._halved())) < 2:
+            raise InputError(f"shams= halve the cells of the start state, found {n_cells}. Leave them out: shams=0.")
+
+    @property
+    def n_shams(self) -> int:
+        """How many sham goals there are: `shams`, or where exact and the start has cells enough their usual number."""
+        if self.shams is not None:
+            return self.shams
+        is_usual = self.goal is not None and self.target is None and self.method == "exact"
+        return N_SHAMS if is_usual and len(self._halved()) >= FEWEST_TO_HALVE else 0
+
+    def _halved(self) -> np.ndarray:
+        """Return the row numbers of cells of the start state in whose directions shams lie."""
+        rows = self.rows_of_start()
+        rows = rows[self.cells.has_gene[rows]]
+        if len(rows) <= MOST_CELLS:
+            return rows
+        return np.sort(np.random.default_rng([self.seed, N_SHAMS]).choice(rows, MOST_CELLS, replace=False))
 
     def _check_columns(self) -> None:
         if isinstance(self.obs, str):
@@ -209,7 +243,7 @@ class Question:
             self.cells.require_obs(name)
         if len(set(self.obs)) < len(self.obs):
             raise InputError(f"obs names a column twice: {list(self.obs)}.")
-        if taken := set(self.obs) & {*COLUMNS, *SAMPLED_COLUMNS}:
+        if taken := set(self.obs) & {*COLUMNS, *SAMPLED_COLUMNS, SHAMS}:
             raise InputError(
                 f"The table has its own column {sorted(taken)[0]!r}; rename that of obs, or name donors with donor=."
             )
@@ -253,7 +287,9 @@ class Question:
         """Return how the rows of the table are made of what comes of the cells that are perturbed."""
         cells = self.cells
         carried = cells.obs[list(self.obs)].iloc[rows].reset_index(drop=True)
-        return Layout(cells.vocabulary, cells.cell_names[rows], self._donors(rows), self.states, carried)
+        goal = self.states.index(self.goal.goal) if self.n_shams and self.goal else 0
+        names, donors = cells.cell_names[rows], self._donors(rows)
+        return Layout(cells.vocabulary, names, donors, self.states, carried, self.n_shams, goal)
 
     def check_first_order(self, edits: Edits) -> None:
         """Refuse a screen with estimates of anything but single genes that cells express."""
@@ -317,7 +353,22 @@ class Question:
         else:
             options: Mapping[str, Any] = {"layer": self.layer_read, "pooling": pooling, "device": device}
             vectors = embed_states(self.checkpoint, self.cells, self.goal.obs, states=states, **options).to_numpy()
+        if self.n_shams:
+            vectors = np.concatenate([vectors, self._sham_vectors(vectors, states, device)])
         return Nearness(torch.as_tensor(vectors, device=device), pooling)
+
+    def _sham_vectors(self, vectors_SD: np.ndarray, states: Sequence[str], device: torch.device) -> np.ndarray:
+        assert self.goal is not None
+        options: Mapping[str, Any] = {"layer": self.layer_read, "pooling": self.pooling_read, "device": device}
+        cells = np.asarray(embed(self.checkpoint, self.cells.select(self._halved()), **options).X)
+        goal_D = vectors_SD[states.index(str(self.goal.goal))]
+        if self.goal.start in states:
+            start_D = vectors_SD[states.index(str(self.goal.start))]
+        elif self.goal.embeddings is not None:
+            start_D = np.asarray(self.goal.embeddings[self.goal.start], np.float32)
+        else:
+            start_D = cells.mean(0)
+        return sham_goals(cells, start_D, goal_D, n=self.n_shams, rng=np.random.default_rng([self.seed, N_SHAMS]))
 
     def affected_tokens(self) -> np.ndarray | None:
         """Return of each token whether what happens to it is reported."""
@@ -348,7 +399,9 @@ class Question:
             "pooling": head.pooling if self.target and head else self.pooling_read,
             "checkpoint": self.checkpoint.fingerprint,
             "cells": self.cells.fingerprint,
-        } | ({"budget": self.budget.describe()} if self.method == "sampled" else {})
+            **({"budget": self.budget.describe()} if self.method == "sampled" else {}),
+            **({SHAMS: self.n_shams} if self.n_shams else {}),
+        }
 
 
 def donors_of(cells: TokenizedDataset, rows: np.ndarray, donor: str | None, *, to: str) -> np.ndarray | None:

@@ -27,6 +27,8 @@ COLUMNS: Mapping[str, pa.DataType] = {
 }
 ESTIMATE = "estimate"
 """Column that a first-order screen has besides: the estimate, also of rows whose value is exact."""
+SHAMS = "shams"
+"""Column that a screen towards a goal may have besides: of the goal's rows what `value` is towards each sham goal."""
 UNBIASED, VARIANCE, CHANCE, ROUND = "unbiased", "variance", "chance", "round"
 SAMPLED_COLUMNS: Mapping[str, pa.DataType] = {
     ESTIMATE: pa.float64(),
@@ -67,6 +69,7 @@ _CLAIMS: Claims = {
     "perturbation": ("kind, genes and the like", _is_perturbation),
     "gene_names": ("a name for each gene", has_form({str: str})),
     "n_cells?": ("a number of cells", lambda value: type(value) is int and value >= 0),
+    "shams?": ("a number of sham goals", lambda value: type(value) is int and value >= 0),
     "obs?": ("names of columns", has_form([str])),
     "donor?": ("null, or the name of a column", has_form(str, or_null=True)),
     "method?": ("'exact', 'first_order' or 'sampled'", lambda value: value in ("exact", "first_order", "sampled")),
@@ -98,7 +101,7 @@ class ShiftTable(BlockTable):
         null), ``rank`` (place of the perturbed gene in the cell, 0 for the first; null for several genes and for one
         the cell does not express), ``value``, ``before`` (what `value` is the change of: similarity to the state, or
         prediction; null for a similarity), ``exact`` (False where the value is a first-order estimate); then obs
-        columns that were asked for.
+        columns that were asked for, and in the goal's rows ``shams``, what ``value`` is towards each sham goal.
     metadata
         ``measure`` says what a value is: "cosine similarity" before and after (1: did not move), "cosine shift", the
         change in similarity to a state (above 0: moved towards it), or "change of prediction" of a classifier. Also
@@ -210,7 +213,7 @@ class ShiftTable(BlockTable):
                 "Run perturb again."
             )
         of_method = {"first_order": [ESTIMATE], "sampled": [*SAMPLED_COLUMNS]}.get(metadata.get("method", "exact"), [])
-        promised = [*metadata.get("obs", []), *of_method]
+        promised = [*metadata.get("obs", []), *of_method, *([SHAMS] if metadata.get(SHAMS) else [])]
         require_promised(promised, schema, path, made_by="perturb")
 
 

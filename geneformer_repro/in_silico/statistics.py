@@ -36,7 +36,9 @@ from geneformer_repro.in_silico.blockwise import (
 )
 from geneformer_repro.in_silico.gene_baselines import PREDICTORS, beyond_baselines, gene_baselines
 from geneformer_repro.in_silico.sampled_effects import is_sampled, sampled_columns, unbiased
+from geneformer_repro.in_silico.shams import has_shams, sham_columns
 from geneformer_repro.in_silico.shift_table import UNBIASED, ShiftTable
+from geneformer_repro.into_adata import places_of_results, put_columns
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 if TYPE_CHECKING:
@@ -59,6 +61,11 @@ _COLUMNS = (
     "effect", "effect_vs_matched", "low", "high", "p_value", "fdr", "matched_percentile", "mean_rank", "n_cells",
     "n_donors", "n_exact", "warning",
 )  # fmt: skip
+_WRITTEN = (
+    "effect", "effect_vs_matched", "p_value", "fdr", "difference", "impact", "effect_vs_sham", "sham_percentile",
+    "n_cells",
+)  # fmt: skip
+"""Columns that are written into an AnnData."""
 _OF_OTHER_STATES = ["effect", "effect_vs_matched", "p_value", "fdr"]
 
 
@@ -70,6 +77,7 @@ def shift_statistics(
     null: ShiftTable | None = None,
     cells: TokenizedDataset | None = None,
     counts: "AnnData | str | Path | None" = None,
+    into: "AnnData | None" = None,
 ) -> pd.DataFrame:
     """Make a table of genes from a screen.
 
@@ -88,12 +96,16 @@ def shift_statistics(
         without the model (`gene_baselines`). For "matched" and a screen with a goal only.
     counts
         Where the raw counts of `cells` are, if not where `tokenize` found them.
+    into
+        An AnnData of such genes: effects, p-values and FDRs are also written into its ``var``, at the genes that they
+        belong to (NaN elsewhere), by columns that are named by the screen: ``deletion_to_GOAL_effect``.
 
     Returns
     -------
     A row a gene, indexed by ``gene_id``: first those of ``fdr`` below 0.05, the largest `effect_vs_matched` first, up
-    or down (of thousands of cells p-values are tiny for tiny effects), then the others by ``p_value``. Of a classifier
-    a row a gene and class, with a column ``state``; of a screen with doses a row a gene and ``dose``.
+    or down (of thousands of cells p-values are tiny for tiny effects), then the others by ``p_value``; at the end, in
+    the same order, rows with a ``warning``, such as genes of few cells, whose values are extreme by chance. Of a
+    classifier a row a gene and class, with a column ``state``; of a screen with doses a row a gene and ``dose``.
 
     - ``gene_name``
     - ``effect``: mean over donors of the donor's mean over cells. With a goal, above 0 moves cells towards it; of a
@@ -111,6 +123,10 @@ def shift_statistics(
       matched genes do.
     - ``matched_percentile``: share of the matched genes whose `effect_vs_matched` is below the gene's, 0 to 1: is it
       also extreme among genes? With many donors a p-value is small for a small effect.
+    - Of a screen with sham goals ``effect_vs_sham``: the effect less the mean of those towards goals drawn at random;
+      and ``sham_percentile``: the share of these towards which the gene's effect is below that towards the goal, 0 to
+      1; in the middle the effect has nothing to do with the goal. ``attrs["goal_dependence"]`` says how far the
+      ranking of genes is that towards shams.
     - ``mean_rank``: mean place in the cell, 0 for the first; NaN for a gene that no cell expresses.
     - ``n_cells``; ``n_donors`` that were compared (0: the screen has no donors, and cells stand for them); ``n_exact``
       of its values that were computed exactly, where some were estimated.
@@ -131,8 +147,8 @@ def shift_statistics(
     ------
     InputError
         The method does not fit the screen, an argument does not fit the method, there are too few other genes to
-        compare with, or a value is infinite. "matched" does not accept pairs or sets of genes. Rows without a value are
-        left out, with a word in the log.
+        compare with, a value is infinite, or `into` has few of the genes. "matched" does not accept pairs or sets of
+        genes. Rows without a value are left out, with a word in the log.
 
     See Also
     --------
@@ -175,13 +191,35 @@ def shift_statistics(
         raise InputError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, found {method!r}.")
     method = method or "matched"
     _require_fitting(method, null, cells, counts)
+    known = list(shifts.metadata.get("gene_names") or ())
+    if into is not None and known:
+        places_of_results(into, pd.Index(known))  # refused before the work
     if null is not None:
-        return published.vs_null(shifts, null)
-    if method != "matched":
+        table = published.vs_null(shifts, null)
+    elif method != "matched":
         of_method: Callable[[ShiftTable], pd.DataFrame] = getattr(published, method)  # the functions have its names
-        return of_method(shifts)
-    table = _matched(shifts)
-    return table if cells is None else _beside_baselines(table, gene_baselines(shifts, cells, counts))
+        table = of_method(shifts)
+    else:
+        table = _matched(shifts)
+        table = table if cells is None else _beside_baselines(table, gene_baselines(shifts, cells, counts))
+    if into is not None:
+        _put_into(into, table, shifts)
+    return table
+
+
+def _put_into(adata: "AnnData", table: pd.DataFrame, shifts: ShiftTable) -> None:
+    """Write what a table says of genes into ``var``: of a classifier or doses a set of columns for each."""
+    by = [name for name in ("state", "dose") if name in table and table[name].nunique() > 1]
+    groups = table.groupby(by, sort=False) if by else [((), table)]
+    if table.index.name != "gene_id" or any(of_group.index.has_duplicates for _, of_group in groups):
+        raise InputError("into= takes a table with a row a gene; this method has others. Use method='matched'.")
+    goal, kind = shifts.metadata.get("goal"), str((shifts.metadata.get("perturbation") or {}).get("kind", "shift"))
+    prefix = f"{kind.lower()}_to_{goal['goal']}_" if goal else f"{kind.lower()}_"
+    written = [name for name in _WRITTEN if name in table]
+    places = {key: places_of_results(adata, of_group.index) for key, of_group in groups}
+    for key, of_group in groups:
+        of_key = "".join(f"{value:g}_" if isinstance(value, float) else f"{value}_" for value in key)
+        put_columns(adata.var, of_group[written], places[key], prefix=prefix + of_key)
 
 
 def _require_fitting(method: Method, null: ShiftTable | None, cells: Any, counts: Any) -> None:
@@ -208,14 +246,19 @@ def _matched(shifts: ShiftTable) -> pd.DataFrame:
     doses = dict.fromkeys(dose for dose, _ in counted.groups)
     of_doses = [{state: table for (of, state), table in tables.items() if of is dose} for dose in doses]
     table: pd.DataFrame = pd.concat([_of_dose(dose, of, shifts) for dose, of in zip(doses, of_doses, strict=True)])
-    return published.named(table, shifts).iloc[_order(table)]
+    table = published.named(table, shifts).iloc[_order(table)]
+    return sham_columns(table, shifts, by_donor=counted.replicate == "donor") if has_shams(shifts) else table
 
 
 def _order(table: pd.DataFrame) -> np.ndarray:
-    """Return the rows in order: significant ones by size, others by p-value, those without one by size."""
+    """Return the rows in order: significant ones by size, others by p-value, those without one by size.
+
+    Those with a warning, such as genes of few cells, in the same order after all others.
+    """
     size, p_value = -table["effect_vs_matched"].abs().to_numpy(), table["p_value"].to_numpy()
+    warned = table["warning"].ne("").to_numpy()
     group = np.select([table["fdr"] < published.SIGNIFICANT, table["fdr"].notna()], [0, 1], 2)
-    return np.lexsort((table.index.to_numpy(dtype=str), size, np.where(group == 1, p_value, size), group))
+    return np.lexsort((table.index.to_numpy(dtype=str), size, np.where(group == 1, p_value, size), group, warned))
 
 
 @dataclass(frozen=True)

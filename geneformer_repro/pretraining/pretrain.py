@@ -23,6 +23,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.batching import pack
 from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint_files import worse_than_guessing
 from geneformer_repro.config import ConfigError, Section, flat_names, require, resolved
 from geneformer_repro.encoder import IGNORED
 from geneformer_repro.errors import InputError, did_you_mean
@@ -231,6 +232,8 @@ def pretrain(
             _write(checkpoint, history, scores, work)
             logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))
             logger.info("%s", _table(scores))
+            if said := worse_than_guessing(record):
+                logger.warning("pretrain: the model is %s.", said)
     return checkpoint
 
 

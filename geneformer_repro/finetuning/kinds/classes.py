@@ -92,6 +92,7 @@ class ClassLabels(Kind[Classes]):
     leading = "macro_f1"
     spelled = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}  # noqa: RUF012
     strata_are_classes = True
+    has_means = True
 
     def _codes(self, labels_NS: np.ndarray) -> np.ndarray:
         """Number of each row's class; one more than there are where there is none."""

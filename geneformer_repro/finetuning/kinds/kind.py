@@ -42,6 +42,8 @@ class Kind(ABC, Generic[TargetT]):
     """What scores are called: those of the picture of methods, in its order; among them `leading`."""
     strata_are_classes: ClassVar[bool]
     """Whether strata are to be told apart, so that no part of a split should hold a single one."""
+    has_means: ClassVar[bool] = False
+    """Whether the mean of predictions is one, so that those of a donor's cells may be averaged."""
 
     def __init__(self, target: TargetT) -> None:
         self.target = target

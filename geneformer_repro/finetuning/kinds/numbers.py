@@ -113,6 +113,7 @@ class NumberLabels(Kind[Number]):
     leading = "r2"
     spelled = {"r2": "R²", "spearman": "Spearman"}  # noqa: RUF012
     strata_are_classes = False
+    has_means = True
 
     def scaled(self, labels_NS: np.ndarray) -> Number:
         """Return the target with mean and sd of these labels."""

@@ -1,0 +1,201 @@
+"""Goals drawn at random, which say whether a screen's ranking has to do with its goal.
+
+Vectors of a model's cells lie close together, so that what moves a cell at all moves it much alike towards every state:
+a screen ranks genes towards any goal, also one that means nothing. A sham goal is as far from the start state as the
+goal is, in a direction in which cells of the start state differ among themselves: the difference between the means of
+two random halves of them, drawn out to that distance. What a gene does towards the goal and not towards shams is about
+the goal. A variant is read once, and its nearness to k more vectors costs next to nothing beside the network.
+
+Shapes: N cells, D hidden size, K shams, G genes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from geneformer_repro.errors import InputError
+from geneformer_repro.in_silico.blockwise import added
+from geneformer_repro.in_silico.shift_table import SHAMS, ShiftTable
+
+N_SHAMS = 19
+"""Beside the goal twenty directions, so that 0 or 1 of ``sham_percentile`` has one chance in ten."""
+FEWEST_CELLS = 20
+"""Cells of the start state below which shams are not drawn by themselves: halves of ten."""
+MOST_CELLS = 500
+"""Cells of the start state that are halved: their mean is not what matters, but in which directions they differ."""
+FEWEST_GENES = 10
+"""Genes that a rank correlation is taken over, each in at least so many cells."""
+HIGH, SOME = 0.8, 0.5
+"""Spearman correlations with shams from which a ranking hardly depends on the goal, or not if shams agree no better."""
+ATTRIBUTE = "goal_dependence"
+_KEYS = ["dose", "perturbed"]
+
+
+def sham_goals(
+    vectors_ND: np.ndarray, start_D: np.ndarray, goal_D: np.ndarray, *, n: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw goals as far from the start as the goal is, in directions in which cells of the start differ, (K, D).
+
+    Parameters
+    ----------
+    vectors_ND
+        Of cells of the start state, at least two that differ.
+    start_D, goal_D
+        Vectors of the states.
+    n
+        How many.
+    rng
+        Halves the cells.
+
+    Raises
+    ------
+    InputError
+        All cells are alike.
+    """
+    cells_ND = vectors_ND.astype(np.float64)
+    distance, half = np.linalg.norm(goal_D.astype(np.float64) - start_D), len(cells_ND) // 2
+    shams = []
+    for _ in range(n):
+        order = rng.permutation(len(cells_ND))
+        away_D = cells_ND[order[:half]].mean(0) - cells_ND[order[half:]].mean(0)
+        length = np.linalg.norm(away_D)
+        if not length > 0:
+            raise InputError("The cells of the start state are all alike to the model: shams have no direction.")
+        shams.append(start_D + away_D * (distance / length))
+    return np.stack(shams).astype(np.float32)
+
+
+def has_shams(shifts: ShiftTable) -> bool:
+    """Whether a screen measured movement towards sham goals."""
+    return bool(shifts.metadata.get(SHAMS))
+
+
+def sham_columns(table: pd.DataFrame, shifts: ShiftTable, *, by_donor: bool) -> pd.DataFrame:
+    """Add to a table of genes how their effect stands among those towards sham goals.
+
+    Parameters
+    ----------
+    table
+        Indexed by gene id; ``effect``, ``n_cells``, ``warning``, and ``dose`` where there are several.
+    shifts
+        The screen.
+    by_donor
+        Whether an effect is a mean over donors of their means, else one over cells.
+
+    Returns
+    -------
+    The table with ``effect_vs_sham`` and ``sham_percentile`` before ``warning``; in ``attrs`` how far rankings agree.
+    """
+    dose = table["dose"].to_numpy() if "dose" in table else np.full(len(table), np.nan)
+    keys = pd.MultiIndex.from_arrays([dose, table.index.astype(str)], names=_KEYS)
+    effect_GK = _effects(shifts, by_donor=by_donor).reindex(keys).to_numpy()
+    effect, at = table["effect"].to_numpy()[:, None], list(table).index("warning")
+    below = (effect_GK < effect).mean(1)
+    table.insert(at, "effect_vs_sham", effect[:, 0] - effect_GK.mean(1))
+    table.insert(at + 1, "sham_percentile", np.where(np.isnan(effect_GK).any(1), np.nan, below))
+    goal = shifts.metadata["goal"]
+    others = {state: table[f"effect_to_{state}"].to_numpy() for state in goal["alternatives"]}
+    table.attrs[ATTRIBUTE] = dependence(effect[:, 0], effect_GK, table["n_cells"].to_numpy(), others)
+    return table
+
+
+def _effects(shifts: ShiftTable, *, by_donor: bool) -> pd.DataFrame:
+    """Return of each dose and gene the effect towards each sham, read block by block."""
+    keys = [*_KEYS, "donor"]
+
+    def sums() -> Iterator[pd.DataFrame]:
+        goal = shifts.metadata["goal"]["goal"]
+        for block in shifts.blocks([*keys, "state", "affected", "value", SHAMS]):
+            wanted = (block["state"] == goal) & block["affected"].isna() & block["value"].notna()
+            block = block[wanted & block["donor"].notna() if by_donor else wanted]
+            if len(block):
+                named = block[keys].astype({"perturbed": object, "donor": object})
+                named = named if by_donor else named.assign(donor="")
+                values = pd.DataFrame(np.stack(block[SHAMS].to_list()).astype(np.float64), index=block.index)
+                grouped = named.join(values.assign(n=1)).groupby(keys, dropna=False)
+                yield grouped.sum()
+
+    of_donors = added(sums(), lambda tables: tables.groupby(level=keys, dropna=False).sum())
+    means = of_donors.drop(columns="n").div(of_donors["n"], axis=0)
+    return means.groupby(level=_KEYS, dropna=False).mean()
+
+
+class _Range(NamedTuple):
+    """Rank correlations: median, lowest and highest."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, correlations: np.ndarray) -> "_Range":
+        return cls(*(float(of(correlations)) for of in (np.median, np.min, np.max)))
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.median:.2f} ({self.lowest:.2f} to {self.highest:.2f})".replace("-", "−")
+
+
+def dependence(
+    effect_G: np.ndarray, sham_GK: np.ndarray, n_cells_G: np.ndarray, others: Mapping[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """Return how far the ranking of genes towards the goal is that towards shams, as JSON can hold it.
+
+    Parameters
+    ----------
+    effect_G, sham_GK
+        Effects towards the goal, and towards each sham.
+    n_cells_G
+        Cells of each gene; those in fewer than ten say little, and are left out.
+    others
+        Effects towards further states.
+
+    Returns
+    -------
+    ``n_genes``, ``n_shams``, Spearman correlations (median, lowest, highest) ``to_shams`` and ``among_shams``, and
+    ``to_states``; ``depends_on_goal``: "no" (it agrees with shams as well as these do with each
+    other), "hardly", "in part" or "yes". None of fewer than ten genes, or effects that are flat.
+    """
+    known = (n_cells_G >= FEWEST_GENES) & np.isfinite(sham_GK).all(1) & np.isfinite(effect_G)
+    known &= np.isfinite(np.column_stack([effect_G, *others.values()])).all(1)
+    all_GX = np.column_stack([effect_G, sham_GK, *others.values()])[known]
+    if len(all_GX) < FEWEST_GENES or (np.ptp(all_GX, axis=0) == 0).any():
+        return None
+    correlation_XX, n_shams = np.corrcoef(rankdata(all_GX, axis=0), rowvar=False), sham_GK.shape[1]
+    to_shams = correlation_XX[0, 1 : n_shams + 1]
+    among = correlation_XX[1 : n_shams + 1, 1 : n_shams + 1][np.triu_indices(n_shams, 1)]
+    here, there = _Range.of(to_shams), _Range.of(among) if len(among) else None
+    as_shams = there is not None and here.median >= max(SOME, there.median)
+    bounds = {"no": as_shams, "hardly": here.median >= HIGH, "in part": here.median >= SOME, "yes": True}
+    return {
+        "n_genes": len(all_GX),
+        "n_shams": n_shams,
+        "to_shams": list(here),
+        "among_shams": there and list(there),
+        "to_states": {name: float(correlation_XX[0, n_shams + 1 + i]) for i, name in enumerate(others)},
+        "depends_on_goal": next(name for name, holds in bounds.items() if holds),
+    }
+
+
+_SAID = {
+    "no": "the ranking of genes does not depend on the goal",
+    "hardly": "the ranking of genes hardly depends on the goal",
+    "in part": "the ranking of genes depends on the goal in part",
+    "yes": "the ranking of genes depends on the goal",
+}
+
+
+def dependence_in_words(attrs: Mapping[Any, Any]) -> str:
+    """Say whether a ranking depends on the goal, from the ``attrs`` of a table of genes; "" where it is not known."""
+    found = attrs.get(ATTRIBUTE)
+    if not found:
+        return ""
+    among = "" if found["among_shams"] is None else f"; these with each other {_Range(*found['among_shams']).in_words}"
+    states = "".join(f"; with the ranking towards {name} {rho:.2f}" for name, rho in found["to_states"].items())
+    return (
+        f"{_SAID[found['depends_on_goal']]}: with rankings towards {found['n_shams']} goals drawn at random it agrees "
+        f"by {_Range(*found['to_shams']).in_words} (Spearman, median and range){among}{states.replace('-', '−')}"
+    )
