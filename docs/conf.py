@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-os.environ["COLUMNS"] = "84"  # of the commands' help
+os.environ["COLUMNS"] = "76"  # of the commands' help
 
 import generated  # noqa: E402
 from docutils import nodes  # noqa: E402
@@ -38,7 +38,7 @@ templates_path: list[str] = []
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"
-nb_execution_timeout = 150
+nb_execution_timeout = 900  # seconds a cell: on a busy machine slow is not wrong
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
@@ -57,7 +57,12 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navbar_persistent": [],  # one search field is enough
+}
 default_role = "py:obj"
 copybutton_exclude = ".linenos, .gp, .go"
 

@@ -11,7 +11,7 @@ import geneformer_repro as gf
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-QUOTED = re.findall(r"```text\n(.*?)\n```", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+QUOTED = re.findall(r"```none\n(.*?)\n```", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @cache

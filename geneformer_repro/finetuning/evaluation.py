@@ -153,10 +153,11 @@ class Evaluation:
         names = ["n_groups", "n_above", "p_value", column, f"{column}_lowest", f"{column}_highest"]
         n_groups, n_above, p, difference, lowest, highest = map(float, self.within_groups.loc[self.ours, names])
         judged = "no clear difference" if not p < SIGNIFICANT else "better" if difference > 0 else "worse"
+        where, score = f"{n_groups:.0f} groups of {self.group!r}{_rough(n_groups)}", self.kind.spelled[self.leading]
+        ends = f"({_signed(lowest)} to {_signed(highest)}; median and range)"
         return (
-            f"within {n_groups:.0f} groups of {self.group!r}{_rough(n_groups)}, {self.ours} less {best} is {_signed(difference)} "
-            f"{self.kind.spelled[self.leading]} ({_signed(lowest)} to {_signed(highest)}; median and range), above "
-            f"0 in {n_above:.0f}: {judged}"
+            f"within {where}, {self.ours} less {best} is {_signed(difference)} {score} {ends}, above 0 in "
+            f"{n_above:.0f}: {judged}"
         )
 
     def _compared(self, other: str, suffix: str) -> str | None:

@@ -212,12 +212,13 @@ def _section_of_groups(evaluation: Evaluation, figure: "Figure") -> Section:
             finding=finding,
         )
     assert evaluation.within_groups is not None
+    within = evaluation.within_groups
     return Section(
         title,
         f"The score in each group by itself, over the test {tested} of the group: median and range over groups.",
         "Whether a group that was not tested does as well; and a group in which only one class was seen has no score.",
         figure=figure,
-        table=evaluation.within_groups,
+        table=within[[name for name in within.columns if not name.endswith(("_lowest", "_highest"))]],
         finding=finding,
     )
 
