@@ -134,8 +134,8 @@ def load_config(config_type: type[Config], path: str | Path | None = None, overr
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}: expected key=value.")
-        keys = _keys(key.strip(), override)
-        value = _toml_value(text.strip(), override)
+        keys = dotted(key.strip(), override)
+        value = toml_value(text.strip(), override)
         keys = (*_moved(config_type, keys[0], value if len(keys) == 1 else {}), *keys[1:])
         if any(keys[: len(other)] == other[: len(keys)] for other in assigned):
             raise ConfigError(
@@ -162,7 +162,7 @@ def _filled(config_type: type[Config], values: Mapping[str, Any], *, source: str
         if key in sections:
             filled[key] = sections[key].filled(value, source=source)
         else:
-            filled[key] = _checked(value, hints[key], f"{source}: {table}{key}")
+            filled[key] = checked(value, hints[key], f"{source}: {table}{key}")
     try:
         return config_type(**filled)
     except TypeError as error:
@@ -176,7 +176,7 @@ def require_types(config: Any) -> None:
     """
     hints, sections = typing.get_type_hints(type(config)), sections_of(type(config))
     for name in set(names_in(type(config))) - set(sections):
-        object.__setattr__(config, name, _checked(getattr(config, name), hints[name], _called(config, name)))
+        object.__setattr__(config, name, checked(getattr(config, name), hints[name], _called(config, name)))
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _assign(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def _keys(key: str, override: str) -> tuple[str, ...]:
+def dotted(key: str, override: str) -> tuple[str, ...]:
     """Cut a dotted key; names with dots or the like are quoted."""
     try:
         parsed: Any = tomllib.loads(f"{key} = 0")
@@ -219,7 +219,7 @@ def _keys(key: str, override: str) -> tuple[str, ...]:
     return keys
 
 
-def _toml_value(text: str, override: str) -> Any:
+def toml_value(text: str, override: str) -> Any:
     """Read a value as TOML; what is no TOML is text, unless it begins as what only TOML has."""
     try:
         read = tomllib.loads(f"value = {text}")
@@ -232,7 +232,7 @@ def _toml_value(text: str, override: str) -> Any:
     return read["value"]
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
+def checked(value: Any, hint: Any, where: str) -> Any:
     """Return `value` as `hint` wants it (an int may stand for a float, a list for a tuple), or raise."""
     value = _plain(value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -240,7 +240,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         errors = []
         for option in arguments:
             try:
-                return _checked(value, option, where)
+                return checked(value, option, where)
             except ConfigError as error:
                 if option is not types.NoneType:
                     errors.append(str(error))
@@ -250,11 +250,11 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, found {value!r}.")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_checked(item, arguments[0], where) for item in value)
+        return tuple(checked(item, arguments[0], where) for item in value)
     expected = origin or hint
     if expected in (dict, typing.get_origin(Mapping[str, Any])):
         if isinstance(value, Mapping):
-            return {key: _checked(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+            return {key: checked(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
         expected = dict
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

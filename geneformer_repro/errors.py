@@ -93,12 +93,35 @@ def did_you_mean(written: object, choices: Iterable[object]) -> str:
     A sentence such as ``"Did you mean 'cell_type'?"`` or ``"There are: 'a', 'b'."``.
     """
     valid = [str(choice) for choice in choices]
+    if near := nearest(written, valid):
+        return near
+    return f"There are: {listed(map(repr, valid), most=20)}." if valid else "There are none."
+
+
+def nearest(written: object, choices: Iterable[object]) -> str:
+    """Say which choices are near to what was written; nothing where none is."""
+    valid = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(written), valid, n=3, cutoff=0.6)
     if not near:  # of dotted names the last part may be what was written
         near = [name for name in valid if difflib.get_close_matches(str(written), [name.rpartition(".")[2]])][:3]
-    if near:
-        return "Did you mean " + " or ".join(map(repr, near)) + "?"
-    if not valid:
-        return "There are none."
-    shown = ", ".join(map(repr, valid[:20]))
-    return f"There are: {shown}{', …' if len(valid) > 20 else ''}."
+    return "Did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
+
+
+def listed(names: Iterable[object], *, most: int = 10) -> str:
+    """Name things in a message, and of many how many more there are: ``"a, b and 693 more"``."""
+    every = [str(name) for name in names]
+    shown = ", ".join(every[:most])
+    return shown if len(every) <= most else f"{shown} and {len(every) - most:,} more"
+
+
+def told_apart(*values: float) -> tuple[str, ...]:
+    """Write numbers with as many digits as tell those apart that differ, six at least.
+
+    >>> told_apart(3.062791, 3.062788)
+    ('3.062791', '3.062788')
+    """
+    return next(
+        written
+        for digits in range(6, 18)
+        if len(set(written := tuple(f"{value:.{digits}g}" for value in values))) == len(set(values)) or digits == 17
+    )

@@ -26,6 +26,7 @@ from scipy.sparse import csr_matrix
 import geneformer_repro as gf
 from geneformer_repro import cli, mapping
 from geneformer_repro.cli.models import named_settings
+from geneformer_repro.cli.terminal import in_columns
 from geneformer_repro.config import load_config, with_settings
 from geneformer_repro.files import sha256
 from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
@@ -256,8 +257,13 @@ def test_finetune_is_finetune(chain, opened, tmp_path):
 
 def said_of(methods, title, out, *verdict):
     """The title, the table without intervals, whether it was worth it, and where the rest is."""
-    shown = methods[[name for name in methods if not name.endswith(("_low", "_high"))]].round(3).rename_axis(None)
-    return [title, *shown.to_string().splitlines(), *verdict, f"{out}/report.html has the pictures and intervals"]
+    shown = methods[[name for name in methods if not name.endswith(("_low", "_high"))]].rename_axis(None)
+    return [
+        title,
+        *in_columns(shown, number="{:.3f}", index=True).splitlines(),
+        *verdict,
+        f"{out}/report.html has the pictures and intervals",
+    ]
 
 
 def test_finetune_on_genes_is_finetune_genes(chain, opened, tmp_path):
@@ -458,7 +464,7 @@ PERTURB_OPTIONS = {
     ),
     "minutes": ("--sampled --minutes 1.5", {"method": "sampled", "passes": None, "minutes": 1.5}),
     "shams": ("--shams 3", {"shams": 3}),
-    "donor": ("--donor donor --obs a b", {"donor": "donor", "obs": ["a", "b"]}),
+    "donor": ("--donor donor --obs cell_type", {"donor": "donor", "obs": ["cell_type"]}),
     "some cells": ("--max-cells 5 --seed 2", {"max_cells": 5, "seed": 2}),
     "layer": ("--layer 0 --pooling mean", {"layer": 0, "pooling": "mean"}),
     "speed": ("--dtype bfloat16 --max-tokens 512", {"dtype": "bfloat16", "max_tokens": 512}),
@@ -912,7 +918,7 @@ def bad(cells_file, tmp_path_factory):
     [
         (
             "missing.h5ad",
-            "missing.h5ad: no such file. Expected raw counts: .h5ad, .zarr, .loom, 10x .h5 or mtx, or a table.",
+            "missing.h5ad: no such file or folder.",
         ),
         ("text.h5ad", "text.h5ad: not an .h5ad, .loom or 10x .h5 (HDF5) file"),
         ("normalised.h5ad", "X holds fractional values (first: cell "),
@@ -976,19 +982,19 @@ BAD = {
     "tokenize, layer": ("tokenize cells.h5ad --vocabulary vocab --layer count", "there is no layer 'count'"),
     "tokenize, vocabulary": (
         "tokenize cells.h5ad --vocabulary nowhere",
-        "nowhere: is not a folder. Expected a vocabulary",
+        "nowhere: no such file or folder. --vocabulary is: folder written by vocabulary",
     ),
     "tokenize, output in a file": ("tokenize cells.h5ad --vocabulary vocab -o cells.h5ad/out", "cells.h5ad"),
     "vocabulary, folder and file": ("vocabulary vocab cells.h5ad", "found vocab among 2 inputs"),
     "vocabulary, length of a folder's": ("vocabulary vocab --max-length 20", "--max-length"),
     "vocabulary, layer of a folder": ("vocabulary vocab --layer counts", "--layer"),
-    "pretrain, cells": ("pretrain nowhere", "nowhere: no such dataset. Expected a folder written by tokenize"),
+    "pretrain, cells": ("pretrain nowhere", "nowhere: no such file or folder. CELLS is: folder written by tokenize"),
     "pretrain, setting": ("pretrain cells.tok --set epoch=3", "has no field 'epoch'. Did you mean 'training.epochs'?"),
     "pretrain, type": ("pretrain cells.tok --set training.epochs=many", "training.epochs must be float, found 'many'"),
     "pretrain, bound": ("pretrain cells.tok --set training.epochs=0", "training.epochs must be above 0, found 0"),
     "pretrain, size": ("pretrain cells.tok --set size=huge", "size must be one of 'tiny', 'V1-10M'"),
     "pretrain, no value": ("pretrain cells.tok --set epochs", "--set epochs: expected key=value"),
-    "pretrain, no file": ("pretrain cells.tok --config nowhere.toml", "nowhere.toml: cannot be read"),
+    "pretrain, no file": ("pretrain cells.tok --config nowhere.toml", "nowhere.toml: no such file or folder"),
     "pretrain, no TOML": ("pretrain cells.tok --config {bad}/broken.toml", "broken.toml: not valid TOML"),
     "pretrain, classifier": (
         "pretrain cells.tok --base clf --set training.epochs=1 training.warmup_steps=0.1",
@@ -1004,7 +1010,10 @@ BAD = {
         "trainer.push_to_hub has no effect here: nothing is uploaded",
     ),
     "finetune, source without columns": ("finetune base cells.tok --target cell_type --source cells.tok", "give both"),
-    "finetune, columns without source": ("finetune base cells.tok --target type --source-target type", "give both"),
+    "finetune, columns without source": (
+        "finetune base cells.tok --target cell_type --source-target type",
+        "give both",
+    ),
     "finetune, source and genes": (
         "finetune base cells.tok --source cells.tok --source-target type --genes genes.tsv",
         "give both, and not with --genes",
@@ -1025,7 +1034,7 @@ BAD = {
     ),
     "finetune, model": (
         "finetune cells.tok cells.tok --target cell_type",
-        "cells.tok: no config.json there, so not a model",
+        "cells.tok: is tokenised cells. finetune takes a checkpoint for CHECKPOINT.",
     ),
     "finetune, counts": (
         "finetune base cells.tok --target cell_type --counts {bad}/silent.h5ad --set split.allow_seen=true",
@@ -1058,7 +1067,7 @@ BAD = {
     ),
     "finetune, genes and no table": (
         "finetune base cells.tok --genes nowhere.tsv",
-        "nowhere.tsv: cannot be read",
+        "nowhere.tsv: no such file or folder.",
     ),
     "finetune, genes and no such task": (
         "finetune base cells.tok --genes genes.tsv --task range",
@@ -1115,7 +1124,7 @@ BAD = {
     ),
     "perturb, gene": ("perturb base cells.tok --genes ACTB4", "1 of 1 genes are not in the vocabulary"),
     "perturb, gene twice": ("perturb base cells.tok --genes A A", "genes must be distinct"),
-    "perturb, no cells": ("perturb base cells.tok --max-cells 0", "max_cells must be at least 1, found 0"),
+    "perturb, no cells": ("perturb base cells.tok --max-cells 0", "--max-cells must be at least 1, found 0."),
     "perturb, no place": ("perturb base cells.tok --kind shift", "give --to with numbers from 0 (front) to 1 (bottom)"),
     "perturb, place off": ("perturb base cells.tok --kind shift --to 2", "to must be a number from 0 (front) to 1"),
     "perturb, place of a deletion": (
@@ -1144,8 +1153,11 @@ BAD = {
     "perturb, refine": ("perturb base cells.tok --refine 3", "refine must be at least 0, and is for"),
     "perturb, donor": ("perturb base cells.tok --donor doner", "no obs column 'doner'. Did you mean 'donor'?"),
     "perturb, vocabulary": ("perturb base {bad}/others.tok", "have different vocabularies"),
-    "statistics, missing": ("statistics nowhere.parquet -o new.tsv", "nowhere.parquet: not a readable Parquet file"),
-    "statistics, foreign": ("statistics cells.h5ad -o new.tsv", "Expected the output of perturb"),
+    "statistics, missing": ("statistics nowhere.parquet -o new.tsv", "nowhere.parquet: no such file or folder."),
+    "statistics, foreign": (
+        "statistics cells.h5ad -o new.tsv",
+        "cells.h5ad: is counts, expression or vectors (AnnData). statistics takes",
+    ),
     "statistics, onto its input": (
         "statistics shifts.parquet --overwrite -o shifts.parquet",
         "shifts.parquet: statistics are written as .tsv",
@@ -1159,7 +1171,10 @@ BAD = {
         "statistics shifts.parquet --method vs_null --null plain.parquet -o new.tsv",
         "The null has another measure than the screen",
     ),
-    "statistics, no cells": ("statistics shifts.parquet --cells nowhere -o new.tsv", "nowhere: no such dataset"),
+    "statistics, no cells": (
+        "statistics shifts.parquet --cells nowhere -o new.tsv",
+        "nowhere: no such file or folder.",
+    ),
     "statistics, counts alone": ("statistics shifts.parquet --counts cells.h5ad -o new.tsv", "give cells= too"),
     "statistics, method": (
         "statistics shifts.parquet --method vs_all -o new.tsv",
@@ -1265,29 +1280,8 @@ def test_the_last_log_line_of_a_step_is_json_for_machines(there, run, tmp_path, 
     assert (events[-1]["event"], events[-1]["cells"]) == ("tokenize", 100)
 
 
-def helped(capsys, *command):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*command, "--help"])
-    assert ended.value.code == 0
-    return capsys.readouterr().out
-
-
-def test_help_lists_every_command(capsys):
-    said = helped(capsys)
-    assert [line.split()[0] for line in said.splitlines() if line.startswith("    ") and line[4] != " "] == list(
-        COMMANDS
-    )
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_for_every_option(capsys, command):
-    said = helped(capsys, command)
-    options = said.partition("options:")[2].splitlines()
-    assert f"usage: geneformer-repro {command}" in said
-    assert all(" " in line.strip() for line in options if line.strip().startswith("-"))
-    assert command in ("info", "plan", "doctor") or {"--out", "--overwrite", "--quiet"} <= set(
-        said.replace(",", " ").split()
-    )
+def test_these_are_all_commands():
+    assert set(cli._parser().commands) == set(COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -1295,7 +1289,13 @@ def test_every_command_has_help_for_every_option(capsys, command):
     [
         pytest.param(["--help"], 0, "usage: geneformer-repro", "", id="help"),
         pytest.param(["--version"], 0, f"geneformer-repro {gf.__version__}\n", "", id="version"),
-        pytest.param(["info", "nowhere"], 2, "", "error: nowhere: no such file or folder.\n", id="one line of error"),
+        pytest.param(
+            ["info", "nowhere"],
+            2,
+            "",
+            "error: nowhere: no such file or folder. PATH is: what a command has written.\n",
+            id="one line of error",
+        ),
     ],
 )
 def test_the_package_runs_as_a_module(tmp_path, command, status, out, err):

@@ -7,6 +7,8 @@ from geneformer_repro.errors import (
     MissingExtraError,
     VocabularyMismatchError,
     did_you_mean,
+    listed,
+    told_apart,
 )
 
 
@@ -40,8 +42,26 @@ def test_at_most_three_near_choices_are_offered():
 def test_a_long_list_of_choices_is_cut_and_says_so():
     sentence = did_you_mean("zzz", [f"a{i:02}" for i in range(21)])
     assert sentence.startswith("There are: 'a00', ")
-    assert sentence.endswith("'a19', ….")
+    assert sentence.endswith("'a19' and 1 more.")
 
 
 def test_a_list_of_twenty_choices_is_shown_whole():
     assert did_you_mean("zzz", [f"a{i:02}" for i in range(20)]).endswith("'a18', 'a19'.")
+
+
+def test_of_many_names_some_are_listed_and_the_others_counted():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(range(1_300), most=2) == "0, 1 and 1,298 more"
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        pytest.param((3.062791, 3.062788), ("3.062791", "3.062788"), id="near"),
+        pytest.param((1.0, 2.5), ("1", "2.5"), id="far"),
+        pytest.param((0.1 + 0.2, 0.3), ("0.30000000000000004", "0.29999999999999999"), id="last_digit"),
+        pytest.param((2.0, 2.0, 3.0), ("2", "2", "3"), id="equal_ones_stay_equal"),
+    ],
+)
+def test_numbers_that_differ_are_written_with_digits_that_differ(values, written):
+    assert told_apart(*values) == written

@@ -9,8 +9,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from geneformer_repro.cli import (
     cohorts,
@@ -28,23 +28,30 @@ from geneformer_repro.cli import (
     responses,
     screens,
 )
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.cli.commands import FAMILIES, Command, Suggesting
+from geneformer_repro.cli.terminal import RED, coloured, say_next
+from geneformer_repro.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    command = parser.commands[arguments.command]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:
+        command.check(arguments)
         status = int(arguments.run(arguments) or 0)
         sys.stdout.flush()
+        if status == 0 and not arguments.quiet and (following := command.then(arguments)):
+            say_next(following)
         return status
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{coloured('error:', RED, sys.stderr)} {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -56,28 +63,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that says what an unknown command or option may have meant."""
+class _Parser(Suggesting):
+    """The parser of all commands: help lists them by family."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, or end with a message."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self._of(arguments.command)._end_of_unknown(unknown)
+            self.commands[arguments.command].end_of_unknown(unknown)
         return arguments
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}. {did_you_mean(value, action.choices)}")
-
-    def _of(self, command: str) -> "_Parser":
+    @property
+    def commands(self) -> Mapping[str, Command]:
+        """The commands by name."""
         of_commands: Any = next(action for action in self._actions if action.dest == "command")
-        return of_commands.choices[command]
+        commands: Mapping[str, Command] = of_commands.choices
+        return commands
 
-    def _end_of_unknown(self, unknown: Sequence[str]) -> NoReturn:
-        options = [option for option in unknown if option.startswith("-")]
-        meant = did_you_mean(options[0].partition("=")[0], self._option_string_actions) if options else ""
-        self.error(f"unrecognized arguments: {' '.join(unknown)}. {meant}".rstrip(" "))
+    def format_help(self) -> str:
+        """List the commands, one a line."""
+        widest = max(map(len, self.commands))
+        families = [
+            "\n".join(
+                [
+                    family,
+                    *(f"  {name:<{widest}}  {of.says}" for name, of in self.commands.items() if of.family == family),
+                ]
+            )
+            for family in FAMILIES
+        ]
+        listed = "\n".join(families)
+        return f"{self.format_usage()}\n{self.description}\n\n{listed}\n\n{self.epilog}\n"
 
 
 class _Version(argparse.Action):
@@ -91,13 +107,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog="geneformer-repro",
-        description="From raw counts to a perturbation screen: Geneformer-style models of single-cell transcriptomes.",
+        description="From raw counts to a perturbation screen: Geneformer-style models of\nsingle-cell transcriptomes.",
+        epilog="geneformer-repro COMMAND --help says what a command takes, with an example.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     for family in (
         counts,
         models,

@@ -4,8 +4,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.explanations import READING, add_family_options, opened
-from geneformer_repro.cli.inputs import add_where_option, given_vocabulary, open_cells, table_outputs, write_together
+from geneformer_repro.cli.inputs import (
+    ANY_FILE,
+    MODEL,
+    add_where_option,
+    given_vocabulary,
+    open_cells,
+    table_outputs,
+    write_together,
+)
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,13 +34,19 @@ def add_explanation_options(statistics: argparse.ArgumentParser) -> None:
     tested = statistics.add_argument_group(
         "an explanation", "with --checkpoint and --cells, genes are taken away and models that forgot are explained"
     )
-    tested.add_argument("--sets", metavar="FILE", help="gene sets (.gmt) that are looked for among the strongest genes")
-    tested.add_argument("--drivers", metavar="FILE", help="known genes that are looked for among the strongest")
-    tested.add_argument("--permuted", metavar="FOLDER", help="the model fine-tuned on permuted labels, to be explained")
     tested.add_argument(
-        "--max-cells", type=int, metavar="N", help="cells that the model is asked again about (default 30)"
+        "--sets", type=ANY_FILE, metavar="FILE", help="gene sets (.gmt) that are looked for among the strongest genes"
     )
-    tested.add_argument("--max-length", type=int, metavar="N", help="as explain was given it")
+    tested.add_argument(
+        "--drivers", type=ANY_FILE, metavar="FILE", help="known genes that are looked for among the strongest"
+    )
+    tested.add_argument(
+        "--permuted", type=MODEL, metavar="FOLDER", help="the model fine-tuned on permuted labels, to be explained"
+    )
+    tested.add_argument(
+        "--max-cells", type=AtLeast(1), metavar="N", help="cells that the model is asked again about (default 30)"
+    )
+    tested.add_argument("--max-length", type=AtLeast(1), metavar="N", help="as explain was given it")
     add_where_option(tested)
     add_family_options(statistics.add_argument_group("an explanation of samples, drugs or patients", "as of explain"))
 
@@ -125,4 +141,4 @@ def _show(check: "ExplanationEvaluation") -> None:
     print("\n".join(check.sentences))
     head = check.genes.groupby(["method", "state"], sort=False, dropna=False).head(3).head(12)
     shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
-    print(shown.to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    print_table(shown)

@@ -5,7 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import AtLeast, Reads
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
+    COLUMN,
+    MODEL,
     add_cells_options,
     add_log2_option,
     add_samples_options,
@@ -18,6 +23,7 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 
@@ -27,16 +33,23 @@ def add_commands(commands: Any) -> None:
         commands,
         "samples",
         _samples,
-        "join tables of expression with clinical columns into one file, which all other commands read",
+        "join expression of bulk samples with clinical columns",
         ".h5ad to write",
+        family="data",
+        examples=["expression.tsv --clinical patients.tsv --one-per-patient -o cohort.h5ad"],
+        more="The file is read by all other commands.",
     )
     add_samples_options(samples)
     command = new_command(
         commands,
         "transfer-study",
         _transfer_study,
-        "learn survival of every cohort of bulk samples, after that of the others, beside Cox's model and more",
+        "learn survival of each cohort after that of the others",
         "folder to write: report.html, tables, pictures, and a folder for each cohort with its networks",
+        family="train",
+        examples=["cohorts.h5ad --values expression --survival time event --cohort tumour -o study"],
+        configures=lambda _: ("finetuning.cohort_data", "CohortStudyConfig"),
+        more="Cox's model and more stand beside it.",
     )
     add_samples_options(command)
     command.add_argument(
@@ -44,15 +57,19 @@ def add_commands(commands: Any) -> None:
     )
     add_log2_option(command)
     command.add_argument("--survival", nargs=2, metavar=("TIME", "EVENT"), help="columns of time and event (1 or 0)")
-    command.add_argument("--cohort", metavar="COLUMN", help="column of the cohorts, such as the type of tumour")
+    command.add_argument(
+        "--cohort", type=COLUMN, metavar="COLUMN", help="column of the cohorts, such as the type of tumour"
+    )
     command.add_argument("--cohorts", nargs="+", metavar="NAME", help="those that are a target (default: all)")
     command.add_argument("--horizon", type=float, metavar="TIME", help="when survival is scored, such as five years")
     command.add_argument("--covariates", nargs="+", metavar="COLUMN", help="clinical columns, such as age and stage")
-    command.add_argument("--trials", type=int, metavar="N", help="settings that are tried on the others (default 750)")
-    command.add_argument("--curve", nargs="+", type=int, metavar="N", help="also train on so many patients")
+    command.add_argument(
+        "--trials", type=AtLeast(1), metavar="N", help="settings that are tried on the others (default 750)"
+    )
+    command.add_argument("--curve", nargs="+", type=AtLeast(1), metavar="N", help="also train on so many patients")
     command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
     command.add_argument(
-        "--workers", type=int, metavar="N", help="processes that share the search; with --ray, tasks at a time"
+        "--workers", type=AtLeast(1), metavar="N", help="processes that share the search; with --ray, tasks at a time"
     )
     command.add_argument("--ray", action="store_true", help="share the search over a Ray cluster (RAY_ADDRESS)")
     add_settings_options(command)
@@ -64,20 +81,28 @@ def _add_cross_cohort(commands: Any) -> None:
         commands,
         "cross-cohort",
         _cross_cohort,
-        "train on one cohort and test on another, beside what the other tells of itself",
+        "train on one cohort and test on another",
         ".tsv to write, with a .png and an .html of the same name beside it",
+        family="look",
+        examples=["cohorts.h5ad --survival time event --cohort study -o cross.tsv"],
+        more="Beside what the other tells of itself.",
     )
     command.add_argument(
         "samples",
         nargs="*",
+        type=Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.CELLS),
         help="of --survival and --target: tables or .h5ad of expression, cells with raw counts, or tokenised cells",
     )
-    command.add_argument("--clinical", metavar="TABLE", help="a row a patient or sample; joined by id")
-    command.add_argument("--cohort", metavar="COLUMN", help="obs column of the cohorts (source: which of the files)")
+    command.add_argument("--clinical", type=ANY_FILE, metavar="TABLE", help="a row a patient or sample; joined by id")
+    command.add_argument(
+        "--cohort", type=COLUMN, metavar="COLUMN", help="obs column of the cohorts (source: which of the files)"
+    )
     add_survival_option(command)
-    command.add_argument("--target", metavar="COLUMN", help="obs column of labels that are predicted")
-    command.add_argument("--donor", metavar="COLUMN", help="with --target, the donor or patient of each cell")
-    command.add_argument("--checkpoint", metavar="FOLDER", help="with tokenised cells, look at its vectors")
+    command.add_argument("--target", type=COLUMN, metavar="COLUMN", help="obs column of labels that are predicted")
+    command.add_argument(
+        "--donor", type=COLUMN, metavar="COLUMN", help="with --target, the donor or patient of each cell"
+    )
+    command.add_argument("--checkpoint", type=MODEL, metavar="FOLDER", help="with tokenised cells, look at its vectors")
     command.add_argument(
         "--study",
         nargs=4,
@@ -85,7 +110,7 @@ def _add_cross_cohort(commands: Any) -> None:
         metavar=("NAME", "SAMPLES", "RESPONSES", "MEASURE"),
         help="drug response of a study: expression, a table of responses, and what these are; give two or more",
     )
-    command.add_argument("--drugs", metavar="TABLE", help="with --study, names and SMILES of the drugs")
+    command.add_argument("--drugs", type=ANY_FILE, metavar="TABLE", help="with --study, names and SMILES of the drugs")
     command.add_argument(
         "--values",
         choices=["counts", "expression", "zscore"],
@@ -101,10 +126,14 @@ def _add_cross_cohort(commands: Any) -> None:
     )
     command.add_argument("--folds", type=int, default=5, metavar="K", help="within a cohort (default %(default)s)")
     command.add_argument(
-        "--max-cells", type=int, default=2000, metavar="N", help="of a cohort, with --target (default %(default)s)"
+        "--max-cells",
+        type=AtLeast(1),
+        default=2000,
+        metavar="N",
+        help="of a cohort, with --target (default %(default)s)",
     )
     command.add_argument(
-        "--top", type=int, default=50, metavar="N", help="genes with the largest effects (default %(default)s)"
+        "--top", type=AtLeast(1), default=50, metavar="N", help="genes with the largest effects (default %(default)s)"
     )
     command.add_argument("--seed", type=int, default=0, help="of all that is drawn (default %(default)s)")
     add_cells_options(command)
@@ -131,7 +160,7 @@ def _cross_cohort(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     shown = [name for name in _SHOWN if name in table]
-    print(table[shown].to_string(index=False, na_rep="–", float_format="{:.3f}".format))
+    print_table(table[shown], number="{:.3f}")
     print(table.attrs["sentence"])
     print("{} has all columns, {} the picture, {} all pictures and the genes".format(*outputs))
 
@@ -200,7 +229,8 @@ def _transfer_study(arguments: argparse.Namespace) -> None:
     where = {name: getattr(arguments, name) for name in ("out", "workers", "ray", "overwrite")}
     study = transfer_study(given_samples(arguments), config=config, **where)
     for table in (study.cohorts, methods_table(study.evaluations)):
-        print(table.round(3).to_string(index=False, na_rep="–"), end="\n\n")
+        print_table(table, number="{:.3f}")
+        print()
     for row in study.comparisons.dropna(subset="difference_low").itertuples():
         print(f"{sentence(row)}.")
     print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")

@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.inputs import COUNTS, add_count_options, new_command
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import Reads
+from geneformer_repro.cli.following import after_tokenize, after_vocabulary
+from geneformer_repro.cli.inputs import ANY_FILE, COLUMN, COUNT_FILES, COUNTS, add_count_options, new_command
 from geneformer_repro.errors import InputError
 
 _OF_COUNTS = ("max_length", "layer", "gene_ids", "exact", "log2", "base")
@@ -22,11 +25,18 @@ def _add_vocabulary(commands: Any) -> None:
         commands,
         "vocabulary",
         _vocabulary,
-        "learn genes and their medians from counts, or convert the published dictionaries",
+        "learn genes and medians from counts; convert published ones",
         "folder to write",
+        family="data",
+        examples=["cells.h5ad -o vocab", "ctheodoris/Geneformer --series V2 -o vocab-v2"],
+        then=after_vocabulary,
     )
     vocabulary.add_argument(
-        "inputs", nargs="+", metavar="IN", help=f"{COUNTS}; or one folder with the published pickles, or hub id"
+        "inputs",
+        nargs="+",
+        type=Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.VOCABULARY, artefacts.CHECKPOINT, hub=True),
+        metavar="IN",
+        help=f"{COUNTS}; or one folder with the published pickles, or hub id",
     )
     vocabulary.add_argument(
         "--series",
@@ -35,6 +45,7 @@ def _add_vocabulary(commands: Any) -> None:
     )
     vocabulary.add_argument(
         "--base",
+        type=ANY_FILE,
         metavar="FOLDER",
         help="keep the genes and tokens of this vocabulary or checkpoint; learn medians only",
     )
@@ -48,13 +59,25 @@ def _add_vocabulary(commands: Any) -> None:
 
 def _add_tokenize(commands: Any) -> None:
     tokenize = new_command(
-        commands, "tokenize", _tokenize, "turn raw counts into rank-value encodings", "dataset folder to write"
+        commands,
+        "tokenize",
+        _tokenize,
+        "turn raw counts into rank-value encodings",
+        "dataset folder to write",
+        family="data",
+        examples=[
+            "cells.h5ad --vocabulary vocab --obs cell_type donor -o cells.tok",
+            "'atlas/*.h5ad' --vocabulary base --filter min_genes=200 max_mito=0.1 -o atlas.tok",
+        ],
+        then=after_tokenize,
     )
-    tokenize.add_argument("inputs", nargs="+", metavar="IN", help=COUNTS)
+    tokenize.add_argument("inputs", nargs="+", type=COUNT_FILES, metavar="IN", help=COUNTS)
     tokenize.add_argument(
-        "--vocabulary", required=True, help="folder written by vocabulary, or with the published pickles"
+        "--vocabulary", type=ANY_FILE, required=True, help="folder written by vocabulary, or with the published pickles"
     )
-    tokenize.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns to carry along")
+    tokenize.add_argument(
+        "--obs", type=COLUMN, nargs="+", default=[], metavar="COLUMN", help="obs columns to carry along"
+    )
     add_count_options(tokenize)
     tokenize.add_argument(
         "--order",
@@ -63,7 +86,10 @@ def _add_tokenize(commands: Any) -> None:
         help="of a sample's genes: from the top down, or top and bottom by turns (default %(default)s)",
     )
     tokenize.add_argument(
-        "--orthologs", metavar="FILE", help="table of other id and gene id: one-to-one orthologs, or retired ids"
+        "--orthologs",
+        type=ANY_FILE,
+        metavar="FILE",
+        help="table of other id and gene id: one-to-one orthologs, or retired ids",
     )
     tokenize.add_argument(
         "--min-known-share",

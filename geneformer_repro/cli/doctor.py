@@ -3,13 +3,21 @@
 import argparse
 from typing import Any
 
+from geneformer_repro.cli.inputs import new_command
+
 
 def add_commands(commands: Any) -> None:
     """Add the command of this module."""
-    doctor = commands.add_parser(
-        "doctor", help="say what this machine and its packages can do, and what to do about it"
+    new_command(
+        commands,
+        "doctor",
+        _doctor,
+        "say what this machine and its packages can do",
+        None,
+        family="look",
+        examples=[""],
+        more="And what to do about what they cannot.",
     )
-    doctor.set_defaults(run=_doctor, quiet=False)
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -4,14 +4,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli.commands import AtLeast
+from geneformer_repro.cli.following import after_embed
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
+    DATASET,
+    MODEL,
     TOKENIZED,
+    VECTORS,
     add_dtype_option,
     add_model_options,
     new_command,
     open_both,
 )
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 
@@ -29,17 +37,24 @@ def _add_embed(commands: Any) -> None:
         _embed,
         "write vectors of cells, genes or states",
         ".h5ad or .zarr to write; of states .tsv",
+        family="ask",
+        examples=["base cells.tok --umap cell_type -o cells.h5ad", "base cells.tok --states cell_type -o states.tsv"],
+        then=after_embed,
     )
-    embed.add_argument("checkpoint", help=CHECKPOINT)
-    embed.add_argument("cells", help=TOKENIZED)
+    embed.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
+    embed.add_argument("cells", type=DATASET, help=TOKENIZED)
     embed.add_argument("--level", choices=["cell", "gene"], default="cell", help="(default %(default)s)")
-    embed.add_argument("--states", metavar="COLUMN", help="instead a vector of each state in this obs column")
+    embed.add_argument(
+        "--states", type=COLUMN, metavar="COLUMN", help="instead a vector of each state in this obs column"
+    )
     embed.add_argument(
         "--statistic", choices=["mean", "median"], default="mean", help="of states (default %(default)s)"
     )
-    embed.add_argument("--umap", metavar="COLUMN", help="also compute a UMAP, and draw it coloured by this obs column")
     embed.add_argument(
-        "--heatmap", metavar="COLUMN", help="also draw the mean vectors of the labels in this obs column"
+        "--umap", type=COLUMN, metavar="COLUMN", help="also compute a UMAP, and draw it coloured by this obs column"
+    )
+    embed.add_argument(
+        "--heatmap", type=COLUMN, metavar="COLUMN", help="also draw the mean vectors of the labels in this obs column"
     )
     add_dtype_option(embed)
     add_model_options(embed, with_target=False)
@@ -50,13 +65,16 @@ def _add_map(commands: Any) -> None:
         commands,
         "map",
         _map,
-        "label cells by their nearest neighbours in a reference, with confidence",
+        "label cells by their neighbours in a reference",
         ".tsv file to write",
+        family="ask",
+        examples=["query.h5ad reference.h5ad --label cell_type -o labels.tsv"],
+        more="Each label comes with its confidence.",
     )
-    mapped.add_argument("query", help=".h5ad written by embed")
-    mapped.add_argument("reference", help=".h5ad written by embed with the same model")
+    mapped.add_argument("query", type=VECTORS, help=".h5ad written by embed")
+    mapped.add_argument("reference", type=VECTORS, help=".h5ad written by embed with the same model")
     mapped.add_argument("--label", required=True, metavar="COLUMN", help="obs column of the reference")
-    mapped.add_argument("--neighbors", type=int, default=15, metavar="N", help="(default %(default)s)")
+    mapped.add_argument("--neighbors", type=AtLeast(1), default=15, metavar="N", help="(default %(default)s)")
 
 
 def _add_mixing(commands: Any) -> None:
@@ -64,13 +82,16 @@ def _add_mixing(commands: Any) -> None:
         commands,
         "mixing",
         _mixing,
-        "score how an embedding mixes batches and keeps labels apart, beside PCA (extra scib)",
+        "score how an embedding mixes batches and keeps labels",
         ".tsv file to write",
+        family="look",
+        examples=["cells.h5ad --batch donor --label cell_type -o mixing.tsv"],
+        more="Beside PCA; needs the extra scib.",
     )
-    mixing.add_argument("embedding", help=".h5ad written by embed")
+    mixing.add_argument("embedding", type=VECTORS, help=".h5ad written by embed")
     mixing.add_argument("--batch", required=True, metavar="COLUMN", help="obs column of the batches")
     mixing.add_argument("--label", required=True, metavar="COLUMN", help="obs column of the labels")
-    mixing.add_argument("--counts", help=".h5ad with the raw counts of these cells, to compare with")
+    mixing.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts of these cells, to compare with")
 
 
 def _embed(arguments: argparse.Namespace) -> None:
@@ -143,7 +164,7 @@ def _map(arguments: argparse.Namespace) -> None:
     query, reference = (_read_h5ad(path) for path in (arguments.query, arguments.reference))
     table = map_to_reference(query, reference, arguments.label, n_neighbors=arguments.neighbors)
     _write_table(table.rename_axis("cell"), arguments)
-    print(table.groupby("label")["confidence"].agg(["size", "mean"]).round(3).to_string())
+    print_table(table.groupby("label")["confidence"].agg(["size", "mean"]), number="{:.3f}", index=True)
 
 
 def _mixing(arguments: argparse.Namespace) -> None:
@@ -158,7 +179,7 @@ def _mixing(arguments: argparse.Namespace) -> None:
     counts = counts_of(open_counts(arguments.counts), names) if arguments.counts else None
     table = integration_scores(adata, batch=arguments.batch, label=arguments.label, counts=counts)
     _write_table(table, arguments)
-    print(table.T.round(3).to_string())
+    print_table(table.T, number="{:.3f}", index=True)
 
 
 def _read_h5ad(path: str) -> Any:

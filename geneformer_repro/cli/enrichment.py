@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.inputs import new_command, table_outputs, write_together
+from geneformer_repro.cli.commands import AtLeast
+from geneformer_repro.cli.inputs import ANY_FILE, new_command, table_outputs, write_together
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 _SHOWN = (
@@ -20,23 +22,35 @@ def add_commands(commands: Any) -> None:
         commands,
         "enrich",
         _enrich,
-        "ask which gene sets the strongest genes of a table are of, against genes of like detection and place",
+        "ask which gene sets the strongest genes are of",
         ".tsv file to write (and a .png and .html beside it; with --beside a .beside.tsv, with --drivers .drivers.tsv)",
+        family="look",
+        examples=["genes.tsv --sets hallmark.gmt -o sets.tsv"],
+        more="Against genes of like detection and place.",
     )
     enrich.add_argument(
         "table",
+        type=ANY_FILE,
         help="a table with a row a gene (.tsv, .csv, .parquet), written by explain, perturb or anything else, or a "
         "folder written by network",
     )
-    enrich.add_argument("--sets", required=True, metavar="FILE", help="gene sets: .gmt, or a table of sets and genes")
+    enrich.add_argument(
+        "--sets", type=ANY_FILE, required=True, metavar="FILE", help="gene sets: .gmt, or a table of sets and genes"
+    )
     _choice_options(enrich)
     _null_options(enrich)
     beside = enrich.add_argument_group("a second model, and known genes")
-    beside.add_argument("--beside", metavar="TABLE", help="the same of another model, side by side")
+    beside.add_argument("--beside", type=ANY_FILE, metavar="TABLE", help="the same of another model, side by side")
     beside.add_argument("--names", nargs=2, metavar="NAME", help="what the two are called (default their files)")
-    beside.add_argument("--seeds", nargs=2, metavar="TABLE", help="of one model twice: how alike sets are by chance")
-    beside.add_argument("--drivers", metavar="FILE", help="known genes, one a line or a table with a column of them")
-    beside.add_argument("--random-weights", metavar="TABLE", help="of a network with random weights, beside --drivers")
+    beside.add_argument(
+        "--seeds", type=ANY_FILE, nargs=2, metavar="TABLE", help="of one model twice: how alike sets are by chance"
+    )
+    beside.add_argument(
+        "--drivers", type=ANY_FILE, metavar="FILE", help="known genes, one a line or a table with a column of them"
+    )
+    beside.add_argument(
+        "--random-weights", type=ANY_FILE, metavar="TABLE", help="of a network with random weights, beside --drivers"
+    )
     beside.add_argument("--drivers-name", metavar="TEXT", help="of the list, where the file does not say")
     beside.add_argument("--drivers-version", metavar="TEXT", help="the same of its version")
     beside.add_argument("--drivers-licence", metavar="TEXT", help="the same of its licence")
@@ -52,7 +66,7 @@ def _choice_options(enrich: argparse.ArgumentParser) -> None:
     enrich.add_argument(
         "--score", metavar="COLUMN", help="that ranks genes (default beyond, effect_vs_matched, effect …)"
     )
-    enrich.add_argument("--top", type=int, metavar="N", help="genes chosen above 0, and below (default 150)")
+    enrich.add_argument("--top", type=AtLeast(1), metavar="N", help="genes chosen above 0, and below (default 150)")
     enrich.add_argument("--max-fdr", type=float, metavar="Q", help="choose genes whose fdr is below this, instead")
     enrich.add_argument("--selected", metavar="COLUMN", help="choose genes of which this column is true, instead")
 
@@ -67,9 +81,9 @@ def _null_options(enrich: argparse.ArgumentParser) -> None:
     )
     enrich.add_argument("--min-cells", type=int, metavar="N", help="cells a gene was scored in (default 10)")
     enrich.add_argument("--min-size", type=int, default=10, metavar="N", help="of a set (default %(default)s)")
-    enrich.add_argument("--max-size", type=int, default=500, metavar="N", help="of a set (default %(default)s)")
+    enrich.add_argument("--max-size", type=AtLeast(1), default=500, metavar="N", help="of a set (default %(default)s)")
     enrich.add_argument(
-        "--permutations", type=int, default=1_000, metavar="N", help="of --method prerank (default %(default)s)"
+        "--permutations", type=AtLeast(1), default=1_000, metavar="N", help="of --method prerank (default %(default)s)"
     )
     enrich.add_argument("--seed", type=int, default=0, help="of what is drawn (default %(default)s)")
 
@@ -162,5 +176,5 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 
 def _show(table: Any) -> None:
     shown = table[[name for name in _SHOWN if name in table]].head(10)
-    print(shown.to_string(na_rep="–", float_format="{:.3g}".format))
+    print_table(shown, number="{:.3g}", index=True)
     print(table.attrs["sentence"])

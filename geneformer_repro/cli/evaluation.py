@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli.inputs import given_vocabulary, table_outputs, write_together
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import Reads
+from geneformer_repro.cli.inputs import ANY_FILE, MODEL, NAMED_FILE, given_vocabulary, table_outputs, write_together
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 
@@ -14,19 +17,28 @@ def add_known_edges_options(statistics: argparse.ArgumentParser) -> None:
     known = statistics.add_argument_group("a network on known edges")
     known.add_argument(
         "--known",
+        type=NAMED_FILE,
         nargs="+",
         default=[],
         metavar="[NAME=]FILE",
         help="tables of known edges, with columns such as source (or tf) and target; with --counts",
     )
     known.add_argument("--confidence", nargs="+", metavar="LEVEL", help="levels of these tables to use")
-    known.add_argument("--perturbed", metavar="FILE", help="table of what changed when genes were perturbed")
+    known.add_argument(
+        "--perturbed", type=ANY_FILE, metavar="FILE", help="table of what changed when genes were perturbed"
+    )
     known.add_argument("--state", metavar="STATE", help="of the network, where it has several")
     known.add_argument(
-        "--beside", nargs="+", default=[], metavar="NAME=FOLDER", help="other networks of the same cells"
+        "--beside",
+        type=Reads(artefacts.NETWORK, named=True),
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="other networks of the same cells",
     )
     known.add_argument(
         "--checkpoint",
+        type=MODEL,
         metavar="FOLDER",
         help="the model: for the cosine of its token embeddings; of an explanation, to test it",
     )
@@ -117,5 +129,5 @@ def _show(table: Any, columns: Sequence[str]) -> None:
     shown = [name for name in columns if name in table][:11]
     for reference, sentence in table.attrs["sentences"].items():
         print(f"{reference}, open universe:")
-        print(of_methods(table, reference, "open")[shown].to_string(na_rep="–", float_format="{:.3f}".format))
+        print_table(of_methods(table, reference, "open")[shown], number="{:.3f}", index=True)
         print(f"{reference}: {sentence}")

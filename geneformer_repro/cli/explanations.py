@@ -4,8 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import AtLeast, Reads
+from geneformer_repro.cli.following import after_explain
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
+    MODEL,
     TOKENIZED,
     add_cells_options,
     add_dtype_option,
@@ -15,6 +21,7 @@ from geneformer_repro.cli.inputs import (
     open_cells,
     refuse_where,
 )
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,23 +47,31 @@ def add_commands(commands: Any) -> None:
         commands,
         "explain",
         _explain,
-        "explain predictions: how much each gene adds to what a model says of each cell",
+        "say how much each gene adds to a prediction",
         ".parquet file to write (and a .png and .html of the same name beside it)",
+        family="ask",
+        examples=["classifier cells.tok --methods ig hide --max-cells 100 -o why.parquet"],
+        then=after_explain,
     )
-    explain.add_argument("checkpoint", help=CHECKPOINT)
+    explain.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     explain.add_argument(
         "cells",
+        type=Reads(artefacts.CELLS, artefacts.ANNDATA, artefacts.TABLE),
         help=f"{TOKENIZED}; for a network that reads values, or of drug response, samples (a table, .h5ad or tokens)",
     )
     add_family_options(explain)
     _add_question_options(explain)
     _add_method_options(explain)
-    explain.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of tests")
-    explain.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="other obs columns to carry along")
-    explain.add_argument("--max-cells", type=int, metavar="N", help="explain a random choice of so many cells")
+    explain.add_argument(
+        "--donor", type=COLUMN, metavar="COLUMN", help="obs column of the donor, the replicate of tests"
+    )
+    explain.add_argument(
+        "--obs", type=COLUMN, nargs="+", default=[], metavar="COLUMN", help="other obs columns to carry along"
+    )
+    explain.add_argument("--max-cells", type=AtLeast(1), metavar="N", help="explain a random choice of so many cells")
     explain.add_argument("--seed", type=int, default=0, help="of random choices (default %(default)s)")
     explain.add_argument("--allow-seen", action="store_true", help="explain cells, too, that the model was trained on")
-    explain.add_argument("--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096)")
+    explain.add_argument("--max-tokens", type=AtLeast(1), metavar="N", help="of a batch (default 16384, on a CPU 4096)")
     add_dtype_option(explain)
     add_cells_options(explain)
 
@@ -64,7 +79,9 @@ def add_commands(commands: Any) -> None:
 def add_family_options(explain: Any) -> None:
     """Add what is read beside the rows, by families of models other than those that read tokens of cells."""
     explain.add_argument("--cohort", metavar="COLUMN", help="of samples: cohorts that are each standardised")
-    explain.add_argument("--clinical", metavar="TABLE", help="of samples: what is known of them, joined by id")
+    explain.add_argument(
+        "--clinical", type=ANY_FILE, metavar="TABLE", help="of samples: what is known of them, joined by id"
+    )
     explain.add_argument("--genes-in", choices=["rows", "columns"], help="of a table, if names do not tell")
     explain.add_argument(
         "--values",
@@ -72,17 +89,27 @@ def add_family_options(explain: Any) -> None:
         help="of drug response, what the matrix holds (default what the network learned from, if it says so)",
     )
     explain.add_argument("--log2", action="store_true", help="expression is stored as log2(x + 1), which is undone")
-    explain.add_argument("--patients", metavar="RUN", help="of cells: explain the patients of a run of patients")
-    explain.add_argument("--drugs", metavar="TABLE", help="of drug response: name and SMILES of each drug")
-    explain.add_argument("--responses", metavar="TABLE", help="of drug response: what is known, to say how good it is")
-    explain.add_argument("--expression", metavar="TABLE", help="of drug response with tokens: the expression as well")
+    explain.add_argument(
+        "--patients", type=ANY_FILE, metavar="RUN", help="of cells: explain the patients of a run of patients"
+    )
+    explain.add_argument(
+        "--drugs", type=ANY_FILE, metavar="TABLE", help="of drug response: name and SMILES of each drug"
+    )
+    explain.add_argument(
+        "--responses", type=ANY_FILE, metavar="TABLE", help="of drug response: what is known, to say how good it is"
+    )
+    explain.add_argument(
+        "--expression", type=ANY_FILE, metavar="TABLE", help="of drug response with tokens: the expression as well"
+    )
 
 
 def _add_question_options(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--target", metavar="COLUMN", help="what the classifier learned (default its only target)")
     explain.add_argument("--state", nargs="+", metavar="CLASS", help="classes, or drugs, to explain (default all)")
     explain.add_argument("--contrast", metavar="CLASS", help="compare with this class, not with all others")
-    explain.add_argument("--state-column", metavar="COLUMN", help="of --start and --goal: obs column of the states")
+    explain.add_argument(
+        "--state-column", type=COLUMN, metavar="COLUMN", help="of --start and --goal: obs column of the states"
+    )
     explain.add_argument(
         "--start", metavar="STATE", help="instead: explain cells of this state, how much nearer they are"
     )
@@ -106,7 +133,10 @@ def _add_method_options(explain: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(_METHODS)}; ig is integrated_gradients, lime is surrogate (default hide; of values ig)",
     )
     explain.add_argument(
-        "--sets", metavar="FILE", help="take whole gene sets away instead of single genes: .gmt, or a table set, gene"
+        "--sets",
+        type=ANY_FILE,
+        metavar="FILE",
+        help="take whole gene sets away instead of single genes: .gmt, or a table set, gene",
     )
     explain.add_argument("--pooled-masks", action="store_true", help="of mask: count <mask> as a gene")
     explain.add_argument(
@@ -114,7 +144,9 @@ def _add_method_options(explain: argparse.ArgumentParser) -> None:
         choices=["mask", "mean", "pad", "median"],
         help="of ig and gradient_input: where genes start from (default mask; of values mean)",
     )
-    explain.add_argument("--steps", type=int, default=18, metavar="N", help="of ig, at first (default %(default)s)")
+    explain.add_argument(
+        "--steps", type=AtLeast(1), default=18, metavar="N", help="of ig, at first (default %(default)s)"
+    )
     explain.add_argument(
         "--rule",
         choices=["midpoint", "gauss_legendre"],
@@ -128,7 +160,10 @@ def _add_method_options(explain: argparse.ArgumentParser) -> None:
         help="of surrogate: how genes are left out (default %(default)s)",
     )
     explain.add_argument(
-        "--masks", type=int, metavar="N", help="of surrogate: altered cells a draw (default 20 a gene, at least 1000)"
+        "--masks",
+        type=AtLeast(1),
+        metavar="N",
+        help="of surrogate: altered cells a draw (default 20 a gene, at least 1000)",
     )
 
 
@@ -197,7 +232,7 @@ def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, 
     print(f"{out}: {described(why)}")
     head = genes.groupby(["method", "state"], sort=False).head(3).head(12)
     shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
-    print(shown.to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    print_table(shown)
     with new_file(picture, overwrite=overwrite) as aside:
         plot_explanation(why, genes=genes).savefig(aside, dpi=150)
     write_explanation_report(why, page, genes=genes, overwrite=overwrite)

@@ -3,8 +3,14 @@
 import argparse
 from typing import Any
 
+from geneformer_repro.cli.commands import AtLeast
+from geneformer_repro.cli.following import after_heads
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
+    DATASET,
+    MODEL,
     TOKENIZED,
     add_cells_options,
     add_dtype_option,
@@ -14,6 +20,7 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
+from geneformer_repro.cli.terminal import print_table
 
 
 def add_commands(commands: Any) -> None:
@@ -22,13 +29,21 @@ def add_commands(commands: Any) -> None:
         commands,
         "heads",
         _heads,
-        "test which heads of attention attend to some genes more than to others like them",
+        "test which heads of attention attend to some genes",
         ".tsv file to write (and a .png and .html beside it)",
+        family="ask",
+        examples=["base cells.tok --genes factors.txt -o heads.tsv"],
+        more="More than to others like them.",
+        then=after_heads,
     )
-    heads.add_argument("checkpoint", help=CHECKPOINT)
-    heads.add_argument("cells", help=TOKENIZED)
-    heads.add_argument("--genes", required=True, metavar="FILE", help="genes asked about, ids or names, one a line")
-    heads.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, over which means are taken")
+    heads.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
+    heads.add_argument("cells", type=DATASET, help=TOKENIZED)
+    heads.add_argument(
+        "--genes", type=ANY_FILE, required=True, metavar="FILE", help="genes asked about, ids or names, one a line"
+    )
+    heads.add_argument(
+        "--donor", type=COLUMN, metavar="COLUMN", help="obs column of the donor, over which means are taken"
+    )
     heads.add_argument(
         "--method",
         choices=["matched", "published"],
@@ -50,10 +65,10 @@ def add_commands(commands: Any) -> None:
         help="read a random choice of so many (default %(default)s)",
     )
     heads.add_argument(
-        "--permutations", type=int, default=1_000, metavar="N", help="of the genes' labels (default %(default)s)"
+        "--permutations", type=AtLeast(1), default=1_000, metavar="N", help="of the genes' labels (default %(default)s)"
     )
     heads.add_argument("--seed", type=int, default=0, help="of cells, permutations and weights (default %(default)s)")
-    heads.add_argument("--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096)")
+    heads.add_argument("--max-tokens", type=AtLeast(1), metavar="N", help="of a batch (default 16384, on a CPU 4096)")
     add_dtype_option(heads)
     add_cells_options(heads)
 
@@ -113,6 +128,6 @@ def compare_states(arguments: argparse.Namespace) -> None:
     )
     shown = ["source_name", "target_name", "difference", "p_value", "fdr", "n_donors", "moved"]
     head = found.edges[shown].head(10).dropna(axis=1, how="all")
-    print(head.to_string(index=False, float_format="{:.4g}".format))
+    print_table(head)
     print(found.sentence())
     print(f"{out} has {len(found.edges):,} edges, {outputs[1]} the picture, {outputs[2]} what it shows")

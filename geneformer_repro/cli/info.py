@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geneformer_repro.cli.explanations import described as described_explanation
-from geneformer_repro.cli.inputs import given_vocabulary
+from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.networks import described as described_network
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.errors import InputError
@@ -21,12 +21,20 @@ _OF_VOCABULARY = {"vocabulary.json", "vocabulary.tsv", "other_ids.tsv"}
 
 def add_commands(commands: Any) -> None:
     """Add the command of this module."""
-    info = commands.add_parser(
-        "info", help="say what a vocabulary, dataset, checkpoint, screen, network or explanation is"
+    info = new_command(
+        commands,
+        "info",
+        _info,
+        "say what a file or folder is",
+        None,
+        family="look",
+        examples=["cells.tok", "classifier"],
+        more="A vocabulary, a dataset, a checkpoint, a screen, a network or an explanation.",
     )
-    info.add_argument("path")
-    info.add_argument("--vocabulary", help="what tokens mean, of a stock checkpoint or tokenised cells of others")
-    info.set_defaults(run=_info, quiet=False)
+    info.add_argument("path", type=ANY_FILE, help="what a command has written")
+    info.add_argument(
+        "--vocabulary", type=ANY_FILE, help="what tokens mean, of a stock checkpoint or tokenised cells of others"
+    )
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import AtLeast, Column, Command, Reads
 from geneformer_repro.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -25,19 +27,44 @@ COUNTS = (
 )
 TOKENIZED = "folder written by tokenize, or tokenised cells of others (.dataset folder, .parquet)"
 CHECKPOINT = "checkpoint folder, or hub id"
+MODEL = Reads(artefacts.CHECKPOINT, hub=True)
+DATASET = Reads(artefacts.CELLS)
+COUNT_FILES = Reads(artefacts.ANNDATA, artefacts.TABLE)
+ANY_FILE = Reads()
+NAMED_FILE = Reads(named=True)
+VECTORS = Reads(artefacts.ANNDATA)
+COLUMN = Column()
 
 
 def new_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], says: str, out: str
-) -> argparse.ArgumentParser:
-    """Add a command that writes `out`, with the options that all such commands have."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=says, description=says[0].upper() + says[1:] + "."
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    says: str,
+    out: str | None,
+    *,
+    family: str,
+    examples: Sequence[str],
+    more: str = "",
+    then: Callable[[argparse.Namespace], list[str] | None] | None = None,
+    configures: Callable[[argparse.Namespace], tuple[str, str]] | None = None,
+) -> Command:
+    """Add a command that writes `out`, if anything, with the options that all such commands have."""
+    command: Command = commands.add_parser(
+        name,
+        description=f"{says[0].upper()}{says[1:]}.{' ' * bool(more)}{more}",
+        family=family,
+        says=says,
+        examples=[f"geneformer-repro {name} {example}".rstrip() for example in examples],
+        then=then,
+        configures=configures,
+        siblings=commands.choices,
     )
-    command.add_argument("-o", "--out", required=True, help=out)
-    command.add_argument("--overwrite", action="store_true", help="replace an output of this step that exists")
-    command.add_argument("--quiet", action="store_true", help="log warnings only, and draw no bars")
-    command.set_defaults(run=run)
+    if out is not None:
+        command.add_argument("-o", "--out", required=True, help=out)
+        command.add_argument("--overwrite", action="store_true", help="replace an output of this step that exists")
+        command.add_argument("--quiet", action="store_true", help="log warnings only, and draw no bars")
+    command.set_defaults(run=run, **({} if out is not None else {"quiet": False, "out": None}))
     return command
 
 
@@ -67,7 +94,7 @@ def add_count_options(command: argparse.ArgumentParser) -> None:
         "medians of bulk; or z-scores or log ratios, ranked as they are (default %(default)s)",
     )
     add_log2_option(command)
-    command.add_argument("--workers", type=int, metavar="N", help="processes; with --ray, tasks at a time")
+    command.add_argument("--workers", type=AtLeast(1), metavar="N", help="processes; with --ray, tasks at a time")
     command.add_argument("--ray", action="store_true", help="share the work over a Ray cluster (RAY_ADDRESS)")
 
 
@@ -77,6 +104,7 @@ def add_survival_option(command: argparse.ArgumentParser) -> None:
         "--survival",
         nargs=2,
         action="append",
+        type=COLUMN,
         metavar=("TIME", "EVENT"),
         help="obs columns of a time until an event, and of the event (1 or 0): learned as survival; may be repeated",
     )
@@ -89,8 +117,10 @@ def survival_settings(arguments: argparse.Namespace) -> dict[str, str]:
 
 def add_samples_options(command: argparse.ArgumentParser) -> None:
     """Add bulk samples, and how they are joined with what is known of their patients."""
-    command.add_argument("expression", nargs="+", help="table (.tsv, .csv, .gct, .parquet) or .h5ad of expression")
-    command.add_argument("--clinical", metavar="TABLE", help="a row a patient or sample; joined by id")
+    command.add_argument(
+        "expression", nargs="+", type=COUNT_FILES, help="table (.tsv, .csv, .gct, .parquet) or .h5ad of expression"
+    )
+    command.add_argument("--clinical", type=ANY_FILE, metavar="TABLE", help="a row a patient or sample; joined by id")
     command.add_argument("--id", metavar="COLUMN", help="of --clinical, if not the one that matches most samples")
     command.add_argument("--genes-in", choices=["rows", "columns"], help="of tables, if names do not tell")
     command.add_argument("--one-per-patient", action="store_true", help="take the first of several samples")
@@ -112,7 +142,7 @@ def add_config_options(command: argparse.ArgumentParser) -> None:
 
 def add_settings_options(command: argparse.ArgumentParser) -> None:
     """Add settings, from a file and one by one."""
-    command.add_argument("--config", metavar="FILE", help="TOML file with the settings")
+    command.add_argument("--config", type=ANY_FILE, metavar="FILE", help="TOML file with the settings")
     command.add_argument(
         "--set",
         nargs="+",
@@ -125,9 +155,11 @@ def add_settings_options(command: argparse.ArgumentParser) -> None:
 
 def add_cells_options(command: argparse.ArgumentParser) -> None:
     """Add how tokenised cells are opened."""
-    command.add_argument("--vocabulary", help="what tokens mean, where neither the checkpoint nor the cells say it")
     command.add_argument(
-        "--max-length", type=int, metavar="N", help="cut longer cells to so many tokens (default: refuse them)"
+        "--vocabulary", type=ANY_FILE, help="what tokens mean, where neither the checkpoint nor the cells say it"
+    )
+    command.add_argument(
+        "--max-length", type=AtLeast(1), metavar="N", help="cut longer cells to so many tokens (default: refuse them)"
     )
     add_where_option(command)
 

@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import AtLeast, Reads
+from geneformer_repro.cli.following import after_finetune, after_predict, after_pretrain
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
     COUNTS,
+    DATASET,
+    MODEL,
     TOKENIZED,
     add_cells_options,
     add_config_options,
@@ -22,10 +29,12 @@ from geneformer_repro.cli.inputs import (
     refuse_where,
     survival_settings,
 )
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 _OF_DATA = ("layer", "gene_ids", "log2", "cohort", "clinical", "genes_in")
 """Options of `predict` that are the function's."""
+_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -36,9 +45,19 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_pretrain(commands: Any) -> None:
-    pretrain = new_command(commands, "pretrain", _pretrain, "learn to name masked genes", "checkpoint folder to write")
-    pretrain.add_argument("cells", help=TOKENIZED)
-    pretrain.add_argument("--base", dest="checkpoint", metavar="BASE", help=f"go on from this {CHECKPOINT}")
+    pretrain = new_command(
+        commands,
+        "pretrain",
+        _pretrain,
+        "learn to name masked genes",
+        "checkpoint folder to write",
+        family="train",
+        examples=["cells.tok --set size=V1-10M training.epochs=3 -o base", "cells.tok --base base -o adapted"],
+        then=after_pretrain,
+        configures=lambda _: ("pretraining.pretrain", "PretrainConfig"),
+    )
+    pretrain.add_argument("cells", type=DATASET, help=TOKENIZED)
+    pretrain.add_argument("--base", dest="checkpoint", type=MODEL, metavar="BASE", help=f"go on from this {CHECKPOINT}")
     pretrain.add_argument(
         "--resume", action="store_true", help="go on with OUT.partial or fail (without it: go on if it is there)"
     )
@@ -50,35 +69,60 @@ def _add_finetune(commands: Any) -> None:
         commands,
         "finetune",
         _finetune,
-        "learn obs columns, or classes of genes, beside simple baselines",
+        "learn obs columns or classes of genes, beside baselines",
         "checkpoint folder to write, with report.html, tables and pictures",
+        family="train",
+        examples=[
+            "base cells.tok --target cell_type --group donor -o classifier",
+            "base cells.tok --genes genes.tsv -o gene-classifier",
+        ],
+        then=after_finetune,
+        configures=_configured,
     )
-    finetune.add_argument("checkpoint", help=CHECKPOINT)
-    finetune.add_argument("cells", help=TOKENIZED)
-    finetune.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
+    finetune.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
+    finetune.add_argument("cells", type=DATASET, help=TOKENIZED)
+    finetune.add_argument(
+        "--target", type=COLUMN, nargs="+", metavar="COLUMN", help="obs column to learn, or several together"
+    )
     add_survival_option(finetune)
-    finetune.add_argument("--cohort", metavar="COLUMN", help="with --survival: rows are compared within these")
+    finetune.add_argument(
+        "--cohort", type=COLUMN, metavar="COLUMN", help="with --survival: rows are compared within these"
+    )
     finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
-    finetune.add_argument("--group", help="obs column whose groups are never split, such as the donor")
+    finetune.add_argument("--group", type=COLUMN, help="obs column whose groups are never split, such as the donor")
     finetune.add_argument(
         "--test-groups", nargs="+", metavar="GROUP", help="groups to report on; default a random part"
     )
-    finetune.add_argument("--split", metavar="FILE", help="split.tsv of an earlier run: cell and part")
+    finetune.add_argument("--split", type=ANY_FILE, metavar="FILE", help="split.tsv of an earlier run: cell and part")
     finetune.add_argument("--folds", metavar="K", help="k-fold cross-validation, or groups: leave one group out")
     finetune.add_argument(
         "--transfer",
         metavar="HOW",
         help="full (default), freeze, probe, probe_then_full, discriminative, gradual, lora or qlora",
     )
-    finetune.add_argument("--curve", nargs="+", type=int, metavar="N", help="also train on so many labelled cells")
-    finetune.add_argument("--trials", type=int, metavar="N", help="search settings first, so many trials")
+    finetune.add_argument(
+        "--curve", nargs="+", type=AtLeast(1), metavar="N", help="also train on so many labelled cells"
+    )
+    finetune.add_argument("--trials", type=AtLeast(1), metavar="N", help="search settings first, so many trials")
     finetune.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
-    finetune.add_argument("--genes", metavar="FILE", help="table of gene and label: learn classes of genes instead")
-    finetune.add_argument("--source", metavar="CELLS", help=f"first learn the labels of these: {TOKENIZED}")
+    finetune.add_argument(
+        "--genes", type=ANY_FILE, metavar="FILE", help="table of gene and label: learn classes of genes instead"
+    )
+    finetune.add_argument(
+        "--source", type=DATASET, metavar="CELLS", help=f"first learn the labels of these: {TOKENIZED}"
+    )
     finetune.add_argument("--source-target", nargs="+", metavar="COLUMN", help="with --source, its obs columns")
     finetune.add_argument("--task", help="with --genes, which of several tasks in the table")
-    finetune.add_argument("--counts", help=".h5ad with the raw counts, if not where tokenize found it")
+    finetune.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts, if not where tokenize found it")
     add_config_options(finetune)
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[str, str]:
+    if arguments.genes:
+        return "finetuning.genes", "GeneFinetuneConfig"
+    return (
+        ("finetuning.study", "TransferStudyConfig") if arguments.source else ("finetuning.finetune", "FinetuneConfig")
+    )
 
 
 def _add_predict(commands: Any) -> None:
@@ -88,15 +132,31 @@ def _add_predict(commands: Any) -> None:
         _predict,
         "ask a fine-tuned network about new cells or samples",
         ".tsv file to write; or .h5ad, a copy of the counts with the predictions in obs",
+        family="ask",
+        examples=["classifier new.h5ad -o types.tsv", "classifier new.tok --where donor=d7 -o types.tsv"],
+        then=after_predict,
     )
-    predict.add_argument("checkpoint", help="folder written by finetune, or of a cohort by transfer-study")
-    predict.add_argument("data", help=f"{COUNTS}; or a {TOKENIZED}; for an expression network a matrix as it learned")
+    predict.add_argument(
+        "checkpoint",
+        type=Reads(artefacts.CHECKPOINT),
+        help="folder written by finetune, or of a cohort by transfer-study",
+    )
+    predict.add_argument(
+        "data",
+        type=Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.CELLS),
+        help=f"{COUNTS}; or a {TOKENIZED}; for an expression network a matrix as it learned",
+    )
     add_place_options(predict)
     add_log2_option(predict)
     predict.add_argument(
-        "--cohort", metavar="COLUMN", help="of an expression network: cohorts that are each standardised by themselves"
+        "--cohort",
+        type=COLUMN,
+        metavar="COLUMN",
+        help="of an expression network: cohorts that are each standardised by themselves",
     )
-    predict.add_argument("--clinical", metavar="TABLE", help="of an expression network: what is known of the samples")
+    predict.add_argument(
+        "--clinical", type=ANY_FILE, metavar="TABLE", help="of an expression network: what is known of the samples"
+    )
     predict.add_argument("--genes-in", choices=["rows", "columns"], help="of an expression network's table")
     add_cells_options(predict)
 
@@ -163,7 +223,7 @@ def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> N
 
 def _print_scores(methods: Any) -> None:
     shown = [name for name in methods.columns if not name.endswith(("_low", "_high", "_lowest", "_highest"))]
-    print(methods[shown].round(3).rename_axis(None).to_string(na_rep="–"))
+    print_table(table[shown].rename_axis(None), number="{:.3f}", index=True)
 
 
 def named_settings(arguments: argparse.Namespace) -> list[str]:
@@ -233,7 +293,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     if not processes.is_first():
         return
     for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
-        print(table[column].value_counts().to_string() if table[column].dtype == object else table[column].describe())
+        if table[column].dtype == object:
+            counted = table[column].value_counts()
+            print_table(counted.head(_MOST).reset_index())
+            if len(counted) > _MOST:
+                print(f"and {len(counted) - _MOST:,} more")
+        else:
+            print(table[column].describe())
 
 
 def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:

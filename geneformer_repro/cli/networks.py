@@ -5,14 +5,21 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geneformer_repro.cli.commands import AtLeast
+from geneformer_repro.cli.following import after_network
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
+    DATASET,
+    MODEL,
     TOKENIZED,
     add_cells_options,
     add_dtype_option,
     new_command,
     open_both,
 )
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,37 +38,54 @@ def add_commands(commands: Any) -> None:
         commands,
         "network",
         _network,
-        "read a gene network out of a model: which genes it uses to represent which",
+        "read a gene network out of a model",
         "folder to write (and a .png and .html of the same name beside it)",
+        family="ask",
+        examples=["base cells.tok --by cell_type --donor donor --max-cells 2000 -o net"],
+        more="It says which genes the model uses to represent which.",
+        then=after_network,
     )
-    network.add_argument("checkpoint", help=CHECKPOINT)
-    network.add_argument("cells", help=TOKENIZED)
+    network.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
+    network.add_argument("cells", type=DATASET, help=TOKENIZED)
     network.add_argument(
-        "--sources", metavar="FILE", help="genes that may influence others, ids or names, one a line (default all)"
+        "--sources",
+        type=ANY_FILE,
+        metavar="FILE",
+        help="genes that may influence others, ids or names, one a line (default all)",
     )
-    network.add_argument("--targets", metavar="FILE", help="genes that may be influenced, likewise (default all)")
-    network.add_argument("--by", metavar="COLUMN", help="obs column of the state; each has a network of its own")
-    network.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of statistics")
+    network.add_argument(
+        "--targets", type=ANY_FILE, metavar="FILE", help="genes that may be influenced, likewise (default all)"
+    )
+    network.add_argument(
+        "--by", type=COLUMN, metavar="COLUMN", help="obs column of the state; each has a network of its own"
+    )
+    network.add_argument(
+        "--donor", type=COLUMN, metavar="COLUMN", help="obs column of the donor, the replicate of statistics"
+    )
     _add_measure_options(network)
     network.add_argument(
         "--min-cells", type=int, default=20, metavar="N", help="of a pair, and of a group (default %(default)s)"
     )
     network.add_argument(
-        "--calibration-cells", type=int, default=200, metavar="N", help="for means of places (default %(default)s)"
+        "--calibration-cells",
+        type=AtLeast(1),
+        default=200,
+        metavar="N",
+        help="for means of places (default %(default)s)",
     )
     network.add_argument(
         "--random-weights",
         action="store_true",
         help="of an encoder of the same shape that learned nothing, to be named --beside in statistics",
     )
-    network.add_argument("--max-cells", type=int, metavar="N", help="read a random choice of so many cells")
+    network.add_argument("--max-cells", type=AtLeast(1), metavar="N", help="read a random choice of so many cells")
     network.add_argument(
         "--seed", type=int, default=0, help="of these choices, and of random weights (default %(default)s)"
     )
     network.add_argument(
         "--max-memory", default="2GB", metavar="SIZE", help="beside the model; more is refused (default %(default)s)"
     )
-    network.add_argument("--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096)")
+    network.add_argument("--max-tokens", type=AtLeast(1), metavar="N", help="of a batch (default 16384, on a CPU 4096)")
     add_dtype_option(network)
     add_cells_options(network)
 
@@ -130,7 +154,9 @@ def _network(arguments: argparse.Namespace) -> None:
 def add_graph_options(statistics: argparse.ArgumentParser) -> None:
     """Add what ``statistics`` takes of a network's strongest edges."""
     graph = statistics.add_argument_group("a network for Cytoscape and others: -o FILE.graphml, --state")
-    graph.add_argument("--top", type=int, default=10, metavar="N", help="sources of each target (default %(default)s)")
+    graph.add_argument(
+        "--top", type=AtLeast(1), default=10, metavar="N", help="sources of each target (default %(default)s)"
+    )
     graph.add_argument("--max-fdr", type=float, metavar="RATE", help="only edges below it over donors, such as 0.05")
 
 
@@ -173,7 +199,7 @@ def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool)
         names = network.genes["gene_name"]
         head = edges.groupby("state", sort=False).head(3).head(12)
         head = head.assign(source=head["source"].map(names), target=head["target"].map(names))[list(_SHOWN)]
-        print(without_untold(head).to_string(index=False, float_format="{:.4g}".format))
+        print_table(without_untold(head))
         with new_file(picture, overwrite=overwrite) as aside:
             plot_network(network, str(edges["state"].iloc[0])).savefig(aside, dpi=150)
         print(f"{picture} is the picture of {edges['state'].iloc[0]}")

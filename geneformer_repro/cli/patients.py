@@ -5,8 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import AtLeast, Reads
+from geneformer_repro.cli.following import after_finetune_patients
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
+    MODEL,
     TOKENIZED,
     add_cells_options,
     add_config_options,
@@ -17,6 +23,9 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.models import print_evaluations
+from geneformer_repro.cli.terminal import print_table
+
+_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -30,26 +39,41 @@ def _add_finetune(commands: Any) -> None:
         commands,
         "finetune-patients",
         _finetune_patients,
-        "learn labels of patients, each a bag of cells, beside pseudobulk and composition",
+        "learn labels of patients, each a bag of cells",
         "folder to write: network, report.html, tables and pictures",
+        family="train",
+        examples=["cells.tok --checkpoint base --patient donor --target disease -o patients"],
+        more="Pseudobulk and composition stand beside it.",
+        then=after_finetune_patients,
+        configures=lambda _: ("finetuning.patients", "PatientConfig"),
     )
-    command.add_argument("cells", help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}")
-    command.add_argument("--checkpoint", metavar="BASE", help=f"whose encoder makes the vectors: {CHECKPOINT}")
+    command.add_argument(
+        "cells",
+        type=Reads(artefacts.ANNDATA, artefacts.CELLS),
+        help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}",
+    )
+    command.add_argument(
+        "--checkpoint", type=MODEL, metavar="BASE", help=f"whose encoder makes the vectors: {CHECKPOINT}"
+    )
     command.add_argument("--vectors", metavar="KEY", help="key of obsm with the vectors, such as X_uni")
-    command.add_argument("--patient", metavar="COLUMN", help="obs column that says whose each cell is")
-    command.add_argument("--target", nargs="+", metavar="COLUMN", help="obs column to learn, or several together")
+    command.add_argument("--patient", type=COLUMN, metavar="COLUMN", help="obs column that says whose each cell is")
+    command.add_argument(
+        "--target", type=COLUMN, nargs="+", metavar="COLUMN", help="obs column to learn, or several together"
+    )
     command.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
     add_survival_option(command)
-    command.add_argument("--cell-type", metavar="COLUMN", help="obs column with the type of each cell")
+    command.add_argument("--cell-type", type=COLUMN, metavar="COLUMN", help="obs column with the type of each cell")
     command.add_argument(
         "--pooling", metavar="HOW", help="attention (default), cell_type (attention within each type), or mean"
     )
-    command.add_argument("--group", help="obs column whose patients are never split, such as the hospital")
+    command.add_argument("--group", type=COLUMN, help="obs column whose patients are never split, such as the hospital")
     command.add_argument("--folds", metavar="K", help="folds of patients (default 5), or groups: leave one group out")
-    command.add_argument("--repeats", type=int, metavar="N", help="times that the folds are dealt (default 1)")
-    command.add_argument("--split", metavar="FILE", help="split.tsv of an earlier run: patient and part")
+    command.add_argument("--repeats", type=AtLeast(1), metavar="N", help="times that the folds are dealt (default 1)")
+    command.add_argument("--split", type=ANY_FILE, metavar="FILE", help="split.tsv of an earlier run: patient and part")
     command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
-    command.add_argument("--counts", help=".h5ad with the raw counts, if not X or where tokenize found them")
+    command.add_argument(
+        "--counts", type=ANY_FILE, help=".h5ad with the raw counts, if not X or where tokenize found them"
+    )
     add_config_options(command)
 
 
@@ -58,18 +82,29 @@ def _add_predict(commands: Any) -> None:
         commands,
         "predict-patients",
         _predict_patients,
-        "ask a network of patients about new ones, and which of their cells it looks at",
+        "ask a network of patients about new ones",
         "folder to write: patients.tsv and attention.tsv",
+        family="ask",
+        examples=["patients new.tok --checkpoint base -o predicted"],
+        more="It says, too, which of their cells it looks at.",
     )
-    command.add_argument("folder", help="folder written by finetune-patients")
-    command.add_argument("cells", help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}")
-    command.add_argument("--checkpoint", metavar="BASE", help=f"whose encoder made the vectors: {CHECKPOINT}")
+    command.add_argument("folder", type=ANY_FILE, help="folder written by finetune-patients")
+    command.add_argument(
+        "cells",
+        type=Reads(artefacts.ANNDATA, artefacts.CELLS),
+        help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}",
+    )
+    command.add_argument(
+        "--checkpoint", type=MODEL, metavar="BASE", help=f"whose encoder made the vectors: {CHECKPOINT}"
+    )
     for name, what in (
         ("--patient", "obs column that says whose each cell is"),
         ("--vectors", "key of obsm with the vectors"),
         ("--cell-type", "obs column with the type of each cell"),
     ):
-        command.add_argument(name, metavar="NAME", help=f"{what} (default: that of the run)")
+        command.add_argument(
+            name, type=str if name == "--vectors" else COLUMN, metavar="NAME", help=f"{what} (default: that of the run)"
+        )
     add_cells_options(command)
 
 
@@ -96,7 +131,9 @@ def _predict_patients(arguments: argparse.Namespace) -> None:
     found = predict_patients(arguments.folder, cells, checkpoint=checkpoint, **given)
     if processes.is_first():
         shown = [name for name in found.patients.columns.astype(str) if not name.startswith("top_")]
-        print(found.patients[shown].round(3).to_string(index=False, max_rows=20))
+        print_table(found.patients[shown].head(_MOST), number="{:.3f}")
+        if len(found.patients) > _MOST:
+            print(f"and {len(found.patients) - _MOST:,} more")
         print(f"{Path(arguments.out) / 'attention.tsv'} has the attention of each cell")
 
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from geneformer_repro.cli.inputs import AtLeast, new_command
 from geneformer_repro.errors import InputError
 from geneformer_repro.sizes import SIZES
 
@@ -12,7 +13,16 @@ TABLES = "tables"
 
 def add_commands(commands: Any) -> None:
     """Add the command of this module."""
-    plan = commands.add_parser("plan", help="say what a step will cost in time, memory and disk, and how to launch it")
+    plan = new_command(
+        commands,
+        "plan",
+        _plan,
+        "say what a step will cost in time, memory and disk",
+        None,
+        family="look",
+        examples=["pretrain --cells 3e6 --length 1500 --size V1-10M --device 8xa100", "tables"],
+        more="And how to launch it.",
+    )
     plan.add_argument("task", choices=[*TASKS, TABLES], help="step to plan; tables: those of docs/scale.md")
     plan.add_argument("--cells", type=float, metavar="N", help="number of cells, such as 3e6")
     plan.add_argument("--length", type=float, metavar="TOKENS", help="of a cell, on average (see info on the cells)")
@@ -24,9 +34,10 @@ def add_commands(commands: Any) -> None:
         "--device", default="cpu", metavar="NAME", help="cpu (two cores), a100, h100, h200, or several: 8xa100"
     )
     plan.add_argument("--epochs", type=float, default=3, metavar="N", help="passes of training (default %(default)s)")
-    plan.add_argument("--genes", type=int, default=25_424, metavar="N", help="of the vocabulary (default %(default)s)")
+    plan.add_argument(
+        "--genes", type=AtLeast(1), default=25_424, metavar="N", help="of the vocabulary (default %(default)s)"
+    )
     plan.add_argument("--first-order", action="store_true", help="of perturb: estimated from a gradient a cell")
-    plan.set_defaults(run=_plan, quiet=False)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from geneformer_repro.cli import artefacts
+from geneformer_repro.cli.commands import AtLeast, Reads
+from geneformer_repro.cli.following import after_response
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
+    MODEL,
     TOKENIZED,
     add_config_options,
     add_log2_option,
@@ -16,8 +22,12 @@ from geneformer_repro.cli.inputs import (
     open_cells,
     refuse_where,
 )
+from geneformer_repro.cli.terminal import print_table
 
 _SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
+
+
+SAMPLES = Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.CELLS)
 
 
 def add_commands(commands: Any) -> None:
@@ -26,16 +36,25 @@ def add_commands(commands: Any) -> None:
         commands,
         "response",
         _response,
-        "learn how samples respond to drugs, beside the means of drugs and samples",
+        "learn how samples respond to drugs",
         "folder to write: network, report.html, tables and pictures",
+        family="train",
+        examples=["lines.h5ad --responses ic50.tsv --measure LN_IC50 --drugs drugs.tsv --network conv_nn -o response"],
+        more="The means of drugs and samples stand beside it.",
+        then=after_response,
+        configures=lambda _: ("finetuning.response_data", "ResponseConfig"),
     )
     _add_inputs(command)
-    command.add_argument("--responses", required=True, metavar="TABLE", help="long (sample, drug, value) or wide")
+    command.add_argument(
+        "--responses", type=ANY_FILE, required=True, metavar="TABLE", help="long (sample, drug, value) or wide"
+    )
     command.add_argument(
         "--measure", metavar="NAME", help="what the responses are: LN_IC50, IC50_uM, AUC, pEC50, growth, …"
     )
-    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs, or names alone")
-    command.add_argument("--start", metavar="BASE", help=f"network or encoder to begin with: {CHECKPOINT}")
+    command.add_argument(
+        "--drugs", type=ANY_FILE, metavar="TABLE", help="names and SMILES of the drugs, or names alone"
+    )
+    command.add_argument("--start", type=MODEL, metavar="BASE", help=f"network or encoder to begin with: {CHECKPOINT}")
     command.add_argument("--network", metavar="NAME", help="conv_nn, paccmann, tdnn, or encoder (needs --start)")
     command.add_argument(
         "--drug-input", metavar="WHAT", help="smiles, fingerprint, descriptors, one_hot, vectors or none"
@@ -43,11 +62,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--new", metavar="WHAT", help="what is new in the test: sample (default), drug, both, pair, tissue"
     )
-    command.add_argument("--genes", metavar="FILE", help="genes of the matrix that are read, one a line (default: all)")
-    command.add_argument("--tissue", metavar="COLUMN", help="obs column with the tissue of each sample")
+    command.add_argument(
+        "--genes", type=ANY_FILE, metavar="FILE", help="genes of the matrix that are read, one a line (default: all)"
+    )
+    command.add_argument("--tissue", type=COLUMN, metavar="COLUMN", help="obs column with the tissue of each sample")
     command.add_argument("--folds", metavar="K", help="folds (default 1: one part is reported), or groups")
-    command.add_argument("--repeats", type=int, metavar="N", help="times that the folds are dealt (default 1)")
-    command.add_argument("--split", metavar="FILE", help="split.tsv of an earlier run: pair and part")
+    command.add_argument("--repeats", type=AtLeast(1), metavar="N", help="times that the folds are dealt (default 1)")
+    command.add_argument("--split", type=ANY_FILE, metavar="FILE", help="split.tsv of an earlier run: pair and part")
     command.add_argument(
         "--ablations", action="store_true", help="also train on permuted expression, and permuted drugs"
     )
@@ -57,13 +78,16 @@ def add_commands(commands: Any) -> None:
         commands,
         "predict-response",
         _predict_response,
-        "predict the response of every sample to every drug, with how far from training each is",
+        "predict the response of every sample to every drug",
         "table to write",
+        family="ask",
+        examples=["response lines.h5ad --drugs drugs.tsv -o predicted.tsv"],
+        more="Beside each stands how far from training it is.",
     )
-    command.add_argument("checkpoint", help="folder that response wrote")
+    command.add_argument("checkpoint", type=Reads(artefacts.CHECKPOINT), help="folder that response wrote")
     _add_inputs(command)
     command.add_argument(
-        "--drugs", required=True, metavar="TABLE", help="names and SMILES of the drugs, or names alone"
+        "--drugs", type=ANY_FILE, required=True, metavar="TABLE", help="names and SMILES of the drugs, or names alone"
     )
     _add_study(commands)
 
@@ -73,23 +97,39 @@ def _add_study(commands: Any) -> None:
         commands,
         "response-study",
         _response_study,
-        "learn a screen of drug response, then another, after few pairs and many, beside networks without the first",
+        "learn one screen of drug response, then another",
         "folder to write: report.html, tables, pictures, and the networks of the source",
+        family="train",
+        examples=["trial.h5ad --responses trial.tsv --source lines.h5ad --source-responses ic50.tsv -o study"],
+        configures=lambda _: ("finetuning.response_study", "ResponseStudyConfig"),
+        more="After few pairs and many, beside networks without the first.",
     )
     _add_inputs(command)
-    command.add_argument("--responses", required=True, metavar="TABLE", help="long (sample, drug, value) or wide")
+    command.add_argument(
+        "--responses", type=ANY_FILE, required=True, metavar="TABLE", help="long (sample, drug, value) or wide"
+    )
     command.add_argument("--measure", metavar="NAME", help="what they are: LN_IC50, IC50_uM, AUC, pEC50, growth, …")
-    command.add_argument("--drugs", metavar="TABLE", help="names and SMILES of the drugs, or names alone")
-    command.add_argument("--source", required=True, metavar="SAMPLES", help=f"first learn the responses of: {_SAMPLES}")
-    command.add_argument("--source-expression", metavar="MATRIX", help="beside its tokens: their expression")
-    command.add_argument("--source-responses", required=True, metavar="TABLE", help="theirs, long or wide")
+    command.add_argument(
+        "--drugs", type=ANY_FILE, metavar="TABLE", help="names and SMILES of the drugs, or names alone"
+    )
+    command.add_argument(
+        "--source", type=SAMPLES, required=True, metavar="SAMPLES", help=f"first learn the responses of: {_SAMPLES}"
+    )
+    command.add_argument(
+        "--source-expression", type=ANY_FILE, metavar="MATRIX", help="beside its tokens: their expression"
+    )
+    command.add_argument(
+        "--source-responses", type=ANY_FILE, required=True, metavar="TABLE", help="theirs, long or wide"
+    )
     command.add_argument("--source-measure", metavar="NAME", help="what these are (default: as --measure)")
-    command.add_argument("--source-drugs", metavar="TABLE", help="names and SMILES of its drugs (default: as --drugs)")
+    command.add_argument(
+        "--source-drugs", type=ANY_FILE, metavar="TABLE", help="names and SMILES of its drugs (default: as --drugs)"
+    )
     command.add_argument(
         "--source-values", choices=["counts", "expression", "zscore"], help="of its matrix (default: as --values)"
     )
     command.add_argument("--source-log2", action="store_true", help="its expression is stored as log2(x + 1)")
-    command.add_argument("--start", metavar="BASE", help=f"encoder of --networks encoder: {CHECKPOINT}")
+    command.add_argument("--start", type=MODEL, metavar="BASE", help=f"encoder of --networks encoder: {CHECKPOINT}")
     command.add_argument(
         "--networks",
         nargs="+",
@@ -100,23 +140,35 @@ def _add_study(commands: Any) -> None:
         "--new", nargs="+", metavar="WHAT", help="what is new in the test: sample, drug (default: both in turn), tissue"
     )
     command.add_argument(
-        "--sizes", nargs="+", type=int, metavar="N", help="pairs of the target that are learned; all are the last"
+        "--sizes",
+        nargs="+",
+        type=AtLeast(1),
+        metavar="N",
+        help="pairs of the target that are learned; all are the last",
     )
-    command.add_argument("--genes", metavar="FILE", help="genes of the matrix that are read, one a line (default: all)")
-    command.add_argument("--tissue", metavar="COLUMN", help="obs column with the tissue of each sample of the target")
+    command.add_argument(
+        "--genes", type=ANY_FILE, metavar="FILE", help="genes of the matrix that are read, one a line (default: all)"
+    )
+    command.add_argument(
+        "--tissue", type=COLUMN, metavar="COLUMN", help="obs column with the tissue of each sample of the target"
+    )
     command.add_argument("--folds", metavar="K", help="folds (default 5), or groups")
     command.add_argument("--no-baselines", action="store_true", help="leave the methods to compare with out")
-    command.add_argument("--workers", type=int, metavar="N", help="processes that share the trainings")
+    command.add_argument("--workers", type=AtLeast(1), metavar="N", help="processes that share the trainings")
     add_settings_options(command)
 
 
 def _add_inputs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("samples", help=_SAMPLES)
-    command.add_argument("--expression", metavar="MATRIX", help="beside tokens: expression of the same samples")
+    command.add_argument("samples", type=SAMPLES, help=_SAMPLES)
+    command.add_argument(
+        "--expression", type=ANY_FILE, metavar="MATRIX", help="beside tokens: expression of the same samples"
+    )
     command.add_argument("--values", choices=["counts", "expression", "zscore"], help="what a matrix holds")
     add_log2_option(command)
-    command.add_argument("--aliases", metavar="TABLE", help="a row a sample, columns of what it is called elsewhere")
-    command.add_argument("--vectors", metavar="TABLE", help="a row a drug, numbers of your own")
+    command.add_argument(
+        "--aliases", type=ANY_FILE, metavar="TABLE", help="a row a sample, columns of what it is called elsewhere"
+    )
+    command.add_argument("--vectors", type=ANY_FILE, metavar="TABLE", help="a row a drug, numbers of your own")
 
 
 def _response(arguments: argparse.Namespace) -> None:
@@ -215,7 +267,7 @@ def _response_study(arguments: argparse.Namespace) -> None:
     for use in config.uses:
         score, table = scores_by_size(study.table, use)
         print(f"new in the test: {use}; {score} after so many pairs of the target")
-        print(table.round(3).rename_axis(index=None, columns=None).to_string(na_rep="–"))
+        print_table(table.rename_axis(index=None, columns=None), number="{:.3f}", index=True)
         print(*sentences(study.differences, use), sep="\n", end="\n\n")
     print(f"{Path(arguments.out) / 'report.html'} has the pictures, {Path(arguments.out) / 'methods.tsv'} all scores")
 
@@ -250,4 +302,4 @@ def _predict_response(arguments: argparse.Namespace) -> None:
     )
     noted = int((table["note"] != "").sum())
     print(f"{arguments.out}: {len(table):,} pairs, {noted:,} of them with a note; the most sensitive drugs:")
-    print(table[table["rank"] <= 3].head(15).round(3).to_string(index=False, na_rep="–"))
+    print_table(table[table["rank"] <= 3].head(15), number="{:.3f}")

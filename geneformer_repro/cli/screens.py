@@ -5,16 +5,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from geneformer_repro.cli import artefacts
 from geneformer_repro.cli.checks import (
     add_explanation_options,
     check_explanation,
     is_explanation,
     refuse_explanation_options,
 )
+from geneformer_repro.cli.commands import AtLeast, Reads
 from geneformer_repro.cli.evaluation import add_known_edges_options, score_known_edges
+from geneformer_repro.cli.following import after_perturb
 from geneformer_repro.cli.heads import compare_states
 from geneformer_repro.cli.inputs import (
+    ANY_FILE,
     CHECKPOINT,
+    COLUMN,
+    DATASET,
+    MODEL,
     TOKENIZED,
     add_dtype_option,
     add_model_options,
@@ -26,6 +33,7 @@ from geneformer_repro.cli.inputs import (
     write_together,
 )
 from geneformer_repro.cli.networks import add_graph_options, write_graph
+from geneformer_repro.cli.terminal import print_table
 from geneformer_repro.errors import InputError
 
 _SHIFTS = "Parquet file written by perturb"
@@ -53,19 +61,36 @@ def add_commands(commands: Any) -> None:
 
 def _add_perturb(commands: Any) -> None:
     perturb = new_command(
-        commands, "perturb", _perturb, "change genes of cells and measure how the model moves", "Parquet file to write"
+        commands,
+        "perturb",
+        _perturb,
+        "change genes of cells and measure how the model moves",
+        "Parquet file to write",
+        family="ask",
+        examples=[
+            "classifier cells.tok --target cell_type --first-order --donor donor -o screen.parquet",
+            "base cells.tok --state cell_type --start Monocyte --goal Dendritic --genes STAT1 IRF1 -o two.parquet",
+        ],
+        then=after_perturb,
     )
-    perturb.add_argument("checkpoint", help=CHECKPOINT)
-    perturb.add_argument("cells", help=TOKENIZED)
+    perturb.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
+    perturb.add_argument("cells", type=DATASET, help=TOKENIZED)
     _perturbation_options(perturb)
     _question_options(perturb)
-    perturb.add_argument("--donor", metavar="COLUMN", help="obs column of the donor, the replicate of statistics")
-    perturb.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="other obs columns to carry along")
-    perturb.add_argument("--max-cells", type=int, metavar="N", help="perturb a random choice of so many cells")
+    perturb.add_argument(
+        "--donor", type=COLUMN, metavar="COLUMN", help="obs column of the donor, the replicate of statistics"
+    )
+    perturb.add_argument(
+        "--obs", type=COLUMN, nargs="+", default=[], metavar="COLUMN", help="other obs columns to carry along"
+    )
+    perturb.add_argument("--max-cells", type=AtLeast(1), metavar="N", help="perturb a random choice of so many cells")
     perturb.add_argument("--seed", type=int, default=0, help="of that choice (default %(default)s)")
     add_dtype_option(perturb)
     perturb.add_argument(
-        "--max-tokens", type=int, metavar="N", help="of a batch (default 16384, on a CPU 4096); fewer need less memory"
+        "--max-tokens",
+        type=AtLeast(1),
+        metavar="N",
+        help="of a batch (default 16384, on a CPU 4096); fewer need less memory",
     )
     add_model_options(perturb, with_target=True)
 
@@ -124,7 +149,9 @@ def _question_options(perturb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="estimate all genes, and measure some pairs of cell and gene: with --passes or --minutes",
     )
-    perturb.add_argument("--passes", type=int, metavar="N", help="of --sampled: forward passes, at least two a gene")
+    perturb.add_argument(
+        "--passes", type=AtLeast(1), metavar="N", help="of --sampled: forward passes, at least two a gene"
+    )
     perturb.add_argument("--minutes", type=float, metavar="M", help="of --sampled: instead, for how long to make some")
     perturb.add_argument(
         "--top", type=int, metavar="K", help="of --sampled: genes of each direction to be found (default 50)"
@@ -139,21 +166,34 @@ def _add_statistics(commands: Any) -> None:
         commands,
         "statistics",
         _statistics,
-        "test which genes move cells, or explain them: a table, a picture and a page",
+        "test which genes move cells, or explain them",
         ".tsv file to write (and a .png and .html beside it)",
+        family="look",
+        examples=[
+            "screen.parquet --cells cells.tok -o genes.tsv",
+            "net --between control stimulated -o rewired.tsv",
+            "why.parquet --checkpoint classifier --cells cells.tok -o genes.tsv",
+        ],
+        more="Writes a table, a picture and a page.",
     )
-    statistics.add_argument("shifts", help=f"{_SHIFTS} or explain, or folder written by network")
+    statistics.add_argument(
+        "shifts",
+        type=Reads(artefacts.SCREEN, artefacts.EXPLANATION, artefacts.NETWORK),
+        help=f"{_SHIFTS} or explain, or folder written by network",
+    )
     statistics.add_argument(
         "--method",
         choices=["matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs"],
         help="matched (default): against genes of the same place and detection rate, donors as replicates; the others "
         "as published",
     )
-    statistics.add_argument("--null", metavar="FILE", help="for vs_null: the same screen of control cells")
     statistics.add_argument(
-        "--cells", metavar="FOLDER", help="the tokenised cells: also compare with what needs no model"
+        "--null", type=ANY_FILE, metavar="FILE", help="for vs_null: the same screen of control cells"
     )
-    statistics.add_argument("--vocabulary", help="with --cells of others, what their tokens mean")
+    statistics.add_argument(
+        "--cells", type=DATASET, metavar="FOLDER", help="the tokenised cells: also compare with what needs no model"
+    )
+    statistics.add_argument("--vocabulary", type=ANY_FILE, help="with --cells of others, what their tokens mean")
     statistics.add_argument(
         "--counts",
         metavar="FILE",
@@ -319,7 +359,7 @@ def _show_head(table: Any) -> None:
     free = without_warning(table)
     head = table[free].head(10)
     columns = [name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == "")).all()]
-    print(head[columns].to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    print_table(head[columns])
     if not free.all():
         print(f"rows with a warning, such as that of few cells, are left out here: {(~free).sum():,} of {len(table):,}")
     of_donors = "n_donors" in table and table["n_donors"].max() > 1

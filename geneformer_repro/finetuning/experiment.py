@@ -6,7 +6,7 @@ found best.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class Experiment:
         return digest_of(self.splits, self.problem.names)
 
     def run(self, features: Any, work: Path) -> Findings:
-        """Run everything; what an earlier call finished in `work` is not repeated.
+        """Run everything but the curve; what an earlier call finished in `work` is not repeated.
 
         Parameters
         ----------
@@ -154,8 +154,7 @@ class Experiment:
         work
             Folder with a folder for each split, the learning curve, and the last network.
         """
-        compared = Comparison(self.problem, self.start, features, self.networks, self.ready)
-        outcomes, tables = self._splits(compared, work)
+        outcomes, tables = self._splits(self._compared(features), work)
         chosen = best_settings(tables, self.config) if tables else self.config
         network = outcomes[0].model or self._final(outcomes, chosen, work / "final")
         predicted = self._predicted(outcomes)
@@ -163,14 +162,21 @@ class Experiment:
             network,
             self._evaluations(predicted, outcomes),
             _by_fold([outcome.history for outcome in outcomes]),
-            learning_curve(compared, chosen, self.splits[0], sizes=self.sizes, work=work / "curve")
-            if self.sizes
-            else None,
+            None,
             _by_fold(tables) if tables else None,
             chosen,
             outcomes,
             predicted,
         )
+
+    def with_curve(self, found: Findings, features: Any, work: Path) -> Findings:
+        """Add the learning curve to what `run` found; its networks are many, and none of the results waits for them."""
+        compared = self._compared(features)
+        curve = learning_curve(compared, found.config, self.splits[0], sizes=self.sizes, work=work / "curve")
+        return replace(found, curve=curve)
+
+    def _compared(self, features: Any) -> Comparison:
+        return Comparison(self.problem, self.start, features, self.networks, self.ready)
 
     def _splits(self, compared: Comparison, work: Path) -> tuple[list[Outcome], list[pd.DataFrame]]:
         """Run every method on every split; search settings within each."""

@@ -5,6 +5,7 @@ epoch, and the settings where a search is asked for.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,12 @@ from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.training.config import SMOOTHING, join_processes
-from geneformer_repro.work import working_on
+from geneformer_repro.work import Work, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Raised when the same call gives other results, also of a study, so that a run which an earlier version began is not
@@ -273,7 +276,8 @@ class CellExperiment(Experiment):
         with working_on(out, plan, what="run", marker="provenance.json", overwrite=overwrite) as work:
             begun = self.begun(inputs, work.folder)
             features = problem.features(self.start, config, counted) if config.compare.baselines else None
-            found = begun.beside(features).run(features, work.folder)
+            experiment = begun.beside(features)
+            found = experiment.run(features, work.folder)
             record = provenance(self.step, config=resolved(config), inputs=inputs) | {
                 "result": {name: _as_json(of.methods.loc[of.ours]) for name, of in found.evaluations.items()},
                 "by_group": {
@@ -284,16 +288,22 @@ class CellExperiment(Experiment):
                 "intervals": self.intervals,
                 "settings": {name: setting(found.config, name) for name in config.search.searched},
             }
-            result = begun.result(
-                Checkpoint(
-                    found.network, self.cells.vocabulary, record, begun.seen, name=f"checkpoint {out}", path=str(out)
-                ),
-                found,
+            learned = Checkpoint(
+                found.network, self.cells.vocabulary, record, begun.seen, name=f"checkpoint {out}", path=str(out)
             )
+            result = begun.delivered(begun.result(learned, found), work)
             log_verdicts(found.evaluations.values())
-            if processes.is_first():
-                with work.result() as folder:
-                    begun.write_into(folder, result, work.folder)
+            if self.sizes:
+                logger.info("%s is written; its learning curve is added when its last network has learned.", out)
+                found = experiment.with_curve(found, features, work.folder)
+                result = begun.delivered(begun.result(learned, found), work)
+        return result
+
+    def delivered(self, result: Finetuned, work: Work) -> Finetuned:
+        """Write a result to where the run's output is, and return it."""
+        if processes.is_first():
+            with work.result() as folder:
+                self.write_into(folder, result, work.folder)
         return result
 
     def inputs(self, counted: csr_matrix | None) -> dict[str, str | None]:
@@ -380,11 +390,15 @@ def prepared(checkpoint: Checkpoint, cells: TokenizedDataset, config: FinetuneCo
 
 
 def planned(config: Any) -> dict[str, Any]:
-    """Return the settings that a plan names: without the split file, whose content the inputs name.
+    """Return the settings that a plan names: without the split file, whose content the inputs name, or the curve.
+
+    So a run goes on without its curve, or with it, from what is finished.
 
     Folds that are dealt once do not say so, as in runs that were begun before there were repeats.
     """
     plain = resolved(with_settings(config, split_file=None))
+    if "curve" in plain["compare"]:
+        plain["compare"]["curve"] = ()
     if config.split.repeats == 1:
         del plain["split"]["repeats"]
     return plain

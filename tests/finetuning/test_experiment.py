@@ -145,9 +145,9 @@ def run(tmp_path_factory):
         plan = experiment(bags_of(), trials=2, space={"learning_rate": [0.05, 0.03]})
         plan.require_labels()
         features = plan.problem.features(plan.start, plan.config, None)
-        found = plan.run(features, work)
+        found = plan.with_curve(plan.run(features, work), features, work)
         trained = list(plan.problem.trained)
-        again = plan.run(features, work)
+        again = plan.with_curve(plan.run(features, work), features, work)
     return plan, found, again, trained, work
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -797,9 +798,29 @@ def test_counts_of_other_cells_are_refused(base, few, few_counts, tmp_path):
 # Learning curve
 
 
-def test_a_learning_curve_is_written_with_its_picture(base, few, tmp_path, monkeypatch, two_methods):
+def stopped(*_, **__):
+    raise KeyboardInterrupt
+
+
+def assert_results_stand_and_no_curve(out):
+    assert gf.Checkpoint.from_pretrained(out).provenance["result"]
+    assert (out / "report.html").exists()
+    assert not (out / "curve.tsv").exists()
+
+
+def test_a_learning_curve_comes_after_the_results_and_can_be_dropped(base, few, tmp_path, monkeypatch, two_methods):
     monkeypatch.setattr(problems, "FEWEST_STEPS", 1)
     monkeypatch.setattr(curves, "DRAWS", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "learning_curve", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(base, few, quick(baselines=True, curve=(6,)), out=tmp_path / "clf")
+        assert_results_stand_and_no_curve(tmp_path / "clf")
+        shutil.copytree(tmp_path, tmp_path / "dropped")
+        patch.setattr(CellProblem, "train", stopped)  # all is done but the curve
+        finetune(base, few, quick(baselines=True), out=tmp_path / "dropped" / "clf")
+        assert_results_stand_and_no_curve(tmp_path / "dropped" / "clf")
+        assert not (tmp_path / "dropped" / "clf.partial").exists()
     result = finetune(base, few, quick(baselines=True, curve=(6,)), out=tmp_path / "clf")
     sizes = result.curve.groupby("method", sort=False)[["n", "draw"]].apply(lambda table: table.to_numpy().tolist())
     assert sizes.to_dict() == {name: [[6, 1], [96, 1]] for name in (FINE_TUNED, *TWO, RANDOM)}

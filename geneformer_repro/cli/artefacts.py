@@ -1,0 +1,60 @@
+"""What a file or folder is, told by its name and its first bytes: for commands that were given something else."""
+
+import json
+import re
+from pathlib import Path
+
+CHECKPOINT, CELLS, VOCABULARY = "a checkpoint", "tokenised cells", "a vocabulary"
+SCREEN, EXPLANATION, NETWORK = "a perturbation screen", "an explanation", "a gene network"
+ANNDATA, TABLE = "counts, expression or vectors (AnnData)", "a table"
+
+_MARKERS = (
+    ("network.json", NETWORK),
+    ("config.json", CHECKPOINT),
+    *((name, CELLS) for name in ("spec.json", "state.json", "dataset_info.json", "dataset_dict.json")),
+    ("vocabulary.json", VOCABULARY),
+    (".zgroup", ANNDATA),
+    ("zarr.json", ANNDATA),
+)
+_ENDINGS = {
+    **dict.fromkeys((".h5ad", ".loom", ".h5"), ANNDATA),
+    **dict.fromkeys((".tsv", ".csv", ".txt", ".gct"), TABLE),
+}
+_FORMATS = (("shifts", SCREEN), ("explanation", EXPLANATION))
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what is there, as messages call it; None where neither name nor header says it."""
+    if path.is_dir():
+        return next((kind for name, kind in _MARKERS if (path / name).exists()), None)
+    return _kind_of_parquet(path) if path.suffix == ".parquet" else _ENDINGS.get(path.suffix)
+
+
+def may_be_on_the_hub(name: str) -> bool:
+    """Whether a name could be that of a repository of models."""
+    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in (*_ENDINGS, ".parquet", ".tok")
+
+
+def obs_columns(path: Path) -> list[str] | None:
+    """Return the obs columns of tokenised cells that this package wrote; None of others."""
+    from geneformer_repro.files import read_json
+
+    spec = path / "spec.json"
+    found = read_json(spec).get("obs") if spec.exists() else None
+    return [str(name) for name in found] if isinstance(found, list) else None
+
+
+def _kind_of_parquet(path: Path) -> str | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        told = json.loads((schema.metadata or {}).get(b"geneformer_repro", b"{}"))
+    except (OSError, pa.ArrowException, ValueError):  # what is wrong is said by what reads it
+        return None
+    if "input_ids" in schema.names:
+        return CELLS
+    name = str(told.get("format", "")) if isinstance(told, dict) else ""
+    return next((kind for part, kind in _FORMATS if part in name), None if name else TABLE)

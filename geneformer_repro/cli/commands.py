@@ -1,0 +1,287 @@
+"""The parser of a command: options in groups, examples, and what can be told before anything is loaded.
+
+An option says by its type what it names: something to read, obs columns, a number with a bound. So help puts it into
+its group, and a path that is not there, a checkpoint in the place of cells, or a column that the cells lack, ends the
+command in a third of a second, where importing torch takes several.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_the_hub, obs_columns
+from geneformer_repro.cli.settings import require_settings
+from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
+
+IN, OUT, HOW, MACHINE = "what goes in", "what comes out", "how", "machine"
+FAMILIES = ("data", "train", "ask", "look")
+_OUT = {"--out", "--overwrite"}
+_IN = {"--where", "--max-length", "--values", "--log2", "--gene-ids", "--genes-in"}
+_MACHINE = {"--workers", "--ray", "--dtype", "--max-tokens", "--max-memory", "--quiet", "--help"}
+_PATTERN = "*?["
+
+
+class Reads:
+    """Type of an option that names what is read.
+
+    Parameters
+    ----------
+    kinds
+        What of `artefacts` it may be; any where there is none.
+    hub
+        Whether it may be a repository on the hub.
+    named
+        Whether it may be written NAME=FILE.
+    """
+
+    def __init__(self, *kinds: str, hub: bool = False, named: bool = False) -> None:
+        self.kinds, self.hub, self.named = kinds, hub, named
+
+    def __call__(self, text: str) -> str:
+        """Take it as it is."""
+        return text
+
+    def path(self, value: str) -> str:
+        """Return the path in what was given."""
+        _, is_named, path = value.partition("=")
+        return path if self.named and is_named else value
+
+
+class Column:
+    """Type of an option that names obs columns of the cells."""
+
+    def __call__(self, text: str) -> str:
+        """Take it as it is."""
+        return text
+
+
+class AtLeast:
+    """Type of an option that is a whole number not below a bound."""
+
+    __name__ = "int"
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+
+    def __call__(self, text: str) -> int:
+        """Read it."""
+        return int(text)
+
+
+class Suggesting(argparse.ArgumentParser):
+    """A parser that says what an unknown choice or option may have meant."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}. {did_you_mean(value, action.choices)}")
+
+    def end_of_unknown(self, unknown: Sequence[str]) -> NoReturn:
+        """End where arguments are left over."""
+        options = [option for option in unknown if option.startswith("-")]
+        meant = did_you_mean(options[0].partition("=")[0], self._option_string_actions) if options else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}. {meant}".rstrip(" "))
+
+
+class Command(Suggesting):
+    """A command's parser.
+
+    Parameters
+    ----------
+    family
+        One of `FAMILIES`, for the list of commands.
+    says
+        One line for that list.
+    examples
+        Whole command lines.
+    then
+        Of the parsed arguments the command that may come next, as words; None where none is known.
+    configures
+        Of the parsed arguments module and name of the configuration that ``--config`` and ``--set`` fill.
+    siblings
+        All commands by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: str,
+        says: str,
+        examples: Sequence[str],
+        then: Callable[[argparse.Namespace], list[str] | None] | None,
+        configures: Callable[[argparse.Namespace], tuple[str, str]] | None,
+        siblings: Mapping[str, "Command"],
+        **options: Any,
+    ) -> None:
+        self._groups: dict[str, Any] = {}
+        super().__init__(add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.family, self.says, self.examples, self.siblings = family, says, examples, siblings
+        self._then, self._configures = then, configures
+        self._groups = {name: self.add_argument_group(name) for name in (IN, OUT, HOW, MACHINE)}
+        self.add_argument("-h", "--help", action="help", help="show this, and exit")
+        self.epilog = "\n".join(("for example:", *(f"  {example}" for example in examples)))
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add an option to the group that it belongs to."""
+        if names and not names[0].startswith("-"):
+            options.setdefault("metavar", names[0].upper())
+        action: argparse.Action = self._groups[_group_of(names, options)].add_argument(*names, **options)
+        return action
+
+    def format_usage(self) -> str:
+        """Say what must be given; help says what may be."""
+        self.usage = self._usage()
+        return super().format_usage()
+
+    def format_help(self) -> str:
+        """Return the whole help."""
+        self.usage = self._usage()
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """End with usage, an example and the message."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"for example: {self.examples[0]}\nerror: {message}\n({self.prog} --help lists all options)\n")
+
+    def _usage(self) -> str:
+        places, options = [], []
+        for action in self._actions:
+            many = " ..." if action.nargs in ("+", "*") else ""
+            if not action.option_strings:
+                places.append(f"{action.metavar}{many}" if action.required else f"[{action.metavar}{many}]")
+            elif action.required:
+                options.append(f"{action.option_strings[0]} {action.metavar or action.dest.upper()}{many}")
+        return " ".join((self.prog, *places, *reversed(options), "[options]"))
+
+    # Before anything is loaded
+
+    def check(self, arguments: argparse.Namespace) -> None:
+        """Raise if what was given cannot be right, as far as names and headers of files tell.
+
+        Raises
+        ------
+        InputError
+            A path is not there or not what is read, the cells have no such obs column, or a number is below its bound.
+        FileExistsError
+            The output is there and may not be replaced.
+        """
+        for action, values in self._given(arguments, Reads):
+            for value in values:
+                self._require_readable(action, value, arguments)
+        for action, numbers in self._given(arguments, AtLeast):
+            for number in numbers:
+                if number < action.type.bound:
+                    raise InputError(f"{_called(action)} must be at least {action.type.bound}, found {number}.")
+        self._require_columns(arguments)
+        if self._configures:
+            require_settings(*self._configures(arguments), arguments.config, arguments.set)
+        if getattr(arguments, "out", None) and not arguments.overwrite:
+            import geneformer_repro.unfinished as unfinished
+
+            unfinished.refuse(Path(arguments.out), overwrite=False)
+
+    def then(self, arguments: argparse.Namespace) -> list[str] | None:
+        """Return the words of the command that may come next."""
+        return self._then(arguments) if self._then else None
+
+    def takes(self, kind: str) -> bool:
+        """Whether the command is about such a thing."""
+        places = [action for action in self._actions if not action.option_strings]
+        return any(isinstance(action.type, Reads) and kind in action.type.kinds for action in places)
+
+    def _given(self, arguments: argparse.Namespace, of: type) -> Iterator[tuple[Any, list[Any]]]:
+        for action in self._actions:
+            if isinstance(action.type, of) and (value := getattr(arguments, action.dest)) is not None:
+                yield action, list(_flat(value))
+
+    def _require_readable(self, action: Any, value: str, arguments: argparse.Namespace) -> None:
+        name = action.type.path(value)
+        path = Path(name)
+        if not path.exists():
+            if any(mark in name for mark in _PATTERN):
+                return
+            if action.type.hub and may_be_on_the_hub(name):
+                self._require_vocabulary(action, name, arguments)
+                return
+            said = (f"{name}: no such file or folder.", nearest(path.name, _beside(path)), _expected(action))
+            raise InputError(" ".join(filter(None, said)))
+        kind = kind_of(path)
+        if kind is None or not action.type.kinds or kind in action.type.kinds:
+            return
+        *others, last = action.type.kinds
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise InputError(
+            f"{name}: is {kind}. {self.prog.split()[-1]} takes {expected} for {_called(action)}. "
+            f"{self._way_out(name, kind, action, arguments)}".rstrip()
+        )
+
+    def _require_vocabulary(self, action: Any, name: str, arguments: argparse.Namespace) -> None:
+        if getattr(arguments, "vocabulary", "") is None:
+            said = (
+                f"{name}: no such folder.",
+                nearest(name, _beside(Path(name))),
+                "If it is a hub id, give its vocabulary too (--vocabulary).",
+            )
+            raise InputError(" ".join(filter(None, said)))
+
+    def _way_out(self, name: str, kind: str, action: Any, arguments: argparse.Namespace) -> str:
+        """Say what to do with something of another kind."""
+        for other in self._actions:
+            at, reads = getattr(arguments, other.dest, None), other.type
+            if not isinstance(reads, Reads) or not isinstance(at, str) or kind not in reads.kinds:
+                continue
+            both = other is not action and not other.option_strings and not action.option_strings
+            if both and kind_of(Path(reads.path(at))) in action.type.kinds:
+                return "The two are the wrong way round: exchange them."
+        if kind == ANNDATA and CELLS in action.type.kinds:
+            vocabulary = getattr(arguments, "checkpoint", None) or "VOCABULARY"
+            return f"Make cells of it: geneformer-repro tokenize {name} --vocabulary {vocabulary} -o CELLS.tok"
+        takers = [called for called, command in self.siblings.items() if command.takes(kind)]
+        return f"Commands that take {kind}: {listed(takers)}." if takers else ""
+
+    def _require_columns(self, arguments: argparse.Namespace) -> None:
+        cells = getattr(arguments, "cells", None)
+        columns = obs_columns(Path(cells)) if isinstance(cells, str) else None
+        if columns is None:
+            return
+        for action, names in self._given(arguments, Column):
+            for name in names:
+                if name not in columns:
+                    raise InputError(
+                        f"{_called(action)}: the dataset has no obs column {name!r}. {did_you_mean(name, columns)} "
+                        "Columns are carried along by tokenize --obs."
+                    )
+
+
+def _group_of(names: Sequence[str], options: Mapping[str, Any]) -> str:
+    if _OUT & set(names):
+        return OUT
+    if _MACHINE & set(names):
+        return MACHINE
+    is_read = not names[0].startswith("-") or isinstance(options.get("type"), Reads)
+    return IN if is_read or _IN & set(names) else HOW
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+def _called(action: argparse.Action) -> str:
+    return action.option_strings[-1] if action.option_strings else str(action.metavar)
+
+
+def _expected(action: argparse.Action) -> str:
+    return f"{_called(action)} is: {action.help}."
+
+
+def _beside(path: Path) -> list[str]:
+    """Return the names beside a path that is not there."""
+    try:
+        return [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return []

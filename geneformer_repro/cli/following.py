@@ -1,0 +1,135 @@
+"""The command that may come after another, with the paths that this one used, ready to be run.
+
+None where it would need something that the command was not told, such as gene sets.
+"""
+
+import argparse
+from pathlib import Path
+
+from geneformer_repro.cli.artefacts import CELLS, CHECKPOINT, VOCABULARY, kind_of, may_be_on_the_hub, obs_columns
+from geneformer_repro.files import read_json
+
+_FEW_CELLS = "100"
+_OF_COUNTS = ("layer", "gene_ids", "values")
+
+
+def after_vocabulary(given: argparse.Namespace) -> list[str] | None:
+    """Tokenise the same counts."""
+    first = given.inputs[0]
+    if kind_of(Path(first)) in (VOCABULARY, CHECKPOINT) or (may_be_on_the_hub(first) and not Path(first).exists()):
+        return None
+    options = [part for name in _OF_COUNTS if (value := getattr(given, name)) for part in (_option(name), value)]
+    log2 = ["--log2"] * given.log2
+    return ["tokenize", *given.inputs, "--vocabulary", given.out, *options, *log2, "-o", beside(given.out, "cells.tok")]
+
+
+def after_tokenize(given: argparse.Namespace) -> list[str]:
+    """Embed the cells, if the vocabulary is a checkpoint's; else pretrain on them."""
+    if kind_of(Path(given.vocabulary)) == CHECKPOINT:
+        return ["embed", given.vocabulary, given.out, "-o", renamed(given.out, ".h5ad")]
+    return ["pretrain", given.out, "-o", beside(given.out, "base")]
+
+
+def after_pretrain(given: argparse.Namespace) -> list[str]:
+    """Embed the cells."""
+    return ["embed", given.out, given.cells, *_reading(given), "-o", renamed(given.cells, ".h5ad")]
+
+
+def after_finetune(given: argparse.Namespace) -> list[str] | None:
+    """Ask which genes move the classifier; of classes of genes, ask it about the cells."""
+    if given.genes:
+        return ["predict", given.out, given.cells, *_reading(given), "-o", renamed(given.out, "-predicted.tsv")]
+    if not given.target:
+        return None
+    question = ["--target", given.target[0], "--first-order", "--max-cells", _FEW_CELLS]
+    return ["perturb", given.out, given.cells, *_reading(given), *question, "-o", renamed(given.out, "-screen.parquet")]
+
+
+def after_predict(given: argparse.Namespace) -> list[str] | None:
+    """Explain what was predicted of tokenised cells."""
+    head = Path(given.checkpoint) / "head.json"
+    is_of_cells = head.exists() and read_json(head).get("level") == "cell"
+    if kind_of(Path(given.data)) != CELLS or not is_of_cells:
+        return None
+    few = ["--max-cells", _FEW_CELLS]
+    return ["explain", given.checkpoint, given.data, *_reading(given), *few, "-o", renamed(given.out, "-why.parquet")]
+
+
+def after_finetune_patients(given: argparse.Namespace) -> list[str]:
+    """Ask about patients, new ones in the place of these."""
+    model = ["--checkpoint", given.checkpoint] if given.checkpoint else []
+    return ["predict-patients", given.out, given.cells, *model, "-o", renamed(given.out, "-predicted")]
+
+
+def after_response(given: argparse.Namespace) -> list[str] | None:
+    """Predict every pair of sample and drug."""
+    if not given.drugs:
+        return None
+    beside_samples = ["--expression", given.expression] if given.expression else []
+    drugs = ["--drugs", given.drugs]
+    return ["predict-response", given.out, given.samples, *beside_samples, *drugs, "-o", renamed(given.out, ".tsv")]
+
+
+def after_embed(given: argparse.Namespace) -> list[str] | None:
+    """Screen some cells with the same model."""
+    if given.states or given.level != "cell":
+        return None
+    few = ["--max-cells", _FEW_CELLS]
+    return [
+        "perturb",
+        given.checkpoint,
+        given.cells,
+        *_reading(given),
+        *few,
+        "-o",
+        renamed(given.out, "-screen.parquet"),
+    ]
+
+
+def after_perturb(given: argparse.Namespace) -> list[str]:
+    """Test the genes of the screen."""
+    return ["statistics", given.out, "-o", renamed(given.out, ".tsv")]
+
+
+def after_explain(given: argparse.Namespace) -> list[str]:
+    """Test whether to believe the explanation, where cells are what it explains."""
+    model = ["--checkpoint", given.checkpoint, "--cells", given.cells, *_reading(given)]
+    is_of_cells = obs_columns(Path(given.cells)) is not None and not (given.drugs or given.patients)
+    return ["statistics", given.out, *(model if is_of_cells else []), "-o", renamed(given.out, "-genes.tsv")]
+
+
+def after_network(given: argparse.Namespace) -> list[str]:
+    """Compare two states; of one state write a graph."""
+    states = list(read_json(Path(given.out) / "network.json")["states"])
+    if len(states) > 1:
+        return ["statistics", given.out, "--between", *states[:2], "-o", renamed(given.out, "-states.tsv")]
+    return ["statistics", given.out, "-o", renamed(given.out, ".graphml")]
+
+
+def after_heads(given: argparse.Namespace) -> list[str]:
+    """Read a network out of the same model and cells."""
+    return ["network", given.checkpoint, given.cells, *_reading(given), "-o", renamed(given.out, "-network")]
+
+
+def beside(path: str, name: str) -> str:
+    """Return a name in the same folder."""
+    return str(Path(path).with_name(name))
+
+
+def renamed(path: str, ending: str) -> str:
+    """Return a path with another ending; one that begins with a dash comes after the name without its own."""
+    whole = Path(path.rstrip("/"))
+    return str(whole.with_name(f"{whole.stem if whole.suffix else whole.name}{ending}"))
+
+
+def _reading(given: argparse.Namespace) -> list[str]:
+    """Return how the cells were opened, to be said again."""
+    options = []
+    for name in ("vocabulary", "max_length"):
+        if (value := getattr(given, name)) is not None:
+            options += [_option(name), str(value)]
+    return [*options, *(["--where", *given.where] if given.where else [])]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

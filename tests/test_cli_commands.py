@@ -1,0 +1,232 @@
+"""What the command line says without a model: help, examples, mistakes told at once, what comes next, tables."""
+
+import argparse
+import dataclasses
+import io
+import json
+import shlex
+import subprocess
+import sys
+import typing
+from importlib import import_module
+
+import pandas as pd
+import pytest
+
+from geneformer_repro import cli
+from geneformer_repro.cli import following, settings, terminal
+from geneformer_repro.config import load_config, sections_of
+from geneformer_repro.errors import InputError
+
+PARSER = cli._parser()
+COMMANDS = PARSER.commands
+
+
+# Help
+
+
+def test_the_list_of_commands_fits_a_screen_with_one_line_each():
+    lines = PARSER.format_help().splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def examples(command):
+    return [line.strip() for line in command.epilog.splitlines() if line.startswith("  geneformer-repro")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_puts_every_option_in_a_group_and_ends_with_examples_that_are_understood(name):
+    command = COMMANDS[name]
+    said = command.format_help()
+    usage = said.partition("\n\n")[0]
+    assert all(action.metavar in usage for action in command._actions if not action.option_strings)
+    titles = [group.title for group in command._action_groups if group._group_actions]
+    assert not {"positional arguments", "options"} & set(titles)
+    assert all(action.help for action in command._actions)
+    for example in examples(command):
+        assert PARSER.parse_args(shlex.split(example)[1:]).command == name
+    assert examples(command)
+
+
+# Mistakes that need no data
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Names of artefacts, as far as commands look before they load anything."""
+    for path, content in {
+        "base/config.json": {},
+        "base/vocabulary.json": {},
+        "cells.tok/spec.json": {"obs": ["cell_type", "donor"]},
+        "net/network.json": {"states": {"A": {}, "B b": {}}},
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(content))
+    (tmp_path / "counts.h5ad").touch()
+    (tmp_path / "done.parquet").touch()
+    pd.DataFrame({"gene_id": []}).to_parquet(tmp_path / "genes.parquet")
+    monkeypatch.chdir(tmp_path)
+
+
+MISTAKES = {
+    "embed bsae cells.tok -o x.h5ad": "bsae: no such folder. Did you mean 'base'?",
+    "embed base cels.tok -o x.h5ad": "cels.tok: no such file or folder. Did you mean 'cells.tok'? CELLS is: folder",
+    "embed cells.tok base -o x.h5ad": "embed takes a checkpoint for CHECKPOINT. The two are the wrong way round",
+    "embed base counts.h5ad -o x.h5ad": "geneformer-repro tokenize counts.h5ad --vocabulary base -o CELLS.tok",
+    "tokenize base --vocabulary base -o x.tok": "base: is a checkpoint. tokenize takes counts, expression or vectors",
+    "statistics net/nothing -o x.tsv": "net/nothing: no such file or folder. SHIFTS is: Parquet file",
+    "statistics cells.tok -o x.tsv": "Commands that take tokenised cells: ",
+    "perturb base cells.tok --donor doner -o x.parquet": "--donor: the dataset has no obs column 'doner'. Did you mean",
+    "perturb base cells.tok --max-cells 0 -o x.parquet": "--max-cells must be at least 1, found 0.",
+    "perturb base cells.tok -o done.parquet": "done.parquet already exists.",
+    "finetune base cells.tok --target celltype -o x": "no obs column 'celltype'. Did you mean 'cell_type'?",
+    "finetune base cells.tok --set epoch=3 -o x": "has no field 'epoch'. Did you mean 'training.epochs'?",
+    "finetune base cells.tok --genes genes.parquet --set fold=3 -o x": "GeneFinetuneConfig has no field 'fold'.",
+    "pretrain cells.tok --set training.epochs=many -o x": "training.epochs must be float, found 'many'",
+    "pretrain cells.tok --set size=huge -o x": "size must be one of 'tiny', 'V1-10M'",
+    "pretrain cells.tok --set epochs -o x": "--set epochs: expected key=value",
+    "pretrain cells.tok --config no.toml -o x": "no.toml: no such file or folder.",
+}
+FORBIDDING = """
+import shlex, sys
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "pandas", "anndata", "datasets", "scipy"):
+            raise AssertionError(f"loads {name}")
+sys.meta_path.insert(0, Forbidden())
+from geneformer_repro import cli
+for command in sys.stdin.read().splitlines():
+    assert cli.main(shlex.split(command)) == 2, command
+"""
+
+
+def test_what_needs_no_data_is_told_before_any_library_is_loaded(here):
+    commands = "\n".join(MISTAKES)
+    done = subprocess.run(
+        [sys.executable, "-c", FORBIDDING], input=commands, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for said, (command, message) in zip(done.stderr.splitlines(), MISTAKES.items(), strict=True):
+        assert said.startswith("error: "), command
+        assert message in said, command
+
+
+CONFIGURED = {
+    "pretrain": "",
+    "finetune": "",
+    "finetune --genes": "--genes genes.parquet",
+    "finetune --source": "--source cells.tok",
+    "finetune-patients": "",
+    "transfer-study": "",
+    "response": "",
+    "response-study": "",
+}
+
+
+@pytest.mark.parametrize("command", CONFIGURED)
+def test_settings_are_read_from_the_source_as_the_class_has_them(command):
+    name, *_ = command.split()
+    given = argparse.Namespace(genes="--genes" in command, source="--source" in command)
+    module, called = COMMANDS[name]._configures(given)
+    config_type = getattr(import_module(f"geneformer_repro.{module}"), called)
+    assert_as_in_source(config_type, settings._read(module, called))
+
+
+def assert_as_in_source(config_type, read):
+    sections = sections_of(config_type)
+    hints = typing.get_type_hints(config_type)
+    assert {*read.fields, *read.sections} == {field.name for field in dataclasses.fields(config_type)}
+    assert set(read.sections) == set(sections)
+    told = {field: hint for field, hint in read.fields.items() if hint is not settings._UNKNOWN}
+    assert told == {field: hints[field] for field in told}
+    for section, of_section in read.sections.items():
+        assert_as_in_source(sections[section].config_type, of_section)
+
+
+def test_settings_that_the_configuration_takes_pass():
+    from geneformer_repro.pretraining.pretrain import PretrainConfig
+
+    chosen = ["size=tiny", "epochs=2", "training.trainer.bf16=true", 'network={"hidden_size"=32}', "training.seed=1"]
+    for setting in chosen[:-1]:
+        settings.require_settings("pretraining.pretrain", "PretrainConfig", None, [setting])
+        load_config(PretrainConfig, overrides=[setting])
+    with pytest.raises(InputError, match="training has no field 'seed'"):
+        settings.require_settings("pretraining.pretrain", "PretrainConfig", None, chosen)
+
+
+# What comes next
+
+NEXT = {
+    "vocabulary counts.h5ad --layer raw -o v": "tokenize counts.h5ad --vocabulary v --layer raw --values counts "
+    "-o cells.tok",
+    "tokenize counts.h5ad --vocabulary base -o 'my cells.tok'": "embed base 'my cells.tok' -o 'my cells.h5ad'",
+    "tokenize counts.h5ad --vocabulary v -o cells.tok": "pretrain cells.tok -o base",
+    "finetune base cells.tok --target cell_type -o clf": "perturb clf cells.tok --target cell_type --first-order "
+    "--max-cells 100 -o clf-screen.parquet",
+    "embed base cells.tok --where donor=d1 -o v.h5ad": "perturb base cells.tok --where donor=d1 --max-cells 100 "
+    "-o v-screen.parquet",
+    "perturb base cells.tok -o s.parquet": "statistics s.parquet -o s.tsv",
+    "explain base cells.tok -o why.parquet": "statistics why.parquet --checkpoint base --cells cells.tok "
+    "-o why-genes.tsv",
+    "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
+    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok -o heads-network",
+}
+
+
+@pytest.mark.parametrize(("command", "after"), NEXT.items(), ids=NEXT)
+def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, command, after):
+    words = shlex.split(command)
+    found = COMMANDS[words[0]].then(PARSER.parse_args(words))
+    assert shlex.join(found) == after
+    PARSER.parse_args(found)
+
+
+def test_without_what_it_would_need_no_command_is_named(here):
+    assert following.after_embed(PARSER.parse_args(shlex.split("embed base cells.tok --level gene -o x.h5ad"))) is None
+    assert COMMANDS["enrich"].then(PARSER.parse_args(shlex.split("enrich t.tsv --sets s.gmt -o x.tsv"))) is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_next_command_and_colour_are_for_a_terminal(monkeypatch, capsys):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal.say_next(["info", "a b"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal.say_next(["info", "a b"])
+    assert sys.stderr.getvalue() == "\x1b[32mnext:\x1b[0m geneformer-repro info 'a b'\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal.coloured("error:", terminal.RED, Terminal()) == "error:"
+
+
+# Tables
+
+TABLE = pd.DataFrame({"gene": ["STAT1", "A" * 50], "effect": [0.123456, None], "n": [7, 1200], "note": ["", "few"]})
+
+
+def test_numbers_stand_to_the_right_and_text_to_the_left():
+    assert terminal.in_columns(TABLE.assign(gene=["STAT1", "IRF"])).splitlines() == [
+        "gene   effect     n  note",
+        "STAT1  0.1235     7",
+        "IRF         –  1200  few",
+    ]
+
+
+def test_a_narrow_terminal_has_fewer_columns_and_says_which_it_lacks():
+    lines = terminal.in_columns(TABLE, width=60).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[2].startswith("A" * 39 + "…  ")
+    assert terminal.in_columns(TABLE, width=50).splitlines()[-1] == "(for want of room without n, note)"
+
+
+def test_into_a_file_everything_is_written(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal.print_table(TABLE.set_index("gene"), index=True)
+    assert "A" * 50 + "       –  1200  few" in capsys.readouterr().out
