@@ -11,6 +11,8 @@ from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.results import write_evaluation, write_page
 from geneformer_repro.targets import Classes, Number
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 DISEASE = Classes("disease", ("case", "control"))
 DONORS, CELLS = 12, 9
 DONOR = np.repeat([f"d{i:02d}" for i in range(DONORS)], CELLS)

@@ -13,6 +13,8 @@ from geneformer_repro.in_silico.shams import N_SHAMS, dependence, dependence_in_
 from geneformer_repro.in_silico.shift_table import SHIFT
 from geneformer_repro.in_silico.statistics import shift_statistics
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 GOAL = GoalState("cell_type", "CD56+ NK", "CD19+ B", ["CD34+"])
 FEW = {"max_cells": 3, "donor": "donor"}
 
