@@ -223,7 +223,7 @@ def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> N
 
 def _print_scores(methods: Any) -> None:
     shown = [name for name in methods.columns if not name.endswith(("_low", "_high", "_lowest", "_highest"))]
-    print_table(table[shown].rename_axis(None), number="{:.3f}", index=True)
+    print_table(methods[shown].rename_axis(None), number="{:.3f}", index=True)
 
 
 def named_settings(arguments: argparse.Namespace) -> list[str]:
