@@ -281,20 +281,12 @@ def size_of_screen(path: str | Path) -> str:
     from geneformer_repro.in_silico.shift_table import ShiftTable
 
     shifts = ShiftTable.open(path)
-    donors, n_cells = _n_distinct(shifts, "donor"), shifts.metadata.get("n_cells")
-    n_cells = _n_distinct(shifts, "cell") if n_cells is None else n_cells
+    donors, n_cells = shifts.n_distinct("donor"), shifts.metadata.get("n_cells")
+    n_cells = shifts.n_distinct("cell") if n_cells is None else n_cells
     return (
-        f"{len(shifts):,} values ({shifts.measure}) of {_n_distinct(shifts, 'perturbed'):,} perturbations in "
+        f"{len(shifts):,} values ({shifts.measure}) of {shifts.n_distinct('perturbed'):,} perturbations in "
         f"{n_cells:,} cells" + (f" of {donors:,} donors" if donors else "")
     )
-
-
-def _n_distinct(shifts: Any, column: str) -> int:
-    """Count the values of a column, which is read part by part."""
-    values: set[str] = set()
-    for block in shifts.blocks([column]):
-        values.update(block[column].dropna().unique())
-    return len(values)
 
 
 def _agreement(metadata: Mapping[str, Any]) -> str:

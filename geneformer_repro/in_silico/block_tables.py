@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import misfit, new_file
+
+if TYPE_CHECKING:
+    import pandas as pd  # only frames need it, and it takes longer than a command may to start
 
 _KEY = b"geneformer_repro"
 _MOST_ROWS_A_BYTE = 2**10
@@ -60,7 +62,7 @@ class Form:
         """Columns of places."""
         return [name for name, kind in self.columns.items() if pa.types.is_int32(kind)]
 
-    def as_frame(self, table: pa.Table) -> pd.DataFrame:
+    def as_frame(self, table: pa.Table) -> "pd.DataFrame":
         """Return a table with the same types of columns wherever it was read or made."""
         frame = table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
         numbers = [name for name, kind in self.columns.items() if pa.types.is_float64(kind)]
@@ -69,16 +71,18 @@ class Form:
             dict.fromkeys(numbers, "float64")
         )
 
-    def compact(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def compact(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         """Make text categories, and places numbers with NaN for null: the types that take least memory."""
+        import pandas as pd
+
         text = {name: pd.CategoricalDtype() for name in self.text if name in frame}
         return frame.astype(text | {name: "float64" for name in self.places if name in frame})
 
-    def compact_frame(self, table: pa.Table) -> pd.DataFrame:
+    def compact_frame(self, table: pa.Table) -> "pd.DataFrame":
         """Return a table whose text is in dictionaries, in the types of `compact`."""
         return self.compact(table.replace_schema_metadata(None).unify_dictionaries().to_pandas())
 
-    def schema(self, frame: pd.DataFrame) -> pa.Schema:
+    def schema(self, frame: "pd.DataFrame") -> pa.Schema:
         """Return the types of a table, further columns included."""
         others = frame.drop(columns=list(self.columns))
         return pa.schema([*self.columns.items(), *pa.Schema.from_pandas(others, preserve_index=False)])
@@ -101,13 +105,13 @@ class BlockTable:
 
     form: ClassVar[Form]
 
-    def __init__(self, source: pd.DataFrame | Path, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, source: "pd.DataFrame | Path", metadata: Mapping[str, Any]) -> None:
         self._source, self.metadata = source, dict(metadata)
-        if isinstance(source, pd.DataFrame) and (lacking := [name for name in self.form.columns if name not in source]):
+        if _is_frame(source) and (lacking := [name for name in self.form.columns if name not in source]):
             raise DataFormatError(f"The {self.form.what} lacks the columns {lacking}; found {list(source)}.")
 
     def __len__(self) -> int:
-        if isinstance(self._source, pd.DataFrame):
+        if _is_frame(self._source):
             return len(self._source)
         with self._reading():
             return int(pq.read_metadata(self._source).num_rows)
@@ -118,15 +122,15 @@ class BlockTable:
         return str(self.metadata["measure"])
 
     @cached_property
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """All rows; of a file they are read at the first use and kept."""
-        if isinstance(self._source, pd.DataFrame):
+        if _is_frame(self._source):
             return self._source
         with self._reading():
             return self.form.as_frame(pq.read_table(self._source))
 
-    def _blocks(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
-        if isinstance(self._source, pd.DataFrame) or "table" in self.__dict__:
+    def _blocks(self, columns: Sequence[str] | None) -> "Iterator[pd.DataFrame]":
+        if _is_frame(self._source) or "table" in self.__dict__:
             yield self.table if columns is None else self._checked(self.form.compact(self.table[list(columns)]))
             return
         for table in self._tables(None if columns is None else list(columns)):
@@ -134,8 +138,24 @@ class BlockTable:
                 frame = self.form.as_frame(table) if columns is None else self.form.compact_frame(table)
             yield frame if columns is None else self._checked(frame)
 
-    def _checked(self, block: pd.DataFrame) -> pd.DataFrame:
-        where = f"The {self.form.what}" if isinstance(self._source, pd.DataFrame) else str(self._source)
+    def n_distinct(self, column: str) -> int:
+        """Return how many values a column of text has, of a file row group by row group and without pandas.
+
+        Raises
+        ------
+        DataFormatError
+            The file is damaged, or a row lacks a value that each has.
+        """
+        values: set[str | None] = set()
+        for table in self._tables([column]):
+            for chunk in table.column(column).chunks:
+                values.update(chunk.unique().to_pylist())
+        if None in values and column in self.form.never_null:
+            raise DataFormatError(f"{self._source}: rows have no {column!r}. {self.form.again.capitalize()}.")
+        return len(values - {None})
+
+    def _checked(self, block: "pd.DataFrame") -> "pd.DataFrame":
+        where = f"The {self.form.what}" if _is_frame(self._source) else str(self._source)
         again = self.form.again.capitalize()
         for name in self.form.never_null:
             if name in block and block[name].isna().any():
@@ -149,7 +169,7 @@ class BlockTable:
         self.form.write(path, self._tables(), self.metadata, overwrite=overwrite)
 
     def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        if isinstance(self._source, pd.DataFrame):
+        if _is_frame(self._source):
             schema = self.form.schema(self._source)
             yield pa.Table.from_pandas(self._source, schema=schema, preserve_index=False)
             return
@@ -203,10 +223,14 @@ def taken(values: Sequence[Any] | np.ndarray, rows: np.ndarray, kind: pa.DataTyp
     return pa.array(list(values), pa.string() if kind is None else kind).take(pa.array(rows))
 
 
-def carried(obs: pd.DataFrame, rows: np.ndarray) -> pa.Table:
+def carried(obs: "pd.DataFrame", rows: np.ndarray) -> pa.Table:
     """Return obs columns of some rows, by number, of the types that they have over all rows."""
     of_all = pa.Schema.from_pandas(obs, preserve_index=False)  # some rows may know less of a column's type
     return pa.Table.from_pandas(obs.iloc[rows], of_all, preserve_index=False).replace_schema_metadata(None)
+
+
+def _is_frame(source: "pd.DataFrame | Path") -> "TypeGuard[pd.DataFrame]":
+    return not isinstance(source, Path)
 
 
 def short(what: object) -> str:

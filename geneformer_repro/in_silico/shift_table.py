@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from geneformer_repro.errors import DataFormatError
 from geneformer_repro.files import misfit
 from geneformer_repro.in_silico.block_tables import BlockTable, Claims, Form, has_form, require_promised
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = "geneformer_repro/shifts/2"
 SIMILARITY, SHIFT, CHANGE = "cosine similarity", "cosine shift", "change of prediction"
@@ -130,7 +132,7 @@ class ShiftTable(BlockTable):
     def __repr__(self) -> str:
         return f"ShiftTable({len(self):,} values ({self.measure}) of {self.metadata.get('n_cells', '?')} cells)"
 
-    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+    def blocks(self, columns: Sequence[str] | None = None) -> "Iterator[pd.DataFrame]":
         """Yield the rows block by block, in order; of a file one row group at a time is in memory.
 
         Parameters
