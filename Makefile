@@ -21,14 +21,13 @@ lint: $(INSTALLED)  ## Style, formatting, types
 	$(BIN)/mypy --config-file= --strict --follow-imports=silent tests/typed_use.py
 
 docs: $(VENV)/installed-docs  ## The site, notebooks run: docs/_build/index.html; prose alone: make docs SPHINXOPTS='-D nb_execution_mode=off'
-	rm -rf docs/tutorials/runs
 	$(BIN)/python -m sphinx -W --keep-going -q $(SPHINXOPTS) docs docs/_build
 
 bench: $(INSTALLED)  ## Speed and memory beside the stock way, in under an hour: bench-output/table.md
 	$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) build docs/_build docs/tutorials/runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give one: make PYTHON=python3.11 …")'
