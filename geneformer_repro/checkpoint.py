@@ -33,7 +33,7 @@ from geneformer_repro.checkpoint_files import (
     checkpoint_in_words,
     worse_than_guessing,
 )
-from geneformer_repro.errors import InputError, VocabularyMismatchError
+from geneformer_repro.errors import InputError, VocabularyMismatchError, listed
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
@@ -684,7 +684,7 @@ def _class_names(config: Mapping[str, Any], local: Path) -> tuple[str, ...]:
         }
         if len(set(fitting.values())) == 1:
             file, names = next(iter(fitting.items()))
-            logger.info("%s: names of classes from %s: %s.", local, file, ", ".join(names))
+            logger.info("%s: names of classes from %s: %s.", local, file, listed(names))
             return names
         if pickled:
             logger.warning(
@@ -707,7 +707,7 @@ def described_config(folder: Path) -> str:
     head = _published_head(config, folder)
     what = _described(head) if head else ", ".join(map(str, config.get("architectures") or ["model"]))
     sizes = ", ".join(f"{name} {config[name]}" for name in _SIZES if name in config)
-    classes = f"\nclasses: {', '.join(head.output_names)}" if head and head.n_outputs > 1 else ""
+    classes = f"\nclasses: {listed(head.output_names, most=20)}" if head and head.n_outputs > 1 else ""
     return (
         f"{what} ({config.get('model_type', 'of an unknown type')}), not written by this package\n{sizes}{classes}\n"
         "what its tokens mean says a vocabulary (--vocabulary)"

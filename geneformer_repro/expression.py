@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from geneformer_repro.config import from_mapping, require, require_types, resolved
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.files import write_json
 from geneformer_repro.heads import WEIGHTS, Head, open_network
 from geneformer_repro.tokenizer.measures import Values
@@ -336,7 +336,7 @@ class InputScale:
             if lacking := [name for name in wanted if name not in given]:
                 raise InputError(
                     f"Block {block!r}: the network reads {len(lacking)} columns that are not there (first: "
-                    f"{lacking[0]!r}; there are {', '.join(given[:5])}). Give the columns that it was trained on."
+                    f"{lacking[0]!r}; there are {listed(given, most=5)}). Give the columns that it was trained on."
                 )
             return np.array([given.index(name) for name in wanted])
         return self._places_of_genes(inputs)

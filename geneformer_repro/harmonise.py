@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
 from geneformer_repro.files import new_file
 from geneformer_repro.tokenizer.dataset import as_labels
 
@@ -202,7 +202,7 @@ class Harmoniser:
         if unseen and self.on_unseen == "refuse":
             raise InputError(
                 f"{len(unseen)} batches were not among the training samples (first: {unseen[0]!r}; they had "
-                f"{', '.join(map(repr, self.batches))}), so how far they are off is not known. Fit with samples of "
+                f"{listed(map(repr, self.batches))}), so how far they are off is not known. Fit with samples of "
                 "them, or with on_unseen='reference'."
             )
         if self.method == "quantile":

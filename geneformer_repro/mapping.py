@@ -25,7 +25,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean
+from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean, listed
 from geneformer_repro.into_adata import places_of_cells, put_columns
 from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
 from geneformer_repro.tokenizer.dataset import as_labels
@@ -48,11 +48,22 @@ BIO_CONSERVATION = ("nmi", "ari", "silhouette_label", "clisi")
 BATCH_MIXING = ("silhouette_batch", "ilisi", "graph_connectivity")
 
 _FEWEST_ON_A_MAP = 5
+_UNKNOWN_LABELS = frozenset(
+    f"{prefix}{word}"
+    for prefix in ("", "cell_type_", "cell type ")
+    for word in ("unknown", "unlabelled", "unlabeled", "unassigned", "unannotated", "undefined", "not assigned")
+)
 
 
 @typed
 def map_to_reference(
-    query: AnnData, reference: AnnData, label: str, *, n_neighbors: int = 15, into: AnnData | None = None
+    query: AnnData,
+    reference: AnnData,
+    label: str,
+    *,
+    n_neighbors: int = 15,
+    keep_unknown: bool = False,
+    into: AnnData | None = None,
 ) -> pd.DataFrame:
     """Label cells by their nearest neighbours in a labelled reference.
 
@@ -69,6 +80,9 @@ def map_to_reference(
         Column of ``reference.obs``.
     n_neighbors
         How many reference cells vote; fewer than there are.
+    keep_unknown
+        Take "unknown", "unlabelled", "unassigned" and the like, in any spelling, for a label. By default such cells are
+        left out, with a warning that says how many: they would vote that a cell is of no known type.
     into
         The AnnData that the query cells are from: the columns are also written into its ``obs``, by cell name, as
         ``LABEL_mapped`` and ``LABEL_mapped_confidence`` …
@@ -106,6 +120,8 @@ def map_to_reference(
     _require_made_alike(query, reference)
     places = None if into is None else places_of_cells(into, query.obs_names)
     labelled = _labelled(reference, label, of="reference")
+    if not keep_unknown:
+        labelled &= ~_are_unknown(reference, label)
     codes, names = pd.factorize(as_labels(reference.obs[label][labelled]).to_numpy(), sort=True)
     _require_a_choice(names, label, n_cells=len(codes), n_neighbors=n_neighbors)
     vectors = _vectors(reference, of="reference")[labelled]
@@ -469,15 +485,28 @@ def _labelled(adata: AnnData, name: str, *, of: str = "embedding") -> np.ndarray
     return labelled
 
 
+def _are_unknown(adata: AnnData, name: str) -> np.ndarray:
+    """Say which cells have a word for an unknown label in an obs column; warn of them."""
+    labels = as_labels(adata.obs[name])
+    unknown = labels.str.casefold().str.strip().isin(_UNKNOWN_LABELS).to_numpy(dtype=bool)
+    if unknown.any():
+        logger.warning(
+            "%s: %d of %d reference cells are called %s, which is no label; left out. To keep them: keep_unknown=True "
+            "(--keep-unknown).",
+            name, unknown.sum(), len(unknown), listed(map(repr, sorted(set(labels[unknown])))),
+        )  # fmt: skip
+    return unknown
+
+
 def _codes(adata: AnnData, name: str, labelled: np.ndarray) -> np.ndarray:
     return pd.factorize(as_labels(adata.obs[name][labelled]).to_numpy(), sort=True)[0]
 
 
 def _require_a_choice(names: np.ndarray, label: str, *, n_cells: int, n_neighbors: int) -> None:
     if len(names) < 2:
-        listed = f"the one label {str(names[0])!r}" if len(names) else "no label"
+        held = f"the one label {str(names[0])!r}" if len(names) else "no label"
         raise InputError(
-            f"Reference column {label!r} holds {listed} in {n_cells} labelled cells: nothing to choose from. "
+            f"Reference column {label!r} holds {held} in {n_cells} labelled cells: nothing to choose from. "
             f"Give a reference with at least two labels."
         )
     if not 1 <= n_neighbors < n_cells:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.drugs import NAME_COLUMNS, Drugs
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
 from geneformer_repro.identities import Aliases, normalised_name, numbers_by_name, same_samples
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
@@ -359,7 +359,7 @@ def _from_wide(
     ]
     columns = [column for column in rows.columns.drop(first) if column not in said]
     if said:
-        logger.info("%s: columns that hold no responses are left out: %s.", called, ", ".join(map(repr, said)))
+        logger.info("%s: columns that hold no responses are left out: %s.", called, listed(map(repr, said)))
     in_rows = of_drug is not None
     if of_sample is None and of_drug is None:
         in_rows = _drugs_in_rows(called, first, texts(rows[first]), columns, drugs)

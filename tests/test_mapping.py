@@ -134,6 +134,16 @@ class TestMapToReference:
         pd.testing.assert_frame_equal(table, map_to_reference(query, reference[40:].copy(), "type"))
         assert "type: 40 of 350 cells have no value; left out." in caplog.text
 
+    def test_words_for_an_unknown_type_are_no_label_unless_kept(self, query, reference, caplog):
+        types = reference.obs["cell_type"].astype(str)
+        types.iloc[:40], types.iloc[40:50] = "Unlabelled ", "unknown"
+        reference.obs["cell_type"] = types
+        found = map_to_reference(query, reference, "cell_type")
+        pd.testing.assert_frame_equal(found, map_to_reference(query, reference[50:].copy(), "cell_type"))
+        assert "50 of 350 reference cells are called 'Unlabelled', 'unknown', which is no label" in caplog.text
+        kept = map_to_reference(query, reference, "cell_type", keep_unknown=True)
+        assert "Unlabelled" in set(kept["label"])
+
     @pytest.mark.parametrize("kind", ["category", "string", int])
     def test_labels_may_be_of_any_kind(self, query, reference, kind):
         codes = pd.factorize(reference.obs["cell_type"])[0]

@@ -74,6 +74,9 @@ def _add_map(commands: Any) -> None:
     mapped.add_argument("query", type=VECTORS, help=".h5ad written by embed")
     mapped.add_argument("reference", type=VECTORS, help=".h5ad written by embed with the same model")
     mapped.add_argument("--label", required=True, metavar="COLUMN", help="obs column of the reference")
+    mapped.add_argument(
+        "--keep-unknown", action="store_true", help='keep cells called "unknown", "unlabelled" and the like, as a label'
+    )
     mapped.add_argument("--neighbors", type=AtLeast(1), default=15, metavar="N", help="(default %(default)s)")
 
 
@@ -162,7 +165,8 @@ def _map(arguments: argparse.Namespace) -> None:
 
     refuse_existing(Path(arguments.out), overwrite=arguments.overwrite)
     query, reference = (_read_h5ad(path) for path in (arguments.query, arguments.reference))
-    table = map_to_reference(query, reference, arguments.label, n_neighbors=arguments.neighbors)
+    options = {"n_neighbors": arguments.neighbors, "keep_unknown": arguments.keep_unknown}
+    table = map_to_reference(query, reference, arguments.label, **options)
     _write_table(table.rename_axis("cell"), arguments)
     print_table(table.groupby("label")["confidence"].agg(["size", "mean"]), number="{:.3f}", index=True)
 

@@ -194,7 +194,11 @@ def add_model_options(command: argparse.ArgumentParser, *, with_target: bool) ->
     """Add how a cell is represented, and `add_cells_options`; a classifier's target decides the defaults."""
     layer, pooling = (None, None) if with_target else (-1, "mean")
     of_layer = "-1; with --target 0" if with_target else "%(default)s"
-    of_pooling = "cls where cells have one; with --target the classifier's" if with_target else "%(default)s"
+    of_pooling = (
+        "cls where cells have one, else mean as embed; with --target the classifier's"
+        if with_target
+        else "%(default)s; perturb and explain take cls where cells have one"
+    )
     command.add_argument(
         "--layer", type=int, default=layer, help=f"0 is the last block, -1 the one before (default {of_layer})"
     )

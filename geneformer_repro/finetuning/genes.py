@@ -18,7 +18,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import Section, flat_names, require, require_types, resolved
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError, did_you_mean, listed
 from geneformer_repro.files import provenance, read_table
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings
@@ -171,7 +171,7 @@ def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, li
     if ids is None or "label" not in table.columns:
         raise InputError(
             f"{path}: expected a column label and one of {', '.join(_ID_COLUMNS)}, found "
-            f"{', '.join(map(repr, table.columns))}."
+            f"{listed(map(repr, table.columns))}."
         )
     tasks = sorted(table["task"].unique()) if "task" in table.columns else []
     if task is not None and task not in tasks:

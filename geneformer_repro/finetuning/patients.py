@@ -21,7 +21,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.bags import BagNetwork, BagPooling
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import Section, require, require_types, resolved
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.files import provenance, write_json
 from geneformer_repro.finetuning.attention import (
     attention_sections,
@@ -349,7 +349,7 @@ def _require_patients(problem: PatientProblem, config: PatientConfig) -> None:
         rare = [f"{label!r} ({n})" for label, n in n_of_class.items() if n < _FEWEST]
         if rare:
             raise InputError(
-                f"obs column {name!r}: a class needs at least {_FEWEST} patients; too few: {', '.join(rare)}. Leave "
+                f"obs column {name!r}: a class needs at least {_FEWEST} patients; too few: {listed(rare)}. Leave "
                 "their cells out, or join classes."
             )
 

@@ -29,7 +29,7 @@ import pandas as pd
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from geneformer_repro.config import require, require_types
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError, did_you_mean, listed
 from geneformer_repro.finetuning.balance import p_value, units
 from geneformer_repro.finetuning.split_files import read_parts
 from geneformer_repro.tokenizer.dataset import as_labels, asked_labels
@@ -437,7 +437,7 @@ def _require_enough(cells: _Cells) -> None:
     if rare:
         raise InputError(
             f"A class needs at least 3 {cells.row}s, one for each part of the split; "
-            f"too few: {', '.join(rare)}. Leave such classes out{cells.by and f'{cells.by}=3'}."
+            f"too few: {listed(rare)}. Leave such classes out{cells.by and f'{cells.by}=3'}."
         )
     folds = int(cells.config.folds)
     if counts.max() < folds:
@@ -450,7 +450,7 @@ def _require_enough(cells: _Cells) -> None:
 def _require_groups(cells: _Cells, needed: int, what: str) -> None:
     found = cells.group_names
     if len(found) < needed:
-        raise InputError(f"{what} needs at least {needed} groups, found {len(found)}: {', '.join(found)}.")
+        raise InputError(f"{what} needs at least {needed} groups, found {len(found)}: {listed(found)}.")
 
 
 def _draw(cells: _Cells, draws: int, seed: int) -> list[Split]:

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 Combine = Literal["together", "singly", "pairs"]
@@ -541,7 +541,7 @@ class Composed:
                     f"Only changes of a list of genes together can be done one after the other, found {step}."
                 )
         if len(set(self.named)) < len(self.named):
-            raise InputError(f"A gene is perturbed twice: {', '.join(self.named)}.")
+            raise InputError(f"A gene is perturbed twice: {listed(self.named)}.")
 
     def __add__(self, other: "Perturbation | Composed") -> "Composed":
         """First these, then the other."""
@@ -614,7 +614,7 @@ class Edits:
         self._steps = perturbation.steps if isinstance(perturbation, Composed) else (perturbation,)
         tokens = vocabulary.tokens_of(perturbation.named).tolist() if perturbation.named else []
         if len(set(tokens)) < len(tokens):
-            raise InputError(f"A gene is named twice, by id and by name: {', '.join(perturbation.named)}.")
+            raise InputError(f"A gene is named twice, by id and by name: {listed(perturbation.named)}.")
         self._token = dict(zip(perturbation.named, tokens, strict=True))
 
     @property

@@ -15,7 +15,7 @@ from scipy.stats import t
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING, checkpoint_in_words
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
     dose_figure,
@@ -574,7 +574,7 @@ def _genes_in_words(genes: Any, shifts: ShiftTable) -> str:
     if genes == "each":
         return "each gene that a cell expresses"
     names = [_name(gene, shifts) for gene in genes or ()]
-    return ", ".join(names[:N_NAMED]) + (f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else "")
+    return listed(names, most=N_NAMED)
 
 
 def _sentence(words: str) -> str:

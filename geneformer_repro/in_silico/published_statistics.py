@@ -42,7 +42,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control, norm, t
 from sklearn.mixture import GaussianMixture
 
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError, did_you_mean, listed
 from geneformer_repro.in_silico.blockwise import Names, added, measured, merged_moments, moments, rounding_error, totals
 from geneformer_repro.in_silico.shift_table import SIMILARITY, ShiftTable
 
@@ -732,7 +732,7 @@ def _counted_genes(shifts: ShiftTable) -> _Counted:
     perturbed = counted.of_gene.index.unique("perturbed")
     if len(perturbed) < 2:
         raise InputError(
-            f"The screen perturbed only {', '.join(map(repr, perturbed))}; a test needs other genes to compare with. "
+            f"The screen perturbed only {listed(map(repr, perturbed))}; a test needs other genes to compare with. "
             "Screen with Deletion(genes='each')."
         )
     if sets := [label for label in perturbed if "+" in label]:

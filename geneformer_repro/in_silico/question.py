@@ -182,6 +182,11 @@ class Question:
         """How a cell is represented, unless by a classifier: `pooling`, or its default."""
         return self.pooling or ("cls" if self.cells.vocabulary.has_cls else "mean")
 
+    @property
+    def pooling_is_unlike_embed(self) -> bool:
+        """Whether cells are pooled otherwise than `embed` does, without having been asked for."""
+        return self.target is None and self.pooling is None and self.pooling_read != "mean"
+
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise InputError(f"method must be 'exact', 'first_order' or 'sampled', found {self.method!r}.")

@@ -13,7 +13,7 @@ import torch
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
@@ -199,6 +199,8 @@ def perturb(
         checkpoint, cells, goal, target, affected, layer, pooling, method, refine, donor, obs, budget, shams, seed
     )
     require_output(out, what="a screen", overwrite=overwrite)
+    if question.pooling_is_unlike_embed and processes.is_first():
+        logger.info("Cells are pooled by <cls>, as published; embed pools by the mean, unless it is told otherwise.")
     where = torch.device(device) if device else processes.device()
     max_tokens = batch_tokens(max_tokens, where)
     reader = Reader.of(checkpoint, layer=question.layer_read, dtype=dtype, max_tokens=max_tokens, device=where)
@@ -265,8 +267,7 @@ def _without(genes: set[str], perturbation: Perturbation | Composed, why: str) -
     """Leave genes out, with a warning; refuse a perturbation that needs them."""
     if not genes:
         return perturbation
-    listed = ", ".join(map(repr, sorted(genes)[:20])) + (", …" if len(genes) > 20 else "")
-    message = f"{len(genes)} of {len(perturbation.named)} genes {why}: {listed}."
+    message = f"{len(genes)} of {len(perturbation.named)} genes {why}: {listed(map(repr, sorted(genes)))}."
     if perturbation.needs_one_of(genes):
         raise InputError(f"{message} Give ids or names of genes that are there.")
     if processes.is_first():

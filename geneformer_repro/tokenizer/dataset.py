@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
 from geneformer_repro.files import new_directory
 from geneformer_repro.tokenizer.folder import read_folder, write_folder
 from geneformer_repro.tokenizer.published import read_published
@@ -79,7 +79,7 @@ class TokenizedDataset:
 
     def __repr__(self) -> str:
         return (
-            f"TokenizedDataset({len(self):,} cells, {', '.join(self.obs_columns) or 'no obs columns'}, "
+            f"TokenizedDataset({len(self):,} cells, {listed(self.obs_columns) or 'no obs columns'}, "
             f"{self.vocabulary!r}{self._failed})"
         )
 
@@ -497,12 +497,11 @@ def _name_empty(path: Path, cells: TokenizedDataset) -> None:
     if len(empty) and len(empty) == len(cells):
         raise DataFormatError(f"{path}: none of its {len(cells)} cells has a gene.")
     if len(empty):
-        shown = ", ".join(map(repr, cells.cell_names[empty[:_SHOWN_CELLS]]))
+        shown = listed((repr(str(cell)) for cell in cells.cell_names[empty]), most=_SHOWN_CELLS)
         logger.warning(
-            "%s: %d of %d cells have no gene (%s%s). They are kept, and left out of what needs genes.",
+            "%s: %d of %d cells have no gene (%s). They are kept, and left out of what needs genes.",
             path,
             len(empty),
             len(cells),
             shown,
-            ", …" if len(empty) > _SHOWN_CELLS else "",
         )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geneformer_repro.errors import DataFormatError
+from geneformer_repro.errors import DataFormatError, listed
 from geneformer_repro.tokenizer.rows import (
     CELLS_AT_ONCE,
     as_lists,
@@ -252,7 +252,7 @@ def _named(path: Path, name: str, codes: pa.ChunkedArray, names: list[str]) -> p
     if len(wrong := used[(used < 0) | (used >= len(names))]):
         raise DataFormatError(
             f"{path}: the column {name!r} holds the code {wrong[0]}, and has {len(names)} names of classes "
-            f"({', '.join(map(repr, names[:_SHOWN]))}{', …' if len(names) > _SHOWN else ''})."
+            f"({listed(map(repr, names), most=_SHOWN)})."
         )
     return pc.take(pa.array(names, pa.string()), without_missing)
 

@@ -20,7 +20,7 @@ import pandas as pd
 from anndata import AnnData
 from anndata.utils import make_index_unique
 
-from geneformer_repro.errors import DataFormatError, InputError
+from geneformer_repro.errors import DataFormatError, InputError, listed
 from geneformer_repro.files import read_text
 from geneformer_repro.tokenizer.features import ensembl_gene_in, kind_by_name, symbol_in, texts
 from geneformer_repro.tokenizer.symbols import ensembl_of_symbol
@@ -170,8 +170,7 @@ def column_called(columns: Sequence[str], choices: Sequence[str]) -> str | None:
 
 def examples(names: Iterable[Any], n: int = 3) -> str:
     """Return the first names of some, quoted, for a message."""
-    written = list(map(str, names))
-    return ", ".join(map(repr, written[:n])) + (" …" if len(written) > n else "")
+    return listed((repr(str(name)) for name in names), most=n)
 
 
 def _letters(name: str) -> str:

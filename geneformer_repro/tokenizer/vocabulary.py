@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean
+from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean, listed, told_apart
 from geneformer_repro.files import misfit, new_directory, read_columns, read_json, write_json, write_table
 from geneformer_repro.tokenizer.features import bare_id
 from geneformer_repro.tokenizer.measures import Measure, Order, Values
@@ -376,8 +376,7 @@ class Vocabulary:
         if unknown:
             raise InputError(
                 f"{len(unknown)} of {len(names)} genes are not in the vocabulary, or their name stands for several "
-                f"genes: "
-                f"{', '.join(map(repr, unknown[:10]))}. Give Ensembl ids such as {self.gene_ids[0]!r}."
+                f"genes: {listed(map(repr, unknown))}. Give Ensembl ids such as {self.gene_ids[0]!r}."
             )
         return self.tokens[positions]
 
@@ -458,10 +457,8 @@ class Vocabulary:
     def _difference_of_medians(self, other: "Vocabulary") -> str | None:
         if self.medians is not None and other.medians is not None and not np.array_equal(self.medians, other.medians):
             i = int(np.flatnonzero(self.medians != other.medians)[0])
-            return (
-                f"same tokens, but other medians (first: gene {self.gene_ids[i]}, {self.medians[i]:g} and "
-                f"{other.medians[i]:g})"
-            )
+            one, there = told_apart(self.medians[i], other.medians[i])
+            return f"same tokens, but other medians (first: gene {self.gene_ids[i]}, {one} and {there})"
         return None
 
     @classmethod

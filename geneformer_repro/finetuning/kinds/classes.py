@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.finetuning.baselines import (
     BOOSTED_CELLS,
     GeneInputs,
@@ -193,7 +193,7 @@ class ClassLabels(Kind[Classes]):
             return f"All test {rows} are of class {min(held)!r}; no score can tell how well classes are told apart"
         said = []
         if lacking := [repr(name) for name in self.target.classes if name not in held]:
-            said.append(f"No test {rows} are of class {', '.join(lacking)}; scores are of the others")
+            said.append(f"No test {rows} are of class {listed(lacking)}; scores are of the others")
         in_folds = predictions.groupby("fold")["true"].nunique() if "fold" in predictions else pd.Series(dtype=int)
         if alone := [str(fold) for fold in in_folds.index[in_folds == 1]]:
             folds = f"fold{'s' * (len(alone) > 1)} {', '.join(alone)}"

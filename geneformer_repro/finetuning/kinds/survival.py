@@ -17,7 +17,7 @@ import pandas as pd
 
 from geneformer_repro import hazards
 from geneformer_repro.config import ConfigError, require, require_types
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, told_apart
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
 from geneformer_repro.finetuning.kinds.numbers import numbers_in
@@ -181,9 +181,10 @@ def survival_target(
         raise InputError(f"obs column {name!r} has no event among {np.isfinite(times).sum()} rows with a time.")
     horizon = _as_written(np.median(event_times) if config.horizon is None else config.horizon)
     if horizon >= np.nanmax(times):
+        asked, longest = told_apart(horizon, np.nanmax(times))
         raise InputError(
-            f"follow_up.horizon={horizon:g}: nobody is followed that long; the longest time in {time!r} is "
-            f"{np.nanmax(times):g}. Name an earlier one, in the same unit."
+            f"follow_up.horizon={asked}: nobody is followed that long; the longest time in {time!r} is "
+            f"{longest}. Name an earlier one, in the same unit."
         )
     told = tuple(sorted({*map(_as_written, np.quantile(event_times, _TIMES)), horizon}))
     return SurvivalTime(name, time, told, horizon, learned_by or config.learned_by, config.intervals, cohorts=cohorts)

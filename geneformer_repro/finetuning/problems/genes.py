@@ -20,7 +20,7 @@ from geneformer_repro.batching import pack
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed
 from geneformer_repro.encoder import IGNORED
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.finetuning.baselines import GeneInputs, coexpression, gene_features
 from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.networks import Training, scores_by_target
@@ -193,17 +193,13 @@ def _found_genes(cells: TokenizedDataset, gene_classes: Mapping[str, Sequence[st
         position += np.unique(found[found >= 0]).tolist()
         label += [name] * len(np.unique(found[found >= 0]))
     if unknown:
-        logger.warning("%d listed genes are not in the vocabulary and left out: %s", len(unknown), _listed(unknown))
+        logger.warning("%d listed genes are not in the vocabulary and left out: %s", len(unknown), listed(unknown))
     ambiguous = pd.Index(position).duplicated(keep=False)
     if ambiguous.any():
         names = sorted({cells.vocabulary.gene_ids[i] for i in np.array(position)[ambiguous]})
-        logger.warning("%d listed genes are in several classes and left out: %s", len(names), _listed(names))
+        logger.warning("%d listed genes are in several classes and left out: %s", len(names), listed(names))
     kept = np.flatnonzero(~ambiguous)
     return np.array(position, dtype=np.int64)[kept], np.array(label, dtype=object)[kept]
-
-
-def _listed(genes: Sequence[str]) -> str:
-    return ", ".join(genes[:10]) + (", …" if len(genes) > 10 else "")
 
 
 def _require_genes(n_genes: np.ndarray, classes: tuple[str, ...], *, folds: int, min_cells: int) -> None:

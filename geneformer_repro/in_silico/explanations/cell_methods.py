@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 import geneformer_repro.processes as processes
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.in_silico.explanations.answers import Answer, unchanged
 from geneformer_repro.in_silico.explanations.attribution import Attribution, GoodnessOfFit
 from geneformer_repro.in_silico.explanations.gene_sets import read_gene_sets
@@ -125,9 +125,8 @@ class CellMethods:
             )
         if unknown and processes.is_first():
             logger.warning(
-                "%d of %d genes of the sets are not in the vocabulary and left out: %s%s; %d of %d sets have none.",
-                len(unknown), len(ids), ", ".join(map(str, unknown[:_NAMED])), ", …" * (len(unknown) > _NAMED),
-                len(empty), len(groups),
+                "%d of %d genes of the sets are not in the vocabulary and left out: %s; %d of %d sets have none.",
+                len(unknown), len(ids), listed(unknown, most=_NAMED), len(empty), len(groups),
             )  # fmt: skip
         return {name: tokens for name, tokens in groups.items() if len(tokens)}
 

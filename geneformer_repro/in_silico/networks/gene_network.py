@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
 from geneformer_repro.files import misfit, new_file, read_json
 from geneformer_repro.in_silico.networks.centralities import centrality_table
 from geneformer_repro.in_silico.networks.gene_effects import GeneEffects, gene_effects
@@ -118,7 +118,7 @@ class GeneNetwork:
     def __repr__(self) -> str:
         return (
             f"GeneNetwork({self.metadata['method']}, {len(self.sources):,} sources × {len(self.targets):,} targets, "
-            f"{len(self.states)} state{'s' * (len(self.states) != 1)}: {', '.join(self.states)})"
+            f"{len(self.states)} state{'s' * (len(self.states) != 1)}: {listed(self.states)})"
         )
 
     @classmethod
@@ -160,7 +160,7 @@ class GeneNetwork:
             raise DataFormatError(f"{path / MARKER}: is incomplete or damaged ({wrong}). Make the network anew.")
         needed = ["genes.parquet", "edges.parquet", *(group["file"] for group in metadata["groups"])]
         if missing := [name for name in needed if not (path / name).is_file()]:
-            raise DataFormatError(f"{path}: lacks {', '.join(missing[:5])}. Make the network anew.")
+            raise DataFormatError(f"{path}: lacks {listed(missing)}. Make the network anew.")
         return cls(path, metadata)
 
     # Genes, states, donors

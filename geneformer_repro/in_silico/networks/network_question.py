@@ -16,7 +16,7 @@ import pandas as pd
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import require_at_least
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.in_silico.networks.attention_sums import Roles, Scale, Weight
 from geneformer_repro.in_silico.networks.head_selection import (
     BYTES_OF_HEAD,
@@ -265,9 +265,9 @@ class NetworkQuestion:
         """The groups, with what their cells say of genes; refuses where all are too small."""
         kept, left_out = self._sized
         if not kept:
-            listed = ", ".join(f"{one['state']} {one['donor'] or ''}".strip() for one in left_out[:_SHOWN])
+            groups = listed((f"{one['state']} {one['donor'] or ''}".strip() for one in left_out), most=_SHOWN)
             raise InputError(
-                f"Every group has fewer than {self.min_cells} cells ({listed}). Group by another column, leave donor= "
+                f"Every group has fewer than {self.min_cells} cells ({groups}). Group by another column, leave donor= "
                 "out, or lower min_cells."
             )
         return [CellGroup(self._group(state, donor, rows), rows) for state, donor, rows in kept]
@@ -458,8 +458,8 @@ def asked_genes(genes: str | Path | Sequence[str], vocabulary: Vocabulary, what:
 def _say_unknown(unknown: list[str], names: list[str], what: str, vocabulary: Vocabulary) -> None:
     """Name genes that the vocabulary does not have, with the nearest of those it has; refuse if none is left."""
     near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2, cutoff=0.8) for name in unknown[:_SHOWN]}
-    listed = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
-    shown = ", ".join(listed) + (", …" if len(unknown) > _SHOWN else "")
+    with_near = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
+    shown = listed([*with_near, *unknown[_SHOWN:]], most=_SHOWN)
     message = (
         f"{len(unknown)} of {len(names)} {what} are not in the vocabulary, or their name stands for several genes: "
         f"{shown}."

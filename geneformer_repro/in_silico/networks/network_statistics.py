@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.in_silico.networks.donor_tests import FEWEST_DONORS, DonorTest, GlobalTest, donor_test, sign_flips
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
 from geneformer_repro.in_silico.networks.network_expression import CellCounts, correlation, log2_fold_changes
@@ -177,7 +177,7 @@ def _require_states(network: GeneNetwork, a: str, b: str) -> None:
     if a == b:
         raise InputError(
             f"A network is compared between two states, found {a!r} twice. There are: "
-            f"{', '.join(map(repr, network.states))}."
+            f"{listed(map(repr, network.states))}."
         )
 
 

@@ -35,7 +35,7 @@ def test_states_of_a_network_are_compared(tmp_path: Path, capsys: pytest.Capture
         pytest.param(["net", "--between", "ctrl", "stimulated", "-o", "diff.tsv"], "no state 'stimulated'", id="state"),
         pytest.param(["net", "--between", "ctrl", "stim", "-o", "diff.csv"], "written as .tsv", id="suffix"),
         pytest.param(["net", "-o", "x.tsv"], "is a gene network: ask which edges differ", id="no_question"),
-        pytest.param(["nowhere", "--between", "ctrl", "stim", "-o", "diff.tsv"], "no gene network", id="no_network"),
+        pytest.param(["nowhere", "--between", "ctrl", "stim", "-o", "diff.tsv"], "nowhere: no such", id="no_network"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
@@ -120,7 +120,7 @@ def test_a_network_is_a_folder_a_picture_and_a_page(capsys: pytest.CaptureFixtur
     assert network.metadata["heads"] == [[0, 1], [2, 0]]
     assert network.donors["Dendritic"] == ["donor0", "donor1", "donor2"]
     assert main(command) == 2
-    assert "net.v1.png already exists" in capsys.readouterr().err
+    assert "net.v1 already exists" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     capsys.readouterr()
     assert main(["info", "net.v1"]) == 0
@@ -151,7 +151,7 @@ def test_a_network_of_random_weights_is_that_of_a_model_that_learned_nothing(che
     ("options", "said"),
     [
         pytest.param(["--heads", "0.1"], "--heads takes LAYER:HEAD, such as 0:3, found '0.1'", id="heads"),
-        pytest.param(["--sources", "none.txt"], "none.txt: cannot be read", id="file"),
+        pytest.param(["--sources", "none.txt"], "none.txt: no such file or folder", id="file"),
         pytest.param(["--by", "celltype"], "Did you mean 'cell_type'", id="by"),
         pytest.param(["--max-memory", "1KB"], "or allow more: max_memory=", id="memory"),
     ],
