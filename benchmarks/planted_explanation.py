@@ -99,11 +99,15 @@ def of_permuted(cells: gf.TokenizedDataset, planted: PlantedLabel, out: Path, se
     sets = {f"set{i}": rng.choice(names, size, replace=False).tolist() for i, size in enumerate(sizes)}
     ranked = gf.gene_set_enrichment(genes, sets, method="prerank", seed=seed)
     check = gf.evaluate_explanation(why, drivers=planted.genes("planted"))
+    n_planted = int(genes.index.isin(planted.genes("planted")).sum())
+    n_others = len(genes) - n_planted
+    by_chance = 1.96 * np.sqrt((len(genes) + 1) / (12 * n_planted * n_others))
     return {
         "balanced accuracy": why.metadata["how_good"]["value"],
         "KS p of 500 sets": float(kstest(ranked["p_value"], "uniform").pvalue),
         "sets at FDR 0.05": int((ranked["fdr"] < 0.05).sum()),
         "AUROC of planted genes": float(check.drivers.table["auroc"].iloc[0]),
+        "95 % of AUROCs of as many genes at random": [round(0.5 - by_chance, 3), round(0.5 + by_chance, 3)],
         "first sentence": check.sentences[0].partition(":")[0],
     }
 

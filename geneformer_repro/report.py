@@ -222,7 +222,7 @@ def write_report(
     style, script = (_asset(name) for name in ("report.css", "report.js"))
     warned = f'<p class="warning"><b>{html.escape(warning)}</b></p>' if warning else ""
     body = "".join(map(_section, sections))
-    listed = " · ".join(f"{html.escape(name)}: {html.escape(str(value))}" for name, value in facts.items())
+    listed = " · ".join(f"{html.escape(name)}: {html.escape(_short(value))}" for name, value in facts.items())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -233,6 +233,10 @@ def write_report(
     )
     with new_file(path, overwrite=overwrite) as aside:
         aside.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _short(fact: Any) -> str:
+    return f"{fact:.4g}" if isinstance(fact, float) else str(fact)
 
 
 def _asset(name: str) -> str:

@@ -22,7 +22,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.explanations.again import NOT_FITTED, Again, RowUnits, Show, Taking
 from geneformer_repro.in_silico.explanations.again_cells import TAKINGS, altering
-from geneformer_repro.in_silico.explanations.agreement import MEAN_CHARACTER, OF_CHARACTERS, PADDING
+from geneformer_repro.in_silico.explanations.agreement import MEAN_CHARACTER, PADDING, NamedUnits
 from geneformer_repro.in_silico.explanations.explained_pairs import ExplainedPairs, vector_of_no_character
 from geneformer_repro.in_silico.explanations.explained_samples import ExplainedSamples
 from geneformer_repro.in_silico.explanations.explanation import Explanation
@@ -131,26 +131,6 @@ class SamplesAgain(_ValuesAgain):
         return Checkpoint(network.eval(), explained.checkpoint.vocabulary, name=PERMUTED_LABELS)
 
 
-class _OfUnits:
-    """Rows of an explanation in which characters have names, too, and their methods other ones than those of genes."""
-
-    def __init__(self, why: Attributions) -> None:
-        self._why = why
-        methods = why.metadata["methods"]
-        of_characters = {method + OF_CHARACTERS: settings for method, settings in methods.items()}
-        self.metadata = {**why.metadata, "methods": {**methods, **of_characters}}
-
-    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-        """Yield the rows block by block."""
-        wanted = None if columns is None else list(dict.fromkeys([*columns, "gene", "place", "method"]))
-        for block in self._why.blocks(wanted):
-            is_character = (block["gene"].isna() & block["place"].notna()).to_numpy()
-            gene, method = (block[name].astype(object).to_numpy(copy=True) for name in ("gene", "method"))
-            gene[is_character] = block["place"][is_character].astype(int).astype(str)
-            method[is_character] += OF_CHARACTERS
-            yield block.assign(gene=gene, method=method)
-
-
 class PairsAgain(_ValuesAgain):
     """Samples with drugs, of a network of drug response; a number explained is the response to one drug."""
 
@@ -166,7 +146,7 @@ class PairsAgain(_ValuesAgain):
     @property
     def readable(self) -> Attributions:
         """The rows of the explanation, each unit with a name in column ``gene``."""
-        return _OfUnits(self.why)
+        return NamedUnits(self.why)
 
     @property
     def all_methods(self) -> Sequence[str]:
@@ -175,7 +155,7 @@ class PairsAgain(_ValuesAgain):
 
     def explained(self, model: Checkpoint, show: Show) -> Attributions:
         """Return the same pairs by the same methods, of another network."""
-        return _OfUnits(super().explained(model, show))
+        return NamedUnits(super().explained(model, show))
 
     @property
     def states(self) -> Sequence[str]:

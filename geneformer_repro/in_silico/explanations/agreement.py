@@ -78,6 +78,29 @@ def operator_of(method: str, metadata: Mapping[str, Any]) -> str:
 _OF_VALUES = ("samples", "pairs")
 
 
+class NamedUnits:
+    """Rows of an explanation of pairs in which characters have names, too: their positions in the SMILES.
+
+    Their methods have other names than those of genes, so that each is ranked among its like.
+    """
+
+    def __init__(self, why: Attributions) -> None:
+        self._why = why
+        methods = why.metadata["methods"]
+        of_characters = {method + OF_CHARACTERS: settings for method, settings in methods.items()}
+        self.metadata = {**why.metadata, "methods": {**methods, **of_characters}}
+
+    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """Yield the rows block by block."""
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "gene", "place", "method"]))
+        for block in self._why.blocks(wanted):
+            is_character = (block["gene"].isna() & block["place"].notna()).to_numpy()
+            gene, method = (block[name].astype(object).to_numpy(copy=True) for name in ("gene", "method"))
+            gene[is_character] = block["place"][is_character].astype(int).astype(str)
+            method[is_character] += OF_CHARACTERS
+            yield block.assign(gene=gene, method=method)
+
+
 def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
     """Compare methods two by two.
 
@@ -99,8 +122,11 @@ def agreement(why: Attributions, *, tops: Sequence[int] = TOPS) -> pd.DataFrame:
       nothing have, k / (2n − k); NaN from n = k. ``top_k_in_cells`` and its chance: mean over cells.
     - ``same_operator``: both do the same to genes, so their agreement is not independent.
 
-    With one method the rows are those with "place"; of what has no place there are none.
+    With one method the rows are those with "place"; of what has no place there are none. Characters of a SMILES are
+    compared among themselves, by methods whose names end on "of characters"; their place is that in the SMILES.
     """
+    if why.metadata.get("family") == "pairs" and not isinstance(why, NamedUnits):
+        why = NamedUnits(why)
     state_of: dict[str | None, _Compared] = {}
     for block in sound_blocks(why, _READ, ranked=True):
         for state, of_state in block.groupby("state", observed=True, dropna=False, sort=False):
@@ -160,6 +186,10 @@ class _Compared:
         means[PLACE] = -by_gene["place"] / by_gene["n_placed"].where(by_gene["n_placed"] > 0)
         compared_with = [PLACE] if means[PLACE].notna().any() else []
         for a, b in combinations([*(name for name in methods if name in means), *compared_with], 2):
+            if b != PLACE and a.endswith(OF_CHARACTERS) != b.endswith(OF_CHARACTERS):
+                continue
+            if b == PLACE and means[[a, b]].isna().any(axis=1).all():
+                continue  # genes whose values are read have none, characters beside them do
             in_cells = pd.DataFrame(self._of_cells.get((a, b)) or self._of_cells.get((b, a), []))
             yield {"method_a": a, "method_b": b, **_of_cells(in_cells, self._tops), **self._of_genes(means[[a, b]])}
 

@@ -144,7 +144,7 @@ def _genes_picture(why: Explanation, table: pd.DataFrame) -> "Figure":
     with_donor = rows[rows["donor"].notna()]
     absolute = bool(table.attrs.get("absolute", False))
     of_donors = donor_means(with_donor, absolute=absolute) if len(with_donor) else None
-    over = "donors" if why.metadata.get("donor") else why.rows_are
+    over = verdicts.replicates(why.metadata)
     of = "" if pd.isna(state) else f", {state}"
     name = f"mean over {over} of what a gene adds ({method}{of})"
     return genes_figure(table, of_donors, effect_name=name, rows_are=why.rows_are, replicates=over)
@@ -275,7 +275,8 @@ def write_explanation_report(
 
 def _counted(why: Explanation) -> str:
     n_cells, donor = why.metadata.get("n_cells"), why.metadata.get("donor")
-    return f"{n_cells:,} rows{f', donors by {donor}' if donor else ', no donors'}; {', '.join(why.methods)}."
+    told_by = f"each a replicate, told apart by {donor}" if why.rows_are == "patients" else f"donors by {donor}"
+    return f"{n_cells:,} {why.rows_are}, {told_by if donor else 'no donors'}; {', '.join(why.methods)}."
 
 
 def _sections(
@@ -304,8 +305,8 @@ def _done(why: Explanation) -> Section:
     }
     facts = {
         "a value is": f"what a gene adds to: {why.measure}",
-        "rows": why.metadata.get("n_cells"),
-        "donors": why.metadata.get("donor"),
+        why.rows_are: why.metadata.get("n_cells"),
+        "told apart by" if why.rows_are == "patients" else "donors": why.metadata.get("donor"),
         **{name: why.metadata.get(name) for name in ("target", "contrast", "gene", "layer", "pooling")},
         **settings,
         "checkpoint": checkpoint_in_words(why.metadata),
@@ -335,7 +336,7 @@ def _believed(why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluatio
 
 
 def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
-    over = "donors" if why.metadata.get("donor") else why.rows_are
+    over = verdicts.replicates(why.metadata)
     pairs = genes[["method", "state"]].drop_duplicates()
     first = pairs["method"].iloc[0]
     states = pairs.loc[pairs["method"] == first, "state"].head(N_STATES)

@@ -39,10 +39,16 @@ def is_guessing(metadata: Mapping[str, Any]) -> bool:
     return is_known(metadata) and not metadata["how_good"]["better_than_guessing"]
 
 
+def replicates(metadata: Mapping[str, Any]) -> str:
+    """Return what tables of genes test over: donors, or the rows themselves, such as patients and samples."""
+    rows_are = str(metadata.get("rows_are", "cells"))
+    return "donors" if metadata.get("donor") and rows_are != "patients" else rows_are.partition(" ")[0]
+
+
 def of_genes(genes: pd.DataFrame, metadata: Mapping[str, Any]) -> Iterator[str]:
     """Say how many genes differ from 0 over donors, and what was left out."""
     tested = genes["p_value"].notna()
-    over = "donors" if metadata.get("donor") else metadata.get("rows_are", "cells").partition(" ")[0]
+    over = replicates(metadata)
     if tested.any():
         n = int((genes["fdr"] < SIGNIFICANT).sum())
         yield (
@@ -85,9 +91,14 @@ def of_agreement(agreement: pd.DataFrame, rows_are: str = "cells") -> Iterator[s
             said = f"agree within {within} with a Spearman correlation of {median:.2f}{of}"
             yield f"Methods of different operators {said}."
         strong = by_place[by_place.abs() > 0.5]
-        if len(strong):
-            said = ", ".join(f"{name!s} {rho:.2f}" for name, rho in strong.items())
-            yield f"Much of it is the place of a gene in the cell: correlation with place {said}{of}."
+        is_of_characters = np.array([str(name).endswith(OF_CHARACTERS) for name in strong.index], dtype=bool)
+        for some, where in (
+            (strong[~is_of_characters], "of a gene in the cell"),
+            (strong[is_of_characters], "of a character in the SMILES"),
+        ):
+            if len(some):
+                said = ", ".join(f"{name!s} {rho:.2f}" for name, rho in some.items())
+                yield f"Much of it is the place {where}: correlation with place {said}{of}."
 
 
 def of_removal(removal: pd.DataFrame) -> Iterator[str]:

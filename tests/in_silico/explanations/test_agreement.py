@@ -83,6 +83,25 @@ def test_the_place_alone_is_a_method_among_the_others(two_methods):
     assert not table["same_operator"].any()
 
 
+def test_characters_of_a_smiles_are_compared_among_themselves(two_methods):
+    """Genes whose values are read have no place, characters theirs in the SMILES; the two are not compared."""
+    parts = [rows(of, method=name) for of, name in zip(two_methods, ("mask", "integrated_gradients"), strict=True)]
+    genes = pd.concat(parts).assign(place=pd.array([pd.NA] * sum(map(len, parts)), dtype="Int32"))
+    characters = pd.concat(parts)
+    characters = characters.assign(place=characters["gene"].str[1:].astype("Int32"), gene=None)
+    table = agreement(Made(pd.concat([genes, characters]), {"family": "pairs"}))
+    of_genes, of_characters = "integrated_gradients", "integrated_gradients of characters"
+    assert set(zip(table["method_a"], table["method_b"], strict=True)) == {
+        ("mask", of_genes),
+        ("mask of characters", of_characters),
+        ("mask of characters", "place"),
+        (of_characters, "place"),
+    }
+    by_method = table.set_index("method_b")
+    among = ["spearman", "spearman_of_genes", "n_genes", "top_10"]
+    np.testing.assert_array_equal(*by_method.loc[[of_genes, of_characters], among].to_numpy(float))
+
+
 def test_methods_of_one_operator_are_marked(two_methods):
     hide, ig = two_methods
     names = ("hide", "first_order", "integrated_gradients", "mask")

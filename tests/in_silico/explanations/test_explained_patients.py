@@ -265,3 +265,6 @@ def test_the_command_explains_patients(tmp_path, checkpoint, few, capsys):
     assert main([*map(str, given), "--methods", "gradient_input", "-o", str(out)]) == 0
     assert "3 patients" in capsys.readouterr().out
     assert {path.suffix for path in tmp_path.glob("why.*")} == {".parquet", ".png", ".html"}
+    page = (tmp_path / "why.html").read_text()
+    assert "3 patients, each a replicate, told apart by donor" in page
+    assert "differs from 0 over patients" in page
