@@ -7,6 +7,7 @@ the name says it.
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +59,7 @@ def texts(column: "pd.Series") -> list[str]:
     return [str(text).strip() for text in column.astype(object).where(column.notna(), "")]
 
 
+@lru_cache(maxsize=1 << 16)  # each gene is asked about three times, and again in the next source
 def is_ensembl_gene(text: str) -> bool:
     """Whether a text is, as a whole, an Ensembl gene id of some species, with or without a version."""
     return _ENSEMBL_GENE.match(text) is not None
