@@ -31,7 +31,7 @@ from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training.log import peak_flops
 
 N_GENES = 25_424
-CELLS_ESTIMATED = 96
+CELLS_ESTIMATED = 32
 """Cells of a first-order screen, whose time is given a cell: of one, opening and closing would be most."""
 
 
