@@ -67,7 +67,7 @@ def cpu_rows(data: Data, label: str) -> list[Row]:
         Row("pretraining", [tokens, "--bf16", *training], 500, of_tokens),
         Row("pretraining", [cells, *training], 400, of_cells),
         Row("finetuning", [cells, label, "--steps", "4", "--runs", "3"], 400, of_cells),
-        Row("perturbation", [*screen, *ways, "first order"], 400, of_tokens),
+        Row("perturbation", [*screen, *ways, "first order", "first order in bfloat16"], 400, of_tokens),
         Row("perturbation", [*screen, "--genes", "2048", "--variants", "24", *ways], 400, of_tokens),
         Row("embedding", [cells, "--n-cells", "60", "--batch", "20", "--runs", "3"], 300, of_cells),
         Row("embedding", [tokens, "--n-cells", "24", "--batch", "12", "--runs", "3"], 300, of_tokens),

@@ -33,7 +33,7 @@ from geneformer_repro.work import working_on
 
 Level = Literal["cell", "gene"]
 Statistic = Literal["mean", "median"]
-VERSION = 3
+VERSION = 4
 """Of the vectors: raised when another version of the package gives other ones, so that it does not go on with these."""
 
 
