@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 
+gc.set_threshold(50_000, 20, 50)
+"""Collect garbage seldom: with as much loaded as here that takes 6 % of the time, and Trainer does it by itself."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _little_to_collect() -> None:
     """Leave what is there out of garbage collection: each training begins with one, of half a second for libraries."""
