@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint docs bench clean
 
 demo: $(INSTALLED)  ## From raw counts to a report, on 700 cells: demo-output/report.html
 	$(BIN)/python examples/demo.py
@@ -19,14 +19,21 @@ lint: $(INSTALLED)  ## Style, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --config-file setup.cfg
 
+docs: $(VENV)/installed-docs  ## The site, notebooks run: docs/_build/index.html; prose alone: make docs SPHINXOPTS='-D nb_execution_mode=off'
+	$(BIN)/python -m sphinx -W --keep-going -q $(SPHINXOPTS) docs docs/_build
+
 bench: $(INSTALLED)  ## Speed and memory beside the stock way, in under an hour: bench-output/table.md
 	$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give one: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@

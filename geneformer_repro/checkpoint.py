@@ -65,6 +65,7 @@ _OTHER_WEIGHTS = 2**31
 _ALTERING = ("peft", "bitsandbytes")
 _SETTINGS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HUB_FOLDER = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/([\w-][\w./-]*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,7 +354,8 @@ class Checkpoint:
         Parameters
         ----------
         path_or_hub_id
-            A local folder, or a hub id such as ``"ctheodoris/Geneformer"``.
+            A local folder, or a hub id such as ``"ctheodoris/Geneformer"``; a folder of the repository may follow it,
+            as in ``"ctheodoris/Geneformer/Geneformer-V2-104M"``.
         subfolder
             Folder inside it, such as ``"Geneformer-V2-104M"``.
         revision
@@ -380,10 +382,14 @@ class Checkpoint:
         >>> len(base.vocabulary), base.model.config.num_hidden_layers, base.model.config.hidden_size
         (754, 3, 64)
         """
+        given = str(path_or_hub_id)
+        if not Path(given).exists() and (inside := _HUB_FOLDER.fullmatch(given)):
+            path_or_hub_id, subfolder = inside[1], "/".join(filter(None, (inside[2], subfolder)))
         local = Path(path_or_hub_id) / (subfolder or "")
         if not Path(path_or_hub_id).exists() and not _HUB_ID.fullmatch(str(path_or_hub_id)):
             raise InputError(
-                f"{path_or_hub_id}: no such folder. Expected a checkpoint folder, or a hub id such as user/name."
+                f"{path_or_hub_id}: no such folder. Expected a checkpoint folder, or a hub id such as user/name or "
+                "user/name/folder."
             )
         if Path(path_or_hub_id).exists() and not (local / "config.json").exists():
             raise InputError(
@@ -397,7 +403,7 @@ class Checkpoint:
             vocabulary = own
         if vocabulary is None and not Path(path_or_hub_id).exists():
             raise InputError(
-                f"{path_or_hub_id}: no such folder; if it is a hub id, give its vocabulary too: "
+                f"{given}: no such folder; if it is a hub id, give its vocabulary too: "
                 "from_pretrained(…, vocabulary=…) (--vocabulary)."
             )
         if vocabulary is None:

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 PACKAGE = "geneformer-repro"
 _SHOWN = ("torch", "transformers", "accelerate", "anndata", "datasets", "numba")
-_NOT_FOR_USERS = ("test", "dev")
+_NOT_FOR_USERS = ("test", "dev", "docs")
 _LITTLE_DISK, _LITTLE_SHARED = 5e9, 1e9
 """Bytes of a disk, and of the memory that processes share, below which runs are known to fail."""
 

@@ -11,6 +11,7 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +72,19 @@ def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
     except ImportError as error:
         raise MissingExtraError("Pictures need matplotlib: pip install 'geneformer-repro[plot]'.") from error
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors="#374151", labelsize=9)
     return figure, axes
+
+
+def _png(figure: "Figure") -> bytes:
+    """Draw a figure for a notebook, which shows those of pyplot alone by itself."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
 
 
 def draw_points(

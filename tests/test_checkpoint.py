@@ -400,6 +400,14 @@ class TestOpening:
         with pytest.raises(gf.InputError, match=r"Geneformer-V9: no config.json there"):
             gf.Checkpoint.from_pretrained(saved.parent, subfolder="Geneformer-V9")
 
+    def test_a_folder_may_follow_a_hub_id(self, vocabulary, monkeypatch):
+        def asked(source, local, *, subfolder, revision):
+            raise gf.InputError(f"{source} {subfolder}")
+
+        monkeypatch.setattr("geneformer_repro.checkpoint._read_config", asked)
+        with pytest.raises(gf.InputError, match=r"^lab/name a/b$"):
+            gf.Checkpoint.from_pretrained("lab/name/a/b", vocabulary=vocabulary)
+
     @pytest.mark.parametrize("with_vocabulary", [True, False])
     def test_a_path_that_is_not_there_is_said_not_to_be_there(self, tmp_path, vocabulary, with_vocabulary):
         with pytest.raises(gf.InputError, match=r"typo.*(no such|not found|does not exist|no folder)"):

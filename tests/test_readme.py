@@ -42,7 +42,7 @@ def test_every_command_it_shows_is_understood():
         _parser().parse_args(re.findall(r'"[^"]*"|\S+', line.partition(" #")[0])[1:])
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+@pytest.mark.parametrize("target", re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)", README))
 def test_what_it_links_to_exists(target):
     assert (ROOT / target).exists()
 

@@ -191,6 +191,10 @@ def test_how_to_read_a_section_is_folded_away_and_what_was_found_is_not(tmp_path
     assert not any(words in folded for words in ("what was found", "a note"))
 
 
+def test_a_notebook_shows_a_figure_by_itself():
+    assert image()._repr_png_().startswith(b"\x89PNG")
+
+
 def test_a_page_says_where_its_points_are_and_what_they_are_called(tmp_path):
     figure, axes = new_axes(3, 2)
     axes.set(xlim=(0, 1), ylim=(0, 1))

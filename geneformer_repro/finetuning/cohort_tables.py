@@ -76,6 +76,11 @@ class CohortStudy:
         return next(iter(self.evaluations.values())).target.name
 
     @property
+    def methods(self) -> pd.DataFrame:
+        """A row a method, with its C-index in every cohort, and their ``mean``."""
+        return methods_table(self.evaluations).set_index("method")
+
+    @property
     def block_use(self) -> pd.DataFrame | None:
         """A row a cohort and block of inputs: what the network with clinical columns makes of it; None without such."""
         uses = {cohort: one.block_use for cohort, one in self.evaluations.items() if one.block_use is not None}

@@ -109,6 +109,7 @@ def test_what_the_network_with_clinical_columns_uses_of_them_and_of_expression_i
     assert (use["fall"] <= use["high"]).all()
     of_expression = use.loc[use["block"] == "expression", "fall"]
     assert (of_expression > 0.05).all()
+    assert (study.methods.drop(columns="mean").columns == study.cohorts["cohort"]).all()
     pairs = set(zip(study.comparisons["method"], study.comparisons["other"], strict=True))
     assert ("fine-tuned, with clinical columns", "fine-tuned") in pairs
     assert {"block_use.tsv", "block_use.png"} <= {path.name for path in out.iterdir()}
