@@ -20,8 +20,8 @@ lint: $(INSTALLED)  ## Style, formatting, types
 	$(BIN)/mypy --config-file setup.cfg
 	$(BIN)/mypy --config-file= --strict --follow-imports=silent tests/typed_use.py
 
-docs: $(VENV)/installed-docs  ## The site, notebooks run: docs/_build/index.html; prose alone: make docs SPHINXOPTS='-D nb_execution_mode=off'
-	$(BIN)/python -m sphinx -W --keep-going -q $(SPHINXOPTS) docs docs/_build
+docs: $(VENV)/installed-docs  ## The site, notebooks run: docs/_build/html/index.html; prose alone: make docs SPHINXOPTS='-D nb_execution_mode=off'
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -j 2 -W --keep-going -q $(SPHINXOPTS) docs docs/_build/html
 
 bench: $(INSTALLED)  ## Speed and memory beside the stock way, in under an hour: bench-output/table.md
 	$(BIN)/python benchmarks/bench.py

@@ -635,7 +635,8 @@ def _beside_baselines(table: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFr
     """Add the baselines, and what they do not explain of the effect."""
     baselines = baselines.reindex(table.index.sort_values())
     beyond = beyond_baselines(table["effect"].reindex(baselines.index), baselines[list(PREDICTORS)])
-    table = table.join(baselines.drop(columns="mean_rank"))
+    said, table = table.attrs, table.join(baselines.drop(columns="mean_rank"))  # which keeps none of them
+    table.attrs.update(said)
     table["effect_beyond_baselines"] = beyond.residual
     table.attrs["explained_by_baselines"] = beyond.explained
     table.attrs["baselines"] = {str(name): float(value) for name, value in beyond.alone.items()}

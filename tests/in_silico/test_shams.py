@@ -8,10 +8,11 @@ from slow_screen import random_model
 
 import geneformer_repro as gf
 from geneformer_repro import DataFormatError, Deletion, GoalState, InputError, ShiftTable, perturb
+from geneformer_repro.in_silico.gene_baselines import PREDICTORS
 from geneformer_repro.in_silico.pictures import write_screen_report
 from geneformer_repro.in_silico.shams import N_SHAMS, dependence, dependence_in_words, sham_goals
 from geneformer_repro.in_silico.shift_table import SHIFT
-from geneformer_repro.in_silico.statistics import shift_statistics
+from geneformer_repro.in_silico.statistics import _beside_baselines, shift_statistics
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -155,6 +156,13 @@ def test_a_gene_is_told_how_it_stands_among_shams_by_means_over_donors(made):
     assert told["to_states"]["c"] == pytest.approx(spearmanr(found["effect"], found["effect_to_c"]).statistic)
     plain = ShiftTable(made.table.drop(columns="shams"), made.metadata | {"shams": 0})
     pd.testing.assert_frame_equal(found.drop(columns=["effect_vs_sham", "sham_percentile"]), shift_statistics(plain))
+
+
+def test_what_shams_say_stands_beside_what_baselines_say(made):
+    found = shift_statistics(made)
+    baselines = pd.DataFrame(np.random.default_rng(0).random((len(found), 5)), found.index, list(PREDICTORS))
+    said = _beside_baselines(found, baselines).attrs
+    assert {"goal_dependence", "explained_by_baselines", "baselines"} == set(said)
 
 
 def test_a_ranking_is_said_to_depend_on_the_goal_or_not():
