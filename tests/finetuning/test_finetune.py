@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import re
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import geneformer_repro as gf
 from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import curve as curves
-from geneformer_repro.finetuning import experiment, results
+from geneformer_repro.finetuning import experiment, networks, results
 from geneformer_repro.finetuning import finetune as module
 from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
@@ -804,7 +803,7 @@ def stopped(*_, **__):
 
 def assert_results_stand_and_no_curve(out):
     assert gf.Checkpoint.from_pretrained(out).provenance["result"]
-    assert (out / "report.html").exists()
+    assert (out / "methods.tsv").exists()
     assert not (out / "curve.tsv").exists()
 
 
@@ -816,12 +815,11 @@ def test_a_learning_curve_comes_after_the_results_and_can_be_dropped(base, few, 
         with pytest.raises(KeyboardInterrupt):
             finetune(base, few, quick(baselines=True, curve=(6,)), out=tmp_path / "clf")
         assert_results_stand_and_no_curve(tmp_path / "clf")
-        shutil.copytree(tmp_path, tmp_path / "dropped")
-        patch.setattr(CellProblem, "train", stopped)  # all is done but the curve
-        finetune(base, few, quick(baselines=True), out=tmp_path / "dropped" / "clf")
-        assert_results_stand_and_no_curve(tmp_path / "dropped" / "clf")
-        assert not (tmp_path / "dropped" / "clf.partial").exists()
-    result = finetune(base, few, quick(baselines=True, curve=(6,)), out=tmp_path / "clf")
+        patch.setattr(networks, "_keep", stopped)  # all has learned but the curve
+        finetune(base, few, quick(baselines=True), out=tmp_path / "clf")
+        assert_results_stand_and_no_curve(tmp_path / "clf")
+        assert not (tmp_path / "clf.partial").exists()
+    result = finetune(base, few, quick(baselines=True, curve=(6,)), out=tmp_path / "clf", overwrite=True)
     sizes = result.curve.groupby("method", sort=False)[["n", "draw"]].apply(lambda table: table.to_numpy().tolist())
     assert sizes.to_dict() == {name: [[6, 1], [96, 1]] for name in (FINE_TUNED, *TWO, RANDOM)}
     assert result.curve[["accuracy", "macro_f1"]].notna().all(axis=None)
