@@ -176,7 +176,7 @@ def shift_statistics(
     >>> table = gf.shift_statistics(shifts)
     >>> table.columns.tolist()
     ['gene_name', 'effect', 'effect_vs_matched', 'low', 'high', 'p_value', 'fdr', 'matched_percentile', 'mean_rank',
-     'n_cells', 'n_donors', 'warning']
+     'n_cells', 'n_donors', 'effect_vs_sham', 'sham_percentile', 'warning']
     >>> table[["gene_name", "n_cells", "n_donors"]].sort_values(["n_cells", "gene_name"], ascending=False).head(3)
                     gene_name  n_cells  n_donors
     gene_id
