@@ -28,9 +28,9 @@ def public_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return what made a checkpoint without what is nobody else's: names of donors or patients, paths of files."""
     config = dict(provenance.get("config") or {})
     if isinstance(split := config.get("split"), Mapping):
-        hidden = {name: [] for name in _NAMES_PEOPLE if split.get(name)} | (
-            {"split_file": None} if split.get("split_file") else {}
-        )
+        hidden: dict[str, Any] = {name: [] for name in _NAMES_PEOPLE if split.get(name)}
+        if split.get("split_file"):
+            hidden["split_file"] = None
         config["split"] = {**split, **hidden}
     return {**provenance, **({"config": config} if config else {})}
 
