@@ -173,7 +173,8 @@ def encode_stored(
     """
     ranking = _Ranking.of(vocabulary, position, stored.shape[1], crop=True)
     n_cells, indptr = stored.shape[0], stored.indptr.astype(np.int64, copy=False)
-    sums, gene_counts, encoded = np.zeros(n_cells), np.zeros(stored.shape[1]), []
+    sums, gene_counts = np.zeros(n_cells), np.zeros(stored.shape[1])
+    encoded: list[Encoded] = []
     step = max(1, _VALUES_IN_CACHE * n_cells // max(1, len(stored.data)))
     for start in range(0, n_cells, step):
         cells = slice(start, min(start + step, n_cells))

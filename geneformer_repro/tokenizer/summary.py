@@ -81,7 +81,8 @@ def _lengths_and_columns(folder: Path) -> tuple[np.ndarray, list[str]]:
     """
     import pyarrow as pa
 
-    lengths, columns = [np.empty(0, dtype=np.int64)], []
+    lengths: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    columns: list[str] = []
     for file in read_json(folder / "state.json")["_data_files"]:
         with pa.memory_map(str(folder / file["filename"])) as mapped, pa.ipc.open_stream(mapped) as stream:
             columns = stream.schema.names
