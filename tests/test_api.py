@@ -127,7 +127,7 @@ FUNCTIONS = {
     "predict_patients": "run, cells, *, checkpoint, patient, vectors, cell_type, out, overwrite",
     "embed": "checkpoint, cells, *, level, layer, pooling, dtype, max_tokens, device, into, out, overwrite",
     "embed_states": "checkpoint, cells, obs, *, statistic, layer, pooling, states, max_tokens, device",
-    "map_to_reference": "query, reference, label, *, n_neighbors, into",
+    "map_to_reference": "query, reference, label, *, n_neighbors, keep_unknown, into",
     "integration_scores": "adata, *, batch, label, counts, seed",
     "perturb": "checkpoint, cells, perturbation, *, "
     "goal, target, affected, layer, pooling, method, refine, donor, obs, max_cells, seed, passes, minutes, top, "
