@@ -72,7 +72,7 @@ def here(tmp_path, monkeypatch):
 
 
 MISTAKES = {
-    "embed bsae cells.tok -o x.h5ad": "bsae: no such folder. Did you mean 'base'?",
+    "embed bsae cells.tok -o x.h5ad": "bsae: no such file or folder. Did you mean 'base'?",
     "embed base cels.tok -o x.h5ad": "cels.tok: no such file or folder. Did you mean 'cells.tok'? CELLS is: folder",
     "embed cells.tok base -o x.h5ad": "embed takes a checkpoint for CHECKPOINT. The two are the wrong way round",
     "embed base counts.h5ad -o x.h5ad": "geneformer-repro tokenize counts.h5ad --vocabulary base -o CELLS.tok",

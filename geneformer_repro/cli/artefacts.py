@@ -21,7 +21,7 @@ _ENDINGS = {
     **dict.fromkeys((".tsv", ".csv", ".txt", ".gct"), TABLE),
 }
 _FORMATS = (("shifts", SCREEN), ("explanation", EXPLANATION))
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HUB_ID = re.compile(r"([\w-][\w.-]*)(/[\w-][\w.-]*)+")
 
 
 def kind_of(path: Path) -> str | None:
@@ -32,8 +32,9 @@ def kind_of(path: Path) -> str | None:
 
 
 def may_be_on_the_hub(name: str) -> bool:
-    """Whether a name could be that of a repository of models."""
-    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in (*_ENDINGS, ".parquet", ".tok")
+    """Whether a name could be that of a repository of models, or a folder in one, and not of a folder mistyped here."""
+    named = _HUB_ID.fullmatch(name)
+    return named is not None and not Path(named[1]).exists() and Path(name).suffix not in (*_ENDINGS, ".parquet", ".tok")
 
 
 def obs_columns(path: Path) -> list[str] | None:

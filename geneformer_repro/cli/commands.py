@@ -199,10 +199,7 @@ class Command(Suggesting):
         name = action.type.path(value)
         path = Path(name)
         if not path.exists():
-            if any(mark in name for mark in _PATTERN):
-                return
-            if action.type.hub and may_be_on_the_hub(name):
-                self._require_vocabulary(action, name, arguments)
+            if any(mark in name for mark in _PATTERN) or (action.type.hub and may_be_on_the_hub(name)):
                 return
             said = (f"{name}: no such file or folder.", nearest(path.name, _beside(path)), _expected(action))
             raise InputError(" ".join(filter(None, said)))
@@ -215,15 +212,6 @@ class Command(Suggesting):
             f"{name}: is {kind}. {self.prog.split()[-1]} takes {expected} for {_called(action)}. "
             f"{self._way_out(name, kind, action, arguments)}".rstrip()
         )
-
-    def _require_vocabulary(self, action: Any, name: str, arguments: argparse.Namespace) -> None:
-        if getattr(arguments, "vocabulary", "") is None:
-            said = (
-                f"{name}: no such folder.",
-                nearest(name, _beside(Path(name))),
-                "If it is a hub id, give its vocabulary too (--vocabulary).",
-            )
-            raise InputError(" ".join(filter(None, said)))
 
     def _way_out(self, name: str, kind: str, action: Any, arguments: argparse.Namespace) -> str:
         """Say what to do with something of another kind."""

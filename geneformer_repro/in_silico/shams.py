@@ -124,7 +124,11 @@ def _effects(shifts: ShiftTable, *, by_donor: bool) -> pd.DataFrame:
 
 
 class _Range(NamedTuple):
-    """Rank correlations: median, lowest and highest."""
+    """Rank correlations: median of their sizes, lowest and highest.
+
+    A sham lies in a random direction or, as likely, in the one against it, which turns its ranking round: a ranking
+    that is some sham's from the other end depends on the goal no more than one that is the same.
+    """
 
     median: float
     lowest: float
@@ -132,7 +136,7 @@ class _Range(NamedTuple):
 
     @classmethod
     def of(cls, correlations: np.ndarray) -> "_Range":
-        return cls(*(float(of(correlations)) for of in (np.median, np.min, np.max)))
+        return cls(*map(float, (np.median(np.abs(correlations)), np.min(correlations), np.max(correlations))))
 
     @property
     def in_words(self) -> str:
@@ -155,7 +159,8 @@ def dependence(
 
     Returns
     -------
-    ``n_genes``, ``n_shams``, Spearman correlations (median, lowest, highest) ``to_shams`` and ``among_shams``, and
+    ``n_genes``, ``n_shams``, Spearman correlations (median without sign, lowest, highest) ``to_shams`` and
+    ``among_shams``, and
     ``to_states``; ``depends_on_goal``: "no" (it agrees with shams as well as these do with each
     other), "hardly", "in part" or "yes". None of fewer than ten genes, or effects that are flat.
     """
@@ -195,7 +200,8 @@ def dependence_in_words(attrs: Mapping[Any, Any]) -> str:
         return ""
     among = "" if found["among_shams"] is None else f"; these with each other {_Range(*found['among_shams']).in_words}"
     states = "".join(f"; with the ranking towards {name} {rho:.2f}" for name, rho in found["to_states"].items())
+    to_shams = f"{_Range(*found['to_shams']).in_words} (Spearman, median without sign, and range)"
     return (
-        f"{_SAID[found['depends_on_goal']]}: with rankings towards {found['n_shams']} goals drawn at random it agrees "
-        f"by {_Range(*found['to_shams']).in_words} (Spearman, median and range){among}{states.replace('-', '−')}"
+        f"{_SAID[found['depends_on_goal']]}: with rankings towards {found['n_shams']} goals drawn at random it agrees, "
+        f"or is one turned round, by {to_shams}{among}{states.replace('-', '−')}"
     )
