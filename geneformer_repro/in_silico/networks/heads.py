@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import require_at_least, typed
@@ -36,7 +35,7 @@ from geneformer_repro.in_silico.networks.head_tests import (
 )
 from geneformer_repro.in_silico.networks.network_question import asked_genes, drawn_cells
 from geneformer_repro.in_silico.parted import batch_tokens, in_words, require_output
-from geneformer_repro.progress import progress
+from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.work import Parts, Work, working_on
@@ -281,7 +280,7 @@ class _Reading:
             sums[network].add_file(path)
         return [one.result() for one in sums]
 
-    def _shown(self, parts: Sequence[int], *, done: Iterable[int]) -> AbstractContextManager[tqdm]:
+    def _shown(self, parts: Sequence[int], *, done: Iterable[int]) -> AbstractContextManager[Bar]:
         """Say what is to be done and how long it will take; show a bar."""
         n_done, n_to_do = (sum(map(self._n_tokens, which)) for which in (done, parts))
         if processes.is_first() and n_to_do:
