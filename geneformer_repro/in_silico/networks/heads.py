@@ -38,6 +38,7 @@ from geneformer_repro.in_silico.parted import batch_tokens, in_words, require_ou
 from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
@@ -179,6 +180,8 @@ def head_statistics(
     labelled = asked_genes(genes, cells.vocabulary, "genes")
     rows = drawn_cells(cells, [] if donor is None else [donor], max_cells, np.random.default_rng(seed))
     donors = None if donor is None else cells.labels(donor).to_numpy()[rows]
+    if donor is not None:
+        warn_of_no_donors(cells.labels(donor), donor)
     networks = [checkpoint, checkpoint.with_random_weights(seed=seed)] if random_weights else [checkpoint]
     readers = [Reader.of(network, dtype=dtype, max_tokens=max_tokens, device=where) for network in networks]
     codes, _ = pd.factorize(np.zeros(len(rows)) if donors is None else donors)
