@@ -443,10 +443,11 @@ class GeneNetwork:
 
         Of each target the ten strongest sources with a weight above 0; within a state the strongest first, by weight ·
         n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``source_name``,
-        ``target_name``, ``weight`` (of all cells, as in `matrix`); ``donor_mean``, its 95 % interval ``low`` to ``high`` and ``p_value`` over donors, and ``fdr`` over
-        all pairs of the state (NaN with fewer than three donors); ``n_cells``, ``n_donors``; ``codetection``, cells
-        with both genes over those expected of the numbers with each; ``lift``, the mean before anything was taken out:
-        the weight, the state's mean, ``place_part``, ``source_part`` and ``target_part``.
+        ``target_name``, ``weight`` (of all cells, as in `matrix`); ``donor_mean``, its 95 % interval ``low`` to
+        ``high`` and ``p_value`` over donors, and ``fdr`` over all pairs of the state (NaN with fewer than three
+        donors); ``n_cells``, ``n_donors``; ``codetection``, cells with both genes over those expected of the numbers
+        with each; ``lift``, the mean before anything was taken out: the weight, the state's mean, ``place_part``,
+        ``source_part`` and ``target_part``.
         """
         with _reading(self.path / "edges.parquet"):
             edges = pd.read_parquet(self.path / "edges.parquet")
@@ -458,7 +459,9 @@ class GeneNetwork:
 
     # Graphs
 
-    def graph(self, state: str | None = None, *, top: int = 10, max_fdr: float | None = None) -> "networkx.DiGraph[str]":
+    def graph(
+        self, state: str | None = None, *, top: int = 10, max_fdr: float | None = None
+    ) -> "networkx.DiGraph[str]":
         """Return the strongest edges of a state as a graph for networkx, from source to target.
 
         Parameters

@@ -72,7 +72,7 @@ class TestMatrices:
     def test_the_only_state_need_not_be_named_one_of_several_must(self, network):
         of_one = {"states": {"stim": network.metadata["states"]["stim"]}}
         alone = gf.GeneNetwork(network.path, network.metadata | of_one)
-        for ask in (gf.GeneNetwork.node_table, gf.GeneNetwork.matrix, gf.GeneNetwork.counts, gf.GeneNetwork.uncorrected):
+        for ask in (gf.GeneNetwork.node_table, gf.GeneNetwork.matrix, gf.GeneNetwork.counts):
             pd.testing.assert_frame_equal(ask(alone), ask(network, "stim"))
             with pytest.raises(gf.InputError, match=r"has 2 states; name one: state= .*'ctrl', 'stim'"):
                 ask(network)
