@@ -27,6 +27,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     state = random.getstate()
     try:
+        import_module(f"{__name__}.progress")  # before libraries import tqdm: it decides whether a notebook is warned
         module = import_module(_MODULE_OF[name])
         value = import_module(f"{__name__}.{name}") if module.__name__ == __name__ else getattr(module, name)
     finally:

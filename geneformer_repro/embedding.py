@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
@@ -25,7 +24,7 @@ from geneformer_repro.embedding_store import VectorParts, marker_of, open_vector
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import Pooling, require_poolable
 from geneformer_repro.into_adata import KEY, places_of_cells, places_of_genes, put_vectors
-from geneformer_repro.progress import progress
+from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, part_limits, parts_of, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -53,7 +52,7 @@ class _Vectors:
         checkpoint.require_matching(cells)
         return cls(Reader.of(checkpoint, **options), cells, pooling)
 
-    def of_cells(self, rows: np.ndarray, bar: tqdm) -> np.ndarray:
+    def of_cells(self, rows: np.ndarray, bar: Bar) -> np.ndarray:
         """Return the vectors of some cells, in their order, (cells, D); NaN of a cell without a gene."""
         vectors_ND = np.full((len(rows), self.reader.hidden_size), np.nan, dtype=np.float32)
         for batch in _counted(self.reader.batches(self.cells, rows), bar):
@@ -62,7 +61,7 @@ class _Vectors:
             bar.update(n_without_gene)
         return vectors_ND
 
-    def mean(self, rows: np.ndarray, bar: tqdm) -> np.ndarray:
+    def mean(self, rows: np.ndarray, bar: Bar) -> np.ndarray:
         """Return the mean vector of some cells, all with a gene, summed in float64."""
         sums_D = np.zeros(self.reader.hidden_size)
         for batch in _counted(self.reader.batches(self.cells, rows), bar):
@@ -70,7 +69,7 @@ class _Vectors:
         return sums_D / len(rows)
 
 
-def _counted(batches: Iterable[Batch], bar: tqdm) -> Iterator[Batch]:
+def _counted(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
     """Yield batches, and show the cells of each as done."""
     for batch in batches:
         yield batch
@@ -81,7 +80,7 @@ def _memory() -> dict[str, float]:
     return {"peak_memory_gb": round(processes.peak_memory_gb(), 2)}
 
 
-def _showing(n_cells: int, *, done: int = 0) -> AbstractContextManager[tqdm]:
+def _showing(n_cells: int, *, done: int = 0) -> AbstractContextManager[Bar]:
     """Return a bar of cells; the first process shows it, for its share of them."""
     quiet = not processes.is_first()
     return progress("embed", total=n_cells, unit="cells", done=done, quiet=quiet, facts=_memory)

@@ -30,6 +30,7 @@ from geneformer_repro.into_adata import places_of_cells, put_columns
 from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
 from geneformer_repro.tokenizer.dataset import as_labels
 from geneformer_repro.tokenizer.matrices import first_not_a_count
+from geneformer_repro.tokenizer.placeholders import are_unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,11 +49,6 @@ BIO_CONSERVATION = ("nmi", "ari", "silhouette_label", "clisi")
 BATCH_MIXING = ("silhouette_batch", "ilisi", "graph_connectivity")
 
 _FEWEST_ON_A_MAP = 5
-_UNKNOWN_LABELS = frozenset(
-    f"{prefix}{word}"
-    for prefix in ("", "cell_type_", "cell type ")
-    for word in ("unknown", "unlabelled", "unlabeled", "unassigned", "unannotated", "undefined", "not assigned")
-)
 
 
 @typed
@@ -488,7 +484,7 @@ def _labelled(adata: AnnData, name: str, *, of: str = "embedding") -> np.ndarray
 def _are_unknown(adata: AnnData, name: str) -> np.ndarray:
     """Say which cells have a word for an unknown label in an obs column; warn of them."""
     labels = as_labels(adata.obs[name])
-    unknown = labels.str.casefold().str.strip().isin(_UNKNOWN_LABELS).to_numpy(dtype=bool)
+    unknown = are_unknown(labels).to_numpy()
     if unknown.any():
         logger.warning(
             "%s: %d of %d reference cells are called %s, which is no label; left out. To keep them: keep_unknown=True "

@@ -20,6 +20,7 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import read_json
 from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def patients_of(obs: pd.DataFrame, column: str) -> pd.Series:
     patient_of = as_labels(column_of(obs, column))
     if nameless := int(patient_of.isna().sum()):
         logger.info("%s: %d cells have no patient; left out.", column, nameless)
+    warn_of_no_donors(patient_of, column)
     return patient_of
 
 

@@ -5,12 +5,19 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TextIO
 
+from tqdm import TqdmWarning
 from tqdm.asyncio import tqdm_asyncio
-from tqdm.auto import tqdm
+
+with warnings.catch_warnings():
+    if find_spec("ipywidgets") is None:  # then a notebook gets lines, as a log file: nothing to warn of
+        warnings.simplefilter("ignore", category=TqdmWarning)
+    from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +72,8 @@ class Bar(tqdm):
         shown = super().update(n)
         if self.disable and n:
             self.n += n  # tqdm does not count where it shows nothing
-        if self._line and not self.disable and time.perf_counter() - self._logged_at > SECONDS_A_LINE:
+        is_over = self.total is not None and self.n >= self.total  # of which the line at the end speaks
+        if self._line and not self.disable and not is_over and time.perf_counter() - self._logged_at > SECONDS_A_LINE:
             self._logged_at = time.perf_counter()
             with self.external_write_mode():
                 logger.info(json.dumps(self._line()))
@@ -102,7 +110,7 @@ def progress(
     done: int = 0,
     quiet: bool = False,
     facts: Callable[[], Mapping[str, Any]] = dict,
-) -> Iterator[tqdm]:
+) -> Iterator[Bar]:
     """Show a progress bar on stderr; every half minute and when the block ends, log how much was done and how fast.
 
     Parameters

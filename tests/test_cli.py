@@ -777,7 +777,7 @@ NO_MODEL = [
     ["vocabulary", "cells.h5ad", "-o", "vocab-again"],
     ["tokenize", "cells.h5ad", "--vocabulary", "vocab", "-o", "cells-again.tok"],
     ["statistics", "shifts.parquet", "-o", "table-again.tsv"],
-    *(["info", name] for name in ("vocab", "cells.tok", "base", "clf", "kinds", "shifts.parquet")),
+    *(["info", name] for name in ("cells.h5ad", "vocab", "cells.tok", "base", "clf", "kinds", "shifts.parquet")),
 ]
 
 
@@ -1197,7 +1197,7 @@ def test_what_a_user_got_wrong_ends_in_one_line(there, bad, run, tmp_path, comma
     ("path", "message"),
     [
         ("nowhere", "nowhere: no such file or folder."),
-        ("cells.h5ad", "cells.h5ad: info takes a vocabulary, tokenised cells, a checkpoint or a network"),
+        ("table.tsv", "table.tsv: info takes raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, tokenised cells"),
         ("{bad}/plain", "plain: holds neither vocabulary.json nor token_dictionary*.pkl"),
     ],
 )

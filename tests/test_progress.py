@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -123,6 +124,14 @@ def test_every_half_minute_a_line_says_how_far_it_is(caplog, monkeypatch):
     assert {line["event"] for line in lines} == {"perturb"}
 
 
+def test_slow_work_that_is_over_at_once_is_told_once(caplog, monkeypatch):
+    clock = Clock(monkeypatch)
+    with caplog.at_level(logging.INFO), progress("tokenize", total=100, unit="cells") as bar:
+        clock.seconds = 31
+        bar.update(100)
+    assert [json.loads(record.message)["cells"] for record in caplog.records] == [100]
+
+
 def test_every_line_says_the_facts_as_they_are_then(caplog, monkeypatch):
     clock, facts = Clock(monkeypatch), {}
     with caplog.at_level(logging.INFO), progress("x", total=2, unit="cells", facts=lambda: facts) as bar:
@@ -163,3 +172,21 @@ def test_no_bar_is_drawn_where_the_package_is_asked_for_warnings_alone(capsys):
             assert ("x: 100%" in capsys.readouterr().err) == is_drawn
     finally:
         logger.setLevel(before)
+
+
+def test_a_notebook_without_ipywidgets_gets_lines_and_no_warning():
+    code = """
+import sys, types, warnings
+sys.modules["IPython"], sys.modules["ipywidgets"] = types.SimpleNamespace(get_ipython=object), None
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("zmqshell")
+with warnings.catch_warnings(record=True) as warned:  # tqdm catches what the filter would raise
+    warnings.simplefilter("always")
+    import geneformer_repro as gf
+    gf.Vocabulary
+    import tqdm.auto, tqdm.notebook  # as libraries do
+    from geneformer_repro import progress
+assert not warned, warned[0].message
+assert tqdm.notebook.IProgress is None and not issubclass(progress.Bar, tqdm.notebook.tqdm)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geneformer_repro.cli.artefacts import ANNDATA, kind_of
 from geneformer_repro.cli.explanations import described as described_explanation
 from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.networks import described as described_network
@@ -28,10 +29,11 @@ def add_commands(commands: Any) -> None:
         "say what a file or folder is",
         None,
         family="look",
-        examples=["cells.tok", "classifier"],
-        more="A vocabulary, a dataset, a checkpoint, a screen, a network or an explanation.",
+        examples=["cells.h5ad", "cells.tok", "classifier"],
+        more="Raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, a dataset, a checkpoint, a screen, a network or an "
+        "explanation.",
     )
-    info.add_argument("path", type=ANY_FILE, help="what a command has written")
+    info.add_argument("path", type=ANY_FILE, help="what a command reads or has written")
     info.add_argument(
         "--vocabulary", type=ANY_FILE, help="what tokens mean, of a stock checkpoint or tokenised cells of others"
     )
@@ -41,13 +43,9 @@ def _info(arguments: argparse.Namespace) -> None:
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
-    if path.is_file() and not _is_parquet(path):
-        raise InputError(
-            f"{path}: info takes a vocabulary, tokenised cells, a checkpoint or a network (folders), or a screen, an "
-            "explanation or tokenised cells as .parquet. Raw counts are looked at by the commands that read them, as "
-            "tokenize does."
-        )
-    if path.is_file() and not _holds_tokens(path):
+    if _may_hold_counts(path):
+        _describe_counts(path)
+    elif path.is_file() and not _holds_tokens(path):
         _describe_table(path)
     elif (path / "network.json").exists():
         from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
@@ -62,6 +60,27 @@ def _info(arguments: argparse.Namespace) -> None:
         print(Vocabulary.load(path))
     else:
         _describe_cells(path, vocabulary)
+
+
+def _may_hold_counts(path: Path) -> bool:
+    """Whether a path is a file that is no Parquet, a Zarr store, or a 10x folder."""
+    if path.is_file():
+        return not _is_parquet(path)
+    return kind_of(path) == ANNDATA or any(path.glob("*matrix.mtx*"))
+
+
+def _describe_counts(path: Path) -> None:
+    from geneformer_repro.tokenizer.tables import is_expression_table
+
+    if is_expression_table(path):
+        raise InputError(
+            f"{path}: info takes raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, tokenised cells, a checkpoint or "
+            "a network (folders), or a screen, an explanation or tokenised cells as .parquet. Tables are read by the "
+            "commands that take them, as tokenize does."
+        )
+    from geneformer_repro.tokenizer.look import described_counts
+
+    print(described_counts(path))
 
 
 def _describe_table(path: Path) -> None:

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
@@ -29,7 +28,7 @@ from geneformer_repro.files import new_file, refuse_existing, write_table
 from geneformer_repro.finetuning.sample_predictions import predict_samples
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.into_adata import places_of_genes, put_columns
-from geneformer_repro.progress import progress
+from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.corpus import find_sources, identity
@@ -273,7 +272,7 @@ class _Asked:
         table[~self._cells.has_gene] = np.nan
         return table
 
-    def _of_genes(self, parts: Sequence[int], bar: tqdm) -> pd.DataFrame:
+    def _of_genes(self, parts: Sequence[int], bar: Bar) -> pd.DataFrame:
         model, vocabulary, target = cast(GeneClassifier, self._model), self._cells.vocabulary, self._head.targets[0]
         sums_VK = torch.zeros(vocabulary.size, target.n_outputs, dtype=torch.float64)
         n_cells_V = torch.zeros(vocabulary.size, dtype=torch.int64)

@@ -33,6 +33,7 @@ from geneformer_repro.errors import InputError, did_you_mean, listed
 from geneformer_repro.finetuning.balance import p_value, units
 from geneformer_repro.finetuning.split_files import read_parts
 from geneformer_repro.tokenizer.dataset import as_labels, asked_labels
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +173,9 @@ def make_splits(
     """
     group = None if config.group is None else _complete_column(obs, config.group, names, row)
     cells = _cells(strata, group, config, are_classes=are_classes, row=row)
+    groups = None if config.group is None else cells.group_names[cells.groups]
+    if config.group is not None:
+        warn_of_no_donors(pd.Series(groups, dtype=object), config.group, row=row)
     if config.split_file is not None:
         splits, repeats = _splits_of_file(Path(config.split_file), names, cells, seed)
     elif config.test_groups or config.folds == "groups":
@@ -180,7 +184,6 @@ def make_splits(
         traits = {name: _complete_column(obs, name, names, row) for name in config.balance}
         splits = [split for one in _seeds(seed, config.repeats) for split in _drawn_splits(cells, traits, one)]
         repeats = repeat_of(splits)
-    groups = None if config.group is None else cells.group_names[cells.groups]
     require_no_leak(splits, names, groups, repeats, row=row)
     _tell(splits, cells)
     return splits

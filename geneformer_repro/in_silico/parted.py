@@ -16,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.block_tables import BlockTable
-from geneformer_repro.progress import progress
+from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import MAX_TOKENS
 from geneformer_repro.work import Parts, Work, working_on
 
@@ -107,7 +106,7 @@ class Parted(ABC, Generic[TableT]):
         ):
             self.kind.form.write(aside, _counted(map(pq.read_table, parts), bar), {**metadata, **further})
 
-    def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[tqdm]:
+    def _shown(self, parts: Sequence[int], done: Iterable[int] = ()) -> AbstractContextManager[Bar]:
         """Say what is to be done and how long it will take; show a bar."""
         n_done, n_to_do = (sum(self.n_units(self.parts[i]) for i in which) for which in (done, parts))
         if processes.is_first() and n_to_do:
@@ -153,7 +152,7 @@ def require_same_plan(out: str | Path | None, plan: Mapping[str, Any], *, what: 
         processes.agreed(lambda: unfinished.refuse_other(Path(out), plan, what=what, overwrite=overwrite))
 
 
-def _counted(tables: Iterable[pa.Table], bar: tqdm) -> Iterator[pa.Table]:
+def _counted(tables: Iterable[pa.Table], bar: Bar) -> Iterator[pa.Table]:
     for table in tables:
         yield table
         bar.update()

@@ -21,6 +21,7 @@ from geneformer_repro.in_silico.shams import FEWEST_CELLS as FEWEST_TO_HALVE
 from geneformer_repro.in_silico.shams import MOST_CELLS, N_SHAMS, sham_goals
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, SAMPLED_COLUMNS, SHAMS, SHIFT, SIMILARITY
 from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +247,8 @@ class Question:
             raise InputError(f"obs must be a sequence of columns; for one give [{self.obs!r}].")
         for name in filter(None, [self.donor, *self.obs]):
             self.cells.require_obs(name)
+        if self.donor is not None:
+            warn_of_no_donors(self.cells.labels(self.donor), self.donor)
         if len(set(self.obs)) < len(self.obs):
             raise InputError(f"obs names a column twice: {list(self.obs)}.")
         if taken := set(self.obs) & {*COLUMNS, *SAMPLED_COLUMNS, SHAMS}:

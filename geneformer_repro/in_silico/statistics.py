@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,8 @@ _PLACES, _RATES = 2**_DOUBLINGS, 2**3
 _KEY_BITS = _GROUP_BITS, _REPLICATE_BITS, _GENE_BITS, _PLACE_BITS = 15, 24, 17, _DOUBLINGS
 """Bits that groups, replicates, genes and places have in a key."""
 _ROWS_AT_ONCE = 2**20
+_TOLD: "WeakSet[ShiftTable]" = WeakSet()
+"""Screens of which the log has said that they have no donors: it is asked about in several ways, and warned of once."""
 _KEYS = ("cell", "donor", "perturbed", "state", "dose", "rank")
 _COLUMNS = (
     "effect", "effect_vs_matched", "low", "high", "p_value", "fdr", "matched_percentile", "mean_rank", "n_cells",
@@ -238,7 +241,8 @@ def _require_fitting(method: Method, null: ShiftTable | None, cells: Any, counts
 def _matched(shifts: ShiftTable) -> pd.DataFrame:
     counted = _counted(shifts)
     _require_comparable(counted.genes)
-    counted.log()
+    counted.log(is_told=shifts in _TOLD)
+    _TOLD.add(shifts)
     of_replicates = _moments(shifts, counted)
     tables = {group: _tested(of_replicates.loc[[i]], counted, i) for i, group in enumerate(counted.groups)}
     if is_sampled(shifts):
@@ -288,8 +292,8 @@ class _Counted:
     rounding: float
     """How far rounding may take a value, or a mean of values."""
 
-    def log(self) -> None:
-        """Warn of estimates, and of cells without a donor."""
+    def log(self, *, is_told: bool) -> None:
+        """Warn of estimates, and of cells without a donor; of a screen without any unless that `is_told` already."""
         if self.is_sampled:
             logger.info(
                 "%s of %s values were measured; effects are unbiased estimates of what all would give.",
@@ -303,9 +307,10 @@ class _Counted:
                 f"{self.n_values:,}",
             )
         if self.replicate == "cell":
-            logger.warning(
+            logger.log(
+                logging.INFO if is_told else logging.WARNING,
                 "The screen has no donors, so p-values take cells for independent replicates, and are too small: cells "
-                "of a donor are alike. Screen with donor=COLUMN."
+                "of a donor are alike. Screen with donor=COLUMN.",
             )
         elif self.n_lost:
             logger.warning("%s cells have no donor and are left out.", f"{self.n_lost:,}")

@@ -113,6 +113,11 @@ def _species(gene: str) -> str:
     return bare_id(gene)[:-11] if is_ensembl_gene(gene) else ""
 
 
+def species_of(gene: str) -> str:
+    """Return the species of an Ensembl gene id, "another species" of one that is not listed here."""
+    return _SPECIES.get(_species(gene), "another species")
+
+
 class KnownGenes(Protocol):
     """What is asked of a vocabulary here."""
 

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
 from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def pseudobulk(
         raise InputError(f"by={by!r}: expected one or several different columns of obs.")
     cells = open_counts(source, layer=layer)
     labels = pd.DataFrame({column: as_labels(cells.obs(column).reset_index(drop=True)) for column in columns})
+    for column in columns:
+        warn_of_no_donors(labels[column], column)
     groups, codes = _groups(cells.name, labels, min_cells)
     sums = csr_matrix((len(groups), len(cells.gene_ids)), dtype=np.float64)
     for block in cells.blocks():

@@ -109,7 +109,7 @@ class CountSource:
     def deal_out(self, folder: Path) -> None:
         """Write a matrix stored by gene into the new folder `folder`, from where the blocks are then read."""
         assert isinstance(self._matrix, ByGene)
-        with _named_errors(self.name, "the matrix"):
+        with named_errors(self.name, "the matrix"):
             self._matrix.deal_out(folder)
 
     def blocks(self, start: int = 0, stop: int | None = None, *, size: int | None = None) -> Iterator[Block]:
@@ -153,11 +153,11 @@ class CountSource:
 
     def as_stored(self, start: int, stop: int) -> csr_matrix:
         """Read the cells from `start` to `stop` as they are: any type of numbers, unchecked, genes in any order."""
-        with _named_errors(self.name, f"cells {start} to {stop}"):
+        with named_errors(self.name, f"cells {start} to {stop}"):
             return self._matrix.as_stored(start, stop)
 
     def _stored(self, start: int, stop: int) -> csr_matrix:
-        with _named_errors(self.name, f"cells {start} to {stop}"):
+        with named_errors(self.name, f"cells {start} to {stop}"):
             return self._matrix.read(start, stop)
 
     def _as_block(self, start: int, stored: csr_matrix) -> Block:
@@ -176,16 +176,16 @@ class CountSource:
             As for `blocks`; or no value is impossible, but all together are: logarithms where linear expression is
             said or the reverse, ratios where expression is, no negative value among z-scores. Names the option.
         """
-        starts = np.unique(np.linspace(0, max(0, self.n_cells - _SAMPLE_CELLS), num=_SAMPLES).astype(np.int64)).tolist()
-        stored = [self._stored(start, min(start + _SAMPLE_CELLS, self.n_cells)) for start in starts]
-        blocks = [self._as_block(*pair) for pair in zip(starts, stored, strict=True)]
+        places = sampled_places(self.n_cells)
+        stored = [self._stored(*place) for place in places]
+        blocks = [self._as_block(start, cells) for (start, _), cells in zip(places, stored, strict=True)]
         if self.measure.values != "counts":
             self.measure.require_likely(csr_matrix(vstack(stored)), self._told)
         return blocks
 
     def cell_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Names of the cells from `start` to `stop`, as text."""
-        with _named_errors(self.name, "the names of the cells"):
+        with named_errors(self.name, "the names of the cells"):
             return self._content.obs_index(start, self.n_cells if stop is None else stop)
 
     def obs(self, column: str, start: int = 0, stop: int | None = None) -> pd.Series:
@@ -198,7 +198,7 @@ class CountSource:
         """
         if column not in self.obs_columns:
             raise InputError(f"{self.name}: obs has no column {column!r}. {did_you_mean(column, self.obs_columns)}")
-        with _named_errors(self.name, f"the obs column {column!r}"):
+        with named_errors(self.name, f"the obs column {column!r}"):
             return self._content.obs(column, start, self.n_cells if stop is None else stop)
 
     def holding(self, columns: Iterable[str], start: int, stop: int) -> "CountSource":
@@ -324,6 +324,12 @@ class CountSource:
         return bool((values > 0).any()) and first_not_a_count(values) < 0
 
 
+def sampled_places(n_cells: int) -> list[tuple[int, int]]:
+    """Return the ranges of cells, evenly spread, that are looked at before the work."""
+    starts = np.unique(np.linspace(0, max(0, n_cells - _SAMPLE_CELLS), num=_SAMPLES).astype(np.int64)).tolist()
+    return [(start, min(start + _SAMPLE_CELLS, n_cells)) for start in starts]
+
+
 def open_counts(
     source: ad.AnnData | str | Path,
     *,
@@ -360,7 +366,7 @@ def open_counts(
     """
     name = "AnnData" if isinstance(source, ad.AnnData) else str(source)
     layer = layer or "X"
-    with _named_errors(name, content_kind(source)):
+    with named_errors(name, content_kind(source)):
         content = content_of(source)
         if layer not in content.layers:
             hint = " X is absent." if layer == "X" else ""
@@ -455,7 +461,7 @@ def _gene_ids(name: str, var: pd.DataFrame, wanted: str | None, *, is_gene: np.n
 
 
 @contextmanager
-def _named_errors(name: str, what: str) -> Iterator[None]:
+def named_errors(name: str, what: str) -> Iterator[None]:
     """Turn what a library raises on a file that it cannot read into an error that names the file."""
     try:
         yield

@@ -33,7 +33,7 @@ from geneformer_repro.tokenizer.genes import LEFT_OUT, in_one_line, read_gene_ta
 from geneformer_repro.tokenizer.measures import SHARED_OF, Measure, Order, Values
 from geneformer_repro.tokenizer.part_rows import DATASET, Options, Tokenisation
 from geneformer_repro.tokenizer.quality import ANOTHER_GENOME, NO_KNOWN_GENE, CellFilter
-from geneformer_repro.tokenizer.summary import CELL, FORMAT, SOURCE, said_of_cut
+from geneformer_repro.tokenizer.summary import CELL, FORMAT, SOURCE
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -393,8 +393,6 @@ class _Outcome:
         other = genes["by"][genes["outcome"] == LEFT_OUT].value_counts()
         phrases += [f"{n:,} genes of {genome} left out" for genome, n in other.items()]
         logger.info("%s: %s", names[0] if len(names) == 1 else f"{len(names)} sources", ", ".join(phrases))
-        if spec["n_cropped"]:
-            logger.info("%s", said_of_cut(spec, self._job.options.values))
         if spec.get("n_below_zero"):
             logger.info("%d log2 values below 0 count as 0.", spec["n_below_zero"])
         for why, n in spec["left_out"].items():

@@ -397,6 +397,14 @@ def test_validation_and_test_have_all_classes_of_donors_where_there_are_enough(n
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
+def test_a_group_named_by_a_word_for_no_donor_is_told(caplog):
+    cells = of_donors(case=4, control=4)
+    cells.loc[cells["donor"] == cells["donor"].iloc[0], "donor"] = "unassigned"
+    split(cells, group="donor")
+    (said,) = [message for message in caplog.messages if "which says that they have none" in message]
+    assert said.startswith(f"donor: {(cells['donor'] == 'unassigned').sum()} of {len(cells)} cells are called 'unass")
+
+
 def test_of_cases_and_controls_enough_validation_is_of_other_donors_than_train():
     cells = of_donors(case=3, control=3)
     (one,) = split(cells, group="donor")

@@ -244,8 +244,12 @@ def test_matched_percentiles_of_unmoved_genes_are_uniform(nothing):
 
 
 def test_without_donors_cells_stand_for_them_and_the_log_says_so(nothing, caplog):
-    found = shift_statistics(screen(nothing.table.assign(donor=None)))
+    without = screen(nothing.table.assign(donor=None))
+    found = shift_statistics(without)
     assert re.search("no donors.*cells for independent replicates.*Screen with donor=COLUMN", caplog.text)
+    caplog.clear()
+    shift_statistics(without)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert (found["n_donors"] == 0).all()
     few = found["n_cells"] < 3
     assert found.loc[few, "warning"].str.fullmatch(r"[12] cells: no test below 3").all()

@@ -18,6 +18,7 @@ from scipy.sparse import csc_matrix, csr_array, csr_matrix, hstack, random_array
 
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.tokenizer import containers, matrices, readers
+from geneformer_repro.tokenizer.look import described_counts
 from geneformer_repro.tokenizer.matrices import canonical, first_not_a_count
 from geneformer_repro.tokenizer.readers import open_counts
 from geneformer_repro.tokenizer.tokenize import tokenize
@@ -426,6 +427,21 @@ def test_every_container_gives_the_same_obs_but_those_of_10x_that_have_none(made
         for start, stop in ((0, 150), (17, 101), (149, 150)):
             assert opened.obs(column, start, stop).tolist() == few.obs[column].iloc[start:stop].tolist()
     assert opened.obs("n_counts").dtype == np.float64
+
+
+def test_every_container_is_described_with_what_is_run_next(made, few):
+    container, source, options, _ = made
+    if isinstance(source, ad.AnnData):
+        return
+    said = described_counts(Path(source)).splitlines()
+    assert said[0].startswith(f"{source}: 150 cells × 300 genes")
+    assert any(line.split()[:3] == [options.get("layer", "X"), "raw", "counts"] for line in said)
+    ids, names = (", ".join(column[:3]) for column in (few.var_names, few.var["gene_name"]))
+    assert [line for line in said if line.startswith("gene ids: Ensembl ids, human, from ") and ids in line]
+    assert [line for line in said if line.endswith(f" names: {names} …")]
+    obs = "" if container.startswith(NO_OBS) else " --obs cell_type phase"
+    assert said[-1].startswith(f"next: geneformer-repro tokenize {source} ")
+    assert f"--vocabulary VOCABULARY{obs} -o " in said[-1]
 
 
 @pytest.fixture

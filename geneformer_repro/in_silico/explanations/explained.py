@@ -27,6 +27,7 @@ from geneformer_repro.in_silico.question import donors_of
 from geneformer_repro.model import flops
 from geneformer_repro.reading import Reader, outputs_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 
 _TOKENS_A_ROW = 4
 """So that a part, of two million tokens, has half a million rows at most."""
@@ -107,6 +108,8 @@ class CellsExplained(Explained):
         self._asked = Asked(request, checkpoint, cells)
         for name in filter(None, [request.donor, *request.obs]):
             cells.require_obs(name)
+        if request.donor is not None:
+            warn_of_no_donors(cells.labels(request.donor), request.donor)
         every = self._asked.rows()
         self._rows = drawn(every, request.max_cells, np.random.default_rng(request.seed))
         if not request.allow_seen:

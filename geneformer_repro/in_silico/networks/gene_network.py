@@ -204,13 +204,13 @@ class GeneNetwork:
             for state in self.states
         }
 
-    def node_table(self, state: str) -> pd.DataFrame:
+    def node_table(self, state: str | None = None) -> pd.DataFrame:
         """Return what a state says of each gene.
 
         Parameters
         ----------
         state
-            One of `states`.
+            One of `states`; None where there is only one.
 
         Returns
         -------
@@ -230,7 +230,7 @@ class GeneNetwork:
         >>> nodes.loc["ENSG00000019582", "gene_name"], int(nodes.loc["ENSG00000019582", "n_cells"])
         ('CD74', 240)
         """
-        self._require_state(state)
+        state = self.one_state(state)
         columns = {f"{name}:{state}": name for name in OF_STATE}
         return self.genes.join(self._all_genes[list(columns)].rename(columns=columns))
 
@@ -275,13 +275,13 @@ class GeneNetwork:
 
     # Pairs
 
-    def sums(self, state: str, donor: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def sums(self, state: str | None = None, donor: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return what was added up over cells: the weights of each pair, and how many cells have both genes.
 
         Parameters
         ----------
         state
-            One of `states`.
+            One of `states`; None where there is only one.
         donor
             Of the cells of one donor; None all.
 
@@ -300,13 +300,13 @@ class GeneNetwork:
         >>> total.shape, total.dtype, int(n.max())
         ((4, 621), dtype('float64'), 73)
         """
-        shape = (len(self.sources), len(self.targets))
+        state, shape = self.one_state(state), (len(self.sources), len(self.targets))
         total, n = np.zeros(shape), np.zeros(shape, dtype=np.int32)
         for group in self._groups(state, donor):
             add_sums(self.path / group["file"], total, n)
         return total, n
 
-    def uncorrected(self, state: str, donor: str | None = None) -> pd.DataFrame:
+    def uncorrected(self, state: str | None = None, donor: str | None = None) -> pd.DataFrame:
         """Return the mean weight of each pair, its place taken out and the effects of both genes not.
 
         Parameters
@@ -333,7 +333,7 @@ class GeneNetwork:
         weights = mean_weights(total, n, least=self.least_cells(donor), scale=self.metadata["scale"], out=total)
         return self._framed(weights)
 
-    def counts(self, state: str, donor: str | None = None) -> pd.DataFrame:
+    def counts(self, state: str | None = None, donor: str | None = None) -> pd.DataFrame:
         """Return how many cells have both genes of each pair, sources × targets, by gene id.
 
         See Also
@@ -349,7 +349,7 @@ class GeneNetwork:
         """
         return self._framed(self.sums(state, donor)[1])
 
-    def matrix(self, state: str, donor: str | None = None) -> pd.DataFrame:
+    def matrix(self, state: str | None = None, donor: str | None = None) -> pd.DataFrame:
         """Return the weight of each pair beyond place and the effects of both genes.
 
         Parameters
@@ -375,9 +375,9 @@ class GeneNetwork:
         >>> bool(abs(weights.mean(axis=None)) < 0.1)
         True
         """
-        return self._framed_pair(state, donor)[0]
+        return self._framed_pair(self.one_state(state), donor)[0]
 
-    def effects(self, state: str, donor: str | None = None) -> GeneEffects:
+    def effects(self, state: str | None = None, donor: str | None = None) -> GeneEffects:
         """Return weights taken apart into a mean, effects of both genes, and what is left.
 
         Parameters
@@ -396,6 +396,7 @@ class GeneNetwork:
         >>> effects.source.shape, effects.target.shape
         ((4,), (621,))
         """
+        state = self.one_state(state)
         total, n = self.sums(state, donor)
         weights, masked = self._fitted_pairs(state, total, n, donor)
         return gene_effects(weights, n, masked=masked, overwrite_weights=True)
@@ -441,24 +442,32 @@ class GeneNetwork:
         """The strongest edges of each state, read at the first use.
 
         Of each target the ten strongest sources with a weight above 0; within a state the strongest first, by weight ·
-        n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``weight`` (of all cells, as in
-        `matrix`); ``donor_mean``, its 95 % interval ``low`` to ``high`` and ``p_value`` over donors, and ``fdr`` over
-        all pairs of the state (NaN with fewer than three donors); ``n_cells``, ``n_donors``; ``codetection``, cells
-        with both genes over those expected of the numbers with each; ``lift``, the mean before anything was taken out:
-        the weight, the state's mean, ``place_part``, ``source_part`` and ``target_part``.
+        n / (n + 10) of n cells. Columns: ``state``, ``source``, ``target`` (gene ids), ``source_name``,
+        ``target_name``, ``weight`` (of all cells, as in `matrix`); ``donor_mean``, its 95 % interval ``low`` to
+        ``high`` and ``p_value`` over donors, and ``fdr`` over all pairs of the state (NaN with fewer than three
+        donors); ``n_cells``, ``n_donors``; ``codetection``, cells with both genes over those expected of the numbers
+        with each; ``lift``, the mean before anything was taken out: the weight, the state's mean, ``place_part``,
+        ``source_part`` and ``target_part``.
         """
         with _reading(self.path / "edges.parquet"):
-            return pd.read_parquet(self.path / "edges.parquet")
+            edges = pd.read_parquet(self.path / "edges.parquet")
+            place = edges.columns.get_loc("target")
+        assert isinstance(place, int)
+        for end in ("target", "source"):
+            edges.insert(place + 1, f"{end}_name", edges[end].map(self.genes["gene_name"]))
+        return edges
 
     # Graphs
 
-    def graph(self, state: str, *, top: int = 10, max_fdr: float | None = None) -> "networkx.DiGraph[str]":
+    def graph(
+        self, state: str | None = None, *, top: int = 10, max_fdr: float | None = None
+    ) -> "networkx.DiGraph[str]":
         """Return the strongest edges of a state as a graph for networkx, from source to target.
 
         Parameters
         ----------
         state
-            One of `states`.
+            One of `states`; None where there is only one.
         top
             Sources of each target, at most, that have a weight above 0: the largest weight · n / (n + 10) of n cells.
         max_fdr
@@ -487,12 +496,13 @@ class GeneNetwork:
         >>> max(degree for _, degree in graph.in_degree())
         3
         """
+        state = self.one_state(state)
         return graph_of(self._strongest(state, top, max_fdr), self._nodes(state))
 
     def to_graphml(
         self,
         path: str | Path,
-        state: str,
+        state: str | None = None,
         *,
         top: int = 10,
         max_fdr: float | None = None,
@@ -539,12 +549,13 @@ class GeneNetwork:
         >>> dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
         True
         """
+        state = self.one_state(state)
         nodes = self._nodes(state)
         nodes = nodes if modules is None else nodes.join(modules["module"])
         graph = graph_of(self._strongest(state, top, max_fdr), nodes)
         return write_graphml(graph, path, most_edges=max_edges, overwrite=overwrite)
 
-    def centrality(self, state: str, *, top: int = 10, betweenness: bool = False) -> pd.DataFrame:
+    def centrality(self, state: str | None = None, *, top: int = 10, betweenness: bool = False) -> pd.DataFrame:
         """Return how central each gene is in a state's graph, and whether donors agree on it.
 
         Parameters
@@ -574,13 +585,14 @@ class GeneNetwork:
         >>> sorted(table.attrs["stability"])
         ['in_strength', 'out_strength', 'pagerank']
         """
+        state = self.one_state(state)
         pairs = self._strongest(state, top)
         of_donors = [strongest_pairs(*self._framed_pair(state, donor), top=top) for donor in self.donors[state]]
         of_donors = [of_donor for of_donor in of_donors if len(of_donor)]
         return centrality_table(pairs, self._nodes(state), of_donors, betweenness=betweenness)
 
     def modules(
-        self, state: str, *, top: int = 10, resolution: float = 1.0, n_seeds: int = 20, seed: int = 0
+        self, state: str | None = None, *, top: int = 10, resolution: float = 1.0, n_seeds: int = 20, seed: int = 0
     ) -> pd.DataFrame:
         """Find groups of genes that a state's graph ties together (Leiden), and say how stable they are.
 
@@ -623,6 +635,7 @@ class GeneNetwork:
         >>> table.columns.tolist(), sorted(table.attrs["rewired_modularity"])
         (['gene_name', 'is_source', 'module', 'together'], ['max', 'mean'])
         """
+        state = self.one_state(state)
         pairs = self._strongest(state, top)
         without = [self._without(state, donor, top) for donor in self.donors[state]]
         options: dict[str, Any] = {"resolution": resolution, "n_seeds": n_seeds, "seed": seed}
@@ -631,7 +644,6 @@ class GeneNetwork:
     def _strongest(self, state: str, top: int, max_fdr: float | None = None) -> pd.DataFrame:
         """Return the strongest pairs; with what donors say where the file has it."""
         require_top(top)
-        self._require_state(state)
         if top > EDGES_A_TARGET:
             if max_fdr is not None:
                 raise InputError(f"max_fdr is known of {EDGES_A_TARGET} sources of each target, found top={top}.")

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import require_at_least, typed
@@ -36,9 +35,10 @@ from geneformer_repro.in_silico.networks.head_tests import (
 )
 from geneformer_repro.in_silico.networks.network_question import asked_genes, drawn_cells
 from geneformer_repro.in_silico.parted import batch_tokens, in_words, require_output
-from geneformer_repro.progress import progress
+from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts, require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
@@ -180,6 +180,8 @@ def head_statistics(
     labelled = asked_genes(genes, cells.vocabulary, "genes")
     rows = drawn_cells(cells, [] if donor is None else [donor], max_cells, np.random.default_rng(seed))
     donors = None if donor is None else cells.labels(donor).to_numpy()[rows]
+    if donor is not None:
+        warn_of_no_donors(cells.labels(donor), donor)
     networks = [checkpoint, checkpoint.with_random_weights(seed=seed)] if random_weights else [checkpoint]
     readers = [Reader.of(network, dtype=dtype, max_tokens=max_tokens, device=where) for network in networks]
     codes, _ = pd.factorize(np.zeros(len(rows)) if donors is None else donors)
@@ -281,7 +283,7 @@ class _Reading:
             sums[network].add_file(path)
         return [one.result() for one in sums]
 
-    def _shown(self, parts: Sequence[int], *, done: Iterable[int]) -> AbstractContextManager[tqdm]:
+    def _shown(self, parts: Sequence[int], *, done: Iterable[int]) -> AbstractContextManager[Bar]:
         """Say what is to be done and how long it will take; show a bar."""
         n_done, n_to_do = (sum(map(self._n_tokens, which)) for which in (done, parts))
         if processes.is_first() and n_to_do:

@@ -54,6 +54,7 @@ from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.progress import progress
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 from geneformer_repro.work import Parts, Work, working_on
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,8 @@ def gene_network(
     checkpoint.require_matching(cells)
     for column in filter(None, (by, donor)):
         cells.require_obs(column)
+    if donor is not None:
+        warn_of_no_donors(cells.labels(donor), donor)
     question = NetworkQuestion(
         checkpoint, cells, sources, targets, by, donor, method, weight, scale, layers, heads, min_cells,
         calibration_cells, max_cells, seed, select, select_on,

@@ -310,7 +310,7 @@ def _left_out(network: GeneNetwork) -> str:
 
 def _strongest(network: GeneNetwork, edges: pd.DataFrame) -> pd.DataFrame:
     names = network.genes["gene_name"]
-    shown = without_untold(edges.drop(columns="state"))
+    shown = without_untold(edges.drop(columns=["state", "source_name", "target_name"]))
     return shown.assign(**{role: shown[role].map(names) for role in ("source", "target")}).set_index("source")
 
 

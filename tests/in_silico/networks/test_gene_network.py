@@ -69,10 +69,24 @@ class TestMatrices:
         with pytest.raises(gf.InputError, match="no state"):
             network.node_table("none")
 
+    def test_the_only_state_need_not_be_named_one_of_several_must(self, network):
+        of_one = {"states": {"stim": network.metadata["states"]["stim"]}}
+        alone = gf.GeneNetwork(network.path, network.metadata | of_one)
+        for ask in (gf.GeneNetwork.node_table, gf.GeneNetwork.matrix, gf.GeneNetwork.counts):
+            pd.testing.assert_frame_equal(ask(alone), ask(network, "stim"))
+            with pytest.raises(gf.InputError, match=r"has 2 states; name one: state= .*'ctrl', 'stim'"):
+                ask(network)
+        assert alone.graph(top=2).edges == network.graph("stim", top=2).edges
+        np.testing.assert_array_equal(alone.effects().residual, network.effects("stim").residual)
+
 
 class TestEdges:
     def test_columns_are_those_of_the_format(self, network):
-        assert list(network.edges) == list(EDGES)
+        names = ["source_name", "target_name"]
+        assert list(network.edges) == [*list(EDGES)[:3], *names, *list(EDGES)[3:]]
+        for end in ("source", "target"):
+            named = network.genes.loc[network.edges[end], "gene_name"]
+            assert network.edges[f"{end}_name"].tolist() == named.tolist()
         assert list(dict.fromkeys(network.edges["state"])) == ["ctrl", "stim"]
 
     def test_each_target_has_its_ten_strongest_sources_above_0_the_strongest_first(self, network):
