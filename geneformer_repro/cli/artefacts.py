@@ -34,7 +34,9 @@ def kind_of(path: Path) -> str | None:
 def may_be_on_the_hub(name: str) -> bool:
     """Whether a name could be that of a repository of models, or a folder in one, and not of a folder mistyped here."""
     named = _HUB_ID.fullmatch(name)
-    return named is not None and not Path(named[1]).exists() and Path(name).suffix not in (*_ENDINGS, ".parquet", ".tok")
+    return (
+        named is not None and not Path(named[1]).exists() and Path(name).suffix not in (*_ENDINGS, ".parquet", ".tok")
+    )
 
 
 def obs_columns(path: Path) -> list[str] | None:
