@@ -792,14 +792,40 @@ def test_commands_that_need_no_model_load_no_torch(copy):
     assert result.returncode == 0, result.stderr
 
 
-def test_what_a_vocabulary_is_needs_no_pandas(there):
+def test_what_a_vocabulary_is_needs_no_pandas(there, tmp_path):
+    write_network(tmp_path / "net")
+    write_explanation(tmp_path / "why.parquet")
     code = (
         "import sys\nfrom geneformer_repro import cli\nassert cli.main(['info', 'vocab']) == 0\n"
-        "for path in ('base', 'cells.tok', 'shifts.parquet'):\n    assert cli.main(['info', path]) == 0\n"
-        "assert not {'pandas', 'anndata', 'numba', 'datasets'} & set(sys.modules)"
+        "for path in ('base', 'cells.tok', 'shifts.parquet', *sys.argv[1:]):\n"
+        "    assert cli.main(['info', path]) == 0\n"
+        "assert not {'pandas', 'anndata', 'numba', 'datasets', 'torch', 'sklearn'} & set(sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    given = [str(tmp_path / name) for name in ("net", "why.parquet")]
+    result = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    assert "2 sources × 1 targets by attention, 1 state, 5 cells of 2 donors\n{" in result.stdout
+    assert "1 values of 1 genes in 5 cells by hide: log-odds\n{" in result.stdout
+
+
+def write_network(folder):
+    """What `info` looks at of a network, and nothing else of it."""
+    groups = [{"state": "B", "donor": donor, "n_cells": n, "file": "sums.parquet"} for donor, n in (("a", 2), ("b", 3))]
+    metadata = {"measure": "nats", "direction": "source=key", "scale": "log", "weight": "attention", "min_cells": 1}
+    states = {"B": {"n_cells": 5, "mean": 0.0}}
+    whole = {"format": "geneformer_repro/network/1", "method": "attention", "groups": groups, "states": states}
+    folder.mkdir()
+    (folder / "network.json").write_text(json.dumps(whole | metadata))
+    for name in ("genes", "edges", "sums"):
+        genes = pd.DataFrame({"gene_id": ["x", "y"], "is_source": [True, True], "is_target": [True, False]})
+        genes.to_parquet(folder / f"{name}.parquet")
+
+
+def write_explanation(path):
+    values = {"cell": "c", "donor": "a", "gene": "x", "place": 0, "method": "hide", "state": "B", "value": 1.0}
+    table = pd.DataFrame([values | {"before": 0.0, "gap": np.nan, "exact": True}])
+    told = {"measure": "log-odds", "methods": {"hide": {}}, "gene_names": {"x": "X"}, "n_cells": 5}
+    gf.Explanation(table, told).save(path)
 
 
 # Outputs that exist

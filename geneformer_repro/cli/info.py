@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from geneformer_repro.cli.artefacts import ANNDATA, kind_of
 from geneformer_repro.cli.explanations import described as described_explanation
 from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
-from geneformer_repro.cli.networks import described as described_network
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.errors import InputError
 
@@ -48,10 +47,10 @@ def _info(arguments: argparse.Namespace) -> None:
     elif path.is_file() and not _holds_tokens(path):
         _describe_table(path)
     elif (path / "network.json").exists():
-        from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
+        from geneformer_repro.in_silico.networks.network_files import described_network
 
-        network = GeneNetwork.open(path)
-        _show(described_network(network), {key: value for key, value in network.metadata.items() if key not in _LONG})
+        said, metadata = described_network(path)
+        _show(said, {key: value for key, value in metadata.items() if key not in _LONG})
     elif (path / "config.json").exists():
         _describe_checkpoint(path, vocabulary)
     elif path.is_dir() and {file.name for file in path.iterdir()} <= _OF_VOCABULARY:

@@ -189,9 +189,10 @@ def _head(text: str) -> tuple[int, int]:
 def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool) -> None:
     """Write picture and page of a network; print its strongest edges."""
     from geneformer_repro.files import new_file
+    from geneformer_repro.in_silico.networks.network_files import described_network
     from geneformer_repro.in_silico.networks.network_pictures import plot_network, without_untold, write_network_report
 
-    print(f"{network.path}: {described(network)}")
+    print(f"{network.path}: {described_network(network.path)[0]}")
     edges = network.edges
     if edges.empty:
         print("No pair has cells enough and a weight above 0, so there is no picture. Lower --min-cells.")
@@ -205,14 +206,3 @@ def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool)
         print(f"{picture} is the picture of {edges['state'].iloc[0]}")
     write_network_report(network, page, overwrite=overwrite)
     print(f"{page} says what was added up and taken out, {network.path / 'edges.parquet'} has {len(edges):,} edges")
-
-
-def described(network: "GeneNetwork") -> str:
-    """Say how large a network is, without reading its sums."""
-    n_cells = sum(facts["n_cells"] for facts in network.metadata["states"].values())
-    donors = {donor for of_state in network.donors.values() for donor in of_state}
-    return (
-        f"{len(network.sources):,} sources × {len(network.targets):,} targets by {network.metadata['method']}, "
-        f"{len(network.states)} state{'s' * (len(network.states) != 1)}, {n_cells:,} cells"
-        + (f" of {len(donors):,} donors" if donors else "")
-    )

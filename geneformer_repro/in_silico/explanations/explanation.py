@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from geneformer_repro.in_silico.block_tables import BlockTable, Form, has_form, require_promised
-from geneformer_repro.in_silico.explanations.gene_table import gene_table
-from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what an explanation is can be said without them (info)
+    import pandas as pd
     from anndata import AnnData
+
+    from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 COLUMNS: Mapping[str, pa.DataType] = {
     "cell": pa.string(),
@@ -97,7 +97,7 @@ class Explanation(BlockTable):
         """Names of the methods, in the order in which they were asked for."""
         return tuple(self.metadata["methods"])
 
-    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+    def blocks(self, columns: Sequence[str] | None = None) -> "Iterator[pd.DataFrame]":
         """Yield the rows block by block, in order; of a file one row group at a time is in memory.
 
         Parameters
@@ -126,11 +126,11 @@ class Explanation(BlockTable):
 
     def genes(
         self,
-        cells: TokenizedDataset | None = None,
+        cells: "TokenizedDataset | None" = None,
         counts: "AnnData | str | Path | None" = None,
         *,
         absolute: bool = False,
-    ) -> pd.DataFrame:
+    ) -> "pd.DataFrame":
         """Make a table of genes, with donors as replicates; see `gene_table`.
 
         Parameters
@@ -164,6 +164,8 @@ class Explanation(BlockTable):
         >>> genes.index.name, int(genes["n_donors"].max())
         ('gene_id', 3)
         """
+        from geneformer_repro.in_silico.explanations.gene_table import gene_table
+
         return gene_table(self, cells, counts, absolute=absolute)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:

@@ -10,7 +10,6 @@ represent gene b.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,19 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
-from geneformer_repro.files import misfit, new_file, read_json
+from geneformer_repro.errors import InputError, did_you_mean, listed
+from geneformer_repro.files import new_file
 from geneformer_repro.in_silico.networks.centralities import centrality_table
 from geneformer_repro.in_silico.networks.gene_effects import GeneEffects, gene_effects
 from geneformer_repro.in_silico.networks.gene_modules import module_table
+from geneformer_repro.in_silico.networks.network_files import network_metadata, reading_file
 from geneformer_repro.in_silico.networks.network_graphs import graph_of, require_top, strongest_pairs, write_graphml
 from geneformer_repro.tokenizer.genes import GivenGenes
 
 if TYPE_CHECKING:
     import networkx
 
-FORMAT = "geneformer_repro/network/1"
-MARKER = "network.json"
 DIRECTION = "source=key"
 EDGES_A_TARGET = 10
 """Sources of each target that `edges.parquet` holds."""
@@ -63,16 +61,6 @@ _SUMS = pa.schema(
 )
 _PAIRS_AT_ONCE = 2**19
 """Pairs of a block of sources, which is a row group of a file of sums: 10 MB while it is written or read."""
-_METADATA: dict[str, Any] = {
-    "method": str,
-    "measure": str,
-    "direction": str,
-    "scale": str,
-    "weight": str,
-    "min_cells": int,
-    "groups": [{"state": str, "n_cells": int, "file": str}],
-    "states": {str: {"n_cells": int, "mean": float}},
-}
 
 
 class Sums(NamedTuple):
@@ -148,20 +136,7 @@ class GeneNetwork:
         geneformer_repro.errors.InputError: cells.tok: no gene network (it has no network.json). Make one with
         gene_network.
         """
-        path = Path(path)
-        if not (path / MARKER).is_file():
-            raise InputError(f"{path}: no gene network (it has no {MARKER}). Make one with gene_network.")
-        metadata = read_json(path / MARKER)
-        if metadata.get("format") != FORMAT:
-            raise InputError(
-                f"{path / MARKER}: expected format {FORMAT!r}, found {metadata.get('format')!r}. Make the network anew."
-            )
-        if wrong := misfit(metadata, _METADATA):
-            raise DataFormatError(f"{path / MARKER}: is incomplete or damaged ({wrong}). Make the network anew.")
-        needed = ["genes.parquet", "edges.parquet", *(group["file"] for group in metadata["groups"])]
-        if missing := [name for name in needed if not (path / name).is_file()]:
-            raise DataFormatError(f"{path}: lacks {listed(missing)}. Make the network anew.")
-        return cls(path, metadata)
+        return cls(Path(path), network_metadata(path))
 
     # Genes, states, donors
 
@@ -178,7 +153,7 @@ class GeneNetwork:
 
     @cached_property
     def _all_genes(self) -> pd.DataFrame:
-        with _reading(self.path / "genes.parquet"):
+        with reading_file(self.path / "genes.parquet"):
             return pd.read_parquet(self.path / "genes.parquet").set_index("gene_id")
 
     @property
@@ -449,7 +424,7 @@ class GeneNetwork:
         with each; ``lift``, the mean before anything was taken out: the weight, the state's mean, ``place_part``,
         ``source_part`` and ``target_part``.
         """
-        with _reading(self.path / "edges.parquet"):
+        with reading_file(self.path / "edges.parquet"):
             edges = pd.read_parquet(self.path / "edges.parquet")
             place = edges.columns.get_loc("target")
         assert isinstance(place, int)
@@ -734,7 +709,7 @@ def add_sums(path: Path, total: np.ndarray, n: np.ndarray) -> None:
     DataFormatError
         The file is damaged, or of other genes.
     """
-    with _reading(path), pq.ParquetFile(path) as file:
+    with reading_file(path), pq.ParquetFile(path) as file:
         for i in range(file.num_row_groups):
             add_block(file, i, total, n)
 
@@ -746,18 +721,6 @@ def add_block(file: pq.ParquetFile, i: int, total: np.ndarray, n: np.ndarray, *,
     source = source - first
     total[source, target] += of_pairs  # a pair stands once in a file
     n[source, target] += cells
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say of which file it is that something cannot be read."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError, IndexError) as error:
-        raise DataFormatError(
-            f"{path}: cannot be read ({' '.join(str(error).split())[:200]}). The file is damaged, or gone; make the "
-            "network anew."
-        ) from error
 
 
 def write_edges(path: Path, edges: pd.DataFrame) -> None:

@@ -36,7 +36,6 @@ from geneformer_repro.in_silico.networks.attention_sums import (
 )
 from geneformer_repro.in_silico.networks.deletion_sums import OTHERS, DeletionSums
 from geneformer_repro.in_silico.networks.gene_network import (
-    MARKER,
     GeneNetwork,
     Sums,
     add_sums,
@@ -46,6 +45,7 @@ from geneformer_repro.in_silico.networks.gene_network import (
 from geneformer_repro.in_silico.networks.head_selection import Half, HeadChoice, HeadScores, KnownHalves, single_heads
 from geneformer_repro.in_silico.networks.masked_logits import MaskedLogitSums
 from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_sums, pair_counts
+from geneformer_repro.in_silico.networks.network_files import MARKER
 from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
 from geneformer_repro.in_silico.networks.network_question import NetworkMethod, NetworkQuestion
 from geneformer_repro.in_silico.networks.places import Places, place_bins

@@ -23,8 +23,6 @@ from geneformer_repro.in_silico.networks.gene_network import (
     DIRECTION,
     EDGES,
     EDGES_A_TARGET,
-    FORMAT,
-    MARKER,
     GeneNetwork,
     Sums,
     add_block,
@@ -35,6 +33,7 @@ from geneformer_repro.in_silico.networks.gene_network import (
     write_edges,
     write_sums,
 )
+from geneformer_repro.in_silico.networks.network_files import FORMAT, MARKER
 from geneformer_repro.in_silico.networks.network_graphs import scores_of
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 
