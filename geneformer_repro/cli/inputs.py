@@ -29,6 +29,7 @@ TOKENIZED = "folder written by tokenize, or tokenised cells of others (.dataset 
 CHECKPOINT = "checkpoint folder, or hub id"
 MODEL = Reads(artefacts.CHECKPOINT, hub=True)
 DATASET = Reads(artefacts.CELLS)
+EXPLAINED = Reads(artefacts.CELLS, artefacts.ANNDATA, artefacts.TABLE)
 COUNT_FILES = Reads(artefacts.ANNDATA, artefacts.TABLE)
 ANY_FILE = Reads()
 NAMED_FILE = Reads(named=True)

@@ -142,7 +142,7 @@ def _add_study(commands: Any) -> None:
     command.add_argument(
         "--sizes",
         nargs="+",
-        type=AtLeast(1),
+        type=AtLeast(0),
         metavar="N",
         help="pairs of the target that are learned; all are the last",
     )

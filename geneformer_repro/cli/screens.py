@@ -21,6 +21,7 @@ from geneformer_repro.cli.inputs import (
     CHECKPOINT,
     COLUMN,
     DATASET,
+    EXPLAINED,
     MODEL,
     TOKENIZED,
     add_dtype_option,
@@ -191,7 +192,7 @@ def _add_statistics(commands: Any) -> None:
         "--null", type=ANY_FILE, metavar="FILE", help="for vs_null: the same screen of control cells"
     )
     statistics.add_argument(
-        "--cells", type=DATASET, metavar="FOLDER", help="the tokenised cells: also compare with what needs no model"
+        "--cells", type=EXPLAINED, metavar="FOLDER", help="the tokenised cells: also compare with what needs no model"
     )
     statistics.add_argument("--vocabulary", type=ANY_FILE, help="with --cells of others, what their tokens mean")
     statistics.add_argument(

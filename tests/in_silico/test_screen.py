@@ -577,18 +577,19 @@ def said(caplog, *given, **options):
 
 
 def test_before_the_start_is_said_what_is_to_be_done_and_how_long_it_takes(model, short, caplog):
-    first, *_ = said(caplog, model, short, Deletion(), max_tokens=14)
+    pooled, first, *_ = said(caplog, model, short, Deletion(), max_tokens=14)
+    assert pooled.startswith("Cells are pooled by <cls>, as published")
     assert re.fullmatch(r"432 variants of 36 cells, about \d+ s here", first)
 
 
 def test_what_a_probe_would_take_much_of_is_begun_at_once(model, short, caplog):
-    assert said(caplog, model, short.select(range(3)), Deletion())[0] == "36 variants of 3 cells"
+    assert said(caplog, model, short.select(range(3)), Deletion())[1] == "36 variants of 3 cells"
 
 
 def test_of_long_work_is_said_how_long_less_would_take(model, short, caplog, monkeypatch):
     monkeypatch.setattr(module._Screen, "_seconds", lambda *given: 100.0)
     messages = said(caplog, model, short, Deletion(), max_tokens=14)
-    assert messages[0] == "432 variants of 36 cells, about 12 h 0 min here; 20 min for 1 cells (max_cells)"
+    assert messages[1] == "432 variants of 36 cells, about 12 h 0 min here; 20 min for 1 cells (max_cells)"
 
 
 @pytest.mark.parametrize(

@@ -1791,7 +1791,6 @@ def test_a_worker_that_is_killed_keeps_what_is_finished_and_says_so(corpus_on_di
     assert digests(tmp_path / "out") == digests(folder / "one")
 
 
-@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_ends_as_idle_when_there_is_work_is_no_error():
     """Loky's own thread says so; where warnings are errors, as here, it would die of that and nothing would go on."""
     said = "A worker stopped while some jobs were given to the executor. This can be caused by a too short timeout."

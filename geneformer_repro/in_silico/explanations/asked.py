@@ -162,6 +162,7 @@ class Asked:
             refine=0,
             donor=None,
             obs=(),
+            shams=0,
         )
 
     @property

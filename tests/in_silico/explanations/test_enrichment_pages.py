@@ -179,14 +179,15 @@ def test_enrich_ranks_and_matches_as_it_is_told(files):
     ("options", "says"),
     [
         (["--names", "a", "b"], "--names goes with --beside"),
-        (["--random-weights", "x.tsv"], "--random-weights goes with --drivers"),
+        (["--random-weights", "ours.tsv"], "--random-weights goes with --drivers"),
         (["--top", "5", "--max-fdr", "0.1"], "are ways to choose genes"),
         (["--beside", "nowhere.tsv"], "nowhere.tsv"),
         (["--drivers", "nowhere.txt"], "nowhere.txt"),
         (["--strata", "colour"], "no column 'colour'"),
     ],
 )
-def test_enrich_refuses_in_one_line(files, capsys, options, says):
+def test_enrich_refuses_in_one_line(files, capsys, monkeypatch, options, says):
+    monkeypatch.chdir(files)
     command = ["enrich", files / "ours.tsv", "--sets", files / "sets.gmt", "-o", files / "refused.tsv"]
     assert cli.main([*map(str, command), *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -108,11 +108,11 @@ def test_without_options_it_asks_for_the_defaults_of_the_function(asked):
             "--state-column cell_type --start A --goal B --alternatives C --pooling mean",
             {"goal": gf.GoalState("cell_type", "A", "B", ["C"]), "pooling": "mean"},
         ),
-        ("--sets x.gmt --pooled-masks", {"sets": "x.gmt", "pooled_masks": True}),
+        ("--sets cells.tok --pooled-masks", {"sets": "cells.tok", "pooled_masks": True}),
         ("--baseline mean --steps 6 --rule gauss_legendre", {"baseline": "mean", "steps": 6, "rule": "gauss_legendre"}),
         ("--operator median_rank --masks 50", {"operator": "median_rank", "masks": 50}),
         ("--gene CD74 --allow-seen", {"gene": "CD74", "allow_seen": True}),
-        ("--drugs d.tsv --log2 --cohort c", {"drugs": "d.tsv", "reading": {"log2": True, "cohort": "c"}}),
+        ("--drugs cells.tok --log2 --cohort c", {"drugs": "cells.tok", "reading": {"log2": True, "cohort": "c"}}),
     ],
 )
 def test_options_are_those_of_the_function(asked, options, expected):
@@ -126,7 +126,7 @@ def test_options_are_those_of_the_function(asked, options, expected):
         ("explain type cells.tok -o why.tsv", "explanations are written as .parquet"),
         ("explain type cells.tok --goal B -o why.parquet", "A goal needs --state-column, --start and --goal together"),
         ("explain type cells.tok --state Bees -o why.parquet", "knows no cell_type 'Bees'"),
-        ("explain type cells.tok --drugs d.tsv -o why.parquet", "drugs= is for a network of drug response"),
+        ("explain type cells.tok --drugs cells.tok -o why.parquet", "drugs= is for a network of drug response"),
         ("explain type cells.tok --cohort c -o why.parquet", "reading= says how a matrix is read"),
         ("explain type cells.tok --sets no.gmt -o why.parquet", "no.gmt"),
         ("explain type cells.tok --methods median -o why.parquet", "median_rank"),

@@ -124,6 +124,6 @@ def test_what_fits_explanations_alone_is_refused_of_a_screen(here, folder, tmp_p
     model = gf.Checkpoint.from_pretrained(folder / "runs" / "type")
     shifts = tmp_path / "shifts.parquet"
     gf.perturb(model, cells, gf.Deletion(["CD74"]), target="cell_type", max_cells=2, out=shifts)
-    status = main(["statistics", str(shifts), "--sets", "a.gmt", "-o", str(tmp_path / "t.tsv")])
+    status = main(["statistics", str(shifts), "--sets", str(shifts), "-o", str(tmp_path / "t.tsv")])
     assert status != 0
     assert "--sets is for explanations" in capsys.readouterr().err
