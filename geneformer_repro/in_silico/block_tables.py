@@ -145,6 +145,17 @@ class BlockTable:
         ------
         DataFormatError
             The file is damaged, or a row lacks a value that each has.
+
+        See Also
+        --------
+        ShiftTable.blocks : The rows.
+
+        Examples
+        --------
+        >>> import geneformer_repro as gf
+        >>> shifts = gf.ShiftTable.open("shifts.parquet")
+        >>> shifts.n_distinct("cell") == shifts.table["cell"].nunique()
+        True
         """
         values: set[str | None] = set()
         for table in self._tables([column]):
