@@ -289,11 +289,11 @@ def _genes_section(table: pd.DataFrame) -> list[Section]:
     effects = table.attrs["effects"]
     outputs = effects["output"].drop_duplicates().head(_MOST_OUTPUTS)
     shown = effects[effects["output"].isin(outputs)]
-    ranked = shown.loc[shown["effect"].abs().sort_values(ascending=False, kind="stable").index]
-    first = ranked.groupby(["output", "cohort"], sort=False).head(_TOP_EFFECTS)
     listed = {
-        f"{output}, {cohort}": [f"{gene} {effect:+.3g}" for gene, effect in zip(of["gene"], of["effect"], strict=True)]
-        for (output, cohort), of in first.groupby(["output", "cohort"], sort=False)
+        f"{output}, {cohort}": _largest(of)
+        for output in outputs
+        for cohort in shown["cohort"].drop_duplicates()
+        if len(of := shown[shown["output"].eq(output) & shown["cohort"].eq(cohort)])
     }
     genes = pd.DataFrame({name: pd.Series(values) for name, values in listed.items()}).fillna("")
     return [
@@ -305,3 +305,9 @@ def _genes_section(table: pd.DataFrame) -> list[Section]:
             table=genes.set_axis([str(i + 1) for i in range(len(genes))], axis=0).rename_axis("place"),
         )
     ]
+
+
+def _largest(effects: pd.DataFrame) -> list[str]:
+    """Name the genes with the largest effects, each with its effect."""
+    first = effects.loc[effects["effect"].abs().sort_values(ascending=False, kind="stable").index[:_TOP_EFFECTS]]
+    return [f"{gene} {effect:+.3g}" for gene, effect in zip(first["gene"], first["effect"], strict=True)]

@@ -14,6 +14,7 @@ from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import Features, column_effects, components
 from geneformer_repro.finetuning.cohort_pairs import HARMONISED, agreement
 from geneformer_repro.finetuning.cross_cohort import cross_cohort
+from geneformer_repro.finetuning.cross_cohort_pages import _genes_section
 from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -274,6 +275,16 @@ def test_a_command_writes_table_picture_and_page(tmp_path, capsys, monkeypatch):
     assert main([*command, "-o", "cross.tsv"]) == 2
     assert main(["cross-cohort", "-o", "x.tsv"]) == 2
     assert "Name samples" in capsys.readouterr().err
+
+
+def test_the_page_lists_cohorts_in_their_order_and_genes_by_effect():
+    effects = [(cohort, output, "low", -at) for at, cohort in enumerate(("C01", "C02", "C03"), 1) for output in "xy"]
+    effects += [(cohort, output, "high", 10.0 * at) for cohort, output, _, at in effects]
+    table = pd.DataFrame()
+    table.attrs["effects"] = pd.DataFrame(effects, columns=["cohort", "output", "gene", "effect"])
+    (section,) = _genes_section(table)
+    assert list(section.table) == ["x, C01", "x, C02", "x, C03", "y, C01", "y, C02", "y, C03"]
+    assert section.table["y, C03"].tolist() == ["high -30", "low -3"]
 
 
 def test_a_table_of_something_else_is_no_page(tmp_path):

@@ -397,14 +397,6 @@ def test_validation_and_test_have_all_classes_of_donors_where_there_are_enough(n
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_a_group_named_by_a_word_for_no_donor_is_told(caplog):
-    cells = of_donors(case=4, control=4)
-    cells.loc[cells["donor"] == cells["donor"].iloc[0], "donor"] = "unassigned"
-    split(cells, group="donor")
-    (said,) = [message for message in caplog.messages if "which says that they have none" in message]
-    assert said.startswith(f"donor: {(cells['donor'] == 'unassigned').sum()} of {len(cells)} cells are called 'unass")
-
-
 def test_of_cases_and_controls_enough_validation_is_of_other_donors_than_train():
     cells = of_donors(case=3, control=3)
     (one,) = split(cells, group="donor")
@@ -529,15 +521,16 @@ def test_a_class_that_only_a_named_group_has_is_kept_with_a_warning(kang, caplog
     (one,) = split(only, group="donor", test_groups=("1039",))
     assert set(only["cell_type"].iloc[one.test]) == {"B of 1039"}
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned[0] == "No training cell is of class 'B of 1039'; test cells of it count as errors."
-    assert warned[1].startswith("All test cells are of one class ('B of 1039')")
-    assert len(warned) == 2
+    assert warned[1] == "No training cell is of class 'B of 1039'; test cells of it count as errors."
+    assert warned[2].startswith("All test cells are of one class ('B of 1039')")
+    assert len(warned) == 3
 
 
-def test_leaving_one_group_out_reports_each_group_once(kang, caplog):
+def test_leaving_one_group_out_reports_each_group_once_and_names_one_that_is_no_donor(kang, caplog):
     made = split(kang, group="donor", folds="groups")
     assert [groups_of(kang, one)[2] for one in made] == [{name} for name in sorted(set(kang["donor"]))]
-    assert not caplog.records
+    (said,) = caplog.messages
+    assert said.startswith("donor: 7 of 2,000 cells are called 'doublet' (7), which says that they have none")
 
 
 def test_leaving_one_group_out_warns_for_the_fold_that_needs_it(caplog):
