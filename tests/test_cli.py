@@ -25,6 +25,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
 from geneformer_repro import cli, mapping
+from geneformer_repro.cli import following
 from geneformer_repro.cli.models import named_settings
 from geneformer_repro.cli.terminal import in_columns
 from geneformer_repro.config import load_config, with_settings
@@ -771,6 +772,17 @@ def test_info_says_what_a_dataset_is(there, run):
     for fact in (" to 34 tokens", "100.0% of the counts are in known genes", "obs columns: cell_type, donor", "█"):
         assert fact in said
     assert f"source cells.h5ad: 100 of 100 cells, {cells.spec['n_genes_known']} of 754 genes known" in said
+
+
+def test_after_predict_no_explanation_is_named_that_would_be_refused(there):
+    after = {}
+    for options in ("", " --max-length 20"):
+        given = cli._parser().parse_args(f"predict clf cells.tok{options} -o types-again.tsv".split())
+        after[options] = following.after_predict(given)
+    assert after[""] is None
+    assert shlex.join(after[" --max-length 20"]) == (
+        "explain clf cells.tok --max-length 20 --max-cells 100 -o types-again-why.parquet"
+    )
 
 
 NO_MODEL = [
