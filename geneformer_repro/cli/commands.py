@@ -230,8 +230,7 @@ class Command(Suggesting):
 
     def _require_columns(self, arguments: argparse.Namespace) -> None:
         cells = getattr(arguments, "cells", None)
-        columns = obs_columns(Path(cells)) if isinstance(cells, str) else None
-        if columns is None:
+        if not isinstance(cells, str) or (columns := obs_columns(Path(cells))) is None:
             return
         for action, names in self._given(arguments, Column):
             for name in names:
