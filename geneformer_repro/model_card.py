@@ -16,7 +16,7 @@ checkpoint = gf.Checkpoint.from_pretrained("{repo_id}")
 cells = gf.tokenize("cells.h5ad", checkpoint.vocabulary)
 ```
 
-`pip install geneformer-repro` first. {hint}
+Install the package `geneformer_repro` first. {hint}
 """
 _LIMITS = """\
 For research: no medical device, and no advice for patients. Scores hold for data like those it was tested on; on cells

@@ -59,6 +59,17 @@ class Bar(tqdm):
         )
         self._is_made = True
 
+    @property
+    def format_dict(self) -> Any:
+        """What a line is made of; on a terminal without the last facts, where they would be cut."""
+        told = super().format_dict
+        while told["postfix"] and told["ncols"] and len(self._without_bar(told)) > told["ncols"]:
+            told["postfix"] = told["postfix"].rpartition(", ")[0]
+        return told
+
+    def _without_bar(self, told: Mapping[str, Any]) -> str:
+        return str(self.format_meter(**{**told, "ncols": None, "bar_format": "{l_bar}|{r_bar}"}))
+
     def display(self, *given: Any, **options: Any) -> Any:
         """Show it as it is now; in lines not before anything was done."""
         return super().display(*given, **options) if self._is_made or not self._in_lines else True

@@ -25,6 +25,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro as gf
 from geneformer_repro import cli, mapping
+from geneformer_repro.cli import following
 from geneformer_repro.cli.models import named_settings
 from geneformer_repro.cli.terminal import in_columns
 from geneformer_repro.config import load_config, with_settings
@@ -773,6 +774,17 @@ def test_info_says_what_a_dataset_is(there, run):
     assert f"source cells.h5ad: 100 of 100 cells, {cells.spec['n_genes_known']} of 754 genes known" in said
 
 
+def test_after_predict_no_explanation_is_named_that_would_be_refused(there):
+    after = {}
+    for options in ("", " --max-length 20"):
+        given = cli._parser().parse_args(f"predict clf cells.tok{options} -o types-again.tsv".split())
+        after[options] = following.after_predict(given)
+    assert after[""] is None
+    assert shlex.join(after[" --max-length 20"]) == (
+        "explain clf cells.tok --max-length 20 --max-cells 100 -o types-again-why.parquet"
+    )
+
+
 NO_MODEL = [
     ["vocabulary", "cells.h5ad", "-o", "vocab-again"],
     ["tokenize", "cells.h5ad", "--vocabulary", "vocab", "-o", "cells-again.tok"],
@@ -792,18 +804,22 @@ def test_commands_that_need_no_model_load_no_torch(copy):
     assert result.returncode == 0, result.stderr
 
 
-def test_what_a_vocabulary_is_needs_no_pandas(there, tmp_path):
+def test_what_things_are_and_values_that_no_cell_has_need_no_pandas(there, tmp_path):
     write_network(tmp_path / "net")
     write_explanation(tmp_path / "why.parquet")
     code = (
         "import sys\nfrom geneformer_repro import cli\nassert cli.main(['info', 'vocab']) == 0\n"
         "for path in ('base', 'cells.tok', 'shifts.parquet', *sys.argv[1:]):\n"
         "    assert cli.main(['info', path]) == 0\n"
+        "asked = 'perturb base cells.tok --state cell_type --start Dendritic --goal Monocyt -o new.parquet'\n"
+        "assert cli.main(asked.split()) == cli.main('embed base cells.tok --where donor=d -o new.h5ad'.split()) == 2\n"
         "assert not {'pandas', 'anndata', 'numba', 'datasets', 'torch', 'sklearn'} & set(sys.modules)"
     )
     given = [str(tmp_path / name) for name in ("net", "why.parquet")]
     result = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    assert "No cell has cell_type = 'Monocyt'." in result.stderr
+    assert "--where donor=d: no cell has that donor." in result.stderr
     assert "2 sources × 1 targets by attention, 1 state, 5 cells of 2 donors\n{" in result.stdout
     assert "1 values of 1 genes in 5 cells by hide: log-odds\n{" in result.stdout
 

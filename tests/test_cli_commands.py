@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import io
 import json
+import logging
 import shlex
 import subprocess
 import sys
@@ -204,6 +205,16 @@ def test_the_next_command_and_colour_are_for_a_terminal(monkeypatch, capsys):
     assert sys.stderr.getvalue() == "\x1b[32mnext:\x1b[0m geneformer-repro info 'a b'\n"
     monkeypatch.setenv("NO_COLOR", "1")
     assert terminal.coloured("error:", terminal.RED, Terminal()) == "error:"
+
+
+def test_an_event_is_told_in_words_on_a_terminal_and_as_json_in_a_file(monkeypatch):
+    event = '{"event": "embed", "cells": 1200, "seconds": 0.131, "peak_memory_gb": 0.6, "learning": []}'
+    record = logging.makeLogRecord({"msg": event})
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert terminal.InWords("%(message)s").format(record) == event
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    in_words = "embed: cells 1,200, seconds 0.131, peak memory gb 0.6"
+    assert terminal.InWords("%(message)s").format(record) == in_words
 
 
 # Tables

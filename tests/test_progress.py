@@ -87,6 +87,18 @@ def test_a_terminal_gets_a_bar_that_is_drawn_over(monkeypatch):
     assert "\rembed:   0%|" in shown(monkeypatch, is_terminal=True)
 
 
+@pytest.mark.parametrize(("columns", "facts"), [(59, "loss=1.5, rate=2.5]"), (58, "loss=1.5]"), (48, "cells/s]")])
+def test_of_facts_a_terminal_gets_those_that_fit_whole(monkeypatch, columns, facts):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    with module.Bar("embed", total=7, unit="cells") as bar:
+        bar.dynamic_ncols = lambda _: (columns, 40)
+        bar.set_postfix({"loss": 1.5, "rate": 2.5}, refresh=False)
+        assert str(bar).endswith(facts)
+        assert len(str(bar)) <= columns
+
+
 def test_a_log_file_gets_one_line_of_what_is_over_soon(monkeypatch):
     (line,) = shown(monkeypatch).splitlines()
     assert line.startswith("embed: 100% 700/700 [")

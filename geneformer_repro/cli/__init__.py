@@ -29,7 +29,7 @@ from geneformer_repro.cli import (
     screens,
 )
 from geneformer_repro.cli.commands import FAMILIES, Command, Suggesting
-from geneformer_repro.cli.terminal import RED, coloured, say_next
+from geneformer_repro.cli.terminal import RED, InWords, coloured, say_next
 from geneformer_repro.errors import InputError
 
 
@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     command = parser.commands[arguments.command]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(InWords("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:
         command.check(arguments)

@@ -47,6 +47,26 @@ def obs_columns(path: Path) -> list[str] | None:
     return [str(name) for name in found] if isinstance(found, list) else None
 
 
+def text_values(path: Path, column: str) -> set[str] | None:
+    """Return the texts in an obs column of such cells; None where it holds others, or its files cannot be read."""
+    import pyarrow as pa
+
+    from geneformer_repro.files import read_json
+
+    values: set[str | None] = set()
+    try:
+        for file in read_json(path / "state.json")["_data_files"]:
+            with pa.memory_map(str(path / file["filename"])) as mapped, pa.ipc.open_stream(mapped) as stream:
+                kind = stream.schema.field(column).type
+                if not pa.types.is_string(kind.value_type if pa.types.is_dictionary(kind) else kind):
+                    return None
+                for batch in stream:
+                    values.update(batch.column(column).unique().to_pylist())
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):  # what is wrong is said by what reads them
+        return None
+    return {value.strip() for value in values if value is not None}
+
+
 def _kind_of_parquet(path: Path) -> str | None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_the_hub, obs_columns
+from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_the_hub, obs_columns, text_values
 from geneformer_repro.cli.settings import require_settings
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
 
@@ -230,8 +230,7 @@ class Command(Suggesting):
 
     def _require_columns(self, arguments: argparse.Namespace) -> None:
         cells = getattr(arguments, "cells", None)
-        columns = obs_columns(Path(cells)) if isinstance(cells, str) else None
-        if columns is None:
+        if not isinstance(cells, str) or (columns := obs_columns(Path(cells))) is None:
             return
         for action, names in self._given(arguments, Column):
             for name in names:
@@ -240,6 +239,24 @@ class Command(Suggesting):
                         f"{_called(action)}: the dataset has no obs column {name!r}. {did_you_mean(name, columns)} "
                         "Columns are carried along by tokenize --obs."
                     )
+        for said, column, value in _asked_values(arguments):
+            found = text_values(Path(cells), column) if column in columns else None
+            if found is not None and value.strip() not in found:
+                raise InputError(f"{said} {did_you_mean(value, sorted(found))}")
+
+
+def _asked_values(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """Yield, of values that cells should have, what is said where none has it, the obs column and the value."""
+    for text in getattr(arguments, "where", None) or ():
+        column, _, value = text.partition("=")
+        if value:
+            yield f"--where {column}={value}: no cell has that {column}.", column, value
+    of_states = getattr(arguments, "state_column", getattr(arguments, "state", None))
+    if not isinstance(of_states, str) or not getattr(arguments, "start", None):
+        return
+    others = [] if arguments.target else [*filter(None, [arguments.goal]), *arguments.alternatives]
+    for state in (arguments.start, *others):
+        yield f"No cell has {of_states} = {state!r}.", of_states, state
 
 
 def _group_of(names: Sequence[str], options: Mapping[str, Any]) -> str:

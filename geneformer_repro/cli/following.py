@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from geneformer_repro.cli.artefacts import CELLS, CHECKPOINT, VOCABULARY, kind_of, may_be_on_the_hub, obs_columns
+from geneformer_repro.cli.inputs import open_cells
 from geneformer_repro.files import read_json
 
 _FEW_CELLS = "100"
@@ -49,10 +50,22 @@ def after_predict(given: argparse.Namespace) -> list[str] | None:
     """Explain what was predicted of tokenised cells."""
     head = Path(given.checkpoint) / "head.json"
     is_of_cells = head.exists() and read_json(head).get("level") == "cell"
-    if kind_of(Path(given.data)) != CELLS or not is_of_cells:
+    if kind_of(Path(given.data)) != CELLS or not is_of_cells or _has_seen(given):
         return None
     few = ["--max-cells", _FEW_CELLS]
     return ["explain", given.checkpoint, given.data, *_reading(given), *few, "-o", renamed(given.out, "-why.parquet")]
+
+
+def _has_seen(given: argparse.Namespace) -> bool:
+    """Whether the model was trained on some of the cells, which `explain` would refuse."""
+    seen = Path(given.checkpoint) / "seen_cells.parquet"
+    if not seen.exists() or not (Path(given.data) / "spec.json").exists():
+        return False
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    digests = open_cells(given, given.data).digests()
+    return bool(np.isin(digests, pq.read_table(seen)["digest"].to_numpy()).any())
 
 
 def after_finetune_patients(given: argparse.Namespace) -> list[str]:

@@ -3,6 +3,8 @@
 Into a pipe or a file every column is written, and nothing is coloured.
 """
 
+import json
+import logging
 import os
 import shlex
 import shutil
@@ -28,6 +30,24 @@ def say_next(command: Sequence[str]) -> None:
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         words = shlex.join(("geneformer-repro", *map(str, command)))
         print(f"{coloured('next:', GREEN, sys.stderr)} {words}", file=sys.stderr)
+
+
+class InWords(logging.Formatter):
+    """Writes events, which are lines of JSON for whatever reads a log, in words where a person looks on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record's text."""
+        text = super().format(record)
+        if not (text.startswith('{"event"') and sys.stderr.isatty()):
+            return text
+        told = json.loads(text)
+        facts = ((name.replace("_", " "), told[name]) for name in told if name != "event")
+        return f"{told['event']}: " + ", ".join(f"{name} {_fact(of)}" for name, of in facts if not isinstance(of, list))
+
+
+def _fact(value: object) -> str:
+    is_large = isinstance(value, (int, float)) and abs(value) >= 1000
+    return f"{value:,.0f}" if is_large else _cell(value, None)
 
 
 def print_table(table: "pd.DataFrame", *, number: str = "{:.4g}", index: bool = False) -> None:

@@ -141,7 +141,8 @@ def ranked_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: int
     ----------
     table
         ``gene_name`` and ``effect``; where they are there ``low`` and ``high``, the ends of the interval, and
-        ``n_cells`` and ``n_donors``, written beside the name. `strongest` says which are drawn.
+        ``n_cells`` and ``n_donors``, written beside the name, or once where all genes have the same.
+        `strongest` says which are drawn.
     effect_name
         Label of the axis.
     n_shown
@@ -150,14 +151,20 @@ def ranked_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: int
     shown = strongest(table, n_shown).rename(columns={"low": "effect_low", "high": "effect_high"})
     intervals = {"effect_low", "effect_high"} <= set(shown)
     shown = shown.reindex(columns=[*{*shown, "effect_low", "effect_high"}])
-    names = [_with_numbers(row) for _, row in shown.iterrows()]
+    numbers = [_numbers(row) for _, row in shown.iterrows()]
+    shared = numbers[0] if len(set(numbers)) == 1 else ""
+    names = [
+        _short(str(name)) + (f" ({of_gene})" if of_gene and not shared else "")
+        for name, of_gene in zip(shown["gene_name"], numbers, strict=True)
+    ]
     figure, axes = new_axes(max(7.2, 4.4 + LETTER * max(map(len, names), default=0)), 1.1 + 0.24 * max(2, len(shown)))
     rows, above = np.arange(len(shown), dtype=float), (shown["effect"] > 0).to_numpy()
     for chosen, colour in ((above, ORANGE), (~above, BLUE)):
         draw_points(axes, rows[chosen], shown[chosen], "effect", colour=colour, label="", names="gene_name")
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(ylim=(len(shown) - 0.5, -0.5))
-    axes.set_xlabel(fill(effect_name + (" (bar: 95 % interval)" if intervals else ""), 44))
+    beside = "; ".join(filter(None, ("bar: 95 % interval" if intervals else "", f"each of {shared}" if shared else "")))
+    axes.set_xlabel(fill(effect_name + (f" ({beside})" if beside else ""), 44))
     axes.set_yticks(rows, names, fontsize=8.5)
     axes.grid(axis="x", color=LIGHT)
     axes.set_axisbelow(True)
@@ -207,11 +214,10 @@ def sampled_effects_figure(table: pd.DataFrame, *, effect_name: str, n_shown: in
     return figure
 
 
-def _with_numbers(row: "pd.Series[Any]") -> str:
-    """Name a gene with its numbers of cells and donors."""
+def _numbers(row: "pd.Series[Any]") -> str:
+    """Say how many cells and donors a gene has."""
     numbers = [(row.get(f"n_{what}"), what) for what in ("cells", "donors")]
-    shown = [f"{int(n):,} {what if n != 1 else what[:-1]}" for n, what in numbers if n is not None and n > 0]
-    return _short(str(row["gene_name"])) + (f" ({', '.join(shown)})" if shown else "")
+    return ", ".join(f"{int(n):,} {what if n != 1 else what[:-1]}" for n, what in numbers if n is not None and n > 0)
 
 
 def _short(name: str, longest: int = LONG_NAME) -> str:

@@ -230,7 +230,11 @@ def pretrain(
         checkpoint = Checkpoint(trained, cells.vocabulary, record, seen, name=f"checkpoint {out}", path=str(out))
         if processes.is_first():
             _write(checkpoint, history, scores, work)
-            logger.info("pretrain: %d masked genes of %d held-out cells", held_out.n_masked, len(held_rows))
+            logger.info(
+                "pretrain: %s masked genes of %s held-out cells; hidden: those behind <mask> alone",
+                f"{held_out.n_masked:,}",
+                f"{len(held_rows):,}",
+            )
             logger.info("%s", _table(scores))
             if said := worse_than_guessing(record):
                 logger.warning("pretrain: the model is %s.", said)
@@ -295,11 +299,11 @@ def _write(checkpoint: Checkpoint, history: pd.DataFrame, scores: pd.DataFrame, 
 def _table(scores: pd.DataFrame) -> str:
     shown = pd.DataFrame(
         {
-            "loss (nats)": scores["loss"].map("{:.3f}".format),
+            "loss": scores["loss"].map("{:.3f}".format),
             "perplexity": scores["perplexity"].map("{:,.0f}".format),
             "top-1": scores["top1"].map("{:.1%}".format),
             "top-5": scores["top5"].map("{:.1%}".format),
-            "behind <mask>: loss": scores["hidden_loss"].map("{:.3f}".format),
+            "hidden: loss": scores["hidden_loss"].map("{:.3f}".format),
             "top-1 ": scores["hidden_top1"].map("{:.1%}".format),
             "top-5 ": scores["hidden_top5"].map("{:.1%}".format),
         }

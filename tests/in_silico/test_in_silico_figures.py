@@ -179,6 +179,12 @@ def test_ranked_effects_have_intervals_and_numbers_of_cells_and_donors():
     assert axes.get_xlabel() == "shift (bar: 95 % interval)"
 
 
+def test_numbers_that_all_genes_share_are_said_once():
+    axes = ranked_effects_figure(EFFECTS.assign(n_cells=40, n_donors=8), effect_name="shift", n_shown=1).axes[0]
+    assert rows(axes) == ["sure", "down"]
+    assert axes.get_xlabel().replace("\n", " ") == "shift (bar: 95 % interval; each of 40 cells, 8 donors)"
+
+
 def test_ranked_effects_need_neither_intervals_nor_numbers():
     axes = ranked_effects_figure(EFFECTS[["gene_name", "effect"]], effect_name="shift").axes[0]
     assert rows(axes) == ["unmeasured", "noisy", "sure", "near", "down"]

@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 VERSION = 3
 """Of the values: raised when another version of the package gives other ones, so that it does not go on with these."""
 _PROBED = 32
+_LITTLE_MEMORY = 1e8
 """Variants of a cell that are read to see how long they take."""
 CELLS_A_PART, TOKENS_A_PART = 1024, 2**21
 """Most cells, and tokens that the model reads, between two points from which the work can go on."""
@@ -236,8 +237,8 @@ def _said(question: NetworkQuestion, needed: int) -> str:
     n_groups = len(question.cell_groups)
     return (
         f"{len(question.rows):,} cells in {n_groups} group{'s' * (n_groups != 1)} of {len(question.states)} "
-        f"state{'s' * (len(question.states) != 1)}; {n_sources:,} sources × {n_targets:,} targets; about "
-        f"{needed / 1e9:.2g} GB beside the model"
+        f"state{'s' * (len(question.states) != 1)}; {n_sources:,} sources × {n_targets:,} targets; "
+        f"{f'about {needed / 1e9:.2g}' if needed >= _LITTLE_MEMORY else 'less than 0.1'} GB beside the model"
     )
 
 
@@ -345,7 +346,7 @@ class _Making(ABC):
         """Say how long it takes."""
         seconds = self.seconds_a_token()
         if seconds is not None:
-            logger.info("about %s here", in_words(seconds * n_tokens / processes.count()))
+            logger.info("takes about %s here", in_words(seconds * n_tokens / processes.count()))
 
     def _merge(self, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         question = self.question
