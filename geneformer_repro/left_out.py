@@ -124,7 +124,7 @@ class Cell:
         arrays = []
         for context_HRE, log_sum_HR in (front, behind):
             sum_HR = (log_sum_HR - most_HR).double().exp()
-            arrays += [(context_HRE.double() * sum_HR[..., None]).numpy(), sum_HR.numpy()]
+            arrays += [(context_HRE.double() * sum_HR[..., None]).numpy(), sum_HR.contiguous().numpy()]
         arrays += [(scores - most_HR[..., None]).double().exp_().numpy() for scores in (score_HRK, score_up_HRK)]
         return _Sums(*arrays)
 
@@ -157,14 +157,20 @@ def _walk(  # type: ignore[no-untyped-def]
         highest = n_keys if up == 0 or row < n_tokens else min(token - first, n_keys)
         if lowest >= highest:
             continue
-        sum_E[:], total = behind_RE[row], behind_R[row]
+        total = behind_R[row]
+        for e in range(n_channels):
+            sum_E[e] = behind_RE[row, e]
         for k in range(n_keys - 1, lowest - 1, -1):
-            behind_KE[k], behind_K[k] = sum_E, total
+            behind_K[k] = total
+            for e in range(n_channels):
+                behind_KE[k, e] = sum_E[e]
             weight = weight_up_RK[row, k]
             total += weight
             for e in range(n_channels):
                 sum_E[e] += weight * value_RE[up + first + k, e]
-        sum_E[:], total = front_RE[row], front_R[row]
+        total = front_R[row]
+        for e in range(n_channels):
+            sum_E[e] = front_RE[row, e]
         for k in range(highest):
             n = variant_K[k]
             if k >= lowest and n >= 0 and first + k != token:

@@ -14,8 +14,10 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 
 import geneformer_repro as gf
 from geneformer_repro import mapping
@@ -81,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     typed = gf.Checkpoint(classifier, vocabulary)
     typed.save(folder / "runs" / "type")
     methods, why = ["hide", "gradient_input"], folder / "why.parquet"
-    gf.explain(typed, cells, state="CD19+ B", methods=methods, donor="donor", max_cells=6, out=why)
+    gf.explain(typed, cells, state="CD19+ B", methods=methods, donor="donor", max_cells=3, out=why)
 
     gf.embed(base, cells).write_h5ad(folder / "cells.embedding.h5ad")
     goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B")
@@ -107,6 +109,22 @@ def _scores_are_tested_with_mapping() -> Iterator[None]:
     names = (*mapping.BIO_CONSERVATION, *mapping.BATCH_MIXING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapping, "_scores", lambda *_: dict.fromkeys(names, 0.5))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cohorts_are_compared_once() -> Iterator[None]:
+    """Compare the cohorts of an example once: those of three examples are the same, and take three seconds each."""
+    compare, compared = gf.cross_cohort, {}
+
+    def remembered(samples: AnnData, *asked: object, **options: object) -> pd.DataFrame:
+        key = (samples.X.tobytes(), samples.obs.to_json(), str(asked), str(options))
+        if key not in compared:
+            compared[key] = compare(samples, *asked, **options)
+        return compared[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gf, "cross_cohort", remembered)
         yield
 
 

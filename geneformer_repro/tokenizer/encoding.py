@@ -145,7 +145,8 @@ class _Ranking(NamedTuple):
         most = np.minimum(n_stored, self.room).astype(np.int64) + 2 * self.wrapped
         values, offsets = np.empty(most.sum(), dtype=self.tokens.dtype), np.zeros(n_cells + 1, dtype=np.int64)
         n_genes, signal = np.empty(n_cells, dtype=np.int64), np.empty(n_cells)
-        _encode_cells(data, indices, indptr, totals, *self, values, offsets, n_genes, signal)
+        where = indices.astype(np.int32, copy=False), indptr.astype(np.int64, copy=False)  # or compiled for each type
+        _encode_cells(data, *where, totals, *self, values, offsets, n_genes, signal)
         return Encoded(Ragged(values[: offsets[-1]], offsets), n_genes, signal)
 
 

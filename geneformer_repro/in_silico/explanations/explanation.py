@@ -78,7 +78,7 @@ class Explanation(BlockTable):
     >>> import geneformer_repro as gf
     >>> why = gf.Explanation.open("why.parquet")
     >>> why.methods, why.metadata["n_cells"], why.metadata["states"]
-    (('hide', 'gradient_input'), 6, ['CD19+ B'])
+    (('hide', 'gradient_input'), 3, ['CD19+ B'])
     """
 
     form = FORM
