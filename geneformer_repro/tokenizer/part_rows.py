@@ -296,8 +296,9 @@ class PartRows:
     def _blocks(self) -> Iterator[_Kept]:
         """Read and encode block after block; of counts, whose sums are exact in any order, half a block at a time."""
         size, halves = self._source.block_cells, 2 if self._source.measure.values == "counts" else 1
-        starts = range(self.part.start, self.part.stop, size // halves)
-        kept = by_threads(starts, partial(self._kept_of, size=size // halves), self._job.threads)
+        step = max(1, size // halves)
+        starts = range(self.part.start, self.part.stop, step)
+        kept = by_threads(starts, partial(self._kept_of, size=step), self._job.threads)
         while pieces := list(islice(kept, halves)):
             yield _joined(pieces)
 
