@@ -1336,7 +1336,7 @@ def test_these_are_all_commands():
             ["info", "nowhere"],
             2,
             "",
-            "error: nowhere: no such file or folder. PATH is: what a command has written.\n",
+            "error: nowhere: no such file or folder. PATH is: what a command reads or has written.\n",
             id="one line of error",
         ),
     ],

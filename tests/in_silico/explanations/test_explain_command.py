@@ -105,8 +105,8 @@ def test_without_options_it_asks_for_the_defaults_of_the_function(asked):
         ("--methods ig integrated_gradients", {"methods": ["integrated_gradients"]}),
         ("--state A B --contrast C", {"state": ["A", "B"], "contrast": "C"}),
         (
-            "--state-column cell_type --start A --goal B --alternatives C --pooling mean",
-            {"goal": gf.GoalState("cell_type", "A", "B", ["C"]), "pooling": "mean"},
+            "--state-column cell_type --start Dendritic --goal 'CD19+ B' --alternatives 'CD56+ NK' --pooling mean",
+            {"goal": gf.GoalState("cell_type", "Dendritic", "CD19+ B", ["CD56+ NK"]), "pooling": "mean"},
         ),
         ("--sets cells.tok --pooled-masks", {"sets": "cells.tok", "pooled_masks": True}),
         ("--baseline mean --steps 6 --rule gauss_legendre", {"baseline": "mean", "steps": 6, "rule": "gauss_legendre"}),
