@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from geneformer_repro.checkpoint_files import worse_than_guessing
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -116,8 +118,7 @@ def _scores(provenance: Mapping[str, Any], methods: "Mapping[str, pd.DataFrame]"
     if isinstance(scores := (provenance.get("result") or {}).get("scores"), Mapping):
         table = pd.DataFrame(scores).T.rename_axis("method")
         said = "Of masked genes in cells held out; the model beside guesses that look at no other gene."
-        loss = table["loss"] if "loss" in table else pd.Series(dtype=float)
-        if len(loss) > 1 and loss.iloc[0] >= loss.iloc[1:].min():
+        if worse_than_guessing(provenance):
             said = f"**No better than a guess.** {said}"
         return f"{said}\n\n{_markdown(table)}"
     if not methods:

@@ -29,7 +29,7 @@ from geneformer_repro.cli import (
     screens,
 )
 from geneformer_repro.cli.commands import FAMILIES, Command, Suggesting
-from geneformer_repro.cli.terminal import RED, InWords, coloured, say_next
+from geneformer_repro.cli.terminal import RED, InWords, coloured, is_looked_at, say_next
 from geneformer_repro.errors import InputError
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.check(arguments)
         status = int(arguments.run(arguments) or 0)
         sys.stdout.flush()
-        if status == 0 and not arguments.quiet and (following := command.then(arguments)):
+        if status == 0 and not arguments.quiet and is_looked_at() and (following := command.then(arguments)):
             say_next(following)
         return status
     except BrokenPipeError:  # whoever read the output has seen enough

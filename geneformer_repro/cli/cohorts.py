@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli import artefacts
-from geneformer_repro.cli.commands import AtLeast, Reads
+from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.inputs import (
     ANY_FILE,
     COLUMN,
     MODEL,
+    SAMPLES,
     add_cells_options,
     add_log2_option,
     add_samples_options,
@@ -90,7 +90,7 @@ def _add_cross_cohort(commands: Any) -> None:
     command.add_argument(
         "samples",
         nargs="*",
-        type=Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.CELLS),
+        type=SAMPLES,
         help="of --survival and --target: tables or .h5ad of expression, cells with raw counts, or tokenised cells",
     )
     command.add_argument("--clinical", type=ANY_FILE, metavar="TABLE", help="a row a patient or sample; joined by id")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli import artefacts
+import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import Reads
 from geneformer_repro.cli.following import after_tokenize, after_vocabulary
 from geneformer_repro.cli.inputs import ANY_FILE, COLUMN, COUNT_FILES, COUNTS, add_count_options, new_command

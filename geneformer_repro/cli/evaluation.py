@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli import artefacts
+import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import Reads
 from geneformer_repro.cli.inputs import ANY_FILE, MODEL, NAMED_FILE, given_vocabulary, table_outputs, write_together
 from geneformer_repro.cli.terminal import print_table

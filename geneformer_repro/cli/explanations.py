@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geneformer_repro.cli import artefacts
-from geneformer_repro.cli.commands import AtLeast, Reads
+from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.following import after_explain
 from geneformer_repro.cli.inputs import (
     ANY_FILE,
     CHECKPOINT,
     COLUMN,
+    EXPLAINED,
     MODEL,
     TOKENIZED,
     add_cells_options,
@@ -56,7 +56,7 @@ def add_commands(commands: Any) -> None:
     explain.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     explain.add_argument(
         "cells",
-        type=Reads(artefacts.CELLS, artefacts.ANNDATA, artefacts.TABLE),
+        type=EXPLAINED,
         help=f"{TOKENIZED}; for a network that reads values, or of drug response, samples (a table, .h5ad or tokens)",
     )
     add_family_options(explain)

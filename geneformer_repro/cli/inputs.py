@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geneformer_repro.cli import artefacts
+import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import AtLeast, Column, Command, Reads
 from geneformer_repro.errors import InputError, did_you_mean
 
@@ -29,11 +29,13 @@ TOKENIZED = "folder written by tokenize, or tokenised cells of others (.dataset 
 CHECKPOINT = "checkpoint folder, or hub id"
 MODEL = Reads(artefacts.CHECKPOINT, hub=True)
 DATASET = Reads(artefacts.CELLS)
+SAMPLES = Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.CELLS)
 EXPLAINED = Reads(artefacts.CELLS, artefacts.ANNDATA, artefacts.TABLE)
 COUNT_FILES = Reads(artefacts.ANNDATA, artefacts.TABLE)
 ANY_FILE = Reads()
 NAMED_FILE = Reads(named=True)
 VECTORS = Reads(artefacts.ANNDATA)
+VECTORS_OR_CELLS = Reads(artefacts.ANNDATA, artefacts.CELLS)
 COLUMN = Column()
 
 

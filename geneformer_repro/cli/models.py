@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli import artefacts
+import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import AtLeast, Reads
 from geneformer_repro.cli.following import after_finetune, after_predict, after_pretrain
 from geneformer_repro.cli.inputs import (
@@ -16,6 +16,7 @@ from geneformer_repro.cli.inputs import (
     COUNTS,
     DATASET,
     MODEL,
+    SAMPLES,
     TOKENIZED,
     add_cells_options,
     add_config_options,
@@ -143,7 +144,7 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument(
         "data",
-        type=Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.CELLS),
+        type=SAMPLES,
         help=f"{COUNTS}; or a {TOKENIZED}; for an expression network a matrix as it learned",
     )
     add_place_options(predict)

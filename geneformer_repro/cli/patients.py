@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli import artefacts
-from geneformer_repro.cli.commands import AtLeast, Reads
+from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.following import after_finetune_patients
 from geneformer_repro.cli.inputs import (
     ANY_FILE,
@@ -14,6 +13,7 @@ from geneformer_repro.cli.inputs import (
     COLUMN,
     MODEL,
     TOKENIZED,
+    VECTORS_OR_CELLS,
     add_cells_options,
     add_config_options,
     add_survival_option,
@@ -49,7 +49,7 @@ def _add_finetune(commands: Any) -> None:
     )
     command.add_argument(
         "cells",
-        type=Reads(artefacts.ANNDATA, artefacts.CELLS),
+        type=VECTORS_OR_CELLS,
         help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}",
     )
     command.add_argument(
@@ -91,7 +91,7 @@ def _add_predict(commands: Any) -> None:
     command.add_argument("folder", type=ANY_FILE, help="folder written by finetune-patients")
     command.add_argument(
         "cells",
-        type=Reads(artefacts.ANNDATA, artefacts.CELLS),
+        type=VECTORS_OR_CELLS,
         help=f".h5ad with vectors in obsm; or, with --checkpoint, a {TOKENIZED}",
     )
     command.add_argument(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.cli import artefacts
+import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import AtLeast, Reads
 from geneformer_repro.cli.following import after_response
 from geneformer_repro.cli.inputs import (
@@ -14,6 +14,7 @@ from geneformer_repro.cli.inputs import (
     CHECKPOINT,
     COLUMN,
     MODEL,
+    SAMPLES,
     TOKENIZED,
     add_config_options,
     add_log2_option,
@@ -25,9 +26,6 @@ from geneformer_repro.cli.inputs import (
 from geneformer_repro.cli.terminal import print_table
 
 _SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
-
-
-SAMPLES = Reads(artefacts.ANNDATA, artefacts.TABLE, artefacts.CELLS)
 
 
 def add_commands(commands: Any) -> None:

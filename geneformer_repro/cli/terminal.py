@@ -25,9 +25,14 @@ def coloured(text: str, colour: str, stream: TextIO) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m" if has_colour else text
 
 
+def is_looked_at() -> bool:
+    """Whether somebody looks on, to whom the next command is named; finding it may take a look at the cells."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+
 def say_next(command: Sequence[str]) -> None:
     """Name the command that may come next, on a terminal."""
-    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+    if is_looked_at():
         words = shlex.join(("geneformer-repro", *map(str, command)))
         print(f"{coloured('next:', GREEN, sys.stderr)} {words}", file=sys.stderr)
 
