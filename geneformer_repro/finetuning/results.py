@@ -160,8 +160,8 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     evaluation, pictures = page
     name, tested = evaluation.target.name, tested_rows(evaluation)
     says = evaluation.kind.spelled
-    best = evaluation.methods[next(iter(says))].dropna()
-    winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}." if len(best) else ""
+    best = evaluation.methods[evaluation.leading].dropna()
+    winner = f"The best {says[evaluation.leading]} is that of: {best.idxmax()}." if len(best) else ""
     scored = _on_page(evaluation.methods, evaluation)
     sections = [
         Section(
@@ -198,7 +198,7 @@ def _on_page(methods: pd.DataFrame, evaluation: Evaluation) -> pd.DataFrame:
     """Return the scores that a page shows, in words; the file has all, with their intervals."""
     words = dict(evaluation.kind.on_page) or {str(name): str(name) for name in methods}
     words[f"{evaluation.leading}{VS_BEST}"] = "above best simple"
-    shown = [name for name in methods if name in words and not name.endswith(("_low", "_high"))]
+    shown = [name for name in words if name in methods and not name.endswith(("_low", "_high"))]
     return methods[shown].rename(columns=words).dropna(how="all")
 
 
