@@ -41,6 +41,7 @@ LAYERS = {
     "plan": 1,
     "checkpoint_files": 1,
     "model_card": 1,
+    "hub": 1,
     "processes": 2,
     "attention": 2,
     "block_attention": 2,

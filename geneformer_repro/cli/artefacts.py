@@ -1,8 +1,9 @@
 """What a file or folder is, told by its name and its first bytes: for commands that were given something else."""
 
 import json
-import re
 from pathlib import Path
+
+from geneformer_repro.hub import place_named
 
 CHECKPOINT, CELLS, VOCABULARY = "a checkpoint", "tokenised cells", "a vocabulary"
 SCREEN, EXPLANATION, NETWORK = "a perturbation screen", "an explanation", "a gene network"
@@ -21,7 +22,6 @@ _ENDINGS = {
     **dict.fromkeys((".tsv", ".csv", ".txt", ".gct"), TABLE),
 }
 _FORMATS = (("shifts", SCREEN), ("explanation", EXPLANATION))
-_HUB_ID = re.compile(r"([\w-][\w.-]*)(/[\w-][\w.-]*)+")
 
 
 def kind_of(path: Path) -> str | None:
@@ -33,9 +33,9 @@ def kind_of(path: Path) -> str | None:
 
 def may_be_on_the_hub(name: str) -> bool:
     """Whether a name could be that of a repository of models, or a folder in one, and not of a folder mistyped here."""
-    named = _HUB_ID.fullmatch(name)
     is_of_a_file = Path(name).suffix in (*_ENDINGS, ".parquet", ".tok")
-    return named is not None and not is_of_a_file and not Path(named[1]).exists()
+    first, *more = name.split("/")
+    return bool(more) and place_named(name) is not None and not is_of_a_file and not Path(first).exists()
 
 
 def obs_columns(path: Path) -> list[str] | None:
