@@ -424,8 +424,8 @@ _LENGTHS: Mapping[Size, tuple[int, int]] = {
 
 def scale_tables() -> str:
     """Return the tables of docs/scale.md, as Markdown."""
-    tables = [f"**{_TITLES[task]}**\n\n{_times(task)}" for task in get_args(Task)]
-    return "\n\n".join([*tables, f"**Memory of a device, and disk**\n\n{_places()}"])
+    tables = [f"### {_TITLES[task]}\n\n{_times(task)}" for task in get_args(Task)]
+    return "\n\n".join([*tables, f"### Memory of a device, and disk\n\n{_places()}"])
 
 
 def _times(task: Task) -> str:
