@@ -31,7 +31,7 @@ from geneformer_repro.checkpoint_files import (
     checkpoint_in_words,
     worse_than_guessing,
 )
-from geneformer_repro.errors import InputError, VocabularyMismatchError, listed
+from geneformer_repro.errors import InputError, VocabularyMismatchError, counted, listed
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
@@ -119,7 +119,7 @@ class Checkpoint:
         config = self.model.config
         what = _described(self.head) if self.head else "masked gene model"
         return (
-            f"Checkpoint({what}, {config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"Checkpoint({what}, {counted(config.num_hidden_layers, 'layer')} of {config.hidden_size}, "
             f"{self.model.num_parameters():,} parameters, {self.vocabulary!r})"
         )
 

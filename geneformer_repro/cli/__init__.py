@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.commands[arguments.command]
     shown = logging.StreamHandler(sys.stderr)
     shown.setFormatter(InWords("%(message)s"))
+    shown.addFilter(InWords.is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:

@@ -9,6 +9,7 @@ from geneformer_repro.cli.artefacts import ANNDATA, kind_of
 from geneformer_repro.cli.explanations import described as described_explanation
 from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.screens import size_of_screen
+from geneformer_repro.cli.terminal import say
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _info(arguments: argparse.Namespace) -> None:
     elif path.is_dir() and {file.name for file in path.iterdir()} <= _OF_VOCABULARY:
         from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-        print(Vocabulary.load(path))
+        say(Vocabulary.load(path))
     else:
         _describe_cells(path, vocabulary)
 
@@ -79,7 +80,7 @@ def _describe_counts(path: Path) -> None:
         )
     from geneformer_repro.tokenizer.look import described_counts
 
-    print(described_counts(path))
+    say(described_counts(path))
 
 
 def _describe_table(path: Path) -> None:
@@ -107,7 +108,7 @@ def _describe_checkpoint(path: Path, vocabulary: "Vocabulary | None") -> None:
         from geneformer_repro.checkpoint import Checkpoint, described_config
 
         if vocabulary is None and not (path / "vocabulary.json").exists():
-            print(described_config(path))
+            say(described_config(path))
             return
         checkpoint = Checkpoint.from_pretrained(path, vocabulary=vocabulary)
         said = repr(checkpoint), dict(checkpoint.provenance)
@@ -120,17 +121,17 @@ def _describe_cells(path: Path, vocabulary: "Vocabulary | None") -> None:
         from geneformer_repro.tokenizer.summary import described_dataset
 
         if said := described_dataset(path):
-            print(said)
+            say(said)
             return
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.published import described, is_dataset
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
     if not is_dataset(path):
-        print(Vocabulary.load(path))
+        say(Vocabulary.load(path))
         return
     knows = vocabulary is not None or (path / "spec.json").exists()
-    print(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
+    say(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -152,5 +153,5 @@ def _holds_tokens(path: Path) -> bool:
 
 
 def _show(title: str, facts: dict[str, Any]) -> None:
-    print(title)
-    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    say(title)
+    say(json.dumps(facts, indent=2, ensure_ascii=False))

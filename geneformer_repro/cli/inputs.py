@@ -205,7 +205,9 @@ def add_model_options(command: argparse.ArgumentParser, *, with_target: bool) ->
     command.add_argument(
         "--layer", type=int, default=layer, help=f"0 is the last block, -1 the one before (default {of_layer})"
     )
-    command.add_argument("--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {of_pooling})")
+    command.add_argument(
+        "--pooling", choices=["mean", "cls"], default=pooling, help=f"of a cell's tokens (default {of_pooling})"
+    )
     add_cells_options(command)
 
 

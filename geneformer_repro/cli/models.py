@@ -30,7 +30,7 @@ from geneformer_repro.cli.inputs import (
     refuse_where,
     survival_settings,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 _OF_DATA = ("layer", "gene_ids", "log2", "cohort", "clinical", "genes_in")
@@ -90,7 +90,9 @@ def _add_finetune(commands: Any) -> None:
         "--cohort", type=COLUMN, metavar="COLUMN", help="with --survival: rows are compared within these"
     )
     finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
-    finetune.add_argument("--group", type=COLUMN, help="obs column whose groups are never split, such as the donor")
+    finetune.add_argument(
+        "--group", type=COLUMN, metavar="COLUMN", help="obs column whose groups are never split, such as the donor"
+    )
     finetune.add_argument(
         "--test-groups", nargs="+", metavar="GROUP", help="groups to report on; default a random part"
     )
@@ -114,7 +116,9 @@ def _add_finetune(commands: Any) -> None:
     )
     finetune.add_argument("--source-target", nargs="+", metavar="COLUMN", help="with --source, its obs columns")
     finetune.add_argument("--task", help="with --genes, which of several tasks in the table")
-    finetune.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts, if not where tokenize found it")
+    finetune.add_argument(
+        "--counts", type=ANY_FILE, metavar="FILE", help=".h5ad with the raw counts, if not where tokenize found it"
+    )
     add_config_options(finetune)
 
 
@@ -173,7 +177,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
     )
     if processes.is_first():
-        print(checkpoint)
+        say(checkpoint)
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
@@ -209,17 +213,17 @@ def _finetune(arguments: argparse.Namespace) -> None:
 def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> None:
     """Print what every method reached on each target, and what that says."""
     for name, evaluation in evaluations.items():
-        print(f"{name}, {where}")
+        say(f"{name}, {where}")
         _print_scores(evaluation.methods)
         if evaluation.by_group is not None:
-            print(f"{name}, by {evaluation.group}, the mean of each")
+            say(f"{name}, by {evaluation.group}, the mean of each")
             _print_scores(evaluation.by_group.methods)
         if evaluation.within_groups is not None:
-            print(f"{name}, within each {evaluation.group}, the median")
+            say(f"{name}, within each {evaluation.group}, the median")
             _print_scores(evaluation.within_groups)
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
-            print(sentence)
-    print(f"{Path(out) / 'report.html'} has the pictures and intervals")
+            say(sentence)
+    say(f"{Path(out) / 'report.html'} has the pictures and intervals")
 
 
 def _print_scores(methods: Any) -> None:
@@ -298,9 +302,9 @@ def _predict(arguments: argparse.Namespace) -> None:
             counted = table[column].value_counts()
             print_table(counted.head(_MOST).reset_index())
             if len(counted) > _MOST:
-                print(f"and {len(counted) - _MOST:,} more")
+                say(f"and {len(counted) - _MOST:,} more")
         else:
-            print(table[column].describe())
+            say(table[column].describe())
 
 
 def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.models import print_evaluations
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 
 _MOST = 20
 
@@ -133,8 +133,8 @@ def _predict_patients(arguments: argparse.Namespace) -> None:
         shown = [name for name in found.patients.columns.astype(str) if not name.startswith("top_")]
         print_table(found.patients[shown].head(_MOST), number="{:.3f}")
         if len(found.patients) > _MOST:
-            print(f"and {len(found.patients) - _MOST:,} more")
-        print(f"{Path(arguments.out) / 'attention.tsv'} has the attention of each cell")
+            say(f"and {len(found.patients) - _MOST:,} more")
+        say(f"{Path(arguments.out) / 'attention.tsv'} has the attention of each cell")
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:

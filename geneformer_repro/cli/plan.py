@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from geneformer_repro.cli.inputs import AtLeast, new_command
+from geneformer_repro.cli.terminal import say
 from geneformer_repro.errors import InputError
 from geneformer_repro.sizes import SIZES
 
@@ -44,7 +45,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from geneformer_repro.plan import Work, in_words, planned, scale_tables
 
     if arguments.task == TABLES:
-        print(scale_tables())
+        say(scale_tables())
         return
     if arguments.cells is None or arguments.length is None:
         raise InputError("A plan needs --cells and --length: how many cells, and their tokens on average.")
@@ -61,4 +62,4 @@ def _plan(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         n_tokens=arguments.genes + 2,
     )
-    print(in_words(planned(work)))
+    say(in_words(planned(work)))

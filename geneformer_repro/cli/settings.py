@@ -54,6 +54,14 @@ def require_settings(module: str, name: str, path: str | None, overrides: Sequen
         _require(config, dotted(key.strip(), override), toml_value(text.strip(), override), name, "configuration")
 
 
+def setting_names(module: str, name: str) -> list[str]:
+    """Return the names of all settings of a configuration, a line a section, which stands before them."""
+    config = _read(module, name)
+    widest = max(map(len, config.sections), default=0)
+    inside = (f"{f'{section}.':<{widest + 1}}  {', '.join(of.fields)}" for section, of in config.sections.items())
+    return [", ".join(config.fields), *inside]
+
+
 def _require(config: _Class, keys: tuple[str, ...], value: Any, name: str, source: str) -> None:
     first, *inside = keys
     places = {field: of for of in config.sections.values() for field in of.fields}

@@ -33,6 +33,7 @@ from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, p
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.corpus import find_sources, identity
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.genes import KEPT, MAPPED
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import Parts, working_on
@@ -194,10 +195,12 @@ def _tokenized(checkpoint: Checkpoint, data: _Data, **options: Any) -> Tokenized
         return data
     vocabulary = checkpoint.vocabulary
     cells = tokenize(data, vocabulary, values=vocabulary.values, order=vocabulary.order, **options)
-    n_known, n_genes = cells.spec["n_genes_known"], len(checkpoint.vocabulary)
+    n_known = sum(cells.spec["genes"][outcome]["genes"] for outcome in (KEPT, MAPPED))  # of others the gene has a row
     if processes.is_first():
         logger.info(
-            "%d of the %d genes that the model knows are in the data; the rest count as silent.", n_known, n_genes
+            "%s of the %s genes that the model knows are in the data; the rest count as silent.",
+            f"{n_known:,}",
+            f"{len(vocabulary):,}",
         )
     return cells
 
@@ -248,12 +251,13 @@ class _Asked:
             outputs_NK = torch.zeros(n_cells, self._head.n_outputs)
             for i in mine:
                 asked = self._with_gene(i)
+                cells = self._cells.select(asked)
                 outputs_NK[asked] = outputs_of(
-                    self._model, self._cells.select(asked), self._head, max_tokens=self._max_tokens
+                    self._model, cells, self._head, max_tokens=self._max_tokens, counting=bar.update
                 )
                 if kept is not None:
                     kept.keep(i, partial(save_file, {"outputs": outputs_NK[self.parts[i]].clone()}))
-                bar.update(len(self.parts[i]))
+                bar.update(len(self.parts[i]) - len(asked))
         if kept is None:
             return self._of_cells(processes.sum_over(outputs_NK))
         processes.wait()

@@ -24,6 +24,7 @@ import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
 from geneformer_repro.batching import Batch
 from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.errors import counted
 from geneformer_repro.in_silico.networks.attention_sums import (
     AttentionWatch,
     Calibration,
@@ -236,8 +237,8 @@ def _said(question: NetworkQuestion, needed: int) -> str:
     n_sources, n_targets = question.roles.shape
     n_groups = len(question.cell_groups)
     return (
-        f"{len(question.rows):,} cells in {n_groups} group{'s' * (n_groups != 1)} of {len(question.states)} "
-        f"state{'s' * (len(question.states) != 1)}; {n_sources:,} sources × {n_targets:,} targets; "
+        f"{counted(len(question.rows), 'cell')} in {counted(n_groups, 'group')} of "
+        f"{counted(len(question.states), 'state')}; {n_sources:,} sources × {n_targets:,} targets; "
         f"{f'about {needed / 1e9:.2g}' if needed >= _LITTLE_MEMORY else 'less than 0.1'} GB beside the model"
     )
 
