@@ -71,7 +71,8 @@ def here(tmp_path, monkeypatch):
         "clf/config.json": {},
         "clf/head.json": {},
         "cells.tok/spec.json": {"obs": ["cell_type", "donor"], "n_cells": 700},
-        "net/network.json": {"states": {"A": {}, "B b": {}}},
+        "net/network.json": {"states": {"A": {}, "B b": {}}, "groups": [{"state": "A", "donor": "d1"}]},
+        "pooled/network.json": {"states": {"A": {}, "B b": {}}, "groups": [{"state": "A", "donor": None}]},
     }.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(json.dumps(content))
@@ -186,6 +187,8 @@ NEXT = {
     "explain base cells.tok -o why.parquet": "statistics why.parquet --checkpoint base --cells cells.tok "
     "-o why-genes.tsv",
     "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
+    "network base cells.tok -o pooled": "statistics pooled --state A -o pooled.graphml",
+    "info pooled": "statistics pooled --state A -o pooled.graphml",
     "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok -o heads-network",
 }
 
@@ -267,6 +270,30 @@ def test_a_command_that_is_folded_is_the_same_to_a_shell():
     assert folded.count(" \\\n") == 3
     assert shlex.split(folded.replace("\\\n", "")) == words
     assert terminal.folded(words, None) == shlex.join(words)
+
+
+def test_nested_facts_are_told_a_line_each():
+    facts = {
+        "step": "finetune",
+        "config": {"seed": 0, "search": {"trials": 2, "space": {}}, "base": None},
+        "inputs": {"cells": "0123456789ab" + "c" * 52},
+        "result": {"type": {"accuracy": 0.98913, "accuracy_low": 0.9, "accuracy_high": 1.0, "n": 1900}},
+        "methods": {"hide": {}, "ig": {"steps": 18}},
+        "donors": [*"abcdefghijkl"],
+    }
+    assert terminal.in_rows(facts) == [
+        "  step     finetune",
+        "  config",
+        "    seed    0",
+        "    search  trials 2",
+        "  inputs   cells 0123456789ab…",
+        "  result",
+        "    type  accuracy 0.9891 (0.9 to 1), n 1,900",
+        "  methods",
+        "    hide  –",
+        "    ig    steps 18",
+        "  donors   a, b, c, d, e, f, g, h, i, j and 2 more",
+    ]
 
 
 # Tables

@@ -8,7 +8,17 @@ import argparse
 from itertools import chain, count
 from pathlib import Path
 
-from geneformer_repro.cli.artefacts import CELLS, CHECKPOINT, VOCABULARY, kind_of, may_be_on_the_hub, obs_columns
+from geneformer_repro.cli.artefacts import (
+    CELLS,
+    CHECKPOINT,
+    EXPLANATION,
+    NETWORK,
+    SCREEN,
+    VOCABULARY,
+    kind_of,
+    may_be_on_the_hub,
+    obs_columns,
+)
 from geneformer_repro.cli.inputs import open_cells
 from geneformer_repro.files import read_json
 
@@ -124,16 +134,26 @@ def after_explain(given: argparse.Namespace) -> list[str]:
 
 
 def after_network(given: argparse.Namespace) -> list[str]:
-    """Compare two states; of one state write a graph."""
-    states = list(read_json(Path(given.out) / "network.json")["states"])
-    if len(states) > 1:
+    """Compare two states over donors; else write a graph of the first."""
+    network = read_json(Path(given.out) / "network.json")
+    states = list(network["states"])
+    if len(states) > 1 and any(group.get("donor") for group in network["groups"]):
         return ["statistics", given.out, "--between", *states[:2], "-o", renamed(given.out, "-states.tsv")]
-    return ["statistics", given.out, "-o", renamed(given.out, ".graphml")]
+    of_state = ["--state", states[0]] if len(states) > 1 else []
+    return ["statistics", given.out, *of_state, "-o", renamed(given.out, ".graphml")]
 
 
 def after_heads(given: argparse.Namespace) -> list[str]:
     """Read a network out of the same model and cells."""
     return ["network", given.checkpoint, given.cells, *_reading(given), "-o", renamed(given.out, "-network")]
+
+
+def after_info(given: argparse.Namespace) -> list[str] | None:
+    """Make the table of what was measured."""
+    kind, path = kind_of(Path(given.path)), argparse.Namespace(out=given.path)
+    if kind in (SCREEN, EXPLANATION):
+        return after_perturb(path)
+    return after_network(path) if kind == NETWORK else None
 
 
 def beside(path: str, name: str) -> str:

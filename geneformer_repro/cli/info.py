@@ -2,14 +2,16 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geneformer_repro.cli.artefacts import ANNDATA, kind_of
 from geneformer_repro.cli.explanations import described as described_explanation
+from geneformer_repro.cli.following import after_info
 from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.screens import size_of_screen
-from geneformer_repro.cli.terminal import say
+from geneformer_repro.cli.terminal import in_rows, say
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def add_commands(commands: Any) -> None:
         None,
         family="look",
         examples=["cells.h5ad", "cells.tok", "classifier"],
+        then=after_info,
         more="Raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, a dataset, a checkpoint, a screen, a network or an "
         "explanation.",
     )
@@ -153,5 +156,9 @@ def _holds_tokens(path: Path) -> bool:
 
 
 def _show(title: str, facts: dict[str, Any]) -> None:
+    """Print what something is, and what is written down of it: in words on a terminal, else as JSON."""
     say(title)
-    say(json.dumps(facts, indent=2, ensure_ascii=False))
+    if sys.stdout.isatty():
+        say("\n".join(in_rows(facts)))
+    else:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))

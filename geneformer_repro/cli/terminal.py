@@ -11,19 +11,22 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
+
+from geneformer_repro.errors import listed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RED, GREEN = "31", "32"
 _NONE, _GAP, _LONGEST = "–", 2, 40
-_LONGEST_LABEL = 24
+_LONGEST_LABEL = 36
+_DIGEST, _SHORT_DIGEST = re.compile(r"[0-9a-f]{64}"), 12
 _PRINTED = "geneformer_repro.finetuning.evaluation"
 """Whose log says what commands print beside the scores."""
 _FOR_MACHINES = ("event", "peak_flops", "peak_memory_gb")
-_LABEL = re.compile(r" *\S+ {2,}(?=\S)")
+_LABEL = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
 
 
 def coloured(text: str, colour: str, stream: TextIO) -> str:
@@ -141,6 +144,37 @@ def in_columns(table: "pd.DataFrame", *, number: str = "{:.4g}", index: bool = F
     if left_out := [str(name) for name in frame.columns[shown:]]:
         lines.append(broken(f"(for want of room without {', '.join(left_out)})", width))
     return "\n".join(lines)
+
+
+def in_rows(facts: Mapping[str, Any], indent: str = "  ") -> list[str]:
+    """Write nested facts a line each, those of an innermost level in one; what says nothing is left out."""
+    nothing: tuple[Any, ...] = (
+        (None, "", []) if all(isinstance(of, Mapping) for of in facts.values()) else (None, "", [], {})
+    )
+    told = {name: value for name, value in facts.items() if value not in nothing}
+    widest = max(map(len, told), default=0)
+    lines = []
+    for name, value in told.items():
+        if isinstance(value, Mapping) and any(isinstance(of, Mapping) and of for of in value.values()):
+            lines += [f"{indent}{name}", *in_rows(value, f"{indent}  ")]
+        else:
+            lines.append(f"{indent}{name:<{widest}}  {_in_a_row(value)}")
+    return lines
+
+
+def _in_a_row(value: Any) -> str:
+    if isinstance(value, Mapping):
+        told = {name: of for name, of in value.items() if of not in (None, "", [], {})}
+        with_bounds = {name for name in told if {f"{name}_low", f"{name}_high"} <= set(told)}
+        bounds = {f"{name}_{bound}" for name in with_bounds for bound in ("low", "high")}
+        inside = {name: _in_a_row(of) for name, of in told.items()}
+        for name in with_bounds:
+            inside[name] += f" ({inside[f'{name}_low']} to {inside[f'{name}_high']})"
+        return ", ".join(f"{name} {of}" for name, of in inside.items() if name not in bounds) or _NONE
+    if isinstance(value, list):
+        return listed(map(_in_a_row, value))
+    text = _fact(value)
+    return f"{text[:_SHORT_DIGEST]}…" if _DIGEST.fullmatch(text) else text
 
 
 def _column(name: str, values: "pd.Series", number: str, width: int | None) -> list[str]:

@@ -349,8 +349,8 @@ class _Screen(Parted[ShiftTable]):
         poor = {state: median for state, median in medians.items() if median is not None and median < POOR_AGREEMENT}
         if poor:
             logger.warning(
-                "First-order estimates rank genes poorly here (%s: Spearman with exact values, median of %s). Read exact "
-                "rows only, or use method='exact' (leave out --first-order).",
+                "First-order estimates rank genes poorly here (%s: Spearman with exact values, median of %s). Read "
+                "exact rows only, or use method='exact' (leave out --first-order).",
                 listed(f"{state} {median:.2f}" for state, median in poor.items()),
                 counted(int(self._checked.sum()), "cell"),
             )
