@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_the_hub, obs_columns, text_values
-from geneformer_repro.cli.settings import require_settings
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
 
 IN, OUT, HOW, MACHINE = "what goes in", "what comes out", "how", "machine"
@@ -98,7 +97,7 @@ class Command(Suggesting):
     then
         Of the parsed arguments the command that may come next, as words; None where none is known.
     configures
-        Of the parsed arguments module and name of the configuration that ``--config`` and ``--set`` fill.
+        Of the parsed arguments the configuration that they fill, without torch; it becomes ``arguments.settings``.
     siblings
         All commands by name.
     """
@@ -110,7 +109,7 @@ class Command(Suggesting):
         says: str,
         examples: Sequence[str],
         then: Callable[[argparse.Namespace], list[str] | None] | None,
-        configures: Callable[[argparse.Namespace], tuple[str, str]] | None,
+        configures: Callable[[argparse.Namespace], Any] | None,
         siblings: Mapping[str, "Command"],
         **options: Any,
     ) -> None:
@@ -162,7 +161,8 @@ class Command(Suggesting):
         Raises
         ------
         InputError
-            A path is not there or not what is read, the cells have no such obs column, or a number is below its bound.
+            A path is not there or not what is read, the cells have no such obs column, a number is below its bound, or
+            a setting is unknown or out of its bounds.
         FileExistsError
             The output is there and may not be replaced.
         """
@@ -175,7 +175,7 @@ class Command(Suggesting):
                     raise InputError(f"{_called(action)} must be at least {action.type.bound}, found {number}.")
         self._require_columns(arguments)
         if self._configures:
-            require_settings(*self._configures(arguments), arguments.config, arguments.set)
+            arguments.settings = self._configures(arguments)
         if getattr(arguments, "out", None) and not arguments.overwrite:
             import geneformer_repro.unfinished as unfinished
 

@@ -50,7 +50,7 @@ def new_command(
     examples: Sequence[str],
     more: str = "",
     then: Callable[[argparse.Namespace], list[str] | None] | None = None,
-    configures: Callable[[argparse.Namespace], tuple[str, str]] | None = None,
+    configures: Callable[[argparse.Namespace], Any] | None = None,
 ) -> Command:
     """Add a command that writes `out`, if anything, with the options that all such commands have."""
     command: Command = commands.add_parser(
