@@ -39,7 +39,8 @@ from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.model_card import model_card, public_provenance
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.targets import Classes, Number, Target, UnknownKindError
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, label_of
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import label_of
 from geneformer_repro.tokenizer.pickles import read_plain_pickle
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 

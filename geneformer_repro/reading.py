@@ -23,7 +23,8 @@ from geneformer_repro.batching import Batch, end_to_end, require_budget, token_b
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.encoder import IGNORED, Read, Watch, first_tokens, run_encoder, run_gated
 from geneformer_repro.errors import InputError
-from geneformer_repro.heads import Head, Pooling, pool
+from geneformer_repro.heads import Head, pool
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.prepared import LeftOut, Prepared, can_be_prepared
 from geneformer_repro.prepared_derivatives import Derivable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

@@ -38,6 +38,7 @@ LAYERS = {
     "propagation": 1,
     "mean_effects": 1,
     "sizes": 1,
+    "network_settings": 1,
     "plan": 1,
     "checkpoint_files": 1,
     "model_card": 1,

@@ -32,7 +32,8 @@ from geneformer_repro.batching import end_to_end
 from geneformer_repro.checkpoint import described_config, quiet_transformers
 from geneformer_repro.checkpoint_files import described_checkpoint
 from geneformer_repro.encoder import run_encoder
-from geneformer_repro.finetuning.transfer import TransferConfig, prepare
+from geneformer_repro.finetuning.settings.networks import TransferConfig
+from geneformer_repro.finetuning.transfer import prepare
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.targets import Classes, Number

@@ -30,8 +30,9 @@ from geneformer_repro.cli.models import named_settings
 from geneformer_repro.cli.terminal import in_columns
 from geneformer_repro.config import load_config, with_settings
 from geneformer_repro.files import sha256
-from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
+from geneformer_repro.finetuning.genes import finetune_genes
 from geneformer_repro.finetuning.predict import predict
+from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "few_resamples")]
 

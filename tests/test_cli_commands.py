@@ -1,23 +1,18 @@
 """What the command line says without a model: help, examples, mistakes told at once, what comes next, tables."""
 
-import argparse
-import dataclasses
 import io
 import json
 import logging
 import shlex
 import subprocess
 import sys
-import typing
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from geneformer_repro import cli
-from geneformer_repro.cli import following, settings, terminal
-from geneformer_repro.config import load_config, sections_of
+from geneformer_repro.cli import following, terminal
 from geneformer_repro.errors import InputError
 from geneformer_repro.progress import IN_A_BAR
 
@@ -78,6 +73,8 @@ def here(tmp_path, monkeypatch):
         (tmp_path / path).write_text(json.dumps(content))
     (tmp_path / "counts.h5ad").touch()
     (tmp_path / "done.parquet").touch()
+    (tmp_path / "table.tsv").touch()
+    (tmp_path / "bound.toml").write_text("held_out = 2.0\n")
     pd.DataFrame({"gene_id": []}).to_parquet(tmp_path / "genes.parquet")
     monkeypatch.chdir(tmp_path)
 
@@ -98,6 +95,11 @@ MISTAKES = {
     "finetune base cells.tok --genes genes.parquet --set fold=3 -o x": "GeneFinetuneConfig has no field 'fold'.",
     "pretrain cells.tok --set training.epochs=many -o x": "training.epochs must be float, found 'many'",
     "pretrain cells.tok --set size=huge -o x": "size must be one of 'tiny', 'V1-10M'",
+    "pretrain cells.tok --set training.epochs=0 -o x": "training.epochs must be above 0, found 0.0.",
+    "pretrain cells.tok --config bound.toml -o x": "PretrainConfig.held_out must be between 0 and 1, found 2.0.",
+    "finetune base cells.tok -o x": "FinetuneConfig.target must be at least one obs column",
+    "finetune base cells.tok --target donor --test-groups 1 -o x": "split.group must be a column with test_groups",
+    "finetune base cells.tok --target donor --transfer lorra -o x": "strategy must be one of 'full', 'freeze'",
     "pretrain cells.tok --set epochs -o x": "--set epochs: expected key=value",
     "pretrain cells.tok --config no.toml -o x": "no.toml: no such file or folder.",
 }
@@ -125,47 +127,28 @@ def test_what_needs_no_data_is_told_before_any_library_is_loaded(here):
         assert message in said, command
 
 
-CONFIGURED = {
-    "pretrain": "",
-    "finetune": "",
-    "finetune --genes": "--genes genes.parquet",
-    "finetune --source": "--source cells.tok",
-    "finetune-patients": "",
-    "transfer-study": "",
-    "response": "",
-    "response-study": "",
+EVERY_STEP = {
+    "pretrain": "pretrain cells.tok",
+    "finetune": "finetune base cells.tok --target cell_type",
+    "genes": "finetune base cells.tok --genes genes.parquet",
+    "study": "finetune base cells.tok --target cell_type --source cells.tok --source-target cell_type",
+    "patients": "finetune-patients cells.tok --patient donor --target cell_type",
+    "cohorts": "transfer-study counts.h5ad --values counts --survival time event",
+    "response": "response counts.h5ad --responses table.tsv",
+    "screens": "response-study counts.h5ad --responses table.tsv --source counts.h5ad --source-responses table.tsv",
 }
 
 
-@pytest.mark.parametrize("command", CONFIGURED)
-def test_settings_are_read_from_the_source_as_the_class_has_them(command):
-    name, *_ = command.split()
-    given = argparse.Namespace(genes="--genes" in command, source="--source" in command)
-    module, called = COMMANDS[name]._configures(given)
-    config_type = getattr(import_module(f"geneformer_repro.{module}"), called)
-    assert_as_in_source(config_type, settings._read(module, called))
-
-
-def assert_as_in_source(config_type, read):
-    sections = sections_of(config_type)
-    hints = typing.get_type_hints(config_type)
-    assert {*read.fields, *read.sections} == {field.name for field in dataclasses.fields(config_type)}
-    assert set(read.sections) == set(sections)
-    told = {field: hint for field, hint in read.fields.items() if hint is not settings._UNKNOWN}
-    assert told == {field: hints[field] for field in told}
-    for section, of_section in read.sections.items():
-        assert_as_in_source(sections[section].config_type, of_section)
-
-
-def test_settings_that_the_configuration_takes_pass():
-    from geneformer_repro.pretraining.pretrain import PretrainConfig
-
-    chosen = ["size=tiny", "epochs=2", "training.trainer.bf16=true", 'network={"hidden_size"=32}', "training.seed=1"]
-    for setting in chosen[:-1]:
-        settings.require_settings("pretraining.pretrain", "PretrainConfig", None, [setting])
-        load_config(PretrainConfig, overrides=[setting])
-    with pytest.raises(InputError, match="training has no field 'seed'"):
-        settings.require_settings("pretraining.pretrain", "PretrainConfig", None, chosen)
+@pytest.mark.parametrize("step", EVERY_STEP)
+def test_every_configuration_is_made_with_its_bounds_before_the_work(here, step):
+    command = [*shlex.split(EVERY_STEP[step]), "-o", "x"]
+    given = PARSER.parse_args(command)
+    COMMANDS[given.command].check(given)
+    assert given.settings.seed == 0
+    for wrong, said in {"seed=-1": "seed must be at least 0", "sed=1": "has no field 'sed'. Did you mean"}.items():
+        given = PARSER.parse_args([*command, "--set", wrong])
+        with pytest.raises(InputError, match=said):
+            COMMANDS[given.command].check(given)
 
 
 # What comes next

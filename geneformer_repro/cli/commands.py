@@ -11,12 +11,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_the_hub, obs_columns, text_values
-from geneformer_repro.cli.settings import require_settings, setting_names
 from geneformer_repro.cli.terminal import broken, folded, say
+from geneformer_repro.config import names_in, sections_of
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
 
 IN, OUT, HOW, MACHINE = "what goes in", "what comes out", "how", "machine"
@@ -103,7 +104,9 @@ class Command(Suggesting):
     then
         Of the parsed arguments the command that may come next, as words; None where none is known.
     configures
-        Of the parsed arguments module and name of the configuration that ``--config`` and ``--set`` fill.
+        Of the parsed arguments the configuration that they fill, without torch; it becomes ``arguments.settings``.
+    settings
+        Module and class of the configuration that ``--config`` and ``--set`` fill, for help to name what it has.
     siblings
         All commands by name.
     """
@@ -115,14 +118,15 @@ class Command(Suggesting):
         says: str,
         examples: Sequence[str],
         then: Callable[[argparse.Namespace], list[str] | None] | None,
-        configures: Callable[[argparse.Namespace], tuple[str, str]] | None,
+        configures: Callable[[argparse.Namespace], Any] | None,
+        settings: tuple[str, str] | None,
         siblings: Mapping[str, "Command"],
         **options: Any,
     ) -> None:
         self._groups: dict[str, Any] = {}
         super().__init__(add_help=False, **options)
         self.family, self.says, self.examples, self.siblings = family, says, examples, siblings
-        self._then, self._configures = then, configures
+        self._then, self._configures, self._settings = then, configures, settings
         self._groups = {name: self.add_argument_group(name) for name in (IN, OUT, HOW, MACHINE)}
         self.add_argument("-h", "--help", action="help", help="show this, and exit")
 
@@ -151,13 +155,18 @@ class Command(Suggesting):
             formatter.end_section()
         shown = [f"  {folded(shlex.split(example), _width(), at=2)}" for example in self.examples]
         said = (self.format_usage(), textwrap.fill(str(self.description), _width()), "", "for example:", *shown, "")
-        return "\n".join((*said, formatter.format_help(), *self._settings())).rstrip() + "\n"
+        return "\n".join((*said, formatter.format_help(), *self._named_settings())).rstrip() + "\n"
 
-    def _settings(self) -> list[str]:
-        """Name what --set and --config take, where the command does."""
-        if not self._configures:
+    def _named_settings(self) -> list[str]:
+        """Name what --set and --config take, where the command does, a line a section."""
+        if not self._settings:
             return []
-        names = setting_names(*self._configures(argparse.Namespace(genes=None, source=None)))
+        module, name = self._settings
+        config_type = getattr(import_module(f"geneformer_repro.{module}"), name)
+        sections = sections_of(config_type)
+        widest = max(map(len, sections), default=0)
+        names = [", ".join(field for field in names_in(config_type) if field not in sections)]
+        names += [f"{f'{key}.':<{widest + 1}}  {', '.join(names_in(of.config_type))}" for key, of in sections.items()]
         lines = (broken(f"  {line}", _width()) for line in names)
         return ["settings, whose defaults and meanings are in the documentation:", *lines]
 
@@ -186,7 +195,8 @@ class Command(Suggesting):
         Raises
         ------
         InputError
-            A path is not there or not what is read, the cells have no such obs column, or a number is below its bound.
+            A path is not there or not what is read, the cells have no such obs column, a number is below its bound, or
+            a setting is unknown or out of its bounds.
         FileExistsError
             The output is there and may not be replaced.
         """
@@ -199,7 +209,7 @@ class Command(Suggesting):
                     raise InputError(f"{_called(action)} must be at least {action.type.bound}, found {number}.")
         self._require_columns(arguments)
         if self._configures:
-            require_settings(*self._configures(arguments), arguments.config, arguments.set)
+            arguments.settings = self._configures(arguments)
         if getattr(arguments, "out", None) and not arguments.overwrite:
             import geneformer_repro.unfinished as unfinished
 

@@ -2,14 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import Reads
 from geneformer_repro.cli.following import after_tokenize, after_vocabulary
 from geneformer_repro.cli.inputs import ANY_FILE, COLUMN, COUNT_FILES, COUNTS, add_count_options, new_command
 from geneformer_repro.cli.terminal import say
+from geneformer_repro.config import load_config
 from geneformer_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_repro.tokenizer.quality import CellFilter
 
 _OF_COUNTS = ("max_length", "layer", "gene_ids", "exact", "log2", "base")
 _OF_BOTH = ("layer", "gene_ids", "values", "log2", "workers", "ray", "overwrite")
@@ -71,6 +75,7 @@ def _add_tokenize(commands: Any) -> None:
             "'atlas/*.h5ad' --vocabulary base --filter min_genes=200 max_mito=0.1 -o atlas.tok",
         ],
         then=after_tokenize,
+        configures=_cell_filter,
     )
     tokenize.add_argument("inputs", nargs="+", type=COUNT_FILES, metavar="IN", help=COUNTS)
     tokenize.add_argument(
@@ -155,13 +160,17 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:
-    from geneformer_repro.config import load_config
-    from geneformer_repro.tokenizer.quality import CellFilter
     from geneformer_repro.tokenizer.tokenize import tokenize
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-    vocabulary, cell_filter = Vocabulary.load(arguments.vocabulary), load_config(CellFilter, overrides=arguments.filter)
     options = _options(arguments, "out", "obs", "order", "orthologs", "min_known_share", "uncropped")
-    cells = tokenize(arguments.inputs, vocabulary, cell_filter=cell_filter, **options)
+    vocabulary = Vocabulary.load(arguments.vocabulary)
+    cells = tokenize(arguments.inputs, vocabulary, cell_filter=arguments.settings, **options)
     say(cells.summary())
     return 1 if cells.spec["failed"] else 0
+
+
+def _cell_filter(arguments: argparse.Namespace) -> "CellFilter":
+    from geneformer_repro.tokenizer.quality import CellFilter
+
+    return load_config(CellFilter, overrides=arguments.filter)

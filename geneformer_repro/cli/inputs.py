@@ -50,7 +50,8 @@ def new_command(
     examples: Sequence[str],
     more: str = "",
     then: Callable[[argparse.Namespace], list[str] | None] | None = None,
-    configures: Callable[[argparse.Namespace], tuple[str, str]] | None = None,
+    configures: Callable[[argparse.Namespace], Any] | None = None,
+    settings: tuple[str, str] | None = None,
 ) -> Command:
     """Add a command that writes `out`, if anything, with the options that all such commands have."""
     command: Command = commands.add_parser(
@@ -61,6 +62,7 @@ def new_command(
         examples=[f"geneformer-repro {name} {example}".rstrip() for example in examples],
         then=then,
         configures=configures,
+        settings=settings,
         siblings=commands.choices,
     )
     if out is not None:

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import AtLeast, Reads
@@ -31,7 +31,13 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.config import load_config
 from geneformer_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_repro.finetuning.settings.cells import FinetuneConfig
+    from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
+    from geneformer_repro.pretraining.settings import PretrainConfig
 
 _OF_DATA = ("layer", "gene_ids", "log2", "cohort", "clinical", "genes_in")
 """Options of `predict` that are the function's."""
@@ -55,7 +61,8 @@ def _add_pretrain(commands: Any) -> None:
         family="train",
         examples=["cells.tok --set size=V1-10M training.epochs=3 -o base", "cells.tok --base base -o adapted"],
         then=after_pretrain,
-        configures=lambda _: ("pretraining.pretrain", "PretrainConfig"),
+        configures=_pretrain_settings,
+        settings=("pretraining.settings", "PretrainConfig"),
     )
     pretrain.add_argument("cells", type=DATASET, help=TOKENIZED)
     pretrain.add_argument("--base", dest="checkpoint", type=MODEL, metavar="BASE", help=f"go on from this {CHECKPOINT}")
@@ -78,7 +85,8 @@ def _add_finetune(commands: Any) -> None:
             "base cells.tok --genes genes.tsv -o gene-classifier",
         ],
         then=after_finetune,
-        configures=_configured,
+        configures=_finetune_settings,
+        settings=("finetuning.settings.cells", "FinetuneConfig"),
     )
     finetune.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     finetune.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -122,12 +130,24 @@ def _add_finetune(commands: Any) -> None:
     add_config_options(finetune)
 
 
-def _configured(arguments: argparse.Namespace) -> tuple[str, str]:
+def _pretrain_settings(arguments: argparse.Namespace) -> "PretrainConfig":
+    from geneformer_repro.pretraining.settings import PretrainConfig
+
+    return load_config(PretrainConfig, arguments.config, arguments.set)
+
+
+def _finetune_settings(arguments: argparse.Namespace) -> "FinetuneConfig | GeneFinetuneConfig":
+    from geneformer_repro.finetuning.settings.cells import FinetuneConfig, TransferStudyConfig
+    from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
+
+    if arguments.task and not arguments.genes:
+        raise InputError("--task chooses among the classes of genes of a table; name it with --genes.")
+    if bool(arguments.source) != bool(arguments.source_target) or (arguments.source and arguments.genes):
+        raise InputError("--source names cells and --source-target its obs columns; give both, and not with --genes.")
+    settings = [*arguments.set, *named_settings(arguments)]
     if arguments.genes:
-        return "finetuning.genes", "GeneFinetuneConfig"
-    return (
-        ("finetuning.study", "TransferStudyConfig") if arguments.source else ("finetuning.finetune", "FinetuneConfig")
-    )
+        return load_config(GeneFinetuneConfig, arguments.config, settings)
+    return load_config(TransferStudyConfig if arguments.source else FinetuneConfig, arguments.config, settings)
 
 
 def _add_predict(commands: Any) -> None:
@@ -168,43 +188,32 @@ def _add_predict(commands: Any) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.config import load_config
-    from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
+    from geneformer_repro.pretraining.pretrain import pretrain
 
-    config = load_config(PretrainConfig, arguments.config, arguments.set)
     base, cells = open_both(arguments)
-    checkpoint = pretrain(
-        cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
-    )
+    where = {"out": arguments.out, "overwrite": arguments.overwrite, "resume": arguments.resume}
+    checkpoint = pretrain(cells, arguments.settings, base=base, **where)
     if processes.is_first():
         say(checkpoint)
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.config import load_config
-    from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
-    from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
-    from geneformer_repro.finetuning.study import TransferStudyConfig, transfer_study
+    from geneformer_repro.finetuning.finetune import finetune
+    from geneformer_repro.finetuning.genes import finetune_genes, read_gene_classes
+    from geneformer_repro.finetuning.study import transfer_study
 
-    settings = [*arguments.set, *named_settings(arguments)]
     where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
-    if arguments.task and not arguments.genes:
-        raise InputError("--task chooses among the classes of genes of a table; name it with --genes.")
-    if bool(arguments.source) != bool(arguments.source_target) or (arguments.source and arguments.genes):
-        raise InputError("--source names cells and --source-target its obs columns; give both, and not with --genes.")
     if arguments.genes:
-        config = load_config(GeneFinetuneConfig, arguments.config, settings)
         classes = read_gene_classes(arguments.genes, arguments.task)
-        found = finetune_genes(*open_both(arguments), classes, config, **where)
+        found = finetune_genes(*open_both(arguments), classes, arguments.settings, **where)
         evaluations = {found.evaluation.target.name: found.evaluation}
     elif arguments.source:
         checkpoint, cells = open_both(arguments)
         source = open_cells(arguments, arguments.source, checkpoint, where=False)
-        study = load_config(TransferStudyConfig, arguments.config, settings)
-        evaluations = dict(transfer_study(checkpoint, source, cells, study, **where).evaluations)
+        evaluations = dict(transfer_study(checkpoint, source, cells, arguments.settings, **where).evaluations)
     else:
-        result = finetune(*open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
+        result = finetune(*open_both(arguments), arguments.settings, **where)
         evaluations = dict(result.evaluations)
     if processes.is_first():
         print_evaluations(evaluations, "on genes held out" if arguments.genes else "on the test cells", arguments.out)

@@ -14,7 +14,6 @@ import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, counted, listed
-from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.parted import Parted, batch_tokens, require_output, require_same_plan, worth
@@ -23,6 +22,7 @@ from geneformer_repro.in_silico.question import Budget, GoalState, Method, Quest
 from geneformer_repro.in_silico.sampled_screen import SampledScreen
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable
 from geneformer_repro.model import flops
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.reading import Dtype, Reader, consecutive_parts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
