@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_the_hub, obs_columns, text_values
 from geneformer_repro.cli.settings import require_settings
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
+from geneformer_repro.files import is_there
 
 IN, OUT, HOW, MACHINE = "what goes in", "what comes out", "how", "machine"
 FAMILIES = ("data", "train", "ask", "look")
@@ -198,7 +199,7 @@ class Command(Suggesting):
     def _require_readable(self, action: Any, value: str, arguments: argparse.Namespace) -> None:
         name = action.type.path(value)
         path = Path(name)
-        if not path.exists():
+        if not is_there(path):
             if any(mark in name for mark in _PATTERN) or (action.type.hub and may_be_on_the_hub(name)):
                 return
             said = (f"{name}: no such file or folder.", nearest(path.name, _beside(path)), _expected(action))
