@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from geneformer_repro.files import mudata_of
 from geneformer_repro.hub import place_named
 
 CHECKPOINT, CELLS, VOCABULARY = "a checkpoint", "tokenised cells", "a vocabulary"
@@ -18,7 +19,7 @@ _MARKERS = (
     ("zarr.json", ANNDATA),
 )
 _ENDINGS = {
-    **dict.fromkeys((".h5ad", ".loom", ".h5"), ANNDATA),
+    **dict.fromkeys((".h5ad", ".h5mu", ".loom", ".h5"), ANNDATA),
     **dict.fromkeys((".tsv", ".csv", ".txt", ".gct"), TABLE),
 }
 _FORMATS = (("shifts", SCREEN), ("explanation", EXPLANATION))
@@ -28,7 +29,7 @@ def kind_of(path: Path) -> str | None:
     """Return what is there, as messages call it; None where neither name nor header says it."""
     if path.is_dir():
         return next((kind for name, kind in _MARKERS if (path / name).exists()), None)
-    return _kind_of_parquet(path) if path.suffix == ".parquet" else _ENDINGS.get(path.suffix)
+    return _kind_of_parquet(path) if path.suffix == ".parquet" else _ENDINGS.get((mudata_of(path) or path).suffix)
 
 
 def may_be_on_the_hub(name: str) -> bool:

@@ -19,6 +19,7 @@ from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_th
 from geneformer_repro.cli.terminal import broken, folded, say
 from geneformer_repro.config import names_in, sections_of
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
+from geneformer_repro.files import is_there
 
 IN, OUT, HOW, MACHINE = "what goes in", "what comes out", "how", "machine"
 FAMILIES = ("data", "train", "ask", "look")
@@ -232,7 +233,7 @@ class Command(Suggesting):
     def _require_readable(self, action: Any, value: str, arguments: argparse.Namespace) -> None:
         name = action.type.path(value)
         path = Path(name)
-        if not path.exists():
+        if not is_there(path):
             if any(mark in name for mark in _PATTERN) or (action.type.hub and may_be_on_the_hub(name)):
                 return
             said = (f"{name}: no such file or folder.", nearest(path.name, _beside(path)), _expected(action))

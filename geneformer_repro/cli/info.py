@@ -13,6 +13,7 @@ from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.cli.terminal import in_rows, say
 from geneformer_repro.errors import InputError
+from geneformer_repro.files import is_there, mudata_of
 
 if TYPE_CHECKING:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -44,7 +45,7 @@ def add_commands(commands: Any) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
-    if not path.exists():
+    if not is_there(path):
         raise InputError(f"{path}: no such file or folder.")
     if _may_hold_counts(path):
         _describe_counts(path)
@@ -67,7 +68,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _may_hold_counts(path: Path) -> bool:
     """Whether a path is a file that is no Parquet, a Zarr store, or a 10x folder."""
-    if path.is_file():
+    if path.is_file() or mudata_of(path):
         return not _is_parquet(path)
     return kind_of(path) == ANNDATA or any(path.glob("*matrix.mtx*"))
 
@@ -138,7 +139,7 @@ def _describe_cells(path: Path, vocabulary: "Vocabulary | None") -> None:
 
 
 def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
+    with (mudata_of(path) or path).open("rb") as file:
         return file.read(4) == b"PAR1"
 
 

@@ -27,13 +27,12 @@ from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import new_file, refuse_existing, write_table
 from geneformer_repro.finetuning.sample_predictions import predict_samples
 from geneformer_repro.heads import GeneClassifier, Head
-from geneformer_repro.into_adata import places_of_genes, put_columns
+from geneformer_repro.into_adata import places_of_genes, put_columns, require_writable
 from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.corpus import find_sources, identity
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.genes import KEPT, MAPPED
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import Parts, working_on
@@ -142,6 +141,8 @@ def predict(
             f"{checkpoint.name} is a pretrained model without classes; predict needs one made by finetune."
         )
     require_budget(max_tokens)
+    if isinstance(data, ad.AnnData):
+        require_writable(data)
     of_samples = {"cohort": cohort, "clinical": clinical, "genes_in": genes_in}
     if isinstance(checkpoint.model, ExpressionNetwork):
         how = {"layer": layer, "gene_ids": gene_ids, "log2": log2, **of_samples}
@@ -167,10 +168,10 @@ def predict(
     if not isinstance(data, ad.AnnData):
         return table
     if head.level == "cell":
-        return _into(data.obs, table.reindex(data.obs_names))
+        return _into(data, "obs", table.reindex(data.obs_names))
     places = places_of_genes(data, checkpoint.vocabulary, layer=layer, gene_ids=gene_ids)
     ids = np.array([*checkpoint.vocabulary.gene_ids, ""], dtype=object)[places]
-    return _into(data.var, table.reindex(ids).set_axis(data.var_names))
+    return _into(data, "var", table.reindex(ids).set_axis(data.var_names))
 
 
 def _of_samples(
@@ -182,7 +183,7 @@ def _of_samples(
     table = predict_samples(checkpoint, data, **how)
     if out is not None:
         processes.agreed(lambda: _write(table, Path(out), overwrite=overwrite))
-    return _into(data.obs, table.reindex(data.obs_names)) if isinstance(data, ad.AnnData) else table
+    return _into(data, "obs", table.reindex(data.obs_names)) if isinstance(data, ad.AnnData) else table
 
 
 def _write(table: pd.DataFrame, out: Path, *, overwrite: bool) -> None:
@@ -195,7 +196,7 @@ def _tokenized(checkpoint: Checkpoint, data: _Data, **options: Any) -> Tokenized
         return data
     vocabulary = checkpoint.vocabulary
     cells = tokenize(data, vocabulary, values=vocabulary.values, order=vocabulary.order, **options)
-    n_known = sum(cells.spec["genes"][outcome]["genes"] for outcome in (KEPT, MAPPED))  # of others the gene has a row
+    n_known = cells.spec["n_vocabulary_genes"]
     if processes.is_first():
         logger.info(
             "%s of the %s genes that the model knows are in the data; the rest count as silent.",
@@ -299,6 +300,6 @@ def _mean_of_genes(sums_VK: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary, t
     return table
 
 
-def _into(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    put_columns(frame, table, np.arange(len(table)))
+def _into(adata: ad.AnnData, axis: Literal["obs", "var"], table: pd.DataFrame) -> pd.DataFrame:
+    put_columns(adata, axis, table, np.arange(len(table)))
     return table
