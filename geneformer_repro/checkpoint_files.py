@@ -86,6 +86,24 @@ def worse_than_guessing(provenance: Mapping[str, Any]) -> str | None:
     )
 
 
+def checkpoint_warning(metadata: Mapping[str, Any], *, subject: str = "The model") -> str:
+    """Say, above all else that a page tells, why the checkpoint behind a result is not to be relied on; empty if it is.
+
+    Parameters
+    ----------
+    metadata
+        Of the result, with `Checkpoint.whereabouts`.
+    subject
+        What is not to be relied on.
+    """
+    return f"{subject} is {metadata[CHECKPOINT_WARNING]}." if metadata.get(CHECKPOINT_WARNING) else ""
+
+
+def without_warning(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the end of a page says, where the warning stands above all."""
+    return {name: value for name, value in facts.items() if name != CHECKPOINT_WARNING}
+
+
 def _said_of_head(path: Path) -> str | None:
     if not path.exists():
         return "masked gene model"

@@ -99,7 +99,7 @@ def _heads(arguments: argparse.Namespace) -> None:
     )
     if not processes.is_first():
         return
-    facts = {"checkpoint": arguments.checkpoint, "cells": arguments.cells, "genes": arguments.genes}
+    facts = {**checkpoint.whereabouts, "cells": arguments.cells, "genes": arguments.genes}
     with new_file(picture, overwrite=arguments.overwrite) as aside:
         heads_figure(table).savefig(aside, dpi=150)
     write_head_report(table, page, facts=facts, overwrite=arguments.overwrite)

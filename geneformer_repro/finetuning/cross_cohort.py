@@ -8,7 +8,7 @@ each way of harmonising, and the method's effects of genes whether both cohorts 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,6 +194,7 @@ def cross_cohort(
 
 def _called(samples: AnnData | TokenizedDataset | Mapping[str, ResponseData]) -> dict[str, str]:
     """Return what the genes are called, by id, and drugs, by what tells them: a structure, if it is known."""
+    named: Iterable[tuple[Any, Any]]
     if isinstance(samples, TokenizedDataset):
         named = zip(samples.vocabulary.gene_ids, samples.vocabulary.gene_names, strict=True)
     elif isinstance(samples, AnnData):

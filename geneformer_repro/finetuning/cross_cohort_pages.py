@@ -313,18 +313,15 @@ def _genes_section(table: pd.DataFrame) -> list[Section]:
         return str(called.get(key) or symbol_of_ensembl().get(key, key))
 
     effects = effects.assign(gene=effects["gene"].map(name), output=effects["output"].map(name))
-    n_outputs, rows = effects["output"].nunique(), {}
-    for output in effects["output"].unique():
-        listed = {
-            cohort: _largest(of) for cohort, of in effects[effects["output"] == output].groupby("cohort", sort=False)
-        }
-        rows |= {
-            (output, i + 1): {of: row[i] for of, row in listed.items() if i < len(row)} for i in range(_TOP_EFFECTS)
-        }
-    genes = pd.DataFrame.from_dict(rows, orient="index").dropna(how="all").fillna("")
-    genes = genes[[cohort for cohort in effects["cohort"].unique() if cohort in genes]]
+    n_outputs = effects["output"].nunique()
     what = next((_OUTPUTS[name] for name in _OUTPUTS if name in table), "of")
-    genes.index = pd.MultiIndex.from_tuples(genes.index, names=[what, "place"])
+    listed = {
+        (output, place, cohort): gene
+        for (output, cohort), of in effects.groupby(["output", "cohort"])
+        for place, gene in enumerate(_largest(of), start=1)
+    }
+    genes = pd.Series(listed, dtype=object).unstack(fill_value="").rename_axis([what, "place"])
+    genes = genes[list(effects["cohort"].unique())]
     return [
         Section(
             "The genes with the largest effects",
