@@ -1272,7 +1272,7 @@ def test_an_interrupt_is_told_how_to_go_on(there, run, tmp_path, monkeypatch):
     monkeypatch.setattr("geneformer_repro.tokenizer.vocabulary.Vocabulary.fit", interrupt)
     status, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
     assert status == 130
-    assert error == f"interrupted: {tmp_path / 'out'} is not written; the same command begins anew.\n"
+    assert error == f"interrupted: {tmp_path / 'out'} is not written; the same command begins anew."
     (tmp_path / "out.partial").mkdir()
     _, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
     assert error.startswith(f"interrupted: what is done is kept in {tmp_path / 'out'}.partial, and the same command")
