@@ -30,8 +30,9 @@ from geneformer_repro.cli.models import named_settings
 from geneformer_repro.cli.terminal import in_columns
 from geneformer_repro.config import load_config, with_settings
 from geneformer_repro.files import sha256
-from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes
+from geneformer_repro.finetuning.genes import finetune_genes
 from geneformer_repro.finetuning.predict import predict
+from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "few_resamples")]
 
@@ -1271,7 +1272,10 @@ def test_an_interrupt_is_told_how_to_go_on(there, run, tmp_path, monkeypatch):
     monkeypatch.setattr("geneformer_repro.tokenizer.vocabulary.Vocabulary.fit", interrupt)
     status, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
     assert status == 130
-    assert error.startswith("interrupted; the same command goes on where it stopped")
+    assert error == f"interrupted: {tmp_path / 'out'} is not written; the same command begins anew."
+    (tmp_path / "out.partial").mkdir()
+    _, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
+    assert error.startswith(f"interrupted: what is done is kept in {tmp_path / 'out'}.partial, and the same command")
 
 
 def test_another_interrupt_while_the_program_ends_is_silent(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ def check_explanation(arguments: argparse.Namespace) -> None:
         (*outputs, *paths), check.genes, *draw, *map(_writing, further.values()), overwrite=arguments.overwrite
     )
     _show(check)
-    print(f"{out} has all {len(check.genes):,} rows, {beside[0]} the picture, {beside[1]} what was tested")
+    say(f"{out} has all {len(check.genes):,} rows, {beside[0]} the picture, {beside[1]} what was tested")
     if paths:
-        print(f"the tests in numbers: {', '.join(map(str, paths))}")
+        say(f"the tests in numbers: {', '.join(map(str, paths))}")
 
 
 def _tables(check: "ExplanationEvaluation") -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _writing(table: Any) -> Any:
 
 def _show(check: "ExplanationEvaluation") -> None:
     """Print what the tests say, first whether there is anything to explain, and then the strongest genes."""
-    print("\n".join(check.sentences))
+    say("\n".join(check.sentences))
     head = check.genes.groupby(["method", "state"], sort=False, dropna=False).head(3).head(12)
     shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
     print_table(shown)

@@ -19,7 +19,7 @@ from geneformer_repro.cli.inputs import (
     new_command,
     open_both,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 
@@ -43,7 +43,12 @@ def _add_embed(commands: Any) -> None:
     )
     embed.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     embed.add_argument("cells", type=DATASET, help=TOKENIZED)
-    embed.add_argument("--level", choices=["cell", "gene"], default="cell", help="(default %(default)s)")
+    embed.add_argument(
+        "--level",
+        choices=["cell", "gene"],
+        default="cell",
+        help="a vector of each cell, or of each gene, its mean over the cells that have it (default %(default)s)",
+    )
     embed.add_argument(
         "--states", type=COLUMN, metavar="COLUMN", help="instead a vector of each state in this obs column"
     )
@@ -77,7 +82,7 @@ def _add_map(commands: Any) -> None:
     mapped.add_argument(
         "--keep-unknown", action="store_true", help='keep cells called "unknown", "unlabelled" and the like, as a label'
     )
-    mapped.add_argument("--neighbors", type=AtLeast(1), default=15, metavar="N", help="(default %(default)s)")
+    mapped.add_argument("--neighbors", type=AtLeast(1), default=15, metavar="N", help="that vote (default %(default)s)")
 
 
 def _add_mixing(commands: Any) -> None:
@@ -123,7 +128,7 @@ def _embed(arguments: argparse.Namespace) -> None:
     if processes.is_first():
         for name, column in drawn.items():
             _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
-        print(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
+        say(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
@@ -136,7 +141,7 @@ def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
     table = embed_states(*open_both(arguments), arguments.states, **options)
     if processes.is_first():
         _write_table(table, arguments)
-        print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
+        say(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
 
 
 def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool) -> None:

@@ -21,7 +21,7 @@ from geneformer_repro.cli.inputs import (
     open_cells,
     refuse_where,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -227,16 +227,16 @@ def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, 
 
     told = why.metadata
     if told.get("how_good"):
-        print(sentence(told["how_good"]))
+        say(sentence(told["how_good"]))
     genes = why.genes(cells if _has_labels(cells, told) else None)
-    print(f"{out}: {described(why)}")
+    say(f"{out}: {described(why)}")
     head = genes.groupby(["method", "state"], sort=False).head(3).head(12)
     shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
     print_table(shown)
     with new_file(picture, overwrite=overwrite) as aside:
         plot_explanation(why, genes=genes).savefig(aside, dpi=150)
     write_explanation_report(why, page, genes=genes, overwrite=overwrite)
-    print(f"{picture} is the picture, {page} says how good the model is and what was explained")
+    say(f"{picture} is the picture, {page} says how good the model is and what was explained")
 
 
 def _has_labels(rows: Any, told: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import t
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING, checkpoint_in_words
+from geneformer_repro.checkpoint_files import checkpoint_in_words, checkpoint_warning
 from geneformer_repro.errors import InputError, listed
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
@@ -367,7 +367,7 @@ def write_screen_report(
         "sees them; everything below is what the model made of it.",
         sections=[_done(shifts, statistics), *_sections(shifts, statistics, effects)],
         facts={name: metadata[name] for name in ("cells", "seed") if name in metadata},
-        warning=f"The model is {metadata[CHECKPOINT_WARNING]}." if metadata.get(CHECKPOINT_WARNING) else "",
+        warning=checkpoint_warning(metadata),
         overwrite=overwrite,
     )
 

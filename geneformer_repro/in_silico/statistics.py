@@ -222,7 +222,7 @@ def _put_into(adata: "AnnData", table: pd.DataFrame, shifts: ShiftTable) -> None
     places = {key: places_of_results(adata, of_group.index) for key, of_group in groups}
     for key, of_group in groups:
         of_key = "".join(f"{value:g}_" if isinstance(value, float) else f"{value}_" for value in key)
-        put_columns(adata.var, of_group[written], places[key], prefix=prefix + of_key)
+        put_columns(adata, "var", of_group[written], places[key], prefix=prefix + of_key)
 
 
 def _require_fitting(method: Method, null: ShiftTable | None, cells: Any, counts: Any) -> None:

@@ -41,7 +41,7 @@ from geneformer_repro.finetuning.kinds.class_scores import (
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind
 from geneformer_repro.report import CATEGORIES, GREY, Section, draw_points, legend_beside, new_axes
 from geneformer_repro.targets import Classes, Target
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,6 +91,15 @@ class ClassLabels(Kind[Classes]):
 
     leading = "macro_f1"
     spelled = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}  # noqa: RUF012
+    on_page = {  # noqa: RUF012
+        "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC",
+        "auprc": "AUPRC", "ece": "calibration error",
+    }  # fmt: skip
+    scores_in_words = (
+        "Macro-F1 is the mean over classes of how exact and how complete each is told (F1); balanced accuracy the mean "
+        "of how complete. Rare classes count as much as common ones; 1 is perfect. AUROC and "
+        "AUPRC are means over classes. Calibration error is how far probabilities lie from shares; 0 is perfect."
+    )
     strata_are_classes = True
     has_means = True
 
