@@ -150,7 +150,7 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
         vocabulary.save(out, overwrite=arguments.overwrite)
         status = int((work / FAILED).exists())
         unfinished.drop(work)
-    say(vocabulary)
+    say(f"{out}: {vocabulary}")
     return status
 
 
@@ -163,5 +163,5 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     vocabulary, cell_filter = Vocabulary.load(arguments.vocabulary), load_config(CellFilter, overrides=arguments.filter)
     options = _options(arguments, "out", "obs", "order", "orthologs", "min_known_share", "uncropped")
     cells = tokenize(arguments.inputs, vocabulary, cell_filter=cell_filter, **options)
-    say(cells.summary())
+    say(f"{arguments.out}: {cells.summary()}")
     return 1 if cells.spec["failed"] else 0
