@@ -172,7 +172,7 @@ NEXT = {
     "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
     "network base cells.tok -o pooled": "statistics pooled --state A -o pooled.graphml",
     "info pooled": "statistics pooled --state A -o pooled.graphml",
-    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok -o heads-network",
+    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok --sources g.txt -o heads-network",
 }
 
 
@@ -262,6 +262,7 @@ def test_nested_facts_are_told_a_line_each():
         "inputs": {"cells": "0123456789ab" + "c" * 52},
         "result": {"type": {"accuracy": 0.98913, "accuracy_low": 0.9, "accuracy_high": 1.0, "n": 1900}},
         "methods": {"hide": {}, "ig": {"steps": 18}},
+        "method": {"hide": {}},
         "donors": [*"abcdefghijkl"],
     }
     assert terminal.in_rows(facts) == [
@@ -275,6 +276,7 @@ def test_nested_facts_are_told_a_line_each():
         "  methods",
         "    hide  –",
         "    ig    steps 18",
+        "  method   hide",
         "  donors   a, b, c, d, e, f, g, h, i, j and 2 more",
     ]
 

@@ -214,7 +214,7 @@ def _samples(arguments: argparse.Namespace) -> None:
     joined = given_samples(arguments)
     with new_file(out, overwrite=arguments.overwrite) as aside:
         joined.write_h5ad(aside)
-    say(f"{joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
+    say(f"{out}: {joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
 
 
 def _transfer_study(arguments: argparse.Namespace) -> None:

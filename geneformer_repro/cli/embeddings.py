@@ -20,7 +20,9 @@ from geneformer_repro.cli.inputs import (
     open_both,
 )
 from geneformer_repro.cli.terminal import print_table, say
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
+
+_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -128,7 +130,8 @@ def _embed(arguments: argparse.Namespace) -> None:
     if processes.is_first():
         for name, column in drawn.items():
             _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
-        say(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
+        beside = "".join(f"; {path} shows {drawn[name]}" for name, path in pictures.items())
+        say(f"{out}: {counted(n_rows, arguments.level)} × {n_dimensions} dimensions{beside}")
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
@@ -141,7 +144,7 @@ def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
     table = embed_states(*open_both(arguments), arguments.states, **options)
     if processes.is_first():
         _write_table(table, arguments)
-        say(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
+        say(f"{out}: {counted(len(table), 'state')} × {table.shape[1]} dimensions")
 
 
 def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool) -> None:
@@ -173,7 +176,11 @@ def _map(arguments: argparse.Namespace) -> None:
     options = {"n_neighbors": arguments.neighbors, "keep_unknown": arguments.keep_unknown}
     table = map_to_reference(query, reference, arguments.label, **options)
     _write_table(table.rename_axis("cell"), arguments)
-    print_table(table.groupby("label")["confidence"].agg(["size", "mean"]), number="{:.3f}", index=True)
+    found: Any = table.groupby("label")["confidence"].agg(cells="size", mean_confidence="mean")
+    print_table(found.sort_values("cells", ascending=False).head(_MOST), number="{:.3f}", index=True)
+    if len(found) > _MOST:
+        say(f"and {len(found) - _MOST:,} labels more")
+    say(f"{arguments.out}: labels of {counted(len(table), 'cell')}, with confidence, second label and distance")
 
 
 def _mixing(arguments: argparse.Namespace) -> None:

@@ -144,8 +144,9 @@ def after_network(given: argparse.Namespace) -> list[str]:
 
 
 def after_heads(given: argparse.Namespace) -> list[str]:
-    """Read a network out of the same model and cells."""
-    return ["network", given.checkpoint, given.cells, *_reading(given), "-o", renamed(given.out, "-network")]
+    """Read a network of the same genes out of the same model and cells."""
+    of_genes = [*_reading(given), "--sources", given.genes]
+    return ["network", given.checkpoint, given.cells, *of_genes, "-o", renamed(given.out, "-network")]
 
 
 def after_info(given: argparse.Namespace) -> list[str] | None:

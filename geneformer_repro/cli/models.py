@@ -32,7 +32,7 @@ from geneformer_repro.cli.inputs import (
 )
 from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.config import load_config
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
 
 if TYPE_CHECKING:
     from geneformer_repro.finetuning.settings.cells import FinetuneConfig
@@ -194,7 +194,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     where = {"out": arguments.out, "overwrite": arguments.overwrite, "resume": arguments.resume}
     checkpoint = pretrain(cells, arguments.settings, base=base, **where)
     if processes.is_first():
-        say(checkpoint)
+        say(f"{arguments.out}: {checkpoint}")
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
@@ -232,7 +232,7 @@ def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> N
             _print_scores(evaluation.within_groups)
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
             say(sentence)
-    say(f"{Path(out) / 'report.html'} has the pictures and intervals")
+    say(f"{out} holds the network and its tables; {Path(out) / 'report.html'} has the pictures and intervals")
 
 
 def _print_scores(methods: Any) -> None:
@@ -306,14 +306,16 @@ def _predict(arguments: argparse.Namespace) -> None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return
+    say(f"{out}: predictions of {counted(len(table), 'row')}")
     for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
         if table[column].dtype == object:
-            counted = table[column].value_counts()
-            print_table(counted.head(_MOST).reset_index())
-            if len(counted) > _MOST:
-                say(f"and {len(counted) - _MOST:,} more")
+            found = table[column].value_counts()
+            print_table(found.head(_MOST).reset_index())
+            if len(found) > _MOST:
+                say(f"and {len(found) - _MOST:,} more")
         else:
-            say(table[column].describe())
+            spread = table[column].describe().drop("count")
+            say(f"{column}: {', '.join(f'{name} {value:.4g}' for name, value in spread.items())}")
 
 
 def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:

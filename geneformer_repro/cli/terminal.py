@@ -170,7 +170,7 @@ def _in_a_row(value: Any) -> str:
         inside = {name: _in_a_row(of) for name, of in told.items()}
         for name in with_bounds:
             inside[name] += f" ({inside[f'{name}_low']} to {inside[f'{name}_high']})"
-        return ", ".join(f"{name} {of}" for name, of in inside.items() if name not in bounds) or _NONE
+        return ", ".join(f"{name} {of}" for name, of in inside.items() if name not in bounds) or listed(value) or _NONE
     if isinstance(value, list):
         return listed(map(_in_a_row, value))
     text = _fact(value)
