@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
-from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
-from geneformer_repro.finetuning.halving import HalvingConfig, halve
+from geneformer_repro.expression import ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.finetuning.expression_training import Examples, Trainee, train_expression
+from geneformer_repro.finetuning.halving import halve
+from geneformer_repro.finetuning.settings.samples import ExpressionTrainConfig, HalvingConfig
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.targets import SurvivalTime
 
 HEAD = Head((SurvivalTime("PFI", "PFI.time", (365.0, 1825.0), 1825.0, "cox"),))

@@ -22,8 +22,9 @@ from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 import geneformer_repro as gf
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.finetuning.networks import NO_SCORES, NetworkConfig
+from geneformer_repro.finetuning.networks import NO_SCORES
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
+from geneformer_repro.finetuning.settings.networks import NetworkConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.model import MaskedGeneModel, bert_config, flops
 from geneformer_repro.processes import device, peak_memory_gb

@@ -30,8 +30,10 @@ from geneformer_repro.finetuning.evaluation import Evaluation
 from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.kinds.response_methods import MEAN_EFFECTS, RESPONSE_METHODS
 from geneformer_repro.finetuning.methods import NetworkMethod
-from geneformer_repro.finetuning.pair_splits import NewInTest, PairSplitConfig, make_pair_splits
-from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
+from geneformer_repro.finetuning.pair_splits import make_pair_splits
+from geneformer_repro.finetuning.problems.pairs import PairProblem
+from geneformer_repro.finetuning.settings.pairs import PairConfig
+from geneformer_repro.finetuning.settings.splits import NewInTest, PairSplitConfig
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.responses import Responses
 

@@ -31,7 +31,8 @@ import geneformer_repro as gf
 from geneformer_repro.batching import StepBatches, pack
 from geneformer_repro.model import bert_config, flops
 from geneformer_repro.pretraining.masking import cell_rng, mask_genes
-from geneformer_repro.pretraining.pretrain import PretrainConfig, _masked_cell
+from geneformer_repro.pretraining.pretrain import _masked_cell
+from geneformer_repro.pretraining.settings import PretrainConfig
 from geneformer_repro.training.log import peak_flops
 
 N_CELLS = 240

@@ -24,8 +24,10 @@ from _side_by_side import machine
 
 from geneformer_repro.batching import StepBatches
 from geneformer_repro.drugs import Drugs
-from geneformer_repro.finetuning.pair_splits import PairSplitConfig, make_pair_splits
-from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
+from geneformer_repro.finetuning.pair_splits import make_pair_splits
+from geneformer_repro.finetuning.problems.pairs import PairProblem
+from geneformer_repro.finetuning.settings.pairs import PairConfig
+from geneformer_repro.finetuning.settings.splits import PairSplitConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.pair_reading import PairSides

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from geneformer_repro.attention import Cells
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import misfit, read_json, write_json
 from geneformer_repro.heads import shares_within, weighted_sums
+from geneformer_repro.network_settings import BagPooling
 from geneformer_repro.targets import Target, columns_of
 
 FORMAT = "geneformer_repro/bags/1"
 NETWORK_FILE, WEIGHTS_FILE = "bags.json", "model.safetensors"
-BagPooling = Literal["mean", "attention", "cell_type"]
 
 
 @dataclass(frozen=True, eq=False)

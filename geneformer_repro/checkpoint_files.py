@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
 from geneformer_repro.files import misfit, read_json
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -44,7 +44,8 @@ def described_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
     if what is None:
         return None
     provenance = folder / "provenance.json"
-    size = f"{config['num_hidden_layers']} layers of {config['hidden_size']}, {_n_parameters(weights):,} parameters"
+    layers = f"{counted(config['num_hidden_layers'], 'layer')} of {config['hidden_size']}"
+    size = f"{layers}, {_n_parameters(weights):,} parameters"
     line = f"Checkpoint({what}, {size}, {Vocabulary.load(folder)!r})"
     return line, read_json(provenance) if provenance.exists() else {}
 

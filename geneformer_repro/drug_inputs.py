@@ -10,7 +10,7 @@ Shapes: D drugs, T positions of a SMILES, F columns.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,10 @@ from geneformer_repro.drugs import Drugs, SmilesVocabulary
 from geneformer_repro.errors import InputError
 from geneformer_repro.expression import factors, moments
 from geneformer_repro.files import misfit
+from geneformer_repro.network_settings import DrugInput
 
 logger = logging.getLogger(__name__)
 
-DrugInput = Literal["smiles", "fingerprint", "descriptors", "mordred", "one_hot", "vectors", "none"]
 _CLIP = 10.0
 """Spreads from the mean at which a descriptor ends; some, such as Ipc, range over sixty powers of ten."""
 _NEEDED_BY = {"smiles": "characters of SMILES", "fingerprint": "fingerprints"}

@@ -22,11 +22,13 @@ from geneformer_repro.batching import Batch
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding_store import VectorParts, marker_of, open_vectors, refuse_unwritable, write_vectors
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.heads import Pooling, require_poolable
+from geneformer_repro.heads import require_poolable
 from geneformer_repro.into_adata import KEY, places_of_cells, places_of_genes, put_vectors
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import MAX_TOKENS, Dtype, Reader, part_limits, parts_of, require_one_of
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import asked_labels
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.work import working_on
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from geneformer_repro.config import from_mapping, require, require_types, resolved
-from geneformer_repro.errors import InputError, listed
+from geneformer_repro.config import from_mapping, require, resolved
+from geneformer_repro.errors import InputError, counted, listed
 from geneformer_repro.files import write_json
 from geneformer_repro.heads import WEIGHTS, Head, open_network
+from geneformer_repro.network_settings import BLOCKS, Block, ExpressionConfig
 from geneformer_repro.tokenizer.measures import Values
 from geneformer_repro.tokenizer.tables import examples
 from geneformer_repro.tokenizer.vocabulary import MASK, PAD, Vocabulary
@@ -46,47 +47,10 @@ logger = logging.getLogger(__name__)
 
 MODEL_TYPE, FORMAT = "expression_network", "geneformer_repro/expression_network/1"
 _BY_COHORT = "cohort"
-Block = Literal["covariates", "embedding", "expression"]
-BLOCKS: tuple[str, ...] = get_args(Block)
-"""In the order of their columns: genes last, so that a network of fewer genes reads the first columns of a larger."""
-NonLinearity = Literal["relu", "selu", "tanh"]
 NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "selu": F.selu, "tanh": torch.tanh}
 _GAINS = {"relu": math.sqrt(2), "selu": 1.0, "tanh": 1.0}
 _MOST_ROUNDS = 50
 """Of pulling in values; each brings the spread of a gene with one outlier down by sqrt(samples) / clip."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpressionConfig:
-    """What an expression network is."""
-
-    section: ClassVar[str] = "network"
-    layers: int = 2
-    """Hidden layers, 1 to 4."""
-    width: int = 128
-    """Units of each."""
-    activation: NonLinearity = "relu"
-    """What follows each hidden layer."""
-    dropout: float = 0.3
-    """Share of a hidden layer's units that is dropped in training, at least 0 and below 1."""
-    batch_norm: bool = False
-    """Whether a hidden layer's units are normalised over the batch before the activation."""
-    n_genes: int | None = None
-    """At most so many genes, those that vary most among the training samples; None for all."""
-    clip: float = 10.0
-    """How many standard deviations from the mean a value may lie; what is beyond counts as so many."""
-    skip: tuple[Block, ...] = ()
-    """Blocks that go straight to the outputs: "covariates", which go no other way, and "expression"."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(1 <= self.layers <= 4, self, "layers", "between 1 and 4")
-        require(self.width >= 1, self, "width", "at least 1")
-        require(0 <= self.dropout < 1, self, "dropout", "at least 0 and below 1")
-        require(self.n_genes is None or self.n_genes >= 1, self, "n_genes", "at least 1")
-        require(self.clip >= 1, self, "clip", "at least 1")
-        require("embedding" not in self.skip and len(set(self.skip)) == len(self.skip), self, "skip",
-                'made of "covariates" and "expression", each once')  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -603,7 +567,7 @@ class ExpressionNetwork(nn.Module):
 
     def __repr__(self) -> str:
         config = self.config
-        return f"ExpressionNetwork({config.layers} layers of {config.width}, {len(self.scale):,} columns)"
+        return f"ExpressionNetwork({counted(config.layers, 'layer')} of {config.width}, {len(self.scale):,} columns)"
 
 
 def dealt_outputs(

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
 from geneformer_repro.files import new_file
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 
 _FORMAT = "geneformer_repro/harmoniser/1"
 _METHODS = ("standardise", "quantile", "combat", "reference")

@@ -21,11 +21,10 @@ from geneformer_repro.attention import Cells
 from geneformer_repro.encoder import first_tokens, masked, run_encoder, unpad
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import read_json
+from geneformer_repro.network_settings import HeadPooling, Pooling
 from geneformer_repro.targets import Classes, Target
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-Pooling = Literal["mean", "cls"]
-HeadPooling = Literal["mean", "cls", "attention", "pooler"]
 Network = TypeVar("Network", bound=nn.Module)
 WEIGHTS = "model.safetensors"
 """The file of a network's weights, and of what else are arrays of numbers."""

@@ -28,7 +28,7 @@ from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, MissingExtraError, did_you_mean, listed
 from geneformer_repro.into_adata import places_of_cells, put_columns
 from geneformer_repro.report import CATEGORIES, MANY_COLUMNS, like_beside_like, new_axes
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.tokenizer.matrices import first_not_a_count
 from geneformer_repro.tokenizer.placeholders import are_unknown
 
@@ -132,7 +132,7 @@ def map_to_reference(
     table = table.assign(distance_percentile=place).set_axis(query.obs_names, axis=0)
     if into is not None and places is not None:
         named = {column: f"{label}_mapped" + f"_{column}" * (column != "label") for column in table}
-        put_columns(into.obs, table.rename(columns=named), places)
+        put_columns(into, "obs", table.rename(columns=named), places)
     return table
 
 

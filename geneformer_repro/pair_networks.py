@@ -31,16 +31,8 @@ from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.files import misfit, write_json
 from geneformer_repro.heads import WEIGHTS, Head, open_network, pool
 from geneformer_repro.mean_effects import MeanEffects
-from geneformer_repro.pair_layers import (
-    ContextualAttention,
-    Convolutions,
-    Junction,
-    PairNetworkConfig,
-    PairShape,
-    SideBySide,
-    joint_layers_of,
-    tower,
-)
+from geneformer_repro.network_settings import PairNetworkConfig, PairShape
+from geneformer_repro.pair_layers import ContextualAttention, Convolutions, Junction, SideBySide, joint_layers_of, tower
 from geneformer_repro.targets import Response
 
 MODEL_TYPE, FORMAT = "pair_network", "geneformer_repro/pair_network/1"

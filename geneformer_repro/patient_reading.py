@@ -19,7 +19,7 @@ from geneformer_repro.bags import BagNetwork, Bags
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import read_json
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 
 logger = logging.getLogger(__name__)

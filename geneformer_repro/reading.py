@@ -23,7 +23,8 @@ from geneformer_repro.batching import Batch, end_to_end, require_budget, token_b
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.encoder import IGNORED, Read, Watch, first_tokens, run_encoder, run_gated
 from geneformer_repro.errors import InputError
-from geneformer_repro.heads import Head, Pooling, pool
+from geneformer_repro.heads import Head, pool
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.prepared import LeftOut, Prepared, can_be_prepared
 from geneformer_repro.prepared_derivatives import Derivable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -398,7 +399,13 @@ def evaluating(network: nn.Module) -> Iterator[torch.device]:
 
 
 def outputs_of(
-    network: nn.Module, cells: TokenizedDataset, head: Head, *, max_tokens: int = MAX_TOKENS, shared: bool = False
+    network: nn.Module,
+    cells: TokenizedDataset,
+    head: Head,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    shared: bool = False,
+    counting: Callable[[int], object] = lambda _: None,
 ) -> Tensor:
     """Return a cell classifier's outputs for each cell with a gene, (cells, outputs), on the CPU; 0 for others.
 
@@ -410,6 +417,8 @@ def outputs_of(
         Tokens of a batch.
     shared
         Every process calls this with the same cells: they share the batches, and each gets all outputs.
+    counting
+        Is told the number of cells of each batch when it is done.
     """
     outputs_NK = torch.zeros(len(cells), head.n_outputs)
     rows = np.arange(len(cells))
@@ -420,6 +429,7 @@ def outputs_of(
             logits_BK = network(**batch.inputs).logits.float().cpu()
             if is_mine:
                 outputs_NK[torch.from_numpy(chosen)] = logits_BK
+            counting(len(chosen))
     return processes.sum_over(outputs_NK) if shared else outputs_NK
 
 

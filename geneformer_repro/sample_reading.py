@@ -23,7 +23,8 @@ from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.tokenizer.counts import log_normalise
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.tokenizer.measures import Measure, Values
 from geneformer_repro.tokenizer.published import is_dataset
 from geneformer_repro.tokenizer.samples import read_expression, read_samples

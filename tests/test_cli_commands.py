@@ -1,23 +1,20 @@
 """What the command line says without a model: help, examples, mistakes told at once, what comes next, tables."""
 
-import argparse
-import dataclasses
 import io
 import json
 import logging
 import shlex
 import subprocess
 import sys
-import typing
-from importlib import import_module
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from geneformer_repro import cli
-from geneformer_repro.cli import following, settings, terminal
-from geneformer_repro.config import load_config, sections_of
+from geneformer_repro.cli import following, terminal
 from geneformer_repro.errors import InputError
+from geneformer_repro.progress import IN_A_BAR
 
 PARSER = cli._parser()
 COMMANDS = PARSER.commands
@@ -34,22 +31,27 @@ def test_the_list_of_commands_fits_a_screen_with_one_line_each():
     assert sorted(listed) == sorted(COMMANDS)
 
 
-def examples(command):
-    return [line.strip() for line in command.epilog.splitlines() if line.startswith("  geneformer-repro")]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_first_screen_of_help_has_usage_and_examples_that_are_understood(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = COMMANDS[name]
+    screen = "\n".join(command.format_help().splitlines()[:24])
+    usage = screen.partition("\n\n")[0]
+    assert all(action.metavar in usage for action in command._actions if not action.option_strings)
+    shown = screen.partition("for example:\n")[2].partition("\n\n")[0].replace("\\\n", " ").splitlines()
+    assert [" ".join(line.split()) for line in shown] == command.examples
+    for example in shown:
+        assert PARSER.parse_args(shlex.split(example)[1:]).command == name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_puts_every_option_in_a_group_and_ends_with_examples_that_are_understood(name):
+def test_help_fits_a_terminal_and_puts_every_option_in_a_group(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     command = COMMANDS[name]
-    said = command.format_help()
-    usage = said.partition("\n\n")[0]
-    assert all(action.metavar in usage for action in command._actions if not action.option_strings)
+    assert max(map(len, command.format_help().splitlines())) <= 80
     titles = [group.title for group in command._action_groups if group._group_actions]
     assert not {"positional arguments", "options"} & set(titles)
     assert all(action.help for action in command._actions)
-    for example in examples(command):
-        assert PARSER.parse_args(shlex.split(example)[1:]).command == name
-    assert examples(command)
 
 
 # Mistakes that need no data
@@ -61,13 +63,18 @@ def here(tmp_path, monkeypatch):
     for path, content in {
         "base/config.json": {},
         "base/vocabulary.json": {},
-        "cells.tok/spec.json": {"obs": ["cell_type", "donor"]},
-        "net/network.json": {"states": {"A": {}, "B b": {}}},
+        "clf/config.json": {},
+        "clf/head.json": {},
+        "cells.tok/spec.json": {"obs": ["cell_type", "donor"], "n_cells": 700},
+        "net/network.json": {"states": {"A": {}, "B b": {}}, "groups": [{"state": "A", "donor": "d1"}]},
+        "pooled/network.json": {"states": {"A": {}, "B b": {}}, "groups": [{"state": "A", "donor": None}]},
     }.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(json.dumps(content))
     (tmp_path / "counts.h5ad").touch()
     (tmp_path / "done.parquet").touch()
+    (tmp_path / "table.tsv").touch()
+    (tmp_path / "bound.toml").write_text("held_out = 2.0\n")
     pd.DataFrame({"gene_id": []}).to_parquet(tmp_path / "genes.parquet")
     monkeypatch.chdir(tmp_path)
 
@@ -88,6 +95,11 @@ MISTAKES = {
     "finetune base cells.tok --genes genes.parquet --set fold=3 -o x": "GeneFinetuneConfig has no field 'fold'.",
     "pretrain cells.tok --set training.epochs=many -o x": "training.epochs must be float, found 'many'",
     "pretrain cells.tok --set size=huge -o x": "size must be one of 'tiny', 'V1-10M'",
+    "pretrain cells.tok --set training.epochs=0 -o x": "training.epochs must be above 0, found 0.0.",
+    "pretrain cells.tok --config bound.toml -o x": "PretrainConfig.held_out must be between 0 and 1, found 2.0.",
+    "finetune base cells.tok -o x": "FinetuneConfig.target must be at least one obs column",
+    "finetune base cells.tok --target donor --test-groups 1 -o x": "split.group must be a column with test_groups",
+    "finetune base cells.tok --target donor --transfer lorra -o x": "strategy must be one of 'full', 'freeze'",
     "pretrain cells.tok --set epochs -o x": "--set epochs: expected key=value",
     "pretrain cells.tok --config no.toml -o x": "no.toml: no such file or folder.",
 }
@@ -115,56 +127,41 @@ def test_what_needs_no_data_is_told_before_any_library_is_loaded(here):
         assert message in said, command
 
 
-CONFIGURED = {
-    "pretrain": "",
-    "finetune": "",
-    "finetune --genes": "--genes genes.parquet",
-    "finetune --source": "--source cells.tok",
-    "finetune-patients": "",
-    "transfer-study": "",
-    "response": "",
-    "response-study": "",
+EVERY_STEP = {
+    "pretrain": "pretrain cells.tok",
+    "finetune": "finetune base cells.tok --target cell_type",
+    "genes": "finetune base cells.tok --genes genes.parquet",
+    "study": "finetune base cells.tok --target cell_type --source cells.tok --source-target cell_type",
+    "patients": "finetune-patients cells.tok --patient donor --target cell_type",
+    "cohorts": "transfer-study counts.h5ad --values counts --survival time event",
+    "response": "response counts.h5ad --responses table.tsv",
+    "screens": "response-study counts.h5ad --responses table.tsv --source counts.h5ad --source-responses table.tsv",
 }
 
 
-@pytest.mark.parametrize("command", CONFIGURED)
-def test_settings_are_read_from_the_source_as_the_class_has_them(command):
-    name, *_ = command.split()
-    given = argparse.Namespace(genes="--genes" in command, source="--source" in command)
-    module, called = COMMANDS[name]._configures(given)
-    config_type = getattr(import_module(f"geneformer_repro.{module}"), called)
-    assert_as_in_source(config_type, settings._read(module, called))
-
-
-def assert_as_in_source(config_type, read):
-    sections = sections_of(config_type)
-    hints = typing.get_type_hints(config_type)
-    assert {*read.fields, *read.sections} == {field.name for field in dataclasses.fields(config_type)}
-    assert set(read.sections) == set(sections)
-    told = {field: hint for field, hint in read.fields.items() if hint is not settings._UNKNOWN}
-    assert told == {field: hints[field] for field in told}
-    for section, of_section in read.sections.items():
-        assert_as_in_source(sections[section].config_type, of_section)
-
-
-def test_settings_that_the_configuration_takes_pass():
-    from geneformer_repro.pretraining.pretrain import PretrainConfig
-
-    chosen = ["size=tiny", "epochs=2", "training.trainer.bf16=true", 'network={"hidden_size"=32}', "training.seed=1"]
-    for setting in chosen[:-1]:
-        settings.require_settings("pretraining.pretrain", "PretrainConfig", None, [setting])
-        load_config(PretrainConfig, overrides=[setting])
-    with pytest.raises(InputError, match="training has no field 'seed'"):
-        settings.require_settings("pretraining.pretrain", "PretrainConfig", None, chosen)
+@pytest.mark.parametrize("step", EVERY_STEP)
+def test_every_configuration_is_made_with_its_bounds_before_the_work(here, step):
+    command = [*shlex.split(EVERY_STEP[step]), "-o", "x"]
+    given = PARSER.parse_args(command)
+    COMMANDS[given.command].check(given)
+    assert given.settings.seed == 0
+    for wrong, said in {"seed=-1": "seed must be at least 0", "sed=1": "has no field 'sed'. Did you mean"}.items():
+        given = PARSER.parse_args([*command, "--set", wrong])
+        with pytest.raises(InputError, match=said):
+            COMMANDS[given.command].check(given)
 
 
 # What comes next
 
 NEXT = {
-    "vocabulary counts.h5ad --layer raw -o v": "tokenize counts.h5ad --vocabulary v --layer raw --values counts "
-    "-o cells.tok",
-    "tokenize counts.h5ad --vocabulary base -o 'my cells.tok'": "embed base 'my cells.tok' -o 'my cells.h5ad'",
-    "tokenize counts.h5ad --vocabulary v -o cells.tok": "pretrain cells.tok -o base",
+    "vocabulary counts.h5ad --layer raw -o v": "tokenize counts.h5ad --vocabulary v --layer raw -o cells-2.tok",
+    "tokenize counts.h5ad --vocabulary base -o 'my cells.tok'": "embed base 'my cells.tok' -o 'my cells-vectors.h5ad'",
+    "tokenize counts.h5ad --vocabulary clf -o cells.tok": "predict clf cells.tok -o cells-predicted.tsv",
+    "tokenize counts.h5ad --vocabulary v -o cells.tok": "pretrain cells.tok --set size=tiny training.warmup_steps=0.1 "
+    "-o base-2",
+    "pretrain cells.tok -o runs/base": "embed runs/base cells.tok -o runs/base-vectors.h5ad",
+    "pretrain cells.tok --vocabulary v --max-length 9 --where donor=a -o new": "embed new cells.tok --vocabulary v "
+    "--max-length 9 --where donor=a -o new-vectors.h5ad",
     "finetune base cells.tok --target cell_type -o clf": "perturb clf cells.tok --target cell_type --first-order "
     "--max-cells 100 -o clf-screen.parquet",
     "embed base cells.tok --where donor=d1 -o v.h5ad": "perturb base cells.tok --where donor=d1 --max-cells 100 "
@@ -173,7 +170,9 @@ NEXT = {
     "explain base cells.tok -o why.parquet": "statistics why.parquet --checkpoint base --cells cells.tok "
     "-o why-genes.tsv",
     "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
-    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok -o heads-network",
+    "network base cells.tok -o pooled": "statistics pooled --state A -o pooled.graphml",
+    "info pooled": "statistics pooled --state A -o pooled.graphml",
+    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok --sources g.txt -o heads-network",
 }
 
 
@@ -182,7 +181,7 @@ def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, comm
     words = shlex.split(command)
     found = COMMANDS[words[0]].then(PARSER.parse_args(words))
     assert shlex.join(found) == after
-    PARSER.parse_args(found)
+    assert not Path(PARSER.parse_args(found).out).exists()
 
 
 def test_without_what_it_would_need_no_command_is_named(here):
@@ -213,8 +212,73 @@ def test_an_event_is_told_in_words_on_a_terminal_and_as_json_in_a_file(monkeypat
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert terminal.InWords("%(message)s").format(record) == event
     monkeypatch.setattr(sys, "stderr", Terminal())
-    in_words = "embed: cells 1,200, seconds 0.131, peak memory gb 0.6"
+    in_words = "embed: cells 1,200, seconds 0.131"
     assert terminal.InWords("%(message)s").format(record) == in_words
+
+
+def test_what_a_bar_shows_is_not_said_again_on_its_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert not terminal.InWords.is_news(logging.makeLogRecord({"msg": "{}", **IN_A_BAR}))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert terminal.InWords.is_news(logging.makeLogRecord({"msg": "{}", **IN_A_BAR}))
+
+
+# Lines
+
+SAID = """\
+versions     Python and what is long to say of it
+  donor  9 values: 1015, 1256 and 7 more of them
+A sentence that is longer than the terminal is wide
+    row 1"""
+
+
+def test_lines_go_on_below_what_stands_behind_their_label():
+    assert terminal.broken(SAID, 30).splitlines() == [
+        "versions     Python and what",
+        "             is long to say of",
+        "             it",
+        "  donor  9 values: 1015, 1256",
+        "         and 7 more of them",
+        "A sentence that is longer than",
+        "  the terminal is wide",
+        "    row 1",
+    ]
+    assert terminal.broken(SAID, None) == SAID
+
+
+def test_a_command_that_is_folded_is_the_same_to_a_shell():
+    words = ["geneformer-repro", "embed", "my base", "cells.tok", "--where", "donor=it's", "--umap", "cell_type"]
+    folded = terminal.folded(words, 40, at=6)
+    assert max(map(len, folded.splitlines())) <= 40
+    assert folded.count(" \\\n") == 3
+    assert shlex.split(folded.replace("\\\n", "")) == words
+    assert terminal.folded(words, None) == shlex.join(words)
+
+
+def test_nested_facts_are_told_a_line_each():
+    facts = {
+        "step": "finetune",
+        "config": {"seed": 0, "search": {"trials": 2, "space": {}}, "base": None},
+        "inputs": {"cells": "0123456789ab" + "c" * 52},
+        "result": {"type": {"accuracy": 0.98913, "accuracy_low": 0.9, "accuracy_high": 1.0, "n": 1900}},
+        "methods": {"hide": {}, "ig": {"steps": 18}},
+        "method": {"hide": {}},
+        "donors": [*"abcdefghijkl"],
+    }
+    assert terminal.in_rows(facts) == [
+        "  step     finetune",
+        "  config",
+        "    seed    0",
+        "    search  trials 2",
+        "  inputs   cells 0123456789ab…",
+        "  result",
+        "    type  accuracy 0.9891 (0.9 to 1), n 1,900",
+        "  methods",
+        "    hide  –",
+        "    ig    steps 18",
+        "  method   hide",
+        "  donors   a, b, c, d, e, f, g, h, i, j and 2 more",
+    ]
 
 
 # Tables

@@ -21,9 +21,9 @@ from geneformer_repro.config import (
     setting,
     with_settings,
 )
-from geneformer_repro.finetuning.finetune import FinetuneConfig
-from geneformer_repro.finetuning.genes import GeneFinetuneConfig
-from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.finetuning.settings.cells import FinetuneConfig
+from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
+from geneformer_repro.pretraining.settings import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from geneformer_repro.config import load_config
 from geneformer_repro.encoder import Block
-from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.pretraining.settings import PretrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAUNCHES = sorted(CONFIGS.glob("*.yaml"))

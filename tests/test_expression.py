@@ -9,15 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
-from geneformer_repro.expression import (
-    ExpressionConfig,
-    ExpressionInputs,
-    ExpressionNetwork,
-    InputScale,
-    dealt_outputs,
-    permutation_use,
-)
+from geneformer_repro.expression import ExpressionInputs, ExpressionNetwork, InputScale, dealt_outputs, permutation_use
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.targets import Classes, Number
 
 GENES = tuple(f"ENSG{number:011d}" for number in range(8))

@@ -21,16 +21,9 @@ import geneformer_repro as gf
 from geneformer_repro.attention import Cells
 from geneformer_repro.batching import end_to_end as laid_out
 from geneformer_repro.encoder import IGNORED, first_tokens, run_encoder, run_gated
-from geneformer_repro.heads import (
-    CellClassifier,
-    GeneClassifier,
-    Head,
-    HeadPooling,
-    pool,
-    require_poolable,
-    weighted_sums,
-)
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, pool, require_poolable, weighted_sums
 from geneformer_repro.model import MaskedGeneModel, bert_config, flops
+from geneformer_repro.network_settings import HeadPooling
 from geneformer_repro.pretraining.masking import mask_genes
 from geneformer_repro.targets import Classes, Number
 from geneformer_repro.tokenizer.vocabulary import Vocabulary

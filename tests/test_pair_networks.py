@@ -19,7 +19,7 @@ from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.heads import Head
 from geneformer_repro.mean_effects import MeanEffects
 from geneformer_repro.model import bert_config
-from geneformer_repro.pair_layers import PairNetworkConfig
+from geneformer_repro.network_settings import PairNetworkConfig
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.targets import Response
 

@@ -31,17 +31,10 @@ from geneformer_repro.errors import MissingExtraError
 from geneformer_repro.model import MaskedGeneModel, bert_config
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 from geneformer_repro.training import loop
-from geneformer_repro.training.config import (
-    _WITHOUT_EFFECT,
-    CellExamples,
-    ParameterGroup,
-    TrainConfig,
-    TrainingRun,
-    join_processes,
-    trainer_fields,
-)
+from geneformer_repro.training.config import CellExamples, ParameterGroup, TrainingRun, join_processes
 from geneformer_repro.training.log import peak_flops
 from geneformer_repro.training.loop import Interrupted, train
+from geneformer_repro.training.settings import _WITHOUT_EFFECT, TrainConfig, trainer_fields
 
 pytestmark = pytest.mark.slow
 

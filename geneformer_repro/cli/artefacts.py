@@ -1,8 +1,10 @@
 """What a file or folder is, told by its name and its first bytes: for commands that were given something else."""
 
 import json
-import re
 from pathlib import Path
+
+from geneformer_repro.files import mudata_of
+from geneformer_repro.hub import place_named
 
 CHECKPOINT, CELLS, VOCABULARY = "a checkpoint", "tokenised cells", "a vocabulary"
 SCREEN, EXPLANATION, NETWORK = "a perturbation screen", "an explanation", "a gene network"
@@ -17,25 +19,24 @@ _MARKERS = (
     ("zarr.json", ANNDATA),
 )
 _ENDINGS = {
-    **dict.fromkeys((".h5ad", ".loom", ".h5"), ANNDATA),
+    **dict.fromkeys((".h5ad", ".h5mu", ".loom", ".h5"), ANNDATA),
     **dict.fromkeys((".tsv", ".csv", ".txt", ".gct"), TABLE),
 }
 _FORMATS = (("shifts", SCREEN), ("explanation", EXPLANATION))
-_HUB_ID = re.compile(r"([\w-][\w.-]*)(/[\w-][\w.-]*)+")
 
 
 def kind_of(path: Path) -> str | None:
     """Return what is there, as messages call it; None where neither name nor header says it."""
     if path.is_dir():
         return next((kind for name, kind in _MARKERS if (path / name).exists()), None)
-    return _kind_of_parquet(path) if path.suffix == ".parquet" else _ENDINGS.get(path.suffix)
+    return _kind_of_parquet(path) if path.suffix == ".parquet" else _ENDINGS.get((mudata_of(path) or path).suffix)
 
 
 def may_be_on_the_hub(name: str) -> bool:
     """Whether a name could be that of a repository of models, or a folder in one, and not of a folder mistyped here."""
-    named = _HUB_ID.fullmatch(name)
     is_of_a_file = Path(name).suffix in (*_ENDINGS, ".parquet", ".tok")
-    return named is not None and not is_of_a_file and not Path(named[1]).exists()
+    first, *more = name.split("/")
+    return bool(more) and place_named(name) is not None and not is_of_a_file and not Path(first).exists()
 
 
 def obs_columns(path: Path) -> list[str] | None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.inputs import (
@@ -23,8 +23,12 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.config import load_config
 from geneformer_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_repro.finetuning.settings.samples import CohortStudyConfig
 
 
 def add_commands(commands: Any) -> None:
@@ -48,7 +52,8 @@ def add_commands(commands: Any) -> None:
         "folder to write: report.html, tables, pictures, and a folder for each cohort with its networks",
         family="train",
         examples=["cohorts.h5ad --values expression --survival time event --cohort tumour -o study"],
-        configures=lambda _: ("finetuning.cohort_data", "CohortStudyConfig"),
+        configures=_cohort_settings,
+        settings=("finetuning.settings.samples", "CohortStudyConfig"),
         more="Cox's model and more stand beside it.",
     )
     add_samples_options(command)
@@ -161,8 +166,8 @@ def _cross_cohort(arguments: argparse.Namespace) -> None:
     )
     shown = [name for name in _SHOWN if name in table]
     print_table(table[shown], number="{:.3f}")
-    print(table.attrs["sentence"])
-    print("{} has all columns, {} the picture, {} all pictures and the genes".format(*outputs))
+    say(table.attrs["sentence"])
+    say("{} has all columns, {} the picture, {} all pictures and the genes".format(*outputs))
 
 
 _SHOWN = (
@@ -209,14 +214,25 @@ def _samples(arguments: argparse.Namespace) -> None:
     joined = given_samples(arguments)
     with new_file(out, overwrite=arguments.overwrite) as aside:
         joined.write_h5ad(aside)
-    print(f"{joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
+    say(f"{out}: {joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
 
 
 def _transfer_study(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.config import load_config
-    from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
     from geneformer_repro.finetuning.cohort_tables import methods_table, sentence
     from geneformer_repro.finetuning.study import transfer_study
+
+    where = {name: getattr(arguments, name) for name in ("out", "workers", "ray", "overwrite")}
+    study = transfer_study(given_samples(arguments), config=arguments.settings, **where)
+    for table in (study.cohorts, methods_table(study.evaluations)):
+        print_table(table, number="{:.3f}")
+        say()
+    for row in study.comparisons.dropna(subset="difference_low").itertuples():
+        say(f"{sentence(row)}.")
+    say(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+
+
+def _cohort_settings(arguments: argparse.Namespace) -> "CohortStudyConfig":
+    from geneformer_repro.finetuning.settings.samples import CohortStudyConfig
 
     settings = [*arguments.set, *study_settings(arguments)]
     for name in ("values", "survival") if arguments.config is None else ():
@@ -225,15 +241,7 @@ def _transfer_study(arguments: argparse.Namespace) -> None:
                 f"--{name} is missing: say what the expression holds (--values counts, expression or zscore), and "
                 "which columns hold time and event (--survival TIME EVENT)."
             )
-    config = load_config(CohortStudyConfig, arguments.config, settings)
-    where = {name: getattr(arguments, name) for name in ("out", "workers", "ray", "overwrite")}
-    study = transfer_study(given_samples(arguments), config=config, **where)
-    for table in (study.cohorts, methods_table(study.evaluations)):
-        print_table(table, number="{:.3f}")
-        print()
-    for row in study.comparisons.dropna(subset="difference_low").itertuples():
-        print(f"{sentence(row)}.")
-    print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+    return load_config(CohortStudyConfig, arguments.config, settings)
 
 
 def study_settings(arguments: argparse.Namespace) -> list[str]:

@@ -20,7 +20,7 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 
 
 def add_commands(commands: Any) -> None:
@@ -103,8 +103,8 @@ def _heads(arguments: argparse.Namespace) -> None:
     with new_file(picture, overwrite=arguments.overwrite) as aside:
         heads_figure(table).savefig(aside, dpi=150)
     write_head_report(table, page, facts=facts, overwrite=arguments.overwrite)
-    print(head_sentence(table))
-    print(f"{out} has all {len(table):,} heads, {picture} the picture, {page} what it shows")
+    say(head_sentence(table))
+    say(f"{out} has all {len(table):,} heads, {picture} the picture, {page} what it shows")
 
 
 def compare_states(arguments: argparse.Namespace) -> None:
@@ -129,5 +129,5 @@ def compare_states(arguments: argparse.Namespace) -> None:
     shown = ["source_name", "target_name", "difference", "p_value", "fdr", "n_donors", "moved"]
     head = found.edges[shown].head(10).dropna(axis=1, how="all")
     print_table(head)
-    print(found.sentence())
-    print(f"{out} has {len(found.edges):,} edges, {outputs[1]} the picture, {outputs[2]} what it shows")
+    say(found.sentence())
+    say(f"{out} has {len(found.edges):,} edges, {outputs[1]} the picture, {outputs[2]} what it shows")

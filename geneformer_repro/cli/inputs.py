@@ -50,7 +50,8 @@ def new_command(
     examples: Sequence[str],
     more: str = "",
     then: Callable[[argparse.Namespace], list[str] | None] | None = None,
-    configures: Callable[[argparse.Namespace], tuple[str, str]] | None = None,
+    configures: Callable[[argparse.Namespace], Any] | None = None,
+    settings: tuple[str, str] | None = None,
 ) -> Command:
     """Add a command that writes `out`, if anything, with the options that all such commands have."""
     command: Command = commands.add_parser(
@@ -61,6 +62,7 @@ def new_command(
         examples=[f"geneformer-repro {name} {example}".rstrip() for example in examples],
         then=then,
         configures=configures,
+        settings=settings,
         siblings=commands.choices,
     )
     if out is not None:
@@ -205,7 +207,9 @@ def add_model_options(command: argparse.ArgumentParser, *, with_target: bool) ->
     command.add_argument(
         "--layer", type=int, default=layer, help=f"0 is the last block, -1 the one before (default {of_layer})"
     )
-    command.add_argument("--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {of_pooling})")
+    command.add_argument(
+        "--pooling", choices=["mean", "cls"], default=pooling, help=f"of a cell's tokens (default {of_pooling})"
+    )
     add_cells_options(command)
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import AtLeast, Reads
@@ -30,8 +30,14 @@ from geneformer_repro.cli.inputs import (
     refuse_where,
     survival_settings,
 )
-from geneformer_repro.cli.terminal import print_table
-from geneformer_repro.errors import InputError
+from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.config import load_config
+from geneformer_repro.errors import InputError, counted
+
+if TYPE_CHECKING:
+    from geneformer_repro.finetuning.settings.cells import FinetuneConfig
+    from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
+    from geneformer_repro.pretraining.settings import PretrainConfig
 
 _OF_DATA = ("layer", "gene_ids", "log2", "cohort", "clinical", "genes_in")
 """Options of `predict` that are the function's."""
@@ -55,7 +61,8 @@ def _add_pretrain(commands: Any) -> None:
         family="train",
         examples=["cells.tok --set size=V1-10M training.epochs=3 -o base", "cells.tok --base base -o adapted"],
         then=after_pretrain,
-        configures=lambda _: ("pretraining.pretrain", "PretrainConfig"),
+        configures=_pretrain_settings,
+        settings=("pretraining.settings", "PretrainConfig"),
     )
     pretrain.add_argument("cells", type=DATASET, help=TOKENIZED)
     pretrain.add_argument("--base", dest="checkpoint", type=MODEL, metavar="BASE", help=f"go on from this {CHECKPOINT}")
@@ -78,7 +85,8 @@ def _add_finetune(commands: Any) -> None:
             "base cells.tok --genes genes.tsv -o gene-classifier",
         ],
         then=after_finetune,
-        configures=_configured,
+        configures=_finetune_settings,
+        settings=("finetuning.settings.cells", "FinetuneConfig"),
     )
     finetune.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     finetune.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -90,7 +98,9 @@ def _add_finetune(commands: Any) -> None:
         "--cohort", type=COLUMN, metavar="COLUMN", help="with --survival: rows are compared within these"
     )
     finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
-    finetune.add_argument("--group", type=COLUMN, help="obs column whose groups are never split, such as the donor")
+    finetune.add_argument(
+        "--group", type=COLUMN, metavar="COLUMN", help="obs column whose groups are never split, such as the donor"
+    )
     finetune.add_argument(
         "--test-groups", nargs="+", metavar="GROUP", help="groups to report on; default a random part"
     )
@@ -114,16 +124,30 @@ def _add_finetune(commands: Any) -> None:
     )
     finetune.add_argument("--source-target", nargs="+", metavar="COLUMN", help="with --source, its obs columns")
     finetune.add_argument("--task", help="with --genes, which of several tasks in the table")
-    finetune.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts, if not where tokenize found it")
+    finetune.add_argument(
+        "--counts", type=ANY_FILE, metavar="FILE", help=".h5ad with the raw counts, if not where tokenize found it"
+    )
     add_config_options(finetune)
 
 
-def _configured(arguments: argparse.Namespace) -> tuple[str, str]:
+def _pretrain_settings(arguments: argparse.Namespace) -> "PretrainConfig":
+    from geneformer_repro.pretraining.settings import PretrainConfig
+
+    return load_config(PretrainConfig, arguments.config, arguments.set)
+
+
+def _finetune_settings(arguments: argparse.Namespace) -> "FinetuneConfig | GeneFinetuneConfig":
+    from geneformer_repro.finetuning.settings.cells import FinetuneConfig, TransferStudyConfig
+    from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
+
+    if arguments.task and not arguments.genes:
+        raise InputError("--task chooses among the classes of genes of a table; name it with --genes.")
+    if bool(arguments.source) != bool(arguments.source_target) or (arguments.source and arguments.genes):
+        raise InputError("--source names cells and --source-target its obs columns; give both, and not with --genes.")
+    settings = [*arguments.set, *named_settings(arguments)]
     if arguments.genes:
-        return "finetuning.genes", "GeneFinetuneConfig"
-    return (
-        ("finetuning.study", "TransferStudyConfig") if arguments.source else ("finetuning.finetune", "FinetuneConfig")
-    )
+        return load_config(GeneFinetuneConfig, arguments.config, settings)
+    return load_config(TransferStudyConfig if arguments.source else FinetuneConfig, arguments.config, settings)
 
 
 def _add_predict(commands: Any) -> None:
@@ -164,43 +188,32 @@ def _add_predict(commands: Any) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.config import load_config
-    from geneformer_repro.pretraining.pretrain import PretrainConfig, pretrain
+    from geneformer_repro.pretraining.pretrain import pretrain
 
-    config = load_config(PretrainConfig, arguments.config, arguments.set)
     base, cells = open_both(arguments)
-    checkpoint = pretrain(
-        cells, config, out=arguments.out, base=base, overwrite=arguments.overwrite, resume=arguments.resume
-    )
+    where = {"out": arguments.out, "overwrite": arguments.overwrite, "resume": arguments.resume}
+    checkpoint = pretrain(cells, arguments.settings, base=base, **where)
     if processes.is_first():
-        print(checkpoint)
+        say(f"{arguments.out}: {checkpoint}")
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.config import load_config
-    from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
-    from geneformer_repro.finetuning.genes import GeneFinetuneConfig, finetune_genes, read_gene_classes
-    from geneformer_repro.finetuning.study import TransferStudyConfig, transfer_study
+    from geneformer_repro.finetuning.finetune import finetune
+    from geneformer_repro.finetuning.genes import finetune_genes, read_gene_classes
+    from geneformer_repro.finetuning.study import transfer_study
 
-    settings = [*arguments.set, *named_settings(arguments)]
     where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
-    if arguments.task and not arguments.genes:
-        raise InputError("--task chooses among the classes of genes of a table; name it with --genes.")
-    if bool(arguments.source) != bool(arguments.source_target) or (arguments.source and arguments.genes):
-        raise InputError("--source names cells and --source-target its obs columns; give both, and not with --genes.")
     if arguments.genes:
-        config = load_config(GeneFinetuneConfig, arguments.config, settings)
         classes = read_gene_classes(arguments.genes, arguments.task)
-        found = finetune_genes(*open_both(arguments), classes, config, **where)
+        found = finetune_genes(*open_both(arguments), classes, arguments.settings, **where)
         evaluations = {found.evaluation.target.name: found.evaluation}
     elif arguments.source:
         checkpoint, cells = open_both(arguments)
         source = open_cells(arguments, arguments.source, checkpoint, where=False)
-        study = load_config(TransferStudyConfig, arguments.config, settings)
-        evaluations = dict(transfer_study(checkpoint, source, cells, study, **where).evaluations)
+        evaluations = dict(transfer_study(checkpoint, source, cells, arguments.settings, **where).evaluations)
     else:
-        result = finetune(*open_both(arguments), load_config(FinetuneConfig, arguments.config, settings), **where)
+        result = finetune(*open_both(arguments), arguments.settings, **where)
         evaluations = dict(result.evaluations)
     if processes.is_first():
         print_evaluations(evaluations, "on genes held out" if arguments.genes else "on the test cells", arguments.out)
@@ -209,17 +222,17 @@ def _finetune(arguments: argparse.Namespace) -> None:
 def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> None:
     """Print what every method reached on each target, and what that says."""
     for name, evaluation in evaluations.items():
-        print(f"{name}, {where}")
+        say(f"{name}, {where}")
         _print_scores(evaluation.methods)
         if evaluation.by_group is not None:
-            print(f"{name}, by {evaluation.group}, the mean of each")
+            say(f"{name}, by {evaluation.group}, the mean of each")
             _print_scores(evaluation.by_group.methods)
         if evaluation.within_groups is not None:
-            print(f"{name}, within each {evaluation.group}, the median")
+            say(f"{name}, within each {evaluation.group}, the median")
             _print_scores(evaluation.within_groups)
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
-            print(sentence)
-    print(f"{Path(out) / 'report.html'} has the pictures and intervals")
+            say(sentence)
+    say(f"{out} holds the network and its tables; {Path(out) / 'report.html'} has the pictures and intervals")
 
 
 def _print_scores(methods: Any) -> None:
@@ -293,14 +306,16 @@ def _predict(arguments: argparse.Namespace) -> None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return
+    say(f"{out}: predictions of {counted(len(table), 'row')}")
     for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
         if table[column].dtype == object:
-            counted = table[column].value_counts()
-            print_table(counted.head(_MOST).reset_index())
-            if len(counted) > _MOST:
-                print(f"and {len(counted) - _MOST:,} more")
+            found = table[column].value_counts()
+            print_table(found.head(_MOST).reset_index())
+            if len(found) > _MOST:
+                say(f"and {len(found) - _MOST:,} more")
         else:
-            print(table[column].describe())
+            spread = table[column].describe().drop("count")
+            say(f"{column}: {', '.join(f'{name} {value:.4g}' for name, value in spread.items())}")
 
 
 def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.following import after_finetune_patients
@@ -23,7 +23,12 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.models import print_evaluations
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.config import load_config
+from geneformer_repro.errors import counted
+
+if TYPE_CHECKING:
+    from geneformer_repro.finetuning.settings.patients import PatientConfig
 
 _MOST = 20
 
@@ -45,7 +50,8 @@ def _add_finetune(commands: Any) -> None:
         examples=["cells.tok --checkpoint base --patient donor --target disease -o patients"],
         more="Pseudobulk and composition stand beside it.",
         then=after_finetune_patients,
-        configures=lambda _: ("finetuning.patients", "PatientConfig"),
+        configures=_settings,
+        settings=("finetuning.settings.patients", "PatientConfig"),
     )
     command.add_argument(
         "cells",
@@ -110,14 +116,10 @@ def _add_predict(commands: Any) -> None:
 
 def _finetune_patients(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.config import load_config
-    from geneformer_repro.finetuning.patients import PatientConfig, finetune_patients
+    from geneformer_repro.finetuning.patients import finetune_patients
 
-    config = load_config(PatientConfig, arguments.config, [*arguments.set, *patient_settings(arguments)])
-    checkpoint, cells = _opened(arguments)
-    result = finetune_patients(
-        checkpoint, cells, config, out=arguments.out, counts=arguments.counts, overwrite=arguments.overwrite
-    )
+    where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
+    result = finetune_patients(*_opened(arguments), arguments.settings, **where)
     if processes.is_first():
         print_evaluations(result.evaluations, "on the test patients", arguments.out)
 
@@ -133,8 +135,9 @@ def _predict_patients(arguments: argparse.Namespace) -> None:
         shown = [name for name in found.patients.columns.astype(str) if not name.startswith("top_")]
         print_table(found.patients[shown].head(_MOST), number="{:.3f}")
         if len(found.patients) > _MOST:
-            print(f"and {len(found.patients) - _MOST:,} more")
-        print(f"{Path(arguments.out) / 'attention.tsv'} has the attention of each cell")
+            say(f"and {len(found.patients) - _MOST:,} more")
+        patients, cells = (Path(arguments.out) / name for name in ("patients.tsv", "attention.tsv"))
+        say(f"{patients} has {counted(len(found.patients), 'patient')}, {cells} the attention of each cell")
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -146,6 +149,12 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:
         return open_both(arguments)
     refuse_where(arguments, f"{arguments.cells} has vectors")
     return None, arguments.cells
+
+
+def _settings(arguments: argparse.Namespace) -> "PatientConfig":
+    from geneformer_repro.finetuning.settings.patients import PatientConfig
+
+    return load_config(PatientConfig, arguments.config, [*arguments.set, *patient_settings(arguments)])
 
 
 def patient_settings(arguments: argparse.Namespace) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import AtLeast, Reads
@@ -23,7 +23,11 @@ from geneformer_repro.cli.inputs import (
     open_cells,
     refuse_where,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.config import load_config
+
+if TYPE_CHECKING:
+    from geneformer_repro.finetuning.settings.pairs import ResponseConfig, ResponseStudyConfig
 
 _SAMPLES = f"table or .h5ad of samples × genes; or a {TOKENIZED}"
 
@@ -40,7 +44,8 @@ def add_commands(commands: Any) -> None:
         examples=["lines.h5ad --responses ic50.tsv --measure LN_IC50 --drugs drugs.tsv --network conv_nn -o response"],
         more="The means of drugs and samples stand beside it.",
         then=after_response,
-        configures=lambda _: ("finetuning.response_data", "ResponseConfig"),
+        configures=_response_settings,
+        settings=("finetuning.settings.pairs", "ResponseConfig"),
     )
     _add_inputs(command)
     command.add_argument(
@@ -99,7 +104,8 @@ def _add_study(commands: Any) -> None:
         "folder to write: report.html, tables, pictures, and the networks of the source",
         family="train",
         examples=["trial.h5ad --responses trial.tsv --source lines.h5ad --source-responses ic50.tsv -o study"],
-        configures=lambda _: ("finetuning.response_study", "ResponseStudyConfig"),
+        configures=_study_settings,
+        settings=("finetuning.settings.pairs", "ResponseStudyConfig"),
         more="After few pairs and many, beside networks without the first.",
     )
     _add_inputs(command)
@@ -173,12 +179,9 @@ def _response(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.cli.models import print_evaluations
-    from geneformer_repro.config import load_config
-    from geneformer_repro.finetuning.response_data import ResponseConfig
     from geneformer_repro.finetuning.responses import finetune_response
     from geneformer_repro.tokenizer.published import is_dataset
 
-    config = load_config(ResponseConfig, arguments.config, [*arguments.set, *response_settings(arguments)])
     start = Checkpoint.from_pretrained(arguments.start) if arguments.start else None
     has_tokens = Path(arguments.samples).exists() and is_dataset(Path(arguments.samples))
     if not has_tokens:
@@ -188,7 +191,7 @@ def _response(arguments: argparse.Namespace) -> None:
         open_cells(arguments, arguments.samples, start) if has_tokens else arguments.samples,
         arguments.responses,
         arguments.drugs,
-        config,
+        arguments.settings,
         expression=arguments.expression,
         aliases=arguments.aliases,
         vectors=arguments.vectors,
@@ -197,6 +200,18 @@ def _response(arguments: argparse.Namespace) -> None:
     )
     if processes.is_first():
         print_evaluations({result.evaluation.target.name: result.evaluation}, "on the test pairs", arguments.out)
+
+
+def _response_settings(arguments: argparse.Namespace) -> "ResponseConfig":
+    from geneformer_repro.finetuning.settings.pairs import ResponseConfig
+
+    return load_config(ResponseConfig, arguments.config, [*arguments.set, *response_settings(arguments)])
+
+
+def _study_settings(arguments: argparse.Namespace) -> "ResponseStudyConfig":
+    from geneformer_repro.finetuning.settings.pairs import ResponseStudyConfig
+
+    return load_config(ResponseStudyConfig, arguments.config, [*arguments.set, *response_study_settings(arguments)])
 
 
 def response_settings(arguments: argparse.Namespace) -> list[str]:
@@ -232,14 +247,12 @@ def _settings(arguments: argparse.Namespace, own: Mapping[str, Any]) -> list[str
 
 def _response_study(arguments: argparse.Namespace) -> None:
     from geneformer_repro.checkpoint import Checkpoint
-    from geneformer_repro.config import load_config
     from geneformer_repro.files import refuse_existing
     from geneformer_repro.finetuning.response_data import ResponseData
     from geneformer_repro.finetuning.response_results import scores_by_size, sentences
-    from geneformer_repro.finetuning.response_study import ResponseStudyConfig
     from geneformer_repro.finetuning.study import transfer_study
 
-    config = load_config(ResponseStudyConfig, arguments.config, [*arguments.set, *response_study_settings(arguments)])
+    config: ResponseStudyConfig = arguments.settings
     refuse_existing(Path(arguments.out), overwrite=arguments.overwrite, marker="provenance.json")
     target = ResponseData.read(
         arguments.samples,
@@ -264,10 +277,10 @@ def _response_study(arguments: argparse.Namespace) -> None:
     study = transfer_study(start, source, target, config, **where)
     for use in config.uses:
         score, table = scores_by_size(study.table, use)
-        print(f"new in the test: {use}; {score} after so many pairs of the target")
+        say(f"new in the test: {use}; {score} after so many pairs of the target")
         print_table(table.rename_axis(index=None, columns=None), number="{:.3f}", index=True)
-        print(*sentences(study.differences, use), sep="\n", end="\n\n")
-    print(f"{Path(arguments.out) / 'report.html'} has the pictures, {Path(arguments.out) / 'methods.tsv'} all scores")
+        say("\n".join((*sentences(study.differences, use), "")))
+    say(f"{Path(arguments.out) / 'report.html'} has the pictures, {Path(arguments.out) / 'methods.tsv'} all scores")
 
 
 def response_study_settings(arguments: argparse.Namespace) -> list[str]:
@@ -299,5 +312,5 @@ def _predict_response(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     noted = int((table["note"] != "").sum())
-    print(f"{arguments.out}: {len(table):,} pairs, {noted:,} of them with a note; the most sensitive drugs:")
+    say(f"{arguments.out}: {len(table):,} pairs, {noted:,} of them with a note; the most sensitive drugs:")
     print_table(table[table["rank"] <= 3].head(15), number="{:.3f}")

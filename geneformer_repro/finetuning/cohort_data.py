@@ -1,94 +1,26 @@
 """Samples of several cohorts with their survival, and how a study of them is made."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.config import Section, require, require_types
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs
-from geneformer_repro.finetuning.finetune import CellCompareConfig
-from geneformer_repro.finetuning.halving import HalvingConfig
-from geneformer_repro.finetuning.kinds.survival import (
-    FEWEST_EVENTS,
-    FollowUpConfig,
-    read_survival,
-    require_one_time,
-    survival_target,
-)
-from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig
-from geneformer_repro.finetuning.splits import SplitConfig
+from geneformer_repro.finetuning.kinds.survival import FEWEST_EVENTS, read_survival, survival_target
+from geneformer_repro.finetuning.problems.samples import ExpressionProblem
+from geneformer_repro.finetuning.settings.samples import CohortStudyConfig
 from geneformer_repro.sample_reading import as_inputs
 from geneformer_repro.targets import SurvivalTime
-from geneformer_repro.tokenizer.dataset import as_labels
-from geneformer_repro.tokenizer.measures import Measure, Values
+from geneformer_repro.tokenizer.labels import as_labels
+from geneformer_repro.tokenizer.measures import Measure
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudySplitConfig(SplitConfig):
-    """Which samples of the target are trained on, which choose rate and epoch, and which are reported."""
-
-    folds: int | Literal["groups"] = 5
-    repeats: int = 2
-    validation: float = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class CohortStudyConfig(SampleNetworkConfig):
-    """How networks learn survival of every cohort, after that of the others, and what to compare with.
-
-    See Also
-    --------
-    transfer_study : Takes it.
-    TransferStudyConfig : For cells, from one source to one target.
-
-    Examples
-    --------
-    >>> import geneformer_repro as gf
-    >>> config = gf.CohortStudyConfig(survival={"PFI": "PFI.time"}, values="zscore", halving={"n_trials": 27})
-    >>> config.event, config.halving.n_trials, config.split.folds
-    ('PFI', 27, 5)
-    """
-
-    survival: Mapping[str, str]
-    """The obs column of the event (1, or 0 where follow-up ended without one) → that of its time; one."""
-    values: Values
-    """What the matrix holds: raw "counts", which become log1p of counts per 10,000; "expression" (TPM, RSEM, FPKM,
-    intensities), which becomes log1p; "zscore", or log ratios, as they are."""
-    log2: bool = False
-    """Whether expression is stored as log2(x + 1)."""
-    follow_up: Section[FollowUpConfig] = Section(FollowUpConfig)
-    """How times are taken; its ``cohort`` names the column of the cohorts."""
-    cohorts: tuple[str, ...] = ()
-    """The cohorts that are the target in their turn; none named are all with events enough."""
-    split: Section[StudySplitConfig] = Section(StudySplitConfig)
-    """How the samples of a target are dealt."""
-    halving: Section[HalvingConfig] = Section(HalvingConfig)
-    """Which settings are searched on the other cohorts."""
-    compare: Section[CellCompareConfig] = Section(CellCompareConfig)
-    """What to compare with; ``curve`` in numbers of patients."""
-
-    @property
-    def event(self) -> str:
-        """The obs column of the event."""
-        return next(iter(self.survival))
-
-    def __post_init__(self) -> None:
-        require_one_time(self.survival)
-        super().__post_init__()
-        require_types(self)
-        require(len(self.survival) == 1, self, "survival", "one event with its time")
-        is_apart = "covariates" not in self.network.skip
-        require(is_apart, self.network, "skip", 'without "covariates"; a network of their own has compare.covariates')
 
 
 @dataclass(frozen=True, eq=False)

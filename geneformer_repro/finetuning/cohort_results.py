@@ -10,7 +10,6 @@ import pandas as pd
 
 from geneformer_repro.files import write_json, write_table
 from geneformer_repro.finetuning.block_use import use_figure, use_section
-from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
 from geneformer_repro.finetuning.cohort_tables import (
     SCRATCH,
     WITH_CLINICAL,
@@ -25,6 +24,7 @@ from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.kinds.survival_figures import forest_figure, risk_groups_figure
 from geneformer_repro.finetuning.methods import file_name
 from geneformer_repro.finetuning.results import write_evaluation
+from geneformer_repro.finetuning.settings.samples import CohortStudyConfig
 from geneformer_repro.report import BLUE, GREY, LIGHT, Section, name_points, new_axes, write_report
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import resolved, with_settings
 from geneformer_repro.errors import InputError
-from geneformer_repro.expression import ExpressionConfig, ExpressionNetwork, InputScale
+from geneformer_repro.expression import ExpressionNetwork, InputScale
 from geneformer_repro.files import provenance
-from geneformer_repro.finetuning.cohort_data import CohortData, CohortStudyConfig
+from geneformer_repro.finetuning.cohort_data import CohortData
 from geneformer_repro.finetuning.cohort_results import write_study
 from geneformer_repro.finetuning.cohort_tables import (
     DISCRIMINATIVE,
@@ -49,9 +49,11 @@ from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import Comparison, NetworkMethod, file_name
 from geneformer_repro.finetuning.networks import best_entry, read_history, trained_once
-from geneformer_repro.finetuning.problems.samples import ExpressionProblem, SampleNetworkConfig, SampleTrainConfig
+from geneformer_repro.finetuning.problems.samples import ExpressionProblem
+from geneformer_repro.finetuning.settings.samples import CohortStudyConfig, SampleNetworkConfig, SampleTrainConfig
 from geneformer_repro.finetuning.splits import Split, nested_draw
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.sharing import require_ray
 from geneformer_repro.targets import Target
 from geneformer_repro.work import working_on

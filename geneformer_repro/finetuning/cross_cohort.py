@@ -29,11 +29,14 @@ from geneformer_repro.finetuning.cohort_outcomes import (
     with_enough,
 )
 from geneformer_repro.finetuning.cohort_pairs import CohortPairs, Harmonise, summary
-from geneformer_repro.finetuning.kinds.survival import FEWEST_EVENTS, FollowUpConfig, read_survival, require_one_time
-from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
+from geneformer_repro.finetuning.kinds.survival import FEWEST_EVENTS, read_survival
+from geneformer_repro.finetuning.response_data import ResponseData
+from geneformer_repro.finetuning.settings.labels import FollowUpConfig, require_one_time
+from geneformer_repro.finetuning.settings.pairs import ResponseConfig
 from geneformer_repro.sample_reading import measured
 from geneformer_repro.tokenizer.counts import rank_values
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.tokenizer.matrices import dense
 from geneformer_repro.tokenizer.measures import Measure, Values
 

@@ -21,7 +21,7 @@ from geneformer_repro.errors import InputError, MissingExtraError
 from geneformer_repro.expression import ExpressionInputs
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.problems.pairs import PairProblem
-from geneformer_repro.finetuning.response_data import ResponseConfig
+from geneformer_repro.finetuning.settings.pairs import ResponseConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.targets import Response

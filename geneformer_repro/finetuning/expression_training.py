@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,13 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from geneformer_repro.config import require, require_types
 from geneformer_repro.errors import InputError
 from geneformer_repro.expression import NON_LINEARITIES, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.finetuning.settings.samples import ExpressionTrainConfig
 from geneformer_repro.heads import Head
 
-Optimiser = Literal["adam", "adamw", "sgd"]
-ExpressionStrategy = Literal["full", "probe", "discriminative"]
 Score = Callable[[np.ndarray], float]
 Losses = Callable[[Tensor], Tensor]
 _NARROW, _WIDEST_IN_A_STACK, _MOST_IN_A_STACK = 64, 256, 32
@@ -45,42 +43,6 @@ products of a step up to twice as slow."""
 _MOMENTUM, _NORM_MOMENTUM, _NORM_EPS = 0.9, 0.1, 1e-5
 _OF_THE_HEAD = ("classifier.", "skip.")
 """How the names of weights begin that make the outputs: the last layer, and the straight path."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpressionTrainConfig:
-    """How an expression network is trained."""
-
-    section: ClassVar[str] = "training"
-    optimiser: Optimiser = "adam"
-    """"adam" (`l2` is added to the gradient), "adamw" (weights shrink by `l2` times the rate), "sgd" (momentum 0.9)."""
-    learning_rate: float = 1e-3
-    """Of every step; it stays the same."""
-    l1: float = 0.0
-    """Factor of the sum of absolute weights in the loss; biases and norms are free."""
-    l2: float = 1e-4
-    """Factor of half the sum of squared weights in the loss; biases and norms are free."""
-    batch_size: int = 0
-    """Rows of a step, about; 0 for all of them."""
-    epochs: int = 200
-    """Most passes over the rows."""
-    min_steps: int = 0
-    """Steps that are made where `epochs` would be fewer; a pass over all rows at once is one step."""
-    patience: int = 20
-    """Passes without a better validation score after which a network stops; 0 for never."""
-    strategy: ExpressionStrategy = "full"
-    """"full": all weights learn. "probe": the last layer and the straight path. "discriminative": the deeper, the
-    slower (`layer_decay`)."""
-    layer_decay: float = 2.6
-    """Of "discriminative": the rate of a layer is that of the next one towards the outputs, divided by this."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(self.learning_rate > 0, self, "learning_rate", "above 0")
-        for name in ("l1", "l2", "batch_size", "min_steps", "patience"):
-            require(getattr(self, name) >= 0, self, name, "at least 0")
-        require(self.epochs >= 1, self, "epochs", "at least 1")
-        require(self.layer_decay >= 1, self, "layer_decay", "at least 1")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,6 @@ import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import (
-    ConfigError,
-    Section,
-    flat_names,
-    require,
     resolved,
     setting,
     with_settings,
@@ -32,20 +28,19 @@ from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_of
-from geneformer_repro.finetuning.kinds import require_columns, require_kinds, require_targets
-from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
-from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
-from geneformer_repro.finetuning.networks import NetworkConfig, warn_if_guessing
-from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, at_most_of_a_class, labelled_cells
+from geneformer_repro.finetuning.methods import NETWORKS
+from geneformer_repro.finetuning.networks import warn_if_guessing
+from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.problems.samples import BESIDE_VERSION, beside_encoder
 from geneformer_repro.finetuning.results import tested_rows, write_findings
-from geneformer_repro.finetuning.search import SearchConfig
-from geneformer_repro.finetuning.splits import Split, SplitConfig, warn_of_lacking_classes
-from geneformer_repro.heads import HeadPooling, require_poolable
+from geneformer_repro.finetuning.settings.cells import FinetuneConfig
+from geneformer_repro.finetuning.splits import Split, warn_of_lacking_classes
+from geneformer_repro.heads import require_poolable
+from geneformer_repro.network_settings import HeadPooling
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.training.config import SMOOTHING, join_processes
+from geneformer_repro.training.config import join_processes
 from geneformer_repro.work import Work, working_on
 
 if TYPE_CHECKING:
@@ -56,87 +51,6 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 """Raised when the same call gives other results, also of a study, so that a run which an earlier version began is not
 gone on with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellCompareConfig(CompareConfig):
-    """What stands beside the fine-tuned network, and with how many labels."""
-
-    curve: tuple[int, ...] = ()
-    """Numbers of labelled cells for a learning curve, such as 10, 50, 100, 500."""
-    covariates: tuple[str, ...] = ()
-    """Obs columns, such as age and stage, for the clinical model that survival is compared with."""
-
-    def __post_init__(self) -> None:
-        require(not isinstance(self.covariates, str), self, "covariates", "a tuple of obs columns")
-        super().__post_init__()
-        require(all(n >= 2 for n in self.curve), self, "curve", "numbers of cells, each at least 2")
-
-
-@flat_names(transfer="strategy")
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(NetworkConfig):
-    """How to fine-tune on labels of cells, and what to compare with.
-
-    See Also
-    --------
-    finetune : Takes it.
-    GeneFinetuneConfig : For classes of genes.
-
-    Examples
-    --------
-    >>> import geneformer_repro as gf
-    >>> config = gf.FinetuneConfig(target="cell_type", split={"group": "donor"}, training={"epochs": 2})
-    >>> config.targets, config.split.group, config.training.learning_rate
-    (('cell_type',), 'donor', 5e-05)
-    >>> gf.FinetuneConfig(target="cell_type", training={"epochs": -1})
-    Traceback (most recent call last):
-        ...
-    geneformer_repro.config.ConfigError: training.epochs must be above 0, found -1.0.
-    """
-
-    target: str | tuple[str, ...] = ()
-    """The obs column to learn, or several to learn together."""
-    regression: tuple[str, ...] = ()
-    """Those of the targets that are learned as numbers, not as classes."""
-    survival: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Times until an event, learned as survival: obs column of the event (1, or 0 where follow-up ended without one) →
-    that of the time. Such a column need not stand in `target`."""
-    follow_up: Section[FollowUpConfig] = Section(FollowUpConfig)
-    """How times until an event are taken, and which rows are compared."""
-    min_cells: int = 0
-    """Classes with fewer cells are left out."""
-    max_cells_per_class: int | None = None
-    """A random choice of so many cells of each class (of the first target) is used, with `split_file` of those that it
-    lists; None all."""
-    split: Section[SplitConfig] = Section(SplitConfig)
-    """Which cells are trained on, and which are reported."""
-    search: Section[SearchConfig] = Section(SearchConfig)
-    """Which settings to search."""
-    compare: Section[CellCompareConfig] = Section(CellCompareConfig)
-    """What to compare with."""
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The targets, also of one."""
-        return all_targets(self.target, self.survival)
-
-    def __post_init__(self) -> None:
-        require_columns(self)
-        super().__post_init__()
-        require(len(self.targets) > 0, self, "target", "at least one obs column")
-        of_classes = set(self.targets) - set(self.regression) - set(self.survival)
-        if SMOOTHING in self.training.trainer and not of_classes:
-            raise ConfigError(
-                f"training.trainer.{SMOOTHING} has no effect on numbers, and no target has classes. Leave it out."
-            )
-        require_kinds(self)
-        require(self.min_cells >= 0, self, "min_cells", "at least 0")
-        require((self.max_cells_per_class or 3) >= 3, self, "max_cells_per_class", "at least 3")
-        has_classes = self.max_cells_per_class is None or self.targets[0] in of_classes
-        require(has_classes, self, "max_cells_per_class", "left out where the first target has no classes")
-        require_targets("task_weights", self.training.task_weights, self.targets)
-        self.search.require_searchable(self)
 
 
 @dataclass(frozen=True, eq=False)

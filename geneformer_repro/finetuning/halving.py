@@ -15,30 +15,25 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 import geneformer_repro.processes as processes
-from geneformer_repro.config import ConfigError, names_in, require, require_types
-from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.expression import ExpressionConfig, ExpressionNetwork
+from geneformer_repro.config import names_in
+from geneformer_repro.errors import InputError
+from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import read_json, write_json
-from geneformer_repro.finetuning.expression_training import (
-    Examples,
-    ExpressionTrainConfig,
-    Score,
-    Trainee,
-    stacks_of,
-    trained_stacks,
-)
-from geneformer_repro.finetuning.search import draw_settings, require_list_or_range
+from geneformer_repro.finetuning.expression_training import Examples, Score, Trainee, stacks_of, trained_stacks
+from geneformer_repro.finetuning.search import draw_settings
+from geneformer_repro.finetuning.settings.samples import ExpressionTrainConfig, HalvingConfig
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.progress import progress
 from geneformer_repro.sharing import by_processes, die_with, on_ray
 from geneformer_repro.unfinished import is_whole, keep
@@ -52,53 +47,6 @@ _ROWS_OF_A_STEP = 40
 """What a step costs beside its rows (weights are changed), in rows."""
 _GENE_CHOICES = (500, 1_000, 2_000, 5_000, 10_000, 20_000)
 _BATCH_CHOICES = (32, 64, 128, 256, 512)
-_SET_BY_A_RUNG = ("epochs", "min_steps", "strategy", "layer_decay")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HalvingConfig:
-    """Which settings of expression networks are searched, and how."""
-
-    section: ClassVar[str] = "halving"
-    n_trials: int = 750
-    """Networks of the first rung, each with settings of its own."""
-    reduction: int = 3
-    """The next rung has so many times fewer networks, which are trained so many times as long."""
-    rungs: int = 4
-    """How many at most; a rung of one network is the last."""
-    first_epochs: int = 1
-    """Passes over the training rows in the first rung."""
-    first_steps: int = 4
-    """Steps that a network makes in the first rung at least; a pass over all rows at once is a single step."""
-    space: Mapping[str, Any] = field(default_factory=dict)
-    """For a setting of network or training a list of values, or a range { low = 1e-5, high = 1e-2, log = true }. Empty:
-    layers, width, activation, dropout, batch_norm, n_genes, optimiser, learning_rate, l1, l2, batch_size."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        for name in ("n_trials", "rungs", "first_epochs"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(self.reduction >= 2, self, "reduction", "at least 2")
-        require(self.first_steps >= 0, self, "first_steps", "at least 0")
-        searchable = sorted({*names_in(ExpressionConfig), *names_in(ExpressionTrainConfig)} - {*_SET_BY_A_RUNG})
-        for name, values in self.space.items():
-            if name not in searchable:
-                raise ConfigError(f"halving.space: {name!r} cannot be searched. {did_you_mean(name, searchable)}")
-            require_list_or_range(name, values)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Networks of each rung."""
-        sizes = [math.ceil(self.n_trials / self.reduction**rung) for rung in range(self.rungs)]
-        return sizes[: sizes.index(1) + 1] if 1 in sizes else sizes
-
-    def epochs(self, rung: int) -> int:
-        """Return the passes of a rung, counted from 0."""
-        return self.first_epochs * self.reduction**rung
-
-    def min_steps(self, rung: int) -> int:
-        """Return the fewest steps of a rung, counted from 0."""
-        return self.first_steps * self.reduction**rung
 
 
 @dataclass(frozen=True, eq=False)

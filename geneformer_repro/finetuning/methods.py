@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 import geneformer_repro.processes as processes
-from geneformer_repro.config import require_types, with_settings
+from geneformer_repro.config import with_settings
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.networks import HISTORY, drop_weights, read_history
@@ -21,18 +21,6 @@ from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.progress import progress
 from geneformer_repro.targets import columns_of
 from geneformer_repro.unfinished import is_whole, keep
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """What stands beside the fine-tuned network."""
-
-    section: ClassVar[str] = "compare"
-    baselines: bool = True
-    """Also fit the methods to compare with; leave it on."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,23 +23,14 @@ from torch import Tensor, nn
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.checkpoint_files import worse_than_guessing
-from geneformer_repro.config import ConfigError, Section, require
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.kinds import kind_of
-from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Head, HeadPooling
+from geneformer_repro.finetuning.settings.networks import smoothing_of
+from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import flops
 from geneformer_repro.targets import Target, columns_of, labels_of
-from geneformer_repro.training.config import (
-    SMOOTHING,
-    CellExamples,
-    ParameterGroup,
-    SeededConfig,
-    TrainConfig,
-    TrainingRun,
-    trainer_fields,
-)
+from geneformer_repro.training.config import CellExamples, ParameterGroup, TrainingRun
 from geneformer_repro.training.log import LOG_FILE
 from geneformer_repro.training.loop import train
 from geneformer_repro.unfinished import is_whole, keep
@@ -49,58 +40,11 @@ logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
 """What a finished network's folder holds beside its log; the history is written last, and says that it is."""
-ClassBalance = Literal["none", "weights", "sampling"]
 SELECTION = "selection"
 """Held-out score by which an epoch, or a trial, is chosen: macro-F1, or of a number the explained share of the training
 cells' variance; of several targets the mean."""
 NO_SCORES: Mapping[str, Any] = {"eval_strategy": "no", "eval_on_start": False}
 """Fields of `TrainingArguments` for a run without held-out cells."""
-
-
-def smoothing_of(config: TrainConfig) -> float:
-    """Return the share of a label that is spread over all classes, as its field of `TrainingArguments` says.
-
-    Raises
-    ------
-    ConfigError
-        It is not between 0 and 1.
-    """
-    share = float(trainer_fields(config)[SMOOTHING]) if SMOOTHING in config.trainer else 0.0
-    if not 0 <= share <= 1:
-        raise ConfigError(f"training.trainer.{SMOOTHING} must be between 0 and 1, found {share:g}.")
-    return share
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierTrainConfig(TrainConfig):
-    """How to train a classifier of cells."""
-
-    epochs: float = 10
-    learning_rate: float = 5e-5
-    warmup_steps: float = 0.1
-    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """How much the loss of a target counts, by its name; 1 where nothing is said."""
-    class_balance: ClassBalance = "none"
-    """Against rare classes: "weights" counts a cell's loss by one over the size of its class, "sampling" draws cells
-    of every class equally often (of the first target)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        smoothing_of(self)
-        require(all(weight >= 0 for weight in self.task_weights.values()), self, "task_weights", "at least 0 each")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkConfig(SeededConfig):
-    """What a classifier of cells is, and how it is trained."""
-
-    pooling: HeadPooling = "mean"
-    """How a cell's vector is made: the mean over its genes, ``<cls>``, a learned weighted mean ("attention"), or as in
-    published classifiers the first token through a dense layer ("pooler")."""
-    training: Section[ClassifierTrainConfig] = Section(ClassifierTrainConfig)
-    """How the network is trained."""
-    transfer: Section[TransferConfig] = Section(TransferConfig)
-    """How the encoder takes part in learning."""
 
 
 def new_classifier(like: Checkpoint, head: Head, *, seed: int, pretrained: bool) -> CellClassifier | GeneClassifier:

@@ -10,54 +10,15 @@ Of samples and drugs that are both new, pairs of one new and one old are in no p
 keeps 64 % of the pairs less the validation's, and 4 % are reported.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.config import names_in, require
+from geneformer_repro.config import names_in
 from geneformer_repro.errors import InputError
-from geneformer_repro.finetuning.splits import Split, SplitConfig, make_splits
-from geneformer_repro.mean_effects import Effect
-
-NewInTest = Literal["pair", "sample", "drug", "both", "tissue"]
-_KNOWN: dict[NewInTest, tuple[Effect, ...]] = {
-    "pair": ("sample", "drug"),
-    "sample": ("drug",),
-    "drug": ("sample",),
-    "both": (),
-    "tissue": ("drug",),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSplitConfig(SplitConfig):
-    """Which pairs are trained on, which choose the epoch, and which are reported."""
-
-    section: ClassVar[str] = "split"
-    by: NewInTest = "sample"
-    """What is new in the test: "pair" (both are known, with others), "sample", "drug", "both", or "tissue". `folds`,
-    `test` and `validation` are about them: of "both" they are shares of the samples and of the drugs."""
-
-    def __post_init__(self) -> None:
-        require(self.by in get_args(NewInTest), self, "by", f"one of {', '.join(get_args(NewInTest))}")
-        super().__post_init__()
-        require(self.group is None, self, "group", "None; pairs are kept together as split.by says")
-        require(not self.balance, self, "balance", "empty; pairs are not balanced on columns")
-        one_column = self.by != "both"
-        require(one_column or not self.test_groups, self, "test_groups", 'empty with by="both"')
-        require(one_column or self.folds != "groups", self, "folds", 'a number with by="both"')
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether there are groups that can be named: samples, drugs or tissues."""
-        return self.by != "pair"
-
-    @property
-    def known_effects(self) -> tuple[Effect, ...]:
-        """Of whom in the test the training rows tell a mean response."""
-        return _KNOWN[self.by]
+from geneformer_repro.finetuning.settings.splits import NewInTest, PairSplitConfig, SplitConfig
+from geneformer_repro.finetuning.splits import Split, make_splits
 
 
 class Identities(NamedTuple):

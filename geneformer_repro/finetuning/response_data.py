@@ -9,67 +9,17 @@ import pandas as pd
 from anndata import AnnData
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.config import Section, require
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.expression import ExpressionInputs
-from geneformer_repro.finetuning.methods import CompareConfig
-from geneformer_repro.finetuning.pair_splits import PairSplitConfig
-from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
+from geneformer_repro.finetuning.problems.pairs import PairProblem
+from geneformer_repro.finetuning.settings.pairs import ResponseConfig
 from geneformer_repro.identities import Aliases
 from geneformer_repro.responses import MEASURES, Responses, read_responses
 from geneformer_repro.sample_reading import matrix_inputs, opened_matrix, opened_samples
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
-from geneformer_repro.tokenizer.measures import Values
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.tokenizer.tables import read_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResponseCompareConfig(CompareConfig):
-    """What stands beside a network of drug response."""
-
-    ablations: bool = False
-    """Also train the network with expression dealt out anew among samples, and with structures dealt out anew among
-    drugs: what it reaches without what it reads. Takes as long again, twice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResponseConfig(PairConfig):
-    """How to learn responses of samples to drugs, and what to compare with.
-
-    See Also
-    --------
-    finetune_response : Takes it.
-
-    Examples
-    --------
-    >>> import geneformer_repro as gf
-    >>> config = gf.ResponseConfig(values="expression", network={"model": "conv_nn"}, split={"by": "drug", "folds": 5})
-    >>> config.split.by, config.network.model, config.network.residual
-    ('drug', 'conv_nn', True)
-    """
-
-    measure: str | None = None
-    """What a table of responses holds; as for `read_responses`, which has said it already of what it returns."""
-    values: Values | None = None
-    """What a matrix of samples holds: raw "counts", which become log1p of counts per 10,000; "expression" (TPM, RSEM,
-    FPKM, intensities), which becomes log1p; "zscore", or log ratios, as they are. Tokens have said it."""
-    log2: bool = False
-    """Whether expression is stored as log2(x + 1)."""
-    genes: tuple[str, ...] = ()
-    """Genes of the matrix that networks and simple methods read, by id or name, such as those that
-    `propagation.genes_near_targets` returns; all if there are none here."""
-    tissue: str | None = None
-    """The obs column with the tissue of each sample, for its means and for ``split.by="tissue"``."""
-    split: Section[PairSplitConfig] = Section(PairSplitConfig)
-    """Which pairs are trained on, and which are reported."""
-    compare: Section[ResponseCompareConfig] = Section(ResponseCompareConfig)
-    """What to compare with."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        by_tissue = self.split.by == "tissue"
-        require(self.tissue is not None or not by_tissue, self, "tissue", 'an obs column with split.by="tissue"')
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,23 +18,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from transformers import BertConfig, BertModel
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import Section, require, require_types, resolved, with_settings
+from geneformer_repro.config import resolved, with_settings
 from geneformer_repro.drugs import same_drugs
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import Comparison, NetworkMethod
 from geneformer_repro.finetuning.networks import drop_weights
-from geneformer_repro.finetuning.pair_splits import NewInTest, PairSplitConfig, draw_rows, make_pair_splits
+from geneformer_repro.finetuning.pair_splits import draw_rows, make_pair_splits
 from geneformer_repro.finetuning.problems.pairs import PairProblem
-from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
+from geneformer_repro.finetuning.response_data import ResponseData
 from geneformer_repro.finetuning.response_results import write_response_study
 from geneformer_repro.finetuning.response_tables import (
     OF_SOURCE,
@@ -45,16 +45,17 @@ from geneformer_repro.finetuning.response_tables import (
     table_of,
 )
 from geneformer_repro.finetuning.responses import MODELS
+from geneformer_repro.finetuning.settings.networks import TransferConfig
+from geneformer_repro.finetuning.settings.pairs import ResponseStudyConfig
+from geneformer_repro.finetuning.settings.splits import NewInTest, PairSplitConfig
 from geneformer_repro.finetuning.splits import Split, digest_of
-from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.identities import LEAST_GENES, Aliases, near_duplicates, same_samples
 from geneformer_repro.mean_effects import MeanEffects
-from geneformer_repro.pair_layers import PairModel
+from geneformer_repro.network_settings import PairModel
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.progress import progress
 from geneformer_repro.responses import sensitive_is_low
 from geneformer_repro.sharing import by_processes, die_with
-from geneformer_repro.tokenizer.measures import Values
 from geneformer_repro.tokenizer.tables import examples
 from geneformer_repro.work import working_on
 
@@ -65,74 +66,6 @@ VERSION = 3
 _SCORINGS = 15
 """Times that a network is scored on the way, and the best is taken, whatever the number of pairs: an epoch of few is a
 single step, and to score and save that often took three times as long as the learning."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyPairSplitConfig(PairSplitConfig):
-    """Which pairs of the target are trained on, which choose rate and epoch, and which are reported."""
-
-    folds: int | Literal["groups"] = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScreenConfig:
-    """What is learned of the source, and what its matrix holds."""
-
-    section: ClassVar[str] = "source"
-    values: Values | None = None
-    """As of the target; None the same."""
-    log2: bool = False
-    """As of the target."""
-    most_pairs: int | None = 50_000
-    """Of more pairs so many are drawn; None learns all."""
-    epochs: float = 10
-    """Passes over these pairs."""
-    validation: float = 0.1
-    """Share of what is new in the test (samples, or drugs) that chooses the epoch."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(self.most_pairs is None or self.most_pairs >= 1, self, "most_pairs", "at least 1")
-        require(self.epochs > 0, self, "epochs", "above 0")
-        require(0 < self.validation < 1, self, "validation", "between 0 and 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResponseStudyConfig(ResponseConfig):
-    """How networks go from one screen of drug response to another, and what they are compared with.
-
-    See Also
-    --------
-    transfer_study : Takes it, with two of `ResponseData`.
-
-    Examples
-    --------
-    >>> import geneformer_repro as gf
-    >>> config = gf.ResponseStudyConfig(values="zscore", networks=("conv_nn", "tdnn"), sizes=(0, 10, 100))
-    >>> config.uses, config.source.most_pairs, config.network.residual
-    (('sample', 'drug'), 50000, True)
-    """
-
-    source: Section[ScreenConfig] = Section(ScreenConfig)
-    """What is learned of the source."""
-    networks: tuple[PairModel, ...] = ("conv_nn", "paccmann", "tdnn")
-    """Networks that are compared; the other settings of ``network`` are those of each. "encoder" begins the source with
-    an encoder's checkpoint and reads tokens of both screens; from scratch its encoder has random weights, too."""
-    uses: tuple[NewInTest, ...] = ("sample", "drug")
-    """What is new in the test, one use after the other, in place of ``split.by``."""
-    sizes: tuple[int, ...] = (0, 10, 50, 100, 500, 1000, 5000)
-    """Pairs of the target that are learned; all are the last. 0 asks networks of the source as they are."""
-    steps: int = 300
-    """Of every network on the target."""
-    split: Section[PairSplitConfig] = Section(StudyPairSplitConfig)
-    """How pairs of the target are split."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(set(self.networks)) == len(self.networks) > 0, self, "networks", "different names, at least one")
-        require(len(set(self.uses)) == len(self.uses) > 0, self, "uses", "different ones, at least one")
-        require(all(size >= 0 for size in self.sizes), self, "sizes", "numbers of at least 0")
-        require(self.steps >= 1, self, "steps", "at least 1")
 
 
 def study_responses(

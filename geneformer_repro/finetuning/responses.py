@@ -25,10 +25,11 @@ from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.methods import NetworkMethod
 from geneformer_repro.finetuning.pair_splits import make_pair_splits
 from geneformer_repro.finetuning.problems.pairs import PairProblem
-from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
+from geneformer_repro.finetuning.response_data import ResponseData
 from geneformer_repro.finetuning.results import write_findings
+from geneformer_repro.finetuning.settings.pairs import ResponseConfig
 from geneformer_repro.identities import Aliases, same_samples
-from geneformer_repro.pair_layers import PairModel
+from geneformer_repro.network_settings import PairModel
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.responses import Responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

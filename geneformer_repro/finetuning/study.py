@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 from anndata import AnnData
@@ -19,31 +19,25 @@ from scipy.sparse import csr_matrix
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import Section, flat_names, require, require_types, resolved, with_settings
+from geneformer_repro.config import resolved, with_settings
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
-from geneformer_repro.finetuning.cohort_data import CohortStudyConfig
 from geneformer_repro.finetuning.cohort_tables import CohortStudy
 from geneformer_repro.finetuning.cohorts import study_cohorts
 from geneformer_repro.finetuning.experiment import Findings
-from geneformer_repro.finetuning.finetune import (
-    CellExperiment,
-    FinetuneConfig,
-    Finetuned,
-    learned_too,
-    prepared,
-    refuse_tested,
-)
+from geneformer_repro.finetuning.finetune import CellExperiment, Finetuned, learned_too, prepared, refuse_tested
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
-from geneformer_repro.finetuning.kinds.survival import require_one_time
 from geneformer_repro.finetuning.methods import NetworkMethod, kept
-from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, labelled_cells
+from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
 from geneformer_repro.finetuning.response_data import ResponseData
-from geneformer_repro.finetuning.response_study import ResponseStudyConfig, study_responses
+from geneformer_repro.finetuning.response_study import study_responses
 from geneformer_repro.finetuning.response_tables import ResponseStudy
+from geneformer_repro.finetuning.settings.cells import TransferStudyConfig
+from geneformer_repro.finetuning.settings.networks import TransferConfig
+from geneformer_repro.finetuning.settings.pairs import ResponseStudyConfig
+from geneformer_repro.finetuning.settings.samples import CohortStudyConfig
 from geneformer_repro.finetuning.splits import Split, nested_draw
-from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.heads import CellClassifier
 from geneformer_repro.targets import columns_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -53,55 +47,6 @@ logger = logging.getLogger(__name__)
 
 FROM_SOURCE, ZERO_SHOT = "fine-tuned from source", "zero-shot"
 """What the network that goes on, and the source's own classifier, are called in the tables."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """What is learned of the source."""
-
-    section: ClassVar[str] = "source"
-    target: str | tuple[str, ...] = ()
-    """The obs column of the source to learn first, or several."""
-    regression: tuple[str, ...] = ()
-    """Those of them that are learned as numbers."""
-    survival: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Times until an event, event → time as for the target; `follow_up` is that of the target."""
-    epochs: float | None = None
-    """Passes over the source; None as many as over the target. The one that is best on a tenth of its cells is kept."""
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The source's targets, also of one."""
-        return all_targets(self.target, self.survival)
-
-    def __post_init__(self) -> None:
-        require_one_time(self.survival)
-        require_types(self)
-        require(len(self.targets) > 0, self, "target", "at least one obs column")
-        require(set(self.regression) <= set(self.targets), self, "regression", "among source.target")
-        require(self.epochs is None or self.epochs > 0, self, "epochs", "above 0")
-
-
-@flat_names(transfer="strategy")
-@dataclass(frozen=True, kw_only=True)
-class TransferStudyConfig(FinetuneConfig):
-    """How to learn labels of one data set, go on with those of another, and what to compare with.
-
-    See Also
-    --------
-    transfer_study : Takes it.
-    FinetuneConfig : Without a source.
-
-    Examples
-    --------
-    >>> import geneformer_repro as gf
-    >>> config = gf.TransferStudyConfig(target="phase", source={"target": "cell_type", "epochs": 2})
-    >>> config.targets, config.source.targets
-    (('phase',), ('cell_type',))
-    """
-
-    source: Section[SourceConfig] = Section(SourceConfig)
-    """What is learned of the source."""
 
 
 @dataclass(frozen=True, eq=False)

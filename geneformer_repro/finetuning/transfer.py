@@ -8,71 +8,22 @@ blocks' matrices take an eighth of their memory, with 8 a quarter; rounding move
 or 0.7 % (root mean square).
 """
 
-import dataclasses
 import importlib
 import logging
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from geneformer_repro.config import ConfigError, require, require_types
+from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
+from geneformer_repro.finetuning.settings.networks import TransferConfig
 from geneformer_repro.training.config import ParameterGroup
 
-Strategy = Literal["full", "freeze", "probe", "probe_then_full", "discriminative", "gradual", "lora", "qlora"]
 Model = TypeVar("Model", bound=nn.Module)
 
 _ADAPTED = r"bert\.encoder\.layer\.\d+\..*(query|key|value|dense)"
 """Names of the linear layers of the blocks."""
-_USED_BY = {
-    "freeze": ("freeze",),
-    "rate_decay": ("discriminative",),
-    "lora_rank": ("lora", "qlora"),
-    "lora_alpha": ("lora", "qlora"),
-    "lora_dropout": ("lora", "qlora"),
-    "quantize_bits": ("qlora",),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransferConfig:
-    """How the encoder takes part in learning; the head always learns."""
-
-    section: ClassVar[str] = "transfer"
-    strategy: Strategy = "full"
-    """"full": all of it learns. "freeze": all but the embeddings and the first `freeze` blocks. "probe": none of it.
-    "probe_then_full": none in the first half of the steps, then all. "discriminative": the deeper, the slower
-    (`rate_decay`). "gradual": the steps are cut into equal parts, one for the head, one for each block, one for the
-    embeddings; in each part one more of them begins to learn, from the top down. "lora": adapters on the blocks.
-    "qlora": the same, and the weights of the blocks are quantised."""
-    freeze: int = 0
-    """Of "freeze": blocks that stay as they are, beside the embeddings, counted from the input."""
-    rate_decay: float = 0.9
-    """Of "discriminative": a block's learning rate as a multiple of that of the block above; the top block's is this
-    times the head's, the embeddings' this times the first block's."""
-    lora_rank: int = 16
-    """Of "lora" and "qlora": rank of the change of a weight matrix."""
-    lora_alpha: float = 32
-    """Of "lora" and "qlora": the change is multiplied by this, divided by the rank."""
-    lora_dropout: float = 0.1
-    """Of "lora" and "qlora": share of an adapter's inputs that is dropped."""
-    quantize_bits: Literal[4, 8] = 4
-    """Of "qlora": 4 keeps weights as NF4; 8 keeps weights as integers and, but for training on a CPU, also rounds
-    what they are multiplied by (LLM.int8)."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(self.freeze >= 0, self, "freeze", "at least 0")
-        require(0 < self.rate_decay <= 1, self, "rate_decay", "above 0 and at most 1")
-        require(self.lora_rank >= 1, self, "lora_rank", "at least 1")
-        require(self.lora_alpha > 0, self, "lora_alpha", "above 0")
-        require(0 <= self.lora_dropout < 1, self, "lora_dropout", "at least 0 and below 1")
-        for field in dataclasses.fields(TransferConfig)[1:]:
-            users = _USED_BY[field.name]
-            is_used = self.strategy in users or getattr(self, field.name) == field.default
-            require(is_used, self, field.name, f"left out unless transfer.strategy is {' or '.join(map(repr, users))}")
 
 
 def prepare(model: Model, config: TransferConfig, *, seed: int = 0) -> tuple[Model, list[ParameterGroup]]:

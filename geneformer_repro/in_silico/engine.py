@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.heads import CellClassifier, Pooling, pool
+from geneformer_repro.heads import CellClassifier, pool
 from geneformer_repro.in_silico.perturbation import GONE, NONE, Variants
 from geneformer_repro.left_out import Cell
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.prepared import LeftOut
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.vocabulary import CLS, EOS, Vocabulary

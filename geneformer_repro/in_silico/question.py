@@ -13,14 +13,16 @@ import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.embedding import embed, embed_states
 from geneformer_repro.errors import InputError, did_you_mean
-from geneformer_repro.heads import CellClassifier, Pooling, require_poolable
+from geneformer_repro.heads import CellClassifier, require_poolable
 from geneformer_repro.in_silico.engine import Engine, Nearness, Prediction, Score
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import EACH, Edits
 from geneformer_repro.in_silico.shams import FEWEST_CELLS as FEWEST_TO_HALVE
 from geneformer_repro.in_silico.shams import MOST_CELLS, N_SHAMS, sham_goals
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, SAMPLED_COLUMNS, SHAMS, SHIFT, SIMILARITY
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, asked_labels
+from geneformer_repro.network_settings import Pooling
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import asked_labels
 from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 
 logger = logging.getLogger(__name__)

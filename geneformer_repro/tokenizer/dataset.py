@@ -6,7 +6,7 @@ The Arrow files are mapped, not read, so opening a dataset takes no memory that 
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
+from geneformer_repro.errors import DataFormatError, InputError, counted, did_you_mean, listed
 from geneformer_repro.files import new_directory
 from geneformer_repro.tokenizer.folder import read_folder, write_folder
+from geneformer_repro.tokenizer.labels import labels_and_messages
 from geneformer_repro.tokenizer.published import read_published
 from geneformer_repro.tokenizer.rows import CELLS_AT_ONCE, cut, lengths_of, require_room, with_column
 from geneformer_repro.tokenizer.summary import CELL, INPUT_IDS, LENGTH, OWN_COLUMNS, SOURCE, in_lines
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 _SHOWN_CELLS = 5
 _OF_ALL_CELLS = ("n_cropped", "within_max_length", "n_below_zero", "left_out")
-_MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "N/A", "n/a", "#N/A"})
-"""Text that stands for a missing value, as pandas, R and Excel write them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ class TokenizedDataset:
     @property
     def _failed(self) -> str:
         n = len(self.spec["failed"])
-        return f", {n} source{'s' * (n > 1)} left out" if n else ""
+        return f", {counted(n, 'source')} left out" if n else ""
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Token ids of cell `i`, as int64."""
@@ -188,7 +187,7 @@ class TokenizedDataset:
         CD19+ B            95
         Name: count, dtype: int64
         """
-        labels, messages = _labels_of(self.require_obs(name))
+        labels, messages = labels_and_messages(self.require_obs(name))
         if name not in self._spoken_of:
             self._spoken_of.add(name)
             for line in messages:
@@ -422,79 +421,6 @@ class TokenizedDataset:
         """
         with new_directory(path, marker="spec.json", overwrite=overwrite) as folder:
             write_folder(folder, self.table, self.vocabulary, self.spec)
-
-
-def as_labels(column: pd.Series) -> pd.Series:
-    """Return values as the names of what they stand for (classes, states, groups): text, or None where one is missing.
-
-    The one rule for it, so that a class that was learned, a goal, a group of a split and a row of a table have one
-    name. Text stays as it is, also "1.0", but for blanks around it; a number that is whole is written without a point,
-    since an integer column with a gap becomes 1.0; other numbers, True and False as Python writes them. Text that
-    stands for a missing value counts as one: nothing or blanks, "nan", "NaN", "NA", "<NA>", "N/A", "n/a", "#N/A"
-    ("None" and "null" do not: treatments and alleles are called so). What is taken otherwise than it stands there is
-    counted in the log.
-    """
-    labels, messages = _labels_of(column)
-    for line in messages:
-        logger.info(line)
-    return labels
-
-
-def _labels_of(column: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Return the labels of `as_labels`, and its messages for the log."""
-    codes, values = pd.factorize(column)
-    of_their_precision = values.to_numpy() if pd.api.types.is_float_dtype(values.dtype) else values
-    names = np.array([*map(label_of, of_their_precision), None], dtype=object)
-    texts = [(i, value) for i, value in enumerate(of_their_precision) if isinstance(value, str)]
-    missing = [i for i, _ in texts if names[i] in _MISSING]
-    with_blanks = [i for i, value in texts if value != names[i] and names[i] not in _MISSING]
-    messages = []
-    if missing:
-        examples = " or ".join(repr(str(of_their_precision[i])) for i in missing[:_SHOWN_CELLS])
-        messages.append(
-            f"{column.name}: {_n_of(codes, missing)} of {len(column)} cells say {examples}; taken as missing."
-        )
-    if with_blanks:
-        messages.append(
-            f"{column.name}: {_n_of(codes, with_blanks)} of {len(column)} cells have blanks around their value (first: "
-            f"{str(of_their_precision[with_blanks[0]])!r}); taken without."
-        )
-    names[missing] = None
-    return pd.Series(names[codes], index=column.index, name=column.name, dtype=object), messages
-
-
-def _n_of(codes: np.ndarray, values: list[int]) -> int:
-    return int(np.isin(codes, values).sum())
-
-
-def label_of(value: Any) -> str:
-    """Return the name of a value that is not missing; see `as_labels`."""
-    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value)) if is_whole else str(value).strip()
-
-
-def asked_labels(values: Any, what: str) -> tuple[str, ...]:
-    """Return by their names, as `as_labels` has them, values of a column that a user named: 0, 0.0 and "0" are one.
-
-    Parameters
-    ----------
-    values
-        A sequence of text, numbers, True or False.
-    what
-        What they are, to begin a message.
-
-    Raises
-    ------
-    InputError
-        They are no sequence, or one of them is missing or no single value.
-    """
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InputError(f"{what} must be in a sequence of values; for one give [{values!r}].")
-    values = tuple(values)
-    for value in values:
-        if not pd.api.types.is_scalar(value) or pd.isna(value):
-            raise InputError(f"{what} must be a value of a column: text, a number, True or False; found {value!r}.")
-    return tuple(map(label_of, values))
 
 
 def _name_empty(path: Path, cells: TokenizedDataset) -> None:

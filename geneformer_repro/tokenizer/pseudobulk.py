@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 from geneformer_repro.tokenizer.readers import CountSource, open_counts
 

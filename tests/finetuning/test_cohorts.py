@@ -14,18 +14,16 @@ from scipy.stats import spearmanr
 import geneformer_repro as gf
 from geneformer_repro.cli import main
 from geneformer_repro.config import ConfigError
-from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.expression import ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.finetuning.cohort_data import CohortData
 from geneformer_repro.finetuning.cohort_tables import compare_over_cohorts, needed, sentence
 from geneformer_repro.finetuning.kinds.survival_methods import SURVIVAL_METHODS
 from geneformer_repro.finetuning.kinds.survival_scores import harrell_c
-from geneformer_repro.finetuning.problems.samples import (
-    ExpressionProblem,
-    SampleNetworkConfig,
-    clinical_block,
-)
+from geneformer_repro.finetuning.problems.samples import ExpressionProblem, clinical_block
+from geneformer_repro.finetuning.settings.samples import SampleNetworkConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.sample_reading import clinical_columns
 from geneformer_repro.targets import Number, SurvivalTime
 

@@ -12,8 +12,8 @@ from geneformer_repro.finetuning.kinds.class_scores import scores
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.kinds.numbers import number_scores
 from geneformer_repro.finetuning.methods import Outcome
-from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.settings.networks import NetworkConfig
 from geneformer_repro.finetuning.splits import Split
 
 SPLIT = Split(np.arange(0, 120, 2), np.arange(1, 120, 4), np.arange(3, 120, 4))

@@ -19,12 +19,13 @@ from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.kinds import classes, numbers
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.methods import NETWORKS, NetworkMethod
-from geneformer_repro.finetuning.networks import NetworkConfig, scores_by_target, trained_once
+from geneformer_repro.finetuning.networks import scores_by_target, trained_once
 from geneformer_repro.finetuning.problems import problem as problems
 from geneformer_repro.finetuning.problems.problem import Problem
 from geneformer_repro.finetuning.results import write_evaluation, write_page
-from geneformer_repro.finetuning.search import SearchConfig
-from geneformer_repro.finetuning.splits import SplitConfig, make_splits
+from geneformer_repro.finetuning.settings.networks import NetworkConfig, SearchConfig
+from geneformer_repro.finetuning.settings.splits import SplitConfig
+from geneformer_repro.finetuning.splits import make_splits
 from geneformer_repro.heads import Head
 from geneformer_repro.targets import Classes, Number
 

@@ -9,15 +9,11 @@ from torch import nn
 
 import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
-from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
-from geneformer_repro.finetuning.expression_training import (
-    Examples,
-    ExpressionTrainConfig,
-    Trainee,
-    stacks_of,
-    train_expression,
-)
+from geneformer_repro.expression import ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.finetuning.expression_training import Examples, Trainee, stacks_of, train_expression
+from geneformer_repro.finetuning.settings.samples import ExpressionTrainConfig
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.targets import Classes, Number, SurvivalTime
 
 N_TRAIN, N_GENES = 60, 12

@@ -21,7 +21,7 @@ from geneformer_repro.finetuning import curve as curves
 from geneformer_repro.finetuning import experiment, networks, results
 from geneformer_repro.finetuning import finetune as module
 from geneformer_repro.finetuning.experiment import Experiment
-from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
+from geneformer_repro.finetuning.finetune import finetune
 from geneformer_repro.finetuning.kinds import classes, numbers
 from geneformer_repro.finetuning.kinds.class_scores import CLASS_SCORES
 from geneformer_repro.finetuning.kinds.classes import CLASS_METHODS
@@ -29,6 +29,7 @@ from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.kinds.numbers import NUMBER_METHODS, number_scores
 from geneformer_repro.finetuning.problems import problem as problems
 from geneformer_repro.finetuning.problems.cells import CellProblem
+from geneformer_repro.finetuning.settings.cells import FinetuneConfig
 from geneformer_repro.finetuning.splits import split_table
 from geneformer_repro.in_silico.gene_baselines import gene_baselines
 from geneformer_repro.targets import Number

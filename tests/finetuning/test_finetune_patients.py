@@ -17,8 +17,9 @@ from geneformer_repro.cli import main
 from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import patient_cells
 from geneformer_repro.finetuning.attention import types_table
-from geneformer_repro.finetuning.patients import PatientConfig, finetune_patients
+from geneformer_repro.finetuning.patients import finetune_patients
 from geneformer_repro.finetuning.problems.patients import labelled_patients, pseudobulk
+from geneformer_repro.finetuning.settings.patients import PatientConfig
 from geneformer_repro.tokenizer.counts import log_normalise
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")]

@@ -11,8 +11,9 @@ import pytest
 import geneformer_repro as gf
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.cli import main
-from geneformer_repro.finetuning.response_data import ResponseConfig, ResponseData
+from geneformer_repro.finetuning.response_data import ResponseData
 from geneformer_repro.finetuning.responses import finetune_response, refuse_learned
+from geneformer_repro.finetuning.settings.pairs import ResponseConfig
 from geneformer_repro.identities import Aliases
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")]

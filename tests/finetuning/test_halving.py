@@ -11,11 +11,13 @@ from forking import forked, status_of
 
 import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
-from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.expression import ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.finetuning import halving
-from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
-from geneformer_repro.finetuning.halving import HalvingConfig, default_space, halve
+from geneformer_repro.finetuning.expression_training import Examples, Trainee, train_expression
+from geneformer_repro.finetuning.halving import default_space, halve
+from geneformer_repro.finetuning.settings.samples import ExpressionTrainConfig, HalvingConfig
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.targets import SurvivalTime
 
 HEAD = Head((SurvivalTime("PFI", "PFI.time", (1.0,), 1.0, "cox"),))

@@ -12,8 +12,8 @@ from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.kinds import classes, numbers
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
 from geneformer_repro.finetuning.methods import NETWORKS, Comparison, kept
-from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.settings.networks import NetworkConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.tokenizer.counts import rank_values
 

@@ -14,17 +14,18 @@ from torch.nn import functional as F
 from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import networks
-from geneformer_repro.finetuning.finetune import FinetuneConfig
-from geneformer_repro.finetuning.genes import GeneFinetuneConfig
 from geneformer_repro.finetuning.kinds.class_scores import scores
 from geneformer_repro.finetuning.kinds.classes import ClassLabels
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels
-from geneformer_repro.finetuning.networks import NetworkConfig, best_epoch, new_classifier
+from geneformer_repro.finetuning.networks import best_epoch, new_classifier
 from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.settings.cells import FinetuneConfig
+from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
+from geneformer_repro.finetuning.settings.networks import NetworkConfig, TransferConfig
 from geneformer_repro.finetuning.splits import Split
-from geneformer_repro.finetuning.transfer import TransferConfig, prepare
+from geneformer_repro.finetuning.transfer import prepare
 from geneformer_repro.heads import Head
-from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.pretraining.settings import PretrainConfig
 from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Classes, Number
 from geneformer_repro.training.config import training_arguments

@@ -8,7 +8,8 @@ import pytest
 
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import InputError
-from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig, draw_rows, make_pair_splits
+from geneformer_repro.finetuning.pair_splits import Identities, draw_rows, make_pair_splits
+from geneformer_repro.finetuning.settings.splits import PairSplitConfig
 from geneformer_repro.finetuning.splits import Split
 
 N_SAMPLES, N_DRUGS = 30, 12

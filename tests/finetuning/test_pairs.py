@@ -13,8 +13,9 @@ from forking import forked, several, status_of
 import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
 from geneformer_repro.drugs import Drugs
-from geneformer_repro.finetuning.pair_splits import PairSplitConfig
-from geneformer_repro.finetuning.problems.pairs import PairConfig, PairProblem
+from geneformer_repro.finetuning.problems.pairs import PairProblem
+from geneformer_repro.finetuning.settings.pairs import PairConfig
+from geneformer_repro.finetuning.settings.splits import PairSplitConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.responses import Responses
 from geneformer_repro.training import loop

@@ -12,8 +12,9 @@ from geneformer_repro.finetuning.evaluation import evaluate_target
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.response import ResponseLabels
 from geneformer_repro.finetuning.kinds.response_methods import MEAN_EFFECTS, RESPONSE_METHODS
-from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig, make_pair_splits
+from geneformer_repro.finetuning.pair_splits import Identities, make_pair_splits
 from geneformer_repro.finetuning.results import figures
+from geneformer_repro.finetuning.settings.splits import PairSplitConfig
 from geneformer_repro.targets import Number, Response
 
 NAN = float("nan")

@@ -10,7 +10,8 @@ from scipy.stats import pearsonr
 from geneformer_repro.finetuning.baselines import PairInputs
 from geneformer_repro.finetuning.kinds import response_methods
 from geneformer_repro.finetuning.kinds.response_methods import MEAN_EFFECTS, RESPONSE_METHODS, tanimoto
-from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig, make_pair_splits
+from geneformer_repro.finetuning.pair_splits import Identities, make_pair_splits
+from geneformer_repro.finetuning.settings.splits import PairSplitConfig
 from geneformer_repro.mean_effects import MeanEffects
 
 RIDGE, CROSSED, FOREST, BOOSTING = (

@@ -10,10 +10,12 @@ import pytest
 from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.finetuning import results
 from geneformer_repro.finetuning import search as module
-from geneformer_repro.finetuning.finetune import FinetuneConfig, finetune
+from geneformer_repro.finetuning.finetune import finetune
 from geneformer_repro.finetuning.networks import SELECTION
 from geneformer_repro.finetuning.problems.cells import CellProblem, labelled_cells
-from geneformer_repro.finetuning.search import DEFAULT_SPACE, draw_settings, search
+from geneformer_repro.finetuning.search import draw_settings, search
+from geneformer_repro.finetuning.settings.cells import FinetuneConfig
+from geneformer_repro.finetuning.settings.networks import DEFAULT_SPACE
 from geneformer_repro.finetuning.splits import Split
 
 TRAIN, VALIDATION = np.arange(0, 80), np.arange(80, 100)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from geneformer_repro.finetuning.finetune import FinetuneConfig
 from geneformer_repro.finetuning.networks import SELECTION
 from geneformer_repro.finetuning.problems.cells import labelled_cells
 from geneformer_repro.finetuning.search_engines import _best_so_far, search_settings
+from geneformer_repro.finetuning.settings.cells import FinetuneConfig
 from geneformer_repro.finetuning.splits import Split
 
 

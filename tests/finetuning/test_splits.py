@@ -16,10 +16,10 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 from geneformer_repro import InputError
 from geneformer_repro.config import ConfigError, from_mapping
 from geneformer_repro.finetuning import splits as module
-from geneformer_repro.finetuning.patients import PatientSplitConfig
+from geneformer_repro.finetuning.settings.patients import PatientSplitConfig
+from geneformer_repro.finetuning.settings.splits import SplitConfig
 from geneformer_repro.finetuning.splits import (
     Split,
-    SplitConfig,
     digest_of,
     make_splits,
     repeat_of,

@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 import geneformer_repro as gf
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import InputError
-from geneformer_repro.finetuning.finetune import FinetuneConfig
 from geneformer_repro.finetuning.kinds import classes, kind_of
-from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, SurvivalLabels, read_survival
+from geneformer_repro.finetuning.kinds.survival import SurvivalLabels, read_survival
 from geneformer_repro.finetuning.kinds.survival_scores import harrell_c
-from geneformer_repro.finetuning.networks import NetworkConfig, read_history
+from geneformer_repro.finetuning.networks import read_history
 from geneformer_repro.finetuning.problems.cells import labelled_cells
+from geneformer_repro.finetuning.settings.cells import FinetuneConfig
+from geneformer_repro.finetuning.settings.labels import FollowUpConfig
+from geneformer_repro.finetuning.settings.networks import NetworkConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.targets import Classes
 from geneformer_repro.training.config import join_processes

@@ -21,12 +21,14 @@ import geneformer_repro as gf
 from geneformer_repro.batching import end_to_end
 from geneformer_repro.config import ConfigError
 from geneformer_repro.errors import MissingExtraError
-from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepare
+from geneformer_repro.finetuning.settings.networks import TransferConfig
+from geneformer_repro.finetuning.transfer import finished, prepare
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.model import bert_config
 from geneformer_repro.targets import Classes
-from geneformer_repro.training.config import CellExamples, ParameterGroup, TrainConfig, TrainingRun
+from geneformer_repro.training.config import CellExamples, ParameterGroup, TrainingRun
 from geneformer_repro.training.loop import train
+from geneformer_repro.training.settings import TrainConfig
 
 pytestmark = pytest.mark.slow
 

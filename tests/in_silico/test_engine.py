@@ -14,7 +14,8 @@ from torch import nn
 
 import geneformer_repro as gf
 from geneformer_repro import Activation, Deletion, GoalState, Inhibition, Overexpression, RankShift, perturb
-from geneformer_repro.finetuning.transfer import TransferConfig, finished, prepare
+from geneformer_repro.finetuning.settings.networks import TransferConfig
+from geneformer_repro.finetuning.transfer import finished, prepare
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico import engine
 from geneformer_repro.in_silico.perturbation import Edits

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 
 import geneformer_repro as gf
 from geneformer_repro.config import load_config
-from geneformer_repro.pretraining.pretrain import PretrainConfig
+from geneformer_repro.pretraining.settings import PretrainConfig
 
 OPTIONS = [
     "size=tiny", "held_out=0.1", "training.epochs=2", "training.learning_rate=1e-3", "training.warmup_steps=0",

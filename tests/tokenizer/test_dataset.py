@@ -16,7 +16,8 @@ from geneformer_repro.errors import DataFormatError, InputError, VocabularyMisma
 from geneformer_repro.files import read_json, sha256, write_json
 from geneformer_repro.tokenizer import dataset as module
 from geneformer_repro.tokenizer.counts import rank_values
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels, asked_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import as_labels, asked_labels
 from geneformer_repro.tokenizer.quality import CellFilter
 from geneformer_repro.tokenizer.tokenize import tokenize
 from geneformer_repro.tokenizer.vocabulary import Vocabulary

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.config import require
-from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.finetuning.kinds.classes import ClassLabels, read_classes
 from geneformer_repro.finetuning.kinds.kind import Kind
 from geneformer_repro.finetuning.kinds.numbers import NumberLabels, read_numbers
 from geneformer_repro.finetuning.kinds.response import ResponseLabels
-from geneformer_repro.finetuning.kinds.survival import FollowUpConfig, SurvivalLabels, read_survival, require_one_time
+from geneformer_repro.finetuning.kinds.survival import SurvivalLabels, read_survival
+from geneformer_repro.finetuning.settings.labels import FollowUpConfig
 from geneformer_repro.targets import Classes, Number, Response, SurvivalTime, Target
 
 
@@ -28,28 +27,6 @@ def kind_of(target: Target) -> Kind[Any]:
         case SurvivalTime():
             return SurvivalLabels(target)
     raise AssertionError(target)
-
-
-def require_columns(config: Any) -> None:
-    """Raise, before types are checked, unless ``target``, ``regression`` and ``survival`` have the right form."""
-    require_one_time(config.survival)
-    several = isinstance(config.target, tuple | list) and all(isinstance(name, str) for name in config.target)
-    require(several or isinstance(config.target, str), config, "target", "an obs column, or several")
-    require(not isinstance(config.regression, str), config, "regression", "a tuple of targets")
-
-
-def require_kinds(config: Any) -> None:
-    """Raise unless each column that is learned as a number is a target, and no event."""
-    both = set(config.regression) & set(config.survival)
-    require(not both, config, "regression", "other than the events of survival")
-    require_targets("regression", config.regression, config.targets)
-
-
-def require_targets(field: str, names: Any, targets: tuple[str, ...]) -> None:
-    """Raise unless a field of a configuration names targets only."""
-    for name in names:
-        if name not in targets:
-            raise InputError(f"{field} names {name!r}, which is no target. {did_you_mean(name, targets)}")
 
 
 def read_labels(

@@ -41,7 +41,7 @@ from geneformer_repro.finetuning.kinds.class_scores import (
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind
 from geneformer_repro.report import CATEGORIES, GREY, Section, draw_points, legend_beside, new_axes
 from geneformer_repro.targets import Classes, Target
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -42,7 +42,7 @@ from geneformer_repro.finetuning.metrics import (
 )
 from geneformer_repro.report import BLUE, GREY, Section, new_axes
 from geneformer_repro.targets import Number, Target
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

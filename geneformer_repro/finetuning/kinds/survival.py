@@ -10,13 +10,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from geneformer_repro import hazards
-from geneformer_repro.config import ConfigError, require, require_types
 from geneformer_repro.errors import InputError, told_apart
 from geneformer_repro.finetuning.baselines import PatientInputs
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind, Scored
@@ -40,9 +39,10 @@ from geneformer_repro.finetuning.kinds.survival_scores import (
     survival_statistics,
 )
 from geneformer_repro.finetuning.metrics import Statistics, bootstrap, once, with_intervals
+from geneformer_repro.finetuning.settings.labels import FollowUpConfig
 from geneformer_repro.report import Section
 from geneformer_repro.targets import SurvivalLoss, SurvivalTime, Target
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,50 +56,6 @@ FEWEST_EVENTS = 10
 """With fewer no score says much."""
 _MIXED_UNITS = 10
 """A median follow-up that is so many times as long as another's is of another unit; between tumours it is three."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FollowUpConfig:
-    """How times are taken, and which rows are compared."""
-
-    section: ClassVar[str] = "follow_up"
-    cohort: str | None = None
-    """Obs column of cohorts, such as the type of tumour: rows are compared with those of their own cohort alone."""
-    horizon: float | None = None
-    """Time at which survival is told and scored, such as five years, in the unit of the times; None: the median time
-    of the events."""
-    censor_at: float | None = None
-    """Follow-up ends here: what comes later counts as censored at this time. None: as it is."""
-    unusable: Literal["refuse", "leave_out"] = "refuse"
-    """What becomes of rows whose time is not above 0, or whose time or event alone is missing."""
-    learned_by: Literal["hazard", "weibull"] = "hazard"
-    """What the network learns: the probability of the event in each of some intervals, or an accelerated failure time
-    (Weibull)."""
-    intervals: int = 10
-    """Of "hazard", each with as many events."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        for name in ("horizon", "censor_at"):
-            require((getattr(self, name) or 1) > 0, self, name, "above 0")
-        require(self.intervals >= 2, self, "intervals", "at least 2")
-
-
-def require_one_time(survival: Any) -> None:
-    """Raise if several columns stand for the time of an event: entry times are not modelled.
-
-    Raises
-    ------
-    ConfigError
-        There are several columns of an event.
-    """
-    for event, columns in survival.items() if isinstance(survival, Mapping) else ():
-        if isinstance(columns, list | tuple):
-            raise ConfigError(
-                f"survival names one column of times for each event, found {list(columns)} for {event!r}. Times of "
-                "entry (left truncation, start and stop) are not modelled: risk sets begin at time 0. Give the time "
-                "since entry only where nobody's entry depends on having survived until then."
-            )
 
 
 def read_survival(

@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from geneformer_repro.finetuning.baselines import FAR, Features, Method, components, standardised
 from geneformer_repro.finetuning.kinds.survival_scores import kaplan_meier
 from geneformer_repro.hazards import RiskSets, baseline_hazard
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 
 logger = logging.getLogger(__name__)
 

@@ -21,15 +21,18 @@ from geneformer_repro.embedding import embed
 from geneformer_repro.errors import InputError
 from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.kinds import read_labels
-from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
-from geneformer_repro.finetuning.networks import NetworkConfig, Training, scores_by_target
+from geneformer_repro.finetuning.networks import Training, scores_by_target
 from geneformer_repro.finetuning.problems.problem import EncoderProblem
+from geneformer_repro.finetuning.settings.labels import FollowUpConfig
+from geneformer_repro.finetuning.settings.networks import NetworkConfig
 from geneformer_repro.finetuning.splits import Split
-from geneformer_repro.heads import CellClassifier, Head, Pooling
+from geneformer_repro.heads import CellClassifier, Head
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.reading import outputs_of
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.counts import rank_values
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.training.config import CellExamples
 
 logger = logging.getLogger(__name__)
@@ -125,12 +128,6 @@ class SampleProblem(CellProblem):
     """Labelled bulk samples, each of a patient."""
 
     row = "sample"
-
-
-def all_targets(target: str | Sequence[str], survival: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the obs columns to learn, also of one, with those of events at the end."""
-    named = (target,) if isinstance(target, str) else tuple(target)
-    return (*named, *(event for event in survival if event not in named))
 
 
 def labelled_cells(

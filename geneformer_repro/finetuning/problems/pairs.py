@@ -22,7 +22,7 @@ from torch import nn
 from transformers import BertConfig
 
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.config import ConfigError, Section, require, with_settings
+from geneformer_repro.config import ConfigError, with_settings
 from geneformer_repro.drug_inputs import DrugScale
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.errors import InputError
@@ -30,63 +30,24 @@ from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.baselines import PairInputs
 from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, best_entry, scores_by_target, trained_once
-from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig
+from geneformer_repro.finetuning.pair_splits import Identities
 from geneformer_repro.finetuning.problems.problem import Problem, as_lines
+from geneformer_repro.finetuning.settings.networks import TransferConfig
+from geneformer_repro.finetuning.settings.pairs import PairConfig
+from geneformer_repro.finetuning.settings.splits import PairSplitConfig
 from geneformer_repro.finetuning.splits import Split
-from geneformer_repro.finetuning.transfer import TransferConfig
-from geneformer_repro.heads import Head, Pooling
+from geneformer_repro.heads import Head
 from geneformer_repro.identities import Aliases, sample_keys
 from geneformer_repro.mean_effects import MeanEffects
-from geneformer_repro.pair_layers import PairNetworkConfig, PairShape
+from geneformer_repro.network_settings import PairShape
 from geneformer_repro.pair_networks import PairNetwork, with_arcsinh
 from geneformer_repro.pair_reading import PairSides
 from geneformer_repro.responses import Responses
 from geneformer_repro.targets import Response
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
-from geneformer_repro.training.config import CellExamples, ParameterGroup, SeededConfig, TrainConfig, TrainingRun
+from geneformer_repro.training.config import CellExamples, ParameterGroup, TrainingRun
 from geneformer_repro.training.loop import train
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairTrainConfig(TrainConfig):
-    """How to train a network over pairs."""
-
-    epochs: float = 20
-    batch_size: int = 512
-    """Pairs of a batch, one on each device a step."""
-    learning_rate: float = 1e-3
-    warmup_steps: float = 0.05
-    rates: tuple[float, ...] = ()
-    """Learning rates that are tried, of which the best on the validation pairs is kept; none for `learning_rate`
-    alone, which is also taken where no pairs choose."""
-    drugs_a_step: int | None = 32
-    """Of about how many drugs the pairs of a step are, drawn anew each epoch: the fewer, the less is read of drugs, and
-    the more alike are the pairs of a step. None draws pairs one by one."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(all(rate > 0 for rate in self.rates), self, "rates", "numbers above 0")
-        require(self.drugs_a_step is None or self.drugs_a_step >= 1, self, "drugs_a_step", "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairConfig(SeededConfig):
-    """What a network over pairs is, and how it is trained."""
-
-    network: Section[PairNetworkConfig] = Section(PairNetworkConfig)
-    """What the network is; of one that goes on from another, that one's holds."""
-    training: Section[PairTrainConfig] = Section(PairTrainConfig)
-    """How it is trained."""
-    transfer: Section[TransferConfig] = Section(TransferConfig)
-    """How its encoder takes part in learning; of a network without, "probe" trains the layers after the junction."""
-    pooling: Pooling = "mean"
-    """How an encoder's vector of a sample is made."""
-    replace_head: bool | None = None
-    """Whether the output layer of a network that goes on begins anew; None where the measure is another one."""
-    refit_scale: bool = False
-    """Whether a network that goes on takes each gene's mean and spread from the training samples at hand, as for
-    another platform, in place of those that it learned with."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ from geneformer_repro.patient_reading import bagged, column_of, patients_of, rea
 from geneformer_repro.progress import progress
 from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.counts import log_normalise
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.training.log import write_log
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from geneformer_repro.config import with_settings
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import GAP, Kind
 from geneformer_repro.finetuning.networks import NO_SCORES, Training, best_epoch
+from geneformer_repro.finetuning.settings.networks import TransferConfig
 from geneformer_repro.finetuning.splits import Split
-from geneformer_repro.finetuning.transfer import TransferConfig
 from geneformer_repro.targets import Target, labels_of
 
 _ENOUGH = 3

@@ -22,27 +22,21 @@ import pandas as pd
 import torch
 
 import geneformer_repro.processes as processes
-from geneformer_repro.config import Section, require, with_settings
+from geneformer_repro.config import with_settings
 from geneformer_repro.errors import InputError
-from geneformer_repro.expression import (
-    BLOCKS,
-    ExpressionConfig,
-    ExpressionInputs,
-    ExpressionNetwork,
-    InputScale,
-    dealt_outputs,
-)
+from geneformer_repro.expression import ExpressionInputs, ExpressionNetwork, InputScale, dealt_outputs
 from geneformer_repro.finetuning.baselines import Features
-from geneformer_repro.finetuning.expression_training import Examples, ExpressionTrainConfig, Trainee, train_expression
+from geneformer_repro.finetuning.expression_training import Examples, Trainee, train_expression
 from geneformer_repro.finetuning.methods import NetworkMethod
 from geneformer_repro.finetuning.networks import SELECTION, best_entry, trained_once
 from geneformer_repro.finetuning.problems.problem import Problem, as_lines
+from geneformer_repro.finetuning.settings.samples import SampleNetworkConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
+from geneformer_repro.network_settings import BLOCKS
 from geneformer_repro.targets import SurvivalTime, Target
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 from geneformer_repro.tokenizer.matrices import dense
-from geneformer_repro.training.config import SeededConfig
 from geneformer_repro.training.log import write_log
 
 logger = logging.getLogger(__name__)
@@ -55,33 +49,6 @@ with."""
 _MOST_GENES = 2000
 DRAWS = 20
 """Times that each block of a network's inputs is dealt out anew, to tell what it is worth."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleTrainConfig(ExpressionTrainConfig):
-    """How networks of samples are trained, so that ways of transfer compare."""
-
-    epochs: int = 100
-    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
-    """Learning rates that are tried, each way of transfer with its own best on the validation samples."""
-    steps: int = 100
-    """Of every network, whatever its way of transfer; a step is a pass over all samples unless `batch_size` is set. 0
-    leaves a network as it begins."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.rates) > 0 and all(rate > 0 for rate in self.rates), self, "rates", "numbers above 0")
-        require(self.steps >= 0, self, "steps", "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleNetworkConfig(SeededConfig):
-    """What an expression network of samples is, and how it is trained."""
-
-    network: Section[ExpressionConfig] = Section(ExpressionConfig)
-    """What the network is."""
-    training: Section[SampleTrainConfig] = Section(SampleTrainConfig)
-    """How it is trained."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geneformer_repro.attention import Cells
-from geneformer_repro.heads import CellClassifier, GeneClassifier, Pooling, pool
+from geneformer_repro.heads import CellClassifier, GeneClassifier, pool
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer, log_odds
 from geneformer_repro.model import MaskedGeneModel
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 

@@ -19,7 +19,6 @@ import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.drugs import Drugs
-from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.explanations.explained import Explained
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.families import explained_by, usual_choices
@@ -29,6 +28,7 @@ from geneformer_repro.in_silico.explanations.path_integrals import Integration, 
 from geneformer_repro.in_silico.explanations.request import AnyBaseline, GeneSetsGiven, Request, sequence_of
 from geneformer_repro.in_silico.parted import Counted, Parted, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.question import GoalState
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.reading import Dtype, consecutive_parts
 from geneformer_repro.responses import Responses
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

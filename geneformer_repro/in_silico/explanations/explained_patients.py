@@ -28,7 +28,7 @@ from geneformer_repro.bags import NETWORK_FILE, WEIGHTS_FILE, BagNetwork, Bags
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import sha256
-from geneformer_repro.heads import Pooling, pool
+from geneformer_repro.heads import pool
 from geneformer_repro.in_silico.explanations.answers import Shown, unchanged
 from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Gaps
 from geneformer_repro.in_silico.explanations.explained import Explained, drawn
@@ -41,6 +41,7 @@ from geneformer_repro.in_silico.explanations.patient_ways import OfVectors, Pati
 from geneformer_repro.in_silico.explanations.request import Request
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.in_silico.parted import batch_tokens
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.patient_reading import ReadPatients, read_patients, record_of, require_encoder, run_columns
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.dataset import TokenizedDataset

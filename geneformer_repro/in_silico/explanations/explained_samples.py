@@ -39,7 +39,8 @@ from geneformer_repro.in_silico.explanations.surrogate import surrogate
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.in_silico.explanations.value_sets import ValueSets, require_few_units
 from geneformer_repro.sample_reading import ScaledSamples, read_scaled
-from geneformer_repro.tokenizer.dataset import TokenizedDataset, as_labels
+from geneformer_repro.tokenizer.dataset import TokenizedDataset
+from geneformer_repro.tokenizer.labels import as_labels
 
 METHODS = ("integrated_gradients", "gradient_input", "median", "surrogate")
 Baseline: TypeAlias = Literal["mean", "median"]

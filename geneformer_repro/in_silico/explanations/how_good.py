@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.targets import Classes, SurvivalTime, Target
-from geneformer_repro.tokenizer.dataset import as_labels
+from geneformer_repro.tokenizer.labels import as_labels
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from geneformer_repro.in_silico.explanations.path_integrals import Integration, 
 from geneformer_repro.in_silico.explanations.surrogate import Sampling
 from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.reading import Dtype, require_one_of
-from geneformer_repro.tokenizer.dataset import asked_labels
+from geneformer_repro.tokenizer.labels import asked_labels
 
 ExplainMethod: TypeAlias = Literal[
     "delete", "hide", "mask", "median_rank", "first_order", "gradient_input", "integrated_gradients",

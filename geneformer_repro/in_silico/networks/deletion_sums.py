@@ -10,10 +10,10 @@ Shapes: K sources and Q targets of a cell.
 import numpy as np
 import torch
 
-from geneformer_repro.heads import Pooling
 from geneformer_repro.in_silico.engine import Engine, PerturbedCell
 from geneformer_repro.in_silico.networks.attention_sums import PairSums, Roles
 from geneformer_repro.in_silico.perturbation import Deletion, Edits, Variants
+from geneformer_repro.network_settings import Pooling
 from geneformer_repro.reading import Reader
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 

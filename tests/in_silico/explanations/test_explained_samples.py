@@ -9,13 +9,14 @@ import torch
 
 import geneformer_repro as gf
 from geneformer_repro import adaptive_integrals
-from geneformer_repro.expression import ExpressionConfig, ExpressionInputs, ExpressionNetwork, InputScale
+from geneformer_repro.expression import ExpressionInputs, ExpressionNetwork, InputScale
 from geneformer_repro.heads import Head
 from geneformer_repro.in_silico.explanations import explained_samples, value_sets
 from geneformer_repro.in_silico.explanations.explained_samples import ExplainedSamples
 from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import gene_table
 from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.network_settings import ExpressionConfig
 from geneformer_repro.targets import Classes, Number, SurvivalTime
 
 GENES = tuple(f"ENSG{number:011d}" for number in range(12))
