@@ -748,6 +748,11 @@ def test_settings_come_from_a_file_and_the_command_line_wins(copy, run):
     [
         ("vocab", "Vocabulary(", []),
         ("base", "Checkpoint(masked gene model, 3 layers of 64", ['"step": "pretrain"', '"size": "tiny"', '"result"']),
+        (
+            "cells-out.h5ad",
+            "vectors of 100 cells × 64 dimensions, by embed",
+            ['"level": "cell"', '"layer": -1', "donor"],
+        ),
         ("clf", "Checkpoint(classifier of 'cell_type' (3 classes)", ['"step": "finetune"', '"accuracy"']),
         (
             "shifts.parquet",
