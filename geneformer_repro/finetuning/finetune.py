@@ -37,6 +37,7 @@ from geneformer_repro.finetuning.settings.cells import FinetuneConfig
 from geneformer_repro.finetuning.splits import Split, warn_of_lacking_classes
 from geneformer_repro.heads import require_poolable
 from geneformer_repro.network_settings import HeadPooling
+from geneformer_repro.outline import PRETRAINED_ON
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -320,12 +321,7 @@ def planned(config: Any) -> dict[str, Any]:
 
 def _require_unseen(experiment: CellExperiment, checkpoint: Checkpoint) -> None:
     if checkpoint.seen is not None:
-        refuse_tested(
-            experiment,
-            checkpoint.seen,
-            f"the cells that {checkpoint.name} was pretrained on. Pretrain without them, report other cells "
-            "(split.split_file, split.test_groups), or accept it: split.allow_seen=true.",
-        )
+        refuse_tested(experiment, checkpoint.seen, PRETRAINED_ON.format(checkpoint.name))
 
 
 def refuse_tested(experiment: CellExperiment, digests: np.ndarray, whose: str) -> None:

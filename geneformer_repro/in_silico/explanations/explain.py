@@ -26,8 +26,8 @@ from geneformer_repro.in_silico.explanations.how_good import tell
 from geneformer_repro.in_silico.explanations.occlusions import Operator
 from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
 from geneformer_repro.in_silico.explanations.request import AnyBaseline, GeneSetsGiven, Request, sequence_of
+from geneformer_repro.in_silico.goals import GoalState
 from geneformer_repro.in_silico.parted import Counted, Parted, require_output, require_same_plan, worth
-from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.network_settings import Pooling
 from geneformer_repro.reading import Dtype, consecutive_parts
 from geneformer_repro.responses import Responses
