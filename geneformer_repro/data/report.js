@@ -142,7 +142,8 @@ class Table {
 
   csv() {
     const cell = (value) => {
-      const text = value === null ? "" : String(value);
+      const runs = typeof value === "string" && /^'*[=+\-@\t\r]/.test(value) && !/^[+-]?[\d.]+(e[+-]?\d+)?$/i.test(value);
+      const text = (runs ? "'" : "") + (value ?? "");  // as in tables of files: a spreadsheet would run it
       return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
     const lines = this.found.map((row) => this.columns.map((column) => cell(column[row])).join(","));
