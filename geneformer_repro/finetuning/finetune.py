@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.config import (
     ConfigError,
     Section,
@@ -35,7 +35,7 @@ from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_
 from geneformer_repro.finetuning.kinds import require_columns, require_kinds, require_targets
 from geneformer_repro.finetuning.kinds.survival import FollowUpConfig
 from geneformer_repro.finetuning.methods import NETWORKS, CompareConfig
-from geneformer_repro.finetuning.networks import NetworkConfig, warn_if_guessing
+from geneformer_repro.finetuning.networks import NetworkConfig
 from geneformer_repro.finetuning.problems.cells import CellProblem, all_targets, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.problems.samples import BESIDE_VERSION, beside_encoder
 from geneformer_repro.finetuning.results import write_findings

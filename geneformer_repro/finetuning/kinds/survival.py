@@ -248,6 +248,7 @@ class SurvivalLabels(Kind[SurvivalTime]):
     leading = "c_index"
     spelled = {"c_index": "C-index", "auc_horizon": "AUC at the horizon"}  # noqa: RUF012
     strata_are_classes = True
+    has_means = True
 
     def scaled(self, labels_NS: np.ndarray) -> SurvivalTime:
         """Return the target with intervals that hold as many of these events each, or with their unit of time."""
