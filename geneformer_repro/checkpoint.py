@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ import transformers
 from torch import nn
 from transformers import BertConfig
 
+import geneformer_repro.processes as processes
 from geneformer_repro import expression, hub, pair_networks
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint_files import (
@@ -48,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 HEAD_FORMAT, _SECOND_HEAD_FORMAT, _FIRST_HEAD_FORMAT = (f"geneformer_repro/head/{version}" for version in (3, 2, 1))
 SEEN_FILE = "seen_cells.parquet"
+_SAID_TO_GUESS: "WeakSet[nn.Module]" = WeakSet()
+"""Networks of which the log has said that they guess."""
 _OF_CELLS, _OF_GENES = "BertForSequenceClassification", "BertForTokenClassification"
 _PUBLISHED_TARGETS: Mapping[str, str] = {_OF_CELLS: "label", _OF_GENES: "gene class"}
 """What a published classifier's target is called here; its own files do not say it."""
@@ -533,6 +537,17 @@ class Checkpoint:
         provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {}
         seen = _read_seen(folder / SEEN_FILE) if (folder / SEEN_FILE).exists() else None
         return cls(network, vocabulary, provenance, seen, name=f"checkpoint {folder}", path=str(folder))
+
+
+def warn_if_guessing(checkpoint: Checkpoint) -> None:
+    """Say in the log if a checkpoint is known to have been pretrained to nothing better than a guess.
+
+    Once for a network: what embeds cells on the way to a screen has not to say it again.
+    """
+    said = worse_than_guessing(checkpoint.provenance)
+    if said and checkpoint.model not in _SAID_TO_GUESS and processes.is_first():
+        _SAID_TO_GUESS.add(checkpoint.model)
+        logger.warning("%s is %s.", checkpoint.name, said)
 
 
 def _scores_beside(path: str | None) -> dict[str, pd.DataFrame]:

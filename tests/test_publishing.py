@@ -16,7 +16,7 @@ from geneformer_repro.drug_inputs import DrugScale
 from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.mean_effects import MeanEffects
-from geneformer_repro.pair_layers import PairNetworkConfig
+from geneformer_repro.network_settings import PairNetworkConfig
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.targets import Classes, Response
 
