@@ -246,5 +246,6 @@ def dependence_in_words(attrs: Mapping[Any, Any]) -> str:
         f"{_SAID[found['depends_on_goal']]}: {100 * found['own_share']:.1f} % of the variance of effects is of this "
         "goal alone, the rest common to goals drawn at random, and genes move apart towards it more than towards "
         f"{found['n_below']} of {n} of these (by chance so many in {_by_chance(found['n_below'], n):.0%} of screens; "
-        f"{n} shams can tell {1 / (n + 1):.0%} at best). With rankings towards these it agrees, or is one turned round, by {to_shams}{among}{states.replace('-', '−')}"
+        f"{n} shams can tell {1 / (n + 1):.0%} at best). With rankings towards these it agrees, or is one turned "
+        f"round, by {to_shams}{among}{states.replace('-', '−')}"
     )
