@@ -8,7 +8,6 @@ network or one over pairs, which are no BERT, have the same files beside their o
 import hashlib
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from geneformer_repro.errors import InputError, VocabularyMismatchError, listed
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
+from geneformer_repro.hub import place_of
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.model_card import model_card, public_provenance
 from geneformer_repro.pair_networks import PairNetwork
@@ -68,8 +68,6 @@ _OTHER_WEIGHTS = 2**31
 """Added to seeds, so that random weights are not those that a training with the same seed began with."""
 _ALTERING = ("peft", "bitsandbytes")
 _SETTINGS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "compute_dtype")
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_HUB_FOLDER = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/([\w-][\w./-]*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,7 +398,7 @@ class Checkpoint:
         for name, said in (("license", license), ("data", data)):
             if not said.strip():
                 raise InputError(f"{name}=: expected some text, found {said!r}; nobody can use a model without.")
-        if not _HUB_ID.fullmatch(repo_id):
+        if (place := place_of(repo_id)) is None or place.folder:
             raise InputError(f"{repo_id!r}: is no name on the hub. Expected user/name.")
         hub = HfApi(token=token)
         try:
@@ -492,10 +490,10 @@ class Checkpoint:
         (754, 3, 64)
         """
         given = str(path_or_hub_id)
-        if not Path(given).exists() and (inside := _HUB_FOLDER.fullmatch(given)):
-            path_or_hub_id, subfolder = inside[1], "/".join(filter(None, (inside[2], subfolder)))
+        if not Path(given).exists() and (place := place_of(given)) and place.folder:
+            path_or_hub_id, subfolder = place.repository, "/".join(filter(None, (place.folder, subfolder)))
         local = Path(path_or_hub_id) / (subfolder or "")
-        if not Path(path_or_hub_id).exists() and not _HUB_ID.fullmatch(str(path_or_hub_id)):
+        if not Path(path_or_hub_id).exists() and place_of(str(path_or_hub_id)) is None:
             raise InputError(
                 f"{path_or_hub_id}: no such folder. Expected a checkpoint folder, or a hub id such as user/name or "
                 "user/name/folder."

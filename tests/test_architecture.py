@@ -17,6 +17,7 @@ ROOT = Path(geneformer_repro.__file__).parent
 PACKAGE = ROOT.name
 LAYERS = {
     "errors": 0,
+    "hub": 0,
     "arguments": 0,
     "files": 0,
     "unfinished": 0,

@@ -1,10 +1,11 @@
 """What a file or folder is, told by its name and its first bytes: for commands that were given something else."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from geneformer_repro.hub import place_of
 
 CHECKPOINT, CELLS, VOCABULARY = "a checkpoint", "tokenised cells", "a vocabulary"
 SCREEN, EXPLANATION, NETWORK = "a perturbation screen", "an explanation", "a gene network"
@@ -23,7 +24,6 @@ _ENDINGS = {
     **dict.fromkeys((".tsv", ".csv", ".txt", ".gct"), TABLE),
 }
 _FORMATS = (("shifts", SCREEN), ("explanation", EXPLANATION))
-_HUB_ID = re.compile(r"([\w-][\w.-]*)(/[\w-][\w.-]*)+")
 
 
 def kind_of(path: Path) -> str | None:
@@ -35,9 +35,9 @@ def kind_of(path: Path) -> str | None:
 
 def may_be_on_the_hub(name: str) -> bool:
     """Whether a name could be that of a repository of models, or a folder in one, and not of a folder mistyped here."""
-    named = _HUB_ID.fullmatch(name)
+    place = place_of(name)
     is_of_a_file = Path(name).suffix in (*_ENDINGS, ".parquet", ".tok")
-    return named is not None and not is_of_a_file and not Path(named[1]).exists()
+    return place is not None and place.has_user and not is_of_a_file and not Path(Path(name).parts[0]).exists()
 
 
 def obs_columns(path: Path) -> list[str] | None:
