@@ -26,10 +26,14 @@ SETTINGS = {
 
 def commands() -> str:
     """Every command with its help."""
-    of_commands = next(action for action in _parser()._actions if action.dest == "command")
-    return "\n\n".join(
-        f"## {name}\n\n```text\n{parser.format_help().strip()}\n```" for name, parser in of_commands.choices.items()
-    )
+    whole = _parser()
+    of_commands = next(action for action in whole._actions if action.dest == "command")
+    helps = [(name, parser.format_help()) for name, parser in of_commands.choices.items()]
+    return "\n\n".join([_drawn(whole.format_help()), *(f"## {name}\n\n{_drawn(told)}" for name, told in helps)])
+
+
+def _drawn(told: str) -> str:
+    return f"```text\n{told.strip()}\n```"
 
 
 def settings() -> str:

@@ -54,9 +54,10 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.items():
             if name in hints and not _fits(value, hints[name]):
                 wanted = str(signature.parameters[name].annotation)
+                way_out = ' Give its RNA: mdata["rna"].' if type(value).__name__ == "MuData" else ""
                 raise InputError(
                     f"{function.__qualname__}: {name} must be {_as_written(wanted)}, found {repr(value)[:_SHOWN]} "
-                    f"({type(value).__name__})."
+                    f"({type(value).__name__}).{way_out}"
                 )
         return function(*args, **kwargs)
 

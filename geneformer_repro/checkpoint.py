@@ -8,7 +8,6 @@ network or one over pairs, which are no BERT, have the same files beside their o
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ import transformers
 from torch import nn
 from transformers import BertConfig
 
-from geneformer_repro import expression, pair_networks
+from geneformer_repro import expression, hub, pair_networks
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint_files import (
     CHECKPOINT_PATH,
@@ -32,11 +31,10 @@ from geneformer_repro.checkpoint_files import (
     checkpoint_in_words,
     worse_than_guessing,
 )
-from geneformer_repro.errors import InputError, VocabularyMismatchError, listed
+from geneformer_repro.errors import InputError, VocabularyMismatchError, counted, listed
 from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
-from geneformer_repro.hub import place_of
 from geneformer_repro.model import MaskedGeneModel
 from geneformer_repro.model_card import model_card, public_provenance
 from geneformer_repro.pair_networks import PairNetwork
@@ -122,7 +120,7 @@ class Checkpoint:
         config = self.model.config
         what = _described(self.head) if self.head else "masked gene model"
         return (
-            f"Checkpoint({what}, {config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"Checkpoint({what}, {counted(config.num_hidden_layers, 'layer')} of {config.hidden_size}, "
             f"{self.model.num_parameters():,} parameters, {self.vocabulary!r})"
         )
 
@@ -393,36 +391,14 @@ class Checkpoint:
         >>> classifier.push_to_hub("lab/blood-types", license="cc-by-4.0", data=data)  # doctest: +SKIP
         'https://huggingface.co/lab/blood-types'
         """
-        from huggingface_hub import HfApi
-
         for name, said in (("license", license), ("data", data)):
             if not said.strip():
                 raise InputError(f"{name}=: expected some text, found {said!r}; nobody can use a model without.")
-        if (place := place_of(repo_id)) is None or place.folder:
-            raise InputError(f"{repo_id!r}: is no name on the hub. Expected user/name.")
-        hub = HfApi(token=token)
-        try:
-            address = hub.create_repo(repo_id, private=private, exist_ok=True)
-            there = sorted(set(hub.list_repo_files(address.repo_id)) - {".gitattributes"})
-            if there and not overwrite:
-                raise InputError(
-                    f"{repo_id}: has {len(there)} files on the hub (first: {there[0]}). Choose another name, or give "
-                    "overwrite=True."
-                )
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                self._write_public(folder, str(address.repo_id), license=license.strip(), data=data.strip())
-                hub.upload_folder(
-                    repo_id=address.repo_id, folder_path=folder, commit_message="Checkpoint", delete_patterns="*"
-                )
-        except InputError:
-            raise
-        except Exception as error:  # a refusal, or no network, which every client of HTTP says in another way
-            raise InputError(
-                f"{repo_id}: the hub refused ({error}). Log in with `hf auth login` as someone who may write there, or "
-                "give token=…; what is there already is unchanged."
-            ) from error
-        return str(address)
+
+        def write(folder: Path, repo_id: str) -> None:
+            self._write_public(folder, repo_id, license=license.strip(), data=data.strip())
+
+        return hub.publish(repo_id, write, private=private, overwrite=overwrite, token=token)
 
     def _write_public(self, folder: Path, repo_id: str, *, license: str, data: str) -> None:
         """Write what is published of the checkpoint, and its card."""
@@ -490,82 +466,60 @@ class Checkpoint:
         (754, 3, 64)
         """
         given = str(path_or_hub_id)
-        if not Path(given).exists() and (place := place_of(given)) and place.folder:
-            path_or_hub_id, subfolder = place.repository, "/".join(filter(None, (place.folder, subfolder)))
-        local = Path(path_or_hub_id) / (subfolder or "")
-        if not Path(path_or_hub_id).exists() and place_of(str(path_or_hub_id)) is None:
+        if Path(given).exists():
+            return cls._of_folder(Path(given) / (subfolder or ""), vocabulary)
+        place = hub.place_named(given)
+        if place is None:
             raise InputError(
-                f"{path_or_hub_id}: no such folder. Expected a checkpoint folder, or a hub id such as user/name or "
+                f"{given}: no such folder. Expected a checkpoint folder, or a hub id such as user/name or "
                 "user/name/folder."
             )
-        if Path(path_or_hub_id).exists() and not (local / "config.json").exists():
-            raise InputError(
-                f"{local}: no config.json there, so not a model. "
-                "Expected a checkpoint folder of this package or of transformers."
-            )
-        if not Path(path_or_hub_id).exists() and (copy := _copy_of_ours(str(path_or_hub_id), subfolder, revision)):
-            return replace(
-                cls.from_pretrained(copy, vocabulary=vocabulary), name=f"checkpoint {local}", path=str(local)
-            )
-        if local.is_dir() and (local / "vocabulary.json").exists():
-            own = Vocabulary.load(local)
-            if vocabulary is not None:
-                own.require_same(vocabulary, this=f"checkpoint {local}", that="the vocabulary given")
-            vocabulary = own
-        if vocabulary is None and not Path(path_or_hub_id).exists():
+        repo_id, subfolder = place[0], "/".join(filter(None, (place[1], subfolder)))
+        name = "/".join(filter(None, (repo_id, subfolder)))
+        if copy := hub.copy_of_ours(repo_id, subfolder, revision):
+            return replace(cls._of_folder(copy, vocabulary), name=f"checkpoint {name}", path=name)
+        if vocabulary is None:
             raise InputError(
                 f"{given}: no such folder, and on the hub no checkpoint of this package (or it is not to be "
                 "had from here); of a stock model there, give the vocabulary too: from_pretrained(…, vocabulary=…) "
                 "(--vocabulary)."
             )
+        with _opening(repo_id):
+            config = BertConfig.get_config_dict(repo_id, subfolder=subfolder, revision=revision)[0]
+        head = _published_head(config, Path(name))
+        network = _load_model(repo_id, head, vocabulary, subfolder=subfolder, revision=revision)
+        return cls(network, vocabulary, name=f"checkpoint {name}", path=name)
+
+    @classmethod
+    def _of_folder(cls, folder: Path, vocabulary: Vocabulary | None) -> "Checkpoint":
+        if not (folder / "config.json").exists():
+            raise InputError(
+                f"{folder}: no config.json there, so not a model. "
+                "Expected a checkpoint folder of this package or of transformers."
+            )
+        if (folder / "vocabulary.json").exists():
+            own = Vocabulary.load(folder)
+            if vocabulary is not None:
+                own.require_same(vocabulary, this=f"checkpoint {folder}", that="the vocabulary given")
+            vocabulary = own
         if vocabulary is None:
             raise InputError(
-                f"{local}: has no vocabulary of its own; give one: from_pretrained(…, "
+                f"{folder}: has no vocabulary of its own; give one: from_pretrained(…, "
                 f"vocabulary=Vocabulary.from_pretrained(…))."
             )
-        config = _read_config(str(path_or_hub_id), local, subfolder=subfolder or "", revision=revision)
-        head = _read_head(local / "head.json") if (local / "head.json").exists() else _published_head(config, local)
-        provenance = read_json(local / "provenance.json") if (local / "provenance.json").exists() else {}
-        seen = _read_seen(local / SEEN_FILE) if (local / SEEN_FILE).exists() else None
+        config = _read_config(folder)
+        head = _read_head(folder / "head.json") if (folder / "head.json").exists() else _published_head(config, folder)
+        network: nn.Module
         match config.get("model_type"):
             case expression.MODEL_TYPE:
-                network = ExpressionNetwork.load(local, head, vocabulary)
-                return cls(network, vocabulary, provenance, seen, name=f"checkpoint {local}", path=str(local))
+                network = ExpressionNetwork.load(folder, head, vocabulary)
             case pair_networks.MODEL_TYPE:
-                of_pairs = PairNetwork.load(local, head)
-                return cls(of_pairs, vocabulary, provenance, seen, name=f"checkpoint {local}", path=str(local))
-        model = _load_model(str(path_or_hub_id), head, subfolder=subfolder or "", revision=revision)
-        if model.config.vocab_size != vocabulary.size:
-            raise VocabularyMismatchError(
-                f"{local}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; "
-                "they do not belong together. Give the vocabulary that the model was trained with."
-            )
-        return cls(model, vocabulary, provenance, seen, name=f"checkpoint {local}", path=str(local))
-
-
-def _copy_of_ours(hub_id: str, subfolder: str | None, revision: str | None) -> Path | None:
-    """Return the local copy of a repository that `Checkpoint.push_to_hub` wrote; None if that is no such one.
-
-    Without the network, one that was fetched before. The first question is asked once and not again: a folder whose
-    name was mistyped looks like a hub id, too.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
-    within = f"{subfolder}/" if subfolder else ""
-    file = f"{within}vocabulary.json"
-    try:
-        get_hf_file_metadata(hf_hub_url(hub_id, file, revision=revision), timeout=10)
-        offline = False
-    except (HfHubHTTPError, ValueError):
-        return None  # a stock model, for which transformers asks next, and says what is wrong
-    except Exception:  # not to be reached, which every client of HTTP says in another way
-        if not isinstance(try_to_load_from_cache(hub_id, file, revision=revision), str):
-            return None
-        offline = True
-    patterns = [f"{within}*.{ending}" for ending in ("json", "tsv", "safetensors", "parquet")]
-    root = snapshot_download(hub_id, revision=revision, allow_patterns=patterns, local_files_only=offline)
-    return Path(root) / (subfolder or "")
+                network = PairNetwork.load(folder, head)
+            case _:
+                network = _load_model(str(folder), head, vocabulary)
+        provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {}
+        seen = _read_seen(folder / SEEN_FILE) if (folder / SEEN_FILE).exists() else None
+        return cls(network, vocabulary, provenance, seen, name=f"checkpoint {folder}", path=str(folder))
 
 
 def _scores_beside(path: str | None) -> dict[str, pd.DataFrame]:
@@ -599,14 +553,11 @@ def _architecture(head: Head | None) -> str:
     return _OF_CELLS if head.pooling == "pooler" else "BertModel"
 
 
-def _read_config(source: str, local: Path, **where: Any) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration as it is written, after a look at the sizes that it claims."""
-    if local.is_dir():
-        config = read_json(local / "config.json")
-        _require_sizes(local, config)
-        return config
-    with _opening(source):
-        return dict(BertConfig.get_config_dict(source, **where)[0])
+    config = read_json(folder / "config.json")
+    _require_sizes(folder, config)
+    return config
 
 
 @contextmanager
@@ -702,7 +653,7 @@ def described_config(folder: Path) -> str:
     InputError
         The configuration cannot be read.
     """
-    config = _read_config(str(folder), folder)
+    config = _read_config(folder)
     head = _published_head(config, folder)
     what = _described(head) if head else ", ".join(map(str, config.get("architectures") or ["model"]))
     sizes = ", ".join(f"{name} {config[name]}" for name in _SIZES if name in config)
@@ -771,7 +722,9 @@ def _read_seen(path: Path) -> np.ndarray:
     return np.asarray(seen)
 
 
-def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel | CellClassifier | GeneClassifier:
+def _load_model(
+    source: str, head: Head | None, vocabulary: Vocabulary, **where: Any
+) -> MaskedGeneModel | CellClassifier | GeneClassifier:
     model_type: Any = MaskedGeneModel
     if head:
         model_type = GeneClassifier if head.level == "gene" else CellClassifier
@@ -795,6 +748,11 @@ def _load_model(source: str, head: Head | None, **where: Any) -> MaskedGeneModel
         raise InputError(
             f"{source}: {len(broken)} weights hold values that are not finite (first: {broken[0]}). The training that "
             "made them failed, or the file is damaged; take an earlier checkpoint."
+        )
+    if model.config.vocab_size != vocabulary.size:
+        raise VocabularyMismatchError(
+            f"{source}: the model has {model.config.vocab_size} tokens, the vocabulary {vocabulary.size}; "
+            "they do not belong together. Give the vocabulary that the model was trained with."
         )
     return model
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
 from geneformer_repro.files import misfit, read_json
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -44,7 +44,8 @@ def described_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
     if what is None:
         return None
     provenance = folder / "provenance.json"
-    size = f"{config['num_hidden_layers']} layers of {config['hidden_size']}, {_n_parameters(weights):,} parameters"
+    layers = f"{counted(config['num_hidden_layers'], 'layer')} of {config['hidden_size']}"
+    size = f"{layers}, {_n_parameters(weights):,} parameters"
     line = f"Checkpoint({what}, {size}, {Vocabulary.load(folder)!r})"
     return line, read_json(provenance) if provenance.exists() else {}
 
@@ -83,6 +84,24 @@ def worse_than_guessing(provenance: Mapping[str, Any]) -> str | None:
         f"no better than guessing: on held-out cells its loss is {model:.3f} nats a hidden gene, and that of {best}, "
         f"which sees no cell, {known[best]:.3f}. Train longer, on more cells, or at another rate"
     )
+
+
+def checkpoint_warning(metadata: Mapping[str, Any], *, subject: str = "The model") -> str:
+    """Say, above all else that a page tells, why the checkpoint behind a result is not to be relied on; empty if it is.
+
+    Parameters
+    ----------
+    metadata
+        Of the result, with `Checkpoint.whereabouts`.
+    subject
+        What is not to be relied on.
+    """
+    return f"{subject} is {metadata[CHECKPOINT_WARNING]}." if metadata.get(CHECKPOINT_WARNING) else ""
+
+
+def without_warning(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the end of a page says, where the warning stands above all."""
+    return {name: value for name, value in facts.items() if name != CHECKPOINT_WARNING}
 
 
 def _said_of_head(path: Path) -> str | None:

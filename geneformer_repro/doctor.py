@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
+from geneformer_repro.errors import counted
+
 PACKAGE = "geneformer-repro"
 _SHOWN = ("torch", "transformers", "accelerate", "anndata", "datasets", "numba")
 _NOT_FOR_USERS = ("test", "dev", "docs")
@@ -118,7 +120,7 @@ def _processor() -> Finding:
 
     may_use = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores, threads = len(may_use), torch.get_num_threads()
-    says = f"{cores} cores for this process, torch computes with {threads} threads"
+    says = f"{counted(cores, 'core')} for this process, torch computes with {counted(threads, 'thread')}"
     if threads > cores:
         return Finding(
             "processor", says, f"export OMP_NUM_THREADS={cores}: more threads than cores wait for each other."

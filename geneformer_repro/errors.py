@@ -114,6 +114,19 @@ def listed(names: Iterable[object], *, most: int = 10) -> str:
     return shown if len(every) <= most else f"{shown} and {len(every) - most:,} more"
 
 
+def counted(n: int, what: str) -> str:
+    """Name how many things there are: ``"1 layer"``, ``"1,200 layers"``.
+
+    Parameters
+    ----------
+    n
+        How many.
+    what
+        The word for one, whose plural ends in an "s" more.
+    """
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def told_apart(*values: float) -> tuple[str, ...]:
     """Write numbers with as many digits as tell those apart that differ, six at least.
 

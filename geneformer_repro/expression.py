@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from geneformer_repro.config import from_mapping, require, resolved
-from geneformer_repro.errors import InputError, listed
+from geneformer_repro.errors import InputError, counted, listed
 from geneformer_repro.files import write_json
 from geneformer_repro.heads import WEIGHTS, Head, open_network
 from geneformer_repro.network_settings import BLOCKS, Block, ExpressionConfig
@@ -567,7 +567,7 @@ class ExpressionNetwork(nn.Module):
 
     def __repr__(self) -> str:
         config = self.config
-        return f"ExpressionNetwork({config.layers} layers of {config.width}, {len(self.scale):,} columns)"
+        return f"ExpressionNetwork({counted(config.layers, 'layer')} of {config.width}, {len(self.scale):,} columns)"
 
 
 def dealt_outputs(

@@ -47,6 +47,9 @@ _PACKED = {
     b"\x28\xb5\x2f\xfd": "packed by zstd",
     b"\x89HDF": "an HDF5 file",
     b"PAR1": "a Parquet file",
+    b"%PDF": "a PDF",
+    b"BAM\x01": "a BAM file of reads",
+    b"MATLAB 5.0": "a MATLAB file",
 }
 _POINTERS = {
     b"version https://git-lfs": ("a pointer of Git LFS, not the file", "Fetch the file: git lfs pull."),
@@ -54,6 +57,8 @@ _POINTERS = {
     b"../.git/annex": ("a pointer of git-annex, not the file", "Fetch the file: git annex get."),
 }
 _UNPACK = {"bzip2": "bunzip2 -k", "xz": "unxz -k", "zstd": "unzstd"}
+_TAR_AT, _TAR = 257, b"ustar"
+_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar")
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _UNPACKED_AT_ONCE, _UNSUSPICIOUS, _MOST_TIMES, _MOST_TEXT = 1 << 22, 1 << 26, 200, 1 << 31
 """Bytes: unpacked at a time; up to which no packed text is a bomb; so many times the packed size; at all."""
@@ -238,6 +243,16 @@ FIRST_BYTES = 1024
 """So many tell what a file is."""
 
 
+def mudata_of(path: Path) -> Path | None:
+    """Return the ``.h5mu`` file of a path such as ``cells.h5mu/rna``, which names a modality in it, as mudata's do."""
+    return path.parent if path.parent.suffix.lower() == ".h5mu" and path.parent.is_file() else None
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder, or a ``.h5mu`` file of such a modality."""
+    return path.exists() or mudata_of(path) is not None
+
+
 class Foreign(NamedTuple):
     """What a file is instead of what was expected, and what to do, each for a message."""
 
@@ -250,6 +265,8 @@ def foreign_content(begin: bytes, name: str) -> Foreign | None:
     text = begin.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not begin:
         return Foreign("an empty file", "Copy or download it again.")
+    if begin[_TAR_AT:].startswith(_TAR) or (name.lower().endswith(_TARS) and begin.startswith((_GZIP, *_PACKED))):
+        return Foreign("a tar archive", f"Unpack it, and name what is in it: tar -xf {shlex.quote(name)}.")
     if begin.startswith(_GZIP):
         return Foreign("a file packed by gzip", f"Unpack it: gunzip -k {shlex.quote(name)}.")
     pointer = next((text for start, text in _POINTERS.items() if begin.startswith(start)), None)
@@ -257,12 +274,16 @@ def foreign_content(begin: bytes, name: str) -> Foreign | None:
         return Foreign(*pointer)
     if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
         return Foreign("a web page", "The download gave a page in place of the file: use the link of the file itself.")
+    if text.startswith((b'{"', b"{\n", b"{ ", b'[{"')):
+        return Foreign("JSON", "If a server answered a download so, it says why; else write counts as an .h5ad.")
     what = next((what for start, what in _PACKED.items() if begin.startswith(start)), None)
     if what is None:
         return None
     if packer := next((packer for packer in _UNPACK if packer in what), None):
         return Foreign(f"a file {what}", f"Unpack it: {_UNPACK[packer]} {shlex.quote(name)}.")
-    return Foreign(what, "Unpack it, or write its counts with AnnData.write_h5ad.")
+    if what.startswith("a zip"):
+        return Foreign(what, "Unpack it, or write its counts with AnnData.write_h5ad.")
+    return Foreign(what, "Write what is wanted of it as the file that is expected.")
 
 
 def read_text(path: str | Path) -> str:

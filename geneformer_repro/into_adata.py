@@ -1,16 +1,18 @@
 """Results in the AnnData that one has, joined by the names of its cells, or by which gene each of its genes is.
 
-What has no result is NaN, and how many are is said in the log; nothing else of the AnnData changes.
+What has no result is NaN, and how many are is said in the log, as is what was there by that name; nothing else of the
+AnnData changes. A view becomes an AnnData of its own, as whenever one is written to; of a file (backed) it cannot.
 """
 
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, listed
 from geneformer_repro.tokenizer.genes import KnownGenes, reconcile
 from geneformer_repro.tokenizer.readers import open_counts
 
@@ -23,6 +25,20 @@ KEY = "X_geneformer"
 """Of vectors in ``obsm`` and ``varm``, and in ``uns`` of what made them."""
 
 
+def require_writable(adata: AnnData) -> None:
+    """Refuse, before the work, what AnnData cannot write to.
+
+    Raises
+    ------
+    InputError
+        It is a view of a file.
+    """
+    if adata.is_view and adata.isbacked:
+        raise InputError(
+            "The AnnData is a view of a file, which results cannot be written to. Give adata.to_memory(), or all of it."
+        )
+
+
 def places_of_cells(adata: AnnData, names: Any) -> np.ndarray:
     """Return the row among `names` of each cell of an AnnData, -1 of one that has none.
 
@@ -31,6 +47,7 @@ def places_of_cells(adata: AnnData, names: Any) -> np.ndarray:
     InputError
         Names stand twice, on either side, or no cell has one of `names`.
     """
+    require_writable(adata)
     names, there = pd.Index(names).astype(str), adata.obs_names.astype(str)
     for what, index in (
         ("into=: cell names of the AnnData", there),
@@ -64,6 +81,7 @@ def places_of_genes(
     InputError
         None of its genes is one of `genes`.
     """
+    require_writable(adata)
     source = open_counts(adata, layer=layer, gene_ids=gene_ids)
     if isinstance(genes, pd.Index):
         places = genes.get_indexer(pd.Index(reconcile(source, None).table["gene_id"]))
@@ -108,13 +126,25 @@ def _with_some(places: np.ndarray, what: str, first: tuple[str, str]) -> np.ndar
 
 def put_vectors(store: Any, vectors: np.ndarray, places: np.ndarray) -> None:
     """Write vectors into ``obsm`` or ``varm``, in the order of the AnnData."""
+    _tell_replaced([KEY] if KEY in store else [])
     placed = np.full((len(places), vectors.shape[1]), np.nan, dtype=np.float32)
     placed[places >= 0] = vectors[places[places >= 0]]
     store[KEY] = placed
 
 
-def put_columns(frame: pd.DataFrame, table: pd.DataFrame, places: np.ndarray, *, prefix: str = "") -> None:
+def put_columns(
+    adata: AnnData, axis: Literal["obs", "var"], table: pd.DataFrame, places: np.ndarray, *, prefix: str = ""
+) -> None:
     """Write columns into ``obs`` or ``var``, "/" in their names as "|": AnnData writes no column with "/"."""
-    for name in table:
-        values = table[name].reset_index(drop=True).reindex(places)  # no row -1: missing
-        frame[f"{prefix}{name}".replace("/", "|")] = values.set_axis(frame.index)
+    frame: pd.DataFrame = getattr(adata, axis)
+    placed = table.reset_index(drop=True).reindex(places).set_axis(frame.index)  # no row -1: missing
+    names = [f"{prefix}{name}".replace("/", "|") for name in table]
+    replaced = [name for name in names if name in frame]
+    _tell_replaced(replaced)
+    both = [frame.drop(columns=replaced), placed.set_axis(names, axis=1)]
+    setattr(adata, axis, pd.concat(both, axis=1))  # at once: a view is copied once, a frame stays in one piece
+
+
+def _tell_replaced(names: Sequence[str]) -> None:
+    if names:
+        logger.info("Replaced what the AnnData had by the name of %s.", listed(names))

@@ -132,7 +132,7 @@ def map_to_reference(
     table = table.assign(distance_percentile=place).set_axis(query.obs_names, axis=0)
     if into is not None and places is not None:
         named = {column: f"{label}_mapped" + f"_{column}" * (column != "label") for column in table}
-        put_columns(into.obs, table.rename(columns=named), places)
+        put_columns(into, "obs", table.rename(columns=named), places)
     return table
 
 

@@ -370,12 +370,16 @@ def in_words(plan: Plan) -> str:
         "task": f"{work.task}, {network}{work.cells:,} cells of {work.length:,.0f} tokens on average, "
         f"{work.max_length:,} at most{passes}, on {where}",
         "operations": f"{plan.operations:.3g}" if plan.operations else "",
-        "time": f"{duration(plan.seconds)}, {rate:,.3g} cells/s; {basis(plan)}",
+        "time": f"{duration(plan.seconds)}, {_digits(rate)} cells/s; {basis(plan)}",
         "memory": memory,
-        "disk": f"{plan.disk_gb:,.3g} GB",
+        "disk": f"{_digits(plan.disk_gb)} GB",
         "launch": plan.launch,
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items() if text)
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def basis(plan: Plan) -> str:
@@ -424,8 +428,8 @@ _LENGTHS: Mapping[Size, tuple[int, int]] = {
 
 def scale_tables() -> str:
     """Return the tables of docs/scale.md, as Markdown."""
-    tables = [f"**{_TITLES[task]}**\n\n{_times(task)}" for task in get_args(Task)]
-    return "\n\n".join([*tables, f"**Memory of a device, and disk**\n\n{_places()}"])
+    tables = [f"### {_TITLES[task]}\n\n{_times(task)}" for task in get_args(Task)]
+    return "\n\n".join([*tables, f"### Memory of a device, and disk\n\n{_places()}"])
 
 
 def _times(task: Task) -> str:

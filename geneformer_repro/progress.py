@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 SECONDS_A_LINE = 30
-
+IN_A_BAR = {"is_in_a_bar": True}
+"""Of records of a log: a bar says the same, so that a terminal which shows it needs no such line."""
 
 _IN_NOTEBOOK = tqdm is not tqdm_asyncio
 """Where `tqdm.auto` draws a widget."""
@@ -87,7 +88,7 @@ class Bar(tqdm):
         if self._line and not self.disable and not is_over and time.perf_counter() - self._logged_at > SECONDS_A_LINE:
             self._logged_at = time.perf_counter()
             with self.external_write_mode():
-                logger.info(json.dumps(self._line()))
+                logger.info(json.dumps(self._line()), extra=IN_A_BAR)
         return shown
 
 
@@ -160,4 +161,4 @@ def progress(
         bar.say(line)
         yield bar
     if not quiet:
-        logger.info(json.dumps(line()))
+        logger.info(json.dumps(line()), extra=IN_A_BAR)

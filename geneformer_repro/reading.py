@@ -396,7 +396,13 @@ def evaluating(network: nn.Module) -> Iterator[torch.device]:
 
 
 def outputs_of(
-    network: nn.Module, cells: TokenizedDataset, head: Head, *, max_tokens: int = MAX_TOKENS, shared: bool = False
+    network: nn.Module,
+    cells: TokenizedDataset,
+    head: Head,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    shared: bool = False,
+    counting: Callable[[int], object] = lambda _: None,
 ) -> Tensor:
     """Return a cell classifier's outputs for each cell with a gene, (cells, outputs), on the CPU; 0 for others.
 
@@ -408,6 +414,8 @@ def outputs_of(
         Tokens of a batch.
     shared
         Every process calls this with the same cells: they share the batches, and each gets all outputs.
+    counting
+        Is told the number of cells of each batch when it is done.
     """
     outputs_NK = torch.zeros(len(cells), head.n_outputs)
     rows = np.arange(len(cells))
@@ -418,6 +426,7 @@ def outputs_of(
             logits_BK = network(**batch.inputs).logits.float().cpu()
             if is_mine:
                 outputs_NK[torch.from_numpy(chosen)] = logits_BK
+            counting(len(chosen))
     return processes.sum_over(outputs_NK) if shared else outputs_NK
 
 

@@ -3,7 +3,8 @@
 Twenty thousand rows as HTML are 5 MB and slow; packed column by column, with six significant digits, they are 1 MB
 (20,000 genes, nine columns of real numbers) and drawn 25 at a time. The script puts values in as text, so that a gene
 called ``<img onerror=…>`` is a name. A table of one column of words says what was done: it is laid out to be read, not
-sorted.
+sorted. The ends of an interval stand in the cell of their value, which makes a table of four scores four columns wide
+and not twelve; a file that is downloaded has them apart.
 """
 
 import base64
@@ -81,14 +82,15 @@ def table_html(
     flat = table.reset_index().iloc[kept]
     names, columns = [str(name) for name in flat], [values_of(column) for _, column in flat.items()]
     if _is_told(columns[table.index.nlevels :]):
-        return f'<div class="scroll">{_rows_html(names, columns, range(len(kept)), "facts")}</div>'
+        return f'<div class="scroll">{_rows_html(names, columns, range(len(kept)), {}, "facts")}</div>'
     plain = _first_of(len(kept), 2 * N_PLAIN if ends else N_PLAIN, both=ends is not None)
     more = f'<p class="more">{len(plain):,} of {n_rows:,} rows.</p>' if len(plain) < n_rows else ""
     both = f' data-ends="{html.escape("|".join(ends))}"' if ends else ""
-    rows = packed({"names": names, "columns": columns, "all": n_rows})
+    ends_of = _intervals(names)
+    rows = packed({"names": names, "columns": columns, "all": n_rows, "intervals": ends_of})
     return (
         f'<div class="rows" data-title="{html.escape(title)}"{both} data-rows="{rows}"><div class="scroll">'
-        f"{_rows_html(names, columns, plain, 'data')}</div>{more}</div>"
+        f"{_rows_html(names, columns, plain, ends_of, 'data')}</div>{more}</div>"
     )
 
 
@@ -104,14 +106,45 @@ def _is_told(columns: list[list[Any]]) -> bool:
     return not columns or (len(columns) == 1 and any(isinstance(value, str) for value in columns[0]))
 
 
-def _rows_html(names: list[str], columns: list[list[Any]], rows: Iterable[int], look: str) -> str:
-    looks = ["" if look == "facts" else _look(column, first=not i) for i, column in enumerate(columns)]
-    head = "".join(f"<th{of}>{html.escape(name)}</th>" for name, of in zip(names, looks, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{of}>{html.escape(shown(column[row]))}</td>' for column, of in zip(columns, looks))}</tr>"
-        for row in rows
-    )
+def _intervals(names: list[str]) -> dict[int, tuple[int, int]]:
+    """Return of which columns which two are the interval: ``x_low`` and ``x_high``, or ``low``, ``high`` behind x."""
+    found = {}
+    for i, name in enumerate(names):
+        if {f"{name}_low", f"{name}_high"} <= set(names):
+            found[i] = (names.index(f"{name}_low"), names.index(f"{name}_high"))
+        elif i and names[i + 1 : i + 3] == ["low", "high"]:
+            found[i] = (i + 1, i + 2)
+    return found
+
+
+def _rows_html(
+    names: list[str],
+    columns: list[list[Any]],
+    rows: Iterable[int],
+    intervals: dict[int, tuple[int, int]],
+    look: str,
+) -> str:
+    apart = [i for i in range(len(names)) if not any(i in ends for ends in intervals.values())]
+    looks = {i: "" if look == "facts" else _look(columns[i], first=not i) for i in apart}
+    head = "".join(f"<th{looks[i]}{_told(names, intervals.get(i))}>{_breakable(names[i])}</th>" for i in apart)
+
+    def cell(i: int, row: int) -> str:
+        value, ends = html.escape(shown(columns[i][row])), [columns[end][row] for end in intervals.get(i, ())]
+        between = "" if not ends or None in ends else f' <span class="between">{" to ".join(map(shown, ends))}</span>'
+        return f"<td{looks[i]}>{value}{between}</td>"
+
+    body = "".join(f"<tr>{''.join(cell(i, row) for i in apart)}</tr>" for row in rows)
     return f'<table class="{look}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _told(names: list[str], ends: tuple[int, int] | None) -> str:
+    """Say at the pointer which columns a heading stands for besides its own."""
+    return "" if ends is None else f' title="{html.escape(" to ".join(names[end] for end in ends))} in grey"'
+
+
+def _breakable(name: str) -> str:
+    """Let a heading go on below after an underscore."""
+    return html.escape(name).replace("_", "_<wbr>")
 
 
 def _look(column: list[Any], *, first: bool) -> str:

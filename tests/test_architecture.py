@@ -17,7 +17,6 @@ ROOT = Path(geneformer_repro.__file__).parent
 PACKAGE = ROOT.name
 LAYERS = {
     "errors": 0,
-    "hub": 0,
     "arguments": 0,
     "files": 0,
     "unfinished": 0,
@@ -44,6 +43,7 @@ LAYERS = {
     "plan": 1,
     "checkpoint_files": 1,
     "model_card": 1,
+    "hub": 1,
     "processes": 2,
     "attention": 2,
     "block_attention": 2,

@@ -402,11 +402,11 @@ class TestOpening:
             gf.Checkpoint.from_pretrained(saved.parent, subfolder="Geneformer-V9")
 
     def test_a_folder_may_follow_a_hub_id(self, vocabulary, monkeypatch):
-        def asked(source, local, *, subfolder, revision):
-            raise gf.InputError(f"{source} {subfolder}")
+        def asked(source, *, subfolder, revision):
+            raise ValueError(f"asked for {source} {subfolder}")
 
-        monkeypatch.setattr("geneformer_repro.checkpoint._read_config", asked)
-        with pytest.raises(gf.InputError, match=r"^lab/name a/b$"):
+        monkeypatch.setattr(BertConfig, "get_config_dict", asked)
+        with pytest.raises(gf.InputError, match=r"^lab/name: .* asked for lab/name a/b$"):
             gf.Checkpoint.from_pretrained("lab/name/a/b", vocabulary=vocabulary)
 
     @pytest.mark.parametrize("with_vocabulary", [True, False])

@@ -205,7 +205,7 @@ def opened(chain):
 def test_vocabulary_is_fit(chain, opened):
     expected = gf.Vocabulary.fit(chain.folder / "cells.h5ad", max_length=34)
     assert opened["vocabulary"] == expected
-    assert chain.said["vocab"].strip() == repr(expected)
+    assert chain.said["vocab"].strip() == f"vocab: {expected!r}"
 
 
 def test_samples_are_tokenised_with_a_model_s_genes_and_medians_of_their_own(chain, opened, tmp_path, run):
@@ -236,14 +236,14 @@ def test_tokenize_is_tokenize(chain, opened):
     found = opened["cells"]
     pd.testing.assert_frame_equal(found.table.to_pandas(), expected.table.to_pandas())
     assert found.fingerprint == expected.fingerprint
-    assert chain.said["cells.tok"].strip() == found.summary()
+    assert chain.said["cells.tok"].strip() == f"cells.tok: {found.summary()}"
 
 
 def test_pretrain_is_pretrain(chain, opened, tmp_path):
     expected = gf.pretrain(opened["cells"], configured(gf.PretrainConfig(), PRETRAIN), out=tmp_path / "base")
     assert opened["base"].fingerprint == expected.fingerprint
     assert opened["base"].provenance["result"] == expected.provenance["result"]
-    assert chain.said["base"].splitlines()[-1] == repr(expected)
+    assert chain.said["base"].splitlines()[-1] == f"base: {expected!r}"
 
 
 def test_finetune_is_finetune(chain, opened, tmp_path):
@@ -264,7 +264,7 @@ def said_of(methods, title, out, *verdict):
         title,
         *in_columns(shown, number="{:.3f}", index=True).splitlines(),
         *verdict,
-        f"{out}/report.html has the pictures and intervals",
+        f"{out} holds the network and its tables; {out}/report.html has the pictures and intervals",
     ]
 
 
@@ -288,7 +288,7 @@ def test_predict_is_predict(chain, opened):
     pd.testing.assert_frame_equal(found, expected, check_names=False)
     written = ad.read_h5ad(chain.folder / "typed.h5ad").obs
     pd.testing.assert_frame_equal(written.astype(adata.obs.dtypes), adata.obs)
-    assert chain.said["types.tsv"] == chain.said["typed.h5ad"]
+    assert chain.said["types.tsv"].replace("types.tsv", "typed.h5ad") == chain.said["typed.h5ad"]
     for name, n_cells in expected["cell_type_predicted"].value_counts().items():
         assert f"{name}  " in chain.said["types.tsv"]
         assert f" {n_cells}\n" in chain.said["types.tsv"]
@@ -319,7 +319,9 @@ def test_predict_on_numbers_says_how_they_lie(copy, run):
     table = pd.read_csv("size.tsv", sep="\t", index_col=0)
     assert status == 0
     assert table.columns.tolist() == ["n_counts_predicted"]
-    assert said.split()[:2] == ["count", "100.000000"]
+    spread = table["n_counts_predicted"].describe()
+    assert said.splitlines()[0] == "size.tsv: predictions of 100 rows"
+    assert said.splitlines()[1].startswith(f"n_counts_predicted: mean {spread['mean']:.4g}, std {spread['std']:.4g}, ")
 
 
 FINETUNE_OPTIONS = {
@@ -405,9 +407,11 @@ def test_perturb_is_perturb(chain, opened, out, model, options):
 
 
 def size_of(shifts):
-    n_cells, n_donors = shifts.metadata["n_cells"], shifts.table["donor"].nunique()
-    size = f"{len(shifts):,} values ({shifts.measure}) of {shifts.table['perturbed'].nunique():,} perturbations in "
-    return f"{size}{n_cells} cells of {n_donors} donors" if n_donors else f"{size}{n_cells} cells"
+    n_changes, n_cells, n_donors = (shifts.table[name].nunique() for name in ("perturbed", "cell", "donor"))
+    changes = "1 perturbation" if n_changes == 1 else f"{n_changes:,} perturbations"
+    cells = "1 cell" if n_cells == 1 else f"{n_cells} cells"
+    of_donors = f" of {n_donors} donors" if n_donors else ""
+    return f"{len(shifts):,} values ({shifts.measure}) of {changes} in {cells}{of_donors}"
 
 
 def assert_same_shifts(found, expected):
@@ -822,7 +826,7 @@ def test_what_things_are_and_values_that_no_cell_has_need_no_pandas(there, tmp_p
     assert "No cell has cell_type = 'Monocyt'." in result.stderr
     assert "--where donor=d: no cell has that donor." in result.stderr
     assert "2 sources × 1 targets by attention, 1 state, 5 cells of 2 donors\n{" in result.stdout
-    assert "1 values of 1 genes in 5 cells by hide: log-odds\n{" in result.stdout
+    assert "1 value of 1 gene in 5 cells by hide: log-odds\n{" in result.stdout
 
 
 def write_network(folder):
@@ -1316,7 +1320,10 @@ def test_an_interrupt_is_told_how_to_go_on(there, run, tmp_path, monkeypatch):
     monkeypatch.setattr("geneformer_repro.tokenizer.vocabulary.Vocabulary.fit", interrupt)
     status, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
     assert status == 130
-    assert error.startswith("interrupted; the same command goes on where it stopped")
+    assert error == f"interrupted: {tmp_path / 'out'} is not written; the same command begins anew."
+    (tmp_path / "out.partial").mkdir()
+    _, _, error = run("vocabulary", "cells.h5ad", "-o", tmp_path / "out")
+    assert error.startswith(f"interrupted: what is done is kept in {tmp_path / 'out'}.partial, and the same command")
 
 
 def test_another_interrupt_while_the_program_ends_is_silent(monkeypatch, tmp_path):

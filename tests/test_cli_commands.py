@@ -6,6 +6,7 @@ import logging
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from geneformer_repro import cli
 from geneformer_repro.cli import following, terminal
 from geneformer_repro.errors import InputError
+from geneformer_repro.progress import IN_A_BAR
 
 PARSER = cli._parser()
 COMMANDS = PARSER.commands
@@ -29,22 +31,27 @@ def test_the_list_of_commands_fits_a_screen_with_one_line_each():
     assert sorted(listed) == sorted(COMMANDS)
 
 
-def examples(command):
-    return [line.strip() for line in command.epilog.splitlines() if line.startswith("  geneformer-repro")]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_first_screen_of_help_has_usage_and_examples_that_are_understood(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = COMMANDS[name]
+    screen = "\n".join(command.format_help().splitlines()[:24])
+    usage = screen.partition("\n\n")[0]
+    assert all(action.metavar in usage for action in command._actions if not action.option_strings)
+    shown = screen.partition("for example:\n")[2].partition("\n\n")[0].replace("\\\n", " ").splitlines()
+    assert [" ".join(line.split()) for line in shown] == command.examples
+    for example in shown:
+        assert PARSER.parse_args(shlex.split(example)[1:]).command == name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_puts_every_option_in_a_group_and_ends_with_examples_that_are_understood(name):
+def test_help_fits_a_terminal_and_puts_every_option_in_a_group(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     command = COMMANDS[name]
-    said = command.format_help()
-    usage = said.partition("\n\n")[0]
-    assert all(action.metavar in usage for action in command._actions if not action.option_strings)
+    assert max(map(len, command.format_help().splitlines())) <= 80
     titles = [group.title for group in command._action_groups if group._group_actions]
     assert not {"positional arguments", "options"} & set(titles)
     assert all(action.help for action in command._actions)
-    for example in examples(command):
-        assert PARSER.parse_args(shlex.split(example)[1:]).command == name
-    assert examples(command)
 
 
 # Mistakes that need no data
@@ -56,8 +63,11 @@ def here(tmp_path, monkeypatch):
     for path, content in {
         "base/config.json": {},
         "base/vocabulary.json": {},
-        "cells.tok/spec.json": {"obs": ["cell_type", "donor"]},
-        "net/network.json": {"states": {"A": {}, "B b": {}}},
+        "clf/config.json": {},
+        "clf/head.json": {},
+        "cells.tok/spec.json": {"obs": ["cell_type", "donor"], "n_cells": 700},
+        "net/network.json": {"states": {"A": {}, "B b": {}}, "groups": [{"state": "A", "donor": "d1"}]},
+        "pooled/network.json": {"states": {"A": {}, "B b": {}}, "groups": [{"state": "A", "donor": None}]},
     }.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(json.dumps(content))
@@ -145,10 +155,14 @@ def test_every_configuration_is_made_with_its_bounds_before_the_work(here, step)
 # What comes next
 
 NEXT = {
-    "vocabulary counts.h5ad --layer raw -o v": "tokenize counts.h5ad --vocabulary v --layer raw --values counts "
-    "-o cells.tok",
-    "tokenize counts.h5ad --vocabulary base -o 'my cells.tok'": "embed base 'my cells.tok' -o 'my cells.h5ad'",
-    "tokenize counts.h5ad --vocabulary v -o cells.tok": "pretrain cells.tok -o base",
+    "vocabulary counts.h5ad --layer raw -o v": "tokenize counts.h5ad --vocabulary v --layer raw -o cells-2.tok",
+    "tokenize counts.h5ad --vocabulary base -o 'my cells.tok'": "embed base 'my cells.tok' -o 'my cells-vectors.h5ad'",
+    "tokenize counts.h5ad --vocabulary clf -o cells.tok": "predict clf cells.tok -o cells-predicted.tsv",
+    "tokenize counts.h5ad --vocabulary v -o cells.tok": "pretrain cells.tok --set size=tiny training.warmup_steps=0.1 "
+    "-o base-2",
+    "pretrain cells.tok -o runs/base": "embed runs/base cells.tok -o runs/base-vectors.h5ad",
+    "pretrain cells.tok --vocabulary v --max-length 9 --where donor=a -o new": "embed new cells.tok --vocabulary v "
+    "--max-length 9 --where donor=a -o new-vectors.h5ad",
     "finetune base cells.tok --target cell_type -o clf": "perturb clf cells.tok --target cell_type --first-order "
     "--max-cells 100 -o clf-screen.parquet",
     "embed base cells.tok --where donor=d1 -o v.h5ad": "perturb base cells.tok --where donor=d1 --max-cells 100 "
@@ -157,7 +171,9 @@ NEXT = {
     "explain base cells.tok -o why.parquet": "statistics why.parquet --checkpoint base --cells cells.tok "
     "-o why-genes.tsv",
     "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
-    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok -o heads-network",
+    "network base cells.tok -o pooled": "statistics pooled --state A -o pooled.graphml",
+    "info pooled": "statistics pooled --state A -o pooled.graphml",
+    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok --sources g.txt -o heads-network",
 }
 
 
@@ -166,7 +182,7 @@ def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, comm
     words = shlex.split(command)
     found = COMMANDS[words[0]].then(PARSER.parse_args(words))
     assert shlex.join(found) == after
-    PARSER.parse_args(found)
+    assert not Path(PARSER.parse_args(found).out).exists()
 
 
 def test_without_what_it_would_need_no_command_is_named(here):
@@ -197,8 +213,73 @@ def test_an_event_is_told_in_words_on_a_terminal_and_as_json_in_a_file(monkeypat
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert terminal.InWords("%(message)s").format(record) == event
     monkeypatch.setattr(sys, "stderr", Terminal())
-    in_words = "embed: cells 1,200, seconds 0.131, peak memory gb 0.6"
+    in_words = "embed: cells 1,200, seconds 0.131"
     assert terminal.InWords("%(message)s").format(record) == in_words
+
+
+def test_what_a_bar_shows_is_not_said_again_on_its_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert not terminal.InWords.is_news(logging.makeLogRecord({"msg": "{}", **IN_A_BAR}))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert terminal.InWords.is_news(logging.makeLogRecord({"msg": "{}", **IN_A_BAR}))
+
+
+# Lines
+
+SAID = """\
+versions     Python and what is long to say of it
+  donor  9 values: 1015, 1256 and 7 more of them
+A sentence that is longer than the terminal is wide
+    row 1"""
+
+
+def test_lines_go_on_below_what_stands_behind_their_label():
+    assert terminal.broken(SAID, 30).splitlines() == [
+        "versions     Python and what",
+        "             is long to say of",
+        "             it",
+        "  donor  9 values: 1015, 1256",
+        "         and 7 more of them",
+        "A sentence that is longer than",
+        "  the terminal is wide",
+        "    row 1",
+    ]
+    assert terminal.broken(SAID, None) == SAID
+
+
+def test_a_command_that_is_folded_is_the_same_to_a_shell():
+    words = ["geneformer-repro", "embed", "my base", "cells.tok", "--where", "donor=it's", "--umap", "cell_type"]
+    folded = terminal.folded(words, 40, at=6)
+    assert max(map(len, folded.splitlines())) <= 40
+    assert folded.count(" \\\n") == 3
+    assert shlex.split(folded.replace("\\\n", "")) == words
+    assert terminal.folded(words, None) == shlex.join(words)
+
+
+def test_nested_facts_are_told_a_line_each():
+    facts = {
+        "step": "finetune",
+        "config": {"seed": 0, "search": {"trials": 2, "space": {}}, "base": None},
+        "inputs": {"cells": "0123456789ab" + "c" * 52},
+        "result": {"type": {"accuracy": 0.98913, "accuracy_low": 0.9, "accuracy_high": 1.0, "n": 1900}},
+        "methods": {"hide": {}, "ig": {"steps": 18}},
+        "method": {"hide": {}},
+        "donors": [*"abcdefghijkl"],
+    }
+    assert terminal.in_rows(facts) == [
+        "  step     finetune",
+        "  config",
+        "    seed    0",
+        "    search  trials 2",
+        "  inputs   cells 0123456789ab…",
+        "  result",
+        "    type  accuracy 0.9891 (0.9 to 1), n 1,900",
+        "  methods",
+        "    hide  –",
+        "    ig    steps 18",
+        "  method   hide",
+        "  donors   a, b, c, d, e, f, g, h, i, j and 2 more",
+    ]
 
 
 # Tables

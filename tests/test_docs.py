@@ -2,12 +2,14 @@
 
 import ast
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import geneformer_repro as gf
+from geneformer_repro.cli import _parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -33,6 +35,22 @@ def test_a_message_that_is_quoted_is_one_of_the_package(quoted):
     missing = [piece for piece in pieces if piece not in messages()]
     assert not missing
     assert max(map(len, pieces)) >= 9
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words of every command in a page's blocks, what launches it left out."""
+    blocks = re.findall(r"(?ms)^ *```(?:bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"))
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    told = (re.search(r"(?:geneformer-repro|-m geneformer_repro) (.+)", line) for line in lines)
+    return [shlex.split(command[1], comments=True) for command in told if command]
+
+
+def test_every_command_of_every_page_is_understood():
+    parser = _parser()
+    told = [command for page in sorted(DOCS.glob("*.md")) for command in commands_of(page)]
+    assert {command[0] for command in told} > {"tokenize", "finetune", "perturb", "network", "explain", "response"}
+    for command in told:
+        parser.parse_args(command)
 
 
 def test_every_public_name_is_documented_once():

@@ -2,6 +2,7 @@
 
 import logging
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,7 +62,7 @@ def test_cells_without_a_result_are_counted_and_missing(pbmc, caplog):
         places = places_of_cells(pbmc, pbmc.obs_names[:690])
     assert "10 of the AnnData's 700 cells have no result (NaN)." in caplog.text
     table = pd.DataFrame({"a/b": range(690), "text": "t"})
-    put_columns(pbmc.obs, table, places, prefix="p_")
+    put_columns(pbmc, "obs", table, places, prefix="p_")
     assert pbmc.obs["p_a|b"].isna().sum() == pbmc.obs["p_text"].isna().sum() == 10
     assert pbmc.obs["p_a|b"].iloc[7] == 7
 
@@ -111,3 +112,17 @@ def test_an_anndata_of_few_of_the_genes_is_refused_and_stays_as_it_is(shifts, pb
     with pytest.raises(InputError, match="takes a table with a row a gene"):
         _put_into(few, gf.shift_statistics(shifts).reset_index(), shifts)
     pd.testing.assert_frame_equal(few.var, before)
+
+
+def test_a_view_of_a_file_is_refused_before_the_work_and_any_other_view_becomes_its_own(pbmc, tmp_path, caplog):
+    pbmc.write_h5ad(tmp_path / "cells.h5ad")
+    of_file = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")[:5]
+    with pytest.raises(InputError, match=r"a view of a file.*Give adata\.to_memory\(\)"):
+        places_of_cells(of_file, of_file.obs_names)
+    mine, table = pbmc[:5], pd.DataFrame({f"p_{i}": range(5) for i in range(120)})
+    put_columns(mine, "obs", table, np.arange(5))  # warnings, as of a frame in pieces, are errors here
+    assert not mine.is_view
+    assert mine.obs["p_119"].tolist() == [0, 1, 2, 3, 4]
+    with caplog.at_level(logging.INFO, logger="geneformer_repro"):
+        put_columns(mine, "obs", table[["p_3"]], np.arange(5))
+    assert "Replaced what the AnnData had by the name of p_3." in caplog.text

@@ -33,6 +33,13 @@ def genes():
     return table
 
 
+def scores():
+    """A score with its interval, one whose interval is `low` and `high`, and another `low` that is of nothing."""
+    table = pd.DataFrame({"auc": [0.5, 0.75], "low": 1, "auc_low": [0.25, np.nan], "auc_high": [0.7512, np.nan]})
+    table = table.assign(effect=[-1.0, 2.0]).join(pd.DataFrame({"low": [-2, 1], "high": [0.5, 3]}), rsuffix="_")
+    return table.set_axis(["auc", "lowest", "auc_low", "auc_high", "effect", "low", "high"], axis=1)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """A page of one picture, a table of genes, one of few rows, and one of words."""
@@ -43,6 +50,7 @@ def path(tmp_path_factory):
         Section(HOSTILE[2], HOSTILE[0], "n", figure=figure, finding=HOSTILE[1]),
         Section("All genes", "s", "n", table=table.set_index("gene_name"), ends=("first", "last")),
         Section("States", "s", "n", table=pd.DataFrame({"cells": [3, 5]}, index=pd.Index(["a", "b"], name="state"))),
+        Section("Scores", "s", "n", table=scores()),
     ]
     page = tmp_path_factory.mktemp("page") / "page.html"
     write_report(page, title=HOSTILE[0], lead=HOSTILE[1], sections=sections, facts={HOSTILE[2]: HOSTILE[0]})
@@ -68,6 +76,11 @@ def page(opened, path):
 
 
 TABLE = '[data-title="All genes"]'
+SPY = (
+    "(() => { const before = URL.createObjectURL;"
+    "URL.createObjectURL = (blob) => { window.taken = blob.text(); return before(blob); }; })()"
+)
+"""What is downloaded is kept."""
 
 
 def column(page, number):
@@ -153,10 +166,7 @@ def test_hostile_names_are_words(page, name):
 
 def test_the_rows_shown_are_downloaded_as_csv_with_all_their_digits(page, path):
     page.click(f"{TABLE} .tools button:last-of-type")
-    page.run(
-        "(() => { const before = URL.createObjectURL;"
-        "URL.createObjectURL = (blob) => { window.taken = blob.text(); return before(blob); }; })()"
-    )
+    page.run(SPY)
     page.click(f"{TABLE} .tools button:last-of-type")
     text = page.run("window.taken")
     assert text.startswith("gene_name,effect,p_value,fdr,n_cells\r\n")
@@ -165,6 +175,21 @@ def test_the_rows_shown_are_downloaded_as_csv_with_all_their_digits(page, path):
     again = pd.read_csv(io.StringIO(text, newline=""))
     np.testing.assert_allclose(again["p_value"], genes()["p_value"], rtol=1e-5)
     assert np.isnan(again["effect"][7])
+
+
+def test_ends_of_intervals_stand_beside_their_values_and_apart_in_the_file(page):
+    assert page.texts('[data-title="Scores"] th') == ["index", "auc", "lowest", "effect"]
+    cells = page.texts('[data-title="Scores"] td')
+    assert cells[1:4] == ["0.5 0.25 to 0.751", "1", "-1 -2 to 0.5"]
+    assert cells[5:7] == ["0.75", "1"]
+    page.click('[data-title="Scores"] th:nth-child(4) button')
+    assert page.texts('[data-title="Scores"] td')[3] == "2 1 to 3"
+    assert page.run("document.querySelector('[data-title=Scores] th:nth-child(4)').ariaSort") == "descending"
+    header = "document.querySelector('[data-title=Scores] .tools button:last-of-type')"
+    page.run(f"{SPY}; {header}.click()")
+    assert page.run("window.taken").splitlines()[:2] == [
+        "index,auc,lowest,auc_low,auc_high,effect,low,high", "1,0.75,1,,,2,1,3",
+    ]  # fmt: skip
 
 
 def test_folded_words_open_and_nothing_is_cut_at_600_pixels(opened, path):

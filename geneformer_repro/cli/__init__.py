@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from geneformer_repro.cli import (
@@ -29,7 +30,7 @@ from geneformer_repro.cli import (
     screens,
 )
 from geneformer_repro.cli.commands import FAMILIES, Command, Suggesting
-from geneformer_repro.cli.terminal import RED, InWords, coloured, is_looked_at, say_next
+from geneformer_repro.cli.terminal import RED, InWords, broken, coloured, is_looked_at, say, say_next, width_of
 from geneformer_repro.errors import InputError
 
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.commands[arguments.command]
     shown = logging.StreamHandler(sys.stderr)
     shown.setFormatter(InWords("%(message)s"))
+    shown.addFilter(InWords.is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:
@@ -53,16 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, FileExistsError) as error:
-        print(f"{coloured('error:', RED, sys.stderr)} {error}", file=sys.stderr)
+        said = broken(f"error: {error}", width_of(sys.stderr)).removeprefix("error:")
+        print(f"{coloured('error:', RED, sys.stderr)}{said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on where it stopped, if the step is one that resumes", file=sys.stderr
-        )
+        say(f"interrupted: {_what_is_left(arguments)}", stream=sys.stderr)
         return 130
     finally:
         if argv is None:  # the program ends: another Ctrl-C must not raise amid what libraries clear up
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _what_is_left(arguments: Any) -> str:
+    """Say, of a command that was cut off, what becomes of what it has done."""
+    import geneformer_repro.unfinished as unfinished
+
+    if arguments.out is None:
+        return "nothing was written."
+    work = unfinished.work_folder(Path(arguments.out))
+    if work.exists():
+        return f"what is done is kept in {work}, and the same command goes on from there."
+    return f"{arguments.out} is not written; the same command begins anew."
 
 
 class _Parser(Suggesting):

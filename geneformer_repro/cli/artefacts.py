@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from geneformer_repro.hub import place_of
+from geneformer_repro.files import mudata_of
+from geneformer_repro.hub import place_named
 
 CHECKPOINT, CELLS, VOCABULARY = "a checkpoint", "tokenised cells", "a vocabulary"
 SCREEN, EXPLANATION, NETWORK = "a perturbation screen", "an explanation", "a gene network"
@@ -20,7 +21,7 @@ _MARKERS = (
     ("zarr.json", ANNDATA),
 )
 _ENDINGS = {
-    **dict.fromkeys((".h5ad", ".loom", ".h5"), ANNDATA),
+    **dict.fromkeys((".h5ad", ".h5mu", ".loom", ".h5"), ANNDATA),
     **dict.fromkeys((".tsv", ".csv", ".txt", ".gct"), TABLE),
 }
 _FORMATS = (("shifts", SCREEN), ("explanation", EXPLANATION))
@@ -30,14 +31,14 @@ def kind_of(path: Path) -> str | None:
     """Return what is there, as messages call it; None where neither name nor header says it."""
     if path.is_dir():
         return next((kind for name, kind in _MARKERS if (path / name).exists()), None)
-    return _kind_of_parquet(path) if path.suffix == ".parquet" else _ENDINGS.get(path.suffix)
+    return _kind_of_parquet(path) if path.suffix == ".parquet" else _ENDINGS.get((mudata_of(path) or path).suffix)
 
 
 def may_be_on_the_hub(name: str) -> bool:
     """Whether a name could be that of a repository of models, or a folder in one, and not of a folder mistyped here."""
-    place = place_of(name)
     is_of_a_file = Path(name).suffix in (*_ENDINGS, ".parquet", ".tok")
-    return place is not None and place.has_user and not is_of_a_file and not Path(Path(name).parts[0]).exists()
+    first, *more = name.split("/")
+    return bool(more) and place_named(name) is not None and not is_of_a_file and not Path(first).exists()
 
 
 def obs_columns(path: Path) -> list[str] | None:

@@ -23,7 +23,7 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.config import load_config
 from geneformer_repro.errors import InputError
 
@@ -53,6 +53,7 @@ def add_commands(commands: Any) -> None:
         family="train",
         examples=["cohorts.h5ad --values expression --survival time event --cohort tumour -o study"],
         configures=_cohort_settings,
+        settings=("finetuning.settings.samples", "CohortStudyConfig"),
         more="Cox's model and more stand beside it.",
     )
     add_samples_options(command)
@@ -174,8 +175,8 @@ def _cross_cohort(arguments: argparse.Namespace) -> None:
     )
     shown = [name for name in _SHOWN if name in table]
     print_table(table[shown], number="{:.3f}")
-    print(table.attrs["sentence"])
-    print("{} has all columns, {} the picture, {} all pictures and the genes".format(*outputs))
+    say(table.attrs["sentence"])
+    say("{} has all columns, {} the picture, {} all pictures and the genes".format(*outputs))
 
 
 _SHOWN = (
@@ -218,7 +219,7 @@ def _samples(arguments: argparse.Namespace) -> None:
     joined = given_samples(arguments)
     with new_file(out, overwrite=arguments.overwrite) as aside:
         joined.write_h5ad(aside)
-    print(f"{joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
+    say(f"{out}: {joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
 
 
 def _transfer_study(arguments: argparse.Namespace) -> None:
@@ -229,10 +230,10 @@ def _transfer_study(arguments: argparse.Namespace) -> None:
     study = transfer_study(given_samples(arguments), config=arguments.settings, **where)
     for table in (study.cohorts, methods_table(study.evaluations)):
         print_table(table, number="{:.3f}")
-        print()
+        say()
     for row in study.comparisons.dropna(subset="difference_low").itertuples():
-        print(f"{sentence(row)}.")
-    print(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
+        say(f"{sentence(row)}.")
+    say(f"{Path(arguments.out) / 'report.html'} has the pictures and intervals")
 
 
 def _cohort_settings(arguments: argparse.Namespace) -> "CohortStudyConfig":

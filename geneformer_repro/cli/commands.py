@@ -6,13 +6,20 @@ command in a third of a second, where importing torch takes several.
 """
 
 import argparse
+import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, labels_in, may_be_on_the_hub, obs_columns
+from geneformer_repro.cli.terminal import broken, folded, say
+from geneformer_repro.config import names_in, sections_of
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
+from geneformer_repro.files import is_there
 
 IN, OUT, HOW, MACHINE = "what goes in", "what comes out", "how", "machine"
 FAMILIES = ("data", "train", "ask", "look")
@@ -20,6 +27,7 @@ _OUT = {"--out", "--overwrite"}
 _IN = {"--where", "--max-length", "--values", "--log2", "--gene-ids", "--genes-in"}
 _MACHINE = {"--workers", "--ray", "--dtype", "--max-tokens", "--max-memory", "--quiet", "--help"}
 _PATTERN = "*?["
+_HARD_SPACE = "\N{NO-BREAK SPACE}"
 
 
 class Reads:
@@ -100,6 +108,8 @@ class Command(Suggesting):
         Raises, of the parsed arguments and the small files that they name, if something cannot be asked.
     configures
         Of the parsed arguments the configuration that they fill, without torch; it becomes ``arguments.settings``.
+    settings
+        Module and class of the configuration that ``--config`` and ``--set`` fill, for help to name what it has.
     siblings
         All commands by name.
     """
@@ -113,16 +123,16 @@ class Command(Suggesting):
         then: Callable[[argparse.Namespace], list[str] | None] | None,
         configures: Callable[[argparse.Namespace], Any] | None,
         looks: Callable[[argparse.Namespace], None] | None,
+        settings: tuple[str, str] | None,
         siblings: Mapping[str, "Command"],
         **options: Any,
     ) -> None:
         self._groups: dict[str, Any] = {}
-        super().__init__(add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(add_help=False, **options)
         self.family, self.says, self.examples, self.siblings = family, says, examples, siblings
-        self._then, self._configures, self._looks = then, configures, looks
+        self._then, self._configures, self._looks, self._settings = then, configures, looks, settings
         self._groups = {name: self.add_argument_group(name) for name in (IN, OUT, HOW, MACHINE)}
         self.add_argument("-h", "--help", action="help", help="show this, and exit")
-        self.epilog = "\n".join(("for example:", *(f"  {example}" for example in examples)))
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Add an option to the group that it belongs to."""
@@ -133,20 +143,45 @@ class Command(Suggesting):
 
     def format_usage(self) -> str:
         """Say what must be given; help says what may be."""
-        self.usage = self._usage()
-        return super().format_usage()
+        parts = " ".join(part.replace(" ", _HARD_SPACE) for part in self._usage())
+        said = textwrap.fill(
+            f"usage: {parts}", _width(), subsequent_indent=" " * 7, break_long_words=False, break_on_hyphens=False
+        )
+        return f"{said.replace(_HARD_SPACE, ' ')}\n"
 
     def format_help(self) -> str:
-        """Return the whole help."""
-        self.usage = self._usage()
-        return super().format_help()
+        """Return the whole help: usage and examples, which are what most want, then options in groups."""
+        formatter = self._get_formatter()
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        shown = [f"  {folded(shlex.split(example), _width(), at=2)}" for example in self.examples]
+        said = (self.format_usage(), textwrap.fill(str(self.description), _width()), "", "for example:", *shown, "")
+        return "\n".join((*said, formatter.format_help(), *self._named_settings())).rstrip() + "\n"
+
+    def _named_settings(self) -> list[str]:
+        """Name what --set and --config take, where the command does, a line a section."""
+        if not self._settings:
+            return []
+        module, name = self._settings
+        config_type = getattr(import_module(f"geneformer_repro.{module}"), name)
+        sections = sections_of(config_type)
+        widest = max(map(len, sections), default=0)
+        names = [", ".join(field for field in names_in(config_type) if field not in sections)]
+        names += [f"{f'{key}.':<{widest + 1}}  {', '.join(names_in(of.config_type))}" for key, of in sections.items()]
+        lines = (broken(f"  {line}", _width()) for line in names)
+        return ["settings, whose defaults and meanings are in the documentation:", *lines]
 
     def error(self, message: str) -> NoReturn:
         """End with usage, an example and the message."""
         self.print_usage(sys.stderr)
-        self.exit(2, f"for example: {self.examples[0]}\nerror: {message}\n({self.prog} --help lists all options)\n")
+        example = folded(shlex.split(self.examples[0]), _width(), at=2)
+        say(f"for example:\n  {example}\nerror: {message}\n({self.prog} --help lists all options)", stream=sys.stderr)
+        self.exit(2)
 
-    def _usage(self) -> str:
+    def _usage(self) -> list[str]:
         places, options = [], []
         for action in self._actions:
             many = " ..." if action.nargs in ("+", "*") else ""
@@ -154,7 +189,7 @@ class Command(Suggesting):
                 places.append(f"{action.metavar}{many}" if action.required else f"[{action.metavar}{many}]")
             elif action.required:
                 options.append(f"{action.option_strings[0]} {action.metavar or action.dest.upper()}{many}")
-        return " ".join((self.prog, *places, *reversed(options), "[options]"))
+        return [self.prog, *places, *reversed(options), "[options]"]
 
     # Before anything is loaded
 
@@ -203,7 +238,7 @@ class Command(Suggesting):
     def _require_readable(self, action: Any, value: str, arguments: argparse.Namespace) -> None:
         name = action.type.path(value)
         path = Path(name)
-        if not path.exists():
+        if not is_there(path):
             if any(mark in name for mark in _PATTERN) or (action.type.hub and may_be_on_the_hub(name)):
                 return
             said = (f"{name}: no such file or folder.", nearest(path.name, _beside(path)), _expected(action))
@@ -292,6 +327,10 @@ def _asked_values(arguments: argparse.Namespace, where: Mapping[str, Sequence[st
     others = [] if arguments.target else [*filter(None, [arguments.goal]), *arguments.alternatives]
     for state in (arguments.start, *others):
         yield f"No cell has {of_states} = {state!r}.", of_states, state
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _group_of(names: Sequence[str], options: Mapping[str, Any]) -> str:

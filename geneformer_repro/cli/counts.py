@@ -8,6 +8,7 @@ import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import Reads
 from geneformer_repro.cli.following import after_tokenize, after_vocabulary
 from geneformer_repro.cli.inputs import ANY_FILE, COLUMN, COUNT_FILES, COUNTS, add_count_options, new_command
+from geneformer_repro.cli.terminal import say
 from geneformer_repro.config import load_config
 from geneformer_repro.errors import InputError
 
@@ -53,7 +54,7 @@ def _add_vocabulary(commands: Any) -> None:
         metavar="FOLDER",
         help="keep the genes and tokens of this vocabulary or checkpoint; learn medians only",
     )
-    vocabulary.add_argument("--max-length", type=int, help="most tokens a cell may have")
+    vocabulary.add_argument("--max-length", type=int, metavar="N", help="most tokens a cell may have")
     vocabulary.add_argument("--revision", help="branch, tag or commit on the hub")
     vocabulary.add_argument(
         "--exact", action="store_true", help="exact medians, which keep every value in memory (default: a sketch)"
@@ -78,7 +79,10 @@ def _add_tokenize(commands: Any) -> None:
     )
     tokenize.add_argument("inputs", nargs="+", type=COUNT_FILES, metavar="IN", help=COUNTS)
     tokenize.add_argument(
-        "--vocabulary", type=ANY_FILE, required=True, help="folder written by vocabulary, or with the published pickles"
+        "--vocabulary",
+        type=ANY_FILE,
+        required=True,
+        help="folder written by vocabulary, checkpoint that will read the cells, or folder with the published pickles",
     )
     tokenize.add_argument(
         "--obs", type=COLUMN, nargs="+", default=[], metavar="COLUMN", help="obs columns to carry along"
@@ -151,7 +155,7 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
         vocabulary.save(out, overwrite=arguments.overwrite)
         status = int((work / FAILED).exists())
         unfinished.drop(work)
-    print(vocabulary)
+    say(f"{out}: {vocabulary}")
     return status
 
 
@@ -162,7 +166,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     options = _options(arguments, "out", "obs", "order", "orthologs", "min_known_share", "uncropped")
     vocabulary = Vocabulary.load(arguments.vocabulary)
     cells = tokenize(arguments.inputs, vocabulary, cell_filter=arguments.settings, **options)
-    print(cells.summary())
+    say(f"{arguments.out}: {cells.summary()}")
     return 1 if cells.spec["failed"] else 0
 
 

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from geneformer_repro.cli.inputs import new_command
+from geneformer_repro.cli.terminal import say
 
 
 def add_commands(commands: Any) -> None:
@@ -25,8 +26,8 @@ def _doctor(_: argparse.Namespace) -> int:
 
     found = findings()
     for finding in found:
-        print(f"{finding.name:<13}{finding.says}")
+        say(f"{finding.name:<13}{finding.says}")
     for finding in found:
         if finding.todo:
-            print(f"{'! ' if finding.hinders else '- '}{finding.name}: {finding.todo}")
+            say(f"{'! ' if finding.hinders else '- '}{finding.name}: {finding.todo}")
     return int(any(finding.hinders for finding in found))

@@ -20,8 +20,10 @@ from geneformer_repro.cli.inputs import (
     open_both,
 )
 from geneformer_repro.cli.looks import look_at_layer, outline_of
-from geneformer_repro.cli.terminal import print_table
-from geneformer_repro.errors import InputError
+from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.errors import InputError, counted
+
+_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -45,7 +47,12 @@ def _add_embed(commands: Any) -> None:
     )
     embed.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     embed.add_argument("cells", type=DATASET, help=TOKENIZED)
-    embed.add_argument("--level", choices=["cell", "gene"], default="cell", help="(default %(default)s)")
+    embed.add_argument(
+        "--level",
+        choices=["cell", "gene"],
+        default="cell",
+        help="a vector of each cell, or of each gene, its mean over the cells that have it (default %(default)s)",
+    )
     embed.add_argument(
         "--states", type=COLUMN, metavar="COLUMN", help="instead a vector of each state in this obs column"
     )
@@ -79,7 +86,7 @@ def _add_map(commands: Any) -> None:
     mapped.add_argument(
         "--keep-unknown", action="store_true", help='keep cells called "unknown", "unlabelled" and the like, as a label'
     )
-    mapped.add_argument("--neighbors", type=AtLeast(1), default=15, metavar="N", help="(default %(default)s)")
+    mapped.add_argument("--neighbors", type=AtLeast(1), default=15, metavar="N", help="that vote (default %(default)s)")
 
 
 def _add_mixing(commands: Any) -> None:
@@ -142,7 +149,8 @@ def _embed(arguments: argparse.Namespace) -> None:
     if processes.is_first():
         for name, column in drawn.items():
             _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
-        print(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
+        beside = "".join(f"; {path} shows {drawn[name]}" for name, path in pictures.items())
+        say(f"{out}: {counted(n_rows, arguments.level)} × {n_dimensions} dimensions{beside}")
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
@@ -155,7 +163,7 @@ def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
     table = embed_states(*open_both(arguments), arguments.states, **options)
     if processes.is_first():
         _write_table(table, arguments)
-        print(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
+        say(f"{out}: {counted(len(table), 'state')} × {table.shape[1]} dimensions")
 
 
 def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool) -> None:
@@ -187,7 +195,11 @@ def _map(arguments: argparse.Namespace) -> None:
     options = {"n_neighbors": arguments.neighbors, "keep_unknown": arguments.keep_unknown}
     table = map_to_reference(query, reference, arguments.label, **options)
     _write_table(table.rename_axis("cell"), arguments)
-    print_table(table.groupby("label")["confidence"].agg(["size", "mean"]), number="{:.3f}", index=True)
+    found: Any = table.groupby("label")["confidence"].agg(cells="size", mean_confidence="mean")
+    print_table(found.sort_values("cells", ascending=False).head(_MOST), number="{:.3f}", index=True)
+    if len(found) > _MOST:
+        say(f"and {len(found) - _MOST:,} labels more")
+    say(f"{arguments.out}: labels of {counted(len(table), 'cell')}, with confidence, second label and distance")
 
 
 def _mixing(arguments: argparse.Namespace) -> None:

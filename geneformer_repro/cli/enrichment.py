@@ -7,7 +7,7 @@ from typing import Any
 
 from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.inputs import ANY_FILE, new_command, table_outputs, write_together
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 _SHOWN = (
@@ -122,9 +122,9 @@ def _enrich(arguments: argparse.Namespace) -> None:
     _show(table)
     for said in (comparison.attrs if comparison is not None else {}, drivers.facts if drivers is not None else {}):
         if "sentence" in said:
-            print(said["sentence"])
+            say(said["sentence"])
     where = ", ".join(f"{path} {kind}" for path, kind in zip(outputs[1:], kinds, strict=True))
-    print(f"{outputs[0]} has all {len(table):,} rows, {where}")
+    say(f"{outputs[0]} has all {len(table):,} rows, {where}")
 
 
 def _look_at_table(arguments: argparse.Namespace) -> None:
@@ -178,4 +178,4 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 def _show(table: Any) -> None:
     shown = table[[name for name in _SHOWN if name in table]].head(10)
     print_table(shown, number="{:.3g}", index=True)
-    print(table.attrs["sentence"])
+    say(table.attrs["sentence"])

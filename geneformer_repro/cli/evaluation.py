@@ -8,7 +8,7 @@ from typing import Any
 import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import Reads
 from geneformer_repro.cli.inputs import ANY_FILE, MODEL, NAMED_FILE, given_vocabulary, table_outputs, write_together
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 
@@ -100,7 +100,7 @@ def score_known_edges(arguments: argparse.Namespace) -> None:
     )
     _show(table, SHOWN)
     first = next(iter(table.attrs["sentences"]))
-    print(f"{out} has all {len(table):,} rows, {outputs[1]} is the picture of {first}, {outputs[2]} has all pictures")
+    say(f"{out} has all {len(table):,} rows, {outputs[1]} is the picture of {first}, {outputs[2]} has all pictures")
 
 
 def named(given: Sequence[str], option: str) -> dict[str, str]:
@@ -128,6 +128,6 @@ def _show(table: Any, columns: Sequence[str]) -> None:
 
     shown = [name for name in columns if name in table][:11]
     for reference, sentence in table.attrs["sentences"].items():
-        print(f"{reference}, open universe:")
+        say(f"{reference}, open universe:")
         print_table(of_methods(table, reference, "open")[shown], number="{:.3f}", index=True)
-        print(f"{reference}: {sentence}")
+        say(f"{reference}: {sentence}")

@@ -1,17 +1,33 @@
 """The command that may come after another, with the paths that this one used, ready to be run.
 
-None where it would need something that the command was not told, such as gene sets.
+None where it would need something that the command was not told, such as gene sets. What it would write is not there
+yet, and stands beside what this command has written, since the folder of an input may not be one's own.
 """
 
 import argparse
+from itertools import chain, count
 from pathlib import Path
 
-from geneformer_repro.cli.artefacts import CELLS, CHECKPOINT, VOCABULARY, kind_of, may_be_on_the_hub, obs_columns
+from geneformer_repro.cli.artefacts import (
+    CELLS,
+    CHECKPOINT,
+    EXPLANATION,
+    NETWORK,
+    SCREEN,
+    VOCABULARY,
+    kind_of,
+    may_be_on_the_hub,
+    obs_columns,
+)
 from geneformer_repro.cli.inputs import open_cells
 from geneformer_repro.files import read_json
 
 _FEW_CELLS = "100"
-_OF_COUNTS = ("layer", "gene_ids", "values")
+_OF_COUNTS = {"layer": None, "gene_ids": None, "values": "counts"}
+"""Options that say how counts are read, with their defaults."""
+_SAMPLED = 256
+_SMALL, _SHORT = 20_000, 500_000
+"""Cells below which a tiny network is large enough to begin with; below which 10,000 steps of warm-up are too many."""
 
 
 def after_vocabulary(given: argparse.Namespace) -> list[str] | None:
@@ -19,21 +35,26 @@ def after_vocabulary(given: argparse.Namespace) -> list[str] | None:
     first = given.inputs[0]
     if kind_of(Path(first)) in (VOCABULARY, CHECKPOINT) or (may_be_on_the_hub(first) and not Path(first).exists()):
         return None
-    options = [part for name in _OF_COUNTS if (value := getattr(given, name)) for part in (_option(name), value)]
+    changed = [name for name, default in _OF_COUNTS.items() if getattr(given, name) != default]
+    options = [part for name in changed for part in (_option(name), getattr(given, name))]
     log2 = ["--log2"] * given.log2
     return ["tokenize", *given.inputs, "--vocabulary", given.out, *options, *log2, "-o", beside(given.out, "cells.tok")]
 
 
 def after_tokenize(given: argparse.Namespace) -> list[str]:
-    """Embed the cells, if the vocabulary is a checkpoint's; else pretrain on them."""
+    """Ask the checkpoint whose vocabulary it is about the cells; else pretrain on them."""
+    if (Path(given.vocabulary) / "head.json").exists():
+        return ["predict", given.vocabulary, given.out, "-o", renamed(given.out, "-predicted.tsv")]
     if kind_of(Path(given.vocabulary)) == CHECKPOINT:
-        return ["embed", given.vocabulary, given.out, "-o", renamed(given.out, ".h5ad")]
-    return ["pretrain", given.out, "-o", beside(given.out, "base")]
+        return ["embed", given.vocabulary, given.out, "-o", renamed(given.out, "-vectors.h5ad")]
+    n_cells = read_json(Path(given.out) / "spec.json")["n_cells"]
+    settings = ["size=tiny"] * (n_cells < _SMALL) + ["training.warmup_steps=0.1"] * (n_cells < _SHORT)
+    return ["pretrain", given.out, *(["--set", *settings] if settings else []), "-o", beside(given.out, "base")]
 
 
 def after_pretrain(given: argparse.Namespace) -> list[str]:
     """Embed the cells."""
-    return ["embed", given.out, given.cells, *_reading(given), "-o", renamed(given.cells, ".h5ad")]
+    return ["embed", given.out, given.cells, *_reading(given), "-o", renamed(given.out, "-vectors.h5ad")]
 
 
 def after_finetune(given: argparse.Namespace) -> list[str] | None:
@@ -57,15 +78,16 @@ def after_predict(given: argparse.Namespace) -> list[str] | None:
 
 
 def _has_seen(given: argparse.Namespace) -> bool:
-    """Whether the model was trained on some of the cells, which `explain` would refuse."""
+    """Whether the model was trained on some of the cells, which `explain` would refuse, by a sample of them."""
     seen = Path(given.checkpoint) / "seen_cells.parquet"
     if not seen.exists() or not (Path(given.data) / "spec.json").exists():
         return False
     import numpy as np
     import pyarrow.parquet as pq
 
-    digests = open_cells(given, given.data).digests()
-    return bool(np.isin(digests, pq.read_table(seen)["digest"].to_numpy()).any())
+    cells = open_cells(given, given.data)
+    few = cells.select(np.unique(np.linspace(0, len(cells) - 1, _SAMPLED).astype(int)))
+    return bool(np.isin(few.digests(), pq.read_table(seen)["digest"].to_numpy()).any())
 
 
 def after_finetune_patients(given: argparse.Namespace) -> list[str]:
@@ -112,27 +134,44 @@ def after_explain(given: argparse.Namespace) -> list[str]:
 
 
 def after_network(given: argparse.Namespace) -> list[str]:
-    """Compare two states; of one state write a graph."""
-    states = list(read_json(Path(given.out) / "network.json")["states"])
-    if len(states) > 1:
+    """Compare two states over donors; else write a graph of the first."""
+    network = read_json(Path(given.out) / "network.json")
+    states = list(network["states"])
+    if len(states) > 1 and any(group.get("donor") for group in network["groups"]):
         return ["statistics", given.out, "--between", *states[:2], "-o", renamed(given.out, "-states.tsv")]
-    return ["statistics", given.out, "-o", renamed(given.out, ".graphml")]
+    of_state = ["--state", states[0]] if len(states) > 1 else []
+    return ["statistics", given.out, *of_state, "-o", renamed(given.out, ".graphml")]
 
 
 def after_heads(given: argparse.Namespace) -> list[str]:
-    """Read a network out of the same model and cells."""
-    return ["network", given.checkpoint, given.cells, *_reading(given), "-o", renamed(given.out, "-network")]
+    """Read a network of the same genes out of the same model and cells."""
+    of_genes = [*_reading(given), "--sources", given.genes]
+    return ["network", given.checkpoint, given.cells, *of_genes, "-o", renamed(given.out, "-network")]
+
+
+def after_info(given: argparse.Namespace) -> list[str] | None:
+    """Make the table of what was measured."""
+    kind, path = kind_of(Path(given.path)), argparse.Namespace(out=given.path)
+    if kind in (SCREEN, EXPLANATION):
+        return after_perturb(path)
+    return after_network(path) if kind == NETWORK else None
 
 
 def beside(path: str, name: str) -> str:
-    """Return a name in the same folder."""
-    return str(Path(path).with_name(name))
+    """Return a name in the same folder that is not taken."""
+    return _free(Path(path).with_name(name))
 
 
 def renamed(path: str, ending: str) -> str:
-    """Return a path with another ending; one that begins with a dash comes after the name without its own."""
+    """Return a path, not taken, with another ending; one that begins with a dash comes after the bare name."""
     whole = Path(path.rstrip("/"))
-    return str(whole.with_name(f"{whole.stem if whole.suffix else whole.name}{ending}"))
+    return _free(whole.with_name(f"{whole.stem if whole.suffix else whole.name}{ending}"))
+
+
+def _free(path: Path) -> str:
+    """Return a path, with a number where something has its name."""
+    numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in count(2))
+    return str(next(name for name in chain([path], numbered) if not name.exists()))
 
 
 def _reading(given: argparse.Namespace) -> list[str]:

@@ -21,7 +21,7 @@ from geneformer_repro.cli.inputs import (
     write_together,
 )
 from geneformer_repro.cli.looks import look_at_genes, outline_of
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 
 
 def add_commands(commands: Any) -> None:
@@ -107,12 +107,12 @@ def _heads(arguments: argparse.Namespace) -> None:
     )
     if not processes.is_first():
         return
-    facts = {"checkpoint": arguments.checkpoint, "cells": arguments.cells, "genes": arguments.genes}
+    facts = {**checkpoint.whereabouts, "cells": arguments.cells, "genes": arguments.genes}
     with new_file(picture, overwrite=arguments.overwrite) as aside:
         heads_figure(table).savefig(aside, dpi=150)
     write_head_report(table, page, facts=facts, overwrite=arguments.overwrite)
-    print(head_sentence(table))
-    print(f"{out} has all {len(table):,} heads, {picture} the picture, {page} what it shows")
+    say(head_sentence(table))
+    say(f"{out} has all {len(table):,} heads, {picture} the picture, {page} what it shows")
 
 
 def compare_states(arguments: argparse.Namespace) -> None:
@@ -137,5 +137,5 @@ def compare_states(arguments: argparse.Namespace) -> None:
     shown = ["source_name", "target_name", "difference", "p_value", "fdr", "n_donors", "moved"]
     head = found.edges[shown].head(10).dropna(axis=1, how="all")
     print_table(head)
-    print(found.sentence())
-    print(f"{out} has {len(found.edges):,} edges, {outputs[1]} the picture, {outputs[2]} what it shows")
+    say(found.sentence())
+    say(f"{out} has {len(found.edges):,} edges, {outputs[1]} the picture, {outputs[2]} what it shows")

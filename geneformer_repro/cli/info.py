@@ -2,14 +2,18 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geneformer_repro.cli.artefacts import ANNDATA, kind_of
 from geneformer_repro.cli.explanations import described as described_explanation
+from geneformer_repro.cli.following import after_info
 from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.screens import size_of_screen
+from geneformer_repro.cli.terminal import in_rows, say
 from geneformer_repro.errors import InputError
+from geneformer_repro.files import is_there, mudata_of
 
 if TYPE_CHECKING:
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -29,6 +33,7 @@ def add_commands(commands: Any) -> None:
         None,
         family="look",
         examples=["cells.h5ad", "expression.tsv.gz", "cells.tok", "classifier"],
+        then=after_info,
         more="Raw counts (.h5ad, .loom, .zarr, 10x), a table (expression, drug response, edges, genes, …), a "
         "vocabulary, a dataset, a checkpoint, a screen, a network or an explanation.",
     )
@@ -40,7 +45,7 @@ def add_commands(commands: Any) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
-    if not path.exists():
+    if not is_there(path):
         raise InputError(f"{path}: no such file or folder.")
     if _may_hold_counts(path):
         _describe_counts(path)
@@ -56,14 +61,14 @@ def _info(arguments: argparse.Namespace) -> None:
     elif path.is_dir() and {file.name for file in path.iterdir()} <= _OF_VOCABULARY:
         from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
-        print(Vocabulary.load(path))
+        say(Vocabulary.load(path))
     else:
         _describe_cells(path, vocabulary)
 
 
 def _may_hold_counts(path: Path) -> bool:
     """Whether a path is a file that is no Parquet, a Zarr store, or a 10x folder."""
-    if path.is_file():
+    if path.is_file() or mudata_of(path):
         return not _is_parquet(path)
     return kind_of(path) == ANNDATA or any(path.glob("*matrix.mtx*"))
 
@@ -74,11 +79,11 @@ def _describe_counts(path: Path) -> None:
     if is_expression_table(path) or ".gmt" in path.suffixes:
         from geneformer_repro.tokenizer.look_tables import described_table
 
-        print(described_table(path))
+        say(described_table(path))
         return
     from geneformer_repro.tokenizer.look import described_counts
 
-    print(described_counts(path))
+    say(described_counts(path))
 
 
 def _describe_table(path: Path) -> None:
@@ -88,7 +93,7 @@ def _describe_table(path: Path) -> None:
     if kind_of(path) == TABLE:
         from geneformer_repro.tokenizer.look_tables import described_table
 
-        print(described_table(path))
+        say(described_table(path))
         return
     from geneformer_repro.in_silico.block_tables import format_of
     from geneformer_repro.in_silico.shift_table import FORM, ShiftTable
@@ -113,7 +118,7 @@ def _describe_checkpoint(path: Path, vocabulary: "Vocabulary | None") -> None:
         from geneformer_repro.checkpoint import Checkpoint, described_config
 
         if vocabulary is None and not (path / "vocabulary.json").exists():
-            print(described_config(path))
+            say(described_config(path))
             return
         checkpoint = Checkpoint.from_pretrained(path, vocabulary=vocabulary)
         said = repr(checkpoint), dict(checkpoint.provenance)
@@ -126,21 +131,21 @@ def _describe_cells(path: Path, vocabulary: "Vocabulary | None") -> None:
         from geneformer_repro.tokenizer.summary import described_dataset
 
         if said := described_dataset(path):
-            print(said)
+            say(said)
             return
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.published import described, is_dataset
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
     if not is_dataset(path):
-        print(Vocabulary.load(path))
+        say(Vocabulary.load(path))
         return
     knows = vocabulary is not None or (path / "spec.json").exists()
-    print(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
+    say(TokenizedDataset.open(path, vocabulary).summary() if knows else described(path))
 
 
 def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
+    with (mudata_of(path) or path).open("rb") as file:
         return file.read(4) == b"PAR1"
 
 
@@ -158,5 +163,9 @@ def _holds_tokens(path: Path) -> bool:
 
 
 def _show(title: str, facts: dict[str, Any]) -> None:
-    print(title)
-    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    """Print what something is, and what is written down of it: in words on a terminal, else as JSON."""
+    say(title)
+    if sys.stdout.isatty():
+        say("\n".join(in_rows(facts)))
+    else:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))

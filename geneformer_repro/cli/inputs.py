@@ -52,6 +52,7 @@ def new_command(
     then: Callable[[argparse.Namespace], list[str] | None] | None = None,
     configures: Callable[[argparse.Namespace], Any] | None = None,
     looks: Callable[[argparse.Namespace], None] | None = None,
+    settings: tuple[str, str] | None = None,
 ) -> Command:
     """Add a command that writes `out`, if anything, with the options that all such commands have."""
     command: Command = commands.add_parser(
@@ -63,6 +64,7 @@ def new_command(
         then=then,
         configures=configures,
         looks=looks,
+        settings=settings,
         siblings=commands.choices,
     )
     if out is not None:
@@ -207,7 +209,9 @@ def add_model_options(command: argparse.ArgumentParser, *, with_target: bool) ->
     command.add_argument(
         "--layer", type=int, default=layer, help=f"0 is the last block, -1 the one before (default {of_layer})"
     )
-    command.add_argument("--pooling", choices=["mean", "cls"], default=pooling, help=f"(default {of_pooling})")
+    command.add_argument(
+        "--pooling", choices=["mean", "cls"], default=pooling, help=f"of a cell's tokens (default {of_pooling})"
+    )
     add_cells_options(command)
 
 

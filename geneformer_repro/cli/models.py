@@ -31,9 +31,9 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.looks import look_at_test_cells, outline_of
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.config import load_config
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError, counted, did_you_mean
 from geneformer_repro.outline import NO_CLASSES
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _add_pretrain(commands: Any) -> None:
         examples=["cells.tok --set size=V1-10M training.epochs=3 -o base", "cells.tok --base base -o adapted"],
         then=after_pretrain,
         configures=_pretrain_settings,
+        settings=("pretraining.settings", "PretrainConfig"),
     )
     pretrain.add_argument("cells", type=DATASET, help=TOKENIZED)
     pretrain.add_argument("--base", dest="checkpoint", type=MODEL, metavar="BASE", help=f"go on from this {CHECKPOINT}")
@@ -88,6 +89,7 @@ def _add_finetune(commands: Any) -> None:
         then=after_finetune,
         looks=_look_at_labels,
         configures=_finetune_settings,
+        settings=("finetuning.settings.cells", "FinetuneConfig"),
     )
     finetune.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     finetune.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -99,7 +101,9 @@ def _add_finetune(commands: Any) -> None:
         "--cohort", type=COLUMN, metavar="COLUMN", help="with --survival: rows are compared within these"
     )
     finetune.add_argument("--regression", nargs="+", metavar="COLUMN", help="targets that are learned as numbers")
-    finetune.add_argument("--group", type=COLUMN, help="obs column whose groups are never split, such as the donor")
+    finetune.add_argument(
+        "--group", type=COLUMN, metavar="COLUMN", help="obs column whose groups are never split, such as the donor"
+    )
     finetune.add_argument(
         "--test-groups", nargs="+", metavar="GROUP", help="groups to report on; default a random part"
     )
@@ -123,7 +127,9 @@ def _add_finetune(commands: Any) -> None:
     )
     finetune.add_argument("--source-target", nargs="+", metavar="COLUMN", help="with --source, its obs columns")
     finetune.add_argument("--task", help="with --genes, which of several tasks in the table")
-    finetune.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts, if not where tokenize found it")
+    finetune.add_argument(
+        "--counts", type=ANY_FILE, metavar="FILE", help=".h5ad with the raw counts, if not where tokenize found it"
+    )
     add_config_options(finetune)
 
 
@@ -192,7 +198,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     where = {"out": arguments.out, "overwrite": arguments.overwrite, "resume": arguments.resume}
     checkpoint = pretrain(cells, arguments.settings, base=base, **where)
     if processes.is_first():
-        print(checkpoint)
+        say(f"{arguments.out}: {checkpoint}")
 
 
 def _look_at_labels(arguments: argparse.Namespace) -> None:
@@ -237,17 +243,17 @@ def _finetune(arguments: argparse.Namespace) -> None:
 def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> None:
     """Print what every method reached on each target, and what that says."""
     for name, evaluation in evaluations.items():
-        print(f"{name}, {where}")
+        say(f"{name}, {where}")
         _print_scores(evaluation.methods)
         if evaluation.by_group is not None:
-            print(f"{name}, by {evaluation.group}, the mean of each")
+            say(f"{name}, by {evaluation.group}, the mean of each")
             _print_scores(evaluation.by_group.methods)
         if evaluation.within_groups is not None:
-            print(f"{name}, within each {evaluation.group}, the median")
+            say(f"{name}, within each {evaluation.group}, the median")
             _print_scores(evaluation.within_groups)
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
-            print(sentence)
-    print(f"{Path(out) / 'report.html'} has the pictures and intervals")
+            say(sentence)
+    say(f"{out} holds the network and its tables; {Path(out) / 'report.html'} has the pictures and intervals")
 
 
 def _print_scores(methods: Any) -> None:
@@ -328,14 +334,16 @@ def _predict(arguments: argparse.Namespace) -> None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return
+    say(f"{out}: predictions of {counted(len(table), 'row')}")
     for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
         if table[column].dtype == object:
-            counted = table[column].value_counts()
-            print_table(counted.head(_MOST).reset_index())
-            if len(counted) > _MOST:
-                print(f"and {len(counted) - _MOST:,} more")
+            found = table[column].value_counts()
+            print_table(found.head(_MOST).reset_index())
+            if len(found) > _MOST:
+                say(f"and {len(found) - _MOST:,} more")
         else:
-            print(table[column].describe())
+            spread = table[column].describe().drop("count")
+            say(f"{column}: {', '.join(f'{name} {value:.4g}' for name, value in spread.items())}")
 
 
 def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:

@@ -20,7 +20,7 @@ from geneformer_repro.cli.inputs import (
     open_both,
 )
 from geneformer_repro.cli.looks import look_at_attention, look_at_genes, outline_of
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def write_graph(arguments: argparse.Namespace) -> None:
     state = network.one_state(arguments.state)
     options = {name: getattr(arguments, name) for name in ("top", "max_fdr", "overwrite")}
     graph = network.to_graphml(out, state, **options)
-    print(f"{out}: {graph.number_of_nodes():,} genes, {graph.number_of_edges():,} edges of {state}")
+    say(f"{out}: {graph.number_of_nodes():,} genes, {graph.number_of_edges():,} edges of {state}")
 
 
 def _head(text: str) -> tuple[int, int]:
@@ -205,10 +205,10 @@ def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool)
     from geneformer_repro.in_silico.networks.network_files import described_network
     from geneformer_repro.in_silico.networks.network_pictures import plot_network, without_untold, write_network_report
 
-    print(f"{network.path}: {described_network(network.path)[0]}")
+    say(f"{network.path}: {described_network(network.path)[0]}")
     edges = network.edges
     if edges.empty:
-        print("No pair has cells enough and a weight above 0, so there is no picture. Lower --min-cells.")
+        say("No pair has cells enough and a weight above 0, so there is no picture. Lower --min-cells.")
     else:
         names = network.genes["gene_name"]
         head = edges.groupby("state", sort=False).head(3).head(12)
@@ -216,6 +216,6 @@ def _draw(network: "GeneNetwork", picture: Path, page: Path, *, overwrite: bool)
         print_table(without_untold(head))
         with new_file(picture, overwrite=overwrite) as aside:
             plot_network(network, str(edges["state"].iloc[0])).savefig(aside, dpi=150)
-        print(f"{picture} is the picture of {edges['state'].iloc[0]}")
+        say(f"{picture} is the picture of {edges['state'].iloc[0]}")
     write_network_report(network, page, overwrite=overwrite)
-    print(f"{page} says what was added up and taken out, {network.path / 'edges.parquet'} has {len(edges):,} edges")
+    say(f"{page} says what was added up and taken out, {network.path / 'edges.parquet'} has {len(edges):,} edges")

@@ -23,8 +23,9 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.models import print_evaluations
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.config import load_config
+from geneformer_repro.errors import counted
 
 if TYPE_CHECKING:
     from geneformer_repro.finetuning.settings.patients import PatientConfig
@@ -50,6 +51,7 @@ def _add_finetune(commands: Any) -> None:
         more="Pseudobulk and composition stand beside it.",
         then=after_finetune_patients,
         configures=_settings,
+        settings=("finetuning.settings.patients", "PatientConfig"),
     )
     command.add_argument(
         "cells",
@@ -133,8 +135,9 @@ def _predict_patients(arguments: argparse.Namespace) -> None:
         shown = [name for name in found.patients.columns.astype(str) if not name.startswith("top_")]
         print_table(found.patients[shown].head(_MOST), number="{:.3f}")
         if len(found.patients) > _MOST:
-            print(f"and {len(found.patients) - _MOST:,} more")
-        print(f"{Path(arguments.out) / 'attention.tsv'} has the attention of each cell")
+            say(f"and {len(found.patients) - _MOST:,} more")
+        patients, cells = (Path(arguments.out) / name for name in ("patients.tsv", "attention.tsv"))
+        say(f"{patients} has {counted(len(found.patients), 'patient')}, {cells} the attention of each cell")
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:

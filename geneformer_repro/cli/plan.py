@@ -1,9 +1,12 @@
 """What a step will cost: ``plan``."""
 
 import argparse
+import shlex
+import sys
 from typing import Any
 
 from geneformer_repro.cli.inputs import AtLeast, new_command
+from geneformer_repro.cli.terminal import broken, folded, width_of
 from geneformer_repro.errors import InputError
 from geneformer_repro.sizes import SIZES
 
@@ -41,15 +44,17 @@ def add_commands(commands: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from geneformer_repro.plan import Work, in_words, planned, scale_tables
-
     if arguments.task == TABLES:
-        print(scale_tables())
+        from geneformer_repro.plan import scale_tables
+
+        print(scale_tables())  # as Markdown has them
         return
     if arguments.cells is None or arguments.length is None:
         raise InputError("A plan needs --cells and --length: how many cells, and their tokens on average.")
     if arguments.first_order and arguments.task != "perturb":
         raise InputError(f"--first-order is of perturb, not of {arguments.task}.")
+    from geneformer_repro.plan import Work, in_words, planned
+
     longest = arguments.max_length or (4096 if arguments.size.startswith("V2") else 2048)
     work = Work(
         task="first-order" if arguments.first_order else arguments.task,
@@ -61,4 +66,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         n_tokens=arguments.genes + 2,
     )
-    print(in_words(planned(work)))
+    said = in_words(planned(work))
+    facts, launch, command = said.rpartition("\nlaunch     ")
+    width = width_of(sys.stdout)
+    print(said if width is None else f"{broken(facts, width)}{launch}{folded(shlex.split(command), width, at=11)}")

@@ -23,7 +23,7 @@ from geneformer_repro.cli.inputs import (
     open_cells,
     refuse_where,
 )
-from geneformer_repro.cli.terminal import print_table
+from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.config import load_config
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def add_commands(commands: Any) -> None:
         more="The means of drugs and samples stand beside it.",
         then=after_response,
         configures=_response_settings,
+        settings=("finetuning.settings.pairs", "ResponseConfig"),
     )
     _add_inputs(command)
     command.add_argument(
@@ -104,6 +105,7 @@ def _add_study(commands: Any) -> None:
         family="train",
         examples=["trial.h5ad --responses trial.tsv --source lines.h5ad --source-responses ic50.tsv -o study"],
         configures=_study_settings,
+        settings=("finetuning.settings.pairs", "ResponseStudyConfig"),
         more="After few pairs and many, beside networks without the first.",
     )
     _add_inputs(command)
@@ -275,10 +277,10 @@ def _response_study(arguments: argparse.Namespace) -> None:
     study = transfer_study(start, source, target, config, **where)
     for use in config.uses:
         score, table = scores_by_size(study.table, use)
-        print(f"new in the test: {use}; {score} after so many pairs of the target")
+        say(f"new in the test: {use}; {score} after so many pairs of the target")
         print_table(table.rename_axis(index=None, columns=None), number="{:.3f}", index=True)
-        print(*sentences(study.differences, use), sep="\n", end="\n\n")
-    print(f"{Path(arguments.out) / 'report.html'} has the pictures, {Path(arguments.out) / 'methods.tsv'} all scores")
+        say("\n".join((*sentences(study.differences, use), "")))
+    say(f"{Path(arguments.out) / 'report.html'} has the pictures, {Path(arguments.out) / 'methods.tsv'} all scores")
 
 
 def response_study_settings(arguments: argparse.Namespace) -> list[str]:
@@ -310,5 +312,5 @@ def _predict_response(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     noted = int((table["note"] != "").sum())
-    print(f"{arguments.out}: {len(table):,} pairs, {noted:,} of them with a note; the most sensitive drugs:")
+    say(f"{arguments.out}: {len(table):,} pairs, {noted:,} of them with a note; the most sensitive drugs:")
     print_table(table[table["rank"] <= 3].head(15), number="{:.3f}")

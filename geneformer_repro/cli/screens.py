@@ -35,13 +35,14 @@ from geneformer_repro.cli.inputs import (
 )
 from geneformer_repro.cli.looks import look_at_layer, look_at_target, outline_of
 from geneformer_repro.cli.networks import add_graph_options, write_graph
-from geneformer_repro.cli.terminal import print_table
-from geneformer_repro.errors import InputError
+from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.errors import InputError, counted
 
 if TYPE_CHECKING:
     from geneformer_repro.in_silico.goals import Method
 
 _SHIFTS = "Parquet file written by perturb"
+_STATISTICS = ("matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs")
 _KINDS = {
     "delete": "Deletion",
     "overexpress": "Overexpression",
@@ -192,9 +193,10 @@ def _add_statistics(commands: Any) -> None:
     )
     statistics.add_argument(
         "--method",
-        choices=["matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs"],
-        help="matched (default): against genes of the same place and detection rate, donors as replicates; the others "
-        "as published",
+        choices=_STATISTICS,
+        metavar="METHOD",
+        help="of a screen: matched (default), against genes of the same place and detection rate, donors as "
+        f"replicates; or as published {', '.join(_STATISTICS[1:])}",
     )
     statistics.add_argument(
         "--null", type=ANY_FILE, metavar="FILE", help="for vs_null: the same screen of control cells"
@@ -238,9 +240,9 @@ def _perturb(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in options},
     )
     if processes.is_first():
-        print(f"{arguments.out}: {size_of_screen(arguments.out)}\n{_agreement(shifts.metadata)}", end="")
-        for line in sample_in_words(shifts.metadata):
-            print(line)
+        say(f"{arguments.out}: {size_of_screen(arguments.out)}")
+        for line in filter(None, (_agreement(shifts.metadata), *sample_in_words(shifts.metadata))):
+            say(line)
 
 
 def _look_at_screen(arguments: argparse.Namespace) -> None:
@@ -318,8 +320,8 @@ def size_of_screen(path: str | Path) -> str:
     donors, n_cells = shifts.n_distinct("donor"), shifts.metadata.get("n_cells")
     n_cells = shifts.n_distinct("cell") if n_cells is None else n_cells
     return (
-        f"{len(shifts):,} values ({shifts.measure}) of {shifts.n_distinct('perturbed'):,} perturbations in "
-        f"{n_cells:,} cells" + (f" of {donors:,} donors" if donors else "")
+        f"{len(shifts):,} values ({shifts.measure}) of {counted(shifts.n_distinct('perturbed'), 'perturbation')} in "
+        f"{counted(n_cells, 'cell')}" + (f" of {counted(donors, 'donor')}" if donors else "")
     )
 
 
@@ -331,7 +333,7 @@ def _agreement(metadata: Mapping[str, Any]) -> str:
     if not ranges:
         return ""
     n_cells = len(metadata["first_order"]["checked_cells"])
-    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {ranges}\n"
+    return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {ranges}"
 
 
 def _look_at_statistics(arguments: argparse.Namespace) -> None:
@@ -385,7 +387,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
     write_together(outputs, named, *(draw if drawn else ()), overwrite=arguments.overwrite)
     _show_head(table)
     where = ", {} the picture, {} what was done and what it shows".format(*beside) if drawn else ""
-    print(f"{out} has all {len(table):,} rows{where}")
+    say(f"{out} has all {len(table):,} rows{where}")
 
 
 def _show_head(table: Any) -> None:
@@ -395,14 +397,17 @@ def _show_head(table: Any) -> None:
 
     free = without_warning(table)
     head = table[free].head(10)
-    columns = [name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == "")).all()]
+    empty = {"n_donors": 0}
+    columns = [
+        name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == empty.get(name, ""))).all()
+    ]
     print_table(head[columns])
     if not free.all():
-        print(f"rows with a warning, such as that of few cells, are left out here: {(~free).sum():,} of {len(table):,}")
+        say(f"rows with a warning, such as that of few cells, are left out here: {(~free).sum():,} of {len(table):,}")
     of_donors = "n_donors" in table and table["n_donors"].max() > 1
     if "p_value" in table and not of_donors and "effect_vs_matched" not in table:  # of which the statistics warn
-        print("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")
+        say("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")
     if said := dependence_in_words(table.attrs):
-        print(said)
+        say(said)
     if "explained_by_baselines" in table.attrs:
-        print(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")
+        say(f"what needs no model explains R² = {table.attrs['explained_by_baselines']:.2f} of the effects")

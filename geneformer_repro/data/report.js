@@ -32,6 +32,9 @@ class Table {
     Object.assign(this, { box, title: box.dataset.title, names: packed.names, columns: packed.columns });
     this.n = packed.columns[0].length;
     this.all = packed.all;
+    this.intervals = packed.intervals;
+    const ends = Object.values(packed.intervals).flat();
+    this.apart = packed.names.map((_, i) => i).filter((i) => !ends.includes(i)); // columns that have a heading
     this.numeric = this.columns.map((column) => column.every((value) => value === null || typeof value === "number"));
     this.words = Array.from({ length: this.n }, (_, row) =>
       this.columns.filter((_, i) => !this.numeric[i]).map((column) => String(column[row] ?? "").toLowerCase()));
@@ -39,9 +42,8 @@ class Table {
     this.heads = [...box.querySelectorAll("thead th")];
     this.body = box.querySelector("tbody");
     this.tools(box);
-    this.heads.forEach((head, i) => {
-      head.replaceChildren(made("button", { type: "button", onclick: () => this.sortBy(i) }, head.textContent));
-    });
+    this.heads.forEach((head, i) =>
+      head.append(made("button", { type: "button", onclick: () => this.sortBy(this.apart[i]) }, ...head.childNodes)));
     this.draw();
   }
 
@@ -114,11 +116,11 @@ class Table {
   draw() {
     this.found = this.rows();
     const start = this.page * PAGE_ROWS, rows = this.found.slice(start, start + PAGE_ROWS);
-    this.body.replaceChildren(...rows.map((row) => made("tr", {}, ...this.columns.map((column, i) =>
-      made("td", { className: this.heads[i].className, textContent: shown(column[row]) })))));
+    this.body.replaceChildren(...rows.map((row) => made("tr", {}, ...this.apart.map((column, i) =>
+      made("td", { className: this.heads[i].className }, shown(this.columns[column][row]), ...this.between(column, row))))));
     if (!rows.length) this.body.append(made("tr", {}, made("td", { colSpan: this.heads.length, textContent: "no row has that" })));
     this.heads.forEach((head, i) =>
-      head.setAttribute("aria-sort", i !== this.sorted ? "none" : this.falling ? "descending" : "ascending"));
+      head.setAttribute("aria-sort", this.apart[i] !== this.sorted ? "none" : this.falling ? "descending" : "ascending"));
     this.ends.forEach((button, i) => button.setAttribute("aria-pressed", this.sorted < 0 && Number(this.reversed) === i));
     const n = this.found.length, last = start + rows.length;
     const of = n > rows.length ? `${(start + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ` : "";
@@ -126,6 +128,13 @@ class Table {
     this.back.hidden = this.next.hidden = n <= PAGE_ROWS;
     this.back.disabled = this.page === 0;
     this.next.disabled = last >= n;
+  }
+
+  // The interval of a value, in grey beside it.
+  between(column, row) {
+    const ends = (this.intervals[column] || []).map((end) => this.columns[end][row]);
+    if (!ends.length || ends.includes(null)) return [];
+    return [" ", made("span", { className: "between", textContent: ends.map(shown).join(" to ") })];
   }
 
   csv() {

@@ -102,13 +102,19 @@ def use_figure(use: pd.DataFrame, *, score: str) -> "Figure":
     named = [
         name for name in ("cohort", "method", "block") if name in use and (name == "block" or use[name].nunique() > 1)
     ]
-    labels = use[named].agg(": ".join, axis=1)
+    labels = _in_words(use)[named].agg(": ".join, axis=1)
     figure, axes = rows_figure(
         use.rename(columns={"low": "fall_low", "high": "fall_high"}), list(labels), {"fall": "mean over draws"}
     )
     axes.axvline(0, color=GREY, linewidth=0.8, linestyle="--")
     axes.set(xlabel=f"fall of the {score} once the block is dealt out anew (bar: lowest to highest)")
     return figure
+
+
+def _in_words(use: pd.DataFrame) -> pd.DataFrame:
+    return use.assign(
+        block=use["block"].replace({"covariates": "clinical columns", "embedding": "vectors of the encoder"})
+    )
 
 
 def use_section(use: pd.DataFrame, figure: "Figure", *, score: str, tested: str, title: str) -> Section:
@@ -120,5 +126,5 @@ def use_section(use: pd.DataFrame, figure: "Figure", *, score: str, tested: str,
         "that misleads by less.",
         "What a block would tell by itself: of what two blocks both tell, either may fall little.",
         figure=figure,
-        table=use.set_index(next(name for name in ("cohort", "method") if name in use)),
+        table=_in_words(use).set_index(next(name for name in ("cohort", "method") if name in use)),
     )

@@ -25,6 +25,12 @@ from geneformer_repro.harmonise import Harmoniser
 Harmonise = Literal["none", "standardise", "quantile", "combat", "reference"]
 HARMONISED: tuple[Harmonise, ...] = get_args(Harmonise)
 SCORES = ("within", "cross", "drop")
+SPELLED = {
+    "c_index": "C-index",
+    "macro_f1": "macro-F1",
+    "pearson_within_sample_normalised": "correlation over the drugs of a sample",
+}
+"""What scores are called in sentences and pictures."""
 _DOMAIN_COMPONENTS, _DOMAIN_FOLDS = 20, 5
 _ROUNDING = 1e-12
 
@@ -198,14 +204,16 @@ def summary(table: pd.DataFrame, harmonise: str) -> str:
     harmonise
         How both were brought to one scale.
     """
-    clear = int((table["drop_low"] > 0).sum())
+    clear, metric = int((table["drop_low"] > 0).sum()), str(table["metric"].iloc[0])
     before, after = table["domain_auc_before"].median(), table["domain_auc_after"].median()
     said = (
-        f"{len(table)} {'pair' if len(table) == 1 else 'pairs'} of cohorts: {table['metric'].iloc[0]} "
-        f"{table['within'].mean():.3f} within, {table['cross'].mean():.3f} across; the drop's interval is above 0 in "
-        f"{clear} of {len(table)}. A classifier tells the cohorts apart with an AUC of {before:.2f}, after {harmonise} "
-        f"of {after:.2f} (medians)."
+        f"{len(table)} {'pair' if len(table) == 1 else 'pairs'} of cohorts: {SPELLED.get(metric, metric)} "
+        f"{table['within'].mean():.3f} learned within the cohort tested, {table['cross'].mean():.3f} learned in the "
+        f"other; what is lost is surely above 0 in {clear} of {len(table)}. A classifier tells the cohorts apart with "
+        f"an AUC of {before:.2f} as they are"
     )
+    said += "" if harmonise == "none" else f", of {after:.2f} once harmonised ({harmonise})"
+    said += " (medians; 0.5 is not at all)."
     if "effects_spearman" in table and table["effects_spearman"].notna().any():
         said += (
             f" Effects of genes agree across cohorts with Spearman {table['effects_spearman'].median():.2f}, between "

@@ -35,6 +35,21 @@ TABLES = ("cohorts", "comparisons", "trials", "cost", "left_out", "curve", "bloc
 _DIFFERENCE = "C-index of fine-tuned less scratch"
 
 
+_WORDS = {
+    "n": "patients",
+    "n_events": "events",
+    "c_scratch": "C-index from scratch",
+    "c_zero_shot": "zero-shot",
+    "c_fine_tuned": "fine-tuned",
+    "other": "beside",
+    "p_sign": "p of the sign test",
+    "p_wilcoxon": "p of Wilcoxon's test",
+    "seconds": "processor seconds",
+    "learning_rate": "learning rate",
+}
+"""Headings of the page, by column of the tables."""
+
+
 def write_study(folder: Path, study: CohortStudy, config: CohortStudyConfig, record: Mapping[str, Any]) -> None:
     """Write tables, pictures, a folder for each cohort, and the page, into the new folder `folder`."""
     folder.mkdir()
@@ -49,18 +64,18 @@ def write_study(folder: Path, study: CohortStudy, config: CohortStudyConfig, rec
     for cohort, evaluation in study.evaluations.items():
         curve = None if study.curve is None else study.curve[study.curve["cohort"] == cohort]
         write_evaluation(evaluation, folder / file_name(cohort), curve=curve)
-    pictures = figures(study)
+    pictures = figures(study, unit_of=config.survival[config.event])
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     _write_page(folder, study, tables, pictures, config)
 
 
-def figures(study: CohortStudy) -> "dict[str, Figure]":
-    """Draw the pictures of a study, by name."""
+def figures(study: CohortStudy, *, unit_of: str = "") -> "dict[str, Figure]":
+    """Draw the pictures of a study, by name; the column `unit_of` says the unit of times."""
     drawn = {
         "differences": forest_figure(study.cohorts.set_index("cohort"), "difference", _DIFFERENCE),
         "sizes": sizes_figure(study.cohorts),
-        "risk_groups": _risk_groups(study),
+        "risk_groups": _risk_groups(study, unit_of),
     }
     if study.block_use is not None:
         drawn["block_use"] = use_figure(study.block_use, score="C-index")
@@ -70,7 +85,7 @@ def figures(study: CohortStudy) -> "dict[str, Figure]":
     return drawn
 
 
-def _risk_groups(study: CohortStudy) -> "Figure":
+def _risk_groups(study: CohortStudy, unit_of: str) -> "Figure":
     """Draw thirds by risk of all cohorts, formed within cohort and fold."""
     tables = [one.predictions.assign(of_cohort=cohort) for cohort, one in study.evaluations.items()]
     joined = pd.concat(tables, ignore_index=True)
@@ -78,7 +93,7 @@ def _risk_groups(study: CohortStudy) -> "Figure":
         joined = joined[joined["repeat"] == 1]
     strata = joined.groupby([name for name in ("of_cohort", "fold") if name in joined]).ngroup().to_numpy()
     given = joined["event_time"].to_numpy(), joined["event"].to_numpy(dtype=bool), joined[FINE_TUNED].to_numpy()
-    return risk_groups_figure(*given, strata=strata)
+    return risk_groups_figure(*given, strata=strata, unit_of=unit_of)
 
 
 def sizes_figure(cohorts: pd.DataFrame) -> "Figure":
@@ -125,9 +140,9 @@ def _write_page(
     }
     write_report(
         folder / "report.html",
-        title=f"What other cohorts teach of {config.event}",
-        lead=f"Each of {len(study.cohorts)} cohorts was the target once; settings were searched, and a network "
-        "trained, on the others alone. A network that does not beat Cox's model on components, or on clinical "
+        title=f"Survival ({config.event}): what other cohorts teach",
+        lead=f"{', '.join(study.cohorts['cohort'])}: each was the target once; settings were searched, and a network "
+        "trained, on the other cohorts alone. A network that does not beat Cox's model on components, or on clinical "
         "columns, was not worth it.",
         sections=[*_of_transfer(study, tables, pictures, config), *_beside(study, tables, pictures)],
         facts=facts,
@@ -141,7 +156,12 @@ def _of_transfer(
     config: CohortStudyConfig,
 ) -> list[Section]:
     """Say what transfer was worth, and beside what."""
-    said = [f"{sentence(row)}." for row in study.comparisons.dropna(subset="difference_low").itertuples()]
+    rows = study.comparisons
+    known = rows["difference_low"].notna()
+    said = [sentence(row) if is_known else "" for row, is_known in zip(rows.itertuples(), known, strict=True)]
+    compared = rows.rename(columns=_WORDS).set_index("method")
+    compared.insert(1, "is", [words.rpartition(": ")[2] for words in said])
+    first = next(filter(None, said), "")
     dealt = "once" if config.split.repeats == 1 else f"{config.split.repeats} times"
     return [
         Section(
@@ -151,15 +171,15 @@ def _of_transfer(
             "are 95 % intervals over patients, paired.",
             "A difference where the bar includes 0; or whether either is any good: see the table of methods.",
             figure=pictures["differences"],
-            table=study.cohorts.set_index("cohort"),
+            table=study.cohorts.rename(columns=_WORDS).set_index("cohort"),
         ),
         Section(
             "Over all cohorts",
             "Which of two methods is better, in how many cohorts, and by how much on average, with an interval over "
             "cohorts.",
             "Independent trials: networks of two cohorts have learned mostly the same other ones.",
-            table=study.comparisons.set_index("method"),
-            note=" ".join(said),
+            table=compared,
+            finding=f"{first[0].upper()}{first[1:]}." if first else "",
         ),
         Section(
             "All methods in all cohorts",
@@ -202,7 +222,7 @@ def _beside(
         "Steps to the best score on validation samples, and processor seconds for all learning rates that were tried, "
         "the median over the splits.",
         "The search, and the training on the other cohorts, which come before.",
-        table=study.cost.set_index("cohort"),
+        table=study.cost.rename(columns=_WORDS).set_index("cohort"),
     )
 
 

@@ -8,7 +8,7 @@ each way of harmonising, and the method's effects of genes whether both cohorts 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ def cross_cohort(
       ``effects_top_within``: the same between two halves of the cohort tested, which have half as much to learn from.
 
     ``attrs``: ``sentence``; ``effects``, a table of ``cohort``, ``output``, ``gene``, ``effect`` by standard deviation
-    of the gene; ``facts``.
+    of the gene; ``called``, names of genes and drugs by what tells them; ``facts``.
 
     Raises
     ------
@@ -186,9 +186,23 @@ def cross_cohort(
     together.attrs = {
         "sentence": summary(together, harmonise),
         "effects": pd.concat(effects, ignore_index=True),
+        "called": _called(samples),
         "facts": {name: value for name, value in facts.items() if value is not None},
     }
     return together
+
+
+def _called(samples: AnnData | TokenizedDataset | Mapping[str, ResponseData]) -> dict[str, str]:
+    """Return what the genes are called, by id, and drugs, by what tells them: a structure, if it is known."""
+    named: Iterable[tuple[Any, Any]]
+    if isinstance(samples, TokenizedDataset):
+        named = zip(samples.vocabulary.gene_ids, samples.vocabulary.gene_names, strict=True)
+    elif isinstance(samples, AnnData):
+        named = zip(samples.var_names, samples.var.get("gene_name", samples.var_names), strict=True)
+    else:
+        studies = reversed([data.drugs for data in samples.values()])  # names of the first study win
+        named = (pair for drugs in studies for pair in zip(drugs.keys, drugs.names, strict=True))
+    return {str(key): str(name) for key, name in named if pd.notna(name) and str(name)}
 
 
 def _require_one_question(

@@ -10,7 +10,7 @@ import pandas as pd
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
-from geneformer_repro.finetuning.cohort_pairs import HARMONISED, NO_EFFECTS, SCORES
+from geneformer_repro.finetuning.cohort_pairs import HARMONISED, NO_EFFECTS, SCORES, SPELLED
 from geneformer_repro.finetuning.figures import rows_figure
 from geneformer_repro.report import (
     BLUE,
@@ -23,15 +23,26 @@ from geneformer_repro.report import (
     new_axes,
     write_report,
 )
+from geneformer_repro.tokenizer.symbols import symbol_of_ensembl
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Kind = Literal["drop", "domain", "effects"]
 _OUTCOMES = ("event", "target", "measure")
+_OUTPUTS = {"target": "label", "measure": "drug"}
 _WAYS: dict[str, str] = {"before": "as they are"} | {str(way): str(way) for way in HARMONISED if way != "none"}
 _TOP_EFFECTS = 15
-_MOST_OUTPUTS = 6
+_EFFECTS = {
+    "effects_spearman": "Spearman, across",
+    "effects_spearman_within": "Spearman, halves of the cohort tested",
+    "effects_top": "first genes shared (Jaccard), across",
+    "effects_top_within": "first genes shared, halves",
+    "effects_top_chance": "first genes shared, by chance",
+    "n_genes": "genes looked at",
+    "n_outputs": "labels or drugs",
+}
+"""Columns about genes, in words."""
 
 
 @typed
@@ -132,7 +143,7 @@ def write_cross_cohort_report(table: pd.DataFrame, path: str | Path, *, overwrit
         sections.append(_no_effects_section())
     write_report(
         path,
-        title="What one cohort teaches of another",
+        title=f"What one cohort teaches of another: {', '.join(_outcomes(table))}",
         lead=table.attrs["sentence"],
         sections=sections,
         facts=table.attrs["facts"],
@@ -149,6 +160,11 @@ def _has_effects(table: pd.DataFrame) -> bool:
     return "effects_spearman" in table and bool(table["effects_spearman"].notna().any())
 
 
+def _outcomes(table: pd.DataFrame) -> list[str]:
+    """Return what was predicted."""
+    return [str(value) for name in _OUTCOMES if name in table for value in table[name].unique()]
+
+
 def labels_of(table: pd.DataFrame) -> list[str]:
     """Return the name of each row: the cohort learned and the one tested, and of several outcomes which."""
     several = [name for name in _OUTCOMES if name in table and table[name].nunique() > 1]
@@ -163,12 +179,13 @@ def labels_of(table: pd.DataFrame) -> list[str]:
 
 def _drop_figure(table: pd.DataFrame) -> "Figure":
     chance = {"c_index": 0.5, "pearson_within_sample_normalised": 0.0}.get(str(table["metric"].iloc[0]))
-    scores = {"within": "within the cohort", "cross": "learned in the other", "drop": "drop"}
+    scores = {"within": "learned within the cohort", "cross": "learned in the other", "drop": "lost (drop)"}
     figure, axes = rows_figure(table, labels_of(table), scores)
     axes.axvline(0, color=GREY, linewidth=0.8)
     if chance:
         axes.axvline(chance, color=GREY, linewidth=0.8, linestyle="--")
-    axes.set_xlabel(f"{table['metric'].iloc[0]} (bar: 95 % interval)" + ("; dashed: chance" if chance else ""))
+    metric = str(table["metric"].iloc[0])
+    axes.set_xlabel(f"{SPELLED.get(metric, metric)} (bar: 95 % interval)" + ("; dashed: chance" if chance else ""))
     return figure
 
 
@@ -200,18 +217,25 @@ def _effects_figure(table: pd.DataFrame) -> "Figure":
     figure, rows = _rows(table, labels_of(table))
     (axes,) = figure.axes
     points = {
-        "effects_spearman": ("Spearman, across", BLUE, "o"),
-        "effects_spearman_within": ("Spearman, halves of the cohort tested", BLUE, "|"),
-        "effects_top": ("first genes shared (Jaccard), across", ORANGE, "o"),
-        "effects_top_within": ("first genes shared, halves", ORANGE, "|"),
-        "effects_top_chance": ("first genes shared, by chance", GREY, "|"),
+        "effects_spearman": (BLUE, "o"),
+        "effects_spearman_within": (BLUE, "|"),
+        "effects_top": (ORANGE, "o"),
+        "effects_top_within": (ORANGE, "|"),
+        "effects_top_chance": (GREY, "|"),
     }
-    for name, (label, colour, marker) in points.items():
+    for name, (colour, marker) in points.items():
         shift = -0.12 if "spearman" in name else 0.12
         axes.plot(
-            table[name], rows + shift, marker, color=colour, markersize=6 if marker == "o" else 13, mew=2, label=label
+            table[name],
+            rows + shift,
+            marker,
+            color=colour,
+            markersize=6 if marker == "o" else 13,
+            mew=2,
+            label=_EFFECTS[name],
         )
     axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.margins(x=0.06)
     axes.set_xlabel("agreement of the effects of genes")
     legend_beside(axes)
     return figure
@@ -231,7 +255,7 @@ def _columns(table: pd.DataFrame, *prefixes: str) -> list[str]:
 
 def _drop_section(table: pd.DataFrame) -> Section:
     intervals = [f"{name}{end}" for name in SCORES for end in ("", "_low", "_high")]
-    sizes = [name for name in _columns(table, "n_", "events_", "measured_") if name not in _OF_EFFECTS]
+    sizes = [name for name in _columns(table, "n_", "events_", "measured_") if name not in _EFFECTS]
     note = ""
     if "measured_twice" in table:
         note = (
@@ -247,9 +271,6 @@ def _drop_section(table: pd.DataFrame) -> Section:
         table=_named(table, [*intervals, *sizes]),
         note=note,
     )
-
-
-_OF_EFFECTS = ("n_genes", "n_outputs")
 
 
 def _domain_section(table: pd.DataFrame) -> Section:
@@ -273,7 +294,7 @@ def _effects_section(table: pd.DataFrame) -> Section:
         "with the largest effects are shared, beside chance, and beside two halves of the cohort tested.",
         "That shared genes are causes: correlated genes share an effect, and a method may choose either.",
         figure=_effects_figure(table),
-        table=_named(table, [*_columns(table, "effects_"), *_OF_EFFECTS]),
+        table=_named(table, list(_EFFECTS)).rename(columns=_EFFECTS),
     )
 
 
@@ -286,23 +307,28 @@ def _no_effects_section() -> Section:
 
 
 def _genes_section(table: pd.DataFrame) -> list[Section]:
-    effects = table.attrs["effects"]
-    outputs = effects["output"].drop_duplicates().head(_MOST_OUTPUTS)
-    shown = effects[effects["output"].isin(outputs)]
+    effects, called = table.attrs["effects"], table.attrs.get("called", {})
+
+    def name(key: str) -> str:
+        return str(called.get(key) or symbol_of_ensembl().get(key, key))
+
+    effects = effects.assign(gene=effects["gene"].map(name), output=effects["output"].map(name))
+    n_outputs = effects["output"].nunique()
+    what = next((_OUTPUTS[name] for name in _OUTPUTS if name in table), "of")
     listed = {
-        f"{output}, {cohort}": _largest(of)
-        for output in outputs
-        for cohort in shown["cohort"].drop_duplicates()
-        if len(of := shown[shown["output"].eq(output) & shown["cohort"].eq(cohort)])
+        (output, place, cohort): gene
+        for (output, cohort), of in effects.groupby(["output", "cohort"])
+        for place, gene in enumerate(_largest(of), start=1)
     }
-    genes = pd.DataFrame({name: pd.Series(values) for name, values in listed.items()}).fillna("")
+    genes = pd.Series(listed, dtype=object).unstack(fill_value="").rename_axis([what, "place"])
+    genes = genes[list(effects["cohort"].unique())]
     return [
         Section(
             "The genes with the largest effects",
-            f"Of each cohort, by standard deviation of the gene; the first {_TOP_EFFECTS}."
-            + (f" Of the first {_MOST_OUTPUTS} of {effects['output'].nunique()} outputs." if len(outputs) > 5 else ""),
+            f"Of each cohort, and what an effect is by standard deviation of the gene; the first {_TOP_EFFECTS}"
+            + (f" for each of {n_outputs} {what}s, which the search finds by name." if n_outputs > 1 else "."),
             "An effect by itself: methods on components spread an effect over all genes that go together.",
-            table=genes.set_axis([str(i + 1) for i in range(len(genes))], axis=0).rename_axis("place"),
+            table=genes if n_outputs > 1 else genes.droplevel(what),
         )
     ]
 

@@ -32,7 +32,7 @@ from geneformer_repro.finetuning.methods import NETWORKS
 from geneformer_repro.finetuning.networks import warn_if_guessing
 from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.problems.samples import BESIDE_VERSION, beside_encoder
-from geneformer_repro.finetuning.results import write_findings
+from geneformer_repro.finetuning.results import tested_rows, write_findings
 from geneformer_repro.finetuning.settings.cells import FinetuneConfig
 from geneformer_repro.finetuning.splits import Split, warn_of_lacking_classes
 from geneformer_repro.heads import require_poolable
@@ -262,7 +262,7 @@ class CellExperiment(Experiment):
             "epochs": config.training.epochs,
             "learning_rate": config.training.learning_rate,
             "seed": config.seed,
-            "test cells": len(self.tested),
+            f"test {tested_rows(next(iter(result.evaluations.values())))}": len(self.tested),
             "checkpoint": self.start.in_words,
             **facts,
         }

@@ -27,7 +27,7 @@ from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import new_file, refuse_existing, write_table
 from geneformer_repro.finetuning.sample_predictions import predict_samples
 from geneformer_repro.heads import GeneClassifier, Head
-from geneformer_repro.into_adata import places_of_genes, put_columns
+from geneformer_repro.into_adata import places_of_genes, put_columns, require_writable
 from geneformer_repro.outline import NO_CLASSES
 from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
@@ -140,6 +140,8 @@ def predict(
     if head is None:
         raise InputError(NO_CLASSES.format(checkpoint.name))
     require_budget(max_tokens)
+    if isinstance(data, ad.AnnData):
+        require_writable(data)
     of_samples = {"cohort": cohort, "clinical": clinical, "genes_in": genes_in}
     if isinstance(checkpoint.model, ExpressionNetwork):
         how = {"layer": layer, "gene_ids": gene_ids, "log2": log2, **of_samples}
@@ -165,10 +167,10 @@ def predict(
     if not isinstance(data, ad.AnnData):
         return table
     if head.level == "cell":
-        return _into(data.obs, table.reindex(data.obs_names))
+        return _into(data, "obs", table.reindex(data.obs_names))
     places = places_of_genes(data, checkpoint.vocabulary, layer=layer, gene_ids=gene_ids)
     ids = np.array([*checkpoint.vocabulary.gene_ids, ""], dtype=object)[places]
-    return _into(data.var, table.reindex(ids).set_axis(data.var_names))
+    return _into(data, "var", table.reindex(ids).set_axis(data.var_names))
 
 
 def _of_samples(
@@ -180,7 +182,7 @@ def _of_samples(
     table = predict_samples(checkpoint, data, **how)
     if out is not None:
         processes.agreed(lambda: _write(table, Path(out), overwrite=overwrite))
-    return _into(data.obs, table.reindex(data.obs_names)) if isinstance(data, ad.AnnData) else table
+    return _into(data, "obs", table.reindex(data.obs_names)) if isinstance(data, ad.AnnData) else table
 
 
 def _write(table: pd.DataFrame, out: Path, *, overwrite: bool) -> None:
@@ -193,10 +195,12 @@ def _tokenized(checkpoint: Checkpoint, data: _Data, **options: Any) -> Tokenized
         return data
     vocabulary = checkpoint.vocabulary
     cells = tokenize(data, vocabulary, values=vocabulary.values, order=vocabulary.order, **options)
-    n_known, n_genes = cells.spec["n_genes_known"], len(checkpoint.vocabulary)
+    n_known = cells.spec["n_vocabulary_genes"]
     if processes.is_first():
         logger.info(
-            "%d of the %d genes that the model knows are in the data; the rest count as silent.", n_known, n_genes
+            "%s of the %s genes that the model knows are in the data; the rest count as silent.",
+            f"{n_known:,}",
+            f"{len(vocabulary):,}",
         )
     return cells
 
@@ -247,12 +251,13 @@ class _Asked:
             outputs_NK = torch.zeros(n_cells, self._head.n_outputs)
             for i in mine:
                 asked = self._with_gene(i)
+                cells = self._cells.select(asked)
                 outputs_NK[asked] = outputs_of(
-                    self._model, self._cells.select(asked), self._head, max_tokens=self._max_tokens
+                    self._model, cells, self._head, max_tokens=self._max_tokens, counting=bar.update
                 )
                 if kept is not None:
                     kept.keep(i, partial(save_file, {"outputs": outputs_NK[self.parts[i]].clone()}))
-                bar.update(len(self.parts[i]))
+                bar.update(len(self.parts[i]) - len(asked))
         if kept is None:
             return self._of_cells(processes.sum_over(outputs_NK))
         processes.wait()
@@ -294,6 +299,6 @@ def _mean_of_genes(sums_VK: Tensor, n_cells_V: Tensor, vocabulary: Vocabulary, t
     return table
 
 
-def _into(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    put_columns(frame, table, np.arange(len(table)))
+def _into(adata: ad.AnnData, axis: Literal["obs", "var"], table: pd.DataFrame) -> pd.DataFrame:
+    put_columns(adata, axis, table, np.arange(len(table)))
     return table

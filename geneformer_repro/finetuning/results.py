@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from geneformer_repro.checkpoint_files import worse_than_guessing
+from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING, checkpoint_warning, worse_than_guessing
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.block_use import use_figure, use_section
 from geneformer_repro.finetuning.curve import over_draws
-from geneformer_repro.finetuning.evaluation import INDEXED, Evaluation
+from geneformer_repro.finetuning.evaluation import INDEXED, VS_BEST, Evaluation
 from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.figures import learning_curve_figure, methods_figure
 from geneformer_repro.finetuning.kinds import kind_of
@@ -72,8 +72,8 @@ def write_findings(
         write_evaluation(evaluation, folder_of(folder, name, several=several), curve=tables.get("curve"))
         for name, evaluation in evaluations.items()
     ]
-    guessing = worse_than_guessing(getattr(experiment.start, "provenance", {}))
-    warning = f"The checkpoint that this began with is {guessing}." if guessing else ""
+    start = {CHECKPOINT_WARNING: worse_than_guessing(getattr(experiment.start, "provenance", {}))}
+    warning = checkpoint_warning(start, subject="The checkpoint that this began with")
     write_page(folder, pages, intervals=experiment.intervals, facts=facts, more=sections, warning=warning)
 
 
@@ -99,7 +99,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, curve: pd.DataFram
 
 def figures(evaluation: Evaluation) -> "dict[str, Figure]":
     """Draw the pictures of a target, by name."""
-    kind, tested, use = evaluation.kind, _tested(evaluation), evaluation.block_use
+    kind, tested, use = evaluation.kind, tested_rows(evaluation), evaluation.block_use
     return {
         "methods": methods_figure(evaluation.methods, kind.spelled, tested=tested),
         **_figure_of_groups(evaluation),
@@ -122,8 +122,9 @@ def _figure_of_groups(evaluation: Evaluation) -> "dict[str, Figure]":
     return {"by_group": methods_figure(within.rename(columns=ends), spelled, says=f"score in a group, {bars}")}
 
 
-def _tested(evaluation: Evaluation) -> str:
-    return f"{evaluation.predictions.columns[0]}s"  # cells, or genes
+def tested_rows(evaluation: Evaluation) -> str:
+    """Return what the rows of a target are called."""
+    return f"{evaluation.predictions.columns[0]}s"  # cells, genes, samples
 
 
 def curve_figure(curve: pd.DataFrame, target: Target) -> "Figure":
@@ -146,9 +147,9 @@ def write_page(
     sections = [section for page in pages for section in _sections(page, intervals)]
     write_report(
         folder / "report.html",
-        title="Fine-tuning: " + ", ".join(page.evaluation.target.name for page in pages),
-        lead=f"Every method was trained and tested on the same {_tested(pages[0].evaluation)}. A model that does not "
-        "beat the simple methods was not worth it here.",
+        title="Fine-tuning: " + ", ".join(page.evaluation.kind.asked for page in pages),
+        lead=f"Every method was trained and tested on the same {tested_rows(pages[0].evaluation)}. A model that does "
+        "not beat the simple methods was not worth it here.",
         sections=[*sections, *more],
         facts=facts,
         warning=warning,
@@ -157,16 +158,15 @@ def write_page(
 
 def _sections(page: Page, intervals: str) -> list[Section]:
     evaluation, pictures = page
-    name, tested = evaluation.target.name, _tested(evaluation)
+    name, tested = evaluation.target.name, tested_rows(evaluation)
     says = evaluation.kind.spelled
     best = evaluation.methods[next(iter(says))].dropna()
     winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}." if len(best) else ""
-    scored = evaluation.methods.dropna(how="all")
-    scored = scored[[column for column in scored.columns if not column.endswith(("_low", "_high"))]]
+    scored = _on_page(evaluation.methods, evaluation)
     sections = [
         Section(
             f"{name}: methods on the same test {tested}",
-            f"Bars are {intervals}.",
+            f"Bars are {intervals}. {evaluation.kind.scores_in_words}",
             f"A difference where bars overlap, or how any method would do on {tested} unlike these.",
             figure=pictures["methods"],
             table=None if scored.empty else scored,
@@ -194,20 +194,27 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     return sections
 
 
+def _on_page(methods: pd.DataFrame, evaluation: Evaluation) -> pd.DataFrame:
+    """Return the scores that a page shows, in words; the file has all, with their intervals."""
+    words = dict(evaluation.kind.on_page) or {str(name): str(name) for name in methods}
+    words[f"{evaluation.leading}{VS_BEST}"] = "above best simple"
+    shown = [name for name in methods if name in words and not name.endswith(("_low", "_high"))]
+    return methods[shown].rename(columns=words).dropna(how="all")
+
+
 def _section_of_groups(evaluation: Evaluation, figure: "Figure") -> Section:
-    tested, of_groups = _tested(evaluation), evaluation.by_group
+    tested, of_groups = tested_rows(evaluation), evaluation.by_group
     title = f"{evaluation.target.name}: by {evaluation.group}"
     said = evaluation.verdict_of_groups
     finding = "" if said is None else f"{said[0].upper()}{said[1:]}."
     if of_groups is not None:
-        shown = [name for name in of_groups.methods.columns if not name.endswith(("_low", "_high"))]
         return Section(
             title,
             f"The same methods, a group being one row: what is predicted of it is the mean over its test {tested}. "
             "Bars are 95 % bootstrap intervals over groups.",
             f"More than so few groups can: {tested} of a group are alike, so it is groups that count.",
             figure=figure,
-            table=of_groups.methods[shown].dropna(how="all"),
+            table=_on_page(of_groups.methods, evaluation),
             note=f"{of_groups.caution}." if of_groups.caution else "",
             finding=finding,
         )
@@ -227,4 +234,5 @@ def _notes(evaluation: Evaluation) -> list[str]:
     """Say what the test rows cannot tell, and what the differences between methods say; groups have their section."""
     notes = [f"{evaluation.caution}."] if evaluation.caution else []
     verdicts = [verdict for verdict in evaluation.verdicts if verdict != evaluation.verdict_of_groups]
-    return notes + [f"On the same resamples, {verdict}." for verdict in verdicts]
+    notes += [f"On the same resamples, {verdict}." for verdict in verdicts]
+    return [*notes, "The file methods.tsv has all scores, with intervals."]

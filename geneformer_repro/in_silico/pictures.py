@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import t
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING, checkpoint_in_words
+from geneformer_repro.checkpoint_files import checkpoint_in_words, checkpoint_warning
 from geneformer_repro.errors import InputError, listed
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
@@ -367,7 +367,7 @@ def write_screen_report(
         "sees them; everything below is what the model made of it.",
         sections=[_done(shifts, statistics), *_sections(shifts, statistics, effects)],
         facts={name: metadata[name] for name in ("cells", "seed") if name in metadata},
-        warning=f"The model is {metadata[CHECKPOINT_WARNING]}." if metadata.get(CHECKPOINT_WARNING) else "",
+        warning=checkpoint_warning(metadata),
         overwrite=overwrite,
     )
 
@@ -474,7 +474,9 @@ def _goal_dependence(said: str) -> Section:
     return Section(
         "Does the ranking depend on the goal",
         "Sham goals are as far from the start state as the goal, in directions in which cells of the start differ by "
-        "chance. Where the ranking towards the goal is that towards shams, it says which genes move a cell at all. In "
+        "chance. Where hardly any of what tells genes apart is of the goal alone, the ranking says which genes move a "
+        "cell at all. Where genes move apart no more than towards shams, it says so of any direction in which cells "
+        "of the start differ, of which the goal may be one: the same ranking throughout, or that turned round. In "
         "the table effect_vs_sham is the effect less the mean of those towards shams, and sham_percentile the share of "
         "shams towards which a gene moves cells less far than towards the goal: 0 or 1 is as far as nineteen can tell.",
         "That a gene with 0 or 1 is about the goal: of so many genes one in ten has one by chance.",

@@ -13,7 +13,7 @@ import torch
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted, listed
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
 from geneformer_repro.in_silico.goals import UNKNOWN, Budget, GoalState, Method, left_out
@@ -344,15 +344,15 @@ class _Screen(Parted[ShiftTable]):
     def further(self, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Return the metadata that need all rows, and warn of estimates that are poor."""
         further = self._layout.metadata_of(tables, np.flatnonzero(self._checked))
-        for state, agreement in further.get("first_order", {}).get("spearman", {}).items():
-            if agreement["median"] is not None and agreement["median"] < POOR_AGREEMENT:
-                logger.warning(
-                    "First-order estimates rank genes poorly here (%s: Spearman %.2f with exact values, median of %s "
-                    "cells). Read exact rows only, or use method='exact'.",
-                    state,
-                    agreement["median"],
-                    self._checked.sum(),
-                )
+        medians = {s: told["median"] for s, told in further.get("first_order", {}).get("spearman", {}).items()}
+        poor = {state: median for state, median in medians.items() if median is not None and median < POOR_AGREEMENT}
+        if poor:
+            logger.warning(
+                "First-order estimates rank genes poorly here (%s: Spearman with exact values, median of %s). Read "
+                "exact rows only, or use method='exact' (leave out --first-order).",
+                listed(f"{state} {median:.2f}" for state, median in poor.items()),
+                counted(int(self._checked.sum()), "cell"),
+            )
         return further
 
     def _perturbed(self, i: int) -> PerturbedCell:

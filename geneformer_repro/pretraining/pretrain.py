@@ -150,7 +150,7 @@ def pretrain(
         if processes.is_first():
             _write(checkpoint, history, scores, work)
             logger.info(
-                "pretrain: %s masked genes of %s held-out cells; hidden: those behind <mask> alone",
+                "pretrain: %s masked genes of %s held-out cells; right of the line those behind <mask> alone",
                 f"{held_out.n_masked:,}",
                 f"{len(held_rows):,}",
             )
@@ -222,7 +222,7 @@ def _table(scores: pd.DataFrame) -> str:
             "perplexity": scores["perplexity"].map("{:,.0f}".format),
             "top-1": scores["top1"].map("{:.1%}".format),
             "top-5": scores["top5"].map("{:.1%}".format),
-            "hidden: loss": scores["hidden_loss"].map("{:.3f}".format),
+            "| loss": scores["hidden_loss"].map("{:.3f}".format),
             "top-1 ": scores["hidden_top1"].map("{:.1%}".format),
             "top-5 ": scores["hidden_top5"].map("{:.1%}".format),
         }

@@ -19,8 +19,8 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
-from geneformer_repro.errors import DataFormatError, InputError
-from geneformer_repro.files import FIRST_BYTES, foreign_content, open_unpacked, read_text
+from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
+from geneformer_repro.files import FIRST_BYTES, foreign_content, is_there, mudata_of, open_unpacked, read_text
 from geneformer_repro.tokenizer.features import texts
 from geneformer_repro.tokenizer.matrices import (
     ENTRIES,
@@ -43,8 +43,14 @@ _WRITE_AS_H5AD = {
         (".xlsx", ".xls"),
         "anndata.AnnData(pandas.read_excel(…, index_col=0).T).write_h5ad(…), without .T if rows are cells",
     ),
-    ".rds": "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
-    ".rda": "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
+    **dict.fromkeys(
+        (".rds", ".rda", ".rdata", ".qs", ".qs2", ".h5seurat"),
+        "in R, anndataR::write_h5ad(…) of the Seurat or SingleCellExperiment object",
+    ),
+    **dict.fromkeys(
+        (".mat", ".npz", ".npy"), "anndata.AnnData(counts, obs=…, var=…).write_h5ad(…) of the matrix in it"
+    ),
+    **dict.fromkeys((".pkl", ".pickle"), "open it where it was made, if you trust it, and AnnData.write_h5ad(…) there"),
 }
 """What people have instead."""
 Opened = Callable[..., AbstractContextManager[Any]]
@@ -89,7 +95,7 @@ def content_of(source: ad.AnnData | str | Path) -> Content:
     if isinstance(source, ad.AnnData):
         return _AnnDataContent(source)
     path = Path(source)
-    if not path.exists():
+    if not is_there(path):
         raise DataFormatError(not_there(path))
     if path.is_dir():
         if is_zarr(path):
@@ -132,6 +138,8 @@ def mtx_files(folder: Path) -> list[Path]:
 
 def files_of(path: Path) -> list[Path]:
     """The files that a source consists of, the matrix first."""
+    if holder := mudata_of(path):
+        return [holder]
     match = _MTX.match(path.name)
     if match and path.is_file():
         names = (f"{match['prefix']}{stem}.tsv{suffix}" for stem in _TABLES for suffix in ("", ".gz"))
@@ -172,8 +180,11 @@ def _zarr(path: Path, inside: str = "/") -> Iterator[Any]:
     yield root if inside == "/" else root[inside]
 
 
-def _hdf5_content(path: Path) -> Content:
-    if not h5py.is_hdf5(path):
+def _hdf5_content(path: Path, modality: str | None = None) -> Content:
+    if holder := mudata_of(path):
+        return _hdf5_content(holder, path.name)
+    how = _way_out(path)
+    if how or not h5py.is_hdf5(path):
         raise DataFormatError(f"{path}: {_instead_of_hdf5(path)}")
     try:
         with _h5(path) as file:
@@ -194,7 +205,7 @@ def _hdf5_content(path: Path) -> Content:
         )
     if "mod" in keys:
         with _h5(path) as file:
-            inside = _rna_of(path, file)
+            inside = _rna_of(path, file, modality)
         return _StoredAnnData(_within(partial(_h5, path), inside))
     if not {"obs", "var"} <= keys:
         raise DataFormatError(
@@ -206,8 +217,7 @@ def _hdf5_content(path: Path) -> Content:
 
 def _instead_of_hdf5(path: Path) -> str:
     """Say what a file is that should be HDF5, and the way out."""
-    how = next((how for suffix, how in _WRITE_AS_H5AD.items() if suffix in path.suffixes), None)
-    if how:
+    if how := _way_out(path):
         return f"a file of this kind is not read. Write its counts as an .h5ad: {how}."
     with path.open("rb") as file:
         foreign = foreign_content(file.read(FIRST_BYTES), path.name)
@@ -219,16 +229,26 @@ def _instead_of_hdf5(path: Path) -> str:
     )
 
 
-def _rna_of(path: Path, root: Any) -> str:
-    """Return the place of the RNA in a store: of a MuData its modality "rna", or the only one; else the root."""
+def _way_out(path: Path) -> str | None:
+    """Say how what a file of another kind holds is written as an ``.h5ad``; None of a name that says no kind."""
+    unpacked = path.with_suffix("") if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zip") else path
+    return _WRITE_AS_H5AD.get(unpacked.suffix.lower())
+
+
+def _rna_of(path: Path, root: Any, modality: str | None = None) -> str:
+    """Return the place of the RNA in a store: of a MuData the modality asked for, "rna" or the only one; else root."""
     if "mod" not in root or {"X", "layers"} & set(root):
         return "/"
     modalities = sorted(root["mod"])
-    if "rna" in modalities or len(modalities) == 1:
-        return f"mod/{'rna' if 'rna' in modalities else modalities[0]}"
+    if modality is not None and modality not in modalities:
+        raise InputError(f"{path}: a MuData without {modality!r}. {did_you_mean(modality, modalities)}")
+    called_rna = [modality] if modality else [name for name in modalities if name.lower() == "rna"]
+    if len(called_rna) == 1 or len(modalities) == 1:
+        return f"mod/{(called_rna or modalities)[0]}"
+    inside = path if mudata_of(path / "rna") else path / "mod"
     raise DataFormatError(
         f"{path}: a MuData whose modalities are {', '.join(modalities) or 'none'}; its RNA is looked for under 'rna'. "
-        "Write it as a file of its own: mudata.read_h5mu(path)[NAME].write_h5ad(…)."
+        f"Name the one with RNA: {inside / 'NAME'}."
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geneformer_repro.errors import ChangedDataError, DataFormatError, InputError
-from geneformer_repro.files import damage, new_file, read_json, sha256, sync, write_json, write_manifest
+from geneformer_repro.files import damage, is_there, new_file, read_json, sha256, sync, write_json, write_manifest
 from geneformer_repro.progress import progress
 from geneformer_repro.sharing import by_processes, die_with, on_ray, require_ray, usable_threads
 from geneformer_repro.tokenizer.containers import files_of, in_memory, is_zarr, mtx_files, not_there
@@ -93,7 +93,7 @@ def _sources_of(source: "AnnData | str | Path") -> list[Source]:
         raise InputError(f"{str(path)[:80]}…: no such file; the name is longer than any can be.")
     if re.match(r"\w+://", str(source)):
         raise InputError(f"{source}: is not on this machine. Download it, and give its path.")
-    if not path.exists() and not path.is_symlink() and has_magic(str(source)):
+    if not is_there(path) and not path.is_symlink() and has_magic(str(source)):
         pattern = _with_literal_folders(path)
         matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]  # noqa: PTH207, Path.glob wants a root
         if not matches:
@@ -107,7 +107,7 @@ def _sources_of(source: "AnnData | str | Path") -> list[Source]:
         if not sources:
             raise InputError(f"{source}: no {_KINDS_OF_SOURCES} among what matches.")
         return list({files_of(source)[0]: source for source in sources}.values())  # "**" matches folders and files
-    if not path.exists():
+    if not is_there(path):
         raise InputError(not_there(path))
     if not path.is_dir() or is_zarr(path):
         return [path]

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import DataFormatError, InputError, did_you_mean, listed
+from geneformer_repro.errors import DataFormatError, InputError, counted, did_you_mean, listed
 from geneformer_repro.files import new_directory
 from geneformer_repro.tokenizer.folder import read_folder, write_folder
 from geneformer_repro.tokenizer.labels import labels_and_messages
@@ -83,7 +83,7 @@ class TokenizedDataset:
     @property
     def _failed(self) -> str:
         n = len(self.spec["failed"])
-        return f", {n} source{'s' * (n > 1)} left out" if n else ""
+        return f", {counted(n, 'source')} left out" if n else ""
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Token ids of cell `i`, as int64."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
 from geneformer_repro.tokenizer.containers import Content, content_kind, content_of
 from geneformer_repro.tokenizer.features import is_ensembl_gene
 from geneformer_repro.tokenizer.genes import species_of
@@ -111,14 +111,18 @@ def _column(source: CountSource, name: str) -> tuple[bool, str]:
         pd.api.types.is_integer_dtype(values) and any(word in name.lower() for word in _DONORS)
     )
     is_label = is_likely and 2 <= n_values <= min(_MOST_VALUES, source.n_cells // 2)
-    said = f"{n_values:,} value{'s' * (n_values != 1)}"
+    said = counted(n_values, "value")
     if n_read < source.n_cells:
         said += f" in the first {n_read:,} cells"
     if n_values and is_number:
-        said += f" from {values.min():.6g} to {values.max():.6g}"
+        said += f" from {_in_digits(values.min())} to {_in_digits(values.max())}"
     elif n_values:
         said += f": {some_of(values.value_counts().index[: _EXAMPLES + 1], n_values)}"
     return is_label, said + (f" ({n_missing:,} missing)" if n_missing else "")
+
+
+def _in_digits(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.6g}"
 
 
 def some_of(values: Iterable[object], n: int) -> str:

@@ -487,7 +487,7 @@ def _unreadable(name: str, what: str, error: Exception) -> InputError:
         )
     if _NO_FILTER.search(cause):
         return InputError(
-            f"{name}: {what} is packed by a filter that is not installed ({cause}). pip install hdf5plugin, which is "
+            f"{name}: {what}: packed by a filter that is not installed ({cause}). pip install hdf5plugin, which is "
             "used once it is there; or write the file again, packed by gzip."
         )
     if isinstance(error, _DAMAGE):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from geneformer_repro.errors import counted
 from geneformer_repro.files import misfit, read_json
 from geneformer_repro.tokenizer.measures import SHARED_OF, Values
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
@@ -159,7 +160,7 @@ def in_lines(lengths: np.ndarray, spec: Mapping[str, Any], vocabulary: Vocabular
         lines.append("No genes: " + ", ".join(f"{n:,} {kind}" for kind, n in no_genes.items()) + " (genes.tsv)")
     left_out = {why: n for why, n in spec.get("left_out", {}).items() if n}
     where = "" if "saved" in spec else " (left_out.tsv)"
-    lines += [f"{n:,} cells left out: {why}{where}" for why, n in left_out.items()]
+    lines += [f"{counted(n, 'cell')} left out: {why}{where}" for why, n in left_out.items()]
     lines.append(f"obs columns: {', '.join(obs_columns) or 'none'}")
     lines.append(repr(vocabulary))
     shown = spec["sources"][:_SHOWN_SOURCES]

@@ -344,6 +344,7 @@ class _Outcome:
             "cell_names_unique": self._names_are_unique(),
             "n_genes": int(genes["outcome"].ne(LEFT_OUT).sum()),
             "n_genes_known": int(genes["gene_id"].ne("").sum()),
+            "n_vocabulary_genes": int(genes["gene_id"][genes["gene_id"].ne("")].nunique()),
             "genes": {
                 name: {"genes": int(row["genes"]), "share_of_counts": round(float(row["share"]), 6)}
                 for name, row in by_outcome.iterrows()

@@ -265,7 +265,7 @@ def test_a_command_writes_table_picture_and_page(tmp_path, capsys, monkeypatch):
     command = ["cross-cohort", "cells.h5ad", "--cohort", "study", "--target", "label", "--donor", "donor"]
     assert main([*command, "--folds", "2", "--top", "10", "-o", "cross.tsv"]) == 0
     said = capsys.readouterr().out
-    assert "macro_f1" in said
+    assert "macro-F1" in said
     table = pd.read_csv("cross.tsv", sep="\t")
     assert table[["train_cohort", "test_cohort"]].to_numpy().tolist() == [["one", "two"], ["two", "one"]]
     page = (tmp_path / "cross.html").read_text()
@@ -280,11 +280,16 @@ def test_a_command_writes_table_picture_and_page(tmp_path, capsys, monkeypatch):
 def test_the_page_lists_cohorts_in_their_order_and_genes_by_effect():
     effects = [(cohort, output, "low", -at) for at, cohort in enumerate(("C01", "C02", "C03"), 1) for output in "xy"]
     effects += [(cohort, output, "high", 10.0 * at) for cohort, output, _, at in effects]
-    table = pd.DataFrame()
+    effects += [("C01", "x", "ENSG00000187608", 5.0)]
+    table = pd.DataFrame({"target": ["kind"]})
     table.attrs["effects"] = pd.DataFrame(effects, columns=["cohort", "output", "gene", "effect"])
+    table.attrs["called"] = {"high": "HIGH"}
     (section,) = _genes_section(table)
-    assert list(section.table) == ["x, C01", "x, C02", "x, C03", "y, C01", "y, C02", "y, C03"]
-    assert section.table["y, C03"].tolist() == ["high -30", "low -3"]
+    assert section.table.index.tolist() == [("x", 1), ("x", 2), ("x", 3), ("y", 1), ("y", 2)]
+    assert section.table.index.names == ["label", "place"]
+    assert section.table.columns.tolist() == ["C01", "C02", "C03"]
+    assert section.table.loc["y", "C03"].tolist() == ["HIGH -30", "low -3"]
+    assert section.table.loc["x", "C01"].tolist() == ["HIGH -10", "ISG15 +5", "low -1"]
 
 
 def test_a_table_of_something_else_is_no_page(tmp_path):

@@ -155,6 +155,7 @@ def test_a_cell_without_a_known_gene_has_no_prediction(of_cells, few_counts, cap
 
 def test_unknown_and_missing_genes_are_said_in_the_log(of_cells, few_counts, caplog):
     names = few_counts.var_names.tolist()
+    names[5] = f"{names[6]}.2"  # one gene of the model twice
     few_counts.var_names = [f"ENSG9{i:010}" if i < 4 else name for i, name in enumerate(names)]
     with caplog.at_level(logging.INFO, logger="geneformer_repro"):
         predict(of_cells, few_counts[:, :-6].copy())

@@ -18,6 +18,7 @@ from scipy.sparse import csc_matrix, csr_array, csr_matrix, hstack, random_array
 
 from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.tokenizer import containers, matrices, readers
+from geneformer_repro.tokenizer.counts import raw_counts
 from geneformer_repro.tokenizer.look import described_counts
 from geneformer_repro.tokenizer.matrices import canonical, first_not_a_count
 from geneformer_repro.tokenizer.readers import open_counts
@@ -800,13 +801,15 @@ def with_a_filter_that_is_not_there(adata, folder):
 def test_a_filter_that_is_not_installed_is_no_damage(few, tmp_path):
     path = with_a_filter_that_is_not_there(few, tmp_path)
     with pytest.raises(
-        InputError, match=r"x\.h5ad: .* is packed by a filter that is not installed .*pip install"
+        InputError, match=r"x\.h5ad: .*: packed by a filter that is not installed .*pip install"
     ) as error:
         read_all(path)
     assert not isinstance(error.value, DataFormatError)  # which would leave the file out
 
 
-@pytest.mark.parametrize(("name", "advice"), [("counts.xlsx", "read_excel"), ("seurat.rds", "anndataR")])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("counts.XLSX", "read_excel"), ("seurat.rds", "anndataR"), ("a.RData", "anndataR")]
+)
 def test_files_of_other_kinds_are_refused_with_the_way_to_an_h5ad(tmp_path, name, advice):
     (tmp_path / name).write_bytes(b"something")
     with pytest.raises(DataFormatError, match=rf"a file of this kind is not read\. Write its counts .*{advice}"):
@@ -1452,6 +1455,11 @@ def test_the_rna_of_a_mudata_is_read_as_if_it_were_a_file_of_its_own(few, tmp_pa
     assert (opened.cell_names() == alone.cell_names()).all()
     assert opened.gene_ids == alone.gene_ids
     assert opened.obs_columns == alone.obs_columns
+    named = tokenize(path / "rna", Vocabulary.fit(few))
+    assert named.spec["sources"][0]["bytes"] == path.stat().st_size
+    assert raw_counts(named).sum() == few.X.sum()
+    with pytest.raises(InputError, match=r"a MuData without 'rnb'. Did you mean 'rna'"):
+        open_counts(path / "rnb")
     zarr.open_group(str(tmp_path / "cells.zarr"), mode="w").require_group("mod")
     shutil.move(as_zarr(few, tmp_path, version=3), tmp_path / "cells.zarr" / "mod" / "rna")
     assert (everything(open_counts(tmp_path / "cells.zarr")) == everything(alone)).all()
@@ -1461,8 +1469,9 @@ def test_a_mudata_without_rna_is_refused_with_its_modalities(few, tmp_path):
     path = as_mudata(tmp_path, few, prot=few)
     with h5py.File(path, "r+") as file:
         file.move("mod/rna", "mod/atac")
-    with pytest.raises(DataFormatError, match=r"cells\.h5mu: a MuData whose modalities are atac, prot; its RNA is"):
+    with pytest.raises(DataFormatError, match=r"a MuData whose modalities are atac, prot; .*cells\.h5mu/NAME"):
         open_counts(path)
+    assert (everything(open_counts(path / "atac")) == everything(open_counts(few))).all()
 
 
 @pytest.mark.parametrize(
@@ -1474,6 +1483,8 @@ def test_a_mudata_without_rna_is_refused_with_its_modalities(few, tmp_path):
         pytest.param(b"/annex/objects/SHA256E-s12.h5ad", "a pointer of git-annex.* git annex get"),
         pytest.param(b"PK\x03\x04", "found a zip archive or an Excel workbook. Unpack it"),
         pytest.param(b"", "found an empty file"),
+        pytest.param(b"\0" * 257 + b"ustar", "found a tar archive. Unpack it, .* tar -xf 'my cells.h5ad'"),
+        pytest.param(b'{"error": "Not found"}', "found JSON. If a server answered"),
     ],
 )
 def test_what_is_no_h5ad_is_named_for_what_it_is(tmp_path, content, message):

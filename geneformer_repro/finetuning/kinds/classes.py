@@ -91,6 +91,15 @@ class ClassLabels(Kind[Classes]):
 
     leading = "macro_f1"
     spelled = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}  # noqa: RUF012
+    on_page = {  # noqa: RUF012
+        "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC",
+        "auprc": "AUPRC", "ece": "calibration error",
+    }  # fmt: skip
+    scores_in_words = (
+        "Macro-F1 is the mean over classes of how exact and how complete each is told (F1); balanced accuracy the mean "
+        "of how complete. Rare classes count as much as common ones; 1 is perfect. AUROC and "
+        "AUPRC are means over classes. Calibration error is how far probabilities lie from shares; 0 is perfect."
+    )
     strata_are_classes = True
     has_means = True
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -40,6 +41,8 @@ class Kind(ABC, Generic[TargetT]):
     """The score by which methods are compared with the best of the simple ones; higher is better."""
     spelled: ClassVar[Mapping[str, str]]
     """What scores are called: those of the picture of methods, in its order; among them `leading`."""
+    on_page: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Scores of the table on a page, with their headings; files have all. Without any, all."""
     strata_are_classes: ClassVar[bool]
     """Whether strata are to be told apart, so that no part of a split should hold a single one."""
     has_means: ClassVar[bool] = False
@@ -47,6 +50,16 @@ class Kind(ABC, Generic[TargetT]):
 
     def __init__(self, target: TargetT) -> None:
         self.target = target
+
+    @property
+    def asked(self) -> str:
+        """What is learned, for the title of a page."""
+        return self.target.name
+
+    @property
+    @abstractmethod
+    def scores_in_words(self) -> str:
+        """What the scores mean, and which way is better, for who reads the page."""
 
     # Before training
 

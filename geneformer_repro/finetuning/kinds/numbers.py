@@ -112,6 +112,10 @@ class NumberLabels(Kind[Number]):
 
     leading = "r2"
     spelled = {"r2": "R²", "spearman": "Spearman"}  # noqa: RUF012
+    scores_in_words = (
+        "R² is the share of the variance that is told: 0 is no better than the mean, 1 perfect. Spearman is the "
+        "correlation of ranks."
+    )
     strata_are_classes = False
     has_means = True
 

@@ -68,11 +68,31 @@ class ResponseLabels(Kind[Response]):
         "pearson_within_drug": "r within drugs",
         "pearson_within_sample": "r within samples",
     }
+    on_page = {  # noqa: RUF012
+        leading: "residual correlation",
+        "pearson_within_drug": "r within drugs",
+        f"pearson_within_drug{NORMALISED}": "residual r within drugs",
+        "pearson_within_sample": "r within samples",
+        f"pearson_within_sample{NORMALISED}": "residual r within samples",
+        "pearson_global": "r over all pairs",
+        "rmse_within_drug": "RMSE within drugs",
+        "rmse_global": "RMSE over all pairs",
+    }
     strata_are_classes = False
+    scores_in_words = (
+        "Residual correlation is that of truth and prediction with the mean effects of samples and drugs taken off "
+        "both; r within drugs is over the samples of a drug, the mean over drugs, and r within samples over the drugs "
+        "of a sample. 0 is chance, 1 perfect. RMSE is in the unit of the response."
+    )
 
     def __init__(self, target: Response, naive: np.ndarray | None = None) -> None:
         super().__init__(target)
         self._naive = naive
+
+    @property
+    def asked(self) -> str:
+        """What is learned, for the title of a page."""
+        return f"response to drugs ({self.target.measure})"
 
     def scaled(self, labels_NS: np.ndarray) -> Response:
         """Return the target with mean and sd of these values."""

@@ -203,6 +203,11 @@ class SurvivalLabels(Kind[SurvivalTime]):
 
     leading = "c_index"
     spelled = {"c_index": "C-index", "auc_horizon": "AUC at the horizon"}  # noqa: RUF012
+    on_page = {  # noqa: RUF012
+        "c_index": "C-index", "uno_c": "Uno's C", "uno_c_horizon": "Uno's C to the horizon",
+        "auc_horizon": "AUC at the horizon", "antolini_c": "Antolini's C", "ibs": "integrated Brier score",
+        "brier_horizon": "Brier score at the horizon", "calibration_error": "calibration error",
+    }  # fmt: skip
     strata_are_classes = True
 
     def scaled(self, labels_NS: np.ndarray) -> SurvivalTime:
@@ -384,13 +389,31 @@ class SurvivalLabels(Kind[SurvivalTime]):
         times = [time for time, is_followed in zip(self.target.times, followed, strict=True) if not is_followed]
         return times, n_without_weight(labels_NS[:, 0], labels_NS[:, 1], **how)
 
+    @property
+    def asked(self) -> str:
+        """What is learned, for the title of a page."""
+        return f"survival ({self.target.name})"
+
+    @property
+    def scores_in_words(self) -> str:
+        """What the scores mean, and which way is better."""
+        return (
+            "C-index: of two patients, how often the one with the higher risk has the event first; 0.5 is chance, 1 "
+            f"perfect. The horizon is {self.target.horizon:g} (unit of {self.target.time}). Of Brier scores and the "
+            "calibration error less is better."
+        )
+
     def figures(self, tables: Mapping[str, pd.DataFrame], tested: str, ours: str) -> "dict[str, Figure]":
         """Draw how thirds by risk fare, and whether survival at the horizon is what it is said to be."""
         predictions, probabilities = tables["predictions"], tables["probabilities"]
         given = predictions["event_time"].to_numpy(), predictions["event"].to_numpy(dtype=bool)
         within = predictions[[name for name in ("cohort", "fold") if name in predictions]]
         strata = within.groupby(list(within)).ngroup().to_numpy() if len(within.columns) else None
-        figures = {"risk_groups": risk_groups_figure(*given, predictions[ours].to_numpy(), strata=strata)}
+        figures = {
+            "risk_groups": risk_groups_figure(
+                *given, predictions[ours].to_numpy(), strata=strata, unit_of=self.target.time
+            )
+        }
         at_horizon = probabilities[f"{self.target.horizon:g}"].to_numpy()
         if np.isfinite(at_horizon).all():
             figures["calibration"] = calibration_figure(calibration(*given, at_horizon, self.target.horizon))
@@ -412,7 +435,8 @@ class SurvivalLabels(Kind[SurvivalTime]):
             sections.append(
                 Section(
                     f"{name}: can the predicted survival be believed",
-                    f"Predicted against observed share without the event at {self.target.horizon:g}, by groups of "
+                    f"Predicted against observed share without the event at {self.target.horizon:g} (unit of "
+                    f"{self.target.time}), by groups of "
                     "predicted survival. On the diagonal the number means what it says.",
                     "Calibration in other cohorts, where it is usually worse.",
                     figure=pictures["calibration"],

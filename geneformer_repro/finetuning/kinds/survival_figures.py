@@ -19,7 +19,7 @@ _LINE = 13
 
 
 def risk_groups_figure(
-    event_time: np.ndarray, event: np.ndarray, risk: np.ndarray, *, strata: np.ndarray | None = None
+    event_time: np.ndarray, event: np.ndarray, risk: np.ndarray, *, strata: np.ndarray | None = None, unit_of: str = ""
 ) -> "Figure":
     """Draw Kaplan–Meier curves of thirds by risk, with numbers at risk and the log-rank test of the thirds.
 
@@ -31,6 +31,8 @@ def risk_groups_figure(
         Predicted for each, (N,); higher is more risk.
     strata
         Stratum of each, such as its cohort or fold, in which thirds are formed and tested.
+    unit_of
+        The column of the times, which says their unit.
     """
     third_N = risk_groups(risk, strata, n_groups=len(_THIRDS))
     figure, axes = new_axes(7.2, 4.6)
@@ -41,7 +43,8 @@ def risk_groups_figure(
         label = f"{name} risk ({members.sum():,}; {int(event[members].sum()):,} events)"
         steps = np.append(0.0, curve.times), np.append(1.0, curve.probability)
         axes.step(*steps, where="post", color=colour, linewidth=1.6, label=label)
-    axes.set(xlim=(0, None), ylim=(-0.02, 1.02), xlabel="time", ylabel="share without the event")
+    axes.set(xlim=(0, None), ylim=(-0.02, 1.02), ylabel="share without the event")
+    axes.set_xlabel(f"time (unit of {unit_of})" if unit_of else "time")
     axes.grid(axis="y", color=LIGHT)
     _write_at_risk(axes, event_time, third_N)
     _, p = log_rank(event_time, event, third_N, strata=strata)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint_files import checkpoint_in_words
+from geneformer_repro.checkpoint_files import checkpoint_in_words, checkpoint_warning
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.explanations import verdicts
@@ -265,7 +265,7 @@ def write_explanation_report(
     write_report(
         path,
         title="Why a model says what it says",
-        warning="" if known else first,
+        warning=" ".join(filter(None, [checkpoint_warning(why.metadata), "" if known else first])),
         lead=f"{first} {explained}" if known else explained,
         sections=list(_sections(why, table, check, guessing=guessing)),
         facts={name: why.metadata[name] for name in ("cells", "seed") if name in why.metadata},

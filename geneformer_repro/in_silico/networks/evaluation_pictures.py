@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint_files import checkpoint_warning, without_warning
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.networks.evaluation_figures import (
@@ -159,7 +160,8 @@ def write_network_evaluation(evaluation: pd.DataFrame, path: str | Path, *, over
         title="A gene network on known edges",
         lead=lead,
         sections=list(_sections(evaluation)),
-        facts={"seed": evaluation.attrs["seed"], **evaluation.attrs["facts"]},
+        facts={"seed": evaluation.attrs["seed"], **without_warning(evaluation.attrs["facts"])},
+        warning=checkpoint_warning(evaluation.attrs["facts"]),
         overwrite=overwrite,
     )
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.errors import InputError, did_you_mean, listed
+from geneformer_repro.errors import InputError, counted, did_you_mean, listed
 from geneformer_repro.files import new_file
 from geneformer_repro.in_silico.networks.centralities import centrality_table
 from geneformer_repro.in_silico.networks.gene_effects import GeneEffects, gene_effects
@@ -106,7 +106,7 @@ class GeneNetwork:
     def __repr__(self) -> str:
         return (
             f"GeneNetwork({self.metadata['method']}, {len(self.sources):,} sources × {len(self.targets):,} targets, "
-            f"{len(self.states)} state{'s' * (len(self.states) != 1)}: {listed(self.states)})"
+            f"{counted(len(self.states), 'state')}: {listed(self.states)})"
         )
 
     @classmethod

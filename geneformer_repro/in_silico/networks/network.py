@@ -24,6 +24,7 @@ import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
 from geneformer_repro.batching import Batch
 from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.errors import counted
 from geneformer_repro.in_silico.networks.attention_sums import (
     AttentionWatch,
     Calibration,
@@ -46,7 +47,7 @@ from geneformer_repro.in_silico.networks.head_selection import Half, HeadChoice,
 from geneformer_repro.in_silico.networks.masked_logits import MaskedLogitSums
 from geneformer_repro.in_silico.networks.mean_attention import MeanQueryKey, as_sums, pair_counts
 from geneformer_repro.in_silico.networks.network_files import MARKER
-from geneformer_repro.in_silico.networks.network_folder import finish, sums_file
+from geneformer_repro.in_silico.networks.network_folder import finish, is_soon_done, sums_file
 from geneformer_repro.in_silico.networks.network_question import NetworkMethod, NetworkQuestion
 from geneformer_repro.in_silico.networks.places import Places, place_bins
 from geneformer_repro.in_silico.parted import batch_tokens, in_words
@@ -236,8 +237,8 @@ def _said(question: NetworkQuestion, needed: int) -> str:
     n_sources, n_targets = question.roles.shape
     n_groups = len(question.cell_groups)
     return (
-        f"{len(question.rows):,} cells in {n_groups} group{'s' * (n_groups != 1)} of {len(question.states)} "
-        f"state{'s' * (len(question.states) != 1)}; {n_sources:,} sources × {n_targets:,} targets; "
+        f"{counted(len(question.rows), 'cell')} in {counted(n_groups, 'group')} of "
+        f"{counted(len(question.states), 'state')}; {n_sources:,} sources × {n_targets:,} targets; "
         f"{f'about {needed / 1e9:.2g}' if needed >= _LITTLE_MEMORY else 'less than 0.1'} GB beside the model"
     )
 
@@ -353,11 +354,13 @@ class _Making(ABC):
         written = [_Written(part, path) for part, path in zip(self.parts, paths, strict=True)]
         with self.work.result() as folder:
             (folder / "sums").mkdir(parents=True)
-            for group in range(len(question.cell_groups)):
-                of_group = [one for one in written if one.part.group == group]
-                write_sums(folder / sums_file(group), *self.merged(of_group))
+            groups = question.folder_groups()
+            with progress("sums", total=len(groups), unit="groups", quiet=is_soon_done(question.genes, groups)) as bar:
+                for i in range(len(groups)):
+                    write_sums(folder / sums_file(i), *self.merged([one for one in written if one.part.group == i]))
+                    bar.update()
             self.write_beside(folder)
-            whole, groups = {**metadata, **self.measured()}, question.folder_groups()
+            whole = {**metadata, **self.measured()}
             beside: dict[str, Any] = {"mass": self.mass(), "place_part": self.place_part}
             finish(folder, question.genes, groups, whole, halves=partial(self._of_half, written), **beside)
 

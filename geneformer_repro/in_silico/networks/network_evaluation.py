@@ -19,6 +19,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from geneformer_repro.arguments import require_at_least, typed
+from geneformer_repro.checkpoint_files import CHECKPOINT_PATH, CHECKPOINT_WARNING
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.networks import edge_scores as scores
 from geneformer_repro.in_silico.networks.evaluated_pairs import FEWEST_SOURCES, Part, Result, Results, Universe
@@ -383,7 +384,16 @@ def _made(net: GeneNetwork | pd.DataFrame, state: str | None, cells: Expression,
     made: dict[str, Any] = net.metadata if isinstance(net, GeneNetwork) else {}
     told: dict[str, Any] = {
         name: made[name]
-        for name in ("method", "scale", "weight", "checkpoint", "checkpoint_path", "cells", "min_cells")
+        for name in (
+            "method",
+            "scale",
+            "weight",
+            "checkpoint",
+            CHECKPOINT_PATH,
+            CHECKPOINT_WARNING,
+            "cells",
+            "min_cells",
+        )
         if name in made
     }
     return {

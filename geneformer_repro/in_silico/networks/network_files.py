@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_repro.errors import DataFormatError, InputError, listed
+from geneformer_repro.errors import DataFormatError, InputError, counted, listed
 from geneformer_repro.files import misfit, read_json
 
 FORMAT = "geneformer_repro/network/1"
@@ -71,8 +71,8 @@ def described_network(folder: str | Path) -> tuple[str, dict[str, Any]]:
     donors = {group["donor"] for group in metadata["groups"] if group.get("donor") is not None}
     said = (
         f"{n_sources:,} sources × {n_targets:,} targets by {metadata['method']}, "
-        f"{n_states} state{'s' * (n_states != 1)}, {n_cells:,} cells"
-        + (f" of {len(donors):,} donors" if donors else "")
+        f"{counted(n_states, 'state')}, {counted(n_cells, 'cell')}"
+        + (f" of {counted(len(donors), 'donor')}" if donors else "")
     )
     return said, metadata
 

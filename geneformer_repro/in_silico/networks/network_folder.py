@@ -36,6 +36,7 @@ from geneformer_repro.in_silico.networks.gene_network import (
 from geneformer_repro.in_silico.networks.network_files import FORMAT, MARKER
 from geneformer_repro.in_silico.networks.network_graphs import scores_of
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
+from geneformer_repro.progress import progress
 
 _OVER_DONORS = ("donor_mean", "low", "high", "p_value")
 PlacePart = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
@@ -45,6 +46,8 @@ PlacePart = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 Halves = Callable[[Sequence[int], int], Sums]
 """Of some groups by number, what was added up over one half of their cells, 0 or 1."""
 FEWEST_COMPARED = 10
+_MANY = 20_000_000
+"""Pairs of genes, times groups, that take more than a few seconds."""
 _COMPARED = 200_000
 """Pairs, at most so many drawn from more, whose weights are compared between two halves of the cells."""
 
@@ -103,12 +106,17 @@ def finish(
     states: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
     edges = []
-    for state in dict.fromkeys(group.state for group in groups):
-        pairs = _State(folder, genes, [(i, group) for i, group in enumerate(groups) if group.state == state], metadata)
-        edges.append(pairs.edges(place_part))
-        states[state] = pairs.facts() | pairs.agreement(halves)
-        columns |= {f"{name}:{state}": values for name, values in pairs.nodes().items()}
-        columns[f"mass:{state}"] = np.full(len(genes), np.nan) if mass is None else mass[state]
+    names = list(dict.fromkeys(group.state for group in groups))
+    with progress("edges", total=len(groups) + 3 * len(names), unit="fits", quiet=is_soon_done(genes, groups)) as bar:
+        for state in names:
+            of_state = [(i, group) for i, group in enumerate(groups) if group.state == state]
+            pairs = _State(folder, genes, of_state, metadata, bar.update)
+            edges.append(pairs.edges(place_part))
+            bar.update()
+            states[state] = pairs.facts() | pairs.agreement(halves)
+            bar.update()
+            columns |= {f"{name}:{state}": values for name, values in pairs.nodes().items()}
+            columns[f"mass:{state}"] = np.full(len(genes), np.nan) if mass is None else mass[state]
     table = genes[["gene_name", "is_source", "is_target"]].assign(**columns).rename_axis("gene_id").reset_index()
     table.to_parquet(folder / "genes.parquet", index=False, compression="zstd")
     write_edges(folder / "edges.parquet", pd.concat(edges, ignore_index=True))
@@ -118,6 +126,11 @@ def finish(
     ]
     whole = {"format": FORMAT, "direction": DIRECTION, **metadata, "groups": listed, "states": states}
     write_json(folder / MARKER, whole)
+
+
+def is_soon_done(genes: pd.DataFrame, groups: Sequence[Group]) -> bool:
+    """Whether groups hold so few pairs that no progress need be shown."""
+    return bool(genes["is_source"].sum() * genes["is_target"].sum() * len(groups) < _MANY)
 
 
 class _Effects(NamedTuple):
@@ -137,7 +150,12 @@ class _State:
     """A state's pairs: what the files of its groups come to."""
 
     def __init__(
-        self, folder: Path, genes: pd.DataFrame, groups: Sequence[tuple[int, Group]], metadata: Mapping[str, Any]
+        self,
+        folder: Path,
+        genes: pd.DataFrame,
+        groups: Sequence[tuple[int, Group]],
+        metadata: Mapping[str, Any],
+        counting: Callable[[int], object],
     ) -> None:
         self._state, self._groups, self._genes = groups[0][1].state, [group for _, group in groups], genes
         self._files = [folder / sums_file(i) for i, _ in groups]
@@ -151,7 +169,12 @@ class _State:
         far = np.zeros(self._shape, dtype=bool) if fitted is None else fitted.far
         del fitted  # what is left of each pair is made again, block by block
         self._numbers, self._far = [i for i, _ in groups], far
-        self._of_donors = [] if None in donors else [_Effects.of(self._fit([file], far)) for file in self._files]
+        counting(1)
+        self._of_donors = []
+        for file in self._files:
+            if None not in donors:
+                self._of_donors.append(_Effects.of(self._fit([file], far)))
+            counting(1)
 
     def _fit(self, files: Sequence[Path], far: np.ndarray | None = None) -> GeneEffects | None:
         """Fit the effects of genes to the cells of some groups; None where no pair has cells enough.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.checkpoint_files import checkpoint_warning, without_warning
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.networks.network_figures import (
     N_DRAWN,
@@ -65,7 +66,7 @@ def write_head_report(
     path
         The file.
     facts
-        What was read, for the end of the page.
+        What was read, for the end of the page; with `Checkpoint.whereabouts` it says whether to rely on the model.
     overwrite
         Replace a file that is there.
 
@@ -106,7 +107,8 @@ def write_head_report(
         title="Heads of attention",
         lead=head_sentence(table),
         sections=sections,
-        facts=facts or {},
+        facts=without_warning(facts or {}),
+        warning=checkpoint_warning(facts or {}),
         overwrite=overwrite,
     )
 
@@ -137,7 +139,8 @@ def write_difference_report(difference: NetworkDifference, path: str | Path, *, 
         title=f"Gene networks: {b} against {a}",
         lead=difference.sentence(),
         sections=list(_sections(difference)),
-        facts={name: value for name, value in difference.facts.items() if not isinstance(value, list)},
+        facts={name: value for name, value in without_warning(difference.facts).items() if not isinstance(value, list)},
+        warning=checkpoint_warning(difference.facts),
         overwrite=overwrite,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint_files import checkpoint_in_words
+from geneformer_repro.checkpoint_files import checkpoint_in_words, checkpoint_warning
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
@@ -222,6 +222,7 @@ def write_network_report(network: GeneNetwork, path: str | Path, *, overwrite: b
             "checkpoint": checkpoint_in_words(metadata),
             **{name: metadata[name] for name in named if metadata.get(name) is not None},
         },
+        warning="" if metadata.get("random_weights") else checkpoint_warning(metadata),
         overwrite=overwrite,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_repro.arguments import typed
+from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING
 from geneformer_repro.errors import InputError, listed
 from geneformer_repro.in_silico.networks.donor_tests import FEWEST_DONORS, DonorTest, GlobalTest, donor_test, sign_flips
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork
@@ -281,6 +282,7 @@ class _Pairs:
             "states": list(self.states),
             "donors": [donor for donor in self.donors if donor is not None],
             "n_pairs": len(self.position),
+            **{name: self.network.metadata[name] for name in (CHECKPOINT_WARNING,) if name in self.network.metadata},
         }
 
 

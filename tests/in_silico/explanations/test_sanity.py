@@ -11,7 +11,13 @@ from test_explained_samples import checkpoint_of, network_of
 import geneformer_repro as gf
 from geneformer_repro import InputError
 from geneformer_repro.heads import CellClassifier, Head
-from geneformer_repro.in_silico.explanations.sanity import RANDOM_WEIGHTS, forgetting, sanity, with_permuted_labels
+from geneformer_repro.in_silico.explanations.sanity import (
+    RANDOM_WEIGHTS,
+    _fitted,
+    forgetting,
+    sanity,
+    with_permuted_labels,
+)
 from geneformer_repro.model import bert_config
 from geneformer_repro.targets import Classes, Number, SurvivalTime
 
@@ -106,16 +112,36 @@ def test_a_head_of_permuted_times_is_where_the_penalised_loss_is_least(vocabular
     dealt = np.random.default_rng(4).permutation(times)
     loss_of = target.prepared_loss(torch.from_numpy(np.column_stack([dealt, np.zeros(40)])))
     sd, layer = vectors.std(0), other.model.classifier
+    weight, bias = (of.detach().double() for of in (layer.weight, layer.bias))
+    of_weibull = learned_by == "weibull"  # whose penalty is on the log hazard, minus shape times the log scale
+    shared = torch.tensor([[1.0], [0.0]]) if of_weibull else 1.0
+    shape = bias[1].exp() if of_weibull else 1.0
+    assert not of_weibull or not weight[1].any()
 
     def penalised(weight, bias):
         outputs = torch.from_numpy(vectors) @ weight.T + bias
-        return (loss_of(outputs) + 0.5 * (weight * torch.from_numpy(sd)).square().sum()).item()
+        return (loss_of(outputs) + 0.5 * (weight * torch.from_numpy(sd) * shape).square().sum()).item()
 
-    weight, bias = (of.detach().double() for of in (layer.weight, layer.bias))
     least = penalised(weight, bias)
     for _ in range(20):
-        moved = weight + 1e-2 * torch.from_numpy(rng.normal(size=weight.shape) / sd)
+        moved = weight + 1e-2 * shared * torch.from_numpy(rng.normal(size=weight.shape) / sd)
         assert penalised(moved, bias) > least
+
+
+def test_of_a_weibull_fit_shape_and_weights_are_where_the_loss_has_no_slope():
+    """With more columns than events, where a shape for each row would grow for ever."""
+    rng = np.random.default_rng(1)
+    target = SurvivalTime("death", "days", (1.0,), 1.0, learned_by="weibull", unit=1.0)
+    vectors, event = rng.normal(size=(20, 30)), np.arange(20) % 3 > 0
+    time = rng.weibull(2.0, 20) * np.exp(-0.3 * vectors[:, 0])
+    weight_2D, bias_2 = _fitted(target, vectors, np.column_stack([time, event]))
+    shape = np.exp(bias_2[1])
+    log_hazard = -shape * (vectors @ weight_2D[0] + bias_2[0])
+    cumulative = np.exp(log_hazard) * time**shape
+    rate = event - cumulative  # minus the slope of the loss by the log hazard
+    np.testing.assert_allclose(vectors.T @ rate, -shape * weight_2D[0], atol=0.01)
+    assert rate.sum() == pytest.approx(0, abs=0.01)
+    assert (event * (1 + shape * np.log(time)) - cumulative * shape * np.log(time)).sum() == pytest.approx(0, abs=0.01)
 
 
 def test_values_forget_layer_by_layer():
