@@ -1,6 +1,7 @@
 """A checkpoint on the hub: what is pushed, what is kept back, what its card says, and that it opens from there."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,3 +169,16 @@ def test_samples_of_a_network_of_drug_response_are_published_on_request_alone(ch
     card = (hub.root / "lab/drugs/README.md").read_text()
     assert f"2 samples, whose names{' are in' if sample_names else ', and mean effects by name, are left out'}" in card
     assert 'gf.predict_response(checkpoint, "samples.h5ad", "drugs.tsv")' in card
+
+
+def test_saving_a_checkpoint_brings_no_greetings_of_libraries(checkpoint, tmp_path, caplog):
+    """`save_pretrained` imports accelerate, and that DeepSpeed, which warns whoever has a CPU alone."""
+    greeting = logging.getLogger("DeepSpeed")
+    greeting.addHandler(caplog.handler)
+    try:
+        checkpoint.save(tmp_path / "saved")
+        greeting.warning("Setting accelerator to CPU. If you have GPU or other accelerator, …")
+        greeting.warning("something else")
+    finally:
+        greeting.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records if record.name == "DeepSpeed"} == {"something else"}
