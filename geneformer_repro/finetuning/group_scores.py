@@ -95,7 +95,7 @@ def scores_in_groups(
     which the group was tested, whose networks are not one; NaN where a group does not define one, as where all of its
     rows are of one class.
     """
-    of_fold: Mapping[Any, np.ndarray] = pd.Series(np.arange(len(groups))).groupby([groups, folds]).indices
+    of_fold: Mapping[Any, Any] = pd.Series(np.arange(len(groups))).groupby([groups, folds]).indices
     rows = [
         {"method": name, "group": group, "n": len(members), **kind.scores(labels_NS[members], one[members])}
         for name, one in predicted.items()
