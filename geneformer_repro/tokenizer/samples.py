@@ -216,15 +216,16 @@ def _joined(samples: AnnData, clinical: pd.DataFrame | str | Path, id: str | Non
     used = best.rows >= 0
     _require_one_row(name, best, ids)
     logger.info(
-        "%s: %s of %s samples are in its column %r%s%s.",
+        "%s: %s of %s samples are in its %s%s%s.",
         Path(name).name,
         f"{best.n:,}",
         f"{samples.n_obs:,}",
-        best.column,
+        f"column {best.column!r}" if best.column else "names of rows",
         ", by the first 12 characters of their TCGA barcodes" if best.by_patient else "",
         "" if used.all() else f"; left out, among others: {examples(samples.obs_names[~used])}",
     )
-    samples, of_patients = samples[used].copy(), table.iloc[best.rows[used]].set_axis(samples.obs_names[used], axis=0)
+    named = table.drop(columns="", errors="ignore")  # names of rows, as pandas and R write them: no column of obs
+    samples, of_patients = samples[used].copy(), named.iloc[best.rows[used]].set_axis(samples.obs_names[used], axis=0)
     replaced = [str(column) for column in of_patients if column in samples.obs]
     if replaced:
         logger.info("obs columns that are now the clinical table's: %s.", ", ".join(replaced))

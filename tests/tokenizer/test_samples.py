@@ -65,6 +65,16 @@ def test_the_rows_names_of_a_data_frame_are_a_column_and_a_named_column_is_the_o
     assert list(read_samples(expression(), with_other, id="bcr_patient_barcode").obs["age"]) == [50, 51, 52, 53]
 
 
+def test_names_of_rows_that_a_file_has_no_name_for_join_and_are_no_column(tmp_path, caplog):
+    table = clinical().set_index("bcr_patient_barcode")
+    table.rename_axis(None).to_csv(tmp_path / "clinical.tsv", sep="\t")
+    with caplog.at_level("INFO"):
+        joined = read_samples(expression(), tmp_path / "clinical.tsv")
+    assert "4 of 4 samples are in its names of rows" in caplog.text
+    assert sorted(joined.obs) == sorted(["patient_id", *table])
+    joined.write_h5ad(tmp_path / "joined.h5ad")
+
+
 def test_a_clinical_table_is_read_as_cbioportal_and_tcga_write_it(tmp_path):
     (tmp_path / "clinical.txt").write_text(
         "#Patient Identifier\tOverall Survival\tStage\n#STRING\tNUMBER\tSTRING\n#1\t1\t1\n"
