@@ -216,7 +216,7 @@ def test_samples_are_tokenised_with_a_model_s_genes_and_medians_of_their_own(cha
     said = run("vocabulary", source, *of_bulk, "--base", chain.folder / "base", "-o", tmp_path / "vocab")[1]
     expected = gf.Vocabulary.fit(source, values="expression", log2=True, base=opened["base"].vocabulary)
     assert gf.Vocabulary.load(tmp_path / "vocab") == expected
-    assert said.strip() == repr(expected)
+    assert said.strip() == f"{tmp_path / 'vocab'}: {expected!r}"
     order = ("--order", "two_ended", "-o", tmp_path / "bulk.tok")
     assert run("tokenize", source, *of_bulk, "--vocabulary", tmp_path / "vocab", *order)[0] == 0
     cells = gf.tokenize(source, expected, values="expression", log2=True, order="two_ended")
@@ -1094,7 +1094,7 @@ BAD = {
         "no obs column 'cell\\\\type'.",
     ),
     "finetune, groups": (
-        "finetune base cells.tok --target cell_type --group donor",
+        "finetune base cells.tok --target cell_type --group donor --set split.allow_seen=true",
         "at least 3 groups, found 2: donor0, donor1",
     ),
     "finetune, model": (
@@ -1119,7 +1119,7 @@ BAD = {
         "regression names 'n_counts', which is no target",
     ),
     "finetune, text as numbers": (
-        "finetune base cells.tok --target cell_type --regression cell_type",
+        "finetune base cells.tok --target cell_type --regression cell_type --set split.allow_seen=true",
         "obs column 'cell_type' should hold numbers",
     ),
     "finetune, split": (
@@ -1176,7 +1176,7 @@ BAD = {
     "embed, vocabulary": ("embed base {bad}/others.tok -o new.h5ad", "have different vocabularies"),
     "embed, layer": ("embed base cells.tok --layer 3 -o new.h5ad", "layer must lie between -3"),
     "embed, column": ("embed base cells.tok --umap celltype", "no obs column 'celltype'"),
-    "embed, no model": ("embed {bad}/plain cells.tok", "plain: no config.json there"),
+    "embed, no model": ("embed {bad}/plain cells.tok -o new.h5ad", "plain: no config.json there"),
     "embed, mistyped model": ("embed bsae cells.tok", "bsae: no such"),
     "perturb, half a goal": (
         "perturb base cells.tok --state cell_type",
@@ -1257,11 +1257,55 @@ def test_what_a_user_got_wrong_ends_in_one_line(there, bad, run, tmp_path, comma
     assert not (tmp_path / "out" / "made").exists()
 
 
+TOLD_AT_ONCE = (
+    "finetune, target|finetune, folds|finetune, regression|finetune, genes and no such task|"
+    "finetune, task without genes|finetune, cells of the pretraining|finetune, vocabulary|predict, pretrained model|"
+    "predict, layer of tokenised cells|predict, kind of output|predict, vocabulary|embed, vocabulary|embed, layer|"
+    "perturb, half a goal|perturb, state|perturb, gene|perturb, gene twice|perturb, place off|perturb, no file|"
+    "perturb, anchor singly|perturb, target|perturb, target of no classifier|perturb, estimates of no goal|"
+    "perturb, no budget|perturb, both methods|perturb, refine|perturb, vocabulary|statistics, onto its input"
+)
+MORE_TOLD_AT_ONCE = {
+    "embed base cells.tok --where donr=d1 -o x.h5ad": "--where: the dataset has no obs column 'donr'. Did you mean",
+    "predict clf cells.tok --where cell_type=Dendrit -o x.tsv": "no cell has that cell_type. Did you mean 'Dendritic'?",
+    "embed base cells.tok --where donor -o x.h5ad": "--where takes COLUMN=VALUE",
+    "finetune base cells.tok --target cell_type --group donor --test-groups d9 -o x": "no cell has donor = 'd9'.",
+    "network base cells.tok --layers 9 -o x": "checkpoint base has 3 layers of 2 heads",
+    "network base cells.tok --heads zero -o x": "--heads takes LAYER:HEAD",
+    "explain clf cells.tok --state Bees -o x.parquet": "knows no cell_type 'Bees'.",
+    "explain base cells.tok -o x.parquet": "base is a pretrained model: name the gene that it is asked about",
+    "explain clf cells.tok -o x.parquet": "cells to explain are among those that checkpoint clf was trained on.",
+}
+WITHOUT_TORCH = """
+import json, sys
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "sklearn"):
+            raise AssertionError(f"loads {name}")
+sys.meta_path.insert(0, Forbidden())
+from geneformer_repro import cli
+for command in json.load(sys.stdin):
+    assert cli.main(command) == 2, command
+"""
+
+
+def test_what_small_files_tell_is_said_before_torch_is_loaded(there, bad, tmp_path):
+    """Torch takes eight seconds of processor time."""
+    told = {BAD[name][0]: BAD[name][1] for name in TOLD_AT_ONCE.split("|")} | MORE_TOLD_AT_ONCE
+    commands = [[part.format(bad=bad) for part in shlex.split(command)] for command in told]
+    commands = [command + ([] if "-o" in command else ["-o", str(tmp_path / "made")]) for command in commands]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH], input=json.dumps(commands), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for command, said, message in zip(told, done.stderr.splitlines(), told.values(), strict=True):
+        assert message in said, command
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         ("nowhere", "nowhere: no such file or folder."),
-        ("table.tsv", "table.tsv: info takes raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, tokenised cells"),
         ("{bad}/plain", "plain: holds neither vocabulary.json nor token_dictionary*.pkl"),
     ],
 )

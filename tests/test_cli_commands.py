@@ -74,6 +74,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "counts.h5ad").touch()
     (tmp_path / "done.parquet").touch()
     (tmp_path / "table.tsv").touch()
+    (tmp_path / "classes.tsv").write_text("gene\tlabel\nSTAT1\ta\n")
     (tmp_path / "bound.toml").write_text("held_out = 2.0\n")
     pd.DataFrame({"gene_id": []}).to_parquet(tmp_path / "genes.parquet")
     monkeypatch.chdir(tmp_path)
@@ -130,7 +131,7 @@ def test_what_needs_no_data_is_told_before_any_library_is_loaded(here):
 EVERY_STEP = {
     "pretrain": "pretrain cells.tok",
     "finetune": "finetune base cells.tok --target cell_type",
-    "genes": "finetune base cells.tok --genes genes.parquet",
+    "genes": "finetune base cells.tok --genes classes.tsv",
     "study": "finetune base cells.tok --target cell_type --source cells.tok --source-target cell_type",
     "patients": "finetune-patients cells.tok --patient donor --target cell_type",
     "cohorts": "transfer-study counts.h5ad --values counts --survival time event",

@@ -19,6 +19,7 @@ from geneformer_repro.cli.inputs import (
     new_command,
     open_both,
 )
+from geneformer_repro.cli.looks import look_at_layer, outline_of
 from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError, counted
 
@@ -42,6 +43,7 @@ def _add_embed(commands: Any) -> None:
         family="ask",
         examples=["base cells.tok --umap cell_type -o cells.h5ad", "base cells.tok --states cell_type -o states.tsv"],
         then=after_embed,
+        looks=_look_at_vectors,
     )
     embed.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     embed.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -104,21 +106,38 @@ def _add_mixing(commands: Any) -> None:
     mixing.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts of these cells, to compare with")
 
 
+def _look_at_vectors(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import VECTOR_ENDINGS, refuse_existing, require_ending
+
+    out = Path(arguments.out)
+    require_ending(out, (".tsv",) if arguments.states else VECTOR_ENDINGS, "vectors")
+    if _drawn(arguments) and arguments.level == "gene":
+        raise InputError("--umap and --heatmap show obs columns of cells; genes have none. Embed --level cell.")
+    for path in () if arguments.states else [_picture(out, name) for name in _drawn(arguments)]:
+        refuse_existing(path, overwrite=arguments.overwrite)
+    if outline := outline_of(arguments):
+        look_at_layer(arguments, outline)
+
+
+def _drawn(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the obs column of each picture."""
+    return {name: column for name in ("umap", "heatmap") if (column := getattr(arguments, name))}
+
+
+def _picture(out: Path, name: str) -> Path:
+    return out.with_suffix(".png" if name == "umap" else f".{name}.png")
+
+
 def _embed(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.embedding import embed
-    from geneformer_repro.files import refuse_existing
 
     out = Path(arguments.out)
     if arguments.states:
         _embed_states(arguments, out)
         return
-    drawn = {name: column for name in ("umap", "heatmap") if (column := getattr(arguments, name))}
-    if drawn and arguments.level == "gene":
-        raise InputError("--umap and --heatmap show obs columns of cells; genes have none. Embed --level cell.")
-    pictures = {name: out.with_suffix(".png" if name == "umap" else f".{name}.png") for name in drawn}
-    for path in pictures.values():
-        refuse_existing(path, overwrite=arguments.overwrite)
+    drawn = _drawn(arguments)
+    pictures = {name: _picture(out, name) for name in drawn}
     checkpoint, cells = open_both(arguments)
     for column in drawn.values():
         cells.require_obs(column)

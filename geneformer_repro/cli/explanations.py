@@ -22,6 +22,7 @@ from geneformer_repro.cli.inputs import (
     open_cells,
     refuse_where,
 )
+from geneformer_repro.cli.looks import look_at_explained, look_at_explained_cells, look_at_layer, outline_of
 from geneformer_repro.cli.terminal import is_looked_at, print_table, say
 from geneformer_repro.errors import InputError, counted
 
@@ -54,6 +55,7 @@ def add_commands(commands: Any) -> None:
         family="ask",
         examples=["classifier cells.tok --methods ig hide --max-cells 100 -o why.parquet"],
         then=after_explain,
+        looks=_look_at_question,
     )
     explain.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     explain.add_argument(
@@ -169,21 +171,32 @@ def _add_method_options(explain: argparse.ArgumentParser) -> None:
     )
 
 
-def _explain(arguments: argparse.Namespace) -> None:
-    import geneformer_repro.processes as processes
+def _look_at_question(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import refuse_existing
-    from geneformer_repro.in_silico.explanations.explain import explain
-    from geneformer_repro.report import new_axes
 
     out = Path(arguments.out)
     if out.suffix != ".parquet":
         raise InputError(
             f"{out}: explanations are written as .parquet, with a .png and an .html of the same name beside it."
         )
+    for path in (out.with_suffix(".png"), out.with_suffix(".html")):
+        refuse_existing(path, overwrite=arguments.overwrite)
+    goal_of(arguments, arguments.state_column, "--state-column")
+    if outline := outline_of(arguments):
+        look_at_explained(arguments, outline)
+        if arguments.layer is not None and arguments.start:
+            look_at_layer(arguments, outline)
+        if not (arguments.allow_seen or arguments.patients):
+            look_at_explained_cells(arguments, outline)
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.in_silico.explanations.explain import explain
+    from geneformer_repro.report import new_axes
+
+    out = Path(arguments.out)
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
-    if processes.is_first():
-        for path in (picture, page):
-            refuse_existing(path, overwrite=arguments.overwrite)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
     goal = goal_of(arguments, arguments.state_column, "--state-column")
     checkpoint, rows, reading = opened(arguments)

@@ -32,10 +32,10 @@ def add_commands(commands: Any) -> None:
         "say what a file or folder is",
         None,
         family="look",
-        examples=["cells.h5ad", "cells.tok", "classifier"],
+        examples=["cells.h5ad", "expression.tsv.gz", "cells.tok", "classifier"],
         then=after_info,
-        more="Raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, a dataset, a checkpoint, a screen, a network or an "
-        "explanation.",
+        more="Raw counts (.h5ad, .loom, .zarr, 10x), a table (expression, drug response, edges, genes, …), a "
+        "vocabulary, a dataset, a checkpoint, a screen, a network or an explanation.",
     )
     info.add_argument("path", type=ANY_FILE, help="what a command reads or has written")
     info.add_argument(
@@ -97,19 +97,25 @@ def _may_hold_counts(path: Path) -> bool:
 def _describe_counts(path: Path) -> None:
     from geneformer_repro.tokenizer.tables import is_expression_table
 
-    if is_expression_table(path):
-        raise InputError(
-            f"{path}: info takes raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, tokenised cells, a checkpoint or "
-            "a network (folders), or a screen, an explanation or tokenised cells as .parquet. Tables are read by the "
-            "commands that take them, as tokenize does."
-        )
+    if is_expression_table(path) or ".gmt" in path.suffixes:
+        from geneformer_repro.tokenizer.look_tables import described_table
+
+        say(described_table(path))
+        return
     from geneformer_repro.tokenizer.look import described_counts
 
     say(described_counts(path))
 
 
 def _describe_table(path: Path) -> None:
-    """Print what a screen is, or an explanation."""
+    """Print what a screen is, an explanation, or a table of others."""
+    from geneformer_repro.cli.artefacts import TABLE
+
+    if kind_of(path) == TABLE:
+        from geneformer_repro.tokenizer.look_tables import described_table
+
+        say(described_table(path))
+        return
     from geneformer_repro.in_silico.block_tables import format_of
     from geneformer_repro.in_silico.shift_table import FORM, ShiftTable
 
