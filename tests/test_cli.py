@@ -216,7 +216,7 @@ def test_samples_are_tokenised_with_a_model_s_genes_and_medians_of_their_own(cha
     said = run("vocabulary", source, *of_bulk, "--base", chain.folder / "base", "-o", tmp_path / "vocab")[1]
     expected = gf.Vocabulary.fit(source, values="expression", log2=True, base=opened["base"].vocabulary)
     assert gf.Vocabulary.load(tmp_path / "vocab") == expected
-    assert said.strip() == repr(expected)
+    assert said.strip() == f"{tmp_path / 'vocab'}: {expected!r}"
     order = ("--order", "two_ended", "-o", tmp_path / "bulk.tok")
     assert run("tokenize", source, *of_bulk, "--vocabulary", tmp_path / "vocab", *order)[0] == 0
     cells = gf.tokenize(source, expected, values="expression", log2=True, order="two_ended")

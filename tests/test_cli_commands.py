@@ -209,6 +209,18 @@ def test_the_next_command_and_colour_are_for_a_terminal(monkeypatch, capsys):
     assert terminal.coloured("error:", terminal.RED, Terminal()) == "error:"
 
 
+def test_that_libraries_load_is_said_until_there_is_more_to_say(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal.Begun.show()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal.Begun.show()
+    terminal.say("vectors")
+    terminal.say("more")
+    assert sys.stderr.getvalue() == "loading …\r\x1b[K"
+    assert capsys.readouterr().out == "vectors\nmore\n"
+
+
 def test_an_event_is_told_in_words_on_a_terminal_and_as_json_in_a_file(monkeypatch):
     event = '{"event": "embed", "cells": 1200, "seconds": 0.131, "peak_memory_gb": 0.6, "learning": []}'
     record = logging.makeLogRecord({"msg": event})

@@ -32,7 +32,7 @@ from geneformer_repro.cli import (
     screens,
 )
 from geneformer_repro.cli.commands import FAMILIES, Command, Suggesting
-from geneformer_repro.cli.terminal import RED, InWords, broken, coloured, is_looked_at, say, say_next, width_of
+from geneformer_repro.cli.terminal import RED, Begun, InWords, broken, coloured, is_looked_at, say, say_next, width_of
 from geneformer_repro.errors import InputError
 
 
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("geneformer_repro").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:
         command.check(arguments)
+        if not arguments.quiet:
+            Begun.show()
         status = int(arguments.run(arguments) or 0)
         sys.stdout.flush()
         if status == 0 and not arguments.quiet and is_looked_at():
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, FileExistsError) as error:
+        Begun.clear()
         said = broken(f"error: {error}", width_of(sys.stderr)).removeprefix("error:")
         print(f"{coloured('error:', RED, sys.stderr)}{said}", file=sys.stderr)
         return 2
@@ -71,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"interrupted: {_what_is_left(arguments)}", stream=sys.stderr)
         return 130
     finally:
+        Begun.clear()
         if argv is None:  # the program ends: another Ctrl-C must not raise amid what libraries clear up
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from geneformer_repro.cli.inputs import AtLeast, new_command
-from geneformer_repro.cli.terminal import broken, folded, width_of
+from geneformer_repro.cli.terminal import Begun, broken, folded, width_of
 from geneformer_repro.errors import InputError
 from geneformer_repro.sizes import SIZES
 
@@ -47,6 +47,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     if arguments.task == TABLES:
         from geneformer_repro.plan import scale_tables
 
+        Begun.clear()
         print(scale_tables())  # as Markdown has them
         return
     if arguments.cells is None or arguments.length is None:
@@ -69,4 +70,5 @@ def _plan(arguments: argparse.Namespace) -> None:
     said = in_words(planned(work))
     facts, launch, command = said.rpartition("\nlaunch     ")
     width = width_of(sys.stdout)
+    Begun.clear()
     print(said if width is None else f"{broken(facts, width)}{launch}{folded(shlex.split(command), width, at=11)}")

@@ -40,9 +40,30 @@ def is_looked_at() -> bool:
     return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
+class Begun:
+    """A word on the terminal while libraries load, which takes seconds; whatever is said next takes its place."""
+
+    _is_shown = False
+
+    @classmethod
+    def show(cls) -> None:
+        """Say it, where somebody looks on."""
+        if is_looked_at() and os.environ.get("TERM") != "dumb":
+            cls._is_shown = True
+            print("loading …", end="", file=sys.stderr, flush=True)
+
+    @classmethod
+    def clear(cls) -> None:
+        """Take it away, if it is there."""
+        if cls._is_shown:
+            cls._is_shown = False
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def say_next(command: Sequence[str] | None) -> None:
     """Name the command that may come next, if one is known, on a terminal."""
     if command and is_looked_at():
+        Begun.clear()
         words = ("geneformer-repro", *map(str, command))
         print(f"{coloured('next:', GREEN, sys.stderr)} {folded(words, width_of(sys.stderr), at=6)}", file=sys.stderr)
 
@@ -55,6 +76,7 @@ def width_of(stream: TextIO) -> int | None:
 def say(text: object = "", *, stream: TextIO | None = None) -> None:
     """Print lines; on a terminal those that are too long are broken between words."""
     stream = stream or sys.stdout
+    Begun.clear()
     print(broken(str(text), width_of(stream)), file=stream)
 
 
@@ -108,6 +130,7 @@ class InWords(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record's text."""
+        Begun.clear()
         text = super().format(record)
         if text.startswith('{"event"') and sys.stderr.isatty():
             told = json.loads(text)
@@ -127,6 +150,7 @@ def print_table(table: "pd.DataFrame", *, number: str = "{:.4g}", index: bool = 
 
     On a terminal text is cut and the last columns are left out where it is too narrow; a line says which.
     """
+    Begun.clear()
     print(in_columns(table, number=number, index=index, width=width_of(sys.stdout)))
 
 
