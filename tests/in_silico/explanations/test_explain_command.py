@@ -103,7 +103,7 @@ def test_without_options_it_asks_for_the_defaults_of_the_function(asked):
     [
         ("--methods ig lime", {"methods": ["integrated_gradients", "surrogate"]}),
         ("--methods ig integrated_gradients", {"methods": ["integrated_gradients"]}),
-        ("--state A B --contrast C", {"state": ["A", "B"], "contrast": "C"}),
+        ("--state Dendritic --contrast 'CD19+ B'", {"state": ["Dendritic"], "contrast": "CD19+ B"}),
         (
             "--state-column cell_type --start Dendritic --goal 'CD19+ B' --alternatives 'CD56+ NK' --pooling mean",
             {"goal": gf.GoalState("cell_type", "Dendritic", "CD19+ B", ["CD56+ NK"]), "pooling": "mean"},
