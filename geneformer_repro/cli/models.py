@@ -290,7 +290,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     options = {name: getattr(arguments, name) for name in (*_OF_DATA, "overwrite")}
     table = predict(checkpoint, data, out=table_out, **options)
     if table_out is None:
-        processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
+        processes.agreed(lambda: write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return
     for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
@@ -303,7 +303,8 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(table[column].describe())
 
 
-def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:
+def write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:
+    """Write an AnnData aside, and rename it into place."""
     from geneformer_repro.files import new_file
 
     with new_file(out, overwrite=overwrite) as aside:
