@@ -639,6 +639,23 @@ def quick_umap(monkeypatch):
     monkeypatch.setattr(mapping, "umap", lambda adata: adata.X[:, :2])
 
 
+def test_embed_into_writes_a_copy_of_the_cells_with_their_vectors(copy, run):
+    before = (copy / "cells.h5ad").read_bytes()
+    status, *_ = run("embed", "base", "cells.tok", "--into", "cells.h5ad", "-o", "both.h5ad")
+    assert status == 0
+    both, alone = ad.read_h5ad("both.h5ad"), ad.read_h5ad("cells-out.h5ad")
+    np.testing.assert_allclose(both[alone.obs_names].obsm["X_geneformer"], alone.X, atol=1e-6)
+    assert both.shape == ad.read_h5ad("cells.h5ad").shape
+    assert (copy / "cells.h5ad").read_bytes() == before
+    for options, message in (
+        (["--umap", "cell_type", "-o", "b.h5ad"], "--umap needs the vectors alone"),
+        (["-o", "cells.h5ad", "--overwrite"], "cells.h5ad: is the input, which is not changed"),
+        (["-o", "b.zarr"], "is written as .h5ad"),
+    ):
+        status, _, said = run("embed", "base", "cells.tok", "--into", "cells.h5ad", *options)
+        assert (status, message in said) == (2, True), said
+
+
 def test_embed_can_add_a_umap_and_its_picture(copy, run, quick_umap, drawn):
     status, *_ = run("embed", "base", "cells.tok", "--umap", "cell_type", "-o", "umap.h5ad")
     assert status == 0

@@ -20,6 +20,7 @@ from geneformer_repro.cli.inputs import (
     open_both,
 )
 from geneformer_repro.cli.looks import look_at_layer, outline_of
+from geneformer_repro.cli.models import write_h5ad
 from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError, counted
 
@@ -64,6 +65,12 @@ def _add_embed(commands: Any) -> None:
     )
     embed.add_argument(
         "--heatmap", type=COLUMN, metavar="COLUMN", help="also draw the mean vectors of the labels in this obs column"
+    )
+    embed.add_argument(
+        "--into",
+        type=VECTORS,
+        metavar="CELLS.h5ad",
+        help="write a copy of this file of such cells, with the vectors in obsm['X_geneformer'] (of genes in varm)",
     )
     add_dtype_option(embed)
     add_model_options(embed, with_target=False)
@@ -133,6 +140,9 @@ def _embed(arguments: argparse.Namespace) -> None:
     from geneformer_repro.embedding import embed
 
     out = Path(arguments.out)
+    if arguments.into:
+        _embed_into(arguments, out)
+        return
     if arguments.states:
         _embed_states(arguments, out)
         return
@@ -151,6 +161,29 @@ def _embed(arguments: argparse.Namespace) -> None:
             _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
         beside = "".join(f"; {path} shows {drawn[name]}" for name, path in pictures.items())
         say(f"{out}: {counted(n_rows, arguments.level)} × {n_dimensions} dimensions{beside}")
+
+
+def _embed_into(arguments: argparse.Namespace, out: Path) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.embedding import embed
+    from geneformer_repro.files import refuse_existing
+
+    if others := [name for name in ("states", "umap", "heatmap") if getattr(arguments, name)]:
+        raise InputError(
+            f"--into writes vectors beside counts, and --{others[0]} needs the vectors alone. Leave one out."
+        )
+    if out.suffix != ".h5ad":
+        raise InputError(f"{out}: a copy of {arguments.into} is written as .h5ad; choose such a name.")
+    if out.resolve() == Path(arguments.into).resolve():
+        raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
+    refuse_existing(out, overwrite=arguments.overwrite)
+    adata, both = _read_h5ad(arguments.into, expected="an AnnData"), open_both(arguments)
+    options = {name: getattr(arguments, name) for name in ("level", "layer", "pooling", "dtype")}
+    embed(*both, into=adata, **options)
+    processes.agreed(lambda: write_h5ad(adata, out, overwrite=arguments.overwrite))
+    if processes.is_first():
+        place = "obsm" if arguments.level == "cell" else "varm"
+        say(f"{out}: {arguments.into} with {place}['X_geneformer']")
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
@@ -217,14 +250,14 @@ def _mixing(arguments: argparse.Namespace) -> None:
     print_table(table.T, number="{:.3f}", index=True)
 
 
-def _read_h5ad(path: str) -> Any:
+def _read_h5ad(path: str, *, expected: str = "the output of embed") -> Any:
     import anndata
 
     try:
         return anndata.read_h5ad(path)
     except Exception as error:  # whatever anndata makes of a file that is damaged or no such file
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path}: cannot be read as .h5ad ({reason}). Expected the output of embed.") from error
+        raise InputError(f"{path}: cannot be read as .h5ad ({reason}). Expected {expected}.") from error
 
 
 def _write_table(table: Any, arguments: argparse.Namespace) -> None:

@@ -331,7 +331,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     options = {name: getattr(arguments, name) for name in (*_OF_DATA, "overwrite")}
     table = predict(checkpoint, data, out=table_out, **options)
     if table_out is None:
-        processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
+        processes.agreed(lambda: write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return
     say(f"{out}: predictions of {counted(len(table), 'row')}")
@@ -346,7 +346,8 @@ def _predict(arguments: argparse.Namespace) -> None:
             say(f"{column}: {', '.join(f'{name} {value:.4g}' for name, value in spread.items())}")
 
 
-def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:
+def write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:
+    """Write an AnnData aside, and rename it into place."""
     from geneformer_repro.files import new_file
 
     with new_file(out, overwrite=overwrite) as aside:
