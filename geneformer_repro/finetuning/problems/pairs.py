@@ -30,7 +30,7 @@ from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.baselines import PairInputs
 from geneformer_repro.finetuning.networks import NO_SCORES, SELECTION, best_entry, scores_by_target, trained_once
-from geneformer_repro.finetuning.pair_splits import Identities, PairSplitConfig
+from geneformer_repro.finetuning.pair_splits import Identities, NewInTest, PairSplitConfig
 from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.finetuning.transfer import TransferConfig
@@ -202,6 +202,16 @@ class PairProblem(Problem):
     def groups(self) -> np.ndarray:
         """Sample, drug or tissue of each pair, whatever is new in the test."""
         return self.identities.groups(self.split_by.by)
+
+    @property
+    def drawn_by(self) -> NewInTest:
+        """What is new in the test; the sample, where pairs are: those of a sample are alike, whichever are new."""
+        return "sample" if self.split_by.by == "pair" else self.split_by.by
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Sample, drug or tissue of each pair, which intervals resample."""
+        return self.identities.groups(self.drawn_by)
 
     @property
     def measure(self) -> str:
