@@ -113,10 +113,24 @@ def _add_mixing(commands: Any) -> None:
     mixing.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts of these cells, to compare with")
 
 
+def _require_apart(arguments: argparse.Namespace, out: Path) -> None:
+    """Raise if vectors beside counts are asked for with what wants them alone, or in the place of the input."""
+    if others := [name for name in ("states", "umap", "heatmap") if getattr(arguments, name)]:
+        raise InputError(
+            f"--into writes vectors beside counts, and --{others[0]} needs the vectors alone. Leave one out."
+        )
+    if out.suffix != ".h5ad":
+        raise InputError(f"{out}: a copy of {arguments.into} is written as .h5ad; choose such a name.")
+    if out.resolve() == Path(arguments.into).resolve():
+        raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
+
+
 def _look_at_vectors(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import VECTOR_ENDINGS, refuse_existing, require_ending
 
     out = Path(arguments.out)
+    if arguments.into:
+        _require_apart(arguments, out)
     require_ending(out, (".tsv",) if arguments.states else VECTOR_ENDINGS, "vectors")
     if _drawn(arguments) and arguments.level == "gene":
         raise InputError("--umap and --heatmap show obs columns of cells; genes have none. Embed --level cell.")
@@ -166,17 +180,7 @@ def _embed(arguments: argparse.Namespace) -> None:
 def _embed_into(arguments: argparse.Namespace, out: Path) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.embedding import embed
-    from geneformer_repro.files import refuse_existing
 
-    if others := [name for name in ("states", "umap", "heatmap") if getattr(arguments, name)]:
-        raise InputError(
-            f"--into writes vectors beside counts, and --{others[0]} needs the vectors alone. Leave one out."
-        )
-    if out.suffix != ".h5ad":
-        raise InputError(f"{out}: a copy of {arguments.into} is written as .h5ad; choose such a name.")
-    if out.resolve() == Path(arguments.into).resolve():
-        raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
-    refuse_existing(out, overwrite=arguments.overwrite)
     adata, both = _read_h5ad(arguments.into, expected="an AnnData"), open_both(arguments)
     options = {name: getattr(arguments, name) for name in ("level", "layer", "pooling", "dtype")}
     embed(*both, into=adata, **options)

@@ -109,8 +109,8 @@ class Experiment:
     @property
     def units(self) -> np.ndarray | None:
         """What intervals resample as wholes, for each tested row: its group; of several repeats at least the row."""
-        if self.problem.groups is not None:
-            return self.problem.groups[self.tested]
+        if self.problem.drawn is not None:
+            return self.problem.drawn[self.tested]
         return self.tested if self.repeats > 1 else None
 
     @property
@@ -127,7 +127,7 @@ class Experiment:
     @property
     def intervals(self) -> str:
         """What the intervals are, in words."""
-        groups, named = self.problem.groups, self.problem.group
+        groups, named = self.problem.drawn, self.problem.drawn_by
         n_groups = 0 if groups is None else len(np.unique(groups[self.tested]))
         repeated = f", each tested {self.repeats} times" if self.repeats > 1 else ""
         if n_groups >= 2:

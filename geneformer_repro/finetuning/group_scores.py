@@ -95,11 +95,11 @@ def scores_in_groups(
     which the group was tested, whose networks are not one; NaN where a group does not define one, as where all of its
     rows are of one class.
     """
-    of_fold: Mapping[Any, Any] = pd.Series(np.arange(len(groups))).groupby([groups, folds]).indices
+    of_fold = pd.DataFrame({"group": groups, "fold": folds}).groupby(["group", "fold"]).indices.values()
     rows = [
-        {"method": name, "group": group, "n": len(members), **kind.scores(labels_NS[members], one[members])}
+        {"method": name, "group": groups[at[0]], "n": len(at), **kind.scores(labels_NS[at], one[at])}
         for name, one in predicted.items()
-        for (group, _), members in of_fold.items()
+        for at in of_fold
     ]
     of_group = pd.DataFrame(rows).groupby(["method", "group"], sort=False)
     table = of_group.mean()

@@ -375,7 +375,7 @@ def _evaluated(use: _Use, of_folds: Sequence[Mapping[str, np.ndarray | None]]) -
         use.target.labels[tested],
         predicted,
         folds=folds,
-        groups=use.target.groups[tested],
+        groups=use.target.drawn[tested],
         seed=use.config.seed,
         named="pair",
         networks=[name for name in names if name in predicted],

@@ -83,6 +83,13 @@ def test_pairs_are_joined_and_named(problem):
     assert set(problem.groups) == set(problem.sample_keys)
 
 
+@pytest.mark.parametrize(("by", "drawn_by"), [("pair", "sample"), ("sample", "sample"), ("drug", "drug")])
+def test_intervals_draw_samples_where_pairs_are_new(by, drawn_by):
+    problem = made_problem(by=by)
+    assert problem.drawn_by == drawn_by
+    np.testing.assert_array_equal(problem.drawn, problem.identities.groups(drawn_by))
+
+
 @pytest.mark.parametrize("by", ["pair", "sample", "drug", "both"])
 def test_effects_are_those_that_are_known_in_the_test(by):
     problem = made_problem(by=by)

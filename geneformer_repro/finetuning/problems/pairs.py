@@ -34,7 +34,7 @@ from geneformer_repro.finetuning.pair_splits import Identities
 from geneformer_repro.finetuning.problems.problem import Problem, as_lines
 from geneformer_repro.finetuning.settings.networks import TransferConfig
 from geneformer_repro.finetuning.settings.pairs import PairConfig
-from geneformer_repro.finetuning.settings.splits import PairSplitConfig
+from geneformer_repro.finetuning.settings.splits import NewInTest, PairSplitConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import Head
 from geneformer_repro.identities import Aliases, sample_keys
@@ -163,6 +163,16 @@ class PairProblem(Problem):
     def groups(self) -> np.ndarray:
         """Sample, drug or tissue of each pair, whatever is new in the test."""
         return self.identities.groups(self.split_by.by)
+
+    @property
+    def drawn_by(self) -> NewInTest:
+        """What is new in the test; the sample, where pairs are: those of a sample are alike, whichever are new."""
+        return "sample" if self.split_by.by == "pair" else self.split_by.by
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Sample, drug or tissue of each pair, which intervals resample."""
+        return self.identities.groups(self.drawn_by)
 
     @property
     def measure(self) -> str:

@@ -49,8 +49,18 @@ class Problem(ABC):
 
     @property
     def groups(self) -> np.ndarray | None:
-        """Group of each row, which no split divides and intervals resample; None without groups."""
+        """Group of each row, which no split divides; None without groups."""
         return None
+
+    @property
+    def drawn_by(self) -> str | None:
+        """What `drawn` is called."""
+        return self.group
+
+    @property
+    def drawn(self) -> np.ndarray | None:
+        """What intervals resample as wholes, of each row; None for rows."""
+        return self.groups
 
     @abstractmethod
     def select(self, rows: np.ndarray) -> Problem:
