@@ -166,7 +166,7 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     sections = [
         Section(
             f"{name}: methods on the same test {tested}",
-            f"Bars are {intervals}. {evaluation.kind.scores_in_words}",
+            f"Bars are {intervals}. {evaluation.kind.scores_in_words} methods.tsv has all scores, with intervals.",
             f"A difference where bars overlap, or how any method would do on {tested} unlike these.",
             figure=pictures["methods"],
             table=None if scored.empty else scored,
@@ -239,5 +239,4 @@ def _notes(evaluation: Evaluation) -> list[str]:
     """Say what the test rows cannot tell, and what the differences between methods say; groups have their section."""
     notes = [f"{evaluation.caution}."] if evaluation.caution else []
     verdicts = [verdict for verdict in evaluation.verdicts if verdict != evaluation.verdict_of_groups]
-    notes += [f"On the same resamples, {verdict}." for verdict in verdicts]
-    return [*notes, "The file methods.tsv has all scores, with intervals."]
+    return notes + [f"On the same resamples, {verdict}." for verdict in verdicts]
