@@ -54,6 +54,7 @@ from geneformer_repro.in_silico.explanations.explanation_pages import plot_expla
 from geneformer_repro.in_silico.explanations.explanation_pages import (
     write_explanation_report as write_explanation_report,
 )
+from geneformer_repro.in_silico.goals import GoalState as GoalState
 from geneformer_repro.in_silico.networks.evaluation_pictures import plot_network_evaluation as plot_network_evaluation
 from geneformer_repro.in_silico.networks.evaluation_pictures import write_network_evaluation as write_network_evaluation
 from geneformer_repro.in_silico.networks.gene_network import GeneNetwork as GeneNetwork
@@ -71,7 +72,6 @@ from geneformer_repro.in_silico.perturbation import Overexpression as Overexpres
 from geneformer_repro.in_silico.perturbation import RankShift as RankShift
 from geneformer_repro.in_silico.pictures import plot_screen as plot_screen
 from geneformer_repro.in_silico.pictures import write_screen_report as write_screen_report
-from geneformer_repro.in_silico.question import GoalState as GoalState
 from geneformer_repro.in_silico.screen import perturb as perturb
 from geneformer_repro.in_silico.shift_table import ShiftTable as ShiftTable
 from geneformer_repro.in_silico.statistics import shift_statistics as shift_statistics

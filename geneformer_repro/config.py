@@ -163,10 +163,12 @@ def _filled(config_type: type[Config], values: Mapping[str, Any], *, source: str
             filled[key] = sections[key].filled(value, source=source)
         else:
             filled[key] = checked(value, hints[key], f"{source}: {table}{key}")
-    try:
-        return config_type(**filled)
-    except TypeError as error:
-        raise ConfigError(f"{source}: {error}") from error
+    for one in dataclasses.fields(config_type):  # type: ignore[arg-type]
+        if one.name not in filled and one.default is one.default_factory is dataclasses.MISSING:
+            raise ConfigError(
+                f"{source}: {table or f'{config_type.__name__}.'}{one.name} is missing; it must be given."
+            )
+    return config_type(**filled)
 
 
 def require_types(config: Any) -> None:

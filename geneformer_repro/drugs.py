@@ -31,7 +31,7 @@ NAME_COLUMNS = (
     "drug", "drug_name", "compound", "compound_name", "treatment", "inhibitor", "agent", "cpd_name", "molecule", "name",
 )  # fmt: skip
 """What a column with names of drugs is called, the first that is there."""
-_SMILES_COLUMNS = ("smiles", "isomeric_smiles", "canonical_smiles", "drug_smiles", "cpd_smiles", "structure")
+SMILES_COLUMNS = ("smiles", "isomeric_smiles", "canonical_smiles", "drug_smiles", "cpd_smiles", "structure")
 _COUNTER_IONS = frozenset({3, 11, 12, 19, 20, 30, 37, 38, 55, 56})
 """Metals that make salts (Li, Na, Mg, K, Ca, Zn, Rb, Sr, Cs, Ba); any other holds a complex together."""
 _METALS = frozenset({*range(21, 32), *range(39, 51), *range(57, 84), *range(89, 104), 13}) - _COUNTER_IONS
@@ -122,7 +122,7 @@ class Drugs:
             return cls.of_names(names)
         called, rows = read_rows(table, "The table of drugs")
         column = _column(called, rows, name, NAME_COLUMNS, "names of drugs", "name")
-        of_smiles = smiles if smiles is not None else column_called(list(rows.columns), _SMILES_COLUMNS)
+        of_smiles = smiles if smiles is not None else column_called(list(rows.columns), SMILES_COLUMNS)
         written = texts(rows[column])
         _require_names(called, list(dict.fromkeys(written)))
         if of_smiles is None:

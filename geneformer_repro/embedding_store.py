@@ -22,11 +22,11 @@ from safetensors.numpy import load_file, save_file
 
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.errors import InputError
-from geneformer_repro.files import new_directory, new_file, read_json, write_json
+from geneformer_repro.files import VECTOR_ENDINGS, new_directory, new_file, read_json, require_ending, write_json
 from geneformer_repro.progress import progress
 from geneformer_repro.work import Parts, Work
 
-_H5AD, _ZARR = ".h5ad", ".zarr"
+_H5AD = ".h5ad"
 _ROWS_A_CHUNK = 4096
 _PARTS_AT_ONCE = 16
 """Parts that are laid into the result between two points from which that goes on."""
@@ -42,8 +42,7 @@ def refuse_unwritable(out: Path, *, overwrite: bool) -> None:
     FileExistsError
         It is there and may not be replaced.
     """
-    if out.suffix not in (_H5AD, _ZARR):
-        raise InputError(f"{out}: vectors are written as {_H5AD} or {_ZARR}. Give a name that ends so.")
+    require_ending(out, VECTOR_ENDINGS, "vectors")
     unfinished.refuse(out, overwrite=overwrite, marker=marker_of(out))
 
 

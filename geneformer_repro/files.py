@@ -18,7 +18,7 @@ import shlex
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -338,6 +338,16 @@ def _limited(path: Path, file: gzip.GzipFile | io.BufferedReader) -> bytes:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write readable JSON; NaN and objects that JSON cannot hold are errors."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+VECTOR_ENDINGS = (".h5ad", ".zarr")
+"""Of files that hold vectors."""
+
+
+def require_ending(path: Path, endings: Sequence[str], what: str) -> None:
+    """Raise unless a name ends as what is written to it does."""
+    if path.suffix not in endings:
+        raise InputError(f"{path}: {what} are written as {' or '.join(endings)}. Give a name that ends so.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

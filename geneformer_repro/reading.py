@@ -25,6 +25,7 @@ from geneformer_repro.encoder import IGNORED, Read, Watch, first_tokens, run_enc
 from geneformer_repro.errors import InputError
 from geneformer_repro.heads import Head, pool
 from geneformer_repro.network_settings import Pooling
+from geneformer_repro.outline import require_layer
 from geneformer_repro.prepared import LeftOut, Prepared, can_be_prepared
 from geneformer_repro.prepared_derivatives import Derivable
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -95,12 +96,8 @@ def _laid_out(cells: TokenizedDataset, rows: np.ndarray, chosen: np.ndarray) -> 
 def blocks_to_run(checkpoint: Checkpoint, layer: int) -> int:
     """Return how many blocks run to read `layer`: 0 is the last block, -1 the one before (the published convention)."""
     n_all = checkpoint.token_model.config.num_hidden_layers
-    n_blocks = n_all + layer
-    if layer > 0 or n_blocks < 0:
-        raise InputError(
-            f"layer must lie between {-n_all} (the input embedding) and 0 (the last block), found {layer}."
-        )
-    return int(n_blocks)
+    require_layer(layer, n_all)
+    return int(n_all + layer)
 
 
 class Derivatives(NamedTuple):

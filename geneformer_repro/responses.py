@@ -48,11 +48,11 @@ MEASURES = tuple(_MEASURES)
 """Measures of response, each in one unit."""
 _LOGARITHMS = {"IC50_uM": ("LN_IC50", 1.0), "IC50_nM": ("LN_IC50", 1000.0)}
 """Concentrations, which are read as the logarithm of µM, and how many of their unit a µM is."""
-_SAMPLE_COLUMNS = (
+SAMPLE_COLUMNS = (
     "sample", "cell_line", "cell_line_name", "ccl_name", "cell", "model", "model_name", "patient", "sample_id",
     "patient_id", "cell_line_id", "model_id", "lab_id", "depmap_id", "sanger_model_id", "cosmic_id", "cell_key",
 )  # fmt: skip
-_DRUG_COLUMNS = tuple(name for name in NAME_COLUMNS if name != "name")
+DRUG_COLUMNS = tuple(name for name in NAME_COLUMNS if name != "name")
 _VALUE_COLUMNS = ("value", "response")
 _OF_MEASUREMENTS = (*_VALUE_COLUMNS, *MEASURES, *_LOGARITHMS, "IC50", "EC50", "viability", "sensitivity")
 """What a column of values is called, and no drug or sample of a wide table."""
@@ -304,8 +304,8 @@ def _long(
             raise InputError(f"{called}: there is no column {column!r}. {did_you_mean(column, rows.columns)}")
     columns = list(rows.columns)
     of_sample, of_drug = (
-        sample or column_called(columns, _SAMPLE_COLUMNS),
-        drug or column_called(columns, _DRUG_COLUMNS),
+        sample or column_called(columns, SAMPLE_COLUMNS),
+        drug or column_called(columns, DRUG_COLUMNS),
     )
     if of_sample is not None and of_drug is not None:
         of_value = value or _value_column(called, rows, measure)
@@ -355,7 +355,7 @@ def _from_wide(
     said = [
         column
         for column in rows.columns.drop(first)
-        if column_called([column], (*_SAMPLE_COLUMNS, *_DRUG_COLUMNS)) or _is_text(rows[column])
+        if column_called([column], (*SAMPLE_COLUMNS, *DRUG_COLUMNS)) or _is_text(rows[column])
     ]
     columns = [column for column in rows.columns.drop(first) if column not in said]
     if said:

@@ -311,6 +311,11 @@ def test_type_checkers_see_the_public_names():
     assert [alias.name for alias in imported if alias.asname != alias.name] == []
 
 
+def test_the_script_that_type_checkers_read_uses_every_public_name():
+    script = Path(__file__).with_name("typed_use.py").read_text(encoding="utf-8")
+    assert [name for name in NAMES if not re.search(rf"\bgf\.{name}\b", script)] == []
+
+
 @pytest.mark.parametrize("file", ["__init__.pyi", "py.typed"])
 def test_what_type_checkers_read_is_installed(file):
     settings = configparser.ConfigParser()

@@ -39,6 +39,7 @@ LAYERS = {
     "mean_effects": 1,
     "sizes": 1,
     "network_settings": 1,
+    "outline": 1,
     "plan": 1,
     "checkpoint_files": 1,
     "model_card": 1,

@@ -74,6 +74,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "counts.h5ad").touch()
     (tmp_path / "done.parquet").touch()
     (tmp_path / "table.tsv").touch()
+    (tmp_path / "classes.tsv").write_text("gene\tlabel\nSTAT1\ta\n")
     (tmp_path / "bound.toml").write_text("held_out = 2.0\n")
     pd.DataFrame({"gene_id": []}).to_parquet(tmp_path / "genes.parquet")
     monkeypatch.chdir(tmp_path)
@@ -130,7 +131,7 @@ def test_what_needs_no_data_is_told_before_any_library_is_loaded(here):
 EVERY_STEP = {
     "pretrain": "pretrain cells.tok",
     "finetune": "finetune base cells.tok --target cell_type",
-    "genes": "finetune base cells.tok --genes genes.parquet",
+    "genes": "finetune base cells.tok --genes classes.tsv",
     "study": "finetune base cells.tok --target cell_type --source cells.tok --source-target cell_type",
     "patients": "finetune-patients cells.tok --patient donor --target cell_type",
     "cohorts": "transfer-study counts.h5ad --values counts --survival time event",
@@ -166,18 +167,20 @@ NEXT = {
     "--max-cells 100 -o clf-screen.parquet",
     "embed base cells.tok --where donor=d1 -o v.h5ad": "perturb base cells.tok --where donor=d1 --max-cells 100 "
     "-o v-screen.parquet",
-    "perturb base cells.tok -o s.parquet": "statistics s.parquet -o s.tsv",
+    "perturb base cells.tok -o few.parquet": "statistics few.parquet --method aggregate -o few.tsv",
+    "perturb base cells.tok -o many.parquet": "statistics many.parquet -o many.tsv",
     "explain base cells.tok -o why.parquet": "statistics why.parquet --checkpoint base --cells cells.tok "
     "-o why-genes.tsv",
     "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
     "network base cells.tok -o pooled": "statistics pooled --state A -o pooled.graphml",
     "info pooled": "statistics pooled --state A -o pooled.graphml",
-    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok -o heads-network",
+    "heads base cells.tok --genes g.txt -o heads.tsv": "network base cells.tok --sources g.txt -o heads-network",
 }
 
 
 @pytest.mark.parametrize(("command", "after"), NEXT.items(), ids=NEXT)
-def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, command, after):
+def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, command, after, monkeypatch):
+    monkeypatch.setattr(following, "_n_perturbed", lambda screen: 3 if screen.stem == "few" else 900)
     words = shlex.split(command)
     found = COMMANDS[words[0]].then(PARSER.parse_args(words))
     assert shlex.join(found) == after
@@ -262,6 +265,7 @@ def test_nested_facts_are_told_a_line_each():
         "inputs": {"cells": "0123456789ab" + "c" * 52},
         "result": {"type": {"accuracy": 0.98913, "accuracy_low": 0.9, "accuracy_high": 1.0, "n": 1900}},
         "methods": {"hide": {}, "ig": {"steps": 18}},
+        "method": {"hide": {}},
         "donors": [*"abcdefghijkl"],
     }
     assert terminal.in_rows(facts) == [
@@ -275,6 +279,7 @@ def test_nested_facts_are_told_a_line_each():
         "  methods",
         "    hide  –",
         "    ig    steps 18",
+        "  method   hide",
         "  donors   a, b, c, d, e, f, g, h, i, j and 2 more",
     ]
 

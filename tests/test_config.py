@@ -334,7 +334,7 @@ def test_a_section_is_a_table_a_dotted_setting_a_mapping_or_an_instance(tmp_path
 
 def test_a_section_that_is_not_given_is_its_default_unless_it_has_none():
     assert Sectioned(source=SOURCE).training == Training()
-    with pytest.raises(ConfigError, match="missing 1 required keyword-only argument: 'source'"):
+    with pytest.raises(ConfigError, match="source is missing; it must be given"):
         load_config(Sectioned)
 
 
@@ -358,7 +358,7 @@ def test_a_copy_or_a_replaced_section_leaves_the_configuration_as_it_was():
         (["training.epochs=many"], "configuration: training.epochs must be int, found 'many'"),
         (["training.epochs=0"], "training.epochs must be above 0, found 0"),
         (["training=3"], "training must be a table, found 3 (int)"),
-        (["source.epochs=1"], "missing 1 required keyword-only argument: 'target'"),
+        (["source.epochs=1"], "target is missing; it must be given"),
     ],
     ids=["without section", "unknown", "type", "bound", "no table", "missing"],
 )

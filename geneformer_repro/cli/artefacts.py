@@ -1,7 +1,9 @@
 """What a file or folder is, told by its name and its first bytes: for commands that were given something else."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from geneformer_repro.files import mudata_of
 from geneformer_repro.hub import place_named
@@ -48,24 +50,43 @@ def obs_columns(path: Path) -> list[str] | None:
     return [str(name) for name in found] if isinstance(found, list) else None
 
 
-def text_values(path: Path, column: str) -> set[str] | None:
-    """Return the texts in an obs column of such cells; None where it holds others, or its files cannot be read."""
+def labels_in(path: Path, column: str) -> set[str] | None:
+    """Return the labels in an obs column of such cells; None of numbers with a fraction, or files that are damaged."""
+    import pyarrow as pa
+
+    values: set[Any] = set()
+    try:
+        for block in _column_of(path, column):
+            if pa.types.is_floating(block.type):
+                return None
+            values.update(block.unique().to_pylist())
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):  # what is wrong is said by what reads them
+        return None
+    return {label for value in values if (label := _label(value)) is not None}
+
+
+def labels_of_rows(path: Path, column: str) -> list[str | None]:
+    """Return of each of such cells its label in an obs column, None where there is none; numbers as Python has them."""
+    return [_label(value) for block in _column_of(path, column) for value in block.to_pylist()]
+
+
+def _column_of(path: Path, column: str) -> Iterator[Any]:
+    """Yield an obs column block by block, as Arrow has it."""
     import pyarrow as pa
 
     from geneformer_repro.files import read_json
 
-    values: set[str | None] = set()
-    try:
-        for file in read_json(path / "state.json")["_data_files"]:
-            with pa.memory_map(str(path / file["filename"])) as mapped, pa.ipc.open_stream(mapped) as stream:
-                kind = stream.schema.field(column).type
-                if not pa.types.is_string(kind.value_type if pa.types.is_dictionary(kind) else kind):
-                    return None
-                for batch in stream:
-                    values.update(batch.column(column).unique().to_pylist())
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):  # what is wrong is said by what reads them
-        return None
-    return {value.strip() for value in values if value is not None}
+    for file in read_json(path / "state.json")["_data_files"]:
+        with pa.memory_map(str(path / file["filename"])) as mapped, pa.ipc.open_stream(mapped) as stream:
+            for batch in stream:
+                block = batch.column(column)
+                yield block.dictionary_decode() if pa.types.is_dictionary(block.type) else block
+
+
+def _label(value: Any) -> str | None:
+    from geneformer_repro.tokenizer.labels import MISSING, label_of
+
+    return None if value is None or (label := label_of(value)) in MISSING else label
 
 
 def _kind_of_parquet(path: Path) -> str | None:

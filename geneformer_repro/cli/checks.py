@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geneformer_repro.cli.commands import AtLeast
-from geneformer_repro.cli.explanations import READING, add_family_options, opened
+from geneformer_repro.cli.explanations import READING, add_family_options, opened, print_strongest
 from geneformer_repro.cli.inputs import (
     ANY_FILE,
     MODEL,
@@ -15,13 +15,12 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
-from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.cli.terminal import say
 from geneformer_repro.errors import InputError
 
 if TYPE_CHECKING:
     from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation
 
-_SHOWN = ("gene_name", "method", "state", "effect", "low", "high", "fdr", "n_cells", "n_donors", "beyond")
 _OF_EXPLANATIONS = (
     "sets", "drivers", "permuted", "max_cells", "where", "max_length", "patients", "drugs", "responses", *READING
 )  # fmt: skip
@@ -113,7 +112,7 @@ def check_explanation(arguments: argparse.Namespace) -> None:
     write_together(
         (*outputs, *paths), check.genes, *draw, *map(_writing, further.values()), overwrite=arguments.overwrite
     )
-    _show(check)
+    _show(check, why.rows_are)
     say(f"{out} has all {len(check.genes):,} rows, {beside[0]} the picture, {beside[1]} what was tested")
     if paths:
         say(f"the tests in numbers: {', '.join(map(str, paths))}")
@@ -136,9 +135,7 @@ def _writing(table: Any) -> Any:
     return lambda path: write_table(table, path)
 
 
-def _show(check: "ExplanationEvaluation") -> None:
+def _show(check: "ExplanationEvaluation", rows: str) -> None:
     """Print what the tests say, first whether there is anything to explain, and then the strongest genes."""
     say("\n".join(check.sentences))
-    head = check.genes.groupby(["method", "state"], sort=False, dropna=False).head(3).head(12)
-    shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
-    print_table(shown)
+    print_strongest(check.genes, rows)

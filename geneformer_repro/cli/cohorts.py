@@ -91,6 +91,7 @@ def _add_cross_cohort(commands: Any) -> None:
         family="look",
         examples=["cohorts.h5ad --survival time event --cohort study -o cross.tsv"],
         more="Beside what the other tells of itself.",
+        looks=_look_at_cohorts,
     )
     command.add_argument(
         "samples",
@@ -144,6 +145,14 @@ def _add_cross_cohort(commands: Any) -> None:
     add_cells_options(command)
 
 
+def _look_at_cohorts(arguments: argparse.Namespace) -> None:
+    table_outputs(arguments)
+    if not arguments.study and not arguments.samples:
+        raise InputError("Name samples (with --survival or --target), or studies of drug response (--study).")
+    if arguments.study and arguments.samples:
+        raise InputError("--study names the samples of each study; leave others out.")
+
+
 def _cross_cohort(arguments: argparse.Namespace) -> None:
     from geneformer_repro.checkpoint import Checkpoint
     from geneformer_repro.finetuning.cross_cohort import cross_cohort
@@ -183,15 +192,11 @@ def _cohorts(arguments: argparse.Namespace) -> Any:
     from geneformer_repro.tokenizer.samples import read_samples
 
     if arguments.study:
-        if arguments.samples:
-            raise InputError("--study names the samples of each study; leave others out.")
         refuse_where(arguments, "--study names studies of drug response")
         return {
             name: ResponseData.read(samples, responses, arguments.drugs, measure=measure)
             for name, samples, responses, measure in arguments.study
         }
-    if not arguments.samples:
-        raise InputError("Name samples (with --survival or --target), or studies of drug response (--study).")
     if len(arguments.samples) == 1 and is_dataset(Path(arguments.samples[0])):
         return open_cells(arguments, arguments.samples[0])
     refuse_where(arguments, f"{arguments.samples[0]} has samples, or counts")
@@ -214,7 +219,7 @@ def _samples(arguments: argparse.Namespace) -> None:
     joined = given_samples(arguments)
     with new_file(out, overwrite=arguments.overwrite) as aside:
         joined.write_h5ad(aside)
-    say(f"{joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
+    say(f"{out}: {joined.n_obs:,} samples × {joined.n_vars:,} genes; obs columns: {', '.join(map(str, joined.obs))}")
 
 
 def _transfer_study(arguments: argparse.Namespace) -> None:

@@ -10,12 +10,12 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, may_be_on_the_hub, obs_columns, text_values
+from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, labels_in, may_be_on_the_hub, obs_columns
 from geneformer_repro.cli.terminal import broken, folded, say
 from geneformer_repro.config import names_in, sections_of
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
@@ -104,6 +104,8 @@ class Command(Suggesting):
         Whole command lines.
     then
         Of the parsed arguments the command that may come next, as words; None where none is known.
+    looks
+        Raises, of the parsed arguments and the small files that they name, if something cannot be asked.
     configures
         Of the parsed arguments the configuration that they fill, without torch; it becomes ``arguments.settings``.
     settings
@@ -121,13 +123,14 @@ class Command(Suggesting):
         then: Callable[[argparse.Namespace], list[str] | None] | None,
         configures: Callable[[argparse.Namespace], Any] | None,
         settings: tuple[str, str] | None,
+        looks: Callable[[argparse.Namespace], None] | None,
         siblings: Mapping[str, "Command"],
         **options: Any,
     ) -> None:
         self._groups: dict[str, Any] = {}
         super().__init__(add_help=False, **options)
         self.family, self.says, self.examples, self.siblings = family, says, examples, siblings
-        self._then, self._configures, self._settings = then, configures, settings
+        self._then, self._configures, self._settings, self._looks = then, configures, settings, looks
         self._groups = {name: self.add_argument_group(name) for name in (IN, OUT, HOW, MACHINE)}
         self.add_argument("-h", "--help", action="help", help="show this, and exit")
 
@@ -215,6 +218,8 @@ class Command(Suggesting):
             import geneformer_repro.unfinished as unfinished
 
             unfinished.refuse(Path(arguments.out), overwrite=False)
+        if self._looks:
+            self._looks(arguments)
 
     def then(self, arguments: argparse.Namespace) -> list[str] | None:
         """Return the words of the command that may come next."""
@@ -264,28 +269,58 @@ class Command(Suggesting):
         return f"Commands that take {kind}: {listed(takers)}." if takers else ""
 
     def _require_columns(self, arguments: argparse.Namespace) -> None:
-        cells = getattr(arguments, "cells", None)
-        if not isinstance(cells, str) or (columns := obs_columns(Path(cells))) is None:
+        wanted = asked_where(getattr(arguments, "where", None) or ())
+        cells = _cells_of(arguments)
+        if cells is None or (columns := obs_columns(cells)) is None:
             return
-        for action, names in self._given(arguments, Column):
-            for name in names:
-                if name not in columns:
-                    raise InputError(
-                        f"{_called(action)}: the dataset has no obs column {name!r}. {did_you_mean(name, columns)} "
-                        "Columns are carried along by tokenize --obs."
-                    )
-        for said, column, value in _asked_values(arguments):
-            found = text_values(Path(cells), column) if column in columns else None
+        named = [(column, "--where") for column in wanted]
+        if getattr(arguments, "cells", None):
+            named += [(name, _called(action)) for action, names in self._given(arguments, Column) for name in names]
+        for name, option in named:
+            if name not in columns:
+                raise InputError(
+                    f"{option}: the dataset has no obs column {name!r}. {did_you_mean(name, columns)} Columns are "
+                    "carried along by tokenize --obs."
+                )
+        for said, column, value in _asked_values(arguments, wanted):
+            found = labels_in(cells, column) if column in columns else None
             if found is not None and value.strip() not in found:
                 raise InputError(f"{said} {did_you_mean(value, sorted(found))}")
 
 
-def _asked_values(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """Yield, of values that cells should have, what is said where none has it, the obs column and the value."""
-    for text in getattr(arguments, "where", None) or ():
+def asked_where(where: Iterable[str]) -> dict[str, list[str]]:
+    """Return the values of each obs column that ``--where`` names.
+
+    Raises
+    ------
+    InputError
+        An argument is not COLUMN=VALUE.
+    """
+    wanted: dict[str, list[str]] = {}
+    for text in where:
         column, _, value = text.partition("=")
-        if value:
+        if not (column and value):
+            raise InputError(f"--where takes COLUMN=VALUE, such as cell_type='CD19+ B'; found {text!r}.")
+        wanted.setdefault(column, []).append(value)
+    return wanted
+
+
+def _cells_of(arguments: argparse.Namespace) -> Path | None:
+    """Return the one thing that a command reads as cells, whatever its option is called."""
+    given = [getattr(arguments, name, None) for name in ("cells", "data", "samples")]
+    one = next((value for value in given if value), None)
+    one = one[0] if isinstance(one, list) and len(one) == 1 else one
+    return Path(one) if isinstance(one, str) else None
+
+
+def _asked_values(arguments: argparse.Namespace, where: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield, of values that cells should have, what is said where none has it, the obs column and the value."""
+    for column, values in where.items():
+        for value in values:
             yield f"--where {column}={value}: no cell has that {column}.", column, value
+    if getattr(arguments, "test_groups", None) and arguments.group:
+        for group in arguments.test_groups:
+            yield f"--test-groups: no cell has {arguments.group} = {group!r}.", arguments.group, group
     of_states = getattr(arguments, "state_column", getattr(arguments, "state", None))
     if not isinstance(of_states, str) or not getattr(arguments, "start", None):
         return

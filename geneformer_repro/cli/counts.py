@@ -155,7 +155,7 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
         vocabulary.save(out, overwrite=arguments.overwrite)
         status = int((work / FAILED).exists())
         unfinished.drop(work)
-    say(vocabulary)
+    say(f"{out}: {vocabulary}")
     return status
 
 
@@ -166,7 +166,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     options = _options(arguments, "out", "obs", "order", "orthologs", "min_known_share", "uncropped")
     vocabulary = Vocabulary.load(arguments.vocabulary)
     cells = tokenize(arguments.inputs, vocabulary, cell_filter=arguments.settings, **options)
-    say(cells.summary())
+    say(f"{arguments.out}: {cells.summary()}")
     return 1 if cells.spec["failed"] else 0
 
 

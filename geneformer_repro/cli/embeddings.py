@@ -19,8 +19,11 @@ from geneformer_repro.cli.inputs import (
     new_command,
     open_both,
 )
+from geneformer_repro.cli.looks import look_at_layer, outline_of
 from geneformer_repro.cli.terminal import print_table, say
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
+
+_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -40,6 +43,7 @@ def _add_embed(commands: Any) -> None:
         family="ask",
         examples=["base cells.tok --umap cell_type -o cells.h5ad", "base cells.tok --states cell_type -o states.tsv"],
         then=after_embed,
+        looks=_look_at_vectors,
     )
     embed.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     embed.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -102,21 +106,38 @@ def _add_mixing(commands: Any) -> None:
     mixing.add_argument("--counts", type=ANY_FILE, help=".h5ad with the raw counts of these cells, to compare with")
 
 
+def _look_at_vectors(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import VECTOR_ENDINGS, refuse_existing, require_ending
+
+    out = Path(arguments.out)
+    require_ending(out, (".tsv",) if arguments.states else VECTOR_ENDINGS, "vectors")
+    if _drawn(arguments) and arguments.level == "gene":
+        raise InputError("--umap and --heatmap show obs columns of cells; genes have none. Embed --level cell.")
+    for path in () if arguments.states else [_picture(out, name) for name in _drawn(arguments)]:
+        refuse_existing(path, overwrite=arguments.overwrite)
+    if outline := outline_of(arguments):
+        look_at_layer(arguments, outline)
+
+
+def _drawn(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the obs column of each picture."""
+    return {name: column for name in ("umap", "heatmap") if (column := getattr(arguments, name))}
+
+
+def _picture(out: Path, name: str) -> Path:
+    return out.with_suffix(".png" if name == "umap" else f".{name}.png")
+
+
 def _embed(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.embedding import embed
-    from geneformer_repro.files import refuse_existing
 
     out = Path(arguments.out)
     if arguments.states:
         _embed_states(arguments, out)
         return
-    drawn = {name: column for name in ("umap", "heatmap") if (column := getattr(arguments, name))}
-    if drawn and arguments.level == "gene":
-        raise InputError("--umap and --heatmap show obs columns of cells; genes have none. Embed --level cell.")
-    pictures = {name: out.with_suffix(".png" if name == "umap" else f".{name}.png") for name in drawn}
-    for path in pictures.values():
-        refuse_existing(path, overwrite=arguments.overwrite)
+    drawn = _drawn(arguments)
+    pictures = {name: _picture(out, name) for name in drawn}
     checkpoint, cells = open_both(arguments)
     for column in drawn.values():
         cells.require_obs(column)
@@ -128,7 +149,8 @@ def _embed(arguments: argparse.Namespace) -> None:
     if processes.is_first():
         for name, column in drawn.items():
             _draw(name, out, column, pictures[name], overwrite=arguments.overwrite)
-        say(f"{out}: {n_rows} {arguments.level}s × {n_dimensions} dimensions")
+        beside = "".join(f"; {path} shows {drawn[name]}" for name, path in pictures.items())
+        say(f"{out}: {counted(n_rows, arguments.level)} × {n_dimensions} dimensions{beside}")
 
 
 def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
@@ -141,7 +163,7 @@ def _embed_states(arguments: argparse.Namespace, out: Path) -> None:
     table = embed_states(*open_both(arguments), arguments.states, **options)
     if processes.is_first():
         _write_table(table, arguments)
-        say(f"{out}: {len(table)} states × {table.shape[1]} dimensions")
+        say(f"{out}: {counted(len(table), 'state')} × {table.shape[1]} dimensions")
 
 
 def _draw(name: str, path: Path, column: str, picture: Path, *, overwrite: bool) -> None:
@@ -173,7 +195,11 @@ def _map(arguments: argparse.Namespace) -> None:
     options = {"n_neighbors": arguments.neighbors, "keep_unknown": arguments.keep_unknown}
     table = map_to_reference(query, reference, arguments.label, **options)
     _write_table(table.rename_axis("cell"), arguments)
-    print_table(table.groupby("label")["confidence"].agg(["size", "mean"]), number="{:.3f}", index=True)
+    found: Any = table.groupby("label")["confidence"].agg(cells="size", mean_confidence="mean")
+    print_table(found.sort_values("cells", ascending=False).head(_MOST), number="{:.3f}", index=True)
+    if len(found) > _MOST:
+        say(f"and {len(found) - _MOST:,} labels more")
+    say(f"{arguments.out}: labels of {counted(len(table), 'cell')}, with confidence, second label and distance")
 
 
 def _mixing(arguments: argparse.Namespace) -> None:

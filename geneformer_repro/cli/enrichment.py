@@ -11,7 +11,7 @@ from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 _SHOWN = (
-    "method", "state", "drug", "dose", "direction", "size", "overlap", "expected", "fold", "nes", "p_value", "fdr",
+    "method", "state", "drug", "dose", "direction", "fdr", "fold", "nes", "overlap", "size", "expected", "p_value",
     "plain_fdr", "donor_p_value",
 )  # fmt: skip
 
@@ -27,6 +27,7 @@ def add_commands(commands: Any) -> None:
         family="look",
         examples=["genes.tsv --sets hallmark.gmt -o sets.tsv"],
         more="Against genes of like detection and place.",
+        looks=_look_at_table,
     )
     enrich.add_argument(
         "table",
@@ -94,7 +95,6 @@ def _enrich(arguments: argparse.Namespace) -> None:
     from geneformer_repro.in_silico.explanations.enrichment_comparison import compare_enrichment
     from geneformer_repro.in_silico.explanations.enrichment_pages import plot_enrichment, write_enrichment_report
 
-    _require_fitting(arguments)
     outputs, kinds = _outputs(arguments)
     table = _enriched(arguments, arguments.table)
     comparison, drivers = None, None
@@ -127,7 +127,8 @@ def _enrich(arguments: argparse.Namespace) -> None:
     say(f"{outputs[0]} has all {len(table):,} rows, {where}")
 
 
-def _require_fitting(arguments: argparse.Namespace) -> None:
+def _look_at_table(arguments: argparse.Namespace) -> None:
+    _outputs(arguments)
     for option, of in (("names", "beside"), ("seeds", "beside"), ("random_weights", "drivers")):
         if getattr(arguments, option) and not getattr(arguments, of):
             raise InputError(f"--{option.replace('_', '-')} goes with --{of}: give that too.")

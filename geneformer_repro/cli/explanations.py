@@ -1,6 +1,7 @@
 """Explanations of predictions: ``explain``."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ from geneformer_repro.cli.inputs import (
     open_cells,
     refuse_where,
 )
-from geneformer_repro.cli.terminal import print_table, say
-from geneformer_repro.errors import InputError
+from geneformer_repro.cli.looks import look_at_explained, look_at_explained_cells, look_at_layer, outline_of
+from geneformer_repro.cli.terminal import is_looked_at, print_table, say
+from geneformer_repro.errors import InputError, counted
 
 if TYPE_CHECKING:
     from geneformer_repro.in_silico.explanations.explanation import Explanation
@@ -38,6 +40,7 @@ _OPTIONS = (
 )  # fmt: skip
 READING = ("cohort", "clinical", "genes_in", "values", "log2", "expression")
 """Options of how samples are read."""
+_FEWEST_CELLS = 10
 _SHOWN = ("gene_name", "method", "state", "effect", "low", "high", "fdr", "n_cells", "n_donors", "beyond")
 
 
@@ -52,6 +55,7 @@ def add_commands(commands: Any) -> None:
         family="ask",
         examples=["classifier cells.tok --methods ig hide --max-cells 100 -o why.parquet"],
         then=after_explain,
+        looks=_look_at_question,
     )
     explain.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     explain.add_argument(
@@ -167,21 +171,32 @@ def _add_method_options(explain: argparse.ArgumentParser) -> None:
     )
 
 
-def _explain(arguments: argparse.Namespace) -> None:
-    import geneformer_repro.processes as processes
+def _look_at_question(arguments: argparse.Namespace) -> None:
     from geneformer_repro.files import refuse_existing
-    from geneformer_repro.in_silico.explanations.explain import explain
-    from geneformer_repro.report import new_axes
 
     out = Path(arguments.out)
     if out.suffix != ".parquet":
         raise InputError(
             f"{out}: explanations are written as .parquet, with a .png and an .html of the same name beside it."
         )
+    for path in (out.with_suffix(".png"), out.with_suffix(".html")):
+        refuse_existing(path, overwrite=arguments.overwrite)
+    goal_of(arguments, arguments.state_column, "--state-column")
+    if outline := outline_of(arguments):
+        look_at_explained(arguments, outline)
+        if arguments.layer is not None and arguments.start:
+            look_at_layer(arguments, outline)
+        if not (arguments.allow_seen or arguments.patients):
+            look_at_explained_cells(arguments, outline)
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    import geneformer_repro.processes as processes
+    from geneformer_repro.in_silico.explanations.explain import explain
+    from geneformer_repro.report import new_axes
+
+    out = Path(arguments.out)
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
-    if processes.is_first():
-        for path in (picture, page):
-            refuse_existing(path, overwrite=arguments.overwrite)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
     goal = goal_of(arguments, arguments.state_column, "--state-column")
     checkpoint, rows, reading = opened(arguments)
@@ -226,17 +241,29 @@ def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, 
     from geneformer_repro.in_silico.explanations.how_good import sentence
 
     told = why.metadata
-    if told.get("how_good"):
+    if told.get("how_good") and not (is_looked_at() and sys.stdout.isatty()):  # where the log has said it
         say(sentence(told["how_good"]))
     genes = why.genes(cells if _has_labels(cells, told) else None)
     say(f"{out}: {described(why)}")
-    head = genes.groupby(["method", "state"], sort=False).head(3).head(12)
-    shown = head[[name for name in _SHOWN if name in head and not head[name].isna().all()]]
-    print_table(shown)
+    print_strongest(genes, why.rows_are)
     with new_file(picture, overwrite=overwrite) as aside:
         plot_explanation(why, genes=genes).savefig(aside, dpi=150)
     write_explanation_report(why, page, genes=genes, overwrite=overwrite)
     say(f"{picture} is the picture, {page} says how good the model is and what was explained")
+
+
+def print_strongest(genes: Any, rows: str) -> None:
+    """Print the strongest genes of each method and state, without those of few cells, which chance makes extreme."""
+    least = min(_FEWEST_CELLS, int(genes["n_cells"].max()) // 2) if len(genes) else 0
+    shown = genes[genes["n_cells"] >= least]
+    head = shown.groupby(["method", "state"], sort=False, dropna=False).head(3).head(12)
+    empty = {"n_donors": 0}
+    columns = [
+        name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == empty.get(name))).all()
+    ]
+    print_table(head[columns])
+    if len(shown) < len(genes):
+        say(f"genes in fewer than {least} {rows} are left out here: {len(genes) - len(shown):,} of {len(genes):,} rows")
 
 
 def _has_labels(rows: Any, told: dict[str, Any]) -> bool:
@@ -251,7 +278,6 @@ def _has_labels(rows: Any, told: dict[str, Any]) -> bool:
 def described(why: "Explanation") -> str:
     """Say how large an explanation is, without reading its values."""
     told = why.metadata
-    return (
-        f"{len(why):,} values of {len(told['gene_names']):,} genes in {told.get('n_cells', '?'):,} {why.rows_are} by "
-        f"{', '.join(why.methods)}: {why.measure}"
-    )
+    n_rows = f"{told['n_cells']:,}" if "n_cells" in told else "?"
+    values, genes = counted(len(why), "value"), counted(len(told["gene_names"]), "gene")
+    return f"{values} of {genes} in {n_rows} {why.rows_are} by {', '.join(why.methods)}: {why.measure}"

@@ -20,6 +20,7 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
+from geneformer_repro.cli.looks import look_at_genes, outline_of
 from geneformer_repro.cli.terminal import print_table, say
 
 
@@ -35,6 +36,7 @@ def add_commands(commands: Any) -> None:
         examples=["base cells.tok --genes factors.txt -o heads.tsv"],
         more="More than to others like them.",
         then=after_heads,
+        looks=_look_at_heads,
     )
     heads.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     heads.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -73,18 +75,24 @@ def add_commands(commands: Any) -> None:
     add_cells_options(heads)
 
 
+def _look_at_heads(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import refuse_existing
+
+    for path in table_outputs(arguments, refused=False)[1:]:
+        refuse_existing(path, overwrite=arguments.overwrite)
+    if outline := outline_of(arguments):
+        look_at_genes(outline, [(arguments.genes, "genes")])
+
+
 def _heads(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.files import new_file, refuse_existing
+    from geneformer_repro.files import new_file
     from geneformer_repro.in_silico.networks.heads import head_statistics
     from geneformer_repro.in_silico.networks.network_figures import heads_figure
     from geneformer_repro.in_silico.networks.network_pages import head_sentence, write_head_report
     from geneformer_repro.report import new_axes
 
     out, picture, page = table_outputs(arguments, refused=False)
-    if processes.is_first():
-        for path in (picture, page):
-            refuse_existing(path, overwrite=arguments.overwrite)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
     checkpoint, cells = open_both(arguments)
     options = ("donor", "method", "random_weights", "min_cells", "max_cells", "seed", "dtype", "max_tokens")

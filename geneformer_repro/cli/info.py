@@ -12,7 +12,7 @@ from geneformer_repro.cli.following import after_info
 from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.cli.terminal import in_rows, say
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
 from geneformer_repro.files import is_there, mudata_of
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def add_commands(commands: Any) -> None:
         "say what a file or folder is",
         None,
         family="look",
-        examples=["cells.h5ad", "cells.tok", "classifier"],
+        examples=["cells.h5ad", "expression.tsv.gz", "cells.tok", "classifier"],
         then=after_info,
-        more="Raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, a dataset, a checkpoint, a screen, a network or an "
-        "explanation.",
+        more="Raw counts (.h5ad, .loom, .zarr, 10x), a table (expression, drug response, edges, genes, …), a "
+        "vocabulary, a dataset, a checkpoint, a screen, a network or an explanation.",
     )
     info.add_argument("path", type=ANY_FILE, help="what a command reads or has written")
     info.add_argument(
@@ -47,7 +47,9 @@ def _info(arguments: argparse.Namespace) -> None:
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
     if not is_there(path):
         raise InputError(f"{path}: no such file or folder.")
-    if _may_hold_counts(path):
+    if path.suffix == ".h5ad" and (vectors := _vectors_of(path)):
+        _show(*vectors)
+    elif _may_hold_counts(path):
         _describe_counts(path)
     elif path.is_file() and not _holds_tokens(path):
         _describe_table(path)
@@ -66,6 +68,25 @@ def _info(arguments: argparse.Namespace) -> None:
         _describe_cells(path, vocabulary)
 
 
+def _vectors_of(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Say what embed wrote into a file, and how; None if it did not write it."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            made = file.get("uns/geneformer_repro")
+            if made is None or "level" not in made:
+                return None
+            told = {name: value[()] for name, value in made.items()}
+            n_vectors, n_dimensions = (len(file[of][file[of].attrs["_index"]]) for of in ("obs", "var"))
+            columns = [str(name) for name in file["obs"].attrs["column-order"]]
+    except (OSError, KeyError, TypeError, AttributeError):  # what is wrong is said by what reads counts
+        return None
+    facts = {name: of.decode() if isinstance(of, bytes) else of.item() for name, of in told.items()}
+    of_each = counted(n_vectors, str(facts["level"]))
+    return f"vectors of {of_each} × {n_dimensions:,} dimensions, by embed", facts | {"obs": columns}
+
+
 def _may_hold_counts(path: Path) -> bool:
     """Whether a path is a file that is no Parquet, a Zarr store, or a 10x folder."""
     if path.is_file() or mudata_of(path):
@@ -76,19 +97,25 @@ def _may_hold_counts(path: Path) -> bool:
 def _describe_counts(path: Path) -> None:
     from geneformer_repro.tokenizer.tables import is_expression_table
 
-    if is_expression_table(path):
-        raise InputError(
-            f"{path}: info takes raw counts (.h5ad, .loom, .zarr, 10x), a vocabulary, tokenised cells, a checkpoint or "
-            "a network (folders), or a screen, an explanation or tokenised cells as .parquet. Tables are read by the "
-            "commands that take them, as tokenize does."
-        )
+    if is_expression_table(path) or ".gmt" in path.suffixes:
+        from geneformer_repro.tokenizer.look_tables import described_table
+
+        say(described_table(path))
+        return
     from geneformer_repro.tokenizer.look import described_counts
 
     say(described_counts(path))
 
 
 def _describe_table(path: Path) -> None:
-    """Print what a screen is, or an explanation."""
+    """Print what a screen is, an explanation, or a table of others."""
+    from geneformer_repro.cli.artefacts import TABLE
+
+    if kind_of(path) == TABLE:
+        from geneformer_repro.tokenizer.look_tables import described_table
+
+        say(described_table(path))
+        return
     from geneformer_repro.in_silico.block_tables import format_of
     from geneformer_repro.in_silico.shift_table import FORM, ShiftTable
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import geneformer_repro.cli.artefacts as artefacts
-from geneformer_repro.cli.commands import AtLeast, Column, Command, Reads
+from geneformer_repro.cli.commands import AtLeast, Column, Command, Reads, asked_where
 from geneformer_repro.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from geneformer_repro.in_silico.question import GoalState
+    from geneformer_repro.in_silico.goals import GoalState
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
     from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
@@ -52,6 +52,7 @@ def new_command(
     then: Callable[[argparse.Namespace], list[str] | None] | None = None,
     configures: Callable[[argparse.Namespace], Any] | None = None,
     settings: tuple[str, str] | None = None,
+    looks: Callable[[argparse.Namespace], None] | None = None,
 ) -> Command:
     """Add a command that writes `out`, if anything, with the options that all such commands have."""
     command: Command = commands.add_parser(
@@ -63,6 +64,7 @@ def new_command(
         then=then,
         configures=configures,
         settings=settings,
+        looks=looks,
         siblings=commands.choices,
     )
     if out is not None:
@@ -244,14 +246,8 @@ def _chosen(cells: "TokenizedDataset", where: Sequence[str]) -> "TokenizedDatase
     """Return the cells that have the values of obs columns that ``--where`` names."""
     import numpy as np
 
-    wanted: dict[str, list[str]] = {}
-    for text in where:
-        column, _, value = text.partition("=")
-        if not (column and value):
-            raise InputError(f"--where takes COLUMN=VALUE, such as cell_type='CD19+ B'; found {text!r}.")
-        wanted.setdefault(column, []).append(value)
     is_wanted = np.ones(len(cells), dtype=bool)
-    for column, values in wanted.items():
+    for column, values in asked_where(where).items():
         labels = cells.labels(column)
         for value in values:
             if not (labels == value).any():
@@ -293,7 +289,7 @@ def write_together(outputs: tuple[Path, ...], table: Any, *beside: Callable[[Pat
 
 def goal_of(arguments: argparse.Namespace, column: str | None, option: str) -> "GoalState | None":
     """Return the goal that ``--start``, ``--goal`` and the option with its obs column name; None where none is."""
-    from geneformer_repro.in_silico.question import GoalState
+    from geneformer_repro.in_silico.goals import GoalState
 
     if column and arguments.start and arguments.goal:
         return GoalState(column, arguments.start, arguments.goal, alternatives=arguments.alternatives)

@@ -30,9 +30,11 @@ from geneformer_repro.cli.inputs import (
     refuse_where,
     survival_settings,
 )
+from geneformer_repro.cli.looks import look_at_test_cells, outline_of
 from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.config import load_config
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted, did_you_mean
+from geneformer_repro.outline import NO_CLASSES
 
 if TYPE_CHECKING:
     from geneformer_repro.finetuning.settings.cells import FinetuneConfig
@@ -85,6 +87,7 @@ def _add_finetune(commands: Any) -> None:
             "base cells.tok --genes genes.tsv -o gene-classifier",
         ],
         then=after_finetune,
+        looks=_look_at_labels,
         configures=_finetune_settings,
         settings=("finetuning.settings.cells", "FinetuneConfig"),
     )
@@ -160,6 +163,7 @@ def _add_predict(commands: Any) -> None:
         family="ask",
         examples=["classifier new.h5ad -o types.tsv", "classifier new.tok --where donor=d7 -o types.tsv"],
         then=after_predict,
+        looks=_look_at_predicted,
     )
     predict.add_argument(
         "checkpoint",
@@ -194,14 +198,31 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     where = {"out": arguments.out, "overwrite": arguments.overwrite, "resume": arguments.resume}
     checkpoint = pretrain(cells, arguments.settings, base=base, **where)
     if processes.is_first():
-        say(checkpoint)
+        say(f"{arguments.out}: {checkpoint}")
+
+
+def _look_at_labels(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.tokenizer.gene_lists import read_gene_classes
+
+    if arguments.genes:
+        read_gene_classes(arguments.genes, arguments.task)
+    if arguments.source and (columns := artefacts.obs_columns(Path(arguments.source))) is not None:
+        for name in arguments.source_target:
+            if name not in columns:
+                raise InputError(
+                    f"--source-target: {arguments.source} has no obs column {name!r}. {did_you_mean(name, columns)}"
+                )
+    outline = outline_of(arguments)
+    if outline and not arguments.genes and not arguments.settings.split.allow_seen:
+        look_at_test_cells(arguments, outline, arguments.settings)
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     from geneformer_repro.finetuning.finetune import finetune
-    from geneformer_repro.finetuning.genes import finetune_genes, read_gene_classes
+    from geneformer_repro.finetuning.genes import finetune_genes
     from geneformer_repro.finetuning.study import transfer_study
+    from geneformer_repro.tokenizer.gene_lists import read_gene_classes
 
     where = {"out": arguments.out, "counts": arguments.counts, "overwrite": arguments.overwrite}
     if arguments.genes:
@@ -232,7 +253,7 @@ def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> N
             _print_scores(evaluation.within_groups)
         for sentence in filter(None, (evaluation.caution, *evaluation.verdicts)):
             say(sentence)
-    say(f"{Path(out) / 'report.html'} has the pictures and intervals")
+    say(f"{out} holds the network and its tables; {Path(out) / 'report.html'} has the pictures and intervals")
 
 
 def _print_scores(methods: Any) -> None:
@@ -264,6 +285,27 @@ def named_settings(arguments: argparse.Namespace) -> list[str]:
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
 
 
+def _look_at_predicted(arguments: argparse.Namespace) -> None:
+    out = Path(arguments.out)
+    if out.suffix not in (".tsv", ".h5ad"):
+        raise InputError(f"{out}: predictions are written as .tsv, or with the counts as .h5ad.")
+    if out.resolve() == Path(arguments.data).resolve():
+        raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
+    if out.suffix == ".h5ad" and Path(arguments.data).suffix != ".h5ad":
+        raise InputError(f"{out}: only a copy of an .h5ad can hold predictions; write a .tsv.")
+    if artefacts.kind_of(Path(arguments.data)) == artefacts.CELLS:
+        if arguments.layer or arguments.gene_ids or arguments.log2:
+            raise InputError(
+                "--layer and --gene-ids are for counts, as is --log2; these cells are tokenised. Leave them out."
+            )
+    elif arguments.max_length is not None:
+        raise InputError(
+            "--max-length cuts tokenised cells; counts are tokenised as the vocabulary says. Leave it out."
+        )
+    if (outline := outline_of(arguments)) and outline.level is None:
+        raise InputError(NO_CLASSES.format(outline.name))
+
+
 def _predict(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
     import geneformer_repro.unfinished as unfinished
@@ -273,28 +315,14 @@ def _predict(arguments: argparse.Namespace) -> None:
     from geneformer_repro.tokenizer.readers import open_counts
 
     out = Path(arguments.out)
-    if out.suffix not in (".tsv", ".h5ad"):
-        raise InputError(f"{out}: predictions are written as .tsv, or with the counts as .h5ad.")
-    if out.resolve() == Path(arguments.data).resolve():
-        raise InputError(f"{out}: is the input, which is not changed. Choose another output.")
     processes.agreed(lambda: unfinished.refuse(out, overwrite=arguments.overwrite))
     data: Any = arguments.data
     checkpoint = Checkpoint.from_pretrained(arguments.checkpoint, vocabulary=given_vocabulary(arguments))
     if is_dataset(Path(data)):
-        if arguments.layer or arguments.gene_ids or arguments.log2:
-            raise InputError(
-                "--layer and --gene-ids are for counts, as is --log2; these cells are tokenised. Leave them out."
-            )
         data = open_cells(arguments, data, checkpoint)
-    elif arguments.max_length is not None:
-        raise InputError(
-            "--max-length cuts tokenised cells; counts are tokenised as the vocabulary says. Leave it out."
-        )
     else:
         refuse_where(arguments, f"{arguments.data} has counts")
     if out.suffix == ".h5ad":
-        if Path(str(arguments.data)).suffix != ".h5ad":
-            raise InputError(f"{out}: only a copy of an .h5ad can hold predictions; write a .tsv.")
         import anndata
 
         open_counts(data, layer=arguments.layer, gene_ids=arguments.gene_ids)  # which says what is wrong with a file
@@ -306,14 +334,16 @@ def _predict(arguments: argparse.Namespace) -> None:
         processes.agreed(lambda: _write_h5ad(data, out, overwrite=arguments.overwrite))
     if not processes.is_first():
         return
+    say(f"{out}: predictions of {counted(len(table), 'row')}")
     for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
         if table[column].dtype == object:
-            counted = table[column].value_counts()
-            print_table(counted.head(_MOST).reset_index())
-            if len(counted) > _MOST:
-                say(f"and {len(counted) - _MOST:,} more")
+            found = table[column].value_counts()
+            print_table(found.head(_MOST).reset_index())
+            if len(found) > _MOST:
+                say(f"and {len(found) - _MOST:,} more")
         else:
-            say(table[column].describe())
+            spread = table[column].describe().drop("count")
+            say(f"{column}: {', '.join(f'{name} {value:.4g}' for name, value in spread.items())}")
 
 
 def _write_h5ad(adata: Any, out: Path, *, overwrite: bool) -> None:

@@ -19,6 +19,7 @@ from geneformer_repro.cli.inputs import (
     new_command,
     open_both,
 )
+from geneformer_repro.cli.looks import look_at_attention, look_at_genes, outline_of
 from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
@@ -44,6 +45,7 @@ def add_commands(commands: Any) -> None:
         examples=["base cells.tok --by cell_type --donor donor --max-cells 2000 -o net"],
         more="It says which genes the model uses to represent which.",
         then=after_network,
+        looks=_look_at_network,
     )
     network.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     network.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -123,18 +125,29 @@ def _add_measure_options(network: argparse.ArgumentParser) -> None:
     )
 
 
+def _look_at_network(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.files import refuse_existing
+
+    heads = [_head(text) for text in arguments.heads or ()]
+    for path in _beside(Path(arguments.out)):
+        refuse_existing(path, overwrite=arguments.overwrite)
+    if outline := outline_of(arguments):
+        look_at_attention(outline, arguments.layers or (), heads)
+        look_at_genes(outline, [(arguments.sources, "sources"), (arguments.targets, "targets")])
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Return where picture and page of a network are."""
+    return out.with_name(f"{out.name}.png"), out.with_name(f"{out.name}.html")
+
+
 def _network(arguments: argparse.Namespace) -> None:
     import geneformer_repro.processes as processes
-    from geneformer_repro.files import refuse_existing
     from geneformer_repro.in_silico.networks.network import gene_network
     from geneformer_repro.report import new_axes
 
-    out = Path(arguments.out)
-    picture, page = (out.with_name(f"{out.name}{end}") for end in (".png", ".html"))
-    heads = [_head(text) for text in arguments.heads or ()]
-    if processes.is_first():
-        for path in (picture, page):
-            refuse_existing(path, overwrite=arguments.overwrite)
+    out, heads = Path(arguments.out), [_head(text) for text in arguments.heads or ()]
+    picture, page = _beside(out)
     new_axes(1, 1)  # says before the work if pictures cannot be drawn
     checkpoint, cells = open_both(arguments)
     if arguments.random_weights:

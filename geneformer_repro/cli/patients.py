@@ -25,6 +25,7 @@ from geneformer_repro.cli.inputs import (
 from geneformer_repro.cli.models import print_evaluations
 from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.config import load_config
+from geneformer_repro.errors import counted
 
 if TYPE_CHECKING:
     from geneformer_repro.finetuning.settings.patients import PatientConfig
@@ -135,7 +136,8 @@ def _predict_patients(arguments: argparse.Namespace) -> None:
         print_table(found.patients[shown].head(_MOST), number="{:.3f}")
         if len(found.patients) > _MOST:
             say(f"and {len(found.patients) - _MOST:,} more")
-        say(f"{Path(arguments.out) / 'attention.tsv'} has the attention of each cell")
+        patients, cells = (Path(arguments.out) / name for name in ("patients.tsv", "attention.tsv"))
+        say(f"{patients} has {counted(len(found.patients), 'patient')}, {cells} the attention of each cell")
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:

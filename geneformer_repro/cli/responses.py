@@ -229,7 +229,7 @@ def response_settings(arguments: argparse.Namespace) -> list[str]:
 
 def _settings(arguments: argparse.Namespace, own: Mapping[str, Any]) -> list[str]:
     """Write options that both commands have, and a command's own, as settings; a JSON value is a TOML value."""
-    from geneformer_repro.tokenizer.genes import read_genes
+    from geneformer_repro.tokenizer.gene_lists import read_genes
 
     folds = int(arguments.folds) if arguments.folds and arguments.folds.isdecimal() else arguments.folds
     given: dict[str, Any] = {

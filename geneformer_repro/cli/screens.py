@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.checks import (
@@ -33,9 +33,13 @@ from geneformer_repro.cli.inputs import (
     table_outputs,
     write_together,
 )
+from geneformer_repro.cli.looks import look_at_layer, look_at_target, outline_of
 from geneformer_repro.cli.networks import add_graph_options, write_graph
 from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError, counted
+
+if TYPE_CHECKING:
+    from geneformer_repro.in_silico.goals import Method
 
 _SHIFTS = "Parquet file written by perturb"
 _STATISTICS = ("matched", "goal_state", "vs_all", "vs_null", "mixture", "aggregate", "gene_shifts", "pairs")
@@ -53,6 +57,8 @@ _SHOWN = (
     "warning",
 )  # fmt: skip
 """Columns of statistics that fit into a terminal."""
+_TABLES_ALONE = ("aggregate", "gene_shifts")
+"""Methods whose tables have no picture and no page."""
 
 
 def add_commands(commands: Any) -> None:
@@ -74,6 +80,7 @@ def _add_perturb(commands: Any) -> None:
             "base cells.tok --state cell_type --start Monocyte --goal Dendritic --genes STAT1 IRF1 -o two.parquet",
         ],
         then=after_perturb,
+        looks=_look_at_screen,
     )
     perturb.add_argument("checkpoint", type=MODEL, help=CHECKPOINT)
     perturb.add_argument("cells", type=DATASET, help=TOKENIZED)
@@ -121,7 +128,7 @@ def _perturbation_options(perturb: argparse.ArgumentParser) -> None:
 
 
 def _question_options(perturb: argparse.ArgumentParser) -> None:
-    perturb.add_argument("--state", metavar="COLUMN", help="obs column that names the states")
+    perturb.add_argument("--state", type=COLUMN, metavar="COLUMN", help="obs column that names the states")
     perturb.add_argument("--start", help="state of the cells that are perturbed")
     perturb.add_argument("--goal", help="state towards which a movement counts")
     perturb.add_argument("--alternatives", nargs="+", default=[], metavar="STATE", help="other states to measure")
@@ -176,6 +183,7 @@ def _add_statistics(commands: Any) -> None:
             "net --between control stimulated -o rewired.tsv",
             "why.parquet --checkpoint classifier --cells cells.tok -o genes.tsv",
         ],
+        looks=_look_at_statistics,
         more="Writes a table, a picture and a page.",
     )
     statistics.add_argument(
@@ -215,9 +223,6 @@ def _perturb(arguments: argparse.Namespace) -> None:
     from geneformer_repro.in_silico.sampled_effects import sample_in_words
     from geneformer_repro.in_silico.screen import perturb
 
-    if arguments.first_order and arguments.sampled:
-        raise InputError("--first-order measures nothing, --sampled some pairs of cell and gene: give one of the two.")
-    perturbation, goal = _perturbation(arguments), goal_of(arguments, arguments.state, "--state")
     checkpoint, cells = open_both(arguments)
     options = (
         "target", "layer", "pooling", "refine", "donor", "obs", "max_cells", "seed", "passes", "minutes", "top",
@@ -226,10 +231,10 @@ def _perturb(arguments: argparse.Namespace) -> None:
     shifts = perturb(
         checkpoint,
         cells,
-        perturbation,
-        goal=goal,
+        _perturbation(arguments),
+        goal=goal_of(arguments, arguments.state, "--state"),
         affected=None if arguments.affected is None else _listed(arguments.affected) or "each",
-        method="first_order" if arguments.first_order else "sampled" if arguments.sampled else "exact",
+        method=_method(arguments),
         out=arguments.out,
         overwrite=arguments.overwrite,
         **{name: getattr(arguments, name) for name in options},
@@ -238,6 +243,34 @@ def _perturb(arguments: argparse.Namespace) -> None:
         say(f"{arguments.out}: {size_of_screen(arguments.out)}")
         for line in filter(None, (_agreement(shifts.metadata), *sample_in_words(shifts.metadata))):
             say(line)
+
+
+def _look_at_screen(arguments: argparse.Namespace) -> None:
+    from geneformer_repro.in_silico.goals import UNKNOWN, Budget, left_out, require_fitting
+
+    if arguments.first_order and arguments.sampled:
+        raise InputError("--first-order measures nothing, --sampled some pairs of cell and gene: give one of the two.")
+    perturbation, goal = _perturbation(arguments), goal_of(arguments, arguments.state, "--state")
+    require_fitting(
+        _method(arguments),
+        budget=Budget(arguments.passes, arguments.minutes, arguments.top, arguments.min_cells),
+        affected=arguments.affected is not None,
+        towards=bool(goal or arguments.target),
+        refine=arguments.refine,
+    )
+    affected = _listed(arguments.affected or ())
+    if outline := outline_of(arguments):
+        look_at_layer(arguments, outline)
+        look_at_target(arguments, outline)
+        named = perturbation.named
+        unknown = {gene for gene, i in zip(named, outline.vocabulary.find(named), strict=True) if i < 0}
+        if unknown:
+            left_out(unknown, perturbation, UNKNOWN)
+        outline.vocabulary.tokens_of(affected)
+
+
+def _method(arguments: argparse.Namespace) -> "Method":
+    return "first_order" if arguments.first_order else "sampled" if arguments.sampled else "exact"
 
 
 def _perturbation(arguments: argparse.Namespace) -> Any:
@@ -303,12 +336,23 @@ def _agreement(metadata: Mapping[str, Any]) -> str:
     return f"estimates against exact values in {n_cells} cells, Spearman, median and range: {ranges}"
 
 
-def _statistics(arguments: argparse.Namespace) -> None:
-    is_scored = arguments.known or arguments.perturbed
-    if arguments.between and is_scored:
+def _look_at_statistics(arguments: argparse.Namespace) -> None:
+    if arguments.between and (arguments.known or arguments.perturbed):
         raise InputError(
             "--between compares two states, --known and --perturbed score a network on edges: give one of the two."
         )
+    of_edges = arguments.between or arguments.known or arguments.perturbed
+    kind = artefacts.kind_of(Path(arguments.shifts))
+    if of_edges and kind in (artefacts.SCREEN, artefacts.EXPLANATION):
+        raise InputError(f"--between, --known and --perturbed are of gene networks, and {arguments.shifts} is {kind}.")
+    if kind == artefacts.SCREEN:
+        refuse_explanation_options(arguments)
+    if of_edges or kind in (artefacts.SCREEN, artefacts.EXPLANATION):
+        table_outputs(arguments, drawn=arguments.method not in _TABLES_ALONE)
+
+
+def _statistics(arguments: argparse.Namespace) -> None:
+    is_scored = arguments.known or arguments.perturbed
     if not (arguments.between or is_scored) and is_explanation(arguments.shifts):
         check_explanation(arguments)
         return
@@ -324,7 +368,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
     from geneformer_repro.in_silico.statistics import shift_statistics
     from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
-    drawn = arguments.method not in ("aggregate", "gene_shifts")
+    drawn = arguments.method not in _TABLES_ALONE
     out, *beside = outputs = table_outputs(arguments, drawn=drawn)
     shifts = ShiftTable.open(arguments.shifts)
     table = shift_statistics(

@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.config import (
     resolved,
     setting,
@@ -29,7 +29,6 @@ from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_of
 from geneformer_repro.finetuning.methods import NETWORKS
-from geneformer_repro.finetuning.networks import warn_if_guessing
 from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.problems.samples import BESIDE_VERSION, beside_encoder
 from geneformer_repro.finetuning.results import tested_rows, write_findings
@@ -37,6 +36,7 @@ from geneformer_repro.finetuning.settings.cells import FinetuneConfig
 from geneformer_repro.finetuning.splits import Split, warn_of_lacking_classes
 from geneformer_repro.heads import require_poolable
 from geneformer_repro.network_settings import HeadPooling
+from geneformer_repro.outline import PRETRAINED_ON
 from geneformer_repro.tokenizer.counts import digest_of as digest_of_counts
 from geneformer_repro.tokenizer.counts import raw_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -320,12 +320,7 @@ def planned(config: Any) -> dict[str, Any]:
 
 def _require_unseen(experiment: CellExperiment, checkpoint: Checkpoint) -> None:
     if checkpoint.seen is not None:
-        refuse_tested(
-            experiment,
-            checkpoint.seen,
-            f"the cells that {checkpoint.name} was pretrained on. Pretrain without them, report other cells "
-            "(split.split_file, split.test_groups), or accept it: split.allow_seen=true.",
-        )
+        refuse_tested(experiment, checkpoint.seen, PRETRAINED_ON.format(checkpoint.name))
 
 
 def refuse_tested(experiment: CellExperiment, digests: np.ndarray, whose: str) -> None:

@@ -16,21 +16,21 @@ import pandas as pd
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.config import resolved
-from geneformer_repro.errors import InputError, did_you_mean, listed
-from geneformer_repro.files import provenance, read_table
+from geneformer_repro.errors import InputError
+from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import NETWORKS
-from geneformer_repro.finetuning.networks import warn_if_guessing
 from geneformer_repro.finetuning.problems.genes import GeneProblem, gene_splits, labelled_genes
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
 from geneformer_repro.tokenizer.counts import digest_of, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.labels import as_labels, asked_labels
+from geneformer_repro.tokenizer.gene_lists import read_gene_classes
+from geneformer_repro.tokenizer.labels import asked_labels
 from geneformer_repro.training.config import join_processes
 from geneformer_repro.work import working_on
 
@@ -41,7 +41,6 @@ VERSION = 2
 """Raised when the same call gives other results, so that a run which an earlier version began is not gone on with."""
 _MOST_OCCURRENCES = 100_000
 """Occurrences that are scored one by one; a random choice of more."""
-_ID_COLUMNS = ("gene_id", "ensembl_id", "gene", "gene_name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,47 +74,6 @@ class FinetunedGenes:
     def methods(self) -> pd.DataFrame:
         """A row a method, with scores over genes and their intervals."""
         return self.evaluation.methods
-
-
-def read_gene_classes(path: str | Path, task: str | None = None) -> dict[str, list[str]]:
-    """Read classes of genes from a table.
-
-    Parameters
-    ----------
-    path
-        Separated by tabs, commas or semicolons, with a column ``label`` and one of ``gene_id``, ``ensembl_id``,
-        ``gene``, ``gene_name``; the first of these that is there is used. Labels are read as those of cells
-        (`tokenizer.dataset.as_labels`); rows without a label are left out.
-    task
-        Where a column ``task`` says of several sets of classes which row is whose, the one to read.
-
-    Raises
-    ------
-    InputError
-        The file or a column is missing, or `task` is needed or not there.
-    """
-    try:
-        table = read_table(Path(path), sep=None)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be read as a table of gene classes ({error}).") from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{path}: the rows have more fields than the header. Give every column a name.")
-    ids = next((name for name in _ID_COLUMNS if name in table.columns), None)
-    if ids is None or "label" not in table.columns:
-        raise InputError(
-            f"{path}: expected a column label and one of {', '.join(_ID_COLUMNS)}, found "
-            f"{listed(map(repr, table.columns))}."
-        )
-    tasks = sorted(table["task"].unique()) if "task" in table.columns else []
-    if task is not None and task not in tasks:
-        raise InputError(f"{path}: has no task {task!r}. {did_you_mean(task, tasks)}")
-    if task is None and len(tasks) > 1:
-        raise InputError(f"{path}: holds several tasks; choose one with task= (--task): {', '.join(tasks)}.")
-    chosen = table if task is None else table[table["task"] == task]
-    labels = as_labels(chosen["label"])
-    return {str(label): genes.tolist() for label, genes in chosen.groupby(labels)[ids]}
 
 
 @typed

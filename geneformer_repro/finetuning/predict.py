@@ -28,6 +28,7 @@ from geneformer_repro.files import new_file, refuse_existing, write_table
 from geneformer_repro.finetuning.sample_predictions import predict_samples
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.into_adata import places_of_genes, put_columns, require_writable
+from geneformer_repro.outline import NO_CLASSES
 from geneformer_repro.progress import Bar, progress
 from geneformer_repro.reading import MAX_TOKENS, logits_at_tokens, outputs_of, part_limits, parts_of
 from geneformer_repro.targets import Target
@@ -137,9 +138,7 @@ def predict(
     """
     head = checkpoint.head
     if head is None:
-        raise InputError(
-            f"{checkpoint.name} is a pretrained model without classes; predict needs one made by finetune."
-        )
+        raise InputError(NO_CLASSES.format(checkpoint.name))
     require_budget(max_tokens)
     if isinstance(data, ad.AnnData):
         require_writable(data)

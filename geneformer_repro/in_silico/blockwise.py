@@ -6,7 +6,7 @@ cells. Keys are integers: text is numbered once a block and name, not once a row
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +71,38 @@ def added(tables: Iterable[pd.DataFrame], merge: Callable[[pd.DataFrame], pd.Dat
         if sum(map(len, merged[1:])) > len(merged[0]):
             merged = [merge(pd.concat(merged))]
     return merge(pd.concat(merged)) if len(merged) > 1 else merged[0]
+
+
+def added_by_donor(
+    blocks: Iterable[pd.DataFrame], keys: Sequence[str], how: Mapping[str, str], *, by_donor: bool
+) -> pd.DataFrame:
+    """Add up numbers of rows by key and donor, block by block, so that means of donors can be made of them.
+
+    Parameters
+    ----------
+    blocks
+        Rows with the keys, ``donor`` and the numbers.
+    keys
+        Columns that tell sums apart; missing values are a key.
+    how
+        How each number is added up, such as ``"sum"``.
+    by_donor
+        Whether donors are told apart, and rows without one left out; else all rows are of the donor ``""``.
+
+    Returns
+    -------
+    The numbers, indexed by the keys and ``donor``.
+    """
+    levels = [*keys, "donor"]
+
+    def sums() -> Iterator[pd.DataFrame]:
+        for block in blocks:
+            of_block = block[block["donor"].notna()] if by_donor else block.assign(donor="")
+            text = {name: object for name in levels if isinstance(of_block[name].dtype, pd.CategoricalDtype)}
+            if len(of_block):
+                yield of_block.astype(text).groupby(levels, dropna=False).agg(how)
+
+    return added(sums(), lambda tables: tables.groupby(level=levels, dropna=False).agg(how))
 
 
 def totals(of_blocks: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ the effects (`shift_statistics` with ``cells=`` does).
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,9 +80,12 @@ def gene_baselines(
     axis, genes = _screened(shifts, goal)
     screened, positions = _places(axis, genes, cells)
     states = cells.labels(goal["obs"]).to_numpy()
-    start, end = (cells.select(_rows_in(state, states, goal["obs"])) for state in (goal["start"], goal["goal"]))
+    rows = [_rows_in(state, states, goal["obs"]) for state in (goal["start"], goal["goal"])]
+    start, end = (cells.select(of_state) for of_state in rows)
     start_rate, end_rate = (rank_values(cells)[:, positions].getnnz(axis=0) / len(cells) for cells in (start, end))
-    change, p_value = differential_expression(start, end, positions, shifts.metadata.get("donor"), counts)
+    both = vocabulary_counts(cells.select(np.concatenate(rows)), counts)
+    counted = None if both is None else (both[: len(start)], both[len(start) :])
+    change, p_value = differential_expression(start, end, positions, shifts.metadata.get("donor"), counted)
     columns = {
         "detection_rate": start_rate,
         "mean_rank": _mean_places(start)[positions],
@@ -187,12 +191,11 @@ def differential_expression(
     end: TokenizedDataset,
     genes: np.ndarray,
     donor: str | None,
-    counts: "AnnData | str | Path | None",
+    counted: Sequence[csr_matrix] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return log2 fold change and p-value of each gene, NaN where they are not to be had."""
-    counted = [vocabulary_counts(cells, counts) for cells in (start, end)]
+    """Return log2 fold change and p-value of each gene, NaN where there are no raw counts of the two."""
     unknown = np.full(len(genes), np.nan)
-    if counted[0] is None or counted[1] is None or start.vocabulary.values == "zscore":
+    if counted is None or start.vocabulary.values == "zscore":
         return unknown, unknown
     donors = [cells.labels(donor).fillna("") if donor else pd.Series("", cells.cell_names) for cells in (start, end)]
     sums = [sums_by_donor(of_state, donor_of) for of_state, donor_of in zip(counted, donors, strict=True)]

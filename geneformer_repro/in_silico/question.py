@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,145 +15,18 @@ from geneformer_repro.embedding import embed, embed_states
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import CellClassifier, require_poolable
 from geneformer_repro.in_silico.engine import Engine, Nearness, Prediction, Score
+from geneformer_repro.in_silico.goals import FEW_CELLS, NO_BUDGET, Budget, GoalState, Method, require_fitting
 from geneformer_repro.in_silico.layout import Layout
 from geneformer_repro.in_silico.perturbation import EACH, Edits
 from geneformer_repro.in_silico.shams import FEWEST_CELLS as FEWEST_TO_HALVE
 from geneformer_repro.in_silico.shams import MOST_CELLS, N_SHAMS, sham_goals
 from geneformer_repro.in_silico.shift_table import CHANGE, COLUMNS, SAMPLED_COLUMNS, SHAMS, SHIFT, SIMILARITY
 from geneformer_repro.network_settings import Pooling
+from geneformer_repro.outline import Level, require_class, target_of_cells
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.labels import asked_labels
 from geneformer_repro.tokenizer.placeholders import warn_of_no_donors
 
 logger = logging.getLogger(__name__)
-
-Method = Literal["exact", "first_order", "sampled"]
-FEW_CELLS = 10
-"""A state of fewer cells is warned about; a gene of fewer is not sampled."""
-FEWEST_CELLS = 3
-"""A mean over fewer is not sampled: two passes of it are to be drawn by chance."""
-TOP = 50
-"""Genes of each direction that a sampled screen is to find."""
-
-
-@dataclass(frozen=True)
-class GoalState:
-    """Where cells come from and where they might go.
-
-    Parameters
-    ----------
-    obs
-        Column of the cells that names their state.
-    start
-        State of the cells that are perturbed. A state is text, a number, True or False, and kept as its name: 0, 0.0
-        and "0" are one, whether the column holds integers or, because of a gap, floats.
-    goal
-        State towards which a movement counts.
-    alternatives
-        States towards which it is measured as well.
-    embeddings
-        Vector of each state, (D,); default the mean over the cells in that state.
-
-    See Also
-    --------
-    perturb : Takes it as ``goal``.
-    embed_states : Vectors of states, for ``embeddings``.
-
-    Examples
-    --------
-    >>> import geneformer_repro as gf
-    >>> goal = gf.GoalState(obs="cell_type", start="CD14+ Monocyte", goal="CD19+ B", alternatives=["Dendritic"])
-    >>> goal.states
-    ('CD14+ Monocyte', 'CD19+ B', 'Dendritic')
-    >>> gf.GoalState(obs="cell_type", start="CD19+ B", goal="CD19+ B")
-    Traceback (most recent call last):
-        ...
-    geneformer_repro.errors.InputError: Start, goal and alternatives must be different states, found 'CD19+ B', 'CD19+
-    B'.
-    """
-
-    obs: str
-    start: str | float
-    goal: str | float
-    alternatives: Sequence[str | float] = ()
-    embeddings: Mapping[Any, np.ndarray] | None = None
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """Start, goal and alternatives, in this order."""
-        return (str(self.start), str(self.goal), *map(str, self.alternatives))
-
-    def __post_init__(self) -> None:
-        if isinstance(self.alternatives, str):
-            raise InputError(f"alternatives must be a sequence of states; for one give [{self.alternatives!r}].")
-        named = {
-            "start": asked_labels([self.start], "start")[0],
-            "goal": asked_labels([self.goal], "goal")[0],
-            "alternatives": asked_labels(self.alternatives, "alternatives: each"),
-            "embeddings": self.embeddings and _by_name(self.embeddings),
-        }
-        for name, value in named.items():
-            object.__setattr__(self, name, value)
-        if len(set(self.states)) < len(self.states):
-            raise InputError(
-                f"Start, goal and alternatives must be different states, found {', '.join(map(repr, self.states))}."
-            )
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many forward passes a sampled screen has, and what they are to tell.
-
-    Parameters
-    ----------
-    passes
-        Passes; or
-    minutes
-        for how long the processes of the run may make some.
-    top
-        Genes of each direction that are to be found; default 50.
-    min_cells
-        Genes in fewer cells get none; default 10.
-    """
-
-    passes: int | None
-    minutes: float | None
-    top: int | None
-    min_cells: int | None
-
-    @property
-    def n_top(self) -> int:
-        """`top`, or its default."""
-        return TOP if self.top is None else self.top
-
-    @property
-    def fewest_cells(self) -> int:
-        """`min_cells`, or its default."""
-        return FEW_CELLS if self.min_cells is None else self.min_cells
-
-    def require_fitting(self, method: Method) -> None:
-        """Refuse what the method does not take, and what is no budget."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if method != "sampled":
-            if given:
-                raise InputError(f"{next(iter(given))}= is for method='sampled'; found method={method!r}.")
-            return
-        if (self.passes is None) == (self.minutes is None):
-            raise InputError(
-                "method='sampled' needs a budget: passes= (forward passes, --passes), or minutes= (--minutes), one of "
-                "the two."
-            )
-        for name, least in (("passes", 1), ("minutes", 0), ("top", 1), ("min_cells", FEWEST_CELLS)):
-            value = given.get(name, least + 1)
-            if not (least <= value < float("inf")) or value == 0:
-                raise InputError(f"{name} must be {f'at least {least}' if least else 'above 0'}, found {value}.")
-
-    def describe(self) -> dict[str, Any]:
-        """Say what there is, as JSON can hold it."""
-        return {"passes": self.passes, "minutes": self.minutes, "top": self.n_top, "min_cells": self.fewest_cells}
-
-
-NO_BUDGET = Budget(None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -191,24 +64,17 @@ class Question:
         return self.target is None and self.pooling is None and self.pooling_read != "mean"
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise InputError(f"method must be 'exact', 'first_order' or 'sampled', found {self.method!r}.")
-        self.budget.require_fitting(self.method)
+        require_fitting(
+            self.method,
+            budget=self.budget,
+            affected=self.affected is not None,
+            towards=bool(self.goal or self.target),
+            refine=self.refine,
+        )
         if self.target is not None:
             self._check_target()
         elif self.pooling is not None:
             require_poolable(self.cells.vocabulary, self.pooling)
-        if self.affected is not None and (self.goal or self.target):
-            raise InputError(
-                "affected= compares genes with themselves, goal= and target= compare cells with states. Make two "
-                "screens."
-            )
-        if self.affected is not None and self.method == "sampled":
-            raise InputError("method='sampled' measures what happens to cells; affected= needs method='exact'.")
-        if self.refine < 0 or (self.refine and self.method != "first_order"):
-            raise InputError(f"refine must be at least 0, and is for method='first_order'; found {self.refine}.")
-        if self.method == "first_order" and not (self.goal or self.target):
-            raise InputError("method='first_order' needs goal= or target=: a cell's similarity to itself has slope 0.")
         self.affected_tokens()
         self._check_columns()
         if self.goal is not None:
@@ -324,22 +190,14 @@ class Question:
             )
         classes = [str(state) for state in self.states]
         for state in self.goal.states:
-            if state not in classes:
-                raise InputError(
-                    f"{self.checkpoint.name} knows no {self.target} {state!r}. {did_you_mean(state, classes)}"
-                )
+            require_class(state, str(self.target), classes, self.checkpoint.name)
 
     def _target_number(self) -> int:
-        head, name = self.checkpoint.head, self.checkpoint.name
-        if head is None or not isinstance(self.checkpoint.model, CellClassifier):
-            raise InputError(
-                f"target={self.target!r} needs a classifier of cells, and {name} is "
-                f"{'a pretrained model' if head is None else 'one of genes'}. Make one with finetune."
-            )
-        targets = [target.name for target in head.targets]
-        if self.target not in targets:
-            raise InputError(f"{name} has no target {self.target!r}. {did_you_mean(str(self.target), targets)}")
-        return targets.index(self.target)
+        head = self.checkpoint.head
+        names = [] if head is None else [target.name for target in head.targets]
+        is_of_cells = isinstance(self.checkpoint.model, CellClassifier)
+        level: Level | None = None if head is None else "cell" if is_of_cells else "gene"
+        return target_of_cells(str(self.target), level, names, self.checkpoint.name)
 
     @property
     def states(self) -> tuple[str | None, ...]:
@@ -434,13 +292,6 @@ def donors_of(cells: TokenizedDataset, rows: np.ndarray, donor: str | None, *, t
             f"{unknown} of {len(rows)} cells to {to} have no {donor!r}. Leave them out with cells.select(…)."
         )
     return donors.to_numpy()
-
-
-def _by_name(embeddings: Mapping[Any, np.ndarray]) -> dict[str, np.ndarray]:
-    named = dict(zip(asked_labels(embeddings, "embeddings: each state"), embeddings.values(), strict=True))
-    if len(named) < len(embeddings):
-        raise InputError(f"embeddings give a state twice: {', '.join(map(repr, embeddings))}.")
-    return named
 
 
 def _described(goal: GoalState) -> dict[str, Any]:

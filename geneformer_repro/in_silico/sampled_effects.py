@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geneformer_repro.in_silico.blockwise import added_by_donor
 from geneformer_repro.in_silico.sampling import Z
 from geneformer_repro.in_silico.shift_table import CHANCE, UNBIASED, VARIANCE, ShiftTable
 
@@ -68,15 +69,11 @@ def _with_columns(table: pd.DataFrame, of_genes: pd.DataFrame, in_top: Mapping[s
 
 def _of_genes(shifts: ShiftTable, *, by_donor: bool) -> pd.DataFrame:
     """Return of each dose, state and gene the mean of values, the variance of the mean, and whether it was sampled."""
-    sums, keys = [], [*_KEYS, "donor"]
-    for block in shifts.blocks([*keys, "affected", "value", VARIANCE, CHANCE]):
-        block = block[block["affected"].isna() & (block["donor"].notna() if by_donor else True)]
-        columns = {"n": 1, "value": block["value"], "variance": block[VARIANCE].fillna(np.inf), "chance": block[CHANCE]}
-        named = block[keys].astype(dict.fromkeys(["state", "perturbed", "donor"], object))
-        named = named if by_donor else named.assign(donor="")
-        of_block = named.join(pd.DataFrame(columns, index=block.index)).groupby(keys, dropna=False).agg(_SUMS)
-        sums.append(of_block)
-    of_donors = pd.concat(sums).groupby(level=keys, dropna=False).agg(_SUMS)
+    blocks = (
+        block[block["affected"].isna()].assign(n=1, variance=block[VARIANCE].fillna(np.inf), chance=block[CHANCE])
+        for block in shifts.blocks([*_KEYS, "donor", "affected", "value", VARIANCE, CHANCE])
+    )
+    of_donors = added_by_donor(blocks, _KEYS, _SUMS, by_donor=by_donor)
     means = pd.DataFrame(
         {
             "shrunken": of_donors["value"] / of_donors["n"],

@@ -12,13 +12,14 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.errors import InputError, counted, listed
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
+from geneformer_repro.in_silico.goals import UNKNOWN, Budget, GoalState, Method, left_out
 from geneformer_repro.in_silico.parted import Parted, batch_tokens, require_output, require_same_plan, worth
 from geneformer_repro.in_silico.perturbation import Composed, Edits, Perturbation
-from geneformer_repro.in_silico.question import Budget, GoalState, Method, Question, Screened
+from geneformer_repro.in_silico.question import Question, Screened
 from geneformer_repro.in_silico.sampled_screen import SampledScreen
 from geneformer_repro.in_silico.shift_table import ESTIMATE, ShiftTable
 from geneformer_repro.model import flops
@@ -219,6 +220,7 @@ def perturb(
     }
     plan = _plan_of(metadata)
     require_same_plan(out, plan, what="screen", overwrite=overwrite)
+    warn_if_guessing(checkpoint)
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
     screened = Screened(question, engine, edits, layout, rows, n_variants, seed)
@@ -252,7 +254,7 @@ def _with_known_genes(
     vocabulary = cells.vocabulary
     position = dict(zip(perturbation.named, vocabulary.find(perturbation.named).tolist(), strict=True))
     unknown = {gene for gene, i in position.items() if i < 0}
-    perturbation = _without(unknown, perturbation, "are not in the vocabulary, or their name stands for several genes")
+    perturbation = _without(unknown, perturbation, UNKNOWN)
     missing = {gene: vocabulary.tokens[position[gene]] for gene in perturbation.must_be_expressed}
     for row in rows:
         if not missing:
@@ -267,9 +269,7 @@ def _without(genes: set[str], perturbation: Perturbation | Composed, why: str) -
     """Leave genes out, with a warning; refuse a perturbation that needs them."""
     if not genes:
         return perturbation
-    message = f"{len(genes)} of {len(perturbation.named)} genes {why}: {listed(map(repr, sorted(genes)))}."
-    if perturbation.needs_one_of(genes):
-        raise InputError(f"{message} Give ids or names of genes that are there.")
+    message = left_out(genes, perturbation, why)
     if processes.is_first():
         logger.warning("%s They are left out.", message)
     return perturbation.without(genes)

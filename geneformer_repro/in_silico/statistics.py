@@ -128,8 +128,8 @@ def shift_statistics(
       also extreme among genes? With many donors a p-value is small for a small effect.
     - Of a screen with sham goals ``effect_vs_sham``: the effect less the mean of those towards goals drawn at random;
       and ``sham_percentile``: the share of these towards which the gene's effect is below that towards the goal, 0 to
-      1; in the middle the effect has nothing to do with the goal. ``attrs["goal_dependence"]`` says how far the
-      ranking of genes is that towards shams.
+      1; in the middle the effect has nothing to do with the goal. of 19 shams 0 and 1 have one chance in ten together.
+      ``attrs["goal_dependence"]`` says whether the ranking of genes depends on the goal.
     - ``mean_rank``: mean place in the cell, 0 for the first; NaN for a gene that no cell expresses.
     - ``n_cells``; ``n_donors`` that were compared (0: the screen has no donors, and cells stand for them); ``n_exact``
       of its values that were computed exactly, where some were estimated.

@@ -4,7 +4,6 @@ The Arrow files are mapped, not read, so opening a dataset takes no memory that 
 """
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import DataFormatError, InputError, counted, did_you_mean, listed
@@ -25,7 +23,7 @@ from geneformer_repro.tokenizer.folder import read_folder, write_folder
 from geneformer_repro.tokenizer.labels import labels_and_messages
 from geneformer_repro.tokenizer.published import read_published
 from geneformer_repro.tokenizer.rows import CELLS_AT_ONCE, cut, lengths_of, require_room, with_column
-from geneformer_repro.tokenizer.summary import CELL, INPUT_IDS, LENGTH, OWN_COLUMNS, SOURCE, in_lines
+from geneformer_repro.tokenizer.summary import CELL, INPUT_IDS, LENGTH, OWN_COLUMNS, SOURCE, digests_of, in_lines
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -284,18 +282,9 @@ class TokenizedDataset:
         >>> bool(cells.select([3, 2]).digests()[0] == digests[3])
         True
         """
-        digests = (
-            int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "little")
-            for start in range(0, len(self), CELLS_AT_ONCE)
-            for cell in self._bytes_of(start)
-        )
-        return np.fromiter(digests, dtype=np.uint64, count=len(self))
-
-    def _bytes_of(self, start: int) -> list[memoryview]:
-        lists = self._arrow[start : start + CELLS_AT_ONCE].column(0).combine_chunks()
-        tokens = memoryview(lists.flatten().to_numpy().astype("<u4").tobytes())
-        ends = 4 * np.cumsum(pc.list_value_length(lists).to_numpy())
-        return [tokens[first:last] for first, last in itertools.pairwise([0, *ends.tolist()])]
+        blocks = (self._arrow[start : start + CELLS_AT_ONCE] for start in range(0, len(self), CELLS_AT_ONCE))
+        of_blocks = [digests_of(block.column(0).combine_chunks()) for block in blocks]
+        return np.concatenate([np.empty(0, dtype=np.uint64), *of_blocks])
 
     @property
     def fingerprint(self) -> str:

@@ -250,24 +250,6 @@ def gene_ids_of(names: Sequence[str], vocabulary: KnownGenes) -> pd.Series:
     return pd.Series({name: finder.find(name, "")[0] for name in names}, dtype=object)
 
 
-def read_genes(path: str | Path) -> list[str]:
-    """Read names of genes, the first word of each line; blank lines and those that begin with # do not count.
-
-    Raises
-    ------
-    InputError
-        There is no such file, or it names no gene.
-    """
-    try:
-        lines = [line.split("\t")[0].split(",")[0].strip() for line in read_text(path).splitlines()]
-    except InputError as error:
-        raise InputError(f"{error} Expected a list of genes, or a text file with one a line.") from error
-    names = [line for line in lines if line and not line.startswith("#")]
-    if not names:
-        raise InputError(f"{path}: names no gene. Expected one a line.")
-    return list(dict.fromkeys(names))
-
-
 def summing_matrix(position: np.ndarray, n_genes: int) -> csr_matrix:
     """Return a 0/1 matrix, genes of a source × genes: counts times it have a column a gene, what is one gene summed.
 

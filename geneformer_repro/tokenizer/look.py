@@ -45,9 +45,9 @@ def described_counts(path: Path) -> str:
     source = open_counts(path, layer=layer or next(iter(content.layers), None))
     columns = {name: _column(source, name) for name in source.obs_columns}
     lines = [f"{path}: {source.n_cells:,} cells × {len(source.gene_ids):,} genes{_no_genes(source)}", "matrices:"]
-    lines += _aligned((name, said) for name, (_, said) in found.items())
+    lines += aligned((name, said) for name, (_, said) in found.items())
     lines += [_genes(source), f"obs columns:{'' if columns else ' none'}"]
-    lines += _aligned((name, said) for name, (_, said) in columns.items())
+    lines += aligned((name, said) for name, (_, said) in columns.items())
     lines.append(_next(path, layer, [name for name, (is_label, _) in columns.items() if is_label]))
     return "\n".join(lines)
 
@@ -94,8 +94,8 @@ def _genes(source: CountSource) -> str:
         kind = f"symbols or other names ({n_ensembl:,} Ensembl ids)"
     names = list(filter(None, source.gene_names))[:_EXAMPLES]
     where = "the index of var" if source.ids_from == "index" else f"var[{source.ids_from!r}]"
-    said = f"gene ids: {kind}, from {where}: {_examples(ids, len(ids))}"
-    return f"{said}; names: {_examples(names, len(names))} …" if names else said
+    said = f"gene ids: {kind}, from {where}: {some_of(ids, len(ids))}"
+    return f"{said}; names: {some_of(names, len(names))} …" if names else said
 
 
 def _column(source: CountSource, name: str) -> tuple[bool, str]:
@@ -117,7 +117,7 @@ def _column(source: CountSource, name: str) -> tuple[bool, str]:
     if n_values and is_number:
         said += f" from {_in_digits(values.min())} to {_in_digits(values.max())}"
     elif n_values:
-        said += f": {_examples(values.value_counts().index[: _EXAMPLES + 1], n_values)}"
+        said += f": {some_of(values.value_counts().index[: _EXAMPLES + 1], n_values)}"
     return is_label, said + (f" ({n_missing:,} missing)" if n_missing else "")
 
 
@@ -125,14 +125,15 @@ def _in_digits(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:.6g}"
 
 
-def _examples(values: Iterable[object], n: int) -> str:
+def some_of(values: Iterable[object], n: int) -> str:
     """Name the first few of `n` values."""
     few = [str(value).strip() or "(blank)" for value, _ in zip(values, range(_EXAMPLES), strict=False)]
     few = [text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…" for text in few]
     return ", ".join(few) + (f" and {n - len(few):,} more" if n > len(few) else "")
 
 
-def _aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
+def aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each name and what is said of it."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     return [f"  {name.ljust(width)}  {said}" for name, said in rows]

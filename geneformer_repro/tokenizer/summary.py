@@ -3,7 +3,9 @@
 The names of its columns and the form of its ``spec.json`` stand here for that reason.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,29 @@ def _lengths_and_columns(folder: Path) -> tuple[np.ndarray, list[str]]:
                     raise ValueError("other lengths")
                 lengths.append(of_lists)
     return np.concatenate(lengths), columns
+
+
+def digests_in(folder: Path) -> Iterator[np.ndarray]:
+    """Yield the digests of the cells in the Arrow files of a folder, as `TokenizedDataset.digests`, block by block."""
+    import pyarrow as pa
+
+    for file in read_json(folder / "state.json")["_data_files"]:
+        with pa.memory_map(str(folder / file["filename"])) as mapped, pa.ipc.open_stream(mapped) as stream:
+            for batch in stream:
+                yield digests_of(batch.column(INPUT_IDS))
+
+
+def digests_of(lists: Any) -> np.ndarray:
+    """Return a 64-bit digest of the tokens of each row of an Arrow column (uint64)."""
+    import pyarrow.compute as pc
+
+    tokens = memoryview(lists.flatten().to_numpy().astype("<u4").tobytes())
+    ends = 4 * np.cumsum(pc.list_value_length(lists).to_numpy())
+    digests = (
+        int.from_bytes(hashlib.blake2b(tokens[first:last], digest_size=8).digest(), "little")
+        for first, last in itertools.pairwise([0, *ends.tolist()])
+    )
+    return np.fromiter(digests, dtype=np.uint64, count=len(lists))
 
 
 def _plain(numbers: Any) -> np.ndarray:

@@ -43,14 +43,14 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 """What a column is called, in full, that names rows or says something of them, also in numbers."""
-_CLINICAL = re.compile(r"(OS|DSS|DFI|PFI|DFS|PFS|RFS|EFS|age|sex|stage|grade|end)([._ ]\w*)?\Z", re.IGNORECASE)
+CLINICAL = re.compile(r"(OS|DSS|DFI|PFI|DFS|PFS|RFS|EFS|age|sex|stage|grade|end)([._ ]\w*)?\Z", re.IGNORECASE)
 """Names of clinical columns, some of which are or were those of genes, too."""
 _MISSING = ["--", "'--", *(f"[Not {what}]" for what in ("Available", "Applicable", "Evaluated")), "[Unknown]"]
 _NUMBER = re.compile(r"[+-]?(\d[\d.,' ]*|[.,]\d+)([eE][+-]?\d+)?\Z|[+-]?inf(inity)?\Z", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?\Z")
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """A table as it stands: a name a column ("" where there is none), and the columns under their numbers."""
 
     header: list[str]
@@ -93,14 +93,14 @@ def read_expression_table(path: str | Path, *, genes_in: Literal["rows", "column
         raise InputError(f"genes_in={genes_in!r}: expected 'rows' or 'columns', or none to have it told by the names.")
     path = Path(path)
     table = _read_table(path)
-    remarks = [j for j, kind in enumerate(table.body.dtypes) if _is_remark(table, j, kind)]
+    remarks = [j for j, kind in enumerate(table.body.dtypes) if is_remark(table, j, kind)]
     columns = [j for j in range(len(table.header)) if j not in set(remarks)]
     if not remarks or not columns or table.body.empty:
         raise DataFormatError(
             f"{path}: expected names in its first column and numbers in others, found {len(table.body)} rows, "
             f"{len(remarks)} columns of text and {len(columns)} of numbers (first: {table.header[0]!r})."
         )
-    side = genes_in or _side_of_genes(path, table, remarks, columns)
+    side = genes_in or side_of_genes(path, table, remarks, columns)
     oriented = _genes_in_rows if side == "rows" else _genes_in_columns
     return _checked(path, *oriented(path, table, remarks, columns), side)
 
@@ -177,11 +177,11 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def _read_table(path: Path) -> _Table:
+def _read_table(path: Path) -> Table:
     return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_lines(path)
 
 
-def _read_parquet(path: Path) -> _Table:
+def _read_parquet(path: Path) -> Table:
     try:
         table = pd.read_parquet(path)
     except FileNotFoundError:
@@ -190,12 +190,16 @@ def _read_parquet(path: Path) -> _Table:
         raise DataFormatError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]}).") from error
     if table.index.name is not None or not isinstance(table.index, pd.RangeIndex):
         table = table.reset_index(names=str(table.index.name or ""))
-    return _Table([str(name) for name in table.columns], table.set_axis(range(table.shape[1]), axis=1))
+    return Table([str(name) for name in table.columns], table.set_axis(range(table.shape[1]), axis=1))
 
 
-def _read_lines(path: Path) -> _Table:
-    """Read a table of text; a name that looks like a number stays as it is written."""
-    text, n_above = _without_remarks_above(read_text(path))
+def _read_lines(path: Path) -> Table:
+    return parsed(path, read_text(path))
+
+
+def parsed(path: Path, text: str) -> Table:
+    """Read a table of text, of a file that messages name; a name that looks like a number stays as it is written."""
+    text, n_above = _without_remarks_above(text)
     sep = max("\t,;", key=text.partition("\n")[0].count)
     try:
         rows = csv.reader(io.StringIO(text), delimiter=sep)
@@ -222,8 +226,8 @@ def _read_lines(path: Path) -> _Table:
     exactly: dict[str, Any] = {"low_memory": False, "float_precision": "round_trip"}
     body = pd.read_csv(io.StringIO(below), sep=sep, header=None, dtype=as_written, na_values=_MISSING, **exactly)
     if body[width - 1].isna().all() and (width > len(header) or not header[-1]):  # each line ends with a separator
-        return _Table(header[: width - 1], body.drop(columns=width - 1))
-    return _Table(names, body)
+        return Table(header[: width - 1], body.drop(columns=width - 1))
+    return Table(names, body)
 
 
 def _without_remarks_above(text: str) -> tuple[str, int]:
@@ -250,7 +254,7 @@ def _ends_in_a_number(line: str) -> bool:
     return _NUMBER.match(line.rstrip("\t").rpartition("\t")[2]) is not None
 
 
-def _is_remark(table: _Table, j: int, kind: Any) -> bool:
+def is_remark(table: Table, j: int, kind: Any) -> bool:
     """Whether a column says what a row is, or something of it, and is no column of values."""
     name = table.header[j]
     if j == 0 and not pd.api.types.is_float_dtype(kind) and not _looks_like_a_gene(name):
@@ -264,13 +268,12 @@ def _is_remark(table: _Table, j: int, kind: Any) -> bool:
 # which side the genes are on
 
 
-def _side_of_genes(path: Path, table: _Table, remarks: Sequence[int], columns: Sequence[int]) -> str:
+def side_of_genes(path: Path, table: Table, remarks: Sequence[int], columns: Sequence[int]) -> str:
+    """Tell by the names whether genes are in "rows" or "columns"; raise where neither side is named so, or both."""
     texts_of_rows = [_names(table, j) for j in remarks]
-    rows = max(
-        (names for names in texts_of_rows if 2 * len(set(names)) > len(names)), key=_share_of_genes, default=[""]
-    )
+    rows = max((names for names in texts_of_rows if 2 * len(set(names)) > len(names)), key=share_of_genes, default=[""])
     named = [table.header[j] for j in columns]
-    in_rows, in_columns = _share_of_genes(rows), _share_of_genes(named)
+    in_rows, in_columns = share_of_genes(rows), share_of_genes(named)
     less, more = sorted([in_rows, in_columns])
     if more < _LEAST_SHARE or more <= _TIMES_THE_OTHER * less:
         raise InputError(
@@ -281,7 +284,7 @@ def _side_of_genes(path: Path, table: _Table, remarks: Sequence[int], columns: S
     return "rows" if in_rows > in_columns else "columns"
 
 
-def _names(table: _Table, j: int) -> list[str]:
+def _names(table: Table, j: int) -> list[str]:
     """Return a column of names as text without blanks around it, "" where there is none."""
     column = table.body[j]
     if pd.api.types.is_float_dtype(column):
@@ -294,7 +297,8 @@ def _names(table: _Table, j: int) -> list[str]:
     )
 
 
-def _share_of_genes(names: Sequence[str]) -> float:
+def share_of_genes(names: Sequence[str]) -> float:
+    """Return the share of names that look like genes."""
     looked_at = np.linspace(0, len(names) - 1, min(len(names), _LOOKED_AT)).astype(int)
     return float(np.mean([_looks_like_a_gene(names[i]) for i in looked_at]))
 
@@ -314,9 +318,9 @@ _Oriented = tuple[np.ndarray, pd.DataFrame, pd.DataFrame]
 """Values (samples × genes), and what is said of samples and of genes, whose ids may be missing or stand twice."""
 
 
-def _genes_in_rows(path: Path, table: _Table, remarks: Sequence[int], columns: Sequence[int]) -> _Oriented:
+def _genes_in_rows(path: Path, table: Table, remarks: Sequence[int], columns: Sequence[int]) -> _Oriented:
     names = {j: _names(table, j) for j in remarks}
-    of_ids, of_genes = ({j: share(names[j]) for j in remarks} for share in (_share_of_ids, _share_of_genes))
+    of_ids, of_genes = ({j: share(names[j]) for j in remarks} for share in (_share_of_ids, share_of_genes))
     in_numbers = [j for j in remarks if _ENTREZ in table.header[j].lower()]
     best = sorted(remarks, key=lambda j: (of_ids[j] > 0.5, j not in in_numbers, of_genes[j]), reverse=True)
     best = [j for j in best if of_genes[j] > 0.5] or best[:1]
@@ -329,14 +333,14 @@ def _genes_in_rows(path: Path, table: _Table, remarks: Sequence[int], columns: S
     return values.T, pd.DataFrame(index=pd.Index(samples, dtype=object)), _var(genes, symbols).assign(**said)
 
 
-def _genes_in_columns(path: Path, table: _Table, remarks: Sequence[int], columns: Sequence[int]) -> _Oriented:
+def _genes_in_columns(path: Path, table: Table, remarks: Sequence[int], columns: Sequence[int]) -> _Oriented:
     genes = [table.header[j] for j in columns]
-    if _share_of_genes(genes) > 0.5:  # then a column such as age or OS.time is none
+    if share_of_genes(genes) > 0.5:  # then a column such as age or OS.time is none
         of_genes = _features(genes)
         remarks = sorted([*remarks, *(j for j, is_gene in zip(columns, of_genes, strict=True) if not is_gene)])
         columns = [j for j, is_gene in zip(columns, of_genes, strict=True) if is_gene]
         genes = [table.header[j] for j in columns]
-    of_names = next((j for j in remarks if not _CLINICAL.match(table.header[j])), remarks[0])
+    of_names = next((j for j in remarks if not CLINICAL.match(table.header[j])), remarks[0])
     samples = _names(table, of_names)
     _require_names(path, samples)
     said = {table.header[j]: _as_said(table.body[j]) for j in remarks if j != of_names}
@@ -348,7 +352,7 @@ def _features(names: Sequence[str]) -> list[bool]:
     """Say which columns beside genes are features: of Ensembl ids, what has a name like one; of symbols, capitals."""
     by_id = _share_of_ids(names) > 0.5
     return [
-        not _CLINICAL.match(name)
+        not CLINICAL.match(name)
         and bool(_looks_like_a_gene(name) or kind_by_name(name) or not (by_id or name.islower()))
         for name in names
     ]
@@ -381,7 +385,7 @@ def _as_said(column: pd.Series) -> np.ndarray:
 # numbers
 
 
-def _values(path: Path, table: _Table, columns: Sequence[int], *, rows: Sequence[str]) -> np.ndarray:
+def _values(path: Path, table: Table, columns: Sequence[int], *, rows: Sequence[str]) -> np.ndarray:
     """Return the numbers of these columns, rows as they are.
 
     Raises

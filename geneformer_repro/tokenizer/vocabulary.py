@@ -7,7 +7,6 @@ pickles, which can run code when opened; `pickles` lets plain data through alone
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import numpy as np
 from geneformer_repro.arguments import typed
 from geneformer_repro.errors import InputError, VocabularyMismatchError, did_you_mean, listed, told_apart
 from geneformer_repro.files import misfit, new_directory, read_columns, read_json, write_json, write_table
+from geneformer_repro.hub import place_named
 from geneformer_repro.tokenizer.features import bare_id
 from geneformer_repro.tokenizer.measures import Measure, Order, Values
 from geneformer_repro.tokenizer.pickles import read_plain_pickle, write_plain_pickle
@@ -886,7 +886,8 @@ def is_published(path: str | Path) -> bool:
     if folder.exists():
         folders = [folder, *(folder / name for name in _PUBLISHED_FOLDER.values())]
         return any((each / "vocabulary.json").exists() or any(each.glob("token_dictionary*.pkl")) for each in folders)
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) is not None and folder.suffix not in _COUNT_SUFFIXES
+    place = place_named(str(path))
+    return place is not None and "/" in place[0] and not place[1] and folder.suffix not in _COUNT_SUFFIXES
 
 
 def _as_text(name: object) -> str:

@@ -24,7 +24,7 @@ from geneformer_repro.encoder import IGNORED
 from geneformer_repro.finetuning import genes as module
 from geneformer_repro.finetuning import networks, results
 from geneformer_repro.finetuning.experiment import Experiment, Findings
-from geneformer_repro.finetuning.genes import finetune_genes, read_gene_classes
+from geneformer_repro.finetuning.genes import finetune_genes
 from geneformer_repro.finetuning.kinds.class_scores import evaluate_classes
 from geneformer_repro.finetuning.kinds.classes import GENE_METHODS
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
@@ -34,6 +34,7 @@ from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig
 from geneformer_repro.finetuning.splits import Split
 from geneformer_repro.heads import GeneClassifier, Head
 from geneformer_repro.targets import Classes
+from geneformer_repro.tokenizer.gene_lists import read_gene_classes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees", "blank_pictures", "few_resamples")]
 

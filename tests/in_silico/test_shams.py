@@ -167,25 +167,40 @@ def test_what_shams_say_stands_beside_what_baselines_say(made):
 
 def test_a_ranking_is_said_to_depend_on_the_goal_or_not():
     rng = np.random.default_rng(0)
-    own, cells = rng.normal(size=(60, 1)), np.full(60, 10)
+    common, own, cells = rng.normal(size=60), rng.normal(size=60), np.full(60, 10)
+    noise = rng.normal(size=(60, 19))
+    axis = np.linspace(-0.9, 0.9, 19)
     cases = {
-        "no": (own, own + 0.1 * rng.normal(size=(60, 9))),
-        "no ": (own, np.repeat([1, -1, 1], 3) * own + 0.1 * rng.normal(size=(60, 9))),  # turned round is no other one
-        "hardly": (own + 0.5 * rng.normal(size=(60, 1)), own + 0.01 * rng.normal(size=(60, 9))),
-        "yes": (rng.normal(size=(60, 1)), own + 0.1 * rng.normal(size=(60, 9))),
+        "no": (common + 0.1 * own, common[:, None] + 0.01 * noise),
+        "as at random": (common + 0.5 * own, common[:, None] + 0.5 * noise),
+        "in part": (common + 0.8 * own, common[:, None] + 0.1 * noise),
+        "yes": (common + 2 * own, common[:, None] + 0.1 * noise),
+        # all directions rank genes as the goal does, or the other way round: cells differ along the goal's own axis
+        "yes ": (own, own[:, None] * axis + 0.01 * noise),
+        "not known": (common + 2 * own, common[:, None] + 0.1 * noise[:, :18]),
     }
     for said, (effect, shams) in cases.items():
-        assert dependence(effect[:, 0], shams, cells, {})["depends_on_goal"] == said.strip()
-    # directions that agree with each other no better than the goal with them, and hardly at all, are not "no"
-    assert dependence(own[:, 0], rng.normal(size=(60, 9)), cells, {})["depends_on_goal"] == "yes"
-    assert dependence(own[:, 0], own + 0.1, cells - 1, {}) is None
+        assert dependence(effect, shams, cells, {})["depends_on_goal"] == said.strip()
+    effect, shams = cases["yes"]
+    share = dependence(effect, shams, cells, {})["own_share"]
+    assert share == pytest.approx(1 / (1 + shams.mean(1).var() / (effect - shams.mean(1)).var()))
+    assert dependence(effect, shams, cells - 1, {}) is None
     assert dependence_in_words({}) == ""
+
+
+def test_of_twenty_directions_one_is_said_to_be_what_the_ranking_depends_on():
+    directions, cells = np.random.default_rng(0).normal(size=(30, 20)), np.full(30, 10)
+    told = [dependence(directions[:, k], np.delete(directions, k, axis=1), cells, {}) for k in range(20)]
+    assert sorted(one["n_below"] for one in told) == list(range(20))
+    assert [one["depends_on_goal"] for one in told].count("as at random") == 19
 
 
 def test_page_and_sentence_say_that_a_ranking_does_not_depend_on_the_goal(made, tmp_path):
     table = shift_statistics(made)
     said = dependence_in_words(table.attrs)
-    assert said.startswith("the ranking of genes does not depend on the goal: with rankings towards 4 goals drawn at")
+    assert said.startswith("the ranking of genes does not depend on the goal: ")
+    assert "of 4 of these (by chance so many in " in said
+    assert "4 shams can tell 20% at best" in said
     assert "with the ranking towards c −" in said
     write_screen_report(made, table, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()

@@ -18,7 +18,7 @@ from geneformer_repro.in_silico.explanations.explanation import Explanation
 from geneformer_repro.in_silico.explanations.gene_table import Attributions
 from geneformer_repro.in_silico.explanations.removal import Altered
 from geneformer_repro.in_silico.explanations.request import AnyBaseline, Request
-from geneformer_repro.in_silico.question import GoalState
+from geneformer_repro.in_silico.goals import GoalState
 from geneformer_repro.targets import Classes, Target
 
 Model = TypeVar("Model")

@@ -1,13 +1,12 @@
 """From what a user asks of a model to the number that is explained; what the model has not learned is refused first."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError
 from geneformer_repro.heads import CellClassifier, GeneClassifier, require_poolable
 from geneformer_repro.in_silico.engine import Nearness
 from geneformer_repro.in_silico.explanations.answers import (
@@ -19,9 +18,11 @@ from geneformer_repro.in_silico.explanations.answers import (
 )
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.request import Request
-from geneformer_repro.in_silico.question import GoalState, Question
+from geneformer_repro.in_silico.goals import GoalState
+from geneformer_repro.in_silico.question import Question
 from geneformer_repro.model import MaskedGeneModel
-from geneformer_repro.targets import Classes, Target
+from geneformer_repro.outline import Level, require_gene, require_gene_named
+from geneformer_repro.targets import Target
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 
@@ -49,14 +50,12 @@ class Asked:
             raise InputError("layer= and pooling= are for goal=; a target decides them itself. Leave them out.")
         if isinstance(model, CellClassifier):
             self._refuse_with("target", "gene")
-            self.target  # noqa: B018
         else:
             self._check_gene(model)
-        if isinstance(self.target, Classes):
-            self.classes  # noqa: B018
+        if self._targets:
+            self.output  # noqa: B018  # refuses what is no target or class
         elif request.state is not None or request.contrast is not None:
-            what = "a pretrained model" if self.target is None else self.target.described
-            raise InputError(f"state= and contrast= name classes, and {what} has none. Leave them out.")
+            raise InputError("state= and contrast= name classes, and a pretrained model has none. Leave them out.")
 
     def _refuse_with(self, asked: str, *others: str) -> None:
         if found := [name for name in others if getattr(self.request, name) is not None]:
@@ -65,83 +64,36 @@ class Asked:
             )
 
     def _check_gene(self, model: MaskedGeneModel | GeneClassifier) -> None:
-        request, name = self.request, self.checkpoint.name
-        if isinstance(model, MaskedGeneModel) and request.target is not None:
-            raise InputError(
-                f"target={request.target!r} needs a classifier, and {name} is a pretrained model. Make one with "
-                "finetune, or ask for goal= (nearer to which state) or gene= (how sure it is of a masked gene)."
-            )
-        if isinstance(model, GeneClassifier) and request.target not in (None, model.head.targets[0].name):
-            raise self._unknown_target([model.head.targets[0].name])
-        if request.gene is None:
-            what = "a classifier of genes" if isinstance(model, GeneClassifier) else "a pretrained model"
-            goal = "" if isinstance(model, GeneClassifier) else ", or goal= for how near cells are to a state"
-            raise InputError(f"{name} is {what}: name the gene that it is asked about with gene={goal}.")
+        level: Level | None = "gene" if isinstance(model, GeneClassifier) else None
+        names = [target.name for target in self._targets[:1]]
+        require_gene_named(self.request.target, self.request.gene, level, names, self.checkpoint.name)
         self.gene_token  # noqa: B018
-
-    def _unknown_target(self, names: Sequence[str]) -> InputError:
-        return InputError(
-            f"{self.checkpoint.name} has no target {self.request.target!r}. "
-            f"{did_you_mean(str(self.request.target), names)}"
-        )
 
     @property
     def _targets(self) -> tuple[Target, ...]:
         return () if self.checkpoint.head is None else self.checkpoint.head.targets
 
     @property
-    def target_number(self) -> int:
-        """Number of the target among the head's; of a single one it need not be said."""
-        names = [target.name for target in self._targets]
-        if self.request.target is None:
-            if len(names) > 1:
-                raise InputError(f"{self.checkpoint.name} has several targets: name one of {names} with target=.")
-            return 0
-        if self.request.target not in names:
-            raise self._unknown_target(names)
-        return names.index(self.request.target)
+    def output(self) -> OutputAnswer | None:
+        """What is explained of the outputs of a head; None of a pretrained model, and of a goal."""
+        if not self._targets or self.request.goal is not None:
+            return None
+        request = self.request
+        return OutputAnswer.of(
+            self._targets, request.target, request.states, request.contrast_name, named=self.checkpoint.name
+        )
 
     @property
     def target(self) -> Target | None:
         """The target that is explained; None of a pretrained model, and of a goal."""
-        return self._targets[self.target_number] if self._targets and self.request.goal is None else None
-
-    @property
-    def classes(self) -> tuple[tuple[int, ...], int | None]:
-        """Numbers of the classes that are explained, and of the one they are compared with."""
-        assert self.target is not None
-        names = self.target.output_names
-        contrast = self._class(self.request.contrast_name, names)
-        if self.request.states is None:
-            return tuple(k for k in range(len(names)) if k != contrast), contrast
-        classes = tuple(self._class(name, names) for name in self.request.states)
-        if contrast is not None and contrast in classes:
-            raise InputError(f"contrast={names[contrast]!r} is asked for as well; compare it with another class.")
-        return tuple(k for k in classes if k is not None), contrast
-
-    def _class(self, name: str | None, names: Sequence[str]) -> int | None:
-        if name is None:
-            return None
-        if name not in names:
-            assert self.target is not None
-            raise InputError(
-                f"{self.checkpoint.name} knows no {self.target.name} {name!r}. {did_you_mean(name, sorted(names))}"
-            )
-        return names.index(name)
+        return None if self.output is None else self.output.target
 
     @property
     def gene_token(self) -> int | None:
         """Token of the gene that is asked about."""
         if self.request.gene is None:
             return None
-        vocabulary = self.cells.vocabulary
-        (place,) = vocabulary.find([self.request.gene])
-        if place < 0:
-            raise InputError(
-                f"gene={self.request.gene!r} is not in the vocabulary, or its name stands for several genes. "
-                f"{did_you_mean(self.request.gene, [*vocabulary.by_name])}"
-            )
-        return int(vocabulary.tokens[place])
+        return require_gene(self.request.gene, self.cells.vocabulary)
 
     @property
     def _goal_question(self) -> Question:
@@ -197,10 +149,11 @@ class Asked:
             if isinstance(model, MaskedGeneModel):
                 return MaskedGene(model, token, (name,))
             assert isinstance(model, GeneClassifier)
-            return ClassOfGene(model, token, name, *self.classes)
+            assert self.output is not None
+            return ClassOfGene(model, token, name, self.output.classes, self.output.contrast)
         assert isinstance(model, CellClassifier)
-        of_classes = self.classes if isinstance(self.target, Classes) else ()
-        return OfCell(model, OutputAnswer(model.head.targets, self.target_number, *of_classes))
+        assert self.output is not None
+        return OfCell(model, self.output)
 
     def describe(self) -> dict[str, object]:
         """Say what is asked, as JSON can hold it."""

@@ -17,7 +17,7 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.in_silico.explanations.explained import Explained
 from geneformer_repro.in_silico.explanations.explanation import Explanation
@@ -26,8 +26,8 @@ from geneformer_repro.in_silico.explanations.how_good import tell
 from geneformer_repro.in_silico.explanations.occlusions import Operator
 from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
 from geneformer_repro.in_silico.explanations.request import AnyBaseline, GeneSetsGiven, Request, sequence_of
+from geneformer_repro.in_silico.goals import GoalState
 from geneformer_repro.in_silico.parted import Counted, Parted, require_output, require_same_plan, worth
-from geneformer_repro.in_silico.question import GoalState
 from geneformer_repro.network_settings import Pooling
 from geneformer_repro.reading import Dtype, consecutive_parts
 from geneformer_repro.responses import Responses
@@ -219,6 +219,7 @@ def explain(
     explained = explained_by(
         request, checkpoint, rows, drugs=drugs, responses=responses, patients=patients, reading=reading or {}
     )
+    warn_if_guessing(checkpoint)
     return explained_in(explained, out, whereabouts=checkpoint.whereabouts, overwrite=overwrite)
 
 

@@ -21,7 +21,7 @@ from geneformer_repro.in_silico.explanations.cell_methods import CellMethods, Ro
 from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGATE_COLUMNS
 from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS
-from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.in_silico.explanations.request import Request, refuse_seen
 from geneformer_repro.in_silico.parted import batch_tokens
 from geneformer_repro.in_silico.question import donors_of
 from geneformer_repro.model import flops
@@ -112,8 +112,9 @@ class CellsExplained(Explained):
             warn_of_no_donors(cells.labels(request.donor), request.donor)
         every = self._asked.rows()
         self._rows = drawn(every, request.max_cells, np.random.default_rng(request.seed))
-        if not request.allow_seen:
-            _refuse_seen(checkpoint, cells, self._rows)
+        if not request.allow_seen and checkpoint.seen is not None:
+            is_seen = np.isin(cells.select(self._rows).digests(), checkpoint.seen)
+            refuse_seen(is_seen, cells.cell_names[self._rows], "cells", checkpoint.name)
         device = torch.device(request.device) if request.device else processes.device()
         self._reader = Reader.of(
             checkpoint,
@@ -209,16 +210,17 @@ class CellsExplained(Explained):
 
     def _how_good(self) -> dict[str, Any] | None:
         """Return how well the model predicts the cells explained, where their labels are known."""
-        target, model, cells = self._asked.target, self._checkpoint.token_model, self._cells
-        if not isinstance(model, CellClassifier) or target is None or target.name not in cells.obs_columns:
+        output, model, cells = self._asked.output, self._checkpoint.token_model, self._cells
+        if not isinstance(model, CellClassifier) or output is None or output.target.name not in cells.obs_columns:
             return None
+        target = output.target
         chosen = drawn(np.arange(len(self._rows)), CELLS_JUDGED, np.random.default_rng(self._request.seed))
         judged = cells.select(self._rows[chosen])
         labels = labels_in(target, judged.obs)
         if labels is None or not (known := ~np.isnan(labels).any(axis=1)).any():
             return None
         outputs = outputs_of(model, judged, model.head, max_tokens=self._reader.max_tokens)
-        meaning = target.meaning(model.head.split(outputs.double())[self._asked.target_number]).numpy()[known]
+        meaning = target.meaning(model.head.split(outputs.double())[output.number]).numpy()[known]
         labels = labels[known]
         unit, what = replicates(None if self._donors is None else self._donors[chosen][known], len(labels))
         scored = of_target(target, labels, meaning, unit)
@@ -282,17 +284,3 @@ class CellsExplained(Explained):
 def drawn(rows: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
     """Return the rows, or a random choice of too many, ascending."""
     return rows if most is None or len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
-
-
-def _refuse_seen(checkpoint: Checkpoint, cells: TokenizedDataset, rows: np.ndarray) -> None:
-    """Raise if the model has learned from some of the cells: it explains what it was told, not what it found."""
-    if checkpoint.seen is None:
-        return
-    is_seen = np.isin(cells.select(rows).digests(), checkpoint.seen)
-    if is_seen.any():
-        first = cells.cell_names[rows[is_seen][0]]
-        raise InputError(
-            f"{is_seen.sum()} of {len(rows)} cells to explain (first: {first!r}) are among those that "
-            f"{checkpoint.name} was trained on. Explain cells that it has not seen (cells.select(…)), or accept it: "
-            "allow_seen=True (--allow-seen)."
-        )

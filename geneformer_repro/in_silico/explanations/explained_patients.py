@@ -38,7 +38,7 @@ from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Alter,
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
 from geneformer_repro.in_silico.explanations.path_integrals import integrate
 from geneformer_repro.in_silico.explanations.patient_ways import OfVectors, PatientWay, slopes_by_vector
-from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.in_silico.explanations.request import Request, refuse_seen
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.in_silico.parted import batch_tokens
 from geneformer_repro.network_settings import Pooling
@@ -497,8 +497,4 @@ def _refuse_learned(run: Path, patients: np.ndarray) -> None:
     if not table.exists():
         return
     learned = set(pd.read_csv(table, sep="\t", usecols=["patient"], dtype=str)["patient"])
-    if seen := [str(patient) for patient in patients if str(patient) in learned]:
-        raise InputError(
-            f"{len(seen)} of {len(patients)} patients to explain (first: {seen[0]!r}) are among those that {run} was "
-            "trained on. Explain patients that it has not seen, or accept it: allow_seen=True (--allow-seen)."
-        )
+    refuse_seen(np.array([str(patient) in learned for patient in patients], dtype=bool), patients, "patients", str(run))

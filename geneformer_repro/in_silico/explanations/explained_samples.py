@@ -34,7 +34,7 @@ from geneformer_repro.in_silico.explanations.explanation import SURROGATE_COLUMN
 from geneformer_repro.in_silico.explanations.gene_table import MOST_GAP
 from geneformer_repro.in_silico.explanations.how_good import labels_in, of_target, replicates
 from geneformer_repro.in_silico.explanations.output_answers import OutputAnswer
-from geneformer_repro.in_silico.explanations.request import Request
+from geneformer_repro.in_silico.explanations.request import Request, refuse_seen
 from geneformer_repro.in_silico.explanations.surrogate import surrogate
 from geneformer_repro.in_silico.explanations.unit_rows import Units, unit_rows
 from geneformer_repro.in_silico.explanations.value_sets import ValueSets, require_few_units
@@ -220,8 +220,8 @@ class ExplainedSamples(Explained):
         median_NG = _medians(samples, function.genes)
         rows = drawn(np.arange(len(samples.names)), request.max_cells, np.random.default_rng(request.seed))
         samples, median_NG = _selected(samples, rows), median_NG[rows]
-        if not request.allow_seen:
-            _refuse_seen(checkpoint, samples)
+        if not request.allow_seen and checkpoint.seen is not None:
+            refuse_seen(np.isin(samples.digests_N, checkpoint.seen), samples.names, "samples", checkpoint.name)
         sets = None if request.sets is None else ValueSets.read(request.sets, network.scale.vocabulary)
         if "surrogate" in request.methods:
             require_few_units(len(network.scale.gene_names) if sets is None else len(sets.names), sets)
@@ -424,20 +424,6 @@ class ExplainedSamples(Explained):
         fit = surrogate(ask, n_units, rng, sampling=self.request.sampling)
         good = GoodnessOfFit(fit.sd_US, fit.r2_S, fit.stability_S)
         return Attribution(fit.weight_US, fit.before_S, fit=good)
-
-
-def _refuse_seen(checkpoint: Checkpoint, samples: ScaledSamples) -> None:
-    """Raise if the network has learned from some of the samples."""
-    if checkpoint.seen is None:
-        return
-    is_seen = np.isin(samples.digests_N, checkpoint.seen)
-    if is_seen.any():
-        first = str(samples.names[is_seen][0])
-        raise InputError(
-            f"{is_seen.sum()} of {len(is_seen)} samples to explain (first: {first!r}) are among those that "
-            f"{checkpoint.name} was trained on. Explain samples that it has not seen, or accept it: "
-            "allow_seen=True (--allow-seen)."
-        )
 
 
 def _selected(samples: ScaledSamples, rows: np.ndarray) -> ScaledSamples:

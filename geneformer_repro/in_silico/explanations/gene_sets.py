@@ -17,11 +17,9 @@ from geneformer_repro.errors import DataFormatError, InputError
 from geneformer_repro.files import read_text, sha256
 from geneformer_repro.in_silico.explanations.scored_genes import NAME_COLUMNS, ScoredGenes, places_of
 from geneformer_repro.tokenizer.features import texts
-from geneformer_repro.tokenizer.genes import read_genes
+from geneformer_repro.tokenizer.gene_lists import MEMBER_COLUMNS, SET_COLUMNS, read_genes
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
 
-SET_COLUMNS = ("set", "gene_set", "geneset", "gs_name", "pathway", "term", "source", "collection", "tf", "regulator")
-MEMBER_COLUMNS = ("gene", "gene_id", "gene_symbol", "genesymbol", "symbol", "gene_name", "target", "ensembl_id")
 _LIST_COLUMNS = tuple(dict.fromkeys(("hugo_symbol", "gene_symbol", "symbol", *NAME_COLUMNS, "gene_id", "ensembl_id")))
 _DESCRIBED = ("name", "version", "licence")
 _VERSION_IN_NAME = re.compile(

@@ -13,11 +13,13 @@ table has no test.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from geneformer_repro.errors import InputError
 from geneformer_repro.in_silico.blockwise import InBlocks, Names, added, blocks_of_whole_cells, totals_by_key
@@ -25,7 +27,7 @@ from geneformer_repro.in_silico.explanations.attribution import LEAST_R2, LEAST_
 from geneformer_repro.in_silico.gene_baselines import FOLDS, beyond_baselines, differential_expression
 from geneformer_repro.in_silico.networks.donor_tests import FEWEST_DONORS, DonorTest, donor_test
 from geneformer_repro.in_silico.published_statistics import SIGNIFICANT
-from geneformer_repro.tokenizer.counts import rank_values
+from geneformer_repro.tokenizer.counts import rank_values, vocabulary_counts
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 if TYPE_CHECKING:
@@ -356,9 +358,15 @@ class _Contrasts:
         if (rows := self._rows(state)) is not None:
             rest, own = (self.cells.select(of) for of in rows)
             without, with_it = (rank_values(of)[:, place].getnnz(axis=0) / len(of) for of in (rest, own))
-            change, _ = differential_expression(rest, own, place, self.metadata.get("donor"), self.counts)
+            counted = None if self._counted is None else [self._counted[of] for of in rows]
+            change, _ = differential_expression(rest, own, place, self.metadata.get("donor"), counted)
             columns = {"detection_difference": with_it - without, "log2_fold_change": change}
         return pd.DataFrame(columns, index=genes)
+
+    @cached_property
+    def _counted(self) -> csr_matrix | None:
+        """The raw counts of all cells, which are looked for once; None if they are not at hand."""
+        return vocabulary_counts(self.cells, self.counts)
 
     def _rows(self, state: str | None) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the rows of the others and of the state; None where there are none of either."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.hazards import discrete_cumulative_hazard, weibull_risk
+from geneformer_repro.outline import TargetOutline, chosen_outputs
 from geneformer_repro.targets import Classes, SurvivalTime, Target
 
 
@@ -105,29 +105,11 @@ class OutputAnswer:
         InputError
             There is no such target or class, none is named among several, or classes are asked of a number.
         """
-        names = [each.name for each in targets]
-        if target is None and len(names) > 1:
-            raise InputError(f"{named} has the targets {', '.join(map(repr, names))}; name one: target= (--target).")
-        if target is not None and target not in names:
-            raise InputError(f"{named} has no target {target!r}. {did_you_mean(target, names)}")
-        number = 0 if target is None else names.index(target)
-        chosen = targets[number]
-        if not isinstance(chosen, Classes):
-            if state is not None or contrast is not None:
-                raise InputError(f"state= and contrast= name classes, and {chosen.described} has none. Leave them out.")
-            return cls(tuple(targets), number)
-        wanted = list(chosen.classes) if state is None else [state] if isinstance(state, str) else list(state)
-        if contrast is not None and state is None:
-            wanted = [name for name in wanted if name != contrast]
-        for name in [*wanted, *([] if contrast is None else [contrast])]:
-            if name not in chosen.classes:
-                raise InputError(f"{named} knows no {chosen.name} {name!r}. {did_you_mean(name, chosen.classes)}")
-        if contrast in wanted or len(set(wanted)) < len(wanted) or not wanted:
-            raise InputError(
-                f"state= names different classes, other than that of contrast=; found {wanted} and {contrast!r}."
-            )
-        numbers = tuple(map(chosen.classes.index, wanted))
-        return cls(tuple(targets), number, numbers, None if contrast is None else chosen.classes.index(contrast))
+        given = [state] if isinstance(state, str) else state
+        outlines = [
+            TargetOutline(one.name, one.described, one.classes if isinstance(one, Classes) else None) for one in targets
+        ]
+        return cls(tuple(targets), *chosen_outputs(outlines, target, given, contrast, name=named))
 
     @property
     def target(self) -> Target:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 
 from geneformer_repro.arguments import require_at_least
@@ -13,7 +14,8 @@ from geneformer_repro.in_silico.explanations.explanation import COLUMNS, SURROGA
 from geneformer_repro.in_silico.explanations.occlusions import OPERATORS, Operator
 from geneformer_repro.in_silico.explanations.path_integrals import Integration, Rule
 from geneformer_repro.in_silico.explanations.surrogate import Sampling
-from geneformer_repro.in_silico.question import GoalState
+from geneformer_repro.in_silico.goals import GoalState
+from geneformer_repro.outline import TRAINED_ON
 from geneformer_repro.reading import Dtype, require_one_of
 from geneformer_repro.tokenizer.labels import asked_labels
 
@@ -129,6 +131,26 @@ class Request:
             case "surrogate":
                 return {"operator": self.operator, "masks": self.masks, **asdict(self.sampling)}
         return {}
+
+
+def refuse_seen(is_seen: np.ndarray, names: Sequence[str] | np.ndarray, rows: str, whose: str) -> None:
+    """Raise if a model has learned from some of the rows that it explains: it tells what it was told.
+
+    Parameters
+    ----------
+    is_seen, names
+        Of each row.
+    rows
+        What they are called.
+    whose
+        What the model is called.
+    """
+    if is_seen.any():
+        first = str(names[int(is_seen.argmax())])
+        raise InputError(
+            f"{is_seen.sum():,} of {len(is_seen):,} {rows} to explain (first: {first!r}) are among "
+            f"{TRAINED_ON.format(whose)}"
+        )
 
 
 def sequence_of(names: Sequence[str], what: str) -> tuple[str, ...]:

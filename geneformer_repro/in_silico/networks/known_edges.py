@@ -16,11 +16,10 @@ import pandas as pd
 from geneformer_repro.errors import DataFormatError, InputError, did_you_mean
 from geneformer_repro.in_silico.published_statistics import false_discovery_rate
 from geneformer_repro.tokenizer.features import texts
+from geneformer_repro.tokenizer.gene_lists import SOURCE_COLUMNS, TARGET_COLUMNS
 from geneformer_repro.tokenizer.genes import KnownGenes, gene_ids_of
 from geneformer_repro.tokenizer.tables import column_called, examples, read_rows
 
-SOURCE_COLUMNS = ("source", "tf", "regulator", "tf_name", "source_genesymbol", "from", "perturbed")
-TARGET_COLUMNS = ("target", "target_gene", "gene", "target_genesymbol", "to")
 SIGN_COLUMNS = ("sign", "mor", "mode", "mode_of_regulation", "effect", "weight")
 CONFIDENCE_COLUMNS = ("confidence", "level", "evidence_level")
 P_COLUMNS = ("p", "p_value", "pvalue", "p_val", "pval")

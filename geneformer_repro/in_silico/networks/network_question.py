@@ -1,6 +1,5 @@
 """What is asked of a gene network: which genes, which groups of cells, which heads, and what memory that takes."""
 
-import difflib
 import hashlib
 import logging
 import re
@@ -28,9 +27,10 @@ from geneformer_repro.in_silico.networks.head_selection import (
 from geneformer_repro.in_silico.networks.network_folder import Group
 from geneformer_repro.in_silico.networks.places import place_bins
 from geneformer_repro.model import MaskedGeneModel
+from geneformer_repro.outline import require_attention_head
 from geneformer_repro.reading import require_one_of
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
-from geneformer_repro.tokenizer.genes import read_genes
+from geneformer_repro.tokenizer.gene_lists import known_genes
 from geneformer_repro.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -125,22 +125,15 @@ class NetworkQuestion:
             for pair in self.heads:
                 if not isinstance(pair, tuple | list) or len(pair) != 2:
                     raise InputError(f"heads must be pairs (layer, head), found {pair!r}.")
-                self._require_there(pair, (n_layers, n_heads))
+                require_attention_head(pair, n_layers, n_heads, self.checkpoint.name)
                 chosen[tuple(pair)] = True
         layers = range(n_layers) if self._is_all(self.layers) else self.layers
         for layer in map(int, layers):
-            self._require_there((layer, 0), (n_layers, n_heads))
+            require_attention_head((layer, 0), n_layers, n_heads, self.checkpoint.name)
             chosen[layer] |= self._is_all(self.heads)
         if not chosen.any():
             raise InputError("layers= or heads= names none. Leave it out for all.")
         return chosen[: np.flatnonzero(chosen.any(1))[-1] + 1]
-
-    def _require_there(self, head: Sequence[int], shape: tuple[int, int]) -> None:
-        if not all(0 <= i < n for i, n in zip(head, shape, strict=True)):
-            raise InputError(
-                f"{self.checkpoint.name} has {shape[0]} layers of {shape[1]} heads, counted from 0 (the layer next to "
-                f"the input); found layer {head[0]}, head {head[1]}."
-            )
 
     @cached_property
     def known(self) -> KnownHalves | None:
@@ -429,47 +422,13 @@ def drawn_cells(
 
 
 def asked_genes(genes: str | Path | Sequence[str], vocabulary: Vocabulary, what: str) -> np.ndarray:
-    """Return whether each gene of a vocabulary is asked for; unknown ones are listed in a warning and left out.
-
-    Parameters
-    ----------
-    genes
-        Ids or names, or a file with one a line.
-    vocabulary
-        The genes that are known.
-    what
-        What they are called, in messages.
-
-    Raises
-    ------
-    InputError
-        None of them is known, or the file names none.
-    """
-    names = read_genes(genes) if isinstance(genes, str | Path) else list(genes)
-    found = vocabulary.find(names)
-    unknown = [name for name, i in zip(names, found, strict=True) if i < 0]
-    if unknown:
-        _say_unknown(unknown, names, what, vocabulary)
+    """Return whether each gene of a vocabulary is asked for, as `known_genes`; others are listed in a warning."""
+    known, on_others = known_genes(genes, vocabulary, what)
+    if on_others and processes.is_first():
+        logger.warning("%s They are left out.", on_others)
     wanted = np.zeros(len(vocabulary), dtype=bool)
-    wanted[found[found >= 0]] = True
+    wanted[known] = True
     return wanted
-
-
-def _say_unknown(unknown: list[str], names: list[str], what: str, vocabulary: Vocabulary) -> None:
-    """Name genes that the vocabulary does not have, with the nearest of those it has; refuse if none is left."""
-    near = {name: difflib.get_close_matches(name, [*vocabulary.by_name], n=2, cutoff=0.8) for name in unknown[:_SHOWN]}
-    with_near = [repr(name) + (f" (near: {', '.join(names)})" if names else "") for name, names in near.items()]
-    shown = listed([*with_near, *unknown[_SHOWN:]], most=_SHOWN)
-    message = (
-        f"{len(unknown)} of {len(names)} {what} are not in the vocabulary, or their name stands for several genes: "
-        f"{shown}."
-    )
-    if len(unknown) == len(names):
-        raise InputError(
-            f"{message} So there is none. Give ids or names of its genes, such as {vocabulary.gene_ids[0]!r}."
-        )
-    if processes.is_first():
-        logger.warning("%s They are left out.", message)
 
 
 def size_in_bytes(size: str | float) -> float:
