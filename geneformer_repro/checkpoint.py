@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ import transformers
 from torch import nn
 from transformers import BertConfig
 
+import geneformer_repro.processes as processes
 from geneformer_repro import expression, hub, pair_networks
 from geneformer_repro.arguments import typed
 from geneformer_repro.checkpoint_files import (
@@ -36,7 +38,7 @@ from geneformer_repro.expression import ExpressionNetwork
 from geneformer_repro.files import misfit, new_directory, read_json, write_json
 from geneformer_repro.heads import CellClassifier, GeneClassifier, Head
 from geneformer_repro.model import MaskedGeneModel
-from geneformer_repro.model_card import model_card, public_provenance
+from geneformer_repro.model_card import Reads, model_card, public_network, public_provenance
 from geneformer_repro.pair_networks import PairNetwork
 from geneformer_repro.targets import Classes, Number, Target, UnknownKindError
 from geneformer_repro.tokenizer.dataset import TokenizedDataset
@@ -48,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 HEAD_FORMAT, _SECOND_HEAD_FORMAT, _FIRST_HEAD_FORMAT = (f"geneformer_repro/head/{version}" for version in (3, 2, 1))
 SEEN_FILE = "seen_cells.parquet"
+_SAID_TO_GUESS: "WeakSet[nn.Module]" = WeakSet()
+"""Networks of which the log has said that they guess."""
 _OF_CELLS, _OF_GENES = "BertForSequenceClassification", "BertForTokenClassification"
 _PUBLISHED_TARGETS: Mapping[str, str] = {_OF_CELLS: "label", _OF_GENES: "gene class"}
 """What a published classifier's target is called here; its own files do not say it."""
@@ -342,6 +346,7 @@ class Checkpoint:
         license: str,
         data: str,
         private: bool = True,
+        sample_names: bool = False,
         overwrite: bool = False,
         token: str | None = None,
     ) -> str:
@@ -350,7 +355,8 @@ class Checkpoint:
         The card says what the network is, what it learned from, its scores beside those of guesses and simple methods
         on the same rows (from the provenance, or the ``methods.tsv`` of the folder it was opened from), how many cells
         it has seen, and how to open it. Names of donors or patients and paths of files are left out of the published
-        ``provenance.json``; predictions, splits and logs of the run stay here. Digests of cells seen go along.
+        ``provenance.json``, and so are the samples of a network of drug response; predictions, splits and logs of the
+        run stay here. Digests of cells seen go along.
 
         Parameters
         ----------
@@ -363,6 +369,9 @@ class Checkpoint:
             What it learned from, in a sentence or two of Markdown: which cells, from whom, where they are published.
         private
             Whether only you can see it. Look at the card there before you make it public.
+        sample_names
+            Of a network of drug response: publish the names of the samples that it was trained on, such as cell lines,
+            with their mean effects. Without, it takes them for new samples; say True of no patients.
         overwrite
             Replace what is in a repository that has files; its history keeps them.
         token
@@ -396,15 +405,21 @@ class Checkpoint:
                 raise InputError(f"{name}=: expected some text, found {said!r}; nobody can use a model without.")
 
         def write(folder: Path, repo_id: str) -> None:
-            self._write_public(folder, repo_id, license=license.strip(), data=data.strip())
+            texts = {"license": license.strip(), "data": data.strip()}
+            self._write_public(folder, repo_id, **texts, sample_names=sample_names)
 
         return hub.publish(repo_id, write, private=private, overwrite=overwrite, token=token)
 
-    def _write_public(self, folder: Path, repo_id: str, *, license: str, data: str) -> None:
+    def _write_public(self, folder: Path, repo_id: str, *, license: str, data: str, sample_names: bool) -> None:
         """Write what is published of the checkpoint, and its card."""
         self.write_into(folder)
         write_json(folder / "provenance.json", public_provenance(self.provenance))
-        is_encoder = not isinstance(self.model, ExpressionNetwork | PairNetwork)
+        reads: Reads = "samples" if isinstance(self.model, ExpressionNetwork) else "cells"
+        n_samples: int | None = None
+        if isinstance(self.model, PairNetwork):
+            reads, n_samples = "pairs", len(self.model.learned["samples"])
+            if not sample_names:
+                write_json(folder / "config.json", public_network(self.model.described()))
         card = model_card(
             repo_id=repo_id,
             license=license,
@@ -412,7 +427,9 @@ class Checkpoint:
             described=repr(self),
             provenance=self.provenance,
             n_seen=None if self.seen is None else len(self.seen),
-            is_encoder=is_encoder,
+            reads=reads,
+            n_samples=n_samples,
+            has_names=sample_names,
             methods=_scores_beside(self.path),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -520,6 +537,17 @@ class Checkpoint:
         provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {}
         seen = _read_seen(folder / SEEN_FILE) if (folder / SEEN_FILE).exists() else None
         return cls(network, vocabulary, provenance, seen, name=f"checkpoint {folder}", path=str(folder))
+
+
+def warn_if_guessing(checkpoint: Checkpoint) -> None:
+    """Say in the log if a checkpoint is known to have been pretrained to nothing better than a guess.
+
+    Once for a network: what embeds cells on the way to a screen has not to say it again.
+    """
+    said = worse_than_guessing(checkpoint.provenance)
+    if said and checkpoint.model not in _SAID_TO_GUESS and processes.is_first():
+        _SAID_TO_GUESS.add(checkpoint.model)
+        logger.warning("%s is %s.", checkpoint.name, said)
 
 
 def _scores_beside(path: str | None) -> dict[str, pd.DataFrame]:

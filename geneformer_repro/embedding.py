@@ -19,7 +19,7 @@ from torch import Tensor
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
 from geneformer_repro.batching import Batch
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.embedding_store import VectorParts, marker_of, open_vectors, refuse_unwritable, write_vectors
 from geneformer_repro.errors import InputError, did_you_mean
 from geneformer_repro.heads import require_poolable
@@ -184,6 +184,7 @@ def embed(
     vectors = _Vectors.of(
         checkpoint, cells, pooling=pooling, layer=layer, dtype=dtype, max_tokens=max_tokens, device=device
     )
+    warn_if_guessing(checkpoint)
     made_by = {
         "model": checkpoint.name,
         "checkpoint": checkpoint.fingerprint,
@@ -289,6 +290,7 @@ def embed_states(
     require_one_of(Statistic, "statistic", statistic)
     members = _members(cells, obs, states)
     vectors = _Vectors.of(checkpoint, cells, pooling=pooling, layer=layer, max_tokens=max_tokens, device=device)
+    warn_if_guessing(checkpoint)
     vectors_SD = np.zeros((len(members), vectors.reader.hidden_size), dtype=np.float32)
     mine = list(enumerate(members.values()))[processes.share()]
     with _showing(sum(len(rows) for _, rows in mine)) as bar:

@@ -1,7 +1,7 @@
 """The page that a checkpoint is published with: what it is, what it learned from, and its scores beside guesses."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from geneformer_repro.checkpoint_files import worse_than_guessing
 
@@ -15,11 +15,17 @@ _USE = """\
 import geneformer_repro as gf
 
 checkpoint = gf.Checkpoint.from_pretrained("{repo_id}")
-cells = gf.tokenize("cells.h5ad", checkpoint.vocabulary)
+{line}
 ```
 
 Install the package `geneformer_repro` first. {hint}
 """
+Reads = Literal["cells", "samples", "pairs"]
+_LINES: dict[Reads, str] = {
+    "cells": 'cells = gf.tokenize("cells.h5ad", checkpoint.vocabulary)',
+    "samples": 'table = gf.predict(checkpoint, "samples.h5ad")',
+    "pairs": 'table = gf.predict_response(checkpoint, "samples.h5ad", "drugs.tsv")',
+}
 _LIMITS = """\
 For research: no medical device, and no advice for patients. Scores hold for data like those it was tested on; on cells
 of another laboratory, tissue or kit, score it anew beside a simple method before it is believed.
@@ -37,6 +43,15 @@ def public_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**provenance, **({"config": config} if config else {})}
 
 
+def public_network(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``config.json`` tells of a network over pairs without its samples, who may be patients."""
+    effects = described["effects"]
+    if effects is not None:
+        kept = {name: of for name, of in effects["effects"].items() if "sample" not in name.split("_")}
+        effects = {**effects, "effects": kept}
+    return {**described, "effects": effects, "learned": {**described["learned"], "samples": []}}
+
+
 def model_card(
     *,
     repo_id: str,
@@ -45,7 +60,9 @@ def model_card(
     described: str,
     provenance: Mapping[str, Any],
     n_seen: int | None,
-    is_encoder: bool,
+    reads: Reads,
+    n_samples: int | None = None,
+    has_names: bool = False,
     methods: "Mapping[str, pd.DataFrame]",
 ) -> str:
     """Write the card.
@@ -64,8 +81,10 @@ def model_card(
         What made it.
     n_seen
         Cells that it is known to have seen.
-    is_encoder
-        Whether it reads tokens.
+    reads
+        What it is asked about.
+    n_samples, has_names
+        Of a network over pairs: how many samples it was trained on, and whether their names go along.
     methods
         Scores of it and of others on the same rows, a table for each target.
     """
@@ -78,22 +97,26 @@ def model_card(
     )
     parts = [
         f"---\n{front.to_yaml()}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n`{described}`",
-        f"## Data\n\n{data}\n\n{_counted(provenance, n_seen)}",
+        f"## Data\n\n{data}\n\n{_counted(provenance, n_seen, reads, n_samples, has_names=has_names)}",
         f"## Scores\n\n{_scores(provenance, methods)}",
-        f"## Use\n\n{_USE.format(repo_id=repo_id, hint=_hint(provenance))}" if is_encoder else "",
+        f"## Use\n\n{_USE.format(repo_id=repo_id, line=_LINES[reads], hint=_hint(provenance, reads))}",
         f"## Limits\n\n{_LIMITS}",
         f"## How it was made\n\n{_made(provenance)}",
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _hint(provenance: Mapping[str, Any]) -> str:
+def _hint(provenance: Mapping[str, Any], reads: Reads) -> str:
+    if reads != "cells":
+        return "Samples are given with the kind of values that it was trained on, which it says where they differ."
     if provenance.get("step") == "pretrain":
         return "`gf.embed`, `gf.finetune` and `gf.perturb` take both."
     return "`gf.predict(checkpoint, cells)` gives its outputs, `gf.explain` what they rest on."
 
 
-def _counted(provenance: Mapping[str, Any], n_seen: int | None) -> str:
+def _counted(
+    provenance: Mapping[str, Any], n_seen: int | None, reads: Reads, n_samples: int | None, *, has_names: bool
+) -> str:
     result = provenance.get("result") or {}
     inputs = {name: digest for name, digest in (provenance.get("inputs") or {}).items() if digest}
     lines = []
@@ -104,8 +127,17 @@ def _counted(provenance: Mapping[str, Any], n_seen: int | None) -> str:
             f"Digests of the {n_seen:,} cells that it or its base has seen are in `seen_cells.parquet`: this package "
             "refuses to score it on them."
         )
+    elif n_samples is not None and has_names:
+        lines.append(f"It was trained on {n_samples:,} samples, whose names are in `config.json`.")
+    elif n_samples is not None:
+        lines.append(
+            f"It was trained on {n_samples:,} samples, whose names, and mean effects by name, are left out: it takes "
+            "them for new ones, and scores on them are too good."
+        )
     else:
-        lines.append("Which cells it has seen is not recorded: scores on cells that may be among them are too good.")
+        lines.append(
+            f"Which {reads} it has seen is not recorded: scores on {reads} that may be among them are too good."
+        )
     if inputs:
         told = ", ".join(f"{name} `{str(digest)[:12]}`" for name, digest in inputs.items())
         lines.append(f"Digests of what went in: {told}.")

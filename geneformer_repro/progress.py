@@ -21,6 +21,18 @@ with warnings.catch_warnings():
 
 logger = logging.getLogger(__name__)
 
+_NO_NEWS = ("gemm_4bit_forward", "Setting accelerator to CPU")
+"""What libraries that transformers and accelerate import greet every user of a CPU with: a kernel that nobody asked for
+(bitsandbytes, by way of peft), and that there is no accelerator (DeepSpeed), even where a network is only saved."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _NO_NEWS)
+
+
+for _library in ("bitsandbytes.backends.cpu.ops", "DeepSpeed"):
+    logging.getLogger(_library).addFilter(_is_news)
+
 
 SECONDS_A_LINE = 30
 IN_A_BAR = {"is_in_a_bar": True}

@@ -52,12 +52,13 @@ def _whole(value: float) -> float | int:
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
 
 
-def shown(value: Any) -> str:
-    """Write a value of `values_of` as a page shows it: whole numbers in full, others to three digits."""
+def shown(value: Any, digits: int = 3) -> str:
+    """Write a value of `values_of` as a page shows it: whole numbers in full, others to some digits, as 2.61e-5."""
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+        told = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.{digits}g}"
+        return told.replace("e-0", "e-")
     return str(value)
 
 
@@ -86,8 +87,8 @@ def table_html(
     plain = _first_of(len(kept), 2 * N_PLAIN if ends else N_PLAIN, both=ends is not None)
     more = f'<p class="more">{len(plain):,} of {n_rows:,} rows.</p>' if len(plain) < n_rows else ""
     both = f' data-ends="{html.escape("|".join(ends))}"' if ends else ""
-    ends_of = _intervals(names)
-    rows = packed({"names": names, "columns": columns, "all": n_rows, "intervals": ends_of})
+    ends_of, digits = _intervals(names), [_digits(column) for column in columns]
+    rows = packed({"names": names, "columns": columns, "all": n_rows, "intervals": ends_of, "digits": digits})
     return (
         f'<div class="rows" data-title="{html.escape(title)}"{both} data-rows="{rows}"><div class="scroll">'
         f"{_rows_html(names, columns, plain, ends_of, 'data')}</div>{more}</div>"
@@ -104,6 +105,15 @@ def _first_of(n: int, most: int, *, both: bool) -> list[int]:
 def _is_told(columns: list[list[Any]]) -> bool:
     """Return whether a table is words beside their heading, and no data."""
     return not columns or (len(columns) == 1 and any(isinstance(value, str) for value in columns[0]))
+
+
+def _digits(column: list[Any]) -> int:
+    """Return with how many digits numbers of a column differ: six where all are alike, such as similarities near 1."""
+    numbers = [value for value in column if isinstance(value, int | float)]
+    if len(numbers) < 2 or len(numbers) < sum(value is not None for value in column):
+        return 3
+    least, most = min(numbers), max(numbers)
+    return 6 if 0 < most - least < 0.005 * max(abs(least), abs(most)) else 3
 
 
 def _intervals(names: list[str]) -> dict[int, tuple[int, int]]:
@@ -125,12 +135,20 @@ def _rows_html(
     look: str,
 ) -> str:
     apart = [i for i in range(len(names)) if not any(i in ends for ends in intervals.values())]
+    digits = {i: _digits(columns[i]) for i in apart}
     looks = {i: "" if look == "facts" else _look(columns[i], first=not i) for i in apart}
     head = "".join(f"<th{looks[i]}{_told(names, intervals.get(i))}>{_breakable(names[i])}</th>" for i in apart)
 
     def cell(i: int, row: int) -> str:
-        value, ends = html.escape(shown(columns[i][row])), [columns[end][row] for end in intervals.get(i, ())]
-        between = "" if not ends or None in ends else f' <span class="between">{" to ".join(map(shown, ends))}</span>'
+        value, ends = (
+            html.escape(shown(columns[i][row], digits[i])),
+            [columns[end][row] for end in intervals.get(i, ())],
+        )
+        between = (
+            ""
+            if not ends or None in ends
+            else f' <span class="between">{" to ".join(shown(end, digits[i]) for end in ends)}</span>'
+        )
         return f"<td{looks[i]}>{value}{between}</td>"
 
     body = "".join(f"<tr>{''.join(cell(i, row) for i in apart)}</tr>" for row in rows)

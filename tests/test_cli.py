@@ -675,6 +675,18 @@ def test_information_into_a_closed_pipe_is_no_error(there, tmp_path):
     assert (tmp_path / "log").read_text() == ""
 
 
+def test_what_cannot_be_printed_is_told_in_a_line(there, tmp_path):
+    def info():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        raise SystemExit(cli.main(["info", "base"]))
+
+    assert status_of(forked(info, tmp_path / "log")) == 2
+    said = (tmp_path / "log").read_text()
+    assert "error: what is printed could not be written: the disk is full" in said
+    assert "Traceback" not in said
+
+
 def test_genes_are_not_coloured_by_a_column_of_cells(there, run, quick_umap, tmp_path):
     out = tmp_path / "genes.h5ad"
     refused(run("embed", "base", "cells.tok", "--level", "gene", "--umap", "cell_type", "-o", out), "--umap")
@@ -753,6 +765,11 @@ def test_settings_come_from_a_file_and_the_command_line_wins(copy, run):
     [
         ("vocab", "Vocabulary(", []),
         ("base", "Checkpoint(masked gene model, 3 layers of 64", ['"step": "pretrain"', '"size": "tiny"', '"result"']),
+        (
+            "cells-out.h5ad",
+            "vectors of 100 cells × 64 dimensions, by embed",
+            ['"level": "cell"', '"layer": -1', "donor"],
+        ),
         ("clf", "Checkpoint(classifier of 'cell_type' (3 classes)", ['"step": "finetune"', '"accuracy"']),
         (
             "shifts.parquet",

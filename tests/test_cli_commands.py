@@ -167,7 +167,8 @@ NEXT = {
     "--max-cells 100 -o clf-screen.parquet",
     "embed base cells.tok --where donor=d1 -o v.h5ad": "perturb base cells.tok --where donor=d1 --max-cells 100 "
     "-o v-screen.parquet",
-    "perturb base cells.tok -o s.parquet": "statistics s.parquet -o s.tsv",
+    "perturb base cells.tok -o few.parquet": "statistics few.parquet --method aggregate -o few.tsv",
+    "perturb base cells.tok -o many.parquet": "statistics many.parquet -o many.tsv",
     "explain base cells.tok -o why.parquet": "statistics why.parquet --checkpoint base --cells cells.tok "
     "-o why-genes.tsv",
     "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
@@ -178,7 +179,8 @@ NEXT = {
 
 
 @pytest.mark.parametrize(("command", "after"), NEXT.items(), ids=NEXT)
-def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, command, after):
+def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, command, after, monkeypatch):
+    monkeypatch.setattr(following, "_n_perturbed", lambda screen: 3 if screen.stem == "few" else 900)
     words = shlex.split(command)
     found = COMMANDS[words[0]].then(PARSER.parse_args(words))
     assert shlex.join(found) == after

@@ -1,6 +1,7 @@
 """A checkpoint on the hub: what is pushed, what is kept back, what its card says, and that it opens from there."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,13 @@ import yaml
 from huggingface_hub.errors import EntryNotFoundError
 
 import geneformer_repro as gf
+from geneformer_repro.drug_inputs import DrugScale
+from geneformer_repro.expression import ExpressionInputs, InputScale
 from geneformer_repro.heads import CellClassifier, Head
-from geneformer_repro.targets import Classes
+from geneformer_repro.mean_effects import MeanEffects
+from geneformer_repro.network_settings import PairNetworkConfig
+from geneformer_repro.pair_networks import PairNetwork
+from geneformer_repro.targets import Classes, Response
 
 SAID = {"license": "cc-by-4.0", "data": "700 blood cells of one donor."}
 METHODS = (
@@ -144,3 +150,35 @@ def test_a_hub_that_is_not_to_be_reached_is_told(checkpoint, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     with pytest.raises(gf.InputError, match="lab/blood: no such folder, and on the hub no checkpoint of this package"):
         gf.Checkpoint.from_pretrained("lab/blood")
+
+
+@pytest.mark.parametrize("sample_names", [False, True])
+def test_samples_of_a_network_of_drug_response_are_published_on_request_alone(checkpoint, hub, sample_names):
+    rng, names, drugs = np.random.default_rng(0), ["Mrs. Smith", "Mr. Jones"], gf.Drugs.of_names(["x", "y"])
+    inputs = ExpressionInputs({"expression": rng.normal(size=(2, 5))}, {"expression": tuple("abcde")})
+    shape = PairNetworkConfig(model="tdnn", drug_input="one_hot").filled()
+    scale, of_drugs = InputScale.fit(inputs), DrugScale.fit(drugs, "one_hot", at_least=shape.fewest_positions)
+    network = PairNetwork(shape, Head((Response("response", "AUC", mean=0, sd=1),)), scale, of_drugs, seed=0).eval()
+    network.learned = {"samples": names, "drugs": list(drugs.keys)}
+    network.effects = MeanEffects.fit(np.arange(4.0), np.repeat(names, 2), np.tile(drugs.keys, 2))
+    gf.Checkpoint(network, checkpoint.vocabulary).push_to_hub("lab/drugs", **SAID, sample_names=sample_names)
+    assert [b"Smith" in file.read_bytes() for file in (hub.root / "lab/drugs").iterdir()].count(True) == sample_names
+    opened = gf.Checkpoint.from_pretrained("lab/drugs").model
+    assert opened.learned == network.learned | ({} if sample_names else {"samples": []})
+    assert sorted(opened.effects.differences) == (["drug", "sample"] if sample_names else ["drug"])
+    card = (hub.root / "lab/drugs/README.md").read_text()
+    assert f"2 samples, whose names{' are in' if sample_names else ', and mean effects by name, are left out'}" in card
+    assert 'gf.predict_response(checkpoint, "samples.h5ad", "drugs.tsv")' in card
+
+
+def test_saving_a_checkpoint_brings_no_greetings_of_libraries(checkpoint, tmp_path, caplog):
+    """`save_pretrained` imports accelerate, and that DeepSpeed, which warns whoever has a CPU alone."""
+    greeting = logging.getLogger("DeepSpeed")
+    greeting.addHandler(caplog.handler)
+    try:
+        checkpoint.save(tmp_path / "saved")
+        greeting.warning("Setting accelerator to CPU. If you have GPU or other accelerator, …")
+        greeting.warning("something else")
+    finally:
+        greeting.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records if record.name == "DeepSpeed"} == {"something else"}

@@ -1,7 +1,9 @@
 """Pages as a reader has them: a gene is typed, rows sorted, the pointer moved; and nothing is asked of the network."""
 
 import csv
+import html
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -51,6 +53,9 @@ def path(tmp_path_factory):
         Section("All genes", "s", "n", table=table.set_index("gene_name"), ends=("first", "last")),
         Section("States", "s", "n", table=pd.DataFrame({"cells": [3, 5]}, index=pd.Index(["a", "b"], name="state"))),
         Section("Scores", "s", "n", table=scores()),
+        Section(
+            "Near one", "s", "n", table=pd.DataFrame({"x": [0.99998, 0.99999], "y": [2.5e-5, 3]}, index=["a", "b"])
+        ),
     ]
     page = tmp_path_factory.mktemp("page") / "page.html"
     write_report(page, title=HOSTILE[0], lead=HOSTILE[1], sections=sections, facts={HOSTILE[2]: HOSTILE[0]})
@@ -171,7 +176,8 @@ def test_the_rows_shown_are_downloaded_as_csv_with_all_their_digits(page, path):
     text = page.run("window.taken")
     assert text.startswith("gene_name,effect,p_value,fdr,n_cells\r\n")
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert [row[0] for row in rows[1:]] == genes()["gene_name"].tolist()
+    names = genes()["gene_name"].tolist()
+    assert [row[0] for row in rows[1:]] == [*names[:-1], f"'{names[-1]}"]  # a spreadsheet would run what begins with =
     again = pd.read_csv(io.StringIO(text, newline=""))
     np.testing.assert_allclose(again["p_value"], genes()["p_value"], rtol=1e-5)
     assert np.isnan(again["effect"][7])
@@ -190,6 +196,15 @@ def test_ends_of_intervals_stand_beside_their_values_and_apart_in_the_file(page)
     assert page.run("window.taken").splitlines()[:2] == [
         "index,auc,lowest,auc_low,auc_high,effect,low,high", "1,0.75,1,,,2,1,3",
     ]  # fmt: skip
+
+
+def test_the_script_draws_the_rows_that_a_page_has_without_it(page, path):
+    text = path.read_text().partition('data-title="All genes"')[2].partition("</tbody>")[0]
+    written = [
+        html.unescape(cell).replace("\n", " ") for cell in re.findall(r"<td[^>]*>(.*?)</td>", text, flags=re.DOTALL)
+    ]
+    assert page.texts(f"{TABLE} td")[: 5 * 25] == written[: 5 * 25]
+    assert page.texts('[data-title="Near one"] td') == ["a", "0.99998", "2.5e-5", "b", "0.99999", "3"]
 
 
 def test_folded_words_open_and_nothing_is_cut_at_600_pixels(opened, path):

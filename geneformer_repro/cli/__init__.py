@@ -5,11 +5,13 @@ ends with exit status 1; anything else is a bug and shows its traceback.
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.check(arguments)
         status = int(arguments.run(arguments) or 0)
         sys.stdout.flush()
-        if status == 0 and not arguments.quiet and is_looked_at() and (following := command.then(arguments)):
-            say_next(following)
+        if status == 0 and not arguments.quiet and is_looked_at():
+            with suppress(InputError):  # a hint that cannot be given is no failure of what was done
+                say_next(command.then(arguments))
         return status
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, FileExistsError) as error:
         said = broken(f"error: {error}", width_of(sys.stderr)).removeprefix("error:")
         print(f"{coloured('error:', RED, sys.stderr)}{said}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:  # of files it is said where they are written
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: what is printed could not be written: the disk is full", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         say(f"interrupted: {_what_is_left(arguments)}", stream=sys.stderr)

@@ -122,15 +122,15 @@ class Command(Suggesting):
         examples: Sequence[str],
         then: Callable[[argparse.Namespace], list[str] | None] | None,
         configures: Callable[[argparse.Namespace], Any] | None,
-        looks: Callable[[argparse.Namespace], None] | None,
         settings: tuple[str, str] | None,
+        looks: Callable[[argparse.Namespace], None] | None,
         siblings: Mapping[str, "Command"],
         **options: Any,
     ) -> None:
         self._groups: dict[str, Any] = {}
         super().__init__(add_help=False, **options)
         self.family, self.says, self.examples, self.siblings = family, says, examples, siblings
-        self._then, self._configures, self._looks, self._settings = then, configures, looks, settings
+        self._then, self._configures, self._settings, self._looks = then, configures, settings, looks
         self._groups = {name: self.add_argument_group(name) for name in (IN, OUT, HOW, MACHINE)}
         self.add_argument("-h", "--help", action="help", help="show this, and exit")
 

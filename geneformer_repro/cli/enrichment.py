@@ -11,7 +11,7 @@ from geneformer_repro.cli.terminal import print_table, say
 from geneformer_repro.errors import InputError
 
 _SHOWN = (
-    "method", "state", "drug", "dose", "direction", "size", "overlap", "expected", "fold", "nes", "p_value", "fdr",
+    "method", "state", "drug", "dose", "direction", "fdr", "fold", "nes", "overlap", "size", "expected", "p_value",
     "plain_fdr", "donor_p_value",
 )  # fmt: skip
 

@@ -26,6 +26,8 @@ _FEW_CELLS = "100"
 _OF_COUNTS = {"layer": None, "gene_ids": None, "values": "counts"}
 """Options that say how counts are read, with their defaults."""
 _SAMPLED = 256
+_FEWEST_TO_MATCH = 10
+"""Genes with which one is compared, by default."""
 _SMALL, _SHORT = 20_000, 500_000
 """Cells below which a tiny network is large enough to begin with; below which 10,000 steps of warm-up are too many."""
 
@@ -122,8 +124,15 @@ def after_embed(given: argparse.Namespace) -> list[str] | None:
 
 
 def after_perturb(given: argparse.Namespace) -> list[str]:
-    """Test the genes of the screen."""
-    return ["statistics", given.out, "-o", renamed(given.out, ".tsv")]
+    """Test the genes of the screen, if they are enough to be matched with others; else average each."""
+    few = ["--method", "aggregate"] if _n_perturbed(Path(given.out)) <= _FEWEST_TO_MATCH else []
+    return ["statistics", given.out, *few, "-o", renamed(given.out, ".tsv")]
+
+
+def _n_perturbed(screen: Path) -> float:
+    from geneformer_repro.in_silico.shift_table import ShiftTable
+
+    return ShiftTable.open(screen).n_distinct("perturbed")
 
 
 def after_explain(given: argparse.Namespace) -> list[str]:
@@ -152,9 +161,9 @@ def after_heads(given: argparse.Namespace) -> list[str]:
 def after_info(given: argparse.Namespace) -> list[str] | None:
     """Make the table of what was measured."""
     kind, path = kind_of(Path(given.path)), argparse.Namespace(out=given.path)
-    if kind in (SCREEN, EXPLANATION):
-        return after_perturb(path)
-    return after_network(path) if kind == NETWORK else None
+    if kind == EXPLANATION:
+        return ["statistics", given.path, "-o", renamed(given.path, ".tsv")]
+    return after_perturb(path) if kind == SCREEN else after_network(path) if kind == NETWORK else None
 
 
 def beside(path: str, name: str) -> str:

@@ -12,7 +12,7 @@ from geneformer_repro.cli.following import after_info
 from geneformer_repro.cli.inputs import ANY_FILE, given_vocabulary, new_command
 from geneformer_repro.cli.screens import size_of_screen
 from geneformer_repro.cli.terminal import in_rows, say
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
 from geneformer_repro.files import is_there, mudata_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def _info(arguments: argparse.Namespace) -> None:
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
     if not is_there(path):
         raise InputError(f"{path}: no such file or folder.")
-    if _may_hold_counts(path):
+    if path.suffix == ".h5ad" and (vectors := _vectors_of(path)):
+        _show(*vectors)
+    elif _may_hold_counts(path):
         _describe_counts(path)
     elif path.is_file() and not _holds_tokens(path):
         _describe_table(path)
@@ -64,6 +66,25 @@ def _info(arguments: argparse.Namespace) -> None:
         say(Vocabulary.load(path))
     else:
         _describe_cells(path, vocabulary)
+
+
+def _vectors_of(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Say what embed wrote into a file, and how; None if it did not write it."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            made = file.get("uns/geneformer_repro")
+            if made is None or "level" not in made:
+                return None
+            told = {name: value[()] for name, value in made.items()}
+            n_vectors, n_dimensions = (len(file[of][file[of].attrs["_index"]]) for of in ("obs", "var"))
+            columns = [str(name) for name in file["obs"].attrs["column-order"]]
+    except (OSError, KeyError, TypeError, AttributeError):  # what is wrong is said by what reads counts
+        return None
+    facts = {name: of.decode() if isinstance(of, bytes) else of.item() for name, of in told.items()}
+    of_each = counted(n_vectors, str(facts["level"]))
+    return f"vectors of {of_each} × {n_dimensions:,} dimensions, by embed", facts | {"obs": columns}
 
 
 def _may_hold_counts(path: Path) -> bool:

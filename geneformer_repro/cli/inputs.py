@@ -51,8 +51,8 @@ def new_command(
     more: str = "",
     then: Callable[[argparse.Namespace], list[str] | None] | None = None,
     configures: Callable[[argparse.Namespace], Any] | None = None,
-    looks: Callable[[argparse.Namespace], None] | None = None,
     settings: tuple[str, str] | None = None,
+    looks: Callable[[argparse.Namespace], None] | None = None,
 ) -> Command:
     """Add a command that writes `out`, if anything, with the options that all such commands have."""
     command: Command = commands.add_parser(
@@ -63,8 +63,8 @@ def new_command(
         examples=[f"geneformer-repro {name} {example}".rstrip() for example in examples],
         then=then,
         configures=configures,
-        looks=looks,
         settings=settings,
+        looks=looks,
         siblings=commands.choices,
     )
     if out is not None:

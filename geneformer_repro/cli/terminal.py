@@ -40,9 +40,9 @@ def is_looked_at() -> bool:
     return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
-def say_next(command: Sequence[str]) -> None:
-    """Name the command that may come next, on a terminal."""
-    if is_looked_at():
+def say_next(command: Sequence[str] | None) -> None:
+    """Name the command that may come next, if one is known, on a terminal."""
+    if command and is_looked_at():
         words = ("geneformer-repro", *map(str, command))
         print(f"{coloured('next:', GREEN, sys.stderr)} {folded(words, width_of(sys.stderr), at=6)}", file=sys.stderr)
 

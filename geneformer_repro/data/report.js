@@ -15,12 +15,14 @@ async function unpacked(text) {
   return JSON.parse(await new Response(stream).text());
 }
 
-function shown(value) {
+function shown(value, digits = 3) {
   if (value === null) return "";
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e15) return String(value);
-  return size >= 1000 && size < 1e6 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+  if (size >= 1000 && size < 1e6) return value.toFixed(0);
+  const told = Number(value.toPrecision(digits));
+  return size < 1e-4 ? told.toExponential() : String(told);
 }
 
 // Words that are looked for, apart by commas; a row or point fits if it holds one of them.
@@ -33,6 +35,7 @@ class Table {
     this.n = packed.columns[0].length;
     this.all = packed.all;
     this.intervals = packed.intervals;
+    this.digits = packed.digits;
     const ends = Object.values(packed.intervals).flat();
     this.apart = packed.names.map((_, i) => i).filter((i) => !ends.includes(i)); // columns that have a heading
     this.numeric = this.columns.map((column) => column.every((value) => value === null || typeof value === "number"));
@@ -117,7 +120,7 @@ class Table {
     this.found = this.rows();
     const start = this.page * PAGE_ROWS, rows = this.found.slice(start, start + PAGE_ROWS);
     this.body.replaceChildren(...rows.map((row) => made("tr", {}, ...this.apart.map((column, i) =>
-      made("td", { className: this.heads[i].className }, shown(this.columns[column][row]), ...this.between(column, row))))));
+      made("td", { className: this.heads[i].className }, shown(this.columns[column][row], this.digits[column]), ...this.between(column, row))))));
     if (!rows.length) this.body.append(made("tr", {}, made("td", { colSpan: this.heads.length, textContent: "no row has that" })));
     this.heads.forEach((head, i) =>
       head.setAttribute("aria-sort", this.apart[i] !== this.sorted ? "none" : this.falling ? "descending" : "ascending"));
@@ -134,12 +137,13 @@ class Table {
   between(column, row) {
     const ends = (this.intervals[column] || []).map((end) => this.columns[end][row]);
     if (!ends.length || ends.includes(null)) return [];
-    return [" ", made("span", { className: "between", textContent: ends.map(shown).join(" to ") })];
+    return [" ", made("span", { className: "between", textContent: ends.map((end) => shown(end, this.digits[column])).join(" to ") })];
   }
 
   csv() {
     const cell = (value) => {
-      const text = value === null ? "" : String(value);
+      const runs = typeof value === "string" && /^'*[=+\-@\t\r]/.test(value) && !/^[+-]?[\d.]+(e[+-]?\d+)?$/i.test(value);
+      const text = (runs ? "'" : "") + (value ?? "");  // as in tables of files: a spreadsheet would run it
       return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
     const lines = this.found.map((row) => this.columns.map((column) => cell(column[row])).join(","));

@@ -274,11 +274,12 @@ def _with_groups(
     repeats: np.ndarray,
     seed: int,
 ) -> Evaluation:
-    """Add what groups say, of which there are at least two, and labels of more than one value."""
-    if len(np.unique(groups)) < 2 or len(np.unique(labels_NS, axis=0)) < 2:
+    """Add what groups say: at least two, one of several rows, and labels of more than one value."""
+    of_fold = pd.MultiIndex.from_arrays([folds, groups])
+    if len(np.unique(groups)) < 2 or of_fold.is_unique or len(np.unique(labels_NS, axis=0)) < 2:
         return found
     if not are_of_groups(labels_NS, groups):
-        per_group = scores_in_groups(found.kind, labels_NS, predicted, groups)
+        per_group = scores_in_groups(found.kind, labels_NS, predicted, groups=groups, folds=folds)
         best = _best_simple(found.methods[found.leading], found.networks)
         table = over_groups(per_group, leading=found.leading, best=best)
         return replace(found, group=group, per_group=per_group, within_groups=table)

@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.config import (
     resolved,
     setting,
@@ -29,7 +29,6 @@ from geneformer_repro.finetuning.baselines import Features
 from geneformer_repro.finetuning.evaluation import Evaluation, log_verdicts
 from geneformer_repro.finetuning.experiment import Experiment, Findings, splits_of
 from geneformer_repro.finetuning.methods import NETWORKS
-from geneformer_repro.finetuning.networks import warn_if_guessing
 from geneformer_repro.finetuning.problems.cells import CellProblem, at_most_of_a_class, labelled_cells
 from geneformer_repro.finetuning.problems.samples import BESIDE_VERSION, beside_encoder
 from geneformer_repro.finetuning.results import tested_rows, write_findings

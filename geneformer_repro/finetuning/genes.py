@@ -16,7 +16,7 @@ import pandas as pd
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.config import resolved
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import provenance
@@ -24,7 +24,6 @@ from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target, 
 from geneformer_repro.finetuning.experiment import Experiment, Findings
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED
 from geneformer_repro.finetuning.methods import NETWORKS
-from geneformer_repro.finetuning.networks import warn_if_guessing
 from geneformer_repro.finetuning.problems.genes import GeneProblem, gene_splits, labelled_genes
 from geneformer_repro.finetuning.results import write_findings
 from geneformer_repro.finetuning.settings.genes import GeneFinetuneConfig

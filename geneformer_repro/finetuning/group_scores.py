@@ -1,5 +1,7 @@
 """Scores by donor: cells of a donor are alike, so it is of donors, not of cells, that a method is right or wrong.
 
+So are samples of a patient, whose survival is one.
+
 Where all cells of a group have one label, such as a disease, the group becomes a row: what is predicted of it is the
 mean over its cells. Where labels differ within groups, as cell types do, each group is scored by itself, and methods
 are compared group by group. Over cells alone a method that knows 40 of 44 donors looks as sure as one of 400.
@@ -78,21 +80,31 @@ def rows_of_groups(
 
 
 def scores_in_groups(
-    kind: Kind[Any], labels_NS: np.ndarray, predicted: Mapping[str, np.ndarray], groups: np.ndarray
+    kind: Kind[Any],
+    labels_NS: np.ndarray,
+    predicted: Mapping[str, np.ndarray],
+    *,
+    groups: np.ndarray,
+    folds: np.ndarray,
 ) -> pd.DataFrame:
     """Score every method in each group by itself.
 
     Returns
     -------
-    A row a method and group: ``method``, ``group``, ``n`` (rows), and the scores of the kind; NaN where a group does
-    not define one, as where all of its rows are of one class.
+    A row a method and group: ``method``, ``group``, ``n`` (rows), and the scores of the kind, the mean over folds in
+    which the group was tested, whose networks are not one; NaN where a group does not define one, as where all of its
+    rows are of one class.
     """
+    of_fold: Mapping[Any, np.ndarray] = pd.Series(np.arange(len(groups))).groupby([groups, folds]).indices
     rows = [
-        {"method": name, "group": group, "n": int(members.sum()), **kind.scores(labels_NS[members], one[members])}
+        {"method": name, "group": group, "n": len(members), **kind.scores(labels_NS[members], one[members])}
         for name, one in predicted.items()
-        for group, members in ((group, groups == group) for group in np.unique(groups))
+        for (group, _), members in of_fold.items()
     ]
-    return pd.DataFrame(rows)
+    of_group = pd.DataFrame(rows).groupby(["method", "group"], sort=False)
+    table = of_group.mean()
+    table["n"] = of_group["n"].sum()
+    return table.reset_index()
 
 
 def over_groups(per_group: pd.DataFrame, *, leading: str, best: str | None) -> pd.DataFrame:

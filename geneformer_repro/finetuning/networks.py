@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
-from geneformer_repro.checkpoint_files import worse_than_guessing
 from geneformer_repro.files import read_json
 from geneformer_repro.finetuning import transfer
 from geneformer_repro.finetuning.kinds import kind_of
@@ -94,12 +93,6 @@ def read_history(work: Path) -> pd.DataFrame:
     """Return the history of a finished network."""
     kept = read_json(work / HISTORY)
     return pd.DataFrame(kept["entries"], columns=kept["columns"])
-
-
-def warn_if_guessing(checkpoint: Checkpoint) -> None:
-    """Say in the log if a checkpoint is known to have been pretrained to nothing better than a guess."""
-    if (said := worse_than_guessing(checkpoint.provenance)) and processes.is_first():
-        logger.warning("%s is %s.", checkpoint.name, said)
 
 
 def drop_weights(work: Path) -> None:

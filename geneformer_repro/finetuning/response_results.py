@@ -109,9 +109,10 @@ def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figu
                 "What is predicted beyond the mean effects: see the tables of each number of pairs.",
                 figure=figure,
                 table=wide,
-                note=" ".join(sentences(study.differences, use)),
             )
         )
+        if said := sentences(study.differences, use):
+            sections.append(_surely(called, said))
     facts = {
         "networks": ", ".join(config.networks),
         "steps": config.steps,
@@ -120,11 +121,25 @@ def _write_page(folder: Path, study: ResponseStudy, pictures: "Mapping[str, Figu
     }
     write_report(
         folder / "report.html",
-        title="From one screen of drug response to another",
+        title=f"Response to drugs ({config.measure}): from one screen to another",
         lead="Networks that learned a large screen before, beside the same from random weights and the means of drugs "
         "and samples. A network that does not beat the means was not worth it.",
         sections=sections,
         facts=facts,
+    )
+
+
+def _surely(called: str, said: list[str]) -> Section:
+    """Return what differences say, a line each: what was compared, and where it is so."""
+    (what, _, _), *_ = cut = [sentence.partition(": ") for sentence in said]
+    return Section(
+        f"{called[0].upper()}{called[1:]}: what is surely better or worse",
+        f"Paired tests{what[what.index(' (') :]}; behind each method by how much. Differences below {_CLEAR:g} are "
+        "left out.",
+        "Which network to choose: of so many comparisons some are below 0.05 by chance.",
+        table=pd.DataFrame(
+            {"where": [where for *_, where in cut]}, index=[what.partition(" (")[0] for what, *_ in cut]
+        ).rename_axis("compared"),
     )
 
 

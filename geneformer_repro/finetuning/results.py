@@ -10,7 +10,7 @@ from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING, checkpoint_war
 from geneformer_repro.files import write_table
 from geneformer_repro.finetuning.block_use import use_figure, use_section
 from geneformer_repro.finetuning.curve import over_draws
-from geneformer_repro.finetuning.evaluation import INDEXED, VS_BEST, Evaluation
+from geneformer_repro.finetuning.evaluation import INDEXED, Evaluation
 from geneformer_repro.finetuning.experiment import Experiment
 from geneformer_repro.finetuning.figures import learning_curve_figure, methods_figure
 from geneformer_repro.finetuning.kinds import kind_of
@@ -160,8 +160,8 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     evaluation, pictures = page
     name, tested = evaluation.target.name, tested_rows(evaluation)
     says = evaluation.kind.spelled
-    best = evaluation.methods[next(iter(says))].dropna()
-    winner = f"The best {next(iter(says.values()))} is that of: {best.idxmax()}." if len(best) else ""
+    best = evaluation.methods[evaluation.leading].dropna()
+    winner = f"The best {says[evaluation.leading]} is that of: {best.idxmax()}." if len(best) else ""
     scored = _on_page(evaluation.methods, evaluation)
     sections = [
         Section(
@@ -196,9 +196,14 @@ def _sections(page: Page, intervals: str) -> list[Section]:
 
 def _on_page(methods: pd.DataFrame, evaluation: Evaluation) -> pd.DataFrame:
     """Return the scores that a page shows, in words; the file has all, with their intervals."""
+    above = f"{evaluation.leading}_vs_"
     words = dict(evaluation.kind.on_page) or {str(name): str(name) for name in methods}
-    words[f"{evaluation.leading}{VS_BEST}"] = "above best simple"
-    shown = [name for name in methods if name in words and not name.endswith(("_low", "_high"))]
+    words |= {
+        name: f"above {name.removeprefix(above).replace('_', ' ')}"
+        for name in map(str, methods)
+        if name.startswith(above)
+    }
+    shown = [name for name in words if name in methods and not name.endswith(("_low", "_high"))]
     return methods[shown].rename(columns=words).dropna(how="all")
 
 

@@ -359,17 +359,40 @@ def write_screen_report(
     (--overwrite).
     """
     refuse_existing(Path(path), overwrite=overwrite)
-    effects, metadata = _effects(shifts, statistics), shifts.metadata
+    done, metadata = _done(shifts, statistics), shifts.metadata
+    statistics = _without_mirrored(shifts, statistics)
+    effects = _effects(shifts, statistics)
     write_report(
         path,
-        title="In silico perturbation screen",
+        title=f"In silico perturbation screen{_asked(metadata)}",
         lead=f"{_sentence(_in_words(metadata.get('perturbation') or {}, shifts))} This was done to cells as the model "
         "sees them; everything below is what the model made of it.",
-        sections=[_done(shifts, statistics), *_sections(shifts, statistics, effects)],
+        sections=[done, *_sections(shifts, statistics, effects)],
         facts={name: metadata[name] for name in ("cells", "seed") if name in metadata},
         warning=checkpoint_warning(metadata),
         overwrite=overwrite,
     )
+
+
+def _asked(metadata: Mapping[str, Any]) -> str:
+    """Return towards what cells were to move, for the title."""
+    goal, target = metadata.get("goal"), metadata.get("target")
+    return f": {goal['start']} → {goal['goal']}" if goal else f": {target['name']}" if target else ""
+
+
+def _without_mirrored(shifts: ShiftTable, statistics: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the first of two classes: what one gains the other loses, and each gene would stand there twice."""
+    if _class_shown(shifts, statistics) is None:
+        return statistics
+    return statistics[statistics["state"].astype(str) == str(shifts.metadata["target"]["classes"][1])]
+
+
+def _class_shown(shifts: ShiftTable, statistics: pd.DataFrame) -> str | None:
+    """Say which of two classes a page shows; None where there are more, or pairs, of which few are asked."""
+    classes = [str(name) for name in (shifts.metadata.get("target") or {}).get("classes", [])]
+    if len(classes) != 2 or "interaction" in statistics or not set(classes) <= set(map(str, _states(statistics))):
+        return None
+    return f"{classes[1]}; what it gains {classes[0]} loses"
 
 
 def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -> Iterator[Section]:
@@ -527,6 +550,7 @@ def _done(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
         and f"{goal['obs']}: from {goal['start']} to {goal['goal']}"
         + (f" (alternatives: {', '.join(goal['alternatives'])})" if goal.get("alternatives") else ""),
         "classifier": target and f"of {target['name']}: {', '.join(map(str, target['classes']))}",
+        "class shown": _class_shown(shifts, statistics),
         "cells perturbed": metadata.get("n_cells"),
         "values": f"{len(shifts):,}, in {len(statistics):,} rows of statistics",
         "donors": metadata.get("donor") and f"column {metadata['donor']}",

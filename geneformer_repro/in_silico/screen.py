@@ -12,7 +12,7 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.errors import InputError, counted, listed
 from geneformer_repro.in_silico.engine import Engine, Outcome, PerturbedCell
 from geneformer_repro.in_silico.first_order import first_order
@@ -220,6 +220,7 @@ def perturb(
     }
     plan = _plan_of(metadata)
     require_same_plan(out, plan, what="screen", overwrite=overwrite)
+    warn_if_guessing(checkpoint)
     score, affected_tokens = question.score(where), question.affected_tokens()
     engine = Engine(reader, cells.vocabulary, question.pooling_read, score, affected_tokens, max_genes)
     screened = Screened(question, engine, edits, layout, rows, n_variants, seed)

@@ -212,11 +212,16 @@ def _of_its_own(effect_GX: np.ndarray) -> tuple[float, int]:
 def _depends(own_share: float, n_below: int, n_shams: int) -> str:
     if own_share < LITTLE:
         return "no"
-    if 1 / (n_shams + 1) > LEVEL:
+    if _by_chance(n_shams, n_shams) > LEVEL:
         return "not known"
-    if (1 + n_shams - n_below) / (n_shams + 1) > LEVEL:
+    if _by_chance(n_below, n_shams) > LEVEL:
         return "as at random"
     return "yes" if own_share >= HALF else "in part"
+
+
+def _by_chance(n_below: int, n_shams: int) -> float:
+    """Return the chance of one of these directions to have so many of the others below it, or more."""
+    return (1 + n_shams - n_below) / (1 + n_shams)
 
 
 _SAID = {
@@ -240,6 +245,7 @@ def dependence_in_words(attrs: Mapping[Any, Any]) -> str:
     return (
         f"{_SAID[found['depends_on_goal']]}: {100 * found['own_share']:.1f} % of the variance of effects is of this "
         "goal alone, the rest common to goals drawn at random, and genes move apart towards it more than towards "
-        f"{found['n_below']} of {n} of these (all {n} by chance in one screen of {n + 1}). With rankings towards these "
-        f"it agrees, or is one turned round, by {to_shams}{among}{states.replace('-', '−')}"
+        f"{found['n_below']} of {n} of these (by chance so many in {_by_chance(found['n_below'], n):.0%} of screens; "
+        f"{n} shams can tell {1 / (n + 1):.0%} at best). With rankings towards these it agrees, or is one turned "
+        f"round, by {to_shams}{among}{states.replace('-', '−')}"
     )

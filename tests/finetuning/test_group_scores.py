@@ -8,8 +8,9 @@ from sklearn.metrics import f1_score, roc_auc_score
 from geneformer_repro.finetuning.evaluation import evaluate_target
 from geneformer_repro.finetuning.kinds import kind_of
 from geneformer_repro.finetuning.kinds.kind import FINE_TUNED, RANDOM
+from geneformer_repro.finetuning.kinds.survival_scores import harrell_c
 from geneformer_repro.finetuning.results import write_evaluation, write_page
-from geneformer_repro.targets import Classes, Number
+from geneformer_repro.targets import Classes, Number, SurvivalTime
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -87,6 +88,52 @@ def test_a_number_of_donors_is_the_mean_of_its_cells():
     found = evaluated(said, ages, target=Number("age", 50.0, 10.0)).by_group
     means = said[FINE_TUNED].reshape(DONORS, CELLS).mean(1)
     assert found.methods.loc[FINE_TUNED, "pearson"] == pytest.approx(np.corrcoef(means, ages[::CELLS])[0, 1])
+
+
+DEATH = SurvivalTime("death", "days", (50.0, 100.0), 50.0, edges=(0.0, 50.0, 200.0))
+
+
+@pytest.fixture
+def samples():
+    """Several samples of patients: labels, and what two methods say of them, the better one with survival."""
+    rng = np.random.default_rng(4)
+    times = np.repeat(rng.exponential(100, DONORS), CELLS)
+    labels = np.column_stack([times, np.repeat(np.arange(DONORS) % 3 > 0, CELLS), np.zeros(N)])
+    risk = -np.log(times) + rng.normal(0, 1.5, N)
+    survival = np.exp(-np.exp(risk)[:, None] * np.array([50.0, 100.0]))
+    others = np.column_stack([rng.normal(size=N), np.full((N, 2), np.nan)])
+    return labels, {FINE_TUNED: np.column_stack([risk, survival]), "simple": others}
+
+
+def test_survival_of_patients_with_several_samples_is_scored_by_their_mean_risk(samples):
+    labels, said = samples
+    found = evaluated(said, labels, target=DEATH)
+    means = {name: one.reshape(DONORS, CELLS, 3).mean(1) for name, one in said.items()}
+    alone = evaluate_target(
+        DEATH, DONOR[::CELLS], labels[::CELLS], means, folds=np.zeros(DONORS, int), groups=None, seed=3
+    )
+    pd.testing.assert_frame_equal(found.by_group.methods, alone.methods)
+    of_ours = found.by_group.methods.loc[FINE_TUNED]
+    assert of_ours["c_index"] == harrell_c(labels[::CELLS, 0], labels[::CELLS, 1] == 1, means[FINE_TUNED][:, 0]).c
+    assert of_ours["c_index"] > found.methods.loc[FINE_TUNED, "c_index"]  # patients' times are known better
+    assert "over 12 groups of 'donor' (mean of each), fine-tuned is" in found.verdict_of_groups
+
+
+def test_survival_within_hospitals_is_a_c_index_of_each(samples):
+    labels, said = samples
+    labels = np.column_stack([labels[:, 0] + np.arange(N) % CELLS, labels[:, 1], labels[:, 2]])
+    hospitals = np.array(["a", "b", "c"])[np.arange(N) // 36]
+    labels[hospitals == "c", 1] = 0  # nobody dies: no score
+    found = evaluated(said, labels, target=DEATH, groups=hospitals, group="hospital").within_groups
+    a, b = (harrell_c(*labels[hospitals == one, :2].T, said[FINE_TUNED][hospitals == one, 0]).c for one in "ab")
+    assert found.loc[FINE_TUNED, "n_groups"] == 2
+    assert found.loc[FINE_TUNED, "c_index"] == pytest.approx((a + b) / 2)
+
+
+def test_groups_of_one_row_each_say_nothing_more(predicted):
+    found = evaluated(predicted, groups=NAMES, group="cell")
+    assert found.by_group is None
+    assert found.within_groups is None
 
 
 # Labels that differ within donors

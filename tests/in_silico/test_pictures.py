@@ -367,6 +367,17 @@ def headings(text):
     return re.findall(r"<h2>(.*?)</h2>", text)
 
 
+def test_of_two_classes_a_page_shows_the_second_and_says_so_and_of_three_all(text_of):
+    for classes, n_rows in ((["rest", "active"], 1), (["rest", "active", "dead"], 3)):
+        rows = [{"perturbed": "E1", "state": name, "value": 0.1} for name in classes]
+        shifts = screen(rows, CHANGE, target={"name": "kind", "classes": classes})
+        columns = {name: value[:1] * len(classes) for name, value in matched().to_dict("list").items()}
+        text = text_of(shifts, pd.DataFrame(columns).assign(state=classes))
+        assert "<h1>In silico perturbation screen: kind</h1>" in text
+        assert ("active; what it gains rest loses" in text) == (n_rows == 1)
+        assert text.partition("<h2>All genes</h2>")[2].partition("</table>")[0].count("<td>ISG15</td>") == n_rows
+
+
 def test_a_page_says_what_was_done_shows_both_pictures_and_the_genes(page):
     text = page(SHIFTS, matched())
     assert headings(text) == [

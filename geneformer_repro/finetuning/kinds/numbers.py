@@ -112,9 +112,12 @@ class NumberLabels(Kind[Number]):
 
     leading = "r2"
     spelled = {"r2": "R²", "spearman": "Spearman"}  # noqa: RUF012
+    on_page = {  # noqa: RUF012
+        "r2": "R²", "spearman": "Spearman", "pearson": "Pearson", "mae": "mean absolute error", "rmse": "RMSE"
+    }  # fmt: skip
     scores_in_words = (
         "R² is the share of the variance that is told: 0 is no better than the mean, 1 perfect. Spearman is the "
-        "correlation of ranks."
+        "correlation of ranks. Errors are in the unit of the label."
     )
     strata_are_classes = False
     has_means = True

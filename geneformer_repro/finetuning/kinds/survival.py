@@ -209,6 +209,7 @@ class SurvivalLabels(Kind[SurvivalTime]):
         "brier_horizon": "Brier score at the horizon", "calibration_error": "calibration error",
     }  # fmt: skip
     strata_are_classes = True
+    has_means = True
 
     def scaled(self, labels_NS: np.ndarray) -> SurvivalTime:
         """Return the target with intervals that hold as many of these events each, or with their unit of time."""

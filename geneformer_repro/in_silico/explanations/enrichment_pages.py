@@ -152,7 +152,7 @@ def write_enrichment_report(
     sets, warning = enrichment.attrs["sets"], enrichment.attrs["warning"]
     write_report(
         path,
-        title="Gene sets",
+        title=f"Gene sets by {enrichment.attrs['score']}",
         warning=warning,
         lead=" ".join(sentences).removeprefix(warning).lstrip(),
         sections=[

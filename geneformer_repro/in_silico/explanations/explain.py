@@ -17,7 +17,7 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.drugs import Drugs
 from geneformer_repro.in_silico.explanations.explained import Explained
 from geneformer_repro.in_silico.explanations.explanation import Explanation
@@ -219,6 +219,7 @@ def explain(
     explained = explained_by(
         request, checkpoint, rows, drugs=drugs, responses=responses, patients=patients, reading=reading or {}
     )
+    warn_if_guessing(checkpoint)
     return explained_in(explained, out, whereabouts=checkpoint.whereabouts, overwrite=overwrite)
 
 

@@ -264,13 +264,19 @@ def write_explanation_report(
     explained = f"What is explained: {why.measure}. {_counted(why)}"
     write_report(
         path,
-        title="Why a model says what it says",
+        title=f"Why a model says what it says{_asked(why)}",
         warning=" ".join(filter(None, [checkpoint_warning(why.metadata), "" if known else first])),
         lead=f"{first} {explained}" if known else explained,
         sections=list(_sections(why, table, check, guessing=guessing)),
         facts={name: why.metadata[name] for name in ("cells", "seed") if name in why.metadata},
         overwrite=overwrite,
     )
+
+
+def _asked(why: Explanation) -> str:
+    """Return what was asked about, for the title: a label, or a gene; nothing of a goal, which the sentence tells."""
+    asked = why.metadata.get("target") or why.metadata.get("gene")
+    return f": {why.metadata['gene_names'].get(asked, asked)}" if asked else ""
 
 
 def _counted(why: Explanation) -> str:
@@ -289,6 +295,7 @@ def _sections(
             "No ranking of genes",
             "Nothing: genes are ranked in the table beside this page, by what moves the network's numbers.",
             "Genes of the label: the network does not know the label, so neither do its genes.",
+            finding="Genes are not ranked here: the network does not know what it was asked, so neither do its genes.",
         )
     else:
         yield from _rankings(why, genes)
@@ -326,7 +333,7 @@ def _believed(why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluatio
     if check is None:
         sentences.append("The explanation was not tested: evaluate_explanation does (--checkpoint and --cells).")
     else:
-        sentences = list(check.sentences)
+        sentences = [said for said in check.sentences if said != verdicts.how_good(why.metadata)]  # it stands above
     return Section(
         "Whether to believe it",
         "What the checks say, one line each.",

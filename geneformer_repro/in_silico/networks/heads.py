@@ -21,7 +21,7 @@ import torch
 
 import geneformer_repro.processes as processes
 from geneformer_repro.arguments import require_at_least, typed
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import write_table
 from geneformer_repro.in_silico.networks.head_sums import Attended, HeadShape, HeadSums, ratio
@@ -184,6 +184,7 @@ def head_statistics(
         warn_of_no_donors(cells.labels(donor), donor)
     networks = [checkpoint, checkpoint.with_random_weights(seed=seed)] if random_weights else [checkpoint]
     readers = [Reader.of(network, dtype=dtype, max_tokens=max_tokens, device=where) for network in networks]
+    warn_if_guessing(checkpoint)
     codes, _ = pd.factorize(np.zeros(len(rows)) if donors is None else donors)
     reading = _Reading(readers, cells, rows, codes, pooled=method == "published")
     _require_room(readers[0], cells, rows, pooled=reading.pooled)

@@ -23,7 +23,7 @@ import geneformer_repro.processes as processes
 import geneformer_repro.unfinished as unfinished
 from geneformer_repro.arguments import typed
 from geneformer_repro.batching import Batch
-from geneformer_repro.checkpoint import Checkpoint
+from geneformer_repro.checkpoint import Checkpoint, warn_if_guessing
 from geneformer_repro.errors import counted
 from geneformer_repro.in_silico.networks.attention_sums import (
     AttentionWatch,
@@ -222,6 +222,7 @@ def gene_network(
     metadata = question.describe() | {"dtype": dtype, "max_tokens": max_tokens}
     plan = {**metadata, "version": VERSION, "part": [CELLS_A_PART, TOKENS_A_PART]}
     processes.agreed(lambda: unfinished.refuse_other(Path(out), plan, what="network", overwrite=overwrite))
+    warn_if_guessing(checkpoint)
     if processes.is_first():
         question.warn()
         logger.info("%s", _said(question, needed))

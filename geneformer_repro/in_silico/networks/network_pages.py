@@ -22,6 +22,11 @@ from geneformer_repro.report import Section, write_report
 SIGNIFICANT = 0.05
 N_SHOWN = 5_000
 """Most rows of a table on a page."""
+_EDGES = (
+    "source_name", "target_name", "difference", "low", "high", "t", "p_value", "fdr", "weight_a", "weight_b",
+    "n_donors", "n_cells_a", "n_cells_b", "moved", "spearman_difference", "spearman_fdr",
+)  # fmt: skip
+"""Columns of edges that a page has room for."""
 NOT_REGULATION = "Regulation: an edge is what the model relates, a hypothesis about genes."
 
 
@@ -158,9 +163,10 @@ def _sections(difference: NetworkDifference) -> Iterator[Section]:
     )
     yield Section(
         "Edges by evidence",
-        "The rows of the table, with what needs no model beside them where counts were given.",
+        "Of each edge what the table says first. The file has more: the places of both genes, and what needs no model "
+        "where counts were given.",
         "Pairs that can be tested in one state only: those are listed below.",
-        table=_shown(difference.edges.drop(columns=["source", "target"])),
+        table=_of_states(_shown(difference.edges[[name for name in _EDGES if name in difference.edges]]), a, b),
         most_rows=N_SHOWN,
     )
     by_place = difference.genes["moved_bins"].abs().sort_values(ascending=False, kind="stable")
@@ -169,7 +175,7 @@ def _sections(difference: NetworkDifference) -> Iterator[Section]:
         f"moved_bins: change of the root of the mean place from {a} to {b}, below 0 towards the front. alpha: how much "
         "a gene is attended beyond its place.",
         "Expression itself: a place is a rank among the genes of the cell, each relative to its median.",
-        table=_shown(difference.genes.loc[by_place.index].reset_index(drop=True)),
+        table=_of_states(_shown(difference.genes.loc[by_place.index].reset_index(drop=True)), a, b),
         most_rows=N_SHOWN,
     )
     if len(difference.in_one_state):
@@ -180,6 +186,12 @@ def _sections(difference: NetworkDifference) -> Iterator[Section]:
             table=_shown(difference.in_one_state.drop(columns=["source", "target"])),
             most_rows=N_SHOWN,
         )
+
+
+def _of_states(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Call columns of a state by its name, not by its letter."""
+    ends, names = {"_a": a, "_b": b}, [str(name) for name in table]
+    return table.set_axis([f"{name[:-2]}, {ends[name[-2:]]}" if name[-2:] in ends else name for name in names], axis=1)
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -148,8 +148,8 @@ def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, tuple[
             colour, label = (ORANGE, "source") if is_source else (BLUE, "other gene")
             axes.scatter(across, down, s=46, marker=marker, color=colour, zorder=3, label=label, edgecolors="white")
     for gene, at in places.items():
-        up, stands = (-6, "top") if _is_better_below(graph, places, gene) else (6, "bottom")
-        name = axes.annotate(graph.nodes[gene]["name"], at, (0, up), textcoords="offset points", ha="center", va=stands)
+        offset, across, up = _where_to_write(graph, places, gene)
+        name = axes.annotate(graph.nodes[gene]["name"], at, offset, textcoords="offset points", ha=across, va=up)
         name.set(fontsize=7.5, zorder=4, color="#111827", path_effects=[withStroke(linewidth=2.2, foreground="white")])
     across, down = np.array([*places.values()]).T
     joined = pd.DataFrame(
@@ -158,6 +158,24 @@ def _draw(axes: "Axes", graph: "networkx.DiGraph[str]", places: dict[str, tuple[
     name_points(axes, across, down, [graph.nodes[gene]["name"] for gene in places], joined)
     axes.margins(0.05)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right", bbox_to_anchor=(1.0, 1.06), ncols=2)
+
+
+def _where_to_write(
+    graph: "networkx.DiGraph[str]", places: dict[str, tuple[float, float]], gene: str
+) -> tuple[tuple[float, float], str, str]:
+    """Return where a name stands, in points from its gene, and which of its sides is there.
+
+    Of a gene with one neighbour away from it, so that names around a source do not lie on each other.
+    """
+    neighbours = {*graph.predecessors(gene), *graph.successors(gene)}
+    if len(neighbours) == 1:
+        away = np.subtract(places[gene], places[neighbours.pop()])
+        x, y = away / max(float(np.hypot(*away)), 1e-9)
+        if abs(x) > 0.15:
+            return (6 * x, 6 * y), "left" if x > 0 else "right", "center"
+        return (0, 6 * np.sign(y)), "center", "bottom" if y > 0 else "top"
+    below = _is_better_below(graph, places, gene)
+    return (0, -6 if below else 6), "center", "top" if below else "bottom"
 
 
 def _is_better_below(graph: "networkx.DiGraph[str]", places: dict[str, tuple[float, float]], gene: str) -> bool:

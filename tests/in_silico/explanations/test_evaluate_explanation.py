@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 import geneformer_repro as gf
 from geneformer_repro import InputError
+from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING
 from geneformer_repro.heads import CellClassifier, Head
 from geneformer_repro.in_silico.explanations import verdicts
 from geneformer_repro.in_silico.explanations.again import request_of
@@ -256,9 +257,10 @@ def test_the_page_of_a_model_that_knows_something_ranks_genes(why, check, tmp_pa
 
 
 def test_what_is_unknown_of_the_model_is_a_warning_too(why, tmp_path):
-    gf.write_explanation_report(gf.Explanation(why.table, {**why.metadata, "how_good": None}), tmp_path / "why.html")
+    told = {**why.metadata, "how_good": None, CHECKPOINT_WARNING: "no good"}
+    gf.write_explanation_report(gf.Explanation(why.table, told), tmp_path / "why.html")
     body = (tmp_path / "why.html").read_text()
-    assert f"<b>{verdicts.UNKNOWN}</b>" in body.replace("&#x27;", "'")
+    assert f"<b>The model is no good. {verdicts.UNKNOWN}</b>" in body.replace("&#x27;", "'")
     assert "The explanation was not tested" in body
 
 

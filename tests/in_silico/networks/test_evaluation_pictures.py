@@ -8,6 +8,7 @@ from drawing import EveryFigure, rows, texts
 from made_networks import counts_of, edges_of, network_of
 
 from geneformer_repro import cli
+from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING
 from geneformer_repro.errors import InputError
 from geneformer_repro.files import read_table
 from geneformer_repro.in_silico.networks.evaluation_figures import (
@@ -121,10 +122,12 @@ def test_a_table_of_something_else_is_refused():
 
 
 def test_the_page_says_what_is_left_beyond_co_expression_first_and_of_all_what_it_does_not_show(
-    evaluation, tmp_path, blank_pictures
+    evaluation, tmp_path, blank_pictures, monkeypatch
 ):
+    monkeypatch.setitem(evaluation.attrs["facts"], CHECKPOINT_WARNING, "no good")
     write_network_evaluation(evaluation, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
+    assert page.count("<b>The model is no good.</b>") == page.count("no good") == 1
     assert page.index("Beyond co-expression of the same cells: matched AUROC +0.") < page.index("<section>")
     assert page.count("<b>Does not show:</b>") == page.count("<section>") == 6
     assert "degree product" in page
@@ -159,7 +162,7 @@ def test_knockdowns_are_scored_without_a_list_of_known_edges(folder, tmp_path, c
     table = read_table(tmp_path / "scores.tsv")
     assert set(table["reference"]) == {"perturbed"}
     assert "perturbed, open universe" in capsys.readouterr().out
-    assert "false_omission_rate" in (tmp_path / "scores.html").read_text()
+    assert "false_omission_rate" in (tmp_path / "scores.html").read_text().replace("<wbr>", "")
 
 
 @pytest.mark.parametrize(

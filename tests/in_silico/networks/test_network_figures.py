@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from drawing import EveryFigure, texts
 
+from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING
 from geneformer_repro.in_silico.networks.network_figures import difference_figure, heads_figure, place_profile_figure
 from geneformer_repro.in_silico.networks.network_pages import head_sentence, write_difference_report, write_head_report
 from geneformer_repro.in_silico.networks.network_statistics import NetworkDifference
@@ -106,7 +107,9 @@ def test_a_sentence_has_the_share_its_null_and_the_control() -> None:
     ("write", "says"),
     [
         pytest.param(
-            lambda path: write_head_report(heads_table(), path), ["random weights", "Does not show"], id="heads"
+            lambda path: write_head_report(heads_table(), path, facts={CHECKPOINT_WARNING: "no good"}),
+            ["random weights", "Does not show", "<b>The model is no good.</b>"],
+            id="heads",
         ),
         pytest.param(
             lambda path: write_difference_report(difference(), path),

@@ -6,6 +6,7 @@ import pytest
 from two_state_networks import made_network
 
 import geneformer_repro as gf
+from geneformer_repro.checkpoint_files import CHECKPOINT_WARNING
 from geneformer_repro.in_silico.networks import network_pictures
 from geneformer_repro.in_silico.networks.network_pictures import N_EDGES
 
@@ -91,10 +92,12 @@ def test_what_cannot_be_drawn_is_refused(network, options, match):
 def test_a_page_has_states_edges_and_what_was_left_out(network, tmp_path, monkeypatch):
     left_out = [{"state": "rest", "donor": "G", "n_cells": 5, "why": "fewer than 20 cells"}]
     of_heads = [{"layer": 0, "head": 1, "sd": 0.5, "explained_by_place": 0.25, "on_specials": 0.125}]
-    for name, value in {"left_out": left_out, "of_heads": of_heads, "n_calibrated": 12}.items():
+    told = {"left_out": left_out, "of_heads": of_heads, "n_calibrated": 12, CHECKPOINT_WARNING: "no good"}
+    for name, value in told.items():
         monkeypatch.setitem(network.metadata, name, value)
     gf.write_network_report(network, tmp_path / "net.html")
-    page = (tmp_path / "net.html").read_text()
+    page = (tmp_path / "net.html").read_text().replace("<wbr>", "")
+    assert page.count('<p class="warning"><b>The model is no good.</b></p>') == page.count("no good") == 1
     for said in (
         "ctrl: strongest edges",
         "stim: strongest edges",
@@ -113,7 +116,9 @@ def test_a_page_has_states_edges_and_what_was_left_out(network, tmp_path, monkey
         gf.write_network_report(network, tmp_path / "net.html")
     of_heads[0] |= {"explained_by_sources": 0.375, "explained_by_genes": None}
     of_heads.append(of_heads[0] | {"head": 2, "explained_by_genes": 0.625})
+    monkeypatch.setitem(network.metadata, "random_weights", True)
     gf.write_network_report(network, tmp_path / "net.html", overwrite=True)
-    page = (tmp_path / "net.html").read_text()
+    page = (tmp_path / "net.html").read_text().replace("<wbr>", "")
+    assert "no good" not in page, "random weights are not the checkpoint's"
     for said in ("means of source genes explain (median 38%)", "(62%; adjusted R²", "explained_by_genes"):
         assert said in page
