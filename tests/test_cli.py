@@ -359,7 +359,8 @@ def test_with_a_source_its_labels_are_learned_first(there, run, monkeypatch):
         raise gf.InputError(f"asked for {config.target} after {config.source.target} of {len(source)} cells")
 
     monkeypatch.setattr("geneformer_repro.finetuning.study.transfer_study", learn)
-    command = "finetune base cells.tok --target cell_type --source cells.tok --source-target donor --folds 3 -o new"
+    command = "finetune base cells.tok --target cell_type --source cells.tok --source-target donor --folds 3 -o new "
+    command += "--set split.allow_seen=true"
     assert "asked for cell_type after donor of 100 cells" in run(*shlex.split(command))[2]
 
 
@@ -432,6 +433,7 @@ def asked(there, run, tmp_path, monkeypatch):
             raise gf.InputError("asked")
 
         monkeypatch.setattr("geneformer_repro.in_silico.screen.perturb", perturb)
+        monkeypatch.setattr("geneformer_repro.cli.screens.outline_of", lambda _: None)  # which knows no gene A
         refused(run("perturb", "base", "cells.tok", *shlex.split(options), "-o", tmp_path / "out"), "asked")
         return found
 
@@ -463,7 +465,10 @@ PERTURB_OPTIONS = {
     "target": ("--target cell_type", {"target": "cell_type"}),
     "each affected": ("--affected", {"affected": "each"}),
     "some affected": ("--affected A B", {"affected": ["A", "B"]}),
-    "first order": ("--first-order --refine 5", {"method": "first_order", "refine": 5}),
+    "first order": (
+        "--target cell_type --first-order --refine 5",
+        {"target": "cell_type", "method": "first_order", "refine": 5},
+    ),
     "sampled": (
         "--sampled --passes 90 --top 5 --min-cells 4",
         {"method": "sampled", "passes": 90, "minutes": None, "top": 5, "min_cells": 4},
