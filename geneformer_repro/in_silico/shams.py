@@ -37,7 +37,7 @@ LEVEL = 0.05
 """Share of goals drawn at random that may be said to be what a ranking depends on."""
 LITTLE, HALF = 0.05, 0.5
 """Shares of the variance of effects that are the goal's own: below, a ranking is that towards any goal; above, most of
-it is the goal's. Of 21 states without meaning the largest share was 0.03 (docs/in_silico.md)."""
+it is the goal's. Of 20 states without meaning the largest share was 0.03 (docs/in_silico.md)."""
 ATTRIBUTE = "goal_dependence"
 _KEYS = ["dose", "perturbed"]
 
@@ -245,7 +245,7 @@ def dependence_in_words(attrs: Mapping[Any, Any]) -> str:
     return (
         f"{_SAID[found['depends_on_goal']]}: {100 * found['own_share']:.1f} % of the variance of effects is of this "
         "goal alone, the rest common to goals drawn at random, and genes move apart towards it more than towards "
-        f"{found['n_below']} of {n} of these (by chance so many in {_by_chance(found['n_below'], n):.0%} of screens; "
-        f"{n} shams can tell {1 / (n + 1):.0%} at best). With rankings towards these it agrees, or is one turned "
-        f"round, by {to_shams}{among}{states.replace('-', '−')}"
+        f"{found['n_below']} of {n} of these (by chance so many in {100 * _by_chance(found['n_below'], n):.0f} % of "
+        f"screens; {n} shams can tell {100 / (n + 1):.0f} % at best). With rankings towards these it agrees, or is one "
+        f"turned round, by {to_shams}{among}{states.replace('-', '−')}"
     )

@@ -200,7 +200,7 @@ def test_page_and_sentence_say_that_a_ranking_does_not_depend_on_the_goal(made, 
     said = dependence_in_words(table.attrs)
     assert said.startswith("the ranking of genes does not depend on the goal: ")
     assert "of 4 of these (by chance so many in " in said
-    assert "4 shams can tell 20% at best" in said
+    assert "4 shams can tell 20 % at best" in said
     assert "with the ranking towards c −" in said
     write_screen_report(made, table, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
