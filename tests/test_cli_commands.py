@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -158,17 +159,21 @@ NEXT = {
     "vocabulary counts.h5ad --layer raw -o v": "tokenize counts.h5ad --vocabulary v --layer raw -o cells-2.tok",
     "tokenize counts.h5ad --vocabulary base -o 'my cells.tok'": "embed base 'my cells.tok' -o 'my cells-vectors.h5ad'",
     "tokenize counts.h5ad --vocabulary clf -o cells.tok": "predict clf cells.tok -o cells-predicted.tsv",
-    "tokenize counts.h5ad --vocabulary v -o cells.tok": "pretrain cells.tok --set size=tiny training.warmup_steps=0.1 "
-    "-o base-2",
+    "tokenize counts.h5ad --vocabulary v -o cells.tok": "pretrain cells.tok --set size=tiny "
+    "training.batch_size=4 training.learning_rate=2e-3 training.warmup_steps=0.1 -o base-2",
     "pretrain cells.tok -o runs/base": "embed runs/base cells.tok -o runs/base-vectors.h5ad",
     "pretrain cells.tok --vocabulary v --max-length 9 --where donor=a -o new": "embed new cells.tok --vocabulary v "
     "--max-length 9 --where donor=a -o new-vectors.h5ad",
     "finetune base cells.tok --target cell_type -o clf": "perturb clf cells.tok --target cell_type --first-order "
     "--max-cells 100 -o clf-screen.parquet",
+    "finetune base cells.tok --target cell_type --group donor --where donor!=d1 -o new": "perturb new cells.tok "
+    "--where 'donor!=d1' --target cell_type --donor donor --first-order --max-cells 100 -o new-screen.parquet",
     "embed base cells.tok --where donor=d1 -o v.h5ad": "perturb base cells.tok --where donor=d1 --max-cells 100 "
     "-o v-screen.parquet",
     "perturb base cells.tok -o few.parquet": "statistics few.parquet --method aggregate -o few.tsv",
     "perturb base cells.tok -o many.parquet": "statistics many.parquet -o many.tsv",
+    "perturb base cells.tok --where donor=d1 --state cell_type --start a --goal b -o many.parquet": "statistics "
+    "many.parquet --cells cells.tok --where donor=d1 -o many.tsv",
     "explain base cells.tok -o why.parquet": "statistics why.parquet --checkpoint base --cells cells.tok "
     "-o why-genes.tsv",
     "network base cells.tok -o net": "statistics net --between A 'B b' -o net-states.tsv",
@@ -185,6 +190,13 @@ def test_the_next_command_has_the_paths_of_this_one_and_is_understood(here, comm
     found = COMMANDS[words[0]].then(PARSER.parse_args(words))
     assert shlex.join(found) == after
     assert not Path(PARSER.parse_args(found).out).exists()
+
+
+def test_info_says_that_a_file_may_not_be_read(here, monkeypatch, capsys):
+    """As root reads every file, the answer of the system is set."""
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)
+    assert cli.main(["info", "counts.h5ad"]) == 2
+    assert capsys.readouterr().err == "error: counts.h5ad: may not be read by this user.\n"
 
 
 def test_without_what_it_would_need_no_command_is_named(here):

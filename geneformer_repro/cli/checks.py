@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geneformer_repro.cli.artefacts import SCREEN, kind_of
 from geneformer_repro.cli.commands import AtLeast
 from geneformer_repro.cli.explanations import READING, add_family_options, opened, print_strongest
 from geneformer_repro.cli.inputs import (
     ANY_FILE,
     MODEL,
-    add_where_option,
     given_vocabulary,
     open_cells,
     table_outputs,
@@ -21,9 +21,9 @@ from geneformer_repro.errors import InputError
 if TYPE_CHECKING:
     from geneformer_repro.in_silico.explanations.evaluation import ExplanationEvaluation
 
-_OF_EXPLANATIONS = (
-    "sets", "drivers", "permuted", "max_cells", "where", "max_length", "patients", "drugs", "responses", *READING
-)  # fmt: skip
+_OF_EXPLANATIONS = ("sets", "drivers", "permuted", "max_cells", "patients", "drugs", "responses", *READING)
+_OF_CELLS = ("where", "max_length")
+"""What fits a screen as well, beside whose genes ``--cells`` puts what needs no model."""
 _TABLES = ("agreement", "removal", "points", "sanity")
 """Tables of an evaluation that are written beside the genes, where they were made."""
 
@@ -45,8 +45,6 @@ def add_explanation_options(statistics: argparse.ArgumentParser) -> None:
     tested.add_argument(
         "--max-cells", type=AtLeast(1), metavar="N", help="cells that the model is asked again about (default 30)"
     )
-    tested.add_argument("--max-length", type=AtLeast(1), metavar="N", help="as explain was given it")
-    add_where_option(tested)
     add_family_options(statistics.add_argument_group("an explanation of samples, drugs or patients", "as of explain"))
 
 
@@ -60,7 +58,9 @@ def is_explanation(path: str | Path) -> bool:
 
 def refuse_explanation_options(arguments: argparse.Namespace) -> None:
     """Raise if something is asked of a screen or network that explanations alone can answer."""
-    if given := [name for name in _OF_EXPLANATIONS if getattr(arguments, name)]:
+    fits_cells = arguments.cells and kind_of(Path(arguments.shifts)) == SCREEN
+    refused = _OF_EXPLANATIONS if fits_cells else (*_OF_EXPLANATIONS, *_OF_CELLS)
+    if given := [name for name in refused if getattr(arguments, name)]:
         option = given[0].replace("_", "-")
         raise InputError(
             f"--{option} is for explanations, and {arguments.shifts} is none. Give a .parquet written by explain, or "

@@ -13,13 +13,16 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from geneformer_repro.cli.artefacts import ANNDATA, CELLS, kind_of, labels_in, may_be_on_the_hub, obs_columns
 from geneformer_repro.cli.terminal import broken, folded, say
 from geneformer_repro.config import names_in, sections_of
 from geneformer_repro.errors import InputError, did_you_mean, listed, nearest
 from geneformer_repro.files import is_there
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IN, OUT, HOW, MACHINE = "what goes in", "what comes out", "how", "machine"
 FAMILIES = ("data", "train", "ask", "look")
@@ -273,7 +276,7 @@ class Command(Suggesting):
         cells = _cells_of(arguments)
         if cells is None or (columns := obs_columns(cells)) is None:
             return
-        named = [(column, "--where") for column in wanted]
+        named = [(asked.column, "--where") for asked in wanted]
         if getattr(arguments, "cells", None):
             named += [(name, _called(action)) for action, names in self._given(arguments, Column) for name in names]
         for name, option in named:
@@ -288,21 +291,38 @@ class Command(Suggesting):
                 raise InputError(f"{said} {did_you_mean(value, sorted(found))}")
 
 
-def asked_where(where: Iterable[str]) -> dict[str, list[str]]:
-    """Return the values of each obs column that ``--where`` names.
+class Where(NamedTuple):
+    """Values of an obs column: cells that have any of them are taken, or are left out."""
+
+    column: str
+    sign: str
+    """``=`` or ``!=``."""
+    values: list[str]
+
+    def takes(self, has: "np.ndarray") -> "np.ndarray":
+        """Say which cells are taken, of whether each has one of the values."""
+        return has if self.sign == "=" else ~has
+
+
+def asked_where(where: Iterable[str]) -> list[Where]:
+    """Return what ``--where`` asks of each obs column.
 
     Raises
     ------
     InputError
-        An argument is not COLUMN=VALUE.
+        An argument is neither COLUMN=VALUE nor COLUMN!=VALUE.
     """
-    wanted: dict[str, list[str]] = {}
+    wanted: dict[tuple[str, str], list[str]] = {}
     for text in where:
         column, _, value = text.partition("=")
+        sign = "!=" if column.endswith("!") else "="
+        column = column.removesuffix("!")
         if not (column and value):
-            raise InputError(f"--where takes COLUMN=VALUE, such as cell_type='CD19+ B'; found {text!r}.")
-        wanted.setdefault(column, []).append(value)
-    return wanted
+            raise InputError(
+                f"--where takes COLUMN=VALUE, such as cell_type='CD19+ B', or COLUMN!=VALUE; found {text!r}."
+            )
+        wanted.setdefault((column, sign), []).append(value)
+    return [Where(column, sign, values) for (column, sign), values in wanted.items()]
 
 
 def _cells_of(arguments: argparse.Namespace) -> Path | None:
@@ -313,11 +333,11 @@ def _cells_of(arguments: argparse.Namespace) -> Path | None:
     return Path(one) if isinstance(one, str) else None
 
 
-def _asked_values(arguments: argparse.Namespace, where: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
+def _asked_values(arguments: argparse.Namespace, where: Sequence[Where]) -> Iterator[tuple[str, str, str]]:
     """Yield, of values that cells should have, what is said where none has it, the obs column and the value."""
-    for column, values in where.items():
+    for column, sign, values in where:
         for value in values:
-            yield f"--where {column}={value}: no cell has that {column}.", column, value
+            yield f"--where {column}{sign}{value}: no cell has that {column}.", column, value
     if getattr(arguments, "test_groups", None) and arguments.group:
         for group in arguments.test_groups:
             yield f"--test-groups: no cell has {arguments.group} = {group!r}.", arguments.group, group

@@ -28,6 +28,8 @@ _OF_COUNTS = {"layer": None, "gene_ids": None, "values": "counts"}
 _SAMPLED = 256
 _FEWEST_TO_MATCH = 10
 """Genes with which one is compared, by default."""
+_TINY = ("size=tiny", "training.batch_size=4", "training.learning_rate=2e-3")
+"""A recipe for few cells: the published batch and rate, 12 and 1e-3, leave a tiny network of them guessing."""
 _SMALL, _SHORT = 20_000, 500_000
 """Cells below which a tiny network is large enough to begin with; below which 10,000 steps of warm-up are too many."""
 
@@ -50,7 +52,7 @@ def after_tokenize(given: argparse.Namespace) -> list[str]:
     if kind_of(Path(given.vocabulary)) == CHECKPOINT:
         return ["embed", given.vocabulary, given.out, "-o", renamed(given.out, "-vectors.h5ad")]
     n_cells = read_json(Path(given.out) / "spec.json")["n_cells"]
-    settings = ["size=tiny"] * (n_cells < _SMALL) + ["training.warmup_steps=0.1"] * (n_cells < _SHORT)
+    settings = [*_TINY] * (n_cells < _SMALL) + ["training.warmup_steps=0.1"] * (n_cells < _SHORT)
     return ["pretrain", given.out, *(["--set", *settings] if settings else []), "-o", beside(given.out, "base")]
 
 
@@ -65,7 +67,8 @@ def after_finetune(given: argparse.Namespace) -> list[str] | None:
         return ["predict", given.out, given.cells, *_reading(given), "-o", renamed(given.out, "-predicted.tsv")]
     if not given.target:
         return None
-    question = ["--target", given.target[0], "--first-order", "--max-cells", _FEW_CELLS]
+    donor = ["--donor", given.group] if given.group else []
+    question = ["--target", given.target[0], *donor, "--first-order", "--max-cells", _FEW_CELLS]
     return ["perturb", given.out, given.cells, *_reading(given), *question, "-o", renamed(given.out, "-screen.parquet")]
 
 
@@ -125,8 +128,11 @@ def after_embed(given: argparse.Namespace) -> list[str] | None:
 
 def after_perturb(given: argparse.Namespace) -> list[str]:
     """Test the genes of the screen, if they are enough to be matched with others; else average each."""
-    few = ["--method", "aggregate"] if _n_perturbed(Path(given.out)) <= _FEWEST_TO_MATCH else []
-    return ["statistics", given.out, *few, "-o", renamed(given.out, ".tsv")]
+    if _n_perturbed(Path(given.out)) <= _FEWEST_TO_MATCH:
+        return ["statistics", given.out, "--method", "aggregate", "-o", renamed(given.out, ".tsv")]
+    has_goal = getattr(given, "goal", None) and not given.target
+    beside_it = ["--cells", given.cells, *_reading(given)] if has_goal else []
+    return ["statistics", given.out, *beside_it, "-o", renamed(given.out, ".tsv")]
 
 
 def _n_perturbed(screen: Path) -> float:

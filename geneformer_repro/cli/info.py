@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ def _info(arguments: argparse.Namespace) -> None:
     path, vocabulary = Path(arguments.path), given_vocabulary(arguments)
     if not is_there(path):
         raise InputError(f"{path}: no such file or folder.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: may not be read by this user.")
     if path.suffix == ".h5ad" and (vectors := _vectors_of(path)):
         _show(*vectors)
     elif _may_hold_counts(path):

@@ -180,7 +180,7 @@ def add_where_option(command: Any) -> None:
         default=[],
         metavar="COLUMN=VALUE",
         help="take only the tokenised cells with this value of an obs column; of several values of one column any, of "
-        "several columns all",
+        "several columns all; COLUMN!=VALUE leaves such cells out",
     )
 
 
@@ -247,13 +247,14 @@ def _chosen(cells: "TokenizedDataset", where: Sequence[str]) -> "TokenizedDatase
     import numpy as np
 
     is_wanted = np.ones(len(cells), dtype=bool)
-    for column, values in asked_where(where).items():
+    for asked in asked_where(where):
+        column, sign, values = asked
         labels = cells.labels(column)
         for value in values:
             if not (labels == value).any():
                 near = did_you_mean(value, sorted(labels.dropna().unique()))
-                raise InputError(f"--where {column}={value}: no cell has that {column}. {near}")
-        is_wanted &= labels.isin(values).to_numpy()
+                raise InputError(f"--where {column}{sign}{value}: no cell has that {column}. {near}")
+        is_wanted &= asked.takes(labels.isin(values).to_numpy(dtype=bool))
     if not is_wanted.any():
         raise InputError(f"--where {' '.join(where)}: each is a value of some cells, and no cell has all of them.")
     logger.info("--where: %d of %d cells.", is_wanted.sum(), len(cells))

@@ -158,6 +158,6 @@ def _chosen_rows(arguments: argparse.Namespace, cells: Path, n_cells: int) -> "n
     import numpy as np
 
     chosen = np.ones(n_cells, dtype=bool)
-    for column, values in asked_where(arguments.where).items():
-        chosen &= np.isin(np.array(labels_of_rows(cells, column), dtype=object), values)
+    for asked in asked_where(arguments.where):
+        chosen &= asked.takes(np.isin(np.array(labels_of_rows(cells, asked.column), dtype=object), asked.values))
     return chosen

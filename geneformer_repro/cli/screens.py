@@ -26,10 +26,11 @@ from geneformer_repro.cli.inputs import (
     TOKENIZED,
     add_dtype_option,
     add_model_options,
-    given_vocabulary,
+    add_where_option,
     goal_of,
     new_command,
     open_both,
+    open_cells,
     table_outputs,
     write_together,
 )
@@ -206,6 +207,10 @@ def _add_statistics(commands: Any) -> None:
     )
     statistics.add_argument("--vocabulary", type=ANY_FILE, help="with --cells of others, what their tokens mean")
     statistics.add_argument(
+        "--max-length", type=AtLeast(1), metavar="N", help="with --cells, as perturb or explain was given it"
+    )
+    add_where_option(statistics)
+    statistics.add_argument(
         "--counts",
         metavar="FILE",
         help="with --cells, their .h5ad, if not where tokenize found it; of a network, counts of its cells",
@@ -366,7 +371,6 @@ def _statistics(arguments: argparse.Namespace) -> None:
     from geneformer_repro.in_silico.pictures import plot_screen, write_screen_report
     from geneformer_repro.in_silico.shift_table import ShiftTable
     from geneformer_repro.in_silico.statistics import shift_statistics
-    from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
     drawn = arguments.method not in _TABLES_ALONE
     out, *beside = outputs = table_outputs(arguments, drawn=drawn)
@@ -375,7 +379,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
         shifts,
         method=arguments.method,
         null=ShiftTable.open(arguments.null) if arguments.null else None,
-        cells=TokenizedDataset.open(arguments.cells, given_vocabulary(arguments)) if arguments.cells else None,
+        cells=open_cells(arguments, arguments.cells) if arguments.cells else None,
         counts=arguments.counts,
     )
     kind: Literal["ranked"] | None = "ranked" if "interaction" in table and "state" in table else None

@@ -5,6 +5,7 @@ be a list of differentially expressed or of often detected genes. Here are these
 the effects (`shift_statistics` with ``cells=`` does).
 """
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from geneformer_repro.tokenizer.dataset import TokenizedDataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 PREDICTORS = ("detection_rate", "mean_rank", "detection_difference", "log2_fold_change", "axis_correlation")
 """The columns that may explain an effect; a p-value has no direction."""
@@ -79,6 +82,12 @@ def gene_baselines(
     goal = _goal(shifts)
     axis, genes = _screened(shifts, goal)
     screened, positions = _places(axis, genes, cells)
+    if shifts.metadata.get("cells", cells.fingerprint) != cells.fingerprint:
+        logger.warning(
+            "cells= (--cells) are other cells than those that the screen was given: detection rates and fold changes "
+            "are of these %s. Give the same, chosen in the same way (--where).",
+            f"{len(cells):,}",
+        )
     states = cells.labels(goal["obs"]).to_numpy()
     rows = [_rows_in(state, states, goal["obs"]) for state in (goal["start"], goal["goal"])]
     start, end = (cells.select(of_state) for of_state in rows)

@@ -5,6 +5,7 @@ annotations do so among the cell types. They are told, never dropped by themselv
 """
 
 import logging
+import shlex
 
 import pandas as pd
 
@@ -45,7 +46,8 @@ def warn_of_no_donors(labels: pd.Series, column: str, *, row: str = "cell") -> N
     if len(counts):
         logger.warning(
             "%s: %s of %s %ss are called %s, which says that they have none, and are taken for one of their own. Leave "
-            "them out (cells.select) if they are of no donor.",
+            "them out (--where %s; in Python cells.select) if they are of no donor.",
             column, f"{counts.sum():,}", f"{len(labels):,}", row,
             ", ".join(f"{name!r} ({n:,})" for name, n in counts.items()),
+            shlex.join(f"{column}!={name}" for name in counts.index),
         )  # fmt: skip

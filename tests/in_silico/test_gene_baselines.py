@@ -143,11 +143,21 @@ def test_a_gene_without_counts_in_both_states_has_no_fold_change(cells, pbmc):
 
 
 def test_without_counts_at_hand_only_what_needs_them_is_missing(found, shifts, cells, caplog):
-    without = gene_baselines(shifts, cells)
+    without = gene_baselines(ShiftTable(shifts.table, {**shifts.metadata, "cells": cells.fingerprint}), cells)
+    assert "other cells" not in caplog.text
     assert "No raw counts at hand" in caplog.text
     needing = ["log2_fold_change", "de_p_value"]
     assert without[needing].isna().all(axis=None)
     pd.testing.assert_frame_equal(without.drop(columns=needing), found.drop(columns=needing))
+
+
+def test_it_is_said_when_fold_changes_are_of_other_cells_than_the_screen_was_given(shifts, cells, pbmc, caplog):
+    """As of all cell types, beside a screen of one."""
+    gene_baselines(ShiftTable(shifts.table, {**shifts.metadata, "cells": "of one type"}), cells, pbmc)
+    assert caplog.messages == [
+        "cells= (--cells) are other cells than those that the screen was given: detection rates and fold changes are "
+        "of these 700. Give the same, chosen in the same way (--where)."
+    ]
 
 
 def test_counts_are_read_where_the_dataset_came_from(found, cells, pbmc, shifts, tmp_path):

@@ -10,8 +10,8 @@ def test_words_for_no_donor_are_named_once_with_their_cells(caplog):
     (said,) = caplog.messages
     assert said == (
         "donor: 5 of 7 cells are called 'Doublet' (2), 'unassigned' (1), 'doublet ' (1), 'AMBIENT' (1), which says "
-        "that they have none, and are taken for one of their own. Leave them out (cells.select) if they are of no "
-        "donor."
+        "that they have none, and are taken for one of their own. Leave them out (--where 'donor!=Doublet' "
+        "'donor!=unassigned' 'donor!=doublet ' 'donor!=AMBIENT'; in Python cells.select) if they are of no donor."
     )
 
 

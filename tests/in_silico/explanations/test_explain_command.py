@@ -12,6 +12,7 @@ from test_explained_samples import checkpoint_of, network_of, samples
 
 import geneformer_repro as gf
 from geneformer_repro import cli
+from geneformer_repro.cli.inputs import _chosen
 
 
 @pytest.fixture
@@ -167,15 +168,25 @@ def test_cells_are_chosen_by_columns_of_obs(beside, run):
     assert list(dict.fromkeys(gf.Explanation.open("why.parquet").table["cell"])) == list(expected)
 
 
+def test_cells_are_left_out_by_columns_of_obs(beside):
+    cells = gf.TokenizedDataset.open("cells.tok")
+    kinds, donors = cells.labels("cell_type"), cells.labels("donor")
+    (first, second), donor = sorted(set(kinds))[:2], donors.iloc[0]
+    rows = (~kinds.isin([first, second]) & (donors == donor)).to_numpy()
+    asked = [f"cell_type!={first}", f"donor={donor}", f"cell_type!={second}"]
+    assert _chosen(cells, asked).cell_names.tolist() == cells.cell_names[rows].tolist()
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
+        ("donor!=nobody", "--where donor!=nobody: no cell has that donor."),
         ("cell_type='CD19+B'", "--where cell_type=CD19+B: no cell has that cell_type. Did you mean 'CD19+ B'?"),
         ("celltype=B", "'celltype'"),
-        ("cell_type", "--where takes COLUMN=VALUE, such as cell_type='CD19+ B'; found 'cell_type'"),
+        ("cell_type", "--where takes COLUMN=VALUE, such as cell_type='CD19+ B', or COLUMN!=VALUE; found 'cell_type'"),
         ("cell_type='{kind}' donor={other}", "each is a value of some cells, and no cell has all of them"),
     ],
-    ids=["value", "column", "no value", "no cell"],
+    ids=["value to leave out", "value", "column", "no value", "no cell"],
 )
 def test_a_choice_that_no_cell_has_is_refused(beside, run, where, message):
     cells = gf.TokenizedDataset.open("cells.tok")
