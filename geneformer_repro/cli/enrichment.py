@@ -176,6 +176,10 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 
 
 def _show(table: Any) -> None:
-    shown = table[[name for name in _SHOWN if name in table]].head(10)
-    print_table(shown, number="{:.3g}", index=True)
+    from geneformer_repro.in_silico.figures import of_one_class
+
+    shown, class_shown = of_one_class(table)
+    print_table(shown[[name for name in _SHOWN if name in shown]].head(10), number="{:.3g}", index=True)
+    if class_shown:
+        say(f"class shown: {class_shown}")
     say(table.attrs["sentence"])

@@ -254,6 +254,9 @@ def _draw(why: "Explanation", cells: Any, out: Path, picture: Path, page: Path, 
 
 def print_strongest(genes: Any, rows: str) -> None:
     """Print the strongest genes of each method and state, without those of few cells, which chance makes extreme."""
+    from geneformer_repro.in_silico.figures import of_one_class
+
+    genes, class_shown = of_one_class(genes)
     least = min(_FEWEST_CELLS, int(genes["n_cells"].max()) // 2) if len(genes) else 0
     shown = genes[genes["n_cells"] >= least]
     head = shown.groupby(["method", "state"], sort=False, dropna=False).head(3).head(12)
@@ -262,6 +265,8 @@ def print_strongest(genes: Any, rows: str) -> None:
         name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == empty.get(name))).all()
     ]
     print_table(head[columns])
+    if class_shown:
+        say(f"class shown: {class_shown}")
     if len(shown) < len(genes):
         say(f"genes in fewer than {least} {rows} are left out here: {len(genes) - len(shown):,} of {len(genes):,} rows")
 

@@ -396,18 +396,21 @@ def _statistics(arguments: argparse.Namespace) -> None:
 
 def _show_head(table: Any) -> None:
     """Print the first rows without a warning, without columns that are empty, and what a reader must know of them."""
-    from geneformer_repro.in_silico.figures import without_warning
+    from geneformer_repro.in_silico.figures import of_one_class, without_warning
     from geneformer_repro.in_silico.shams import dependence_in_words
 
-    free = without_warning(table)
-    head = table[free].head(10)
+    shown, class_shown = of_one_class(table)
+    free = without_warning(shown)
+    head = shown[free].head(10)
     empty = {"n_donors": 0}
     columns = [
         name for name in _SHOWN if name in head and not (head[name].isna() | (head[name] == empty.get(name, ""))).all()
     ]
     print_table(head[columns])
+    if class_shown:
+        say(f"class shown: {class_shown}")
     if not free.all():
-        say(f"rows with a warning, such as that of few cells, are left out here: {(~free).sum():,} of {len(table):,}")
+        say(f"rows with a warning, such as that of few cells, are left out here: {(~free).sum():,} of {len(shown):,}")
     of_donors = "n_donors" in table and table["n_donors"].max() > 1
     if "p_value" in table and not of_donors and "effect_vs_matched" not in table:  # of which the statistics warn
         say("p-values treat cells as independent, not donors, which makes them too small: read them as a ranking")

@@ -105,7 +105,8 @@ def types_table(cells: pd.DataFrame, *, seed: int) -> pd.DataFrame | None:
     Returns
     -------
     ``cell_type``, ``n_patients`` and ``n_cells`` that have it, and ``relative_attention``: the mean over a patient's
-    cells of the type, then over patients, with ``_low`` and ``_high``, its 95 % bootstrap interval over patients.
+    cells of the type, then over patients, with ``_low`` and ``_high``, its 95 % bootstrap interval over patients; one
+    patient has none.
     """
     if "cell_type" not in cells:
         return None
@@ -124,7 +125,9 @@ def types_table(cells: pd.DataFrame, *, seed: int) -> pd.DataFrame | None:
         "n_cells": n_cells[by_patient.columns].to_numpy(),
         **interval.columns("relative_attention"),
     }
-    return pd.DataFrame(columns).sort_values("relative_attention", ascending=False, ignore_index=True)
+    table = pd.DataFrame(columns).sort_values("relative_attention", ascending=False, ignore_index=True)
+    table.loc[table["n_patients"] < 2, ["relative_attention_low", "relative_attention_high"]] = np.nan
+    return table
 
 
 def entropy_figure(patients: pd.DataFrame, *, label: str) -> "Figure":

@@ -316,7 +316,7 @@ def _best_simple(scores: pd.Series, networks: Sequence[str]) -> str | None:
 
 
 def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return f"{value:z.2f}".replace("-", "−")
 
 
 def log_verdicts(evaluations: Iterable[Evaluation]) -> None:

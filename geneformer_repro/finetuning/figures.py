@@ -38,7 +38,8 @@ def methods_figure(
     for row, missing in enumerate(lacking):
         if missing:
             said = "no score" if lacking.all() else "not run"
-            axes.text(0.02, row, said, color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
+            at = axes.text(0.02, row, said, color=GREY, fontsize=9, va="center", transform=axes.get_yaxis_transform())
+            at.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # a line at 0 may go through it
     axes.set(xlabel=says or f"score on the test {tested} (bar: 95 % interval)")
     return figure
 

@@ -109,6 +109,41 @@ def without_warning(table: pd.DataFrame) -> np.ndarray:
     return free if free.any() else ~free
 
 
+def of_one_class(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Leave out one of two classes where what one gains the other loses: each row would be told twice.
+
+    Parameters
+    ----------
+    table
+        Genes, pairs, doses or sets of genes, with a ``state``; any other table is returned as it is.
+
+    Returns
+    -------
+    The rows of the class whose name comes last, without columns about the better of the two, and words that say so; all
+    rows and no words where there are not two classes, or one's values are not the other's with their signs turned.
+    """
+    states = sorted(map(str, table["state"].dropna().unique())) if "state" in table else []
+    value = next((name for name in _TURNED if name in table), None)
+    if len(states) != 2 or value is None:
+        return table, ""
+    flat = table.reset_index()
+    keys = [name for name in _KEYS if name in flat and (name != "direction" or value == "fold")]
+    first, second = (flat[flat["state"].astype(str) == state].set_index(keys)[value].sort_index() for state in states)
+    if value == "fold":  # sets above 0 in one class are below 0 in the other
+        second = -second.rename(_OTHER_SIDE, level="direction").sort_index()
+    rounding = 1e-4 * first.abs().max()
+    if not first.index.equals(second.index) or not np.allclose(first, -second, atol=rounding, equal_nan=True):
+        return table, ""
+    shown = table[(table["state"].astype(str) == states[1]).to_numpy()].drop(columns=_OF_BOTH, errors="ignore")
+    return shown, f"{states[1]}; what it gains {states[0]} loses"
+
+
+_TURNED = ("interaction", "effect", "value", "es", "fold")
+_KEYS = ("gene_id", "gene_name", "gene_a", "gene_b", "perturbed", "set", "method", "drug", "dose", "direction")
+_OF_BOTH = ["best_class_p_value", "best_class_fdr"]
+_OTHER_SIDE = {"above 0": "below 0", "below 0": "above 0"}
+
+
 def from_above_to_below(table: pd.DataFrame) -> pd.DataFrame:
     """Order genes from the one that is most surely above 0 to the one most surely below, as `strongest` chooses them.
 
@@ -320,6 +355,7 @@ def _name_points(axes: "Axes", x: np.ndarray, y: np.ndarray, names: Sequence[str
         at, side = (column, "left") if right else (-column, "right")
         for i, level in zip(of_side, _apart(y[of_side], height, 0.0), strict=True):
             line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2.5}
+            line["relpos"] = (0 if right else 1, 0.5)  # from the end of the name, not across names above it
             name = axes.annotate(names[i], (x[i], y[i]), xytext=(at, level), ha=side, arrowprops=line)
             name.set(fontsize=8, va="center", in_layout=False)
 

@@ -20,6 +20,7 @@ from geneformer_repro.files import refuse_existing
 from geneformer_repro.in_silico.figures import (
     dose_figure,
     from_above_to_below,
+    of_one_class,
     pairs_figure,
     ranked_effects_figure,
     sampled_effects_figure,
@@ -112,6 +113,7 @@ def plot_screen(shifts: ShiftTable, statistics: pd.DataFrame | None = None, *, k
         return _dose_picture(shifts, statistics)
     if statistics is None:
         statistics = shift_statistics(shifts, method="pairs" if _has_pairs(shifts) else None)
+    statistics, _ = of_one_class(statistics)
     kind = kind or ("pairs" if "interaction" in statistics else "volcano" if "p_value" in statistics else "ranked")
     if kind == "pairs":
         return _pairs_picture(shifts, statistics)
@@ -246,7 +248,7 @@ def _distinct_pairs(statistics: pd.DataFrame) -> "dict[str, pd.Series[str]]":
 
 
 def _dose_picture(shifts: ShiftTable, statistics: pd.DataFrame | None) -> "Figure":
-    curves = _curves(shifts)
+    curves, _ = of_one_class(_curves(shifts))
     order = _strongest_first(curves, neutral=float(shifts.measure == SIMILARITY))
     if statistics is not None:
         tested = statistics.index.unique().tolist()
@@ -256,9 +258,8 @@ def _dose_picture(shifts: ShiftTable, statistics: pd.DataFrame | None) -> "Figur
         curves = curves.merge(intervals, on=_CURVE, how="left")
     curves = curves.assign(_place=curves["perturbed"].map({gene: i for i, gene in enumerate(order)}))
     curves = curves.sort_values(["_place", "dose"], kind="stable")
-    return dose_figure(
-        curves.assign(gene_name=_curve_names(curves, shifts)), value_name=f"mean {_value_name(shifts)}", n_named=N_NAMED
-    )
+    named, value_name = curves.assign(gene_name=_curve_names(curves, shifts)), f"mean {_value_name(shifts, curves)}"
+    return dose_figure(named, value_name=value_name, n_named=N_NAMED)
 
 
 def _curves(shifts: ShiftTable) -> pd.DataFrame:
@@ -359,8 +360,8 @@ def write_screen_report(
     (--overwrite).
     """
     refuse_existing(Path(path), overwrite=overwrite)
-    done, metadata = _done(shifts, statistics), shifts.metadata
-    statistics = _without_mirrored(shifts, statistics)
+    shown, said = of_one_class(statistics)
+    done, metadata, statistics = _done(shifts, statistics, said), shifts.metadata, shown
     effects = _effects(shifts, statistics)
     write_report(
         path,
@@ -380,21 +381,6 @@ def _asked(metadata: Mapping[str, Any]) -> str:
     return f": {goal['start']} → {goal['goal']}" if goal else f": {target['name']}" if target else ""
 
 
-def _without_mirrored(shifts: ShiftTable, statistics: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the first of two classes: what one gains the other loses, and each gene would stand there twice."""
-    if _class_shown(shifts, statistics) is None:
-        return statistics
-    return statistics[statistics["state"].astype(str) == str(shifts.metadata["target"]["classes"][1])]
-
-
-def _class_shown(shifts: ShiftTable, statistics: pd.DataFrame) -> str | None:
-    """Say which of two classes a page shows; None where there are more, or pairs, of which few are asked."""
-    classes = [str(name) for name in (shifts.metadata.get("target") or {}).get("classes", [])]
-    if len(classes) != 2 or "interaction" in statistics or not set(classes) <= set(map(str, _states(statistics))):
-        return None
-    return f"{classes[1]}; what it gains {classes[0]} loses"
-
-
 def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -> Iterator[Section]:
     independent, what = _independence(statistics), "pair" if "interaction" in statistics else "gene"
     point = what
@@ -408,8 +394,8 @@ def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -
             figure=volcano_figure(effects.table, effect_name=effects.name),
         )
     yield Section(
-        "Strongest genes of both directions",
-        f"{_sentence(effects.name)} {CHOSEN} In brackets: cells and donors it was measured in.",
+        f"Strongest {what}s of both directions",
+        f"{_sentence(effects.name)} {CHOSEN.replace('gene', what)} In brackets: cells and donors it was measured in.",
         "A ranking of genes by importance in life: the bars hold the spread between replicates only, not the model's "
         "own error.",
         figure=ranked_effects_figure(effects.table, effect_name=effects.name),
@@ -418,7 +404,7 @@ def _sections(shifts: ShiftTable, statistics: pd.DataFrame, effects: _Effects) -
     yield Section(
         f"All {what}s",
         "The rows of the statistics. First those surely above 0, last those surely below: "
-        f"{CHOSEN[0].lower()}{CHOSEN[1:]} A click on a heading sorts by that column.",
+        f"{CHOSEN[0].lower()}{CHOSEN[1:].replace('gene', what)} A click on a heading sorts by that column.",
         "Genes that were not measured: a model knows only genes of its vocabulary that a cell expresses.",
         table=_rows_shown(statistics, effects),
         ends=ENDS,
@@ -456,8 +442,9 @@ def _by_class(statistics: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _rows_shown(statistics: pd.DataFrame, effects: _Effects) -> pd.DataFrame:
-    """Return all rows, the names first, without columns that say nothing about any of them."""
-    rows = statistics.iloc[_from_above_to_below(effects)].drop(columns=list(BASELINES), errors="ignore")
+    """Return all rows, the names first, without columns that say nothing about any of them, or that all are of one."""
+    of_one = ["state"] if len(_states(statistics)) == 1 else []
+    rows = statistics.iloc[_from_above_to_below(effects)].drop(columns=[*BASELINES, *of_one], errors="ignore")
     rows = rows.loc[:, [not (rows[name].isna() | (rows[name] == "")).all() for name in rows]]
     if "gene_name_a" in rows:
         return rows.drop(columns=["gene_a", "gene_b"]).set_index("gene_name_a")
@@ -541,7 +528,7 @@ def _independence(statistics: pd.DataFrame) -> str:
     return "Cells were treated as independent, not donors, which makes p-values too small where donors have many cells."
 
 
-def _done(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
+def _done(shifts: ShiftTable, statistics: pd.DataFrame, class_shown: str) -> Section:
     metadata, goal, target = shifts.metadata, shifts.metadata.get("goal"), shifts.metadata.get("target")
     done = {
         "perturbation": _in_words(metadata.get("perturbation") or {}, shifts),
@@ -550,7 +537,7 @@ def _done(shifts: ShiftTable, statistics: pd.DataFrame) -> Section:
         and f"{goal['obs']}: from {goal['start']} to {goal['goal']}"
         + (f" (alternatives: {', '.join(goal['alternatives'])})" if goal.get("alternatives") else ""),
         "classifier": target and f"of {target['name']}: {', '.join(map(str, target['classes']))}",
-        "class shown": _class_shown(shifts, statistics),
+        "class shown": class_shown or None,
         "cells perturbed": metadata.get("n_cells"),
         "values": f"{len(shifts):,}, in {len(statistics):,} rows of statistics",
         "donors": metadata.get("donor") and f"column {metadata['donor']}",

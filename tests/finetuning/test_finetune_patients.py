@@ -123,6 +123,7 @@ def test_a_type_that_a_patient_lacks_does_not_count_as_unattended():
     table = types_table(cells, seed=0).set_index("cell_type")
     assert table["relative_attention"].to_dict() == {"B": 1.5, "T": 0.75}
     assert table["n_patients"].to_dict() == {"B": 1, "T": 2}
+    assert table["relative_attention_low"].isna().to_dict() == {"B": True, "T": False}  # of one patient no interval
 
 
 def test_the_folder_has_the_network_tables_pictures_and_a_page(learned, planted):

@@ -293,9 +293,9 @@ def test_a_dose_curve_of_a_goal_screen_is_that_of_the_goal_and_of_the_cell_itsel
 
 def test_a_dose_curve_of_a_classifier_is_one_of_each_class():
     of_b = [row | {"state": "B"} for row in places()]
-    of_t = [row | {"state": "T", "value": -row["value"]} for row in places()]
+    of_t = [row | {"state": "T", "value": -2 * row["value"]} for row in places()]
     axes = plot_screen(screen(of_b + of_t, CHANGE, perturbation=PLACES)).axes[0]
-    for label, value in (("ISG15 → B", 0.1), ("ISG15 → T", -0.1), ("IFI6 → T", 0.2)):
+    for label, value in (("ISG15 → B", 0.1), ("ISG15 → T", -0.2), ("IFI6 → T", 0.4)):
         np.testing.assert_allclose(curve(axes, label)[0, 1], value)
 
 
@@ -367,15 +367,19 @@ def headings(text):
     return re.findall(r"<h2>(.*?)</h2>", text)
 
 
-def test_of_two_classes_a_page_shows_the_second_and_says_so_and_of_three_all(text_of):
-    for classes, n_rows in ((["rest", "active"], 1), (["rest", "active", "dead"], 3)):
-        rows = [{"perturbed": "E1", "state": name, "value": 0.1} for name in classes]
-        shifts = screen(rows, CHANGE, target={"name": "kind", "classes": classes})
-        columns = {name: value[:1] * len(classes) for name, value in matched().to_dict("list").items()}
-        text = text_of(shifts, pd.DataFrame(columns).assign(state=classes))
-        assert "<h1>In silico perturbation screen: kind</h1>" in text
-        assert ("active; what it gains rest loses" in text) == (n_rows == 1)
-        assert text.partition("<h2>All genes</h2>")[2].partition("</table>")[0].count("<td>ISG15</td>") == n_rows
+@pytest.mark.parametrize("classes", [["active", "rest"], ["active", "dead", "rest"]], ids=["two", "three"])
+def test_of_two_classes_one_is_shown_that_says_what_the_other_loses_and_of_three_all(classes, text_of):
+    rows = [{"perturbed": "E1", "state": name, "value": 0.1} for name in classes]
+    shifts = screen(rows, CHANGE, target={"name": "kind", "classes": classes}, perturbation=PLACES)
+    columns = {name: value[:1] * len(classes) for name, value in matched().to_dict("list").items()}
+    table = pd.DataFrame(columns).assign(state=classes, best_class_fdr=0.9)
+    table["effect"] *= np.array([-1.0, 1.0, 1.0])[: len(classes)]
+    text, n_rows = text_of(shifts, table), 1 if len(classes) == 2 else 3
+    assert "<h1>In silico perturbation screen: kind</h1>" in text
+    assert ("rest; what it gains active loses" in text) == (n_rows == 1)
+    assert text.partition("<h2>All genes</h2>")[2].partition("</table>")[0].count("<td>ISG15</td>") == n_rows
+    names = [name.get_text() for name in plot_screen(shifts, table, kind="ranked").axes[0].get_yticklabels()]
+    assert len(names) == n_rows
 
 
 def test_a_page_says_what_was_done_shows_both_pictures_and_the_genes(page):

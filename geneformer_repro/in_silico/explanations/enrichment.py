@@ -372,9 +372,10 @@ def _sentence(table: pd.DataFrame) -> str:
 
 
 def groups_of(table: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Yield what was tested on its own, and its rows: a method, state, drug or dose."""
+    """Yield what was tested on its own, and the rows that there are of it: a method, state, drug or dose."""
     for test in table.attrs["tests"]:
         rows = table
         for name, value in test["of"].items():
             rows = rows[rows[name].astype(str) == value]
-        yield test["of"], rows
+        if len(rows):
+            yield test["of"], rows

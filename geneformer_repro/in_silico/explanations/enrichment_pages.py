@@ -21,6 +21,7 @@ from geneformer_repro.in_silico.explanations.enrichment_figures import (
     sets_figure,
     sides_figure,
 )
+from geneformer_repro.in_silico.figures import of_one_class
 from geneformer_repro.report import Section, write_report
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def plot_enrichment(result: pd.DataFrame | DriverGenes) -> "Figure":
     if "names" in result.attrs:
         value = "nes" if result.attrs["method"] == "prerank" else "fold"
         return sides_figure(result, result.attrs["names"], value=value)
-    of, rows = next(groups_of(result))
+    of, rows = next(groups_of(of_one_class(result)[0]))
     return sets_figure(rows, title=", ".join(of.values()))
 
 
@@ -177,7 +178,8 @@ def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
     how = (
         "genes of a set stand towards one end of the ranking" if ranked else "the chosen genes are more often in a set"
     )
-    for of, rows in groups_of(table):
+    of_one, class_shown = of_one_class(table)
+    for of, rows in groups_of(of_one):
         told = ", ".join(of.values())
         shown = rows.drop(columns=list(of))
         yield Section(
@@ -188,6 +190,7 @@ def _of_sets(table: pd.DataFrame) -> Iterator[Section]:
             figure=sets_figure(rows, title=told, is_matched=bool(like)),
             table=shown.assign(genes=[_cut(genes) for genes in shown["genes"]]),
             most_rows=_N_IN_TABLE,
+            note=f"Class shown: {class_shown}." if class_shown else "",
         )
 
 

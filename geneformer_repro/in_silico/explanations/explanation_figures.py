@@ -169,7 +169,7 @@ def curves_figure(
     return figure
 
 
-def gaps_figure(gaps: np.ndarray, *, bound: float) -> "Figure":
+def gaps_figure(gaps: np.ndarray, *, bound: float, rows_are: str = "cells") -> "Figure":
     """Draw by how much integrated gradients miss completeness, a cell and state each.
 
     Parameters
@@ -178,6 +178,8 @@ def gaps_figure(gaps: np.ndarray, *, bound: float) -> "Figure":
         Shares, 0 or above.
     bound
         Beyond which a cell is left out.
+    rows_are
+        What is explained, in the plural.
     """
     figure, axes = new_axes(7.0, 3.2)
     logs = np.log10(np.maximum(gaps, 1e-8))
@@ -185,7 +187,9 @@ def gaps_figure(gaps: np.ndarray, *, bound: float) -> "Figure":
     axes.hist(logs, bins=edges.tolist(), color=BLUE)
     axes.axvline(np.log10(bound), color=ORANGE, linewidth=1.4, linestyle="--")
     beyond = int((gaps > bound).sum())
-    axes.set(xlabel="share by which the sum misses the whole difference (log₁₀)", ylabel="cells and states")
+    rows = rows_are.partition(" ")[0]
+    axes.set(xlabel="share by which the sum misses the whole difference (log₁₀)", ylabel=f"{rows} and states")
+    axes.locator_params(axis="y", integer=True)
     axes.set_title(f"beyond {bound:.0%} and left out: {beyond:,} of {len(gaps):,}", fontsize=10, loc="left")
     axes.grid(axis="y", color=LIGHT)
     axes.set_axisbelow(True)

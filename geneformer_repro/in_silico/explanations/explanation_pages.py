@@ -34,7 +34,7 @@ from geneformer_repro.in_silico.explanations.gene_table import (
     read,
 )
 from geneformer_repro.in_silico.explanations.sanity import MOST_ALIKE
-from geneformer_repro.in_silico.figures import from_above_to_below
+from geneformer_repro.in_silico.figures import from_above_to_below, of_one_class
 from geneformer_repro.report import MOST_ROWS, Section, write_report
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def plot_explanation(
     if kind not in get_args(Kind):
         raise InputError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, found {kind!r}.")
     if kind == "gaps":
-        return gaps_figure(_gaps(why), bound=most_gap(why.metadata))
+        return gaps_figure(_gaps(why), bound=most_gap(why.metadata), rows_are=why.rows_are)
     if kind == "surrogate":
         return surrogate_figure(*_fits(why), least_r2=LEAST_R2, least_stability=LEAST_STABILITY)
     if kind == "agreement":
@@ -115,7 +115,7 @@ def plot_explanation(
     if kind == "genes":
         table = genes if genes is not None else check.genes if check is not None else gene_table(why)
         of_method = _of(table, "method", method)
-        return _genes_picture(why, _of(of_method, "state", state))
+        return _genes_picture(why, _of(of_method if state else of_one_class(of_method)[0], "state", state))
     made = None if check is None else check.sanity if kind == "sanity" else check.points
     if made is None or made.empty:
         raise InputError(
@@ -288,7 +288,8 @@ def _counted(why: Explanation) -> str:
 def _sections(
     why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluation | None, *, guessing: bool
 ) -> Iterator[Section]:
-    yield _done(why)
+    of_one, class_shown = of_one_class(genes)
+    yield _done(why, class_shown)
     yield _believed(why, genes, check)
     if guessing:
         yield Section(
@@ -298,13 +299,14 @@ def _sections(
             finding="Genes are not ranked here: the network does not know what it was asked, so neither do its genes.",
         )
     else:
-        yield from _rankings(why, genes)
-    yield from _of_methods(why, check)
+        yield from _rankings(why, of_one)
+    left_out = set(genes["state"]) - set(of_one["state"])
+    yield from _of_methods(why, check, left_out)
     if check is not None:
-        yield from _checks(check, why)
+        yield from _checks(check, why, left_out)
 
 
-def _done(why: Explanation) -> Section:
+def _done(why: Explanation, class_shown: str) -> Section:
     """Say what was done, in the words of the metadata."""
     settings = {
         f"method {name}": ", ".join(f"{key} {value}" for key, value in of.items()) or "as it is"
@@ -315,6 +317,7 @@ def _done(why: Explanation) -> Section:
         why.rows_are: why.metadata.get("n_cells"),
         "told apart by" if why.rows_are == "patients" else "donors": why.metadata.get("donor"),
         **{name: why.metadata.get(name) for name in ("target", "contrast", "gene", "layer", "pooling")},
+        "class shown": class_shown or None,
         **settings,
         "checkpoint": checkpoint_in_words(why.metadata),
     }
@@ -388,8 +391,9 @@ def _beside(genes: pd.DataFrame) -> Section:
     )
 
 
-def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterator[Section]:
+def _of_methods(why: Explanation, check: ExplanationEvaluation | None, left_out: set[str]) -> Iterator[Section]:
     table = agreement(why) if check is None else check.agreement
+    table = table[~table["state"].isin(left_out)]
     for state in table["state"].unique()[:N_STATES]:
         of = "" if pd.isna(state) else f": {state}"
         yield Section(
@@ -404,7 +408,7 @@ def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterat
             "Are integrated gradients complete",
             "Their sum should be the whole difference from the baseline. Cells beyond the bound are left out of means.",
             "That the baseline is the right one: another asks another question.",
-            figure=gaps_figure(_gaps(why), bound=most_gap(why.metadata)),
+            figure=gaps_figure(_gaps(why), bound=most_gap(why.metadata), rows_are=why.rows_are),
         )
     if SURROGATE in why.methods:
         yield Section(
@@ -416,9 +420,10 @@ def _of_methods(why: Explanation, check: ExplanationEvaluation | None) -> Iterat
         )
 
 
-def _checks(check: ExplanationEvaluation, why: Explanation) -> Iterator[Section]:
+def _checks(check: ExplanationEvaluation, why: Explanation, left_out: set[str]) -> Iterator[Section]:
     for kind in ("removal", "insertion") if not check.points.empty else ():
-        for keys, points in check.points.groupby(["state", "operator"], sort=False, dropna=False):
+        of_states = check.points[~check.points["state"].isin(left_out)]
+        for keys, points in of_states.groupby(["state", "operator"], sort=False, dropna=False):
             if (points["way"] == kind).any():
                 yield _of_curves(points, kind, keys, why)
     if not check.removal.empty:
@@ -431,7 +436,8 @@ def _checks(check: ExplanationEvaluation, why: Explanation) -> Iterator[Section]
             "A fair comparison where own_operator is true: an occlusion wins its own game.",
             table=check.removal[columns].dropna(axis=1, how="all").set_index("order"),
         )
-    for state in check.sanity["state"].unique() if not check.sanity.empty else ():
+    sanity = check.sanity if check.sanity.empty else check.sanity[~check.sanity["state"].isin(left_out)]
+    for state in sanity["state"].unique() if not sanity.empty else ():
         of = "" if pd.isna(state) else f": {state}"
         yield Section(
             f"What stays alike when the model forgets{of}",
@@ -439,7 +445,7 @@ def _checks(check: ExplanationEvaluation, why: Explanation) -> Iterator[Section]
             "head of permuted labels. Within the band a map owes little to the input alone.",
             "Which part was learned: only that something was.",
             figure=sanity_figure(
-                _of(check.sanity, "state", None if pd.isna(state) else state),
+                _of(sanity, "state", None if pd.isna(state) else state),
                 bound=MOST_ALIKE,
                 rows_are=why.rows_are,
             ),
