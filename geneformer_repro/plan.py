@@ -85,6 +85,8 @@ _READ: Mapping[Task, float] = {"embed": 1.0, "perturb": 1.0, "first-order": 3.0}
 """Forward passes that one reading is worth."""
 _MASKED = 0.15
 _BATCH_CELLS: Mapping[Task, int] = {"pretrain": 12, "finetune": 12}
+_TINY_CELLS, _TINY_RATE = 4, "2e-3"
+"""Of a tiny network, which learns little of few cells at the published batch and rate."""
 _READING_TOKENS, _SCREEN_TOKENS_ON_CPU = 16_384, 4_096
 """Tokens of a batch where nothing is learned, as the functions choose them."""
 _SHORT_RUN = 50_000
@@ -277,6 +279,7 @@ def _batch(work: Work) -> tuple[int, int]:
         on_cpu = not work.kind.on_gpu and work.task == "perturb"
         return max(_SCREEN_TOKENS_ON_CPU if on_cpu else _READING_TOKENS, work.max_length), 1
     cells = 18 if work.task == "pretrain" and work.size.startswith("V2") else _BATCH_CELLS[work.task]
+    cells = _TINY_CELLS if work.size == "tiny" else cells
     whole = max(round(cells * work.length), work.max_length)
     accumulated = 1
     while _memory_gb(work, math.ceil(whole / accumulated)) > _FULL * work.kind.memory_gb:
@@ -333,6 +336,7 @@ def _launch(work: Work, batch: int, accumulated: int) -> str:
         run = f"accelerate launch --config_file {config} --num_processes {n}{machines} -m geneformer_repro"
     if work.trains:
         settings = [f"training.epochs={work.epochs:g}", f"training.max_tokens={batch}"]
+        settings += [f"training.learning_rate={_TINY_RATE}"] if work.size == "tiny" else []
         if work.task == "pretrain":
             steps = _n_tokens(work) / (batch * accumulated * n)
             warm_up = ["training.warmup_steps=0.05"] if steps < _SHORT_RUN else []  # of V1 10,000 steps

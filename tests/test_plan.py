@@ -179,6 +179,12 @@ class TestLaunch:
         assert "warmup_steps=0.05" in plan(cells=1000).launch
         assert "warmup_steps" not in plan(cells=10**9).launch
 
+    @pytest.mark.parametrize("task", ["pretrain", "finetune"])
+    def test_a_tiny_network_is_trained_as_it_learns(self, task):
+        tiny = plan(task=task, size="tiny", cells=2000, length=700)
+        assert "training.max_tokens=2800 training.learning_rate=2e-3" in tiny.launch
+        assert tiny.batch_tokens == 2800
+
     def test_it_names_configurations_that_there_are(self):
         for device in ("8xa100", "64xa100"):
             (path,) = re.findall(r"--config_file (\S+)", plan(device=device).launch)

@@ -40,6 +40,10 @@ from geneformer_repro.work import Parts, working_on
 
 logger = logging.getLogger(__name__)
 
+_FEW_GENES = 0.4
+"""Share of the genes of the vocabulary below which predictions are warned of: of a classifier of stimulated cells the
+accuracy of 0.98 became 0.55 to 0.85 with as many genes, drawn at random."""
+
 _Data: TypeAlias = TokenizedDataset | ad.AnnData | str | Path
 VERSION = 2
 """Of the predictions: raised when another version of the package makes other ones, so that it does not go on with
@@ -197,10 +201,13 @@ def _tokenized(checkpoint: Checkpoint, data: _Data, **options: Any) -> Tokenized
     cells = tokenize(data, vocabulary, values=vocabulary.values, order=vocabulary.order, **options)
     n_known = cells.spec["n_vocabulary_genes"]
     if processes.is_first():
-        logger.info(
-            "%s of the %s genes that the model knows are in the data; the rest count as silent.",
+        few = n_known < _FEW_GENES * len(vocabulary)
+        logger.log(
+            logging.WARNING if few else logging.INFO,
+            "%s of the %s genes that the model knows are in the data; the rest count as silent%s.",
             f"{n_known:,}",
             f"{len(vocabulary):,}",
+            ", which may mislead a model that learned from all of them" if few else "",
         )
     return cells
 

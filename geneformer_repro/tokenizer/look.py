@@ -149,4 +149,8 @@ def _next(path: Path, layer: str | None, labels: list[str]) -> str:
     where = [] if layer == "X" else ["--layer", layer]
     obs = ["--obs", *labels] if labels else []
     command = ["geneformer-repro", "tokenize", str(path), *where, "--vocabulary", "VOCABULARY", *obs]
-    return f"next: {shlex.join([*command, '-o', str(Path(path.resolve().name).with_suffix('.tok'))])}"
+    learned = shlex.join(["geneformer-repro", "vocabulary", str(path), *where, "-o", "vocabulary"])
+    return (
+        f"VOCABULARY is that of the model to be asked (a checkpoint, or a published one), or learned: {learned}\n"
+        f"next: {shlex.join([*command, '-o', str(Path(path.resolve().name).with_suffix('.tok'))])}"
+    )

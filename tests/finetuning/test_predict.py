@@ -164,6 +164,12 @@ def test_unknown_and_missing_genes_are_said_in_the_log(of_cells, few_counts, cap
         caplog.text
     )
     assert "unknown" in caplog.text
+    assert "mislead a model" not in caplog.text
+    predict(of_cells, few_counts[:5, 200:400].copy())
+    (warned,) = [
+        record.message for record in caplog.records if record.levelno == logging.WARNING and "knows" in record.message
+    ]
+    assert "may mislead a model" in warned
 
 
 def test_layer_and_column_of_ids_are_those_of_tokenize(of_cells, expected, few_counts):

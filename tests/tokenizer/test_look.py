@@ -48,6 +48,8 @@ def test_a_file_is_described_by_cells_matrices_ids_columns_and_what_is_run_next(
         "  age        2 values from 60.5 to 71 (1 missing)",
         "  lane       1 value: a",
         "  barcode    4 values: w, x, y and 1 more",
+        "VOCABULARY is that of the model to be asked (a checkpoint, or a published one), or learned: geneformer-repro "
+        "vocabulary mine.h5ad --layer counts -o vocabulary",
         "next: geneformer-repro tokenize mine.h5ad --layer counts --vocabulary VOCABULARY --obs 'cell type' donor "
         "-o mine.tok",
     ]
