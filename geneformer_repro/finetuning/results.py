@@ -161,7 +161,7 @@ def _sections(page: Page, intervals: str) -> list[Section]:
     name, tested = evaluation.target.name, tested_rows(evaluation)
     says = evaluation.kind.spelled
     best = evaluation.methods[evaluation.leading].dropna()
-    winner = f"The best {says[evaluation.leading]} is that of: {best.idxmax()}." if len(best) else ""
+    winner = f"The best {says[evaluation.leading]} is that of: {best.idxmax()}." if len(best) > 1 else ""
     scored = _on_page(evaluation.methods, evaluation)
     sections = [
         Section(

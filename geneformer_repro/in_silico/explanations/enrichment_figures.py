@@ -59,7 +59,8 @@ def sets_figure(table: pd.DataFrame, *, title: str = "", n_shown: int = N_SHOWN,
     told = [name for name in ("p_value", "fdr", "plain_p_value", "overlap", "size", "fold", "nes") if name in shown]
     name_points(axes, matched, at, shown.index, shown[told])
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlabel="−log₁₀ p")
-    axes.set_xlim(left=-0.03 * max(matched.max(initial=1), plain.max(initial=1)))
+    most = max(matched.max(initial=1), plain.max(initial=1))
+    axes.set_xlim(-0.03 * most, 1.04 * most)
     axes.set_yticks(at, names, fontsize=8)
     axes.grid(axis="x", color=LIGHT)
     axes.set_axisbelow(True)

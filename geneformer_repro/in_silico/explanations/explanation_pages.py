@@ -290,7 +290,8 @@ def _sections(
 ) -> Iterator[Section]:
     of_one, class_shown = of_one_class(genes)
     yield _done(why, class_shown)
-    yield _believed(why, genes, check)
+    left_out = set(genes["state"]) - set(of_one["state"])
+    yield _believed(why, genes, check, left_out)
     if guessing:
         yield Section(
             "No ranking of genes",
@@ -300,7 +301,6 @@ def _sections(
         )
     else:
         yield from _rankings(why, of_one)
-    left_out = set(genes["state"]) - set(of_one["state"])
     yield from _of_methods(why, check, left_out)
     if check is not None:
         yield from _checks(check, why, left_out)
@@ -331,12 +331,16 @@ def _done(why: Explanation, class_shown: str) -> Section:
     )
 
 
-def _believed(why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluation | None) -> Section:
+def _believed(
+    why: Explanation, genes: pd.DataFrame, check: ExplanationEvaluation | None, left_out: set[str]
+) -> Section:
     sentences = [*verdicts.of_genes(genes, why.metadata)]
     if check is None:
         sentences.append("The explanation was not tested: evaluate_explanation does (--checkpoint and --cells).")
     else:
         sentences = [said for said in check.sentences if said != verdicts.how_good(why.metadata)]  # it stands above
+    of_left_out = tuple(end for state in left_out for end in (f"({state}).", f": {state}."))
+    sentences = [said for said in sentences if not said.endswith(of_left_out)]
     return Section(
         "Whether to believe it",
         "What the checks say, one line each.",
@@ -365,7 +369,7 @@ def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
             "First those whose interval stays furthest above 0, last those furthest below; with what needs no model. "
             "beyond: what place, detection and expression do not predict of the effect. A click on a heading sorts.",
             "Genes that no cell expresses: they have no value, which is not 0.",
-            table=_shown(table),
+            table=_shown(table, why),
             ends=ENDS,
             most_rows=MOST_ROWS // len(states),
         )
@@ -373,21 +377,25 @@ def _rankings(why: Explanation, genes: pd.DataFrame) -> Iterator[Section]:
         yield _beside(genes)
 
 
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
+def _shown(table: pd.DataFrame, why: Explanation) -> pd.DataFrame:
     ranked = from_above_to_below(table.dropna(subset=["effect"]))
     rows = ranked[[name for name in _SHOWN if name in ranked]].dropna(axis=1, how="all")
+    if why.rows_are == "patients":  # each is a cell and a donor
+        rows = rows.drop(columns="n_donors", errors="ignore").rename(columns={"n_cells": "n_patients"})
     return rows.set_index("gene_name")
 
 
 def _beside(genes: pd.DataFrame) -> Section:
     alone = pd.DataFrame(genes.attrs["baselines"]).T.reindex(columns=[name for name in PREDICTORS if name in genes])
     alone.insert(0, "R² together", pd.Series(genes.attrs["explained_by_baselines"]))
+    states = set(genes["state"].dropna())
+    shown = [": " not in name or name.partition(": ")[2] in states for name in alone.index]
     return Section(
         "Beside what needs no model",
         "Spearman correlation of effects with detection, place and expression of the same genes, and how much these "
         "explain together (cross-validated).",
         "That what they leave is right: it is only what they do not say.",
-        table=alone.rename_axis("of"),
+        table=alone[shown].dropna(axis=1, how="all").rename_axis("of"),
     )
 
 

@@ -55,6 +55,7 @@ def methods_figure(
         if chosen.any():
             draw_points(axes, rows[chosen], table[chosen], "matched", colour=colour, label=label)
     axes.axvline(0.5, color=GREY, linewidth=0.8)
+    axes.use_sticky_edges = False  # a point at 0 or 1 is drawn whole
     axes.set(ylim=(len(table) - 0.5, -0.5), xlabel="matched AUROC (bar: 95 % interval over sources)")
     axes.set_yticks(rows, list(table.index), fontsize=8.5)
     axes.set_title(title, fontsize=10, loc="left")

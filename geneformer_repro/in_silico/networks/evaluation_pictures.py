@@ -202,17 +202,22 @@ _MEANING = {
 def _of_universe(evaluation: pd.DataFrame, reference: str, universe: str) -> Section:
     table = of_methods(evaluation, reference, universe)
     without = table.drop(index=[*evaluation.attrs["of_models"], DEGREES], errors="ignore")["matched"]
-    best, ours = str(without.idxmax()), float(table["matched"].loc[NETWORK])
+    ours, finding = float(table["matched"].loc[NETWORK]), "No source has a known edge beside another target like it."
+    is_compared = bool(without.notna().any()) and not np.isnan(ours)
+    if is_compared:
+        finding = (
+            f"The network has {ours:.3f}; the best of what looks at cells without the model is {without.idxmax()}, "
+            f"{without.max():.3f}."
+        )
     return Section(
         f"{reference}, {universe} universe",
         f"{_MEANING[universe].capitalize()}. A point compares a source's edges with its other targets of like "
         "detection and place; 0.5 is chance, the grey band what rewired references give.",
         "Regulation: an edge is a hypothesis about the model. The degree product knows the reference and no cell"
         + (", and is biased against edges here." if universe != "open" else "; what it scores is what memory gives."),
-        figure=plot_network_evaluation(evaluation, reference=reference, universe=universe),
+        figure=plot_network_evaluation(evaluation, reference=reference, universe=universe) if is_compared else None,
         table=table[[name for name in SHOWN if name in table]].dropna(axis=1, how="all"),
-        finding=f"The network has {ours:.3f}; the best of what looks at cells without the model is {best}, "
-        f"{without.max():.3f}.",
+        finding=finding,
     )
 
 

@@ -431,6 +431,8 @@ def sentence_of(of_methods: pd.DataFrame) -> str:
     """
     row = of_methods.loc[NETWORK]
     gain, low, high = (row[f"beyond_coexpression{end}"] for end in ("", "_low", "_high"))
+    if np.isnan(gain):
+        return "nothing can be said: no source has a known edge beside another target of like detection and place."
     interval = f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else f"[no interval below {FEWEST_SOURCES} sources]"
     told = f"matched AUROC {gain:+.3f} {interval}"
     if gain >= LEAST_GAIN and low > 0:

@@ -431,8 +431,8 @@ def _sentence(facts: dict[str, Any]) -> str:
     a, b = facts["states"]
     if "n_significant" not in facts:
         return (
-            f"{len(facts['donors'])} donors have both {a} and {b}, and fewer than {FEWEST_DONORS} allow no test: "
-            f"{facts['n_pairs']:,} differences are effects only."
+            f"No edge was seen in {FEWEST_DONORS} donors with both {a} and {b} (there are {len(facts['donors'])}), so "
+            f"nothing was tested: {facts['n_pairs']:,} differences are effects only."
         )
     said = (
         f"Over {len(facts['donors'])} donors {facts['n_significant']:,} of {facts['n_tested']:,} edges differ between "

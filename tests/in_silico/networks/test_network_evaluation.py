@@ -181,8 +181,8 @@ def test_ties_of_early_precision_may_be_beelines(planted, ties):
 @pytest.mark.parametrize(
     ("gain", "low", "begins"),
     [(0.05, 0.01, "Beyond co-expression"), (0.05, -0.01, "no evidence"), (0.015, 0.01, "no evidence"),
-     (0.3, np.nan, "no evidence")],
-    ids=["clear", "interval holds 0", "small", "no interval"],
+     (0.3, np.nan, "no evidence"), (np.nan, np.nan, "nothing can be said")],
+    ids=["clear", "interval holds 0", "small", "no interval", "no pair"],
 )  # fmt: skip
 def test_the_sentence_needs_a_gain_whose_interval_is_above_zero(gain, low, begins):
     columns = {f"beyond_coexpression{end}": [value] for end, value in (("", gain), ("_low", low), ("_high", 2 * gain))}
