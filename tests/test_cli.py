@@ -360,6 +360,7 @@ def test_with_a_source_its_labels_are_learned_first(there, run, monkeypatch):
 
     monkeypatch.setattr("geneformer_repro.finetuning.study.transfer_study", learn)
     command = "finetune base cells.tok --target cell_type --source cells.tok --source-target donor --folds 3 -o new"
+    command += " --set split.allow_seen=true"
     assert "asked for cell_type after donor of 100 cells" in run(*shlex.split(command))[2]
 
 
