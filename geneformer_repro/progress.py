@@ -40,6 +40,8 @@ IN_A_BAR = {"is_in_a_bar": True}
 
 _IN_NOTEBOOK = tqdm is not tqdm_asyncio
 """Where `tqdm.auto` draws a widget."""
+_NARROW = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+"""Of a bar whose name leaves no room for counts and rate."""
 _FORM_OF_A_LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -78,6 +80,8 @@ class Bar(tqdm):
         told = super().format_dict
         while told["postfix"] and told["ncols"] and len(self._without_bar(told)) > told["ncols"]:
             told["postfix"] = told["postfix"].rpartition(", ")[0]
+        if told["ncols"] and not told["bar_format"] and len(self._without_bar(told)) > told["ncols"]:
+            told["bar_format"] = _NARROW if told["total"] else None
         return told
 
     def _without_bar(self, told: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from geneformer_repro import cli
 from geneformer_repro.cli import following, terminal
 from geneformer_repro.errors import InputError
-from geneformer_repro.progress import IN_A_BAR
+from geneformer_repro.progress import IN_A_BAR, Bar
 
 PARSER = cli._parser()
 COMMANDS = PARSER.commands
@@ -241,6 +241,15 @@ def test_an_event_is_told_in_words_on_a_terminal_and_as_json_in_a_file(monkeypat
     monkeypatch.setattr(sys, "stderr", Terminal())
     in_words = "embed: cells 1,200, seconds 0.131"
     assert terminal.InWords("%(message)s").format(record) == in_words
+
+
+def test_a_line_of_the_log_is_written_in_the_place_of_a_bar_and_the_bar_below_it(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Bar("search", total=7, unit="epochs"):
+        terminal.AboveBars(sys.stderr).handle(logging.makeLogRecord({"msg": "rung 1"}))
+        before, after = sys.stderr.getvalue().split("rung 1\n")
+    assert before.endswith(" \r")
+    assert after.startswith("\rsearch:   0%|")
 
 
 def test_what_a_bar_shows_is_not_said_again_on_its_terminal(monkeypatch):

@@ -99,6 +99,16 @@ def test_of_facts_a_terminal_gets_those_that_fit_whole(monkeypatch, columns, fac
         assert len(str(bar)) <= columns
 
 
+def test_a_name_that_leaves_no_room_for_counts_gets_a_bar_without_them(monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    with module.Bar("sample, fold 1, 320 pairs, tDNN", total=7, unit="pairs") as bar:
+        bar.dynamic_ncols = lambda _: (60, 40)
+        assert str(bar).endswith("| [00:00<?]")
+        assert len(str(bar)) <= 60
+
+
 def test_a_log_file_gets_one_line_of_what_is_over_soon(monkeypatch):
     (line,) = shown(monkeypatch).splitlines()
     assert line.startswith("embed: 100% 700/700 [")

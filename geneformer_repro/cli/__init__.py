@@ -32,7 +32,18 @@ from geneformer_repro.cli import (
     screens,
 )
 from geneformer_repro.cli.commands import FAMILIES, Command, Suggesting
-from geneformer_repro.cli.terminal import RED, Begun, InWords, broken, coloured, is_looked_at, say, say_next, width_of
+from geneformer_repro.cli.terminal import (
+    RED,
+    AboveBars,
+    Begun,
+    InWords,
+    broken,
+    coloured,
+    is_looked_at,
+    say,
+    say_next,
+    width_of,
+)
 from geneformer_repro.errors import InputError
 
 
@@ -41,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     command = parser.commands[arguments.command]
-    shown = logging.StreamHandler(sys.stderr)
+    shown = AboveBars(sys.stderr)
     shown.setFormatter(InWords("%(message)s"))
     shown.addFilter(InWords.is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[shown])

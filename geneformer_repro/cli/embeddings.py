@@ -252,6 +252,7 @@ def _mixing(arguments: argparse.Namespace) -> None:
     table = integration_scores(adata, batch=arguments.batch, label=arguments.label, counts=counts)
     _write_table(table, arguments)
     print_table(table.T, number="{:.3f}", index=True)
+    say(f"{arguments.out} has these scores")
 
 
 def _read_h5ad(path: str, *, expected: str = "the output of embed") -> Any:

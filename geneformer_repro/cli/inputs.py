@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import geneformer_repro.cli.artefacts as artefacts
 from geneformer_repro.cli.commands import AtLeast, Column, Command, Reads, asked_where
-from geneformer_repro.errors import InputError, did_you_mean
+from geneformer_repro.errors import InputError, counted, did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -257,7 +257,7 @@ def _chosen(cells: "TokenizedDataset", where: Sequence[str]) -> "TokenizedDatase
         is_wanted &= asked.takes(labels.isin(values).to_numpy(dtype=bool))
     if not is_wanted.any():
         raise InputError(f"--where {' '.join(where)}: each is a value of some cells, and no cell has all of them.")
-    logger.info("--where: %d of %d cells.", is_wanted.sum(), len(cells))
+    logger.info("--where: %s of %s.", f"{is_wanted.sum():,}", counted(len(cells), "cell"))
     return cells.select(np.flatnonzero(is_wanted))
 
 

@@ -258,7 +258,11 @@ def print_evaluations(evaluations: Mapping[str, Any], where: str, out: str) -> N
 
 def _print_scores(methods: Any) -> None:
     shown = [name for name in methods.columns if not name.endswith(("_low", "_high", "_lowest", "_highest"))]
-    print_table(methods[shown].rename_axis(None), number="{:.3f}", index=True)
+    table = methods[shown].rename_axis(None)
+    has_scores = table.notna().any(axis=1)
+    print_table(table[has_scores], number="{:.3f}", index=True)
+    if not has_scores.all():
+        say(f"(without scores, for want of what they read: {', '.join(table.index[~has_scores])})")
 
 
 def named_settings(arguments: argparse.Namespace) -> list[str]:

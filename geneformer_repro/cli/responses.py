@@ -266,7 +266,7 @@ def _response_study(arguments: argparse.Namespace) -> None:
     source = ResponseData.read(
         arguments.source,
         arguments.source_responses,
-        arguments.source_drugs or arguments.drugs,
+        arguments.source_drugs or (target.drugs if arguments.drugs else None),
         measure=arguments.source_measure or config.measure,
         expression=arguments.source_expression,
         aliases=target.aliases,

@@ -119,6 +119,17 @@ def folded(words: Sequence[str], width: int | None, *, at: int = 0) -> str:
     return "\n".join(lines).rstrip()
 
 
+class AboveBars(logging.StreamHandler[TextIO]):
+    """Writes a line where a bar is on the terminal, and the bar again below it; else the line goes on after the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        from geneformer_repro.progress import Bar
+
+        with Bar.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 class InWords(logging.Formatter):
     """Writes events, which are lines of JSON for whatever reads a log, in words where a person looks on."""
 
@@ -166,7 +177,7 @@ def in_columns(table: "pd.DataFrame", *, number: str = "{:.4g}", index: bool = F
         shown += 1
     lines = [(" " * _GAP).join(cells).rstrip() for cells in zip(*columns[:shown], strict=True)]
     if left_out := [str(name) for name in frame.columns[shown:]]:
-        lines.append(broken(f"(for want of room without {', '.join(left_out)})", width))
+        lines.append(broken(f"(for want of room without {listed(left_out)})", width))
     return "\n".join(lines)
 
 
@@ -207,6 +218,8 @@ def _column(name: str, values: "pd.Series", number: str, width: int | None) -> l
 
     is_float = is_float_dtype(values.dtype)
     is_number = is_float or (is_integer_dtype(values.dtype) and not is_bool_dtype(values.dtype))
+    if is_float and (name == "n" or name.startswith("n_")) and not (values.dropna() % 1).any():
+        number = "{:.0f}"  # counts, of which some are not there
     cells = [name, *(_cell(value, number if is_float else None) for value in values)]
     if width is not None and not is_number:
         cells = [cell if len(cell) <= _LONGEST else f"{cell[: _LONGEST - 1]}…" for cell in cells]

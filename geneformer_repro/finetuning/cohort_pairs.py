@@ -21,6 +21,7 @@ from geneformer_repro.agreement import chance_jaccard, jaccard_of_tops, spearman
 from geneformer_repro.finetuning.cohort_outcomes import CohortOutcome, parts_of
 from geneformer_repro.finetuning.metrics import Statistics, bootstrap, with_intervals
 from geneformer_repro.harmonise import Harmoniser
+from geneformer_repro.progress import progress
 
 Harmonise = Literal["none", "standardise", "quantile", "combat", "reference"]
 HARMONISED: tuple[Harmonise, ...] = get_args(Harmonise)
@@ -52,9 +53,15 @@ class CohortPairs:
         self._outcome, self._harmonise, self._top = outcome, harmonise, top
         self._effects: dict[str, pd.DataFrame] = {}
 
-    def table(self, train: Sequence[str], test: Sequence[str]) -> pd.DataFrame:
-        """Return a row a cohort that is learned and another that is tested."""
-        return pd.DataFrame([self.compared(one, other) for one in train for other in test if one != other])
+    def table(self, train: Sequence[str], test: Sequence[str], *, step: str) -> pd.DataFrame:
+        """Return a row a cohort that is learned and another that is tested; `step` is the word before a bar."""
+        pairs, rows = [(one, other) for one in train for other in test if one != other], []
+        with progress(step, total=len(pairs), unit="pairs of cohorts") as bar:
+            for one, other in pairs:
+                bar.set_postfix_str(f"{one} → {other}")
+                rows.append(self.compared(one, other))
+                bar.update()
+        return pd.DataFrame(rows)
 
     def effects(self) -> pd.DataFrame:
         """Return what each cohort makes of each gene: ``cohort``, ``output``, ``gene``, ``effect``; 0 is left out."""

@@ -175,7 +175,7 @@ def cross_cohort(
     tables, effects = [], []
     for (kind, name), outcome in outcomes.items():
         pairs = CohortPairs(outcome, harmonise, top)
-        table = pairs.table(_chosen(train, outcome.members), _chosen(test, outcome.members))
+        table = pairs.table(_chosen(train, outcome.members), _chosen(test, outcome.members), step=name)
         table.insert(0, kind, name)
         tables.append(table)
         effects.append(pairs.effects().assign(**{kind: name}))

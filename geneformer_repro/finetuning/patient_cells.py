@@ -108,8 +108,11 @@ class CellsWithVectors(PatientCells):
         self.obs, self.names = adata.obs, adata.obs_names.to_numpy(dtype=object)
         self.usable = np.ones(adata.n_obs, dtype=bool)
         if key not in adata.obsm:
-            there = ", ".join(map(repr, adata.obsm)) or "nothing"
-            raise InputError(f"{self._name}: obsm has no {key!r}; it has {there}. Name one of these with vectors=.")
+            there = ", ".join(map(repr, adata.obsm))
+            raise InputError(
+                f"{self._name}: obsm has no {key!r}; it has "
+                + (f"{there}. Name one of these with vectors=." if there else "nothing. Give cells that were embedded.")
+            )
         self._vectors = np.asarray(adata.obsm[key], dtype=np.float32)
         if self._vectors.ndim != 2:
             raise InputError(

@@ -209,7 +209,10 @@ def _prepared(problem: PatientProblem, config: PatientConfig) -> PatientExperime
     _require_patients(problem, config)
     splits = splits_of(problem, problem.obs, config)
     simpler = list(POOLINGS)[list(POOLINGS).index(config.pooling) :]
-    networks = [NetworkMethod(POOLINGS[name], name, changes={"pooling": name}) for name in simpler]
+    networks = [
+        NetworkMethod(POOLINGS[name], name, changes={"pooling": name}, step="" if n == 0 else f", {POOLINGS[name]}")
+        for n, name in enumerate(simpler)
+    ]
     experiment = PatientExperiment(
         problem, None, splits, config, tuple(networks) if config.compare.baselines else tuple(networks[:1])
     )

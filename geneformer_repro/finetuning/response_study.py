@@ -27,7 +27,7 @@ import geneformer_repro.processes as processes
 from geneformer_repro.checkpoint import Checkpoint
 from geneformer_repro.config import resolved, with_settings
 from geneformer_repro.drugs import same_drugs
-from geneformer_repro.errors import InputError
+from geneformer_repro.errors import InputError, counted
 from geneformer_repro.files import provenance
 from geneformer_repro.finetuning.evaluation import Evaluation, evaluate_target
 from geneformer_repro.finetuning.methods import Comparison, NetworkMethod
@@ -253,9 +253,8 @@ def _alike(source: PairProblem, target: PairProblem, aliases: Aliases | None) ->
         return np.flatnonzero(np.isin(source.sample_names, [*same]))
     if unnamed := sorted(set(near_duplicates(*tables)["a"]) - same):
         logger.warning(
-            "%d samples of the source have the expression of one of the target under another name (%s); taken for the "
-            "same.",
-            len(unnamed), examples(unnamed),
+            "%s of the source with the expression of one of the target under another name (%s); taken for the same.",
+            counted(len(unnamed), "sample"), examples(unnamed),
         )  # fmt: skip
     return np.flatnonzero(np.isin(source.sample_names, [*same, *unnamed]))
 
