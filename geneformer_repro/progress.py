@@ -26,12 +26,13 @@ _NO_NEWS = ("gemm_4bit_forward", "Setting accelerator to CPU")
 (bitsandbytes, by way of peft), and that there is no accelerator (DeepSpeed), even where a network is only saved."""
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a record says more than libraries greet every user of a CPU with."""
     return not any(text in record.getMessage() for text in _NO_NEWS)
 
 
 for _library in ("bitsandbytes.backends.cpu.ops", "DeepSpeed"):
-    logging.getLogger(_library).addFilter(_is_news)
+    logging.getLogger(_library).addFilter(is_news)
 
 
 SECONDS_A_LINE = 30

@@ -136,8 +136,10 @@ class InWords(logging.Formatter):
     @staticmethod
     def is_news(record: logging.LogRecord) -> bool:
         """Whether a record says more than a bar that is on the terminal, or than what commands print themselves."""
+        from geneformer_repro.progress import is_news  # here too: settings may load libraries before it did
+
         is_shown = getattr(record, "is_in_a_bar", False) and sys.stderr.isatty()
-        return not is_shown and record.name != _PRINTED
+        return not is_shown and record.name != _PRINTED and is_news(record)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record's text."""

@@ -491,8 +491,8 @@ class _Save(TrainerCallback):
         if self._stopping:
             by = signal.Signals(self._stopping).name
             message = (
-                f"{self._trainer.run.step}: stopped by {by} at step {state.global_step} of {state.max_steps}; saved. "
-                "The same command goes on from there."
+                f"{self._trainer.run.step}: stopped by {by} at step {state.global_step:,} of {state.max_steps:,}; "
+                "saved. The same command goes on from there."
             )
             if state.is_world_process_zero:
                 self._show.close()
