@@ -195,7 +195,7 @@ def test_a_wrong_value_is_refused_with_field_expectation_and_value(values, messa
 
 
 def test_a_missing_field_is_named():
-    with pytest.raises(ConfigError, match=r"configuration: .*'target'"):
+    with pytest.raises(ConfigError, match=r"configuration: Needy\.target is missing"):
         from_mapping(Needy, {})
 
 

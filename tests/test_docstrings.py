@@ -108,7 +108,7 @@ def _scores_are_tested_with_mapping() -> Iterator[None]:
     """Give scores of integration without computing them: compiling what scib-metrics calls takes twenty seconds."""
     names = (*mapping.BIO_CONSERVATION, *mapping.BATCH_MIXING)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mapping, "_scores", lambda *_: dict.fromkeys(names, 0.5))
+        patch.setattr(mapping, "_scores", lambda *_: dict.fromkeys(names, 0.5).items())
         yield
 
 

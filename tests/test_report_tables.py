@@ -55,7 +55,7 @@ def test_of_more_rows_than_a_page_can_hold_the_first_or_both_ends_are_kept():
     [
         pytest.param(0.123456789, 0.123457, "0.123", id="three digits are shown, six held"),
         pytest.param(123456.7, 123457, "123457", id="no exponent below a million"),
-        pytest.param(1.5e-9, 1.5e-9, "1.5e-09", id="small"),
+        pytest.param(1.5e-9, 1.5e-9, "1.5e-9", id="small"),
         pytest.param(12345.0, 12345, "12345", id="whole numbers in full"),
         pytest.param(np.int64(7), 7, "7", id="integer"),
         pytest.param(np.nan, None, "", id="unknown"),
