@@ -117,6 +117,10 @@ def target_of_cells(target: str, level: Level | None, names: Sequence[str], name
             f"target={target!r} needs a classifier of cells, and {name} is "
             f"{'a pretrained model' if level is None else 'one of genes'}. Make one with finetune."
         )
+    return _number_of_target(target, names, name)
+
+
+def _number_of_target(target: str, names: Sequence[str], name: str) -> int:
     if target not in names:
         raise InputError(f"{name} has no target {target!r}. {did_you_mean(target, names)}")
     return names.index(target)
@@ -137,8 +141,8 @@ def require_gene_named(
             f"target={target!r} needs a classifier, and {name} is a pretrained model. Make one with finetune, or ask "
             "for goal= (nearer to which state) or gene= (how sure it is of a masked gene)."
         )
-    if target not in (None, *targets):
-        raise InputError(f"{name} has no target {target!r}. {did_you_mean(str(target), targets)}")
+    if target is not None:
+        _number_of_target(target, targets, name)
     if gene is None:
         what = "a pretrained model" if level is None else "a classifier of genes"
         goal = ", or goal= for how near cells are to a state" if level is None else ""
@@ -176,9 +180,7 @@ def chosen_outputs(
     names = [one.name for one in targets]
     if target is None and len(names) > 1:
         raise InputError(f"{name} has the targets {', '.join(map(repr, names))}; name one: target= (--target).")
-    if target is not None and target not in names:
-        raise InputError(f"{name} has no target {target!r}. {did_you_mean(target, names)}")
-    number = 0 if target is None else names.index(target)
+    number = 0 if target is None else _number_of_target(target, names, name)
     one = targets[number]
     if one.classes is None:
         if states is not None or contrast is not None:

@@ -21,10 +21,8 @@ from geneformer_repro.cli.inputs import (
 )
 from geneformer_repro.cli.looks import look_at_layer, outline_of
 from geneformer_repro.cli.models import write_h5ad
-from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.cli.terminal import print_first, print_table, say
 from geneformer_repro.errors import InputError, counted
-
-_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -233,9 +231,7 @@ def _map(arguments: argparse.Namespace) -> None:
     table = map_to_reference(query, reference, arguments.label, **options)
     _write_table(table.rename_axis("cell"), arguments)
     found: Any = table.groupby("label")["confidence"].agg(cells="size", mean_confidence="mean")
-    print_table(found.sort_values("cells", ascending=False).head(_MOST), number="{:.3f}", index=True)
-    if len(found) > _MOST:
-        say(f"and {len(found) - _MOST:,} labels more")
+    print_first(found.sort_values("cells", ascending=False), rows="labels", number="{:.3f}", index=True)
     say(f"{arguments.out}: labels of {counted(len(table), 'cell')}, with confidence, second label and distance")
 
 

@@ -31,7 +31,7 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.looks import look_at_test_cells, outline_of
-from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.cli.terminal import print_first, print_table, say
 from geneformer_repro.config import load_config
 from geneformer_repro.errors import InputError, counted, did_you_mean
 from geneformer_repro.outline import NO_CLASSES
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _OF_DATA = ("layer", "gene_ids", "log2", "cohort", "clinical", "genes_in")
 """Options of `predict` that are the function's."""
-_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -342,9 +341,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     for column in table.columns[table.columns.str.endswith(("_predicted", "_risk"))]:
         if table[column].dtype == object:
             found = table[column].value_counts()
-            print_table(found.head(_MOST).reset_index())
-            if len(found) > _MOST:
-                say(f"and {len(found) - _MOST:,} more")
+            print_first(found.reset_index())
         else:
             spread = table[column].describe().drop("count")
             say(f"{column}: {', '.join(f'{name} {value:.4g}' for name, value in spread.items())}")

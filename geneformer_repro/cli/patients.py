@@ -23,14 +23,12 @@ from geneformer_repro.cli.inputs import (
     survival_settings,
 )
 from geneformer_repro.cli.models import print_evaluations
-from geneformer_repro.cli.terminal import print_table, say
+from geneformer_repro.cli.terminal import print_first, say
 from geneformer_repro.config import load_config
 from geneformer_repro.errors import counted
 
 if TYPE_CHECKING:
     from geneformer_repro.finetuning.settings.patients import PatientConfig
-
-_MOST = 20
 
 
 def add_commands(commands: Any) -> None:
@@ -133,9 +131,7 @@ def _predict_patients(arguments: argparse.Namespace) -> None:
     found = predict_patients(arguments.folder, cells, checkpoint=checkpoint, **given)
     if processes.is_first():
         shown = [name for name in found.patients.columns.astype(str) if not name.startswith("top_")]
-        print_table(found.patients[shown].head(_MOST), number="{:.3f}")
-        if len(found.patients) > _MOST:
-            say(f"and {len(found.patients) - _MOST:,} more")
+        print_first(found.patients[shown], number="{:.3f}")
         patients, cells = (Path(arguments.out) / name for name in ("patients.tsv", "attention.tsv"))
         say(f"{patients} has {counted(len(found.patients), 'patient')}, {cells} the attention of each cell")
 

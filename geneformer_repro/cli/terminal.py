@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RED, GREEN = "31", "32"
-_NONE, _GAP, _LONGEST = "–", 2, 40
+_NONE, _GAP, _LONGEST, _MOST = "–", 2, 40, 20
 _LONGEST_LABEL = 36
 _DIGEST, _SHORT_DIGEST = re.compile(r"[0-9a-f]{64}"), 12
 _PRINTED = "geneformer_repro.finetuning.evaluation"
@@ -165,6 +165,13 @@ def print_table(table: "pd.DataFrame", *, number: str = "{:.4g}", index: bool = 
     """
     Begun.clear()
     print(in_columns(table, number=number, index=index, width=width_of(sys.stdout)))
+
+
+def print_first(table: "pd.DataFrame", *, rows: str = "", number: str = "{:.4g}", index: bool = False) -> None:
+    """Print the first rows of a table as `print_table` does, and say how many more there are."""
+    print_table(table.head(_MOST), number=number, index=index)
+    if len(table) > _MOST:
+        say(" ".join(filter(None, ("and", f"{len(table) - _MOST:,}", rows, "more"))))
 
 
 def in_columns(table: "pd.DataFrame", *, number: str = "{:.4g}", index: bool = False, width: int | None = None) -> str:
